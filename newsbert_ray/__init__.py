@@ -1,0 +1,53 @@
+"""Distil a pretrained language model into a fast news encoder, teacher and student learning together (NewsBERT, Wu et
+al. 2021), and search how best to do it over a Ray cluster. Every verb of the command line is one function here."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from newsbert_ray.config import PrepareSettings, TrainSettings
+    from newsbert_ray.data.prepare import prepare
+    from newsbert_ray.data.synthetic import synthesize
+    from newsbert_ray.evaluation.evaluate import evaluate
+    from newsbert_ray.record import RunRecord, read_record
+    from newsbert_ray.report.report import report
+    from newsbert_ray.train.run import train
+    from newsbert_ray.tune.search import sweep
+
+__version__ = "0.1.0"
+
+_ROOMS = {
+    "PrepareSettings": "config",
+    "TrainSettings": "config",
+    "RunRecord": "record",
+    "read_record": "record",
+    "synthesize": "data.synthetic",
+    "prepare": "data.prepare",
+    "train": "train.run",
+    "evaluate": "evaluation.evaluate",
+    "sweep": "tune.search",
+    "report": "report.report",
+}
+
+__all__ = [
+    "PrepareSettings",
+    "RunRecord",
+    "TrainSettings",
+    "__version__",
+    "evaluate",
+    "prepare",
+    "read_record",
+    "report",
+    "sweep",
+    "synthesize",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a verb's room when it is first used: `import newsbert_ray` alone stays light."""
+    if name in _ROOMS:
+        return getattr(import_module(f"newsbert_ray.{_ROOMS[name]}"), name)
+    raise AttributeError(f"module 'newsbert_ray' has no attribute '{name}'")

@@ -1,0 +1,273 @@
+"""Every setting of every verb: frozen, documented, validated where it is built. Knows no tensor and no Ray.
+
+"NewsBERT" is Wu et al. 2021; section numbers are its own. Its own values stand beside each field.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+SCRATCH = "scratch"
+"""The teacher's name that asks for a small BERT built from settings instead of pretrained weights."""
+
+
+class SettingsError(ValueError):
+    """A setting that cannot be; its text is one whole message for a person."""
+
+
+class Settings(BaseModel):
+    """Base of all settings: frozen, and unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class ScratchSettings(Settings):
+    """Size of the small BERT built from nothing where `teacher` is `scratch`; unused otherwise."""
+
+    layers: int = Field(4, ge=1, le=48)
+    """Transformer layers."""
+    hidden: int = Field(64, ge=4)
+    """Hidden size D."""
+    heads: int = Field(4, ge=1)
+    """Attention heads; must divide the hidden size."""
+    feed_forward: int = Field(256, ge=4)
+    """Size of the feed-forward layer."""
+    vocabulary: int = Field(4000, ge=50)
+    """WordPieces learned from the training titles by `prepare`."""
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.hidden % self.heads:
+            raise ValueError(f"scratch.heads {self.heads} does not divide scratch.hidden {self.hidden}")
+        return self
+
+
+class ModelSettings(Settings):
+    """The pair of encoders and the shared top (NewsBERT 3.1, 4.1)."""
+
+    teacher_layers: int | None = Field(None, ge=1)
+    """First layers of the pretrained encoder that make the teacher (NK; paper: 8 of 12); all by default."""
+    dropout: float = Field(0.2, ge=0.0, lt=1.0)
+    """Dropout in both models and on the shared top (paper: 0.2)."""
+    query_size: int = Field(256, ge=1)
+    """Size of the attentive pooling's query (paper: 256)."""
+
+
+class StudentSettings(Settings):
+    """The student."""
+
+    layers: int = Field(2, ge=1)
+    """Transformer layers N, started from the teacher's first N (paper: 1, 2, 4); must divide the teacher's."""
+
+
+class LossWeights(Settings):
+    """A factor for each loss of Eqs. 1 to 6; the paper uses 1 for all. 0 leaves a loss out."""
+
+    teacher_task: float = Field(1.0, ge=0.0)
+    """The teacher's classification loss L_t."""
+    student_task: float = Field(1.0, ge=0.0)
+    """The student's classification loss, the second term of Eq. 6."""
+    embedding: float = Field(1.0, ge=0.0)
+    """MSE of the embedding layers' outputs (first term of Eq. 2)."""
+    hidden: float = Field(1.0, ge=0.0)
+    """MSE of block-wise hidden states (second term of Eq. 2)."""
+    news_embedding: float = Field(1.0, ge=0.0)
+    """MSE of the pooled news embeddings (Eq. 3)."""
+    soft_labels: float = Field(1.0, ge=0.0)
+    """Cross-entropy of the tempered predictions (Eq. 4)."""
+
+
+class DistillSettings(Settings):
+    """Joint learning and momentum distillation (NewsBERT 3.2, 3.3)."""
+
+    beta: float = Field(0.1, ge=0.0, le=1.0)
+    """Share of the teacher's gradients in the student's (Eq. 8; paper: 0.1 for topics, searched over 0 to 0.3)."""
+    temperature: float = Field(1.0, gt=0.0)
+    """Temperature t of the soft labels (Eq. 4; paper: 1)."""
+    soft_label_t2: bool = False
+    """Multiply the soft-label loss by t squared (Hinton's factor; the paper has none)."""
+    weights: LossWeights = LossWeights()
+    """A factor for each loss."""
+
+
+class OptimizerSettings(Settings):
+    """Adam and its schedule (NewsBERT 4.1: Adam, one rate)."""
+
+    teacher_learning_rate: float | None = Field(None, gt=0.0)
+    """The teacher's own learning rate; `learning_rate` by default, as in the paper."""
+    student_learning_rate: float | None = Field(None, gt=0.0)
+    """The student's own learning rate; `learning_rate` by default."""
+    top_learning_rate: float | None = Field(None, gt=0.0)
+    """The shared top's own learning rate; `learning_rate` by default."""
+    beta1: float = Field(0.9, ge=0.0, lt=1.0)
+    """Adam's decay of the first moment."""
+    beta2: float = Field(0.999, ge=0.0, lt=1.0)
+    """Adam's decay of the second moment."""
+    epsilon: float = Field(1e-8, gt=0.0)
+    """Adam's epsilon."""
+    warmup_share: float = Field(0.0, ge=0.0, lt=1.0)
+    """Share of all steps over which the learning rate rises linearly from 0."""
+    decay: Literal["none", "linear", "cosine"] = "none"
+    """How the learning rate falls to 0 after the warm-up."""
+    clip_norm: float | None = Field(None, gt=0.0)
+    """Largest norm of the whole gradient, after mixing; no clipping by default."""
+    accumulate: int = Field(1, ge=1)
+    """Parts that a worker's share of a batch is computed in: less memory, the same update."""
+
+
+class CheckpointSettings(Settings):
+    """What a resume goes on from."""
+
+    every_steps: int | None = Field(None, ge=1)
+    """Also write a checkpoint every so many steps; at each epoch's end it is written anyway."""
+    keep: int = Field(2, ge=1)
+    """Newest checkpoints kept, besides the best model."""
+
+
+class TrainSettings(Settings):
+    """One joint distillation run: a prepared corpus and a teacher in, a student and its record out."""
+
+    data: str
+    """Folder of shards that `newsbert-ray prepare` wrote."""
+    teacher: str
+    """Hugging Face name or folder of an encoder (safetensors), or `scratch` for a small BERT from nothing."""
+    out: str
+    """Folder of the run: record.json, student/, checkpoints/, TensorBoard events."""
+    student: StudentSettings = StudentSettings()
+    """The student."""
+    distill: DistillSettings = DistillSettings()
+    """Joint learning and momentum."""
+    model: ModelSettings = ModelSettings()
+    """Encoders and shared top."""
+    scratch: ScratchSettings = ScratchSettings()
+    """Size of a teacher from scratch."""
+    optimizer: OptimizerSettings = OptimizerSettings()
+    """Adam and its schedule."""
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    """What a resume goes on from."""
+    epochs: int = Field(2, ge=1)
+    """Passes over the training titles."""
+    batch_size: int = Field(32, ge=1)
+    """Titles of one update, over all workers (paper: 32)."""
+    learning_rate: float = Field(5e-5, gt=0.0)
+    """Adam's learning rate (paper: 3e-6, with far longer training)."""
+    seed: int = Field(0, ge=0, lt=2**31)
+    """Seed of initialisation, order and dropout."""
+    workers: int = Field(1, ge=1)
+    """Ray Train workers; one needs no cluster."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the encoders; parameters, optimiser and losses stay in fp32."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; auto takes a GPU where there is one."""
+    threads: int | None = Field(None, ge=1)
+    """CPU threads of a worker; all cores for a run of its own, one for a sweep's trial."""
+    train_rows: int | None = Field(None, ge=1)
+    """Train on so many titles only, drawn by a fixed hash; all by default."""
+    evaluate_every: int | None = Field(None, ge=1)
+    """Also evaluate on validation every so many steps; at each epoch's end it is done anyway."""
+    log_every: int = Field(20, ge=1)
+    """Steps between two entries of the log and of TensorBoard."""
+
+    @model_validator(mode="after")
+    def _accumulation_fits(self) -> Self:
+        parts = self.workers * self.optimizer.accumulate
+        if self.batch_size < parts:
+            raise ValueError(
+                f"batch_size {self.batch_size} is less than workers x optimizer.accumulate = {parts}; "
+                "each part of a batch needs a title"
+            )
+        return self
+
+
+class PrepareSettings(Settings):
+    """MIND's files to tokenised Parquet shards."""
+
+    source: list[str] = Field(min_length=1)
+    """Folder or zip with news.tsv and behaviors.tsv; give it once each for train, dev and test."""
+    teacher: str
+    """Encoder whose tokeniser is used: a Hugging Face name, a folder, or `scratch`."""
+    out: str
+    """Folder for the shards and their manifest.json."""
+    max_tokens: int = Field(30, ge=3)
+    """Longest title in tokens, with [CLS] and [SEP]; longer ones are cut."""
+    validation_share: float = Field(0.1, gt=0.0, lt=0.5)
+    """Share of the training news held out for validation, by a seeded hash of the news id."""
+    test_share: float = Field(0.1, gt=0.0, lt=0.5)
+    """Share for test where only one source is given; otherwise test news come from the later source."""
+    seed: int = Field(0, ge=0, lt=2**31)
+    """Seed of the hash that splits."""
+    max_rejected_share: float = Field(0.01, ge=0.0, le=1.0)
+    """More bad lines than this share of a file is an error."""
+    scratch: ScratchSettings = ScratchSettings()
+    """With `scratch`: how many WordPieces to learn."""
+    workers: int | None = Field(None, ge=0)
+    """Ray Data tasks at once; all cores by default, 0 works in this process without Ray."""
+    overwrite: bool = False
+    """Replace shards that were made from other sources or settings."""
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def build_settings(model: type[S], values: Mapping[str, Any], *, where: str = "settings") -> S:
+    """A validated `model` from nested `values`.
+
+    Args:
+        values: nested mapping, keys as the fields of `model`.
+        where: what the values came from (a file, "command line"), for the message.
+    Raises:
+        SettingsError: each wrong setting by its dotted name with its value, and the nearest name for an unknown one.
+    """
+    try:
+        return model.model_validate(dict(values))
+    except ValidationError as error:
+        names = sorted(dotted_names(model))
+        lines = [_explain(e, names) for e in error.errors()]
+        raise SettingsError(f"{where}: " + "; ".join(lines)) from error
+
+
+def _explain(error: Any, names: list[str]) -> str:
+    name = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        near = nearest(name, names)
+        return f"unknown setting '{name}'" + (f", did you mean '{near}'?" if near else "")
+    if error["type"] == "missing":
+        return f"'{name}' is required"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{name} = {error['input']!r}: {message}" if name else message
+
+
+def nearest(name: str, names: list[str]) -> str | None:
+    """The name most like `name`, or None where none is near; a last part alone (`beta`) finds its dotted name."""
+    tails = [known for known in names if known.split(".")[-1] == name.split(".")[-1]]
+    found = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return tails[0] if tails else (found[0] if found else None)
+
+
+def dotted_names(model: type[Settings], prefix: str = "") -> Iterator[str]:
+    """Every leaf setting's dotted name (`distill.weights.hidden`)."""
+    for name, field in model.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, Settings):
+            yield from dotted_names(inner, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings laid over one another, later ones first; dotted keys (`distill.beta`) open into nested ones."""
+    result: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            head, _, tail = key.partition(".")
+            new = {tail: value} if tail else value
+            if isinstance(new, Mapping):
+                old = result.get(head)
+                result[head] = merge(old if isinstance(old, Mapping) else {}, new)
+            else:
+                result[head] = new
+    return result

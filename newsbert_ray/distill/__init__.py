@@ -1,0 +1,1 @@
+"""Losses and gradient momentum: the equations of the paper."""

@@ -1,0 +1,1 @@
+"""Teacher, student and the top they share."""

@@ -1,0 +1,112 @@
+"""RunRecord: what a finished run leaves behind as record.json. Reads and writes JSON; knows no tensor and no Ray."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import tempfile
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+RECORD = "record.json"
+_PACKAGES = ("newsbert_ray", "torch", "transformers", "ray", "optuna", "pyarrow", "numpy")
+
+
+class RecordError(ValueError):
+    """A record that cannot be read; its text names the file and the cure."""
+
+
+class RunRecord(BaseModel):
+    """One finished run.
+
+    `metrics` is nested: `metrics["test"]["student"]["accuracy"]`. `curve` holds one entry an evaluation, in order:
+    `{"step": .., "epoch": .., "validation": {"student": {..}, "teacher": {..}}, "train": {loss name: mean}}`.
+    `layer_map[i]` lists the teacher layers (from 1) of the block behind student layer i + 1.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    settings: dict[str, Any]
+    seed: int
+    versions: dict[str, str]
+    hardware: dict[str, Any]
+    seconds: dict[str, float]
+    layer_map: list[list[int]]
+    metrics: dict[str, Any]
+    curve: list[dict[str, Any]]
+    data: dict[str, Any]
+    steps: int
+    titles_per_second: float
+
+
+def write_record(folder: str | Path, record: RunRecord) -> Path:
+    """Write `record` as folder/record.json, whole or not at all."""
+    path = Path(folder) / RECORD
+    write_text(path, record.model_dump_json(indent=1) + "\n")
+    return path
+
+
+def read_record(folder: str | Path) -> RunRecord:
+    """The record of the run in `folder`.
+
+    Raises:
+        RecordError: no record there (the run has not finished), or one that is damaged.
+    """
+    path = Path(folder) / RECORD
+    try:
+        return RunRecord.model_validate_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RecordError(f"{path}: no record there; is it the folder of a finished run?") from error
+    except (ValidationError, UnicodeDecodeError) as error:
+        raise RecordError(f"{path}: not a whole run record ({error}); run the training again") from error
+
+
+def find_records(folder: str | Path) -> list[Path]:
+    """Folders at or below `folder` that hold a record.json, sorted."""
+    return sorted(path.parent for path in Path(folder).rglob(RECORD))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace `path` by `text` in one step: a reader sees the old file or the whole new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace `path` by `value` as JSON, whole or not at all."""
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that can alter a number."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def describe_hardware() -> dict[str, Any]:
+    """Kind of machine: processor and cores; a run adds its device. No host name, no address."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        model = names[0] if names else model
+    return {"processor": model, "cores": os.cpu_count() or 1, "system": platform.system()}

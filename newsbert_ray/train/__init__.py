@@ -1,0 +1,1 @@
+"""One training loop, alone or in a Ray Train group."""

@@ -1,0 +1,1 @@
+"""Sweeps: what to vary, a trial, the search."""
