@@ -1,0 +1,45 @@
+# newsbert_ray needs only Python 3.11+, pip and make; every target builds .venv from the pinned versions first.
+# On a machine without a GPU, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu picks torch's small build.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check lint bench clean
+
+help: ## List these targets.
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# A second call installs nothing: the stamp is newer than the two files that say what to install.
+$(READY): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "no '$(PYTHON)' here; name one: make PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "newsbert_ray needs Python 3.11 or newer, '$(PYTHON)' is $$($(PYTHON) --version 2>&1); name a newer one: make PYTHON=python3.12" >&2; exit 1; }
+	@echo "Installing the pinned versions into .venv: about 2 GB, some minutes, only this once."
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(READY) ## The main job on a small embedded corpus: a sweep over beta and depth, its table and figure (minutes).
+	$(BIN)/newsbert-ray synthesize --out demo/corpus
+	$(BIN)/newsbert-ray prepare --source demo/corpus/synthetic_train --source demo/corpus/synthetic_dev --teacher scratch --out demo/shards
+	$(BIN)/newsbert-ray sweep search_spaces/demo.yaml --data demo/shards --teacher scratch --out demo/sweep
+	$(BIN)/newsbert-ray report demo/sweep --out demo/report
+
+lint: $(READY)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+check: lint ## Lint, types and the quick tests (under two minutes).
+	$(BIN)/pytest -m "not ray and not slow"
+
+test: lint ## Lint, types and every test.
+	$(BIN)/pytest
+
+bench: $(READY) ## Every benchmark of tests/benchmarks, one after the other.
+	@set -e; for file in tests/benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python $$file; done
+
+clean: ## Remove what the demo, the benchmarks and the tools wrote; .venv stays.
+	rm -rf demo bench build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find newsbert_ray tests -name __pycache__ -type d -prune -exec rm -rf {} +
