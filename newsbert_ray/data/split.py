@@ -1,0 +1,147 @@
+"""Which split a news or an impression belongs to, decided for whole arrays at once. Knows no file and no tokeniser.
+
+"NewsBERT" is Wu et al. 2021; 4.1 tests topics only on news that training does not have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import IntEnum
+from hashlib import blake2b
+
+import numpy as np
+import numpy.typing as npt
+
+Hashes = npt.NDArray[np.uint64]
+Codes = npt.NDArray[np.uint16]
+Fates = npt.NDArray[np.uint8]
+
+RARE = 20
+"""A topic with fewer news than this in the training source is not split: all of it trains."""
+NO_CODE = np.uint16(0xFFFF)
+"""Topic code of a line that is no row."""
+
+
+class Fate(IntEnum):
+    """What becomes of one line; the first three are the splits, in the order of `shards.SPLITS`."""
+
+    TRAIN = 0
+    VALIDATION = 1
+    TEST = 2
+    MALFORMED = 3
+    DUPLICATE = 4
+    EARLIER = 5
+    UNSEEN_TOPIC = 6
+
+
+_HINTS = {"train": 0, "dev": 1, "valid": 1, "test": 2}
+
+
+def order_sources(names: Sequence[str]) -> list[int]:
+    """Indices of the sources in the order training, validation, test.
+
+    Names that each say train, dev, valid or test, just one of them train, decide; else the order given stands.
+    """
+    ranks = [{rank for hint, rank in _HINTS.items() if hint in name.lower()} for name in names]
+    clear = all(len(rank) == 1 for rank in ranks) and sum(rank == {0} for rank in ranks) == 1
+    return sorted(range(len(names)), key=lambda i: min(ranks[i])) if clear else list(range(len(names)))
+
+
+def role_of(position: int, sources: int) -> Fate:
+    """The split that the source at `position` (after `order_sources`) stands for."""
+    if position == 0:
+        return Fate.TRAIN
+    return Fate.TEST if position == sources - 1 else Fate.VALIDATION
+
+
+def hash_ids(ids: Sequence[str]) -> Hashes:
+    """64-bit BLAKE2b hashes of `ids`, shape (len(ids),): the same on every machine and in every version."""
+    joined = b"".join([blake2b(text.encode(), digest_size=8).digest() for text in ids])
+    return np.frombuffer(joined, dtype="<u8").astype(np.uint64, copy=False)
+
+
+def draw_uniform(hashes: Hashes, *, seed: int) -> npt.NDArray[np.float64]:
+    """A number in [0, 1) for each hash, a function of hash and seed alone (one SplitMix64 step)."""
+    golden = 0x9E3779B97F4A7C15
+    value = hashes + np.uint64((seed + 1) * golden % 2**64)
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    value ^= value >> np.uint64(31)
+    return (value >> np.uint64(11)).astype(np.float64) / 2.0**53
+
+
+def split_by_hash(hashes: Hashes, *, seed: int, validation_share: float, test_share: float) -> Fates:
+    """TRAIN, VALIDATION or TEST for each hash, shape as `hashes`; shares hold in the mean."""
+    drawn = draw_uniform(hashes, seed=seed)
+    fates = np.full(len(hashes), Fate.TRAIN, dtype=np.uint8)
+    fates[drawn < validation_share + test_share] = Fate.TEST
+    fates[drawn < validation_share] = Fate.VALIDATION
+    return fates
+
+
+def find_duplicates(hashes: Hashes, well_formed: npt.NDArray[np.bool_]) -> dict[int, int]:
+    """Position of every repeated well-formed line -> position of the first with the same id."""
+    good = hashes[well_formed]
+    good.sort()
+    repeated = np.unique(good[1:][good[1:] == good[:-1]])
+    if not len(repeated):
+        return {}
+    first: dict[int, int] = {}
+    found: dict[int, int] = {}
+    for position in np.flatnonzero(well_formed & np.isin(hashes, repeated)).tolist():
+        key = int(hashes[position])
+        if key in first:
+            found[position] = first[key]
+        else:
+            first[key] = position
+    return found
+
+
+def is_known(hashes: Hashes, known: Hashes) -> npt.NDArray[np.bool_]:
+    """Whether each of `hashes` is in `known` (sorted), shape as `hashes`."""
+    if not len(known):
+        return np.zeros(len(hashes), dtype=np.bool_)
+    places = np.minimum(np.searchsorted(known, hashes), len(known) - 1)
+    return known[places] == hashes
+
+
+def split_news(
+    hashes: Hashes,
+    topics: Codes,
+    *,
+    role: Fate,
+    earlier: Hashes,
+    trained: Codes | None,
+    seed: int,
+    validation_share: float,
+    test_share: float,
+) -> tuple[Fates, dict[int, int]]:
+    """The fate of every line of one news file.
+
+    Args:
+        hashes: shape (lines,); hash of the news id.
+        topics: shape (lines,); code of the category, NO_CODE where the line is malformed.
+        role: split that the file stands for.
+        earlier: sorted hashes of the news of earlier files, which are not repeated.
+        trained: codes of the training topics; None for the training file itself.
+        validation_share, test_share: what the training file gives away by hash; 0 where another file stands for it.
+    Returns:
+        Fates of shape (lines,), and the duplicates (position -> position of the first).
+    """
+    well_formed = topics != NO_CODE
+    duplicates = find_duplicates(hashes, well_formed)
+    if role is Fate.TRAIN:
+        fates = split_by_hash(hashes, seed=seed, validation_share=validation_share, test_share=test_share)
+    else:
+        fates = np.full(len(hashes), role, dtype=np.uint8)
+    fates[~well_formed] = Fate.MALFORMED
+    fates[list(duplicates)] = Fate.DUPLICATE
+    kept = fates <= Fate.TEST
+    fates[kept & is_known(hashes, earlier)] = Fate.EARLIER
+    kept = fates <= Fate.TEST
+    if trained is None:
+        counts = np.bincount(topics[kept], minlength=int(NO_CODE) + 1)
+        fates[kept & (counts[topics] < RARE)] = Fate.TRAIN
+    else:
+        fates[kept & ~np.isin(topics, trained)] = Fate.UNSEEN_TOPIC
+    return fates, duplicates
