@@ -40,7 +40,7 @@ class Impression(NamedTuple):
 
 
 class BadLine(ValueError):
-    """A line that is no row; the text is the reason."""
+    """A line that is no row; the text is the reason, `kind: details`."""
 
 
 Row = TypeVar("Row")
@@ -63,7 +63,7 @@ def parse_news(line: str) -> News:
     if len(category) > LONGEST_NAME:
         raise BadLine(f"label: category is {len(category)} characters long, at most {LONGEST_NAME} expected")
     if not title or title.isspace():
-        raise BadLine("empty title")
+        raise BadLine("title: empty")
     return News(news_id, category, subcategory, title)
 
 
@@ -94,14 +94,14 @@ def parse_time(text: str) -> datetime:
     """
     match = _DATE.fullmatch(text)
     if match is None:
-        raise BadLine(f"date {text[:40]!r} is not of the form 11/15/2019 8:55:22 AM")
+        raise BadLine(f"date: {text[:40]!r} is not of the form 11/15/2019 8:55:22 AM")
     month, day, year, hour, minute, second = (int(match[i]) for i in range(1, 7))
     if not 1 <= hour <= 12:
-        raise BadLine(f"date {text!r}: hour {hour}, 1 to 12 expected")
+        raise BadLine(f"date: {text!r} has hour {hour}, 1 to 12 expected")
     try:
         return datetime(year, month, day, hour % 12 + 12 * (match[7] == "P"), minute, second)
     except ValueError as error:
-        raise BadLine(f"date {text!r}: {error}") from error
+        raise BadLine(f"date: {text!r}, {error}") from error
 
 
 def parse_lines(
@@ -157,13 +157,13 @@ def _decode_line(raw: bytes) -> str | tuple[str, BadLine]:
 
 def _parse_candidates(tokens: list[str]) -> tuple[list[str], list[int] | None]:
     if not tokens:
-        raise BadLine("no candidates")
+        raise BadLine("candidates: none")
     labelled = [token[-2:] in ("-0", "-1") for token in tokens]
     if not any(labelled):
         return tokens, None
     if not all(labelled):
         odd = tokens[labelled.index(False)]
-        raise BadLine(f"candidate {odd[:40]!r} has no label -0 or -1, others of the line do")
+        raise BadLine(f"candidates: {odd[:40]!r} has no label -0 or -1, others of the line do")
     return [token[:-2] for token in tokens], [int(token[-1]) for token in tokens]
 
 
@@ -174,8 +174,8 @@ def _is_id(text: str) -> bool:
 
 
 def _wrong_id(what: str, value: str) -> str:
-    return f"empty {what}" if not value else f"{what} {value[:40]!r} has blanks or control characters, or is too long"
+    return f"id: {what} is empty" if not value else f"id: {what} {value[:40]!r} has blanks or control characters, or is too long"
 
 
 def _wrong_columns(line: str, expected: int) -> str:
-    return "empty line" if not line else f"columns: {line.count(chr(9)) + 1}, {expected} expected"
+    return f"columns: {line.count(chr(9)) + 1 if line else 0} found, {expected} expected"

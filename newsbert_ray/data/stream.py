@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+
+from newsbert_ray.data.batches import Order, Part, Titles, Window
+from newsbert_ray.data.reading import Plan, Update, collate_update, parts_of, window_titles
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 Chunk = TypeVar("Chunk")
 Shared = TypeVar("Shared")
@@ -29,6 +40,8 @@ def map_chunks(
     reference = ray.put(shared)
 
     def run(batch: dict[str, Any]) -> dict[str, Any]:
+        # The tasks are the parallelism: threads inside of each would only fight for the same cores.
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
         return {"summary": [pickle.dumps(function(pickle.loads(one), ray.get(reference))) for one in batch["chunk"]]}
 
     rows = [{"chunk": pickle.dumps(chunk)} for chunk in chunks]
@@ -37,3 +50,77 @@ def map_chunks(
     )
     for row in pipeline.iter_rows():
         yield pickle.loads(row["summary"])
+
+
+def stream_updates(plan: Plan, *, done: int = 0) -> Iterator[Update]:
+    """This worker's updates after `done` steps, as `data.reading.read_updates` gives them, made by Ray Data tasks.
+
+    One pipeline over all windows of all epochs left, so that it starts once; a task reads a window, orders it and
+    sends this worker's titles alone. Tasks count no CPU: workers may hold all there are.
+    """
+    import ray
+    from ray.data import DataContext
+
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.execution_options.preserve_order = True
+    rows = [
+        {"work": pickle.dumps((plan.folder, plan.order, window, first, skip))}
+        for window, first, skip in plan.windows_from(done)
+    ]
+    pipeline = ray.data.from_items(rows, override_num_blocks=max(1, len(rows))).map_batches(
+        _window_parts, batch_size=1, num_cpus=0
+    )
+    for table in pipeline.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
+        for step, group in groupby(range(table.num_rows), key=table.column("step").to_pylist().__getitem__):
+            indices = list(group)
+            epoch = table.column("epoch")[indices[0]].as_py()
+            yield collate_update([_part(table, i) for i in indices], plan, step=step, epoch=epoch)
+
+
+def _window_parts(batch: dict[str, Any]) -> pa.Table:
+    """A window's parts for one worker, a row a part."""
+    work: tuple[str, Order, Window, int, int] = pickle.loads(batch["work"][0])
+    folder, order, window, first, skip = work
+    titles = window_titles(folder, window)
+    columns: dict[str, list[Any]] = {name: [] for name in _PART_SCHEMA.names}
+    for step, parts in parts_of(titles, order, window, first=first, skip=skip):
+        for part in parts:
+            row = (
+                step,
+                window.epoch,
+                part.rows,
+                part.tokens,
+                part.weight,
+                part.titles.tokens,
+                part.titles.lengths,
+                part.titles.labels,
+            )
+            for name, value in zip(columns, row, strict=True):
+                columns[name].append(value)
+    return pa.table(columns, schema=_PART_SCHEMA)
+
+
+_PART_SCHEMA = pa.schema(
+    [
+        ("step", pa.int64()),
+        ("epoch", pa.int64()),
+        ("rows", pa.int64()),
+        ("tokens", pa.int64()),
+        ("weight", pa.float64()),
+        ("ids", pa.list_(pa.int32())),
+        ("lengths", pa.list_(pa.int64())),
+        ("labels", pa.list_(pa.int64())),
+    ]
+)
+
+
+def _part(table: pa.Table, index: int) -> Part:
+    def numbers(name: str) -> npt.NDArray[Any]:
+        return np.array(table.column(name)[index].values.to_numpy())
+
+    titles = Titles(
+        numbers("ids"), np.concatenate(([0], np.cumsum(numbers("lengths")))), numbers("labels")
+    )
+    rows, tokens, weight = (table.column(name)[index].as_py() for name in ("rows", "tokens", "weight"))
+    return Part(titles, rows, tokens, weight)
