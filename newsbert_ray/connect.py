@@ -1,0 +1,266 @@
+"""Joining a Ray cluster, or starting a private one that ends without a trace. Knows nothing of training."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+ANSWER_SECONDS = 10.0
+"""How long a cluster's address may take to answer."""
+
+HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
+HTTP2_SETTINGS = b"\4"
+"""Frame type of the answer to the greeting (RFC 9113, 6.5)."""
+
+PRIVATE_ENVIRONMENT: Mapping[str, str] = {
+    # Ray's own name for it: the node's address becomes 127.0.0.1, and then every listener is on the loopback.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+    # A worker without a GPU of its own must not have CUDA hidden from it, nor print a warning.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+class ConnectError(ValueError):
+    """A cluster that cannot be joined or started; the text names the address and the cure."""
+
+
+@dataclass(frozen=True)
+class RaySession:
+    """What a session may use. `folder`: a private session's own, with its logs; None in a joined cluster."""
+
+    private: bool
+    address: str
+    cpus: float
+    gpus: float
+    folder: Path | None
+    dashboard: str | None
+
+
+def inside_cluster() -> bool:
+    """Whether there is a cluster to join: RAY_ADDRESS names one, or this process is already connected."""
+    return _named_address() is not None or _initialised()
+
+
+@contextmanager
+def ray_session(*, cpus: int | None = None, dashboard: bool = False) -> Iterator[RaySession]:
+    """A Ray session for as long as the block runs.
+
+    One that is already open in this process is used and left open; the cluster of RAY_ADDRESS is joined, and
+    left at the end; otherwise a private one starts on this machine, reachable only from the loopback and with
+    a token, and is gone at the end, with its folder.
+
+    Args:
+        cpus: CPUs that a private session counts; this machine's by default; a joined cluster has its own.
+        dashboard: start Ray's dashboard with a private session.
+    Raises:
+        ConnectError: the address does not answer, refuses this user, or Ray does not start.
+    """
+    if _initialised():
+        yield _describe(private=False, folder=None)
+        return
+    address = _named_address()
+    with ExitStack() as stack:
+        if address is not None:
+            _join(stack, address)
+            yield _describe(private=False, folder=None)
+        else:
+            folder = _start(stack, cpus=cpus, dashboard=dashboard)
+            yield _describe(private=True, folder=folder)
+
+
+def _named_address() -> str | None:
+    address = os.environ.get("RAY_ADDRESS", "").strip()
+    return address if address and address != "local" else None
+
+
+def _initialised() -> bool:
+    # Whoever opened a session has imported Ray; asking must not cost its import.
+    if "ray" not in sys.modules:
+        return False
+    import ray
+
+    return bool(ray.is_initialized())
+
+
+def _join(stack: ExitStack, address: str) -> None:
+    host = _require_answer(address)
+    import ray
+
+    if host is not None and _only_on_loopback(host, address):
+        stack.enter_context(_loopback_node())
+    stack.callback(ray.shutdown)
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
+        raise ConnectError(f"RAY_ADDRESS={address}: {_first_line(error)}; {_cure(error)}") from error
+
+
+def _require_answer(address: str) -> str | None:
+    """The host of `address`, known to answer; Ray itself would wait for minutes, then end the process."""
+    if address == "auto":
+        return None
+    place = urlsplit(address if "://" in address else f"//{address}")
+    try:
+        host, port = place.hostname, place.port
+    except ValueError:
+        host, port = None, None
+    if not host or not port:
+        raise ConnectError(f"RAY_ADDRESS={address}: expected HOST:PORT, such as 10.0.0.5:6379")
+    reason = _refusal(host, port)
+    if reason is not None:
+        raise ConnectError(
+            f"RAY_ADDRESS={address}: no Ray cluster answers there ({reason}); start it, correct the address, "
+            "or unset RAY_ADDRESS to work on this machine alone"
+        )
+    return host
+
+
+def _refusal(host: str, port: int) -> str | None:
+    """Why host:port is no server of Ray's kind (gRPC: HTTP/2, which answers a greeting with its settings)."""
+    try:
+        with socket.create_connection((host, port), timeout=ANSWER_SECONDS) as connection:
+            connection.sendall(HTTP2_GREETING)
+            answer = connection.recv(9)
+    except OSError as error:
+        return str(error)
+    return None if answer[3:4] == HTTP2_SETTINGS else "something else listens on that port"
+
+
+def _only_on_loopback(host: str, address: str) -> bool:
+    """Whether `host` is this machine and the cluster there keeps to the loopback.
+
+    Ray rewrites a loopback address to the network's, where such a cluster does not listen.
+    """
+    from ray._private.services import get_node_ip_address
+
+    if host not in ("127.0.0.1", "localhost", "::1"):
+        return False
+    port = urlsplit(address if "://" in address else f"//{address}").port
+    here = get_node_ip_address()  # type: ignore[no-untyped-call]
+    return _refusal(here, port or 0) is not None
+
+
+def _start(stack: ExitStack, *, cpus: int | None, dashboard: bool) -> Path:
+    # Short on purpose: Ray's sockets lie in it, and their paths may have 107 bytes. Ray opens its own folder
+    # to every user of the machine, so it gets one inside ours, which only this user may enter.
+    folder = Path(tempfile.mkdtemp(prefix="nb-", dir=_short_temporary_folder()))
+    stack.callback(shutil.rmtree, folder, ignore_errors=True)
+    stack.enter_context(_environment({**PRIVATE_ENVIRONMENT, **_loopback_interface(), **_token(folder)}))
+    import ray
+
+    _forget_authentication()
+    stack.enter_context(_loopback_node())
+    stack.callback(ray.shutdown)
+    try:
+        ray.init(
+            "local",
+            num_cpus=cpus,
+            include_dashboard=dashboard,
+            _temp_dir=str(folder / "ray"),
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    except (ConnectionError, TimeoutError, RuntimeError, ValueError, OSError) as error:
+        raise ConnectError(
+            f"Ray does not start on this machine: {_first_line(error)}; "
+            f"check free memory, and free disk in {folder.parent}"
+        ) from error
+    return folder
+
+
+def _short_temporary_folder() -> str:
+    usual = tempfile.gettempdir()
+    return "/tmp" if len(usual) > 30 and os.access("/tmp", os.W_OK) else usual
+
+
+def _loopback_interface() -> dict[str, str]:
+    """The interface of torch's gloo; its name is the system's."""
+    for _, name in socket.if_nameindex():
+        if name in ("lo", "lo0"):
+            return {"GLOO_SOCKET_IFNAME": name}
+    return {}
+
+
+@contextmanager
+def _loopback_node() -> Iterator[None]:
+    """This process's node address is 127.0.0.1 for as long as the block runs.
+
+    RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 tells Ray's other processes; this one read it on importing Ray.
+    """
+    from ray._private import ray_constants
+
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def _token(folder: Path) -> dict[str, str]:
+    """A token of this session's own, readable by its user only; nothing where the user has set one up."""
+    if any(name in os.environ for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
+        return {}
+    path = folder / "token"
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(secrets.token_hex(32))
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(path)}
+
+
+def _forget_authentication() -> None:
+    """Ray keeps the first token of a process for good; a second private session has another."""
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Environment variables for as long as the block runs; what the user set himself stays."""
+    added = {name: value for name, value in values.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
+
+
+def _describe(*, private: bool, folder: Path | None) -> RaySession:
+    import ray
+
+    resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    context = ray.get_runtime_context()
+    dashboard = ray._private.worker.get_dashboard_url()  # type: ignore[no-untyped-call]
+    return RaySession(
+        private=private,
+        address=context.gcs_address,
+        cpus=float(resources.get("CPU", 0)),
+        gpus=float(resources.get("GPU", 0)),
+        folder=folder,
+        dashboard=f"http://{dashboard}" if dashboard else None,
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n", 1)[0] or type(error).__name__
+
+
+def _cure(error: BaseException) -> str:
+    if "token" in str(error).lower() or type(error).__name__ == "AuthenticationError":
+        return "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to a file with the cluster's token"
+    return "correct the address, or unset RAY_ADDRESS to work on this machine alone"
