@@ -22,7 +22,7 @@ class SettingsError(ValueError):
 class Settings(BaseModel):
     """Base of all settings: frozen, and unknown keys are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class ScratchSettings(Settings):
@@ -52,7 +52,7 @@ class ModelSettings(Settings):
     teacher_layers: int | None = Field(None, ge=1)
     """First layers of the pretrained encoder that make the teacher (NK; paper: 8 of 12); all by default."""
     dropout: float = Field(0.2, ge=0.0, lt=1.0)
-    """Dropout in both models and on the shared top (paper: 0.2)."""
+    """Dropout in both encoders (paper: 0.2)."""
     query_size: int = Field(256, ge=1)
     """Size of the attentive pooling's query (paper: 256)."""
 
@@ -61,7 +61,8 @@ class StudentSettings(Settings):
     """The student."""
 
     layers: int = Field(2, ge=1)
-    """Transformer layers N, started from the teacher's first N (paper: 1, 2, 4); must divide the teacher's."""
+    """Transformer layers N, started from the teacher's first N (paper: 1, 2, 4); must divide the
+    teacher's."""
 
 
 class LossWeights(Settings):
@@ -85,7 +86,8 @@ class DistillSettings(Settings):
     """Joint learning and momentum distillation (NewsBERT 3.2, 3.3)."""
 
     beta: float = Field(0.1, ge=0.0, le=1.0)
-    """Share of the teacher's gradients in the student's (Eq. 8; paper: 0.1 for topics, searched over 0 to 0.3)."""
+    """Share of the teacher's gradients in the student's (Eq. 8; paper: 0.1 for topics, searched over 0 to
+    0.3)."""
     temperature: float = Field(1.0, gt=0.0)
     """Temperature t of the soft labels (Eq. 4; paper: 1)."""
     soft_label_t2: bool = False
@@ -126,6 +128,8 @@ class CheckpointSettings(Settings):
     """Also write a checkpoint every so many steps; at each epoch's end it is written anyway."""
     keep: int = Field(2, ge=1)
     """Newest checkpoints kept, besides the best model."""
+    keep_finished: bool = True
+    """Keep checkpoints (and with them the teacher) once the run is finished; a sweep's trials do not."""
 
 
 class TrainSettings(Settings):
@@ -220,7 +224,8 @@ def build_settings(model: type[S], values: Mapping[str, Any], *, where: str = "s
         values: nested mapping, keys as the fields of `model`.
         where: what the values came from (a file, "command line"), for the message.
     Raises:
-        SettingsError: each wrong setting by its dotted name with its value, and the nearest name for an unknown one.
+        SettingsError: each wrong setting by its dotted name with its value, and the nearest name for an
+            unknown one.
     """
     try:
         return model.model_validate(dict(values))
@@ -242,10 +247,16 @@ def _explain(error: Any, names: list[str]) -> str:
 
 
 def nearest(name: str, names: list[str]) -> str | None:
-    """The name most like `name`, or None where none is near; a last part alone (`beta`) finds its dotted name."""
-    tails = [known for known in names if known.split(".")[-1] == name.split(".")[-1]]
-    found = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return tails[0] if tails else (found[0] if found else None)
+    """The name most like `name`, or None where none is near; a last part alone (`beta`) finds its dotted
+    name."""
+    tail = name.split(".")[-1]
+    by_tail = {known.split(".")[-1]: known for known in reversed(names)}
+    if tail in by_tail:
+        return by_tail[tail]
+    for word, known in ((name, {known: known for known in names}), (tail, by_tail)):
+        if found := difflib.get_close_matches(word, known, n=1, cutoff=0.6):
+            return known[found[0]]
+    return None
 
 
 def dotted_names(model: type[Settings], prefix: str = "") -> Iterator[str]:
@@ -259,7 +270,8 @@ def dotted_names(model: type[Settings], prefix: str = "") -> Iterator[str]:
 
 
 def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested mappings laid over one another, later ones first; dotted keys (`distill.beta`) open into nested ones."""
+    """Nested mappings laid over one another, later ones first; dotted keys (`distill.beta`) open into nested
+    ones."""
     result: dict[str, Any] = {}
     for layer in layers:
         for key, value in layer.items():

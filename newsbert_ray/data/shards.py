@@ -1,4 +1,5 @@
-"""Prepared shards and their manifest: what a reader needs to trust and read them. Writing is `data.prepare`'s."""
+"""Prepared shards and their manifest: what a reader needs to trust and read them. Writing is
+`data.prepare`'s."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ NEWS_SCHEMA = pa.schema(
         ("tokens", pa.list_(pa.int32())),
     ]
 )
-"""A row of a news shard: `label` indexes the manifest's `labels`, `tokens` are ids with [CLS] and [SEP], unpadded."""
+"""A row of a news shard: `label` indexes the manifest's `labels`, `tokens` are ids with [CLS] and [SEP],
+unpadded."""
 
 BEHAVIORS_SCHEMA = pa.schema(
     [
@@ -82,8 +84,10 @@ class Tokenizer(_Part):
 class Manifest(_Part):
     """What a folder of shards is and what it was made from.
 
-    `splits` maps train, validation and test to their news shards, in order; `behaviors` likewise (splits without
-    behaviours are absent). `fingerprint` is a SHA-256 over sources, tokeniser and the settings that alter a row.
+    `splits` maps train, validation and test to their news shards, in order; `behaviors` likewise (splits
+    without
+    behaviours are absent). `fingerprint` is a SHA-256 over sources, tokeniser and the settings that alter a
+    row.
     """
 
     format: int
@@ -117,10 +121,13 @@ def read_manifest(folder: str | Path) -> Manifest:
             f"--teacher NAME_OR_DIR --out {folder}"
         ) from error
     except (ValidationError, UnicodeDecodeError) as error:
-        raise ShardError(f"{path}: damaged manifest ({error}); prepare again with --overwrite true") from error
+        raise ShardError(
+            f"{path}: damaged manifest ({error}); prepare again with --overwrite true"
+        ) from error
     if manifest.format != FORMAT:
         raise ShardError(
-            f"{path}: format {manifest.format}, this version reads {FORMAT}; prepare again with --overwrite true"
+            f"{path}: format {manifest.format}, this version reads {FORMAT}; "
+            "prepare again with --overwrite true"
         )
     return manifest
 

@@ -1,0 +1,96 @@
+"""Momentum distillation. "NewsBERT" is Wu et al. 2021, equation numbers its own. Knows no model, no Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+def mix_gradients_(
+    student: Sequence[Tensor], teacher_block: Sequence[Sequence[Tensor]], *, beta: float
+) -> None:
+    """Put the teacher block's mean gradient into the student layer's, in place, all parameters at once (Eqs.
+    7-8).
+
+    g_s <- beta * mean_j(g_t[j]) + (1 - beta) * g_s
+
+    Args:
+        student: gradients of one student layer's parameters, any shapes.
+        teacher_block: K lists, one a teacher layer of the block; each of the same shapes in the same order.
+        beta: share of the teacher, 0 to 1 (paper: 0.1 topics, 0.15 recommendation); 0 touches nothing.
+    Raises:
+        ValueError: a teacher gradient has another shape (it would broadcast silently), or none are given.
+    """
+    if not teacher_block:
+        raise ValueError("a block needs at least one teacher layer")
+    shapes = [tuple(gradient.shape) for gradient in student]
+    for layer in teacher_block:
+        other = [tuple(gradient.shape) for gradient in layer]
+        if other != shapes:
+            raise ValueError(f"teacher gradients of shapes {other} do not match the student's {shapes}")
+    if beta == 0.0:
+        return
+    torch._foreach_mul_(list(student), 1.0 - beta)
+    for layer in teacher_block:
+        torch._foreach_add_(list(student), list(layer), alpha=beta / len(teacher_block))
+
+
+def apply_momentum(student: nn.ModuleList, teacher: nn.ModuleList, *, beta: float) -> None:
+    """Mix each block of teacher layers into its student layer, on `.grad` after backward and all-reduce.
+
+    Transformer layers only: embeddings and shared top keep their own gradients.
+
+    Args:
+        student: N layers; teacher: NK layers of the same kind, both with gradients.
+    """
+    if beta == 0.0:
+        return
+    size = len(teacher) // len(student)
+    for i, layer in enumerate(student):
+        block = [_gradients(teacher[i * size + j]) for j in range(size)]
+        mix_gradients_(_gradients(layer), block, beta=beta)
+
+
+@dataclass(frozen=True)
+class BlockStatistics:
+    """How a block's mean gradient stands to its student layer's: norm ratio (block / student) and cosine."""
+
+    ratio: float
+    cosine: float
+
+
+def block_statistics(student: nn.ModuleList, teacher: nn.ModuleList) -> list[BlockStatistics]:
+    """Norm ratio and cosine for each block, before mixing: how much momentum can turn an update.
+
+    Args:
+        student: N layers; teacher: NK layers of the same kind, both with gradients.
+    """
+    size = len(teacher) // len(student)
+    found = []
+    for i, layer in enumerate(student):
+        own = _gradients(layer)
+        means = [torch.zeros_like(gradient) for gradient in own]
+        for j in range(size):
+            torch._foreach_add_(means, _gradients(teacher[i * size + j]), alpha=1 / size)
+        dot = torch.stack([(a * b).sum() for a, b in zip(own, means, strict=True)]).sum()
+        norm_own = torch.stack(torch._foreach_norm(own)).norm()
+        norm_mean = torch.stack(torch._foreach_norm(means)).norm()
+        tiny = torch.finfo(dot.dtype).tiny
+        found.append(
+            BlockStatistics(
+                ratio=float(norm_mean / norm_own.clamp_min(tiny)),
+                cosine=float(dot / (norm_own * norm_mean).clamp_min(tiny)),
+            )
+        )
+    return found
+
+
+def _gradients(layer: nn.Module) -> list[Tensor]:
+    found = [parameter.grad for parameter in layer.parameters()]
+    missing = [name for name, parameter in layer.named_parameters() if parameter.grad is None]
+    if missing:
+        raise ValueError(f"no gradient for {', '.join(missing[:3])}; momentum is mixed after backward")
+    return [gradient for gradient in found if gradient is not None]

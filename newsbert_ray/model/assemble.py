@@ -1,0 +1,115 @@
+"""Settings and shards -> a fresh pair; a pair -> the exported student folder, and back."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shutil
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from newsbert_ray.config import SCRATCH, ModelSettings, ScratchSettings, TrainSettings
+from newsbert_ray.data.shards import Manifest
+from newsbert_ray.data.tokens import load_tokenizer
+from newsbert_ray.model.encoder import Encoder, EncoderError, load_encoder, load_exported
+from newsbert_ray.model.pair import Pair, Top, build_pair
+
+TOP = "top.safetensors"
+TOP_CONFIG = "top.json"
+
+
+def assemble_pair(settings: TrainSettings, manifest: Manifest) -> Pair:
+    """The pair a run starts from: pretrained or scratch teacher, its student, a top drawn from the seed.
+
+    Raises:
+        EncoderError: no such teacher, or its tokeniser is not the shards'.
+        ValueError: the student's layers do not divide the teacher's.
+    """
+    torch.manual_seed(settings.seed)
+    if settings.teacher == SCRATCH:
+        teacher = _load(SCRATCH, settings.model, settings.scratch, manifest.tokenizer.vocabulary)
+    else:
+        check_tokenizer(settings.teacher, manifest)
+        vocabulary = manifest.tokenizer.vocabulary
+        teacher = copy.deepcopy(_cached(settings.teacher, settings.model, settings.scratch, vocabulary))
+    torch.manual_seed(settings.seed)
+    return build_pair(
+        teacher,
+        student_layers=settings.student.layers,
+        query_size=settings.model.query_size,
+        topics=len(manifest.labels),
+    )
+
+
+@lru_cache(maxsize=8)
+def _identity(teacher: str) -> str:
+    return load_tokenizer(teacher).sha256
+
+
+def check_tokenizer(teacher: str, manifest: Manifest) -> None:
+    """Refuse a teacher whose tokeniser did not make the shards.
+
+    Raises:
+        EncoderError: another tokeniser; its ids would mean other words.
+    """
+    if _identity(teacher) != manifest.tokenizer.sha256:
+        raise EncoderError(
+            f"the shards were tokenised by '{manifest.tokenizer.name}', the teacher '{teacher}' has another "
+            "tokeniser: the same ids would mean other words; prepare the shards with this teacher"
+        )
+
+
+def _load(name: str, model: ModelSettings, scratch: ScratchSettings, vocabulary: int) -> Encoder:
+    return load_encoder(name, model=model, scratch=scratch, vocabulary=vocabulary)
+
+
+_cached = lru_cache(maxsize=1)(_load)
+"""A process's pretrained teacher, kept for its next trial."""
+
+
+def write_student(folder: Path, pair: Pair, manifest: Manifest, *, tokenizer: Path) -> None:
+    """Write the student as a Hugging Face folder (with its tokeniser) plus the shared top, whole or not at
+    all."""
+    from safetensors.torch import save_file
+
+    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    pair.student.backbone.save_pretrained(partial)
+    if tokenizer.is_dir():
+        shutil.copytree(tokenizer, partial, dirs_exist_ok=True)
+    save_file({k: v.detach().cpu().contiguous() for k, v in pair.top.state_dict().items()}, partial / TOP)
+    top = {
+        "labels": manifest.labels,
+        "query_size": pair.top.pooling.key.out_features,
+        "max_tokens": manifest.settings.get("max_tokens"),
+        "tokenizer_sha256": manifest.tokenizer.sha256,
+    }
+    (partial / TOP_CONFIG).write_text(json.dumps(top, indent=1), encoding="utf-8")
+    partial.chmod(0o755)
+    if folder.exists():
+        shutil.rmtree(folder)
+    os.replace(partial, folder)
+
+
+def load_student(folder: Path) -> tuple[Encoder, Top, dict[str, Any]]:
+    """An exported student: its encoder, its top and top.json (`labels`, `tokenizer_sha256`, ...), for
+    evaluation.
+
+    Raises:
+        EncoderError: not an exported student.
+    """
+    from safetensors.torch import load_file
+
+    try:
+        described: dict[str, Any] = json.loads((folder / TOP_CONFIG).read_text(encoding="utf-8"))
+        weights = load_file(folder / TOP)
+    except (OSError, ValueError) as error:
+        raise EncoderError(f"{folder}: no exported student there ({type(error).__name__})") from error
+    encoder = load_exported(folder)
+    top = Top(encoder.hidden_size, query_size=described["query_size"], topics=len(described["labels"]))
+    top.load_state_dict(weights)
+    return encoder, top.eval(), described

@@ -1,0 +1,29 @@
+"""Attentive pooling, the shared top's lower half (NewsBERT 3.1; Yang et al. 2016)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class AttentivePooling(nn.Module):
+    """Tokens to one news embedding: a = softmax over tokens of q . tanh(W h + b), then the a-weighted sum."""
+
+    def __init__(self, hidden_size: int, query_size: int) -> None:
+        super().__init__()
+        self.key = nn.Linear(hidden_size, query_size)
+        self.query = nn.Linear(query_size, 1, bias=False)
+
+    def forward(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
+        """Pooled states.
+
+        Args:
+            hidden: (B, L, D).
+            attention_mask: (B, L) 1 where a token is real; each row needs one.
+        Returns:
+            (B, D). Masked positions have no share.
+        """
+        scores = self.query(torch.tanh(self.key(hidden))).squeeze(-1)  # (B, L)
+        scores = scores.float().masked_fill(attention_mask == 0, float("-inf"))
+        weights = torch.softmax(scores, dim=-1).to(hidden.dtype)
+        return torch.bmm(weights.unsqueeze(1), hidden).squeeze(1)

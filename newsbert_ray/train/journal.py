@@ -1,0 +1,153 @@
+"""Where a run's entries go: metrics.jsonl and TensorBoard in its folder, and a person's screen."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+METRICS = "metrics.jsonl"
+_PLAIN_SECONDS = 10.0
+
+
+class Journal:
+    """Appends entries to metrics.jsonl and TensorBoard; on a resume, entries after the resumed step go
+    first."""
+
+    def __init__(self, folder: Path, *, done: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / METRICS
+        kept = [json.dumps(entry) for entry in read_entries(self.path) if entry["step"] <= done]
+        self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1 if done else None)
+
+    def __call__(self, entry: Mapping[str, Any]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+        for name, value in flatten(entry):
+            if name not in ("step", "steps", "epochs"):
+                self.board.add_scalar(name, value, entry["step"])
+        if entry["kind"] == "evaluation":
+            self.board.flush()
+
+    def close(self) -> None:
+        """Flush and end the TensorBoard file."""
+        self.board.close()
+
+
+def read_entries(path: Path) -> list[dict[str, Any]]:
+    """Whole entries of a metrics.jsonl; a last line cut short by a kill is left out."""
+    if not path.exists():
+        return []
+    found = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return found
+
+
+def flatten(entry: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """Numbers of a nested mapping by their path, as TensorBoard wants them
+    (`validation/student/accuracy`)."""
+    for key, value in entry.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{key}/")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield f"{prefix}{key}", float(value)
+
+
+class Display:
+    """A run's entries on the screen: a live bar on a terminal, otherwise a plain line every ten seconds."""
+
+    def __init__(self, *, total: int, done: int, live: bool | None = None) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.console = Console(file=sys.stdout, highlight=False)
+        self.live = self.console.is_terminal if live is None else live
+        self.total = total
+        self.first = (done, time.monotonic())
+        self.last_line = 0.0
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed}/{task.total} steps"),
+            TextColumn("{task.fields[numbers]}"),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        self.bar = Progress(*columns, console=self.console, disable=not self.live)
+        self.task = self.bar.add_task("training", total=total, completed=done, numbers="")
+
+    def __enter__(self) -> Self:
+        self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bar.stop()
+
+    def __call__(self, entry: Mapping[str, Any]) -> None:
+        if entry["kind"] == "evaluation":
+            self.say(_evaluation_line(entry))
+            return
+        numbers = _log_numbers(entry)
+        self.bar.update(
+            self.task,
+            completed=entry["step"],
+            numbers=numbers,
+            description=f"epoch {entry['epoch']}/{entry['epochs']}",
+        )
+        now = time.monotonic()
+        if not self.live and now - self.last_line >= _PLAIN_SECONDS:
+            self.last_line = now
+            self.say(f"step {entry['step']}/{self.total}  {numbers}  left {self._left(entry['step'])}")
+
+    def say(self, line: str) -> None:
+        """Print a line above the bar."""
+        self.console.print(line, markup=False, soft_wrap=True)
+        if not self.live:
+            sys.stdout.flush()
+
+    def _left(self, step: int) -> str:
+        done = step - self.first[0]
+        seconds = (time.monotonic() - self.first[1]) / done * (self.total - step) if done > 0 else 0.0
+        return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+def both(*reports: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
+    """One report that gives an entry to each of several, in order."""
+
+    def report(entry: dict[str, Any]) -> None:
+        for one in reports:
+            one(entry)
+
+    return report
+
+
+def _log_numbers(entry: Mapping[str, Any]) -> str:
+    losses = entry["train"]
+    tasks = [
+        f"{name.split('_')[0]} {losses[name]:.3f}"
+        for name in ("teacher_task", "student_task")
+        if name in losses
+    ]
+    return "  ".join([f"loss {losses['total']:.3f}", *tasks, f"{entry['titles_per_second']:.0f} titles/s"])
+
+
+def _evaluation_line(entry: Mapping[str, Any]) -> str:
+    scores = entry["validation"]
+    models = [
+        f"{model} accuracy {scores[model]['accuracy']:.4f} macro-F1 {scores[model]['macro_f1']:.4f}"
+        for model in ("teacher", "student")
+    ]
+    return f"epoch {entry['epoch']:g} (step {entry['step']}): validation " + ", ".join(models)

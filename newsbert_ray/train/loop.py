@@ -1,0 +1,170 @@
+"""The one training loop: updates in, steps, evaluations and checkpoints, an injected report. Knows no Ray."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from newsbert_ray.data.reading import Plan, Update
+from newsbert_ray.evaluation.scoring import Scores
+from newsbert_ray.train.checkpoint import Progress, best_name, write_best, write_checkpoint
+from newsbert_ray.train.step import Learner, train_step
+
+Report = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class World:
+    """Where this worker stands: its rank among `size` workers, and its device."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        """Whether this worker writes and speaks for all."""
+        return self.rank == 0
+
+    def sum(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Each value summed over all workers; every worker must call it with the same keys."""
+        if self.size == 1:
+            return dict(values)
+        tensor = torch.tensor(list(values.values()), dtype=torch.float64, device=self.device)
+        torch.distributed.all_reduce(tensor)
+        return dict(zip(values, tensor.tolist(), strict=True))
+
+
+def run_loop(
+    learner: Learner,
+    updates: Iterable[Update],
+    *,
+    plan: Plan,
+    progress: Progress,
+    world: World,
+    evaluate: Callable[[], Scores],
+    report: Report,
+    checkpoints: Path,
+) -> Progress:
+    """Train over `updates` and keep `progress`.
+
+    At each epoch's end, and every `evaluate_every` steps, the pair is evaluated, the best student kept, a
+    checkpoint
+    written and then the entry reported, so that whoever stops a run at its report finds it resumable.
+
+    Args:
+        updates: this worker's updates after `progress.step`, in order.
+        evaluate: metrics of both models on validation, the same on all workers.
+        report: gets {"kind": "log", ...} every `log_every` steps and {"kind": "evaluation", ...}, on every
+            worker.
+        checkpoints: the run's checkpoint folder; only the first worker writes.
+    """
+    settings = learner.settings
+    ends = _epoch_ends(plan)
+    clock = _Clock(progress)
+    since = (progress.titles, progress.seconds.get("train", 0.0) + progress.seconds.get("data", 0.0))
+    for update in updates:
+        clock.charge("data")
+        step = update.step
+        log = step % settings.log_every == 0 or step == 1
+        parts = [part.to(world.device) for part in update.parts]
+        numbers = train_step(learner, parts, step=step, rank=world.rank, statistics=log)
+        progress.step = step
+        progress.titles += parts[0].rows
+        _add(progress, numbers)
+        clock.charge("train")
+        if log:
+            spent = progress.seconds["train"] + progress.seconds["data"]
+            speed = (progress.titles - since[0]) / max(1e-9, spent - since[1])
+            since = (progress.titles, spent)
+            report(_log_entry(numbers, update, plan, world, speed))
+        evaluated = step in ends or (
+            settings.evaluate_every is not None and step % settings.evaluate_every == 0
+        )
+        if evaluated:
+            entry = _evaluation_entry(evaluate(), update, progress, ends, world)
+            progress.curve.append(entry)
+            progress.sums, progress.count = {}, 0
+            accuracy = entry["validation"]["student"]["accuracy"]
+            if accuracy > progress.best_metric:
+                progress.best_metric, progress.best_step, progress.best = accuracy, step, best_name(step)
+                if world.first:
+                    write_best(checkpoints, learner.pair, step=step)
+            clock.charge("evaluate")
+        every = settings.checkpoint.every_steps
+        if evaluated or (every is not None and step % every == 0):
+            total = world.sum(
+                progress.sums
+            )  # the checkpoint holds all workers' sums, the first goes on with them
+            progress.sums = total if world.first else dict.fromkeys(total, 0.0)
+            if world.first:
+                write_checkpoint(checkpoints, learner, progress, keep=settings.checkpoint.keep)
+            clock.charge("checkpoint")
+        if evaluated:
+            report({"kind": "evaluation", **progress.curve[-1]})
+        clock.charge("report")
+    return progress
+
+
+class _Clock:
+    """Charges the time since the last charge to a name in progress.seconds."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self.last = time.perf_counter()
+
+    def charge(self, name: str) -> None:
+        now = time.perf_counter()
+        seconds = self.progress.seconds
+        seconds[name] = seconds.get(name, 0.0) + now - self.last
+        self.last = now
+
+
+def _epoch_ends(plan: Plan) -> dict[int, int]:
+    """Last step of each epoch -> epochs done then."""
+    ends: dict[int, int] = {}
+    step = 0
+    for epoch in range(plan.epochs):
+        step += plan.steps(epoch)
+        ends[step] = epoch + 1
+    return ends
+
+
+def _add(progress: Progress, numbers: Mapping[str, Tensor | float]) -> None:
+    for name, value in numbers.items():
+        if isinstance(value, Tensor):
+            progress.sums[name] = progress.sums.get(name, 0.0) + float(value)
+    progress.count += 1
+
+
+def _log_entry(
+    numbers: Mapping[str, Tensor | float], update: Update, plan: Plan, world: World, speed: float
+) -> dict[str, Any]:
+    losses = {name: float(value) for name, value in numbers.items() if isinstance(value, Tensor)}
+    others = {name: value for name, value in numbers.items() if not isinstance(value, Tensor)}
+    return {
+        "kind": "log",
+        "step": update.step,
+        "steps": plan.total_steps,
+        "epoch": update.epoch + 1,
+        "epochs": plan.epochs,
+        "titles_per_second": speed,
+        "train": world.sum(losses),
+        **others,
+    }
+
+
+def _evaluation_entry(
+    scores: Scores, update: Update, progress: Progress, ends: Mapping[int, int], world: World
+) -> dict[str, Any]:
+    previous = max((end for end in ends if end < update.step), default=0)
+    following = min(end for end in ends if end >= update.step)
+    share = (update.step - previous) / (following - previous)
+    means = {name: value / progress.count for name, value in world.sum(progress.sums).items()}
+    return {"step": update.step, "epoch": update.epoch + share, "validation": scores, "train": means}

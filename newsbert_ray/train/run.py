@@ -1,0 +1,176 @@
+"""`newsbert-ray train`: the run's folder, and who does the work: this process, or a Ray Train group."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from newsbert_ray.config import SettingsError, TrainSettings
+from newsbert_ray.connect import inside_cluster
+from newsbert_ray.data.shards import Manifest, read_manifest
+from newsbert_ray.record import RECORD, RunRecord, read_record, write_json
+from newsbert_ray.train.journal import Display, both
+from newsbert_ray.train.loop import Report, World
+
+SETTINGS = "settings.json"
+_FREE = ("out", "threads", "log_every", "checkpoint", "device")
+"""Settings that may differ between a run's starts: they alter no number."""
+
+
+class RunFolderError(ValueError):
+    """A run's folder that is somebody else's; the text names it and the cure."""
+
+
+def train(settings: TrainSettings, *, report: Report | None = None, quiet: bool = False) -> RunRecord:
+    """Distil a student from a teacher on prepared shards; an interrupted run goes on from its last
+    checkpoint.
+
+    One worker computes in this process; several, or one inside a Ray cluster, are a Ray Train group (never
+    where
+    `quiet`, a sweep's trial, which has its own place in the cluster).
+
+    Args:
+        settings: everything that decides the result.
+        report: gets each evaluation's entry, {"step", "epoch", "validation", "train", "kind"}.
+        quiet: print nothing.
+    Returns:
+        The finished run's record; at once where the folder holds it already.
+    Raises:
+        RunFolderError: the folder is another run's, or another process works on it.
+        ShardError, EncoderError, CheckpointError, LossError, SettingsError: as they say.
+    """
+    say = _silent if quiet else print
+    manifest = read_manifest(settings.data)
+    run = Path(settings.out)
+    with _claim(run, settings, manifest):
+        if (run / RECORD).exists():
+            say(f"already finished: {run}; give another --out to train again")
+            return read_record(run)
+        if settings.workers == 1 and (quiet or not inside_cluster()):
+            _train_here(settings, manifest, report=report, quiet=quiet)
+        else:
+            from newsbert_ray.train.worker import train_group
+
+            train_group(settings, manifest, report=report)
+        record = read_record(run)
+    if not quiet:
+        print(closing_lines(record, run))
+    return record
+
+
+def closing_lines(record: RunRecord, run: Path) -> str:
+    """What came out, where it is, and what to type next."""
+    test = record.metrics["test"]
+    rows = [
+        f"  {name:<8} accuracy {test[name]['accuracy']:.4f}  macro-F1 {test[name]['macro_f1']:.4f}"
+        for name in ("teacher", "student")
+    ]
+    return "\n".join(
+        [
+            f"test, {int(test['student']['rows'])} titles, best step {record.metrics['best_step']} of "
+            f"{record.steps}:",
+            *rows,
+            f"{record.titles_per_second:.0f} titles/s, {record.seconds['total']:.0f} s; record, "
+            "student/, checkpoints/ "
+            f"and TensorBoard events are in {run}",
+            f"next: newsbert-ray evaluate {run}   |   newsbert-ray report {run} --out {run}/report   |   "
+            f"tensorboard --logdir {run}",
+        ]
+    )
+
+
+def _train_here(settings: TrainSettings, manifest: Manifest, *, report: Report | None, quiet: bool) -> None:
+    from newsbert_ray.data.reading import read_updates
+    from newsbert_ray.train.work import run_worker
+
+    world = World(0, 1, pick_device(settings))
+    evaluations = evaluations_to(report)
+    with ExitStack() as stack:
+        display = None if quiet else stack.enter_context(Display(total=_steps(settings, manifest), done=0))
+        run_worker(
+            settings,
+            world,
+            updates=lambda plan, done: read_updates(plan, done=done),
+            report=both(display, evaluations) if display else evaluations,
+            say=display.say if display else _silent,
+        )
+
+
+def pick_device(settings: TrainSettings) -> Any:
+    """The torch device that the settings ask for.
+
+    Raises:
+        SettingsError: a GPU is asked for and there is none.
+    """
+    import torch
+
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise SettingsError("device cuda: no GPU is visible here; use --device auto or cpu")
+    found = "cuda" if settings.device != "cpu" and torch.cuda.is_available() else "cpu"
+    return torch.device(found)
+
+
+def evaluations_to(report: Report | None) -> Report:
+    """A report that passes evaluations alone on to `report`."""
+
+    def passed(entry: dict[str, Any]) -> None:
+        if report is not None and entry["kind"] == "evaluation":
+            report(entry)
+
+    return passed
+
+
+def _steps(settings: TrainSettings, manifest: Manifest) -> int:
+    from newsbert_ray.data.batches import Order
+    from newsbert_ray.data.reading import Plan
+
+    order = Order(settings.seed, settings.batch_size)
+    return Plan(settings.data, manifest, order, settings.epochs, settings.train_rows).total_steps
+
+
+@contextmanager
+def _claim(run: Path, settings: TrainSettings, manifest: Manifest) -> Iterator[None]:
+    """The run's folder for this process alone, after making sure it is this run's."""
+    if run.exists() and not run.is_dir():
+        raise RunFolderError(f"{run}: is a file; give another --out")
+    if run.is_dir() and any(run.iterdir()) and not (run / SETTINGS).exists() and not (run / ".lock").exists():
+        raise RunFolderError(f"{run}: holds other files and no run; give an empty or new folder as --out")
+    run.mkdir(parents=True, exist_ok=True)
+    with (run / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise RunFolderError(
+                f"{run}: another process trains in it; wait for it, or give another --out"
+            ) from error
+        _check_settings(run, settings, manifest)
+        yield
+
+
+def _check_settings(run: Path, settings: TrainSettings, manifest: Manifest) -> None:
+    own = {"settings": settings.model_dump(), "fingerprint": manifest.fingerprint}
+    path = run / SETTINGS
+    if not path.exists():
+        write_json(path, own)
+        return
+    try:
+        theirs = json.loads(path.read_text(encoding="utf-8"))
+        differ = [
+            f"{name} was {theirs['settings'].get(name)!r}, now {value!r}"
+            for name, value in json.loads(json.dumps(own["settings"])).items()
+            if name not in _FREE and theirs["settings"].get(name) != value
+        ]
+        if theirs["fingerprint"] != manifest.fingerprint:
+            differ.append("the shards were prepared anew")
+    except (ValueError, KeyError, AttributeError) as error:
+        raise RunFolderError(f"{path}: damaged; give another --out, or delete {run}") from error
+    if differ:
+        raise RunFolderError(f"{run}: holds another run ({'; '.join(differ)}); give another --out")
+
+
+def _silent(_: str) -> None:
+    pass

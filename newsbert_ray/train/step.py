@@ -1,0 +1,138 @@
+"""One update: forward, losses, backward, momentum, clipping, Adam. Knows no epoch, no file, no Ray."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from newsbert_ray.config import TrainSettings
+from newsbert_ray.data.batches import Batch
+from newsbert_ray.distill.joint import joint_losses
+from newsbert_ray.distill.losses import weighted_total
+from newsbert_ray.distill.momentum import apply_momentum, block_statistics
+from newsbert_ray.model.pair import Pair
+
+TOTAL = "total"
+
+
+class LossError(ValueError):
+    """A loss that is not a number; nothing was updated with it."""
+
+
+@dataclass
+class Learner:
+    """What an update changes: the pair (`model` is it, or its DDP wrapping) and Adam's state."""
+
+    pair: Pair
+    model: nn.Module
+    optimizer: torch.optim.Adam
+    settings: TrainSettings
+    total_steps: int
+    world_size: int = 1
+
+
+def build_learner(pair: Pair, settings: TrainSettings, *, total_steps: int) -> Learner:
+    """A learner with a fresh Adam: one parameter group each for teacher, student and top."""
+    optimizer = settings.optimizer
+    rates = {
+        "teacher": optimizer.teacher_learning_rate,
+        "student": optimizer.student_learning_rate,
+        "top": optimizer.top_learning_rate,
+    }
+    groups = [
+        {"params": list(getattr(pair, name).parameters()), "lr": rate or settings.learning_rate, "name": name}
+        for name, rate in rates.items()
+    ]
+    for group in groups:
+        group["full_lr"] = group["lr"]
+    adam = torch.optim.Adam(
+        groups, betas=(optimizer.beta1, optimizer.beta2), eps=optimizer.epsilon, fused=True
+    )
+    return Learner(pair, pair, adam, settings, total_steps)
+
+
+def learning_rate_factor(step: int, settings: TrainSettings, *, total_steps: int) -> float:
+    """Factor on every learning rate at `step` (from 1): warm-up, then the decay asked for; 0 to 1."""
+    warmup = round(settings.optimizer.warmup_share * total_steps)
+    if step <= warmup:
+        return step / warmup
+    done = (step - 1 - warmup) / max(1, total_steps - warmup)
+    if settings.optimizer.decay == "linear":
+        return 1.0 - done
+    if settings.optimizer.decay == "cosine":
+        return 0.5 * (1.0 + math.cos(math.pi * done))
+    return 1.0
+
+
+def train_step(
+    learner: Learner, parts: Sequence[Batch], *, step: int, rank: int = 0, statistics: bool = False
+) -> dict[str, Tensor | float]:
+    """One update from this worker's parts of a batch.
+
+    Backward of L_t + L_s once a part (workers' gradients are summed by DDP), mix, clip, Adam. Dropout is a
+    function of
+    seed, step and rank, so that a resumed run draws what an unbroken one would.
+
+    Args:
+        parts: batches of one update; their losses add up to the whole batch's.
+        step: number of the update, from 1.
+        statistics: also give each block's gradient ratio and cosine before mixing.
+    Returns:
+        This worker's share of each unweighted loss and of their weighted `total` (a sum over workers is the
+        whole),
+        and the learning rate factor.
+    Raises:
+        LossError: the loss is not finite; parameters are as they were.
+    """
+    settings = learner.settings
+    torch.manual_seed((settings.seed * 1_000_003 + step) * 1_009 + rank)
+    learner.optimizer.zero_grad(set_to_none=True)
+    sums: dict[str, Tensor] = {}
+    for index, batch in enumerate(parts):
+        last = index == len(parts) - 1
+        with contextlib.nullcontext() if last else _without_reduction(learner.model):
+            losses = _forward(learner, batch)
+            (losses[TOTAL] * (learner.world_size * batch.weight)).backward()  # type: ignore[no-untyped-call]
+        for name, loss in losses.items():
+            sums[name] = sums.get(name, torch.zeros_like(loss)) + loss.detach() * batch.weight
+    if not torch.isfinite(sums[TOTAL]):
+        found = ", ".join(f"{name} {float(loss):.4g}" for name, loss in sums.items())
+        raise LossError(
+            f"the loss is not finite at step {step} ({found}); lower learning_rate or set optimizer.clip_norm"
+        )
+    found_statistics = _block_numbers(learner) if statistics else {}
+    apply_momentum(learner.pair.student.layers, learner.pair.teacher.layers, beta=settings.distill.beta)
+    if settings.optimizer.clip_norm is not None:
+        torch.nn.utils.clip_grad_norm_(learner.pair.parameters(), settings.optimizer.clip_norm)
+    factor = learning_rate_factor(step, settings, total_steps=learner.total_steps)
+    for group in learner.optimizer.param_groups:
+        group["lr"] = group["full_lr"] * factor
+    learner.optimizer.step()
+    return {**sums, **found_statistics, "learning_rate_factor": factor}
+
+
+def _forward(learner: Learner, batch: Batch) -> dict[str, Tensor]:
+    settings = learner.settings
+    device = batch.input_ids.device
+    with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+        teacher, student = learner.model(batch.input_ids, batch.attention_mask)
+    losses = joint_losses(teacher, student, batch, settings.distill)
+    return {**losses, TOTAL: weighted_total(losses, settings.distill.weights)}
+
+
+def _without_reduction(model: nn.Module) -> contextlib.AbstractContextManager[None]:
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        return model.no_sync()
+    return contextlib.nullcontext()
+
+
+def _block_numbers(learner: Learner) -> dict[str, float]:
+    blocks = block_statistics(learner.pair.student.layers, learner.pair.teacher.layers)
+    return {
+        f"block_{i}_{name}": getattr(b, name) for i, b in enumerate(blocks, 1) for name in ("ratio", "cosine")
+    }

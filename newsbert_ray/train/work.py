@@ -1,0 +1,202 @@
+"""One worker's whole run: assemble, resume, train, test the best student, leave the record. Knows no Ray.
+
+The updates come from outside (this process's reading or Ray Data's) and so does the report; the rest is the
+same
+alone and in a group. All workers of a group must see the run's folder.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from newsbert_ray.config import TrainSettings
+from newsbert_ray.data.batches import Order
+from newsbert_ray.data.reading import Plan, Update, evaluation_batches
+from newsbert_ray.data.shards import Manifest, Split, read_manifest
+from newsbert_ray.evaluation.scoring import Scores, score_pair
+from newsbert_ray.model.assemble import assemble_pair, write_student
+from newsbert_ray.model.pair import block_map
+from newsbert_ray.record import RunRecord, describe_hardware, installed_versions, write_record
+from newsbert_ray.train.checkpoint import Progress, load_best, resume
+from newsbert_ray.train.journal import Journal, both
+from newsbert_ray.train.loop import Report, World, run_loop
+from newsbert_ray.train.step import Learner, build_learner
+
+EVALUATION_BATCH = 256
+CHECKPOINTS = "checkpoints"
+
+Updates = Callable[[Plan, int], Iterator[Update]]
+"""(plan, steps done) -> this worker's updates after them."""
+
+
+def run_worker(
+    settings: TrainSettings, world: World, *, updates: Updates, report: Report, say: Callable[[str], None]
+) -> None:
+    """Everything a worker does between its start and the run's record.json (written by the first worker).
+
+    Args:
+        updates: gives this worker's updates.
+        report: gets every log and evaluation entry, on every worker.
+        say: prints a line for a person; called on the first worker only.
+    """
+    manifest = read_manifest(settings.data)
+    order = Order(settings.seed, settings.batch_size, world.rank, world.size, settings.optimizer.accumulate)
+    plan = Plan(settings.data, manifest, order, settings.epochs, settings.train_rows)
+    run = Path(settings.out)
+    tell = say if world.first else _silent
+    learner = build_worker_learner(settings, manifest, plan, world)
+    tell(describe_layers(block_map(len(learner.pair.teacher.layers), settings.student.layers)))
+    progress = resume(run / CHECKPOINTS, learner, say=tell)
+    if progress.step:
+        tell(f"going on from step {progress.step} of {plan.total_steps}")
+    if not world.first:
+        progress.sums = dict.fromkeys(progress.sums, 0.0)
+    journal = Journal(run, done=progress.step) if world.first else None
+    scorer = _Scorer(settings, manifest, world, learner)
+    try:
+        run_loop(
+            learner,
+            updates(plan, progress.step),
+            plan=plan,
+            progress=progress,
+            world=world,
+            evaluate=lambda: scorer("validation"),
+            report=both(journal, report) if journal else report,
+            checkpoints=run / CHECKPOINTS,
+        )
+        load_best(run / CHECKPOINTS, progress.best, learner.pair)
+        test = scorer("test")
+    finally:
+        if journal:
+            journal.close()
+    if world.first:
+        _finish(settings, manifest, learner, progress, test, world)
+
+
+def build_worker_learner(settings: TrainSettings, manifest: Manifest, plan: Plan, world: World) -> Learner:
+    """The learner on this worker's device, wrapped for gradient averaging where there are several workers."""
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    torch.set_flush_denormal(True)  # Adam's decayed moments reach denormals, which a CPU handles slowly
+    pair = assemble_pair(settings, manifest).to(world.device)
+    learner = build_learner(pair, settings, total_steps=plan.total_steps)
+    learner.world_size = world.size
+    if world.size > 1:
+        learner.model = nn.parallel.DistributedDataParallel(
+            pair, device_ids=[world.device] if world.device.type == "cuda" else None
+        )
+    return learner
+
+
+class _Scorer:
+    """Metrics of both models on a split, over all workers."""
+
+    def __init__(self, settings: TrainSettings, manifest: Manifest, world: World, learner: Learner) -> None:
+        self.folder = settings.data
+        self.manifest = manifest
+        self.world = world
+        self.learner = learner
+
+    def __call__(self, split: Split) -> Scores:
+        batches = evaluation_batches(
+            self.folder,
+            self.manifest,
+            split,
+            batch_size=EVALUATION_BATCH,
+            rank=self.world.rank,
+            world_size=self.world.size,
+        )
+        return score_pair(
+            self.learner.pair,
+            batches,
+            topics=len(self.manifest.labels),
+            device=self.world.device,
+            world_size=self.world.size,
+        )
+
+
+def describe_layers(layer_map: list[list[int]]) -> str:
+    """The layer map as a line: which teacher layers stand behind each student layer."""
+    blocks = [
+        f"{i} <- {block[0]}-{block[-1]}" if len(block) > 1 else f"{i} <- {block[0]}"
+        for i, block in enumerate(layer_map, 1)
+    ]
+    return "student layer <- teacher layers: " + ", ".join(blocks)
+
+
+def _finish(
+    settings: TrainSettings,
+    manifest: Manifest,
+    learner: Learner,
+    progress: Progress,
+    test: Scores,
+    world: World,
+) -> None:
+    run = Path(settings.out)
+    write_student(run / "student", learner.pair, manifest, tokenizer=Path(settings.data) / "tokenizer")
+    best = next(entry for entry in progress.curve if entry["step"] == progress.best_step)
+    teacher, student = len(learner.pair.teacher.layers), settings.student.layers
+    write_record(
+        run,
+        RunRecord(
+            settings=settings.model_dump(),
+            seed=settings.seed,
+            versions=installed_versions(),
+            hardware={
+                **describe_hardware(),
+                "device": _device_name(world.device),
+                "workers": world.size,
+                "threads": torch.get_num_threads(),
+            },
+            seconds={**progress.seconds, "total": sum(progress.seconds.values())},
+            layer_map=block_map(teacher, student),
+            metrics={
+                "validation": best["validation"],
+                "test": test,
+                "best_step": progress.best_step,
+                "train": progress.curve[-1]["train"],
+                "parameters": _parameters(learner),
+            },
+            curve=progress.curve,
+            data=_data(settings, manifest),
+            steps=progress.step,
+            titles_per_second=progress.titles
+            / max(1e-9, progress.seconds["train"] + progress.seconds["data"]),
+        ),
+    )
+    if not settings.checkpoint.keep_finished:
+        shutil.rmtree(run / CHECKPOINTS, ignore_errors=True)
+
+
+def _data(settings: TrainSettings, manifest: Manifest) -> dict[str, Any]:
+    return {
+        "name": " + ".join(dict.fromkeys(source.folder for source in manifest.sources)),
+        "fingerprint": manifest.fingerprint,
+        "tokenizer": manifest.tokenizer.sha256,
+        "train_rows": settings.train_rows or manifest.rows("train"),
+        "validation_rows": manifest.rows("validation"),
+        "test_rows": manifest.rows("test"),
+        "labels": len(manifest.labels),
+    }
+
+
+def _parameters(learner: Learner) -> dict[str, int]:
+    pair = learner.pair
+    return {
+        name: sum(parameter.numel() for parameter in module.parameters())
+        for name, module in (("teacher", pair.teacher), ("student", pair.student), ("top", pair.top))
+    }
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _silent(_: str) -> None:
+    pass

@@ -1,0 +1,167 @@
+"""The Ray Train shell: a group of workers, each with its part of every batch from Ray Data. No arithmetic
+here."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from pathlib import Path
+from typing import Any
+
+from newsbert_ray.config import SCRATCH, SettingsError, TrainSettings
+from newsbert_ray.connect import RaySession, ray_session
+from newsbert_ray.data.batches import Order
+from newsbert_ray.data.reading import Plan
+from newsbert_ray.data.shards import Manifest
+from newsbert_ray.train.journal import METRICS, Display, read_entries
+from newsbert_ray.train.loop import Report
+
+_MAX_FAILURES = 3
+_TAIL_SECONDS = 0.5
+
+
+class GroupError(RuntimeError):
+    """A group of workers that failed for good; the text holds the first worker's reason."""
+
+
+def train_group(settings: TrainSettings, manifest: Manifest, *, report: Report | None) -> None:
+    """Train with `settings.workers` Ray Train workers, in the cluster at hand or a private one, to the run's
+    record.
+
+    A worker that dies takes its group back to the last checkpoint; entries reach this process through the
+    run's
+    metrics.jsonl, so the run's folder must be one that all nodes see.
+
+    Raises:
+        SettingsError: the cluster has not the resources.
+        GroupError: the workers failed more than three times, or at once for a reason that would repeat.
+    """
+    resolved = _resolve(settings)
+    with ray_session(dashboard=True) as session:
+        _check_resources(settings, session)
+        failure: list[BaseException] = []
+        fit = threading.Thread(target=_fit, args=(resolved, session, failure), daemon=True)
+        fit.start()
+        _follow(fit, settings, manifest, report, session)
+        if failure:
+            raise GroupError(f"the training group failed: {_reason(failure[0])}") from failure[0]
+
+
+def _fit(settings: TrainSettings, session: RaySession, failure: list[BaseException]) -> None:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    storage = Path(settings.out) / "ray"
+    try:
+        TorchTrainer(
+            _work,
+            train_loop_config={"settings": settings.model_dump(), "threads": _threads(settings, session)},
+            scaling_config=ScalingConfig(
+                num_workers=settings.workers,
+                use_gpu=_use_gpu(settings, session),
+                resources_per_worker={"CPU": 1, **({"GPU": 1} if _use_gpu(settings, session) else {})},
+            ),
+            run_config=RunConfig(
+                name="group",
+                storage_path=str(storage),
+                failure_config=FailureConfig(max_failures=_MAX_FAILURES),
+            ),
+        ).fit()
+        shutil.rmtree(storage, ignore_errors=True)
+    except BaseException as error:
+        failure.append(error)
+
+
+def _work(config: dict[str, Any]) -> None:
+    """One worker of the group."""
+    import ray.train
+    import torch
+    from ray.train.torch import get_device
+
+    from newsbert_ray.data.stream import stream_updates
+    from newsbert_ray.train.loop import World
+    from newsbert_ray.train.work import run_worker
+
+    settings = TrainSettings.model_validate(config["settings"])
+    torch.set_num_threads(config["threads"])
+    context = ray.train.get_context()
+    world = World(context.get_world_rank(), context.get_world_size(), get_device())
+
+    def report(entry: dict[str, Any]) -> None:
+        if entry["kind"] == "evaluation":
+            ray.train.report({"step": entry["step"], "epoch": entry["epoch"], **entry["validation"]})
+
+    run_worker(
+        settings, world, updates=lambda plan, done: stream_updates(plan, done=done), report=report, say=print
+    )
+
+
+def _follow(
+    fit: threading.Thread,
+    settings: TrainSettings,
+    manifest: Manifest,
+    report: Report | None,
+    session: RaySession,
+) -> None:
+    """Show and pass on what the first worker writes to metrics.jsonl until the group ends."""
+    plan = Plan(
+        settings.data,
+        manifest,
+        Order(settings.seed, settings.batch_size),
+        settings.epochs,
+        settings.train_rows,
+    )
+    path = Path(settings.out) / METRICS
+    last = max((entry["step"] for entry in read_entries(path)), default=0)
+    seen = {(entry["kind"], entry["step"]) for entry in read_entries(path)}
+    with Display(total=plan.total_steps, done=last) as display:
+        link = f", dashboard {session.dashboard}" if session.dashboard else ""
+        display.say(f"Ray Train group of {settings.workers} at {session.address}{link}")
+        alive = True
+        while alive:
+            fit.join(_TAIL_SECONDS)
+            alive = fit.is_alive()
+            for entry in read_entries(path):
+                if (entry["kind"], entry["step"]) not in seen:
+                    seen.add((entry["kind"], entry["step"]))
+                    display(entry)
+                    if report is not None and entry["kind"] == "evaluation":
+                        report(entry)
+
+
+def _check_resources(settings: TrainSettings, session: RaySession) -> None:
+    if session.cpus < settings.workers:
+        raise SettingsError(
+            f"workers {settings.workers}: the cluster has {session.cpus:g} CPUs and each worker takes one; "
+            f"use --workers {max(1, int(session.cpus))} or add nodes"
+        )
+    if settings.device == "cuda" and session.gpus < settings.workers:
+        raise SettingsError(
+            f"workers {settings.workers} on device cuda: the cluster has {session.gpus:g} GPUs; use "
+            "fewer workers"
+        )
+
+
+def _use_gpu(settings: TrainSettings, session: RaySession) -> bool:
+    return settings.device != "cpu" and session.gpus >= settings.workers
+
+
+def _threads(settings: TrainSettings, session: RaySession) -> int:
+    if settings.threads is not None:
+        return settings.threads
+    return max(1, int(session.cpus) // settings.workers) if session.private else 1
+
+
+def _resolve(settings: TrainSettings) -> TrainSettings:
+    """The same settings with absolute folders: workers run elsewhere."""
+    folders = {"data": str(Path(settings.data).resolve()), "out": str(Path(settings.out).resolve())}
+    if settings.teacher != SCRATCH and Path(settings.teacher).is_dir():
+        folders["teacher"] = str(Path(settings.teacher).resolve())
+    return settings.model_copy(update=folders)
+
+
+def _reason(error: BaseException) -> str:
+    failures = getattr(error, "worker_failures", None) or {}
+    first = next(iter(failures.values()), error)
+    lines = str(first).strip().splitlines()
+    return lines[-1] if lines else type(first).__name__
