@@ -1,0 +1,310 @@
+"""What a sweep varies, how, with which seeds, judged by what; checks all that can be checked before it starts.
+Knows no file format, no Ray and no Optuna."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NoReturn, Self
+
+from pydantic import Field, model_validator
+
+from newsbert_ray.config import (
+    SCRATCH,
+    Settings,
+    SettingsError,
+    TrainSettings,
+    build_settings,
+    dotted_names,
+    merge,
+    nearest,
+)
+
+MAX_POINTS = 100_000
+"""A grid with more points is taken for a slip."""
+
+METRICS = tuple(
+    f"{split}.{model}.{metric}"
+    for split in ("validation", "test")
+    for model in ("student", "teacher")
+    for metric in ("accuracy", "macro_f1")
+)
+"""What a point may be judged by: names inside a record's `metrics`."""
+
+OWN_NAMES = {"seed": "use `seeds: [...]`", "out": "each trial's folder lies in the sweep's --out"}
+
+Point = dict[str, Any]
+"""The varied settings of one point, by dotted name."""
+
+
+class Axis(Settings):
+    """One varied setting: either `values`, or a range from `low` to `high`, both included."""
+
+    name: str
+    """Dotted name of a training setting."""
+    values: tuple[Any, ...] | None = None
+    """What it takes, in order."""
+    low: float | None = None
+    """Least value of a range."""
+    high: float | None = None
+    """Greatest value of a range."""
+    integer: bool = False
+    """Whole numbers only."""
+    log: bool = False
+    """Drawn evenly over the logarithm."""
+    step: float | None = None
+    """Distance between neighbours of a range."""
+
+    def samples(self) -> tuple[Any, ...]:
+        """Values that stand for all: every one, or the ends of a range (each whole number of a short one)."""
+        if self.values is not None:
+            return self.values
+        assert self.low is not None
+        assert self.high is not None
+        if not self.integer:
+            return (self.low, self.high)
+        every = range(int(self.low), int(self.high) + 1, int(self.step or 1))
+        return tuple(every) if len(every) <= 100 else (every[0], every[-1])
+
+
+class Search(Settings):
+    """How points are chosen."""
+
+    sampler: Literal["grid", "tpe", "random"] = "grid"
+    """Every combination, Optuna's tree-structured Parzen estimator, or chance."""
+    trials: int | None = Field(None, ge=1)
+    """Points to try with tpe or random; a grid has its own number."""
+    seed: int = Field(0, ge=0, lt=2**31)
+    """Seed of the sampler."""
+
+
+class SearchSpace(Settings):
+    """A search space as read: fixed settings, axes, seeds, and what a point is judged by."""
+
+    file: str
+    """Where it was read from."""
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=80)
+    """Short name; Optuna's study is called so."""
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """Training settings that all trials share, nested or dotted."""
+    axes: tuple[Axis, ...] = ()
+    """What varies; the last axis fastest."""
+    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    """Each point is run with each seed and judged by the mean."""
+    search: Search = Search()
+    """How points are chosen."""
+    metric: str = "validation.student.accuracy"
+    """What a point is judged by."""
+    mode: Literal["max", "min"] = "max"
+    """Whether more is better."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        for seed in self.seeds:
+            if not 0 <= seed < 2**31 or self.seeds.count(seed) > 1:
+                raise ValueError(f"seeds {list(self.seeds)}: each once, from 0 to 2147483647")
+        if self.metric not in METRICS:
+            raise ValueError(
+                f"metric '{self.metric}' is reported by no trial"
+                + (f", did you mean '{near}'?" if (near := nearest(self.metric, list(METRICS))) else "")
+                + f" (known: {', '.join(METRICS)})"
+            )
+        return self
+
+    @property
+    def points(self) -> int:
+        """How many points the sweep will try."""
+        if self.search.sampler != "grid":
+            return self.search.trials or 0
+        return math.prod(len(axis.values or ()) for axis in self.axes)
+
+    def grid(self) -> Iterator[Point]:
+        """Every combination of the axes' values, the last axis fastest."""
+        names = [axis.name for axis in self.axes]
+        for values in itertools.product(*(axis.values or () for axis in self.axes)):
+            yield dict(zip(names, values, strict=True))
+
+
+def vary(space: SearchSpace, changes: Mapping[str, Sequence[Any]]) -> SearchSpace:
+    """`space` with other values for some axes, with new axes, or with other `seeds`.
+
+    Raises:
+        SettingsError: no such setting, or a value that it cannot take.
+    """
+    axes = {axis.name: axis for axis in space.axes}
+    seeds: Sequence[Any] = space.seeds
+    for name, values in changes.items():
+        if not values or isinstance(values, str):
+            raise SettingsError(f"--vary {name}: give at least one value, such as {name}=1,2")
+        if name == "seeds":
+            seeds = values
+            continue
+        require_name(name, partial(_refuse, "--vary"))
+        axes[name] = Axis(name=name, values=distinct_values(values, partial(_refuse, f"--vary {name}")))
+    changed = {**dict(space), "axes": tuple(axes.values()), "seeds": tuple(seeds)}
+    return build_settings(SearchSpace, changed, where="--vary")
+
+
+def fix(space: SearchSpace, overrides: Mapping[str, Any]) -> tuple[SearchSpace, list[str]]:
+    """`space` without the axes that `overrides` fixes, and a line to show for each of them.
+
+    Raises:
+        SettingsError: an override that belongs to the sweep itself.
+    """
+    flat = flatten(merge(overrides))
+    if "out" in flat:
+        raise SettingsError(f"out = {flat['out']!r}: {OWN_NAMES['out']}")
+    said = [f"{axis.name} is {flat[axis.name]!r}, not varied" for axis in space.axes if axis.name in flat]
+    changed: dict[str, Any] = {"axes": tuple(axis for axis in space.axes if axis.name not in flat)}
+    if "seed" in flat:
+        changed["seeds"] = (flat["seed"],)
+        if space.seeds != changed["seeds"]:
+            said.append(f"seed is {flat['seed']!r} in every trial")
+    return build_settings(SearchSpace, {**dict(space), **changed}, where="command line"), said
+
+
+def trial_settings(
+    space: SearchSpace, point: Point, *, seed: int, out: Path, overrides: Mapping[str, Any]
+) -> TrainSettings:
+    """Settings of one trial: the space's own, then `overrides`, the point, the seed and the trial's folder.
+
+    Raises:
+        SettingsError: a combination that cannot be.
+    """
+    # Relative folders would mean something else to a worker that Ray starts elsewhere.
+    own = {"seed": seed, "out": str(out.absolute())}
+    values = merge({"threads": 1}, space.settings, overrides, point, own)
+    for name in ("data", "teacher"):
+        if isinstance(values.get(name), str) and Path(values[name]).is_dir():
+            values[name] = str(Path(values[name]).absolute())
+    settings = build_settings(TrainSettings, values, where=f"{space.file}, point {point_label(point)}")
+    if settings.workers > 1:
+        raise SettingsError(
+            f"workers = {settings.workers}: a sweep's trials use one worker for now; leave --workers out, "
+            "or run the best point alone with `newsbert-ray train`"
+        )
+    _check_depth(settings)
+    return settings
+
+
+def check_space(space: SearchSpace, *, out: Path, overrides: Mapping[str, Any]) -> TrainSettings:
+    """Build the settings of every grid point, or of each axis's values in turn; returns the first trial's.
+
+    Raises:
+        SettingsError: the first combination that cannot be, or nothing to run.
+    """
+    check_search(space)
+    first = {axis.name: axis.samples()[0] for axis in space.axes}
+    points = [first]
+    if space.search.sampler == "grid":
+        points = list(space.grid())
+    else:
+        points += [{**first, axis.name: value} for axis in space.axes for value in axis.samples()]
+    built = [trial_settings(space, p, seed=space.seeds[0], out=out, overrides=overrides) for p in points]
+    return built[0]
+
+
+def point_label(point: Point, *, seed: int | None = None) -> str:
+    """A folder name for a point (and seed): `beta=0.1,layers=2,seed=0`; distinct for distinct points."""
+    tails = [name.rsplit(".", 1)[-1] for name in point]
+    short = {name: tail if tails.count(tail) == 1 else name for name, tail in zip(point, tails, strict=True)}
+    exact = ",".join(f"{short[name]}={_shown(value)}" for name, value in point.items()) or "only"
+    rounded = ",".join(f"{short[name]}={_shown(value, digits=6)}" for name, value in point.items()) or "only"
+    safe = re.sub(r"[^A-Za-z0-9_.,=+-]", "_", rounded)[:150]
+    if safe != exact:
+        safe += "~" + hashlib.sha256(exact.encode()).hexdigest()[:6]
+    return safe if seed is None else f"{safe},seed={seed}"
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mapping -> dotted names."""
+    result: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            result.update(flatten(value, f"{prefix}{key}."))
+        else:
+            result[f"{prefix}{key}"] = value
+    return result
+
+
+def _shown(value: Any, digits: int | None = None) -> str:
+    if isinstance(value, float):
+        return f"{value:.{digits}g}" if digits else repr(value).removesuffix(".0")
+    return str(value)
+
+
+def distinct_values(values: Sequence[Any], fail: Callable[[str], NoReturn]) -> tuple[Any, ...]:
+    """`values`, each a single one and each there once; else `fail` is called with the reason."""
+    for index, value in enumerate(values):
+        if not isinstance(value, str | int | float | bool | None):
+            fail(f"{value!r} is no single value (a number, a word, true, false or null)")
+        if value in values[:index]:
+            fail(f"{value!r} stands there twice")
+    return tuple(values)
+
+
+def require_name(name: str, fail: Callable[[str], NoReturn]) -> None:
+    """Call `fail` with the reason where `name` is no setting that can vary."""
+    if name in OWN_NAMES:
+        fail(f"'{name}' is not varied like a setting: {OWN_NAMES[name]}")
+    names = sorted(dotted_names(TrainSettings))
+    if name not in names:
+        near = nearest(name, names)
+        fail(f"unknown setting '{name}'" + (f", did you mean '{near}'?" if near else ""))
+
+
+def check_search(space: SearchSpace) -> None:
+    """Raise SettingsError where axes, sampler and number of trials do not fit each other."""
+    search = space.search
+    if search.sampler == "grid":
+        for axis in space.axes:
+            if axis.values is None:
+                raise SettingsError(
+                    f"the grid sampler needs values: give {axis.name} a `grid: [...]`, "
+                    "or take `sampler: tpe` with `trials:`"
+                )
+        if search.trials is not None:
+            raise SettingsError(
+                f"trials = {search.trials}: a grid tries each of its {space.points} points once"
+            )
+        if space.points > MAX_POINTS:
+            raise SettingsError(
+                f"the grid has {space.points:,} points, more than {MAX_POINTS:,}; thin it out"
+            )
+    elif search.trials is None:
+        raise SettingsError(f"the {search.sampler} sampler needs to know when to end: give `trials: N`")
+
+
+def _check_depth(settings: TrainSettings) -> None:
+    depth, student = _teacher_depth(settings), settings.student.layers
+    if depth is None or depth % student == 0:
+        return
+    divisors = [str(n) for n in range(1, depth + 1) if depth % n == 0]
+    choice = f"{', '.join(divisors[:-1])} or {divisors[-1]}" if len(divisors) > 1 else divisors[0]
+    raise SettingsError(
+        f"{depth} teacher layers do not divide into {student} student layers; choose {choice}"
+    )
+
+
+def _teacher_depth(settings: TrainSettings) -> int | None:
+    """Layers of the teacher, where that can be known without loading it."""
+    if settings.model.teacher_layers is not None:
+        return settings.model.teacher_layers
+    if settings.teacher == SCRATCH:
+        return settings.scratch.layers
+    try:
+        config = json.loads((Path(settings.teacher) / "config.json").read_text(encoding="utf-8"))
+        found = [config[key] for key in ("num_hidden_layers", "n_layers", "num_layers") if key in config]
+    except (OSError, ValueError, TypeError):
+        return None
+    return found[0] if found and isinstance(found[0], int) and found[0] > 0 else None
+
+
+def _refuse(where: str, message: str) -> NoReturn:
+    raise SettingsError(f"{where}: {message}")
