@@ -1,0 +1,281 @@
+"""newsbert-ray VERB: parse, call one function of the package, print. Each verb loads only what it needs."""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+
+class Verb(NamedTuple):
+    """A word of the command line: what it does in one sentence, an example, and the function that does it."""
+
+    sentence: str
+    example: str
+    run: Callable[[list[str]], None]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one verb.
+
+    Returns:
+        The exit code: 0 done, 1 failed, 2 a command that cannot be, 130 stopped by Ctrl-C.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    if not words:
+        print(_overview(), file=sys.stderr)
+        return 2
+    if words[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0
+    if words[0] == "--version":
+        from newsbert_ray import __version__
+
+        print(f"newsbert-ray {__version__}")
+        return 0
+    name, *rest = words
+    if name not in VERBS:
+        near = difflib.get_close_matches(name, VERBS, n=1)
+        hint = f", did you mean '{near[0]}'?" if near else f"; one of {', '.join(VERBS)}"
+        print(f"newsbert-ray: unknown verb '{name}'{hint}", file=sys.stderr)
+        return 2
+    if "--help" in rest or "-h" in rest:
+        _print_help(name)
+        return 0
+    return _run(name, rest, debug=debug)
+
+
+def _run(name: str, words: list[str], *, debug: bool) -> int:
+    """The verb's exit code; what it raises becomes one message, with `debug` its frames."""
+    _configure_logging(debug=debug)
+    try:
+        VERBS[name].run(words)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        print(f"\nnewsbert-ray {name}: stopped; the same command goes on where it was", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if debug:
+            raise
+        code, message = _describe(error)
+        hint = f" (every setting: newsbert-ray {name} --help)" if code == 2 else ""
+        print(f"newsbert-ray {name}: {message}{hint}", file=sys.stderr)
+        return code
+    return 0
+
+
+def _describe(error: BaseException) -> tuple[int, str]:
+    """Exit code and message: our own errors and the system's as they are, the rest as ours to mend."""
+    from newsbert_ray.config import SettingsError
+    from newsbert_ray.flags import UsageError
+
+    for cause in _causes(error):
+        if isinstance(cause, UsageError | SettingsError):
+            return 2, str(cause)
+        if type(cause).__module__.startswith("newsbert_ray."):
+            return 1, str(cause)
+    if isinstance(error, OSError):
+        return 1, _describe_system(error)
+    first = next(iter(str(error).splitlines()), "")
+    return 1, f"internal error: {type(error).__name__}: {first}; run it again with --debug for the frames"
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An exception and those below it; of Ray's wrappers only what they wrap, their text is a whole trace."""
+    current: BaseException | None = error
+    for _ in range(10):
+        if current is None:
+            return
+        below = getattr(current, "cause", None)
+        if not isinstance(below, BaseException):
+            yield current
+            below = current.__cause__
+        current = below
+
+
+def _describe_system(error: OSError) -> str:
+    if error.errno is None:
+        return " ".join(str(error).split())
+    where = f"{error.filename}: " if error.filename else ""
+    cure = "; free some space and run the same command again" if error.errno == errno.ENOSPC else ""
+    return f"{where}{error.strerror}{cure}"
+
+
+def _configure_logging(*, debug: bool) -> None:
+    """Our own lines plain on stderr; the libraries speak only of trouble, and not at all in progress bars."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("newsbert_ray").setLevel(logging.DEBUG if debug else logging.INFO)
+    if debug:
+        return
+    warnings.simplefilter("ignore")
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+
+
+_QUIET = {
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "PYTHONWARNINGS": "ignore",
+}
+
+
+def _prepare(words: list[str]) -> None:
+    from newsbert_ray.config import PrepareSettings
+    from newsbert_ray.flags import settings_from
+
+    settings = settings_from("prepare", PrepareSettings, words)
+    from newsbert_ray.data.prepare import prepare
+
+    prepare(settings)
+
+
+def _train(words: list[str]) -> None:
+    from newsbert_ray.config import TrainSettings
+    from newsbert_ray.flags import settings_from
+
+    settings = settings_from("train", TrainSettings, words)
+    from newsbert_ray.train.run import train
+
+    train(settings)
+
+
+def _sweep(words: list[str]) -> None:
+    from newsbert_ray.flags import values_from
+
+    values = values_from("sweep", words)
+    space, out = values.pop("space"), values.pop("out")
+    resume, concurrency = values.pop("resume", False), values.pop("concurrency", None)
+    from newsbert_ray.tune.search import sweep
+
+    sweep(space, out=out, overrides=values, resume=resume, concurrency=concurrency)
+
+
+def _evaluate(words: list[str]) -> None:
+    from newsbert_ray.flags import values_from
+
+    values = values_from("evaluate", words)
+    as_json = values.pop("json", False)
+    from newsbert_ray.evaluation.evaluate import evaluate
+
+    metrics = evaluate(values.pop("run"), **values)
+    if as_json:
+        print(json.dumps(metrics, indent=1))
+    else:
+        _print_metrics(metrics)
+
+
+def _report(words: list[str]) -> None:
+    from newsbert_ray.flags import values_from
+
+    values = values_from("report", words)
+    from newsbert_ray.report.report import report
+
+    for path in report(values["folders"], out=values["out"]):
+        print(path)
+
+
+def _synthesize(words: list[str]) -> None:
+    from newsbert_ray.config import SettingsError
+    from newsbert_ray.flags import values_from
+
+    values = values_from("synthesize", words)
+    from newsbert_ray.data.synthetic import synthesize
+
+    try:
+        folders = synthesize(**values)
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
+    print("\n".join(str(folder) for folder in folders))
+
+
+def _print_metrics(metrics: dict[str, Any]) -> None:
+    """A line for each model, a column for each number; numbers outside a model stand below."""
+    from rich.console import Console
+    from rich.table import Table
+
+    models = {name: numbers for name, numbers in metrics.items() if isinstance(numbers, dict)}
+    columns = list(dict.fromkeys(key for numbers in models.values() for key in numbers))
+    table = Table("model", *columns)
+    for name, numbers in models.items():
+        table.add_row(name, *(_number(numbers.get(column)) for column in columns))
+    console = Console()
+    console.print(table)
+    for name, value in metrics.items():
+        if name not in models:
+            console.print(f"{name} {_number(value)}", highlight=False)
+
+
+def _number(value: Any) -> str:
+    return "" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+VERBS = {
+    "prepare": Verb(
+        "Turn MIND's files into tokenised Parquet shards, once for every run and sweep.",
+        "newsbert-ray prepare --source MINDsmall_train --source MINDsmall_dev --teacher bert-base-uncased"
+        " --out shards",
+        _prepare,
+    ),
+    "train": Verb(
+        "Distil one student: teacher and student learn together, and a record of the run is left behind.",
+        "newsbert-ray train --data shards --teacher bert-base-uncased --student.layers 2 --out runs/first",
+        _train,
+    ),
+    "sweep": Verb(
+        "Search how best to distil: every run of a search space, shared out over the machine or the cluster.",
+        "newsbert-ray sweep search_spaces/paper_beta.yaml --data shards --teacher bert-base-uncased"
+        " --out runs/beta",
+        _sweep,
+    ),
+    "evaluate": Verb(
+        "Measure a finished run's teacher and student on a split.",
+        "newsbert-ray evaluate runs/first --split test",
+        _evaluate,
+    ),
+    "report": Verb(
+        "Draw tables and figures from the records of runs and sweeps.",
+        "newsbert-ray report runs/beta --out report",
+        _report,
+    ),
+    "synthesize": Verb(
+        "Write a small learnable corpus in MIND's own files, for trying things out.",
+        "newsbert-ray synthesize --out corpus",
+        _synthesize,
+    ),
+}
+
+
+def _overview() -> str:
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {name:<{width}}  {verb.sentence}" for name, verb in VERBS.items())
+    return (
+        "Distil a pretrained language model into a fast news encoder (NewsBERT), and search for the best way.\n"
+        f"\nusage: newsbert-ray VERB [settings] [--debug]\n\n{verbs}\n\n"
+        "newsbert-ray VERB --help lists the verb's settings; --debug shows the frames behind an error."
+    )
+
+
+def _print_help(name: str) -> None:
+    from newsbert_ray.flags import help_text
+
+    print(f"{VERBS[name].sentence}\n\n  {VERBS[name].example}\n\n{help_text(name)}", end="")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,187 @@
+"""Words of the command line -> checked values: each verb's parser, one clear message where a word cannot be.
+
+Loads jsonargparse, so that the command line imports it only once a verb is known. Knows no tensor and no Ray.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from typing import Annotated, Any, TypeVar
+
+from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse.typing import PositiveInt
+from pydantic import TypeAdapter, ValidationError
+
+from newsbert_ray.config import PrepareSettings, Settings, TrainSettings, build_settings, nearest
+
+S = TypeVar("S", bound=Settings)
+
+_SETTINGS: dict[str, type[Settings]] = {
+    "prepare": PrepareSettings,
+    "train": TrainSettings,
+    "sweep": TrainSettings,
+}
+
+
+class UsageError(Exception):
+    """Words that no verb understands; the text is one whole message for a person."""
+
+
+def settings_from(verb: str, model: type[S], words: list[str]) -> S:
+    """The settings that `words` ask of `verb`, defaults filled in.
+
+    Raises:
+        UsageError, SettingsError: a flag or value that cannot be, by its name, with the nearest one that can.
+    """
+    return build_settings(model, values_from(verb, words), where="command line")
+
+
+def values_from(verb: str, words: list[str]) -> dict[str, Any]:
+    """Only the values that `words` (or the file behind `--config`) give, nested as in the settings.
+
+    Raises:
+        UsageError: an unknown flag, a value of the wrong kind or out of range, something missing.
+    """
+    parser = parser_for(verb)
+    words = _join_repeated(words, "--source") if verb == "prepare" else words
+    whole = any(word.startswith("--print_config") for word in words)
+    try:
+        values = parser.parse_args(words, defaults=whole).as_dict()
+    except ArgumentError as error:
+        flags = sorted(flag.removeprefix("--") for flag in parser._option_string_actions)
+        raise UsageError(_explain(str(error), words, flags=flags, model=_SETTINGS.get(verb))) from error
+    return {name: value for name, value in values.items() if name != "config"}
+
+
+def help_text(verb: str) -> str:
+    """Every flag of `verb` with its type, default and meaning."""
+    return parser_for(verb).format_help()
+
+
+def parser_for(verb: str) -> ArgumentParser:
+    """The parser of one verb; building the others would cost start-up time."""
+    parser = ArgumentParser(
+        prog=f"newsbert-ray {verb}",
+        usage=argparse.SUPPRESS,
+        exit_on_error=False,
+        allow_abbrev=False,
+        default_env=False,
+    )
+    if verb in ("prepare", "train"):
+        parser.add_argument("--config", action="config", help="YAML file of settings; flags go over it.")
+        parser.add_class_arguments(_SETTINGS[verb])
+    elif verb == "sweep":
+        _add_sweep(parser)
+    elif verb == "evaluate":
+        _add_evaluate(parser)
+    elif verb == "report":
+        parser.add_argument("folders", nargs="+", type=str, help="Runs or sweeps; every record at or below.")
+        parser.add_argument("--out", type=str, required=True, help="Folder for the tables and figures.")
+    else:
+        from newsbert_ray.data.synthetic import synthesize
+
+        parser.add_function_arguments(synthesize)
+    return parser
+
+
+def _add_sweep(parser: ArgumentParser) -> None:
+    parser.add_argument("space", type=str, help="Search space: a file as those in search_spaces/.")
+    parser.add_argument(
+        "--out", type=str, required=True, help="Folder of the sweep, with a folder for each run."
+    )
+    parser.add_argument("--resume", action="store_true", help="Go on with the sweep that stands in --out.")
+    parser.add_argument(
+        "--concurrency", type=PositiveInt, help="Trials at once; as many as there are cores by default."
+    )
+    parser.add_argument("--data", type=str, help="Folder of shards; overrides the search space's.")
+    parser.add_argument("--teacher", type=str, help="Encoder; overrides the search space's.")
+    parser.add_class_arguments(TrainSettings, skip={"data", "teacher", "out"})
+
+
+def _add_evaluate(parser: ArgumentParser) -> None:
+    parser.add_argument("run", type=str, help="Folder of a finished run.")
+    parser.add_argument("--data", type=str, help="Folder of shards; the run's own by default.")
+    parser.add_argument(
+        "--split", choices=["train", "validation", "test"], default="test", help="Which news."
+    )
+    parser.add_argument("--batch_size", type=PositiveInt, help="Titles at once.")
+    parser.add_argument("--json", action="store_true", help="Print JSON instead of a table.")
+
+
+def _join_repeated(words: list[str], flag: str) -> list[str]:
+    """A flag that is given once for each value, as the one list that the parser reads."""
+    values: list[str] = []
+    others: list[str] = []
+    position = 0
+    while position < len(words):
+        name, equals, value = words[position].partition("=")
+        if name == flag and not equals and position + 1 < len(words):
+            position += 1
+            value = words[position]
+        elif name != flag or not equals:
+            others.append(words[position])
+            position += 1
+            continue
+        values.append(value)
+        position += 1
+    return [*others, flag, json.dumps(values)] if values else others
+
+
+_UNKNOWN = (
+    r"unrecognized arguments: ([^\s=]+)",
+    r"Group '(\S+)' does not accept option '(\S+)'",
+    r"Option '(\S+)' is not accepted",
+)
+
+
+def _explain(message: str, words: list[str], *, flags: list[str], model: type[Settings] | None) -> str:
+    """The parser's message as one line for a person: what is wrong, the value, what was expected."""
+    for pattern in _UNKNOWN:
+        if found := re.search(pattern, message):
+            return _unknown(".".join(found.groups()), flags, given=words)
+    if found := re.search(r"arguments are required: (.+)", message):
+        return f"required and not given: {found[1]}"
+    if found := re.search(r"argument (\S+): expected one argument", message):
+        return f"{found[1]} needs a value"
+    names = re.findall(r'Parser key "([^"]+)"', message)
+    values = re.findall(r"(?:Got|Given) value: (.*)", message)
+    if names and values:
+        name, value = names[-1], values[-1]
+        given = any(word.partition("=")[0] == f"--{name}" for word in words)
+        where = "" if given or "--config" not in words else " (from the file of --config)"
+        expected = _expected(model, name, value) if model else None
+        return f"{name} = {value!r}{where}: {expected or _one_line(message)}"
+    return _one_line(message)
+
+
+def _one_line(message: str) -> str:
+    text = " ".join(re.sub(r'Parser key "([^"]+)":', r"--\1:", message).split())
+    return re.sub(r"<class '(\w+)'>", r"\1", text)
+
+
+def _unknown(word: str, flags: list[str], *, given: list[str]) -> str:
+    if word in given and not word.startswith("-"):
+        return f"unexpected word '{word}'"
+    near = nearest(word.lstrip("-"), flags)
+    return f"unknown setting '{word}'" + (f", did you mean '--{near}'?" if near else "")
+
+
+def _expected(model: type[Settings], name: str, value: str) -> str | None:
+    """What the setting `name` takes, in the settings' own words; None where they find no fault."""
+    *parts, last = name.split(".")
+    for part in parts:
+        inner = model.model_fields[part].annotation
+        assert isinstance(inner, type)
+        assert issubclass(inner, Settings)
+        model = inner
+    if last not in model.model_fields:
+        return None
+    field = model.model_fields[last]
+    kind: Any = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
+    try:
+        TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        return str(error.errors()[0]["msg"])
+    return None

@@ -1,0 +1,213 @@
+"""Records -> what a figure shows, pure and comparable; `drawing` draws it.
+
+"NewsBERT" is Wu et al. 2021; Fig. 7 is its own. Knows no tensor and no Ray.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from newsbert_ray.record import RunRecord
+from newsbert_ray.report.tables import (
+    data_name,
+    distinct,
+    flat_settings,
+    number,
+    summarise,
+    teacher_name,
+    varying_settings,
+)
+
+BETA, DEPTH = "distill.beta", "student.layers"
+X_BETA = "share of the teacher's gradient, β"
+MAX_LINES = 8
+"""Lines that one panel can hold and a reader still follow."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line: at each x the mean y of n values, and their standard deviation if there are several."""
+
+    label: str
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    sd: tuple[float | None, ...]
+    n: tuple[int, ...]
+    reference: bool = False
+    """A thin grey line for comparison, without markers or error bars."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One pair of axes."""
+
+    title: str
+    x_label: str
+    y_label: str
+    lines: tuple[Line, ...]
+
+
+@dataclass(frozen=True)
+class FigureData:
+    """All that a figure shows, before anything is drawn."""
+
+    name: str
+    panels: tuple[Panel, ...]
+    caption: str
+    error_bars: bool = True
+    whole_x: bool = False
+    """Ticks of x at whole numbers only, and one scale of y for all panels."""
+
+
+class NothingToDraw(ValueError):
+    """Records that do not make this figure; the text says why."""
+
+
+def beta_figure(records: Sequence[RunRecord]) -> FigureData:
+    """Test accuracy and macro-F1 over beta, a line for each student depth N (NewsBERT Fig. 7).
+
+    Error bars are the standard deviation over seeds. A setting that varies besides these makes more lines.
+
+    Raises:
+        NothingToDraw: beta does not vary, or too much else does.
+    """
+    records = distinct(records)
+    varying = varying_settings(records)
+    if BETA not in varying:
+        raise NothingToDraw("Fig. 7 (metric over beta) is left out: beta does not vary over these runs")
+    others = [name for name in varying if name != BETA]
+    groups = _grouped(records, others)
+    if len(groups) > MAX_LINES:
+        raise NothingToDraw(
+            f"Fig. 7 (metric over beta) is left out: {', '.join(others)} make {len(groups)} lines, "
+            f"{MAX_LINES} can be told apart; report fewer runs at once"
+        )
+    panels = []
+    for heading, metric in (("accuracy", "accuracy"), ("macro-F1", "macro_f1")):
+        lines = [
+            line
+            for label, group in groups.items()
+            if (line := _over(group, _beta, f"test.student.{metric}", label))
+        ]
+        teacher = _known(records, f"test.teacher.{metric}")
+        if lines and teacher and set(varying) <= {BETA, DEPTH}:
+            ends = (min(line.x[0] for line in lines), max(line.x[-1] for line in lines))
+            mean, n = 100 * summarise(teacher).mean, len(teacher)
+            lines.append(Line("teacher (mean)", ends, (mean, mean), (None, None), (n, n), reference=True))
+        if lines:
+            panels.append(Panel("", X_BETA, f"test {heading} (%)", tuple(lines)))
+    if not panels:
+        raise NothingToDraw("Fig. 7 (metric over beta) is left out: no run has test metrics")
+    return FigureData("fig7_beta", tuple(panels), _caption(records, panels))
+
+
+def curve_figure(records: Sequence[RunRecord]) -> FigureData:
+    """Validation accuracy over epochs, a panel for each student depth, mean over seeds.
+
+    A panel shows at most MAX_LINES settings, those that ended best, and says so.
+
+    Raises:
+        NothingToDraw: no run was evaluated twice.
+    """
+    records = [record for record in distinct(records) if len(record.curve) > 1]
+    if not records:
+        raise NothingToDraw("learning curves are left out: no run has two evaluations")
+    varying = varying_settings(records)
+    depths = _grouped(records, [DEPTH])
+    left_out = 0
+    panels = []
+    for label, group in depths.items():
+        lines = [
+            _curve(runs, name or "student", "student")
+            for name, runs in _grouped(group, [name for name in varying if name != DEPTH]).items()
+        ]
+        best = sorted(lines, key=lambda line: line.y[-1], reverse=True)[:MAX_LINES]
+        left_out += len(lines) - len(best)
+        shown = [line for line in lines if line in best]
+        if set(varying) <= {BETA, DEPTH}:
+            shown.append(replace(_curve(group, "teacher (mean)", "teacher"), reference=True))
+        panels.append(Panel(label, "epoch", "validation accuracy (%)", tuple(shown)))
+    note = f" {left_out} settings that ended lower are not drawn." if left_out else ""
+    caption = _caption(records, panels, error_bars=False) + note
+    return FigureData("learning_curves", tuple(panels), caption, error_bars=False, whole_x=True)
+
+
+def _grouped(records: Sequence[RunRecord], names: Sequence[str]) -> dict[str, list[RunRecord]]:
+    """Records by their values of `names`, in the order of the values; the key is the label of a line."""
+    flats = [(flat_settings(record), record) for record in records]
+    ordered = sorted(flats, key=lambda pair: [_sortable(pair[0].get(name)) for name in names])
+    groups: dict[str, list[RunRecord]] = {}
+    for flat, record in ordered:
+        label = ", ".join(f"{_symbol(name)} = {_short(flat.get(name))}" for name in names)
+        groups.setdefault(label, []).append(record)
+    return groups
+
+
+def _symbol(name: str) -> str:
+    """The paper's letter for a setting, or the last part of its name."""
+    return {DEPTH: "N", BETA: "β", "distill.temperature": "t"}.get(name, name.split(".")[-1])
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _sortable(value: Any) -> tuple[float, str]:
+    return (float(value), "") if isinstance(value, int | float) else (0.0, str(value))
+
+
+def _known(records: Sequence[RunRecord], path: str) -> list[float]:
+    return [value for record in records if (value := number(record, path)) is not None]
+
+
+def _beta(record: RunRecord) -> float:
+    return float(flat_settings(record)[BETA])
+
+
+def _over(
+    records: Sequence[RunRecord], position: Callable[[RunRecord], float], path: str, label: str
+) -> Line | None:
+    """Mean and spread in per cent of the metric at `path`, at each position; None where nobody knows it."""
+    found: dict[float, list[float]] = {}
+    for record in records:
+        value = number(record, path)
+        if value is not None:
+            found.setdefault(position(record), []).append(100 * value)
+    return _line(found, label) if found else None
+
+
+def _curve(records: Sequence[RunRecord], label: str, model: str) -> Line:
+    """Validation accuracy in per cent over epochs, at the epochs that all records have."""
+    found: dict[float, list[float]] = {}
+    for record in records:
+        for entry in record.curve:
+            found.setdefault(float(entry["epoch"]), []).append(100 * entry["validation"][model]["accuracy"])
+    return _line({x: values for x, values in found.items() if len(values) == len(records)} or found, label)
+
+
+def _line(found: Mapping[float, Sequence[float]], label: str) -> Line:
+    xs = tuple(sorted(found))
+    summaries = [summarise(found[x]) for x in xs]
+    means, sds, ns = zip(*((s.mean, s.sd, s.n) for s in summaries), strict=True)
+    return Line(label, xs, means, sds, ns)
+
+
+def _caption(records: Sequence[RunRecord], panels: Sequence[Panel], *, error_bars: bool = True) -> str:
+    """What was measured on what: data, sizes, teacher, and how many seeds stand behind a point."""
+    data = ", ".join(dict.fromkeys(data_name(record) for record in records))
+    counts = [
+        f"{', '.join(sizes)} {part}"
+        for part in ("train", "test")
+        if (sizes := dict.fromkeys(f"{n:,}" for record in records if (n := record.data.get(f"{part}_rows"))))
+    ]
+    teachers = ", ".join(dict.fromkeys(teacher_name(record) for record in records))
+    counts_of = sorted({n for panel in panels for line in panel.lines if not line.reference for n in line.n})
+    seeds = " to ".join(str(n) for n in dict.fromkeys((counts_of[0], counts_of[-1])))
+    kind = "mean ± sd" if error_bars else "mean"
+    spread = "one seed a point" if seeds == "1" else f"{kind} over {seeds} seeds a point"
+    titles = f", {' / '.join(counts)} titles" if counts else ""
+    words = [text for panel in panels for text in (panel.title, *(line.label for line in panel.lines))]
+    legend = " N: student layers." if any(word.startswith("N = ") for word in words) else ""
+    return f"Data: {data}{titles}. Teacher: {teachers}. {len(records)} runs, {spread}.{legend}"

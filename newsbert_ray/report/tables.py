@@ -1,0 +1,239 @@
+"""Records -> rows: one row for each setting that was tried, mean and standard deviation over its seeds.
+
+Pure, but for `sweep_table`, which dresses the rows for a terminal. Knows no tensor and no Ray.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from statistics import fmean, stdev
+from typing import TYPE_CHECKING, Any
+
+from newsbert_ray.record import RunRecord
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_NOT_COMPARED = ("seed", "out", "log_every", "checkpoint.")
+"""The seed is averaged over; folder, log and checkpoints alter no number."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Mean of `n` values; `sd` is the sample standard deviation (n - 1), None for a single value."""
+
+    mean: float
+    sd: float | None
+    n: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """Runs that differ only in their seed: the settings that vary in the table, a summary by column."""
+
+    settings: dict[str, Any]
+    seeds: tuple[int, ...]
+    columns: dict[str, Summary]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A number of a record: its name in files, heading with unit, path, factor and digits shown."""
+
+    name: str
+    heading: str
+    path: str
+    factor: float = 1.0
+    digits: int = 1
+
+
+COLUMNS = (
+    Column("accuracy", "accuracy %", "test.student.accuracy", 100.0),
+    Column("macro_f1", "macro-F1 %", "test.student.macro_f1", 100.0),
+    Column("teacher_accuracy", "teacher's accuracy %", "test.teacher.accuracy", 100.0),
+    Column("teacher_macro_f1", "teacher's macro-F1 %", "test.teacher.macro_f1", 100.0),
+    Column("titles_per_second", "titles/s in training", "titles_per_second", digits=0),
+    Column("seconds", "seconds a run", "seconds", digits=0),
+)
+
+
+def flat_settings(record: RunRecord) -> dict[str, Any]:
+    """The settings that may make two runs different, by dotted name.
+
+    The shards count by what is in them, not by where they lie.
+    """
+    flat = {name: value for name, value in _flatten(record.settings) if not name.startswith(_NOT_COMPARED)}
+    if record.data.get("fingerprint"):
+        flat["data"] = data_name(record)
+    return flat
+
+
+def _flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def data_name(record: RunRecord) -> str:
+    """Name and the fingerprint's first digits of the shards behind a run, as far as the record knows them."""
+    name = str(record.data.get("name") or PurePath(str(record.settings.get("data", "unknown"))).name)
+    fingerprint = str(record.data.get("fingerprint", ""))[:8]
+    return f"{name} ({fingerprint})" if fingerprint else name
+
+
+def teacher_name(record: RunRecord) -> str:
+    """The teacher as it was named; of a folder its last part only."""
+    name = str(record.settings.get("teacher", "unknown"))
+    return PurePath(name).name if PurePath(name).is_absolute() or name.startswith(".") else name
+
+
+def varying_settings(records: Sequence[RunRecord]) -> list[str]:
+    """Dotted names of the settings in which the records differ, in the order of the settings."""
+    flats = [flat_settings(record) for record in records]
+    names = dict.fromkeys(name for flat in flats for name in flat)
+    return [name for name in names if len({repr(flat.get(name)) for flat in flats}) > 1]
+
+
+def distinct(records: Sequence[RunRecord]) -> list[RunRecord]:
+    """The records without repeats of a run (same settings and seed), which would make a spread of nothing."""
+    kept: dict[str, RunRecord] = {}
+    for record in records:
+        kept.setdefault(repr((sorted(flat_settings(record).items()), record.seed)), record)
+    return list(kept.values())
+
+
+def number(record: RunRecord, path: str) -> float | None:
+    """The number at a dotted path of the metrics (`test.student.accuracy`) or of the record, or None."""
+    if path == "seconds":
+        return record.seconds.get("total", sum(record.seconds.values()))
+    if path == "titles_per_second":
+        return record.titles_per_second
+    value: Any = record.metrics
+    for part in path.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return float(value) if isinstance(value, int | float) else None
+
+
+def summarise(values: Sequence[float]) -> Summary:
+    """Mean and sample standard deviation of one or more values."""
+    return Summary(fmean(values), stdev(values) if len(values) > 1 else None, len(values))
+
+
+def rows_of(records: Sequence[RunRecord], columns: Sequence[Column] = COLUMNS) -> list[Row]:
+    """One row for each combination of the varying settings, sorted by them; repeats of a run count once.
+
+    A column that no run of a row knows is absent from that row.
+    """
+    records = distinct(records)
+    varying = varying_settings(records)
+    groups: dict[tuple[str, ...], list[RunRecord]] = {}
+    for record in records:
+        flat = flat_settings(record)
+        groups.setdefault(tuple(repr(flat.get(name)) for name in varying), []).append(record)
+    rows = [_row(group, varying, columns) for group in groups.values()]
+    return sorted(rows, key=lambda row: [_order(value) for value in row.settings.values()])
+
+
+def _row(group: Sequence[RunRecord], varying: Sequence[str], columns: Sequence[Column]) -> Row:
+    flat = flat_settings(group[0])
+    known = {column: [number(record, column.path) for record in group] for column in columns}
+    summaries = {
+        column.name: summarise(found)
+        for column, values in known.items()
+        if (found := [value for value in values if value is not None])
+    }
+    seeds = tuple(sorted(record.seed for record in group))
+    return Row({name: flat.get(name) for name in varying}, seeds, summaries)
+
+
+def _order(value: Any) -> tuple[int, float, str]:
+    """A key under which None, numbers and words can stand in one column."""
+    if value is None:
+        return 0, 0.0, ""
+    if isinstance(value, int | float):
+        return 1, float(value), ""
+    return 2, 0.0, str(value)
+
+
+def shown_columns(rows: Sequence[Row], columns: Sequence[Column] = COLUMNS) -> list[Column]:
+    """The columns of which at least one row knows the number."""
+    return [column for column in columns if any(column.name in row.columns for row in rows)]
+
+
+def show(summary: Summary | None, column: Column) -> str:
+    """`mean ± sd` in the column's unit; only the mean where there is one value, blank where there is none."""
+    if summary is None:
+        return ""
+    mean = f"{summary.mean * column.factor:.{column.digits}f}"
+    return mean if summary.sd is None else f"{mean} ± {summary.sd * column.factor:.{column.digits}f}"
+
+
+def to_markdown(rows: Sequence[Row]) -> str:
+    """The rows as a Markdown table."""
+    columns = shown_columns(rows)
+    settings = list(rows[0].settings)
+    head = [*settings, "seeds", *(column.heading for column in columns)]
+    body = [
+        [
+            *(str(value) for value in row.settings.values()),
+            str(len(row.seeds)),
+            *(show(row.columns.get(column.name), column) for column in columns),
+        ]
+        for row in rows
+    ]
+    align = ["---" if name in settings else "---:" for name in head]
+    return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in [head, align, *body]) + "\n"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    """The rows as CSV: full precision, shares from 0 to 1, mean and standard deviation in own columns."""
+    columns = shown_columns(rows)
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    heads = [head for column in columns for head in (column.name, f"{column.name}_sd")]
+    writer.writerow([*rows[0].settings, "n_seeds", *heads])
+    for row in rows:
+        found = [row.columns.get(column.name) for column in columns]
+        pairs = [(summary.mean, summary.sd) if summary else (None, None) for summary in found]
+        writer.writerow(
+            [*row.settings.values(), len(row.seeds), *(value for pair in pairs for value in pair)]
+        )
+    return file.getvalue()
+
+
+def sweep_table(records: Sequence[RunRecord], metric: str = "test.student.accuracy") -> Table:
+    """The rows of a sweep for a terminal, the best of `metric` (a dotted path into the metrics) first."""
+    from rich.table import Table
+
+    extra = Column("metric", metric, metric, digits=4)
+    chosen = COLUMNS if any(column.path == metric for column in COLUMNS) else (extra, *COLUMNS)
+    judge = next(column for column in chosen if column.path == metric)
+    rows = rows_of(records, chosen)
+    rows.sort(key=lambda row: _mean(row, judge), reverse=True)
+    columns = shown_columns(rows, chosen)
+    table = Table(title=f"{len(distinct(records))} runs, best {metric} first")
+    for name in rows[0].settings if rows else ():
+        table.add_column(name)
+    table.add_column("seeds", justify="right")
+    for column in columns:
+        table.add_column(column.heading, justify="right")
+    for position, row in enumerate(rows):
+        cells = [str(value) for value in row.settings.values()]
+        numbers = [show(row.columns.get(column.name), column) for column in columns]
+        table.add_row(*cells, str(len(row.seeds)), *numbers, style="bold" if position == 0 else None)
+    return table
+
+
+def _mean(row: Row, column: Column) -> float:
+    return row.columns[column.name].mean if column.name in row.columns else -math.inf
