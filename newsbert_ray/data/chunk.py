@@ -1,6 +1,7 @@
-"""The work on one chunk of a file: scan its ids, then write its rows as shards. Runs in this process or in a Ray task.
+"""One chunk of a file: scan its ids, then write its rows as shards; in this process or in a Ray task.
 
-Scanning comes first for all chunks, because what becomes of a line (its split, a duplicate) depends on the others.
+Scanning comes first for all chunks, because what becomes of a line (its split, a duplicate) depends on the
+others.
 """
 
 from __future__ import annotations
@@ -19,7 +20,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from newsbert_ray.data.mind import BadLine, Impression, News, Row, excerpt, parse_behaviors, parse_lines, parse_news
+from newsbert_ray.data.mind import (
+    BadLine,
+    Impression,
+    News,
+    Row,
+    excerpt,
+    parse_behaviors,
+    parse_lines,
+    parse_news,
+)
 from newsbert_ray.data.shards import BEHAVIORS_SCHEMA, NEWS_SCHEMA, SPLITS, Shard, Split
 from newsbert_ray.data.sources import CHUNK_BYTES, Chunk, PrepareError, read_chunk
 from newsbert_ray.data.split import NO_CODE, Codes, Fate, Fates, Hashes, hash_ids, is_known
@@ -31,7 +41,7 @@ _SHOWN = 3
 
 @dataclass(frozen=True)
 class Scan:
-    """A chunk's lines, shapes (lines,): hash of the id, and code of the topic in `topics` (NO_CODE: no row)."""
+    """A chunk's lines, shapes (lines,): hash of the id, code of the topic in `topics` (NO_CODE: no row)."""
 
     hashes: Hashes
     codes: Codes
@@ -82,7 +92,10 @@ def rows_of(chunk: Chunk, parse: Callable[[str], Row]) -> Iterator[tuple[str, Ro
     """Each line of `chunk` as (text, row or the reason why it is none)."""
     content = read_chunk(chunk)
     if chunk.overlong:
-        yield content.decode("utf-8", errors="replace"), BadLine(f"columns: line of more than {CHUNK_BYTES:,} bytes")
+        yield (
+            content.decode("utf-8", errors="replace"),
+            BadLine(f"columns: line of more than {CHUNK_BYTES:,} bytes"),
+        )
         return
     yield from parse_lines(content, parse, is_start=chunk.offset == 0)
 
@@ -93,9 +106,8 @@ def scan_news(chunk: Chunk) -> Scan:
     topics: dict[str, int] = {}
     ids: list[str] = []
     for position, (_, row) in enumerate(rows_of(chunk, parse_news)):
-        good = isinstance(row, News)
-        ids.append(row.news_id if good else "")
-        if good:
+        ids.append("" if isinstance(row, BadLine) else row.news_id)
+        if not isinstance(row, BadLine):
             codes[position] = min(topics.setdefault(row.category, len(topics)), int(NO_CODE) - 1)
     return Scan(hash_ids(ids), codes, list(topics))
 
@@ -104,8 +116,8 @@ def scan_behaviors(chunk: Chunk, known: Hashes | None) -> Scan:
     """Impression ids of a chunk of behaviors.tsv.
 
     Args:
-        known: sorted hashes of the news. With it a line that is no whole impression gets NO_CODE; without, no line is
-            looked at beyond its id, which is quick.
+        known: sorted hashes of the news. With it a line that is no whole impression gets NO_CODE; without,
+            no line is looked at beyond its id, which is quick.
     """
     rows = rows_of(chunk, _first_column) if known is None else _impressions(chunk, known)
     codes = np.zeros(chunk.lines, dtype=np.uint16)
@@ -118,7 +130,7 @@ def scan_behaviors(chunk: Chunk, known: Hashes | None) -> Scan:
 
 
 def run_job(job: Job, shared: Shared) -> Summary:
-    """Write one chunk's shards and rejected lines; what a person or a disk can cause comes back as `error`."""
+    """Write one chunk's shards and rejected lines; what a file or a disk can cause comes back as `error`."""
     try:
         return _run_news(job, shared) if job.kind == "news" else _run_behaviors(job, shared)
     except PrepareError as error:
@@ -130,7 +142,8 @@ def run_job(job: Job, shared: Shared) -> Summary:
 def explain_os_error(error: OSError) -> str:
     """One message for a full disk or a path that a worker cannot see."""
     where = f" ({error.filename})" if error.filename else ""
-    return f"{error.strerror or error}{where}; free some room beside --out, or on several machines use a shared file system"
+    cure = "free some room beside --out; on several machines all files must lie where every one sees them"
+    return f"{error.strerror or error}{where}; {cure}"
 
 
 def rejected_part(folder: str | Path, file: int, index: int) -> Path:
@@ -193,10 +206,21 @@ def _run_behaviors(job: Job, shared: Shared) -> Summary:
 def _impressions(chunk: Chunk, known: Hashes) -> Iterator[tuple[str, Impression | BadLine]]:
     """Rows of a chunk of behaviors.tsv; one that names a news which is not in `known` is bad."""
     rows = list(rows_of(chunk, parse_behaviors))
-    named = list({name for _, row in rows if isinstance(row, Impression) for name in chain(row.history, row.candidates)})
+    named = list(
+        {
+            name
+            for _, row in rows
+            if isinstance(row, Impression)
+            for name in chain(row.history, row.candidates)
+        }
+    )
     unknown = {named[i] for i in np.flatnonzero(~is_known(hash_ids(named), known)).tolist()}
     for line, row in rows:
-        if unknown and isinstance(row, Impression) and not unknown.isdisjoint(chain(row.history, row.candidates)):
+        if (
+            unknown
+            and isinstance(row, Impression)
+            and not unknown.isdisjoint(chain(row.history, row.candidates))
+        ):
             place = "candidate" if unknown.isdisjoint(row.history) else "history"
             name = next(name for name in chain(row.history, row.candidates) if name in unknown)
             yield line, BadLine(f"unknown id: {place} {name[:40]!r} is no news of the sources")
@@ -246,7 +270,9 @@ def _write_shard(job: Job, folder: str, split: Split, table: pa.Table) -> Shard:
     return Shard(file=name, rows=len(table), bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
 
 
-def _write_rejected(job: Job, shared: Shared, rejected: Sequence[tuple[int, str, str]], summary: Summary) -> None:
+def _write_rejected(
+    job: Job, shared: Shared, rejected: Sequence[tuple[int, str, str]], summary: Summary
+) -> None:
     if not rejected:
         return
     with rejected_part(shared.rejected_folder, job.file, job.index).open("w", encoding="utf-8") as part:

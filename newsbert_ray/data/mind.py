@@ -29,7 +29,7 @@ class News(NamedTuple):
 
 
 class Impression(NamedTuple):
-    """One line of behaviors.tsv; `clicked` (0 or 1 for each candidate) is None where the file carries no labels."""
+    """One line of behaviors.tsv; `clicked`, 0 or 1 a candidate, is None where the file carries no labels."""
 
     impression_id: str
     user_id: str
@@ -58,7 +58,9 @@ def parse_news(line: str) -> News:
     news_id, category, subcategory, title = columns[:4]
     if not _is_id(news_id):
         raise BadLine(_wrong_id("news id", news_id))
-    if not category.isalnum() and (not category.isprintable() or category != category.strip() or not category):
+    if not category.isalnum() and (
+        not category.isprintable() or category != category.strip() or not category
+    ):
         raise BadLine(f"label: category {category[:40]!r} is empty or has outer blanks or control characters")
     if len(category) > LONGEST_NAME:
         raise BadLine(f"label: category is {len(category)} characters long, at most {LONGEST_NAME} expected")
@@ -71,8 +73,8 @@ def parse_behaviors(line: str) -> Impression:
     """One line of behaviors.tsv, without its line end.
 
     Raises:
-        BadLine: another number of columns, an id that is missing, a date that is none, no candidates, or candidates
-            of which only some are labelled.
+        BadLine: another number of columns, an id that is missing, a date that is none, no candidates, or
+            candidates of which only some are labelled.
     """
     columns = line.split("\t")
     if len(columns) != BEHAVIORS_COLUMNS:
@@ -168,13 +170,20 @@ def _parse_candidates(tokens: list[str]) -> tuple[list[str], list[int] | None]:
 
 
 def _is_id(text: str) -> bool:
-    return text.isalnum() and len(text) <= LONGEST_NAME or (
-        0 < len(text) <= LONGEST_NAME and text.isprintable() and len(text.split()) == 1 and text == text.strip()
+    return (text.isalnum() and len(text) <= LONGEST_NAME) or (
+        0 < len(text) <= LONGEST_NAME
+        and text.isprintable()
+        and len(text.split()) == 1
+        and text == text.strip()
     )
 
 
 def _wrong_id(what: str, value: str) -> str:
-    return f"id: {what} is empty" if not value else f"id: {what} {value[:40]!r} has blanks or control characters, or is too long"
+    return (
+        f"id: {what} is empty"
+        if not value
+        else f"id: {what} {value[:40]!r} has blanks or control characters, or is too long"
+    )
 
 
 def _wrong_columns(line: str, expected: int) -> str:

@@ -80,9 +80,13 @@ def find_source(given: str, *, unpacked: Path) -> SourceFolder:
     if path.is_dir():
         return _find_in_folder(path)
     if not path.exists():
-        raise PrepareError(f"source {given}: no such folder or zip; give a folder with {NEWS} and {BEHAVIORS}")
+        raise PrepareError(
+            f"source {given}: no such folder or zip; give a folder with {NEWS} and {BEHAVIORS}"
+        )
     if not zipfile.is_zipfile(path):
-        raise PrepareError(f"source {given}: neither a folder nor a zip; give a folder with {NEWS} and {BEHAVIORS}")
+        raise PrepareError(
+            f"source {given}: neither a folder nor a zip; give a folder with {NEWS} and {BEHAVIORS}"
+        )
     return _unpack(path, unpacked)
 
 
@@ -124,7 +128,9 @@ def read_chunk(chunk: Chunk) -> bytes:
             return file.read(1024)
         content = file.read(chunk.length)
     if zlib.crc32(content) != chunk.checksum:
-        raise PrepareError(f"{chunk.file}: changed while it was read; prepare again when nothing writes to it")
+        raise PrepareError(
+            f"{chunk.file}: changed while it was read; prepare again when nothing writes to it"
+        )
     return content
 
 
@@ -152,7 +158,9 @@ def _find_in_folder(folder: Path) -> SourceFolder:
         return _source_folder(inner[0].name, inner[0])
     if inner:
         names = ", ".join(path.name for path in inner)
-        raise PrepareError(f"source {folder}: {len(inner)} folders with a {NEWS} in it ({names}); give each as a --source")
+        raise PrepareError(
+            f"source {folder}: {len(inner)} folders with a {NEWS} in it ({names}); give each as a --source"
+        )
     raise PrepareError(f"source {folder}: no {NEWS} in it; give a folder with {NEWS} and {BEHAVIORS}")
 
 
@@ -173,9 +181,9 @@ def _unpack(path: Path, unpacked: Path) -> SourceFolder:
                 raise PrepareError(f"source {path}: no {NEWS} in this zip; give one of MIND's own zips")
             _require_room(path, [member for member in wanted.values() if member], unpacked)
             unpacked.mkdir(parents=True)
-            for name, member in wanted.items():
-                if member is not None:
-                    with archive.open(member) as packed, (unpacked / name).open("wb") as file:
+            for name, found in wanted.items():
+                if found is not None:
+                    with archive.open(found) as packed, (unpacked / name).open("wb") as file:
                         shutil.copyfileobj(packed, file, CHUNK_BYTES)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise PrepareError(f"source {path}: damaged or encrypted zip ({error}); fetch it again") from error
@@ -185,7 +193,9 @@ def _unpack(path: Path, unpacked: Path) -> SourceFolder:
 def _only_member(path: Path, members: Sequence[zipfile.ZipInfo], name: str) -> zipfile.ZipInfo | None:
     found = [m for m in members if PurePosixPath(m.filename).name == name and "__MACOSX" not in m.filename]
     if len(found) > 1:
-        raise PrepareError(f"source {path}: {len(found)} files named {name} in this zip; unpack it and give the folders")
+        raise PrepareError(
+            f"source {path}: {len(found)} files named {name} in this zip; unpack it and give the folders"
+        )
     return found[0] if found else None
 
 
@@ -193,14 +203,16 @@ def _require_harmless(path: Path, member: zipfile.ZipInfo) -> None:
     name = member.filename.replace("\\", "/")
     parts = PurePosixPath(name).parts
     if name.startswith("/") or ".." in parts or (parts and parts[0].endswith(":")):
-        raise PrepareError(f"source {path}: member {member.filename!r} points outside of the zip; this is no zip of MIND's")
+        raise PrepareError(
+            f"source {path}: member {member.filename!r} points outside of the zip; this is no zip of MIND's"
+        )
     if stat.S_ISLNK(member.external_attr >> 16):
         raise PrepareError(f"source {path}: member {member.filename!r} is a link; this is no zip of MIND's")
     size = member.file_size
     if size > _ALWAYS_FINE_BYTES and size > _ABSURD_RATIO * max(1, member.compress_size):
         raise PrepareError(
-            f"source {path}: member {member.filename!r} would grow from {member.compress_size:,} to {size:,} bytes; "
-            "unpack it yourself if you trust it, and give the folder"
+            f"source {path}: member {member.filename!r} would grow from {member.compress_size:,} bytes to "
+            f"{size:,}; unpack it yourself if you trust it, and give the folder"
         )
 
 

@@ -1,4 +1,4 @@
-"""Which split a news or an impression belongs to, decided for whole arrays at once. Knows no file and no tokeniser.
+"""Which split a news or an impression belongs to, for whole arrays at once. Knows no file, no tokeniser.
 
 "NewsBERT" is Wu et al. 2021; 4.1 tests topics only on news that training does not have.
 """
@@ -17,7 +17,7 @@ Codes = npt.NDArray[np.uint16]
 Fates = npt.NDArray[np.uint8]
 
 RARE = 20
-"""A topic with fewer news than this in the training source is not split: all of it trains."""
+"""A topic with fewer news than this in the training source, or none left to train, is not split."""
 NO_CODE = np.uint16(0xFFFF)
 """Topic code of a line that is no row."""
 
@@ -40,7 +40,8 @@ _HINTS = {"train": 0, "dev": 1, "valid": 1, "test": 2}
 def order_sources(names: Sequence[str]) -> list[int]:
     """Indices of the sources in the order training, validation, test.
 
-    Names that each say train, dev, valid or test, just one of them train, decide; else the order given stands.
+    Names that each say train, dev, valid or test, just one of them train, decide; else the order given
+    stands.
     """
     ranks = [{rank for hint, rank in _HINTS.items() if hint in name.lower()} for name in names]
     clear = all(len(rank) == 1 for rank in ranks) and sum(rank == {0} for rank in ranks) == 1
@@ -102,7 +103,7 @@ def is_known(hashes: Hashes, known: Hashes) -> npt.NDArray[np.bool_]:
     if not len(known):
         return np.zeros(len(hashes), dtype=np.bool_)
     places = np.minimum(np.searchsorted(known, hashes), len(known) - 1)
-    return known[places] == hashes
+    return np.equal(known[places], hashes)
 
 
 def split_news(
@@ -124,7 +125,8 @@ def split_news(
         role: split that the file stands for.
         earlier: sorted hashes of the news of earlier files, which are not repeated.
         trained: codes of the training topics; None for the training file itself.
-        validation_share, test_share: what the training file gives away by hash; 0 where another file stands for it.
+        validation_share, test_share: what the training file gives away by hash; 0 where another file
+            stands for it.
     Returns:
         Fates of shape (lines,), and the duplicates (position -> position of the first).
     """
@@ -141,7 +143,8 @@ def split_news(
     kept = fates <= Fate.TEST
     if trained is None:
         counts = np.bincount(topics[kept], minlength=int(NO_CODE) + 1)
-        fates[kept & (counts[topics] < RARE)] = Fate.TRAIN
+        trains = np.bincount(topics[fates == Fate.TRAIN], minlength=int(NO_CODE) + 1)
+        fates[kept & ((counts < RARE) | (trains == 0))[topics]] = Fate.TRAIN
     else:
         fates[kept & ~np.isin(topics, trained)] = Fate.UNSEEN_TOPIC
     return fates, duplicates

@@ -1,7 +1,7 @@
-"""An invented corpus in MIND's own file form, learnable but not trivially: for the demo, the tests and the benchmarks.
+"""An invented corpus in MIND's own file form, learnable but not trivially: for demo, tests and benchmarks.
 
-Every word is made up. A topic shows in three ways: its own words, words that it shares with its neighbour topic, and pairs of
-words that each say nothing alone. Users have interests and click by them.
+Every word is made up. A topic shows in three ways: its own words, words that it shares with its neighbour
+topic, and pairs of words that each say nothing alone. Users have interests and click by them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy.typing as npt
 Integers = npt.NDArray[np.int64]
 
 _BLOCK = 10_000
-_OWN, _SHARED, _PAIR = 40, 240, 24
+_OWN, _SHARED, _PAIR = 30, 240, 8
 _LONGEST, _SHORTEST = 12, 6
 _HISTORY, _CANDIDATES = 10, 6
 _CONSONANTS, _VOWELS = "bdfgklmnprstvz", "aeiou"
@@ -32,15 +32,16 @@ def synthesize(
     seed: int = 0,
     folders: Sequence[str] = ("train", "dev"),
 ) -> list[Path]:
-    """Write `out`/synthetic_<folder> with news.tsv and behaviors.tsv for each of `folders`, in constant memory.
+    """Write `out`/synthetic_<folder>, news.tsv and behaviors.tsv, for each of `folders`, in constant memory.
 
-    The first folder has `news` news; each later one a quarter as many that are new, and an eighth that the folder before
-    it has too, as MIND's have. The same arguments give the same bytes.
+    The first folder has `news` news; each later one a quarter as many that are new, and an eighth that the
+    folder before it has too, as MIND's have. The same arguments give the same bytes.
 
     Args:
         news: news of the first folder, at least 8.
         users: readers, the same in all folders.
-        impressions_per_user: impressions of each reader in the first folder; a quarter, at least one, in the others.
+        impressions_per_user: impressions of each reader in the first folder; a quarter, at least one, in
+            the others.
         topics: categories, 2 to 40.
         seed: of all that is drawn.
         folders: names, in the order of time.
@@ -59,14 +60,16 @@ def synthesize(
         _write_news(folder / "news.tsv", start, stop, words, seed)
         each = impressions_per_user if position == 0 else max(1, impressions_per_user // 4)
         when = datetime(2019, 11, 9) + timedelta(days=6 * position)
-        _write_behaviors(folder / "behaviors.tsv", start, stop, users, each, topics, seed + 7919 * position, when, seed)
+        _write_behaviors(
+            folder / "behaviors.tsv", start, stop, users, each, topics, seed + 7919 * position, when, seed
+        )
         written.append(folder)
         start, stop = stop - news // 8, stop + news // 4
     return written
 
 
 class _Words:
-    """The invented vocabulary: a row of own words for each topic, shared words, and two rows of pair words."""
+    """The invented vocabulary: own words for each topic, shared words, and two rows of pair words."""
 
     def __init__(self, topics: int, seed: int) -> None:
         generator = np.random.default_rng([seed, 1])
@@ -111,13 +114,13 @@ def _titles(block: int, words: _Words, topic: Integers, seed: int) -> list[str]:
     generator = np.random.default_rng([seed, 3, block])
     shape = (_BLOCK, _LONGEST)
     # Frequent and rare words, as in a language.
-    own = np.minimum(generator.geometric(0.08, shape) - 1, _OWN - 1)
+    own = np.minimum(generator.geometric(0.12, shape) - 1, _OWN - 1)
     shared = np.minimum(generator.geometric(0.012, shape) - 1, _SHARED - 1)
     kind = generator.random(shape)
     neighbour = (topic + np.where(generator.random(_BLOCK) < 0.5, 1, words.topics - 1)) % words.topics
     index = words.shared_start + shared
-    index = np.where(kind < 0.17, topic[:, None] * _OWN + own, index)
-    index = np.where((kind >= 0.17) & (kind < 0.25), neighbour[:, None] * _OWN + own, index)
+    index = np.where(kind < 0.44, topic[:, None] * _OWN + own, index)
+    index = np.where((kind >= 0.44) & (kind < 0.53), neighbour[:, None] * _OWN + own, index)
     length = generator.integers(_SHORTEST, _LONGEST + 1, _BLOCK)
     paired = generator.random(_BLOCK) < 0.6
     left = generator.integers(0, _PAIR, _BLOCK)
@@ -167,11 +170,15 @@ def _write_behaviors(
             size = min(_BLOCK, users * each - first)
             user = (first + np.arange(size)) % users
             wanted = interests[user[:, None], generator.integers(0, 2, (size, _HISTORY))]
-            read = by_topic[starts[wanted] + generator.integers(0, 2**40, wanted.shape) % np.maximum(counts[wanted], 1)]
+            read = by_topic[
+                starts[wanted] + generator.integers(0, 2**40, wanted.shape) % np.maximum(counts[wanted], 1)
+            ]
             offered = generator.integers(0, len(topic), (size, _CANDIDATES))
             liked = (topic[offered][:, :, None] == interests[user][:, None, :]).any(axis=2)
             score = liked * 1.5 + generator.random(offered.shape)
-            clicked = (score >= score.max(axis=1, keepdims=True)) | (liked & (generator.random(offered.shape) < 0.3))
+            clicked = (score >= score.max(axis=1, keepdims=True)) | (
+                liked & (generator.random(offered.shape) < 0.3)
+            )
             length = generator.integers(0, _HISTORY + 1, size)
             minutes = generator.integers(0, 6 * 24 * 60, size)
             file.writelines(
@@ -192,8 +199,8 @@ def _impression(
 ) -> str:
     read = " ".join(f"N{news}" for news in history)
     offered = " ".join(f"N{news}-{int(click)}" for news, click in zip(candidates, clicked, strict=True))
-    clock = f"{time.month}/{time.day}/{time.year} {time.hour % 12 or 12}:{time:%M:%S} {'PM' if time.hour >= 12 else 'AM'}"
-    return f"{number}\tU{user}\t{clock}\t{read}\t{offered}\n"
+    clock = f"{time.hour % 12 or 12}:{time:%M:%S} {'PM' if time.hour >= 12 else 'AM'}"
+    return f"{number}\tU{user}\t{time.month}/{time.day}/{time.year} {clock}\t{read}\t{offered}\n"
 
 
 def _require_sensible(*, news: int, users: int, impressions_per_user: int, topics: int) -> None:

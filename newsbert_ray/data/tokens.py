@@ -1,4 +1,4 @@
-"""Titles -> token ids, by the tokeniser of a pretrained encoder or a WordPiece vocabulary learned from the titles.
+"""Titles -> token ids, by a pretrained encoder's tokeniser or a WordPiece vocabulary learned from titles.
 
 The work is done by the `tokenizers` library; a folder with a tokenizer.json is read without transformers.
 """
@@ -37,7 +37,8 @@ class TokenizerError(ValueError):
 class TitleTokenizer:
     """A tokeniser, what identifies it, and the folder or Hugging Face object it came from.
 
-    `sha256` is over its serialised form without padding and truncation; `vocabulary` counts the added tokens too.
+    `sha256` is over its serialised form without padding and truncation; `vocabulary` counts the added
+    tokens too.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, *, name: str, pad_id: int, origin: Any = None) -> None:
@@ -96,7 +97,8 @@ def learn_tokenizer(titles: Iterator[str], *, vocabulary: int) -> TitleTokenizer
 
     Args:
         titles: training titles, read once.
-        vocabulary: WordPieces at most, special tokens included; every single character is kept even beyond that.
+        vocabulary: WordPieces at most, special tokens included; every single character is kept even beyond
+            that.
     """
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
@@ -108,7 +110,7 @@ def learn_tokenizer(titles: Iterator[str], *, vocabulary: int) -> TitleTokenizer
         vocab_size=vocabulary, special_tokens=SPECIAL_TOKENS, show_progress=False, limit_alphabet=1000
     )
     backend.train_from_iterator(titles, trainer=trainer)
-    cls, sep = backend.token_to_id("[CLS]"), backend.token_to_id("[SEP]")
+    cls, sep = SPECIAL_TOKENS.index("[CLS]"), SPECIAL_TOKENS.index("[SEP]")
     backend.post_processor = processors.BertProcessing(("[SEP]", sep), ("[CLS]", cls))
     return TitleTokenizer(backend, name="scratch", pad_id=0)
 
@@ -120,12 +122,19 @@ def _read_folder(folder: Path) -> TitleTokenizer:
     try:
         backend = Tokenizer.from_file(str(path))
     except Exception as error:  # the Rust library raises bare Exception
-        raise TokenizerError(f"{path}: not a tokeniser ({error}); fetch the encoder's folder again") from error
-    return TitleTokenizer(backend, name=folder.resolve().name, pad_id=_find_pad_id(folder, backend), origin=folder)
+        raise TokenizerError(
+            f"{path}: not a tokeniser ({error}); fetch the encoder's folder again"
+        ) from error
+    return TitleTokenizer(
+        backend, name=folder.resolve().name, pad_id=_find_pad_id(folder, backend), origin=folder
+    )
 
 
 def _find_pad_id(folder: Path, backend: tokenizers.Tokenizer) -> int:
-    names = [_read_json(folder / name).get("pad_token") for name in ("tokenizer_config.json", "special_tokens_map.json")]
+    names = [
+        _read_json(folder / name).get("pad_token")
+        for name in ("tokenizer_config.json", "special_tokens_map.json")
+    ]
     for name in [*names, "[PAD]", "<pad>"]:
         text = name.get("content") if isinstance(name, dict) else name
         found = backend.token_to_id(text) if isinstance(text, str) else None
@@ -150,16 +159,22 @@ def _load_with_transformers(teacher: str, folder: Path) -> TitleTokenizer:
     try:
         found = AutoTokenizer.from_pretrained(teacher, use_fast=True, trust_remote_code=False)
     except Exception as error:
-        # Anything from a missing file to a hub's answer or a missing package; each is the same to a person here.
+        # A missing file, a hub's answer, a missing package: each is the same to a person here.
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        what = "no tokeniser in this folder" if folder.is_dir() else "no such folder, and no such name could be loaded"
+        what = (
+            "no tokeniser in this folder"
+            if folder.is_dir()
+            else "no such folder, and no such name could be loaded"
+        )
         raise TokenizerError(
-            f"teacher {teacher!r}: {what} ({first}); give a folder with a tokenizer.json, a Hugging Face name "
-            "(that needs the network or a cached copy), or `scratch`"
+            f"teacher {teacher!r}: {what} ({first}); give a folder with a tokenizer.json, a Hugging "
+            "Face name (that needs the network or a cached copy), or `scratch`"
         ) from error
     backend = getattr(found, "backend_tokenizer", None)
     if backend is None:
-        raise TokenizerError(f"teacher {teacher!r}: has only a slow tokeniser; save it with a tokenizer.json first")
+        raise TokenizerError(
+            f"teacher {teacher!r}: has only a slow tokeniser; save it with a tokenizer.json first"
+        )
     name = folder.resolve().name if folder.is_dir() else teacher
     return TitleTokenizer(backend, name=name, pad_id=found.pad_token_id or 0, origin=found)
 

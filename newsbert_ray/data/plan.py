@@ -1,0 +1,240 @@
+"""What becomes of every line of every source, decided before a title is tokenised. Writes nothing.
+
+Two walks over the files, each in constant memory: hash them and cut them into chunks; scan ids and topics.
+What stays is about eleven bytes a line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from newsbert_ray.config import PrepareSettings
+from newsbert_ray.data.chunk import Job, Kind, rows_of, scan_behaviors, scan_news
+from newsbert_ray.data.mind import News, parse_news
+from newsbert_ray.data.shards import SPLITS
+from newsbert_ray.data.sources import PrepareError, SourceFile, SourceFolder, find_source, read_through
+from newsbert_ray.data.split import (
+    NO_CODE,
+    RARE,
+    Codes,
+    Fate,
+    Fates,
+    Hashes,
+    find_duplicates,
+    order_sources,
+    role_of,
+    split_by_hash,
+    split_news,
+)
+
+
+@dataclass(frozen=True)
+class PlannedFile:
+    """One file of a source; `fates` has one entry a line once `make_plan` has scanned it.
+
+    `number` is even for news, odd for behaviours, and orders the files. `duplicates`: position of a line
+    -> position of the first with the same id.
+    """
+
+    number: int
+    kind: Kind
+    role: Fate
+    source: SourceFile
+    fates: Fates
+    duplicates: dict[int, int]
+
+    def jobs(self) -> Iterator[Job]:
+        """One job a chunk, in the order of lines."""
+        for index, chunk in enumerate(self.source.chunks):
+            start = chunk.first_line - 1
+            stop = start + chunk.lines
+            ours = {at - start: first + 1 for at, first in self.duplicates.items() if start <= at < stop}
+            yield Job(chunk, self.kind, self.number, index, self.fates[start:stop], ours)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All files with their lines' fates, the training topics, and the sorted hashes of all news kept."""
+
+    files: list[PlannedFile]
+    labels: list[str]
+    rare: dict[str, int]
+    known: Hashes
+
+    def of_kind(self, kind: Kind) -> list[PlannedFile]:
+        """The news files, or the behaviours files."""
+        return [file for file in self.files if file.kind == kind]
+
+    def jobs(self) -> list[Job]:
+        """All jobs, in the order of files and lines."""
+        return [job for file in self.files for job in file.jobs()]
+
+    def training_titles(self) -> Iterator[str]:
+        """Titles that train, in the order of their lines."""
+        for file in self.of_kind("news"):
+            for job in file.jobs():
+                rows = rows_of(job.chunk, parse_news)
+                for fate, (_, row) in zip(job.fates.tolist(), rows, strict=True):
+                    if fate == Fate.TRAIN and isinstance(row, News):
+                        yield row.title
+
+
+def read_sources(given: Sequence[str], *, unpacked: Path, say: Callable[[str], None]) -> list[PlannedFile]:
+    """Every file of every source, hashed and cut, in the order of their roles; fates are still empty.
+
+    Args:
+        given: folders or zips.
+        unpacked: folder for what zips hold.
+        say: told each file's size and role.
+    Raises:
+        PrepareError: a source is given twice, or is none.
+    """
+    if len({Path(one).expanduser().resolve() for one in given}) < len(given):
+        raise PrepareError(f"sources {', '.join(given)}: one is given twice; give each once")
+    folders = [find_source(one, unpacked=unpacked / f"source-{i}") for i, one in enumerate(given)]
+    ordered = [folders[i] for i in order_sources([folder.name for folder in folders])]
+    files: list[PlannedFile] = []
+    for position, folder in enumerate(ordered):
+        files.extend(_read_folder(folder, position, len(ordered), say))
+    return files
+
+
+def make_plan(files: Sequence[PlannedFile], settings: PrepareSettings) -> Plan:
+    """Scan all files and settle the fate of every line.
+
+    Raises:
+        PrepareError: more categories than any news has.
+    """
+    news = [file for file in files if file.kind == "news"]
+    validation_share = settings.validation_share if len(news) < 3 else 0.0
+    test_share = settings.test_share if len(news) == 1 else 0.0
+    topics: dict[str, int] = {}
+    counts: npt.NDArray[np.int64] = np.zeros(0, dtype=np.int64)
+    known: Hashes = np.zeros(0, dtype=np.uint64)
+    planned: list[PlannedFile] = []
+    for file in news:
+        hashes, codes = _scan_news(file, topics)
+        fates, duplicates = split_news(
+            hashes,
+            codes,
+            role=file.role,
+            earlier=known,
+            trained=np.flatnonzero(counts).astype(np.uint16) if planned else None,
+            seed=settings.seed,
+            validation_share=validation_share,
+            test_share=test_share,
+        )
+        kept = fates <= Fate.TEST
+        if not planned:
+            counts = np.bincount(codes[kept], minlength=len(topics))
+        known = np.sort(np.concatenate([known, hashes[kept]]))
+        planned.append(replace(file, fates=fates, duplicates=duplicates))
+    for file in files:
+        if file.kind == "behaviors":
+            planned.append(_plan_behaviors(file, known, settings, sources=len(news)))
+    by_name = {
+        name: int(counts[code])
+        for name, code in sorted(topics.items())
+        if code < len(counts) and counts[code]
+    }
+    rare = {name: count for name, count in by_name.items() if count < RARE}
+    return Plan(sorted(planned, key=lambda file: file.number), list(by_name), rare, known)
+
+
+def require_news(plan: Plan) -> None:
+    """A split without news would alter every number.
+
+    Raises:
+        PrepareError: which split would be empty, or which topic would have no training news.
+    """
+    news = plan.of_kind("news")
+    names = ", ".join(file.source.folder for file in news)
+    for split in SPLITS:
+        fate = Fate[split.upper()]
+        if not any((file.fates == fate).any() for file in news):
+            lines = sum(file.source.lines for file in news)
+            raise PrepareError(
+                f"{split} would be empty: none of the {lines:,} news lines of {names} falls into it; "
+                "give more news, a larger share, or a later source with news of its own"
+            )
+    if len(plan.labels) < 2:
+        raise PrepareError(
+            f"{names}: a single topic ({plan.labels[0]}); at least two are needed to tell apart"
+        )
+
+
+def _read_folder(
+    folder: SourceFolder, position: int, sources: int, say: Callable[[str], None]
+) -> Iterator[PlannedFile]:
+    role = role_of(position, sources)
+    if folder.behaviors is None:
+        say(f"{folder.name}: no behaviors.tsv, so news only")
+    paths: list[tuple[Kind, Path | None]] = [("news", folder.news), ("behaviors", folder.behaviors)]
+    for kind, path in paths:
+        if path is not None:
+            source = read_through(path, folder=folder.name)
+            size = f"{source.lines:,} lines, {source.bytes / 1e6:,.1f} MB"
+            say(f"{folder.name}/{source.name}: {size}, for {_splits_of(role, sources, kind)}")
+            number = 2 * position + (kind == "behaviors")
+            yield PlannedFile(number, kind, role, source, np.zeros(0, dtype=np.uint8), {})
+
+
+def _splits_of(role: Fate, sources: int, kind: Kind) -> str:
+    if sources == 1:
+        return "train, validation and test"
+    return "train and validation" if role is Fate.TRAIN and sources == 2 and kind == "news" else SPLITS[role]
+
+
+def _scan_news(file: PlannedFile, topics: dict[str, int]) -> tuple[Hashes, Codes]:
+    """Hash and topic code of every line of a news file; `topics` learns its topics."""
+    hashes = np.zeros(file.source.lines, dtype=np.uint64)
+    codes = np.full(file.source.lines, NO_CODE, dtype=np.uint16)
+    for chunk in file.source.chunks:
+        scan = scan_news(chunk)
+        for name in scan.topics:
+            topics.setdefault(name, len(topics))
+        if len(topics) >= NO_CODE:
+            where = f"{file.source.folder}/{file.source.name}"
+            raise PrepareError(f"{where}: more than {NO_CODE - 1:,} categories; is column 2 the category?")
+        of_all = np.array([topics[name] for name in scan.topics], dtype=np.uint16)
+        good = scan.codes != NO_CODE
+        scan.codes[good] = of_all[scan.codes[good]]
+        place = slice(chunk.first_line - 1, chunk.first_line - 1 + chunk.lines)
+        hashes[place], codes[place] = scan.hashes, scan.codes
+    return hashes, codes
+
+
+def _plan_behaviors(
+    file: PlannedFile, known: Hashes, settings: PrepareSettings, *, sources: int
+) -> PlannedFile:
+    hashes, well_formed = _scan_behaviors(file, None)
+    duplicates = find_duplicates(hashes, well_formed)
+    if duplicates:
+        # The first of two lines counts only if it is whole, so now every line is looked at.
+        hashes, well_formed = _scan_behaviors(file, known)
+        duplicates = find_duplicates(hashes, well_formed)
+    fates = np.full(len(hashes), file.role, dtype=np.uint8)
+    if sources == 1:
+        fates = split_by_hash(
+            hashes,
+            seed=settings.seed,
+            validation_share=settings.validation_share,
+            test_share=settings.test_share,
+        )
+    fates[list(duplicates)] = Fate.DUPLICATE
+    return replace(file, fates=fates, duplicates=duplicates)
+
+
+def _scan_behaviors(file: PlannedFile, known: Hashes | None) -> tuple[Hashes, npt.NDArray[np.bool_]]:
+    hashes = np.zeros(file.source.lines, dtype=np.uint64)
+    well_formed = np.zeros(file.source.lines, dtype=np.bool_)
+    for chunk in file.source.chunks:
+        scan = scan_behaviors(chunk, known)
+        place = slice(chunk.first_line - 1, chunk.first_line - 1 + chunk.lines)
+        hashes[place], well_formed[place] = scan.hashes, scan.codes != NO_CODE
+    return hashes, well_formed
