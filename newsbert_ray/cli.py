@@ -265,7 +265,7 @@ def _overview() -> str:
     width = max(map(len, VERBS))
     verbs = "\n".join(f"  {name:<{width}}  {verb.sentence}" for name, verb in VERBS.items())
     return (
-        "Distil a pretrained language model into a fast news encoder (NewsBERT), and search for the best way.\n"
+        "Distil a pretrained language model into a fast news encoder (NewsBERT), and sweep for the best.\n"
         f"\nusage: newsbert-ray VERB [settings] [--debug]\n\n{verbs}\n\n"
         "newsbert-ray VERB --help lists the verb's settings; --debug shows the frames behind an error."
     )

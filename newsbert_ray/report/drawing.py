@@ -1,4 +1,4 @@
-"""FigureData -> PNG and SVG, colours told apart by everybody, legible in print. Loads matplotlib only to draw."""
+"""FigureData -> PNG and SVG, in colours everybody can tell apart. Loads matplotlib only to draw."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _draw(figure: FigureData) -> Figure:
     rows = -(-len(figure.panels) // across)
     width = _WIDTH if across > 1 else _SINGLE_WIDTH
     caption = textwrap.fill(figure.caption, int(_LETTERS * width))
-    legend_columns = max(1, min(len(labels), int(12 * width / (max(map(len, labels)) + 6))))
+    legend_columns = _legend_columns(labels, width)
     caption_height = _LINE_HEIGHT * (caption.count("\n") + 1) + 0.08
     below = caption_height + _LINE_HEIGHT * -(-len(labels) // legend_columns) + 0.17
     height = rows * _PANEL_HEIGHT + below
@@ -98,6 +98,15 @@ def _draw(figure: FigureData) -> Figure:
     )
     drawn.text(0.01, 0.05 / height, caption, ha="left", va="bottom", color="#333333")
     return drawn
+
+
+def _legend_columns(labels: Sequence[str], width: float) -> int:
+    """All in one row where they fit, otherwise as many columns as the longest label leaves room for."""
+    letters = _LETTERS * width
+    handle = 12
+    if sum(len(label) + handle for label in labels) <= letters:
+        return len(labels)
+    return max(1, int(letters / (max(map(len, labels)) + handle)))
 
 
 def _draw_panel(
