@@ -1,4 +1,5 @@
-"""RunRecord: what a finished run leaves behind as record.json. Reads and writes JSON; knows no tensor and no Ray."""
+"""RunRecord: what a finished run leaves behind as record.json. Reads and writes JSON; knows no tensor and no
+Ray."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ class RecordError(ValueError):
 class RunRecord(BaseModel):
     """One finished run.
 
-    `metrics` is nested: `metrics["test"]["student"]["accuracy"]`. `curve` holds one entry an evaluation, in order:
+    `metrics` is nested: `metrics["test"]["student"]["accuracy"]`. `curve` holds one entry an evaluation, in
+    order:
     `{"step": .., "epoch": .., "validation": {"student": {..}, "teacher": {..}}, "train": {loss name: mean}}`.
     `layer_map[i]` lists the teacher layers (from 1) of the block behind student layer i + 1.
     """
@@ -62,7 +64,17 @@ def read_record(folder: str | Path) -> RunRecord:
     except FileNotFoundError as error:
         raise RecordError(f"{path}: no record there; is it the folder of a finished run?") from error
     except (ValidationError, UnicodeDecodeError) as error:
-        raise RecordError(f"{path}: not a whole run record ({error}); run the training again") from error
+        raise RecordError(f"{path}: not a whole run record ({first_fault(error)}); run the training again") from error
+
+
+def first_fault(error: ValidationError | UnicodeDecodeError) -> str:
+    """What is wrong with a damaged file, in one line; pydantic's own text has a page."""
+    if isinstance(error, UnicodeDecodeError):
+        return f"byte {error.start} is not UTF-8"
+    faults = error.errors()
+    name = ".".join(str(part) for part in faults[0]["loc"])
+    more = f", and {len(faults) - 1} more" if len(faults) > 1 else ""
+    return f"{name}: {faults[0]['msg']}{more}" if name else f"{faults[0]['msg']}{more}"
 
 
 def find_records(folder: str | Path) -> list[Path]:
@@ -107,6 +119,10 @@ def describe_hardware() -> dict[str, Any]:
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        names = [
+            line.partition(":")[2].strip()
+            for line in cpuinfo.read_text().splitlines()
+            if "model name" in line
+        ]
         model = names[0] if names else model
     return {"processor": model, "cores": os.cpu_count() or 1, "system": platform.system()}

@@ -11,6 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from newsbert_ray.record import first_fault
+
 MANIFEST = "manifest.json"
 FORMAT = 1
 """Version of the layout; a reader refuses another."""
@@ -122,7 +124,7 @@ def read_manifest(folder: str | Path) -> Manifest:
         ) from error
     except (ValidationError, UnicodeDecodeError) as error:
         raise ShardError(
-            f"{path}: damaged manifest ({error}); prepare again with --overwrite true"
+            f"{path}: damaged manifest ({first_fault(error)}); prepare again with --overwrite true"
         ) from error
     if manifest.format != FORMAT:
         raise ShardError(

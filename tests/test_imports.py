@@ -1,0 +1,185 @@
+"""The house's doors open one way: which room may import which, and where Ray and torch may stand."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "newsbert_ray"
+ORDER = (
+    ("config", "record", "connect"),
+    ("data",),
+    ("model",),
+    ("distill",),
+    ("train", "evaluation"),
+    ("tune",),
+    ("report", "deploy"),
+    ("flags", "cli"),
+)
+"""Rooms from the ground up; a room imports from its own storey and those below."""
+FLOOR = {room: floor for floor, rooms in enumerate(ORDER) for room in rooms}
+RAY = ("data.stream", "train.worker", "tune", "deploy", "connect", "cli")
+TORCH = ("data.batches", "data.reading", "model", "distill", "train", "evaluation", "tune", "deploy")
+NO_TORCH = ("evaluation.metrics", "evaluation.submission")
+HEAVY = {"torch", "transformers", "ray", "matplotlib", "datasets", "optuna", "scipy", "pandas", "tokenizers"}
+
+
+class Import(NamedTuple):
+    """`module` imports `target` in `line`: when it loads, inside a function, or only for the type checker."""
+
+    module: str
+    target: str
+    line: int
+    when: str
+
+
+def _modules() -> dict[str, Path]:
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+MODULES = _modules()
+
+
+def _imports(module: str) -> Iterator[Import]:
+    yield from _walk(ast.parse(MODULES[module].read_text(encoding="utf-8")), module, "load")
+
+
+def _walk(node: ast.AST, module: str, when: str) -> Iterator[Import]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import):
+            for name in child.names:
+                yield Import(module, name.name, child.lineno, when)
+        elif isinstance(child, ast.ImportFrom):
+            assert child.level == 0, f"{module}:{child.lineno}: relative import"
+            for name in child.names:
+                whole = f"{child.module}.{name.name}"
+                inner = whole.removeprefix("newsbert_ray.") in MODULES
+                yield Import(module, whole if inner else str(child.module), child.lineno, when)
+        elif isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+            yield from _walk(child, module, "typing")
+        else:
+            deeper = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+            yield from _walk(child, module, "call" if deeper and when == "load" else when)
+
+
+ALL = [found for module in MODULES for found in _imports(module)]
+
+
+def _own(found: Import) -> str | None:
+    return found.target.removeprefix("newsbert_ray.") if found.target.startswith("newsbert_ray.") else None
+
+
+def _within(module: str, rooms: tuple[str, ...]) -> bool:
+    return any(module == room or module.startswith(f"{room}.") for room in rooms)
+
+
+def _top(found: Import) -> str:
+    return found.target.partition(".")[0]
+
+
+def _loaded_by(module: str, whens: tuple[str, ...]) -> set[str]:
+    """Everything that `module` brings with it, our own modules followed all the way."""
+    seen: set[str] = set()
+    others: set[str] = set()
+    waiting = [module]
+    while waiting:
+        current = waiting.pop()
+        if current in seen or current not in MODULES:
+            continue
+        seen.add(current)
+        waiting.append(current.rpartition(".")[0])
+        for found in _imports(current):
+            own = _own(found)
+            if found.when not in whens:
+                continue
+            if own is not None:
+                waiting.append(own)
+            else:
+                others.add(_top(found))
+    return others
+
+
+def test_every_room_has_its_storey() -> None:
+    """A new room without a place in the order would escape every rule below."""
+    rooms = {module.partition(".")[0] for module in MODULES if module}
+    assert rooms <= FLOOR.keys()
+
+
+def test_imports_go_downhill() -> None:
+    """One import uphill, and a row's way from file to figure can no longer be read in one direction."""
+    uphill = [
+        f"{found.module}:{found.line} imports {own}"
+        for found in ALL
+        if found.module
+        and (own := _own(found))
+        and FLOOR[own.partition(".")[0]] > FLOOR[found.module.partition(".")[0]]
+    ]
+    assert uphill == []
+
+
+def test_no_two_modules_import_each_other() -> None:
+    """A cycle means that neither half can be understood, tested or moved alone."""
+    below: dict[str, set[str]] = {module: set() for module in MODULES}
+    for found in ALL:
+        own = _own(found)
+        if own in MODULES and found.module and found.when != "typing" and own != found.module:
+            below[found.module].add(own)
+    while leaves := [module for module, targets in below.items() if not targets & below.keys()]:
+        for module in leaves:
+            del below[module]
+    assert below == {}
+
+
+@pytest.mark.parametrize(
+    ("package", "allowed", "never"), [("ray", RAY, ()), ("torch", TORCH, NO_TORCH)], ids=["ray", "torch"]
+)
+def test_stands_only_where_it_may(package: str, allowed: tuple[str, ...], never: tuple[str, ...]) -> None:
+    """Ray in the mathematics, or torch in the settings, and neither can be read or run without the other."""
+    wrong = [
+        f"{found.module}:{found.line}"
+        for found in ALL
+        if _top(found) == package and (not _within(found.module, allowed) or _within(found.module, never))
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("module", ["", "cli", "flags", "config", "record", "report.report"])
+def test_command_line_loads_nothing_heavy(module: str) -> None:
+    """A `--help` that loads torch answers after five seconds instead of at once."""
+    assert _loaded_by(module, ("load",)) & HEAVY == set()
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if module.startswith("report.")])
+def test_report_needs_neither_torch_nor_ray(module: str) -> None:
+    """Records are read where nothing is trained: on a laptop, years later."""
+    assert _loaded_by(module, ("load", "call")) & {"torch", "ray", "transformers"} == set()
+
+
+def test_import_of_the_command_line_is_light_in_truth() -> None:
+    """What the source seems to say about heavy imports holds in a fresh interpreter."""
+    code = f"import sys, newsbert_ray, newsbert_ray.cli, newsbert_ray.flags; print({HEAVY!r} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_nothing_happens_on_import() -> None:
+    """A module that prints, sets the environment or makes folders on import surprises everybody who imports it."""
+    calls = []
+    for module, path in MODULES.items():
+        body = ast.parse(path.read_text(encoding="utf-8")).body
+        own = {statement.name for statement in body if isinstance(statement, ast.ClassDef)}
+        for statement in body:
+            if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call):
+                whose = ast.unparse(statement.value.func).partition(".")[0]
+                calls += [] if whose in own else [f"{module}:{statement.lineno}"]
+    assert calls == []

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from newsbert_ray.record import (
+    RecordError,
+    RunRecord,
+    describe_hardware,
+    find_records,
+    installed_versions,
+    read_record,
+    write_json,
+    write_record,
+    write_text,
+)
+
+MakeRecord = Callable[..., RunRecord]
+
+
+def test_record_comes_back_as_it_went(tmp_path: Path, make_record: MakeRecord) -> None:
+    """A number rounded or lost on its way through JSON would be reported as measured."""
+    record = make_record(accuracy=0.1 + 0.2)
+    write_record(tmp_path / "run", record)
+    assert read_record(tmp_path / "run") == record
+
+
+def test_missing_record_says_that_the_run_has_not_finished(tmp_path: Path) -> None:
+    """A run that is still going must not look like a broken disk."""
+    with pytest.raises(RecordError, match=r"run/record\.json: no record there; is it the folder of a finished"):
+        read_record(tmp_path / "run")
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"seed": 1}', '{"surprise": 1}'])
+def test_damaged_record_is_named_with_its_cure(tmp_path: Path, content: str) -> None:
+    """Half a record read as a whole one would put a wrong row into a table."""
+    (tmp_path / "record.json").write_text(content)
+    with pytest.raises(RecordError, match=r"record\.json: not a whole run record.*run the training again"):
+        read_record(tmp_path)
+
+
+def test_record_that_is_not_text_is_named(tmp_path: Path) -> None:
+    """A flipped byte must end in a message, not in a UnicodeDecodeError."""
+    (tmp_path / "record.json").write_bytes(b'{"seed": "\xff"}')
+    with pytest.raises(RecordError, match="not a whole run record"):
+        read_record(tmp_path)
+
+
+def test_unknown_key_is_refused(tmp_path: Path, make_record: MakeRecord) -> None:
+    """A record of another version must not be read with parts of it dropped silently."""
+    values = json.loads(make_record().model_dump_json()) | {"surprise": 1}
+    write_json(tmp_path / "record.json", values)
+    with pytest.raises(RecordError, match="surprise"):
+        read_record(tmp_path)
+
+
+def test_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk while a record is replaced must not cost the record that was there."""
+    path = tmp_path / "record.json"
+    write_text(path, "old")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_text(path, "new")
+    assert path.read_text() == "old"
+    assert [found.name for found in tmp_path.iterdir()] == ["record.json"]
+
+
+def test_records_are_found_at_and_below_a_folder_in_order(tmp_path: Path, make_record: MakeRecord) -> None:
+    """A sweep's report must see every run, always in the same order."""
+    for name in ("sweep/b", "sweep/a", "sweep/deep/c", "."):
+        write_record(tmp_path / name, make_record())
+    names = [str(folder.relative_to(tmp_path)) for folder in find_records(tmp_path)]
+    assert names == [".", "sweep/a", "sweep/b", "sweep/deep/c"]
+
+
+def test_versions_name_what_can_alter_a_number() -> None:
+    """A result without the versions behind it cannot be repeated."""
+    assert {"python", "newsbert_ray", "torch", "transformers", "ray"} <= installed_versions().keys()
+
+
+def test_hardware_tells_no_host_name() -> None:
+    """Records are published; the machine's name and user are nobody's business."""
+    found = describe_hardware()
+    assert found["cores"] >= 1
+    assert os.uname().nodename not in json.dumps(found).split('"')
