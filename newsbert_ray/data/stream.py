@@ -1,12 +1,16 @@
-"""Ray Data: maps chunks of files to shards over a cluster, and streams shards to a worker. No arithmetic here."""
+"""Ray Data: maps chunks of files to shards over a cluster, and streams shards to a worker. No arithmetic
+here."""
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
+import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +27,11 @@ Summary = TypeVar("Summary")
 
 
 def map_chunks(
-    chunks: Sequence[Chunk], function: Callable[[Chunk, Shared], Summary], shared: Shared, *, workers: int | None
+    chunks: Sequence[Chunk],
+    function: Callable[[Chunk, Shared], Summary],
+    shared: Shared,
+    *,
+    workers: int | None,
 ) -> Iterator[Summary]:
     """`function(chunk, shared)` for every chunk, as a Ray Data pipeline; summaries come as they are ready.
 
@@ -34,28 +42,51 @@ def map_chunks(
         workers: tasks at once; as many as the cluster has CPUs where None.
     """
     import ray
-    from ray.data import DataContext, TaskPoolStrategy
+    from ray.data import TaskPoolStrategy
 
-    DataContext.get_current().enable_progress_bars = False
     reference = ray.put(shared)
 
     def run(batch: dict[str, Any]) -> dict[str, Any]:
         # The tasks are the parallelism: threads inside of each would only fight for the same cores.
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        return {"summary": [pickle.dumps(function(pickle.loads(one), ray.get(reference))) for one in batch["chunk"]]}
+        known = ray.get(reference)
+        return {"summary": [pickle.dumps(function(pickle.loads(one), known)) for one in batch["chunk"]]}
 
     rows = [{"chunk": pickle.dumps(chunk)} for chunk in chunks]
-    pipeline = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-        run, batch_size=1, compute=TaskPoolStrategy(workers), num_cpus=1
-    )
-    for row in pipeline.iter_rows():
-        yield pickle.loads(row["summary"])
+    with quiet_ray_data():
+        pipeline = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+            run, batch_size=1, compute=TaskPoolStrategy(workers), num_cpus=1
+        )
+        for row in pipeline.iter_rows():
+            yield pickle.loads(row["summary"])
+
+
+@contextmanager
+def quiet_ray_data() -> Iterator[None]:
+    """Ray Data without progress bars and execution plans, for as long as the block runs."""
+    from ray.data import DataContext
+
+    with warnings.catch_warnings():
+        # Ray 2.60 warns of deprecated fields that its own context sets.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        context = DataContext.get_current()
+    logger = logging.getLogger("ray.data")
+    before = context.enable_progress_bars, logger.level
+    context.enable_progress_bars = False
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        context.enable_progress_bars = before[0]
+        logger.setLevel(before[1])
 
 
 def stream_updates(plan: Plan, *, done: int = 0) -> Iterator[Update]:
-    """This worker's updates after `done` steps, as `data.reading.read_updates` gives them, made by Ray Data tasks.
+    """This worker's updates after `done` steps, as `data.reading.read_updates` gives them, made by Ray Data
+    tasks.
 
-    One pipeline over all windows of all epochs left, so that it starts once; a task reads a window, orders it and
+    One pipeline over all windows of all epochs left, so that it starts once; a task reads a window, orders
+    it and
     sends this worker's titles alone. Tasks count no CPU: workers may hold all there are.
     """
     import ray
@@ -71,7 +102,8 @@ def stream_updates(plan: Plan, *, done: int = 0) -> Iterator[Update]:
     pipeline = ray.data.from_items(rows, override_num_blocks=max(1, len(rows))).map_batches(
         _window_parts, batch_size=1, num_cpus=0
     )
-    for table in pipeline.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
+    for block in pipeline.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
+        table = cast("pa.Table", block)
         for step, group in groupby(range(table.num_rows), key=table.column("step").to_pylist().__getitem__):
             indices = list(group)
             epoch = table.column("epoch")[indices[0]].as_py()
@@ -119,8 +151,6 @@ def _part(table: pa.Table, index: int) -> Part:
     def numbers(name: str) -> npt.NDArray[Any]:
         return np.array(table.column(name)[index].values.to_numpy())
 
-    titles = Titles(
-        numbers("ids"), np.concatenate(([0], np.cumsum(numbers("lengths")))), numbers("labels")
-    )
+    titles = Titles(numbers("ids"), np.concatenate(([0], np.cumsum(numbers("lengths")))), numbers("labels"))
     rows, tokens, weight = (table.column(name)[index].as_py() for name in ("rows", "tokens", "weight"))
     return Part(titles, rows, tokens, weight)
