@@ -161,9 +161,12 @@ def _sweep(words: list[str]) -> None:
     values = values_from("sweep", words)
     space, out = values.pop("space"), values.pop("out")
     resume, concurrency = values.pop("resume", False), values.pop("concurrency", None)
+    changes = values.pop("vary", None) or []
     from newsbert_ray.tune.search import sweep
+    from newsbert_ray.tune.space_file import parse_vary
 
-    sweep(space, out=out, overrides=values, resume=resume, concurrency=concurrency)
+    vary = dict(map(parse_vary, changes))
+    sweep(space, out=out, overrides=values, vary=vary, resume=resume, concurrency=concurrency)
 
 
 def _evaluate(words: list[str]) -> None:

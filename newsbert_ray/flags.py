@@ -95,6 +95,11 @@ def _add_sweep(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--concurrency", type=PositiveInt, help="Trials at once; as many as there are cores by default."
     )
+    parser.add_argument(
+        "--vary",
+        action="append",
+        help="NAME=VALUE,VALUE: other values for an axis, or a new one; may be repeated.",
+    )
     parser.add_argument("--data", type=str, help="Folder of shards; overrides the search space's.")
     parser.add_argument("--teacher", type=str, help="Encoder; overrides the search space's.")
     parser.add_class_arguments(TrainSettings, skip={"data", "teacher", "out"})

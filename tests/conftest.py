@@ -25,10 +25,10 @@ def make_record() -> MakeRecord:
         *,
         accuracy: float = 0.7,
         macro_f1: float = 0.5,
-        teacher: float = 0.8,
+        teacher_accuracy: float = 0.8,
         seed: int = 0,
         epochs: int = 2,
-        data: Mapping[str, Any] | None = None,
+        described: Mapping[str, Any] | None = None,
         **values: Any,
     ) -> RunRecord:
         given = merge({"data": "shards", "teacher": "scratch", "out": f"runs/{seed}", "seed": seed}, values)
@@ -38,7 +38,7 @@ def make_record() -> MakeRecord:
                 "epoch": float(epoch),
                 "validation": {
                     "student": {"accuracy": accuracy * epoch / epochs, "macro_f1": macro_f1},
-                    "teacher": {"accuracy": teacher * epoch / epochs, "macro_f1": teacher},
+                    "teacher": {"accuracy": teacher_accuracy * epoch / epochs, "macro_f1": teacher_accuracy},
                 },
                 "train": {"total": 1.0 / epoch},
             }
@@ -46,7 +46,7 @@ def make_record() -> MakeRecord:
         ]
         test = {
             "student": {"accuracy": accuracy, "macro_f1": macro_f1},
-            "teacher": {"accuracy": teacher, "macro_f1": teacher},
+            "teacher": {"accuracy": teacher_accuracy, "macro_f1": teacher_accuracy},
         }
         known = {"name": "synthetic_train", "fingerprint": "ab12cd34ef", "train_rows": 1800, "test_rows": 400}
         return RunRecord(
@@ -58,7 +58,7 @@ def make_record() -> MakeRecord:
             layer_map=[[1, 2], [3, 4]],
             metrics={"test": test, "validation": curve[-1]["validation"]},
             curve=curve,
-            data=dict(known if data is None else data),
+            data=dict(known if described is None else described),
             steps=10 * epochs,
             titles_per_second=800.0,
         )

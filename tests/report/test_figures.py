@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from newsbert_ray.record import RunRecord
+from newsbert_ray.report.figures import Line, NothingToDraw, beta_figure, curve_figure
+
+MakeRecord = Callable[..., RunRecord]
+
+
+def _grid(make_record: MakeRecord) -> list[RunRecord]:
+    return [
+        make_record(
+            accuracy=0.6 + 0.1 * depth + beta + 0.02 * seed,
+            teacher_accuracy=0.9,
+            seed=seed,
+            **{"distill.beta": beta, "student.layers": depth},
+        )
+        for seed in (0, 1)
+        for beta in (0.1, 0.0)
+        for depth in (2, 1)
+    ]
+
+
+def test_beta_figure_by_hand(make_record: MakeRecord) -> None:
+    """A line for each depth, points in order of beta, mean and spread over seeds in per cent (Fig. 7)."""
+    figure = beta_figure(_grid(make_record))
+    accuracy, f1 = figure.panels
+    one, two, teacher = accuracy.lines
+    assert (one.label, two.label) == ("N = 1", "N = 2")
+    assert one.x == (0.0, 0.1)
+    assert one.y == pytest.approx((71.0, 81.0))
+    assert one.sd == pytest.approx((2**0.5, 2**0.5))
+    assert one.n == (2, 2)
+    assert two.y == pytest.approx((81.0, 91.0))
+    assert teacher.reference
+    assert teacher.y == pytest.approx((90.0, 90.0))
+    assert accuracy.y_label == "test accuracy (%)"
+    assert f1.y_label == "test macro-F1 (%)"
+
+
+def test_figure_does_not_hang_on_the_order_of_records(make_record: MakeRecord) -> None:
+    """The same runs found in another order must give the same figure, colour for colour."""
+    records = _grid(make_record)
+    assert beta_figure(records) == beta_figure(records[::-1])
+    assert curve_figure(records) == curve_figure(records[::-1])
+
+
+def test_caption_names_data_teacher_and_seeds(make_record: MakeRecord) -> None:
+    """A curve without its data and n cannot be judged."""
+    caption = beta_figure(_grid(make_record)).caption
+    assert "synthetic_train (ab12cd34), 1,800 train / 400 test titles" in caption
+    assert "Teacher: scratch. 8 runs, mean ± sd over 2 seeds a point. N: student layers." in caption
+
+
+def test_caption_does_not_promise_error_bars_for_one_seed(make_record: MakeRecord) -> None:
+    """`mean ± sd` over single runs would be untrue."""
+    records = [make_record(seed=seed, **{"distill.beta": beta}) for seed, beta in enumerate((0.0, 0.1))]
+    figure = beta_figure(records)
+    assert "one seed a point" in figure.caption
+    assert figure.panels[0].lines[0].sd == (None, None)
+
+
+def test_other_settings_are_never_averaged_over(make_record: MakeRecord) -> None:
+    """Two temperatures mixed into one line would show an effect of beta that is none."""
+    records = [
+        make_record(**{"distill.beta": beta, "distill.temperature": t}) for beta in (0, 0.1) for t in (1, 2)
+    ]
+    labels = [line.label for line in beta_figure(records).panels[0].lines]
+    assert labels == ["t = 1", "t = 2"]
+
+
+def test_constant_beta_makes_no_figure(make_record: MakeRecord) -> None:
+    """A figure over beta with one beta would be a dot that looks like a result."""
+    with pytest.raises(NothingToDraw, match="beta does not vary"):
+        beta_figure([make_record(seed=seed) for seed in (0, 1)])
+
+
+def test_too_many_lines_make_no_figure(make_record: MakeRecord) -> None:
+    """Twelve lines in one panel tell nobody anything; the message says what makes them."""
+    records = [
+        make_record(**{"distill.beta": beta, "distill.temperature": 1 + t})
+        for beta in (0, 0.1)
+        for t in range(12)
+    ]
+    with pytest.raises(NothingToDraw, match=r"distill\.temperature make 12 lines, 8 can be told apart"):
+        beta_figure(records)
+
+
+def test_runs_without_test_metrics_make_no_figure(make_record: MakeRecord) -> None:
+    """Empty axes would look like a failure of the method."""
+    records = [make_record(**{"distill.beta": b}).model_copy(update={"metrics": {}}) for b in (0, 0.1)]
+    with pytest.raises(NothingToDraw, match="no run has test metrics"):
+        beta_figure(records)
+
+
+def test_curves_by_hand(make_record: MakeRecord) -> None:
+    """A panel for each depth, validation accuracy in per cent at each epoch."""
+    records = [
+        make_record(accuracy=0.8, teacher_accuracy=0.9, epochs=2, seed=s, **{"student.layers": 1})
+        for s in (0, 1)
+    ]
+    (panel,) = curve_figure(records).panels
+    assert panel.title == "N = 1"
+    assert panel.lines[0] == Line("student", (1.0, 2.0), (40.0, 80.0), (0.0, 0.0), (2, 2))
+    assert panel.lines[1].reference
+    assert panel.lines[1].y == (45.0, 90.0)
+
+
+def test_curves_show_the_best_and_say_what_they_leave_out(make_record: MakeRecord) -> None:
+    """Lines left out in silence would be a choice that the reader cannot see."""
+    records = [make_record(accuracy=0.5 + i / 100, **{"distill.beta": i / 100}) for i in range(11)]
+    figure = curve_figure(records)
+    shown = [line.label for line in figure.panels[0].lines if not line.reference]
+    assert shown == [f"β = {i / 100:g}" for i in range(3, 11)]
+    assert figure.caption.endswith("3 settings that ended lower are not drawn.")
+
+
+def test_single_evaluation_makes_no_curve(make_record: MakeRecord) -> None:
+    """One point is no curve."""
+    with pytest.raises(NothingToDraw, match="no run has two evaluations"):
+        curve_figure([make_record(epochs=1)])

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from newsbert_ray.record import RecordError, RunRecord, write_record
+from newsbert_ray.report.report import report
+
+MakeRecord = Callable[..., RunRecord]
+
+
+def _write_sweep(folder: Path, make_record: MakeRecord) -> None:
+    for i, (beta, seed) in enumerate((beta, seed) for beta in (0.0, 0.1) for seed in (0, 1)):
+        record = make_record(accuracy=0.6 + beta + 0.01 * seed, seed=seed, **{"distill.beta": beta})
+        write_record(folder / str(i), record)
+
+
+def test_report_of_a_sweep_is_complete(tmp_path: Path, make_record: MakeRecord) -> None:
+    """Table, figures and what was run must lie together, and each named file must be there."""
+    _write_sweep(tmp_path / "sweep", make_record)
+    written = report([tmp_path / "sweep"], out=tmp_path / "out")
+    names = [path.name for path in written]
+    assert names == [
+        "report.md",
+        "report.csv",
+        "fig7_beta.png",
+        "fig7_beta.svg",
+        "learning_curves.png",
+        "learning_curves.svg",
+    ]
+    assert all(path.stat().st_size > 100 for path in written)
+    page = written[0].read_text()
+    assert "4 runs, test split" in page
+    assert "| 0.0 | 2 | 60.5 ± 0.7 |" in page
+    assert "![fig7_beta](fig7_beta.png)" in page
+    assert "- data: synthetic_train (ab12cd34), 1,800 train, 400 test" in page
+    assert "- settings that vary: distill.beta" in page
+
+
+def test_second_report_is_the_same(tmp_path: Path, make_record: MakeRecord) -> None:
+    """A report that changes from one call to the next cannot be trusted."""
+    _write_sweep(tmp_path / "sweep", make_record)
+    first = {path.name: path.read_bytes() for path in report([tmp_path / "sweep"], out=tmp_path / "out")}
+    again = {path.name: path.read_bytes() for path in report([tmp_path / "sweep"], out=tmp_path / "out")}
+    assert first == again
+
+
+def test_folder_named_twice_counts_once(tmp_path: Path, make_record: MakeRecord) -> None:
+    """`report sweep sweep/0` must not count a run twice."""
+    _write_sweep(tmp_path / "sweep", make_record)
+    page = report([tmp_path / "sweep", tmp_path / "sweep" / "0"], out=tmp_path / "out")[0].read_text()
+    assert "4 runs, test split" in page
+    assert "left out" not in page
+
+
+def test_what_is_left_out_is_said(tmp_path: Path, make_record: MakeRecord) -> None:
+    """A missing figure, or a repeated run, must not pass in silence."""
+    for name in ("a", "copy"):
+        write_record(tmp_path / name, make_record())
+    page = report([tmp_path], out=tmp_path / "out")[0].read_text()
+    assert "Fig. 7 (metric over beta) is left out: beta does not vary" in page
+    assert "1 repeats of a run (same settings and seed) are left out" in page
+
+
+def test_mixed_versions_are_pointed_out(tmp_path: Path, make_record: MakeRecord) -> None:
+    """Runs of two versions of torch may differ for that reason alone."""
+    write_record(tmp_path / "a", make_record(seed=0))
+    write_record(tmp_path / "b", make_record(seed=1).model_copy(update={"versions": {"torch": "2.6.0"}}))
+    page = report([tmp_path], out=tmp_path / "out")[0].read_text()
+    assert "- versions (they differ): python 3.11.7, torch 2.13.0; torch 2.6.0" in page
+
+
+def test_record_without_details_of_its_data_is_reported(tmp_path: Path, make_record: MakeRecord) -> None:
+    """An older record that does not know its data must still give its numbers."""
+    write_record(tmp_path / "a", make_record(described={}))
+    assert "- data: shards" in report([tmp_path], out=tmp_path / "out")[0].read_text()
+
+
+def test_missing_folder_is_named(tmp_path: Path) -> None:
+    """A mistyped folder must not give a report of the others alone."""
+    with pytest.raises(RecordError, match="nowhere: no such folder"):
+        report([tmp_path / "nowhere"], out=tmp_path / "out")
+
+
+def test_damaged_record_ends_the_report(tmp_path: Path, make_record: MakeRecord) -> None:
+    """A run left out because its record is damaged would change the mean without a word."""
+    _write_sweep(tmp_path / "sweep", make_record)
+    (tmp_path / "sweep" / "2" / "record.json").write_text("{")
+    with pytest.raises(RecordError, match=r"2/record\.json: not a whole run record"):
+        report([tmp_path / "sweep"], out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable
+
+import pytest
+from rich.console import Console
+
+from newsbert_ray.record import RunRecord
+from newsbert_ray.report.tables import (
+    COLUMNS,
+    distinct,
+    number,
+    rows_of,
+    show,
+    summarise,
+    sweep_table,
+    teacher_name,
+    to_csv,
+    to_markdown,
+    varying_settings,
+)
+
+MakeRecord = Callable[..., RunRecord]
+ACCURACY = COLUMNS[0]
+
+
+def test_summary_by_hand() -> None:
+    """Mean 0.7 and sample standard deviation 0.1 of 0.6, 0.7, 0.8; the population's would flatter small n."""
+    summary = summarise([0.6, 0.7, 0.8])
+    assert summary.mean == pytest.approx(0.7, abs=1e-12)
+    assert summary.sd == pytest.approx(0.1, abs=1e-12)
+    assert summary.n == 3
+
+
+def test_one_seed_has_no_spread(make_record: MakeRecord) -> None:
+    """± 0.0 after a single run would claim a certainty that nobody measured."""
+    (row,) = rows_of([make_record(accuracy=0.712)])
+    assert row.columns["accuracy"].sd is None
+    assert show(row.columns["accuracy"], ACCURACY) == "71.2"
+
+
+def test_seeds_are_averaged_and_settings_are_not(make_record: MakeRecord) -> None:
+    """Runs of two betas averaged into one row would be a number of nothing."""
+    records = [
+        make_record(accuracy=accuracy, seed=seed, **{"distill.beta": beta})
+        for beta, seed, accuracy in [(0.2, 0, 0.5), (0.2, 1, 0.7), (0.1, 0, 0.8), (0.1, 1, 0.9)]
+    ]
+    rows = rows_of(records)
+    assert [row.settings for row in rows] == [{"distill.beta": 0.1}, {"distill.beta": 0.2}]
+    assert [row.seeds for row in rows] == [(0, 1), (0, 1)]
+    assert [row.columns["accuracy"].mean for row in rows] == pytest.approx([0.85, 0.6])
+
+
+def test_only_what_varies_is_a_column(make_record: MakeRecord) -> None:
+    """Seeds and folders differ in every run and explain nothing; the depth does."""
+    records = [make_record(seed=seed, **{"student.layers": n}) for seed in (0, 1) for n in (1, 2)]
+    assert varying_settings(records) == ["student.layers"]
+
+
+def test_same_shards_in_another_place_are_the_same_data(make_record: MakeRecord) -> None:
+    """A moved folder must not tear a row apart; other content under the same name must."""
+    here, there = make_record(seed=0, **{"data": "a/shards"}), make_record(seed=1)
+    assert len(rows_of([here, there])) == 1
+    other = make_record(seed=1, described={"name": "synthetic_train", "fingerprint": "ffff0000"})
+    assert varying_settings([here, other]) == ["data"]
+
+
+def test_repeat_of_a_run_counts_once(make_record: MakeRecord) -> None:
+    """The same run found in two folders would halve the spread."""
+    records = [make_record(seed=0), make_record(seed=0), make_record(seed=1)]
+    assert len(distinct(records)) == 2
+    (row,) = rows_of(records)
+    assert row.columns["accuracy"].n == 2
+
+
+def test_unknown_numbers_stay_blank(make_record: MakeRecord) -> None:
+    """A metric that was not measured is not zero."""
+    record = make_record().model_copy(update={"metrics": {"test": {"student": {"accuracy": 0.5}}}})
+    (row,) = rows_of([record])
+    assert "macro_f1" not in row.columns
+    assert number(record, "test.student.accuracy.deeper") is None
+    assert "macro-F1" not in to_markdown([row])
+
+
+def test_markdown_by_hand(make_record: MakeRecord) -> None:
+    """The table is what people copy into papers."""
+    records = [make_record(accuracy=a, seed=s, **{"student.layers": 1}) for a, s in [(0.70, 0), (0.72, 1)]]
+    records.append(make_record(accuracy=0.75, **{"student.layers": 2}))
+    lines = to_markdown(rows_of(records)).splitlines()
+    assert lines[0].startswith("| student.layers | seeds | accuracy % | macro-F1 % | teacher's accuracy % |")
+    assert lines[1].startswith("| --- | ---: | ---: |")
+    assert lines[2].startswith("| 1 | 2 | 71.0 ± 1.4 | 50.0 ± 0.0 | 80.0 ± 0.0 |")
+    assert lines[3].startswith("| 2 | 1 | 75.0 | 50.0 | 80.0 |")
+
+
+def test_bar_in_a_value_does_not_break_the_table(make_record: MakeRecord) -> None:
+    """A folder called a|b must not become two columns."""
+    records = [make_record(**{"teacher": name}) for name in ("a|b", "c")]
+    assert "| a\\|b |" in to_markdown(rows_of(records))
+
+
+def test_csv_keeps_full_precision_and_leaves_blanks(make_record: MakeRecord) -> None:
+    """Rounded numbers cannot be tested for significance; a blank read as 0 would be."""
+    records = [make_record(accuracy=1 / 3), make_record(accuracy=2 / 3, **{"distill.beta": 0.2})]
+    found = list(csv.DictReader(io.StringIO(to_csv(rows_of(records)))))
+    assert [float(row["accuracy"]) for row in found] == [1 / 3, 2 / 3]
+    assert [row["accuracy_sd"] for row in found] == ["", ""]
+    assert [row["n_seeds"] for row in found] == ["1", "1"]
+
+
+def test_teacher_is_named_without_its_folder(make_record: MakeRecord) -> None:
+    """Reports are passed on; where somebody's models lie is nobody's business. A hub name keeps its owner."""
+    assert teacher_name(make_record(**{"teacher": "/somewhere/models/bert6"})) == "bert6"
+    assert teacher_name(make_record(**{"teacher": "microsoft/mpnet-base"})) == "microsoft/mpnet-base"
+
+
+def test_sweep_table_puts_the_best_first(make_record: MakeRecord) -> None:
+    """The first line of a sweep's table is the one that people take."""
+    records = [
+        make_record(accuracy=a, **{"distill.beta": b}) for a, b in [(0.6, 0.0), (0.8, 0.1), (0.7, 0.2)]
+    ]
+    console = Console(width=160, record=True, file=io.StringIO())
+    console.print(sweep_table(records, "validation.student.accuracy"))
+    lines = [line for line in console.export_text().splitlines() if "0." in line and "│" in line]
+    assert [line.split("│")[1].strip() for line in lines] == ["0.1", "0.2", "0.0"]
+    assert [line.split("│")[3].strip() for line in lines] == ["0.8000", "0.7000", "0.6000"]
+
+
+def test_mixed_values_can_be_sorted(make_record: MakeRecord) -> None:
+    """None (all layers) and numbers stand in one column; comparing them must not end the report."""
+    records = [make_record(**{"model.teacher_layers": n}) for n in (None, 8, 4)]
+    assert [row.settings["model.teacher_layers"] for row in rows_of(records)] == [None, 4, 8]

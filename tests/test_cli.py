@@ -1,0 +1,351 @@
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pytest
+import yaml
+
+from newsbert_ray import cli
+from newsbert_ray.config import TrainSettings
+from newsbert_ray.data.shards import ShardError
+from newsbert_ray.flags import UsageError, settings_from, values_from
+
+NEEDED = ["--data", "shards", "--teacher", "scratch", "--out", "run"]
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The command line silences libraries through the environment; other tests keep theirs."""
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], None]:
+    """Make `report` raise something."""
+
+    def arrange(error: BaseException) -> None:
+        def run(words: list[str]) -> None:
+            raise error
+
+        monkeypatch.setitem(cli.VERBS, "report", cli.VERBS["report"]._replace(run=run))
+
+    return arrange
+
+
+def test_help_answers_at_once() -> None:
+    """Five seconds of imports before a line of help would be five seconds at every slip."""
+    seconds = []
+    for _ in range(3):
+        began = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-m", "newsbert_ray.cli", "--help"], capture_output=True, text=True, check=True
+        )
+        seconds.append(time.perf_counter() - began)
+    assert median(seconds) < 1.0
+    assert all(verb in done.stdout for verb in cli.VERBS)
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_help_of_a_verb_opens_with_a_sentence_and_an_example(
+    verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A page of flags without a first line leaves a person to guess which of them matter."""
+    assert cli.main([verb, "--help"]) == 0
+    opening, _, flags = capsys.readouterr().out.partition("-h, --help")
+    assert opening.startswith(f"{cli.VERBS[verb].sentence}\n\n  newsbert-ray {verb} ")
+    assert "--out" in flags or verb == "evaluate"
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_example_of_a_verb_is_understood(verb: str) -> None:
+    """An example that its own parser refuses is worse than none."""
+    assert values_from(verb, cli.VERBS[verb].example.split()[2:])
+
+
+def test_every_setting_is_a_flag_with_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    """A setting that is no flag can be reached by nobody who does not read the source."""
+    cli.main(["train", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--distill.beta BETA Share of the teacher's gradients in the student's (Eq. 8" in text
+    assert "--distill.weights.soft_labels" in text
+
+
+def test_verb_misspelt_offers_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    """A wrong verb must not end in a page of usage."""
+    assert cli.main(["trian"]) == 2
+    assert capsys.readouterr().err == "newsbert-ray: unknown verb 'trian', did you mean 'train'?\n"
+
+
+def test_no_verb_shows_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    """The bare command fails, so that a script notices, and tells a person how to go on."""
+    assert cli.main([]) == 2
+    assert "usage: newsbert-ray VERB" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "near"),
+    [
+        ("--distill.betta", "--distill.beta"),
+        ("--beta", "--distill.beta"),
+        ("--batch-size", "--batch_size"),
+        ("--lerning_rate", "--learning_rate"),
+        ("--distill.weights.hiden", "--distill.weights.hidden"),
+        ("--epo", "--epochs"),
+    ],
+)
+@pytest.mark.parametrize("form", ["{} 1", "{}=1"])
+def test_unknown_flag_names_the_nearest(
+    given: str, near: str, form: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A flag that is taken for another, or silently dropped, runs an experiment nobody asked for."""
+    assert cli.main(["train", *NEEDED, *form.format(given).split()]) == 2
+    message = capsys.readouterr().err
+    assert f"unknown setting '{given}', did you mean '{near}'?" in message
+    assert message.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("distill.beta", "1.5"),
+        ("distill.beta", "-0.1"),
+        ("distill.beta", "nan"),
+        ("distill.beta", "much"),
+        ("distill.temperature", "0"),
+        ("distill.temperature", "inf"),
+        ("distill.soft_label_t2", "perhaps"),
+        ("distill.weights.embedding", "-1"),
+        ("student.layers", "0"),
+        ("student.layers", "two"),
+        ("student.layers", "1.5"),
+        ("model.teacher_layers", "0"),
+        ("model.dropout", "1"),
+        ("scratch.hidden", "0"),
+        ("optimizer.decay", "linaer"),
+        ("optimizer.warmup_share", "1"),
+        ("optimizer.clip_norm", "0"),
+        ("optimizer.accumulate", "0"),
+        ("checkpoint.every_steps", "0"),
+        ("checkpoint.keep", "0"),
+        ("epochs", "0"),
+        ("epochs", ""),
+        ("batch_size", "0"),
+        ("batch_size", "1e3x"),
+        ("learning_rate", "0"),
+        ("learning_rate", "fast"),
+        ("seed", "-1"),
+        ("seed", "2147483648"),
+        ("workers", "0"),
+        ("workers", "64"),
+        ("precision", "fp8"),
+        ("device", "tpu"),
+        ("threads", "0"),
+        ("train_rows", "-5"),
+        ("log_every", "0"),
+    ],
+)
+def test_value_that_cannot_be_ends_in_one_line(
+    name: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Bad settings must end before anything is loaded or written, in a line naming flag and value."""
+    assert cli.main(["train", *NEEDED, f"--{name}={value}"]) == 2
+    message = capsys.readouterr().err
+    assert name in message
+    assert value in message
+    assert message.count("\n") == 1
+    assert "Traceback" not in message
+
+
+@pytest.mark.parametrize(
+    ("words", "missing"),
+    [
+        (["train"], "data, teacher, out"),
+        (["train", "--data", "d", "--out", "o"], "teacher"),
+        (["prepare", "--teacher", "scratch"], "source, out"),
+        (["sweep", "--out", "o"], "space"),
+        (["evaluate"], "run"),
+        (["report", "--out", "o"], "folders"),
+        (["synthesize"], "out"),
+    ],
+)
+def test_what_is_required_is_asked_for(
+    words: list[str], missing: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A forgotten folder must be asked for by name, all of them at once."""
+    assert cli.main(words) == 2
+    assert f"required and not given: {missing} " in capsys.readouterr().err
+
+
+def test_flag_without_its_value_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    """`--distill.beta --epochs 3` must not train for three betas."""
+    assert cli.main(["train", *NEEDED, "--distill.beta", "--epochs", "3"]) == 2
+    assert "--distill.beta needs a value" in capsys.readouterr().err
+
+
+def test_printed_config_gives_the_same_run_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A configuration that is printed, kept and read again must be the same experiment."""
+    words = [*NEEDED, "--distill.beta", "0.25", "--optimizer.clip_norm", "1.0", "--learning_rate", "3e-4"]
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["train", *words, "--print_config"])
+    assert ended.value.code == 0
+    (tmp_path / "run.yaml").write_text(capsys.readouterr().out)
+    again = settings_from("train", TrainSettings, ["--config", str(tmp_path / "run.yaml")])
+    assert again == settings_from("train", TrainSettings, words)
+
+
+def test_flags_go_over_the_file(tmp_path: Path) -> None:
+    """A flag that loses against the file would quietly run the file's experiment."""
+    path = tmp_path / "run.yaml"
+    path.write_text("data: d\nteacher: t\nout: o\ndistill:\n  beta: 0.3\n  temperature: 2.0\n")
+    settings = settings_from("train", TrainSettings, ["--config", str(path), "--distill.beta=0.2"])
+    assert (settings.distill.beta, settings.distill.temperature) == (0.2, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "distill:\n  beta: 7\n",
+            r"distill.beta = '7' \(from the file of --config\): .*less than or equal to 1",
+        ),
+        ("distill:\n  betta: 0.1\n", r"unknown setting 'distill.betta', did you mean '--distill.beta'\?"),
+        ("epoch: 3\n", r"unknown setting 'epoch', did you mean '--epochs'\?"),
+        ("distill: [\n", r"config"),
+        ("- 1\n", r"config"),
+    ],
+)
+def test_bad_config_file_is_told_in_one_line(tmp_path: Path, text: str, message: str) -> None:
+    """A slip in the file must be found as surely as one on the command line."""
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=message) as caught:
+        values_from("train", [*NEEDED, "--config", str(path)])
+    assert "\n" not in str(caught.value)
+
+
+def test_config_file_that_is_missing_is_named(tmp_path: Path) -> None:
+    """A mistyped file name must not mean the defaults."""
+    with pytest.raises(UsageError, match=r"nowhere\.yaml"):
+        values_from("train", [*NEEDED, "--config", str(tmp_path / "nowhere.yaml")])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--source", "train", "--source", "dev"],
+        ["--source=train", "--source=dev"],
+        ["--source", "train", "--source=dev"],
+    ],
+)
+def test_sources_may_be_repeated(words: list[str]) -> None:
+    """If only the last --source counted, the training news would silently be the test news."""
+    given = values_from("prepare", [*words, "--teacher", "scratch", "--out", "shards"])
+    assert given["source"] == ["train", "dev"]
+
+
+def test_source_may_hold_blanks_and_brackets() -> None:
+    """A folder's name is a name, whatever YAML would make of it."""
+    odd = ["[my] data, 1", "true"]
+    given = values_from("prepare", ["--source", odd[0], "--source", odd[1], "--teacher", "x", "--out", "o"])
+    assert given["source"] == odd
+
+
+def test_sweep_passes_on_only_what_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A default passed on as an override would undo what the search space says."""
+    seen: dict[str, Any] = {}
+    monkeypatch.setattr(
+        "newsbert_ray.tune.search.sweep", lambda space, **given: seen.update(given, space=space)
+    )
+    words = ["space.yaml", "--out", "o", "--distill.temperature", "2", "--data", "d", "--vary", "seeds=1,2"]
+    assert cli.main(["sweep", *words, "--vary", "distill.beta=0.1", "--concurrency", "2", "--resume"]) == 0
+    assert seen == {
+        "space": "space.yaml",
+        "out": "o",
+        "overrides": {"distill": {"temperature": 2.0}, "data": "d"},
+        "vary": {"seeds": [1, 2], "distill.beta": [0.1]},
+        "resume": True,
+        "concurrency": 2,
+    }
+
+
+def test_evaluate_prints_a_table_or_json(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A script reads JSON, a person a table; both must hold every number."""
+    metrics = {"student": {"accuracy": 0.7, "macro_f1": 0.5}, "teacher": {"accuracy": 0.8}, "rows": 400}
+    monkeypatch.setattr("newsbert_ray.evaluation.evaluate.evaluate", lambda run, **given: metrics)
+    assert cli.main(["evaluate", "run", "--json"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out) == metrics
+    assert cli.main(["evaluate", "run"]) == 0
+    shown = capsys.readouterr().out
+    assert all(part in shown for part in ("student", "teacher", "0.7000", "0.5000", "0.8000", "rows 400"))
+
+
+class WrappedByRay(Exception):
+    """As Ray hands on a worker's exception: its own text is a whole trace."""
+
+    def __init__(self, cause: BaseException) -> None:
+        super().__init__("ray::worker()\n  File ...\n  File ...")
+        self.cause = cause
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (ShardError("shards/manifest.json: damaged"), 1, "shards/manifest.json: damaged"),
+        (WrappedByRay(ShardError("shards/a.parquet: damaged")), 1, "shards/a.parquet: damaged"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "run/record.json"),
+            1,
+            "run/record.json: No space left on device; free some space and run the same command again",
+        ),
+        (PermissionError(errno.EACCES, "Permission denied", "run"), 1, "run: Permission denied"),
+        (OSError("no such model\nanywhere"), 1, "no such model anywhere"),
+        (KeyError("x"), 1, "internal error: KeyError: 'x'; run it again with --debug for the frames"),
+    ],
+)
+def test_failure_ends_in_one_line(
+    error: BaseException,
+    code: int,
+    message: str,
+    failing: Callable[[BaseException], None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A stack of frames hides the one line that a person needs."""
+    failing(error)
+    assert cli.main(["report", "x", "--out", "y"]) == code
+    assert capsys.readouterr().err == f"newsbert-ray report: {message}\n"
+
+
+def test_debug_shows_the_frames(failing: Callable[[BaseException], None]) -> None:
+    """Without the frames nobody can mend what is ours to mend."""
+    failing(KeyError("x"))
+    with pytest.raises(KeyError):
+        cli.main(["report", "x", "--debug", "--out", "y"])
+
+
+def test_stop_by_hand_is_told_apart_from_a_failure(
+    failing: Callable[[BaseException], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A script that loops over runs must see that somebody wanted to stop."""
+    failing(KeyboardInterrupt())
+    assert cli.main(["report", "x", "--out", "y"]) == 130
+    assert "stopped" in capsys.readouterr().err
+
+
+def test_report_without_records_fails_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An empty report would look like a sweep without results."""
+    assert cli.main(["report", str(tmp_path), "--out", str(tmp_path / "out")]) == 1
+    assert "no record.json at or below it; has a run finished?" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
