@@ -158,7 +158,7 @@ def _start(stack: ExitStack, *, cpus: int | None, dashboard: bool) -> Path:
     # to every user of the machine, so it gets one inside ours, which only this user may enter.
     folder = Path(tempfile.mkdtemp(prefix="nb-", dir=_short_temporary_folder()))
     stack.callback(shutil.rmtree, folder, ignore_errors=True)
-    stack.enter_context(_environment({**PRIVATE_ENVIRONMENT, **_loopback_interface(), **_token(folder)}))
+    stack.enter_context(environment({**PRIVATE_ENVIRONMENT, **_loopback_interface(), **_token(folder)}))
     import ray
 
     _forget_authentication()
@@ -229,7 +229,7 @@ def _forget_authentication() -> None:
 
 
 @contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
+def environment(values: Mapping[str, str]) -> Iterator[None]:
     """Environment variables for as long as the block runs; what the user set himself stays."""
     added = {name: value for name, value in values.items() if name not in os.environ}
     os.environ.update(added)

@@ -1,0 +1,165 @@
+"""The Ray Tune shell of a sweep: places trials on warm actors and passes their reports on. No arithmetic of its own."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray.tune.experiment import Trial
+from ray.tune.search import Searcher
+
+from newsbert_ray.connect import environment
+from newsbert_ray.tune.display import SweepDisplay
+from newsbert_ray.tune.jobs import Job, Jobs
+from newsbert_ray.tune.trial import Train, run_trial
+
+RETRIES = 2
+"""How often a trial whose process died starts again, from its own checkpoints."""
+
+QUIET: Mapping[str, str] = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    # The newer output prints boxes even at verbosity 0.
+    "RAY_AIR_NEW_OUTPUT": "0",
+    # Tune's own memory is not used: a resume goes on from ours.
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",
+    "TUNE_RESULT_BUFFER_LENGTH": "0",
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a trial occupies, and how many run at once."""
+
+    slots: int
+    cpus: float
+    gpus: float
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """As Ray names them."""
+        return {"CPU": self.cpus, "GPU": self.gpus} if self.gpus else {"CPU": self.cpus}
+
+
+def run_jobs(
+    jobs: Jobs,
+    *,
+    config: Callable[[Job], Mapping[str, Any]],
+    place: Place,
+    display: SweepDisplay,
+    folder: Path,
+    train: Train | None = None,
+) -> None:
+    """Run every job that is due; returns when all have ended, or early after Ctrl-C (`jobs.unfinished` says which).
+
+    Args:
+        config: what `run_trial` gets for a job.
+        place: what a trial occupies.
+        folder: where Tune may keep files while it runs; all nodes must see it.
+        train: what trains; the real one by default.
+    """
+    queue = _Queue(jobs, config, place.slots)
+    trainable = tune.with_resources(partial(run_trial, train=train), place.resources)
+    try:
+        with environment(QUIET), display.shown():
+            tune.Tuner(
+                trainable,
+                tune_config=tune.TuneConfig(
+                    search_alg=queue,
+                    num_samples=jobs.total,
+                    reuse_actors=True,
+                    trial_dirname_creator=_trial_id,
+                ),
+                run_config=tune.RunConfig(
+                    name="tune",
+                    storage_path=str(folder.absolute()),
+                    verbose=0,
+                    callbacks=[_Watch(queue, display)],
+                    failure_config=tune.FailureConfig(max_failures=RETRIES),
+                ),
+            ).fit()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _trial_id(trial: Trial) -> str:
+    """Tune's own folder of a trial; by default every setting stands in its name."""
+    return str(trial.trial_id)
+
+
+class _Queue(Searcher):
+    """Hands jobs to Tune as it asks, and takes their ends in."""
+
+    def __init__(self, jobs: Jobs, config: Callable[[Job], Mapping[str, Any]], slots: int) -> None:
+        super().__init__()
+        self.running: dict[str, Job] = {}
+        self.jobs = jobs
+        self._config = config
+        self._slots = slots
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def set_search_properties(self, metric: str | None, mode: str | None, config: Any, **spec: Any) -> bool:
+        return True
+
+    def suggest(self, trial_id: str) -> Any:
+        if len(self.running) >= self._slots:
+            return None
+        job = self.jobs.next_job()
+        if job is None:
+            return Searcher.FINISHED
+        self.running[trial_id] = job
+        return dict(self._config(job))
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        pass
+
+    def save(self, checkpoint_path: str) -> None:
+        pass
+
+    def restore(self, checkpoint_path: str) -> None:
+        raise NotImplementedError("a sweep is resumed from its own memory, not from Tune's")
+
+
+class _Watch(tune.Callback):
+    """Passes what happens to trials on to the jobs and to the display."""
+
+    def __init__(self, queue: _Queue, display: SweepDisplay) -> None:
+        self._queue = queue
+        self._display = display
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self._display.started(self._queue.running[trial.trial_id])
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
+    ) -> None:
+        self._display.reported(self._queue.running[trial.trial_id], result)
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        result = trial.last_result or {}
+        self._end(trial, value=result.get("value"), failure=result.get("failure", "ended without a report"))
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        died = f"its process died {RETRIES + 1} times, for want of memory perhaps"
+        lines = str(trial.get_error() or "").strip().splitlines()
+        self._end(trial, value=None, failure=f"{died} ({lines[0]})" if lines else died)
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        self._display.tick()
+
+    def _end(self, trial: Trial, *, value: float | None, failure: str) -> None:
+        job = self._queue.running.pop(trial.trial_id)
+        self._queue.jobs.finish(job, value=value, failure=failure)
+        self._display.ended(job)

@@ -1,0 +1,81 @@
+"""One trial of a sweep, inside a Tune actor that is used again for the next one: trains, and passes each evaluation on.
+
+A trial that raises ends with its reason as a report, not as a broken actor: the sweep goes on at no cost. Only a
+process that dies is left for Tune to see, which starts the trial again; it goes on from its own checkpoints.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import time
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from newsbert_ray.config import TrainSettings, build_settings
+from newsbert_ray.record import RunRecord, write_text
+
+if TYPE_CHECKING:
+    from newsbert_ray.train.loop import Report
+from newsbert_ray.tune.jobs import metric_value
+from newsbert_ray.tune.space import flatten
+
+LOCK_SECONDS = 30.0
+"""How long the trial's folder may still be held by a process of a sweep that was killed."""
+
+
+class Train(Protocol):
+    """What a trial calls: `newsbert_ray.train.run.train`, or a stand-in for it."""
+
+    def __call__(self, settings: TrainSettings, *, report: Report | None, quiet: bool) -> RunRecord: ...
+
+
+def run_trial(config: Mapping[str, Any], *, train: Train | None = None) -> None:
+    """Run one trial and report to Tune.
+
+    Every evaluation is reported with dotted names (`validation.student.accuracy`, `epoch`, `step`); the last report
+    holds `value`, the record's number that the sweep judges by, or `failure`, the reason why there is none.
+
+    Args:
+        config: `settings` (of TrainSettings, nested), `metric`, and `notes`, a folder for the frames of a failure.
+        train: what trains; the real one by default.
+    """
+    from ray import tune
+
+    settings = build_settings(TrainSettings, config["settings"], where="trial")
+    _await_folder(Path(settings.out))
+    try:
+        record = (train or _train())(settings, report=lambda entry: tune.report(numbers(entry)), quiet=True)
+        value = metric_value(record, config["metric"])
+    except Exception as error:
+        # The one place that stops an exception: it belongs to this trial alone, and is shown by the sweep.
+        write_text(Path(config["notes"]) / f"{Path(settings.out).name}.txt", traceback.format_exc())
+        tune.report({"failure": f"{type(error).__name__}: {error}"})
+    else:
+        tune.report({"value": value})
+
+
+def _train() -> Train:
+    from newsbert_ray.train.run import train
+
+    return train
+
+
+def numbers(entry: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of an evaluation's entry, by dotted name."""
+    flat = flatten(entry)
+    return {n: v for n, v in flat.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+
+
+def _await_folder(folder: Path) -> None:
+    """Wait while another process holds the run's lock: one of a killed sweep, about to end."""
+    lock = folder / ".lock"
+    end = time.monotonic() + LOCK_SECONDS
+    while lock.exists() and time.monotonic() < end:
+        with lock.open("r+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except OSError:
+                time.sleep(0.2)
