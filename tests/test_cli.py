@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -264,9 +265,12 @@ def test_source_may_hold_blanks_and_brackets() -> None:
 def test_sweep_passes_on_only_what_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
     """A default passed on as an override would undo what the search space says."""
     seen: dict[str, Any] = {}
-    monkeypatch.setattr(
-        "newsbert_ray.tune.search.sweep", lambda space, **given: seen.update(given, space=space)
-    )
+
+    def sweep(space: str, **given: Any) -> SimpleNamespace:
+        seen.update(given, space=space)
+        return SimpleNamespace(best="some point")
+
+    monkeypatch.setattr("newsbert_ray.tune.search.sweep", sweep)
     words = ["space.yaml", "--out", "o", "--distill.temperature", "2", "--data", "d", "--vary", "seeds=1,2"]
     assert cli.main(["sweep", *words, "--vary", "distill.beta=0.1", "--concurrency", "2", "--resume"]) == 0
     assert seen == {
@@ -277,6 +281,15 @@ def test_sweep_passes_on_only_what_was_given(monkeypatch: pytest.MonkeyPatch) ->
         "resume": True,
         "concurrency": 2,
     }
+
+
+def test_sweep_without_a_finished_trial_fails(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A script must not go on to the report of a sweep in which every trial failed."""
+    monkeypatch.setattr("newsbert_ray.tune.search.sweep", lambda space, **given: SimpleNamespace(best=None))
+    assert cli.main(["sweep", "space.yaml", "--out", "o"]) == 1
+    assert "o: no trial finished" in capsys.readouterr().err
 
 
 def test_evaluate_prints_a_table_or_json(

@@ -1,0 +1,79 @@
+"""What the README and the Makefile tell people to type is understood, and what they name is there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from newsbert_ray.cli import VERBS
+from newsbert_ray.config import PrepareSettings, TrainSettings, dotted_names
+from newsbert_ray.flags import values_from
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+
+
+def _typed() -> list[list[str]]:
+    """The words of every command line in the README's shell blocks and the Makefile's recipes."""
+    blocks = re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
+    recipes = re.findall(r"^\t(.+)$", MAKEFILE, flags=re.MULTILINE)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()] + recipes
+    inline = re.findall(r"`(newsbert-ray [^`]+)`", README)
+    return [shlex.split(line, comments=True) for line in [*lines, *inline] if "newsbert-ray " in line]
+
+
+COMMANDS = [words for words in _typed() if words[0].endswith("newsbert-ray")]
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=[" ".join(words[1:4]) for words in COMMANDS])
+def test_command_is_understood(words: list[str]) -> None:
+    """A command copied from the README must not end in `unknown setting`."""
+    _, verb, *rest = words
+    assert verb in VERBS
+    if rest and rest != ["--help"]:
+        values_from(verb, rest)
+
+
+def test_commands_were_found() -> None:
+    """A README written in another form would make the test above test nothing."""
+    assert {"prepare", "train", "sweep", "evaluate", "report", "synthesize"} <= {
+        words[1] for words in COMMANDS
+    }
+
+
+@pytest.mark.parametrize(
+    "target", sorted(set(re.findall(r"(?:`|^)make ([a-z]+)", README, flags=re.MULTILINE)))
+)
+def test_make_target_is_there(target: str) -> None:
+    """`make demo` is the first thing that anybody types."""
+    assert re.search(rf"^{target}:", MAKEFILE, flags=re.MULTILINE)
+
+
+PATHS = sorted(set(re.findall(r"(?<![\w/.])\w[\w/-]*/[\w-]+\.(?:py|yaml)", README + MAKEFILE)))
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_named_file_is_there(path: str) -> None:
+    """A table that points at a moved file sends its reader away."""
+    assert (ROOT / path).exists()
+
+
+def test_named_settings_exist() -> None:
+    """The table from the paper to the code is only worth its accuracy."""
+    known = {*dotted_names(TrainSettings), *dotted_names(PrepareSettings)}
+    groups = {name.rpartition(".")[0] for name in known}
+    table = README.partition("## From the paper to the code")[2].partition("##")[0]
+    cells = [line.split("|")[2] for line in table.splitlines() if line.startswith("|")][2:]
+    named = {name for cell in cells for name in re.findall(r"`([\w.]+)`", cell)}
+    assert named
+    assert named <= known | groups
+
+
+def test_readme_opens_with_the_two_commands() -> None:
+    """Everything else can be looked up; these two must be seen at once."""
+    first = README.partition("```sh\n")[2].partition("```")[0].splitlines()
+    assert [line.split()[:2] for line in first] == [["make", "demo"], ["make", "test"]]
