@@ -3,18 +3,61 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import settings
 
-from newsbert_ray.config import TrainSettings, build_settings, merge
+from newsbert_ray.config import PrepareSettings, TrainSettings, build_settings, merge
+from newsbert_ray.data.prepare import prepare
+from newsbert_ray.data.synthetic import synthesize
 from newsbert_ray.record import RunRecord
 
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
 MakeRecord = Callable[..., RunRecord]
+MakeSettings = Callable[..., TrainSettings]
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small synthetic corpus, prepared in this process with a learned vocabulary."""
+    folder = tmp_path_factory.mktemp("corpus")
+    sources = synthesize(folder / "mind", news=320, users=10, topics=4, seed=3)
+    values = {
+        "source": [str(source) for source in sources],
+        "teacher": "scratch",
+        "out": str(folder / "shards"),
+        "workers": 0,
+        "scratch": {"vocabulary": 400},
+    }
+    prepare(build_settings(PrepareSettings, values), say=lambda _: None)
+    return folder / "shards"
+
+
+@pytest.fixture
+def make_settings(shards: Path, tmp_path: Path) -> MakeSettings:
+    """Settings of a run of seconds: make_settings(**{"distill.beta": 0.2}); its folder is tmp_path/run."""
+
+    def make(**values: Any) -> TrainSettings:
+        small = {
+            "data": str(shards),
+            "teacher": "scratch",
+            "out": str(tmp_path / "run"),
+            "scratch": {"layers": 4, "hidden": 16, "heads": 2, "feed_forward": 32},
+            "model.query_size": 8,
+            "student.layers": 2,
+            "batch_size": 32,
+            "learning_rate": 2e-3,
+            "epochs": 2,
+            "threads": 1,
+            "log_every": 5,
+        }
+        return build_settings(TrainSettings, merge(small, values))
+
+    return make
 
 
 @pytest.fixture

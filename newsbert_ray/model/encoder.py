@@ -41,6 +41,11 @@ class Encoder(nn.Module):
         return int(self.backbone.config.hidden_size)
 
     @property
+    def word_table(self) -> nn.Embedding:
+        """The word embedding table."""
+        return cast("nn.Embedding", self.backbone.get_input_embeddings())
+
+    @property
     def vocabulary(self) -> int:
         """Rows of the word embedding table."""
         return int(self.backbone.config.vocab_size)

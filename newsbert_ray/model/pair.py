@@ -45,6 +45,10 @@ class Pair(nn.Module):
         self.student = student
         self.top = top
 
+    def word_tables(self) -> list[nn.Embedding]:
+        """Both models' word embedding tables."""
+        return [encoder.word_table for encoder in (self.teacher, self.student)]
+
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Output, Output]:
         """Both models' outputs on the same tokens: (teacher's, student's)."""
         teacher = self.top(self.teacher(input_ids, attention_mask), attention_mask)

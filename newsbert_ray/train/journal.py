@@ -28,8 +28,7 @@ class Journal:
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1 if done else None)
 
     def __call__(self, entry: Mapping[str, Any]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+        append_entry(self.path, entry)
         for name, value in flatten(entry):
             if name not in ("step", "steps", "epochs"):
                 self.board.add_scalar(name, value, entry["step"])
@@ -39,6 +38,12 @@ class Journal:
     def close(self) -> None:
         """Flush and end the TensorBoard file."""
         self.board.close()
+
+
+def append_entry(path: Path, entry: Mapping[str, Any]) -> None:
+    """Add a line to a metrics.jsonl."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(entry) + "\n")
 
 
 def read_entries(path: Path) -> list[dict[str, Any]]:
@@ -97,8 +102,8 @@ class Display:
         self.bar.stop()
 
     def __call__(self, entry: Mapping[str, Any]) -> None:
-        if entry["kind"] == "evaluation":
-            self.say(_evaluation_line(entry))
+        if entry["kind"] != "log":
+            self.say(entry["text"] if entry["kind"] == "note" else _evaluation_line(entry))
             return
         numbers = _log_numbers(entry)
         self.bar.update(

@@ -16,6 +16,7 @@ from newsbert_ray.distill.joint import joint_losses
 from newsbert_ray.distill.losses import weighted_total
 from newsbert_ray.distill.momentum import apply_momentum, block_statistics
 from newsbert_ray.model.pair import Pair
+from newsbert_ray.train.tables import TableGradients
 
 TOTAL = "total"
 
@@ -33,11 +34,12 @@ class Learner:
     optimizer: torch.optim.Adam
     settings: TrainSettings
     total_steps: int
+    tables: TableGradients
     world_size: int = 1
 
 
-def build_learner(pair: Pair, settings: TrainSettings, *, total_steps: int) -> Learner:
-    """A learner with a fresh Adam: one parameter group each for teacher, student and top."""
+def build_learner(pair: Pair, settings: TrainSettings, *, total_steps: int, world_size: int = 1) -> Learner:
+    """A learner with a fresh Adam: one parameter group each for teacher, student and top; DDP is the caller's."""
     optimizer = settings.optimizer
     rates = {
         "teacher": optimizer.teacher_learning_rate,
@@ -53,7 +55,9 @@ def build_learner(pair: Pair, settings: TrainSettings, *, total_steps: int) -> L
     adam = torch.optim.Adam(
         groups, betas=(optimizer.beta1, optimizer.beta2), eps=optimizer.epsilon, fused=True
     )
-    return Learner(pair, pair, adam, settings, total_steps)
+    # DDP reduces gradients as autograd makes them, so with several workers tables keep autograd's dense way.
+    tables = TableGradients(pair.word_tables() if world_size == 1 else [])
+    return Learner(pair, pair, adam, settings, total_steps, tables, world_size)
 
 
 def learning_rate_factor(step: int, settings: TrainSettings, *, total_steps: int) -> float:
@@ -91,6 +95,7 @@ def train_step(
     """
     settings = learner.settings
     torch.manual_seed((settings.seed * 1_000_003 + step) * 1_009 + rank)
+    learner.tables.clear()
     learner.optimizer.zero_grad(set_to_none=True)
     sums: dict[str, Tensor] = {}
     for index, batch in enumerate(parts):
@@ -105,6 +110,7 @@ def train_step(
         raise LossError(
             f"the loss is not finite at step {step} ({found}); lower learning_rate or set optimizer.clip_norm"
         )
+    learner.tables.gather()
     found_statistics = _block_numbers(learner) if statistics else {}
     apply_momentum(learner.pair.student.layers, learner.pair.teacher.layers, beta=settings.distill.beta)
     if settings.optimizer.clip_norm is not None:

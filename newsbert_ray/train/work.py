@@ -85,8 +85,7 @@ def build_worker_learner(settings: TrainSettings, manifest: Manifest, plan: Plan
         torch.set_num_threads(settings.threads)
     torch.set_flush_denormal(True)  # Adam's decayed moments reach denormals, which a CPU handles slowly
     pair = assemble_pair(settings, manifest).to(world.device)
-    learner = build_learner(pair, settings, total_steps=plan.total_steps)
-    learner.world_size = world.size
+    learner = build_learner(pair, settings, total_steps=plan.total_steps, world_size=world.size)
     if world.size > 1:
         learner.model = nn.parallel.DistributedDataParallel(
             pair, device_ids=[world.device] if world.device.type == "cuda" else None

@@ -13,7 +13,7 @@ from newsbert_ray.connect import RaySession, ray_session
 from newsbert_ray.data.batches import Order
 from newsbert_ray.data.reading import Plan
 from newsbert_ray.data.shards import Manifest
-from newsbert_ray.train.journal import METRICS, Display, read_entries
+from newsbert_ray.train.journal import METRICS, Display, append_entry, read_entries
 from newsbert_ray.train.loop import Report
 
 _MAX_FAILURES = 3
@@ -87,12 +87,15 @@ def _work(config: dict[str, Any]) -> None:
     context = ray.train.get_context()
     world = World(context.get_world_rank(), context.get_world_size(), get_device())
 
+    def say(line: str) -> None:
+        append_entry(Path(settings.out) / METRICS, {"kind": "note", "step": 0, "text": line})
+
     def report(entry: dict[str, Any]) -> None:
         if entry["kind"] == "evaluation":
             ray.train.report({"step": entry["step"], "epoch": entry["epoch"], **entry["validation"]})
 
     run_worker(
-        settings, world, updates=lambda plan, done: stream_updates(plan, done=done), report=report, say=print
+        settings, world, updates=lambda plan, done: stream_updates(plan, done=done), report=report, say=say
     )
 
 
@@ -113,7 +116,7 @@ def _follow(
     )
     path = Path(settings.out) / METRICS
     last = max((entry["step"] for entry in read_entries(path)), default=0)
-    seen = {(entry["kind"], entry["step"]) for entry in read_entries(path)}
+    seen = len(read_entries(path))
     with Display(total=plan.total_steps, done=last) as display:
         link = f", dashboard {session.dashboard}" if session.dashboard else ""
         display.say(f"Ray Train group of {settings.workers} at {session.address}{link}")
@@ -121,12 +124,13 @@ def _follow(
         while alive:
             fit.join(_TAIL_SECONDS)
             alive = fit.is_alive()
-            for entry in read_entries(path):
-                if (entry["kind"], entry["step"]) not in seen:
-                    seen.add((entry["kind"], entry["step"]))
-                    display(entry)
-                    if report is not None and entry["kind"] == "evaluation":
-                        report(entry)
+            entries = read_entries(path)
+            # A restarted group first drops the entries after its checkpoint.
+            for entry in entries[min(seen, len(entries)) :]:
+                display(entry)
+                if report is not None and entry["kind"] == "evaluation":
+                    report(entry)
+            seen = len(entries)
 
 
 def _check_resources(settings: TrainSettings, session: RaySession) -> None:

@@ -1,0 +1,190 @@
+"""Joint step against a plain loop over the same batches, and where a step's time goes.
+
+The plain loop: the same models and losses, every title padded to `--plain_length`, fp32, Adam without fusing, gradients
+mixed one tensor at a time, all of an embedding table's gradient zeroed. The two take turns, update by update.
+
+    python tests/benchmarks/bench_step.py --data SHARDS --teacher NAME_OR_DIR [--layers 1] [--steps 60]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Iterator
+from itertools import islice
+
+import torch
+from torch import Tensor, nn
+
+from newsbert_ray.config import TrainSettings, build_settings, merge
+from newsbert_ray.data.batches import Batch, Order
+from newsbert_ray.data.reading import Plan, Update, read_updates
+from newsbert_ray.data.shards import read_manifest
+from newsbert_ray.distill.joint import joint_losses
+from newsbert_ray.distill.losses import weighted_total
+from newsbert_ray.distill.momentum import apply_momentum
+from newsbert_ray.model.assemble import assemble_pair
+from newsbert_ray.train.loop import World
+from newsbert_ray.train.step import train_step
+from newsbert_ray.train.work import build_worker_learner
+
+WARM_UP = 5
+
+
+def main() -> None:
+    """Print one JSON line a figure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--teacher", required=True)
+    parser.add_argument("--layers", type=int, default=1)
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--train_rows", type=int, default=None)
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--dropout", type=float, default=0.0)
+    parser.add_argument("--plain_length", type=int, default=30)
+    options = parser.parse_args()
+    values = {
+        "data": options.data,
+        "teacher": options.teacher,
+        "out": "unused",
+        "student.layers": options.layers,
+        "model.dropout": options.dropout,
+        "batch_size": options.batch_size,
+        "train_rows": options.train_rows,
+        "threads": options.threads,
+        "epochs": 100,
+    }
+    settings = build_settings(TrainSettings, merge(values))
+    manifest = read_manifest(settings.data)
+    order = Order(settings.seed, settings.batch_size)
+    plan = Plan(settings.data, manifest, order, settings.epochs, settings.train_rows)
+    compare(settings, plan, steps=options.steps, plain_length=options.plain_length)
+
+
+def compare(settings: TrainSettings, plan: Plan, *, steps: int, plain_length: int) -> None:
+    """Alternate the two programs over the same updates and print their ratio and their last losses."""
+    learner = build_worker_learner(settings, plan.manifest, plan, World(0, 1, torch.device("cpu")))
+    plain = PlainLoop(settings, plan, plain_length)
+    ours: list[float] = []
+    theirs: list[float] = []
+    last: list[tuple[float, float]] = []
+    for update in islice(read_updates(plan), WARM_UP + steps):
+        start = time.perf_counter()
+        numbers = train_step(learner, update.parts, step=update.step)
+        middle = time.perf_counter()
+        loss = plain.step(update)
+        end = time.perf_counter()
+        ours.append(middle - start)
+        theirs.append(end - middle)
+        last.append((float(numbers["total"]), loss))
+    ours, theirs = ours[WARM_UP:], theirs[WARM_UP:]
+    ratios = sorted(b / a for a, b in zip(ours, theirs, strict=True))
+    rows = settings.batch_size
+    say(
+        "joint step against a plain loop",
+        ours_titles_per_second=rows / statistics.median(ours),
+        plain_titles_per_second=rows / statistics.median(theirs),
+        ratio_median=statistics.median(ratios),
+        ratio_quartiles=[ratios[len(ratios) // 4], ratios[3 * len(ratios) // 4]],
+        total_ratio=sum(theirs) / sum(ours),
+        last_losses=last[-1],
+        largest_loss_difference=max(abs(a - b) for a, b in last),
+    )
+    say("mixing", share_of_step=mixing_seconds(learner.pair, settings) / statistics.median(ours))
+    say("matmul", **matmul_share(settings, plan, statistics.median(ours)))
+
+
+class PlainLoop:
+    """The reference program."""
+
+    def __init__(self, settings: TrainSettings, plan: Plan, length: int) -> None:
+        self.settings = settings
+        self.length = length
+        self.pad_id = plan.manifest.tokenizer.pad_id
+        self.pair = assemble_pair(settings, plan.manifest)
+        self.optimizer = torch.optim.Adam(self.pair.parameters(), lr=settings.learning_rate)
+
+    def step(self, update: Update) -> float:
+        torch.manual_seed(update.step)
+        batch = pad_to(update.parts[0], self.length, self.pad_id)
+        self.optimizer.zero_grad()
+        teacher, student = self.pair(batch.input_ids, batch.attention_mask)
+        losses = joint_losses(teacher, student, batch, self.settings.distill)
+        total = weighted_total(losses, self.settings.distill.weights)
+        total.backward()  # type: ignore[no-untyped-call]
+        mix_one_by_one(self.pair.student.layers, self.pair.teacher.layers, self.settings.distill.beta)
+        self.optimizer.step()
+        return float(total)
+
+
+def mix_one_by_one(student: nn.ModuleList, teacher: nn.ModuleList, beta: float) -> None:
+    """Eqs. 7-8, a tensor at a time."""
+    size = len(teacher) // len(student)
+    for i, layer in enumerate(student):
+        for name, parameter in layer.named_parameters():
+            block = [teacher[i * size + j].get_parameter(name).grad for j in range(size)]
+            mean = torch.stack([g for g in block if g is not None]).mean(0)
+            assert parameter.grad is not None
+            parameter.grad.copy_(beta * mean + (1 - beta) * parameter.grad)
+
+
+def pad_to(batch: Batch, length: int, pad_id: int) -> Batch:
+    """The same titles padded to a fixed length."""
+    missing = length - batch.input_ids.shape[1]
+
+    def padded(ids: Tensor, value: int) -> Tensor:
+        return nn.functional.pad(ids, (0, missing), value=value)
+
+    return Batch(
+        padded(batch.input_ids, pad_id),
+        padded(batch.attention_mask, 0),
+        batch.labels,
+        rows=batch.rows,
+        tokens=batch.tokens,
+    )
+
+
+def mixing_seconds(pair: nn.Module, settings: TrainSettings) -> float:
+    """Median seconds of one mixing of all blocks."""
+    for parameter in pair.parameters():
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    times = []
+    for _ in range(20):
+        start = time.perf_counter()
+        apply_momentum(pair.student.layers, pair.teacher.layers, beta=settings.distill.beta or 0.1)  # type: ignore[arg-type,union-attr]
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def matmul_share(settings: TrainSettings, plan: Plan, step_seconds: float) -> dict[str, float]:
+    """The step's matrix products against what the same number of operations takes as plain products of its shapes."""
+    pair = assemble_pair(settings, plan.manifest)
+    config = pair.teacher.backbone.config
+    hidden, inner = int(config.hidden_size), int(config.intermediate_size)
+    layers = len(pair.teacher.layers) + len(pair.student.layers)
+    tokens = statistics.mean(u.parts[0].input_ids.numel() for u in islice(read_updates(plan), 20))
+    operations = 3 * 2 * tokens * (4 * hidden * hidden + 2 * hidden * inner) * layers
+    a, b = torch.randn(int(tokens), hidden), torch.randn(hidden, inner)
+    times = []
+    for _ in range(40):
+        start = time.perf_counter()
+        a @ b
+        times.append(time.perf_counter() - start)
+    ceiling = 2 * int(tokens) * hidden * inner / statistics.median(times)
+    achieved = operations / step_seconds
+    return {"ceiling_gflops": ceiling / 1e9, "step_gflops": achieved / 1e9, "share_of_ceiling": achieved / ceiling}
+
+
+def say(name: str, **figures: object) -> None:
+    """One JSON line."""
+    print(json.dumps({"figure": name, **figures}), flush=True)
+
+
+
+
+if __name__ == "__main__":
+    main()

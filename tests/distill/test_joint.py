@@ -1,0 +1,76 @@
+"""The joint step as a whole: whose gradient comes from which loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from newsbert_ray.config import DistillSettings, LossWeights, TrainSettings
+from newsbert_ray.data.batches import Batch, Order
+from newsbert_ray.data.reading import Plan, read_updates
+from newsbert_ray.data.shards import read_manifest
+from newsbert_ray.distill.joint import joint_losses
+from newsbert_ray.distill.losses import weighted_total
+from newsbert_ray.model.assemble import assemble_pair
+from newsbert_ray.model.pair import Pair
+
+MakeSettings = Callable[..., TrainSettings]
+
+
+def pair_and_batch(settings: TrainSettings) -> tuple[Pair, Batch]:
+    """A fresh pair without dropout and the first batch."""
+    manifest = read_manifest(settings.data)
+    plan = Plan(settings.data, manifest, Order(0, settings.batch_size), 1, None)
+    return assemble_pair(settings, manifest).eval(), next(read_updates(plan)).parts[0]
+
+
+def gradients(pair: Pair, batch: Batch, names: set[str]) -> dict[str, Tensor]:
+    """Gradients of the sum of the named losses alone."""
+    pair.zero_grad(set_to_none=True)
+    losses = joint_losses(*pair(batch.input_ids, batch.attention_mask), batch, DistillSettings())
+    weighted_total({name: loss for name, loss in losses.items() if name in names}, LossWeights()).backward()  # type: ignore[no-untyped-call]
+    return {n: p.grad.clone() for n, p in pair.named_parameters() if p.grad is not None}
+
+
+def test_one_backward_equals_two(make_settings: MakeSettings) -> None:
+    """The teacher's gradient must come from L_t alone, the student's from L_s alone, the top's from both."""
+    pair, batch = pair_and_batch(make_settings())
+    every = set(LossWeights.model_fields)
+    both = gradients(pair, batch, every)
+    teacher = gradients(pair, batch, {"teacher_task"})
+    student = gradients(pair, batch, every - {"teacher_task"})
+    assert not any(name.startswith("teacher.") for name in student)
+    assert not any(name.startswith("student.") for name in teacher)
+    for name, gradient in both.items():
+        parts = [part[name] for part in (teacher, student) if name in part]
+        assert len(parts) == (2 if name.startswith("top.") else 1)
+        torch.testing.assert_close(gradient, sum(parts[1:], parts[0]), rtol=1e-5, atol=1e-8)
+
+
+def test_masked_positions_change_nothing(make_settings: MakeSettings) -> None:
+    """More padding, or other ids in it, must leave every loss and every gradient where it was."""
+    pair, batch = pair_and_batch(make_settings())
+    every = set(LossWeights.model_fields)
+    wide = torch.nn.functional.pad(batch.input_ids, (0, 5), value=7)
+    padded = replace(
+        batch, input_ids=wide, attention_mask=torch.nn.functional.pad(batch.attention_mask, (0, 5))
+    )
+    first, second = gradients(pair, batch, every), gradients(pair, padded, every)
+    assert first.keys() == second.keys()
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], rtol=1e-4, atol=1e-7)
+    a = joint_losses(*pair(batch.input_ids, batch.attention_mask), batch, DistillSettings())
+    b = joint_losses(*pair(padded.input_ids, padded.attention_mask), padded, DistillSettings())
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=1e-5, atol=1e-7)
+
+
+def test_a_loss_without_weight_is_left_out(make_settings: MakeSettings) -> None:
+    """An ablation must not pay for, nor log, what it leaves out."""
+    pair, batch = pair_and_batch(make_settings())
+    settings = DistillSettings(weights=LossWeights(hidden=0.0, soft_labels=0.0))
+    found = joint_losses(*pair(batch.input_ids, batch.attention_mask), batch, settings)
+    assert set(found) == {"teacher_task", "student_task", "embedding", "news_embedding"}

@@ -1,0 +1,92 @@
+"""Eqs. 1-6: worked by hand, and against what each must equal."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from newsbert_ray.config import LossWeights
+from newsbert_ray.distill import losses
+
+
+def test_cross_entropy_by_hand() -> None:
+    """A loss summed over a part must be divided by the whole update's titles, not by the part's."""
+    logits = torch.tensor([[0.0, math.log(3.0)], [0.0, 0.0]])
+    found = losses.cross_entropy(logits, torch.tensor([1, 0]), rows=4)
+    assert found.item() == pytest.approx((math.log(4 / 3) + math.log(2.0)) / 4)
+
+
+def test_soft_labels_by_hand() -> None:
+    """Eq. 4 is a cross-entropy of tempered predictions, without Hinton's t squared."""
+    teacher = torch.tensor([[2.0 * math.log(3.0), 0.0]])
+    student = torch.tensor([[0.0, 0.0]])
+    found = losses.soft_label_loss(student, teacher, temperature=2.0, rows=1)
+    assert found.item() == pytest.approx(math.log(2.0))
+    student = torch.tensor([[0.0, 2.0 * math.log(4.0)]])  # tempered: 1/5, 4/5; the teacher's: 3/4, 1/4
+    by_hand = -(0.75 * math.log(0.2) + 0.25 * math.log(0.8))
+    assert losses.soft_label_loss(student, teacher, temperature=2.0, rows=1).item() == pytest.approx(by_hand)
+    assert losses.soft_label_loss(student, teacher, temperature=2.0, rows=1, t2=True).item() == pytest.approx(
+        4 * by_hand
+    )
+
+
+def test_soft_labels_are_kl_and_entropy() -> None:
+    """The same number as KL(teacher || student) plus the teacher's entropy, found another way."""
+    torch.manual_seed(0)
+    teacher, student = torch.randn(5, 7, dtype=torch.float64), torch.randn(5, 7, dtype=torch.float64)
+    p, log_q = torch.softmax(teacher / 3, -1), torch.log_softmax(student / 3, -1)
+    kl = torch.nn.functional.kl_div(log_q, p, reduction="sum")
+    entropy = -(p * p.log()).sum()
+    found = losses.soft_label_loss(student, teacher, temperature=3.0, rows=5)
+    assert found.item() == pytest.approx(float(kl + entropy) / 5, abs=1e-12)
+
+
+def test_token_mse_by_hand_counts_real_tokens_only() -> None:
+    """Padding must neither add error nor water it down (the paper leaves padding open)."""
+    student = torch.tensor([[[1.0, 2.0], [5.0, 5.0], [9.0, 9.0]]])
+    teacher = torch.tensor([[[0.0, 0.0], [5.0, 6.0], [0.0, 0.0]]])
+    mask = torch.tensor([[1, 1, 0]])
+    found = losses.token_mse(student, teacher, mask, tokens=2)
+    assert found.item() == pytest.approx((1 + 4 + 0 + 1) / (2 * 2))
+
+
+def test_hidden_loss_takes_the_blocks_last_layers() -> None:
+    """Student layer i is matched to teacher layer iK, not to its neighbours and not to the embeddings."""
+    teacher = [torch.full((1, 1, 1), float(i)) for i in range(5)]  # embeddings 0, layers 1 to 4
+    student = [torch.zeros(1, 1, 1) for _ in range(3)]  # K = 2: layers 2 and 4
+    found = losses.hidden_loss(student, teacher, torch.ones(1, 1), tokens=1)
+    assert found.item() == pytest.approx(2.0**2 + 4.0**2)
+
+
+def test_news_embedding_loss_is_mse() -> None:
+    """Eq. 3 against torch's own mean squared error."""
+    torch.manual_seed(1)
+    student, teacher = torch.randn(6, 3), torch.randn(6, 3)
+    found = losses.news_embedding_loss(student, teacher, rows=6)
+    assert found.item() == pytest.approx(torch.nn.functional.mse_loss(student, teacher).item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["token_mse", "news_embedding", "soft_labels"])
+def test_teacher_is_a_constant(name: str) -> None:
+    """A distillation loss that reached the teacher would pull it towards its student."""
+    student = torch.randn(2, 3, 4, requires_grad=True)
+    teacher = torch.randn(2, 3, 4, requires_grad=True)
+    if name == "token_mse":
+        loss = losses.token_mse(student, teacher, torch.ones(2, 3), tokens=6)
+    elif name == "news_embedding":
+        loss = losses.news_embedding_loss(student[0], teacher[0], rows=3)
+    else:
+        loss = losses.soft_label_loss(student[0], teacher[0], temperature=2.0, rows=3)
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert teacher.grad is None
+    assert student.grad is not None
+
+
+def test_total_weights_each_loss() -> None:
+    """Every loss has a factor of its own, 1 in the paper."""
+    parts = {name: torch.tensor(float(2**i)) for i, name in enumerate(LossWeights.model_fields)}
+    assert losses.weighted_total(parts, LossWeights()).item() == 63.0
+    weights = LossWeights(teacher_task=0.5, hidden=3.0)
+    assert losses.weighted_total(parts, weights).item() == 0.5 + 2 + 4 + 24 + 16 + 32

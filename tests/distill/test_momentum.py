@@ -1,0 +1,93 @@
+"""Eqs. 7-8."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from newsbert_ray.distill.momentum import apply_momentum, block_statistics, mix_gradients_
+
+
+def layers(count: int, seed: int) -> nn.ModuleList:
+    """Small layers with random gradients."""
+    torch.manual_seed(seed)
+    made = nn.ModuleList(nn.Linear(3, 2) for _ in range(count))
+    for parameter in made.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    return made
+
+
+def test_by_hand() -> None:
+    """beta = 0.25, K = 2: 0.25 * mean(4, 8) + 0.75 * 2 = 3."""
+    student = [torch.tensor([2.0])]
+    mix_gradients_(student, [[torch.tensor([4.0])], [torch.tensor([8.0])]], beta=0.25)
+    assert student[0].item() == 3.0
+
+
+def test_beta_one_is_the_block_mean() -> None:
+    """At beta = 1 nothing of the student's own gradient may be left."""
+    student, teacher = layers(2, 0), layers(6, 1)
+    apply_momentum(student, teacher, beta=1.0)
+    for i in range(2):
+        for name, parameter in student[i].named_parameters():
+            block = torch.stack([teacher[3 * i + j].get_parameter(name).grad for j in range(3)])  # type: ignore[misc]
+            torch.testing.assert_close(parameter.grad, block.mean(0))
+
+
+def test_beta_zero_touches_nothing() -> None:
+    """beta = 0 is plain training, bit for bit, even where the teacher's gradient is not finite."""
+    student, teacher = layers(1, 0), layers(2, 1)
+    before = [p.grad.clone() for p in student.parameters() if p.grad is not None]
+    for parameter in teacher.parameters():
+        assert parameter.grad is not None
+        parameter.grad.fill_(float("inf"))
+    apply_momentum(student, teacher, beta=0.0)
+    after = [p.grad for p in student.parameters() if p.grad is not None]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_linear_in_beta() -> None:
+    """Half of beta moves half the way: the mixture must not depend on the order of its terms."""
+    whole, half = layers(1, 0), layers(1, 0)
+    start = [p.grad.clone() for p in whole.parameters() if p.grad is not None]
+    apply_momentum(whole, layers(3, 1), beta=0.4)
+    apply_momentum(half, layers(3, 1), beta=0.2)
+    for s, w, h in zip(start, whole.parameters(), half.parameters(), strict=True):
+        assert w.grad is not None
+        torch.testing.assert_close(h.grad, (s + w.grad) / 2)
+
+
+def test_teacher_keeps_its_gradients() -> None:
+    """Momentum goes one way: the teacher's own update must not change."""
+    teacher = layers(2, 1)
+    before = [p.grad.clone() for p in teacher.parameters() if p.grad is not None]
+    apply_momentum(layers(1, 0), teacher, beta=0.3)
+    assert all(torch.equal(b, p.grad) for b, p in zip(before, teacher.parameters(), strict=True))  # type: ignore[arg-type]
+
+
+def test_other_shape_is_an_error() -> None:
+    """A narrower teacher gradient would broadcast silently over the student's."""
+    with pytest.raises(ValueError, match="do not match the student's"):
+        mix_gradients_([torch.ones(3, 2)], [[torch.ones(1, 2)]], beta=0.1)
+
+
+def test_missing_gradient_is_an_error() -> None:
+    """Mixing before backward would quietly do nothing."""
+    teacher = layers(2, 1)
+    next(iter(teacher.parameters())).grad = None
+    with pytest.raises(ValueError, match="no gradient for weight"):
+        apply_momentum(layers(1, 0), teacher, beta=0.1)
+
+
+def test_statistics_by_hand() -> None:
+    """Ratio 5 / 10 and cosine 0.6: what says how far momentum can turn an update."""
+    student, teacher = nn.ModuleList([nn.Linear(2, 1, bias=False)]), nn.ModuleList(
+        [nn.Linear(2, 1, bias=False), nn.Linear(2, 1, bias=False)]
+    )
+    student[0].weight.grad = torch.tensor([[10.0, 0.0]])
+    teacher[0].weight.grad = torch.tensor([[6.0, 0.0]])
+    teacher[1].weight.grad = torch.tensor([[0.0, 8.0]])
+    (found,) = block_statistics(student, teacher)
+    assert found.ratio == pytest.approx(0.5)
+    assert found.cosine == pytest.approx(0.6)
