@@ -61,12 +61,13 @@ def test_nothing_overlaps_or_leaves_the_page(
     monkeypatch.setattr(drawing, "_draw", keep)
     write_figure(_figure(panels=panels, lines=lines), tmp_path)
     (figure,) = kept
-    renderer = FigureCanvasAgg(figure).get_renderer()
+    renderer = FigureCanvasAgg(figure).get_renderer()  # type: ignore[no-untyped-call]
     figure.draw(renderer)
     page = figure.bbox
     caption = figure.texts[0].get_window_extent(renderer)
     legend = figure.legends[0].get_window_extent(renderer)
-    axes = [axis.get_tightbbox(renderer) for axis in figure.axes if axis.get_visible()]
+    axes = [box for axis in figure.axes if axis.get_visible() and (box := axis.get_tightbbox(renderer))]
+    assert len(axes) == panels
     for box in (caption, legend, *axes):
         assert box.x0 >= page.x0 - 1
         assert box.x1 <= page.x1 + 1
@@ -76,7 +77,7 @@ def test_nothing_overlaps_or_leaves_the_page(
     assert legend.y1 <= min(box.y0 for box in axes) + 1
     texts = [figure.texts[0], *figure.legends[0].get_texts()]
     texts += [label for axis in figure.axes for label in (*axis.get_xticklabels(), axis.xaxis.label)]
-    assert min(text.get_fontsize() for text in texts) >= 8
+    assert min(float(text.get_fontsize()) for text in texts) >= 8
 
 
 def test_missing_spread_draws_no_bar(tmp_path: Path) -> None:
