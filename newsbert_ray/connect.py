@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import secrets
@@ -17,6 +18,10 @@ from urllib.parse import urlsplit
 
 ANSWER_SECONDS = 10.0
 """How long a cluster's address may take to answer."""
+
+PREFIX = "nb-"
+LOCK = "in-use"
+"""Names of a private session's folder, and of the file in it that its process holds locked."""
 
 HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
 HTTP2_SETTINGS = b"\4"
@@ -156,8 +161,10 @@ def _only_on_loopback(host: str, address: str) -> bool:
 def _start(stack: ExitStack, *, cpus: int | None, dashboard: bool) -> Path:
     # Short on purpose: Ray's sockets lie in it, and their paths may have 107 bytes. Ray opens its own folder
     # to every user of the machine, so it gets one inside ours, which only this user may enter.
-    folder = Path(tempfile.mkdtemp(prefix="nb-", dir=_short_temporary_folder()))
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=_short_temporary_folder()))
     stack.callback(shutil.rmtree, folder, ignore_errors=True)
+    _sweep_up(folder.parent)
+    _hold(stack, folder)
     stack.enter_context(environment({**PRIVATE_ENVIRONMENT, **_loopback_interface(), **_token(folder)}))
     import ray
 
@@ -179,6 +186,23 @@ def _start(stack: ExitStack, *, cpus: int | None, dashboard: bool) -> Path:
             f"check free memory, and free disk in {folder.parent}"
         ) from error
     return folder
+
+
+def _hold(stack: ExitStack, folder: Path) -> None:
+    """Mark the folder as in use; the system takes the mark away however this process ends."""
+    lock = stack.enter_context((folder / LOCK).open("w"))
+    fcntl.flock(lock, fcntl.LOCK_EX)
+
+
+def _sweep_up(parent: Path) -> None:
+    """Remove the folders of this user's sessions that were killed."""
+    for lock in parent.glob(f"{PREFIX}*/{LOCK}"):
+        try:
+            with lock.open("r+") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(lock.parent, ignore_errors=True)
+        except OSError:
+            continue
 
 
 def _short_temporary_folder() -> str:

@@ -1,4 +1,4 @@
-"""What a person sees of a running sweep: one quiet live table on a terminal, plain lines elsewhere. Knows no Ray."""
+"""What a person sees of a running sweep: a live table on a terminal, plain lines elsewhere. Knows no Ray."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The trials of a sweep: each point once with each seed, judged by the mean. Hands them out, takes their values in,
-tells the memory. Knows no Ray."""
+"""The trials of a sweep: each point once with each seed, judged by the mean. Hands them out, takes in their
+values, tells the memory. Knows no Ray."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def metric_value(record: RunRecord, metric: str) -> float:
 
 
 class Jobs:
-    """Every trial of a sweep, each handed out at most once; one whose record exists already counts as finished."""
+    """Every trial of a sweep, each handed out at most once; one whose record exists counts as finished."""
 
     def __init__(self, space: SearchSpace, memory: Memory, folder: Path) -> None:
         self.space = space

@@ -1,4 +1,4 @@
-"""A sweep's memory: its points in an Optuna study, kept in a journal file that optuna-dashboard opens and a resume
+"""A sweep's memory: its points in an Optuna study, in a journal file that optuna-dashboard opens and a resume
 goes on from. Knows points and their values; knows no seed, no folder of a trial, no Ray."""
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Memory:
     """The points of one sweep: suggested, under way, finished. One process at a time writes to it."""
 
     def __init__(self, space: SearchSpace, folder: Path) -> None:
-        """Open the study in `folder`, or begin it; points under way or failed when it was left are due again."""
+        """Open the study in `folder`, or begin it; points under way or failed when it was left are due."""
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -57,7 +57,7 @@ class Memory:
             self._study.tell(number, value)
 
     def _take_up(self, space: SearchSpace) -> list[tuple[int, Point]]:
-        """Points that were under way; on the way, enqueue failed ones and those of a grid that are not there."""
+        """Points that were under way; enqueues failed ones, and those of a grid that are not there."""
         left, live = [], {point_label(_asked(trial)) for trial in self._trials("COMPLETE", "WAITING")}
         for trial in self._trials("RUNNING"):
             if set(trial.params) == set(self._distributions) and point_label(trial.params) not in live:

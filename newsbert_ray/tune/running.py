@@ -1,4 +1,4 @@
-"""The Ray Tune shell of a sweep: places trials on warm actors and passes their reports on. No arithmetic of its own."""
+"""The Ray Tune shell of a sweep: places trials on warm actors and passes their reports on. No arithmetic."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def run_jobs(
     folder: Path,
     train: Train | None = None,
 ) -> None:
-    """Run every job that is due; returns when all have ended, or early after Ctrl-C (`jobs.unfinished` says which).
+    """Run every job that is due; returns when all have ended, or early after Ctrl-C (see `jobs.unfinished`).
 
     Args:
         config: what `run_trial` gets for a job.

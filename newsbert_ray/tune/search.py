@@ -74,7 +74,7 @@ def sweep(
     Args:
         space: YAML file of the search space.
         out: folder of the sweep: sweep.json, optuna.journal, trials/, report/.
-        overrides: training settings, nested or dotted, over those of the file; one that varies is fixed by it.
+        overrides: training settings, nested or dotted, over the file's; one that varies is fixed by it.
         vary: other values for an axis, a new axis, or other `seeds`.
         resume: go on with the sweep in `out`, with its own overrides and axes where none are given; finished
             trials count once, others go on from their checkpoints, failed ones are tried again.
@@ -258,7 +258,8 @@ def _opening(jobs: Jobs, out: Path) -> list[str]:
     space = jobs.space
     axes = ", ".join(axis.name for axis in space.axes) or "nothing"
     lines = [
-        f"{space.name}: {space.points} points over {axes}, {len(space.seeds)} seeds each: {jobs.total} trials in {out}"
+        f"{space.name}: {space.points} points over {axes}, seeds {', '.join(map(str, space.seeds))}: "
+        f"{jobs.total} trials in {out}"
     ]
     if jobs.found:
         lines.append(f"{jobs.found} of them had finished before")

@@ -1,4 +1,4 @@
-"""What a sweep varies, how, with which seeds, judged by what; checks all that can be checked before it starts.
+"""What a sweep varies, how, with which seeds, judged by what; checks what can be checked before it starts.
 Knows no file format, no Ray and no Optuna."""
 
 from __future__ import annotations

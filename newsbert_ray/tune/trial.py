@@ -1,7 +1,7 @@
-"""One trial of a sweep, inside a Tune actor that is used again for the next one: trains, and passes each evaluation on.
+"""One trial of a sweep, inside a Tune actor that serves the next one too: trains, and passes evaluations on.
 
-A trial that raises ends with its reason as a report, not as a broken actor: the sweep goes on at no cost. Only a
-process that dies is left for Tune to see, which starts the trial again; it goes on from its own checkpoints.
+A trial that raises ends with its reason as a report, not as a broken actor: the sweep goes on at no cost.
+Only a process that dies is left for Tune to see; it starts the trial again, from the trial's own checkpoints.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ class Train(Protocol):
 def run_trial(config: Mapping[str, Any], *, train: Train | None = None) -> None:
     """Run one trial and report to Tune.
 
-    Every evaluation is reported with dotted names (`validation.student.accuracy`, `epoch`, `step`); the last report
-    holds `value`, the record's number that the sweep judges by, or `failure`, the reason why there is none.
+    Every evaluation is reported with dotted names (`validation.student.accuracy`, `epoch`, `step`); the last
+    report holds `value`, the record's number that the sweep judges by, or `failure`, why there is none.
 
     Args:
-        config: `settings` (of TrainSettings, nested), `metric`, and `notes`, a folder for the frames of a failure.
+        config: `settings` (of TrainSettings, nested), `metric`, `notes` (a folder for a failure's frames).
         train: what trains; the real one by default.
     """
     from ray import tune
