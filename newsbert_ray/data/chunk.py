@@ -245,7 +245,7 @@ def _behaviors_table(rows: Sequence[Impression]) -> pa.Table:
     columns = [
         pa.array([row.impression_id for row in rows], pa.string()),
         pa.array([row.user_id for row in rows], pa.string()),
-        pa.array([row.time for row in rows], pa.timestamp("s")),
+        pa.array([row.time for row in rows], pa.timestamp("ms")),
         _lists([row.history for row in rows], pa.string()),
         _lists([row.candidates for row in rows], pa.string()),
         pa.array([row.clicked for row in rows], pa.list_(pa.int8())),

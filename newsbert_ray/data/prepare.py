@@ -89,7 +89,7 @@ def _prepare(settings: PrepareSettings, out: Path, partial: Path, say: Say, star
     mark = fingerprint(settings, files, tokenizer)
     if tokenizer is None:
         say(f"learning up to {settings.scratch.vocabulary:,} WordPieces from the training titles")
-        tokenizer = learn_tokenizer(plan.training_titles(), vocabulary=settings.scratch.vocabulary)
+        tokenizer = learn_tokenizer(plan.training_titles, vocabulary=settings.scratch.vocabulary)
     sums = _run_jobs(plan, tokenizer, settings, partial, say)
     for file in plan.files:
         _require_few_rejected(file, sums, settings, out, partial)

@@ -37,7 +37,7 @@ BEHAVIORS_SCHEMA = pa.schema(
     [
         ("impression_id", pa.string()),
         ("user_id", pa.string()),
-        ("time", pa.timestamp("s")),
+        ("time", pa.timestamp("ms")),
         ("history", pa.list_(pa.string())),
         ("candidates", pa.list_(pa.string())),
         ("clicked", pa.list_(pa.int8())),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,6 +82,10 @@ def load_tokenizer(teacher: str) -> TitleTokenizer:
     folder = Path(teacher).expanduser()
     if (folder / "tokenizer.json").is_file():
         return _read_folder(folder)
+    if not folder.is_dir() and (teacher.startswith(("/", ".", "~")) or teacher.count("/") > 1):
+        raise TokenizerError(
+            f"teacher {teacher}: no such folder; give an encoder's folder or name, or `scratch`"
+        )
     return _load_with_transformers(teacher, folder)
 
 
@@ -92,27 +96,33 @@ def restore_tokenizer(serialised: str, *, name: str, pad_id: int) -> TitleTokeni
     return TitleTokenizer(Tokenizer.from_str(serialised), name=name, pad_id=pad_id)
 
 
-def learn_tokenizer(titles: Iterator[str], *, vocabulary: int) -> TitleTokenizer:
+def learn_tokenizer(titles: Callable[[], Iterator[str]], *, vocabulary: int) -> TitleTokenizer:
     """A lower-casing WordPiece tokeniser learned from `titles`; the same titles give the same vocabulary.
 
     Args:
-        titles: training titles, read once.
-        vocabulary: WordPieces at most, special tokens included; every single character is kept even beyond
-            that.
+        titles: gives the training titles, each time it is called; it is called twice.
+        vocabulary: WordPieces at most, special tokens included; every single character is kept even beyond.
     """
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
     backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     backend.normalizer = normalizers.BertNormalizer(lowercase=True)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    backend.decoder = decoders.WordPiece(prefix="##")
+    # The library numbers the pieces "##x" in the random order of a hash map, and settles ties by number:
+    # the same titles would give another vocabulary in every process. So they get their numbers here.
+    letters = {letter for title in titles() for letter in backend.normalizer.normalize_str(title)}
+    pieces = [f"##{letter}" for letter in sorted(letters) if not letter.isspace()]
     trainer = trainers.WordPieceTrainer(
-        vocab_size=vocabulary, special_tokens=SPECIAL_TOKENS, show_progress=False, limit_alphabet=1000
+        vocab_size=vocabulary, special_tokens=[*SPECIAL_TOKENS, *pieces], show_progress=False
     )
-    backend.train_from_iterator(titles, trainer=trainer)
+    backend.train_from_iterator(titles(), trainer=trainer)
+    learned = Tokenizer(models.WordPiece(vocab=backend.get_vocab(), unk_token="[UNK]"))
+    learned.normalizer, learned.pre_tokenizer = backend.normalizer, backend.pre_tokenizer
+    learned.decoder = decoders.WordPiece(prefix="##")
+    learned.add_special_tokens(SPECIAL_TOKENS)
     cls, sep = SPECIAL_TOKENS.index("[CLS]"), SPECIAL_TOKENS.index("[SEP]")
-    backend.post_processor = processors.BertProcessing(("[SEP]", sep), ("[CLS]", cls))
-    return TitleTokenizer(backend, name="scratch", pad_id=0)
+    learned.post_processor = processors.BertProcessing(("[SEP]", sep), ("[CLS]", cls))
+    return TitleTokenizer(learned, name="scratch", pad_id=0)
 
 
 def _read_folder(folder: Path) -> TitleTokenizer:
@@ -157,7 +167,9 @@ def _load_with_transformers(teacher: str, folder: Path) -> TitleTokenizer:
     from transformers import AutoTokenizer
 
     try:
-        found = AutoTokenizer.from_pretrained(teacher, use_fast=True, trust_remote_code=False)
+        found = AutoTokenizer.from_pretrained(
+            teacher, use_fast=True, trust_remote_code=False, local_files_only=folder.is_dir()
+        )
     except Exception as error:
         # A missing file, a hub's answer, a missing package: each is the same to a person here.
         first = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,241 @@
+"""Generated damage to both files: named at its place with every other row intact, or one clear error."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from newsbert_ray.config import PrepareSettings
+from newsbert_ray.data.prepare import PrepareError, prepare
+from newsbert_ray.data.shards import read_manifest, read_shard
+
+Corpus = tuple[Path, Path]
+Columns = list[bytes]
+ROUNDS = 6
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """Damage to one line; `kind` is the reason expected, "" none, None whatever it turns out to be."""
+
+    name: str
+    change: Callable[[Columns, random.Random], Columns]
+    kind: str | None
+
+
+def _set(column: int, *values: bytes) -> Callable[[Columns, random.Random], Columns]:
+    def change(columns: Columns, generator: random.Random) -> Columns:
+        value = generator.choice(values).replace(b"@", columns[column])
+        return [*columns[:column], value, *columns[column + 1 :]]
+
+    return change
+
+
+def _insert(piece: bytes) -> Callable[[Columns, random.Random], Columns]:
+    def change(columns: Columns, generator: random.Random) -> Columns:
+        line = b"\t".join(columns)
+        place = generator.randrange(len(line) + 1)
+        return (line[:place] + piece + line[place:]).split(b"\t")
+
+    return change
+
+
+def _flip(columns: Columns, generator: random.Random) -> Columns:
+    line = bytearray(b"\t".join(columns))
+    line[generator.randrange(len(line))] ^= 1 << generator.randrange(8)
+    return bytes(line).split(b"\t")
+
+
+def _cut(columns: Columns, generator: random.Random) -> Columns:
+    line = b"\t".join(columns)
+    return line[: generator.randrange(len(line))].split(b"\t")
+
+
+def _drop(columns: Columns, generator: random.Random) -> Columns:
+    place = generator.randrange(len(columns))
+    return columns[:place] + columns[place + 1 :]
+
+
+SAME = [
+    Mutation("a column missing", _drop, "columns"),
+    Mutation("a column more", _insert(b"\t"), "columns"),
+    Mutation("no UTF-8", _insert(b"\xc3\x28"), "encoding"),
+    Mutation("half a character", _insert(b"\xe2\x82"), "encoding"),
+    Mutation("NUL", _insert(b"\0"), "encoding"),
+    Mutation("CRLF", lambda columns, _: [*columns[:-1], columns[-1] + b"\r"], ""),
+    Mutation("a flipped bit", _flip, None),
+    Mutation("cut short", _cut, None),
+    Mutation("a line end inside", _insert(b"\n"), None),
+    Mutation("a carriage return inside", _insert(b"\r"), None),
+    Mutation("blanks inside", _insert(b"  "), None),
+]
+NEWS = [
+    *SAME,
+    Mutation("no id", _set(0, b"", b" ", b"N 1", b"N\x7f"), "id"),
+    Mutation("another's id", _set(0, b"FIRST"), "duplicate id"),
+    Mutation("no category", _set(1, b"", b" ", b" @", b"@ ", b"@\x01"), "label"),
+    Mutation("no title", _set(3, b"", b"   ", b"\xc2\xa0"), "title"),
+    Mutation("quotes in the title", _set(3, b'"@', b'@"', b'"@"', b'@ "" "'), ""),
+    Mutation("no abstract and entities", lambda columns, _: [*columns[:4], b"", b"", b"", b""], ""),
+    Mutation("broken entities", _set(6, b'[{"Label": "', b"{"), ""),
+]
+BEHAVIORS = [
+    *SAME,
+    Mutation("no impression id", _set(0, b"", b" "), "id"),
+    Mutation("another's impression id", _set(0, b"1", b"2"), "duplicate id"),
+    Mutation("no user", _set(1, b"", b"U 1"), "id"),
+    Mutation("no date", _set(2, b"", b"yesterday", b"2019-11-15 08:55:22", b"13/1/2019 1:00:00 AM"), "date"),
+    Mutation(
+        "no such day", _set(2, b"2/30/2019 1:00:00 AM", b"11/15/2019 13:00:00 PM", b"@x", b" @"), "date"
+    ),
+    Mutation("unknown history", _set(3, b"@ N999999", b"X1"), "unknown id"),
+    Mutation("unknown candidate", _set(4, b"@ N999999-0", b"X1-1", b"N999999"), "unknown id"),
+    Mutation("half labelled", _set(4, b"@ N1", b"N1 @", b"@ N1-2", b"@ N1-"), "candidates"),
+    Mutation("no candidates", _set(4, b"", b"  "), "candidates"),
+    Mutation("no labels at all", _set(4, b"N1 N2"), ""),
+    Mutation("no history", _set(3, b""), ""),
+    Mutation("blanks twice", _set(3, b"  @ "), ""),
+]
+CASES = [("news.tsv", mutation) for mutation in NEWS] + [
+    ("behaviors.tsv", mutation) for mutation in BEHAVIORS
+]
+
+
+def test_there_are_enough_mutations() -> None:
+    """The number promised, counted where it is made."""
+    assert len(CASES) * ROUNDS >= 200
+
+
+def _prepare(out: Path, corpus: Corpus, teacher: Path) -> None:
+    settings = PrepareSettings(
+        source=[str(folder) for folder in corpus],
+        teacher=str(teacher),
+        out=str(out),
+        workers=0,
+        max_rejected_share=0.5,
+    )
+    prepare(settings, say=lambda line: None)
+
+
+def _read(out: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    """Rows by kind and id."""
+    manifest = read_manifest(out)
+    rows = {}
+    for kind, splits in (("news", manifest.splits), ("behaviors", manifest.behaviors)):
+        for split, shards in splits.items():
+            for row in (row for shard in shards for row in read_shard(out, shard).to_pylist()):
+                key = row["news_id"] if kind == "news" else f"{split} {row['impression_id']}"
+                rows[kind, key] = {**row, "split": split}
+    return rows
+
+
+@pytest.fixture(scope="module")
+def undamaged(
+    tmp_path_factory: pytest.TempPathFactory, corpus: Corpus, teacher: Path
+) -> dict[tuple[str, str], Any]:
+    """Rows of the corpus as it is."""
+    out = tmp_path_factory.mktemp("undamaged") / "out"
+    _prepare(out, corpus, teacher)
+    return _read(out)
+
+
+@pytest.mark.parametrize(("file", "mutation"), CASES, ids=[f"{file}: {m.name}" for file, m in CASES])
+def test_damage_is_named_or_refused(
+    tmp_path: Path,
+    corpus: Corpus,
+    teacher: Path,
+    undamaged: dict[tuple[str, str], Any],
+    file: str,
+    mutation: Mutation,
+) -> None:
+    """Damage that passes alters a number; damage that takes its neighbours with it loses more than a line."""
+    for round_ in range(ROUNDS):
+        generator = random.Random(f"{file} {mutation.name} {round_}")
+        folders: Corpus = (tmp_path / "synthetic_train", tmp_path / "synthetic_dev")
+        for source, target in zip(corpus, folders, strict=True):
+            shutil.copytree(source, target, dirs_exist_ok=True)
+        folder = generator.choice(folders)
+        lines = (folder / file).read_bytes().splitlines()
+        number = generator.randrange(2, len(lines))
+        before = lines[number]
+        changed = b"\t".join(mutation.change(before.split(b"\t"), generator))
+        lines[number] = changed.replace(b"FIRST", lines[0].split(b"\t")[0])
+        (folder / file).write_bytes(b"\n".join(lines) + b"\n")
+        _check(
+            tmp_path / "out",
+            folders,
+            teacher,
+            undamaged,
+            mutation,
+            f"{folder.name}/{file}",
+            number + 1,
+            before,
+        )
+
+
+def _check(
+    out: Path,
+    folders: Corpus,
+    teacher: Path,
+    undamaged: dict[tuple[str, str], Any],
+    mutation: Mutation,
+    file: str,
+    number: int,
+    before: bytes,
+) -> None:
+    shutil.rmtree(out, ignore_errors=True)
+    if mutation.kind is None:
+        # Whatever such damage turns out to be, no other exception than ours may rise.
+        with suppress(PrepareError):
+            _prepare(out, folders, teacher)
+        if not out.exists():
+            return
+    else:
+        _prepare(out, folders, teacher)
+    rows = _read(out)
+    listed = [json.loads(line) for line in (out / "rejected.jsonl").read_text(encoding="utf-8").splitlines()]
+    here = [entry for entry in listed if entry["file"] == file and entry["line"] in (number, number + 1)]
+    if mutation.kind is not None:
+        own = [entry for entry in here if entry["line"] == number]
+        assert [entry["reason"].split(":")[0] for entry in own] == (
+            [mutation.kind] if mutation.kind else []
+        ), listed
+    # A line that names a news which is gone is bad too; nothing else may be.
+    others = [entry for entry in listed if entry not in here]
+    gone = {key for kind, key in undamaged.keys() - rows.keys() if kind == "news"}
+    touched = before.split(b"\t")[0].decode()
+    assert gone <= {touched} or mutation.kind is None
+    for entry in others:
+        assert entry["reason"].startswith(("unknown id", "duplicate id")), entry
+    _require_intact(rows, undamaged, touched=touched, gone=gone, duplicates=_duplicates(listed))
+
+
+def _duplicates(listed: list[dict[str, Any]]) -> set[str]:
+    return {entry["text"].split("\t")[0] for entry in listed if entry["reason"].startswith("duplicate id")}
+
+
+def _require_intact(
+    rows: dict[tuple[str, str], Any],
+    undamaged: dict[tuple[str, str], Any],
+    *,
+    touched: str,
+    gone: set[str],
+    duplicates: set[str],
+) -> None:
+    """Every row is as it was, but for the damaged line's own, and those that named a news which is gone."""
+    for (kind, key), row in undamaged.items():
+        name = key.split()[-1]
+        if name == touched or name in duplicates:
+            continue
+        if kind == "behaviors" and gone & {*row["history"], *row["candidates"]}:
+            assert (kind, key) not in rows
+            continue
+        assert rows[kind, key] == row

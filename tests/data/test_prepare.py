@@ -1,0 +1,537 @@
+"""prepare, from MIND's files to a folder of shards: whole, found again, or not there at all."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from newsbert_ray.config import PrepareSettings
+from newsbert_ray.data import chunk, sources
+from newsbert_ray.data.prepare import PrepareError, prepare
+from newsbert_ray.data.shards import SPLITS, Manifest, read_manifest, read_shard
+from newsbert_ray.data.tokens import TokenizerError
+
+Corpus = tuple[Path, Path]
+MIND = Path(__file__).parents[3] / "shared" / "data" / "mind"
+
+
+def _prepare(
+    out: Path, folders: tuple[Path, ...], teacher: Path | str, **changes: Any
+) -> tuple[Manifest, list[str]]:
+    said: list[str] = []
+    given = {"workers": 0, **changes}
+    settings = PrepareSettings(
+        source=[str(one) for one in folders], teacher=str(teacher), out=str(out), **given
+    )
+    return prepare(settings, say=said.append), said
+
+
+def _rows(out: Path, kind: str = "splits") -> dict[str, dict[str, Any]]:
+    """Every row by its split and id."""
+    manifest = read_manifest(out)
+    found: dict[str, dict[str, Any]] = {}
+    for split, shards in getattr(manifest, kind).items():
+        for shard in shards:
+            for row in read_shard(out, shard).to_pylist():
+                found[f"{split} {row.get('news_id') or row['impression_id']}"] = row
+    return found
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def _copy(corpus: Corpus, target: Path) -> Corpus:
+    train, dev = (shutil.copytree(folder, target / folder.name) for folder in corpus)
+    return train, dev
+
+
+def _edit(path: Path, change: Callable[[list[bytes]], None]) -> None:
+    lines = path.read_bytes().splitlines(keepends=True)
+    change(lines)
+    path.write_bytes(b"".join(lines))
+
+
+def _rejected(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "rejected.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def test_two_sources(tmp_path: Path, corpus: Corpus, teacher: Path) -> None:
+    """Test news must be news that training has never seen, and nothing may be lost on the way."""
+    manifest, said = _prepare(tmp_path / "out", corpus, teacher)
+    rows = _rows(tmp_path / "out")
+    ids = {split: {key.split()[1] for key in rows if key.startswith(split)} for split in SPLITS}
+    assert ids["train"] | ids["validation"] == {f"N{i}" for i in range(1, 241)}
+    assert ids["test"] == {f"N{i}" for i in range(241, 301)}
+    assert not ids["train"] & ids["validation"]
+    assert 10 < len(ids["validation"]) < 40
+    line = (corpus[0] / "news.tsv").read_text(encoding="utf-8").splitlines()[0].split("\t")
+    row = next(row for key, row in rows.items() if key.endswith(" N1"))
+    assert [row["news_id"], row["category"], row["subcategory"], row["title"]] == line[:4]
+    assert manifest.labels[row["label"]] == row["category"]
+    assert manifest.labels == sorted(manifest.labels)
+    assert {split: sum(s.rows for s in shards) for split, shards in manifest.behaviors.items()} == {
+        "train": 60,
+        "test": 30,
+    }
+    assert any("30 news" in line and "earlier source" in line for line in said)
+    assert said[-1] == f"next: newsbert-ray train --data {tmp_path / 'out'} --teacher {teacher} --out RUN"
+
+
+def test_statistics_of_table_1(tmp_path: Path, corpus: Corpus, teacher: Path) -> None:
+    """Table 1 counted otherwise than the paper's cannot be laid beside it."""
+    manifest, _ = _prepare(tmp_path / "out", corpus, teacher)
+    news, clicks = _rows(tmp_path / "out"), _rows(tmp_path / "out", "behaviors")
+    assert manifest.statistics == {
+        "users": 30,
+        "news": 300,
+        "news_categories": 3,
+        "impressions": 90,
+        "clicks": sum(sum(row["clicked"]) for row in clicks.values()),
+        "words_per_title": pytest.approx(sum(len(row["title"].split()) for row in news.values()) / 300),
+        "tokens_per_title": pytest.approx(sum(len(row["tokens"]) for row in news.values()) / 300),
+    }
+
+
+def test_one_source_splits_by_hash(tmp_path: Path, corpus: Corpus, teacher: Path) -> None:
+    """Without a later source there is still a test split, the same for the same seed only."""
+    first, _ = _prepare(tmp_path / "a", corpus[:1], teacher, seed=1, test_share=0.3)
+    again, _ = _prepare(tmp_path / "b", corpus[:1], teacher, seed=1, test_share=0.3)
+    other, _ = _prepare(tmp_path / "c", corpus[:1], teacher, seed=2, test_share=0.3)
+    assert sum(first.rows(split) for split in SPLITS) == 240
+    assert 50 < first.rows("test") < 100
+    assert set(first.behaviors) == set(SPLITS)
+    assert _rows(tmp_path / "a") == _rows(tmp_path / "b")
+    assert again.fingerprint == first.fingerprint != other.fingerprint
+    assert _rows(tmp_path / "a").keys() != _rows(tmp_path / "c").keys()
+
+
+def test_three_sources(tmp_path: Path, corpus: Corpus, teacher: Path) -> None:
+    """With a folder for validation, no training news is spent on it, whatever order the folders come in."""
+    later = shutil.copytree(corpus[1], tmp_path / "synthetic_test")
+    text = (later / "news.tsv").read_text(encoding="utf-8")
+    (later / "news.tsv").write_text(text + text.replace("N", "M"), encoding="utf-8")
+    manifest, _ = _prepare(tmp_path / "out", (later, corpus[1], corpus[0]), teacher, max_rejected_share=0.0)
+    assert [manifest.rows(split) for split in SPLITS] == [240, 60, 90]
+    assert [source.folder for source in manifest.sources][::2] == [
+        "synthetic_train",
+        "synthetic_dev",
+        "synthetic_test",
+    ]
+
+
+def test_small_chunks_give_the_same_rows(
+    tmp_path: Path, corpus: Corpus, teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row at the border of two chunks must be neither lost nor halved."""
+    _prepare(tmp_path / "whole", corpus, teacher)
+    monkeypatch.setattr(sources, "CHUNK_BYTES", 700)
+    manifest, _ = _prepare(tmp_path / "pieces", corpus, teacher)
+    assert len(manifest.splits["train"]) > 20
+    for kind in ("splits", "behaviors"):
+        assert list(_rows(tmp_path / "pieces", kind).values()) == list(
+            _rows(tmp_path / "whole", kind).values()
+        )
+
+
+def test_a_second_run_does_nothing(tmp_path: Path, corpus: Corpus, teacher: Path) -> None:
+    """Each trial of a sweep calls for the same shards; tokenising again would cost more than training."""
+    out = tmp_path / "out"
+    first, _ = _prepare(out, corpus, teacher)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    second, said = _prepare(out, corpus, teacher)
+    assert second == first
+    assert "already prepared" in said[-1]
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    moved = _copy(corpus, tmp_path / "elsewhere")
+    assert "already prepared" in _prepare(out, moved, teacher)[1][-1]
+
+
+def test_a_change_is_noticed_and_named(tmp_path: Path, corpus: Corpus, teacher: Path) -> None:
+    """Training on the shards of another corpus or tokeniser gives a number without a meaning."""
+    out, changed = tmp_path / "out", _copy(corpus, tmp_path)
+    _prepare(out, changed, teacher)
+    before = _contents(out)
+    other = shutil.copytree(teacher, tmp_path / "other")
+    text = (other / "tokenizer.json").read_text(encoding="utf-8")
+    (other / "tokenizer.json").write_text(
+        text.replace('"lowercase":true', '"lowercase":false'), encoding="utf-8"
+    )
+    cases: list[tuple[tuple[Path, ...], Path | str, dict[str, Any], str]] = [
+        (changed, other, {}, "tokeniser tiny then, other now"),
+        (changed, "scratch", {}, "tokeniser tiny then, scratch now"),
+        (changed, teacher, {"max_tokens": 12}, "max_tokens 30 then, 12 now"),
+        (changed, teacher, {"seed": 4}, "seed 0 then, 4 now"),
+        (changed[:1], teacher, {}, "source synthetic_dev/news.tsv is not given now"),
+    ]
+    for folders, encoder, settings, message in cases:
+        with pytest.raises(PrepareError, match=message):
+            _prepare(out, folders, encoder, **settings)
+    _edit(changed[1] / "news.tsv", lambda lines: lines[7:8].append(b"") or lines.pop(7))  # type: ignore[func-returns-value]
+    with pytest.raises(
+        PrepareError, match=r"source synthetic_dev/news\.tsv has changed; add --overwrite true"
+    ):
+        _prepare(out, changed, teacher)
+    assert _contents(out) == before
+    manifest, _ = _prepare(out, changed, teacher, overwrite=True)
+    assert [source.rows for source in manifest.sources] == [240, 60, 89, 30]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "other",
+        "out",
+        "synthetic_dev",
+        "synthetic_train",
+    ]
+
+
+def test_a_damaged_shard_is_prepared_again(tmp_path: Path, corpus: Corpus, teacher: Path) -> None:
+    """Shards found by their name alone would hand a flipped byte to every trial."""
+    out = tmp_path / "out"
+    manifest, _ = _prepare(out, corpus, teacher)
+    before = _contents(out)
+    path = out / manifest.splits["train"][0].file
+    path.write_bytes(path.read_bytes()[:-5])
+    _, said = _prepare(out, corpus, teacher)
+    assert any(f"{path}: missing or damaged" in line for line in said)
+    assert _contents(out) == before
+
+
+@pytest.mark.parametrize("content", [{"notes.txt": "mine"}, {"manifest.json": "{}"}])
+def test_a_folder_that_is_not_ours_is_left_alone(
+    tmp_path: Path, corpus: Corpus, teacher: Path, content: dict[str, str]
+) -> None:
+    """An --out mistyped as someone's folder must not be replaced."""
+    out = tmp_path / "out"
+    out.mkdir()
+    for name, text in content.items():
+        (out / name).write_text(text)
+    before = _contents(out)
+    with pytest.raises(PrepareError, match=str(out)):
+        _prepare(out, corpus, teacher)
+    assert _contents(out) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_scratch_learns_from_training_titles_alone(tmp_path: Path, corpus: Corpus) -> None:
+    """Words of the test titles in the vocabulary would be a leak; two runs must agree on every id."""
+    first, _ = _prepare(tmp_path / "a", corpus, "scratch", scratch={"vocabulary": 200})
+    second, _ = _prepare(tmp_path / "b", corpus, "scratch", scratch={"vocabulary": 200})
+    assert first == second
+    assert _contents(tmp_path / "a") == _contents(tmp_path / "b")
+    assert (first.tokenizer.name, first.tokenizer.vocabulary) == ("scratch", 200)
+    assert (
+        "already prepared" in _prepare(tmp_path / "a", corpus, "scratch", scratch={"vocabulary": 200})[1][-1]
+    )
+    with pytest.raises(PrepareError, match=r"scratch\.vocabulary 200 then, 300 now"):
+        _prepare(tmp_path / "a", corpus, "scratch", scratch={"vocabulary": 300})
+
+
+def test_bad_lines_are_listed_and_left_out(tmp_path: Path, corpus: Corpus, teacher: Path) -> None:
+    """A damaged line must be found again by file and line number, and cost no other row."""
+    _prepare(tmp_path / "good", corpus, teacher)
+    train, dev = _copy(corpus, tmp_path)
+
+    def damage(lines: list[bytes]) -> None:
+        lines[4] = b"N5\tonly\n"
+        lines[9] = lines[8]
+        lines[20] = lines[20].replace(b"\t", b"\xff\t", 1)
+
+    _edit(train / "news.tsv", damage)
+    _edit(dev / "news.tsv", lambda lines: lines.append(lines[-1].replace(b"N300\t", b"N301\tunheard", 1)))
+    _edit(dev / "behaviors.tsv", lambda lines: lines.append(lines[-1].replace(b"N", b"X", 1)))
+    manifest, said = _prepare(tmp_path / "out", (train, dev), teacher, max_rejected_share=0.6)
+    listed = [
+        (entry["file"], entry["line"], entry["reason"].split(":")[0]) for entry in _rejected(tmp_path / "out")
+    ]
+    news = [entry for entry in listed if entry[0].endswith("news.tsv")]
+    assert news == [
+        ("synthetic_train/news.tsv", 5, "columns"),
+        ("synthetic_train/news.tsv", 10, "duplicate id"),
+        ("synthetic_train/news.tsv", 21, "encoding"),
+        ("synthetic_dev/news.tsv", 91, "label"),
+    ]
+    assert _rejected(tmp_path / "out")[1]["reason"] == "duplicate id: first at line 9"
+    assert ("synthetic_dev/behaviors.tsv", 31, "duplicate id") in listed or (
+        "synthetic_dev/behaviors.tsv", 31, "unknown id") in listed  # fmt: skip
+    assert sum(manifest.rejected.values()) == len(listed)
+    assert any("synthetic_train/news.tsv:5: columns: 2 found, 8 expected" in line for line in said)
+    good, left = _rows(tmp_path / "good"), _rows(tmp_path / "out")
+    assert {key.split()[1] for key in good.keys() - left.keys()} == {"N5", "N10", "N21"}
+    assert all(row == good[key] for key, row in left.items())
+
+
+def test_too_many_bad_lines_are_an_error(tmp_path: Path, corpus: Corpus, teacher: Path) -> None:
+    """A file of another kind must not become a corpus of the few lines that happen to fit."""
+    out = tmp_path / "out"
+    train, dev = _copy(corpus, tmp_path)
+    _edit(train / "news.tsv", lambda lines: lines.extend([b"x\n"] * 3))
+    message = (
+        r"synthetic_train/news\.tsv: 3 of 243 lines are bad, at most 1\.0% may be: .*news\.tsv:241: columns"
+    )
+    with pytest.raises(PrepareError, match=message) as caught:
+        _prepare(out, (train, dev), teacher)
+    listed = tmp_path / "out.rejected.jsonl"
+    assert str(listed) in str(caught.value)
+    assert [json.loads(line)["line"] for line in listed.read_text().splitlines()] == [241, 242, 243]
+    assert not out.exists()
+    assert not list(tmp_path.glob("*.partial-*"))
+
+
+def test_the_first_whole_copy_of_an_impression_counts(tmp_path: Path, corpus: Corpus, teacher: Path) -> None:
+    """A damaged copy before the good line must not take its place."""
+    train, dev = _copy(corpus, tmp_path)
+    _edit(train / "behaviors.tsv", lambda lines: lines.insert(3, lines[3].replace(b"2019", b"20x9")))
+    manifest, _ = _prepare(tmp_path / "out", (train, dev), teacher, max_rejected_share=0.1)
+    assert manifest.rejected == {"date": 1}
+    assert sum(shard.rows for shard in manifest.behaviors["train"]) == 60
+
+
+@pytest.mark.parametrize("missing", ["validation", "test"])
+def test_an_empty_split_is_an_error(tmp_path: Path, corpus: Corpus, teacher: Path, missing: str) -> None:
+    """An accuracy over no titles is not zero, and not one."""
+    folders = (corpus[0], _copy(corpus, tmp_path)[0]) if missing == "test" else corpus
+    share = 0.0001 if missing == "validation" else 0.1
+    with pytest.raises(PrepareError, match=f"{missing} would be empty"):
+        _prepare(tmp_path / "out", folders, teacher, validation_share=share)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_overlong_line_is_damage(tmp_path: Path, corpus: Corpus, teacher: Path) -> None:
+    """A binary file without line ends must not be read into memory as one line."""
+    train, dev = _copy(corpus, tmp_path)
+    size = 3 * sources.CHUNK_BYTES
+    _edit(train / "news.tsv", lambda lines: lines.insert(2, b"x" * size + b"\n"))
+    _prepare(tmp_path / "out", (train, dev), teacher)
+    (entry,) = _rejected(tmp_path / "out")
+    assert (entry["line"], entry["text"]) == (3, "x" * 120)
+    assert len(_rows(tmp_path / "out")) == 300
+
+
+@pytest.mark.parametrize("kind", ["missing", "no news", "a file", "twice", "two inside"])
+def test_sources_that_are_none(tmp_path: Path, corpus: Corpus, teacher: Path, kind: str) -> None:
+    """A mistyped source must be named before anything is written."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("no zip")
+    folders, message = {
+        "missing": ((tmp_path / "nowhere",), "nowhere: no such folder or zip"),
+        "no news": ((tmp_path / "empty",), r"empty: no news\.tsv in it"),
+        "a file": ((tmp_path / "file",), "file: neither a folder nor a zip"),
+        "twice": ((corpus[0], corpus[0]), "one is given twice"),
+        "two inside": ((corpus[0].parent,), r"2 folders with a news\.tsv"),
+    }[kind]
+    with pytest.raises(PrepareError, match=message):
+        _prepare(tmp_path / "out", folders, teacher)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_teacher_is_one_message(tmp_path: Path, corpus: Corpus) -> None:
+    """A mistyped folder must not be looked for on the network."""
+    with pytest.raises(TokenizerError, match="no such folder"):
+        _prepare(tmp_path / "out", corpus, tmp_path / "nowhere")
+    assert not list(tmp_path.iterdir())
+
+
+def test_behaviors_may_be_missing(tmp_path: Path, corpus: Corpus, teacher: Path) -> None:
+    """Topics need no clicks; their absence must be said, not guessed."""
+    train, dev = _copy(corpus, tmp_path)
+    (dev / "behaviors.tsv").unlink()
+    manifest, said = _prepare(tmp_path / "out", (train, dev), teacher)
+    assert set(manifest.behaviors) == {"train"}
+    assert "synthetic_dev: no behaviors.tsv, so news only" in said
+
+
+def _zip(path: Path, folder: Path, prefix: str = "") -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in ("news.tsv", "behaviors.tsv"):
+            archive.write(folder / name, prefix + name)
+    return path
+
+
+def test_zips_give_the_same_shards(tmp_path: Path, corpus: Corpus, teacher: Path) -> None:
+    """MIND comes as zips; unpacking by hand is where a wrong file gets in."""
+    _prepare(tmp_path / "folders", corpus, teacher)
+    train = _zip(tmp_path / "synthetic_train.zip", corpus[0])
+    dev = _zip(tmp_path / "synthetic_dev.zip", corpus[1], "synthetic_dev/")
+    _prepare(tmp_path / "zips", (train, dev), teacher)
+    assert _contents(tmp_path / "zips") == _contents(tmp_path / "folders")
+    assert "already prepared" in _prepare(tmp_path / "folders", (train, dev), teacher)[1][-1]
+
+
+def _hostile(path: Path, corpus: Corpus, kind: str) -> None:
+    _zip(path, corpus[0])
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        if kind == "escape":
+            archive.writestr("../../escaped.txt", "x")
+        elif kind == "absolute":
+            archive.writestr("/tmp/escaped.txt", "x")
+        elif kind == "windows":
+            archive.writestr("C:\\escaped.txt", "x")
+        elif kind == "link":
+            link = zipfile.ZipInfo("link")
+            link.external_attr = 0o120777 << 16
+            archive.writestr(link, "/etc/passwd")
+        elif kind == "bomb":
+            archive.writestr("entity_embedding.vec", b"\0" * (65 << 20))
+        elif kind == "twice":
+            archive.writestr("again/news.tsv", "x")
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("escape", "points outside of the zip"),
+        ("absolute", "points outside of the zip"),
+        ("windows", "points outside of the zip"),
+        ("link", "is a link"),
+        ("bomb", "would grow from"),
+        ("twice", r"2 files named news\.tsv"),
+        ("cut", "neither a folder nor a zip"),
+        ("flipped", "damaged or encrypted zip"),
+    ],
+)
+def test_hostile_and_damaged_zips(
+    tmp_path: Path, corpus: Corpus, teacher: Path, kind: str, message: str
+) -> None:
+    """A zip from somewhere must not write elsewhere, fill the disk, or pass with a flipped byte."""
+    path = tmp_path / "train.zip"
+    _hostile(path, corpus, kind)
+    content = path.read_bytes()
+    if kind == "cut":
+        path.write_bytes(content[: len(content) // 2])
+    if kind == "flipped":
+        path.write_bytes(content[:5000] + bytes([content[5000] ^ 1]) + content[5001:])
+    with pytest.raises(PrepareError, match=message):
+        _prepare(tmp_path / "out", (path, corpus[1]), teacher)
+    assert [path.name for path in tmp_path.iterdir()] == ["train.zip"]
+
+
+@pytest.mark.parametrize("when", [0, 2])
+def test_a_full_disk_is_one_message(
+    tmp_path: Path, corpus: Corpus, teacher: Path, monkeypatch: pytest.MonkeyPatch, when: int
+) -> None:
+    """Half of the shards must not be left for a reader, nor a partial folder on a disk that is full."""
+    write, calls = Path.write_bytes, iter(range(99))
+
+    def fill(path: Path, content: bytes) -> int:
+        if path.suffix == ".parquet" and next(calls) == when:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        return write(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", fill)
+    with pytest.raises(PrepareError, match=r"No space left on device.*free some room"):
+        _prepare(tmp_path / "out", corpus, teacher)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_exception_leaves_what_was_there(
+    tmp_path: Path, corpus: Corpus, teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An interrupted --overwrite must not cost the shards that it was to replace."""
+    out = tmp_path / "out"
+    _prepare(out, corpus, teacher)
+    before = _contents(out)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(chunk, "_write_shard", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        _prepare(out, corpus, teacher, seed=9, overwrite=True)
+    assert _contents(out) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_source_that_changes_meanwhile_is_noticed(
+    tmp_path: Path, corpus: Corpus, teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hashes of one file and rows of another would make the manifest a lie."""
+    train, dev = _copy(corpus, tmp_path)
+    scan = chunk.scan_news
+
+    def scan_then_change(one: sources.Chunk) -> chunk.Scan:
+        result = scan(one)
+        _edit(Path(one.path), lambda lines: lines.reverse())
+        return result
+
+    monkeypatch.setattr("newsbert_ray.data.plan.scan_news", scan_then_change)
+    with pytest.raises(PrepareError, match=r"synthetic_train/news\.tsv: changed while it was read"):
+        _prepare(tmp_path / "out", (train, dev), teacher)
+
+
+_KILLED = """
+import sys, time
+from newsbert_ray.config import PrepareSettings
+from newsbert_ray.data import prepare
+run = prepare.run_job
+def slow(job, shared):
+    summary = run(job, shared)
+    print("wrote", flush=True)
+    time.sleep(60)
+    return summary
+prepare.run_job = slow
+out, teacher, *sources = sys.argv[1:]
+prepare.prepare(PrepareSettings(source=sources, teacher=teacher, out=out, workers=0), say=lambda line: None)
+"""
+
+
+def test_a_killed_run_leaves_nothing_and_is_cleared_away(
+    tmp_path: Path, corpus: Corpus, teacher: Path
+) -> None:
+    """SIGKILL runs no clean-up: what it leaves must not look whole, nor stay for ever."""
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", _KILLED, str(out), str(teacher), *map(str, corpus)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "wrote\n"
+        partial = list(tmp_path.glob("out.partial-*"))
+        assert len(partial) == 1
+        assert not out.exists()
+        assert not (partial[0] / "manifest.json").exists()
+        _prepare(tmp_path / "out", corpus, teacher)
+        assert partial[0].exists(), "a living run's folder was taken away"
+        shutil.rmtree(out)
+        process.send_signal(signal.SIGKILL)
+    deadline = time.monotonic() + 10
+    while partial[0].exists() and time.monotonic() < deadline:
+        _prepare(out, corpus, teacher, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert len(_rows(out)) == 300
+
+
+@pytest.mark.ray
+def test_ray_gives_the_same_bytes(tmp_path: Path, corpus: Corpus, teacher: Path) -> None:
+    """A corpus that depends on who prepared it makes two machines' numbers incomparable."""
+    _prepare(tmp_path / "here", corpus, teacher)
+    _prepare(tmp_path / "ray", corpus, teacher, workers=2)
+    assert _contents(tmp_path / "ray") == _contents(tmp_path / "here")
+
+
+@pytest.mark.skipif(
+    not MIND.is_dir(), reason="MIND's rows are not beside this checkout (../shared/data/mind)"
+)
+def test_real_mind(tmp_path: Path) -> None:
+    """What is true of invented files may fail on real ones: quotes, empty fields, known counts."""
+    folders = (MIND / "MINDsmall_train", MIND / "MINDsmall_dev")
+    manifest, _ = _prepare(tmp_path / "out", folders, "scratch", scratch={"vocabulary": 2000})
+    assert manifest.rows("train") + manifest.rows("validation") == 44_688
+    assert manifest.rows("test") == 6_594
+    assert manifest.rejected == {}
+    assert (manifest.statistics["users"], manifest.statistics["impressions"]) == (4716, 5097)
+    titles = [row["title"] for row in _rows(tmp_path / "out").values()]
+    assert sum('"' in title for title in titles) > 50

@@ -1,0 +1,125 @@
+"""Titles to ids: special tokens, truncation, identity, files."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from newsbert_ray.data.tokens import (
+    SPECIAL_TOKENS,
+    TokenizerError,
+    learn_tokenizer,
+    load_tokenizer,
+    restore_tokenizer,
+)
+
+TITLES = ['The quick "brown" fox', "Quick foxes jump over lazy dogs", "Dogs & foxes: a study"] * 5
+
+
+def test_special_tokens_survive_truncation() -> None:
+    """A title cut without its [SEP] is none that the encoder was trained on."""
+    tokenizer = learn_tokenizer(TITLES.__iter__, vocabulary=200)
+    short, long = tokenizer.encode(["fox", " ".join(["fox"] * 50)], max_tokens=6)
+    cls, sep = SPECIAL_TOKENS.index("[CLS]"), SPECIAL_TOKENS.index("[SEP]")
+    assert (short[0], short[-1], long[0], long[-1]) == (cls, sep, cls, sep)
+    assert len(long) == 6
+    assert len(short) < 6
+    assert next(tokenizer.encode(["\u200b"], max_tokens=6)) == [cls, sep]
+
+
+def test_learning_is_the_same_in_another_process() -> None:
+    """Vocabularies that differ between runs make every shard a new one."""
+    code = (
+        "import sys, json; from newsbert_ray.data.tokens import learn_tokenizer;"
+        "print(learn_tokenizer(json.loads(sys.argv[1]).__iter__, vocabulary=200).sha256)"
+    )
+    command = [sys.executable, "-c", code, json.dumps(TITLES)]
+    other = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    assert learn_tokenizer(TITLES.__iter__, vocabulary=200).sha256 == other
+
+
+def test_a_saved_tokeniser_is_the_same(tmp_path: Path) -> None:
+    """A run that exports another tokeniser than it trained with hands out a broken student."""
+    first = learn_tokenizer(TITLES.__iter__, vocabulary=200)
+    first.save(tmp_path / "a")
+    second = load_tokenizer(str(tmp_path / "a"))
+    second.save(tmp_path / "b")
+    third = load_tokenizer(str(tmp_path / "b"))
+    travelled = restore_tokenizer(first.serialised, name="x", pad_id=first.pad_id)
+    for other in (second, third, travelled):
+        assert (other.sha256, other.vocabulary, other.pad_id) == (first.sha256, first.vocabulary, 0)
+        assert list(other.encode(TITLES, max_tokens=8)) == list(first.encode(TITLES, max_tokens=8))
+
+
+def test_transformers_reads_a_learned_tokeniser(tmp_path: Path) -> None:
+    """A student's folder must load in transformers as any other."""
+    transformers = pytest.importorskip("transformers")
+    ours = learn_tokenizer(TITLES.__iter__, vocabulary=200)
+    ours.save(tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(str(tmp_path))
+    assert theirs(TITLES, truncation=True, max_length=8)["input_ids"] == list(
+        ours.encode(TITLES, max_tokens=8)
+    )
+    assert theirs.pad_token_id == ours.pad_id
+
+
+def test_padding_and_truncation_of_the_folder_do_not_count(tmp_path: Path) -> None:
+    """Sentence encoders' tokenizer.json pads every title to 128."""
+    plain = learn_tokenizer(TITLES.__iter__, vocabulary=200)
+    plain.save(tmp_path)
+    stored = json.loads((tmp_path / "tokenizer.json").read_text())
+    stored["truncation"] = {"max_length": 4, "strategy": "LongestFirst", "stride": 0, "direction": "Right"}
+    stored["padding"] = {
+        "strategy": {"Fixed": 9}, "direction": "Right", "pad_to_multiple_of": None,
+        "pad_id": 0, "pad_type_id": 0, "pad_token": "[PAD]",
+    }  # fmt: skip
+    (tmp_path / "tokenizer.json").write_text(json.dumps(stored))
+    padded = load_tokenizer(str(tmp_path))
+    assert padded.sha256 == plain.sha256
+    assert list(padded.encode(TITLES, max_tokens=30)) == list(plain.encode(TITLES, max_tokens=30))
+
+
+def test_pad_token_of_the_configuration_counts(tmp_path: Path) -> None:
+    """Not every vocabulary pads with 0."""
+    learn_tokenizer(TITLES.__iter__, vocabulary=200).save(tmp_path)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({**config, "pad_token": {"content": "[MASK]"}})
+    )
+    assert load_tokenizer(str(tmp_path)).pad_id == SPECIAL_TOKENS.index("[MASK]")
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[1]", '{"version": "1.0"'])
+def test_a_damaged_file_is_one_message(tmp_path: Path, content: str) -> None:
+    """The Rust library's panic is no message for a person."""
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(TokenizerError, match=r"tokenizer\.json: not a tokeniser"):
+        load_tokenizer(str(tmp_path))
+
+
+def test_a_folder_without_tokeniser(tmp_path: Path) -> None:
+    """A folder of weights alone must not end in a page of frames, nor in a call over the network."""
+    pytest.importorskip("transformers")
+    with pytest.raises(
+        TokenizerError, match=r"no tokeniser in this folder.*give a folder with a tokenizer\.json"
+    ):
+        load_tokenizer(str(tmp_path))
+    with pytest.raises(TokenizerError, match="no such folder"):
+        load_tokenizer(str(tmp_path / "missing"))
+
+
+def test_a_name_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mistyped name, or no network, must say what to give instead."""
+    transformers = pytest.importorskip("transformers")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("no/such-encoder is not a local folder\nand a page of advice")
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", refuse)
+    with pytest.raises(TokenizerError, match="teacher 'no/such-encoder': no such folder") as caught:
+        load_tokenizer("no/such-encoder")
+    assert "\n" not in str(caught.value)
