@@ -112,7 +112,9 @@ def test_unknown_setting_offers_the_nearest(unknown: str, near: str) -> None:
 def test_missing_and_wrong_settings_are_all_told_at_once() -> None:
     """One complaint a start is a morning lost over five."""
     with pytest.raises(SettingsError) as caught:
-        build_settings(TrainSettings, {"data": "d", "teacher": "t", "seed": -1, "epochs": 0}, where="run.yaml")
+        build_settings(
+            TrainSettings, {"data": "d", "teacher": "t", "seed": -1, "epochs": 0}, where="run.yaml"
+        )
     message = str(caught.value)
     assert message.startswith("run.yaml: ")
     assert all(part in message for part in ("'out' is required", "seed = -1", "epochs = 0"))

@@ -31,7 +31,9 @@ def test_record_comes_back_as_it_went(tmp_path: Path, make_record: MakeRecord) -
 
 def test_missing_record_says_that_the_run_has_not_finished(tmp_path: Path) -> None:
     """A run that is still going must not look like a broken disk."""
-    with pytest.raises(RecordError, match=r"run/record\.json: no record there; is it the folder of a finished"):
+    with pytest.raises(
+        RecordError, match=r"run/record\.json: no record there; is it the folder of a finished"
+    ):
         read_record(tmp_path / "run")
 
 
@@ -58,7 +60,9 @@ def test_unknown_key_is_refused(tmp_path: Path, make_record: MakeRecord) -> None
         read_record(tmp_path)
 
 
-def test_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_write_leaves_the_old_file_and_no_litter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A full disk while a record is replaced must not cost the record that was there."""
     path = tmp_path / "record.json"
     write_text(path, "old")
