@@ -227,7 +227,9 @@ def _print_metrics(metrics: dict[str, Any]) -> None:
 
 
 def _number(value: Any) -> str:
-    return "" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.0f}" if value > 1 and value.is_integer() else f"{value:.4f}"
+    return "" if value is None else str(value)
 
 
 VERBS = {
