@@ -1,5 +1,7 @@
-"""Distil a pretrained language model into a fast news encoder, teacher and student learning together (NewsBERT, Wu et
-al. 2021), and search how best to do it over a Ray cluster. Every verb of the command line is one function here."""
+"""Distil a pretrained language model into a fast news encoder, teacher and student learning together
+(NewsBERT, Wu et
+al. 2021), and search how best to do it over a Ray cluster. Every verb of the command line is one function
+here."""
 
 from __future__ import annotations
 

@@ -39,7 +39,8 @@ class Learner:
 
 
 def build_learner(pair: Pair, settings: TrainSettings, *, total_steps: int, world_size: int = 1) -> Learner:
-    """A learner with a fresh Adam: one parameter group each for teacher, student and top; DDP is the caller's."""
+    """A learner with a fresh Adam: one parameter group each for teacher, student and top; DDP is the
+    caller's."""
     optimizer = settings.optimizer
     rates = {
         "teacher": optimizer.teacher_learning_rate,

@@ -27,10 +27,16 @@ def pair_and_batch(settings: TrainSettings) -> tuple[Pair, Batch]:
     return assemble_pair(settings, manifest).eval(), next(read_updates(plan)).parts[0]
 
 
+def forward(pair: Pair, batch: Batch, settings: DistillSettings | None = None) -> dict[str, Tensor]:
+    """Every loss of a batch."""
+    teacher, student = pair(batch.input_ids, batch.attention_mask)
+    return joint_losses(teacher, student, batch, settings or DistillSettings())
+
+
 def gradients(pair: Pair, batch: Batch, names: set[str]) -> dict[str, Tensor]:
     """Gradients of the sum of the named losses alone."""
     pair.zero_grad(set_to_none=True)
-    losses = joint_losses(*pair(batch.input_ids, batch.attention_mask), batch, DistillSettings())
+    losses = forward(pair, batch)
     weighted_total({name: loss for name, loss in losses.items() if name in names}, LossWeights()).backward()  # type: ignore[no-untyped-call]
     return {n: p.grad.clone() for n, p in pair.named_parameters() if p.grad is not None}
 
@@ -62,8 +68,7 @@ def test_masked_positions_change_nothing(make_settings: MakeSettings) -> None:
     assert first.keys() == second.keys()
     for name in first:
         torch.testing.assert_close(first[name], second[name], rtol=1e-4, atol=1e-7)
-    a = joint_losses(*pair(batch.input_ids, batch.attention_mask), batch, DistillSettings())
-    b = joint_losses(*pair(padded.input_ids, padded.attention_mask), padded, DistillSettings())
+    a, b = forward(pair, batch), forward(pair, padded)
     for name in a:
         torch.testing.assert_close(a[name], b[name], rtol=1e-5, atol=1e-7)
 
@@ -72,5 +77,5 @@ def test_a_loss_without_weight_is_left_out(make_settings: MakeSettings) -> None:
     """An ablation must not pay for, nor log, what it leaves out."""
     pair, batch = pair_and_batch(make_settings())
     settings = DistillSettings(weights=LossWeights(hidden=0.0, soft_labels=0.0))
-    found = joint_losses(*pair(batch.input_ids, batch.attention_mask), batch, settings)
+    found = forward(pair, batch, settings)
     assert set(found) == {"teacher_task", "student_task", "embedding", "news_embedding"}

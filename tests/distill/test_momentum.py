@@ -82,8 +82,9 @@ def test_missing_gradient_is_an_error() -> None:
 
 def test_statistics_by_hand() -> None:
     """Ratio 5 / 10 and cosine 0.6: what says how far momentum can turn an update."""
-    student, teacher = nn.ModuleList([nn.Linear(2, 1, bias=False)]), nn.ModuleList(
-        [nn.Linear(2, 1, bias=False), nn.Linear(2, 1, bias=False)]
+    student, teacher = (
+        nn.ModuleList([nn.Linear(2, 1, bias=False)]),
+        nn.ModuleList([nn.Linear(2, 1, bias=False), nn.Linear(2, 1, bias=False)]),
     )
     student[0].weight.grad = torch.tensor([[10.0, 0.0]])
     teacher[0].weight.grad = torch.tensor([[6.0, 0.0]])

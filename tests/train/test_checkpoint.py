@@ -1,0 +1,106 @@
+"""A checkpoint is there whole or not at all, and a damaged one is noticed before it is used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+
+from newsbert_ray.config import TrainSettings
+from newsbert_ray.data.batches import Order
+from newsbert_ray.data.reading import Plan, read_updates
+from newsbert_ray.data.shards import read_manifest
+from newsbert_ray.model.assemble import assemble_pair
+from newsbert_ray.train import checkpoint
+from newsbert_ray.train.checkpoint import CheckpointError, Progress, resume, write_best, write_checkpoint
+from newsbert_ray.train.step import Learner, build_learner, train_step
+
+MakeSettings = Callable[..., TrainSettings]
+
+
+def learner_after(settings: TrainSettings, steps: int) -> Learner:
+    """A learner that has made some updates."""
+    manifest = read_manifest(settings.data)
+    plan = Plan(settings.data, manifest, Order(0, settings.batch_size), settings.epochs, None)
+    learner = build_learner(assemble_pair(settings, manifest), settings, total_steps=plan.total_steps)
+    for update in islice(read_updates(plan), steps):
+        train_step(learner, update.parts, step=update.step)
+    return learner
+
+
+def test_round_trip_brings_back_adam_too(make_settings: MakeSettings, tmp_path: Path) -> None:
+    """Weights alone are not a resume: without its moments Adam starts over."""
+    settings = make_settings()
+    learner = learner_after(settings, 3)
+    progress = Progress(step=3, curve=[{"step": 3, "x": 0.1}], sums={"total": 0.3}, count=3, titles=96)
+    write_checkpoint(tmp_path, learner, progress, keep=2)
+    fresh = learner_after(settings, 0)
+    said: list[str] = []
+    assert resume(tmp_path, fresh, say=said.append) == progress
+    assert not said
+    for a, b in zip(learner.pair.parameters(), fresh.pair.parameters(), strict=True):
+        assert torch.equal(a, b)
+        for key, value in learner.optimizer.state[a].items():
+            assert torch.equal(value, fresh.optimizer.state[b][key])
+
+
+@pytest.mark.parametrize("name", [checkpoint.WEIGHTS, checkpoint.STATE])
+@pytest.mark.parametrize("damage", ["cut", "flip", "delete"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_used(
+    make_settings: MakeSettings, tmp_path: Path, name: str, damage: str
+) -> None:
+    """Training on from a flipped bit gives a wrong student without any sign."""
+    learner = learner_after(make_settings(), 1)
+    write_checkpoint(tmp_path, learner, Progress(step=1), keep=2)
+    newest = write_checkpoint(tmp_path, learner, Progress(step=2), keep=2) / name
+    content = bytearray(newest.read_bytes())
+    if damage == "cut":
+        newest.write_bytes(content[: len(content) // 2])
+    elif damage == "flip":
+        content[len(content) // 2] ^= 1
+        newest.write_bytes(content)
+    else:
+        newest.unlink()
+    said: list[str] = []
+    assert resume(tmp_path, learner_after(make_settings(), 0), say=said.append).step == 1
+    assert len(said) == 1
+    assert "step-000000002" in said[0]
+    assert "the one before it" in said[0]
+
+
+def test_no_whole_checkpoint_is_an_error(make_settings: MakeSettings, tmp_path: Path) -> None:
+    """Starting over in silence would throw away what a person thinks is kept."""
+    learner = learner_after(make_settings(), 0)
+    (write_checkpoint(tmp_path, learner, Progress(step=1), keep=2) / checkpoint.WEIGHTS).unlink()
+    with pytest.raises(CheckpointError, match="none of its 1 checkpoints is whole"):
+        resume(tmp_path, learner, say=lambda _: None)
+
+
+def test_number_of_checkpoints_is_bounded(make_settings: MakeSettings, tmp_path: Path) -> None:
+    """Long runs fill disks; the best model stays as long as a checkpoint names it."""
+    learner = learner_after(make_settings(), 0)
+    for step in range(1, 6):
+        best = f"best-{max(1, step // 2):09d}"
+        write_best(tmp_path, learner.pair, step=max(1, step // 2))
+        write_checkpoint(tmp_path, learner, Progress(step=step, best=best), keep=2)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["best-000000002", "step-000000004", "step-000000005"]
+
+
+def test_a_write_that_fails_leaves_the_checkpoint_before(
+    make_settings: MakeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk must cost the newest checkpoint only, and say how to go on."""
+    learner = learner_after(make_settings(), 0)
+    write_checkpoint(tmp_path, learner, Progress(step=1), keep=1)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(CheckpointError, match="make room"):
+        write_checkpoint(tmp_path, learner, Progress(step=2), keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000000001"]

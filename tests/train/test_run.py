@@ -1,0 +1,297 @@
+"""A whole run in this process: its folder, its record, its resume."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from newsbert_ray.config import TrainSettings
+from newsbert_ray.data.shards import ShardError, read_manifest
+from newsbert_ray.evaluation.evaluate import evaluate
+from newsbert_ray.model.encoder import EncoderError
+from newsbert_ray.record import RunRecord
+from newsbert_ray.train.checkpoint import CheckpointError
+from newsbert_ray.train.journal import METRICS, read_entries
+from newsbert_ray.train.run import RunFolderError, train
+
+MakeSettings = Callable[..., TrainSettings]
+
+
+def student(run: str | Path) -> dict[str, torch.Tensor]:
+    """The exported student's weights and its top's."""
+    folder = Path(run) / "student"
+    return {**load_file(folder / "model.safetensors"), **load_file(folder / "top.safetensors")}
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    """Bit for bit."""
+    return first.keys() == second.keys() and all(torch.equal(first[n], second[n]) for n in first)
+
+
+@pytest.fixture(scope="module")
+def unbroken(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nobody interrupted."""
+    folder = tmp_path_factory.mktemp("unbroken") / "run"
+    train(small(shards, folder), quiet=True)
+    return folder
+
+
+def small(shards: Path, folder: Path, **values: Any) -> TrainSettings:
+    """Settings of a run of two seconds."""
+    return TrainSettings.model_validate(
+        {
+            "data": str(shards),
+            "teacher": "scratch",
+            "out": str(folder),
+            "scratch": {"layers": 4, "hidden": 16, "heads": 2, "feed_forward": 32},
+            "learning_rate": 2e-3,
+            "epochs": 3,
+            "threads": 1,
+            "log_every": 4,
+            "checkpoint": {"every_steps": 2},
+            **values,
+        }
+    )
+
+
+def test_a_run_leaves_what_it_promises(unbroken: Path) -> None:
+    """Reports, sweeps and exports read these files and these keys."""
+    record = RunRecord.model_validate_json((unbroken / "record.json").read_text())
+    for split in ("validation", "test"):
+        for model in ("student", "teacher"):
+            assert 0.0 <= record.metrics[split][model]["macro_f1"] <= 1.0
+            assert 0.0 < record.metrics[split][model]["accuracy"] <= 1.0
+    assert record.layer_map == [[1, 2], [3, 4]]
+    assert record.seconds["train"] > 0
+    assert [entry["epoch"] for entry in record.curve] == [1.0, 2.0, 3.0]
+    assert record.data["train_rows"] == read_manifest(record.settings["data"]).rows("train")
+    assert (unbroken / "student" / "config.json").exists()
+    assert list((unbroken / "tensorboard").glob("events.out.tfevents.*"))
+    assert len(list((unbroken / "checkpoints").glob("step-*"))) == 2
+    assert len(list((unbroken / "checkpoints").glob("best-*"))) <= 2
+
+
+def test_evaluate_finds_the_records_numbers(unbroken: Path) -> None:
+    """What is exported must be what was measured: student and teacher, from files alone."""
+    record = RunRecord.model_validate_json((unbroken / "record.json").read_text())
+    for split in ("test", "validation"):
+        found = evaluate(unbroken, split=split, batch_size=7)
+        for model in ("student", "teacher"):
+            assert found[model] == pytest.approx(record.metrics[split][model])
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3])
+def test_interrupted_at_an_evaluation_ends_in_the_same_weights(
+    shards: Path, unbroken: Path, tmp_path: Path, stop: int
+) -> None:
+    """Ctrl-C, or a scheduler's stop, may cost time only."""
+    count = 0
+
+    def interrupt(_: dict[str, Any]) -> None:
+        nonlocal count
+        count += 1
+        if count == stop:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(small(shards, tmp_path / "run"), report=interrupt, quiet=True)
+    train(small(shards, tmp_path / "run"), quiet=True)
+    assert same(student(tmp_path / "run"), student(unbroken))
+
+
+@pytest.mark.parametrize("step", [1, 5, 8, 20])
+def test_interrupted_in_mid_epoch_ends_in_the_same_weights(
+    shards: Path, unbroken: Path, tmp_path: Path, step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A break between checkpoints repeats a few updates, with the same batches and the same dropout."""
+    from newsbert_ray.train.step import train_step
+
+    def break_off(learner: Any, parts: Any, **options: Any) -> Any:
+        if options["step"] == step:
+            raise RuntimeError("power cut")
+        return train_step(learner, parts, **options)
+
+    monkeypatch.setattr("newsbert_ray.train.loop.train_step", break_off)
+    with pytest.raises(RuntimeError, match="power cut"):
+        train(small(shards, tmp_path / "run"), quiet=True)
+    monkeypatch.undo()
+    record = train(small(shards, tmp_path / "run"), quiet=True)
+    assert same(student(tmp_path / "run"), student(unbroken))
+    whole = RunRecord.model_validate_json((unbroken / "record.json").read_text())
+    assert [e["validation"] for e in record.curve] == [e["validation"] for e in whole.curve]
+    assert record.curve[0]["train"] == pytest.approx(whole.curve[0]["train"])
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_ends_in_the_same_weights(shards: Path, unbroken: Path, tmp_path: Path) -> None:
+    """SIGKILL leaves no time to tidy up: what lies on disk must be enough, whenever it comes."""
+    folder = tmp_path / "run"
+    path = tmp_path / "settings.json"
+    path.write_text(small(shards, folder).model_dump_json())
+    code = (
+        "import sys; from newsbert_ray.config import TrainSettings; from newsbert_ray.train.run "
+        "import train; "
+        "train(TrainSettings.model_validate_json(open(sys.argv[1]).read()), quiet=True)"
+    )
+    kills = 0
+    for steps in (1, 7, 14, 21, 10_000):
+        process = subprocess.Popen([sys.executable, "-c", code, str(path)])
+        while process.poll() is None:
+            entries = read_entries(folder / METRICS)
+            if entries and entries[-1]["step"] >= steps:
+                os.kill(process.pid, signal.SIGKILL)
+                process.wait()
+                kills += 1
+                break
+            time.sleep(0.002)
+        if process.returncode == 0:
+            break
+    assert kills >= 3
+    assert process.returncode == 0
+    assert same(student(folder), student(unbroken))
+
+
+def test_a_finished_run_says_so_and_does_nothing(
+    shards: Path, unbroken: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Training over a finished run would destroy it."""
+    before = (unbroken / "record.json").stat().st_mtime_ns
+    train(small(shards, unbroken))
+    assert "already finished" in capsys.readouterr().out
+    assert (unbroken / "record.json").stat().st_mtime_ns == before
+
+
+def test_another_runs_folder_is_refused(shards: Path, unbroken: Path) -> None:
+    """Two runs in one folder would mix their checkpoints; the message names what differs."""
+    with pytest.raises(RunFolderError, match=r"learning_rate was 0.002, now 0.001.*--out"):
+        train(small(shards, unbroken, learning_rate=1e-3), quiet=True)
+
+
+def test_a_folder_of_other_files_is_refused(shards: Path, tmp_path: Path) -> None:
+    """A mistyped --out must not fill somebody's folder."""
+    (tmp_path / "thesis.tex").write_text("...")
+    with pytest.raises(RunFolderError, match="holds other files"):
+        train(small(shards, tmp_path), quiet=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_damaged_shard_is_noticed(shards: Path, tmp_path: Path) -> None:
+    """A flipped byte in the data would alter numbers without a sign."""
+    import shutil
+
+    copy = shutil.copytree(shards, tmp_path / "shards")
+    path = copy / read_manifest(copy).splits["train"][0].file
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ShardError, match="damaged"):
+        train(small(copy, tmp_path / "run"), quiet=True)
+
+
+def test_a_tokeniser_that_does_not_fit_is_refused(shards: Path, tmp_path: Path) -> None:
+    """The same ids would be other words: training would run and teach nonsense."""
+    from transformers import BertConfig, BertModel
+
+    from newsbert_ray.data.tokens import learn_tokenizer
+
+    BertModel(
+        BertConfig(
+            vocab_size=900, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=8
+        )
+    ).save_pretrained(tmp_path / "teacher")
+    learn_tokenizer(lambda: iter(["other words than theirs"]), vocabulary=60).save(tmp_path / "teacher")
+    with pytest.raises(EncoderError, match="another tokeniser"):
+        train(small(shards, tmp_path / "run", teacher=str(tmp_path / "teacher")), quiet=True)
+
+
+def test_depth_that_does_not_divide(shards: Path, tmp_path: Path) -> None:
+    """The way out stands in the message."""
+    with pytest.raises(
+        ValueError, match="4 teacher layers do not divide into 3 student layers; choose 1, 2 or 4"
+    ):
+        train(small(shards, tmp_path / "run", student={"layers": 3}), quiet=True)
+
+
+def test_two_processes_on_one_folder(shards: Path, tmp_path: Path) -> None:
+    """Two runs writing the same checkpoints would leave neither."""
+    import fcntl
+
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(RunFolderError, match="another process"):
+            train(small(shards, folder), quiet=True)
+
+
+def test_a_full_disk_costs_no_checkpoint(
+    shards: Path, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the disk is full the run ends with one message, and goes on from where it was once there is
+    room."""
+    import safetensors.torch
+
+    original = safetensors.torch.save_file
+    writes = 0
+
+    def full(*arguments: Any, **options: Any) -> None:
+        nonlocal writes
+        writes += 1
+        if writes > 5:
+            raise OSError(28, "No space left on device")
+        original(*arguments, **options)
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    with pytest.raises(CheckpointError, match="No space left on device"):
+        train(small(shards, tmp_path / "run"), quiet=True)
+    monkeypatch.setattr(safetensors.torch, "save_file", original)
+    train(small(shards, tmp_path / "run"), quiet=True)
+    assert same(student(tmp_path / "run"), student(unbroken))
+
+
+def test_plain_lines_when_output_is_no_terminal(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A log file wants lines: no bar, no escape codes; the end says where things are and what to type
+    next."""
+    train(small(shards, tmp_path / "run", epochs=1))
+    printed = capsys.readouterr().out
+    assert "\x1b" not in printed
+    assert "student layer <- teacher layers: 1 <- 1-2, 2 <- 3-4" in printed
+    assert "titles/s" in printed
+    assert f"newsbert-ray evaluate {tmp_path / 'run'}" in printed
+
+
+def test_train_rows_limits_the_titles(shards: Path, tmp_path: Path) -> None:
+    """Fewer titles must mean fewer updates, and the record must say how many."""
+    record = train(small(shards, tmp_path / "run", train_rows=64, epochs=1), quiet=True)
+    assert record.steps == 2
+    assert record.data["train_rows"] == 64
+
+
+def test_metrics_have_one_entry_a_step_after_a_resume(shards: Path, tmp_path: Path) -> None:
+    """A resume repeats steps; a curve drawn from doubled entries would run backwards."""
+    folder = tmp_path / "run"
+
+    def interrupt(entry: dict[str, Any]) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(small(shards, folder), report=interrupt, quiet=True)
+    with (folder / METRICS).open("a") as file:
+        file.write(json.dumps({"kind": "log", "step": 10, "train": {}}) + '\n{"kind": "lo')
+    train(small(shards, folder), quiet=True)
+    entries = [(entry["kind"], entry["step"]) for entry in read_entries(folder / METRICS)]
+    assert len(entries) == len(set(entries))
+    assert [step for kind, step in entries if kind == "evaluation"] == [9, 18, 27]

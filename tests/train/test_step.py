@@ -1,0 +1,217 @@
+"""One update: identities that a refactor may not break."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from newsbert_ray.config import TrainSettings
+from newsbert_ray.data.batches import Order
+from newsbert_ray.data.reading import Plan, Update, read_updates
+from newsbert_ray.data.shards import read_manifest
+from newsbert_ray.model.assemble import assemble_pair
+from newsbert_ray.train.step import Learner, LossError, build_learner, learning_rate_factor, train_step
+from newsbert_ray.train.tables import TableGradients
+
+MakeSettings = Callable[..., TrainSettings]
+
+TRACE: list[float] = []
+
+
+class FrozenAdam(torch.optim.Adam):
+    """Leaves parameters and gradients as they are."""
+
+    def step(self, closure: Any = None) -> None:
+        pass
+
+
+def start(
+    settings: TrainSettings, *, rank: int = 0, world_size: int = 1, steps: int = 12
+) -> tuple[Learner, list[Update]]:
+    """A fresh learner and its first updates."""
+    manifest = read_manifest(settings.data)
+    order = Order(settings.seed, settings.batch_size, rank, world_size, settings.optimizer.accumulate)
+    plan = Plan(settings.data, manifest, order, settings.epochs, settings.train_rows)
+    learner = build_learner(assemble_pair(settings, manifest), settings, total_steps=plan.total_steps)
+    return learner, list(islice(read_updates(plan), steps))
+
+
+def run(settings: TrainSettings) -> tuple[dict[str, Tensor], list[float]]:
+    """Weights and total losses after 12 updates."""
+    learner, updates = start(settings)
+    losses = [float(train_step(learner, u.parts, step=u.step)["total"]) for u in updates]
+    return dict(learner.pair.state_dict()), losses
+
+
+def equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    """Bit for bit."""
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_two_runs_are_equal_bit_for_bit(make_settings: MakeSettings) -> None:
+    """Without this no resume can be exact and no trial can be repeated."""
+    first, second = run(make_settings()), run(make_settings())
+    assert equal(first[0], second[0])
+    assert first[1] == second[1]
+    assert not equal(first[0], run(make_settings(seed=1))[0])
+
+
+def test_beta_zero_is_no_momentum(make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """beta = 0 must be the plain joint training, bit for bit, and a beta must do something."""
+    zero = run(make_settings(**{"distill.beta": 0.0}))[0]
+    some = run(make_settings(**{"distill.beta": 0.2}))[0]
+    monkeypatch.setattr("newsbert_ray.train.step.apply_momentum", lambda *_, **__: None)
+    without = run(make_settings(**{"distill.beta": 0.2}))[0]
+    assert equal(zero, without)
+    assert not equal(some, without)
+
+
+def test_momentum_leaves_the_teacher_alone(make_settings: MakeSettings) -> None:
+    """The teacher's update must be the same whatever beta its student has."""
+    # From the second update on the teacher feels beta through the shared top, which moves with the student.
+    first = [start(make_settings(**{"distill.beta": beta})) for beta in (0.0, 0.3)]
+    for learner, updates in first:
+        train_step(learner, updates[0].parts, step=1)
+    zero, some = (learner.pair for learner, _ in first)
+    assert equal(dict(zero.teacher.state_dict()), dict(some.teacher.state_dict()))
+    assert not equal(dict(zero.student.state_dict()), dict(some.student.state_dict()))
+
+
+def test_accumulated_parts_are_the_whole_batch(make_settings: MakeSettings) -> None:
+    """Accumulation is for memory: it may not alter the update (no dropout, fp32)."""
+    whole, losses = run(make_settings(**{"model.dropout": 0.0}))
+    parts, part_losses = run(make_settings(**{"model.dropout": 0.0, "optimizer.accumulate": 3}))
+    assert part_losses == pytest.approx(losses, rel=1e-5)
+    for name, value in whole.items():
+        torch.testing.assert_close(parts[name], value, rtol=0, atol=2e-5)
+
+
+def test_workers_gradients_add_up_to_the_batchs(make_settings: MakeSettings) -> None:
+    """Two workers' summed gradients equal one's on the same global batch to 1e-6, unequal shares included."""
+    settings = make_settings(**{"model.dropout": 0.0, "batch_size": 31})
+
+    def gradients(rank: int, world_size: int) -> dict[str, Tensor]:
+        learner, updates = start(settings, rank=rank, world_size=world_size)
+        learner.optimizer = FrozenAdam(learner.optimizer.param_groups)
+        learner.settings = settings.model_copy(
+            update={"distill": settings.distill.model_copy(update={"beta": 0.0})}
+        )
+        train_step(learner, updates[0].parts, step=1)
+        return {n: p.grad for n, p in learner.pair.named_parameters() if p.grad is not None}
+
+    whole, first, second = gradients(0, 1), gradients(0, 2), gradients(1, 2)
+    for name, gradient in whole.items():
+        torch.testing.assert_close(first[name] + second[name], gradient, rtol=1e-5, atol=1e-6)
+
+
+def test_table_gradients_equal_autograds_dense_ones(make_settings: MakeSettings) -> None:
+    """Touching only a batch's rows must give Adam the very gradient that autograd would."""
+    settings = make_settings()
+    learner, updates = start(settings)
+    manifest = read_manifest(settings.data)
+    dense = build_learner(assemble_pair(settings, manifest), settings, total_steps=12)
+    for table in dense.tables.tables:
+        table.sparse = False
+    dense.tables = TableGradients([])
+    for update in updates:
+        train_step(learner, update.parts, step=update.step)
+        train_step(dense, update.parts, step=update.step)
+    for a, b in zip(learner.pair.parameters(), dense.pair.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+
+
+def test_loss_trace(make_settings: MakeSettings) -> None:
+    """A refactor that means no effect must not move these; made by this test at the first commit of the
+    loop."""
+    losses = run(make_settings(**{"model.dropout": 0.0}))[1]
+    assert losses == pytest.approx(TRACE, rel=1e-5), losses
+
+
+def test_loss_falls(make_settings: MakeSettings) -> None:
+    """A sign error anywhere shows here first."""
+    learner, updates = start(make_settings(epochs=12), steps=100)
+    losses = [train_step(learner, u.parts, step=u.step) for u in updates]
+    for name in ("teacher_task", "student_task"):
+        first, last = (sum(float(one[name]) for one in part) for part in (losses[:5], losses[-5:]))
+        assert last < 0.7 * first
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update(make_settings: MakeSettings) -> None:
+    """NaN weights in a checkpoint would poison every resume."""
+    learner, updates = start(make_settings())
+    with torch.no_grad():
+        learner.pair.top.head.dense.bias[0] = float("nan")
+    before = {n: p.clone() for n, p in learner.pair.named_parameters()}
+    with pytest.raises(LossError, match="not finite at step 1"):
+        train_step(learner, updates[0].parts, step=1)
+    for name, parameter in learner.pair.named_parameters():
+        assert torch.equal(parameter.nan_to_num(), before[name].nan_to_num())
+
+
+def test_clipping_bounds_the_mixed_gradient(make_settings: MakeSettings) -> None:
+    """The bound holds for what Adam sees: after mixing."""
+    learner, updates = start(make_settings(**{"optimizer.clip_norm": 0.01}))
+    train_step(learner, updates[0].parts, step=1)
+    norms = [p.grad.norm() for p in learner.pair.parameters() if p.grad is not None]
+    assert float(torch.stack(norms).norm()) == pytest.approx(0.01, rel=1e-4)
+
+
+def test_each_model_has_its_own_rate(make_settings: MakeSettings) -> None:
+    """A teacher that learns at its student's high rate is over-trained."""
+    rates = {"optimizer.teacher_learning_rate": 1e-12, "optimizer.top_learning_rate": 1e-12}
+    learner, updates = start(make_settings(**rates))
+    before = {n: p.detach().clone() for n, p in learner.pair.named_parameters()}
+    train_step(learner, updates[0].parts, step=1)
+    moved = {
+        n.split(".")[0] for n, p in learner.pair.named_parameters() if (p - before[n]).abs().max() > 1e-6
+    }
+    assert moved == {"student"}
+
+
+@pytest.mark.parametrize(
+    ("decay", "by_hand"),
+    [
+        ("none", [0.5, 1, 1, 1, 1, 1]),
+        ("linear", [0.5, 1, 1, 0.75, 0.5, 0.25]),
+        ("cosine", [0.5, 1, 1, None, 0.5, None]),
+    ],
+)
+def test_schedule_by_hand(make_settings: MakeSettings, decay: str, by_hand: list[float | None]) -> None:
+    """Warm-up over the first third of 6 steps, then the decay; the last step still learns."""
+    settings = make_settings(**{"optimizer.warmup_share": 1 / 3, "optimizer.decay": decay})
+    found = [learning_rate_factor(step, settings, total_steps=6) for step in range(1, 7)]
+    for value, expected in zip(found, by_hand, strict=True):
+        if expected is not None:
+            assert value == pytest.approx(expected)
+    assert found[-1] > 0
+
+
+def test_statistics_are_given_on_request(make_settings: MakeSettings) -> None:
+    """How far momentum can turn an update is the first thing to look at where it does little."""
+    learner, updates = start(make_settings())
+    found = train_step(learner, updates[0].parts, step=1, statistics=True)
+    assert {"block_1_ratio", "block_1_cosine", "block_2_ratio", "block_2_cosine"} <= set(found)
+    assert -1.0 <= float(found["block_1_cosine"]) <= 1.0
+
+
+def test_bf16_stays_near_fp32(make_settings: MakeSettings) -> None:
+    """Mixed precision may round, not change what is learned: losses within a percent over 12 updates."""
+    exact = run(make_settings(**{"model.dropout": 0.0}))[1]
+    mixed = run(make_settings(**{"model.dropout": 0.0, "precision": "bf16"}))[1]
+    assert mixed == pytest.approx(exact, rel=1e-2)
+    assert mixed != exact
+
+
+def test_part_weight_zero_adds_nothing(make_settings: MakeSettings) -> None:
+    """A stand-in keeps a worker in step; its title must not count twice."""
+    learner, updates = start(make_settings(**{"model.dropout": 0.0}))
+    batch = replace(updates[0].parts[0], weight=0.0)
+    found = train_step(learner, [batch], step=1)
+    assert float(found["total"]) == 0.0
+    assert all(float(p.grad.abs().max()) == 0.0 for p in learner.pair.parameters() if p.grad is not None)

@@ -1,0 +1,135 @@
+"""Ray Train groups: the same mathematics as one process, and none the worse for a killed worker."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from newsbert_ray.config import SettingsError, TrainSettings
+from newsbert_ray.connect import ray_session
+from newsbert_ray.data.batches import Order
+from newsbert_ray.data.reading import Plan, read_updates
+from newsbert_ray.data.shards import read_manifest
+from newsbert_ray.record import read_record
+from newsbert_ray.train.journal import METRICS, read_entries
+from newsbert_ray.train.run import train
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
+
+
+@pytest.fixture(scope="module")
+def session() -> Iterator[None]:
+    """One private cluster for this module; being inside it makes even one worker a group."""
+    with ray_session(cpus=3, dashboard=True):
+        yield
+
+
+def settings(shards: Path, folder: Path, **values: Any) -> TrainSettings:
+    """A small run without dropout, so that it may be divided among workers."""
+    return TrainSettings.model_validate(
+        {
+            "data": str(shards),
+            "teacher": "scratch",
+            "out": str(folder),
+            "scratch": {"layers": 4, "hidden": 16, "heads": 2, "feed_forward": 32},
+            "model": {"dropout": 0.0},
+            "learning_rate": 1e-3,
+            "epochs": 2,
+            "batch_size": 31,
+            "threads": 1,
+            "log_every": 1,
+            "checkpoint": {"every_steps": 2},
+            **values,
+        }
+    )
+
+
+def student(folder: Path) -> dict[str, torch.Tensor]:
+    """The exported weights."""
+    return {
+        **load_file(folder / "student" / "model.safetensors"),
+        **load_file(folder / "student" / "top.safetensors"),
+    }
+
+
+def test_ray_data_streams_the_very_same_batches(shards: Path, session: None) -> None:
+    """Were the order Ray's, a group's run could be neither repeated nor resumed."""
+    from newsbert_ray.data.stream import stream_updates
+
+    plan = Plan(str(shards), read_manifest(shards), Order(7, 20, 1, 2, 2), 2, None)
+    for done in (0, 5):
+        direct, streamed = list(read_updates(plan, done=done)), list(stream_updates(plan, done=done))
+        assert len(direct) == len(streamed) > 0
+        for a, b in zip(direct, streamed, strict=True):
+            assert (a.step, a.epoch, len(a.parts)) == (b.step, b.epoch, len(b.parts))
+            for left, right in zip(a.parts, b.parts, strict=True):
+                assert torch.equal(left.input_ids, right.input_ids)
+                assert torch.equal(left.labels, right.labels)
+                assert (left.rows, left.tokens, left.weight) == (right.rows, right.tokens, right.weight)
+
+
+def test_two_workers_equal_one_and_survive_a_kill(shards: Path, session: None, tmp_path: Path) -> None:
+    """Neither the number of workers nor a worker's death may show in the result (1e-6, fp32, same global
+    batch)."""
+    train(settings(shards, tmp_path / "one"), quiet=True)
+    killed: list[int] = []
+    killer = threading.Thread(target=kill_a_worker, args=(tmp_path / "two", killed), daemon=True)
+    killer.start()
+    record = train(settings(shards, tmp_path / "two", workers=2))
+    killer.join()
+    assert len(killed) == 1
+    assert record.hardware["workers"] == 2
+    one, two = student(tmp_path / "one"), student(tmp_path / "two")
+    largest = max(float((one[name] - two[name]).abs().max()) for name in one)
+    assert largest <= 1e-6 * max(1.0, max(float(one[name].abs().max()) for name in one)), largest
+    for model, scores in read_record(tmp_path / "one").metrics["test"].items():
+        assert record.metrics["test"][model] == pytest.approx(scores)
+    steps = [e["step"] for e in read_entries(tmp_path / "two" / METRICS) if e["kind"] == "log"]
+    assert steps == list(range(1, record.steps + 1))
+
+
+def kill_a_worker(folder: Path, killed: list[int]) -> None:
+    """SIGKILL one Train worker of this session once the run has passed its fourth step."""
+    import psutil
+
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline:
+        entries = [e for e in read_entries(folder / METRICS) if e["kind"] == "log"]
+        if entries and entries[-1]["step"] >= 4:
+            workers = [
+                child
+                for child in psutil.Process().children(recursive=True)
+                if "RayTrainWorker" in " ".join(child.cmdline())
+            ]
+            os.kill(workers[0].pid, signal.SIGKILL)
+            killed.append(workers[0].pid)
+            return
+        time.sleep(0.02)
+
+
+def test_one_worker_in_a_cluster_is_a_group(
+    shards: Path, session: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a job the driver stands on the head: the work belongs where the cluster's GPUs are."""
+    seen: list[dict[str, Any]] = []
+    record = train(settings(shards, tmp_path / "run", epochs=1), report=seen.append)
+    printed = capsys.readouterr().out
+    assert "Ray Train group of 1" in printed
+    assert "student layer <- teacher layers" in printed
+    assert [entry["kind"] for entry in seen] == ["evaluation"]
+    assert record.curve[0]["validation"] == seen[0]["validation"]
+
+
+def test_more_workers_than_the_cluster_has(shards: Path, session: None, tmp_path: Path) -> None:
+    """Ray would wait for ever, in silence, for CPUs that nobody has."""
+    with pytest.raises(SettingsError, match="the cluster has 3 CPUs"):
+        train(settings(shards, tmp_path / "run", workers=8))
