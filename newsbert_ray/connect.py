@@ -110,7 +110,11 @@ def _join(stack: ExitStack, address: str) -> None:
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
-        raise ConnectError(f"RAY_ADDRESS={address}: {_first_line(error)}; {_cure(error)}") from error
+        raise ConnectError(
+            f"RAY_ADDRESS={address}: {_first_line(error)}; where the cluster asks for a token, set "
+            "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to a file with it; "
+            "or unset RAY_ADDRESS to work on this machine alone"
+        ) from error
 
 
 def _require_answer(address: str) -> str | None:
@@ -282,9 +286,3 @@ def _describe(*, private: bool, folder: Path | None) -> RaySession:
 
 def _first_line(error: BaseException) -> str:
     return str(error).strip().split("\n", 1)[0] or type(error).__name__
-
-
-def _cure(error: BaseException) -> str:
-    if "token" in str(error).lower() or type(error).__name__ == "AuthenticationError":
-        return "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to a file with the cluster's token"
-    return "correct the address, or unset RAY_ADDRESS to work on this machine alone"

@@ -1,0 +1,182 @@
+"""Joining and starting Ray: nothing reachable from outside, nothing left behind, no endless wait."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from newsbert_ray import connect
+from newsbert_ray.connect import ConnectError, environment, inside_cluster, ray_session
+
+LOOPBACK = {"0100007F", "0" * 24 + "01000000", "0" * 16 + "FFFF00000100007F"}
+"""127.0.0.1, ::1 and ::ffff:127.0.0.1 as /proc/net/tcp and tcp6 write them."""
+
+JOIN = """
+from newsbert_ray.connect import ConnectError, ray_session
+try:
+    with ray_session() as session:
+        print("joined", session.private, session.cpus)
+except ConnectError as error:
+    print("refused", error)
+"""
+
+
+def descendants() -> list[int]:
+    """Every process that this one has started, and those that they have."""
+    parents = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            except OSError:
+                continue
+    found: list[int] = []
+    more = {os.getpid()}
+    while more:
+        more = {pid for pid, parent in parents.items() if parent in more}
+        found += more
+    return found
+
+
+def listeners(pids: list[int]) -> set[str]:
+    """Local addresses, in hexadecimal, on which these processes listen for TCP."""
+    inodes = set()
+    for pid in pids:
+        for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+            try:
+                target = os.readlink(descriptor)
+            except OSError:
+                continue
+            if target.startswith("socket:["):
+                inodes.add(target[8:-1])
+    found = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and fields[9] in inodes:
+                found.add(fields[1].partition(":")[0])
+    return found
+
+
+def join(address: str, **variables: str) -> str:
+    """What a process of its own says when it joins `address`."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    # Ray asks a cluster that refuses it once a second, 20 times.
+    own = {"RAY_ADDRESS": address, "RAY_NUM_REDIS_GET_RETRIES": "2", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", JOIN],
+        env=inherited | own | variables,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    return done.stdout
+
+
+@pytest.mark.ray
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="reads Linux's list of listeners")
+def test_a_private_session_is_reachable_only_from_here_with_its_token_and_leaves_nothing() -> None:
+    """Another user of the machine or of the network runs code in our session, or finds its remains."""
+    before = dict(os.environ)
+    with ray_session(cpus=1) as session:
+        assert session.private
+        assert session.cpus == 1
+        assert inside_cluster()
+        folder = session.folder
+        assert folder is not None
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        assert stat.S_IMODE((folder / "token").stat().st_mode) == 0o600
+        pids = descendants()
+        assert len(pids) > 2
+        found = listeners([*pids, os.getpid()])
+        assert found
+        assert found <= LOOPBACK
+        assert "refused" in join(session.address, HOME=str(folder))
+        token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token")}
+        assert join(session.address, **token) == "joined False 1.0\n"
+        with ray_session(cpus=7) as inner:
+            assert not inner.private
+            assert inner.cpus == 1
+        assert inside_cluster(), "a session that was open already stays open"
+    assert not folder.exists()
+    assert not inside_cluster()
+    end = time.monotonic() + 15
+    while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+    ours = {*connect.PRIVATE_ENVIRONMENT, "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "GLOO_SOCKET_IFNAME"}
+    assert {name: os.environ.get(name) for name in ours} == {name: before.get(name) for name in ours}
+
+
+def test_an_address_that_nobody_answers_is_an_error_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray itself waits for minutes, then ends the process with a signal."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
+    assert inside_cluster()
+    with (
+        pytest.raises(ConnectError, match=f"RAY_ADDRESS=127.0.0.1:{port}: no Ray cluster answers there"),
+        ray_session(),
+    ):
+        pass
+
+
+def test_a_listener_that_is_no_cluster_is_an_error_within_the_time_set(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A port of another program, or of a hung cluster, makes the command hang."""
+    monkeypatch.setattr(connect, "ANSWER_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{server.getsockname()[1]}")
+        with pytest.raises(ConnectError, match="timed out"), ray_session():
+            pass
+
+
+@pytest.mark.parametrize("address", ["10.0.0.5", "10.0.0.5:six", "ray://", ":6379"])
+def test_an_address_without_host_or_port_says_what_one_looks_like(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slip in RAY_ADDRESS ends in Ray's own stack of frames."""
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(ConnectError, match="expected HOST:PORT"), ray_session():
+        pass
+
+
+def test_local_and_empty_addresses_name_no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """RAY_ADDRESS=local asks Ray for a session of one's own; a run here must not look for a cluster."""
+    for address in ("local", "", "  "):
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        assert not inside_cluster()
+
+
+def test_the_environment_keeps_what_the_user_has_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A setting of the user's own is overwritten, or gone after the block."""
+    monkeypatch.setenv("NEWSBERT_TEST_KEPT", "mine")
+    with environment({"NEWSBERT_TEST_KEPT": "ours", "NEWSBERT_TEST_ADDED": "ours"}):
+        assert os.environ["NEWSBERT_TEST_KEPT"] == "mine"
+        assert os.environ["NEWSBERT_TEST_ADDED"] == "ours"
+    assert os.environ["NEWSBERT_TEST_KEPT"] == "mine"
+    assert "NEWSBERT_TEST_ADDED" not in os.environ
+
+
+def test_only_folders_of_killed_sessions_are_swept_up(tmp_path: Path) -> None:
+    """The folder of a session that runs is taken away from under it."""
+    from contextlib import ExitStack
+
+    left, held, other = (tmp_path / name for name in ("nb-left", "nb-held", "nb-other"))
+    for folder in (left, held, other):
+        folder.mkdir()
+    (left / "in-use").touch()
+    with ExitStack() as stack:
+        connect._hold(stack, held)
+        connect._sweep_up(tmp_path)
+        assert [folder.exists() for folder in (left, held, other)] == [False, True, True]
