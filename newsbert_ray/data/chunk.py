@@ -46,6 +46,7 @@ class Scan:
     hashes: Hashes
     codes: Codes
     topics: list[str]
+    error: str | None = None
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,20 @@ def scan_behaviors(chunk: Chunk, known: Hashes | None) -> Scan:
             codes[position] = NO_CODE
         ids.append(row if isinstance(row, str) else row.impression_id if isinstance(row, Impression) else "")
     return Scan(hash_ids(ids), codes, [])
+
+
+def scan_chunk(work: tuple[Kind, Chunk], known: Hashes | None) -> tuple[Chunk, Scan]:
+    """Scan a chunk of either kind; the chunk comes back with it, as scans end in any order.
+
+    What a file or a disk can cause comes back as the scan's `error`.
+    """
+    kind, chunk = work
+    try:
+        return chunk, scan_news(chunk) if kind == "news" else scan_behaviors(chunk, known)
+    except PrepareError as error:
+        return chunk, Scan(hash_ids([]), np.zeros(0, dtype=np.uint16), [], str(error))
+    except OSError as error:
+        return chunk, Scan(hash_ids([]), np.zeros(0, dtype=np.uint16), [], explain_os_error(error))
 
 
 def run_job(job: Job, shared: Shared) -> Summary:

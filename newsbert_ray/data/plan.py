@@ -6,7 +6,7 @@ What stays is about eleven bytes a line.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from newsbert_ray.config import PrepareSettings
-from newsbert_ray.data.chunk import Job, Kind, rows_of, scan_behaviors, scan_news
+from newsbert_ray.data.chunk import Job, Kind, Scan, rows_of, scan_behaviors
 from newsbert_ray.data.mind import News, parse_news
 from newsbert_ray.data.shards import SPLITS
-from newsbert_ray.data.sources import PrepareError, SourceFile, SourceFolder, find_source, read_through
+from newsbert_ray.data.sources import Chunk, PrepareError, SourceFile, SourceFolder, find_source, read_through
 from newsbert_ray.data.split import (
     NO_CODE,
     RARE,
@@ -31,6 +31,10 @@ from newsbert_ray.data.split import (
     split_by_hash,
     split_news,
 )
+
+Work = tuple[Kind, Chunk]
+ScanAll = Callable[[Sequence[Work]], Iterable[tuple[Chunk, Scan]]]
+Lines = tuple[Hashes, Codes]
 
 
 @dataclass(frozen=True)
@@ -104,21 +108,23 @@ def read_sources(given: Sequence[str], *, unpacked: Path, say: Callable[[str], N
     return files
 
 
-def make_plan(files: Sequence[PlannedFile], settings: PrepareSettings) -> Plan:
+def make_plan(files: Sequence[PlannedFile], settings: PrepareSettings, scan: ScanAll) -> Plan:
     """Scan all files and settle the fate of every line.
 
+    Args:
+        scan: `chunk.scan_chunk` over pieces of work, in any order: in this process or over a cluster.
     Raises:
         PrepareError: more categories than any news has.
     """
     news = [file for file in files if file.kind == "news"]
     validation_share = settings.validation_share if len(news) < 3 else 0.0
     test_share = settings.test_share if len(news) == 1 else 0.0
-    topics: dict[str, int] = {}
+    lines, topics = _scan(files, scan)
     counts: npt.NDArray[np.int64] = np.zeros(0, dtype=np.int64)
     known: Hashes = np.zeros(0, dtype=np.uint64)
     planned: list[PlannedFile] = []
     for file in news:
-        hashes, codes = _scan_news(file, topics)
+        hashes, codes = lines.pop(file.number)
         fates, duplicates = split_news(
             hashes,
             codes,
@@ -132,16 +138,16 @@ def make_plan(files: Sequence[PlannedFile], settings: PrepareSettings) -> Plan:
         kept = fates <= Fate.TEST
         if not planned:
             counts = np.bincount(codes[kept], minlength=len(topics))
-        known = np.sort(np.concatenate([known, hashes[kept]]))
+        known = np.concatenate([known, hashes[kept]])
+        known.sort()
         planned.append(replace(file, fates=fates, duplicates=duplicates))
     for file in files:
         if file.kind == "behaviors":
-            planned.append(_plan_behaviors(file, known, settings, sources=len(news)))
-    by_name = {
-        name: int(counts[code])
-        for name, code in sorted(topics.items())
-        if code < len(counts) and counts[code]
-    }
+            hashes, codes = lines.pop(file.number)
+            planned.append(
+                _plan_behaviors(file, hashes, codes != NO_CODE, known, settings, sources=len(news))
+            )
+    by_name = {name: int(counts[code]) for name, code in sorted(topics.items()) if counts[code]}
     rare = {name: count for name, count in by_name.items() if count < RARE}
     return Plan(sorted(planned, key=lambda file: file.number), list(by_name), rare, known)
 
@@ -190,34 +196,50 @@ def _splits_of(role: Fate, sources: int, kind: Kind) -> str:
     return "train and validation" if role is Fate.TRAIN and sources == 2 and kind == "news" else SPLITS[role]
 
 
-def _scan_news(file: PlannedFile, topics: dict[str, int]) -> tuple[Hashes, Codes]:
-    """Hash and topic code of every line of a news file; `topics` learns its topics."""
-    hashes = np.zeros(file.source.lines, dtype=np.uint64)
-    codes = np.full(file.source.lines, NO_CODE, dtype=np.uint16)
-    for chunk in file.source.chunks:
-        scan = scan_news(chunk)
-        for name in scan.topics:
+def _scan(files: Sequence[PlannedFile], scan: ScanAll) -> tuple[dict[int, Lines], dict[str, int]]:
+    """Hash and topic code of every line by the file's number, and the code of each topic."""
+    work: list[Work] = [(file.kind, chunk) for file in files for chunk in file.source.chunks]
+    number = {chunk: file.number for file in files for chunk in file.source.chunks}
+    lines = {file.number: _no_lines(file) for file in files}
+    topics: dict[str, int] = {}
+    for chunk, found in scan(work):
+        if found.error is not None:
+            raise PrepareError(found.error)
+        for name in found.topics:
             topics.setdefault(name, len(topics))
         if len(topics) >= NO_CODE:
-            where = f"{file.source.folder}/{file.source.name}"
-            raise PrepareError(f"{where}: more than {NO_CODE - 1:,} categories; is column 2 the category?")
-        of_all = np.array([topics[name] for name in scan.topics], dtype=np.uint16)
-        good = scan.codes != NO_CODE
-        scan.codes[good] = of_all[scan.codes[good]]
+            raise PrepareError(
+                f"{chunk.file}: more than {NO_CODE - 1:,} categories; is column 2 the category?"
+            )
+        codes = found.codes.copy()
+        if found.topics:
+            good = codes != NO_CODE
+            codes[good] = np.array([topics[name] for name in found.topics], dtype=np.uint16)[codes[good]]
+        hashes, of_file = lines[number[chunk]]
         place = slice(chunk.first_line - 1, chunk.first_line - 1 + chunk.lines)
-        hashes[place], codes[place] = scan.hashes, scan.codes
-    return hashes, codes
+        hashes[place], of_file[place] = found.hashes, codes
+    return lines, topics
+
+
+def _no_lines(file: PlannedFile) -> Lines:
+    lines = file.source.lines
+    return np.zeros(lines, dtype=np.uint64), np.full(lines, NO_CODE, dtype=np.uint16)
 
 
 def _plan_behaviors(
-    file: PlannedFile, known: Hashes, settings: PrepareSettings, *, sources: int
+    file: PlannedFile,
+    hashes: Hashes,
+    well_formed: npt.NDArray[np.bool_],
+    known: Hashes,
+    settings: PrepareSettings,
+    *,
+    sources: int,
 ) -> PlannedFile:
-    hashes, well_formed = _scan_behaviors(file, None)
     duplicates = find_duplicates(hashes, well_formed)
     if duplicates:
         # The first of two lines counts only if it is whole, so now every line is looked at.
-        hashes, well_formed = _scan_behaviors(file, known)
-        duplicates = find_duplicates(hashes, well_formed)
+        found = [scan_behaviors(chunk, known) for chunk in file.source.chunks]
+        duplicates = find_duplicates(hashes, np.concatenate([one.codes for one in found]) != NO_CODE)
     fates = np.full(len(hashes), file.role, dtype=np.uint8)
     if sources == 1:
         fates = split_by_hash(
@@ -228,13 +250,3 @@ def _plan_behaviors(
         )
     fates[list(duplicates)] = Fate.DUPLICATE
     return replace(file, fates=fates, duplicates=duplicates)
-
-
-def _scan_behaviors(file: PlannedFile, known: Hashes | None) -> tuple[Hashes, npt.NDArray[np.bool_]]:
-    hashes = np.zeros(file.source.lines, dtype=np.uint64)
-    well_formed = np.zeros(file.source.lines, dtype=np.bool_)
-    for chunk in file.source.chunks:
-        scan = scan_behaviors(chunk, known)
-        place = slice(chunk.first_line - 1, chunk.first_line - 1 + chunk.lines)
-        hashes[place], well_formed[place] = scan.hashes, scan.codes != NO_CODE
-    return hashes, well_formed

@@ -12,14 +12,15 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from newsbert_ray.config import SCRATCH, PrepareSettings
-from newsbert_ray.data.chunk import Job, Kind, Shared, Summary, explain_os_error, run_job
+from newsbert_ray.data.chunk import Job, Kind, Shared, Summary, explain_os_error, run_job, scan_chunk
 from newsbert_ray.data.output import (
     REJECTED,
     find_prepared,
@@ -39,6 +40,7 @@ from newsbert_ray.record import write_json
 __all__ = ["PrepareError", "prepare"]
 
 Say = Callable[[str], None]
+MapAll = Callable[[Sequence[Any], Callable[[Any, Any], Any], Any], Iterable[Any]]
 _SAY_SECONDS = 5.0
 _SHOWN = 5
 
@@ -83,14 +85,17 @@ def _prepare(settings: PrepareSettings, out: Path, partial: Path, say: Say, star
     if found is not None:
         say(f"already prepared: {out} holds {_count_splits(found)} news of these very sources; nothing to do")
         return found
-    plan = make_plan(files, settings)
-    _require_few_bad_news(plan, settings, out, partial)
-    require_news(plan)
     mark = fingerprint(settings, files, tokenizer)
-    if tokenizer is None:
-        say(f"learning up to {settings.scratch.vocabulary:,} WordPieces from the training titles")
-        tokenizer = learn_tokenizer(plan.training_titles, vocabulary=settings.scratch.vocabulary)
-    sums = _run_jobs(plan, tokenizer, settings, partial, say)
+    with _mapping(settings.workers) as map_all:
+        plan = make_plan(files, settings, lambda work: map_all(work, scan_chunk, None))
+        _require_few_bad_news(plan, settings, out, partial)
+        require_news(plan)
+        if tokenizer is None:
+            say(f"learning up to {settings.scratch.vocabulary:,} WordPieces from the training titles")
+            tokenizer = learn_tokenizer(plan.training_titles, vocabulary=settings.scratch.vocabulary)
+        shared = _share(plan, tokenizer, settings, partial)
+        jobs = plan.jobs()
+        sums = _add_up(_track(map_all(jobs, run_job, shared), jobs, say))
     for file in plan.files:
         _require_few_rejected(file, sums, settings, out, partial)
     join_rejected(plan.files, partial, partial / REJECTED)
@@ -103,11 +108,21 @@ def _prepare(settings: PrepareSettings, out: Path, partial: Path, say: Say, star
     return manifest
 
 
-def _run_jobs(
-    plan: Plan, tokenizer: TitleTokenizer, settings: PrepareSettings, partial: Path, say: Say
-) -> _Sums:
-    """Run all jobs, in this process or as a Ray Data pipeline."""
-    shared = Shared(
+@contextmanager
+def _mapping(workers: int | None) -> Iterator[MapAll]:
+    """`function(item, shared)` over items: one after another in this process, or as a Ray Data pipeline."""
+    if workers == 0:
+        yield lambda items, function, shared: (function(item, shared) for item in items)
+        return
+    from newsbert_ray.connect import ray_session
+    from newsbert_ray.data.stream import map_chunks
+
+    with ray_session(cpus=workers):
+        yield lambda items, function, shared: map_chunks(items, function, shared, workers=workers)
+
+
+def _share(plan: Plan, tokenizer: TitleTokenizer, settings: PrepareSettings, partial: Path) -> Shared:
+    return Shared(
         rejected_folder=str(partial.absolute()),
         folder=str(partial.absolute()),
         tokenizer=tokenizer.serialised,
@@ -116,17 +131,6 @@ def _run_jobs(
         labels={label: index for index, label in enumerate(plan.labels)},
         known=plan.known,
     )
-    jobs = plan.jobs()
-    with ExitStack() as stack:
-        if settings.workers == 0:
-            summaries: Iterable[Summary] = (run_job(job, shared) for job in jobs)
-        else:
-            from newsbert_ray.connect import ray_session
-            from newsbert_ray.data.stream import map_chunks
-
-            stack.enter_context(ray_session(cpus=settings.workers))
-            summaries = map_chunks(jobs, run_job, shared, workers=settings.workers)
-        return _add_up(_track(summaries, jobs, say))
 
 
 def _track(summaries: Iterable[Summary], jobs: Sequence[Job], say: Say) -> Iterator[Summary]:

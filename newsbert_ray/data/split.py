@@ -18,6 +18,7 @@ Fates = npt.NDArray[np.uint8]
 
 RARE = 20
 """A topic with fewer news than this in the training source, or none left to train, is not split."""
+_BLOCK = 1 << 16
 NO_CODE = np.uint16(0xFFFF)
 """Topic code of a line that is no row."""
 
@@ -73,10 +74,12 @@ def draw_uniform(hashes: Hashes, *, seed: int) -> npt.NDArray[np.float64]:
 
 def split_by_hash(hashes: Hashes, *, seed: int, validation_share: float, test_share: float) -> Fates:
     """TRAIN, VALIDATION or TEST for each hash, shape as `hashes`; shares hold in the mean."""
-    drawn = draw_uniform(hashes, seed=seed)
     fates = np.full(len(hashes), Fate.TRAIN, dtype=np.uint8)
-    fates[drawn < validation_share + test_share] = Fate.TEST
-    fates[drawn < validation_share] = Fate.VALIDATION
+    for start in range(0, len(hashes), _BLOCK):
+        drawn = draw_uniform(hashes[start : start + _BLOCK], seed=seed)
+        block = fates[start : start + _BLOCK]
+        block[drawn < validation_share + test_share] = Fate.TEST
+        block[drawn < validation_share] = Fate.VALIDATION
     return fates
 
 

@@ -52,6 +52,8 @@ def map_chunks(
         known = ray.get(reference)
         return {"summary": [pickle.dumps(function(pickle.loads(one), known)) for one in batch["chunk"]]}
 
+    if not chunks:
+        return
     rows = [{"chunk": pickle.dumps(chunk)} for chunk in chunks]
     with quiet_ray_data():
         pipeline = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(

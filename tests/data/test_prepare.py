@@ -323,16 +323,20 @@ def test_an_overlong_line_is_damage(tmp_path: Path, corpus: Corpus, teacher: Pat
     assert len(_rows(tmp_path / "out")) == 300
 
 
-@pytest.mark.parametrize("kind", ["missing", "no news", "a file", "twice", "two inside"])
+@pytest.mark.parametrize("kind", ["missing", "no news", "a file", "twice", "two inside", "nothing in it"])
 def test_sources_that_are_none(tmp_path: Path, corpus: Corpus, teacher: Path, kind: str) -> None:
     """A mistyped source must be named before anything is written."""
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("no zip")
+    (tmp_path / "void").mkdir()
+    for name in ("news.tsv", "behaviors.tsv"):
+        (tmp_path / "void" / name).touch()
     folders, message = {
         "missing": ((tmp_path / "nowhere",), "nowhere: no such folder or zip"),
         "no news": ((tmp_path / "empty",), r"empty: no news\.tsv in it"),
         "a file": ((tmp_path / "file",), "file: neither a folder nor a zip"),
         "twice": ((corpus[0], corpus[0]), "one is given twice"),
+        "nothing in it": ((tmp_path / "void",), "train would be empty: none of the 0 news lines of void"),
         "two inside": ((corpus[0].parent,), r"2 folders with a news\.tsv"),
     }[kind]
     with pytest.raises(PrepareError, match=message):
@@ -469,7 +473,7 @@ def test_a_source_that_changes_meanwhile_is_noticed(
         _edit(Path(one.path), lambda lines: lines.reverse())
         return result
 
-    monkeypatch.setattr("newsbert_ray.data.plan.scan_news", scan_then_change)
+    monkeypatch.setattr(chunk, "scan_news", scan_then_change)
     with pytest.raises(PrepareError, match=r"synthetic_train/news\.tsv: changed while it was read"):
         _prepare(tmp_path / "out", (train, dev), teacher)
 
