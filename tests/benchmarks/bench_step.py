@@ -1,6 +1,7 @@
 """Joint step against a plain loop over the same batches, and where a step's time goes.
 
-The plain loop: the same models and losses, every title padded to `--plain_length`, fp32, Adam without fusing, gradients
+The plain loop: the same models and losses, every title padded to `--plain_length`, fp32, Adam without
+fusing, gradients
 mixed one tensor at a time, all of an embedding table's gradient zeroed. The two take turns, update by update.
 
     python tests/benchmarks/bench_step.py --data SHARDS --teacher NAME_OR_DIR [--layers 1] [--steps 60]
@@ -12,7 +13,6 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Iterator
 from itertools import islice
 
 import torch
@@ -35,7 +35,9 @@ WARM_UP = 5
 
 def main() -> None:
     """Print one JSON line a figure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", required=True)
     parser.add_argument("--teacher", required=True)
     parser.add_argument("--layers", type=int, default=1)
@@ -161,7 +163,8 @@ def mixing_seconds(pair: nn.Module, settings: TrainSettings) -> float:
 
 
 def matmul_share(settings: TrainSettings, plan: Plan, step_seconds: float) -> dict[str, float]:
-    """The step's matrix products against what the same number of operations takes as plain products of its shapes."""
+    """The step's matrix products against what the same number of operations takes as plain products of its
+    shapes."""
     pair = assemble_pair(settings, plan.manifest)
     config = pair.teacher.backbone.config
     hidden, inner = int(config.hidden_size), int(config.intermediate_size)
@@ -176,14 +179,16 @@ def matmul_share(settings: TrainSettings, plan: Plan, step_seconds: float) -> di
         times.append(time.perf_counter() - start)
     ceiling = 2 * int(tokens) * hidden * inner / statistics.median(times)
     achieved = operations / step_seconds
-    return {"ceiling_gflops": ceiling / 1e9, "step_gflops": achieved / 1e9, "share_of_ceiling": achieved / ceiling}
+    return {
+        "ceiling_gflops": ceiling / 1e9,
+        "step_gflops": achieved / 1e9,
+        "share_of_ceiling": achieved / ceiling,
+    }
 
 
 def say(name: str, **figures: object) -> None:
     """One JSON line."""
     print(json.dumps({"figure": name, **figures}), flush=True)
-
-
 
 
 if __name__ == "__main__":

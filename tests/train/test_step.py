@@ -21,13 +21,26 @@ from newsbert_ray.train.tables import TableGradients
 
 MakeSettings = Callable[..., TrainSettings]
 
-TRACE: list[float] = []
+TRACE = [
+    4.11992,
+    4.06997,
+    4.03163,
+    4.05255,
+    3.85758,
+    4.08754,
+    3.93314,
+    3.81026,
+    3.82362,
+    3.76472,
+    3.65652,
+    3.53026,
+]
 
 
 class FrozenAdam(torch.optim.Adam):
     """Leaves parameters and gradients as they are."""
 
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         pass
 
 
@@ -130,7 +143,7 @@ def test_loss_trace(make_settings: MakeSettings) -> None:
     """A refactor that means no effect must not move these; made by this test at the first commit of the
     loop."""
     losses = run(make_settings(**{"model.dropout": 0.0}))[1]
-    assert losses == pytest.approx(TRACE, rel=1e-5), losses
+    assert losses == pytest.approx(TRACE, rel=1e-5)
 
 
 def test_loss_falls(make_settings: MakeSettings) -> None:
