@@ -112,13 +112,17 @@ def _legend_columns(labels: Sequence[str], width: float) -> int:
 def _draw_panel(
     panel: Panel, axis: Axes, labels: Sequence[str], handles: dict[str, Any], *, error_bars: bool
 ) -> None:
+    drawn = [line for line in panel.lines if not line.reference]
+    reach = max(line.x[-1] for line in panel.lines) - min(line.x[0] for line in panel.lines)
     for line in panel.lines:
         index = labels.index(line.label)
         if line.reference:
             (handles[line.label],) = axis.plot(line.x, line.y, color="#555555", linewidth=0.9, dashes=(6, 3))
             continue
+        # A hair to the side, so that the error bars of two lines at one x do not hide each other.
+        aside = 0.008 * reach * (drawn.index(line) - (len(drawn) - 1) / 2) if error_bars else 0.0
         handles[line.label] = axis.errorbar(
-            line.x,
+            [x + aside for x in line.x],
             line.y,
             yerr=[math.nan if sd is None else sd for sd in line.sd] if error_bars and any(line.sd) else None,
             color=_COLOURS[index % len(_COLOURS)],

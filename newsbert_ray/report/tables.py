@@ -12,12 +12,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from statistics import fmean, stdev
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from newsbert_ray.record import RunRecord
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+Mode = Literal["max", "min"]
 
 _NOT_COMPARED = ("seed", "out", "log_every", "checkpoint.")
 """The seed is averaged over; folder, log and checkpoints alter no number."""
@@ -131,14 +133,18 @@ def rows_of(records: Sequence[RunRecord], columns: Sequence[Column] = COLUMNS) -
 
     A column that no run of a row knows is absent from that row.
     """
+    rows = _rows_as_found(records, columns)
+    return sorted(rows, key=lambda row: [_order(value) for value in row.settings.values()])
+
+
+def _rows_as_found(records: Sequence[RunRecord], columns: Sequence[Column]) -> list[Row]:
     records = distinct(records)
     varying = varying_settings(records)
     groups: dict[tuple[str, ...], list[RunRecord]] = {}
     for record in records:
         flat = flat_settings(record)
         groups.setdefault(tuple(repr(flat.get(name)) for name in varying), []).append(record)
-    rows = [_row(group, varying, columns) for group in groups.values()]
-    return sorted(rows, key=lambda row: [_order(value) for value in row.settings.values()])
+    return [_row(group, varying, columns) for group in groups.values()]
 
 
 def _row(group: Sequence[RunRecord], varying: Sequence[str], columns: Sequence[Column]) -> Row:
@@ -212,22 +218,34 @@ def to_csv(rows: Sequence[Row]) -> str:
     return file.getvalue()
 
 
-def sweep_table(records: Sequence[RunRecord], metric: str = "test.student.accuracy") -> Table:
-    """The rows of a sweep for a terminal, the best of `metric` (a dotted path into the metrics) first."""
+def sweep_table(
+    records: Sequence[RunRecord],
+    metric: str = "test.student.accuracy",
+    *,
+    mode: Mode = "max",
+) -> Table:
+    """The rows of a sweep for a terminal 80 letters wide, the best first, of equals the first tried.
+
+    Args:
+        metric: what the sweep is judged by, a dotted path into the metrics.
+        mode: whether the largest or the smallest is the best.
+    """
+    from rich import box
     from rich.table import Table
 
-    extra = Column("metric", metric, metric, digits=4)
-    chosen = COLUMNS if any(column.path == metric for column in COLUMNS) else (extra, *COLUMNS)
-    judge = next(column for column in chosen if column.path == metric)
-    rows = rows_of(records, chosen)
-    rows.sort(key=lambda row: _mean(row, judge), reverse=True)
-    columns = shown_columns(rows, chosen)
-    table = Table(title=f"{len(distinct(records))} runs, best {metric} first")
+    share = metric.endswith(("accuracy", "macro_f1"))
+    heading = metric.replace(".", "\n") + (" %" if share else "")
+    judge = Column("metric", heading, metric, *((100.0, 1) if share else (1.0, 4)))
+    columns = [judge, *(column for column in _TERMINAL if column.path != metric)]
+    rows = _rows_as_found(records, columns)
+    rows.sort(key=lambda row: _mean(row, judge, mode), reverse=mode == "max")
+    columns = shown_columns(rows, columns)
+    table = Table(box=box.SIMPLE_HEAD, title=f"{len(distinct(records))} runs, best {metric} first")
     for name in rows[0].settings if rows else ():
-        table.add_column(name)
-    table.add_column("seeds", justify="right")
+        table.add_column(name.replace(".", "\n"), justify="right", no_wrap=True)
+    table.add_column("seeds", justify="right", no_wrap=True)
     for column in columns:
-        table.add_column(column.heading, justify="right")
+        table.add_column(column.heading, justify="right", no_wrap=True)
     for position, row in enumerate(rows):
         cells = [str(value) for value in row.settings.values()]
         numbers = [show(row.columns.get(column.name), column) for column in columns]
@@ -235,5 +253,14 @@ def sweep_table(records: Sequence[RunRecord], metric: str = "test.student.accura
     return table
 
 
-def _mean(row: Row, column: Column) -> float:
-    return row.columns[column.name].mean if column.name in row.columns else -math.inf
+_TERMINAL = (
+    Column("accuracy", "test\naccuracy %", "test.student.accuracy", 100.0),
+    Column("teacher_accuracy", "teacher's\naccuracy %", "test.teacher.accuracy", 100.0),
+    Column("titles_per_second", "titles/s", "titles_per_second", digits=0),
+)
+
+
+def _mean(row: Row, column: Column, mode: Mode) -> float:
+    """The value to sort by; a row without one comes last."""
+    last = -math.inf if mode == "max" else math.inf
+    return row.columns[column.name].mean if column.name in row.columns else last

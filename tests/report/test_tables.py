@@ -2,14 +2,17 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Callable
 
 import pytest
 from rich.console import Console
+from rich.table import Table
 
 from newsbert_ray.record import RunRecord
 from newsbert_ray.report.tables import (
     COLUMNS,
+    Mode,
     distinct,
     number,
     rows_of,
@@ -116,16 +119,45 @@ def test_teacher_is_named_without_its_folder(make_record: MakeRecord) -> None:
     assert teacher_name(make_record(**{"teacher": "microsoft/mpnet-base"})) == "microsoft/mpnet-base"
 
 
-def test_sweep_table_puts_the_best_first(make_record: MakeRecord) -> None:
+def _printed(table: Table) -> list[list[str]]:
+    """The cells of the rows, from a terminal 80 letters wide."""
+    console = Console(width=80, file=io.StringIO(), record=True)
+    console.print(table)
+    text = console.export_text()
+    assert "…" not in text
+    return [line.split() for line in text.splitlines() if re.match(r"\s+\d", line) and "runs" not in line]
+
+
+@pytest.mark.parametrize(("mode", "order"), [("max", ["0.1", "0.2", "0.0"]), ("min", ["0.0", "0.2", "0.1"])])
+def test_sweep_table_puts_the_best_first(mode: Mode, order: list[str], make_record: MakeRecord) -> None:
     """The first line of a sweep's table is the one that people take."""
     records = [
         make_record(accuracy=a, **{"distill.beta": b}) for a, b in [(0.6, 0.0), (0.8, 0.1), (0.7, 0.2)]
     ]
-    console = Console(width=160, record=True, file=io.StringIO())
-    console.print(sweep_table(records, "validation.student.accuracy"))
-    lines = [line for line in console.export_text().splitlines() if "0." in line and "│" in line]
-    assert [line.split("│")[1].strip() for line in lines] == ["0.1", "0.2", "0.0"]
-    assert [line.split("│")[3].strip() for line in lines] == ["0.8000", "0.7000", "0.6000"]
+    lines = _printed(sweep_table(records, "validation.student.accuracy", mode=mode))
+    assert [line[0] for line in lines] == order
+    assert {line[0]: line[2] for line in lines} == {"0.0": "60.0", "0.1": "80.0", "0.2": "70.0"}
+
+
+def test_of_equals_the_first_tried_comes_first(make_record: MakeRecord) -> None:
+    """Two lines for the best point, the table's and the sweep's own, must name the same one."""
+    records = [make_record(accuracy=0.7, **{"distill.beta": b}) for b in (0.3, 0.1, 0.2)]
+    assert [line[0] for line in _printed(sweep_table(records))] == ["0.3", "0.1", "0.2"]
+
+
+def test_sweep_table_fits_a_terminal(make_record: MakeRecord) -> None:
+    """Numbers cut off at the edge are the ones that were wanted."""
+    records = [
+        make_record(
+            accuracy=0.6 + 0.01 * seed + beta, seed=seed, **{"distill.beta": beta, "student.layers": n}
+        )
+        for seed in (0, 1)
+        for beta in (0.05, 0.1)
+        for n in (1, 2)
+    ]
+    lines = _printed(sweep_table(records, "validation.student.accuracy"))
+    assert len(lines) == 4
+    assert lines[0][:6] == ["1", "0.1", "2", "70.5", "±", "0.7"]
 
 
 def test_mixed_values_can_be_sorted(make_record: MakeRecord) -> None:
