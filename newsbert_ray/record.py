@@ -64,7 +64,8 @@ def read_record(folder: str | Path) -> RunRecord:
     except FileNotFoundError as error:
         raise RecordError(f"{path}: no record there; is it the folder of a finished run?") from error
     except (ValidationError, UnicodeDecodeError) as error:
-        raise RecordError(f"{path}: not a whole run record ({first_fault(error)}); run the training again") from error
+        fault = first_fault(error)
+        raise RecordError(f"{path}: not a whole run record ({fault}); run the training again") from error
 
 
 def first_fault(error: ValidationError | UnicodeDecodeError) -> str:
