@@ -11,9 +11,9 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NoReturn, Self
+from typing import Any, Literal, NoReturn
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator
 
 from newsbert_ray.config import (
     SCRATCH,
@@ -104,18 +104,21 @@ class SearchSpace(Settings):
     mode: Literal["max", "min"] = "max"
     """Whether more is better."""
 
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        for seed in self.seeds:
-            if not 0 <= seed < 2**31 or self.seeds.count(seed) > 1:
-                raise ValueError(f"seeds {list(self.seeds)}: each once, from 0 to 2147483647")
-        if self.metric not in METRICS:
-            raise ValueError(
-                f"metric '{self.metric}' is reported by no trial"
-                + (f", did you mean '{near}'?" if (near := nearest(self.metric, list(METRICS))) else "")
-                + f" (known: {', '.join(METRICS)})"
-            )
-        return self
+    @field_validator("seeds")
+    @classmethod
+    def _seeds_are_seeds(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if any(not 0 <= seed < 2**31 for seed in seeds) or len(set(seeds)) < len(seeds):
+            raise ValueError("each once, from 0 to 2147483647")
+        return seeds
+
+    @field_validator("metric")
+    @classmethod
+    def _metric_is_reported(cls, metric: str) -> str:
+        if metric not in METRICS:
+            near = nearest(metric, list(METRICS))
+            hint = f", did you mean '{near}'?" if near else ""
+            raise ValueError(f"no trial reports it{hint} (known: {', '.join(METRICS)})")
+        return metric
 
     @property
     def points(self) -> int:
@@ -294,8 +297,16 @@ def _check_depth(settings: TrainSettings) -> None:
 
 def _teacher_depth(settings: TrainSettings) -> int | None:
     """Layers of the teacher, where that can be known without loading it."""
-    if settings.model.teacher_layers is not None:
-        return settings.model.teacher_layers
+    whole, asked = _encoder_depth(settings), settings.model.teacher_layers
+    if whole is not None and asked is not None and asked > whole:
+        raise SettingsError(
+            f"model.teacher_layers = {asked}: {settings.teacher} has {whole} layers; "
+            f"give --model.teacher_layers {whole} or fewer"
+        )
+    return whole if asked is None else asked
+
+
+def _encoder_depth(settings: TrainSettings) -> int | None:
     if settings.teacher == SCRATCH:
         return settings.scratch.layers
     try:
