@@ -38,7 +38,7 @@ test: lint ## Lint, types and every test.
 	$(BIN)/pytest
 
 bench: $(READY) ## Every benchmark of tests/benchmarks, one after the other.
-	@set -e; for file in tests/benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python $$file; done
+	@set -e; for file in tests/benchmarks/bench_*.py; do name=$$(basename $$file .py); echo "== $$name"; $(BIN)/python -m tests.benchmarks.$$name; done
 
 clean: ## Remove what the demo, the benchmarks and the tools wrote; .venv stays.
 	rm -rf demo bench build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis

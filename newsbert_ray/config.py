@@ -47,7 +47,7 @@ class ScratchSettings(Settings):
 
 
 class ModelSettings(Settings):
-    """The pair of encoders and the shared top (NewsBERT 3.1, 4.1)."""
+    """The pair of encoders and the shared top (NewsBERT 3.1)."""
 
     teacher_layers: int | None = Field(None, ge=1)
     """First layers of the pretrained encoder that make the teacher (NK; paper: 8 of 12); all by default."""
@@ -66,34 +66,43 @@ class StudentSettings(Settings):
 
 
 class LossWeights(Settings):
-    """A factor for each loss of Eqs. 1 to 6; the paper uses 1 for all. 0 leaves a loss out."""
+    """A factor for each loss; the paper uses 1 for all. 0 leaves a loss out."""
 
     teacher_task: float = Field(1.0, ge=0.0)
-    """The teacher's classification loss L_t."""
+    """The teacher's classification loss L_t (Eq. 6)."""
     student_task: float = Field(1.0, ge=0.0)
-    """The student's classification loss, the second term of Eq. 6."""
+    """The student's classification loss, the second term of Eq. 5."""
     embedding: float = Field(1.0, ge=0.0)
-    """MSE of the embedding layers' outputs (first term of Eq. 2)."""
+    """MSE of the embedding layers' outputs (first term of Eq. 1)."""
     hidden: float = Field(1.0, ge=0.0)
-    """MSE of block-wise hidden states (second term of Eq. 2)."""
+    """MSE of block-wise hidden states (second term of Eq. 1)."""
     news_embedding: float = Field(1.0, ge=0.0)
-    """MSE of the pooled news embeddings (Eq. 3)."""
+    """MSE of the pooled news embeddings (Eq. 2)."""
     soft_labels: float = Field(1.0, ge=0.0)
-    """Cross-entropy of the tempered predictions (Eq. 4)."""
+    """Cross-entropy of the tempered predictions (Eq. 3)."""
 
 
 class DistillSettings(Settings):
-    """Joint learning and momentum distillation (NewsBERT 3.2, 3.3)."""
+    """Joint learning and momentum distillation (NewsBERT 3.1, 3.2)."""
 
     beta: float = Field(0.1, ge=0.0, le=1.0)
     """Share of the teacher's gradients in the student's (Eq. 8; paper: 0.1 for topics, searched over 0 to
     0.3)."""
     temperature: float = Field(1.0, gt=0.0)
-    """Temperature t of the soft labels (Eq. 4; paper: 1)."""
+    """Temperature t of the soft labels (Eq. 3; paper: 1)."""
     soft_label_t2: bool = False
     """Multiply the soft-label loss by t squared (Hinton's factor; the paper has none)."""
     weights: LossWeights = LossWeights()
     """A factor for each loss."""
+
+    @model_validator(mode="after")
+    def _momentum_has_a_source(self) -> Self:
+        if self.beta > 0 and self.weights.teacher_task == 0:
+            raise ValueError(
+                f"beta {self.beta} mixes in the teacher's gradients, and weights.teacher_task 0 leaves it none; "
+                "set beta to 0"
+            )
+        return self
 
 
 class OptimizerSettings(Settings):

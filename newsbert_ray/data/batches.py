@@ -19,6 +19,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from newsbert_ray.config import SettingsError
 from newsbert_ray.data.shards import Manifest, Shard
 
 Ints = npt.NDArray[np.int64]
@@ -156,14 +157,14 @@ def share_rows(shards: Sequence[Shard], rows: int | None) -> list[int]:
     """How many of `rows` training rows each shard gives, in proportion to its size; all where rows is None.
 
     Raises:
-        ValueError: more rows asked than there are.
+        SettingsError: more rows asked than there are.
     """
     sizes = [shard.rows for shard in shards]
     total = sum(sizes)
     if rows is None:
         return sizes
     if rows > total:
-        raise ValueError(f"train_rows {rows}: the shards hold only {total} training titles")
+        raise SettingsError(f"train_rows {rows}: the shards hold only {total} training titles")
     ends = [rows * end // total for end in np.cumsum(sizes).tolist()]
     return [end - start for start, end in zip([0, *ends[:-1]], ends, strict=True)]
 

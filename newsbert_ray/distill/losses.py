@@ -17,7 +17,7 @@ from newsbert_ray.config import LossWeights
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, *, rows: int) -> Tensor:
-    """Classification loss: L_t of Eq. 5 and the task term of Eq. 6.
+    """Classification loss: L_t (Eq. 6) and the task term of L_s (Eq. 5).
 
     Args:
         logits: (B, Y).
@@ -28,7 +28,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, *, rows: int) -> Tensor:
 
 
 def token_mse(student: Tensor, teacher: Tensor, attention_mask: Tensor, *, tokens: int) -> Tensor:
-    """Mean squared difference of hidden states over real tokens and D (Eq. 2; padding is left open there:
+    """Mean squared difference of hidden states over real tokens and D (Eq. 1; padding is left open there:
     not counted).
 
     Args:
@@ -43,7 +43,7 @@ def token_mse(student: Tensor, teacher: Tensor, attention_mask: Tensor, *, token
 def hidden_loss(
     student: Sequence[Tensor], teacher: Sequence[Tensor], attention_mask: Tensor, *, tokens: int
 ) -> Tensor:
-    """Sum over student layers i of MSE(H_t[iK], H_s[i]) (second term of Eq. 2).
+    """Sum over student layers i of MSE(H_t[iK], H_s[i]) (second term of Eq. 1).
 
     Args:
         student: N + 1 tensors (B, L, D), embeddings first.
@@ -58,14 +58,14 @@ def hidden_loss(
 
 
 def news_embedding_loss(student: Tensor, teacher: Tensor, *, rows: int) -> Tensor:
-    """MSE of pooled news embeddings (B, D) (Eq. 3); the teacher is taken as a constant."""
+    """MSE of pooled news embeddings (B, D) (Eq. 2); the teacher is taken as a constant."""
     return (student - teacher.detach()).square().sum() / (rows * student.shape[-1])
 
 
 def soft_label_loss(
     student: Tensor, teacher: Tensor, *, temperature: float, rows: int, t2: bool = False
 ) -> Tensor:
-    """Cross-entropy of tempered predictions, CE(softmax(z_t / t), softmax(z_s / t)) (Eq. 4).
+    """Cross-entropy of tempered predictions, CE(softmax(z_t / t), softmax(z_s / t)) (Eq. 3).
 
     Args:
         student, teacher: (B, Y) logits; the teacher is taken as a constant.
@@ -77,7 +77,6 @@ def soft_label_loss(
 
 
 def weighted_total(losses: dict[str, Tensor], weights: LossWeights) -> Tensor:
-    """L_t + L_s: the sum whose one backward gives the teacher L_t's gradient and the student L_s's (Eqs. 5,
-    6)."""
+    """L_t + L_s (Eqs. 4-6): one backward of it gives the teacher L_t's gradient and the student L_s's."""
     factors = weights.model_dump()
     return torch.stack([factors[name] * loss for name, loss in losses.items()]).sum()

@@ -28,7 +28,7 @@ def assemble_pair(settings: TrainSettings, manifest: Manifest) -> Pair:
 
     Raises:
         EncoderError: no such teacher, or its tokeniser is not the shards'.
-        ValueError: the student's layers do not divide the teacher's.
+        SettingsError: the student's layers do not divide the teacher's.
     """
     torch.manual_seed(settings.seed)
     if settings.teacher == SCRATCH:

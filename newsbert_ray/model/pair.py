@@ -1,4 +1,4 @@
-"""Teacher and student under one shared top (NewsBERT 3.2, Fig. 1). Knows no loss."""
+"""Teacher and student under one shared top (NewsBERT 3.1, Fig. 1). Knows no loss."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from newsbert_ray.config import SettingsError
 from newsbert_ray.model.encoder import Encoder
 from newsbert_ray.model.heads import TopicHead
 from newsbert_ray.model.pooling import AttentivePooling
@@ -60,12 +61,12 @@ def block_map(teacher_layers: int, student_layers: int) -> list[list[int]]:
     """Teacher layers (from 1) of the block behind each student layer: [(i - 1)K + 1, ..., iK] (NewsBERT 3.2).
 
     Raises:
-        ValueError: N does not divide NK; the message lists the depths that do.
+        SettingsError: N does not divide NK; the message lists the depths that do.
     """
     if teacher_layers % student_layers:
         divisors = [n for n in range(1, teacher_layers + 1) if teacher_layers % n == 0]
         choices = ", ".join(map(str, divisors[:-1])) + (" or " if divisors[:-1] else "") + str(divisors[-1])
-        raise ValueError(
+        raise SettingsError(
             f"{teacher_layers} teacher layers do not divide into {student_layers} student layers; "
             f"choose {choices}"
         )
@@ -77,7 +78,7 @@ def build_pair(teacher: Encoder, *, student_layers: int, query_size: int, topics
     """A pair whose student starts from the teacher's embeddings and first layers.
 
     Raises:
-        ValueError: the student's layers do not divide the teacher's.
+        SettingsError: the student's layers do not divide the teacher's.
     """
     block_map(len(teacher.layers), student_layers)
     top = Top(teacher.hidden_size, query_size=query_size, topics=topics)

@@ -6,9 +6,10 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from newsbert_ray.tune.jobs import Job, Jobs
 
@@ -34,9 +35,12 @@ class SweepDisplay:
         if not self._console.is_terminal:
             yield
             return
-        with Live(console=self._console, get_renderable=self._table, refresh_per_second=2) as self._live:
-            yield
-        self._live = None
+        live = Live(console=self._console, get_renderable=self._table, refresh_per_second=2, transient=True)
+        try:
+            with live as self._live:
+                yield
+        finally:
+            self._live = None
 
     def say(self, line: str) -> None:
         """A line that stays."""
@@ -84,14 +88,12 @@ class SweepDisplay:
         best = self._jobs.best()
         return f", best so far {best.label} {best.mean:.4f}" if best else ""
 
-    def _table(self) -> Table:
+    def _table(self) -> Group:
         failed = sum(len(result.failures) for result in self._jobs.results.values())
         done = self._jobs.total - self._jobs.unfinished - failed
-        title = (
-            f"{self._jobs.space.name}: {done} done, {len(self._running)} running, "
-            f"{max(0, self._jobs.unfinished - len(self._running))} waiting, {failed} failed, {self._left()}"
-        )
-        table = Table(title=title, caption=self._best().removeprefix(", ") or None, title_justify="left")
+        waiting = max(0, self._jobs.unfinished - len(self._running))
+        counts = f"{done} done, {len(self._running)} running, {waiting} waiting, {failed} failed"
+        table = Table()
         for heading in ("trial", "epoch", self._jobs.space.metric, "seconds"):
             table.add_column(heading, justify="left" if heading == "trial" else "right")
         now = time.monotonic()
@@ -99,7 +101,8 @@ class SweepDisplay:
             epoch, value = numbers.get("epoch"), numbers.get(self._jobs.space.metric)
             cells = ["" if epoch is None else f"{epoch:g}", "" if value is None else f"{value:.4f}"]
             table.add_row(name, *cells, f"{now - began:.0f}")
-        return table
+        head = f"{self._jobs.space.name}: {counts}, {self._left()}{self._best()}"
+        return Group(Text(head), table)
 
 
 def _duration(seconds: float) -> str:

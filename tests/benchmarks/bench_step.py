@@ -4,13 +4,12 @@ The plain loop: the same models and losses, every title padded to `--plain_lengt
 fusing, gradients
 mixed one tensor at a time, all of an embedding table's gradient zeroed. The two take turns, update by update.
 
-    python tests/benchmarks/bench_step.py --data SHARDS --teacher NAME_OR_DIR [--layers 1] [--steps 60]
+    python -m tests.benchmarks.bench_step [--data SHARDS --teacher NAME_OR_DIR] [--layers 1] [--steps 60]
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from itertools import islice
@@ -29,6 +28,7 @@ from newsbert_ray.model.assemble import assemble_pair
 from newsbert_ray.train.loop import World
 from newsbert_ray.train.step import train_step
 from newsbert_ray.train.work import build_worker_learner
+from tests.benchmarks.subject import add_subject, say, subject
 
 WARM_UP = 5
 
@@ -38,8 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--teacher", required=True)
+    add_subject(parser)
     parser.add_argument("--layers", type=int, default=1)
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--train_rows", type=int, default=None)
@@ -49,8 +48,7 @@ def main() -> None:
     parser.add_argument("--plain_length", type=int, default=30)
     options = parser.parse_args()
     values = {
-        "data": options.data,
-        "teacher": options.teacher,
+        **subject(options),
         "out": "unused",
         "student.layers": options.layers,
         "model.dropout": options.dropout,
@@ -184,11 +182,6 @@ def matmul_share(settings: TrainSettings, plan: Plan, step_seconds: float) -> di
         "step_gflops": achieved / 1e9,
         "share_of_ceiling": achieved / ceiling,
     }
-
-
-def say(name: str, **figures: object) -> None:
-    """One JSON line."""
-    print(json.dumps({"figure": name, **figures}), flush=True)
 
 
 if __name__ == "__main__":

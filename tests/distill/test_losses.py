@@ -19,7 +19,7 @@ def test_cross_entropy_by_hand() -> None:
 
 
 def test_soft_labels_by_hand() -> None:
-    """Eq. 4 is a cross-entropy of tempered predictions, without Hinton's t squared."""
+    """Eq. 3 is a cross-entropy of tempered predictions, without Hinton's t squared."""
     teacher = torch.tensor([[2.0 * math.log(3.0), 0.0]])
     student = torch.tensor([[0.0, 0.0]])
     found = losses.soft_label_loss(student, teacher, temperature=2.0, rows=1)
@@ -61,7 +61,7 @@ def test_hidden_loss_takes_the_blocks_last_layers() -> None:
 
 
 def test_news_embedding_loss_is_mse() -> None:
-    """Eq. 3 against torch's own mean squared error."""
+    """Eq. 2 against torch's own mean squared error."""
     torch.manual_seed(1)
     student, teacher = torch.randn(6, 3), torch.randn(6, 3)
     found = losses.news_embedding_loss(student, teacher, rows=6)
