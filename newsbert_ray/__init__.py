@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from newsbert_ray.data.synthetic import synthesize
     from newsbert_ray.evaluation.evaluate import evaluate
     from newsbert_ray.record import RunRecord, read_record
-    from newsbert_ray.report.report import report
-    from newsbert_ray.train.run import train
+    from newsbert_ray.reporting.report import report
+    from newsbert_ray.training.run import train
     from newsbert_ray.tune.search import sweep
 
 __version__ = "0.1.0"
@@ -27,10 +27,10 @@ _ROOMS = {
     "read_record": "record",
     "synthesize": "data.synthetic",
     "prepare": "data.prepare",
-    "train": "train.run",
+    "train": "training.run",
     "evaluate": "evaluation.evaluate",
     "sweep": "tune.search",
-    "report": "report.report",
+    "report": "reporting.report",
 }
 
 __all__ = [

@@ -150,7 +150,7 @@ def _train(words: list[str]) -> None:
     from newsbert_ray.flags import settings_from
 
     settings = settings_from("train", TrainSettings, words)
-    from newsbert_ray.train.run import train
+    from newsbert_ray.training.run import train
 
     train(settings)
 
@@ -189,7 +189,7 @@ def _report(words: list[str]) -> None:
     from newsbert_ray.flags import values_from
 
     values = values_from("report", words)
-    from newsbert_ray.report.report import report
+    from newsbert_ray.reporting.report import report
 
     for path in report(values["folders"], out=values["out"]):
         print(path)

@@ -99,7 +99,7 @@ class DistillSettings(Settings):
     def _momentum_has_a_source(self) -> Self:
         if self.beta > 0 and self.weights.teacher_task == 0:
             raise ValueError(
-                f"beta {self.beta} mixes in the teacher's gradients, and weights.teacher_task 0 leaves it none; "
+                f"beta {self.beta} mixes in the teacher's gradients, and weights.teacher_task 0 leaves none; "
                 "set beta to 0"
             )
         return self

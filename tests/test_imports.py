@@ -17,18 +17,18 @@ ORDER = (
     ("data",),
     ("model",),
     ("distill",),
-    ("train", "evaluation"),
-    ("report",),
+    ("training", "evaluation"),
+    ("reporting",),
     ("tune", "deploy"),
     ("flags", "cli"),
 )
 """Rooms from the ground up; a room imports from its own storey and those below.
 
-`report` needs records only; it stands below `tune` because a sweep ends with its own report.
+`reporting` needs records only; it stands below `tune` because a sweep ends with its own report.
 """
 FLOOR = {room: floor for floor, rooms in enumerate(ORDER) for room in rooms}
-RAY = ("data.stream", "train.worker", "tune", "deploy", "connect", "cli")
-TORCH = ("data.batches", "data.reading", "model", "distill", "train", "evaluation", "tune", "deploy")
+RAY = ("data.stream", "training.worker", "tune", "deploy", "connect", "cli")
+TORCH = ("data.batches", "data.reading", "model", "distill", "training", "evaluation", "tune", "deploy")
 NO_TORCH = ("evaluation.metrics", "evaluation.submission")
 HEAVY = {"torch", "transformers", "ray", "matplotlib", "datasets", "optuna", "scipy", "pandas", "tokenizers"}
 
@@ -156,13 +156,13 @@ def test_stands_only_where_it_may(package: str, allowed: tuple[str, ...], never:
     assert wrong == []
 
 
-@pytest.mark.parametrize("module", ["", "cli", "flags", "config", "record", "report.report"])
+@pytest.mark.parametrize("module", ["", "cli", "flags", "config", "record", "reporting.report"])
 def test_command_line_loads_nothing_heavy(module: str) -> None:
     """A `--help` that loads torch answers after five seconds instead of at once."""
     assert _loaded_by(module, ("load",)) & HEAVY == set()
 
 
-@pytest.mark.parametrize("module", [module for module in MODULES if module.startswith("report.")])
+@pytest.mark.parametrize("module", [module for module in MODULES if module.startswith("reporting.")])
 def test_report_needs_neither_torch_nor_ray(module: str) -> None:
     """Records are read where nothing is trained: on a laptop, years later."""
     assert _loaded_by(module, ("load", "call")) & {"torch", "ray", "transformers"} == set()

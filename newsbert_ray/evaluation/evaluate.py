@@ -59,7 +59,7 @@ def evaluate(
 def _teacher(folder: Path, settings: TrainSettings, manifest: Manifest) -> dict[str, Any]:
     """The best checkpoint's teacher under the same top; nothing where the run kept no checkpoints."""
     from newsbert_ray.model.assemble import assemble_pair
-    from newsbert_ray.train.checkpoint import best_folders, load_best
+    from newsbert_ray.training.checkpoint import best_folders, load_best
 
     kept = best_folders(folder / CHECKPOINTS)
     if not kept or (settings.teacher != SCRATCH and not Path(settings.teacher).is_dir()):

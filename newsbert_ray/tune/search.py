@@ -270,7 +270,7 @@ def _result(jobs: Jobs, out: Path, overrides: Mapping[str, Any], *, seconds: flo
     best = jobs.best()
     written: list[Path] = []
     if best:
-        from newsbert_ray.report.report import report
+        from newsbert_ray.reporting.report import report
 
         written = report([out / TRIALS], out=out / "report")
     return SweepResult(
@@ -286,7 +286,7 @@ def _result(jobs: Jobs, out: Path, overrides: Mapping[str, Any], *, seconds: flo
 
 def _close(result: SweepResult, console: Console) -> None:
     """The table, the failures, the best point as a command, and where things are."""
-    from newsbert_ray.report.tables import sweep_table
+    from newsbert_ray.reporting.tables import sweep_table
 
     folders = [
         result.out / TRIALS / spaces.point_label(p.point, seed=s) for p in result.points for s in p.values

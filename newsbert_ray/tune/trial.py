@@ -17,7 +17,7 @@ from newsbert_ray.config import TrainSettings, build_settings
 from newsbert_ray.record import RunRecord, write_text
 
 if TYPE_CHECKING:
-    from newsbert_ray.train.loop import Report
+    from newsbert_ray.training.loop import Report
 from newsbert_ray.tune.jobs import metric_value
 from newsbert_ray.tune.space import flatten
 
@@ -26,7 +26,7 @@ LOCK_SECONDS = 30.0
 
 
 class Train(Protocol):
-    """What a trial calls: `newsbert_ray.train.run.train`, or a stand-in for it."""
+    """What a trial calls: `newsbert_ray.training.run.train`, or a stand-in for it."""
 
     def __call__(self, settings: TrainSettings, *, report: Report | None, quiet: bool) -> RunRecord: ...
 
@@ -57,7 +57,7 @@ def run_trial(config: Mapping[str, Any], *, train: Train | None = None) -> None:
 
 
 def _train() -> Train:
-    from newsbert_ray.train.run import train
+    from newsbert_ray.training.run import train
 
     return train
 

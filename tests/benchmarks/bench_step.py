@@ -25,9 +25,9 @@ from newsbert_ray.distill.joint import joint_losses
 from newsbert_ray.distill.losses import weighted_total
 from newsbert_ray.distill.momentum import apply_momentum
 from newsbert_ray.model.assemble import assemble_pair
-from newsbert_ray.train.loop import World
-from newsbert_ray.train.step import train_step
-from newsbert_ray.train.work import build_worker_learner
+from newsbert_ray.training.loop import World
+from newsbert_ray.training.step import train_step
+from newsbert_ray.training.work import build_worker_learner
 from tests.benchmarks.subject import add_subject, say, subject
 
 WARM_UP = 5

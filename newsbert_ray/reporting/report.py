@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from newsbert_ray.record import RecordError, RunRecord, find_records, read_record, write_text
-from newsbert_ray.report.drawing import write_figure
-from newsbert_ray.report.figures import NothingToDraw, beta_figure, curve_figure
-from newsbert_ray.report.tables import (
+from newsbert_ray.reporting.drawing import write_figure
+from newsbert_ray.reporting.figures import NothingToDraw, beta_figure, curve_figure
+from newsbert_ray.reporting.tables import (
     data_name,
     distinct,
     rows_of,

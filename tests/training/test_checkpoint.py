@@ -14,9 +14,9 @@ from newsbert_ray.data.batches import Order
 from newsbert_ray.data.reading import Plan, read_updates
 from newsbert_ray.data.shards import read_manifest
 from newsbert_ray.model.assemble import assemble_pair
-from newsbert_ray.train import checkpoint
-from newsbert_ray.train.checkpoint import CheckpointError, Progress, resume, write_best, write_checkpoint
-from newsbert_ray.train.step import Learner, build_learner, train_step
+from newsbert_ray.training import checkpoint
+from newsbert_ray.training.checkpoint import CheckpointError, Progress, resume, write_best, write_checkpoint
+from newsbert_ray.training.step import Learner, build_learner, train_step
 
 MakeSettings = Callable[..., TrainSettings]
 

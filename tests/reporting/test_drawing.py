@@ -8,9 +8,9 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from newsbert_ray.report import drawing
-from newsbert_ray.report.drawing import write_figure
-from newsbert_ray.report.figures import FigureData, Line, Panel
+from newsbert_ray.reporting import drawing
+from newsbert_ray.reporting.drawing import write_figure
+from newsbert_ray.reporting.figures import FigureData, Line, Panel
 
 
 def _figure(*, panels: int = 2, lines: int = 3) -> FigureData:

@@ -23,10 +23,10 @@ from newsbert_ray.evaluation.scoring import Scores, score_pair
 from newsbert_ray.model.assemble import assemble_pair, write_student
 from newsbert_ray.model.pair import block_map
 from newsbert_ray.record import RunRecord, describe_hardware, installed_versions, write_record
-from newsbert_ray.train.checkpoint import Progress, load_best, resume
-from newsbert_ray.train.journal import Journal, both
-from newsbert_ray.train.loop import Report, World, run_loop
-from newsbert_ray.train.step import Learner, build_learner
+from newsbert_ray.training.checkpoint import Progress, load_best, resume
+from newsbert_ray.training.journal import Journal, both
+from newsbert_ray.training.loop import Report, World, run_loop
+from newsbert_ray.training.step import Learner, build_learner
 
 EVALUATION_BATCH = 256
 CHECKPOINTS = "checkpoints"
@@ -83,7 +83,6 @@ def build_worker_learner(settings: TrainSettings, manifest: Manifest, plan: Plan
     """The learner on this worker's device, wrapped for gradient averaging where there are several workers."""
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    torch.set_flush_denormal(True)  # Adam's decayed moments reach denormals, which a CPU handles slowly
     pair = assemble_pair(settings, manifest).to(world.device)
     learner = build_learner(pair, settings, total_steps=plan.total_steps, world_size=world.size)
     if world.size > 1:

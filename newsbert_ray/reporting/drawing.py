@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from newsbert_ray.record import write_text
-from newsbert_ray.report.figures import FigureData, Panel
+from newsbert_ray.reporting.figures import FigureData, Panel
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

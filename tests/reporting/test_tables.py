@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from newsbert_ray.record import RunRecord
-from newsbert_ray.report.tables import (
+from newsbert_ray.reporting.tables import (
     COLUMNS,
     Mode,
     distinct,

@@ -21,9 +21,9 @@ from newsbert_ray.data.shards import ShardError, read_manifest
 from newsbert_ray.evaluation.evaluate import evaluate
 from newsbert_ray.model.encoder import EncoderError
 from newsbert_ray.record import RunRecord
-from newsbert_ray.train.checkpoint import CheckpointError
-from newsbert_ray.train.journal import METRICS, read_entries
-from newsbert_ray.train.run import RunFolderError, train
+from newsbert_ray.training.checkpoint import CheckpointError
+from newsbert_ray.training.journal import METRICS, read_entries
+from newsbert_ray.training.run import RunFolderError, train
 
 MakeSettings = Callable[..., TrainSettings]
 
@@ -115,14 +115,14 @@ def test_interrupted_in_mid_epoch_ends_in_the_same_weights(
     shards: Path, unbroken: Path, tmp_path: Path, step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A break between checkpoints repeats a few updates, with the same batches and the same dropout."""
-    from newsbert_ray.train.step import train_step
+    from newsbert_ray.training.step import train_step
 
     def break_off(learner: Any, parts: Any, **options: Any) -> Any:
         if options["step"] == step:
             raise RuntimeError("power cut")
         return train_step(learner, parts, **options)
 
-    monkeypatch.setattr("newsbert_ray.train.loop.train_step", break_off)
+    monkeypatch.setattr("newsbert_ray.training.loop.train_step", break_off)
     with pytest.raises(RuntimeError, match="power cut"):
         train(small(shards, tmp_path / "run"), quiet=True)
     monkeypatch.undo()
@@ -140,7 +140,7 @@ def test_killed_at_any_moment_ends_in_the_same_weights(shards: Path, unbroken: P
     path = tmp_path / "settings.json"
     path.write_text(small(shards, folder).model_dump_json())
     code = (
-        "import sys; from newsbert_ray.config import TrainSettings; from newsbert_ray.train.run "
+        "import sys; from newsbert_ray.config import TrainSettings; from newsbert_ray.training.run "
         "import train; "
         "train(TrainSettings.model_validate_json(open(sys.argv[1]).read()), quiet=True)"
     )

@@ -16,8 +16,8 @@ from newsbert_ray.data.batches import Order
 from newsbert_ray.data.reading import Plan, Update, read_updates
 from newsbert_ray.data.shards import read_manifest
 from newsbert_ray.model.assemble import assemble_pair
-from newsbert_ray.train.step import Learner, LossError, build_learner, learning_rate_factor, train_step
-from newsbert_ray.train.tables import TableGradients
+from newsbert_ray.training.step import Learner, LossError, build_learner, learning_rate_factor, train_step
+from newsbert_ray.training.tables import TableGradients
 
 MakeSettings = Callable[..., TrainSettings]
 
@@ -79,7 +79,7 @@ def test_beta_zero_is_no_momentum(make_settings: MakeSettings, monkeypatch: pyte
     """beta = 0 must be the plain joint training, bit for bit, and a beta must do something."""
     zero = run(make_settings(**{"distill.beta": 0.0}))[0]
     some = run(make_settings(**{"distill.beta": 0.2}))[0]
-    monkeypatch.setattr("newsbert_ray.train.step.apply_momentum", lambda *_, **__: None)
+    monkeypatch.setattr("newsbert_ray.training.step.apply_momentum", lambda *_, **__: None)
     without = run(make_settings(**{"distill.beta": 0.2}))[0]
     assert equal(zero, without)
     assert not equal(some, without)

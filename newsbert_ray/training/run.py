@@ -13,8 +13,8 @@ from newsbert_ray.config import SettingsError, TrainSettings
 from newsbert_ray.connect import inside_cluster
 from newsbert_ray.data.shards import Manifest, read_manifest
 from newsbert_ray.record import RECORD, RunRecord, read_record, write_json
-from newsbert_ray.train.journal import Display, both
-from newsbert_ray.train.loop import Report, World
+from newsbert_ray.training.journal import Display, both
+from newsbert_ray.training.loop import Report, World
 
 SETTINGS = "settings.json"
 _FREE = ("out", "threads", "log_every", "checkpoint", "device")
@@ -53,7 +53,7 @@ def train(settings: TrainSettings, *, report: Report | None = None, quiet: bool 
         if settings.workers == 1 and (quiet or not inside_cluster()):
             _train_here(settings, manifest, report=report, quiet=quiet)
         else:
-            from newsbert_ray.train.worker import train_group
+            from newsbert_ray.training.worker import train_group
 
             train_group(settings, manifest, report=report)
         record = read_record(run)
@@ -85,7 +85,7 @@ def closing_lines(record: RunRecord, run: Path) -> str:
 
 def _train_here(settings: TrainSettings, manifest: Manifest, *, report: Report | None, quiet: bool) -> None:
     from newsbert_ray.data.reading import read_updates
-    from newsbert_ray.train.work import run_worker
+    from newsbert_ray.training.work import run_worker
 
     world = World(0, 1, pick_device(settings))
     evaluations = evaluations_to(report)

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from newsbert_ray.data.reading import Plan, Update
 from newsbert_ray.evaluation.scoring import Scores
-from newsbert_ray.train.checkpoint import Progress, best_name, write_best, write_checkpoint
-from newsbert_ray.train.step import Learner, train_step
+from newsbert_ray.training.checkpoint import Progress, best_name, write_best, write_checkpoint
+from newsbert_ray.training.step import Learner, train_step
 
 Report = Callable[[dict[str, Any]], None]
 

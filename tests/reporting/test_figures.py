@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from newsbert_ray.record import RunRecord
-from newsbert_ray.report.figures import Line, NothingToDraw, beta_figure, curve_figure
+from newsbert_ray.reporting.figures import Line, NothingToDraw, beta_figure, curve_figure
 
 MakeRecord = Callable[..., RunRecord]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from newsbert_ray.record import RecordError, RunRecord, write_record
-from newsbert_ray.report.report import report
+from newsbert_ray.reporting.report import report
 
 MakeRecord = Callable[..., RunRecord]
 

@@ -13,8 +13,8 @@ from newsbert_ray.connect import RaySession, ray_session
 from newsbert_ray.data.batches import Order
 from newsbert_ray.data.reading import Plan
 from newsbert_ray.data.shards import Manifest
-from newsbert_ray.train.journal import METRICS, Display, append_entry, read_entries
-from newsbert_ray.train.loop import Report
+from newsbert_ray.training.journal import METRICS, Display, append_entry, read_entries
+from newsbert_ray.training.loop import Report
 
 _MAX_FAILURES = 3
 _TAIL_SECONDS = 0.5
@@ -79,8 +79,8 @@ def _work(config: dict[str, Any]) -> None:
     from ray.train.torch import get_device
 
     from newsbert_ray.data.stream import stream_updates
-    from newsbert_ray.train.loop import World
-    from newsbert_ray.train.work import run_worker
+    from newsbert_ray.training.loop import World
+    from newsbert_ray.training.work import run_worker
 
     settings = TrainSettings.model_validate(config["settings"])
     torch.set_num_threads(config["threads"])

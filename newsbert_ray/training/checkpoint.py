@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from newsbert_ray.train.step import Learner
+from newsbert_ray.training.step import Learner
 
 STATE = "state.json"
 WEIGHTS = "weights.safetensors"

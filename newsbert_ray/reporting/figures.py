@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from newsbert_ray.record import RunRecord
-from newsbert_ray.report.tables import (
+from newsbert_ray.reporting.tables import (
     data_name,
     distinct,
     flat_settings,
