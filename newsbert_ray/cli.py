@@ -60,7 +60,8 @@ def _run(name: str, words: list[str], *, debug: bool) -> int:
         VERBS[name].run(words)
         sys.stdout.flush()
     except KeyboardInterrupt:
-        print(f"\nnewsbert-ray {name}: stopped; the same command goes on where it was", file=sys.stderr)
+        again = _GO_ON.get(name, "the same command")
+        print(f"\nnewsbert-ray {name}: stopped; {again} goes on where it was", file=sys.stderr)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -122,6 +123,8 @@ def _configure_logging(*, debug: bool) -> None:
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
 
+
+_GO_ON = {"sweep": "the same command with --resume"}
 
 _QUIET = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",

@@ -72,14 +72,14 @@ def flatten(entry: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, f
 class Display:
     """A run's entries on the screen: a live bar on a terminal, otherwise a plain line every ten seconds."""
 
-    def __init__(self, *, total: int, done: int, live: bool | None = None) -> None:
+    def __init__(self, *, total: int, live: bool | None = None) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
         self.console = Console(file=sys.stdout, highlight=False)
         self.live = self.console.is_terminal if live is None else live
         self.total = total
-        self.first = (done, time.monotonic())
+        self.first: tuple[int, float] | None = None  # step and time of this start's first entry
         self.last_line = 0.0
         columns = (
             TextColumn("{task.description}"),
@@ -90,7 +90,7 @@ class Display:
             TimeRemainingColumn(),
         )
         self.bar = Progress(*columns, console=self.console, disable=not self.live)
-        self.task = self.bar.add_task("training", total=total, completed=done, numbers="")
+        self.task = self.bar.add_task("training", total=total, numbers="")
 
     def __enter__(self) -> Self:
         self.bar.start()
@@ -99,6 +99,8 @@ class Display:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if kind is None:
+            self.bar.update(self.task, completed=self.total)
         self.bar.stop()
 
     def __call__(self, entry: Mapping[str, Any]) -> None:
@@ -106,6 +108,9 @@ class Display:
             self.say(entry["text"] if entry["kind"] == "note" else _evaluation_line(entry))
             return
         numbers = _log_numbers(entry)
+        if self.first is None:
+            self.first = (entry["step"], time.monotonic())
+            self.bar.reset(self.task, total=self.total, completed=entry["step"])
         self.bar.update(
             self.task,
             completed=entry["step"],
@@ -124,9 +129,11 @@ class Display:
             sys.stdout.flush()
 
     def _left(self, step: int) -> str:
-        done = step - self.first[0]
-        seconds = (time.monotonic() - self.first[1]) / done * (self.total - step) if done > 0 else 0.0
-        return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+        if self.first is None or step <= self.first[0]:
+            return "-"
+        speed = (time.monotonic() - self.first[1]) / (step - self.first[0])
+        seconds = int(speed * (self.total - step))
+        return f"{seconds // 60}:{seconds % 60:02d}"
 
 
 def both(*reports: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:

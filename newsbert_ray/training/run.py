@@ -90,7 +90,7 @@ def _train_here(settings: TrainSettings, manifest: Manifest, *, report: Report |
     world = World(0, 1, pick_device(settings))
     evaluations = evaluations_to(report)
     with ExitStack() as stack:
-        display = None if quiet else stack.enter_context(Display(total=_steps(settings, manifest), done=0))
+        display = None if quiet else stack.enter_context(Display(total=_steps(settings, manifest)))
         run_worker(
             settings,
             world,

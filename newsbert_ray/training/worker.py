@@ -115,9 +115,8 @@ def _follow(
         settings.train_rows,
     )
     path = Path(settings.out) / METRICS
-    last = max((entry["step"] for entry in read_entries(path)), default=0)
     seen = len(read_entries(path))
-    with Display(total=plan.total_steps, done=last) as display:
+    with Display(total=plan.total_steps) as display:
         link = f", dashboard {session.dashboard}" if session.dashboard else ""
         display.say(f"Ray Train group of {settings.workers} at {session.address}{link}")
         alive = True
