@@ -293,7 +293,7 @@ def _close(result: SweepResult, console: Console) -> None:
     ]
     records = [read_record(folder) for folder in folders if (folder / RECORD).exists()]
     if records:
-        console.print(sweep_table(records, metric=result.space.metric))
+        console.print(sweep_table(records, metric=result.space.metric, mode=result.space.mode))
     for trial, reason in result.failures.items():
         _say(console, f"failed: {trial}: {reason}")
     if result.failures:

@@ -172,6 +172,10 @@ def fix(space: SearchSpace, overrides: Mapping[str, Any]) -> tuple[SearchSpace, 
     return build_settings(SearchSpace, {**dict(space), **changed}, where="command line"), said
 
 
+_TRIAL: Mapping[str, Any] = {"threads": 1, "checkpoint": {"keep_finished": False}}
+"""What differs in a trial from a run of its own, unless the space says otherwise: a core each, a bounded disk."""
+
+
 def trial_settings(
     space: SearchSpace, point: Point, *, seed: int, out: Path, overrides: Mapping[str, Any]
 ) -> TrainSettings:
@@ -182,7 +186,7 @@ def trial_settings(
     """
     # Relative folders would mean something else to a worker that Ray starts elsewhere.
     own = {"seed": seed, "out": str(out.absolute())}
-    values = merge({"threads": 1}, space.settings, overrides, point, own)
+    values = merge(_TRIAL, space.settings, overrides, point, own)
     for name in ("data", "teacher"):
         if isinstance(values.get(name), str) and Path(values[name]).is_dir():
             values[name] = str(Path(values[name]).absolute())
