@@ -173,7 +173,7 @@ def fix(space: SearchSpace, overrides: Mapping[str, Any]) -> tuple[SearchSpace, 
 
 
 _TRIAL: Mapping[str, Any] = {"threads": 1, "checkpoint": {"keep_finished": False}}
-"""What differs in a trial from a run of its own, unless the space says otherwise: a core each, a bounded disk."""
+"""What differs in a trial from a run of its own, unless the space says otherwise: one core, bounded disk."""
 
 
 def trial_settings(
