@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from newsbert_ray.config import SettingsError
@@ -33,8 +34,9 @@ class Top(nn.Module):
     def forward(self, hidden_states: tuple[Tensor, ...], attention_mask: Tensor) -> Output:
         """Hidden states to an Output; losses and top compute in fp32 whatever the encoder computed in."""
         states = tuple(state.float() for state in hidden_states)
-        embedding = self.pooling(states[-1], attention_mask)
-        return Output(states, embedding, self.head(embedding))
+        with torch.autocast(attention_mask.device.type, enabled=False):
+            embedding = self.pooling(states[-1], attention_mask)
+            return Output(states, embedding, self.head(embedding))
 
 
 class Pair(nn.Module):
