@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 Mode = Literal["max", "min"]
 
-_NOT_COMPARED = ("seed", "out", "log_every", "checkpoint.")
-"""The seed is averaged over; folder, log and checkpoints alter no number."""
+_NOT_COMPARED = frozenset({"seed", "out", "threads", "log_every", "checkpoint", "device"})
+"""The seed is averaged over; the others alter no number: those that a run may go on with changed."""
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,12 @@ COLUMNS = (
 def flat_settings(record: RunRecord) -> dict[str, Any]:
     """The settings that may make two runs different, by dotted name.
 
-    The shards count by what is in them, not by where they lie.
+    Shards count by what is in them and a teacher by its name, not by where they lie.
     """
-    flat = {name: value for name, value in _flatten(record.settings) if not name.startswith(_NOT_COMPARED)}
+    compared = {name: value for name, value in record.settings.items() if name not in _NOT_COMPARED}
+    flat = dict(_flatten(compared))
+    if "teacher" in flat:
+        flat["teacher"] = teacher_name(record)
     if record.data.get("fingerprint"):
         flat["data"] = data_name(record)
     return flat
@@ -91,9 +94,10 @@ def data_name(record: RunRecord) -> str:
 
 
 def teacher_name(record: RunRecord) -> str:
-    """The teacher as it was named; of a folder its last part only."""
+    """The last part of the teacher's name: the same for a folder however it was reached, and for a model of
+    the hub without its owner."""
     name = str(record.settings.get("teacher", "unknown"))
-    return PurePath(name).name if PurePath(name).is_absolute() or name.startswith(".") else name
+    return PurePath(name).name or name
 
 
 def varying_settings(records: Sequence[RunRecord]) -> list[str]:

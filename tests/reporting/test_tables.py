@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from newsbert_ray.record import RunRecord
+from newsbert_ray.reporting import tables
 from newsbert_ray.reporting.tables import (
     COLUMNS,
     Mode,
@@ -24,6 +25,7 @@ from newsbert_ray.reporting.tables import (
     to_markdown,
     varying_settings,
 )
+from newsbert_ray.training.run import _FREE
 
 MakeRecord = Callable[..., RunRecord]
 ACCURACY = COLUMNS[0]
@@ -60,6 +62,21 @@ def test_only_what_varies_is_a_column(make_record: MakeRecord) -> None:
     """Seeds and folders differ in every run and explain nothing; the depth does."""
     records = [make_record(seed=seed, **{"student.layers": n}) for seed in (0, 1) for n in (1, 2)]
     assert varying_settings(records) == ["student.layers"]
+
+
+def test_what_alters_no_number_is_no_difference(make_record: MakeRecord) -> None:
+    """A seed that was trained on a GPU, or logged more often, must not stand in a row of its own."""
+    other = {
+        "threads": 4,
+        "device": "cuda",
+        "log_every": 7,
+        "checkpoint.every_steps": 3,
+        "checkpoint.keep_finished": False,
+    }
+    records = [make_record(seed=0), make_record(seed=1, **other)]
+    assert varying_settings(records) == []
+    assert [row.seeds for row in rows_of(records)] == [(0, 1)]
+    assert {"seed", *_FREE} == tables._NOT_COMPARED
 
 
 def test_same_shards_in_another_place_are_the_same_data(make_record: MakeRecord) -> None:
@@ -114,9 +131,22 @@ def test_csv_keeps_full_precision_and_leaves_blanks(make_record: MakeRecord) -> 
 
 
 def test_teacher_is_named_without_its_folder(make_record: MakeRecord) -> None:
-    """Reports are passed on; where somebody's models lie is nobody's business. A hub name keeps its owner."""
+    """Reports are passed on; where somebody's models lie is nobody's business."""
     assert teacher_name(make_record(**{"teacher": "/somewhere/models/bert6"})) == "bert6"
-    assert teacher_name(make_record(**{"teacher": "microsoft/mpnet-base"})) == "microsoft/mpnet-base"
+    assert teacher_name(make_record(**{"teacher": "microsoft/mpnet-base"})) == "mpnet-base"
+    records = [make_record(**{"teacher": name}) for name in ("/somewhere/models/bert6", "bert-base-uncased")]
+    assert [row.settings for row in rows_of(records)] == [
+        {"teacher": "bert-base-uncased"},
+        {"teacher": "bert6"},
+    ]
+
+
+def test_teacher_reached_another_way_is_the_same(make_record: MakeRecord) -> None:
+    """A sweep writes absolute folders, a person relative ones; their runs' seeds belong in one row."""
+    ways = ("/somewhere/models/bert6", "models/bert6", "./models/bert6/", "../bert6")
+    records = [make_record(seed=seed, **{"teacher": way}) for seed, way in enumerate(ways)]
+    assert varying_settings(records) == []
+    assert rows_of(records)[0].seeds == (0, 1, 2, 3)
 
 
 def _printed(table: Table) -> list[list[str]]:
