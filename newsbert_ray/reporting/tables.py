@@ -227,36 +227,62 @@ def sweep_table(
     metric: str = "test.student.accuracy",
     *,
     mode: Mode = "max",
+    seeds: int | None = None,
 ) -> Table:
     """The rows of a sweep for a terminal 80 letters wide, the best first, of equals the first tried.
+
+    Rows that miss a seed come after those that have all. Of the other numbers as many are shown as fit.
 
     Args:
         metric: what the sweep is judged by, a dotted path into the metrics.
         mode: whether the largest or the smallest is the best.
+        seeds: how many each point was to have; by default as many as there are in all the records.
     """
-    from rich import box
-    from rich.table import Table
-
     share = metric.endswith(("accuracy", "macro_f1"))
     heading = metric.replace(".", "\n") + (" %" if share else "")
     judge = Column("metric", heading, metric, *((100.0, 1) if share else (1.0, 4)))
     columns = [judge, *(column for column in _TERMINAL if column.path != metric)]
     rows = _rows_as_found(records, columns)
-    rows.sort(key=lambda row: _mean(row, judge, mode), reverse=mode == "max")
+    wanted = seeds or len({record.seed for record in records})
+    rows.sort(key=lambda row: _rank(row, judge, mode, wanted))
     columns = shown_columns(rows, columns)
-    table = Table(box=box.SIMPLE_HEAD, title=f"{len(distinct(records))} runs, best {metric} first")
+    title = f"{len(distinct(records))} runs, best {metric} first"
+    tables = (_dressed(rows, columns[:count], title) for count in range(len(columns), 0, -1))
+    return next(
+        (table for table in tables if _width(table) <= _TERMINAL_WIDTH), _dressed(rows, [judge], title)
+    )
+
+
+def _dressed(rows: Sequence[Row], columns: Sequence[Column], title: str) -> Table:
+    """A table for a terminal; where it is too narrow the settings' cells break, the numbers never."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, title=title)
     for name in rows[0].settings if rows else ():
-        table.add_column(name.replace(".", "\n"), justify="right", no_wrap=True)
+        table.add_column(name.replace(".", "\n"), justify="right", overflow="fold")
     table.add_column("seeds", justify="right", no_wrap=True)
     for column in columns:
         table.add_column(column.heading, justify="right", no_wrap=True)
     for position, row in enumerate(rows):
-        cells = [str(value) for value in row.settings.values()]
+        cells = [_brief(value) for value in row.settings.values()]
         numbers = [show(row.columns.get(column.name), column) for column in columns]
         table.add_row(*cells, str(len(row.seeds)), *numbers, style="bold" if position == 0 else None)
     return table
 
 
+def _width(table: Table) -> int:
+    """Letters that `table` takes where nothing breaks."""
+    from rich.console import Console
+
+    return Console(width=1000).measure(table).maximum
+
+
+def _brief(value: Any) -> str:
+    return str(float(f"{value:.4g}")) if isinstance(value, float) else str(value)
+
+
+_TERMINAL_WIDTH = 80
 _TERMINAL = (
     Column("accuracy", "test\naccuracy %", "test.student.accuracy", 100.0),
     Column("teacher_accuracy", "teacher's\naccuracy %", "test.teacher.accuracy", 100.0),
@@ -264,7 +290,9 @@ _TERMINAL = (
 )
 
 
-def _mean(row: Row, column: Column, mode: Mode) -> float:
-    """The value to sort by; a row without one comes last."""
-    last = -math.inf if mode == "max" else math.inf
-    return row.columns[column.name].mean if column.name in row.columns else last
+def _rank(row: Row, column: Column, mode: Mode, seeds: int) -> tuple[bool, float]:
+    """The key to sort by: rows with all seeds first, of these the best; a row without a value comes last."""
+    summary = row.columns.get(column.name)
+    if summary is None:
+        return True, math.inf
+    return summary.n < seeds, -summary.mean if mode == "max" else summary.mean

@@ -190,6 +190,49 @@ def test_sweep_table_fits_a_terminal(make_record: MakeRecord) -> None:
     assert lines[0][:6] == ["1", "0.1", "2", "70.5", "±", "0.7"]
 
 
+def test_sweep_table_of_three_axes_fits_a_terminal(make_record: MakeRecord) -> None:
+    """With more axes the other numbers make room; what the sweep is judged by stays whole."""
+    records = [
+        make_record(
+            accuracy=0.7 + 0.01 * seed + beta / 10,
+            seed=seed,
+            **{"distill.beta": beta, "student.layers": 2, "distill.temperature": t, "learning_rate": rate},
+        )
+        for seed in (0, 1)
+        for beta, t, rate in ((0.123456789, 1.0, 5e-5), (0.25, 12.5, 3.0517578125e-05))
+    ]
+    lines = _printed(sweep_table(records, "validation.student.accuracy"))
+    assert lines[0] == ["0.25", "12.5", "3.052e-05", "2", "73.0", "±", "0.7", *lines[0][7:]]
+    assert lines[1] == ["0.1235", "1.0", "5e-05", "2", "71.7", "±", "0.7", *lines[1][7:]]
+
+
+def test_sweep_table_of_many_axes_keeps_its_numbers(make_record: MakeRecord) -> None:
+    """Where even the settings have no room they break; a number cut short would be another number."""
+    values = {
+        "distill.weights.news_embedding": 1.5,
+        "distill.weights.soft_labels": 2.5,
+        "optimizer.clip_norm": 0.01,
+        "model.teacher_layers": 4,
+        "distill.temperature": 2.0,
+        "optimizer.warmup_share": 0.2,
+        "learning_rate": 3.0517578125e-05,
+    }
+    table = sweep_table([make_record(), make_record(accuracy=0.9, **values)], "validation.student.accuracy")
+    assert _printed(table)[0][-1] == "90.0"
+
+
+@pytest.mark.parametrize("mode", ["max", "min"])
+def test_point_that_misses_a_seed_is_not_the_best(mode: Mode, make_record: MakeRecord) -> None:
+    """A lucky seed alone must not head the table while the sweep names another point the best."""
+    lucky = 0.9 if mode == "max" else 0.1
+    records = [make_record(accuracy=lucky, seed=0, **{"distill.beta": 0.3})]
+    records += [make_record(accuracy=0.7, seed=seed, **{"distill.beta": 0.1}) for seed in (0, 1)]
+    lines = _printed(sweep_table(records, mode=mode))
+    assert [line[:2] for line in lines] == [["0.1", "2"], ["0.3", "1"]]
+    lines = _printed(sweep_table(records, mode=mode, seeds=3))
+    assert [line[:2] for line in lines] == [["0.3", "1"], ["0.1", "2"]]
+
+
 def test_mixed_values_can_be_sorted(make_record: MakeRecord) -> None:
     """None (all layers) and numbers stand in one column; comparing them must not end the report."""
     records = [make_record(**{"model.teacher_layers": n}) for n in (None, 8, 4)]
