@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -78,7 +78,7 @@ def beta_figure(records: Sequence[RunRecord]) -> FigureData:
     if BETA not in varying:
         raise NothingToDraw("Fig. 7 (metric over beta) is left out: beta does not vary over these runs")
     others = [name for name in varying if name != BETA]
-    groups = _grouped(records, others)
+    groups = _grouped(records, others or [DEPTH])
     if len(groups) > MAX_LINES:
         raise NothingToDraw(
             f"Fig. 7 (metric over beta) is left out: {', '.join(others)} make {len(groups)} lines, "
@@ -89,7 +89,7 @@ def beta_figure(records: Sequence[RunRecord]) -> FigureData:
         lines = [
             line
             for label, group in groups.items()
-            if (line := _over(group, _beta, f"test.student.{metric}", label))
+            if (line := _over_beta(group, f"test.student.{metric}", label))
         ]
         teacher = _known(records, f"test.teacher.{metric}")
         if lines and teacher and set(varying) <= {BETA, DEPTH}:
@@ -166,15 +166,13 @@ def _beta(record: RunRecord) -> float:
     return float(flat_settings(record)[BETA])
 
 
-def _over(
-    records: Sequence[RunRecord], position: Callable[[RunRecord], float], path: str, label: str
-) -> Line | None:
-    """Mean and spread in per cent of the metric at `path`, at each position; None where nobody knows it."""
+def _over_beta(records: Sequence[RunRecord], path: str, label: str) -> Line | None:
+    """Mean and spread in per cent of the metric at `path`, at each beta; None where nobody knows it."""
     found: dict[float, list[float]] = {}
     for record in records:
         value = number(record, path)
         if value is not None:
-            found.setdefault(position(record), []).append(100 * value)
+            found.setdefault(_beta(record), []).append(100 * value)
     return _line(found, label) if found else None
 
 

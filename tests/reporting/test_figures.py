@@ -41,6 +41,16 @@ def test_beta_figure_by_hand(make_record: MakeRecord) -> None:
     assert f1.y_label == "test macro-F1 (%)"
 
 
+def test_line_of_a_single_depth_has_a_name(make_record: MakeRecord) -> None:
+    """A marker with nothing beside it in the legend leaves the reader to guess what was drawn."""
+    records = [make_record(**{"distill.beta": beta, "student.layers": 2}) for beta in (0.0, 0.1)]
+    figure = beta_figure(records)
+    assert [[line.label for line in panel.lines] for panel in figure.panels] == [
+        ["N = 2", "teacher (mean)"]
+    ] * 2
+    assert figure.caption.endswith("N: student layers.")
+
+
 def test_figure_does_not_hang_on_the_order_of_records(make_record: MakeRecord) -> None:
     """The same runs found in another order must give the same figure, colour for colour."""
     records = _grid(make_record)
