@@ -148,14 +148,20 @@ class Jobs:
             self._queue.append(Job(name, label, point, seed, self.folder / TRIALS / name))
 
     def _skip_finished(self) -> None:
-        """Take trials with a record off the queue's head; their values come from it."""
+        """Take trials with a record off the queue's head; their values come from it.
+
+        One whose record is damaged, or without the metric, is run again; the record is put aside.
+        """
         while self._queue and (self._queue[0].out / RECORD).exists():
-            job = self._queue.pop(0)
+            job = self._queue[0]
             try:
-                self.finish(job, value=metric_value(read_record(job.out), self.space.metric))
-                self.found += 1
-            except (RecordError, MetricError) as error:
-                self.finish(job, value=None, failure=str(error))
+                value = metric_value(read_record(job.out), self.space.metric)
+            except (RecordError, MetricError):
+                (job.out / RECORD).replace(job.out / f"{RECORD}.damaged")
+                return
+            self._queue.pop(0)
+            self.finish(job, value=value)
+            self.found += 1
 
     def _tell(self, result: PointResult, numbers: list[int]) -> None:
         if len(result.values) + len(result.failures) < len(self.space.seeds):

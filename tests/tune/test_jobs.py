@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from newsbert_ray.config import TrainSettings, build_settings
-from newsbert_ray.record import RunRecord
+from newsbert_ray.record import RECORD, RunRecord
 from newsbert_ray.tune.jobs import Job, Jobs, MetricError, metric_value
 from newsbert_ray.tune.memory import Memory
 from newsbert_ray.tune.space_file import read_space
@@ -102,6 +102,34 @@ def test_a_trial_with_a_record_is_not_run_again(make_jobs: MakeJobs, make_train:
     last = make_jobs()
     last.settle()
     assert (last.due, last.found) == (0, 8)
+
+
+@pytest.mark.parametrize("damage", ["half a record", "no number"])
+def test_a_damaged_record_is_put_aside_and_its_trial_run_again(
+    damage: str, make_jobs: MakeJobs, make_train: Any
+) -> None:
+    """One bad file ends every resume of a sweep of days, or leaves a hole that nothing can fill."""
+    jobs = make_jobs()
+    done = []
+    while (job := jobs.next_job()) is not None:
+        run(job, make_train())
+        jobs.finish(job, value=0.5)
+        done.append(job)
+    path = done[3].out / RECORD
+    text = path.read_text()
+    path.write_text(text[:100] if damage == "half a record" else text.replace('"accuracy"', '"other"'))
+    again = make_jobs()
+    again.settle()
+    assert again.found == 3
+    job = again.next_job()
+    assert job == done[3]
+    assert not path.exists()
+    assert (done[3].out / "record.json.damaged").exists()
+    run(job, make_train())
+    again.finish(job, value=0.5)
+    assert again.next_job() is None
+    assert (again.unfinished, again.found) == (0, 7)
+    assert [result.failures for result in again.results.values()] == [{}] * 4
 
 
 def test_a_point_that_the_sampler_chooses_again_is_run_once_and_counts_twice(make_jobs: MakeJobs) -> None:
