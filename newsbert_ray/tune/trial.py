@@ -10,6 +10,7 @@ import fcntl
 import time
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -44,15 +45,19 @@ def run_trial(config: Mapping[str, Any], *, train: Train | None = None) -> None:
     from ray import tune
 
     settings = build_settings(TrainSettings, config["settings"], where="trial")
+    note = Path(config["notes"]) / f"{Path(settings.out).name}.txt"
     _await_folder(Path(settings.out))
     try:
         record = (train or _train())(settings, report=lambda entry: tune.report(numbers(entry)), quiet=True)
         value = metric_value(record, config["metric"])
     except Exception as error:
         # The one place that stops an exception: it belongs to this trial alone, and is shown by the sweep.
-        write_text(Path(config["notes"]) / f"{Path(settings.out).name}.txt", traceback.format_exc())
+        with suppress(OSError):  # the reason may be a full disk
+            write_text(note, traceback.format_exc())
         tune.report({"failure": f"{type(error).__name__}: {error}"})
     else:
+        with suppress(OSError):
+            note.unlink(missing_ok=True)
         tune.report({"value": value})
 
 
