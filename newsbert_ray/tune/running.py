@@ -9,10 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray import tune
+from ray.exceptions import RayActorError
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
+from newsbert_ray.config import SettingsError
 from newsbert_ray.connect import environment
 from newsbert_ray.tune.display import SweepDisplay
 from newsbert_ray.tune.jobs import Job, Jobs
@@ -44,6 +47,12 @@ class Place:
     def resources(self) -> dict[str, float]:
         """As Ray names them."""
         return {"CPU": self.cpus, "GPU": self.gpus} if self.gpus else {"CPU": self.cpus}
+
+
+def node_resources() -> list[dict[str, float]]:
+    """What each node that is alive has, as Ray names it: {"CPU": 8.0, "GPU": 1.0, ...}."""
+    nodes = ray.nodes()  # type: ignore[no-untyped-call]
+    return [dict(node["Resources"]) for node in nodes if node["Alive"]]
 
 
 def run_jobs(
@@ -92,6 +101,23 @@ def _trial_id(trial: Trial) -> str:
     return str(trial.trial_id)
 
 
+def _reason(trial: Trial) -> str:
+    """Why Tune gave a trial up, in one line."""
+    try:
+        error = trial.get_pickled_error()
+    except Exception as unreadable:  # whatever the unpickling of somebody's exception raises
+        error = unreadable
+    if error is None or isinstance(error, RayActorError):
+        died = f"its process died {RETRIES + 1} times, for want of memory perhaps"
+        return f"{died} ({_first_line(error)})" if error else died
+    cause = getattr(error, "cause", None) or error
+    return f"{type(cause).__name__}: {_first_line(cause)}"
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n", 1)[0]
+
+
 class _Queue(Searcher):
     """Hands jobs to Tune as it asks, and takes their ends in."""
 
@@ -111,11 +137,16 @@ class _Queue(Searcher):
     def suggest(self, trial_id: str) -> Any:
         if len(self.running) >= self._slots:
             return None
-        job = self.jobs.next_job()
-        if job is None:
-            return Searcher.FINISHED
-        self.running[trial_id] = job
-        return dict(self._config(job))
+        while (job := self.jobs.next_job()) is not None:
+            try:
+                config = dict(self._config(job))
+            except SettingsError as error:
+                # A combination that cannot be, which only the sampler has brought together.
+                self.jobs.finish(job, value=None, failure=str(error))
+                continue
+            self.running[trial_id] = job
+            return config
+        return Searcher.FINISHED
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -152,9 +183,7 @@ class _Watch(tune.Callback):
         self._end(trial, value=result.get("value"), failure=result.get("failure", "ended without a report"))
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        died = f"its process died {RETRIES + 1} times, for want of memory perhaps"
-        lines = str(trial.get_error() or "").strip().splitlines()
-        self._end(trial, value=None, failure=f"{died} ({lines[0]})" if lines else died)
+        self._end(trial, value=None, failure=_reason(trial))
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         self._display.tick()
