@@ -49,7 +49,11 @@ def listeners(pids: list[int]) -> set[str]:
     """Local addresses, in hexadecimal, on which these processes listen for TCP."""
     inodes = set()
     for pid in pids:
-        for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            descriptors = list(Path(f"/proc/{pid}/fd").iterdir())
+        except OSError:  # a process that has just ended
+            continue
+        for descriptor in descriptors:
             try:
                 target = os.readlink(descriptor)
             except OSError:

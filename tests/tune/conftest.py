@@ -1,4 +1,4 @@
-"""What the tests of sweeps share: a search space in a file, a training of no time, one Ray session."""
+"""What the tests of sweeps share: a search space in a file, a training of no time, a Ray session."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def write_space(tmp_path: Path) -> WriteSpace:
     return write
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ray() -> Iterator[RaySession]:
-    """One private session for all tests of sweeps; two trials at once."""
+    """One private session for a module's tests, gone before another room starts its own; two trials at once."""
     with ray_session(cpus=2) as session:
         yield session
 

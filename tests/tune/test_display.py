@@ -32,14 +32,34 @@ def take(jobs: Jobs) -> Job:
     return job
 
 
-def play(jobs: Jobs, console: Console) -> None:
-    """One trial finishes, one fails, one runs."""
+class Clock:
+    """Time that passes only where a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        """As time.monotonic."""
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The display's clock."""
+    clock = Clock()
+    monkeypatch.setattr(display, "time", clock)
+    return clock
+
+
+def play(jobs: Jobs, console: Console, clock: Clock) -> None:
+    """One trial finishes, one fails, each after 20 seconds; one runs."""
     shown = SweepDisplay(jobs, slots=1, console=console)
     with shown.shown():
         for value, failure in ((0.5, ""), (None, "no memory")):
             job = take(jobs)
             shown.started(job)
             shown.reported(job, {"epoch": 1.0, "validation.student.accuracy": 0.4})
+            clock.now += 20
             jobs.finish(job, value=value, failure=failure)
             shown.ended(job)
         running = take(jobs)
@@ -49,26 +69,26 @@ def play(jobs: Jobs, console: Console) -> None:
 
 
 def test_a_log_gets_one_plain_line_a_trial_and_now_and_then_one_about_the_whole(
-    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+    jobs: Jobs, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A log file fills with frames of a table, or shows nothing for hours."""
     monkeypatch.setattr(display, "EVERY_SECONDS", 0.0)
     file = io.StringIO()
-    play(jobs, Console(file=file, width=80))
+    play(jobs, Console(file=file, width=80), clock)
     first, second, third = file.getvalue().splitlines()
-    assert first.startswith("[1/4]  beta=0,layers=1,seed=0  validation.student.accuracy 0.5000  ")
-    assert second.startswith("[2/4]  beta=0,layers=2,seed=0  failed: no memory  ")
-    assert third == "[2/4]  1 running, about 0 s left, best so far beta=0,layers=1 0.5000"
+    assert first == "[1/4]  beta=0,layers=1,seed=0  validation.student.accuracy 0.5000  20.0 s"
+    assert second == "[2/4]  beta=0,layers=2,seed=0  failed: no memory  20.0 s"
+    assert third == "[2/4]  1 running, about 40 s left, best so far beta=0,layers=1 0.5000"
     assert "\x1b" not in file.getvalue()
 
 
-def test_a_terminal_gets_a_live_table_and_keeps_the_failures(jobs: Jobs) -> None:
+def test_a_terminal_gets_a_live_table_and_keeps_the_failures(jobs: Jobs, clock: Clock) -> None:
     """A failure scrolls by, or a finished table fills the screen."""
     file = io.StringIO()
-    play(jobs, Console(file=file, width=150, force_terminal=True, color_system=None))
+    play(jobs, Console(file=file, width=150, force_terminal=True, color_system=None), clock)
     text = file.getvalue()
     assert (
-        "small: 1 done, 1 running, 1 waiting, 1 failed, about 0 s left, best so far beta=0,layers=1 0.5000"
+        "small: 1 done, 1 running, 1 waiting, 1 failed, about 40 s left, best so far beta=0,layers=1 0.5000"
         in text
     )
     assert "beta=0.2,layers=1,seed=0" in text
