@@ -50,13 +50,18 @@ def write_figure(figure: FigureData, folder: Path) -> list[Path]:
         png, svg = io.BytesIO(), io.StringIO()
         drawn.savefig(png, format="png", dpi=200, metadata={"Software": None})
         drawn.savefig(svg, format="svg", metadata={"Date": None})
-    paths = [folder / f"{figure.name}.png", folder / f"{figure.name}.svg"]
+    paths = figure_paths(figure.name, folder)
     folder.mkdir(parents=True, exist_ok=True)
     part = paths[0].with_suffix(".png.part")
     part.write_bytes(png.getvalue())
     os.replace(part, paths[0])
     write_text(paths[1], svg.getvalue())
     return paths
+
+
+def figure_paths(name: str, folder: Path) -> list[Path]:
+    """The files of a figure: PNG, SVG."""
+    return [folder / f"{name}.png", folder / f"{name}.svg"]
 
 
 def _draw(figure: FigureData) -> Figure:

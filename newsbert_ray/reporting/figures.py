@@ -21,6 +21,8 @@ from newsbert_ray.reporting.tables import (
 )
 
 BETA, DEPTH = "distill.beta", "student.layers"
+BETA_FIGURE, CURVE_FIGURE = "fig7_beta", "learning_curves"
+"""What the figures' files are called."""
 X_BETA = "share of the teacher's gradient, β"
 MAX_LINES = 8
 """Lines that one panel can hold and a reader still follow."""
@@ -100,7 +102,7 @@ def beta_figure(records: Sequence[RunRecord]) -> FigureData:
             panels.append(Panel("", X_BETA, f"test {heading} (%)", tuple(lines)))
     if not panels:
         raise NothingToDraw("Fig. 7 (metric over beta) is left out: no run has test metrics")
-    return FigureData("fig7_beta", tuple(panels), _caption(records, panels))
+    return FigureData(BETA_FIGURE, tuple(panels), _caption(records, panels))
 
 
 def curve_figure(records: Sequence[RunRecord]) -> FigureData:
@@ -131,7 +133,7 @@ def curve_figure(records: Sequence[RunRecord]) -> FigureData:
         panels.append(Panel(label, "epoch", "validation accuracy (%)", tuple(shown)))
     note = f" {left_out} settings that ended lower are not drawn." if left_out else ""
     caption = _caption(records, panels, error_bars=False) + note
-    return FigureData("learning_curves", tuple(panels), caption, error_bars=False, whole_x=True)
+    return FigureData(CURVE_FIGURE, tuple(panels), caption, error_bars=False, whole_x=True)
 
 
 def _grouped(records: Sequence[RunRecord], names: Sequence[str]) -> dict[str, list[RunRecord]]:

@@ -7,8 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from newsbert_ray.record import RecordError, RunRecord, find_records, read_record, write_text
-from newsbert_ray.reporting.drawing import write_figure
-from newsbert_ray.reporting.figures import NothingToDraw, beta_figure, curve_figure
+from newsbert_ray.reporting.drawing import figure_paths, write_figure
+from newsbert_ray.reporting.figures import (
+    BETA_FIGURE,
+    CURVE_FIGURE,
+    NothingToDraw,
+    beta_figure,
+    curve_figure,
+)
 from newsbert_ray.reporting.tables import (
     data_name,
     distinct,
@@ -27,7 +33,8 @@ def report(folders: Sequence[str | Path], *, out: str | Path) -> list[Path]:
 
     Args:
         folders: runs and sweeps; every record at or below them counts once.
-        out: where to write; files of an earlier report are replaced.
+        out: where to write; files of an earlier report are replaced, its figures that these records do not
+            make are removed.
     Returns:
         The written files, report.md first.
     Raises:
@@ -39,11 +46,13 @@ def report(folders: Sequence[str | Path], *, out: str | Path) -> list[Path]:
     notes: list[str] = []
     if repeats := len(records) - len(distinct(records)):
         notes.append(f"{repeats} repeats of a run (same settings and seed) are left out")
-    for make in (beta_figure, curve_figure):
+    for name, make in ((BETA_FIGURE, beta_figure), (CURVE_FIGURE, curve_figure)):
         try:
             pictures += write_figure(make(records), out)
         except NothingToDraw as reason:
             notes.append(str(reason))
+            for stale in figure_paths(name, out):
+                stale.unlink(missing_ok=True)
     for note in notes:
         _log.info("%s", note)
     rows = rows_of(records)

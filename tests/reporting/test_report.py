@@ -47,6 +47,20 @@ def test_second_report_is_the_same(tmp_path: Path, make_record: MakeRecord) -> N
     assert first == again
 
 
+def test_figure_of_an_earlier_report_does_not_stay(tmp_path: Path, make_record: MakeRecord) -> None:
+    """A picture of other runs beside a report would be taken for its own; other files are nobody's."""
+    _write_sweep(tmp_path / "sweep", make_record)
+    report([tmp_path / "sweep"], out=tmp_path / "out")
+    (tmp_path / "out" / "mine.png").touch()
+    write_record(tmp_path / "run", make_record(epochs=1))
+    report([tmp_path / "run"], out=tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "mine.png",
+        "report.csv",
+        "report.md",
+    ]
+
+
 def test_folder_named_twice_counts_once(tmp_path: Path, make_record: MakeRecord) -> None:
     """`report sweep sweep/0` must not count a run twice."""
     _write_sweep(tmp_path / "sweep", make_record)
