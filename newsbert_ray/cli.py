@@ -165,13 +165,16 @@ def _sweep(words: list[str]) -> None:
     space, out = values.pop("space"), values.pop("out")
     resume, concurrency = values.pop("resume", False), values.pop("concurrency", None)
     changes = values.pop("vary", None) or []
-    from newsbert_ray.tune.search import SweepError, sweep
+    from newsbert_ray.tune.plan import SweepError
+    from newsbert_ray.tune.search import sweep
     from newsbert_ray.tune.space_file import parse_vary
 
     vary = dict(map(parse_vary, changes))
     result = sweep(space, out=out, overrides=values, vary=vary, resume=resume, concurrency=concurrency)
     if result.best is None:
         raise SweepError(f"{out}: no trial finished; the reasons stand above")
+    if result.failures:
+        raise SweepError(f"{out}: {len(result.failures)} trials failed; the reasons stand above")
 
 
 def _evaluate(words: list[str]) -> None:

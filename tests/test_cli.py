@@ -268,7 +268,7 @@ def test_sweep_passes_on_only_what_was_given(monkeypatch: pytest.MonkeyPatch) ->
 
     def sweep(space: str, **given: Any) -> SimpleNamespace:
         seen.update(given, space=space)
-        return SimpleNamespace(best="some point")
+        return SimpleNamespace(best="some point", failures={})
 
     monkeypatch.setattr("newsbert_ray.tune.search.sweep", sweep)
     words = ["space.yaml", "--out", "o", "--distill.temperature", "2", "--data", "d", "--vary", "seeds=1,2"]
@@ -290,6 +290,16 @@ def test_sweep_without_a_finished_trial_fails(
     monkeypatch.setattr("newsbert_ray.tune.search.sweep", lambda space, **given: SimpleNamespace(best=None))
     assert cli.main(["sweep", "space.yaml", "--out", "o"]) == 1
     assert "o: no trial finished" in capsys.readouterr().err
+
+
+def test_sweep_with_a_failed_trial_fails(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A script takes a table with holes for the whole sweep."""
+    result = SimpleNamespace(best="some point", failures={"beta=0,seed=1": "ValueError: no"})
+    monkeypatch.setattr("newsbert_ray.tune.search.sweep", lambda space, **given: result)
+    assert cli.main(["sweep", "space.yaml", "--out", "o"]) == 1
+    assert "o: 1 trials failed" in capsys.readouterr().err
 
 
 def test_evaluate_prints_a_table_or_json(

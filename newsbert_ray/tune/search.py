@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shlex
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from newsbert_ray.config import SettingsError, TrainSettings, merge
-from newsbert_ray.connect import RaySession, ray_session
-from newsbert_ray.record import RECORD, installed_versions, read_record, write_json
+from newsbert_ray.connect import ray_session
+from newsbert_ray.record import RECORD, read_record, write_json
 from newsbert_ray.tune import space as spaces
 from newsbert_ray.tune.jobs import TRIALS, Job, Jobs, PointResult
-from newsbert_ray.tune.memory import Memory
+from newsbert_ray.tune.memory import JOURNAL, Memory
+from newsbert_ray.tune.plan import SWEEP, claim_folder, make_plan, read_corpora, read_plan, require_same
 from newsbert_ray.tune.space import SearchSpace
 from newsbert_ray.tune.space_file import read_space
 
@@ -27,14 +26,8 @@ if TYPE_CHECKING:
     from newsbert_ray.tune.running import Place
     from newsbert_ray.tune.trial import Train
 
-SWEEP = "sweep.json"
-FORMAT = 1
 TRIALS_PER_GPU = 4
 """Trials that share a GPU where nothing else is asked for."""
-
-
-class SweepError(ValueError):
-    """A sweep that cannot begin or go on; the text names the folder and the cure."""
 
 
 @dataclass(frozen=True)
@@ -88,16 +81,23 @@ def sweep(
     """
     from rich.console import Console
 
+    if concurrency is not None and concurrency < 1:
+        raise SettingsError(f"concurrency = {concurrency}: expected 1 or more")
     began, out, console = time.monotonic(), Path(out), Console()
-    with _claim(out):
-        before = _read_plan(out)
-        asked = {"overrides": merge(overrides or {}), "vary": {k: list(v) for k, v in (vary or {}).items()}}
+    with claim_folder(out):
+        before = read_plan(out)
+        asked = {
+            "overrides": spaces.absolute_folders(merge(overrides or {})),
+            "vary": {name: list(values) for name, values in (vary or {}).items()},
+        }
         if resume and before and not asked["overrides"] and not asked["vary"]:
             asked = {name: before[name] for name in asked}
         found, said = spaces.fix(spaces.vary(read_space(space), asked["vary"]), asked["overrides"])
+        found = found.model_copy(update={"settings": spaces.absolute_folders(found.settings)})
         first = spaces.check_space(found, out=out, overrides=asked["overrides"])
-        plan = _plan(found, asked, first)
-        _require_same(out, before, plan, resume=resume)
+        plan = make_plan(found, asked, first, corpora=read_corpora(found, first) if train is None else [])
+        require_same(out, before, plan, resume=resume)
+        plan["corpora"] = plan["corpora"] or before.get("corpora", [])
         write_json(out / SWEEP, {**plan, "state": "running"})
         jobs = Jobs(found, Memory(found, out), out)
         try:
@@ -116,10 +116,21 @@ def sweep(
             _say(console, f"  {_resume_command(found, out)}")
             write_json(out / SWEEP, {**plan, "state": "interrupted"})
             raise
+        except Exception:
+            if not before and not (out / TRIALS).exists():
+                _forget(out)
+            raise
         result = _result(jobs, out, asked["overrides"], seconds=time.monotonic() - began)
-        write_json(out / SWEEP, {**plan, "state": "finished", "best": result.command})
+        state = "finished with failures" if result.failures else "finished"
+        write_json(out / SWEEP, {**plan, "state": state, "best": result.command})
     _close(result, console)
     return result
+
+
+def _forget(out: Path) -> None:
+    """Undo a sweep that ended before its first trial, so that the corrected command is not refused."""
+    for name in (SWEEP, JOURNAL):
+        (out / name).unlink(missing_ok=True)
 
 
 def _run(
@@ -132,13 +143,11 @@ def _run(
     console: Console,
 ) -> None:
     """Everything that is due, on Ray; without starting Ray where nothing is."""
-    if concurrency is not None and concurrency < 1:
-        raise SettingsError(f"concurrency = {concurrency}: expected 1 or more")
     jobs.settle()
     if not jobs.due:
         return
     from newsbert_ray.tune.display import SweepDisplay
-    from newsbert_ray.tune.running import run_jobs
+    from newsbert_ray.tune.running import node_resources, run_jobs
 
     def config(job: Job) -> dict[str, Any]:
         settings = spaces.trial_settings(
@@ -147,8 +156,8 @@ def _run(
         notes = str((jobs.folder / "failures").absolute())
         return {"settings": settings.model_dump(), "metric": jobs.space.metric, "notes": notes}
 
-    with ray_session() as session:
-        place = place_of(first, session, jobs=jobs.due, concurrency=concurrency)
+    with ray_session():
+        place = place_of(first, node_resources(), jobs=jobs.due, concurrency=concurrency)
         _say(console, f"{place.slots} trials at once; Ctrl-C ends the sweep, it can be resumed")
         display = SweepDisplay(jobs, slots=place.slots, console=console)
         run_jobs(jobs, config=config, place=place, display=display, folder=jobs.folder / ".tune", train=train)
@@ -156,102 +165,36 @@ def _run(
         raise KeyboardInterrupt
 
 
-def place_of(settings: TrainSettings, session: RaySession, *, jobs: int, concurrency: int | None) -> Place:
-    """What a trial occupies in `session`, and how many run at once.
+def place_of(
+    settings: TrainSettings, nodes: Sequence[Mapping[str, float]], *, jobs: int, concurrency: int | None
+) -> Place:
+    """What a trial occupies, and how many run at once.
 
+    Args:
+        nodes: what each node of the cluster has, as Ray names it: {"CPU": 8.0, "GPU": 1.0}.
+        jobs: trials that are due.
+        concurrency: trials at once, at most.
     Raises:
-        SettingsError: not even one trial would fit, and Ray would wait for ever.
+        SettingsError: not even one trial would fit on a node, and Ray would wait for ever.
     """
     from newsbert_ray.tune.running import Place
 
     cpus = settings.threads or 1
-    slots = int(session.cpus // cpus)
-    if slots < 1:
-        raise SettingsError(
-            f"threads = {cpus}: a trial needs {cpus} CPUs, Ray has {session.cpus:g}; take fewer threads"
-        )
-    if settings.device == "cuda" and not session.gpus:
+    gpus = sum(node.get("GPU", 0.0) for node in nodes) if settings.device != "cpu" else 0.0
+    if settings.device == "cuda" and not gpus:
         raise SettingsError("device = cuda: Ray has no GPU; take --device auto or cpu")
-    gpus = session.gpus if settings.device != "cpu" else 0.0
+    sizes = [node.get("CPU", 0.0) for node in nodes if node.get("GPU") or not gpus]
+    slots = sum(int(size // cpus) for size in sizes)
+    if slots < 1:
+        kind = "node with a GPU" if gpus else "node"
+        raise SettingsError(
+            f"threads = {cpus}: a trial needs {cpus} CPUs of one node, Ray's largest {kind} has "
+            f"{max(sizes, default=0.0):g}; take fewer threads"
+        )
     if gpus and concurrency is None:
         slots = min(slots, int(gpus * TRIALS_PER_GPU))
     slots = max(1, min(slots, jobs, concurrency or slots))
     return Place(slots=slots, cpus=cpus, gpus=min(1.0, int(gpus / slots * 1000) / 1000) if gpus else 0.0)
-
-
-def _plan(space: SearchSpace, asked: Mapping[str, Any], first: TrainSettings) -> dict[str, Any]:
-    """What sweep.json says: what was asked, and what every trial shares."""
-    return {
-        "format": FORMAT,
-        "space": space.model_dump(mode="json", exclude={"file"}),
-        "file": space.file,
-        **json.loads(json.dumps(asked)),
-        "settings": first.model_dump(mode="json", exclude={"out", "seed"}),
-        "varied": [axis.name for axis in space.axes],
-        "metric": space.metric,
-        "mode": space.mode,
-        "trials": space.points * len(space.seeds),
-        "versions": installed_versions(),
-    }
-
-
-@contextmanager
-def _claim(out: Path) -> Iterator[None]:
-    """The sweep's folder for this process alone; the system frees it however the process ends."""
-    if out.exists() and not out.is_dir():
-        raise SweepError(f"{out}: is a file; give another --out")
-    if out.is_dir() and any(out.iterdir()) and not (out / SWEEP).exists() and not (out / ".lock").exists():
-        raise SweepError(f"{out}: holds other files and no sweep; give an empty or new folder as --out")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock = (out / ".lock").open("w")
-    except OSError as error:
-        raise SweepError(f"{out}: cannot be written ({error}); give another --out") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise SweepError(
-                f"{out}: another sweep runs in it; wait for it, or give another --out"
-            ) from error
-        yield
-
-
-def _read_plan(out: Path) -> dict[str, Any]:
-    path = out / SWEEP
-    if not path.exists():
-        return {}
-    try:
-        plan = json.loads(path.read_text(encoding="utf-8"))
-        if (
-            isinstance(plan, dict)
-            and plan["format"] == FORMAT
-            and {"space", "overrides", "vary"} <= plan.keys()
-        ):
-            return plan
-    except (OSError, ValueError, KeyError):
-        pass
-    raise SweepError(f"{path}: damaged, or written by another version; give another --out")
-
-
-def _require_same(out: Path, before: Mapping[str, Any], plan: Mapping[str, Any], *, resume: bool) -> None:
-    if not before:
-        return
-    fixed = ("space", "overrides")
-    differ = [name for name in fixed if before[name] != plan[name]]
-    if differ:
-        parts = [
-            f"{name}.{key} was {_short(before[name].get(key))}, now {_short(plan[name].get(key))}"
-            for name in differ
-            for key in dict.fromkeys([*before[name], *plan[name]])
-            if before[name].get(key) != plan[name].get(key)
-        ]
-        raise SweepError(f"{out}: holds another sweep ({'; '.join(parts)}); give another --out")
-    if not resume:
-        raise SweepError(
-            f"{out}: holds this sweep already ({before.get('state', 'unknown')}); go on with --resume, "
-            "or give another --out"
-        )
 
 
 def _opening(jobs: Jobs, out: Path) -> list[str]:
@@ -272,7 +215,7 @@ def _result(jobs: Jobs, out: Path, overrides: Mapping[str, Any], *, seconds: flo
     if best:
         from newsbert_ray.reporting.report import report
 
-        written = report([out / TRIALS], out=out / "report")
+        written = report(_finished(out, jobs.results.values()), out=out / "report")
     return SweepResult(
         out=out,
         space=jobs.space,
@@ -284,14 +227,17 @@ def _result(jobs: Jobs, out: Path, overrides: Mapping[str, Any], *, seconds: flo
     )
 
 
+def _finished(out: Path, points: Iterable[PointResult]) -> list[Path]:
+    """Folders of the trials that have a value; a failed one may hold half a record."""
+    folders = [out / TRIALS / spaces.point_label(p.point, seed=seed) for p in points for seed in p.values]
+    return [folder for folder in folders if (folder / RECORD).exists()]
+
+
 def _close(result: SweepResult, console: Console) -> None:
     """The table, the failures, the best point as a command, and where things are."""
     from newsbert_ray.reporting.tables import sweep_table
 
-    folders = [
-        result.out / TRIALS / spaces.point_label(p.point, seed=s) for p in result.points for s in p.values
-    ]
-    records = [read_record(folder) for folder in folders if (folder / RECORD).exists()]
+    records = [read_record(folder) for folder in _finished(result.out, result.points)]
     if records:
         console.print(sweep_table(records, metric=result.space.metric, mode=result.space.mode))
     for trial, reason in result.failures.items():
@@ -324,7 +270,7 @@ def _close(result: SweepResult, console: Console) -> None:
 
 
 def _train_command(space: SearchSpace, best: PointResult, overrides: Mapping[str, Any], out: Path) -> str:
-    settings = spaces.flatten(merge(space.settings, overrides, best.point))
+    settings = spaces.flatten(spaces.absolute_folders(merge(space.settings, overrides, best.point)))
     settings |= {"seed": space.seeds[0], "out": str(out / "best")}
     words = [word for name, value in settings.items() for word in (f"--{name}", _word(value))]
     return shlex.join(["newsbert-ray", "train", *words])
@@ -338,11 +284,6 @@ def _word(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     return str(value)
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 200 else text[:197] + "..."
 
 
 def _say(console: Console, line: str) -> None:

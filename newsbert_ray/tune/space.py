@@ -186,10 +186,7 @@ def trial_settings(
     """
     # Relative folders would mean something else to a worker that Ray starts elsewhere.
     own = {"seed": seed, "out": str(out.absolute())}
-    values = merge(_TRIAL, space.settings, overrides, point, own)
-    for name in ("data", "teacher"):
-        if isinstance(values.get(name), str) and Path(values[name]).is_dir():
-            values[name] = str(Path(values[name]).absolute())
+    values = absolute_folders(merge(_TRIAL, space.settings, overrides, point, own))
     settings = build_settings(TrainSettings, values, where=f"{space.file}, point {point_label(point)}")
     if settings.workers > 1:
         raise SettingsError(
@@ -198,6 +195,15 @@ def trial_settings(
         )
     _check_depth(settings)
     return settings
+
+
+def absolute_folders(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with `data` and `teacher` as absolute paths where they are folders here."""
+    result = dict(values)
+    for name in ("data", "teacher"):
+        if isinstance(result.get(name), str) and Path(result[name]).is_dir():
+            result[name] = str(Path(result[name]).absolute())
+    return result
 
 
 def check_space(space: SearchSpace, *, out: Path, overrides: Mapping[str, Any]) -> TrainSettings:

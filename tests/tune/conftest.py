@@ -45,7 +45,7 @@ def write_space(tmp_path: Path) -> WriteSpace:
 
 @pytest.fixture(scope="module")
 def ray() -> Iterator[RaySession]:
-    """One private session for a module's tests, gone before another room starts its own; two trials at once."""
+    """One private session for a module's tests, gone before another starts its own; two trials at once."""
     with ray_session(cpus=2) as session:
         yield session
 

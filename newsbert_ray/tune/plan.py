@@ -1,0 +1,154 @@
+"""The folder of a sweep: held by one process, and sweep.json in it, which says what the sweep is."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from newsbert_ray.config import SCRATCH, TrainSettings
+from newsbert_ray.record import installed_versions
+from newsbert_ray.tune.space import SearchSpace, absolute_folders
+
+SWEEP = "sweep.json"
+FORMAT = 1
+
+
+class SweepError(ValueError):
+    """A sweep that cannot begin or go on; the text names the folder and the cure."""
+
+
+@contextmanager
+def claim_folder(out: Path) -> Iterator[None]:
+    """The sweep's folder for this process alone; the system frees it however the process ends."""
+    if out.exists() and not out.is_dir():
+        raise SweepError(f"{out}: is a file; give another --out")
+    if out.is_dir() and any(out.iterdir()) and not (out / SWEEP).exists() and not (out / ".lock").exists():
+        raise SweepError(f"{out}: holds other files and no sweep; give an empty or new folder as --out")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = (out / ".lock").open("w")
+    except OSError as error:
+        raise SweepError(f"{out}: cannot be written ({error}); give another --out") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise SweepError(
+                f"{out}: another sweep runs in it; wait for it, or give another --out"
+            ) from error
+        yield
+
+
+def make_plan(
+    space: SearchSpace, asked: Mapping[str, Any], first: TrainSettings, *, corpora: list[str]
+) -> dict[str, Any]:
+    """What sweep.json says: what was asked, and what every trial shares.
+
+    Args:
+        corpora: fingerprints of the shards; empty where they were not read.
+    """
+    return {
+        "format": FORMAT,
+        "space": space.model_dump(mode="json", exclude={"file"}),
+        "file": space.file,
+        **json.loads(json.dumps(asked)),
+        "settings": first.model_dump(mode="json", exclude={"out", "seed"}),
+        "varied": [axis.name for axis in space.axes],
+        "metric": space.metric,
+        "mode": space.mode,
+        "trials": space.points * len(space.seeds),
+        "corpora": corpora,
+        "versions": installed_versions(),
+    }
+
+
+def read_corpora(space: SearchSpace, first: TrainSettings) -> list[str]:
+    """Fingerprints of the shards that the trials read, after each teacher's tokeniser was held against them.
+
+    A teacher known by its Hugging Face name alone is left to the trials: it may have to be fetched.
+
+    Raises:
+        ShardError: no shards there.
+        EncoderError, TokenizerError: no such teacher, or its tokeniser did not make the shards.
+    """
+    from newsbert_ray.data.shards import read_manifest
+
+    varied = {axis.name: [str(value) for value in axis.samples()] for axis in space.axes}
+    manifests = [read_manifest(folder) for folder in varied.get("data", [first.data])]
+    for teacher in varied.get("teacher", [first.teacher]):
+        if teacher != SCRATCH and _is_local(teacher):
+            from newsbert_ray.model.assemble import check_tokenizer
+
+            for manifest in manifests:
+                check_tokenizer(teacher, manifest)
+    return [manifest.fingerprint for manifest in manifests]
+
+
+def _is_local(teacher: str) -> bool:
+    return Path(teacher).is_dir() or teacher.startswith(("/", ".", "~")) or teacher.count("/") > 1
+
+
+def read_plan(out: Path) -> dict[str, Any]:
+    """The plan in the sweep's folder, its folders of data and teacher absolute; empty where there is none.
+
+    Raises:
+        SweepError: damaged, or another version's.
+    """
+    path = out / SWEEP
+    if not path.exists():
+        return {}
+    try:
+        plan = json.loads(path.read_text(encoding="utf-8"))
+        if (
+            isinstance(plan, dict)
+            and plan["format"] == FORMAT
+            and {"space", "overrides", "vary"} <= plan.keys()
+        ):
+            space = {**plan["space"], "settings": absolute_folders(plan["space"]["settings"])}
+            return {**plan, "space": space, "overrides": absolute_folders(plan["overrides"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    raise SweepError(f"{path}: damaged, or written by another version; give another --out")
+
+
+def require_same(out: Path, before: Mapping[str, Any], plan: Mapping[str, Any], *, resume: bool) -> None:
+    """Refuse to go on with another sweep than the one before, on other shards, or unasked.
+
+    Raises:
+        SweepError: what differs, and the cure.
+    """
+    if not before:
+        return
+    fixed = ("space", "overrides")
+    differ = [name for name in fixed if before[name] != plan[name]]
+    if differ:
+        parts = [
+            f"{name}.{key} was {_short(before[name].get(key))}, now {_short(plan[name].get(key))}"
+            for name in differ
+            for key in dict.fromkeys([*before[name], *plan[name]])
+            if before[name].get(key) != plan[name].get(key)
+        ]
+        raise SweepError(f"{out}: holds another sweep ({'; '.join(parts)}); give another --out")
+    if before.get("corpora") and plan["corpora"] and before["corpora"] != plan["corpora"]:
+        raise SweepError(
+            f"{out}: holds trials on other shards (fingerprint {_shortest(before['corpora'])}, now "
+            f"{_shortest(plan['corpora'])}): the shards were prepared anew; give another --out"
+        )
+    if not resume:
+        raise SweepError(
+            f"{out}: holds this sweep already ({before.get('state', 'unknown')}); go on with --resume, "
+            "or give another --out"
+        )
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 200 else text[:197] + "..."
+
+
+def _shortest(fingerprints: list[str]) -> str:
+    return ", ".join(fingerprint[:12] for fingerprint in fingerprints)
