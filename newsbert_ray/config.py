@@ -96,7 +96,13 @@ class DistillSettings(Settings):
     """A factor for each loss."""
 
     @model_validator(mode="after")
-    def _momentum_has_a_source(self) -> Self:
+    def _losses_reach_both(self) -> Self:
+        weights = self.weights
+        if not (weights.student_task or weights.hidden or weights.news_embedding or weights.soft_labels):
+            raise ValueError(
+                "no loss reaches the student's layers; set one of weights.student_task, weights.hidden, "
+                "weights.news_embedding, weights.soft_labels above 0"
+            )
         if self.beta > 0 and self.weights.teacher_task == 0:
             raise ValueError(
                 f"beta {self.beta} mixes in the teacher's gradients, and weights.teacher_task 0 leaves none; "

@@ -28,8 +28,6 @@ HTTP2_SETTINGS = b"\4"
 """Frame type of the answer to the greeting (RFC 9113, 6.5)."""
 
 PRIVATE_ENVIRONMENT: Mapping[str, str] = {
-    # Ray's own name for it: the node's address becomes 127.0.0.1, and then every listener is on the loopback.
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
@@ -165,11 +163,10 @@ def _only_on_loopback(host: str, address: str) -> bool:
 def _start(stack: ExitStack, *, cpus: int | None, dashboard: bool) -> Path:
     # Short on purpose: Ray's sockets lie in it, and their paths may have 107 bytes. Ray opens its own folder
     # to every user of the machine, so it gets one inside ours, which only this user may enter.
-    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=_short_temporary_folder()))
-    stack.callback(shutil.rmtree, folder, ignore_errors=True)
-    _sweep_up(folder.parent)
-    _hold(stack, folder)
-    stack.enter_context(environment({**PRIVATE_ENVIRONMENT, **_loopback_interface(), **_token(folder)}))
+    _sweep_up(Path(_short_temporary_folder()))
+    folder = _own_folder(stack)
+    stack.enter_context(environment({**PRIVATE_ENVIRONMENT, **_token(folder)}))
+    stack.enter_context(environment(_loopback_only(), over=True))
     import ray
 
     _forget_authentication()
@@ -192,10 +189,15 @@ def _start(stack: ExitStack, *, cpus: int | None, dashboard: bool) -> Path:
     return folder
 
 
-def _hold(stack: ExitStack, folder: Path) -> None:
-    """Mark the folder as in use; the system takes the mark away however this process ends."""
-    lock = stack.enter_context((folder / LOCK).open("w"))
-    fcntl.flock(lock, fcntl.LOCK_EX)
+def _own_folder(stack: ExitStack) -> Path:
+    """A new folder, marked as in use; the system takes the mark away however this process ends."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=_short_temporary_folder()))
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        lock = stack.enter_context((folder / LOCK).open("w"))
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if (folder / LOCK).exists():  # another start may have swept it up before it was marked
+            return folder
 
 
 def _sweep_up(parent: Path) -> None:
@@ -214,12 +216,12 @@ def _short_temporary_folder() -> str:
     return "/tmp" if len(usual) > 30 and os.access("/tmp", os.W_OK) else usual
 
 
-def _loopback_interface() -> dict[str, str]:
-    """The interface of torch's gloo; its name is the system's."""
-    for _, name in socket.if_nameindex():
-        if name in ("lo", "lo0"):
-            return {"GLOO_SOCKET_IFNAME": name}
-    return {}
+def _loopback_only() -> dict[str, str]:
+    """What keeps Ray, gloo and NCCL to the loopback; the interface's name is the system's."""
+    names = [name for _, name in socket.if_nameindex() if name in ("lo", "lo0")]
+    interfaces = {key: name for name in names for key in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")}
+    # Ray's own name for it: the node's address becomes 127.0.0.1, and then every listener is on the loopback.
+    return {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", **interfaces}
 
 
 @contextmanager
@@ -257,15 +259,17 @@ def _forget_authentication() -> None:
 
 
 @contextmanager
-def environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Environment variables for as long as the block runs; what the user set himself stays."""
-    added = {name: value for name, value in values.items() if name not in os.environ}
+def environment(values: Mapping[str, str], *, over: bool = False) -> Iterator[None]:
+    """Environment variables for as long as the block runs; what the user set himself stays, unless `over`."""
+    added = {name: value for name, value in values.items() if over or name not in os.environ}
+    before = {name: os.environ[name] for name in added if name in os.environ}
     os.environ.update(added)
     try:
         yield
     finally:
         for name in added:
             os.environ.pop(name, None)
+        os.environ.update(before)
 
 
 def _describe(*, private: bool, folder: Path | None) -> RaySession:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import stat
@@ -181,6 +182,7 @@ def test_only_folders_of_killed_sessions_are_swept_up(tmp_path: Path) -> None:
         folder.mkdir()
     (left / "in-use").touch()
     with ExitStack() as stack:
-        connect._hold(stack, held)
+        lock = stack.enter_context((held / connect.LOCK).open("w"))
+        fcntl.flock(lock, fcntl.LOCK_EX)
         connect._sweep_up(tmp_path)
         assert [folder.exists() for folder in (left, held, other)] == [False, True, True]

@@ -40,8 +40,8 @@ class Update:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A run's training order over prepared shards."""
+class Course:
+    """The course of a run: its training order over prepared shards."""
 
     folder: str
     manifest: Manifest
@@ -73,7 +73,7 @@ class Plan:
                 first = after
 
 
-def read_updates(plan: Plan, *, done: int = 0) -> Iterator[Update]:
+def read_updates(plan: Course, *, done: int = 0) -> Iterator[Update]:
     """All updates after `done` steps, read in this process."""
     for window, first, skip in plan.windows_from(done):
         for step, parts in parts_of(
@@ -91,7 +91,7 @@ def parts_of(
             yield first + index, worker_parts(titles, rows, order)
 
 
-def collate_update(parts: list[Part], plan: Plan, *, step: int, epoch: int) -> Update:
+def collate_update(parts: list[Part], plan: Course, *, step: int, epoch: int) -> Update:
     """An update's parts as batches."""
     pad_id = plan.manifest.tokenizer.pad_id
     return Update(step, epoch, tuple(collate(part, pad_id=pad_id) for part in parts))

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from newsbert_ray.data.batches import Order, Part, Titles, Window
-from newsbert_ray.data.reading import Plan, Update, collate_update, parts_of, window_titles
+from newsbert_ray.data.reading import Course, Update, collate_update, parts_of, window_titles
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -83,7 +83,7 @@ def quiet_ray_data() -> Iterator[None]:
         logger.setLevel(before[1])
 
 
-def stream_updates(plan: Plan, *, done: int = 0) -> Iterator[Update]:
+def stream_updates(plan: Course, *, done: int = 0) -> Iterator[Update]:
     """This worker's updates after `done` steps, as `data.reading.read_updates` gives them, made by Ray Data
     tasks.
 

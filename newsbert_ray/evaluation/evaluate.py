@@ -6,15 +6,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from newsbert_ray.config import SCRATCH, TrainSettings, build_settings
+from newsbert_ray.config import TrainSettings, build_settings
 from newsbert_ray.data.reading import evaluation_batches
 from newsbert_ray.data.shards import SPLITS, Manifest, ShardError, read_manifest
 from newsbert_ray.evaluation.scoring import Scores, score_models
 from newsbert_ray.model.assemble import load_student
 from newsbert_ray.model.encoder import EncoderError
 from newsbert_ray.record import read_record
-
-CHECKPOINTS = "checkpoints"
 
 
 def evaluate(
@@ -34,6 +32,7 @@ def evaluate(
         RecordError: no finished run there.
         ShardError: no such split, or shards whose topics are not the run's.
         EncoderError: the student's folder is damaged, or another tokeniser made the shards.
+        CheckpointError: the teacher's weights are damaged.
     """
     import torch
 
@@ -57,14 +56,19 @@ def evaluate(
 
 
 def _teacher(folder: Path, settings: TrainSettings, manifest: Manifest) -> dict[str, Any]:
-    """The best checkpoint's teacher under the same top; nothing where the run kept no checkpoints."""
+    """The best checkpoint's teacher under the same top; nothing where the run kept no checkpoints, or the
+    teacher's configuration cannot be had any more."""
+    from newsbert_ray.data.tokens import TokenizerError
     from newsbert_ray.model.assemble import assemble_pair
-    from newsbert_ray.training.checkpoint import best_folders, load_best
+    from newsbert_ray.training.checkpoint import CHECKPOINTS, best_folders, load_best
 
     kept = best_folders(folder / CHECKPOINTS)
-    if not kept or (settings.teacher != SCRATCH and not Path(settings.teacher).is_dir()):
+    if not kept:
         return {}
-    pair = assemble_pair(settings, manifest).eval()
+    try:
+        pair = assemble_pair(settings, manifest).eval()
+    except (EncoderError, TokenizerError):
+        return {}
     load_best(folder / CHECKPOINTS, kept[-1].name, pair)
     return {"teacher": (pair.teacher, pair.top)}
 

@@ -31,12 +31,20 @@ def assemble_pair(settings: TrainSettings, manifest: Manifest) -> Pair:
         SettingsError: the student's layers do not divide the teacher's.
     """
     torch.manual_seed(settings.seed)
+    tokenizer, longest = manifest.tokenizer, int(manifest.settings.get("max_tokens") or 0)
+    recipe = (
+        settings.teacher,
+        settings.model,
+        settings.scratch,
+        tokenizer.vocabulary,
+        tokenizer.pad_id,
+        longest,
+    )
     if settings.teacher == SCRATCH:
-        teacher = _load(SCRATCH, settings.model, settings.scratch, manifest.tokenizer.vocabulary)
+        teacher = _load(*recipe)
     else:
         check_tokenizer(settings.teacher, manifest)
-        vocabulary = manifest.tokenizer.vocabulary
-        teacher = copy.deepcopy(_cached(settings.teacher, settings.model, settings.scratch, vocabulary))
+        teacher = copy.deepcopy(_cached(*recipe))
     torch.manual_seed(settings.seed)
     return build_pair(
         teacher,
@@ -64,8 +72,12 @@ def check_tokenizer(teacher: str, manifest: Manifest) -> None:
         )
 
 
-def _load(name: str, model: ModelSettings, scratch: ScratchSettings, vocabulary: int) -> Encoder:
-    return load_encoder(name, model=model, scratch=scratch, vocabulary=vocabulary)
+def _load(
+    name: str, model: ModelSettings, scratch: ScratchSettings, vocabulary: int, pad_id: int, longest: int
+) -> Encoder:
+    return load_encoder(
+        name, model=model, scratch=scratch, vocabulary=vocabulary, pad_id=pad_id, max_tokens=longest
+    )
 
 
 _cached = lru_cache(maxsize=1)(_load)
@@ -75,24 +87,35 @@ _cached = lru_cache(maxsize=1)(_load)
 def write_student(folder: Path, pair: Pair, manifest: Manifest, *, tokenizer: Path) -> None:
     """Write the student as a Hugging Face folder (with its tokeniser) plus the shared top, whole or not at
     all."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
+    for stale in folder.parent.glob(f".{folder.name}.*"):
+        shutil.rmtree(stale, ignore_errors=True)
     partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    pair.student.backbone.save_pretrained(partial)
-    if tokenizer.is_dir():
-        shutil.copytree(tokenizer, partial, dirs_exist_ok=True)
-    save_file({k: v.detach().cpu().contiguous() for k, v in pair.top.state_dict().items()}, partial / TOP)
     top = {
         "labels": manifest.labels,
         "query_size": pair.top.pooling.key.out_features,
         "max_tokens": manifest.settings.get("max_tokens"),
         "tokenizer_sha256": manifest.tokenizer.sha256,
     }
-    (partial / TOP_CONFIG).write_text(json.dumps(top, indent=1), encoding="utf-8")
-    partial.chmod(0o755)
-    if folder.exists():
-        shutil.rmtree(folder)
-    os.replace(partial, folder)
+    try:
+        pair.student.backbone.save_pretrained(partial)
+        if tokenizer.is_dir():
+            shutil.copytree(tokenizer, partial, dirs_exist_ok=True)
+        save_file({k: v.detach().cpu().contiguous() for k, v in pair.top.state_dict().items()}, partial / TOP)
+        (partial / TOP_CONFIG).write_text(json.dumps(top, indent=1), encoding="utf-8")
+        partial.chmod(0o755)
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(partial, folder)
+    except (SafetensorError, OSError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise EncoderError(
+            f"{folder}: the student cannot be written ({error}); make room or mend the disk, then run "
+            "the same "
+            "command again: it goes on from its last checkpoint"
+        ) from error
 
 
 def load_student(folder: Path) -> tuple[Encoder, Top, dict[str, Any]]:
@@ -102,14 +125,17 @@ def load_student(folder: Path) -> tuple[Encoder, Top, dict[str, Any]]:
     Raises:
         EncoderError: not an exported student.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         described: dict[str, Any] = json.loads((folder / TOP_CONFIG).read_text(encoding="utf-8"))
         weights = load_file(folder / TOP)
-    except (OSError, ValueError) as error:
-        raise EncoderError(f"{folder}: no exported student there ({type(error).__name__})") from error
-    encoder = load_exported(folder)
-    top = Top(encoder.hidden_size, query_size=described["query_size"], topics=len(described["labels"]))
-    top.load_state_dict(weights)
+        encoder = load_exported(folder)
+        top = Top(encoder.hidden_size, query_size=described["query_size"], topics=len(described["labels"]))
+        top.load_state_dict(weights)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise EncoderError(
+            f"{folder}: no whole exported student there ({type(error).__name__}); train the run again"
+        ) from error
     return encoder, top.eval(), described

@@ -14,6 +14,7 @@ from newsbert_ray.config import SCRATCH, ModelSettings, ScratchSettings
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
+_RESERVED_POSITIONS = 2  # RoBERTa's positions start after its padding id
 _DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout")
 
 
@@ -45,11 +46,6 @@ class Encoder(nn.Module):
         """The word embedding table."""
         return cast("nn.Embedding", self.backbone.get_input_embeddings())
 
-    @property
-    def vocabulary(self) -> int:
-        """Rows of the word embedding table."""
-        return int(self.backbone.config.vocab_size)
-
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
         """Hidden states of every level.
 
@@ -71,7 +67,15 @@ class Encoder(nn.Module):
         return Encoder(backbone)
 
 
-def load_encoder(name: str, *, model: ModelSettings, scratch: ScratchSettings, vocabulary: int) -> Encoder:
+def load_encoder(
+    name: str,
+    *,
+    model: ModelSettings,
+    scratch: ScratchSettings,
+    vocabulary: int,
+    pad_id: int = 0,
+    max_tokens: int = 0,
+) -> Encoder:
     """The teacher's encoder, in training mode.
 
     Args:
@@ -79,10 +83,12 @@ def load_encoder(name: str, *, model: ModelSettings, scratch: ScratchSettings, v
             weights
             (drawn from torch's generator).
         vocabulary: token ids in the shards; the embedding table must have at least as many rows.
+        pad_id: id of the shards' padding, for a scratch BERT.
+        max_tokens: longest title in the shards; the encoder must have as many positions.
     Raises:
         EncoderError: not found, no safetensors, too few layers, too small a vocabulary, or no list of layers.
     """
-    config = _scratch_config(scratch, vocabulary) if name == SCRATCH else _pretrained_config(name)
+    config = _scratch_config(scratch, vocabulary, pad_id) if name == SCRATCH else _pretrained_config(name)
     depth = int(config.num_hidden_layers)
     wanted = model.teacher_layers or depth
     if wanted > depth:
@@ -96,6 +102,12 @@ def load_encoder(name: str, *, model: ModelSettings, scratch: ScratchSettings, v
             f"'{name}' knows {config.vocab_size} tokens, the shards use {vocabulary}; prepare them "
             "with this teacher"
         )
+    positions = getattr(config, "max_position_embeddings", None)
+    if isinstance(positions, int) and 0 < positions < max_tokens + _RESERVED_POSITIONS:
+        raise EncoderError(
+            f"'{name}' has {positions} positions, too few for titles of {max_tokens} tokens; "
+            "prepare the shards with a smaller --max_tokens"
+        )
     encoder = Encoder(_build(name, config))
     found = len(encoder.layers)
     assert found == wanted, f"{found} layers found, {wanted} asked"
@@ -108,27 +120,33 @@ def load_exported(folder: str | Path) -> Encoder:
 
 
 def _build(name: str, config: PretrainedConfig) -> PreTrainedModel:
+    from safetensors import SafetensorError
     from transformers import AutoModel
 
     if name == SCRATCH:
         blank = AutoModel.from_config(config, attn_implementation="sdpa")  # type: ignore[no-untyped-call]
         return cast("PreTrainedModel", blank)
-    options: dict[str, Any] = {"use_safetensors": True, "trust_remote_code": False, "dtype": torch.float32}
+    options: dict[str, Any] = {"config": config, "use_safetensors": True, "output_loading_info": True}
+    options |= {"trust_remote_code": False, "dtype": torch.float32}
     try:
         try:
-            return cast(
-                "PreTrainedModel",
-                AutoModel.from_pretrained(name, config=config, attn_implementation="sdpa", **options),
-            )
+            found, info = AutoModel.from_pretrained(name, attn_implementation="sdpa", **options)
         except ValueError as error:
             if "scaled_dot_product_attention" not in str(error):
                 raise
-            return cast("PreTrainedModel", AutoModel.from_pretrained(name, config=config, **options))
-    except (OSError, ValueError, RuntimeError) as error:
+            found, info = AutoModel.from_pretrained(name, **options)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise EncoderError(
             f"teacher '{name}': its weights cannot be loaded as safetensors ({_first_line(error)}); "
             "give a Hugging Face name or a folder that holds config.json and model.safetensors"
         ) from error
+    missing = sorted(key for key in info["missing_keys"] if "pooler" not in key)
+    if missing:
+        raise EncoderError(
+            f"teacher '{name}': {len(missing)} of its weights are not in its file ({', '.join(missing[:3])}) "
+            "and would be random; give weights whose names are those of its config.json's model type"
+        )
+    return cast("PreTrainedModel", found)
 
 
 def _pretrained_config(name: str) -> PretrainedConfig:
@@ -144,7 +162,7 @@ def _pretrained_config(name: str) -> PretrainedConfig:
         ) from error
 
 
-def _scratch_config(scratch: ScratchSettings, vocabulary: int) -> PretrainedConfig:
+def _scratch_config(scratch: ScratchSettings, vocabulary: int, pad_id: int) -> PretrainedConfig:
     from transformers import BertConfig
 
     return BertConfig(
@@ -154,6 +172,7 @@ def _scratch_config(scratch: ScratchSettings, vocabulary: int) -> PretrainedConf
         num_attention_heads=scratch.heads,
         intermediate_size=scratch.feed_forward,
         max_position_embeddings=512,
+        pad_token_id=pad_id,
     )
 
 

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from newsbert_ray.training.step import Learner
 
+CHECKPOINTS = "checkpoints"
+"""Where a run's folder holds them."""
 STATE = "state.json"
 WEIGHTS = "weights.safetensors"
 _PREFIX = "step-"
@@ -39,7 +41,7 @@ class Progress:
             evaluation.
         sums: loss sums since the last evaluation, and `count` of updates in them.
         seconds: seconds spent over all starts, by what they went to (`train`, `data`, `evaluate`,
-            `checkpoint`).
+            `checkpoint`, `report`).
         titles: titles trained on.
     """
 
@@ -66,6 +68,9 @@ def write_checkpoint(folder: Path, learner: Learner, progress: Progress, *, keep
             tensors[f"adam.{name}.{key}"] = value
     path = folder / f"{_PREFIX}{progress.step:09d}"
     _write_folder(path, tensors, {"progress": asdict(progress)})
+    for later in step_folders(folder):
+        if later.name > path.name:  # found unusable by the resume that led here
+            shutil.rmtree(later, ignore_errors=True)
     _prune(folder, keep)
     return path
 
@@ -151,7 +156,7 @@ def _write_folder(path: Path, tensors: Mapping[str, Tensor], state: dict[str, An
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:
-        owned = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+        owned = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
         save_file(owned, partial / WEIGHTS)
         body = {**state, "sha256": _digest(partial / WEIGHTS)}
         text = json.dumps(body)

@@ -10,6 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from newsbert_ray.record import write_text
+
 METRICS = "metrics.jsonl"
 _PLAIN_SECONDS = 10.0
 
@@ -23,8 +25,9 @@ class Journal:
 
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / METRICS
-        kept = [json.dumps(entry) for entry in read_entries(self.path) if entry["step"] <= done]
-        self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        # The loop reports an evaluation at the resumed step once more.
+        kept = [e for e in read_entries(self.path) if (e["step"], e["kind"] == "evaluation") < (done, True)]
+        write_text(self.path, "".join(json.dumps(entry) + "\n" for entry in kept))
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1 if done else None)
 
     def __call__(self, entry: Mapping[str, Any]) -> None:

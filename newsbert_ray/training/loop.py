@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from newsbert_ray.data.reading import Plan, Update
+from newsbert_ray.data.reading import Course, Update
 from newsbert_ray.evaluation.scoring import Scores
 from newsbert_ray.training.checkpoint import Progress, best_name, write_best, write_checkpoint
-from newsbert_ray.training.step import Learner, train_step
+from newsbert_ray.training.step import Learner, LossError, train_step
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -45,7 +45,7 @@ def run_loop(
     learner: Learner,
     updates: Iterable[Update],
     *,
-    plan: Plan,
+    plan: Course,
     progress: Progress,
     world: World,
     evaluate: Callable[[], Scores],
@@ -68,6 +68,10 @@ def run_loop(
     settings = learner.settings
     ends = _epoch_ends(plan)
     clock = _Clock(progress)
+    if progress.curve and progress.curve[-1]["step"] == progress.step:
+        report(
+            {"kind": "evaluation", **progress.curve[-1]}
+        )  # a kill may have come between checkpoint and report
     since = (progress.titles, progress.seconds.get("train", 0.0) + progress.seconds.get("data", 0.0))
     for update in updates:
         clock.charge("data")
@@ -84,9 +88,13 @@ def run_loop(
             speed = (progress.titles - since[0]) / max(1e-9, spent - since[1])
             since = (progress.titles, spent)
             report(_log_entry(numbers, update, plan, world, speed))
+        every = settings.checkpoint.every_steps
         evaluated = step in ends or (
             settings.evaluate_every is not None and step % settings.evaluate_every == 0
         )
+        written = evaluated or (every is not None and step % every == 0)
+        if written:
+            _require_finite(learner, step)
         if evaluated:
             entry = _evaluation_entry(evaluate(), update, progress, ends, world)
             progress.curve.append(entry)
@@ -97,8 +105,7 @@ def run_loop(
                 if world.first:
                     write_best(checkpoints, learner.pair, step=step)
             clock.charge("evaluate")
-        every = settings.checkpoint.every_steps
-        if evaluated or (every is not None and step % every == 0):
+        if written:
             total = world.sum(
                 progress.sums
             )  # the checkpoint holds all workers' sums, the first goes on with them
@@ -126,7 +133,7 @@ class _Clock:
         self.last = now
 
 
-def _epoch_ends(plan: Plan) -> dict[int, int]:
+def _epoch_ends(plan: Course) -> dict[int, int]:
     """Last step of each epoch -> epochs done then."""
     ends: dict[int, int] = {}
     step = 0
@@ -136,15 +143,24 @@ def _epoch_ends(plan: Plan) -> dict[int, int]:
     return ends
 
 
+def _require_finite(learner: Learner, step: int) -> None:
+    """A checkpoint of weights that are no numbers would end every resume."""
+    if not all(bool(torch.isfinite(parameter).all()) for parameter in learner.pair.parameters()):
+        raise LossError(
+            f"weights are no longer finite at step {step}; use a lower learning_rate or optimizer.clip_norm, "
+            "and another --out"
+        )
+
+
 def _add(progress: Progress, numbers: Mapping[str, Tensor | float]) -> None:
-    for name, value in numbers.items():
-        if isinstance(value, Tensor):
-            progress.sums[name] = progress.sums.get(name, 0.0) + float(value)
+    losses = {name: value for name, value in numbers.items() if isinstance(value, Tensor)}
+    for name, value in zip(losses, torch.stack(list(losses.values())).tolist(), strict=True):
+        progress.sums[name] = progress.sums.get(name, 0.0) + value
     progress.count += 1
 
 
 def _log_entry(
-    numbers: Mapping[str, Tensor | float], update: Update, plan: Plan, world: World, speed: float
+    numbers: Mapping[str, Tensor | float], update: Update, plan: Course, world: World, speed: float
 ) -> dict[str, Any]:
     losses = {name: float(value) for name, value in numbers.items() if isinstance(value, Tensor)}
     others = {name: value for name, value in numbers.items() if not isinstance(value, Tensor)}

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import fcntl
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from newsbert_ray.config import SettingsError, TrainSettings
+from newsbert_ray.config import SCRATCH, SettingsError, TrainSettings
 from newsbert_ray.connect import inside_cluster
 from newsbert_ray.data.shards import Manifest, read_manifest
 from newsbert_ray.record import RECORD, RunRecord, read_record, write_json
+from newsbert_ray.training.checkpoint import CHECKPOINTS
 from newsbert_ray.training.journal import Display, both
 from newsbert_ray.training.loop import Report, World
 
 SETTINGS = "settings.json"
-_FREE = ("out", "threads", "log_every", "checkpoint", "device")
-"""Settings that may differ between a run's starts: they alter no number."""
+_FREE = ("data", "out", "threads", "log_every", "checkpoint", "device")
+"""Settings that may differ between a run's starts: they alter no number (of the data the fingerprint is
+compared)."""
 
 
 class RunFolderError(ValueError):
@@ -46,8 +49,11 @@ def train(settings: TrainSettings, *, report: Report | None = None, quiet: bool 
     say = _silent if quiet else print
     manifest = read_manifest(settings.data)
     run = Path(settings.out)
+    settings = _with_absolute_folders(settings)
     with _claim(run, settings, manifest):
         if (run / RECORD).exists():
+            if not settings.checkpoint.keep_finished:
+                shutil.rmtree(run / CHECKPOINTS, ignore_errors=True)
             say(f"already finished: {run}; give another --out to train again")
             return read_record(run)
         if settings.workers == 1 and (quiet or not inside_cluster()):
@@ -60,6 +66,14 @@ def train(settings: TrainSettings, *, report: Report | None = None, quiet: bool 
     if not quiet:
         print(closing_lines(record, run))
     return record
+
+
+def _with_absolute_folders(settings: TrainSettings) -> TrainSettings:
+    """The same settings with absolute folders: workers run elsewhere, and a record is read from anywhere."""
+    folders = {"data": str(Path(settings.data).resolve()), "out": str(Path(settings.out).resolve())}
+    if settings.teacher != SCRATCH and Path(settings.teacher).is_dir():
+        folders["teacher"] = str(Path(settings.teacher).resolve())
+    return settings.model_copy(update=folders)
 
 
 def closing_lines(record: RunRecord, run: Path) -> str:
@@ -126,10 +140,10 @@ def evaluations_to(report: Report | None) -> Report:
 
 def _steps(settings: TrainSettings, manifest: Manifest) -> int:
     from newsbert_ray.data.batches import Order
-    from newsbert_ray.data.reading import Plan
+    from newsbert_ray.data.reading import Course
 
     order = Order(settings.seed, settings.batch_size)
-    return Plan(settings.data, manifest, order, settings.epochs, settings.train_rows).total_steps
+    return Course(settings.data, manifest, order, settings.epochs, settings.train_rows).total_steps
 
 
 @contextmanager
@@ -166,7 +180,7 @@ def _check_settings(run: Path, settings: TrainSettings, manifest: Manifest) -> N
         ]
         if theirs["fingerprint"] != manifest.fingerprint:
             differ.append("the shards were prepared anew")
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise RunFolderError(f"{path}: damaged; give another --out, or delete {run}") from error
     if differ:
         raise RunFolderError(f"{run}: holds another run ({'; '.join(differ)}); give another --out")

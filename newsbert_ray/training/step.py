@@ -42,13 +42,19 @@ def build_learner(pair: Pair, settings: TrainSettings, *, total_steps: int, worl
     """A learner with a fresh Adam: one parameter group each for teacher, student and top; DDP is the
     caller's."""
     optimizer = settings.optimizer
+    if settings.distill.weights.teacher_task == 0:
+        pair.teacher.requires_grad_(False)  # nothing trains it
     rates = {
         "teacher": optimizer.teacher_learning_rate,
         "student": optimizer.student_learning_rate,
         "top": optimizer.top_learning_rate,
     }
     groups = [
-        {"params": list(getattr(pair, name).parameters()), "lr": rate or settings.learning_rate, "name": name}
+        {
+            "params": [p for p in getattr(pair, name).parameters() if p.requires_grad],
+            "lr": rate or settings.learning_rate,
+            "name": name,
+        }
         for name, rate in rates.items()
     ]
     for group in groups:
@@ -57,8 +63,8 @@ def build_learner(pair: Pair, settings: TrainSettings, *, total_steps: int, worl
         groups, betas=(optimizer.beta1, optimizer.beta2), eps=optimizer.epsilon, fused=True
     )
     # DDP reduces gradients as autograd makes them, so with several workers tables keep autograd's dense way.
-    tables = TableGradients(pair.word_tables() if world_size == 1 else [])
-    return Learner(pair, pair, adam, settings, total_steps, tables, world_size)
+    tables = [table for table in pair.word_tables() if table.weight.requires_grad and world_size == 1]
+    return Learner(pair, pair, adam, settings, total_steps, TableGradients(tables), world_size)
 
 
 def learning_rate_factor(step: int, settings: TrainSettings, *, total_steps: int) -> float:
@@ -109,10 +115,12 @@ def train_step(
     if not torch.isfinite(sums[TOTAL]):
         found = ", ".join(f"{name} {float(loss):.4g}" for name, loss in sums.items())
         raise LossError(
-            f"the loss is not finite at step {step} ({found}); lower learning_rate or set optimizer.clip_norm"
+            f"the loss is not finite at step {step} ({found}); use a lower learning_rate or "
+            "optimizer.clip_norm, and another --out"
         )
     learner.tables.gather()
-    found_statistics = _block_numbers(learner) if statistics else {}
+    with_teacher = settings.distill.weights.teacher_task > 0
+    found_statistics = _block_numbers(learner) if statistics and with_teacher else {}
     apply_momentum(learner.pair.student.layers, learner.pair.teacher.layers, beta=settings.distill.beta)
     if settings.optimizer.clip_norm is not None:
         torch.nn.utils.clip_grad_norm_(learner.pair.parameters(), settings.optimizer.clip_norm)

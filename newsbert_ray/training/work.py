@@ -17,21 +17,20 @@ from torch import nn
 
 from newsbert_ray.config import TrainSettings
 from newsbert_ray.data.batches import Order
-from newsbert_ray.data.reading import Plan, Update, evaluation_batches
+from newsbert_ray.data.reading import Course, Update, evaluation_batches
 from newsbert_ray.data.shards import Manifest, Split, read_manifest
 from newsbert_ray.evaluation.scoring import Scores, score_pair
 from newsbert_ray.model.assemble import assemble_pair, write_student
 from newsbert_ray.model.pair import block_map
 from newsbert_ray.record import RunRecord, describe_hardware, installed_versions, write_record
-from newsbert_ray.training.checkpoint import Progress, load_best, resume
+from newsbert_ray.training.checkpoint import CHECKPOINTS, Progress, load_best, resume
 from newsbert_ray.training.journal import Journal, both
 from newsbert_ray.training.loop import Report, World, run_loop
 from newsbert_ray.training.step import Learner, build_learner
 
 EVALUATION_BATCH = 256
-CHECKPOINTS = "checkpoints"
 
-Updates = Callable[[Plan, int], Iterator[Update]]
+Updates = Callable[[Course, int], Iterator[Update]]
 """(plan, steps done) -> this worker's updates after them."""
 
 
@@ -47,7 +46,7 @@ def run_worker(
     """
     manifest = read_manifest(settings.data)
     order = Order(settings.seed, settings.batch_size, world.rank, world.size, settings.optimizer.accumulate)
-    plan = Plan(settings.data, manifest, order, settings.epochs, settings.train_rows)
+    plan = Course(settings.data, manifest, order, settings.epochs, settings.train_rows)
     run = Path(settings.out)
     tell = say if world.first else _silent
     learner = build_worker_learner(settings, manifest, plan, world)
@@ -79,7 +78,7 @@ def run_worker(
         _finish(settings, manifest, learner, progress, test, world)
 
 
-def build_worker_learner(settings: TrainSettings, manifest: Manifest, plan: Plan, world: World) -> Learner:
+def build_worker_learner(settings: TrainSettings, manifest: Manifest, plan: Course, world: World) -> Learner:
     """The learner on this worker's device, wrapped for gradient averaging where there are several workers."""
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)

@@ -8,10 +8,10 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from newsbert_ray.config import SCRATCH, SettingsError, TrainSettings
+from newsbert_ray.config import SettingsError, TrainSettings
 from newsbert_ray.connect import RaySession, ray_session
 from newsbert_ray.data.batches import Order
-from newsbert_ray.data.reading import Plan
+from newsbert_ray.data.reading import Course
 from newsbert_ray.data.shards import Manifest
 from newsbert_ray.training.journal import METRICS, Display, append_entry, read_entries
 from newsbert_ray.training.loop import Report
@@ -25,22 +25,19 @@ class GroupError(RuntimeError):
 
 
 def train_group(settings: TrainSettings, manifest: Manifest, *, report: Report | None) -> None:
-    """Train with `settings.workers` Ray Train workers, in the cluster at hand or a private one, to the run's
-    record.
+    """Train with `settings.workers` Ray Train workers, in the cluster at hand or a private one, to a record.
 
-    A worker that dies takes its group back to the last checkpoint; entries reach this process through the
-    run's
-    metrics.jsonl, so the run's folder must be one that all nodes see.
+    A worker that dies takes its group back to the last checkpoint, three times at most; entries reach this
+    process through the run's metrics.jsonl, so the run's folder must be one that all nodes see.
 
     Raises:
         SettingsError: the cluster has not the resources.
-        GroupError: the workers failed more than three times, or at once for a reason that would repeat.
+        GroupError: the workers died more than three times, or one raised an error that would come again.
     """
-    resolved = _resolve(settings)
     with ray_session(dashboard=True) as session:
         _check_resources(settings, session)
         failure: list[BaseException] = []
-        fit = threading.Thread(target=_fit, args=(resolved, session, failure), daemon=True)
+        fit = threading.Thread(target=_fit, args=(settings, session, failure), daemon=True)
         fit.start()
         _follow(fit, settings, manifest, report, session)
         if failure:
@@ -48,28 +45,39 @@ def train_group(settings: TrainSettings, manifest: Manifest, *, report: Report |
 
 
 def _fit(settings: TrainSettings, session: RaySession, failure: list[BaseException]) -> None:
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     storage = Path(settings.out) / "ray"
-    try:
-        TorchTrainer(
-            _work,
-            train_loop_config={"settings": settings.model_dump(), "threads": _threads(settings, session)},
-            scaling_config=ScalingConfig(
-                num_workers=settings.workers,
-                use_gpu=_use_gpu(settings, session),
-                resources_per_worker={"CPU": 1, **({"GPU": 1} if _use_gpu(settings, session) else {})},
-            ),
-            run_config=RunConfig(
-                name="group",
-                storage_path=str(storage),
-                failure_config=FailureConfig(max_failures=_MAX_FAILURES),
-            ),
-        ).fit()
-        shutil.rmtree(storage, ignore_errors=True)
-    except BaseException as error:
-        failure.append(error)
+    torch_config = None
+    if session.address.startswith("127.0.0.1"):
+        from newsbert_ray.training.rendezvous import LoopbackConfig
+
+        torch_config = LoopbackConfig()
+    gpu = _use_gpu(settings, session)
+    for attempt in range(_MAX_FAILURES + 1):
+        try:
+            TorchTrainer(
+                _work,
+                train_loop_config={
+                    "settings": settings.model_dump(),
+                    "threads": _threads(settings, session),
+                },
+                torch_config=torch_config,
+                scaling_config=ScalingConfig(
+                    num_workers=settings.workers,
+                    use_gpu=gpu,
+                    resources_per_worker={"CPU": 1, **({"GPU": 1} if gpu else {})},
+                ),
+                run_config=RunConfig(name=f"group-{attempt}", storage_path=str(storage)),
+            ).fit()
+        except BaseException as error:
+            if attempt == _MAX_FAILURES or _own_reason(error):
+                failure.append(error)
+                break
+        else:
+            break
+    shutil.rmtree(storage, ignore_errors=True)
 
 
 def _work(config: dict[str, Any]) -> None:
@@ -107,7 +115,7 @@ def _follow(
     session: RaySession,
 ) -> None:
     """Show and pass on what the first worker writes to metrics.jsonl until the group ends."""
-    plan = Plan(
+    plan = Course(
         settings.data,
         manifest,
         Order(settings.seed, settings.batch_size),
@@ -155,16 +163,17 @@ def _threads(settings: TrainSettings, session: RaySession) -> int:
     return max(1, int(session.cpus) // settings.workers) if session.private else 1
 
 
-def _resolve(settings: TrainSettings) -> TrainSettings:
-    """The same settings with absolute folders: workers run elsewhere."""
-    folders = {"data": str(Path(settings.data).resolve()), "out": str(Path(settings.out).resolve())}
-    if settings.teacher != SCRATCH and Path(settings.teacher).is_dir():
-        folders["teacher"] = str(Path(settings.teacher).resolve())
-    return settings.model_copy(update=folders)
-
-
 def _reason(error: BaseException) -> str:
-    failures = getattr(error, "worker_failures", None) or {}
-    first = next(iter(failures.values()), error)
-    lines = str(first).strip().splitlines()
-    return lines[-1] if lines else type(first).__name__
+    """What a person should read of a group's failure: our own message where a worker raised one."""
+    lines = str(error).strip().splitlines()
+    return _own_reason(error) or (lines[-1] if lines else type(error).__name__)
+
+
+def _own_reason(error: BaseException) -> str | None:
+    """The message of an error of this package that a worker raised: it would come again on every start."""
+    workers = getattr(error, "worker_failures", None) or {}
+    for one in workers.values():
+        lines = str(one).strip().splitlines()
+        if lines and lines[-1].startswith("newsbert_ray."):
+            return lines[-1].partition(": ")[2]
+    return None

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from newsbert_ray.config import TrainSettings, build_settings, merge
 from newsbert_ray.data.batches import Batch, Order
-from newsbert_ray.data.reading import Plan, Update, read_updates
+from newsbert_ray.data.reading import Course, Update, read_updates
 from newsbert_ray.data.shards import read_manifest
 from newsbert_ray.distill.joint import joint_losses
 from newsbert_ray.distill.losses import weighted_total
@@ -60,11 +60,11 @@ def main() -> None:
     settings = build_settings(TrainSettings, merge(values))
     manifest = read_manifest(settings.data)
     order = Order(settings.seed, settings.batch_size)
-    plan = Plan(settings.data, manifest, order, settings.epochs, settings.train_rows)
+    plan = Course(settings.data, manifest, order, settings.epochs, settings.train_rows)
     compare(settings, plan, steps=options.steps, plain_length=options.plain_length)
 
 
-def compare(settings: TrainSettings, plan: Plan, *, steps: int, plain_length: int) -> None:
+def compare(settings: TrainSettings, plan: Course, *, steps: int, plain_length: int) -> None:
     """Alternate the two programs over the same updates and print their ratio and their last losses."""
     learner = build_worker_learner(settings, plan.manifest, plan, World(0, 1, torch.device("cpu")))
     plain = PlainLoop(settings, plan, plain_length)
@@ -100,7 +100,7 @@ def compare(settings: TrainSettings, plan: Plan, *, steps: int, plain_length: in
 class PlainLoop:
     """The reference program."""
 
-    def __init__(self, settings: TrainSettings, plan: Plan, length: int) -> None:
+    def __init__(self, settings: TrainSettings, plan: Course, length: int) -> None:
         self.settings = settings
         self.length = length
         self.pad_id = plan.manifest.tokenizer.pad_id
@@ -160,7 +160,7 @@ def mixing_seconds(pair: nn.Module, settings: TrainSettings) -> float:
     return statistics.median(times)
 
 
-def matmul_share(settings: TrainSettings, plan: Plan, step_seconds: float) -> dict[str, float]:
+def matmul_share(settings: TrainSettings, plan: Course, step_seconds: float) -> dict[str, float]:
     """The step's matrix products against what the same number of operations takes as plain products of its
     shapes."""
     pair = assemble_pair(settings, plan.manifest)

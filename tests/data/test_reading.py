@@ -9,13 +9,13 @@ import torch
 
 from newsbert_ray.data import batches
 from newsbert_ray.data.batches import Order
-from newsbert_ray.data.reading import Plan, Update, evaluation_batches, read_updates
+from newsbert_ray.data.reading import Course, Update, evaluation_batches, read_updates
 from newsbert_ray.data.shards import read_manifest
 
 
-def plan(shards: Path, **order: int) -> Plan:
+def plan(shards: Path, **order: int) -> Course:
     """Two epochs over the small corpus."""
-    return Plan(str(shards), read_manifest(shards), Order(5, 32, **order), 2, None)
+    return Course(str(shards), read_manifest(shards), Order(5, 32, **order), 2, None)
 
 
 def key(update: Update) -> tuple[int, int, list[list[list[int]]]]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from newsbert_ray.config import DistillSettings, LossWeights, TrainSettings
 from newsbert_ray.data.batches import Batch, Order
-from newsbert_ray.data.reading import Plan, read_updates
+from newsbert_ray.data.reading import Course, read_updates
 from newsbert_ray.data.shards import read_manifest
 from newsbert_ray.distill.joint import joint_losses
 from newsbert_ray.distill.losses import weighted_total
@@ -23,7 +23,7 @@ MakeSettings = Callable[..., TrainSettings]
 def pair_and_batch(settings: TrainSettings) -> tuple[Pair, Batch]:
     """A fresh pair without dropout and the first batch."""
     manifest = read_manifest(settings.data)
-    plan = Plan(settings.data, manifest, Order(0, settings.batch_size), 1, None)
+    plan = Course(settings.data, manifest, Order(0, settings.batch_size), 1, None)
     return assemble_pair(settings, manifest).eval(), next(read_updates(plan)).parts[0]
 
 

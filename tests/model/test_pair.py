@@ -88,6 +88,28 @@ def test_pickled_weights_are_refused(tmp_path: Path) -> None:
         load_encoder(str(tmp_path), model=ModelSettings(), scratch=ScratchSettings(), vocabulary=50)
 
 
+def test_weights_of_other_names_are_refused(tmp_path: Path) -> None:
+    """transformers fills what it does not find with random numbers: a teacher that knows nothing would
+    teach."""
+    from safetensors.torch import load_file, save_file
+    from transformers import BertConfig, BertModel
+
+    config = BertConfig(
+        vocab_size=50, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=8
+    )
+    BertModel(config).save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    renamed = {
+        name.replace("layer.1.attention.self.query", "other"): value for name, value in weights.items()
+    }
+    save_file(renamed, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(EncoderError, match="2 of its weights are not in its file"):
+        load_encoder(str(tmp_path), model=ModelSettings(), scratch=ScratchSettings(), vocabulary=50)
+    (tmp_path / "model.safetensors").write_bytes(b"cut")
+    with pytest.raises(EncoderError, match="cannot be loaded as safetensors"):
+        load_encoder(str(tmp_path), model=ModelSettings(), scratch=ScratchSettings(), vocabulary=50)
+
+
 @pytest.mark.parametrize("kind", ["bert", "distilbert", "roberta", "electra", "mpnet"])
 def test_other_encoders_by_folder(tmp_path: Path, kind: str) -> None:
     """Any encoder with a list of layers serves: its student's parameters pair with the teacher's by place."""
@@ -133,6 +155,18 @@ def test_exported_student_computes_the_same(make_settings: MakeSettings, tmp_pat
     with torch.inference_mode():
         assert torch.equal(pair(ids, mask)[1].logits, top(encoder(ids, mask), mask).logits)
     assert described["labels"] == manifest.labels
+
+
+@pytest.mark.parametrize("name", ["top.safetensors", "model.safetensors", "top.json"])
+def test_a_cut_student_is_an_error_of_ours(make_settings: MakeSettings, tmp_path: Path, name: str) -> None:
+    """A student cut short by a copy must be named, not end in a library's frames."""
+    settings = make_settings()
+    manifest = read_manifest(settings.data)
+    write_student(tmp_path / "student", assemble_pair(settings, manifest), manifest, tokenizer=tmp_path)
+    content = (tmp_path / "student" / name).read_bytes()
+    (tmp_path / "student" / name).write_bytes(content[: len(content) // 2])
+    with pytest.raises(EncoderError, match=r"student|safetensors"):
+        load_student(tmp_path / "student")
 
 
 def test_exported_student_opens_in_transformers_alone(make_settings: MakeSettings, tmp_path: Path) -> None:

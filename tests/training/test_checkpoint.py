@@ -11,7 +11,7 @@ import torch
 
 from newsbert_ray.config import TrainSettings
 from newsbert_ray.data.batches import Order
-from newsbert_ray.data.reading import Plan, read_updates
+from newsbert_ray.data.reading import Course, read_updates
 from newsbert_ray.data.shards import read_manifest
 from newsbert_ray.model.assemble import assemble_pair
 from newsbert_ray.training import checkpoint
@@ -24,7 +24,7 @@ MakeSettings = Callable[..., TrainSettings]
 def learner_after(settings: TrainSettings, steps: int) -> Learner:
     """A learner that has made some updates."""
     manifest = read_manifest(settings.data)
-    plan = Plan(settings.data, manifest, Order(0, settings.batch_size), settings.epochs, None)
+    plan = Course(settings.data, manifest, Order(0, settings.batch_size), settings.epochs, None)
     learner = build_learner(assemble_pair(settings, manifest), settings, total_steps=plan.total_steps)
     for update in islice(read_updates(plan), steps):
         train_step(learner, update.parts, step=update.step)
@@ -88,6 +88,17 @@ def test_number_of_checkpoints_is_bounded(make_settings: MakeSettings, tmp_path:
         write_checkpoint(tmp_path, learner, Progress(step=step, best=best), keep=2)
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == ["best-000000002", "step-000000004", "step-000000005"]
+
+
+def test_pruning_never_counts_a_checkpoint_found_damaged(make_settings: MakeSettings, tmp_path: Path) -> None:
+    """A damaged newest checkpoint, left in the count, would push out the good ones written after it."""
+    learner = learner_after(make_settings(), 0)
+    for step in (2, 9):
+        newest = write_checkpoint(tmp_path, learner, Progress(step=step), keep=2)
+    (newest / checkpoint.WEIGHTS).write_bytes(b"")
+    assert resume(tmp_path, learner, say=lambda _: None).step == 2
+    write_checkpoint(tmp_path, learner, Progress(step=4), keep=1)
+    assert resume(tmp_path, learner, say=lambda _: None).step == 4
 
 
 def test_a_write_that_fails_leaves_the_checkpoint_before(

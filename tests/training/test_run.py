@@ -223,6 +223,25 @@ def test_depth_that_does_not_divide(shards: Path, tmp_path: Path) -> None:
         train(small(shards, tmp_path / "run", student={"layers": 3}), quiet=True)
 
 
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"settings": 3, "fingerprint": 1}'])
+def test_a_damaged_settings_file(shards: Path, tmp_path: Path, content: str) -> None:
+    """Whose run it is cannot be told: nothing may be written over."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "settings.json").write_text(content)
+    with pytest.raises(RunFolderError, match=r"damaged|holds another run"):
+        train(small(shards, folder), quiet=True)
+
+
+def test_the_same_shards_by_another_path_are_the_same_run(
+    shards: Path, unbroken: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A resume from another folder, or with a slash more, is still a resume: the content decides."""
+    monkeypatch.chdir(shards.parent)
+    train(small(Path("shards/"), unbroken))
+    assert "already finished" in capsys.readouterr().out
+
+
 def test_two_processes_on_one_folder(shards: Path, tmp_path: Path) -> None:
     """Two runs writing the same checkpoints would leave neither."""
     import fcntl

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from newsbert_ray.config import TrainSettings
 from newsbert_ray.data.batches import Order
-from newsbert_ray.data.reading import Plan, Update, read_updates
+from newsbert_ray.data.reading import Course, Update, read_updates
 from newsbert_ray.data.shards import read_manifest
 from newsbert_ray.model.assemble import assemble_pair
 from newsbert_ray.training.step import Learner, LossError, build_learner, learning_rate_factor, train_step
@@ -50,7 +50,7 @@ def start(
     """A fresh learner and its first updates."""
     manifest = read_manifest(settings.data)
     order = Order(settings.seed, settings.batch_size, rank, world_size, settings.optimizer.accumulate)
-    plan = Plan(settings.data, manifest, order, settings.epochs, settings.train_rows)
+    plan = Course(settings.data, manifest, order, settings.epochs, settings.train_rows)
     learner = build_learner(assemble_pair(settings, manifest), settings, total_steps=plan.total_steps)
     return learner, list(islice(read_updates(plan), steps))
 
@@ -213,12 +213,27 @@ def test_statistics_are_given_on_request(make_settings: MakeSettings) -> None:
     assert -1.0 <= float(found["block_1_cosine"]) <= 1.0
 
 
+@pytest.mark.parametrize(
+    "weights",
+    [{"teacher_task": 0.0}, {"student_task": 0.0, "soft_labels": 0.0, "embedding": 0.0, "hidden": 0.0}],
+)
+def test_losses_may_be_left_out(make_settings: MakeSettings, weights: dict[str, float]) -> None:
+    """An ablation that the settings accept must run; a teacher that nothing trains stays as it is."""
+    learner, updates = start(make_settings(**{"distill.beta": 0.0, "distill.weights": weights}))
+    before = {name: value.clone() for name, value in learner.pair.teacher.state_dict().items()}
+    train_step(learner, updates[0].parts, step=1, statistics=True)
+    assert equal(before, dict(learner.pair.teacher.state_dict())) == ("teacher_task" in weights)
+
+
 def test_bf16_stays_near_fp32(make_settings: MakeSettings) -> None:
     """Mixed precision may round, not change what is learned: losses within a percent over 12 updates."""
     exact = run(make_settings(**{"model.dropout": 0.0}))[1]
     mixed = run(make_settings(**{"model.dropout": 0.0, "precision": "bf16"}))[1]
     assert mixed == pytest.approx(exact, rel=1e-2)
     assert mixed != exact
+    learner, updates = start(make_settings(precision="bf16"))
+    found = train_step(learner, updates[0].parts, step=1)
+    assert {v.dtype for v in found.values() if isinstance(v, Tensor)} == {torch.float32}
 
 
 def test_part_weight_zero_adds_nothing(make_settings: MakeSettings) -> None:

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from safetensors.torch import load_file
 from newsbert_ray.config import SettingsError, TrainSettings
 from newsbert_ray.connect import ray_session
 from newsbert_ray.data.batches import Order
-from newsbert_ray.data.reading import Plan, read_updates
+from newsbert_ray.data.reading import Course, read_updates
 from newsbert_ray.data.shards import read_manifest
 from newsbert_ray.record import read_record
 from newsbert_ray.training.journal import METRICS, read_entries
@@ -65,7 +66,7 @@ def test_ray_data_streams_the_very_same_batches(shards: Path, session: None) -> 
     """Were the order Ray's, a group's run could be neither repeated nor resumed."""
     from newsbert_ray.data.stream import stream_updates
 
-    plan = Plan(str(shards), read_manifest(shards), Order(7, 20, 1, 2, 2), 2, None)
+    plan = Course(str(shards), read_manifest(shards), Order(7, 20, 1, 2, 2), 2, None)
     for done in (0, 5):
         direct, streamed = list(read_updates(plan, done=done)), list(stream_updates(plan, done=done))
         assert len(direct) == len(streamed) > 0
@@ -82,11 +83,15 @@ def test_two_workers_equal_one_and_survive_a_kill(shards: Path, session: None, t
     batch)."""
     train(settings(shards, tmp_path / "one"), quiet=True)
     killed: list[int] = []
-    killer = threading.Thread(target=kill_a_worker, args=(tmp_path / "two", killed), daemon=True)
+    open_to_others: list[str] = []
+    killer = threading.Thread(
+        target=kill_a_worker, args=(tmp_path / "two", killed, open_to_others), daemon=True
+    )
     killer.start()
     record = train(settings(shards, tmp_path / "two", workers=2))
     killer.join()
     assert len(killed) == 1
+    assert not open_to_others, open_to_others
     assert record.hardware["workers"] == 2
     one, two = student(tmp_path / "one"), student(tmp_path / "two")
     largest = max(float((one[name] - two[name]).abs().max()) for name in one)
@@ -97,8 +102,9 @@ def test_two_workers_equal_one_and_survive_a_kill(shards: Path, session: None, t
     assert steps == list(range(1, record.steps + 1))
 
 
-def kill_a_worker(folder: Path, killed: list[int]) -> None:
-    """SIGKILL one Train worker of this session once the run has passed its fourth step."""
+def kill_a_worker(folder: Path, killed: list[int], open_to_others: list[str]) -> None:
+    """SIGKILL one Train worker of this session once the run has passed its fourth step; look at the ports
+    before."""
     import psutil
 
     deadline = time.monotonic() + 200
@@ -110,10 +116,27 @@ def kill_a_worker(folder: Path, killed: list[int]) -> None:
                 for child in psutil.Process().children(recursive=True)
                 if "RayTrainWorker" in " ".join(child.cmdline())
             ]
+            open_to_others += listeners_beyond_loopback()
             os.kill(workers[0].pid, signal.SIGKILL)
             killed.append(workers[0].pid)
             return
         time.sleep(0.02)
+
+
+def listeners_beyond_loopback() -> list[str]:
+    """What this process's descendants listen on besides the loopback."""
+    import psutil
+
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            found += [
+                f"{child.name()} {c.laddr.ip}:{c.laddr.port}"
+                for c in child.net_connections(kind="inet")
+                if c.status == psutil.CONN_LISTEN
+                and c.laddr.ip not in ("127.0.0.1", "::1", "::ffff:127.0.0.1")
+            ]
+    return found
 
 
 def test_one_worker_in_a_cluster_is_a_group(
