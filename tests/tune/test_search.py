@@ -395,7 +395,8 @@ def test_a_trial_whose_process_is_killed_starts_again(
             killed.parent.mkdir(parents=True, exist_ok=True)
             killed.touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        return whole(settings, report=report, quiet=quiet)
+        record: RunRecord = whole(settings, report=report, quiet=quiet)
+        return record
 
     out = tmp_path / "sweep"
     result = sweep(write_space(**{"[1, 2]": "[1]"}), out=out, train=train)
