@@ -94,6 +94,7 @@ def compare(settings: TrainSettings, plan: Course, *, steps: int, plain_length: 
         largest_loss_difference=max(abs(a - b) for a, b in last),
     )
     say("mixing", share_of_step=mixing_seconds(learner.pair, settings) / statistics.median(ours))
+    say("dropout", step_with_over_without=dropout_cost(settings, plan, steps=max(10, steps // 2)))
     say("matmul", **matmul_share(settings, plan, statistics.median(ours)))
 
 
@@ -160,6 +161,29 @@ def mixing_seconds(pair: nn.Module, settings: TrainSettings) -> float:
     return statistics.median(times)
 
 
+def dropout_cost(settings: TrainSettings, plan: Course, *, steps: int) -> float:
+    """A step with the paper's dropout 0.2 over one without, in turns: median ratio."""
+    world = World(0, 1, torch.device("cpu"))
+    learners = [
+        build_worker_learner(
+            settings.model_copy(update={"model": settings.model.model_copy(update={"dropout": rate})}),
+            plan.manifest,
+            plan,
+            world,
+        )
+        for rate in (0.2, 0.0)
+    ]
+    ratios = []
+    for update in islice(read_updates(plan), WARM_UP + steps):
+        times = []
+        for learner in learners:
+            start = time.perf_counter()
+            train_step(learner, update.parts, step=update.step)
+            times.append(time.perf_counter() - start)
+        ratios.append(times[0] / times[1])
+    return statistics.median(ratios[WARM_UP:])
+
+
 def matmul_share(settings: TrainSettings, plan: Course, step_seconds: float) -> dict[str, float]:
     """The step's matrix products against what the same number of operations takes as plain products of its
     shapes."""
@@ -169,19 +193,25 @@ def matmul_share(settings: TrainSettings, plan: Course, step_seconds: float) -> 
     layers = len(pair.teacher.layers) + len(pair.student.layers)
     tokens = statistics.mean(u.parts[0].input_ids.numel() for u in islice(read_updates(plan), 20))
     operations = 3 * 2 * tokens * (4 * hidden * hidden + 2 * hidden * inner) * layers
-    a, b = torch.randn(int(tokens), hidden), torch.randn(hidden, inner)
+    ceiling, bf16 = (product_speed(int(tokens), hidden, inner, t) for t in (torch.float32, torch.bfloat16))
+    achieved = operations / step_seconds
+    return {
+        "bf16_ceiling_gflops": bf16 / 1e9,
+        "ceiling_gflops": ceiling / 1e9,
+        "step_gflops": achieved / 1e9,
+        "share_of_ceiling": achieved / ceiling,
+    }
+
+
+def product_speed(rows: int, inner: int, columns: int, dtype: torch.dtype) -> float:
+    """Operations a second of a matrix product."""
+    a, b = torch.randn(rows, inner).to(dtype), torch.randn(inner, columns).to(dtype)
     times = []
     for _ in range(40):
         start = time.perf_counter()
         a @ b
         times.append(time.perf_counter() - start)
-    ceiling = 2 * int(tokens) * hidden * inner / statistics.median(times)
-    achieved = operations / step_seconds
-    return {
-        "ceiling_gflops": ceiling / 1e9,
-        "step_gflops": achieved / 1e9,
-        "share_of_ceiling": achieved / ceiling,
-    }
+    return 2 * rows * inner * columns / statistics.median(times)
 
 
 if __name__ == "__main__":
