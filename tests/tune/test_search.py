@@ -406,6 +406,24 @@ def test_a_trial_whose_process_is_killed_starts_again(
 
 
 @pytest.mark.ray
+def test_a_resume_with_nothing_left_but_what_cannot_be_ends_with_its_table(
+    ray: RaySession, write_space: WriteSpace, make_train: Any, tmp_path: Path
+) -> None:
+    """A combination that the sampler should not have made is due at each resume, and ends it with frames."""
+    text = (
+        "name: deep\nsettings: {data: nowhere, teacher: scratch, scratch: {layers: 8}}\n"
+        "space:\n  student.layers: {choice: [1, 4]}\n  model.teacher_layers: {choice: [8, 6]}\n"
+        "search: {sampler: random, trials: 12}\n"
+    )
+    file, out = write_space(text), tmp_path / "sweep"
+    for resume in (False, True):
+        result = sweep(file, out=out, resume=resume, train=make_train())
+        assert list(result.failures) == ["layers=4,teacher_layers=6,seed=0"]
+        assert len(find_records(out)) == 3
+        assert (out / "report" / "report.md").exists()
+
+
+@pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_trial_is_the_run_that_train_alone_makes(
