@@ -21,7 +21,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(READY) ## The main job on a small embedded corpus: a sweep over beta and depth, its table and figure (minutes).
-	$(BIN)/newsbert-ray synthesize --out demo/corpus
+	$(BIN)/newsbert-ray synthesize --news 4000 --out demo/corpus
 	$(BIN)/newsbert-ray prepare --source demo/corpus/synthetic_train --source demo/corpus/synthetic_dev --teacher scratch --out demo/shards
 	$(BIN)/newsbert-ray sweep search_spaces/demo.yaml --data demo/shards --teacher scratch --out demo/sweep --resume
 	$(BIN)/newsbert-ray report demo/sweep --out demo/report
