@@ -239,7 +239,14 @@ def _close(result: SweepResult, console: Console) -> None:
 
     records = [read_record(folder) for folder in _finished(result.out, result.points)]
     if records:
-        console.print(sweep_table(records, metric=result.space.metric, mode=result.space.mode))
+        console.print(
+            sweep_table(
+                records,
+                metric=result.space.metric,
+                mode=result.space.mode,
+                seeds=len(result.space.seeds),
+            )
+        )
     for trial, reason in result.failures.items():
         _say(console, f"failed: {trial}: {reason}")
     if result.failures:
