@@ -1,10 +1,8 @@
 """Rows to batches, as a pure function of seed, epoch and position: the one statement of what a batch holds.
 
 An epoch is a seeded order of *windows* (a few shards each); inside a window rows are shuffled, sorted by
-length in
-pools and cut, so that a batch holds titles of like length. Whoever reads the shards, this process or Ray
-Data, calls
-the same functions and gets the same batches. Knows no model, no Ray.
+length in pools and cut, so that a batch holds titles of like length. Whoever reads the shards, this process
+or Ray Data, calls the same functions and gets the same batches. Knows no model, no Ray.
 """
 
 from __future__ import annotations

@@ -87,9 +87,8 @@ class Manifest(_Part):
     """What a folder of shards is and what it was made from.
 
     `splits` maps train, validation and test to their news shards, in order; `behaviors` likewise (splits
-    without
-    behaviours are absent). `fingerprint` is a SHA-256 over sources, tokeniser and the settings that alter a
-    row.
+    without behaviours are absent). `fingerprint` is a SHA-256 over sources, tokeniser and the settings that
+    alter a row.
     """
 
     format: int

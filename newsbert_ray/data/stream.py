@@ -88,8 +88,7 @@ def stream_updates(plan: Course, *, done: int = 0) -> Iterator[Update]:
     tasks.
 
     One pipeline over all windows of all epochs left, so that it starts once; a task reads a window, orders
-    it and
-    sends this worker's titles alone. Tasks count no CPU: workers may hold all there are.
+    it and sends this worker's titles alone. Tasks count no CPU: workers may hold all there are.
     """
     import ray
     from ray.data import DataContext

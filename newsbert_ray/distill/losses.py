@@ -1,8 +1,8 @@
 """Losses of joint learning as functions of tensors. "NewsBERT" is Wu et al. 2021, equation numbers its own.
 
 Every mean is a sum over what is at hand divided by a count given from outside (`rows`, `tokens` of the whole
-update), so
-that workers and accumulated parts add up to the loss of the undivided batch. Knows no model, no Ray.
+update), so that workers and accumulated parts add up to the loss of the undivided batch. Knows no model, no
+Ray.
 """
 
 from __future__ import annotations

@@ -80,8 +80,7 @@ def load_encoder(
 
     Args:
         name: Hugging Face name or folder with safetensors weights; `scratch` for a small BERT with random
-            weights
-            (drawn from torch's generator).
+            weights (drawn from torch's generator).
         vocabulary: token ids in the shards; the embedding table must have at least as many rows.
         pad_id: id of the shards' padding, for a scratch BERT.
         max_tokens: longest title in the shards; the encoder must have as many positions.

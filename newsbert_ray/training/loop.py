@@ -55,8 +55,8 @@ def run_loop(
     """Train over `updates` and keep `progress`.
 
     At each epoch's end, and every `evaluate_every` steps, the pair is evaluated, the best student kept, a
-    checkpoint
-    written and then the entry reported, so that whoever stops a run at its report finds it resumable.
+    checkpoint written and then the entry reported, so that whoever stops a run at its report finds it
+    resumable.
 
     Args:
         updates: this worker's updates after `progress.step`, in order.
@@ -69,9 +69,8 @@ def run_loop(
     ends = _epoch_ends(plan)
     clock = _Clock(progress)
     if progress.curve and progress.curve[-1]["step"] == progress.step:
-        report(
-            {"kind": "evaluation", **progress.curve[-1]}
-        )  # a kill may have come between checkpoint and report
+        # A kill may have come between the checkpoint and the report.
+        report({"kind": "evaluation", **progress.curve[-1]})
     since = (progress.titles, progress.seconds.get("train", 0.0) + progress.seconds.get("data", 0.0))
     for update in updates:
         clock.charge("data")
@@ -106,9 +105,8 @@ def run_loop(
                     write_best(checkpoints, learner.pair, step=step)
             clock.charge("evaluate")
         if written:
-            total = world.sum(
-                progress.sums
-            )  # the checkpoint holds all workers' sums, the first goes on with them
+            # The checkpoint holds all workers' sums; the first worker goes on with them.
+            total = world.sum(progress.sums)
             progress.sums = total if world.first else dict.fromkeys(total, 0.0)
             if world.first:
                 write_checkpoint(checkpoints, learner, progress, keep=settings.checkpoint.keep)

@@ -1,8 +1,7 @@
 """Where the workers of a private group meet: a torch store that listens on the loopback alone.
 
 Ray's own way lets rank 0 listen on every interface of the machine, without a token, and torch has no setting
-for it; a
-socket that is bound beforehand can be handed over.
+for it; a socket that is bound beforehand can be handed over.
 """
 
 from __future__ import annotations

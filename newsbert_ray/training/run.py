@@ -33,8 +33,7 @@ def train(settings: TrainSettings, *, report: Report | None = None, quiet: bool 
     checkpoint.
 
     One worker computes in this process; several, or one inside a Ray cluster, are a Ray Train group (never
-    where
-    `quiet`, a sweep's trial, which has its own place in the cluster).
+    where `quiet`, a sweep's trial, which has its own place in the cluster).
 
     Args:
         settings: everything that decides the result.
@@ -44,7 +43,7 @@ def train(settings: TrainSettings, *, report: Report | None = None, quiet: bool 
         The finished run's record; at once where the folder holds it already.
     Raises:
         RunFolderError: the folder is another run's, or another process works on it.
-        ShardError, EncoderError, CheckpointError, LossError, SettingsError: as they say.
+        ShardError, EncoderError, CheckpointError, LossError, SettingsError, GroupError: as they say.
     """
     say = _silent if quiet else print
     manifest = read_manifest(settings.data)

@@ -86,8 +86,7 @@ def train_step(
     """One update from this worker's parts of a batch.
 
     Backward of L_t + L_s once a part (workers' gradients are summed by DDP), mix, clip, Adam. Dropout is a
-    function of
-    seed, step and rank, so that a resumed run draws what an unbroken one would.
+    function of seed, step and rank, so that a resumed run draws what an unbroken one would.
 
     Args:
         parts: batches of one update; their losses add up to the whole batch's.
@@ -95,8 +94,7 @@ def train_step(
         statistics: also give each block's gradient ratio and cosine before mixing.
     Returns:
         This worker's share of each unweighted loss and of their weighted `total` (a sum over workers is the
-        whole),
-        and the learning rate factor.
+        whole), and the learning rate factor.
     Raises:
         LossError: the loss is not finite; parameters are as they were.
     """

@@ -1,10 +1,8 @@
 """Gradients of word embedding tables at the cost of the rows a batch touches, not of the whole vocabulary.
 
 Autograd's dense way allocates and clears a gradient for every word of the vocabulary in every step. Here it
-hands over
-the touched rows alone; they are added into one dense gradient a table that stays, and only they are cleared
-again. Adam
-sees the same dense gradient as ever.
+hands over the touched rows alone; they are added into one dense gradient a table that stays, and only they
+are cleared again. Adam sees the same dense gradient as ever.
 """
 
 from __future__ import annotations

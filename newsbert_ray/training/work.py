@@ -1,8 +1,7 @@
 """One worker's whole run: assemble, resume, train, test the best student, leave the record. Knows no Ray.
 
 The updates come from outside (this process's reading or Ray Data's) and so does the report; the rest is the
-same
-alone and in a group. All workers of a group must see the run's folder.
+same alone and in a group. All workers of a group must see the run's folder.
 """
 
 from __future__ import annotations

@@ -1,6 +1,5 @@
 """What the benchmarks run on: shards and a teacher that are given, or an invented corpus and a BERT of the
-size of a
-small pretrained one (6 layers, 384 wide), which for speed is as good."""
+size of a small pretrained one (6 layers, 384 wide), which for speed is as good."""
 
 from __future__ import annotations
 
