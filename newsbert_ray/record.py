@@ -26,7 +26,7 @@ class RunRecord(BaseModel):
 
     `metrics` is nested: `metrics["test"]["student"]["accuracy"]`. `curve` holds one entry an evaluation, in
     order: step, epoch, validation (as in metrics) and train (loss name to mean). `layer_map[i]` lists the
-        teacher layers (from 1) of the block behind student layer i + 1.
+    teacher layers (from 1) of the block behind student layer i + 1.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
