@@ -69,9 +69,9 @@ def train(settings: TrainSettings, *, report: Report | None = None, quiet: bool 
 
 def _with_absolute_folders(settings: TrainSettings) -> TrainSettings:
     """The same settings with absolute folders: workers run elsewhere, and a record is read from anywhere."""
-    folders = {"data": str(Path(settings.data).resolve()), "out": str(Path(settings.out).resolve())}
+    folders = {"data": str(Path(settings.data).absolute()), "out": str(Path(settings.out).absolute())}
     if settings.teacher != SCRATCH and Path(settings.teacher).is_dir():
-        folders["teacher"] = str(Path(settings.teacher).resolve())
+        folders["teacher"] = str(Path(settings.teacher).absolute())
     return settings.model_copy(update=folders)
 
 
