@@ -1,5 +1,5 @@
 # newsbert_ray needs only Python 3.11+, pip and make; every target builds .venv from the pinned versions first.
-# On a machine without a GPU, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu picks torch's small build.
+# On a machine without a GPU, PIP_EXTRA_INDEX_URL set to PyTorch's CPU index picks its small build.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
