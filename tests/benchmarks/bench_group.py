@@ -1,8 +1,8 @@
 """A Ray Train group of one worker, fed by Ray Data, against the same loop in this process.
 
-Both train the same updates with the same settings, in turn. Compared are titles a second over steps and waiting
-for data: over the whole run, and (`steady`) without the first entries of the log, in which Ray Data starts.
-Start-up of the group and evaluation are left out of both.
+Both train the same updates with the same settings, in turn. Compared are titles a second over steps and
+waiting for data: over the whole run, and (`steady`) without the first entries of the log, in which Ray Data
+starts. Start-up of the group and evaluation are left out of both.
 
     python -m tests.benchmarks.bench_group [--data SHARDS --teacher NAME_OR_DIR] [--steps 60] [--repeats 2]
 """
