@@ -29,7 +29,7 @@ def _typed() -> list[list[str]]:
 COMMANDS = [words for words in _typed() if words[0].endswith("newsbert-ray")]
 
 
-@pytest.mark.parametrize("words", COMMANDS, ids=[" ".join(words[1:4]) for words in COMMANDS])
+@pytest.mark.parametrize("words", COMMANDS, ids=[f"{n} {words[1]}" for n, words in enumerate(COMMANDS)])
 def test_command_is_understood(words: list[str]) -> None:
     """A command copied from the README must not end in `unknown setting`."""
     _, verb, *rest = words
