@@ -14,6 +14,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 RECORD = "record.json"
+METRICS = "metrics.jsonl"
+STOPPED = "stopped.json"
 _PACKAGES = ("newsbert_ray", "torch", "transformers", "ray", "optuna", "pyarrow", "numpy")
 
 
@@ -42,6 +44,47 @@ class RunRecord(BaseModel):
     data: dict[str, Any]
     steps: int
     titles_per_second: float
+
+
+class EarlyStop(BaseModel):
+    """A sweep's trial that was ended before its last epoch, as stopped.json in its folder.
+
+    `value` is what the sweep judges by, at `epoch`; its curve are the evaluations in metrics.jsonl, its
+    settings stand in settings.json.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epoch: float
+    value: float
+    seconds: float
+    reason: str
+
+
+def write_stop(folder: str | Path, stop: EarlyStop) -> None:
+    """Write `stop` as folder/stopped.json, whole or not at all."""
+    write_text(Path(folder) / STOPPED, stop.model_dump_json(indent=1) + "\n")
+
+
+def read_stop(folder: str | Path) -> EarlyStop | None:
+    """The trial's early end; None where there is none, or only a damaged one."""
+    try:
+        return EarlyStop.model_validate_json((Path(folder) / STOPPED).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValidationError, UnicodeDecodeError):
+        return None
+
+
+def read_entries(path: Path) -> list[dict[str, Any]]:
+    """Whole entries of a metrics.jsonl; a last line cut short by a kill is left out."""
+    if not path.exists():
+        return []
+    found = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return found
 
 
 def write_record(folder: str | Path, record: RunRecord) -> Path:

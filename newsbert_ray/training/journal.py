@@ -10,9 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from newsbert_ray.record import write_text
+from newsbert_ray.record import METRICS, read_entries, write_text
 
-METRICS = "metrics.jsonl"
 _PLAIN_SECONDS = 10.0
 
 
@@ -47,19 +46,6 @@ def append_entry(path: Path, entry: Mapping[str, Any]) -> None:
     """Add a line to a metrics.jsonl."""
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(entry) + "\n")
-
-
-def read_entries(path: Path) -> list[dict[str, Any]]:
-    """Whole entries of a metrics.jsonl; a last line cut short by a kill is left out."""
-    if not path.exists():
-        return []
-    found = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            continue
-    return found
 
 
 def flatten(entry: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

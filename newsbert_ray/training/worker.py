@@ -13,7 +13,8 @@ from newsbert_ray.connect import RaySession, ray_session
 from newsbert_ray.data.batches import Order
 from newsbert_ray.data.reading import Course
 from newsbert_ray.data.shards import Manifest
-from newsbert_ray.training.journal import METRICS, Display, append_entry, read_entries
+from newsbert_ray.record import METRICS, read_entries
+from newsbert_ray.training.journal import Display, append_entry
 from newsbert_ray.training.loop import Report
 
 _MAX_FAILURES = 3

@@ -29,18 +29,25 @@ from newsbert_ray.config import (
 MAX_POINTS = 100_000
 """A grid with more points is taken for a slip."""
 
-METRICS = tuple(
-    f"{split}.{model}.{metric}"
-    for split in ("validation", "test")
-    for model in ("student", "teacher")
-    for metric in ("accuracy", "macro_f1")
+CURVES = tuple(
+    f"validation.{model}.{metric}" for model in ("student", "teacher") for metric in ("accuracy", "macro_f1")
 )
-"""What a point may be judged by: names inside a record's `metrics`."""
+"""What is known at each evaluation, so that a trial can be stopped early by it."""
+
+METRICS = (
+    *CURVES,
+    *(name.replace("validation", "test") for name in CURVES),
+    "speed.student_titles_per_second",
+    "speed.times_teacher",
+)
+"""What a point may be judged by: names inside a record's `metrics`. `speed` is measured by a trial on the
+titles of the test split: titles/s of the student, and how many times the teacher's that is."""
 
 OWN_NAMES = {"seed": "use `seeds: [...]`", "out": "each trial's folder lies in the sweep's --out"}
 
+
 Point = dict[str, Any]
-"""The varied settings of one point, by dotted name."""
+"""The varied settings of one point, by dotted name; an axis that its `when` rules out is not there."""
 
 
 class Axis(Settings):
@@ -60,6 +67,10 @@ class Axis(Settings):
     """Drawn evenly over the logarithm."""
     step: float | None = None
     """Distance between neighbours of a range."""
+    divisors: bool = False
+    """The depths that divide the teacher's layers, below the teacher's own; `values` once that is known."""
+    when: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
+    """Varies only where each of these axes, which stand before it, has one of these values."""
 
     def samples(self) -> tuple[Any, ...]:
         """Values that stand for all: every one, or the ends of a range (each whole number of a short one)."""
@@ -76,12 +87,66 @@ class Axis(Settings):
 class Search(Settings):
     """How points are chosen."""
 
-    sampler: Literal["grid", "tpe", "random"] = "grid"
-    """Every combination, Optuna's tree-structured Parzen estimator, or chance."""
+    sampler: Literal["tpe", "nsga2", "gp", "random", "grid"] = "tpe"
+    """Optuna's multivariate tree-structured Parzen estimator, NSGA-II, Gaussian process, chance, or every
+    combination; in a file tpe where `trials` is given, grid otherwise."""
     trials: int | None = Field(None, ge=1)
-    """Points to try with tpe or random; a grid has its own number."""
+    """Points to try; a grid has its own number."""
     seed: int = Field(0, ge=0, lt=2**31)
     """Seed of the sampler."""
+    storage: str | None = None
+    """Optuna's storage as a URL (`sqlite:///study.db`); a journal file in the sweep's folder by default."""
+
+
+class Stopping(Settings):
+    """Which trials end before their last epoch, judged at each epoch's end."""
+
+    scheduler: Literal["asha", "median", "none"] | None = None
+    """Asynchronous successive halving (Li et al. 2020), the median rule (Golovin et al. 2017), or none;
+    asha by default, none for a grid and for several goals."""
+    grace: int = Field(1, ge=1)
+    """Epochs that every trial may have."""
+    factor: int = Field(3, ge=2)
+    """asha: one in so many goes on from each rung (grace, grace x factor, ...)."""
+
+
+class Limits(Settings):
+    """When the sweep ends before its last point; no trial starts that would, at the mean of those before, end
+    past a limit."""
+
+    hours: float | None = Field(None, gt=0.0)
+    """Wall time from the sweep's start, or from that of its resume."""
+    cost: float | None = Field(None, gt=0.0)
+    """Money for all trials, by `prices`."""
+    target: float | None = None
+    """Ends once a point's first goal is as good as this."""
+
+
+class Prices(Settings):
+    """What an hour costs, in one currency."""
+
+    cpu_hour: float = Field(0.0, ge=0.0)
+    """One CPU for an hour."""
+    gpu_hour: float = Field(0.0, ge=0.0)
+    """One GPU for an hour."""
+
+
+class Goal(Settings):
+    """A number to make large or small."""
+
+    metric: str = "validation.student.accuracy"
+    """One of METRICS."""
+    mode: Literal["max", "min"] = "max"
+    """Whether more is better."""
+
+    @field_validator("metric")
+    @classmethod
+    def _metric_is_reported(cls, metric: str) -> str:
+        if metric not in METRICS:
+            near = nearest(metric, list(METRICS))
+            hint = f", did you mean '{near}'?" if near else ""
+            raise ValueError(f"no trial reports it{hint} (known: {', '.join(METRICS)})")
+        return metric
 
 
 class SearchSpace(Settings):
@@ -97,12 +162,22 @@ class SearchSpace(Settings):
     """What varies; the last axis fastest."""
     seeds: tuple[int, ...] = Field((0,), min_length=1)
     """Each point is run with each seed and judged by the mean."""
+    start: tuple[Point, ...] = ()
+    """Points to try first, such as the paper's values; not for a grid."""
     search: Search = Search()
     """How points are chosen."""
-    metric: str = "validation.student.accuracy"
-    """What a point is judged by."""
-    mode: Literal["max", "min"] = "max"
-    """Whether more is better."""
+    stopping: Stopping = Stopping()
+    """Which trials end early."""
+    limits: Limits = Limits()
+    """When the sweep ends before its last point."""
+    prices: Prices = Prices()
+    """What an hour costs."""
+    gpus: float | None = Field(None, gt=0.0)
+    """GPUs of each worker of a trial, such as 0.25; where there are GPUs, an equal share by default."""
+    keep_students: int = Field(10, ge=1)
+    """Students (the folders to use a model from) that are kept: those of the best trials."""
+    goals: tuple[Goal, ...] = Field((Goal(),), min_length=1)
+    """What a point is judged by, the mean over its seeds; several make a Pareto front."""
 
     @field_validator("seeds")
     @classmethod
@@ -111,14 +186,23 @@ class SearchSpace(Settings):
             raise ValueError("each once, from 0 to 2147483647")
         return seeds
 
-    @field_validator("metric")
-    @classmethod
-    def _metric_is_reported(cls, metric: str) -> str:
-        if metric not in METRICS:
-            near = nearest(metric, list(METRICS))
-            hint = f", did you mean '{near}'?" if near else ""
-            raise ValueError(f"no trial reports it{hint} (known: {', '.join(METRICS)})")
-        return metric
+    @property
+    def metric(self) -> str:
+        """The first goal's metric."""
+        return self.goals[0].metric
+
+    @property
+    def mode(self) -> Literal["max", "min"]:
+        """Whether more of the first goal's metric is better."""
+        return self.goals[0].mode
+
+    @property
+    def scheduler(self) -> Literal["asha", "median", "none"]:
+        """What ends trials early."""
+        if self.stopping.scheduler is not None:
+            return self.stopping.scheduler
+        early = self.search.sampler != "grid" and len(self.goals) == 1 and self.metric in CURVES
+        return "asha" if early else "none"
 
     @property
     def points(self) -> int:

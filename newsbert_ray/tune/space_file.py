@@ -23,6 +23,7 @@ from newsbert_ray.tune.lined_yaml import Lined, read_lined, scalar
 from newsbert_ray.tune.space import (
     OWN_NAMES,
     Axis,
+    Goal,
     Search,
     SearchSpace,
     check_search,
@@ -42,15 +43,23 @@ def read_space(path: str | Path) -> SearchSpace:
         SettingsError: anything wrong, with file and line, and the nearest name for an unknown one.
     """
     text = read_lined(path)
-    known = sorted(SearchSpace.model_fields.keys() - {"file", "axes"} | {"space"})
+    known = sorted(SearchSpace.model_fields.keys() - {"file", "axes"} | {"space", "metric", "mode"})
     for key in text.values:
         if key not in known:
             _unknown(text, (key,), "key", key, known)
     settings = text.mapping(("settings",))
     _check_fixed(text, settings)
     axes = tuple(_read_axis(text, str(name), settings) for name in text.mapping(("space",)))
-    search = _build(text, ("search",), Search, text.mapping(("search",)))
-    rest = {k: v for k, v in text.values.items() if k not in ("settings", "space", "search")}
+    asked = text.mapping(("search",))
+    search = _build(text, ("search",), Search, {"sampler": "tpe" if "trials" in asked else "grid", **asked})
+    rest = {
+        k: v for k, v in text.values.items() if k not in ("settings", "space", "search", "metric", "mode")
+    }
+    goal = {key: text.values[key] for key in ("metric", "mode") if key in text.values}
+    if goal:
+        if "goals" in rest:
+            text.fail((next(iter(goal)),), "give `goals: [...]` or `metric:` and `mode:`, not both")
+        rest["goals"] = [_build(text, (), Goal, goal)]
     found = {**rest, "file": str(path), "settings": settings, "axes": axes, "search": search}
     space = _build(text, (), SearchSpace, found)
     try:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from newsbert_ray.config import TrainSettings, build_settings, merge
 from newsbert_ray.connect import ray_session
-from newsbert_ray.training.journal import METRICS, read_entries
+from newsbert_ray.record import METRICS, read_entries
 from newsbert_ray.training.run import train
 from tests.benchmarks.subject import add_subject, say, subject
 

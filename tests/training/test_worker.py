@@ -20,8 +20,7 @@ from newsbert_ray.connect import ray_session
 from newsbert_ray.data.batches import Order
 from newsbert_ray.data.reading import Course, read_updates
 from newsbert_ray.data.shards import read_manifest
-from newsbert_ray.record import read_record
-from newsbert_ray.training.journal import METRICS, read_entries
+from newsbert_ray.record import METRICS, read_entries, read_record
 from newsbert_ray.training.run import train
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]

@@ -100,7 +100,12 @@ SLIPS = {
     ),
     "sampler misspelt": ("seeds: [0]", "search: {sampler: tpee}", 6, "sampler = 'tpee'"),
     "trials missing": ("seeds: [0]", "search: {sampler: tpe}", 6, "give `trials: N`"),
-    "trials of a grid": ("seeds: [0]", "search: {trials: 3}", 6, "a grid tries each of its 4 points once"),
+    "trials of a grid": (
+        "seeds: [0]",
+        "search: {sampler: grid, trials: 3}",
+        6,
+        "a grid tries each of its 4 points once",
+    ),
     "no YAML": ("seeds: [0]", "seeds: [0", 7, "not YAML"),
     "name with a slash": ("name: small", "name: a/b", 1, "name = 'a/b'"),
 }
