@@ -52,10 +52,9 @@ def read_space(path: str | Path) -> SearchSpace:
     axes = tuple(_read_axis(text, str(name), settings) for name in text.mapping(("space",)))
     asked = text.mapping(("search",))
     search = _build(text, ("search",), Search, {"sampler": "tpe" if "trials" in asked else "grid", **asked})
-    rest = {
-        k: v for k, v in text.values.items() if k not in ("settings", "space", "search", "metric", "mode")
-    }
-    goal = {key: text.values[key] for key in ("metric", "mode") if key in text.values}
+    read = {"settings", "space", "search", "metric", "mode"}
+    rest = {key: value for key, value in text.values.items() if key not in read}
+    goal: dict[str, Any] = {k: text.values[k] for k in ("metric", "mode") if k in text.values}
     if goal:
         if "goals" in rest:
             text.fail((next(iter(goal)),), "give `goals: [...]` or `metric:` and `mode:`, not both")
