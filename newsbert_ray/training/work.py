@@ -18,7 +18,7 @@ from newsbert_ray.config import TrainSettings
 from newsbert_ray.data.batches import Order
 from newsbert_ray.data.reading import Course, Update, evaluation_batches
 from newsbert_ray.data.shards import Manifest, Split, read_manifest
-from newsbert_ray.evaluation.scoring import Scores, score_pair
+from newsbert_ray.evaluation.scoring import Pace, Scores, score_pair
 from newsbert_ray.model.assemble import assemble_pair, write_student
 from newsbert_ray.model.pair import block_map
 from newsbert_ray.record import RunRecord, describe_hardware, installed_versions, write_record
@@ -69,12 +69,13 @@ def run_worker(
             checkpoints=run / CHECKPOINTS,
         )
         load_best(run / CHECKPOINTS, progress.best, learner.pair)
-        test = scorer("test")
+        pace = Pace()
+        test = scorer("test", pace)
     finally:
         if journal:
             journal.close()
     if world.first:
-        _finish(settings, manifest, learner, progress, test, world)
+        _finish(settings, manifest, learner, progress, test, pace, world)
 
 
 def build_worker_learner(settings: TrainSettings, manifest: Manifest, plan: Course, world: World) -> Learner:
@@ -99,7 +100,7 @@ class _Scorer:
         self.world = world
         self.learner = learner
 
-    def __call__(self, split: Split) -> Scores:
+    def __call__(self, split: Split, pace: Pace | None = None) -> Scores:
         batches = evaluation_batches(
             self.folder,
             self.manifest,
@@ -114,6 +115,7 @@ class _Scorer:
             topics=len(self.manifest.labels),
             device=self.world.device,
             world_size=self.world.size,
+            pace=pace,
         )
 
 
@@ -132,6 +134,7 @@ def _finish(
     learner: Learner,
     progress: Progress,
     test: Scores,
+    pace: Pace,
     world: World,
 ) -> None:
     run = Path(settings.out)
@@ -155,6 +158,7 @@ def _finish(
             metrics={
                 "validation": best["validation"],
                 "test": test,
+                "speed": pace.speed,
                 "best_step": progress.best_step,
                 "train": progress.curve[-1]["train"],
                 "parameters": _parameters(learner),
