@@ -72,6 +72,10 @@ class Axis(Settings):
     when: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
     """Varies only where each of these axes, which stand before it, has one of these values."""
 
+    def is_active(self, point: Point) -> bool:
+        """Whether it varies at `point`, in which the axes before it have their values."""
+        return all(name in point and point[name] in values for name, values in self.when.items())
+
     def samples(self) -> tuple[Any, ...]:
         """Values that stand for all: every one, or the ends of a range (each whole number of a short one)."""
         if self.values is not None:

@@ -38,7 +38,7 @@ def drain(memory: Memory) -> list[tuple[int, str]]:
     found: list[tuple[int, str]] = []
     while (due := memory.next_point()) is not None:
         number, point = due
-        memory.tell(number, float(len(found)))
+        memory.tell(number, (float(len(found)),))
         found.append((number, point_label(point)))
     return found
 
@@ -48,7 +48,7 @@ def test_a_grid_hands_out_each_point_once_in_order(grid: SearchSpace, tmp_path: 
     names = [name for _, name in drain(Memory(grid, tmp_path))]
     assert names == [point_label(point) for point in grid.grid()]
     assert drain(Memory(grid, tmp_path)) == []
-    assert len(Memory(grid, tmp_path).completed) == 4
+    assert len(Memory(grid, tmp_path).ended) == 4
 
 
 @pytest.mark.parametrize("kind", ["grid", "tpe"])
@@ -66,13 +66,13 @@ def test_a_memory_left_at_any_moment_ends_with_every_point_once(
         assert due is not None
         seen.append(point_label(due[1]))
         if index < told:
-            memory.tell(due[0], 0.5)
+            memory.tell(due[0], (0.5,))
     del memory
     again = Memory(space, tmp_path)
     rest = [name for _, name in drain(again)]
     assert rest[: len(seen[told:])] == seen[told:], "what was under way comes first"
-    assert len(again.completed) == space.points
-    assert max(Counter(point_label(point) for _, point, _ in again.completed).values()) == 1
+    assert len(again.ended) == space.points
+    assert max(Counter(point_label(end.point) for end in again.ended).values()) == 1
 
 
 def test_a_failed_point_is_due_again_after_a_resume_only(grid: SearchSpace, tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ def test_half_a_line_and_a_lock_left_by_a_kill_are_mended(grid: SearchSpace, tmp
     """A sweep killed in the midst of a write can never be resumed, or waits half a minute for a dead lock."""
     memory = Memory(grid, tmp_path)
     number, _ = memory.next_point() or pytest.fail("no point")
-    memory.tell(number, 0.5)
+    memory.tell(number, (0.5,))
     journal = tmp_path / JOURNAL
     with journal.open("ab") as file:
         file.write(b'{"op_code": 4, "work')
@@ -101,7 +101,7 @@ def test_a_resumed_sampler_does_not_draw_its_first_points_again(tpe: SearchSpace
     """A resumed search spends its trials on points that it knows."""
     memory = Memory(tpe, tmp_path)
     number, first = memory.next_point() or pytest.fail("no point")
-    memory.tell(number, 0.1)
+    memory.tell(number, (0.1,))
     _, second = Memory(tpe, tmp_path).next_point() or pytest.fail("no point")
     assert second["distill.beta"] != first["distill.beta"]
 

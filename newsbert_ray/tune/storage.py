@@ -1,0 +1,108 @@
+"""Where a sweep's memory lies: a journal file in its folder, or a database by its URL. Knows no search space
+and no study."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import unquote
+
+if TYPE_CHECKING:
+    from optuna.storages import BaseStorage
+
+JOURNAL = "optuna.journal"
+
+_SECRET = "(?i:password|passwd|pwd|token|secret)="
+_CURE = "give another --search.storage, or none for a journal file in the sweep's folder"
+
+
+class StudyError(ValueError):
+    """A storage that cannot be opened or written, or that holds another sweep; its text is one message."""
+
+
+def shown_storage(url: str) -> str:
+    """`url` with its password masked: the only form that is ever shown or written down."""
+    # Up to the last @, because a password that was not percent-encoded may hold one.
+    masked = re.sub(r"(://[^:@/?#]*):.*@", r"\1:***@", url, flags=re.DOTALL)
+    return re.sub(f"({_SECRET})[^&]*", r"\1***", masked)
+
+
+def absolute_storage(url: str) -> str:
+    """`url` with an SQLite file's path absolute, so that a resume from another folder finds it."""
+    scheme, found, path = url.partition(":///")
+    if not found or scheme.partition("+")[0] != "sqlite" or not path or path.startswith((":", "/", "file:")):
+        return url
+    return f"{scheme}:///{Path(path).absolute()}"
+
+
+def open_storage(url: str | None, folder: Path) -> BaseStorage:
+    """Optuna's storage at `url`; without one the journal file in `folder`, mended after a kill.
+
+    Raises:
+        StudyError: it cannot be opened, or its driver is not installed.
+    """
+    from optuna.storages import JournalStorage, RDBStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    try:
+        if url is not None:
+            return RDBStorage(url)
+        mend_journal(folder / JOURNAL)
+        return JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
+    except Exception as error:
+        # A database's driver raises exceptions of its own; as a cause one might show the password.
+        raise _fault(error, url, folder) from None
+
+
+@contextmanager
+def one_message(url: str | None, folder: Path) -> Iterator[None]:
+    """A fault of an open storage (disk full, server gone) as one StudyError without its password."""
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (OSError, StorageInternalError, SQLAlchemyError) as error:
+        raise _fault(error, url, folder) from None
+
+
+def _fault(error: Exception, url: str | None, folder: Path) -> StudyError:
+    reason = _first_line(error)
+    if url is None:
+        cure = "free the disk or its permissions, then go on with --resume"
+        return StudyError(f"{folder / JOURNAL}: cannot be read or written ({reason}); {cure}")
+    shown = shown_storage(url)
+    reason = reason.replace(url, shown)
+    for secret in _secrets(url):
+        reason = reason.replace(secret, "***")
+    if isinstance(error, ImportError):
+        return StudyError(f"storage {shown}: its driver is not installed ({reason}); {_CURE}")
+    return StudyError(f"storage {shown}: cannot be opened or written ({reason}); {_CURE}")
+
+
+def mend_journal(path: Path) -> None:
+    """Undo what a kill in the midst of a write leaves behind: half a last line, and Optuna's lock."""
+    path.with_name(path.name + ".lock").unlink(missing_ok=True)
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if len(whole) < len(content):
+        with open(path, "r+b") as file:
+            file.truncate(len(whole))
+
+
+def _secrets(url: str) -> list[str]:
+    found = re.findall(r"://[^:@/?#]*:(.*)@", url, flags=re.DOTALL)
+    return [*found, *(unquote(secret) for secret in found), *re.findall(_SECRET + "([^&]+)", url)]
+
+
+def _first_line(error: BaseException) -> str:
+    """What went wrong: the first cause's first line, without SQLAlchemy's page of SQL."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
