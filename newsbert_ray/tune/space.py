@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +15,6 @@ from typing import Any, Literal, NoReturn
 from pydantic import Field, field_validator
 
 from newsbert_ray.config import (
-    SCRATCH,
     Settings,
     SettingsError,
     TrainSettings,
@@ -25,9 +23,8 @@ from newsbert_ray.config import (
     merge,
     nearest,
 )
-
-MAX_POINTS = 100_000
-"""A grid with more points is taken for a slip."""
+from newsbert_ray.tune.depths import check_depth, divisors, teacher_depth
+from newsbert_ray.tune.rules import MAX_POINTS, check_search, conditions
 
 CURVES = tuple(
     f"validation.{model}.{metric}" for model in ("student", "teacher") for metric in ("accuracy", "macro_f1")
@@ -80,12 +77,37 @@ class Axis(Settings):
         """Values that stand for all: every one, or the ends of a range (each whole number of a short one)."""
         if self.values is not None:
             return self.values
+        if self.divisors:
+            return (1,)
         assert self.low is not None
         assert self.high is not None
         if not self.integer:
             return (self.low, self.high)
         every = range(int(self.low), int(self.high) + 1, int(self.step or 1))
         return tuple(every) if len(every) <= 100 else (every[0], every[-1])
+
+    def find(self, value: Any) -> Any:
+        """`value` as this axis takes it (1 as 1.0 in a range of floats).
+
+        Raises:
+            ValueError: it lies outside; the text says what was expected.
+        """
+        if self.values is not None:
+            for known in self.values:
+                if known == value and isinstance(known, bool) == isinstance(value, bool):
+                    return known
+            raise ValueError(f"expected one of {', '.join(map(str, self.values))}")
+        low, high = (1.0, math.inf) if self.low is None or self.high is None else (self.low, self.high)
+        whole = self.integer or self.divisors
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or (whole and value != round(value)):
+            raise ValueError(f"expected a {'whole ' if whole else ''}number")
+        if not low <= value <= high:
+            raise ValueError(f"expected {low:g} to {high:g}")
+        steps = (value - low) / self.step if self.step else 0.0
+        if abs(steps - round(steps)) > 1e-8:
+            raise ValueError(f"expected {low:g} plus a whole number of steps of {self.step:g}")
+        return int(value) if whole else float(value)
 
 
 class Search(Settings):
@@ -210,16 +232,41 @@ class SearchSpace(Settings):
 
     @property
     def points(self) -> int:
-        """How many points the sweep will try."""
+        """How many points the sweep will try; of a grid that is taken for a slip, one more than may be."""
         if self.search.sampler != "grid":
             return self.search.trials or 0
-        return math.prod(len(axis.values or ()) for axis in self.axes)
+        return sum(1 for _ in itertools.islice(self.grid(), MAX_POINTS + 1))
 
     def grid(self) -> Iterator[Point]:
-        """Every combination of the axes' values, the last axis fastest."""
-        names = [axis.name for axis in self.axes]
-        for values in itertools.product(*(axis.values or () for axis in self.axes)):
-            yield dict(zip(names, values, strict=True))
+        """Every combination of the axes' values, the last axis fastest; each axis only where it varies."""
+        points = iter([Point()])
+        for axis in self.axes:
+            points = _spread(points, axis)
+        return points
+
+
+def _spread(points: Iterator[Point], axis: Axis) -> Iterator[Point]:
+    for point in points:
+        if axis.is_active(point):
+            for value in axis.values or ():
+                yield {**point, axis.name: value}
+        else:
+            yield point
+
+
+def steer(space: SearchSpace, control: Mapping[str, Any]) -> SearchSpace:
+    """`space` with other `search`, `stopping`, `limits`, `prices`, `gpus`, `keep_students`, nested or dotted.
+
+    Raises:
+        SettingsError: no such part, or a value that it cannot take.
+    """
+    now = space.model_dump(include={"search", "stopping", "limits", "prices"})
+    changes = merge(control)
+    if changes.get("search", {}).get("sampler") == "grid":
+        # The file's number of trials and starting points are for its own sampler.
+        now["search"]["trials"] = None
+        changes["start"] = ()
+    return build_settings(SearchSpace, {**dict(space), **merge(now, changes)}, where="command line")
 
 
 def vary(space: SearchSpace, changes: Mapping[str, Sequence[Any]]) -> SearchSpace:
@@ -237,13 +284,17 @@ def vary(space: SearchSpace, changes: Mapping[str, Sequence[Any]]) -> SearchSpac
             seeds = values
             continue
         require_name(name, partial(_refuse, "--vary"))
-        axes[name] = Axis(name=name, values=distinct_values(values, partial(_refuse, f"--vary {name}")))
+        distinct = distinct_values(values, partial(_refuse, f"--vary {name}"))
+        axes[name] = Axis(name=name, values=distinct, when=axes[name].when if name in axes else {})
     changed = {**dict(space), "axes": tuple(axes.values()), "seeds": tuple(seeds)}
     return build_settings(SearchSpace, changed, where="--vary")
 
 
 def fix(space: SearchSpace, overrides: Mapping[str, Any]) -> tuple[SearchSpace, list[str]]:
-    """`space` without the axes that `overrides` fixes, and a line to show for each of them.
+    """`space` without the axes that `overrides` fixes, and a line to show for each change.
+
+    An axis that varies only with certain values of a fixed one varies always, or not at all. Starting points
+    keep what still varies.
 
     Raises:
         SettingsError: an override that belongs to the sweep itself.
@@ -251,8 +302,20 @@ def fix(space: SearchSpace, overrides: Mapping[str, Any]) -> tuple[SearchSpace, 
     flat = flatten(merge(overrides))
     if "out" in flat:
         raise SettingsError(f"out = {flat['out']!r}: {OWN_NAMES['out']}")
-    said = [f"{axis.name} is {flat[axis.name]!r}, not varied" for axis in space.axes if axis.name in flat]
-    changed: dict[str, Any] = {"axes": tuple(axis for axis in space.axes if axis.name not in flat)}
+    axes: list[Axis] = []
+    said = []
+    for axis in space.axes:
+        if axis.name in flat:
+            said.append(f"{axis.name} is {flat[axis.name]!r}, not varied")
+            continue
+        when = {name: values for name, values in axis.when.items() if name not in flat}
+        left = axis.model_copy(update={"when": when})
+        met = all(flat[name] in axis.when[name] for name in axis.when if name in flat)
+        if met and when.keys() <= {a.name for a in axes} and conditions((*axes, left), left) is not None:
+            axes.append(left)
+        else:
+            said.append(f"{axis.name} is not varied: it would be only where {_stated(axis.when)}")
+    changed: dict[str, Any] = {"axes": tuple(axes), "start": _still_varied(space.start, axes, said)}
     if "seed" in flat:
         changed["seeds"] = (flat["seed"],)
         if space.seeds != changed["seeds"]:
@@ -260,7 +323,65 @@ def fix(space: SearchSpace, overrides: Mapping[str, Any]) -> tuple[SearchSpace, 
     return build_settings(SearchSpace, {**dict(space), **changed}, where="command line"), said
 
 
-_TRIAL: Mapping[str, Any] = {"threads": 1, "checkpoint": {"keep_finished": False}}
+def _still_varied(start: Sequence[Point], axes: Sequence[Axis], said: list[str]) -> tuple[Point, ...]:
+    """Starting points as far as they still vary, each once; one with a value that is none any more is left
+    out."""
+    known = {axis.name: axis for axis in axes}
+    points: list[Point] = []
+    for point in start:
+        left = {name: value for name, value in point.items() if name in known}
+        try:
+            left = {name: known[name].find(value) for name, value in left.items()}
+        except ValueError as error:
+            said.append(f"starting point {point_label(point)} is left out: {error}")
+            continue
+        if left and left not in points:
+            points.append(left)
+    return tuple(points)
+
+
+def _stated(when: Mapping[str, Sequence[Any]]) -> str:
+    return " and ".join(f"{name} is {' or '.join(map(str, values))}" for name, values in when.items())
+
+
+def resolve_depths(space: SearchSpace, overrides: Mapping[str, Any]) -> SearchSpace:
+    """`space` with the values of `choice: divisors`: the depths that divide the teacher's, below its own.
+
+    Raises:
+        SettingsError: the teacher's depth is not known, or varies; a starting point or a `when` names a depth
+            that does not divide it.
+    """
+    axis = next((axis for axis in space.axes if axis.divisors and axis.values is None), None)
+    if axis is None:
+        return space
+    for other in space.axes:
+        if other.name in ("teacher", "model.teacher_layers", "scratch.layers"):
+            raise SettingsError(
+                f"{axis.name}: the divisors of what, where {other.name} varies? List the depths "
+                f"(`choice: [1, 2]`, --vary {axis.name}=1,2), or fix --{other.name}"
+            )
+    settings = build_settings(
+        TrainSettings, merge({"data": "-", "out": "-"}, space.settings, overrides), where=space.file
+    )
+    depth = teacher_depth(settings, fetch=True)
+    assert depth is not None
+    known = axis.model_copy(update={"values": divisors(depth)[:-1] or (1,)})
+    whose = f"the {depth} teacher layers' divisors are {', '.join(map(str, known.values or ()))}"
+    axes = tuple(known if other is axis else other for other in space.axes)
+    for other in axes:
+        if conditions(axes, other) is None:
+            raise SettingsError(
+                f"{other.name} would vary only where {_stated(other.when)}, and {whose}; fix --{other.name}"
+            )
+    for point in space.start:
+        if axis.name in point and point[axis.name] not in (known.values or ()):
+            raise SettingsError(
+                f"start: {axis.name} = {point[axis.name]}, and {whose}; take one of them, or leave it out"
+            )
+    return build_settings(SearchSpace, {**dict(space), "axes": axes}, where=space.file)
+
+
+_TRIAL: Mapping[str, Any] = {"threads": 1, "checkpoint": {"keep": 1, "keep_finished": False}}
 """What differs in a trial from a run of its own, unless the space says otherwise: one core, bounded disk."""
 
 
@@ -281,7 +402,7 @@ def trial_settings(
             f"workers = {settings.workers}: a sweep's trials use one worker for now; leave --workers out, "
             "or run the best point alone with `newsbert-ray train`"
         )
-    _check_depth(settings)
+    check_depth(settings)
     return settings
 
 
@@ -301,14 +422,21 @@ def check_space(space: SearchSpace, *, out: Path, overrides: Mapping[str, Any]) 
         SettingsError: the first combination that cannot be, or nothing to run.
     """
     check_search(space)
-    first = {axis.name: axis.samples()[0] for axis in space.axes}
-    points = [first]
-    if space.search.sampler == "grid":
-        points = list(space.grid())
-    else:
-        points += [{**first, axis.name: value} for axis in space.axes for value in axis.samples()]
+    points = list(space.grid() if space.search.sampler == "grid" else _samples(space))
     built = [trial_settings(space, p, seed=space.seeds[0], out=out, overrides=overrides) for p in points]
     return built[0]
+
+
+def _samples(space: SearchSpace) -> Iterator[Point]:
+    """The first point, and for each axis a point with each of its values in turn; all else at its first."""
+    for axis in (None, *space.axes):
+        wanted = dict(conditions(space.axes, axis) or {}) if axis else {}
+        for value in axis.samples() if axis else (None,):
+            point = Point()
+            for other in space.axes:
+                if other.is_active(point):
+                    point[other.name] = value if other is axis else wanted.get(other.name, other.samples())[0]
+            yield point
 
 
 def point_label(point: Point, *, seed: int | None = None) -> str:
@@ -358,61 +486,6 @@ def require_name(name: str, fail: Callable[[str], NoReturn]) -> None:
     if name not in names:
         near = nearest(name, names)
         fail(f"unknown setting '{name}'" + (f", did you mean '{near}'?" if near else ""))
-
-
-def check_search(space: SearchSpace) -> None:
-    """Raise SettingsError where axes, sampler and number of trials do not fit each other."""
-    search = space.search
-    if search.sampler == "grid":
-        for axis in space.axes:
-            if axis.values is None:
-                raise SettingsError(
-                    f"the grid sampler needs values: give {axis.name} a `grid: [...]`, "
-                    "or take `sampler: tpe` with `trials:`"
-                )
-        if search.trials is not None:
-            raise SettingsError(
-                f"trials = {search.trials}: a grid tries each of its {space.points} points once"
-            )
-        if space.points > MAX_POINTS:
-            raise SettingsError(
-                f"the grid has {space.points:,} points, more than {MAX_POINTS:,}; thin it out"
-            )
-    elif search.trials is None:
-        raise SettingsError(f"the {search.sampler} sampler needs to know when to end: give `trials: N`")
-
-
-def _check_depth(settings: TrainSettings) -> None:
-    depth, student = _teacher_depth(settings), settings.student.layers
-    if depth is None or depth % student == 0:
-        return
-    divisors = [str(n) for n in range(1, depth + 1) if depth % n == 0]
-    choice = f"{', '.join(divisors[:-1])} or {divisors[-1]}" if len(divisors) > 1 else divisors[0]
-    raise SettingsError(
-        f"{depth} teacher layers do not divide into {student} student layers; choose {choice}"
-    )
-
-
-def _teacher_depth(settings: TrainSettings) -> int | None:
-    """Layers of the teacher, where that can be known without loading it."""
-    whole, asked = _encoder_depth(settings), settings.model.teacher_layers
-    if whole is not None and asked is not None and asked > whole:
-        raise SettingsError(
-            f"model.teacher_layers = {asked}: {settings.teacher} has {whole} layers; "
-            f"give --model.teacher_layers {whole} or fewer"
-        )
-    return whole if asked is None else asked
-
-
-def _encoder_depth(settings: TrainSettings) -> int | None:
-    if settings.teacher == SCRATCH:
-        return settings.scratch.layers
-    try:
-        config = json.loads((Path(settings.teacher) / "config.json").read_text(encoding="utf-8"))
-        found = [config[key] for key in ("num_hidden_layers", "n_layers", "num_layers") if key in config]
-    except (OSError, ValueError, TypeError):
-        return None
-    return found[0] if found and isinstance(found[0], int) and found[0] > 0 else None
 
 
 def _refuse(where: str, message: str) -> NoReturn:

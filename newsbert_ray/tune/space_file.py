@@ -20,13 +20,13 @@ from newsbert_ray.config import (
     nearest,
 )
 from newsbert_ray.tune.lined_yaml import Lined, read_lined, scalar
+from newsbert_ray.tune.rules import check_search
 from newsbert_ray.tune.space import (
     OWN_NAMES,
     Axis,
     Goal,
     Search,
     SearchSpace,
-    check_search,
     distinct_values,
     require_name,
 )
