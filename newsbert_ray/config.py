@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, Self, TypeVar
 
@@ -258,6 +259,9 @@ def _explain(error: Any, names: list[str]) -> str:
     if error["type"] == "missing":
         return f"'{name}' is required"
     message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "literal_error":
+        near = nearest(str(error["input"]), re.findall(r"'([^']*)'", error["ctx"]["expected"]))
+        message += f"; did you mean '{near}'?" if near else ""
     return f"{name} = {error['input']!r}: {message}" if name else message
 
 

@@ -63,7 +63,7 @@ def _fetched_depth(teacher: str) -> int:
     try:
         config = AutoConfig.from_pretrained(teacher, trust_remote_code=False)
         return int(config.num_hidden_layers)
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise SettingsError(
             f"teacher = {teacher!r}: its depth is not known here ({reason}), and `choice: divisors` needs "

@@ -15,7 +15,8 @@ from newsbert_ray.config import SettingsError
 
 @dataclass(frozen=True)
 class Lined:
-    """The values of a file, and the line of each key by its path (`("space", "distill.beta")`)."""
+    """The values of a file, and the line of each key by its path (`("space", "distill.beta")`); in a list
+    the key is the place (`("goals", "0", "metric")`)."""
 
     file: str
     values: dict[str, Any]
@@ -90,9 +91,14 @@ def scalar(text: str) -> Any:
 def _collect(
     node: Any, at: tuple[str, ...], lines: dict[tuple[str, ...], int], seen: set[int], file: str
 ) -> None:
-    if not isinstance(node, yaml.MappingNode) or id(node) in seen:
+    if not isinstance(node, yaml.CollectionNode) or id(node) in seen:
         return
     seen.add(id(node))
+    if isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            lines[(*at, str(index))] = item.start_mark.line + 1
+            _collect(item, (*at, str(index)), lines, seen, file)
+        return
     for key, value in node.value:
         path = (*at, str(key.value))
         line = key.start_mark.line + 1

@@ -92,8 +92,8 @@ def _sampling(space: SearchSpace) -> Iterator[Fault]:
         shown = shown_storage(search.storage)
         yield (
             ("search", "storage"),
-            f"storage = {shown!r}: expected a URL such as sqlite:///study.db; leave it out for a journal file "
-            "in the sweep's folder",
+            f"storage = {shown!r}: expected a URL such as sqlite:///study.db; leave it out for a journal "
+            "file in the sweep's folder",
         )
 
 
@@ -123,6 +123,11 @@ def _judging(space: SearchSpace) -> Iterator[Fault]:
 
 def _ending(space: SearchSpace) -> Iterator[Fault]:
     limits, prices = space.limits, space.prices
+    if space.gpus is not None and space.gpus > 1 and space.gpus != int(space.gpus):
+        yield (
+            ("gpus",),
+            f"gpus = {space.gpus:g}: a worker has a share of one GPU, or whole ones; give 0.5 or 2",
+        )
     if limits.cost is not None and not (prices.cpu_hour or prices.gpu_hour):
         yield (
             ("limits", "cost"),

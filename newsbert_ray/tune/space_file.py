@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -20,18 +21,26 @@ from newsbert_ray.config import (
     nearest,
 )
 from newsbert_ray.tune.lined_yaml import Lined, read_lined, scalar
-from newsbert_ray.tune.rules import check_search
+from newsbert_ray.tune.rules import conditions, faults
 from newsbert_ray.tune.space import (
+    METRICS,
     OWN_NAMES,
     Axis,
     Goal,
+    Limits,
+    Point,
+    Prices,
     Search,
     SearchSpace,
+    Stopping,
     distinct_values,
+    flatten,
     require_name,
 )
 
-_AXIS_KEYS = ("grid", "choice", "float", "int", "log", "step")
+_AXIS_KEYS = ("grid", "choice", "float", "int", "log", "step", "when")
+DIVISORS = "divisors"
+"""Instead of a list of depths: those that divide the teacher's."""
 
 S = TypeVar("S", bound=Settings)
 
@@ -49,22 +58,22 @@ def read_space(path: str | Path) -> SearchSpace:
             _unknown(text, (key,), "key", key, known)
     settings = text.mapping(("settings",))
     _check_fixed(text, settings)
-    axes = tuple(_read_axis(text, str(name), settings) for name in text.mapping(("space",)))
+    found: dict[str, Any] = {"file": str(path), "axes": _read_axes(text, settings), "settings": settings}
     asked = text.mapping(("search",))
-    search = _build(text, ("search",), Search, {"sampler": "tpe" if "trials" in asked else "grid", **asked})
-    read = {"settings", "space", "search", "metric", "mode"}
-    rest = {key: value for key, value in text.values.items() if key not in read}
-    goal: dict[str, Any] = {k: text.values[k] for k in ("metric", "mode") if k in text.values}
-    if goal:
-        if "goals" in rest:
-            text.fail((next(iter(goal)),), "give `goals: [...]` or `metric:` and `mode:`, not both")
-        rest["goals"] = [_build(text, (), Goal, goal)]
-    found = {**rest, "file": str(path), "settings": settings, "axes": axes, "search": search}
-    space = _build(text, (), SearchSpace, found)
-    try:
-        check_search(space)
-    except SettingsError as error:
-        text.fail(("search",) if "search" in text.values else ("space",), str(error))
+    search = {"sampler": "tpe" if "trials" in asked else "grid", **asked}
+    found["search"] = _build(text, ("search",), Search, search)
+    sections: dict[str, type[Settings]] = {"stopping": Stopping, "limits": Limits, "prices": Prices}
+    for name, model in sections.items():
+        found[name] = _build(text, (name,), model, text.mapping((name,)))
+    if goals := _read_goals(text):
+        found["goals"] = goals
+    found["start"] = _read_start(text, found["axes"])
+    rest = {
+        key: value for key, value in text.values.items() if key not in {*found, "space", "metric", "mode"}
+    }
+    space = _build(text, (), SearchSpace, {**rest, **found})
+    for at, message in faults(space):
+        text.fail(at, message)
     return space
 
 
@@ -81,7 +90,14 @@ def parse_vary(text: str) -> tuple[str, list[Any]]:
     return name.strip(), [scalar(part) for part in parts]
 
 
-def _read_axis(text: Lined, name: str, settings: Mapping[str, Any]) -> Axis:
+def _read_axes(text: Lined, settings: Mapping[str, Any]) -> tuple[Axis, ...]:
+    axes: list[Axis] = []
+    for name in text.mapping(("space",)):
+        axes.append(_read_axis(text, str(name), settings, axes))
+    return tuple(axes)
+
+
+def _read_axis(text: Lined, name: str, settings: Mapping[str, Any], before: Sequence[Axis]) -> Axis:
     at = ("space", name)
     require_name(name, partial(text.fail, at))
     spec = text.mapping(at)
@@ -95,23 +111,110 @@ def _read_axis(text: Lined, name: str, settings: Mapping[str, Any]) -> Axis:
             f"{name} needs one of `grid: [..]`, `choice: [..]`, `float: [low, high]`, `int: [low, high]`",
         )
     kind = kinds[0]
-    axis = (
-        _listed(text, at, name, spec, kind)
-        if kind in ("grid", "choice")
-        else _ranged(text, at, name, spec, kind)
-    )
+    read = _listed if kind in ("grid", "choice") else _ranged
+    axis = read(text, at, name, spec, kind).model_copy(update={"when": _read_when(text, at, before)})
+    around = {other: values[0] for other, values in (conditions((*before, axis), axis) or {}).items()}
     for value in axis.samples():
-        built = merge({"data": "-", "teacher": SCRATCH, "out": "-"}, settings, {name: value})
+        built = merge({"data": "-", "teacher": SCRATCH, "out": "-"}, settings, around, {name: value})
         _build(text, at, TrainSettings, built)
     return axis
 
 
+def _read_when(text: Lined, at: tuple[str, ...], before: Sequence[Axis]) -> dict[str, tuple[Any, ...]]:
+    """The values that listed axes standing before this one must have."""
+    known = {axis.name: axis for axis in before}
+    found = {}
+    for name, values in text.mapping((*at, "when")).items():
+        place = (*at, "when", str(name))
+        axis = known.get(name)
+        if axis is None and name in text.mapping(("space",)):
+            text.fail(
+                place, f"{at[-1]}: when {name}: that stands no earlier in `space`; put it before {at[-1]}"
+            )
+        if axis is None:
+            _unknown(text, place, f"axis in {at[-1]}'s when", name, list(known))
+        if axis.values is None and not axis.divisors:
+            text.fail(place, f"{at[-1]}: when {name}: that is a range; `when` needs a grid or choice")
+        listed = values if isinstance(values, list) else [values]
+        if not listed:
+            text.fail(place, f"{at[-1]}: when {name} = []: give at least one of its values")
+        distinct = distinct_values(listed, partial(text.fail, place))
+        found[str(name)] = tuple(_find(text, place, axis, v, f"{at[-1]}: when {name}") for v in distinct)
+    return found
+
+
+def _find(text: Lined, at: tuple[str, ...], axis: Axis, value: Any, what: str) -> Any:
+    try:
+        return axis.find(value)
+    except ValueError as error:
+        near = nearest(value, [str(known) for known in axis.values or ()]) if isinstance(value, str) else None
+        text.fail(at, f"{what} = {value!r}, {error}" + (f"; did you mean '{near}'?" if near else ""))
+
+
+def _read_goals(text: Lined) -> list[Goal]:
+    alone: dict[str, Any] = {key: text.values[key] for key in ("metric", "mode") if key in text.values}
+    if "goals" not in text.values:
+        return [_build(text, (), Goal, alone)] if alone else []
+    if alone:
+        text.fail((next(iter(alone)),), "give `goals: [...]` or `metric:` and `mode:`, not both")
+    goals = []
+    for at, item in _items(text, "goals", "{metric: ..., mode: max}"):
+        if "metric" not in item:
+            text.fail(at, f"goals: {item!r} has no `metric:`; give one of {', '.join(METRICS)}")
+        goals.append(_build(text, at, Goal, item))
+    if not goals:
+        text.fail(("goals",), "goals: none given; leave it out for validation.student.accuracy")
+    return goals
+
+
+def _read_start(text: Lined, axes: Sequence[Axis]) -> tuple[Point, ...]:
+    """Starting points, each value as its axis takes it, in the order of the axes."""
+    points: list[Point] = []
+    for at, item in _items(text, "start", "{distill.beta: 0.1}"):
+        given = flatten(item)
+        for name in given:
+            if name not in [axis.name for axis in axes]:
+                _unknown(text, (*at, name), "axis in start", name, [axis.name for axis in axes])
+        point = Point()
+        for axis in axes:
+            if axis.name not in given:
+                continue
+            place = (*at, axis.name)
+            point[axis.name] = _find(text, place, axis, given[axis.name], f"start: {axis.name}")
+            for parent, values in axis.when.items():
+                if parent in point and point[parent] not in values:
+                    text.fail(
+                        place,
+                        f"start: {axis.name} does not vary where {parent} is {point[parent]}; leave it out",
+                    )
+        if not point or point in points:
+            text.fail(at, f"start: {item!r} " + ("stands there twice" if point else "names no axis"))
+        points.append(point)
+    return tuple(points)
+
+
+def _items(text: Lined, key: str, example: str) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
+    """The mappings in the list under `key`, each with its place."""
+    items = text.values.get(key) or []
+    if not isinstance(items, list):
+        text.fail((key,), f"{key} = {items!r}, expected a list such as `{key}: [{example}]`")
+    for index, item in enumerate(items):
+        if not isinstance(item, dict):
+            text.fail((key, str(index)), f"{key}: {item!r}, expected names with values such as {example}")
+        yield (key, str(index)), item
+
+
 def _listed(text: Lined, at: tuple[str, ...], name: str, spec: Mapping[str, Any], kind: str) -> Axis:
-    values = spec[kind]
-    if not isinstance(values, list) or not values:
-        text.fail((*at, kind), f"{name}: {kind} = {values!r}, expected a list of values")
+    values, depths = spec[kind], name == "student.layers"
     if "log" in spec or "step" in spec:
         text.fail(at, f"{name}: log and step belong to float and int, not to {kind}")
+    if values == DIVISORS and depths:
+        return Axis(name=name, divisors=True)
+    if values == DIVISORS:
+        text.fail((*at, kind), f"{name}: only student.layers has divisors; give a list of values")
+    if not isinstance(values, list) or not values:
+        word = f" or the word {DIVISORS}" if depths else ""
+        text.fail((*at, kind), f"{name}: {kind} = {values!r}, expected a list of values{word}")
     return Axis(
         name=name,
         values=distinct_values(values, lambda message: text.fail((*at, kind), f"{name}: {message}")),
@@ -137,6 +240,8 @@ def _ranged(text: Lined, at: tuple[str, ...], name: str, spec: Mapping[str, Any]
         wrong(f"step = {step!r}, expected more than 0 and at most {high - low:g}")
     if log and step is not None:
         wrong("log and step do not go together; leave one out")
+    if step is not None and (over := Decimal(str(high - low)) % Decimal(str(step))):
+        wrong(f"step = {step!r} does not end there; did you mean [{low}, {Decimal(str(high)) - over}]?")
     return Axis(name=name, low=low, high=high, integer=kind == "int", log=log, step=step)
 
 

@@ -83,7 +83,7 @@ SLIPS = {
     "log from 0": ("{grid: [0.0, 0.2]}", "{float: [0, 0.2], log: true}", 4, "must be above 0"),
     "log and step": ("{grid: [0.0, 0.2]}", "{float: [0.1, 0.2], log: true, step: 0.1}", 4, "leave one out"),
     "step too wide": ("{grid: [0.0, 0.2]}", "{float: [0.1, 0.2], step: 0.5}", 4, "at most 0.1"),
-    "range in a grid": ("{grid: [1, 2]}", "{int: [1, 2]}", 3, "the grid sampler needs values"),
+    "range in a grid": ("{grid: [1, 2]}", "{int: [1, 2]}", 5, "the grid sampler needs values"),
     "fixed setting misspelt": ("epochs: 2", "epoch: 2", 2, "unknown setting 'epoch', did you mean 'epochs'"),
     "fixed setting out of range": ("epochs: 2", "epochs: 0", 2, "epochs = 0"),
     "seed among settings": ("epochs: 2", "seed: 2", 2, r"use `seeds: \[...\]`"),
