@@ -159,9 +159,10 @@ def _train(words: list[str]) -> None:
 
 
 def _sweep(words: list[str]) -> None:
-    from newsbert_ray.flags import values_from
+    from newsbert_ray.flags import CONTROL, values_from
 
     values = values_from("sweep", words)
+    control = {name: values.pop(name) for name in CONTROL if values.get(name) is not None}
     space, out = values.pop("space"), values.pop("out")
     resume, concurrency = values.pop("resume", False), values.pop("concurrency", None)
     changes = values.pop("vary", None) or []
@@ -170,7 +171,15 @@ def _sweep(words: list[str]) -> None:
     from newsbert_ray.tune.space_file import parse_vary
 
     vary = dict(map(parse_vary, changes))
-    result = sweep(space, out=out, overrides=values, vary=vary, resume=resume, concurrency=concurrency)
+    result = sweep(
+        space,
+        out=out,
+        overrides=values,
+        vary=vary,
+        control=control,
+        resume=resume,
+        concurrency=concurrency,
+    )
     if result.best is None:
         raise SweepError(f"{out}: no trial finished; the reasons stand above")
     if result.failures:

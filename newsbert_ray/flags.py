@@ -11,7 +11,7 @@ import re
 from typing import Annotated, Any, TypeVar
 
 from jsonargparse import ArgumentError, ArgumentParser
-from jsonargparse.typing import PositiveInt
+from jsonargparse.typing import PositiveFloat, PositiveInt
 from pydantic import TypeAdapter, ValidationError
 
 from newsbert_ray.config import PrepareSettings, Settings, TrainSettings, build_settings, nearest
@@ -103,6 +103,22 @@ def _add_sweep(parser: ArgumentParser) -> None:
     parser.add_argument("--data", type=str, help="Folder of shards; overrides the search space's.")
     parser.add_argument("--teacher", type=str, help="Encoder; overrides the search space's.")
     parser.add_class_arguments(TrainSettings, skip={"data", "teacher", "out"})
+    _add_control(parser)
+
+
+CONTROL = ("search", "stopping", "limits", "prices", "gpus", "keep_students")
+"""Parts of a search space that the command line may set over its file."""
+
+
+def _add_control(parser: ArgumentParser) -> None:
+    from newsbert_ray.tune.space import Limits, Prices, Search, Stopping
+
+    for name, model in zip(CONTROL, (Search, Stopping, Limits, Prices), strict=False):
+        parser.add_class_arguments(model, name)
+    parser.add_argument("--gpus", type=PositiveFloat, help="GPUs of each worker of a trial, such as 0.25.")
+    parser.add_argument(
+        "--keep_students", type=PositiveInt, help="Students kept: those of the best trials; 10 by default."
+    )
 
 
 def _add_evaluate(parser: ArgumentParser) -> None:

@@ -61,7 +61,7 @@ class SweepDisplay:
         self._seconds.append(time.monotonic() - began)
         result = self._jobs.results[job.label]
         if job.seed in result.values:
-            outcome = f"{self._jobs.space.metric} {result.values[job.seed]:.4f}"
+            outcome = f"{self._jobs.space.metric} {result.values[job.seed][0]:.4f}"
         else:
             outcome = f"failed: {result.failures[job.seed]}"
         if self._live is None or job.seed in result.failures:

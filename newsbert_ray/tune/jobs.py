@@ -1,20 +1,33 @@
-"""The trials of a sweep: each point once with each seed, judged by the mean. Hands them out, takes in their
-values, tells the memory. Knows no Ray."""
+"""The trials of a sweep: each point once with each seed, judged by the mean. Hands them out, takes in how
+they ended, tells the memory. Knows no Ray."""
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from newsbert_ray.record import RECORD, RecordError, RunRecord, read_record
+from newsbert_ray.record import (
+    METRICS,
+    RECORD,
+    STOPPED,
+    EarlyStop,
+    RecordError,
+    RunRecord,
+    read_entries,
+    read_record,
+    read_stop,
+)
 from newsbert_ray.tune.memory import Memory
 from newsbert_ray.tune.space import Point, SearchSpace, point_label
 
 TRIALS = "trials"
+
+Curve = list[tuple[float, float]]
+"""(epochs done, the first goal's metric) at each evaluation, in order."""
 
 
 @dataclass(frozen=True)
@@ -30,23 +43,37 @@ class Job:
 
 @dataclass
 class PointResult:
-    """What a point came to. `values` and `failures` by seed; a seed in neither has not ended."""
+    """What a point came to, by seed: a number for each goal, a reason why there is none, an early end, or
+    never begun because another seed was stopped early. A seed in none of them has not ended."""
 
     label: str
     point: Point
     numbers: list[int]
-    values: dict[int, float] = field(default_factory=dict)
+    values: dict[int, tuple[float, ...]] = field(default_factory=dict)
     failures: dict[int, str] = field(default_factory=dict)
+    stops: dict[int, EarlyStop] = field(default_factory=dict)
+    skipped: set[int] = field(default_factory=set)
+
+    @property
+    def means(self) -> tuple[float, ...]:
+        """Each goal's mean over the seeds that finished; empty without any."""
+        return tuple(statistics.fmean(column) for column in zip(*self.values.values(), strict=True))
 
     @property
     def mean(self) -> float:
-        """Mean over the seeds that finished; NaN without any."""
-        return statistics.fmean(self.values.values()) if self.values else math.nan
+        """The first goal's mean over the seeds that finished; NaN without any."""
+        return self.means[0] if self.values else math.nan
 
     @property
     def sd(self) -> float:
-        """Sample standard deviation over the seeds; NaN for fewer than two."""
-        return statistics.stdev(self.values.values()) if len(self.values) > 1 else math.nan
+        """The first goal's sample standard deviation over the seeds; NaN for fewer than two."""
+        first = [values[0] for values in self.values.values()]
+        return statistics.stdev(first) if len(first) > 1 else math.nan
+
+    @property
+    def ended(self) -> int:
+        """Seeds that will not run any more."""
+        return len(self.values) + len(self.failures) + len(self.stops) + len(self.skipped)
 
 
 class MetricError(ValueError):
@@ -67,22 +94,38 @@ def metric_value(record: RunRecord, metric: str) -> float:
     return float(value)
 
 
+def trial_curve(folder: Path, metric: str) -> Curve:
+    """What a trial has reported so far of `metric`, from its metrics.jsonl."""
+    curve = []
+    for entry in read_entries(folder / METRICS):
+        value: Any = entry if entry.get("kind") == "evaluation" else None
+        for part in metric.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        if isinstance(value, int | float):
+            curve.append((float(entry["epoch"]), float(value)))
+    return curve
+
+
 class Jobs:
-    """Every trial of a sweep, each handed out at most once; one whose record exists counts as finished."""
+    """Every trial of a sweep, each handed out at most once; one whose folder holds its end has ended."""
 
     def __init__(self, space: SearchSpace, memory: Memory, folder: Path) -> None:
         self.space = space
+        self.folder = folder
         self.results: dict[str, PointResult] = {}
         self.total = space.points * len(space.seeds)
         self.found = 0
-        """Trials that an earlier run had finished."""
+        """Trials that an earlier start had ended."""
+        self.seconds: dict[str, float] = {}
+        """How long each ended trial took, by name; failures are not among them."""
+        self.closed = ""
+        """Why no further trial is handed out, although some are due."""
         self._memory = memory
-        self.folder = folder
         self._queue: list[Job] = []
         self._exhausted = False
-        for number, point, _ in memory.completed:
-            self._open(number, point)
-        self._skip_finished()
+        for ended in memory.ended:
+            self._open(ended.number, ended.point, stopped=ended.stopped)
+        self._skip_ended()
 
     @property
     def exhausted(self) -> bool:
@@ -91,9 +134,8 @@ class Jobs:
 
     @property
     def unfinished(self) -> int:
-        """Trials that have neither a value nor a failure."""
-        ended = sum((len(r.values) + len(r.failures)) * max(1, len(r.numbers)) for r in self.results.values())
-        return max(0, self.total - ended)
+        """Trials that have not ended in any way."""
+        return max(0, self.total - sum(r.ended * max(1, len(r.numbers)) for r in self.results.values()))
 
     @property
     def due(self) -> int:
@@ -101,40 +143,65 @@ class Jobs:
         return 0 if self.exhausted else self.unfinished
 
     def settle(self) -> None:
-        """Take in everything that has finished already, up to the first trial that is due."""
+        """Take in everything that has ended already, up to the first trial that is due."""
         job = self.next_job()
         if job is not None:
             self._queue.insert(0, job)
 
     def next_job(self) -> Job | None:
-        """The next trial to run, or None when all have been handed out."""
-        self._skip_finished()
-        while not self._queue and not self._exhausted:
+        """The next trial to run, or None when all have been handed out, or no more may be."""
+        self._skip_ended()
+        while not self._queue and not self._exhausted and not self.closed:
             found = self._memory.next_point()
             if found is None:
                 self._exhausted = True
             else:
                 self._open(*found)
-                self._skip_finished()
-        return self._queue.pop(0) if self._queue else None
+                self._skip_ended()
+        return self._queue.pop(0) if self._queue and not self.closed else None
 
-    def finish(self, job: Job, *, value: float | None, failure: str = "") -> None:
-        """A trial's end: its value, or why it has none."""
+    def put_back(self, job: Job) -> None:
+        """A trial that was handed out and cannot start now; it is the next again."""
+        self._queue.insert(0, job)
+
+    def finish(
+        self, job: Job, *, values: tuple[float, ...] | None, failure: str = "", seconds: float | None = None
+    ) -> None:
+        """A trial's end: a number for each goal, or why it has none."""
         result = self.results[job.label]
-        if value is None:
+        if values is None:
             result.failures[job.seed] = failure or "unknown reason"
         else:
-            result.values[job.seed] = value
+            result.values[job.seed] = values
+            if seconds is not None:
+                self.seconds[job.name] = seconds
+        self._tell(result, result.numbers)
+
+    def stop(self, job: Job, stop: EarlyStop) -> None:
+        """A trial's early end. The point's seeds that have not begun are not run: it has lost already."""
+        result = self.results[job.label]
+        result.stops[job.seed] = stop
+        self.seconds[job.name] = stop.seconds
+        lost = [other for other in self._queue if other.label == job.label and not _has_ended(other.out)]
+        result.skipped |= {other.seed for other in lost}
+        self._queue = [other for other in self._queue if other not in lost]
         self._tell(result, result.numbers)
 
     def best(self) -> PointResult | None:
-        """The best point among those that all seeds finished; among all with a value where there is none."""
+        """The best point by the first goal among those that all seeds finished; among all with a value where
+        there is none."""
         results = [result for result in self.results.values() if result.values]
         whole = [result for result in results if len(result.values) == len(self.space.seeds)]
         better: Callable[..., PointResult] = max if self.space.mode == "max" else min
         return better(whole or results, key=lambda result: result.mean) if results else None
 
-    def _open(self, number: int, point: Point) -> None:
+    def curves(self) -> Iterator[tuple[str, Curve]]:
+        """Name and curve of every trial in the sweep's folder that has reported."""
+        for folder in sorted((self.folder / TRIALS).glob("*")):
+            if curve := trial_curve(folder, self.space.metric):
+                yield folder.name, curve
+
+    def _open(self, number: int, point: Point, *, stopped: bool = False) -> None:
         label = point_label(point)
         result = self.results.get(label)
         if result is not None:
@@ -142,31 +209,62 @@ class Jobs:
             result.numbers.append(number)
             self._tell(result, [number])
             return
-        self.results[label] = PointResult(label=label, point=point, numbers=[number])
+        self.results[label] = result = PointResult(label=label, point=point, numbers=[number])
         for seed in self.space.seeds:
             name = point_label(point, seed=seed)
-            self._queue.append(Job(name, label, point, seed, self.folder / TRIALS / name))
+            job = Job(name, label, point, seed, self.folder / TRIALS / name)
+            if stopped and not _has_ended(job.out):
+                result.skipped.add(seed)
+            else:
+                self._queue.append(job)
 
-    def _skip_finished(self) -> None:
-        """Take trials with a record off the queue's head; their values come from it.
+    def _skip_ended(self) -> None:
+        """Take trials that have left a record or an early end off the queue's head, and count them.
 
         One whose record is damaged, or without the metric, is run again; the record is put aside.
         """
-        while self._queue and (self._queue[0].out / RECORD).exists():
+        while self._queue:
             job = self._queue[0]
-            try:
-                value = metric_value(read_record(job.out), self.space.metric)
-            except (RecordError, MetricError):
-                (job.out / RECORD).replace(job.out / f"{RECORD}.damaged")
+            if (job.out / RECORD).exists():
+                try:
+                    record = read_record(job.out)
+                    values = tuple(metric_value(record, goal.metric) for goal in self.space.goals)
+                except (RecordError, MetricError):
+                    (job.out / RECORD).replace(job.out / f"{RECORD}.damaged")
+                    return
+                self._queue.pop(0)
+                self.finish(job, values=values, seconds=record.seconds.get("total"))
+            elif (stop := read_stop(job.out)) is not None:
+                self._queue.pop(0)
+                self.stop(job, stop)
+            else:
                 return
-            self._queue.pop(0)
-            self.finish(job, value=value)
             self.found += 1
 
     def _tell(self, result: PointResult, numbers: list[int]) -> None:
-        if len(result.values) + len(result.failures) < len(self.space.seeds):
+        if result.ended < len(self.space.seeds):
             return
-        told = {number for number, _, _ in self._memory.completed}
+        told = {ended.number for ended in self._memory.ended}
         for number in numbers:
             if number not in told:
-                self._memory.tell(number, None if result.failures else result.mean)
+                self._memory.tell(
+                    number,
+                    None if result.failures or not (result.values or result.stops) else result.means,
+                    curve=self._mean_curve(result),
+                    stopped=bool(result.stops),
+                )
+
+    def _mean_curve(self, result: PointResult) -> Curve:
+        """Mean over a point's seeds at the evaluations that each of them has reached."""
+        seeds = [*result.values, *result.stops]
+        folders = [self.folder / TRIALS / point_label(result.point, seed=seed) for seed in seeds]
+        known = [dict(trial_curve(folder, self.space.metric)) for folder in folders]
+        for curve, stop in zip(known, [result.stops.get(seed) for seed in seeds], strict=True):
+            if stop is not None:
+                curve.setdefault(stop.epoch, stop.value)
+        common = set.intersection(*map(set, known)) if known else set()
+        return [(epoch, statistics.fmean(curve[epoch] for curve in known)) for epoch in sorted(common)]
+
+
+def _has_ended(folder: Path) -> bool:
+    return (folder / RECORD).exists() or (folder / STOPPED).exists()

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import fcntl
 import json
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from newsbert_ray.config import SCRATCH, TrainSettings
+from newsbert_ray.config import SCRATCH, SettingsError, TrainSettings, merge
 from newsbert_ray.record import installed_versions
 from newsbert_ray.tune.space import SearchSpace, absolute_folders
+from newsbert_ray.tune.storage import shown_storage
 
 SWEEP = "sweep.json"
-FORMAT = 1
+ESTIMATE = "plan.json"
+FORMAT = 2
+FREE = ("limits", "prices", "gpus", "keep_students")
+"""Parts of a search space that may differ from one start of a sweep to the next: they alter no result."""
 
 
 class SweepError(ValueError):
@@ -26,7 +31,8 @@ def claim_folder(out: Path) -> Iterator[None]:
     """The sweep's folder for this process alone; the system frees it however the process ends."""
     if out.exists() and not out.is_dir():
         raise SweepError(f"{out}: is a file; give another --out")
-    if out.is_dir() and any(out.iterdir()) and not (out / SWEEP).exists() and not (out / ".lock").exists():
+    ours = {SWEEP, ESTIMATE, ".lock"}
+    if out.is_dir() and any(out.iterdir()) and not ours & {path.name for path in out.iterdir()}:
         raise SweepError(f"{out}: holds other files and no sweep; give an empty or new folder as --out")
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -53,17 +59,38 @@ def make_plan(
     """
     return {
         "format": FORMAT,
-        "space": space.model_dump(mode="json", exclude={"file"}),
+        "space": _without_password(space.model_dump(mode="json", exclude={"file"})),
         "file": space.file,
-        **json.loads(json.dumps(asked)),
+        **json.loads(json.dumps({**asked, "control": _without_password(asked["control"])})),
         "settings": first.model_dump(mode="json", exclude={"out", "seed"}),
         "varied": [axis.name for axis in space.axes],
         "metric": space.metric,
         "mode": space.mode,
+        "identity": uuid.uuid4().hex,
         "trials": space.points * len(space.seeds),
         "corpora": corpora,
         "versions": installed_versions(),
     }
+
+
+def _without_password(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with the storage's password masked: sweep.json is read by whoever reads the results."""
+    storage = values.get("search", {}).get("storage")
+    return merge(values, {"search.storage": shown_storage(storage)}) if storage else dict(values)
+
+
+def require_password(control: Mapping[str, Any]) -> None:
+    """Refuse a storage as sweep.json shows it.
+
+    Raises:
+        SettingsError: its password is masked.
+    """
+    storage = control.get("search", {}).get("storage")
+    if storage and "***" in storage:
+        raise SettingsError(
+            f"search.storage = {storage}: a sweep's folder does not keep the password; give the whole URL "
+            "again as --search.storage"
+        )
 
 
 def read_corpora(space: SearchSpace, first: TrainSettings) -> list[str]:
@@ -106,7 +133,7 @@ def read_plan(out: Path) -> dict[str, Any]:
         if (
             isinstance(plan, dict)
             and plan["format"] == FORMAT
-            and {"space", "overrides", "vary"} <= plan.keys()
+            and {"space", "overrides", "vary", "control", "identity"} <= plan.keys()
         ):
             space = {**plan["space"], "settings": absolute_folders(plan["space"]["settings"])}
             return {**plan, "space": space, "overrides": absolute_folders(plan["overrides"])}
@@ -123,15 +150,14 @@ def require_same(out: Path, before: Mapping[str, Any], plan: Mapping[str, Any], 
     """
     if not before:
         return
-    fixed = ("space", "overrides")
-    differ = [name for name in fixed if before[name] != plan[name]]
-    if differ:
-        parts = [
-            f"{name}.{key} was {_short(before[name].get(key))}, now {_short(plan[name].get(key))}"
-            for name in differ
-            for key in dict.fromkeys([*before[name], *plan[name]])
-            if before[name].get(key) != plan[name].get(key)
-        ]
+    parts = [
+        f"{name}.{key} was {_short(old.get(key))}, now {_short(new.get(key))}"
+        for name in ("space", "overrides")
+        for old, new in [(_fixed(name, before[name]), _fixed(name, plan[name]))]
+        for key in dict.fromkeys([*old, *new])
+        if old.get(key) != new.get(key)
+    ]
+    if parts:
         raise SweepError(f"{out}: holds another sweep ({'; '.join(parts)}); give another --out")
     if before.get("corpora") and plan["corpora"] and before["corpora"] != plan["corpora"]:
         raise SweepError(
@@ -143,6 +169,15 @@ def require_same(out: Path, before: Mapping[str, Any], plan: Mapping[str, Any], 
             f"{out}: holds this sweep already ({before.get('state', 'unknown')}); go on with --resume, "
             "or give another --out"
         )
+
+
+def _fixed(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a plan's part must stay as it was; a sweep may be given more trials."""
+    if name != "space":
+        return dict(values)
+    kept = {key: value for key, value in values.items() if key not in FREE}
+    search = {key: value for key, value in values.get("search", {}).items() if key != "trials"}
+    return {**kept, "search": search}
 
 
 def _short(value: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -13,12 +14,18 @@ import ray
 from ray import tune
 from ray.exceptions import RayActorError
 from ray.tune.experiment import Trial
+from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from newsbert_ray.config import SettingsError
 from newsbert_ray.connect import environment
+from newsbert_ray.record import EarlyStop, write_stop
 from newsbert_ray.tune.display import SweepDisplay
 from newsbert_ray.tune.jobs import Job, Jobs
+from newsbert_ray.tune.keeping import Keeper
+from newsbert_ray.tune.limits import Budget
+from newsbert_ray.tune.place import Place
+from newsbert_ray.tune.stopping import EarlyStopping
 from newsbert_ray.tune.trial import Train, run_trial
 
 RETRIES = 2
@@ -35,20 +42,6 @@ QUIET: Mapping[str, str] = {
 }
 
 
-@dataclass(frozen=True)
-class Place:
-    """What a trial occupies, and how many run at once."""
-
-    slots: int
-    cpus: float
-    gpus: float
-
-    @property
-    def resources(self) -> dict[str, float]:
-        """As Ray names them."""
-        return {"CPU": self.cpus, "GPU": self.gpus} if self.gpus else {"CPU": self.cpus}
-
-
 def node_resources() -> list[dict[str, float]]:
     """What each node that is alive has, as Ray names it: {"CPU": 8.0, "GPU": 1.0, ...}."""
     nodes = ray.nodes()  # type: ignore[no-untyped-call]
@@ -60,19 +53,26 @@ def run_jobs(
     *,
     config: Callable[[Job], Mapping[str, Any]],
     place: Place,
+    judge: EarlyStopping,
+    budget: Budget,
+    keeper: Keeper,
     display: SweepDisplay,
     folder: Path,
     train: Train | None = None,
 ) -> None:
-    """Run every job that is due; returns when all have ended, or early after Ctrl-C (see `jobs.unfinished`).
+    """Run every job that is due; returns when all have ended, when a limit is reached (see `jobs.closed`), or
+    early after Ctrl-C (see `jobs.unfinished`).
 
     Args:
         config: what `run_trial` gets for a job.
         place: what a trial occupies.
+        judge: who ends early.
+        budget: whether another may start.
+        keeper: tidies up after each.
         folder: where Tune may keep files while it runs; all nodes must see it.
         train: what trains; the real one by default.
     """
-    queue = _Queue(jobs, config, place.slots)
+    queue = _Queue(jobs, config, place.slots, budget)
     trainable = tune.with_resources(partial(run_trial, train=train), place.resources)
     try:
         with environment(QUIET), display.shown():
@@ -80,15 +80,17 @@ def run_jobs(
                 trainable,
                 tune_config=tune.TuneConfig(
                     search_alg=queue,
+                    scheduler=_Judge(queue, judge),
                     num_samples=jobs.total,
-                    reuse_actors=True,
+                    # A group's driver must die with its trial, and the group's controller with it.
+                    reuse_actors=not place.nested,
                     trial_dirname_creator=_trial_id,
                 ),
                 run_config=tune.RunConfig(
                     name="tune",
                     storage_path=str(folder.absolute()),
                     verbose=0,
-                    callbacks=[_Watch(queue, display)],
+                    callbacks=[_Watch(queue, keeper, display)],
                     failure_config=tune.FailureConfig(max_failures=RETRIES),
                 ),
             ).fit()
@@ -118,15 +120,32 @@ def _first_line(error: BaseException) -> str:
     return str(error).strip().split("\n", 1)[0]
 
 
-class _Queue(Searcher):
-    """Hands jobs to Tune as it asks, and takes their ends in."""
+@dataclass
+class _Running:
+    """A trial under way: its job, how many epochs it has, when it began, its early end once that is known."""
 
-    def __init__(self, jobs: Jobs, config: Callable[[Job], Mapping[str, Any]], slots: int) -> None:
+    job: Job
+    epochs: int
+    began: float = 0.0
+    stop: EarlyStop | None = None
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.began if self.began else 0.0
+
+
+class _Queue(Searcher):
+    """Hands jobs to Tune as it asks, as long as the budget allows."""
+
+    def __init__(
+        self, jobs: Jobs, config: Callable[[Job], Mapping[str, Any]], slots: int, budget: Budget
+    ) -> None:
         super().__init__()
-        self.running: dict[str, Job] = {}
+        self.running: dict[str, _Running] = {}
         self.jobs = jobs
         self._config = config
         self._slots = slots
+        self._budget = budget
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -138,15 +157,26 @@ class _Queue(Searcher):
         if len(self.running) >= self._slots:
             return None
         while (job := self.jobs.next_job()) is not None:
+            if self._held_back():
+                self.jobs.put_back(job)
+                return Searcher.FINISHED if self.jobs.closed else None
             try:
                 config = dict(self._config(job))
             except SettingsError as error:
                 # A combination that cannot be, which only the sampler has brought together.
-                self.jobs.finish(job, value=None, failure=str(error))
+                self.jobs.finish(job, values=None, failure=str(error))
                 continue
-            self.running[trial_id] = job
+            self.running[trial_id] = _Running(job, epochs=config["settings"]["epochs"])
             return config
         return Searcher.FINISHED
+
+    def _held_back(self) -> bool:
+        """Whether no trial may start now; closes the sweep where none ever may."""
+        reached = self._budget.reached()
+        refusal = reached or self._budget.refusal(trial.seconds for trial in self.running.values())
+        if reached or (refusal and not self.running):
+            self.jobs.closed = refusal
+        return bool(refusal)
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -160,35 +190,78 @@ class _Queue(Searcher):
         raise NotImplementedError("a sweep is resumed from its own memory, not from Tune's")
 
 
+class _Judge(FIFOScheduler):
+    """Asks the sweep's judge at each report; Tune ends the trial where it says so."""
+
+    def __init__(self, queue: _Queue, judge: EarlyStopping) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._queue = queue
+        self._judge = judge
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        running = self._queue.running[trial.trial_id]
+        if not self._judge.stops(running.job.name, result, epochs=running.epochs):
+            return str(self.CONTINUE)
+        running.stop = EarlyStop(
+            epoch=result["epoch"],
+            value=result[self._queue.jobs.space.metric],
+            seconds=running.seconds,
+            reason=self._judge.reason,
+        )
+        return str(self.STOP)
+
+
 class _Watch(tune.Callback):
     """Passes what happens to trials on to the jobs and to the display."""
 
-    def __init__(self, queue: _Queue, display: SweepDisplay) -> None:
+    def __init__(self, queue: _Queue, keeper: Keeper, display: SweepDisplay) -> None:
         self._queue = queue
+        self._keeper = keeper
         self._display = display
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self._display.started(self._queue.running[trial.trial_id])
+        running = self._queue.running[trial.trial_id]
+        running.began = running.began or time.monotonic()
+        self._display.started(running.job)
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
-        self._display.reported(self._queue.running[trial.trial_id], result)
+        job = self._queue.running[trial.trial_id].job
+        self._keeper.reported(job)
+        self._display.reported(job, result)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        running = self._queue.running.pop(trial.trial_id)
         result = trial.last_result or {}
-        self._end(trial, value=result.get("value"), failure=result.get("failure", "ended without a report"))
+        values = result.get("values")
+        if running.stop is not None:
+            write_stop(running.job.out, running.stop)
+            self._queue.jobs.stop(running.job, running.stop)
+        else:
+            self._queue.jobs.finish(
+                running.job,
+                values=None if values is None else tuple(values),
+                failure=result.get("failure", "ended without a report"),
+                seconds=running.seconds,
+            )
+        self._close(running)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self._end(trial, value=None, failure=_reason(trial))
+        running = self._queue.running.pop(trial.trial_id)
+        self._queue.jobs.finish(running.job, values=None, failure=_reason(trial))
+        self._close(running)
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         self._display.tick()
 
-    def _end(self, trial: Trial, *, value: float | None, failure: str) -> None:
-        job = self._queue.running.pop(trial.trial_id)
-        self._queue.jobs.finish(job, value=value, failure=failure)
-        self._display.ended(job)
+    def _close(self, running: _Running) -> None:
+        """What an ended trial leaves behind: bounded, and shown."""
+        self._keeper.ended(running.job)
+        self._display.ended(running.job)

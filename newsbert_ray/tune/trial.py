@@ -36,10 +36,12 @@ def run_trial(config: Mapping[str, Any], *, train: Train | None = None) -> None:
     """Run one trial and report to Tune.
 
     Every evaluation is reported with dotted names (`validation.student.accuracy`, `epoch`, `step`); the last
-    report holds `value`, the record's number that the sweep judges by, or `failure`, why there is none.
+    report holds `values`, the record's number for each goal, or `failure`, why there is none. A trial that
+    Tune stops at a report ends there, by SystemExit out of the report, with its checkpoint behind it.
 
     Args:
-        config: `settings` (of TrainSettings, nested), `metric`, `notes` (a folder for a failure's frames).
+        config: `settings` (of TrainSettings, nested), `metrics` (one for each goal), `notes` (a folder for a
+            failure's frames).
         train: what trains; the real one by default.
     """
     from ray import tune
@@ -49,7 +51,7 @@ def run_trial(config: Mapping[str, Any], *, train: Train | None = None) -> None:
     _await_folder(Path(settings.out))
     try:
         record = (train or _train())(settings, report=lambda entry: tune.report(numbers(entry)), quiet=True)
-        value = metric_value(record, config["metric"])
+        values = [metric_value(record, metric) for metric in config["metrics"]]
     except Exception as error:
         # The one place that stops an exception: it belongs to this trial alone, and is shown by the sweep.
         with suppress(OSError):  # the reason may be a full disk
@@ -58,7 +60,7 @@ def run_trial(config: Mapping[str, Any], *, train: Train | None = None) -> None:
     else:
         with suppress(OSError):
             note.unlink(missing_ok=True)
-        tune.report({"value": value})
+        tune.report({"values": values})
 
 
 def _train() -> Train:

@@ -60,7 +60,7 @@ def play(jobs: Jobs, console: Console, clock: Clock) -> None:
             shown.started(job)
             shown.reported(job, {"epoch": 1.0, "validation.student.accuracy": 0.4})
             clock.now += 20
-            jobs.finish(job, value=value, failure=failure)
+            jobs.finish(job, values=None if value is None else (value,), failure=failure)
             shown.ended(job)
         running = take(jobs)
         shown.started(running)

@@ -14,6 +14,7 @@ from ray.tune.search import Searcher
 
 from newsbert_ray.config import SettingsError
 from newsbert_ray.tune.jobs import Job, Jobs
+from newsbert_ray.tune.limits import Budget
 from newsbert_ray.tune.memory import Memory
 from newsbert_ray.tune.running import _Queue, _reason
 from newsbert_ray.tune.space import trial_settings
@@ -37,13 +38,14 @@ def test_a_combination_that_cannot_be_fails_alone(write_space: WriteSpace, tmp_p
     jobs = Jobs(space, Memory(space, tmp_path), tmp_path)
 
     def config(job: Job) -> Mapping[str, Any]:
-        return trial_settings(space, job.point, seed=job.seed, out=job.out, overrides={}).model_dump()
+        settings = trial_settings(space, job.point, seed=job.seed, out=job.out, overrides={})
+        return {"settings": settings.model_dump()}
 
-    queue = _Queue(jobs, config, slots=1)
+    queue = _Queue(jobs, config, slots=1, budget=Budget(jobs, cpus=1, gpus=0))
     handed = 0
     while (found := queue.suggest(str(handed))) != Searcher.FINISHED:
-        assert found["out"] == str(queue.running[str(handed)].out)
-        jobs.finish(queue.running.pop(str(handed)), value=0.5)
+        assert found["settings"]["out"] == str(queue.running[str(handed)].job.out)
+        jobs.finish(queue.running.pop(str(handed)).job, values=(0.5,))
         handed += 1
     assert handed == 5
     (failed,) = [result for result in jobs.results.values() if result.failures]
@@ -52,6 +54,43 @@ def test_a_combination_that_cannot_be_fails_alone(write_space: WriteSpace, tmp_p
     assert jobs.unfinished == 0
     with pytest.raises(SettingsError):
         config(Job("", failed.label, failed.point, 0, tmp_path))
+
+
+def test_no_trial_starts_past_a_limit(write_space: WriteSpace, tmp_path: Path) -> None:
+    """A sweep over night spends twice what it may; or it ends while a running trial could still make room."""
+    space = read_space(write_space(SPACE + "limits: {cost: 10}\nprices: {cpu_hour: 3}\n"))
+    jobs = Jobs(space, Memory(space, tmp_path), tmp_path)
+    budget = Budget(jobs, cpus=2, gpus=0)
+
+    def config(job: Job) -> Mapping[str, Any]:
+        return {"settings": {"epochs": 2}}
+
+    queue = _Queue(jobs, config, slots=2, budget=budget)
+    assert queue.suggest("a") is not None
+    jobs.finish(queue.running.pop("a").job, values=(0.5,), seconds=1800.0)
+    assert budget.spent() == pytest.approx(3.0)
+    assert queue.suggest("b") is not None
+    assert queue.suggest("c") is not None  # 3 spent, 3 expected of each
+    jobs.finish(queue.running.pop("b").job, values=(0.5,), seconds=1800.0)
+    assert queue.suggest("d") is None
+    assert jobs.closed == ""
+    jobs.finish(queue.running.pop("c").job, values=(0.5,), seconds=1800.0)
+    assert queue.suggest("d") == Searcher.FINISHED
+    assert jobs.closed == "limits.cost = 10 leaves no money for another trial"
+
+
+def test_the_sweep_ends_at_its_target(write_space: WriteSpace, tmp_path: Path) -> None:
+    """A good enough point is found in the first hour, and the sweep runs until the morning."""
+    space = read_space(write_space(SPACE + "limits: {target: 0.6}\n"))
+    jobs = Jobs(space, Memory(space, tmp_path), tmp_path)
+    queue = _Queue(
+        jobs, lambda job: {"settings": {"epochs": 2}}, slots=2, budget=Budget(jobs, cpus=1, gpus=0)
+    )
+    for name, value in (("a", 0.5), ("b", 0.7)):
+        assert queue.suggest(name) not in (None, Searcher.FINISHED)
+        jobs.finish(queue.running.pop(name).job, values=(value,))
+    assert queue.suggest("c") == Searcher.FINISHED
+    assert "reached limits.target = 0.6 (0.7000)" in jobs.closed
 
 
 def given_up(error: Callable[[], BaseException | None]) -> Trial:

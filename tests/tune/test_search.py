@@ -16,17 +16,17 @@ from typing import Any
 import pytest
 
 import newsbert_ray
-from newsbert_ray.config import SettingsError, TrainSettings, build_settings
+from newsbert_ray.config import SettingsError, TrainSettings
 from newsbert_ray.connect import ConnectError, RaySession
 from newsbert_ray.data.shards import ShardError
 from newsbert_ray.data.tokens import TokenizerError
 from newsbert_ray.model.encoder import EncoderError
 from newsbert_ray.record import RECORD, RunRecord, find_records, read_record
 from newsbert_ray.tune import search
-from newsbert_ray.tune.jobs import Jobs
-from newsbert_ray.tune.memory import Memory
+from newsbert_ray.tune.jobs import Jobs, metric_value
+from newsbert_ray.tune.memory import JOURNAL, Memory
 from newsbert_ray.tune.plan import SweepError
-from newsbert_ray.tune.search import place_of, sweep
+from newsbert_ray.tune.search import sweep
 from newsbert_ray.tune.space import trial_settings
 from newsbert_ray.tune.space_file import read_space
 
@@ -81,7 +81,7 @@ def test_a_sweep_runs_each_trial_once_and_one_failure_stays_alone(
         "beta=0.2,layers=1,seed=0": 1,
         "beta=0.2,layers=2,seed=0": 2,
     }
-    assert len(Memory(again.space, out).completed) == 4
+    assert len(Memory(again.space, out).ended) == 4
 
 
 KILLED = """
@@ -136,14 +136,14 @@ def test_a_sweep_that_was_ended_goes_on_with_each_trial_counted_once(
         process.kill()
     assert len(find_records(out)) == 2
     if with_signal is signal.SIGINT:
-        assert "interrupted with 2 of 4 trials to go" in said
+        assert "interrupted; 2 trials finished, 0 stopped early; go on with:" in said
         assert f"newsbert-ray sweep {file} --out {out} --resume" in said
         assert json.loads((out / "sweep.json").read_text())["state"] == "interrupted"
     result = sweep(file, out=out, resume=True, train=make_train())
     starts = {path.parent.name: len(path.read_text().splitlines()) for path in out.rglob("starts.txt")}
     assert set(starts.values()) == {1}
     assert len(starts) == 4
-    assert len(Memory(result.space, out).completed) == 4
+    assert len(Memory(result.space, out).ended) == 4
     assert result.best is not None
     assert result.best.label == "beta=0.2,layers=2"
 
@@ -266,8 +266,8 @@ def test_the_report_leaves_out_what_a_failed_trial_left(
     damaged.values.clear()
     damaged.failures[0] = "its process died"
     (out / "trials" / "beta=0,layers=2,seed=0" / RECORD).write_text("{")
-    result = search._result(jobs, out, {}, seconds=1.0)
-    assert "3 runs" in (out / "report" / "report.md").read_text()
+    result = search._reported(search._result(jobs, out, {}, seconds=1.0))
+    assert (out / "report" / "report.md").exists()
     assert list(result.failures) == ["beta=0,layers=2,seed=0"]
 
 
@@ -281,7 +281,8 @@ def finished_sweep(file: Path, out: Path, make_train: Any, overrides: dict[str, 
     while (job := jobs.next_job()) is not None:
         settings = trial_settings(space, job.point, seed=job.seed, out=job.out, overrides=overrides or {})
         train(settings, report=lambda entry: None, quiet=True)
-        jobs.finish(job, value=read_record(job.out).metrics["validation"]["student"]["accuracy"])
+        jobs.finish(job, values=(metric_value(read_record(job.out), space.metric),))
+    (out / JOURNAL).unlink()  # it names no sweep
     sweep(file, out=out, overrides=overrides, train=train)
 
 
@@ -296,7 +297,7 @@ def test_a_finished_sweep_is_never_overwritten_and_says_what_to_type(
         sweep(file, out=out, train=make_train())
     result = sweep(file, out=out, resume=True, train=make_train())
     assert result.best is not None
-    assert "4 of them had finished before" in capsys.readouterr().out
+    assert "4 of them had ended before" in capsys.readouterr().out
     with pytest.raises(SweepError, match=r"holds another sweep \(overrides.epochs was null, now 7\)"):
         sweep(file, out=out, overrides={"epochs": 7}, resume=True, train=make_train())
     other = write_space(**{"[1, 2]": "[1, 4]"})
@@ -319,63 +320,6 @@ def test_two_sweeps_in_one_folder_are_refused(
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(SweepError, match="another sweep runs in it"):
             sweep(write_space(), out=out, train=make_train())
-
-
-@pytest.mark.parametrize(
-    ("nodes", "values", "asked", "jobs", "expected"),
-    [
-        ([(8, 0)], {}, None, 100, (8, 1, 0)),
-        ([(8, 0)], {}, 3, 100, (3, 1, 0)),
-        ([(8, 0)], {}, 30, 100, (8, 1, 0)),
-        ([(8, 0)], {}, None, 5, (5, 1, 0)),
-        ([(8, 0)], {"threads": 3}, None, 100, (2, 3, 0)),
-        ([(0, 0), (4, 0), (7, 0)], {"threads": 3}, None, 100, (3, 3, 0)),
-        ([(4, 0), (2, 0)], {"threads": 4}, None, 100, (1, 4, 0)),
-        ([(16, 1)], {}, None, 100, (4, 1, 0.25)),
-        ([(16, 1)], {}, 8, 100, (8, 1, 0.125)),
-        ([(8, 2), (8, 2)], {}, 2, 100, (2, 1, 1)),
-        ([(64, 0), (2, 1)], {}, None, 100, (2, 1, 0.5)),
-        ([(16, 1)], {"device": "cpu"}, None, 100, (16, 1, 0)),
-    ],
-)
-def test_trials_at_once_follow_the_resources(
-    nodes: list[tuple[int, int]],
-    values: dict[str, Any],
-    asked: int | None,
-    jobs: int,
-    expected: tuple[float, ...],
-) -> None:
-    """Trials wait for ever for a place that is not there, or leave the machine idle."""
-    place = place_of(settings_with(values), cluster(*nodes), jobs=jobs, concurrency=asked)
-    assert (place.slots, place.cpus, place.gpus) == expected
-
-
-@pytest.mark.parametrize(
-    ("nodes", "values", "message"),
-    [
-        ([(2, 0)], {"threads": 4}, "needs 4 CPUs of one node, Ray's largest node has 2"),
-        ([(4, 0), (4, 0)], {"threads": 8}, "needs 8 CPUs of one node, Ray's largest node has 4"),
-        ([(8, 0), (4, 1)], {"threads": 8}, "largest node with a GPU has 4"),
-        ([(0, 0)], {}, "largest node has 0"),
-        ([(2, 0)], {"device": "cuda"}, "Ray has no GPU"),
-    ],
-)
-def test_not_even_one_trial_fits_is_said_at_once(
-    nodes: list[tuple[int, int]], values: dict[str, Any], message: str
-) -> None:
-    """Ray waits for ever for a machine that never comes."""
-    with pytest.raises(SettingsError, match=message):
-        place_of(settings_with(values), cluster(*nodes), jobs=1, concurrency=None)
-
-
-def settings_with(values: dict[str, Any]) -> TrainSettings:
-    """Settings of a trial."""
-    return build_settings(TrainSettings, {"data": "d", "teacher": "scratch", "out": "o", **values})
-
-
-def cluster(*nodes: tuple[int, int]) -> list[dict[str, float]]:
-    """Nodes of so many CPUs and GPUs, as Ray describes them."""
-    return [{"CPU": float(cpus)} | ({"GPU": float(gpus)} if gpus else {}) for cpus, gpus in nodes]
 
 
 @pytest.mark.ray

@@ -28,7 +28,7 @@ def config(tmp_path: Path) -> dict[str, Any]:
     settings = build_settings(TrainSettings, values).model_dump()
     return {
         "settings": settings,
-        "metric": "validation.student.accuracy",
+        "metrics": ["validation.student.accuracy"],
         "notes": str(tmp_path / "failures"),
     }
 
@@ -42,7 +42,7 @@ def test_the_frames_of_a_failure_go_once_the_trial_succeeds(
     assert reports[-1] == {"failure": "ValueError: the loss is not a number"}
     assert "the loss is not a number" in note.read_text()
     run_trial(config, train=make_train())
-    assert set(reports[-1]) == {"value"}
+    assert reports[-1] == {"values": [pytest.approx(0.62)]}
     assert not note.exists()
 
 

@@ -1,0 +1,102 @@
+"""Where trials run: as many as fit, and never one that Ray would wait for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from newsbert_ray.config import SettingsError, TrainSettings, build_settings
+from newsbert_ray.tune.place import place_of
+
+
+@pytest.mark.parametrize(
+    ("nodes", "values", "asked", "jobs", "expected"),
+    [
+        ([(8, 0)], {}, None, 100, (8, 1, 0)),
+        ([(8, 0)], {}, 3, 100, (3, 1, 0)),
+        ([(8, 0)], {}, 30, 100, (8, 1, 0)),
+        ([(8, 0)], {}, None, 5, (5, 1, 0)),
+        ([(8, 0)], {"threads": 3}, None, 100, (2, 3, 0)),
+        ([(0, 0), (4, 0), (7, 0)], {"threads": 3}, None, 100, (3, 3, 0)),
+        ([(4, 0), (2, 0)], {"threads": 4}, None, 100, (1, 4, 0)),
+        ([(16, 1)], {}, None, 100, (4, 1, 0.25)),
+        ([(16, 1)], {}, 8, 100, (8, 1, 0.125)),
+        ([(8, 2), (8, 2)], {}, 2, 100, (2, 1, 1)),
+        ([(64, 0), (2, 1)], {}, None, 100, (2, 1, 0.5)),
+        ([(16, 1)], {"device": "cpu"}, None, 100, (16, 1, 0)),
+        ([(5, 0), (2, 0)], {"workers": 2}, None, 100, (3, 1, 0)),
+        ([(5, 0), (3, 0)], {"workers": 2, "threads": 2}, None, 100, (1, 2, 0)),
+        ([(8, 4)], {"workers": 2}, None, 100, (2, 1, 1)),
+    ],
+)
+def test_trials_at_once_follow_the_resources(
+    nodes: list[tuple[int, int]],
+    values: dict[str, Any],
+    asked: int | None,
+    jobs: int,
+    expected: tuple[float, ...],
+) -> None:
+    """Trials wait for ever for a place that is not there, or leave the machine idle."""
+    place = place_of(settings_with(values), cluster(*nodes), jobs=jobs, concurrency=asked)
+    assert (place.slots, place.cpus, place.gpus) == expected
+
+
+@pytest.mark.parametrize(
+    ("nodes", "values", "message"),
+    [
+        ([(2, 0)], {"threads": 4}, "needs 4 CPUs of one node, Ray's largest node has 2"),
+        ([(4, 0), (4, 0)], {"threads": 8}, "needs 8 CPUs of one node, Ray's largest node has 4"),
+        ([(8, 0), (4, 1)], {"threads": 8}, "largest node with a GPU has 4"),
+        ([(0, 0)], {}, "largest node has 0"),
+        ([(2, 0)], {"device": "cuda"}, "Ray has no GPU"),
+        ([(2, 0)], {"workers": 3}, "workers = 3: each needs 1 CPUs of one node, and 2 fit"),
+        ([(8, 1)], {"workers": 2}, "workers = 2: each needs 1 CPUs and 1 GPUs of one node, and 1 fit"),
+    ],
+)
+def test_not_even_one_trial_fits_is_said_at_once(
+    nodes: list[tuple[int, int]], values: dict[str, Any], message: str
+) -> None:
+    """Ray waits for ever for a machine that never comes."""
+    with pytest.raises(SettingsError, match=message):
+        place_of(settings_with(values), cluster(*nodes), jobs=1, concurrency=None)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "gpus", "asked", "expected"),
+    [
+        ([(16, 1)], 0.25, None, (4, 0.25)),
+        ([(16, 1)], 0.3, None, (3, 0.3)),
+        ([(2, 1)], 0.25, None, (2, 0.25)),
+        ([(16, 2)], 1.0, None, (2, 1.0)),
+        ([(16, 2)], 2.0, 8, (1, 2.0)),
+    ],
+)
+def test_a_share_of_a_gpu_is_what_was_asked(
+    nodes: list[tuple[int, int]], gpus: float, asked: int | None, expected: tuple[float, ...]
+) -> None:
+    """Five trials share a GPU that holds four, and all die for want of its memory."""
+    place = place_of(settings_with({}), cluster(*nodes), jobs=100, concurrency=asked, gpus=gpus)
+    assert (place.slots, place.gpus) == expected
+
+
+def test_a_share_of_a_gpu_that_is_not_there_is_refused() -> None:
+    """Trials priced as on a GPU run for days on a CPU."""
+    with pytest.raises(SettingsError, match=r"gpus = 0.25: Ray has no GPU"):
+        place_of(settings_with({}), cluster((8, 0)), jobs=1, gpus=0.25)
+
+
+def test_a_groups_driver_holds_no_cpu() -> None:
+    """Drivers hold all CPUs, their workers wait for one, and nothing ever moves."""
+    place = place_of(settings_with({"workers": 2}), cluster((4, 0)), jobs=9)
+    assert (place.nested, place.slots, place.resources["CPU"]) == (True, 2, 0)
+
+
+def settings_with(values: dict[str, Any]) -> TrainSettings:
+    """Settings of a trial."""
+    return build_settings(TrainSettings, {"data": "d", "teacher": "scratch", "out": "o", **values})
+
+
+def cluster(*nodes: tuple[int, int]) -> list[dict[str, float]]:
+    """Nodes of so many CPUs and GPUs, as Ray describes them."""
+    return [{"CPU": float(cpus)} | ({"GPU": float(gpus)} if gpus else {}) for cpus, gpus in nodes]
