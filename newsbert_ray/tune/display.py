@@ -62,6 +62,9 @@ class SweepDisplay:
         result = self._jobs.results[job.label]
         if job.seed in result.values:
             outcome = f"{self._jobs.space.metric} {result.values[job.seed][0]:.4f}"
+        elif job.seed in result.stops:
+            stop = result.stops[job.seed]
+            outcome = f"stopped early at epoch {stop.epoch:g} ({stop.reason}): {stop.value:.4f}"
         else:
             outcome = f"failed: {result.failures[job.seed]}"
         if self._live is None or job.seed in result.failures:
