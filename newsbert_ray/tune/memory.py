@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,8 +54,10 @@ class Memory:
         self._storage = open_storage(space.search.storage, folder)
         with self._plainly():
             self._study = _open(space, self._storage, folder, identity)
-            self._left = self._take_up()
-            self._due = space.points - len(self.ended) - len(self._left)
+            wanted = space.points - len(self.ended)
+            # A resume may ask for fewer points than were begun; the others stay as they are.
+            self._left = self._take_up()[: max(0, wanted)]
+            self._due = wanted - len(self._left)
 
     @property
     def ended(self) -> list[Ended]:
@@ -194,10 +197,12 @@ def _require_own(space: SearchSpace, study: Study, identity: str, *, begun: int)
     directions = [_DIRECTION[goal.mode] for goal in space.goals]
     of_another = identity and study.user_attrs.get(IDENTITY, "" if begun else identity) != identity
     if of_another or [d.name.lower() for d in study.directions] != directions:
-        where = shown_storage(space.search.storage) if space.search.storage else JOURNAL
+        where, cure = JOURNAL, "another --out"
+        if space.search.storage is not None:
+            where = f"storage {shown_storage(space.search.storage)}"
+            cure = "the search space another `name:`, or another --search.storage"
         raise StudyError(
-            f"storage {where}: holds another sweep's study '{space.name}' already ({begun} trials); give the "
-            "search space another `name:`, or another --search.storage"
+            f"{where}: holds another sweep's study '{space.name}' already ({begun} points); give {cure}"
         )
 
 
@@ -216,6 +221,10 @@ def _sampler(space: SearchSpace, *, seed: int) -> BaseSampler:
                 # Optuna's 50 a generation would leave a short search with nothing but its random first one.
                 return NSGAIISampler(seed=seed, population_size=max(8, min(50, space.points // 5)))
             case "gp":
+                if find_spec("scipy") is None:
+                    raise StudyError(
+                        "the gp sampler needs the package scipy: pip install scipy, or take --search.sampler tpe"
+                    )
                 return GPSampler(seed=seed)
             case _:
                 return RandomSampler(seed=seed)

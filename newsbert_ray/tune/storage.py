@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 JOURNAL = "optuna.journal"
 
 _SECRET = "(?i:password|passwd|pwd|token|secret)="
-_CURE = "give another --search.storage, or none for a journal file in the sweep's folder"
+_ELSEWHERE = "give another --search.storage, or none for a journal file in the sweep's folder"
+_LATER = "once it can be written again, go on with --resume"
 
 
 class StudyError(ValueError):
@@ -54,7 +55,7 @@ def open_storage(url: str | None, folder: Path) -> BaseStorage:
         return JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
     except Exception as error:
         # A database's driver raises exceptions of its own; as a cause one might show the password.
-        raise _fault(error, url, folder) from None
+        raise _fault(error, url, folder, cure=_ELSEWHERE) from None
 
 
 @contextmanager
@@ -66,21 +67,23 @@ def one_message(url: str | None, folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, StorageInternalError, SQLAlchemyError) as error:
-        raise _fault(error, url, folder) from None
+        raise _fault(error, url, folder, cure=_LATER) from None
 
 
-def _fault(error: Exception, url: str | None, folder: Path) -> StudyError:
+def _fault(error: Exception, url: str | None, folder: Path, *, cure: str) -> StudyError:
     reason = _first_line(error)
+    if url is None and isinstance(error, OSError):
+        return StudyError(f"{folder / JOURNAL}: cannot be read or written ({reason}); {_LATER}")
     if url is None:
-        cure = "free the disk or its permissions, then go on with --resume"
-        return StudyError(f"{folder / JOURNAL}: cannot be read or written ({reason}); {cure}")
+        cure = "put it aside and go on with --resume: what trials have left in their folders counts"
+        return StudyError(f"{folder / JOURNAL}: damaged ({type(error).__name__}: {reason}); {cure}")
     shown = shown_storage(url)
     reason = reason.replace(url, shown)
     for secret in _secrets(url):
         reason = reason.replace(secret, "***")
     if isinstance(error, ImportError):
-        return StudyError(f"storage {shown}: its driver is not installed ({reason}); {_CURE}")
-    return StudyError(f"storage {shown}: cannot be opened or written ({reason}); {_CURE}")
+        return StudyError(f"storage {shown}: its driver is not installed ({reason}); install it, or {cure}")
+    return StudyError(f"storage {shown}: cannot be opened or written ({reason}); {cure}")
 
 
 def mend_journal(path: Path) -> None:
