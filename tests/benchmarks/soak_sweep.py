@@ -3,10 +3,10 @@
     python -m tests.benchmarks.soak_sweep --kills 12 --out /tmp/soak
 
 A sweep over a synthetic corpus runs from the command line. At random moments one of these is hit: the driver
-(SIGKILL), a trial's process (SIGKILL), the driver with everything below it (SIGKILL), or the driver by Ctrl-C,
-once or twice at once. Only processes below the sweep's own are ever hit. In the end every point must have been
-told to Optuna once, every trial must have left exactly one end, no process may be left, and with the grid the
-students must be those of the same sweep left alone, byte for byte.
+(SIGKILL), a trial's process (SIGKILL), the driver with everything below it (SIGKILL), or the driver by
+Ctrl-C, once or twice at once. Only processes below the sweep's own are ever hit. In the end every point must
+have been told to Optuna once, every trial must have left exactly one end, no process may be left, and with
+the grid the students must be those of the same sweep left alone, byte for byte.
 """
 
 from __future__ import annotations
