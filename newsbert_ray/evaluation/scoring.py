@@ -81,10 +81,10 @@ def score_models(
         if pace:
             pace.titles += len(batch.labels)
         for number, (name, (encoder, top)) in enumerate(models.items()):
-            began = _now(device) if pace else 0.0
+            began = device_seconds(device) if pace else 0.0
             output = top(encoder(moved.input_ids, moved.attention_mask), moved.attention_mask)
             if pace:
-                pace.seconds[name] = pace.seconds.get(name, 0.0) + _now(device) - began
+                pace.seconds[name] = pace.seconds.get(name, 0.0) + device_seconds(device) - began
             counts[number] += _confusion(moved.labels, output.logits.argmax(-1), topics)
     if world_size > 1:
         torch.distributed.all_reduce(counts)
@@ -92,7 +92,7 @@ def score_models(
     return {name: topic_metrics(matrix) for name, matrix in zip(models, matrices, strict=True)}
 
 
-def _now(device: torch.device) -> float:
+def device_seconds(device: torch.device) -> float:
     """Seconds of a clock, once the device has done all that it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
