@@ -4,14 +4,15 @@ on from. Knows points and their values; knows no seed, no folder of a trial, no 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from newsbert_ray.tune.space import Axis, Point, SearchSpace, point_label
+from newsbert_ray.tune.schema import Axis, Point, SearchSpace
+from newsbert_ray.tune.space import point_label
 from newsbert_ray.tune.storage import JOURNAL as JOURNAL
 from newsbert_ray.tune.storage import StudyError, one_message, open_storage, shown_storage
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
     from optuna.storages import BaseStorage
     from optuna.trial import FrozenTrial, Trial
+
+_DIRECTION: Mapping[str, Literal["maximize", "minimize"]] = {"max": "maximize", "min": "minimize"}
 
 IDENTITY = "newsbert_ray_sweep"
 """The study's attribute that says whose it is."""
@@ -80,7 +83,7 @@ class Memory:
             return None
         self._due -= 1
         with self._plainly():
-            trial, point = self._study.ask(), {}
+            trial, point = self._study.ask(), Point()
             for axis in self._space.axes:
                 if axis.is_active(point):
                     point[axis.name] = _suggest(trial, axis)
@@ -189,9 +192,6 @@ def _open(space: SearchSpace, storage: BaseStorage, folder: Path, identity: str)
     return study
 
 
-_DIRECTION = {"max": "maximize", "min": "minimize"}
-
-
 def _require_own(space: SearchSpace, study: Study, identity: str, *, begun: int) -> None:
     """Refuse a study that another sweep began; one killed at its very birth has no identity and no trial."""
     directions = [_DIRECTION[goal.mode] for goal in space.goals]
@@ -223,7 +223,8 @@ def _sampler(space: SearchSpace, *, seed: int) -> BaseSampler:
             case "gp":
                 if find_spec("scipy") is None:
                     raise StudyError(
-                        "the gp sampler needs the package scipy: pip install scipy, or take --search.sampler tpe"
+                        "the gp sampler needs the package scipy: pip install scipy, or take "
+                        "--search.sampler tpe"
                     )
                 return GPSampler(seed=seed)
             case _:

@@ -5,16 +5,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from newsbert_ray.config import SettingsError
+from newsbert_ray.tune.schema import CURVES, MAX_POINTS, Axis, SearchSpace
 from newsbert_ray.tune.storage import shown_storage
-
-if TYPE_CHECKING:
-    from newsbert_ray.tune.space import Axis, SearchSpace
-
-MAX_POINTS = 100_000
-"""A grid with more points is taken for a slip."""
 
 Fault = tuple[tuple[str, ...], str]
 """Where in a search space's file, by its keys, and what is wrong there with its cure."""
@@ -98,8 +92,6 @@ def _sampling(space: SearchSpace) -> Iterator[Fault]:
 
 
 def _judging(space: SearchSpace) -> Iterator[Fault]:
-    from newsbert_ray.tune.space import CURVES
-
     metrics = [goal.metric for goal in space.goals]
     for index, metric in enumerate(metrics):
         if metric in metrics[:index]:

@@ -22,7 +22,7 @@ from newsbert_ray.config import (
 )
 from newsbert_ray.tune.lined_yaml import Lined, read_lined, scalar
 from newsbert_ray.tune.rules import conditions, faults
-from newsbert_ray.tune.space import (
+from newsbert_ray.tune.schema import (
     METRICS,
     OWN_NAMES,
     Axis,
@@ -33,10 +33,8 @@ from newsbert_ray.tune.space import (
     Search,
     SearchSpace,
     Stopping,
-    distinct_values,
-    flatten,
-    require_name,
 )
+from newsbert_ray.tune.space import distinct_values, flatten, require_name
 
 _AXIS_KEYS = ("grid", "choice", "float", "int", "log", "step", "when")
 DIVISORS = "divisors"

@@ -26,6 +26,8 @@ class StudyError(ValueError):
 
 def shown_storage(url: str) -> str:
     """`url` with its password masked: the only form that is ever shown or written down."""
+    if "://" not in url and "@" in url:
+        return "***"
     # Up to the last @, because a password that was not percent-encoded may hold one.
     masked = re.sub(r"(://[^:@/?#]*):.*@", r"\1:***@", url, flags=re.DOTALL)
     return re.sub(f"({_SECRET})[^&]*", r"\1***", masked)

@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from newsbert_ray.tune.memory import JOURNAL, Memory
-from newsbert_ray.tune.space import SearchSpace, point_label
+from newsbert_ray.tune.memory import Ended, Memory
+from newsbert_ray.tune.schema import Goal, Point, SearchSpace
+from newsbert_ray.tune.space import point_label
 from newsbert_ray.tune.space_file import read_space
+from newsbert_ray.tune.storage import JOURNAL, StudyError
+
+if TYPE_CHECKING:
+    from optuna import Study
 
 WriteSpace = Callable[..., Path]
 
@@ -31,6 +37,26 @@ def tpe(write_space: WriteSpace) -> SearchSpace:
             "  student.layers: {choice: [1, 2]}\nsearch: {sampler: tpe, trials: 6}\n"
         )
     )
+
+
+CONDITIONAL = """\
+name: s
+space:
+  optimizer.decay: {choice: [none, linear]}
+  optimizer.warmup_share: {float: [0, 0.3], when: {optimizer.decay: linear}}
+  distill.beta: {float: [0, 0.3]}
+  student.layers: {choice: [1, 2, 4]}
+start:
+  - {optimizer.decay: linear, optimizer.warmup_share: 0.1, distill.beta: 0.1}
+  - {optimizer.decay: none, distill.beta: 0.15}
+search: {sampler: tpe, trials: 6}
+"""
+
+
+@pytest.fixture
+def conditional(write_space: WriteSpace) -> SearchSpace:
+    """Six points of Optuna's choice, two of them given; a warm-up only where the rate decays."""
+    return read_space(write_space(CONDITIONAL))
 
 
 def drain(memory: Memory) -> list[tuple[int, str]]:
@@ -106,25 +132,226 @@ def test_a_resumed_sampler_does_not_draw_its_first_points_again(tpe: SearchSpace
     assert second["distill.beta"] != first["distill.beta"]
 
 
-def test_the_same_seed_suggests_the_same_points(tpe: SearchSpace, tmp_path: Path) -> None:
-    """A sweep cannot be repeated."""
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_the_same_seed_suggests_the_same_points(
+    sampler: str, write_space: WriteSpace, tmp_path: Path
+) -> None:
+    """A sweep cannot be repeated; or another seed searches no differently."""
     names = []
-    for folder in (tmp_path / "a", tmp_path / "b"):
-        folder.mkdir()
-        names.append(drain(Memory(tpe, folder)))
+    for folder, seed in (("a", 1), ("b", 1), ("c", 2)):
+        (tmp_path / folder).mkdir()
+        space = read_space(
+            write_space(CONDITIONAL.replace("tpe, trials: 6", f"{sampler}, trials: 14, seed: {seed}"))
+        )
+        names.append(drain(Memory(space, tmp_path / folder)))
     assert names[0] == names[1]
+    assert names[0] != names[2]
 
 
 def test_the_better_value_wins_in_both_modes(write_space: WriteSpace, tmp_path: Path) -> None:
     """optuna-dashboard and the sampler take the worst point for the best."""
-    import optuna
-    from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
-
     for mode, best in (("max", 3.0), ("min", 0.0)):
         folder = tmp_path / mode
         folder.mkdir()
         space = read_space(write_space(**{"seeds: [0]": f"mode: {mode}"}))
         drain(Memory(space, folder))
-        storage = JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
-        assert optuna.load_study(study_name="small", storage=storage).best_value == best
+        assert load(folder, "small").best_value == best
+
+
+def test_a_point_holds_only_what_varies_there(conditional: SearchSpace, tmp_path: Path) -> None:
+    """A trial is named by, and Optuna learns from, a warm-up that its schedule never had."""
+    drain(Memory(conditional, tmp_path))
+    for end in Memory(conditional, tmp_path).ended:
+        assert ("optimizer.warmup_share" in end.point) == (end.point["optimizer.decay"] == "linear")
+
+
+def test_starting_points_come_first_and_once(conditional: SearchSpace, tmp_path: Path) -> None:
+    """The paper's values are tried late, never, or again after each resume."""
+    memory = Memory(conditional, tmp_path)
+    first = memory.next_point() or pytest.fail("no point")
+    assert first[1].items() >= conditional.start[0].items()
+    assert first[1].keys() == {axis.name for axis in conditional.axes}
+    again = Memory(conditional, tmp_path)
+    assert again.next_point() == first
+    _, second = again.next_point() or pytest.fail("no point")
+    assert second.items() >= conditional.start[1].items()
+    for number in (0, 1):
+        again.tell(number, (0.5,))
+    betas = [point["distill.beta"] for point in points_left(Memory(conditional, tmp_path))]
+    assert len(betas) == 4
+    assert not {0.1, 0.15} & set(betas)
+
+
+def points_left(memory: Memory) -> list[Point]:
+    """Every point that is still due."""
+    found = []
+    while (due := memory.next_point()) is not None:
+        found.append(due[1])
+    return found
+
+
+def test_a_memory_cut_off_after_any_of_its_writes_ends_with_every_point_once(
+    conditional: SearchSpace, tmp_path: Path
+) -> None:
+    """A kill between a point's birth and last parameter, or at the study's birth, loses or doubles it."""
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    memory = Memory(conditional, whole, "mine")
+    running = [memory.next_point(), memory.next_point()]
+    while running:
+        number, _ = running.pop(0) or pytest.fail("no point")
+        memory.tell(
+            number, (0.5,) if number != 3 else None, curve=[(1.0, 0.4), (2.0, 0.5)], stopped=number == 4
+        )
+        running += [due] if (due := memory.next_point()) else []
+    lines = (whole / JOURNAL).read_bytes().splitlines(keepends=True)
+    for count in range(0, len(lines), 3):
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        (folder / JOURNAL).write_bytes(b"".join(lines[:count]) + lines[count][: len(lines[count]) // 2])
+        resumed = Memory(conditional, folder, "mine")
+        before = [point_label(end.point) for end in resumed.ended]
+        after = [name for _, name in drain(resumed)]
+        assert len({*before, *after}) == len(before) + len(after) == conditional.points
+        betas = [end.point["distill.beta"] for end in resumed.ended]
+        assert betas.count(0.1) == betas.count(0.15) == 1
+
+
+def test_a_stopped_point_counts_and_keeps_its_curve(tpe: SearchSpace, tmp_path: Path) -> None:
+    """A point that was ended early is tried again; or the sampler and optuna-dashboard never learn how far it
+    came."""
+    memory = Memory(tpe, tmp_path)
+    number, point = memory.next_point() or pytest.fail("no point")
+    memory.tell(number, (0.6,), curve=[(0.6, 0.4), (1.4, 0.5), (2.0, 0.6)], stopped=True)
+    number, other = memory.next_point() or pytest.fail("no point")
+    memory.tell(number, (0.7,), curve=[(1.0, 0.5), (2.0, 0.7)])
+    number, third = memory.next_point() or pytest.fail("no point")
+    memory.tell(number, (0.3,), stopped=True)
+    again = Memory(tpe, tmp_path)
+    assert again.ended == [
+        Ended(0, point, (0.6,), stopped=True),
+        Ended(1, other, (0.7,), stopped=False),
+        Ended(2, third, (0.3,), stopped=True),
+    ]
+    assert len(drain(again)) == 3
+    trials = load(tmp_path).trials
+    assert trials[0].intermediate_values == {1: 0.5, 2: 0.6}
+    assert trials[1].intermediate_values == {1: 0.5, 2: 0.7}
+
+
+def load(folder: Path, name: str = "s") -> Study:
+    """The study as optuna-dashboard reads it."""
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    storage = JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
+    return optuna.load_study(study_name=name, storage=storage)
+
+
+GOALS = """goals:
+  - {metric: validation.student.accuracy}
+  - {metric: speed.student_titles_per_second, mode: max}
+  - {metric: speed.times_teacher, mode: min}
+"""
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random"])
+def test_several_goals_make_a_front(sampler: str, write_space: WriteSpace, tmp_path: Path) -> None:
+    """Only the first goal reaches the sampler, one is turned round, or optuna-dashboard names none."""
+    space = read_space(write_space(CONDITIONAL.replace("tpe", sampler) + GOALS))
+    memory = Memory(space, tmp_path)
+    for value in range(6):
+        number, _ = memory.next_point() or pytest.fail("no point")
+        memory.tell(number, (float(value), float(-value), 1.0 if value else 2.0), curve=[(1.0, 0.5)])
+    assert [end.values for end in memory.ended][1] == (1.0, -1.0, 1.0)
+    study = load(tmp_path)
+    assert study.metric_names == [goal.metric for goal in space.goals]
+    assert {trial.number for trial in study.best_trials} == {0, 1, 2, 3, 4, 5}
+    assert study.trials[0].user_attrs["point"] == point_label(study.trials[0].params)
+
+
+def test_the_gaussian_process_searches_where_it_can(write_space: WriteSpace, tmp_path: Path) -> None:
+    """A sampler that we offer ends a sweep at its eleventh point, when it first computes."""
+    pytest.importorskip("scipy", reason="the gp sampler's own need")
+    text = CONDITIONAL.replace(", when: {optimizer.decay: linear}", "").replace(
+        "tpe, trials: 6", "gp, trials: 12"
+    )
+    space = read_space(write_space(text))
+    assert len(drain(Memory(space, tmp_path))) == 12
+
+
+def test_the_gaussian_process_says_what_it_lacks(
+    write_space: WriteSpace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without scipy a sweep breaks off in its midst, with frames."""
+    monkeypatch.setattr("newsbert_ray.tune.memory.find_spec", lambda name: None)
+    space = read_space(
+        write_space(CONDITIONAL.replace(", when: {optimizer.decay: linear}", "").replace("tpe", "gp"))
+    )
+    with pytest.raises(StudyError, match="pip install scipy"):
+        Memory(space, tmp_path)
+
+
+@pytest.mark.parametrize(("now", "rest"), [(9, 7), (3, 1), (1, 0)])
+def test_a_resume_may_ask_for_more_points_or_fewer(
+    now: int, rest: int, tpe: SearchSpace, tmp_path: Path
+) -> None:
+    """More trials are asked for and none runs; or fewer, and the sweep goes on to the old number."""
+    memory = Memory(tpe, tmp_path)
+    for index in range(4):
+        number, _ = memory.next_point() or pytest.fail("no point")
+        if index < 2:
+            memory.tell(number, (0.5,))
+    changed = tpe.model_copy(update={"search": tpe.search.model_copy(update={"trials": now})})
+    assert len(drain(Memory(changed, tmp_path))) == rest
+
+
+@pytest.fixture
+def sqlite(tpe: SearchSpace, tmp_path: Path) -> SearchSpace:
+    """Six points in an SQLite file."""
+    search = tpe.search.model_copy(update={"storage": f"sqlite:///{tmp_path / 'study.db'}"})
+    return tpe.model_copy(update={"search": search})
+
+
+def test_a_database_remembers_like_the_journal(sqlite: SearchSpace, tmp_path: Path) -> None:
+    """A sweep in a database forgets what was under way, or what it was told."""
+    memory = Memory(sqlite, tmp_path, "mine")
+    first = memory.next_point() or pytest.fail("no point")
+    second = memory.next_point() or pytest.fail("no point")
+    memory.tell(first[0], (0.5,), curve=[(1.0, 0.4)], stopped=True)
+    again = Memory(sqlite, tmp_path, "mine")
+    assert again.ended == [Ended(first[0], first[1], (0.4,), stopped=True)]
+    assert again.next_point() == second
+    assert len(drain(again)) == 4
+    assert not (tmp_path / JOURNAL).exists()
+
+
+def test_a_study_of_another_sweep_is_refused(sqlite: SearchSpace, tpe: SearchSpace, tmp_path: Path) -> None:
+    """Two sweeps of one name mix their points in one database."""
+    Memory(sqlite, tmp_path, "first").next_point()
+    with pytest.raises(
+        StudyError, match=r"another sweep's study 's' already \(1 points\); give .* another `name:`"
+    ):
+        Memory(sqlite, tmp_path, "second")
+    Memory(sqlite.model_copy(update={"name": "t"}), tmp_path, "second")
+    Memory(tpe, tmp_path, "first").next_point()
+    with pytest.raises(StudyError, match="another --out"):
+        Memory(tpe, tmp_path, "second")
+    goal = Goal(metric="speed.times_teacher")
+    with pytest.raises(StudyError, match="another sweep's"):
+        Memory(sqlite.model_copy(update={"goals": (*sqlite.goals, goal)}), tmp_path, "first")
+
+
+def test_a_study_that_goes_away_is_one_message(sqlite: SearchSpace, tpe: SearchSpace, tmp_path: Path) -> None:
+    """A full disk or a database that is gone ends a sweep with a page of SQL."""
+    memory = Memory(sqlite, tmp_path)
+    number, _ = memory.next_point() or pytest.fail("no point")
+    (tmp_path / "study.db").unlink()
+    with pytest.raises(StudyError, match=r"storage sqlite:.*cannot be opened or written.*--resume") as caught:
+        memory.tell(number, (0.5,))
+    assert len(str(caught.value).splitlines()) == 1
+    memory = Memory(tpe, tmp_path)
+    (tmp_path / JOURNAL).unlink()
+    with pytest.raises(StudyError, match=r"optuna.journal: cannot be read or written.*--resume"):
+        memory.next_point()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +15,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from newsbert_ray.config import SettingsError
-from newsbert_ray.tune.space import SearchSpace, check_space, fix, flatten, point_label, trial_settings, vary
+from newsbert_ray.tune.rules import check_search
+from newsbert_ray.tune.schema import Axis, Search, SearchSpace
+from newsbert_ray.tune.space import (
+    check_space,
+    fix,
+    flatten,
+    point_label,
+    resolve_depths,
+    steer,
+    trial_settings,
+    vary,
+)
 from newsbert_ray.tune.space_file import read_space
 
 WriteSpace = Callable[..., Path]
@@ -81,6 +95,199 @@ def test_a_depth_that_does_not_divide_is_found_before_anything_starts(
     with pytest.raises(SettingsError, match=message):
         check_space(odd, out=tmp_path, overrides={"scratch": {"layers": 12}, "model": {"teacher_layers": 8}})
     check_space(odd, out=tmp_path, overrides={"scratch": {"layers": 6}})
+
+
+CONDITIONAL = """\
+name: s
+settings: {data: nowhere, teacher: scratch}
+space:
+  optimizer.decay: {grid: [none, linear, cosine]}
+  optimizer.warmup_share: {grid: [0.1, 0.2], when: {optimizer.decay: [linear, cosine]}}
+  distill.beta: {grid: [0.0, 0.1]}
+  distill.temperature: {grid: [2.0, 4.0], when: {optimizer.warmup_share: 0.1, distill.beta: 0.1}}
+"""
+
+
+@pytest.fixture
+def conditional(write_space: WriteSpace) -> SearchSpace:
+    """A grid: decay, with it a warm-up, beta, and a temperature that depends on both."""
+    return read_space(write_space(CONDITIONAL))
+
+
+def test_a_conditional_grid_holds_each_point_once(conditional: SearchSpace) -> None:
+    """Trials differ in a setting that does nothing in them, and are paid for twice."""
+    points = list(conditional.grid())
+    assert conditional.points == len(points) == len({point_label(point) for point in points}) == 12
+    for point in points:
+        assert ("optimizer.warmup_share" in point) == (point["optimizer.decay"] != "none")
+        both = point.get("optimizer.warmup_share") == 0.1 and point["distill.beta"] == 0.1
+        assert ("distill.temperature" in point) == both
+
+
+@given(
+    sizes=st.lists(st.integers(1, 3), min_size=1, max_size=4),
+    parents=st.lists(st.integers(0, 3), min_size=4, max_size=4),
+)
+def test_a_grid_is_the_product_without_what_is_ruled_out(sizes: list[int], parents: list[int]) -> None:
+    """A conditional grid leaves out a combination, or runs one twice."""
+    axes: list[Axis] = []
+    for index, size in enumerate(sizes):
+        parent = parents[index]
+        when = {f"a{parent}": (0,)} if parent < index else {}
+        axes.append(Axis(name=f"a{index}", values=tuple(range(size)), when=when))
+    expected = set()
+    for values in itertools.product(*(range(size) for size in sizes)):
+        point: dict[str, Any] = {}
+        for axis, value in zip(axes, values, strict=True):
+            if all(point.get(name) in allowed for name, allowed in axis.when.items()):
+                point[axis.name] = value
+        expected.add(tuple(point.items()))
+    space = SearchSpace(file="f", name="s", axes=tuple(axes), search=Search(sampler="grid"))
+    points = [tuple(point.items()) for point in space.grid()]
+    assert len(points) == len(expected)
+    assert set(points) == expected
+
+
+def test_a_grid_that_is_a_slip_is_refused_at_once(write_space: WriteSpace) -> None:
+    """Six axes of thirty values are counted point by point for an hour."""
+    lines = [
+        f"  {name}: {{grid: {list(range(1, 31))}}}"
+        for name in ("epochs", "batch_size", "student.layers", "log_every", "threads", "train_rows")
+    ]
+    with pytest.raises(SettingsError, match="more than 100,000 points"):
+        read_space(write_space("name: s\nspace:\n" + "\n".join(lines) + "\n"))
+
+
+def test_every_value_of_every_axis_is_tried_out_before_a_search_starts(
+    conditional: SearchSpace, tmp_path: Path
+) -> None:
+    """A search ends hours later at a value that no trial can take, on an axis that seldom varies."""
+    searched = conditional.model_copy(update={"search": Search(sampler="tpe", trials=3)})
+    check_space(searched, out=tmp_path, overrides={})
+    axes = list(searched.axes)
+    axes[3] = axes[3].model_copy(update={"values": (2.0, -1.0)})
+    with pytest.raises(SettingsError, match=r"temperature=-1.*distill.temperature = -1"):
+        check_space(searched.model_copy(update={"axes": tuple(axes)}), out=tmp_path, overrides={})
+
+
+def test_what_depends_on_a_fixed_axis_varies_or_is_dropped(conditional: SearchSpace) -> None:
+    """--optimizer.decay none leaves a warm-up that never varies, or drops one that should."""
+    fixed, said = fix(conditional, {"optimizer": {"decay": "linear"}})
+    assert [axis.name for axis in fixed.axes] == [
+        "optimizer.warmup_share",
+        "distill.beta",
+        "distill.temperature",
+    ]
+    assert fixed.axes[0].when == {}
+    assert said == ["optimizer.decay is 'linear', not varied"]
+    fixed, said = fix(conditional, {"optimizer": {"decay": "none"}})
+    assert [axis.name for axis in fixed.axes] == ["distill.beta"]
+    assert said == [
+        "optimizer.decay is 'none', not varied",
+        "optimizer.warmup_share is not varied: it would be only where optimizer.decay is linear or cosine",
+        "distill.temperature is not varied: it would be only where optimizer.warmup_share is 0.1 and "
+        "distill.beta is 0.1",
+    ]
+    fixed, said = fix(vary(conditional, {"optimizer.warmup_share": [0.3]}), {})
+    assert [axis.name for axis in fixed.axes] == ["optimizer.decay", "optimizer.warmup_share", "distill.beta"]
+    assert fixed.axes[1].when == {"optimizer.decay": ("linear", "cosine")}
+    assert len(said) == 1
+
+
+def test_starting_points_follow_what_is_fixed_or_varied_otherwise(write_space: WriteSpace) -> None:
+    """Optuna is given a starting point with a value that no trial may take, and warns, or takes it."""
+    starts = "search: {trials: 5}\nstart:\n" + "".join(
+        f"  - {{distill.beta: {beta}, student.layers: {layers}}}\n"
+        for beta, layers in ((0.0, 1), (0.2, 1), (0.2, 2))
+    )
+    space = read_space(write_space(**{"seeds: [0]": starts}))
+    fixed, said = fix(vary(space, {"student.layers": [1, 3]}), {"distill.beta": 0.1})
+    assert fixed.start == ({"student.layers": 1},)
+    assert said[1:] == ["starting point beta=0.2,layers=2 is left out: expected one of 1, 3"]
+
+
+def test_the_command_line_steers_a_search(space: SearchSpace) -> None:
+    """--search.trials or --limits.hours does nothing, or takes the file's other values with it."""
+    control = {
+        "search": {"sampler": "random", "trials": 9},
+        "limits.hours": 2,
+        "gpus": 0.5,
+        "keep_students": 2,
+    }
+    steered = steer(space, control)
+    assert (steered.search.sampler, steered.points, steered.search.seed) == ("random", 9, 0)
+    assert (steered.limits.hours, steered.limits.target, steered.gpus) == (2, None, 0.5)
+    assert steer(steered, {"search": {"seed": 4}}).search == Search(sampler="random", trials=9, seed=4)
+    assert steer(steered, {}) == steered
+    started = steered.model_copy(update={"start": ({"distill.beta": 0.2},)})
+    grid = steer(started, {"search.sampler": "grid"})
+    assert (grid.start, grid.points) == ((), 4)
+    check_search(grid)
+    with pytest.raises(SettingsError, match="trials = 0"):
+        steer(space, {"search.trials": 0})
+    with pytest.raises(SettingsError, match=r"sampler = 'tpee'.*did you mean 'tpe'"):
+        steer(space, {"search.sampler": "tpee"})
+
+
+@pytest.fixture
+def deep(write_space: WriteSpace) -> SearchSpace:
+    """Beta and the depths that divide the teacher's."""
+    return read_space(write_space(**{"[1, 2]": "divisors"}))
+
+
+def test_divisors_are_those_of_the_teacher(deep: SearchSpace, tmp_path: Path) -> None:
+    """A search over depths tries one that no student can have, or the teacher's own."""
+    (tmp_path / "config.json").write_text(json.dumps({"num_hidden_layers": 12}))
+    for overrides, expected in (
+        ({}, (1, 2)),
+        ({"scratch": {"layers": 6}}, (1, 2, 3)),
+        ({"scratch.layers": 12, "model.teacher_layers": 8}, (1, 2, 4)),
+        ({"scratch.layers": 1}, (1,)),
+        ({"teacher": str(tmp_path)}, (1, 2, 3, 4, 6)),
+        ({"teacher": "some/name", "model.teacher_layers": 9}, (1, 3)),
+    ):
+        resolved = resolve_depths(deep, overrides)
+        assert resolved.axes[1].values == expected
+        assert resolved.points == 2 * len(expected)
+        assert resolve_depths(resolved, overrides) == resolved
+        check_space(resolved, out=tmp_path, overrides=overrides)
+
+
+def test_divisors_that_cannot_be_known_say_the_way_out(
+    deep: SearchSpace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A teacher by its name, with no network, ends a sweep in frames."""
+
+    class AutoConfig:
+        @staticmethod
+        def from_pretrained(name: str, *, trust_remote_code: bool) -> None:
+            assert not trust_remote_code
+            raise OSError(f"no connection for {name}\nand a page of advice")
+
+    monkeypatch.setitem(sys.modules, "transformers", SimpleNamespace(AutoConfig=AutoConfig))
+    with pytest.raises(
+        SettingsError, match=r"\(no connection for some/name\).*give --model.teacher_layers N"
+    ):
+        resolve_depths(deep, {"teacher": "some/name"})
+    for name, values in (("model.teacher_layers", [4, 8]), ("scratch.layers", [4]), ("teacher", ["a"])):
+        with pytest.raises(SettingsError, match=rf"where {name} varies.*--vary student.layers=1,2"):
+            resolve_depths(vary(deep, {name: values}), {})
+    assert resolve_depths(vary(deep, {"student.layers": [1, 2], "teacher": ["a"]}), {})
+    with pytest.raises(SettingsError, match="'teacher' is required"):
+        resolve_depths(deep.model_copy(update={"settings": {}}), {})
+
+
+def test_what_names_a_depth_is_held_against_the_divisors(write_space: WriteSpace) -> None:
+    """A starting point of four layers fails beside a six-layer teacher, an hour later."""
+    text = "search: {trials: 3}\nstart: [{student.layers: 4}]"
+    space = read_space(write_space(**{"[1, 2]": "divisors", "seeds: [0]": text}))
+    assert resolve_depths(space, {"scratch.layers": 8}).start == ({"student.layers": 4},)
+    with pytest.raises(SettingsError, match=r"start: student.layers = 4.*divisors are 1, 2, 3"):
+        resolve_depths(space, {"scratch.layers": 6})
+    text = "  batch_size: {choice: [8, 16], when: {student.layers: 4}}\nseeds: [0]"
+    space = read_space(write_space(**{"[1, 2]": "divisors", "seeds: [0]": text}))
+    with pytest.raises(SettingsError, match=r"batch_size would vary only where student.layers is 4.*1, 2, 3"):
+        resolve_depths(space, {"scratch.layers": 6})
 
 
 @pytest.mark.parametrize("key", ["num_hidden_layers", "n_layers"])

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from newsbert_ray.config import SettingsError
+from newsbert_ray.flags import values_from
 from newsbert_ray.tune.space_file import parse_vary, read_space
 
 WriteSpace = Callable[..., Path]
@@ -53,6 +56,60 @@ def test_a_grid_runs_through_its_points_the_last_axis_fastest(write_space: Write
     """The table and the journal list points in an order that nobody expects."""
     points = list(read_space(write_space()).grid())
     assert [tuple(point.values()) for point in points] == [(0.0, 1), (0.0, 2), (0.2, 1), (0.2, 2)]
+
+
+def test_every_part_of_a_space_is_read(write_space: WriteSpace) -> None:
+    """A condition, a limit or a starting point in the file does nothing."""
+    space = read_space(
+        write_space(
+            "name: s\nspace:\n  student.layers: {choice: divisors}\n"
+            "  distill.temperature: {float: [0.5, 10], log: true, when: {student.layers: [1, 2]}}\n"
+            "  optimizer.decay: {choice: [none, linear]}\n"
+            "  optimizer.warmup_share: {float: [0, 0.3], when: {optimizer.decay: linear}}\n"
+            "start:\n  - {distill: {temperature: 1}, student.layers: 2.0}\n"
+            "search: {sampler: nsga2, trials: 7, storage: 'sqlite:///x.db'}\n"
+            "goals: [{metric: test.student.accuracy}, {metric: speed.times_teacher, mode: max}]\n"
+            "limits: {hours: 2, cost: 3.5}\nprices: {gpu_hour: 1}\ngpus: 0.25\nkeep_students: 3\n"
+        )
+    )
+    layers, temperature, _, warmup = space.axes
+    assert (layers.divisors, layers.values) == (True, None)
+    assert temperature.when == {"student.layers": (1, 2)}
+    assert warmup.when == {"optimizer.decay": ("linear",)}
+    (start,) = space.start
+    assert list(start.items()) == [("student.layers", 2), ("distill.temperature", 1.0)]
+    assert [type(value) for value in start.values()] == [int, float]
+    assert (space.limits.hours, space.limits.cost, space.prices.gpu_hour) == (2, 3.5, 1)
+    assert (space.gpus, space.keep_students, space.search.storage) == (0.25, 3, "sqlite:///x.db")
+    assert [goal.metric for goal in space.goals] == ["test.student.accuracy", "speed.times_teacher"]
+    assert (space.points, space.scheduler) == (7, "none")
+
+
+@pytest.mark.parametrize(
+    ("text", "scheduler"),
+    [
+        ("search: {trials: 3}", "asha"),
+        ("seeds: [1]", "none"),
+        ("search: {trials: 3}\nmetric: speed.times_teacher", "none"),
+        ("search: {trials: 3}\nstopping: {scheduler: median, grace: 2}", "median"),
+    ],
+)
+def test_trials_end_early_where_they_can_be_judged_early(
+    text: str, scheduler: str, write_space: WriteSpace
+) -> None:
+    """A grid is thinned out behind its reader's back; or a search is dear because nobody asked for ASHA."""
+    assert read_space(write_space(**{"seeds: [0]": text})).scheduler == scheduler
+
+
+@pytest.mark.parametrize("path", SPACES, ids=lambda path: str(path.stem))
+def test_every_command_at_a_spaces_head_is_understood(path: Path) -> None:
+    """A command copied from a search space ends in `unknown setting`."""
+    head = path.read_text(encoding="utf-8").split("\nname:")[0].replace("\n#     --", " --")
+    commands = re.findall(r"^#   (newsbert-ray .+)$", head, flags=re.MULTILINE)
+    assert commands
+    for command in commands:
+        _, verb, *rest = shlex.split(command)
+        values_from(verb, rest)
 
 
 SLIPS = {
@@ -106,6 +163,167 @@ SLIPS = {
         6,
         "a grid tries each of its 4 points once",
     ),
+    "two scalars": ("seeds: [0]", "limits: 3", 6, "expected names with values"),
+    "key of a section": ("seeds: [0]", "stopping: {gracee: 1}", 6, "did you mean 'grace'"),
+    "value of a section": ("seeds: [0]", "search: {trials: 3}\nstopping: {grace: 0}", 7, "grace = 0"),
+    "word of a section": (
+        "seeds: [0]",
+        "search: {trials: 3}\nstopping:\n  scheduler: ahsa",
+        8,
+        "scheduler = 'ahsa'.*did you mean 'asha'",
+    ),
+    "price below nothing": ("seeds: [0]", "prices: {cpu_hour: -1}", 6, "cpu_hour = -1"),
+    "cost without prices": ("seeds: [0]", "limits: {cost: 5}", 6, "without prices nothing costs anything"),
+    "share of many GPUs": ("seeds: [0]", "gpus: 1.5", 6, "gpus = 1.5: .*give 0.5 or 2"),
+    "no GPU": ("seeds: [0]", "gpus: 0", 6, "gpus = 0"),
+    "no students": ("seeds: [0]", "keep_students: 0", 6, "keep_students = 0"),
+    "storage that is no URL": (
+        "seeds: [0]",
+        "search: {sampler: grid, storage: study.db}",
+        6,
+        "storage = 'study.db': expected a URL such as sqlite:///study.db",
+    ),
+    "goals and a metric": (
+        "seeds: [0]",
+        "mode: max\ngoals: [{metric: test.student.accuracy}]",
+        6,
+        "not both",
+    ),
+    "goal without a metric": ("seeds: [0]", "goals: [{mode: max}]", 6, "has no `metric:`"),
+    "goals that are none": ("seeds: [0]", "goals: []", 6, "none given"),
+    "goals as a word": ("seeds: [0]", "goals: accuracy", 6, "expected a list such as `goals:"),
+    "goal as a word": ("seeds: [0]", "goals:\n  - accuracy", 7, "'accuracy', expected names with values"),
+    "goal misspelt": (
+        "seeds: [0]",
+        "goals:\n  - metric: test.student.accuracy\n  - metric: test.student.macrof1",
+        8,
+        "did you mean 'test.student.macro_f1'",
+    ),
+    "goal with another key": (
+        "seeds: [0]",
+        "goals: [{metric: test.student.accuracy, mod: max}]",
+        6,
+        "did you mean 'mode'",
+    ),
+    "goal twice": (
+        "seeds: [0]",
+        "goals:\n  - {metric: test.student.accuracy}\n  - {metric: test.student.accuracy, mode: min}",
+        8,
+        "stands there twice",
+    ),
+    "target of several goals": (
+        "seeds: [0]",
+        "limits: {target: 0.8}\ngoals: [{metric: test.student.accuracy}, {metric: speed.times_teacher}]",
+        6,
+        "several goals have no one target",
+    ),
+    "several goals stopped early": (
+        "seeds: [0]",
+        "stopping: {scheduler: asha}\n"
+        "goals: [{metric: test.student.accuracy}, {metric: speed.times_teacher}]",
+        6,
+        "several goals run without early stopping",
+    ),
+    "stopped by what comes last": (
+        "seeds: [0]",
+        "stopping: {scheduler: median}\nmetric: test.student.accuracy",
+        6,
+        "is not known before a trial's end.*validation.student.accuracy",
+    ),
+    "divisors of something else": ("[0.0, 0.2]", "divisors", 4, "only student.layers has divisors"),
+    "divisors misspelt": ("[1, 2]", "divisor", 5, "a list of values or the word divisors"),
+    "step that ends before": ("{grid: [0.0, 0.2]}", "{float: [0, 0.2], step: 0.15}", 4, r"\[0, 0.15\]"),
+    "condition on nothing known": (
+        "{grid: [1, 2]}",
+        "{grid: [1, 2], when: {distill.bta: 0.2}}",
+        5,
+        "did you mean 'distill.beta'",
+    ),
+    "condition on a later axis": (
+        "{grid: [0.0, 0.2]}",
+        "{grid: [0.0, 0.2], when: {student.layers: 1}}",
+        4,
+        "put it before distill.beta",
+    ),
+    "condition on a value that is none": (
+        "{grid: [1, 2]}",
+        "\n    grid: [1, 2]\n    when:\n      distill.beta: [0.2, 0.3]",
+        8,
+        "when distill.beta = 0.3, expected one of 0.0, 0.2",
+    ),
+    "condition on a misspelt value": (
+        "student.layers: {grid: [1, 2]}",
+        "optimizer.decay: {grid: [none, linear]}\n"
+        "  student.layers: {grid: [1, 2], when: {optimizer.decay: linea}}",
+        6,
+        "did you mean 'linear'",
+    ),
+    "condition on no value": (
+        "{grid: [1, 2]}",
+        "{grid: [1, 2], when: {distill.beta: []}}",
+        5,
+        "at least one",
+    ),
+    "condition that is a word": ("{grid: [1, 2]}", "{grid: [1, 2], when: often}", 5, "expected names with"),
+    "condition on a range": (
+        "{grid: [0.0, 0.2]}\n  student.layers: {grid: [1, 2]}",
+        "{float: [0, 0.2]}\n  student.layers: {grid: [1, 2], when: {distill.beta: 0.1}}",
+        5,
+        "that is a range",
+    ),
+    "condition that is never met": (
+        "student.layers: {grid: [1, 2]}",
+        "student.layers: {grid: [1, 2], when: {distill.beta: 0.2}}\n"
+        "  batch_size: {grid: [8, 16], when: {student.layers: 1, distill.beta: 0.0}}",
+        6,
+        "batch_size never varies",
+    ),
+    "condition of a Gaussian process": (
+        "{grid: [1, 2]}\nseeds: [0]",
+        "{grid: [1, 2], when: {distill.beta: 0.2}}\nsearch: {sampler: gp, trials: 3}",
+        6,
+        "gp sampler would draw student.layers by chance",
+    ),
+    "start of a grid": ("seeds: [0]", "start: [{distill.beta: 0.2}]", 6, "a grid tries all its points"),
+    "start with another name": (
+        "seeds: [0]",
+        "search: {trials: 3}\nstart:\n  - distill.beta: 0.2\n  - distill.beta: 0.0\n    student.layer: 2",
+        10,
+        "'student.layer', did you mean 'student.layers'",
+    ),
+    "start outside": (
+        "seeds: [0]",
+        "search: {trials: 3}\nstart: [{distill.beta: 0.3}]",
+        7,
+        "start: distill.beta = 0.3, expected one of 0.0, 0.2",
+    ),
+    "start outside a range": (
+        "{grid: [1, 2]}\nseeds: [0]",
+        "{int: [1, 3]}\nsearch: {trials: 3}\nstart: [{student.layers: 2.5}]",
+        7,
+        "student.layers = 2.5, expected a whole number",
+    ),
+    "start between steps": (
+        "{grid: [1, 2]}\nseeds: [0]",
+        "{int: [1, 5], step: 2}\nsearch: {trials: 3}\nstart: [{student.layers: 2}]",
+        7,
+        "expected 1 plus a whole number of steps of 2",
+    ),
+    "start that is ruled out": (
+        "{grid: [1, 2]}\nseeds: [0]",
+        "{grid: [1, 2], when: {distill.beta: 0.2}}\nsearch: {trials: 3}\n"
+        "start: [{distill.beta: 0.0, student.layers: 1}]",
+        7,
+        "student.layers does not vary where distill.beta is 0.0",
+    ),
+    "start twice": (
+        "seeds: [0]",
+        "search: {trials: 3}\nstart:\n- {distill.beta: 0.0}\n- {distill.beta: 0}",
+        9,
+        "stands there twice",
+    ),
+    "start from nothing": ("seeds: [0]", "search: {trials: 3}\nstart: [{}]", 7, "names no axis"),
+    "start as a word": ("seeds: [0]", "search: {trials: 3}\nstart: paper", 7, "expected a list such as"),
     "no YAML": ("seeds: [0]", "seeds: [0", 7, "not YAML"),
     "name with a slash": ("name: small", "name: a/b", 1, "name = 'a/b'"),
 }
