@@ -66,14 +66,9 @@ class Memory:
     def ended(self) -> list[Ended]:
         """Points with values, finished or stopped early, in the order of their numbers."""
         return [
-            Ended(t.number, dict(t.params), tuple(t.values or ()), stopped=t.state.name == "PRUNED")
+            Ended(t.number, self._point(t), tuple(t.values or ()), stopped=t.state.name == "PRUNED")
             for t in self._trials("COMPLETE", "PRUNED")
         ]
-
-    @property
-    def completed(self) -> list[tuple[int, Point, float]]:
-        """Finished points in the order of their numbers: number, point, first value."""
-        return [(e.number, e.point, e.values[0]) for e in self.ended if not e.stopped]
 
     def next_point(self) -> tuple[int, Point] | None:
         """Number and settings of the next point to run; None when all have been handed out."""
@@ -123,7 +118,8 @@ class Memory:
     def _take_up(self) -> list[tuple[int, Point]]:
         """Points that were under way; enqueues failed ones, starting points and those of a grid that are not
         there."""
-        left, live = [], {point_label(_asked(t)) for t in self._trials("COMPLETE", "PRUNED", "WAITING")}
+        known = self._trials("COMPLETE", "PRUNED", "WAITING")
+        left, live = [], {point_label(self._point(trial)) for trial in known}
 
         def enqueue(point: Point) -> None:
             if point_label(point) not in live:
@@ -131,9 +127,10 @@ class Memory:
                 live.add(point_label(point))
 
         for trial in self._trials("RUNNING"):
-            if self._is_whole(trial) and point_label(trial.params) not in live:
-                left.append((trial.number, dict(trial.params)))
-                live.add(point_label(trial.params))
+            point = self._point(trial)
+            if self._is_whole(trial) and point_label(point) not in live:
+                left.append((trial.number, point))
+                live.add(point_label(point))
                 continue
             # Killed between its birth and its last parameter, or one of two with the same parameters.
             if not self._is_whole(trial) and "fixed_params" in trial.system_attrs:
@@ -143,10 +140,15 @@ class Memory:
         for point in self._space.start:
             if point not in begun:
                 enqueue(point)
-        failed = [dict(trial.params) for trial in self._trials("FAIL") if self._is_whole(trial)]
+        failed = [self._point(trial) for trial in self._trials("FAIL") if self._is_whole(trial)]
         for point in self._space.grid() if self._space.search.sampler == "grid" else failed:
             enqueue(point)
         return left
+
+    def _point(self, trial: FrozenTrial) -> Point:
+        """A trial's parameters, or those that it waits with; a database may give them in any order."""
+        found = trial.params or trial.system_attrs.get("fixed_params", {})
+        return {axis.name: found[axis.name] for axis in self._space.axes if axis.name in found}
 
     def _is_whole(self, trial: FrozenTrial) -> bool:
         """Whether it has a value for each axis that varies at its point."""
@@ -159,11 +161,6 @@ class Memory:
 
     def _plainly(self) -> AbstractContextManager[None]:
         return one_message(self._space.search.storage, self._folder)
-
-
-def _asked(trial: FrozenTrial) -> Point:
-    """A trial's parameters, also where it waits with those that it was enqueued with."""
-    return dict(trial.params) or dict(trial.system_attrs.get("fixed_params", {}))
 
 
 def _open(space: SearchSpace, storage: BaseStorage, folder: Path, identity: str) -> Study:

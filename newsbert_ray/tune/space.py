@@ -1,5 +1,5 @@
-"""A search space made ready: steered, varied and fixed from the command line, its depths known; and its trials'
-settings, checked before one starts. Knows no file format, no Ray and no Optuna."""
+"""A search space made ready: steered, varied and fixed from the command line, its depths known; and what its
+trials' settings are, checked before one starts. Knows no file format, no Ray and no Optuna."""
 
 from __future__ import annotations
 

@@ -323,6 +323,9 @@ def test_a_database_remembers_like_the_journal(sqlite: SearchSpace, tmp_path: Pa
     again = Memory(sqlite, tmp_path, "mine")
     assert again.ended == [Ended(first[0], first[1], (0.4,), stopped=True)]
     assert again.next_point() == second
+    assert list(again.ended[0].point) == [axis.name for axis in sqlite.axes], (
+        "its folder is named by this order"
+    )
     assert len(drain(again)) == 4
     assert not (tmp_path / JOURNAL).exists()
 
