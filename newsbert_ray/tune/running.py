@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -58,6 +59,7 @@ def run_jobs(
     keeper: Keeper,
     display: SweepDisplay,
     folder: Path,
+    check: Callable[[], None],
     train: Train | None = None,
 ) -> None:
     """Run every job that is due; returns when all have ended, when a limit is reached (see `jobs.closed`), or
@@ -70,6 +72,7 @@ def run_jobs(
         budget: whether another may start.
         keeper: tidies up after each.
         folder: where Tune may keep files while it runs; all nodes must see it.
+        check: called often; raises where the sweep is to end.
         train: what trains; the real one by default.
     """
     queue = _Queue(jobs, config, place.slots, budget)
@@ -90,7 +93,7 @@ def run_jobs(
                     name="tune",
                     storage_path=str(folder.absolute()),
                     verbose=0,
-                    callbacks=[_Watch(queue, keeper, display)],
+                    callbacks=[_Watch(queue, keeper, display, check)],
                     failure_config=tune.FailureConfig(max_failures=RETRIES),
                 ),
             ).fit()
@@ -217,10 +220,14 @@ class _Judge(FIFOScheduler):
 class _Watch(tune.Callback):
     """Passes what happens to trials on to the jobs and to the display."""
 
-    def __init__(self, queue: _Queue, keeper: Keeper, display: SweepDisplay) -> None:
+    def __init__(
+        self, queue: _Queue, keeper: Keeper, display: SweepDisplay, check: Callable[[], None]
+    ) -> None:
         self._queue = queue
         self._keeper = keeper
         self._display = display
+        self._check = check
+        self._fault: Exception | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -238,6 +245,32 @@ class _Watch(tune.Callback):
         self._display.reported(job, result)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        with self._noted():
+            self._end(trial)
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        with self._noted():
+            running = self._queue.running.pop(trial.trial_id)
+            self._queue.jobs.finish(running.job, values=None, failure=_reason(trial))
+            self._close(running)
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        self._check()
+        if self._fault is not None:
+            raise self._fault
+        self._display.tick()
+
+    @contextmanager
+    def _noted(self) -> Iterator[None]:
+        """What is raised here ends the sweep; Tune itself would log it and go on with the trial uncounted."""
+        try:
+            yield
+        except Exception as error:
+            self._fault = error
+            raise
+
+    def _end(self, trial: Trial) -> None:
+        """A trial that Tune knows as complete: finished, failed by its own report, or stopped early."""
         running = self._queue.running.pop(trial.trial_id)
         result = trial.last_result or {}
         values = result.get("values")
@@ -252,14 +285,6 @@ class _Watch(tune.Callback):
                 seconds=running.seconds,
             )
         self._close(running)
-
-    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        running = self._queue.running.pop(trial.trial_id)
-        self._queue.jobs.finish(running.job, values=None, failure=_reason(trial))
-        self._close(running)
-
-    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        self._display.tick()
 
     def _close(self, running: _Running) -> None:
         """What an ended trial leaves behind: bounded, and shown."""

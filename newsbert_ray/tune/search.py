@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from newsbert_ray.config import SettingsError, TrainSettings, merge
 from newsbert_ray.connect import ray_session
 from newsbert_ray.record import RECORD, STOPPED, write_json
 from newsbert_ray.tune import space as spaces
+from newsbert_ray.tune.interrupt import heeded
 from newsbert_ray.tune.jobs import TRIALS, Job, Jobs
 from newsbert_ray.tune.keeping import Keeper
 from newsbert_ray.tune.limits import Budget
@@ -81,7 +82,7 @@ def sweep(
     if concurrency is not None and concurrency < 1:
         raise SettingsError(f"concurrency = {concurrency}: expected 1 or more")
     began, out, console = time.monotonic(), Path(out), Console()
-    with claim_folder(out):
+    with heeded() as check, claim_folder(out):
         before = read_plan(out)
         asked = read_asked(overrides, vary, control, before=before if resume else {})
         found, said = build_space(space, asked)
@@ -103,6 +104,7 @@ def sweep(
                 concurrency=concurrency,
                 train=train,
                 console=console,
+                check=check,
             )
         except KeyboardInterrupt:
             folder.write("interrupted")
@@ -199,6 +201,7 @@ def _run(
     concurrency: int | None,
     train: Train | None,
     console: Console,
+    check: Callable[[], None],
 ) -> Keeper | None:
     """Everything that is due, on Ray; without starting Ray where nothing is."""
     jobs.settle()
@@ -238,6 +241,7 @@ def _run(
             keeper=keeper,
             display=display,
             folder=jobs.folder / ".tune",
+            check=check,
             train=train,
         )
     if jobs.unfinished and not jobs.closed:
