@@ -66,7 +66,8 @@ def _sampling(space: SearchSpace) -> Iterator[Fault]:
                 return
         if search.trials is not None:
             points = f"its {space.points} points" if space.points else "its points"
-            yield ("search", "trials"), f"trials = {search.trials}: a grid tries each of {points} once"
+            why = f"trials = {search.trials}: a grid tries each of {points} once"
+            yield ("search", "trials"), f"{why}; leave trials out, or take another sampler, such as tpe"
         if space.points > MAX_POINTS:
             yield ("space",), f"the grid has more than {MAX_POINTS:,} points; thin it out"
         if space.start:
