@@ -22,6 +22,7 @@ MODULES = {"pyyaml": "yaml"}
 UNSEEN = {
     "tensorboard": "torch.utils.tensorboard writes with it",
     "pandas": "Ray Data and Tune read their tables with it",
+    "scipy": "Optuna's Gaussian-process sampler imports it",
     "optuna-dashboard": "a command that a sweep's closing line names",
 }
 """Packages that no line of ours imports, and what they are for."""

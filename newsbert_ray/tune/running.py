@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -78,7 +79,7 @@ def run_jobs(
     queue = _Queue(jobs, config, place.slots, budget)
     trainable = tune.with_resources(partial(run_trial, train=train), place.resources)
     try:
-        with environment(QUIET), display.shown():
+        with environment(QUIET), _quiet_tune(), display.shown():
             tune.Tuner(
                 trainable,
                 tune_config=tune.TuneConfig(
@@ -99,6 +100,18 @@ def run_jobs(
             ).fit()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _quiet_tune() -> Iterator[None]:
+    """Tune logs a page of frames for each process that dies; the display says it in a line."""
+    logger = logging.getLogger("ray.tune")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _trial_id(trial: Trial) -> str:

@@ -16,7 +16,7 @@ from newsbert_ray.tune.interrupt import heeded
 from newsbert_ray.tune.jobs import TRIALS, Job, Jobs
 from newsbert_ray.tune.keeping import Keeper
 from newsbert_ray.tune.limits import Budget
-from newsbert_ray.tune.memory import JOURNAL, Memory
+from newsbert_ray.tune.memory import Memory
 from newsbert_ray.tune.place import place_of
 from newsbert_ray.tune.plan import (
     SWEEP,
@@ -30,6 +30,7 @@ from newsbert_ray.tune.plan import (
 from newsbert_ray.tune.space import SearchSpace
 from newsbert_ray.tune.space_file import read_space
 from newsbert_ray.tune.stopping import EarlyStopping
+from newsbert_ray.tune.storage import JOURNAL, absolute_storage
 from newsbert_ray.tune.summary import (
     SweepResult,
     close,
@@ -143,6 +144,8 @@ def read_asked(
         "vary": {name: list(values) for name, values in (vary or {}).items()},
         "control": merge(control or {}),
     }
+    if storage := asked["control"].get("search", {}).get("storage"):
+        asked["control"]["search"]["storage"] = absolute_storage(storage)
     if before:
         asked["control"] = merge(before["control"], asked["control"])
         require_password(asked["control"])
@@ -158,6 +161,9 @@ def build_space(file: str | Path, asked: Mapping[str, Any]) -> tuple[SearchSpace
         SettingsError: something that cannot be.
     """
     space = spaces.steer(read_space(file), asked["control"])
+    if space.search.storage:
+        search = space.search.model_copy(update={"storage": absolute_storage(space.search.storage)})
+        space = space.model_copy(update={"search": search})
     space, said = spaces.fix(spaces.vary(space, asked["vary"]), asked["overrides"])
     space = space.model_copy(update={"settings": spaces.absolute_folders(space.settings)})
     return spaces.resolve_depths(space, asked["overrides"]), said

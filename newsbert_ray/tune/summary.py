@@ -14,10 +14,9 @@ from newsbert_ray.record import RECORD, read_record
 from newsbert_ray.tune import space as spaces
 from newsbert_ray.tune.jobs import TRIALS, Jobs, PointResult
 from newsbert_ray.tune.keeping import Keeper, pareto_front
-from newsbert_ray.tune.memory import JOURNAL
 from newsbert_ray.tune.place import Place
 from newsbert_ray.tune.space import SearchSpace
-from newsbert_ray.tune.storage import shown_storage
+from newsbert_ray.tune.storage import JOURNAL, shown_storage
 
 if TYPE_CHECKING:
     from rich.console import Console

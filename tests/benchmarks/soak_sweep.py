@@ -48,6 +48,8 @@ space:
   learning_rate: {float: [1e-4, 1e-2], log: true}
 search: {trials: 16}
 """
+GONE = 120.0
+"""Seconds in which all processes of a killed sweep must be gone: Ray's agents look now and then."""
 PATIENCE = 600.0
 """Seconds after which a start of the sweep that has not ended counts as hanging."""
 
@@ -112,7 +114,7 @@ def one_kill(file: Path, shards: Path, out: Path, kind: str, wait: float, *, fir
         return f"{kind:<14} after {wait:4.1f} s  {ends(out)}  the sweep had ended"
     family = below(process.pid)
     if kind == "trial":
-        trials = [pid for pid in family if b"ray::" in command(pid) and b"IDLE" not in command(pid)]
+        trials = [pid for pid in family if command(pid).startswith(b"ray::Impl")]
         for pid in trials[:1]:
             os.kill(pid, signal.SIGKILL)
         time.sleep(8)
@@ -129,10 +131,10 @@ def one_kill(file: Path, shards: Path, out: Path, kind: str, wait: float, *, fir
             process.send_signal(signal.SIGINT)
     began = time.monotonic()
     code = process.wait(PATIENCE)
-    while any(alive(pid) for pid in family) and time.monotonic() - began < 60:
+    while any(alive(pid) for pid in family) and time.monotonic() - began < GONE:
         time.sleep(0.2)
     left = [pid for pid in family if alive(pid)]
-    assert not left, f"{kind}: processes left: {[command(pid) for pid in left]}"
+    assert not left, f"{kind}: processes left: {[command(pid).split(bytes(1))[0] for pid in left]}"
     return (
         f"{kind:<14} after {wait:4.1f} s  {ends(out)}  exit {code}, gone in {time.monotonic() - began:.1f} s"
     )

@@ -24,11 +24,12 @@ from newsbert_ray.model.encoder import EncoderError
 from newsbert_ray.record import RECORD, RunRecord, find_records, read_record
 from newsbert_ray.tune import search
 from newsbert_ray.tune.jobs import Jobs, metric_value
-from newsbert_ray.tune.memory import JOURNAL, Memory
+from newsbert_ray.tune.memory import Memory
 from newsbert_ray.tune.plan import SweepError
 from newsbert_ray.tune.search import sweep
 from newsbert_ray.tune.space import trial_settings
 from newsbert_ray.tune.space_file import read_space
+from newsbert_ray.tune.storage import JOURNAL
 
 WriteSpace = Callable[..., Path]
 
