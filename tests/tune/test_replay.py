@@ -43,6 +43,7 @@ def test_one_slot_pays_each_trial_in_turn() -> None:
     assert (found.epochs, found.trials, found.stopped) == (known.epochs, 4, 0)
     assert found.best_at(15.9) == 0.8
     assert math.isnan(found.best_at(3.9))
+    assert [found.epochs_to(value) for value in (0.5, 0.6, 0.95)] == [4.0, 8.0, math.inf]
 
 
 def test_slots_share_the_budget() -> None:
