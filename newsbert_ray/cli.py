@@ -164,22 +164,25 @@ def _sweep(words: list[str]) -> None:
     values = values_from("sweep", words)
     control = {name: values.pop(name) for name in CONTROL if values.get(name) is not None}
     space, out = values.pop("space"), values.pop("out")
-    resume, concurrency = values.pop("resume", False), values.pop("concurrency", None)
-    changes = values.pop("vary", None) or []
-    from newsbert_ray.tune.plan import SweepError
-    from newsbert_ray.tune.search import sweep
+    resume, plan, curves = values.pop("resume", False), values.pop("plan", False), values.pop("curves", None)
+    concurrency, changes = values.pop("concurrency", None), values.pop("vary", None) or []
     from newsbert_ray.tune.space_file import parse_vary
 
-    vary = dict(map(parse_vary, changes))
-    result = sweep(
-        space,
-        out=out,
-        overrides=values,
-        vary=vary,
-        control=control,
-        resume=resume,
-        concurrency=concurrency,
-    )
+    asked: dict[str, Any] = {
+        "overrides": values,
+        "vary": dict(map(parse_vary, changes)),
+        "control": control,
+        "concurrency": concurrency,
+    }
+    if plan:
+        from newsbert_ray.tune.preview import preview
+
+        preview(space, out=out, curves=curves, **asked)
+        return
+    from newsbert_ray.tune.plan import SweepError
+    from newsbert_ray.tune.search import sweep
+
+    result = sweep(space, out=out, resume=resume, **asked)
     if result.best is None:
         raise SweepError(f"{out}: no trial finished; the reasons stand above")
     if result.failures:

@@ -100,6 +100,12 @@ def _add_sweep(parser: ArgumentParser) -> None:
         action="append",
         help="NAME=VALUE,VALUE: other values for an axis, or a new one; may be repeated.",
     )
+    parser.add_argument(
+        "--plan", action="store_true", help="Only measure a few steps and print what the sweep will take."
+    )
+    parser.add_argument(
+        "--curves", type=str, help="With --plan: an earlier sweep, to replay early stopping on its curves."
+    )
     parser.add_argument("--data", type=str, help="Folder of shards; overrides the search space's.")
     parser.add_argument("--teacher", type=str, help="Encoder; overrides the search space's.")
     parser.add_class_arguments(TrainSettings, skip={"data", "teacher", "out"})

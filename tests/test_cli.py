@@ -272,15 +272,21 @@ def test_sweep_passes_on_only_what_was_given(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr("newsbert_ray.tune.search.sweep", sweep)
     words = ["space.yaml", "--out", "o", "--distill.temperature", "2", "--data", "d", "--vary", "seeds=1,2"]
-    assert cli.main(["sweep", *words, "--vary", "distill.beta=0.1", "--concurrency", "2", "--resume"]) == 0
-    assert seen == {
+    words += ["--vary", "distill.beta=0.1", "--concurrency", "2", "--search.trials", "7", "--gpus", "0.25"]
+    asked: dict[str, Any] = {
         "space": "space.yaml",
         "out": "o",
         "overrides": {"distill": {"temperature": 2.0}, "data": "d"},
         "vary": {"seeds": [1, 2], "distill.beta": [0.1]},
-        "resume": True,
+        "control": {"search": {"trials": 7}, "gpus": 0.25},
         "concurrency": 2,
     }
+    assert cli.main(["sweep", *words, "--limits.hours", "0.5", "--resume"]) == 0
+    assert seen == {**asked, "control": {**asked["control"], "limits": {"hours": 0.5}}, "resume": True}
+    seen.clear()
+    monkeypatch.setattr("newsbert_ray.tune.preview.preview", sweep)
+    assert cli.main(["sweep", *words, "--plan", "--curves", "earlier"]) == 0
+    assert seen == {**asked, "curves": "earlier"}
 
 
 def test_sweep_without_a_finished_trial_fails(

@@ -17,7 +17,7 @@ class Keeper:
     def __init__(self, jobs: Jobs, *, slots: int, keep: int) -> None:
         """`slots` trials at once, each keeping its `keep` newest checkpoints."""
         self._jobs = jobs
-        self._slots = slots
+        self.slots = slots
         self._keep = keep
         self._largest = 0
 
@@ -39,14 +39,14 @@ class Keeper:
     def bound(self) -> int:
         """Bytes of checkpoints that all running trials together can have at most: for each its `keep` newest
         and the one being written, with the best model of each."""
-        return self._slots * (self._keep + 1) * self._largest
+        return self.slots * (self._keep + 1) * self._largest
 
     def line(self) -> str:
         """What stands on the disk, and the bound."""
         now = sum(folder_bytes(path) for path in self._jobs.folder.glob(f"*/*/{CHECKPOINTS}"))
         kept = [folder for folder in students(self._jobs) if folder.exists()]
         return (
-            f"disk: checkpoints {_shown(now)} now, at most {_shown(self.bound)} while it ran ({self._slots} "
+            f"disk: checkpoints {_shown(now)} now, at most {_shown(self.bound)} while it ran ({self.slots} "
             f"trials at once); {len(kept)} students kept, {_shown(sum(map(folder_bytes, kept)))} "
             f"(keep_students: {self._jobs.space.keep_students})"
         )

@@ -153,7 +153,7 @@ def require_same(out: Path, before: Mapping[str, Any], plan: Mapping[str, Any], 
     parts = [
         f"{name}.{key} was {_short(old.get(key))}, now {_short(new.get(key))}"
         for name in ("space", "overrides")
-        for old, new in [(_fixed(name, before[name]), _fixed(name, plan[name]))]
+        for old, new in [(fixed_part(name, before[name]), fixed_part(name, plan[name]))]
         for key in dict.fromkeys([*old, *new])
         if old.get(key) != new.get(key)
     ]
@@ -171,7 +171,7 @@ def require_same(out: Path, before: Mapping[str, Any], plan: Mapping[str, Any], 
         )
 
 
-def _fixed(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+def fixed_part(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """What of a plan's part must stay as it was; a sweep may be given more trials."""
     if name != "space":
         return dict(values)

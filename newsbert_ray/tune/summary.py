@@ -87,7 +87,7 @@ def finished(out: Path, points: Iterable[PointResult]) -> list[Path]:
     return [folder for folder in folders if (folder / RECORD).exists()]
 
 
-def close(result: SweepResult, jobs: Jobs, keeper: Keeper | None, console: Console) -> None:
+def close(result: SweepResult, jobs: Jobs, keeper: Keeper | None, console: Console, *, planned: str) -> None:
     """The table, what ended early, the failures, the best point as a command, and where things are."""
     records = [read_record(folder) for folder in finished(result.out, result.points)]
     if records:
@@ -101,7 +101,7 @@ def close(result: SweepResult, jobs: Jobs, keeper: Keeper | None, console: Conso
         say(console, keeper.line())
     html = [str(path) for path in result.report if path.suffix == ".html"]
     say(console, f"{result.seconds:.0f} s in all; report: {html[0] if html else result.out / 'report'}")
-    for line in watching(jobs):
+    for line in [planned, *watching(jobs)] if planned else watching(jobs):
         say(console, line)
 
 

@@ -1,0 +1,117 @@
+"""`newsbert-ray sweep --plan`: what a sweep will take, measured on its own slots before anything is spent;
+and, once it has run, how near that was."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from newsbert_ray.config import SettingsError
+from newsbert_ray.connect import ray_session
+from newsbert_ray.record import write_json
+from newsbert_ray.tune import space as spaces
+from newsbert_ray.tune.asking import build_space, read_asked
+from newsbert_ray.tune.place import place_of
+from newsbert_ray.tune.plan import ESTIMATE, claim_folder, fixed_part, read_corpora
+
+if TYPE_CHECKING:
+    from newsbert_ray.tune.estimate import Estimate
+    from newsbert_ray.tune.space import SearchSpace
+
+
+def preview(
+    space: str | Path,
+    *,
+    out: str | Path,
+    overrides: Mapping[str, Any] | None = None,
+    vary: Mapping[str, Sequence[Any]] | None = None,
+    control: Mapping[str, Any] | None = None,
+    concurrency: int | None = None,
+    curves: str | Path | None = None,
+) -> Estimate:
+    """Time a few steps of each kind of trial, as many at once as the sweep would; print what it will take.
+
+    Args:
+        space, overrides, vary, control, concurrency: as for `sweep`.
+        out: folder that the sweep is to have; plan.json in it is held against what the sweep then takes.
+        curves: an earlier sweep, whose learning curves say what early stopping saves; without one, curves
+            that never cross are assumed.
+    Raises:
+        SettingsError, SweepError, ConnectError, ShardError: as `sweep`.
+    """
+    out = Path(out)
+    with claim_folder(out):
+        asked = read_asked(overrides, vary, control, before={})
+        found, said = build_space(space, asked)
+        first = spaces.check_space(found, out=out, overrides=asked["overrides"])
+        read_corpora(found, first)
+        recorded = _curves(curves, found)
+        from newsbert_ray.tune.estimate import estimate_sweep
+        from newsbert_ray.tune.running import node_resources
+
+        began = time.monotonic()
+        with ray_session():
+            session_seconds = time.monotonic() - began
+            trials = found.points * len(found.seeds)
+            place = place_of(first, node_resources(), jobs=trials, concurrency=concurrency, gpus=found.gpus)
+            estimate = estimate_sweep(
+                found,
+                place,
+                overrides=asked["overrides"],
+                folder=out / ".plan",
+                session_seconds=session_seconds,
+                curves=recorded,
+                say=print,
+            )
+        print("\n".join([*said, *estimate.lines()]))
+        expected = estimate.expected
+        write_json(
+            out / ESTIMATE,
+            {
+                "of": _subject(found, asked["overrides"]),
+                "slots": place.slots,
+                "wall": expected.wall,
+                "trial_seconds": expected.trial_seconds,
+                "money": expected.money,
+                "lines": estimate.lines(),
+            },
+        )
+        print(f"kept in {out / ESTIMATE}; the same command without --plan runs the sweep")
+    return estimate
+
+
+def compared(
+    out: Path, space: SearchSpace, overrides: Mapping[str, Any], *, seconds: float, slots: int
+) -> str:
+    """How near the plan in `out` was to what the sweep took; empty where there is none of this sweep."""
+    try:
+        plan = json.loads((out / ESTIMATE).read_text(encoding="utf-8"))
+        if plan["of"] != _subject(space, overrides) or plan["slots"] != slots:
+            return ""
+        wall = float(plan["wall"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    from newsbert_ray.tune.estimate import shown_seconds
+
+    error = seconds / wall - 1
+    return f"planned {shown_seconds(wall)}, took {shown_seconds(seconds)} ({error:+.0%})"
+
+
+def _subject(space: SearchSpace, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """What a plan was made for: everything that alters how long the sweep takes."""
+    found = {**fixed_part("space", space.model_dump(mode="json", exclude={"file"})), "points": space.points}
+    return dict(json.loads(json.dumps({**found, "overrides": overrides})))
+
+
+def _curves(folder: str | Path | None, space: SearchSpace) -> Any:
+    if folder is None:
+        return None
+    from newsbert_ray.tune.saving import recorded_curves
+
+    curves = recorded_curves(folder, space.metric)
+    if not curves:
+        raise SettingsError(f"--curves {folder}: no trial there has reported {space.metric}")
+    return curves
