@@ -5,7 +5,7 @@ metric found for the trial-epochs spent.
 
 Nothing is trained: each search is replayed on the curves of a finished grid sweep
 (`newsbert_ray.tune.replay`), with the sweep's own sampler, jobs and early stopping. `--noise` is a sweep of
-some of the grid's points with several seeds, or a number (then say where it comes from with `--noise-source`).
+some of the grid's points with several seeds, or a number (`--noise-source` then says where it comes from).
 """
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ def figure(
     goal = top - 100 * noise.sd
     for label, x, y in (
         ("grid's best", (budgets[0], budgets[-1]), (top, top)),
-        ("goal: up and left of here", (budgets[0], third, third), (goal, goal, top)),
+        ("goal", (budgets[0], third, third), (goal, goal, top)),
     ):
         lines.append(Line(label, x, y, (None,) * len(x), (1,) * len(x), reference=True))
     name = table.metric.replace(".", " ").replace("validation student", "validation")
