@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 import os
 import textwrap
 from collections.abc import Sequence
@@ -11,16 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from newsbert_ray.record import write_text
-from newsbert_ray.reporting.figures import FigureData, Panel
+from newsbert_ray.reporting.marks import draw_panel, legend_of
+from newsbert_ray.reporting.panels import AnyPanel, Bars, FigureData
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933")
-"""Okabe and Ito's colours, told apart with every common colour blindness, strongest on white first."""
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-_STYLES = ("-", "--", "-.", ":")
 _STYLE: dict[Any, Any] = {
     "font.size": 8,
     "axes.labelsize": 8,
@@ -31,17 +27,20 @@ _STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
+    "axes.axisbelow": True,
     "grid.color": "#DDDDDD",
     "grid.linewidth": 0.5,
     "svg.hashsalt": "newsbert_ray",
 }
 _WIDTH, _SINGLE_WIDTH, _PANEL_HEIGHT, _LINE_HEIGHT = 6.3, 4.0, 2.4, 0.16
 """Inches: the text width of a page, the width of a lone panel, a row of panels, a line of 8 pt text."""
+_BAR_HEIGHT, _BARS_HEIGHT = 0.24, 0.65
+"""Inches: a lying bar, and what stands around the bars of a panel."""
 _LETTERS = 17.5
 """Letters of 8 pt text in an inch."""
 
 
-def write_figure(figure: FigureData, folder: Path) -> list[Path]:
+def write_figure(figure: FigureData[AnyPanel], folder: Path) -> list[Path]:
     """Draw `figure` as folder/NAME.png (200 dpi) and NAME.svg; the same data give the same bytes."""
     import matplotlib
 
@@ -59,50 +58,76 @@ def write_figure(figure: FigureData, folder: Path) -> list[Path]:
     return paths
 
 
+def draw_svg(figure: FigureData[AnyPanel]) -> str:
+    """`figure` as SVG without its caption, for a page that sets captions itself."""
+    import matplotlib
+
+    with matplotlib.rc_context(_STYLE):
+        svg = io.StringIO()
+        _draw(figure, captioned=False).savefig(svg, format="svg", metadata={"Date": None})
+    return svg.getvalue()
+
+
 def figure_paths(name: str, folder: Path) -> list[Path]:
     """The files of a figure: PNG, SVG."""
     return [folder / f"{name}.png", folder / f"{name}.svg"]
 
 
-def _draw(figure: FigureData) -> Figure:
+def _draw(figure: FigureData[AnyPanel], *, captioned: bool = True) -> Figure:
     """The panels side by side, three a row, one legend for all below them, then the caption."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
-    from matplotlib.ticker import MaxNLocator
 
-    labels = list(dict.fromkeys(line.label for panel in figure.panels for line in panel.lines))
-    across = min(len(figure.panels), 3)
+    labels = legend_of(figure)
+    across = 1 if isinstance(figure.panels[0], Bars) else min(len(figure.panels), 3)
     rows = -(-len(figure.panels) // across)
-    width = _WIDTH if across > 1 else _SINGLE_WIDTH
-    caption = textwrap.fill(figure.caption, int(_LETTERS * width))
+    width = _WIDTH if across > 1 or figure.wide else _SINGLE_WIDTH
+    caption = textwrap.fill(figure.caption, int(_LETTERS * width)) if captioned else ""
     legend_columns = _legend_columns(labels, width)
-    caption_height = _LINE_HEIGHT * (caption.count("\n") + 1) + 0.08
-    below = caption_height + _LINE_HEIGHT * -(-len(labels) // legend_columns) + 0.17
-    height = rows * _PANEL_HEIGHT + below
+    caption_height = _LINE_HEIGHT * (caption.count("\n") + 1) + 0.08 if caption else 0.0
+    below = caption_height + (_LINE_HEIGHT * -(-len(labels) // legend_columns) + 0.17 if labels else 0.0)
+    heights = [_height(figure, row * across) for row in range(rows)]
+    height = sum(heights) + below
     layout = ConstrainedLayoutEngine(rect=(0, below / height, 1, 1 - below / height), w_pad=0.06)
     drawn = Figure(figsize=(width, height), layout=layout)
-    axes = list(drawn.subplots(rows, across, squeeze=False, sharey=figure.whole_x).flat)
+    grid = drawn.subplots(rows, across, squeeze=False, sharey=figure.share_y, height_ratios=heights)
+    axes = list(grid.flat)
     handles: dict[str, Any] = {}
-    for panel, axis in zip(figure.panels, axes, strict=False):
-        _draw_panel(panel, axis, labels, handles, error_bars=figure.error_bars)
-        if figure.whole_x:
-            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-            axis.label_outer(remove_inner_ticks=False)
-            axis.tick_params(axis="x", labelbottom=True)
+    for index, (panel, axis) in enumerate(zip(figure.panels, axes, strict=False)):
+        draw_panel(panel, axis, labels, handles, error_bars=figure.error_bars)
+        _share(figure, axis, first=index % across == 0)
     for axis in axes[len(figure.panels) :]:
         axis.set_visible(False)
-    drawn.legend(
-        [handles[label] for label in labels],
-        labels,
-        loc="lower center",
-        bbox_to_anchor=(0.5, caption_height / height),
-        ncols=legend_columns,
-        frameon=False,
-        handlelength=3.2,
-        borderpad=0,
-    )
-    drawn.text(0.01, 0.05 / height, caption, ha="left", va="bottom", color="#333333")
+    if labels:
+        drawn.legend(
+            [handles[label] for label in labels],
+            labels,
+            loc="lower center",
+            bbox_to_anchor=(0.5, caption_height / height),
+            ncols=legend_columns,
+            frameon=False,
+            handlelength=3.2,
+            borderpad=0,
+        )
+    if caption:
+        drawn.text(0.01, 0.05 / height, caption, ha="left", va="bottom", color="#333333")
     return drawn
+
+
+def _height(figure: FigureData[AnyPanel], index: int) -> float:
+    panel = figure.panels[index]
+    return _BARS_HEIGHT + _BAR_HEIGHT * len(panel.bars) if isinstance(panel, Bars) else _PANEL_HEIGHT
+
+
+def _share(figure: FigureData[AnyPanel], axis: Axes, *, first: bool) -> None:
+    """Whole numbers on x; y's numbers and name on the first panel of a row alone, where all have them."""
+    from matplotlib.ticker import MaxNLocator
+
+    if figure.whole_x:
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if figure.share_y and not first:
+        axis.set_ylabel("")
+        axis.tick_params(axis="y", labelleft=False)
 
 
 def _legend_columns(labels: Sequence[str], width: float) -> int:
@@ -110,35 +135,5 @@ def _legend_columns(labels: Sequence[str], width: float) -> int:
     letters = _LETTERS * width
     handle = 12
     if sum(len(label) + handle for label in labels) <= letters:
-        return len(labels)
+        return max(1, len(labels))
     return max(1, int(letters / (max(map(len, labels)) + handle)))
-
-
-def _draw_panel(
-    panel: Panel, axis: Axes, labels: Sequence[str], handles: dict[str, Any], *, error_bars: bool
-) -> None:
-    drawn = [line for line in panel.lines if not line.reference]
-    reach = max(line.x[-1] for line in panel.lines) - min(line.x[0] for line in panel.lines)
-    for line in panel.lines:
-        index = labels.index(line.label)
-        if line.reference:
-            (handles[line.label],) = axis.plot(line.x, line.y, color="#555555", linewidth=0.9, dashes=(6, 3))
-            continue
-        # A hair to the side, so that the error bars of two lines at one x do not hide each other.
-        aside = 0.008 * reach * (drawn.index(line) - (len(drawn) - 1) / 2) if error_bars else 0.0
-        handles[line.label] = axis.errorbar(
-            [x + aside for x in line.x],
-            line.y,
-            yerr=[math.nan if sd is None else sd for sd in line.sd] if error_bars and any(line.sd) else None,
-            color=_COLOURS[index % len(_COLOURS)],
-            marker=_MARKERS[index % len(_MARKERS)],
-            linestyle=_STYLES[index % len(_STYLES)],
-            markersize=4,
-            linewidth=1.3,
-            capsize=2,
-            elinewidth=0.8,
-        )
-    axis.set_title(panel.title)
-    axis.set_xlabel(panel.x_label)
-    axis.set_ylabel(panel.y_label)
-    axis.margins(x=0.05, y=0.1)

@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from newsbert_ray.record import RunRecord
+from newsbert_ray.reporting.panels import FigureData, Line, NothingToDraw, Panel
 from newsbert_ray.reporting.tables import (
     data_name,
     distinct,
@@ -28,46 +29,7 @@ MAX_LINES = 8
 """Lines that one panel can hold and a reader still follow."""
 
 
-@dataclass(frozen=True)
-class Line:
-    """One line: at each x the mean y of n values, and their standard deviation if there are several."""
-
-    label: str
-    x: tuple[float, ...]
-    y: tuple[float, ...]
-    sd: tuple[float | None, ...]
-    n: tuple[int, ...]
-    reference: bool = False
-    """A thin grey line for comparison, without markers or error bars."""
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One pair of axes."""
-
-    title: str
-    x_label: str
-    y_label: str
-    lines: tuple[Line, ...]
-
-
-@dataclass(frozen=True)
-class FigureData:
-    """All that a figure shows, before anything is drawn."""
-
-    name: str
-    panels: tuple[Panel, ...]
-    caption: str
-    error_bars: bool = True
-    whole_x: bool = False
-    """Ticks of x at whole numbers only, and one scale of y for all panels."""
-
-
-class NothingToDraw(ValueError):
-    """Records that do not make this figure; the text says why."""
-
-
-def beta_figure(records: Sequence[RunRecord]) -> FigureData:
+def beta_figure(records: Sequence[RunRecord]) -> FigureData[Panel]:
     """Test accuracy and macro-F1 over beta, a line for each student depth N (NewsBERT Fig. 7).
 
     Error bars are the standard deviation over seeds. A setting that varies besides these makes more lines.
@@ -102,10 +64,10 @@ def beta_figure(records: Sequence[RunRecord]) -> FigureData:
             panels.append(Panel("", X_BETA, f"test {heading} (%)", tuple(lines)))
     if not panels:
         raise NothingToDraw("Fig. 7 (metric over beta) is left out: no run has test metrics")
-    return FigureData(BETA_FIGURE, tuple(panels), _caption(records, panels))
+    return FigureData(BETA_FIGURE, tuple(panels), _caption(records, panels), alt=_best_ends(panels, "β"))
 
 
-def curve_figure(records: Sequence[RunRecord]) -> FigureData:
+def curve_figure(records: Sequence[RunRecord]) -> FigureData[Panel]:
     """Validation accuracy over epochs, a panel for each student depth, mean over seeds.
 
     A panel shows at most MAX_LINES settings, those that ended best, and says so.
@@ -133,7 +95,21 @@ def curve_figure(records: Sequence[RunRecord]) -> FigureData:
         panels.append(Panel(label, "epoch", "validation accuracy (%)", tuple(shown)))
     note = f" {left_out} settings that ended lower are not drawn." if left_out else ""
     caption = _caption(records, panels, error_bars=False) + note
-    return FigureData(CURVE_FIGURE, tuple(panels), caption, error_bars=False, whole_x=True)
+    alt = _best_ends(panels, "epoch")
+    return FigureData(
+        CURVE_FIGURE, tuple(panels), caption, error_bars=False, whole_x=True, share_y=True, alt=alt
+    )
+
+
+def _best_ends(panels: Sequence[Panel], x: str) -> str:
+    """In words: what each panel shows, and where it is highest."""
+    said = []
+    for panel in panels:
+        drawn = [line for line in panel.lines if not line.reference]
+        y, at, label = max((y, x, line.label) for line in drawn for x, y in zip(line.x, line.y, strict=True))
+        title = f"{panel.title}: " if panel.title else ""
+        said.append(f"{title}{panel.y_label} over {panel.x_label}, highest {y:.1f} at {x} = {at:g} ({label})")
+    return ". ".join(said) + "."
 
 
 def _grouped(records: Sequence[RunRecord], names: Sequence[str]) -> dict[str, list[RunRecord]]:
@@ -142,18 +118,21 @@ def _grouped(records: Sequence[RunRecord], names: Sequence[str]) -> dict[str, li
     ordered = sorted(flats, key=lambda pair: [_sortable(pair[0].get(name)) for name in names])
     groups: dict[str, list[RunRecord]] = {}
     for flat, record in ordered:
-        label = ", ".join(f"{_symbol(name)} = {_short(flat.get(name))}" for name in names)
+        label = ", ".join(f"{symbol(name)} = {short(flat.get(name))}" for name in names)
         groups.setdefault(label, []).append(record)
     return groups
 
 
-def _symbol(name: str) -> str:
+def symbol(name: str) -> str:
     """The paper's letter for a setting, or the last part of its name."""
     return {DEPTH: "N", BETA: "β", "distill.temperature": "t"}.get(name, name.split(".")[-1])
 
 
-def _short(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+def short(value: Any, digits: int = 6) -> str:
+    """A setting's value in a label: so many digits of a number, a word as it stands in a search space."""
+    if isinstance(value, bool) or value is None:
+        return {None: "none", True: "true", False: "false"}[value]
+    return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
 
 
 def _sortable(value: Any) -> tuple[float, str]:

@@ -1,64 +1,60 @@
-"""`newsbert-ray report`: records at or below some folders -> a table, figures and what was run."""
+"""`newsbert-ray report`: the records below some folders, or a sweep -> a page, tables and figures."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from newsbert_ray.record import RecordError, RunRecord, find_records, read_record, write_text
-from newsbert_ray.reporting.drawing import figure_paths, write_figure
-from newsbert_ray.reporting.figures import (
-    BETA_FIGURE,
-    CURVE_FIGURE,
-    NothingToDraw,
-    beta_figure,
-    curve_figure,
-)
-from newsbert_ray.reporting.tables import (
-    data_name,
-    distinct,
-    rows_of,
-    teacher_name,
-    to_csv,
-    to_markdown,
-    varying_settings,
-)
+from newsbert_ray.reporting.costs import COST_FIGURE, cost_figure
+from newsbert_ray.reporting.drawing import draw_svg, figure_paths, write_figure
+from newsbert_ray.reporting.figures import BETA_FIGURE, CURVE_FIGURE, beta_figure, curve_figure
+from newsbert_ray.reporting.importance import IMPORTANCE_FIGURE, importance_figure
+from newsbert_ray.reporting.over_settings import OVER_FIGURE, over_settings
+from newsbert_ray.reporting.page import Page, Picture, to_markdown
+from newsbert_ray.reporting.panels import AnyPanel, FigureData, NothingToDraw
+from newsbert_ray.reporting.points import points_csv
+from newsbert_ray.reporting.runs_page import runs_page
+from newsbert_ray.reporting.sweep_figures import CURVES_FIGURE, FRONT_FIGURE, learning_curves, pareto_front
+from newsbert_ray.reporting.sweep_folder import is_sweep, read_sweep
+from newsbert_ray.reporting.sweep_page import sweep_page
+from newsbert_ray.reporting.sweeps import Sweep
+from newsbert_ray.reporting.tables import distinct, rows_of, to_csv
+from newsbert_ray.reporting.web import to_html
 
 _log = logging.getLogger(__name__)
 
+Make = Callable[[], FigureData[AnyPanel]]
+NAMES = (BETA_FIGURE, CURVE_FIGURE, OVER_FIGURE, IMPORTANCE_FIGURE, CURVES_FIGURE, FRONT_FIGURE, COST_FIGURE)
+
 
 def report(folders: Sequence[str | Path], *, out: str | Path) -> list[Path]:
-    """Write report.md, report.csv and each figure as PNG and SVG.
+    """Write report.md, report.html (the same, in one file), report.csv and each figure as PNG and SVG.
 
     Args:
-        folders: runs and sweeps; every record at or below them counts once.
-        out: where to write; files of an earlier report are replaced, its figures that these records do not
-            make are removed.
+        folders: one sweep's folder, also of a sweep that runs or was interrupted; or runs and sweeps, of
+            which every record at or below them counts once.
+        out: where to write; files of an earlier report are replaced, its figures that are not made again are
+            removed.
     Returns:
         The written files, report.md first.
     Raises:
-        RecordError: a folder that is missing or holds no record, or a damaged record.
+        RecordError: a folder that is missing or holds no record, or a damaged record or sweep.json.
     """
-    records = collect(folders)
     out = Path(out)
-    pictures: list[Path] = []
-    notes: list[str] = []
-    if repeats := len(records) - len(distinct(records)):
-        notes.append(f"{repeats} repeats of a run (same settings and seed) are left out")
-    for name, make in ((BETA_FIGURE, beta_figure), (CURVE_FIGURE, curve_figure)):
-        try:
-            pictures += write_figure(make(records), out)
-        except NothingToDraw as reason:
-            notes.append(str(reason))
-            for stale in figure_paths(name, out):
-                stale.unlink(missing_ok=True)
-    for note in notes:
-        _log.info("%s", note)
-    rows = rows_of(records)
-    write_text(out / "report.csv", to_csv(rows))
-    write_text(out / "report.md", _page(records, to_markdown(rows), pictures, notes))
-    return [out / "report.md", out / "report.csv", *pictures]
+    if len(folders) == 1 and is_sweep(folders[0]):
+        return _report_sweep(read_sweep(folders[0]), out)
+    records = collect(folders)
+    makes: dict[str, Make] = {
+        BETA_FIGURE: lambda: beta_figure(records),
+        CURVE_FIGURE: lambda: curve_figure(records),
+    }
+    figures, pictures = _draw(makes, out)
+    for reason in figures.values():
+        if isinstance(reason, str):
+            _log.info("%s", reason)
+    return _write(runs_page(records, figures), to_csv(rows_of(records)), pictures, out)
 
 
 def collect(folders: Sequence[str | Path]) -> list[RunRecord]:
@@ -81,41 +77,48 @@ def collect(folders: Sequence[str | Path]) -> list[RunRecord]:
     return [read_record(path) for path in found]
 
 
-def _page(records: Sequence[RunRecord], table: str, pictures: Sequence[Path], notes: Sequence[str]) -> str:
-    runs = len(distinct(records))
-    parts = [
-        "# Report",
-        f"{runs} runs, test split. Mean ± standard deviation over seeds (one seed has none).",
-        table.rstrip(),
-        *(f"![{path.stem}]({path.name})" for path in pictures if path.suffix == ".png"),
-        "## What was run",
-        "\n".join(f"- {line}" for line in [*_provenance(records), *notes]),
-    ]
-    return "\n\n".join(parts) + "\n"
+def _report_sweep(sweep: Sweep, out: Path) -> list[Path]:
+    records = distinct([trial.record for trial in sweep.trials if trial.record])
+    makes: dict[str, Make] = {FRONT_FIGURE: lambda: pareto_front(sweep)}
+    for goal in range(len(sweep.goals)):
+        name = OVER_FIGURE if goal == 0 else f"{OVER_FIGURE}_{goal + 1}"
+        makes[name] = lambda goal=goal: over_settings(sweep, goal=goal)  # type: ignore[misc]
+    makes |= {
+        IMPORTANCE_FIGURE: lambda: importance_figure(sweep),
+        CURVES_FIGURE: lambda: learning_curves(sweep),
+        BETA_FIGURE: lambda: beta_figure(records),
+        COST_FIGURE: lambda: cost_figure(sweep),
+    }
+    figures, pictures = _draw(makes, out)
+    return _write(sweep_page(sweep, figures), points_csv(sweep), pictures, out)
 
 
-def _provenance(records: Sequence[RunRecord]) -> list[str]:
-    """Data, teacher, constant settings, versions and hardware; more than one of a kind is said as such."""
-    varying = varying_settings(records)
-    return [
-        _kinds("data", [_describe_data(record) for record in records]),
-        _kinds("teacher", [teacher_name(record) for record in records]),
-        f"settings that vary: {', '.join(varying) or 'none'}",
-        _kinds("versions", [_joined(record.versions) for record in records]),
-        _kinds("hardware", [_joined(record.hardware) for record in records]),
-    ]
+def _draw(makes: Mapping[str, Make], out: Path) -> tuple[dict[str, Picture | str], list[Path]]:
+    """Every figure that can be made, or why it cannot; figures of an earlier report go."""
+    figures: dict[str, Picture | str] = {}
+    written: list[Path] = []
+    for name, make in makes.items():
+        try:
+            figure = make()
+        except NothingToDraw as reason:
+            figures[name] = str(reason)
+            continue
+        paths = write_figure(figure, out)
+        written += paths
+        figures[name] = Picture(paths[0].name, draw_svg(figure), figure.alt, figure.caption)
+    stale = {path for name in (*NAMES, *_further(out)) for path in figure_paths(name, out)} - set(written)
+    for path in stale:
+        path.unlink(missing_ok=True)
+    return figures, written
 
 
-def _describe_data(record: RunRecord) -> str:
-    parts = ("train", "validation", "test")
-    sizes = [f"{n:,} {part}" for part in parts if (n := record.data.get(f"{part}_rows"))]
-    return ", ".join([data_name(record), *sizes])
+def _further(out: Path) -> list[str]:
+    """Figures over the settings of a second goal and more, of an earlier report."""
+    return [path.stem for path in out.glob(f"{OVER_FIGURE}_[0-9]*.png")]
 
 
-def _joined(values: Mapping[str, object]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in values.items())
-
-
-def _kinds(name: str, values: Sequence[str]) -> str:
-    kinds = list(dict.fromkeys(values))
-    return f"{name}: {kinds[0]}" if len(kinds) == 1 else f"{name} (they differ): {'; '.join(kinds)}"
+def _write(page: Page, rows: str, pictures: Sequence[Path], out: Path) -> list[Path]:
+    texts = {"report.md": to_markdown(page), "report.html": to_html(page), "report.csv": rows}
+    for name, text in texts.items():
+        write_text(out / name, text)
+    return [*(out / name for name in texts), *pictures]

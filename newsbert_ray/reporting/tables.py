@@ -69,13 +69,17 @@ def flat_settings(record: RunRecord) -> dict[str, Any]:
 
     Shards count by what is in them and a teacher by its name, not by where they lie.
     """
-    compared = {name: value for name, value in record.settings.items() if name not in _NOT_COMPARED}
-    flat = dict(_flatten(compared))
+    flat = flat_values({n: value for n, value in record.settings.items() if n not in _NOT_COMPARED})
     if "teacher" in flat:
         flat["teacher"] = teacher_name(record)
     if record.data.get("fingerprint"):
         flat["data"] = data_name(record)
     return flat
+
+
+def flat_values(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested settings by dotted name."""
+    return dict(_flatten(settings))
 
 
 def _flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
@@ -185,11 +189,10 @@ def show(summary: Summary | None, column: Column) -> str:
     return mean if summary.sd is None else f"{mean} ± {summary.sd * column.factor:.{column.digits}f}"
 
 
-def to_markdown(rows: Sequence[Row]) -> str:
-    """The rows as a Markdown table."""
+def table_cells(rows: Sequence[Row]) -> list[list[str]]:
+    """The rows as a table's cells, its head first."""
     columns = shown_columns(rows)
-    settings = list(rows[0].settings)
-    head = [*settings, "seeds", *(column.heading for column in columns)]
+    head = [*rows[0].settings, "seeds", *(column.heading for column in columns)]
     body = [
         [
             *(str(value) for value in row.settings.values()),
@@ -198,12 +201,7 @@ def to_markdown(rows: Sequence[Row]) -> str:
         ]
         for row in rows
     ]
-    align = ["---" if name in settings else "---:" for name in head]
-    return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in [head, align, *body]) + "\n"
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+    return [head, *body]
 
 
 def to_csv(rows: Sequence[Row]) -> str:

@@ -1,19 +1,32 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 from newsbert_ray.reporting import drawing
-from newsbert_ray.reporting.drawing import write_figure
-from newsbert_ray.reporting.figures import FigureData, Line, Panel
+from newsbert_ray.reporting.drawing import draw_svg, write_figure
+from newsbert_ray.reporting.panels import (
+    AnyPanel,
+    Bar,
+    Bars,
+    Dots,
+    FigureData,
+    Line,
+    Panel,
+    Scatter,
+    Trend,
+)
 
 
-def _figure(*, panels: int = 2, lines: int = 3) -> FigureData:
+def _figure(*, panels: int = 2, lines: int = 3) -> FigureData[Panel]:
     drawn = tuple(
         Line(
             f"N = {i}, decay = cosine",
@@ -46,28 +59,75 @@ def test_same_data_give_the_same_bytes(tmp_path: Path) -> None:
     assert [path.read_bytes() for path in write_figure(_figure(), tmp_path / "b")] == first
 
 
-@pytest.mark.parametrize(("panels", "lines"), [(1, 1), (1, 8), (2, 3), (3, 7), (4, 8)])
-def test_nothing_overlaps_or_leaves_the_page(
-    panels: int, lines: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """A legend over the axis labels, or a caption cut off at the edge, is seen first by a reviewer."""
+def _scatter(*, panels: int, ticks: tuple[str, ...] = (), stopped: bool = True) -> FigureData[Scatter]:
+    places = tuple(float(i % max(1, len(ticks))) if ticks else 10.0 ** (i - 5) for i in range(6))
+    dots = [
+        Dots("finished", "finished", places, (70.0, 71.0, 72.0, 73.0, 72.5, 71.0), (0.4, None, 1.0, 1, 1, 1)),
+        Dots("best", "best", places[:1], (74.0,), (0.3,)),
+    ]
+    if stopped:
+        dots.append(Dots("stopped early, below the axis", "below", places[1:3], (68.0, 68.0), (None, None)))
+    trend = Trend(places[:3], (71.0, 72.0, 71.5), (0.5, None, 0.3))
+    panel = Scatter(
+        "", "distill.weights.news_embedding", "validation accuracy (%)", tuple(dots), trend, ticks, not ticks
+    )
+    return FigureData(
+        "fig",
+        (replace(panel, floor=68.0 if stopped else None),) * panels,
+        "Each dot is a point, its bar ± sd. " * 7,
+        share_y=True,
+    )
+
+
+def _bars(count: int, *, panels: int = 1, chance: float | None = 0.4) -> FigureData[Bars]:
+    name = "distill.weights.news_embedding"
+    bars = tuple(Bar(f"{name}_{i}", 0.5 / (i + 1), 0.1, 0.9, chance) for i in range(count))
+    panel = Bars("a goal", "share", bars, "importance", "interval", "chance" if chance else "")
+    return FigureData("fig", (panel,) * panels, "Each dot is a point, its bar ± sd. " * 7, wide=True)
+
+
+CASES: dict[str, FigureData[AnyPanel]] = {
+    "one line": _figure(panels=1, lines=1),
+    "eight lines": _figure(panels=1, lines=8),
+    "two panels": _figure(panels=2, lines=3),
+    "three panels": _figure(panels=3, lines=7),
+    "four panels": _figure(panels=4, lines=8),
+    "dots on a log axis": _scatter(panels=1),
+    "dots on four": _scatter(panels=4),
+    "dots over words": _scatter(panels=3, ticks=("a-very-long-n…", "none", "cosine")),
+    "dots over two words": _scatter(panels=2, ticks=("false", "true"), stopped=False),
+    "one bar": _bars(1),
+    "twelve bars": _bars(12),
+    "bars of two goals": _bars(3, panels=2, chance=None),
+}
+
+
+def _drawn(figure: FigureData[AnyPanel], monkeypatch: pytest.MonkeyPatch, folder: Path) -> Figure:
     kept: list[Figure] = []
     draw = drawing._draw
 
-    def keep(figure: FigureData) -> Figure:
+    def keep(figure: FigureData[AnyPanel]) -> Figure:
         kept.append(draw(figure))
         return kept[-1]
 
     monkeypatch.setattr(drawing, "_draw", keep)
-    write_figure(_figure(panels=panels, lines=lines), tmp_path)
-    (figure,) = kept
+    write_figure(figure, folder)
+    return kept[0]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_nothing_overlaps_or_leaves_the_page(
+    case: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A legend over the axis labels, or a caption cut off at the edge, is seen first by a reviewer."""
+    figure = _drawn(CASES[case], monkeypatch, tmp_path)
     renderer = FigureCanvasAgg(figure).get_renderer()  # type: ignore[no-untyped-call]
     figure.draw(renderer)
     page = figure.bbox
     caption = figure.texts[0].get_window_extent(renderer)
     legend = figure.legends[0].get_window_extent(renderer)
     axes = [box for axis in figure.axes if axis.get_visible() and (box := axis.get_tightbbox(renderer))]
-    assert len(axes) == panels
+    assert len(axes) == len(CASES[case].panels)
     for box in (caption, legend, *axes):
         assert box.x0 >= page.x0 - 1
         assert box.x1 <= page.x1 + 1
@@ -75,9 +135,44 @@ def test_nothing_overlaps_or_leaves_the_page(
         assert box.y1 <= page.y1 + 1
     assert caption.y1 <= legend.y0 + 1
     assert legend.y1 <= min(box.y0 for box in axes) + 1
+    for one, box in enumerate(axes):
+        assert not any(_overlap(box, other) for other in axes[one + 1 :])
     texts = [figure.texts[0], *figure.legends[0].get_texts()]
     texts += [label for axis in figure.axes for label in (*axis.get_xticklabels(), axis.xaxis.label)]
+    texts += [label for axis in figure.axes for label in (*axis.get_yticklabels(), axis.yaxis.label)]
     assert min(float(text.get_fontsize()) for text in texts) >= 8
+
+
+def _overlap(one: Bbox, other: Bbox) -> bool:
+    """Whether two panels run into each other by more than a pixel."""
+    across = min(one.x1, other.x1) - max(one.x0, other.x0)
+    down = min(one.y1, other.y1) - max(one.y0, other.y0)
+    return bool(across > 1 and down > 1)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if "words" in case])
+def test_names_under_an_axis_do_not_run_into_each_other(
+    case: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Three names of models under one panel are one smear of ink."""
+    figure = _drawn(CASES[case], monkeypatch, tmp_path)
+    renderer = FigureCanvasAgg(figure).get_renderer()  # type: ignore[no-untyped-call]
+    figure.draw(renderer)
+    for axis in figure.axes:
+        labels = axis.get_xticklabels()
+        if labels[0].get_rotation():
+            continue
+        boxes = [label.get_window_extent(renderer) for label in labels]
+        assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
+
+
+def test_svg_of_a_page_leaves_the_caption_to_it() -> None:
+    """A caption in the drawing and one below it would be read twice."""
+    figure = _figure(panels=1, lines=1)
+    assert "Data: synthetic" not in draw_svg(figure)
+    whole = ElementTree.fromstring(draw_svg(figure)).get("height", "").removesuffix("pt")
+    longer = ElementTree.fromstring(draw_svg(replace(figure, caption="x " * 900))).get("height", "")
+    assert float(whole) == float(longer.removesuffix("pt"))
 
 
 def test_missing_spread_draws_no_bar(tmp_path: Path) -> None:

@@ -5,7 +5,8 @@ from collections.abc import Callable
 import pytest
 
 from newsbert_ray.record import RunRecord
-from newsbert_ray.reporting.figures import Line, NothingToDraw, beta_figure, curve_figure
+from newsbert_ray.reporting.figures import beta_figure, curve_figure
+from newsbert_ray.reporting.panels import Line, NothingToDraw
 
 MakeRecord = Callable[..., RunRecord]
 

@@ -6,9 +6,29 @@ from pathlib import Path
 import pytest
 
 from newsbert_ray.record import RecordError, RunRecord, write_record
+from newsbert_ray.reporting import importance
+from newsbert_ray.reporting import report as reports
+from newsbert_ray.reporting.drawing import figure_paths
+from newsbert_ray.reporting.panels import AnyPanel, FigureData
 from newsbert_ray.reporting.report import report
 
 MakeRecord = Callable[..., RunRecord]
+MakeSweep = Callable[..., Path]
+
+
+@pytest.fixture
+def _undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures of no time: empty files, a small drawing."""
+
+    def touch(figure: FigureData[AnyPanel], folder: Path) -> list[Path]:
+        folder.mkdir(parents=True, exist_ok=True)
+        paths = figure_paths(figure.name, folder)
+        for path in paths:
+            path.touch()
+        return paths
+
+    monkeypatch.setattr(reports, "write_figure", touch)
+    monkeypatch.setattr(reports, "draw_svg", lambda figure: '<svg viewBox="0 0 9 9"></svg>')
 
 
 def _write_sweep(folder: Path, make_record: MakeRecord) -> None:
@@ -24,6 +44,7 @@ def test_report_of_a_sweep_is_complete(tmp_path: Path, make_record: MakeRecord) 
     names = [path.name for path in written]
     assert names == [
         "report.md",
+        "report.html",
         "report.csv",
         "fig7_beta.png",
         "fig7_beta.svg",
@@ -34,7 +55,8 @@ def test_report_of_a_sweep_is_complete(tmp_path: Path, make_record: MakeRecord) 
     page = written[0].read_text()
     assert "4 runs, test split" in page
     assert "| 0.0 | 2 | 60.5 ± 0.7 |" in page
-    assert "![fig7_beta](fig7_beta.png)" in page
+    assert "highest 70.5 at β = 0.1 (N = 2)" in page
+    assert "](fig7_beta.png)" in page
     assert "- data: synthetic_train (ab12cd34), 1,800 train, 400 test" in page
     assert "- settings that vary: distill.beta" in page
 
@@ -47,6 +69,7 @@ def test_second_report_is_the_same(tmp_path: Path, make_record: MakeRecord) -> N
     assert first == again
 
 
+@pytest.mark.usefixtures("_undrawn")
 def test_figure_of_an_earlier_report_does_not_stay(tmp_path: Path, make_record: MakeRecord) -> None:
     """A picture of other runs beside a report would be taken for its own; other files are nobody's."""
     _write_sweep(tmp_path / "sweep", make_record)
@@ -57,10 +80,12 @@ def test_figure_of_an_earlier_report_does_not_stay(tmp_path: Path, make_record: 
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "mine.png",
         "report.csv",
+        "report.html",
         "report.md",
     ]
 
 
+@pytest.mark.usefixtures("_undrawn")
 def test_folder_named_twice_counts_once(tmp_path: Path, make_record: MakeRecord) -> None:
     """`report sweep sweep/0` must not count a run twice."""
     _write_sweep(tmp_path / "sweep", make_record)
@@ -69,6 +94,7 @@ def test_folder_named_twice_counts_once(tmp_path: Path, make_record: MakeRecord)
     assert "left out" not in page
 
 
+@pytest.mark.usefixtures("_undrawn")
 def test_what_is_left_out_is_said(tmp_path: Path, make_record: MakeRecord) -> None:
     """A missing figure, or a repeated run, must not pass in silence."""
     for name in ("a", "copy"):
@@ -78,6 +104,7 @@ def test_what_is_left_out_is_said(tmp_path: Path, make_record: MakeRecord) -> No
     assert "1 repeats of a run (same settings and seed) are left out" in page
 
 
+@pytest.mark.usefixtures("_undrawn")
 def test_mixed_versions_are_pointed_out(tmp_path: Path, make_record: MakeRecord) -> None:
     """Runs of two versions of torch may differ for that reason alone."""
     write_record(tmp_path / "a", make_record(seed=0))
@@ -105,3 +132,64 @@ def test_damaged_record_ends_the_report(tmp_path: Path, make_record: MakeRecord)
     with pytest.raises(RecordError, match=r"2/record\.json: not a whole run record"):
         report([tmp_path / "sweep"], out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_sweep_gets_its_own_page(
+    tmp_path: Path, make_sweep: MakeSweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every figure that is named must be there, in both forms of the report and in the same order."""
+    monkeypatch.setattr(importance, "REPEATS", 2)
+    folder = make_sweep(axes=["learning_rate", "distill.beta"], points=16, stopped=0.5, failed=1)
+    written = report([folder], out=tmp_path / "out")
+    names = [path.name for path in written]
+    drawn = ["metric_over_settings", "importances", "learning_curves", "seconds_by_part"]
+    assert names[:3] == ["report.md", "report.html", "report.csv"]
+    assert [name for name in names if name.endswith(".png") and name != "fig7_beta.png"] == [
+        f"{name}.png" for name in drawn
+    ]
+    page = written[0].read_text()
+    assert page.startswith("# Sweep invented\n\nThe best of ")
+    places = [page.index(f"]({name}.png)") for name in drawn]
+    assert places == sorted(places)
+    assert written[1].read_text().count("<svg ") == page.count("![")
+
+
+def test_second_report_of_a_sweep_is_the_same(tmp_path: Path, make_sweep: MakeSweep) -> None:
+    """A report that changes from one call to the next cannot be trusted."""
+    folder = make_sweep(points=1)
+    first = {path.name: path.read_bytes() for path in report([folder], out=tmp_path / "out")}
+    assert {path.name: path.read_bytes() for path in report([folder], out=tmp_path / "out")} == first
+
+
+def test_sweep_that_has_just_begun_is_reported(tmp_path: Path, make_sweep: MakeSweep) -> None:
+    """Somebody who looks after a minute must get a page that says so, not an error."""
+    folder = make_sweep(points=0, state="running")
+    md, html, rows, *figures = report([folder], out=tmp_path / "out")
+    assert "No point has finished yet" in md.read_text()
+    assert "No point has finished yet" in html.read_text()
+    assert rows.read_text().startswith("distill.beta,state,n_seeds,epochs,validation.student.accuracy,")
+    assert figures == []
+
+
+@pytest.mark.usefixtures("_undrawn")
+def test_figures_of_several_goals_do_not_stay(tmp_path: Path, make_sweep: MakeSweep) -> None:
+    """A front beside the report of a sweep with one goal would be taken for its own."""
+    goals = [
+        {"metric": "validation.student.accuracy", "mode": "max"},
+        {"metric": "speed.student_titles_per_second", "mode": "max"},
+    ]
+    two = report([make_sweep("two", points=3, goals=goals)], out=tmp_path / "out")
+    assert {"pareto_front.png", "metric_over_settings_2.svg"} <= {path.name for path in two}
+    one = report([make_sweep("one", points=3)], out=tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {path.name for path in one}
+
+
+@pytest.mark.usefixtures("_undrawn")
+def test_sweep_among_other_folders_gives_its_records(
+    tmp_path: Path, make_sweep: MakeSweep, make_record: MakeRecord
+) -> None:
+    """A run to compare with a sweep's must stand in the same table."""
+    write_record(tmp_path / "run", make_record(accuracy=0.9, epochs=1))
+    folder = make_sweep(points=1, seeds=(0,))
+    page = report([folder, tmp_path / "run"], out=tmp_path / "out")[0].read_text()
+    assert page.startswith("# Report\n\n2 runs, test split.")

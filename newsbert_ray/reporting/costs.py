@@ -1,0 +1,136 @@
+"""What a sweep cost: hours of processors, money at the search space's prices, what early stopping saved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from newsbert_ray.reporting.panels import Bar, Bars, FigureData, NothingToDraw
+from newsbert_ray.reporting.sweeps import Sweep, Trial
+
+COST_FIGURE = "seconds_by_part"
+_UNITS = (("CPU-hours", 1.0), ("CPU-minutes", 60.0), ("CPU-seconds", 3600.0))
+PARTS = ("train", "data", "evaluate", "checkpoint", "report")
+"""Parts of a training loop's time, in the order shown."""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Sums over trials. Times are those of the training loops, as the trials wrote them down."""
+
+    wall_seconds: float | None
+    """From start to end, all starts together; None while nobody has written it."""
+    seconds: float
+    """Of all trials that know it."""
+    cpu_hours: float
+    gpu_hours: float
+    money: float | None
+    """None where the search space states no price."""
+    parts: Mapping[str, float]
+    """CPU-hours by part of finished trials, and of those that were stopped early."""
+    unknown: int
+    """Trials whose time is not known: failed, or under way."""
+    seconds_per_epoch: float | None
+    """Of all trials that know their time."""
+    saved_epochs: float
+    """Epochs that early stopping left out, those of seeds that never began included."""
+
+    @property
+    def saved_seconds(self) -> float:
+        """Time that the left-out epochs would have taken, at the mean of those that ran."""
+        return self.saved_epochs * (self.seconds_per_epoch or 0.0)
+
+
+def costs_of(sweep: Sweep) -> Costs:
+    """What the sweep has cost so far."""
+    timed = [(trial, trial.seconds) for trial in sweep.trials if trial.seconds is not None]
+    cpu = sum(seconds * _cpus(trial) for trial, seconds in timed) / 3600
+    gpu = sum(seconds * _gpus(sweep, trial) for trial, seconds in timed) / 3600
+    prices = sweep.space.get("prices") or {}
+    hour = {name: float(prices.get(name, 0.0)) for name in ("cpu_hour", "gpu_hour")}
+    epochs = sum(trial.epoch for trial, _ in timed)
+    seconds = sum(seconds for _, seconds in timed)
+    wall = sweep.plan.get("seconds")
+    return Costs(
+        wall_seconds=float(wall) if isinstance(wall, int | float) else None,
+        seconds=seconds,
+        cpu_hours=cpu,
+        gpu_hours=gpu,
+        money=cpu * hour["cpu_hour"] + gpu * hour["gpu_hour"] if any(hour.values()) else None,
+        parts=_parts(sweep),
+        unknown=len(sweep.trials) - len(timed),
+        seconds_per_epoch=seconds / epochs if epochs else None,
+        saved_epochs=_saved_epochs(sweep),
+    )
+
+
+def _parts(sweep: Sweep) -> dict[str, float]:
+    parts: dict[str, float] = {}
+    for trial in sweep.trials:
+        share = _cpus(trial) / 3600
+        if trial.record:
+            for name, seconds in trial.record.seconds.items():
+                if name != "total":
+                    parts[name] = parts.get(name, 0.0) + seconds * share
+        elif trial.seconds is not None:
+            parts["stopped early"] = parts.get("stopped early", 0.0) + trial.seconds * share
+    order = [*PARTS, *(name for name in parts if name not in (*PARTS, "stopped early")), "stopped early"]
+    return {name: parts[name] for name in order if name in parts}
+
+
+def _saved_epochs(sweep: Sweep) -> float:
+    saved = 0.0
+    for point in sweep.of("stopped"):
+        saved += sum(max(0.0, t.epochs - t.epoch) for t in point.trials if t.state == "stopped")
+        saved += (len(sweep.seeds) - len(point.trials)) * point.trials[0].epochs
+    return saved
+
+
+def _cpus(trial: Trial) -> float:
+    return float(_known(trial, "threads") or 1) * float(_known(trial, "workers") or 1)
+
+
+def _gpus(sweep: Sweep, trial: Trial) -> float:
+    """GPUs of a trial: what sweep.json says that it was given, else the space's share for each worker."""
+    place = sweep.plan.get("place")
+    if isinstance(place, dict) and "gpus" in place:
+        return float(place["gpus"])
+    device = str(_known(trial, "device") or "cpu")
+    if device in ("cpu", "auto"):
+        return 0.0
+    return float(sweep.space.get("gpus") or 1.0) * float(_known(trial, "workers") or 1)
+
+
+def _known(trial: Trial, name: str) -> Any:
+    """What a trial ran with, from its record or else from its settings."""
+    hardware = trial.record.hardware if trial.record else {}
+    return hardware.get(name, trial.settings.get(name))
+
+
+def cost_figure(sweep: Sweep) -> FigureData[Bars]:
+    """What the trials' time went into.
+
+    Raises:
+        NothingToDraw: no trial has written its time down.
+    """
+    parts = costs_of(sweep).parts
+    if not parts:
+        raise NothingToDraw("no trial has written down its time yet")
+    largest = max(parts.values())
+    unit, factor = next(pair for pair in _UNITS if largest * pair[1] >= 1 or pair == _UNITS[-1])
+    return FigureData(
+        COST_FIGURE,
+        (Bars("", unit, tuple(Bar(name, hours * factor) for name, hours in parts.items())),),
+        "Processor time of all trials by what it went into; of trials that were stopped early only the sum "
+        "is known.",
+        wide=True,
+        alt=f"{unit} by part: " + ", ".join(f"{name} {hours * factor:.3g}" for name, hours in parts.items()),
+    )
+
+
+def duration(seconds: float) -> str:
+    """`42 s`, `12.3 min`, `1.4 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,194 @@
+"""One panel -> marks on a pair of matplotlib axes: lines, dots, bars, and what the legend says of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from newsbert_ray.reporting.panels import AnyPanel, Bars, Dots, FigureData, Look, Panel, Scatter
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933")
+"""Okabe and Ito's colours, told apart with every common colour blindness, strongest on white first."""
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+_STYLES = ("-", "--", "-.", ":")
+_TICK_LETTERS = 30
+"""Letters that an axis has room for, a third of the page wide."""
+_LABEL_LETTERS = 24
+"""A dotted name with more letters is wider than a third of the page."""
+_TREND = "mean ± standard error"
+_GREY, _DARK = "#8A8A8A", "#555555"
+_LOOKS: Mapping[Look, dict[str, Any]] = {
+    "finished": {"marker": "o", "color": "#56B4E9", "markersize": 4, "markeredgewidth": 0, "alpha": 0.85},
+    "stopped": {"marker": "o", "color": _GREY, "markersize": 3.5, "markerfacecolor": "none"},
+    "below": {"marker": "v", "color": _GREY, "markersize": 4, "markerfacecolor": "none"},
+    "front": {"marker": "D", "color": "#0072B2", "markersize": 5, "linewidth": 1.0},
+    "best": {"marker": "*", "color": "#000000", "markersize": 9, "markeredgewidth": 0},
+}
+
+
+def legend_of(figure: FigureData[AnyPanel]) -> list[str]:
+    """What the legend names, in order, each once."""
+    found: list[str] = []
+    for panel in figure.panels:
+        if isinstance(panel, Panel):
+            found += [line.label for line in panel.lines] + [trace.label for trace in panel.traces]
+        elif isinstance(panel, Scatter):
+            found += [dots.label for dots in panel.dots] + ([_TREND] if panel.trend else [])
+        else:
+            found += [panel.value_label, panel.interval_label, panel.chance_label]
+    return [label for label in dict.fromkeys(found) if label]
+
+
+def draw_panel(
+    panel: AnyPanel,
+    axis: Axes,
+    labels: Sequence[str],
+    handles: dict[str, Any],
+    *,
+    error_bars: bool,
+) -> None:
+    """Draw `panel` on `axis`; `handles` gets what stands for each of the legend's `labels`."""
+    if isinstance(panel, Panel):
+        _draw_traces(panel, axis, handles)
+        _draw_lines(panel, axis, labels, handles, error_bars=error_bars)
+    elif isinstance(panel, Scatter):
+        _draw_scatter(panel, axis, handles)
+    else:
+        _draw_bars(panel, axis, handles)
+    axis.set_title(panel.title)
+    head, dot, tail = panel.x_label.rpartition(".")
+    long = dot and len(panel.x_label) > _LABEL_LETTERS
+    axis.set_xlabel(f"{head}.\n{tail}" if long else panel.x_label)
+    if not isinstance(panel, Bars):
+        axis.set_ylabel(panel.y_label)
+        axis.margins(x=0.05, y=0.1)
+    if isinstance(panel, Scatter):
+        _frame_scatter(panel, axis)
+
+
+def _draw_traces(panel: Panel, axis: Axes, handles: dict[str, Any]) -> None:
+    for trace in panel.traces:
+        look: dict[str, Any] = {"color": "#AAAAAA", "linewidth": 0.6, "alpha": 0.8}
+        if trace.stopped:
+            look |= {
+                "markeredgecolor": "#777777",
+                "marker": "x",
+                "markersize": 4,
+                "markevery": [-1],
+                "markeredgewidth": 0.9,
+            }
+        elif len(trace.x) == 1:
+            look |= {"marker": ".", "markersize": 3}
+        (handles[trace.label],) = axis.plot(trace.x, trace.y, **look)
+
+
+def _draw_lines(
+    panel: Panel, axis: Axes, labels: Sequence[str], handles: dict[str, Any], *, error_bars: bool
+) -> None:
+    drawn = [line for line in panel.lines if not line.reference]
+    if not panel.lines:
+        return
+    reach = max(line.x[-1] for line in panel.lines) - min(line.x[0] for line in panel.lines)
+    for line in panel.lines:
+        index = labels.index(line.label)
+        if line.reference:
+            (handles[line.label],) = axis.plot(line.x, line.y, color=_DARK, linewidth=0.9, dashes=(6, 3))
+            continue
+        # A hair to the side, so that the error bars of two lines at one x do not hide each other.
+        aside = 0.008 * reach * (drawn.index(line) - (len(drawn) - 1) / 2) if error_bars else 0.0
+        handles[line.label] = axis.errorbar(
+            [x + aside for x in line.x],
+            line.y,
+            yerr=_lengths(line.sd) if error_bars else None,
+            color=COLOURS[index % len(COLOURS)],
+            marker=_MARKERS[index % len(_MARKERS)],
+            linestyle=_STYLES[index % len(_STYLES)],
+            markersize=4,
+            linewidth=1.3,
+            capsize=2,
+            elinewidth=0.8,
+        )
+
+
+def _lengths(spread: Sequence[float | None]) -> list[float] | None:
+    """Lengths of error bars, none at all where nobody knows one."""
+    return [math.nan if sd is None else sd for sd in spread] if any(spread) else None
+
+
+def _draw_scatter(panel: Scatter, axis: Axes, handles: dict[str, Any]) -> None:
+    if panel.log_x:
+        axis.set_xscale("log")
+    for order, dots in enumerate(panel.dots):
+        handles[dots.label] = _draw_dots(dots, axis, order)
+    if trend := panel.trend:
+        handles[_TREND] = axis.errorbar(
+            trend.x,
+            trend.y,
+            yerr=_lengths(trend.error),
+            color="#D55E00",
+            marker="_",
+            markersize=9,
+            markeredgewidth=1.6,
+            linewidth=1.3,
+            linestyle="-" if trend.joined else "none",
+            capsize=3,
+            elinewidth=1.3,
+            zorder=8,
+        )
+
+
+def _frame_scatter(panel: Scatter, axis: Axes) -> None:
+    if panel.floor is not None:
+        top = axis.get_ylim()[1]
+        axis.set_ylim(panel.floor - 0.04 * (top - panel.floor), top)
+    if panel.ticks:
+        room = _TICK_LETTERS / len(panel.ticks)
+        crowded = any((len(left) + len(right)) / 2 + 1 > room for left, right in pairwise(panel.ticks))
+        slant: dict[str, Any] = {"rotation": 50, "ha": "right", "rotation_mode": "anchor"} if crowded else {}
+        axis.set_xticks(range(len(panel.ticks)), panel.ticks, **slant)
+        axis.set_xlim(-0.5, len(panel.ticks) - 0.5)
+        axis.grid(False, axis="x")
+
+
+def _draw_dots(dots: Dots, axis: Axes, order: int) -> Any:
+    styles = {"before": "steps-pre", "after": "steps-post"}
+    look = {**_LOOKS[dots.look], "linestyle": "-" if dots.stairs else "none"}
+    if dots.stairs:
+        look["drawstyle"] = styles[dots.stairs]
+    return axis.errorbar(
+        dots.x,
+        dots.y,
+        yerr=_lengths(dots.sd),
+        elinewidth=0.6,
+        capsize=0,
+        zorder=9 if dots.look == "best" else 3 + order,
+        **look,
+    )
+
+
+def _draw_bars(panel: Bars, axis: Axes, handles: dict[str, Any]) -> None:
+    places = range(len(panel.bars))
+    drawn = axis.barh(places, [bar.value for bar in panel.bars], height=0.6, color="#56B4E9")
+    if panel.value_label:
+        handles[panel.value_label] = drawn
+    else:
+        axis.bar_label(drawn, [f"{bar.value:.3g}" for bar in panel.bars], padding=3)
+        axis.margins(x=0.1)
+    for place, bar in zip(places, panel.bars, strict=True):
+        if bar.low is not None and bar.high is not None:
+            handles[panel.interval_label] = axis.plot(
+                (bar.low, bar.high), (place, place), color="#000000", linewidth=1.2, marker="|", markersize=6
+            )[0]
+        if bar.chance is not None:
+            handles[panel.chance_label] = axis.plot(
+                (bar.chance, bar.chance), (place - 0.38, place + 0.38), color="#D55E00", linewidth=1.6
+            )[0]
+    axis.set_yticks(places, [bar.name for bar in panel.bars])
+    axis.set_ylim(len(panel.bars) - 0.4, -0.6)
+    axis.set_xlim(left=0.0)
+    axis.grid(False, axis="y")

@@ -1,0 +1,179 @@
+"""What the tests of reports share: an invented sweep in a folder, in the real files' schema."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from newsbert_ray.config import merge
+from newsbert_ray.record import METRICS, EarlyStop, RunRecord, write_json, write_record, write_stop
+from newsbert_ray.tune.space import Axis, SearchSpace, point_label
+
+MakeRecord = Callable[..., RunRecord]
+MakeSweep = Callable[..., Path]
+
+AXES: Mapping[str, dict[str, Any]] = {
+    "learning_rate": {"low": 1e-5, "high": 1e-2, "log": True},
+    "distill.beta": {"low": 0.0, "high": 0.3},
+    "student.layers": {"values": (1, 2, 4)},
+    "optimizer.decay": {"values": ("none", "linear", "cosine")},
+    "optimizer.warmup_share": {
+        "low": 0.0,
+        "high": 0.5,
+        "when": {"optimizer.decay": ("linear", "cosine")},
+    },
+    "distill.temperature": {"low": 0.5, "high": 10.0, "log": True},
+    "teacher": {"values": ("hub/a-model-with-quite-a-long-name", "folder/another", "scratch")},
+    "batch_size": {"values": (8, 16, 32, 64, 128, 256, 512)},
+    "epochs": {"low": 1, "high": 4, "integer": True},
+    "distill.soft_label_t2": {"values": (False, True)},
+    "model.teacher_layers": {"values": (None, 2, 4)},
+}
+GOALS = ({"metric": "validation.student.accuracy", "mode": "max"},)
+SPEED = ({"metric": "speed.student_titles_per_second", "mode": "max"},)
+
+
+@pytest.fixture
+def make_sweep(make_record: MakeRecord, tmp_path: Path) -> MakeSweep:
+    """make_sweep(axes=["distill.beta"], points=12, seeds=(0, 1), stopped=0.5, failed=1) -> its folder."""
+
+    def make(name: str = "sweep", **asked: Any) -> Path:
+        return invent(make_record, tmp_path / name, **asked)
+
+    return make
+
+
+def invent(
+    make_record: MakeRecord,
+    folder: Path,
+    *,
+    axes: Sequence[str] = ("distill.beta",),
+    points: int = 12,
+    seeds: Sequence[int] = (0, 1),
+    stopped: float = 0.0,
+    failed: int = 0,
+    under_way: int = 0,
+    goals: Sequence[Mapping[str, Any]] = GOALS,
+    state: str = "finished",
+    epochs: int = 9,
+    **space: Any,
+) -> Path:
+    """Write a sweep whose metric hangs on the learning rate most, on beta and depth a little, on no other.
+
+    The first `failed` points fail, the last `under_way` have one evaluation; of the others the worst share
+    `stopped` ends after epoch 1 with its first seed.
+    """
+    draw = random.Random(7)
+    known = tuple(Axis(name=name, **AXES[name]) for name in axes)
+    values = [_draw(known, draw) for _ in range(points)]
+    settings = {"data": "shards", "teacher": "scratch", "epochs": epochs, "threads": 1}
+    whole = SearchSpace(
+        file="space.yaml",
+        name="invented",
+        settings={"epochs": epochs},
+        axes=known,
+        seeds=tuple(seeds),
+        goals=tuple(goals),
+        **{"search": {"sampler": "tpe", "trials": max(1, points)}, **space},
+    )
+    ordered = sorted(values[failed : points - under_way], key=_worth)
+    early = [point_label(point) for point in ordered[: round(stopped * len(ordered))]]
+    failures = {}
+    for index, point in enumerate(values):
+        for seed in seeds:
+            out = folder / "trials" / point_label(point, seed=seed)
+            worth = _worth(point) + draw.gauss(0, 0.004)
+            mine = merge(settings, point, {"seed": seed, "out": str(out)})
+            record = _record(make_record, mine, worth, epochs, point)
+            write_json(out / "settings.json", {"settings": record.settings, "fingerprint": "ab12cd34ef"})
+            if index < failed:
+                failures[out.name] = f"LossError: the loss is <nan> at step {10 + seed}"
+                break
+            if index >= points - under_way:
+                _entries(out, record, 1)
+                break
+            if point_label(point) in early:
+                _entries(out, record, 1)
+                value = record.curve[0]["validation"]["student"]["accuracy"]
+                write_stop(out, EarlyStop(epoch=1.0, value=value, seconds=4.0, reason="asha"))
+                break
+            _entries(out, record, epochs)
+            write_record(out, record)
+    best = max(ordered, key=_worth, default={})
+    plan = {
+        "format": 2,
+        "space": whole.model_dump(mode="json", exclude={"file"}),
+        "file": "space.yaml",
+        "overrides": {"data": "shards"},
+        "settings": settings,
+        "varied": list(axes),
+        "metric": whole.metric,
+        "mode": whole.mode,
+        "scheduler": whole.scheduler,
+        "trials": points * len(seeds),
+        "versions": {"python": "3.11.7", "torch": "2.13.0"},
+        "state": state,
+        "seconds": 1234.5,
+    }
+    if state.startswith("finished"):
+        words = " ".join(f"--{name} {value}" for name, value in best.items())
+        plan["best_point"] = point_label(best)
+        plan |= {"best": f"newsbert-ray train {words}", "failures": failures}
+    write_json(folder / "sweep.json", plan)
+    return folder
+
+
+def _draw(axes: Sequence[Axis], draw: random.Random) -> dict[str, Any]:
+    point: dict[str, Any] = {}
+    for axis in axes:
+        if any(point.get(name) not in values for name, values in axis.when.items()):
+            continue
+        if axis.values is not None:
+            point[axis.name] = draw.choice(axis.values)
+        else:
+            assert axis.low is not None
+            assert axis.high is not None
+            low, high = (math.log(axis.low), math.log(axis.high)) if axis.log else (axis.low, axis.high)
+            value = draw.uniform(low, high)
+            point[axis.name] = math.exp(value) if axis.log else value
+    return point
+
+
+def _worth(point: Mapping[str, Any]) -> float:
+    """What a point is worth without noise."""
+    rate = abs(math.log10(point.get("learning_rate", 1e-3)) + 3)
+    beta = point.get("distill.beta", 0.15)
+    return float(0.8 - 0.12 * rate - 1.5 * (beta - 0.15) ** 2 + 0.01 * point.get("student.layers", 2))
+
+
+def _record(
+    make_record: MakeRecord, settings: Mapping[str, Any], worth: float, epochs: int, point: Mapping[str, Any]
+) -> RunRecord:
+    """A record whose curve rises to `worth` and levels out."""
+    given = {name: value for name, value in settings.items() if name not in ("seed", "epochs")}
+    record = make_record(accuracy=worth, epochs=epochs, seed=settings["seed"], teacher_accuracy=0.85, **given)
+    for entry in record.curve:
+        share = 1 - 0.6 * math.exp(-0.6 * entry["epoch"])
+        entry["validation"]["student"]["accuracy"] = worth * share
+        entry["validation"]["teacher"]["accuracy"] = 0.85 * share
+    speed = {
+        "student_titles_per_second": 4000.0 / (0.5 + point.get("student.layers", 2)),
+        "times_teacher": 3.0,
+    }
+    return record.model_copy(
+        update={
+            "metrics": {**record.metrics, "speed": speed},
+            "settings": {**record.settings, "epochs": epochs},
+        }
+    )
+
+
+def _entries(folder: Path, record: RunRecord, epochs: int) -> None:
+    lines = [json.dumps({"kind": "evaluation", **entry}) for entry in record.curve[:epochs]]
+    (folder / METRICS).write_text("\n".join([json.dumps({"kind": "log", "step": 1}), *lines]) + "\n")
