@@ -27,7 +27,16 @@ ORDER = (
 `reporting` needs records only; it stands below `tune` because a sweep ends with its own report.
 """
 FLOOR = {room: floor for floor, rooms in enumerate(ORDER) for room in rooms}
-RAY = ("data.stream", "training.worker", "training.rendezvous", "tune", "deploy", "connect", "cli")
+RAY = (
+    "data.stream",
+    "training.worker",
+    "training.rendezvous",
+    "training.placement",
+    "tune",
+    "deploy",
+    "connect",
+    "cli",
+)
 TORCH = ("data.batches", "data.reading", "model", "distill", "training", "evaluation", "tune", "deploy")
 NO_TORCH = ("evaluation.metrics", "evaluation.submission")
 HEAVY = {"torch", "transformers", "ray", "matplotlib", "datasets", "optuna", "scipy", "pandas", "tokenizers"}

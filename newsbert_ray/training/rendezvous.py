@@ -1,4 +1,4 @@
-"""Where the workers of a private group meet: a torch store that listens on the loopback alone.
+"""What a group does otherwise than Ray Train: where its workers meet, and what watches over it.
 
 Ray's own way lets rank 0 listen on every interface of the machine, without a token, and torch has no setting
 for it; a socket that is bound beforehand can be handed over.
@@ -11,13 +11,27 @@ from datetime import timedelta
 from typing import Any
 
 from ray.train.backend import BackendConfig
-from ray.train.torch import TorchConfig
+from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.torch.config import _set_torch_distributed_env_vars, _TorchBackend
 
 _LOOPBACK = "127.0.0.1"
 _TIMEOUT = timedelta(minutes=30)  # Ray's own
+_LEFT_OUT = ("PlacementGroupCleanerCallback", "DatasetsCallback")
 _kept: list[socket.socket] = []
 """The first worker's socket, between being opened and being handed to the store."""
+
+
+class GroupTrainer(TorchTrainer):
+    """TorchTrainer without two of the actors that Ray starts beside the workers.
+
+    PlacementGroupCleaner belongs to nobody, and where the dashboard is off, or another Ray runs on the
+    machine, it stays for ever; `training.placement` does its work. DatasetManager serves Ray's own data sets;
+    ours come otherwise.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]
+        return [one for one in callbacks if type(one).__name__ not in _LEFT_OUT]
 
 
 class LoopbackConfig(TorchConfig):
@@ -39,7 +53,7 @@ class _LoopbackBackend(_TorchBackend):
         options = {
             "port": worker_group.execute_single(0, _listen),
             "size": size,
-            "backend": "nccl" if gpus else "gloo",
+            "backend": getattr(backend_config, "backend", None) or ("nccl" if gpus else "gloo"),
         }
         ray.get(
             [worker_group.execute_single_async(rank, _join, number=rank, **options) for rank in range(size)]

@@ -28,17 +28,21 @@ class RunFolderError(ValueError):
     """A run's folder that is somebody else's; the text names it and the cure."""
 
 
-def train(settings: TrainSettings, *, report: Report | None = None, quiet: bool = False) -> RunRecord:
+def train(
+    settings: TrainSettings, *, report: Report | None = None, quiet: bool = False, gpus: float | None = None
+) -> RunRecord:
     """Distil a student from a teacher on prepared shards; an interrupted run goes on from its last
     checkpoint.
 
-    One worker computes in this process; several, or one inside a Ray cluster, are a Ray Train group (never
-    where `quiet`, a sweep's trial, which has its own place in the cluster).
+    One worker computes in this process; several, or one inside a Ray cluster, are a Ray Train group (one
+    worker never where `quiet`, a sweep's trial, which has its own place in the cluster).
 
     Args:
         settings: everything that decides the result.
-        report: gets each evaluation's entry, {"step", "epoch", "validation", "train", "kind"}.
+        report: gets each evaluation's entry, {"step", "epoch", "validation", "train", "kind"}, in this
+            thread; it ends the run by raising, and the next start goes on from there.
         quiet: print nothing.
+        gpus: share of a GPU that each worker of a group takes; found out from the cluster by default.
     Returns:
         The finished run's record; at once where the folder holds it already.
     Raises:
@@ -60,7 +64,7 @@ def train(settings: TrainSettings, *, report: Report | None = None, quiet: bool 
         else:
             from newsbert_ray.training.worker import train_group
 
-            train_group(settings, manifest, report=report)
+            train_group(settings, manifest, report=report, quiet=quiet, gpus=gpus)
         record = read_record(run)
     if not quiet:
         print(closing_lines(record, run))

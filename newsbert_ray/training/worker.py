@@ -1,84 +1,183 @@
-"""The Ray Train shell: a group of workers, each with its part of every batch from Ray Data. No arithmetic
-here."""
+"""The Ray Train shell: a group of workers, each with its part of every batch. No arithmetic here."""
 
 from __future__ import annotations
 
+import json
 import shutil
 import threading
+import time
+import uuid
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from newsbert_ray.config import SettingsError, TrainSettings
-from newsbert_ray.connect import RaySession, ray_session
+from newsbert_ray.connect import RaySession, environment, ray_session
 from newsbert_ray.data.batches import Order
 from newsbert_ray.data.reading import Course
 from newsbert_ray.data.shards import Manifest
-from newsbert_ray.record import METRICS, read_entries
-from newsbert_ray.training.journal import Display, append_entry
+from newsbert_ray.record import RECORD
+from newsbert_ray.training.journal import Display
 from newsbert_ray.training.loop import Report
+from newsbert_ray.training.placement import (
+    GROUP_FOLDER,
+    at_rest,
+    end_controllers,
+    first_worker_alone,
+    release_orphans,
+)
 
+ENDING_SECONDS = 20.0
+"""How long a group that is stopped may take to end; ordinarily it is one."""
 _MAX_FAILURES = 3
 _TAIL_SECONDS = 0.5
+_ENVIRONMENT = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
+"""Ray's own 2 s would pass after every trial of a sweep."""
+_ONE_MACHINE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+"""A process less where nothing is left to go on with when the machine is taken away."""
 
 
 class GroupError(RuntimeError):
     """A group of workers that failed for good; the text holds the first worker's reason."""
 
 
-def train_group(settings: TrainSettings, manifest: Manifest, *, report: Report | None) -> None:
+def train_group(
+    settings: TrainSettings,
+    manifest: Manifest,
+    *,
+    report: Report | None,
+    quiet: bool = False,
+    gpus: float | None = None,
+) -> None:
     """Train with `settings.workers` Ray Train workers, in the cluster at hand or a private one, to a record.
 
     A worker that dies takes its group back to the last checkpoint, three times at most; entries reach this
-    process through the run's metrics.jsonl, so the run's folder must be one that all nodes see.
+    thread through a file, so the run's folder must be one that all nodes see. Whatever ends this function
+    (a report that raises, Ctrl-C) ends the group first.
 
+    Args:
+        report: gets each evaluation's entry once.
+        quiet: print nothing, and be brief: a sweep's trial. Its workers take a CPU for each of their threads,
+            and read the shards themselves, the same batches: Ray Data takes 20 s and 1.5 GB to start.
+        gpus: share of a GPU for each worker, where the caller has made sure of the room; found out from the
+            cluster by default.
     Raises:
         SettingsError: the cluster has not the resources.
         GroupError: the workers died more than three times, or one raised an error that would come again.
     """
-    with ray_session(dashboard=True) as session:
-        _check_resources(settings, session)
-        failure: list[BaseException] = []
-        fit = threading.Thread(target=_fit, args=(settings, session, failure), daemon=True)
-        fit.start()
-        _follow(fit, settings, manifest, report, session)
-        if failure:
-            raise GroupError(f"the training group failed: {_reason(failure[0])}") from failure[0]
-
-
-def _fit(settings: TrainSettings, session: RaySession, failure: list[BaseException]) -> None:
-    from ray.train import RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
-
-    storage = Path(settings.out) / "ray"
-    torch_config = None
-    if session.address.startswith("127.0.0.1"):
-        from newsbert_ray.training.rendezvous import LoopbackConfig
-
-        torch_config = LoopbackConfig()
-    gpu = _use_gpu(settings, session)
-    for attempt in range(_MAX_FAILURES + 1):
+    with ExitStack() as stack:
+        session = stack.enter_context(ray_session(dashboard=not quiet))
+        # A run of its own takes a CPU for each worker: its threads may be more than this machine's cores.
+        cpus = float(settings.threads or 1) if quiet else 1.0
+        if gpus is None:
+            _check_resources(settings, session, cpus=cpus)
+            gpus = 1.0 if settings.device != "cpu" and session.gpus >= settings.workers else 0.0
+        display = None
+        if not quiet:
+            display = stack.enter_context(Display(total=_total_steps(settings, manifest)))
+            link = f", dashboard {session.dashboard}" if session.dashboard else ""
+            display.say(f"Ray Train group of {settings.workers} at {session.address}{link}")
+        group = _Group(settings, session, stream=not quiet, resources={"CPU": cpus, "GPU": gpus})
         try:
-            TorchTrainer(
+            group.follow(display=display, report=report)
+        finally:
+            group.end()
+    if group.failure:
+        raise GroupError(f"the training group failed: {_reason(group.failure)}") from group.failure
+
+
+class _Group:
+    """A Ray Train run in a thread of its own, because it cannot be interrupted where it waits."""
+
+    def __init__(
+        self, settings: TrainSettings, session: RaySession, *, stream: bool, resources: dict[str, float]
+    ) -> None:
+        self.failure: BaseException | None = None
+        self._settings = settings
+        self._loopback = session.address.startswith("127.0.0.1")
+        self._resources = resources
+        self._storage = Path(settings.out) / GROUP_FOLDER
+        # Workers of an earlier start may still write to their own.
+        self._entries = self._storage / f"{uuid.uuid4().hex}.jsonl"
+        self._config = {
+            "settings": settings.model_dump(),
+            "threads": _threads(settings, session),
+            "stream": stream,
+            "entries": str(self._entries),
+        }
+        self._ending = threading.Event()
+        shutil.rmtree(self._storage, ignore_errors=True)
+        self._storage.mkdir(parents=True)
+        self._fit = threading.Thread(target=self._train, daemon=True)
+        self._fit.start()
+
+    def follow(self, *, display: Display | None, report: Report | None) -> None:
+        """Show and pass on what the first worker reports until the group ends."""
+        tail, reported, alive = _Tail(self._entries), set(), True
+        while alive:
+            self._fit.join(_TAIL_SECONDS)
+            alive = self._fit.is_alive()
+            for entry in tail():
+                evaluation = entry["kind"] == "evaluation"
+                if evaluation and entry["step"] in reported:
+                    continue  # a restarted group comes by its last evaluations again
+                if display:
+                    display(entry)
+                if evaluation:
+                    reported.add(entry["step"])
+                    if report:
+                        report(entry)
+
+    def end(self) -> None:
+        """End the group wherever it stands, and wait until nothing of it writes; not longer than it may."""
+        self._ending.set()
+        end = time.monotonic() + ENDING_SECONDS
+        stopped = self._fit.is_alive()
+        while self._fit.is_alive() and time.monotonic() < end:
+            end_controllers()
+            self._fit.join(0.2)
+        if stopped:
+            release_orphans()
+        while stopped and not at_rest(Path(self._settings.out)) and time.monotonic() < end:
+            time.sleep(0.1)
+        shutil.rmtree(self._storage, ignore_errors=True)
+
+    def _train(self) -> None:
+        for attempt in range(_MAX_FAILURES + 1):
+            try:
+                if not self._ending.is_set():
+                    self._fit_once(attempt)
+                return
+            except BaseException as error:
+                if attempt == _MAX_FAILURES or self._ending.is_set() or _own_reason(error):
+                    self.failure = error
+                    return
+                # Where it was the controller that died, its CPUs are still taken.
+                release_orphans()
+
+    def _fit_once(self, attempt: int) -> None:
+        from ray.train import RunConfig, ScalingConfig
+        from ray.train.torch import TorchConfig
+
+        from newsbert_ray.training.rendezvous import GroupTrainer, LoopbackConfig
+
+        gpus = self._resources["GPU"]
+        # NCCL refuses two workers on one GPU.
+        torch_config = (LoopbackConfig if self._loopback else TorchConfig)(
+            backend="gloo" if 0 < gpus < 1 else None
+        )
+        with environment({**_ENVIRONMENT, **(_ONE_MACHINE if self._loopback else {})}):
+            GroupTrainer(
                 _work,
-                train_loop_config={
-                    "settings": settings.model_dump(),
-                    "threads": _threads(settings, session),
-                },
+                train_loop_config=self._config,
                 torch_config=torch_config,
                 scaling_config=ScalingConfig(
-                    num_workers=settings.workers,
-                    use_gpu=gpu,
-                    resources_per_worker={"CPU": 1, **({"GPU": 1} if gpu else {})},
+                    num_workers=self._settings.workers,
+                    use_gpu=gpus > 0,
+                    resources_per_worker={name: amount for name, amount in self._resources.items() if amount},
                 ),
-                run_config=RunConfig(name=f"group-{attempt}", storage_path=str(storage)),
+                run_config=RunConfig(name=f"{self._entries.stem}-{attempt}", storage_path=str(self._storage)),
             ).fit()
-        except BaseException as error:
-            if attempt == _MAX_FAILURES or _own_reason(error):
-                failure.append(error)
-                break
-        else:
-            break
-    shutil.rmtree(storage, ignore_errors=True)
 
 
 def _work(config: dict[str, Any]) -> None:
@@ -87,7 +186,6 @@ def _work(config: dict[str, Any]) -> None:
     import torch
     from ray.train.torch import get_device
 
-    from newsbert_ray.data.stream import stream_updates
     from newsbert_ray.training.loop import World
     from newsbert_ray.training.work import run_worker
 
@@ -95,67 +193,83 @@ def _work(config: dict[str, Any]) -> None:
     torch.set_num_threads(config["threads"])
     context = ray.train.get_context()
     world = World(context.get_world_rank(), context.get_world_size(), get_device())
-
-    def say(line: str) -> None:
-        append_entry(Path(settings.out) / METRICS, {"kind": "note", "step": 0, "text": line})
+    entries, run = Path(config["entries"]), Path(settings.out)
 
     def report(entry: dict[str, Any]) -> None:
+        if world.first:
+            _append(entries, entry)
         if entry["kind"] == "evaluation":
-            ray.train.report({"step": entry["step"], "epoch": entry["epoch"], **entry["validation"]})
+            # It comes when the first worker has written its checkpoint; before that, no other may read there.
+            world.sum({"written": 1.0})
 
-    run_worker(
-        settings, world, updates=lambda plan, done: stream_updates(plan, done=done), report=report, say=say
-    )
-
-
-def _follow(
-    fit: threading.Thread,
-    settings: TrainSettings,
-    manifest: Manifest,
-    report: Report | None,
-    session: RaySession,
-) -> None:
-    """Show and pass on what the first worker writes to metrics.jsonl until the group ends."""
-    plan = Course(
-        settings.data,
-        manifest,
-        Order(settings.seed, settings.batch_size),
-        settings.epochs,
-        settings.train_rows,
-    )
-    path = Path(settings.out) / METRICS
-    seen = len(read_entries(path))
-    with Display(total=plan.total_steps) as display:
-        link = f", dashboard {session.dashboard}" if session.dashboard else ""
-        display.say(f"Ray Train group of {settings.workers} at {session.address}{link}")
-        alive = True
-        while alive:
-            fit.join(_TAIL_SECONDS)
-            alive = fit.is_alive()
-            entries = read_entries(path)
-            # A restarted group first drops the entries after its checkpoint.
-            for entry in entries[min(seen, len(entries)) :]:
-                display(entry)
-                if report is not None and entry["kind"] == "evaluation":
-                    report(entry)
-            seen = len(entries)
+    with ExitStack() as stack:
+        if world.first:
+            stack.enter_context(first_worker_alone(run))
+        # The others wait here for the first one; an earlier start's workers may have finished meanwhile.
+        if world.sum({"finished": float(world.first and (run / RECORD).exists())})["finished"]:
+            return
+        run_worker(
+            settings,
+            world,
+            updates=_updates(stream=config["stream"]),
+            report=report,
+            say=lambda line: report({"kind": "note", "step": 0, "text": line}),
+        )
 
 
-def _check_resources(settings: TrainSettings, session: RaySession) -> None:
-    if session.cpus < settings.workers:
+def _updates(*, stream: bool) -> Any:
+    from newsbert_ray.data.reading import read_updates
+    from newsbert_ray.data.stream import stream_updates
+
+    source = stream_updates if stream else read_updates
+    return lambda plan, done: source(plan, done=done)
+
+
+def _append(path: Path, entry: dict[str, Any]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        # The line before may have been cut short by a kill.
+        file.write(f"\n{json.dumps(entry)}\n")
+
+
+class _Tail:
+    """What has been appended to a file of entries since the last call."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = 0
+
+    def __call__(self) -> list[dict[str, Any]]:
+        if not self._path.exists():
+            return []
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            whole, newline, _ = file.read().rpartition(b"\n")
+        self._offset += len(whole) + len(newline)
+        found = []
+        for line in filter(None, whole.split(b"\n")):
+            try:
+                found.append(json.loads(line))
+            except ValueError:
+                continue
+        return found
+
+
+def _total_steps(settings: TrainSettings, manifest: Manifest) -> int:
+    order = Order(settings.seed, settings.batch_size)
+    return Course(settings.data, manifest, order, settings.epochs, settings.train_rows).total_steps
+
+
+def _check_resources(settings: TrainSettings, session: RaySession, *, cpus: float) -> None:
+    if session.cpus < settings.workers * cpus:
         raise SettingsError(
-            f"workers {settings.workers}: the cluster has {session.cpus:g} CPUs and each worker takes one; "
-            f"use --workers {max(1, int(session.cpus))} or add nodes"
+            f"workers {settings.workers}: the cluster has {session.cpus:g} CPUs and each worker takes "
+            f"{cpus:g}; use --workers {max(1, int(session.cpus / cpus))} or add nodes"
         )
     if settings.device == "cuda" and session.gpus < settings.workers:
         raise SettingsError(
             f"workers {settings.workers} on device cuda: the cluster has {session.gpus:g} GPUs; use "
             "fewer workers"
         )
-
-
-def _use_gpu(settings: TrainSettings, session: RaySession) -> bool:
-    return settings.device != "cpu" and session.gpus >= settings.workers
 
 
 def _threads(settings: TrainSettings, session: RaySession) -> int:
@@ -172,9 +286,7 @@ def _reason(error: BaseException) -> str:
 
 def _own_reason(error: BaseException) -> str | None:
     """The message of an error of this package that a worker raised: it would come again on every start."""
-    workers = getattr(error, "worker_failures", None) or {}
-    for one in workers.values():
-        lines = str(one).strip().splitlines()
-        if lines and lines[-1].startswith("newsbert_ray."):
-            return lines[-1].partition(": ")[2]
+    for one in (getattr(error, "worker_failures", None) or {}).values():
+        if type(one).__module__.startswith("newsbert_ray."):
+            return str(one)
     return None

@@ -21,7 +21,10 @@ from newsbert_ray.data.batches import Order
 from newsbert_ray.data.reading import Course, read_updates
 from newsbert_ray.data.shards import read_manifest
 from newsbert_ray.record import METRICS, read_entries, read_record
+from newsbert_ray.training.checkpoint import CHECKPOINTS, step_folders
+from newsbert_ray.training.placement import at_rest
 from newsbert_ray.training.run import train
+from newsbert_ray.training.worker import GroupError, _append, _Tail
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
 
@@ -149,6 +152,48 @@ def test_one_worker_in_a_cluster_is_a_group(
     assert "student layer <- teacher layers" in printed
     assert [entry["kind"] for entry in seen] == ["evaluation"]
     assert record.curve[0]["validation"] == seen[0]["validation"]
+
+
+def test_an_interrupted_group_gives_everything_back(
+    shards: Path, session: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C, or Tune's stop, inside a report: a group left behind holds its CPUs, and writes on."""
+    import ray
+    from ray._private.state import actors
+
+    def interrupt(_: dict[str, Any]) -> None:
+        raise KeyboardInterrupt
+
+    folder = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        train(settings(shards, folder, workers=2), report=interrupt, quiet=True)
+    assert at_rest(folder)
+    names = {one["ActorClassName"] for one in actors().values() if one["State"] != "DEAD"}
+    assert not names & {"TrainController", "RayTrainWorker", "PlacementGroupCleaner"}
+    assert {one["state"] for one in ray.util.placement_group_table().values()} == {"REMOVED"}
+    assert step_folders(folder / CHECKPOINTS)
+    assert capsys.readouterr().out == ""
+
+
+def test_an_error_that_would_come_again_ends_the_run(shards: Path, session: None, tmp_path: Path) -> None:
+    """A loss that is no number is none at the fourth start either, half a minute each."""
+    with pytest.raises(GroupError, match=r"group failed: the loss is not finite at step \d+ .*learning_rate"):
+        train(settings(shards, tmp_path / "run", workers=2, learning_rate=1e30), quiet=True)
+    assert len(list((tmp_path / "run" / "tensorboard").iterdir())) == 1
+
+
+def test_a_line_cut_short_is_left_out(tmp_path: Path) -> None:
+    """A worker killed while it writes must not cost the next one's first evaluation."""
+    path = tmp_path / "entries.jsonl"
+    tail = _Tail(path)
+    assert tail() == []
+    _append(path, {"step": 1})
+    with path.open("a") as file:
+        file.write('\n{"step": 2, "kin')
+    assert tail() == [{"step": 1}]
+    assert tail() == []
+    _append(path, {"step": 3})
+    assert tail() == [{"step": 3}]
 
 
 def test_more_workers_than_the_cluster_has(shards: Path, session: None, tmp_path: Path) -> None:
