@@ -1,0 +1,165 @@
+"""TensorBoard's HParams tab, asked through TensorBoard's own backend; nothing listens on a port."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tensorboard import context
+from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+from tensorboard.plugins import base_plugin
+from tensorboard.plugins.hparams import api_pb2, backend_context, get_experiment, list_session_groups
+from torch.utils.tensorboard import SummaryWriter
+
+from newsbert_ray.reporting.hparams import HParams
+from newsbert_ray.tune.space import Axis
+
+AXES = (
+    Axis(name="distill.beta", low=0.0, high=0.3),
+    Axis(name="student.layers", values=(1, 2)),
+    Axis(name="optimizer.decay", values=("linear", "cosine")),
+    Axis(name="model.teacher_layers", values=(None, 4)),
+    Axis(name="distill.soft_label_t2", values=(False, True)),
+)
+POINT = {
+    "distill.beta": 0.1,
+    "student.layers": 2,
+    "optimizer.decay": "cosine",
+    "model.teacher_layers": None,
+    "distill.soft_label_t2": True,
+    "seed": 1,
+}
+GOALS = ("validation.student.accuracy", "speed.student_titles_per_second")
+ACCURACY = "validation/student/accuracy"
+
+
+class _Tab:
+    """What the tab would ask and get."""
+
+    def __init__(self, logdir: Path) -> None:
+        runs = EventMultiplexer()
+        runs.AddRunsFromDirectory(str(logdir))
+        runs.Reload()
+        provider = MultiplexerDataProvider(runs, str(logdir))
+        self.backend = backend_context.Context(base_plugin.TBContext(data_provider=provider))
+        self.request = context.RequestContext()
+
+    def experiment(self) -> Any:
+        asked = api_pb2.GetExperimentRequest()
+        return get_experiment.Handler(self.request, self.backend, "", asked).run()
+
+    def sessions(self) -> dict[str, Any]:
+        """Session groups by name."""
+        asked = api_pb2.ListSessionGroupsRequest(start_index=0, slice_size=100, allowed_statuses=[0, 1, 2, 3])
+        found = list_session_groups.Handler(self.request, self.backend, "", asked).run()
+        assert len({group.name for group in found.session_groups}) == len(found.session_groups)
+        return {group.name: group for group in found.session_groups}
+
+
+def _numbers(group: Any) -> dict[str, float]:
+    return {value.name.tag: value.value for value in group.metric_values}
+
+
+def _values(group: Any) -> dict[str, Any]:
+    return {name: getattr(value, str(value.WhichOneof("kind"))) for name, value in group.hparams.items()}
+
+
+@pytest.fixture
+def hparams(tmp_path: Path) -> HParams:
+    """Of two seeds and two goals, begun."""
+    made = HParams(tmp_path, AXES, seeds=(0, 1), goals=GOALS)
+    made.begin()
+    return made
+
+
+def _train(folder: Path, values: Mapping[int, float]) -> None:
+    """What a trial leaves: its settings, and its scalars as the journal logs them."""
+    folder.mkdir(exist_ok=True)
+    (folder / "settings.json").write_text("{}")
+    with SummaryWriter(str(folder / "tensorboard")) as board:
+        for step, value in values.items():
+            board.add_scalar(ACCURACY, value, step)
+
+
+def test_tab_knows_what_varies_and_what_counts(hparams: HParams, tmp_path: Path) -> None:
+    """A tab without domains cannot be filtered, one without metrics shows settings alone."""
+    experiment = _Tab(tmp_path).experiment()
+    found = {info.name: info for info in experiment.hparam_infos}
+    assert set(found) == {*POINT}
+    assert (
+        found["distill.beta"].domain_interval.min_value,
+        found["distill.beta"].domain_interval.max_value,
+    ) == (
+        0.0,
+        0.3,
+    )
+    domains = {name: list(info.domain_discrete) for name, info in found.items()}
+    assert domains["student.layers"] == [1, 2]
+    assert domains["optimizer.decay"] == ["linear", "cosine"]
+    assert domains["model.teacher_layers"] == ["none", "4"]
+    assert domains["distill.soft_label_t2"] == [False, True]
+    assert domains["seed"] == [0, 1]
+    assert [info.name.tag for info in experiment.metric_infos] == [
+        ACCURACY,
+        "speed/student_titles_per_second",
+        "validation/student/macro_f1",
+        "validation/teacher/accuracy",
+    ]
+
+
+def test_trial_is_a_session_with_its_settings_and_its_last_values(hparams: HParams, tmp_path: Path) -> None:
+    """The table of the tab is empty where session and scalars do not meet in one run."""
+    _train(tmp_path / "a,seed=1", {1: 0.5, 2: 0.75})
+    numbers = {"validation.student.accuracy": 0.7, "speed.student_titles_per_second": 900.0}
+    assert hparams.end("a,seed=1", POINT, ok=True, numbers=numbers)
+    (group,) = _Tab(tmp_path).sessions().values()
+    assert group.name == "a,seed=1"
+    assert _values(group) == {**POINT, "model.teacher_layers": "none"}
+    assert _numbers(group) == pytest.approx({ACCURACY: 0.75, "speed/student_titles_per_second": 900.0})
+    (session,) = group.sessions
+    assert session.status == api_pb2.STATUS_SUCCESS
+    assert session.end_time_secs >= session.start_time_secs > 0
+
+
+def test_states_are_told_apart(hparams: HParams, tmp_path: Path) -> None:
+    """A failed trial that looks like a success, or one that runs like a failure, misleads."""
+    for name in ("runs", "failed"):
+        _train(tmp_path / name, {1: 0.5})
+    assert hparams.start("runs", POINT)
+    assert hparams.end("failed", POINT, ok=False)
+    status = {name: group.sessions[0].status for name, group in _Tab(tmp_path).sessions().items()}
+    assert status == {"runs": api_pb2.STATUS_UNKNOWN, "failed": api_pb2.STATUS_FAILURE}
+
+
+def test_resume_makes_no_second_session(hparams: HParams, tmp_path: Path) -> None:
+    """A trial that failed, was tried again and finished must stand there once, as finished."""
+    _train(tmp_path / "a", {1: 0.5})
+    hparams.end("a", POINT, ok=False)
+    again = HParams(tmp_path, AXES, seeds=(0, 1), goals=GOALS)
+    again.begin()
+    again.start("a", POINT)
+    assert _Tab(tmp_path).sessions()["a"].sessions[0].status == api_pb2.STATUS_UNKNOWN
+    _train(tmp_path / "a", {2: 0.9})
+    again.end("a", POINT, ok=True)
+    again.end("a", POINT, ok=True)
+    (group,) = _Tab(tmp_path).sessions().values()
+    assert [session.status for session in group.sessions] == [api_pb2.STATUS_SUCCESS]
+    assert _numbers(group)[ACCURACY] == pytest.approx(0.9)
+    assert len(_Tab(tmp_path).experiment().hparam_infos) == len(POINT)
+
+
+def test_setting_that_does_not_vary_in_a_point_stays_blank(hparams: HParams, tmp_path: Path) -> None:
+    """A conditional setting has no value where it is ruled out."""
+    _train(tmp_path / "a", {1: 0.5})
+    hparams.end("a", {"student.layers": 1, "seed": 0}, ok=True)
+    assert _values(_Tab(tmp_path).sessions()["a"]) == {"student.layers": 1, "seed": 0}
+
+
+def test_trial_without_a_folder_gets_none(hparams: HParams, tmp_path: Path) -> None:
+    """A folder made by us would be refused by the trial as somebody else's."""
+    assert not hparams.start("a", POINT)
+    assert not hparams.end("a", POINT, ok=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["events.out.tfevents.0000000000.hparams"]
