@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
+from rich import box
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
@@ -13,99 +17,242 @@ from rich.text import Text
 
 from newsbert_ray.tune.jobs import Job, Jobs
 
+if TYPE_CHECKING:
+    from newsbert_ray.tune.limits import Budget
+
 EVERY_SECONDS = 30.0
 """Least time between two lines about the whole, where output is no terminal."""
+REFRESH_SECONDS = 0.5
+"""Least time between two pictures of the live table."""
+MAX_ROWS = 12
+"""Running trials that the table names."""
+_NUMBERS_WIDTH = 26
+"""Letters of a row beside the trial's name and the metric's."""
+
+
+@dataclass
+class _Running:
+    """A trial under way: when it began, and the last numbers that it reported."""
+
+    job: Job
+    began: float
+    numbers: Mapping[str, float] = field(default_factory=dict)
 
 
 class SweepDisplay:
-    """Shows a sweep's trials as they start, report and end."""
+    """Shows a sweep's trials as they start, report and end.
 
-    def __init__(self, jobs: Jobs, *, slots: int, console: Console) -> None:
+    Draws only where it is called: no thread reads the jobs while they change.
+    """
+
+    def __init__(
+        self,
+        jobs: Jobs,
+        *,
+        slots: int,
+        console: Console,
+        epochs: int | None = None,
+        budget: Budget | None = None,
+    ) -> None:
+        """
+        Args:
+            slots: trials at once, at most.
+            epochs: of each trial, where they do not vary.
+            budget: what the sweep spends; without it no cost is shown.
+        """
         self._jobs = jobs
         self._slots = slots
         self._console = console
-        self._began = self._said = time.monotonic()
-        self._running: dict[str, tuple[float, Mapping[str, float]]] = {}
+        self._epochs = epochs
+        self._budget = budget
+        self._began = self._said = self._drawn = time.monotonic()
+        self._running: dict[str, _Running] = {}
         self._seconds: list[float] = []
+        self._last = ""
         self._live: Live | None = None
 
     @contextmanager
     def shown(self) -> Iterator[None]:
         """Live on a terminal for as long as the block runs."""
-        if not self._console.is_terminal:
+        if not self._console.is_terminal or self._console.is_dumb_terminal:
             yield
             return
-        live = Live(console=self._console, get_renderable=self._table, refresh_per_second=2, transient=True)
-        try:
-            with live as self._live:
+        with Live(self._table(), console=self._console, auto_refresh=False, transient=True) as live:
+            self._live = live
+            try:
                 yield
-        finally:
-            self._live = None
+            finally:
+                self._live = None
 
     def say(self, line: str) -> None:
         """A line that stays."""
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def started(self, job: Job) -> None:
-        """A trial begins."""
-        self._running[job.name] = (time.monotonic(), {})
+        """A trial begins; one whose process died begins again, and its time goes on."""
+        self._running.setdefault(job.name, _Running(job, time.monotonic()))
+        self._draw()
 
     def reported(self, job: Job, numbers: Mapping[str, float]) -> None:
         """A trial has evaluated."""
-        began, _ = self._running.get(job.name, (time.monotonic(), {}))
-        self._running[job.name] = (began, numbers)
+        self._running.setdefault(job.name, _Running(job, time.monotonic())).numbers = numbers
+        self._draw()
 
     def ended(self, job: Job) -> None:
-        """A trial has ended; its value or failure stands in the jobs."""
-        began, _ = self._running.pop(job.name, (time.monotonic(), {}))
-        self._seconds.append(time.monotonic() - began)
-        result = self._jobs.results[job.label]
-        if job.seed in result.values:
-            outcome = f"{self._jobs.space.metric} {result.values[job.seed][0]:.4f}"
-        elif job.seed in result.stops:
-            stop = result.stops[job.seed]
-            outcome = f"stopped early at epoch {stop.epoch:g} ({stop.reason}): {stop.value:.4f}"
-        else:
-            outcome = f"failed: {result.failures[job.seed]}"
-        if self._live is None or job.seed in result.failures:
-            self.say(f"{self._counts()}  {job.name}  {outcome}  {self._seconds[-1]:.1f} s")
+        """A trial has ended; how stands in the jobs."""
+        running = self._running.pop(job.name, None)
+        failed = job.seed in self._jobs.results[job.label].failures
+        took = ""
+        if running is not None:
+            seconds = time.monotonic() - running.began
+            took = f"  {seconds:.1f} s"
+            if not failed:
+                self._seconds.append(seconds)
+        ending = f"{self._outcome(job)}{took}"
+        self._last = f"last: {_cut(job.name, self._console.width - len(ending) - 8)}  {ending}"
+        if self._live is None or failed:
+            self.say(f"{self._done()}  {job.name}  {ending}")
             self._said = time.monotonic()
+        self._draw()
 
     def tick(self) -> None:
-        """Called often; where there is no live table, says now and then how things stand."""
-        if self._live is None and time.monotonic() - self._said >= EVERY_SECONDS:
+        """Called often: draws the live table anew, or says now and then how things stand."""
+        if self._live is not None:
+            if time.monotonic() - self._drawn >= REFRESH_SECONDS:
+                self._draw()
+        elif time.monotonic() - self._said >= EVERY_SECONDS:
             self._said = time.monotonic()
-            self.say(f"{self._counts()}  {len(self._running)} running, {self._left()}{self._best()}")
+            self.say("; ".join([f"{self._done()}  {self._counts()}", *self._best(), *self._standing()]))
 
-    def _counts(self) -> str:
-        return f"[{self._jobs.total - self._jobs.unfinished}/{self._jobs.total}]"
-
-    def _left(self) -> str:
-        waiting = self._jobs.unfinished
-        if not self._seconds:
-            return "time left unknown until a trial ends"
-        seconds = waiting / self._slots * sum(self._seconds) / len(self._seconds)
-        return f"about {_duration(seconds)} left"
-
-    def _best(self) -> str:
-        best = self._jobs.best()
-        return f", best so far {best.label} {best.mean:.4f}" if best else ""
+    def _draw(self) -> None:
+        if self._live is not None:
+            self._drawn = time.monotonic()
+            self._live.update(self._table(), refresh=True)
 
     def _table(self) -> Group:
-        failed = sum(len(result.failures) for result in self._jobs.results.values())
-        done = self._jobs.total - self._jobs.unfinished - failed
-        waiting = max(0, self._jobs.unfinished - len(self._running))
-        counts = f"{done} done, {len(self._running)} running, {waiting} waiting, {failed} failed"
-        table = Table()
+        """Two lines about the whole, one for the trial that ended last, a row for each that runs."""
+        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
         for heading in ("trial", "epoch", self._jobs.space.metric, "seconds"):
-            table.add_column(heading, justify="left" if heading == "trial" else "right")
+            table.add_column(heading, justify="left" if heading == "trial" else "right", no_wrap=True)
+        running = list(self._running.values())
+        for trial in running[:MAX_ROWS]:
+            table.add_row(*self._row(trial))
+        if len(running) > MAX_ROWS:
+            table.add_row(f"and {len(running) - MAX_ROWS} more", "", "", "")
+        lines = [f"{self._jobs.space.name} {self._done()}  {self._counts()}", *self._best()]
+        lines.append("; ".join(self._standing()))
+        if self._last:
+            lines.append(self._last)
+        return Group(*(Text(line) for line in lines), table)
+
+    def _row(self, trial: _Running) -> list[str]:
+        epoch, value = trial.numbers.get("epoch"), trial.numbers.get(self._jobs.space.metric)
+        epochs = trial.job.point.get("epochs", self._epochs)
+        of = f" of {epochs}" if epochs else ""
+        return [
+            _cut(trial.job.name, self._console.width - _NUMBERS_WIDTH - len(self._jobs.space.metric)),
+            f"{epoch or 0:g}{of}",
+            "" if value is None else f"{value:.4f}",
+            f"{time.monotonic() - trial.began:.0f}",
+        ]
+
+    def _outcome(self, job: Job) -> str:
+        result = self._jobs.results[job.label]
+        if job.seed in result.failures:
+            return f"failed: {result.failures[job.seed]}"
+        if job.seed in result.stops:
+            stop = result.stops[job.seed]
+            return f"stopped early at epoch {stop.epoch:g} ({stop.reason}): {stop.value:.4f}"
+        return self._judged(result.values[job.seed])
+
+    def _judged(self, values: tuple[float, ...]) -> str:
+        """Each goal by its metric's name and number."""
+        goals = zip(self._jobs.space.goals, values, strict=True)
+        return ", ".join(f"{goal.metric} {value:.4f}" for goal, value in goals)
+
+    def _done(self) -> str:
+        return f"[{self._jobs.total - self._jobs.unfinished}/{self._jobs.total}]"
+
+    def _counts(self) -> str:
+        """Trials by state; a point that the sampler chose twice counts twice, as in the total."""
+        pairs = [(result, max(1, len(result.numbers))) for result in self._jobs.results.values()]
+        ended = {
+            "done": sum(len(result.values) * times for result, times in pairs),
+            "stopped early": sum(len(result.stops) * times for result, times in pairs),
+            "skipped": sum(len(result.skipped) * times for result, times in pairs),
+            "failed": sum(len(result.failures) * times for result, times in pairs),
+        }
+        counts = {**ended, "running": len(self._running), "waiting": self._waiting()}
+        always = ("done", "running", "waiting")
+        return ", ".join(f"{count} {state}" for state, count in counts.items() if count or state in always)
+
+    def _waiting(self) -> int:
+        return max(0, self._jobs.unfinished - len(self._running))
+
+    def _best(self) -> list[str]:
+        best = self._jobs.best()
+        return [f"best so far {best.label}: {self._judged(best.means)}"] if best else []
+
+    def _standing(self) -> list[str]:
+        """The time left and what it has cost, as far as they are known."""
+        left = f"ending: {self._jobs.closed}" if self._jobs.closed else self._left()
+        return [left, *self._cost()]
+
+    def _elapsed(self) -> list[float]:
+        """Seconds since each running trial's start."""
         now = time.monotonic()
-        for name, (began, numbers) in list(self._running.items()):
-            epoch, value = numbers.get("epoch"), numbers.get(self._jobs.space.metric)
-            cells = ["" if epoch is None else f"{epoch:g}", "" if value is None else f"{value:.4f}"]
-            table.add_row(name, *cells, f"{now - began:.0f}")
-        head = f"{self._jobs.space.name}: {counts}, {self._left()}{self._best()}"
-        return Group(Text(head), table)
+        return [now - trial.began for trial in self._running.values()]
+
+    def _work(self) -> tuple[float, float] | None:
+        """Seconds of trials still to run, and of the one that runs longest; None where nobody knows.
+
+        From the mean of trials that ended in this start, or else in earlier ones; failed ones tell nothing.
+        """
+        known = self._seconds or list(self._jobs.seconds.values())
+        if not known:
+            return None
+        mean = statistics.fmean(known)
+        rest = [max(0.0, mean - elapsed) for elapsed in self._elapsed()]
+        return self._waiting() * mean + sum(rest), max(rest, default=0.0)
+
+    def _left(self) -> str:
+        work = self._work()
+        if work is None:
+            return "time left unknown until a trial ends"
+        left, why = max(work[0] / self._slots, work[1]), ""
+        for limit, name in self._limits():
+            if limit < left:
+                left, why = max(0.0, limit), f" (limits.{name})"
+        return f"about {_duration(left)} left{why}"
+
+    def _limits(self) -> list[tuple[float, str]]:
+        """Seconds until a limit ends the sweep, at the cost of all slots."""
+        limits, found = self._jobs.space.limits, []
+        if limits.hours is not None:
+            found.append((3600 * limits.hours - (time.monotonic() - self._began), "hours"))
+        if limits.cost is not None and self._budget is not None and self._budget.hourly:
+            money = limits.cost - self._budget.spent(self._elapsed())
+            found.append((3600 * money / (self._budget.hourly * self._slots), "cost"))
+        return found
+
+    def _cost(self) -> list[str]:
+        if self._budget is None or not self._budget.hourly:
+            return []
+        spent, work, limit = self._budget.spent(self._elapsed()), self._work(), self._jobs.space.limits.cost
+        if work is None:
+            return [f"cost {spent:.2f}"]
+        expected = spent + self._budget.hourly * work[0] / 3600
+        within = f" (limits.cost {limit:g})" if limit is not None and expected > limit else ""
+        return [f"cost {spent:.2f} of about {expected if not within else limit:.2f}{within}"]
+
+
+def _cut(name: str, width: int) -> str:
+    """`name` in so many letters; of a long one the middle is left out, because its seed stands at the end."""
+    width = max(20, width)
+    if len(name) <= width:
+        return name
+    tail = (width - 1) // 2
+    return f"{name[: width - 1 - tail]}…{name[-tail:]}"
 
 
 def _duration(seconds: float) -> str:
