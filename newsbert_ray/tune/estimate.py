@@ -288,12 +288,6 @@ def wall_seconds(seconds: Sequence[float], slots: int) -> float:
     return max(ends)
 
 
-def compare(estimate: Estimate, seconds: float) -> str:
-    """A line: what was planned, what it took (wall time in seconds), and the error."""
-    planned = estimate.expected.wall
-    return f"planned {shown_seconds(planned)}, took {shown_seconds(seconds)} ({seconds / planned - 1:+.0%})"
-
-
 def shown_seconds(seconds: float) -> str:
     """`45 s`, `12.0 min` or `3.4 h`."""
     if seconds < 90:

@@ -15,7 +15,6 @@ from newsbert_ray.tune.estimate import (
     BETWEEN_SECONDS,
     GROUP_SECONDS,
     Estimate,
-    compare,
     planned_trials,
     predict,
     wall_seconds,
@@ -146,13 +145,3 @@ def test_a_group_shares_the_titles_and_costs_its_start(make_settings: MakeSettin
     assert group.costs[0].start == pytest.approx(alone.costs[0].start + GROUP_SECONDS)
     rows = read_manifest(make_settings().data).rows("test")
     assert group.costs[0].end == pytest.approx(alone.costs[0].end - 0.0005 * rows)
-
-
-def test_the_error_is_of_the_plan(make_settings: MakeSettings) -> None:
-    """More than planned is +, less is -."""
-    estimate = plan(space(make_settings))
-    planned = estimate.expected.wall
-    assert compare(estimate, 1.09 * planned).endswith("(+9%)")
-    assert compare(estimate, 0.5 * planned).endswith("(-50%)")
-    estimate = replace(estimate, whole=replace(estimate.whole, wall=720.0))
-    assert compare(estimate, 786.0) == "planned 12.0 min, took 13.1 min (+9%)"
