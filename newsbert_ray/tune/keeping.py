@@ -29,9 +29,14 @@ class Keeper:
             kinds[kind] = max(kinds.get(kind, 0), folder_bytes(folder))
         self._largest = max(self._largest, sum(kinds.values()))
 
-    def ended(self, job: Job) -> None:
-        """Remove what nobody goes on from, and the students that are no longer among the best."""
-        shutil.rmtree(job.out / CHECKPOINTS, ignore_errors=True)
+    def ended(self, job: Job, *, at_rest: bool = True) -> None:
+        """Remove what nobody goes on from, and the students that are no longer among the best.
+
+        Args:
+            at_rest: nobody writes into the trial's folder any more; otherwise its checkpoints are left alone.
+        """
+        if at_rest:
+            shutil.rmtree(job.out / CHECKPOINTS, ignore_errors=True)
         for folder in students(self._jobs)[self._jobs.space.keep_students :]:
             shutil.rmtree(folder, ignore_errors=True)
 

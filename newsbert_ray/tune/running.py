@@ -26,6 +26,7 @@ from newsbert_ray.tune.display import SweepDisplay
 from newsbert_ray.tune.jobs import Job, Jobs
 from newsbert_ray.tune.keeping import Keeper
 from newsbert_ray.tune.limits import Budget
+from newsbert_ray.tune.nested import Caretaker
 from newsbert_ray.tune.place import Place
 from newsbert_ray.tune.stopping import EarlyStopping
 from newsbert_ray.tune.trial import Train, run_trial
@@ -77,6 +78,8 @@ def run_jobs(
         train: what trains; the real one by default.
     """
     queue = _Queue(jobs, config, place.slots, budget)
+    caretaker = Caretaker() if place.nested else None
+    watch = _Watch(queue, keeper, display, check, caretaker)
     trainable = tune.with_resources(partial(run_trial, train=train), place.resources)
     try:
         with environment(QUIET), _quiet_tune(), display.shown():
@@ -94,10 +97,12 @@ def run_jobs(
                     name="tune",
                     storage_path=str(folder.absolute()),
                     verbose=0,
-                    callbacks=[_Watch(queue, keeper, display, check)],
+                    callbacks=[watch],
                     failure_config=tune.FailureConfig(max_failures=RETRIES),
                 ),
             ).fit()
+            if caretaker is not None and not caretaker.settle():
+                display.say("some of Ray's placement groups are held still; they go with this session")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -234,12 +239,18 @@ class _Watch(tune.Callback):
     """Passes what happens to trials on to the jobs and to the display."""
 
     def __init__(
-        self, queue: _Queue, keeper: Keeper, display: SweepDisplay, check: Callable[[], None]
+        self,
+        queue: _Queue,
+        keeper: Keeper,
+        display: SweepDisplay,
+        check: Callable[[], None],
+        caretaker: Caretaker | None,
     ) -> None:
         self._queue = queue
         self._keeper = keeper
         self._display = display
         self._check = check
+        self._caretaker = caretaker
         self._fault: Exception | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -271,6 +282,8 @@ class _Watch(tune.Callback):
         self._check()
         if self._fault is not None:
             raise self._fault
+        if self._caretaker is not None:
+            self._caretaker.tick()
         self._display.tick()
 
     @contextmanager
@@ -301,5 +314,7 @@ class _Watch(tune.Callback):
 
     def _close(self, running: _Running) -> None:
         """What an ended trial leaves behind: bounded, and shown."""
-        self._keeper.ended(running.job)
+        self._keeper.ended(running.job, at_rest=self._caretaker is None)
+        if self._caretaker is not None:
+            self._caretaker.ended(running.job.out)
         self._display.ended(running.job)

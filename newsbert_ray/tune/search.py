@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from newsbert_ray.tune.jobs import TRIALS, Job, Jobs
 from newsbert_ray.tune.keeping import Keeper
 from newsbert_ray.tune.limits import Budget
 from newsbert_ray.tune.memory import Memory
-from newsbert_ray.tune.place import place_of
+from newsbert_ray.tune.place import Place, place_of
 from newsbert_ray.tune.plan import (
     SWEEP,
     claim_folder,
@@ -183,16 +184,6 @@ def _run(
     from newsbert_ray.tune.display import SweepDisplay
     from newsbert_ray.tune.running import node_resources, run_jobs
 
-    def config(job: Job) -> dict[str, Any]:
-        settings = spaces.trial_settings(
-            jobs.space, job.point, seed=job.seed, out=job.out, overrides=overrides
-        )
-        return {
-            "settings": settings.model_dump(),
-            "metrics": [goal.metric for goal in jobs.space.goals],
-            "notes": str((jobs.folder / "failures").absolute()),
-        }
-
     judge = EarlyStopping(jobs.space, epochs=_most_epochs(jobs.space, first))
     for name, curve in jobs.curves():
         judge.recall(name, curve)
@@ -207,7 +198,7 @@ def _run(
         display = SweepDisplay(jobs, slots=place.slots, console=console)
         run_jobs(
             jobs,
-            config=config,
+            config=partial(_trial_config, jobs, overrides, place),
             place=place,
             judge=judge,
             budget=budget,
@@ -220,6 +211,25 @@ def _run(
     if jobs.unfinished and not jobs.closed:
         raise KeyboardInterrupt
     return keeper
+
+
+def _trial_config(jobs: Jobs, overrides: Mapping[str, Any], place: Place, job: Job) -> dict[str, Any]:
+    """What `run_trial` gets.
+
+    Raises:
+        SettingsError: a combination that cannot be.
+    """
+    settings = spaces.trial_settings(jobs.space, job.point, seed=job.seed, out=job.out, overrides=overrides)
+    if settings.workers > place.workers:
+        raise SettingsError(
+            f"workers = {settings.workers}: the sweep's place is for {place.workers}; do not vary it"
+        )
+    return {
+        "settings": settings.model_dump(),
+        "metrics": [goal.metric for goal in jobs.space.goals],
+        "notes": str((jobs.folder / "failures").absolute()),
+        "gpus": place.gpus,
+    }
 
 
 def _most_epochs(space: SearchSpace, first: TrainSettings) -> int:

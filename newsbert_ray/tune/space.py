@@ -191,11 +191,6 @@ def trial_settings(
     own = {"seed": seed, "out": str(out.absolute())}
     values = absolute_folders(merge(_TRIAL, space.settings, overrides, point, own))
     settings = build_settings(TrainSettings, values, where=f"{space.file}, point {point_label(point)}")
-    if settings.workers > 1:
-        raise SettingsError(
-            f"workers = {settings.workers}: a sweep's trials use one worker for now; leave --workers out, "
-            "or run the best point alone with `newsbert-ray train`"
-        )
     check_depth(settings)
     return settings
 

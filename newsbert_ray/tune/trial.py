@@ -13,6 +13,7 @@ import time
 import traceback
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -43,7 +44,7 @@ def run_trial(config: Mapping[str, Any], *, train: Train | None = None) -> None:
 
     Args:
         config: `settings` (of TrainSettings, nested), `metrics` (one for each goal), `notes` (a folder for a
-            failure's frames).
+            failure's frames), and for a group of workers `gpus` (each one's share of a GPU).
         train: what trains; the real one by default.
     """
     from ray import tune
@@ -52,7 +53,8 @@ def run_trial(config: Mapping[str, Any], *, train: Train | None = None) -> None:
     note = Path(config["notes"]) / f"{Path(settings.out).name}.txt"
     _await_folder(Path(settings.out))
     try:
-        record = (train or _train())(settings, report=lambda entry: tune.report(numbers(entry)), quiet=True)
+        work = train or _train(config, workers=settings.workers)
+        record = work(settings, report=lambda entry: tune.report(numbers(entry)), quiet=True)
         values = [metric_value(record, metric) for metric in config["metrics"]]
     except Exception as error:
         # The one place that stops an exception: it belongs to this trial alone, and is shown by the sweep.
@@ -76,10 +78,10 @@ def give_back_memory() -> None:
         trim(0)
 
 
-def _train() -> Train:
+def _train(config: Mapping[str, Any], *, workers: int) -> Train:
     from newsbert_ray.training.run import train
 
-    return train
+    return partial(train, gpus=config["gpus"]) if workers > 1 else train
 
 
 def numbers(entry: Mapping[str, Any]) -> dict[str, float]:

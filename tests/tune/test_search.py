@@ -358,7 +358,7 @@ def test_a_resume_with_nothing_left_but_what_cannot_be_ends_with_its_table(
     text = (
         "name: deep\nsettings: {data: nowhere, teacher: scratch, scratch: {layers: 8}}\n"
         "space:\n  student.layers: {choice: [1, 4]}\n  model.teacher_layers: {choice: [8, 6]}\n"
-        "search: {sampler: random, trials: 12}\n"
+        "search: {sampler: random, trials: 12}\nstopping: {scheduler: none}\n"
     )
     file, out = write_space(text), tmp_path / "sweep"
     for resume in (False, True):
@@ -397,3 +397,54 @@ def test_a_trial_is_the_run_that_train_alone_makes(
     for name in ("model.safetensors", "top.safetensors"):
         in_sweep, alone = ((folder / name).read_bytes() for folder in weights)
         assert in_sweep == alone
+
+
+NEIGHBOUR = """
+import sys
+from newsbert_ray.connect import ray_session
+with ray_session(cpus=1):
+    print("there", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_groups_that_were_stopped_leave_nothing_beside_another_ray(
+    ray: RaySession, write_space: WriteSpace, shards: Path, tmp_path: Path
+) -> None:
+    """What a stopped group holds, every later one waits for, in silence and for ever."""
+    import ray as cluster
+    from ray._private.state import actors
+
+    small = (
+        f"name: groups\nsettings: {{data: {shards}, teacher: scratch, epochs: 2, batch_size: 32, workers: 2, "
+        "student.layers: 1, model.query_size: 8, scratch: {layers: 2, hidden: 16, heads: 2, "
+        "feed_forward: 32}}\n"
+        "space:\n  learning_rate: {grid: [0.003, 0.00000001, 0.00000002]}\n"
+        "search: {sampler: grid}\nstopping: {scheduler: asha}\n"
+    )
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    with subprocess.Popen(
+        [sys.executable, "-c", NEIGHBOUR],
+        env=clean,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as neighbour:
+        assert neighbour.stdout is not None
+        assert neighbour.stdout.readline() == "there\n"
+        result = sweep(write_space(small), out=tmp_path / "sweep")
+        assert neighbour.poll() is None
+        neighbour.communicate("")
+    assert result.failures == {}
+    assert sorted(len(point.stops) for point in result.points) == [0, 1, 1]
+    assert {group["state"] for group in cluster.util.placement_group_table().values()} == {"REMOVED"}
+    alive = {one["ActorClassName"] for one in actors().values() if one["State"] != "DEAD"}
+    assert alive <= {"_AutoscalingCoordinatorActor"}  # Ray keeps one in a cluster, whatever runs in it
+    end = time.monotonic() + 20
+    while cluster.available_resources().get("CPU") != 2.0:  # type: ignore[no-untyped-call]
+        assert time.monotonic() < end, "CPUs are held still"
+        time.sleep(0.2)
+    assert not list(tmp_path.rglob("checkpoints"))
