@@ -92,12 +92,15 @@ def _cpus(trial: Trial) -> float:
 
 
 def _gpus(sweep: Sweep, trial: Trial) -> float:
-    """GPUs of a trial: what sweep.json says that it was given, else the space's share for each worker."""
+    """GPUs of a trial: what sweep.json says that it was given, else the space's share for each worker.
+
+    Early-ended trials leave no record; they ran where the others did.
+    """
     place = sweep.plan.get("place")
     if isinstance(place, dict) and "gpus" in place:
         return float(place["gpus"])
-    device = str(_known(trial, "device") or "cpu")
-    if device in ("cpu", "auto"):
+    devices = {str(t.record.hardware.get("device", "cpu")) for t in sweep.trials if t.record}
+    if devices <= {"cpu"}:
         return 0.0
     return float(sweep.space.get("gpus") or 1.0) * float(_known(trial, "workers") or 1)
 

@@ -107,12 +107,18 @@ def _starts(space: Any) -> str:
 
 def _stopping(sweep: Sweep) -> str:
     stopping = sweep.space.get("stopping") or {}
-    kind = sweep.plan.get("scheduler") or stopping.get("scheduler") or "unknown"
+    kind = sweep.plan.get("scheduler") or stopping.get("scheduler") or _default_scheduler(sweep)
     grace = int(stopping.get("grace", 1))
     least = f"each trial had {grace} epoch{'s' if grace > 1 else ''} at least"
     if kind == "asha":
         return f"ASHA, one in {stopping.get('factor', 3)} goes on from each rung; {least}"
     return f"median rule; {least}" if kind == "median" else str(kind)
+
+
+def _default_scheduler(sweep: Sweep) -> str:
+    """As a search space has it that says nothing."""
+    early = len(sweep.goals) == 1 and sweep.goals[0].metric.startswith("validation.")
+    return "asha" if early and sweep.space["search"]["sampler"] != "grid" else "none"
 
 
 def _limits(space: Any) -> str:

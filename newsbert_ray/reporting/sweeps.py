@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -144,10 +147,12 @@ class Sweep:
 
     @cached_property
     def finished(self) -> list[Point]:
-        """Points that every seed has finished, the best by the first goal first, of equals the chosen one."""
+        """Points that every seed has finished, the best by the first goal first, of equals the one that the
+        sweep's command for its best point trains."""
         sign = -1.0 if self.goals[0].mode == "max" else 1.0
-        chosen = str(self.plan.get("best_point", ""))
-        return sorted(self.of("finished"), key=lambda p: (sign * p.mean(), p.label != chosen))
+        words = shlex.split(str(self.plan.get("best", "")))
+        given = dict(pairwise(words))
+        return sorted(self.of("finished"), key=lambda p: (sign * p.mean(), not _is_asked(p, given)))
 
     @cached_property
     def front(self) -> list[Point]:
@@ -158,6 +163,13 @@ class Sweep:
         signs = [1.0 if goal.mode == "max" else -1.0 for goal in self.goals]
         gains = [sign * (one.mean(i) - other.mean(i)) for i, sign in enumerate(signs)]
         return min(gains) >= 0 and max(gains) > 0
+
+
+def _is_asked(point: Point, given: Mapping[str, str]) -> bool:
+    """Whether a command's words, each with the one after it, ask for the point."""
+    return all(
+        given.get(f"--{name}") in (str(value), json.dumps(value)) for name, value in point.values.items()
+    )
 
 
 def _at(entry: Mapping[str, Any], path: str) -> float | None:

@@ -115,7 +115,6 @@ def invent(
         "varied": list(axes),
         "metric": whole.metric,
         "mode": whole.mode,
-        "scheduler": whole.scheduler,
         "trials": points * len(seeds),
         "versions": {"python": "3.11.7", "torch": "2.13.0"},
         "state": state,
@@ -123,7 +122,6 @@ def invent(
     }
     if state.startswith("finished"):
         words = " ".join(f"--{name} {value}" for name, value in best.items())
-        plan["best_point"] = point_label(best)
         plan |= {"best": f"newsbert-ray train {words}", "failures": failures}
     write_json(folder / "sweep.json", plan)
     return folder

@@ -47,6 +47,16 @@ def test_gpus_are_what_the_trials_were_given(make_sweep: MakeSweep) -> None:
     assert costs.money == pytest.approx(33 / 3600 / 2)
 
 
+def test_stopped_trials_ran_where_the_others_did(make_sweep: MakeSweep) -> None:
+    """A trial that was stopped early leaves no record of its GPU, and has used it all the same."""
+    folder = make_sweep(points=2, seeds=(0,), stopped=0.5, gpus=0.5)
+    (path,) = (folder / "trials").glob("*/record.json")
+    record = json.loads(path.read_text())
+    record["hardware"]["device"] = "NVIDIA H200"
+    path.write_text(json.dumps(record))
+    assert costs_of(read_sweep(folder)).gpu_hours == pytest.approx(0.5 * (33 + 4) / 3600)
+
+
 def test_threads_are_counted(make_sweep: MakeSweep) -> None:
     """Four threads for an hour are four CPU-hours."""
     folder = make_sweep(points=1, seeds=(0,))

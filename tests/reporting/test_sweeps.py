@@ -10,12 +10,12 @@ from newsbert_ray.reporting.sweeps import Axis, Goal, Point, Sweep, Trial, liste
 from newsbert_ray.reporting.tables import Mode
 
 
-def _point(label: str, *values: tuple[float, ...]) -> Point:
+def _point(label: str, *values: tuple[float, ...], **settings: object) -> Point:
     trials = tuple(
         Trial(f"{label},seed={seed}", {}, seed, "finished", {}, 2, 2.0, (), values=found)
         for seed, found in enumerate(values)
     )
-    return Point(label, {}, trials, "finished")
+    return Point(label, settings, trials, "finished")
 
 
 def _sweep(points: list[Point], *modes: Mode, **plan: object) -> Sweep:
@@ -30,11 +30,13 @@ def test_best_comes_first(mode: Mode, order: str) -> None:
     assert "".join(point.label for point in _sweep(points, mode).finished) == order
 
 
-def test_of_equals_the_chosen_one_is_best() -> None:
+def test_of_equals_the_one_in_the_command_is_best() -> None:
     """The settings on the page and the command below them must be the same point's."""
-    points = [_point("a", (0.5,)), _point("b", (0.5,))]
+    points = [_point("a", (0.5,), beta=0.1, t2=False), _point("b", (0.5,), beta=0.1, t2=True)]
     assert _sweep(points, "max").finished[0].label == "a"
-    assert _sweep(points, "max", best_point="b").finished[0].label == "b"
+    for t2, label in (("false", "a"), ("true", "b")):
+        command = f"newsbert-ray train --data '/a b' --beta 0.1 --t2 {t2} --seed 0"
+        assert _sweep(points, "max", best=command).finished[0].label == label
 
 
 def test_front_by_hand() -> None:
