@@ -22,6 +22,7 @@ from ray.tune.search import Searcher
 from newsbert_ray.config import SettingsError
 from newsbert_ray.connect import environment
 from newsbert_ray.record import EarlyStop, write_stop
+from newsbert_ray.reporting.hparams import HParams
 from newsbert_ray.tune.display import SweepDisplay
 from newsbert_ray.tune.jobs import Job, Jobs
 from newsbert_ray.tune.keeping import Keeper
@@ -60,6 +61,7 @@ def run_jobs(
     budget: Budget,
     keeper: Keeper,
     display: SweepDisplay,
+    board: HParams,
     folder: Path,
     check: Callable[[], None],
     train: Train | None = None,
@@ -73,13 +75,15 @@ def run_jobs(
         judge: who ends early.
         budget: whether another may start.
         keeper: tidies up after each.
+        display: shows them.
+        board: TensorBoard's HParams tab.
         folder: where Tune may keep files while it runs; all nodes must see it.
         check: called often; raises where the sweep is to end.
         train: what trains; the real one by default.
     """
     queue = _Queue(jobs, config, place.slots, budget)
     caretaker = Caretaker() if place.nested else None
-    watch = _Watch(queue, keeper, display, check, caretaker)
+    watch = _Watch(queue, keeper, display, board, check, caretaker)
     trainable = tune.with_resources(partial(run_trial, train=train), place.resources)
     try:
         with environment(QUIET), _quiet_tune(), display.shown():
@@ -105,6 +109,11 @@ def run_jobs(
                 display.say("some of Ray's placement groups are held still; they go with this session")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _hparams(job: Job) -> dict[str, Any]:
+    """What TensorBoard's HParams tab shows of a trial."""
+    return {**job.point, "seed": job.seed}
 
 
 @contextmanager
@@ -243,15 +252,18 @@ class _Watch(tune.Callback):
         queue: _Queue,
         keeper: Keeper,
         display: SweepDisplay,
+        board: HParams,
         check: Callable[[], None],
         caretaker: Caretaker | None,
     ) -> None:
         self._queue = queue
         self._keeper = keeper
         self._display = display
+        self._board = board
         self._check = check
         self._caretaker = caretaker
         self._fault: Exception | None = None
+        self._on_board: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -266,7 +278,10 @@ class _Watch(tune.Callback):
     ) -> None:
         job = self._queue.running[trial.trial_id].job
         self._keeper.reported(job)
-        self._display.reported(job, result)
+        if job.name not in self._on_board and self._board.start(job.name, _hparams(job)):
+            self._on_board.add(job.name)
+        if "epoch" in result:
+            self._display.reported(job, result)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         with self._noted():
@@ -314,6 +329,12 @@ class _Watch(tune.Callback):
 
     def _close(self, running: _Running) -> None:
         """What an ended trial leaves behind: bounded, and shown."""
+        jobs, job = self._queue.jobs, running.job
+        result = jobs.results[job.label]
+        found = dict(
+            zip([goal.metric for goal in jobs.space.goals], result.values.get(job.seed, ()), strict=False)
+        )
+        self._board.end(job.name, _hparams(job), ok=job.seed not in result.failures, numbers=found)
         self._keeper.ended(running.job, at_rest=self._caretaker is None)
         if self._caretaker is not None:
             self._caretaker.ended(running.job.out)

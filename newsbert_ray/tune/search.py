@@ -181,6 +181,7 @@ def _run(
     jobs.settle()
     if not jobs.due:
         return None
+    from newsbert_ray.reporting.hparams import HParams
     from newsbert_ray.tune.display import SweepDisplay
     from newsbert_ray.tune.running import node_resources, run_jobs
 
@@ -195,7 +196,11 @@ def _run(
         keeper = Keeper(jobs, slots=place.slots, keep=first.checkpoint.keep)
         for line in starting(jobs, place, session.dashboard):
             say(console, line)
-        display = SweepDisplay(jobs, slots=place.slots, console=console)
+        epochs = None if any(axis.name == "epochs" for axis in jobs.space.axes) else first.epochs
+        display = SweepDisplay(jobs, slots=place.slots, console=console, epochs=epochs, budget=budget)
+        goals = [goal.metric for goal in jobs.space.goals]
+        board = HParams(jobs.folder / TRIALS, jobs.space.axes, seeds=jobs.space.seeds, goals=goals)
+        board.begin()
         run_jobs(
             jobs,
             config=partial(_trial_config, jobs, overrides, place),
@@ -204,6 +209,7 @@ def _run(
             budget=budget,
             keeper=keeper,
             display=display,
+            board=board,
             folder=jobs.folder / ".tune",
             check=check,
             train=train,
