@@ -143,6 +143,8 @@ def _draw_scatter(panel: Scatter, axis: Axes, handles: dict[str, Any]) -> None:
 
 
 def _frame_scatter(panel: Scatter, axis: Axes) -> None:
+    if panel.x_range:
+        _frame_range(panel.x_range, axis, log=panel.log_x)
     if panel.floor is not None:
         top = axis.get_ylim()[1]
         axis.set_ylim(panel.floor - 0.04 * (top - panel.floor), top)
@@ -153,6 +155,24 @@ def _frame_scatter(panel: Scatter, axis: Axes) -> None:
         axis.set_xticks(range(len(panel.ticks)), panel.ticks, **slant)
         axis.set_xlim(-0.5, len(panel.ticks) - 0.5)
         axis.grid(False, axis="x")
+
+
+def _frame_range(ends: tuple[float, float], axis: Axes, *, log: bool) -> None:
+    """x from end to end of what was searched; numbers that fit below it."""
+    from matplotlib.ticker import LogFormatterSciNotation, LogLocator, NullFormatter, StrMethodFormatter
+
+    low, high = ends
+    if not log:
+        margin = 0.04 * (high - low)
+        axis.set_xlim(low - margin, high + margin)
+        return
+    margin = (high / low) ** 0.04
+    axis.set_xlim(low / margin, high * margin)
+    span = high / low
+    steps = (1.0, 2.0, 5.0) if span <= 12 else (1.0, 3.0) if span <= 30 else (1.0,)
+    axis.xaxis.set_major_locator(LogLocator(subs=steps))
+    axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}") if span <= 30 else LogFormatterSciNotation())
+    axis.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _draw_dots(dots: Dots, axis: Axes, order: int) -> Any:

@@ -16,6 +16,8 @@ from newsbert_ray.reporting.sweeps import Axis, Point, Sweep, listed
 OVER_FIGURE = "metric_over_settings"
 MAX_TICKS = 9
 """More values of a setting than this stand on a continuous axis."""
+LEAST_BELOW = 3.0
+"""Per cent below the finished points that are always drawn."""
 _STEPS = (0.0, 0.09, -0.09, 0.18, -0.18, 0.27, -0.27, 0.36, -0.36)
 """How far a dot steps aside; neighbouring places lie 1 apart."""
 
@@ -59,7 +61,7 @@ def _floor(sweep: Sweep, goal: int) -> float | None:
     stopped = [factor * point.mean(goal) for point in sweep.of("stopped")]
     if len(finished) < 2 or not stopped or sweep.goals[goal].mode == "min":
         return None
-    floor = min(finished) - max(max(finished) - min(finished), 0.5) / 2
+    floor = min(finished) - max((max(finished) - min(finished)) / 2, LEAST_BELOW)
     return floor if min(stopped) < floor else None
 
 
@@ -94,6 +96,7 @@ def _over_axis(sweep: Sweep, axis: Axis, points: Sequence[Point], goal: int, flo
         tuple(map(_tick, ticks)),
         log,
         floor,
+        None if ticks or axis.low is None or axis.high is None else (axis.low, axis.high),
     )
 
 

@@ -81,6 +81,8 @@ class Scatter:
     log_x: bool = False
     floor: float | None = None
     """Where y begins; dots that look `below` stand on it."""
+    x_range: tuple[float, float] | None = None
+    """The ends of what was searched."""
 
 
 @dataclass(frozen=True)

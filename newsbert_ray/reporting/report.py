@@ -86,9 +86,11 @@ def _report_sweep(sweep: Sweep, out: Path) -> list[Path]:
     makes |= {
         IMPORTANCE_FIGURE: lambda: importance_figure(sweep),
         CURVES_FIGURE: lambda: learning_curves(sweep),
-        BETA_FIGURE: lambda: beta_figure(records),
         COST_FIGURE: lambda: cost_figure(sweep),
     }
+    if sweep.space["search"]["sampler"] == "grid":
+        # Of points that a sampler has scattered each would be a line of its own.
+        makes[BETA_FIGURE] = lambda: beta_figure(records)
     figures, pictures = _draw(makes, out)
     return _write(sweep_page(sweep, figures), points_csv(sweep), pictures, out)
 

@@ -66,8 +66,8 @@ def ended(sweep: Sweep) -> Section:
         ("trials", f"{_counts(trials)}; {sweep.asked * len(sweep.seeds)} asked for"),
     ]
     blocks: list[Block] = [Facts(tuple(facts))]
-    if not _is_over(sweep):
-        blocks += [Text("It goes on with:"), Command(resume_command(sweep))]
+    if how := _going_on(sweep):
+        blocks += [Text(how), Command(resume_command(sweep))]
     if sweep.failures:
         rows = tuple(list(sweep.failures.items())[:MAX_FAILURES])
         more = len(sweep.failures) - len(rows)
@@ -91,9 +91,14 @@ def resume_command(sweep: Sweep) -> str:
     return shlex.join(["newsbert-ray", "sweep", file, "--out", str(sweep.folder), "--resume"])
 
 
-def _is_over(sweep: Sweep) -> bool:
+def _going_on(sweep: Sweep) -> str:
+    """What the resume's command would do; empty where nothing is left."""
     state = str(sweep.plan.get("state", ""))
-    return state == "finished" or (state == "running" and sweep.held)
+    if state.startswith("ended at a limit"):
+        return "With a wider limit it goes on with:"
+    if state == "finished with failures":
+        return "What failed is tried again with:"
+    return "" if state == "finished" or (state == "running" and sweep.held) else "It goes on with:"
 
 
 def _direction(mode: str) -> str:

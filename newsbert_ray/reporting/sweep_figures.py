@@ -75,7 +75,7 @@ def learning_curves(sweep: Sweep) -> FigureData[Panel]:
         whole_x=True,
         wide=True,
         alt=f"Learning curves: {column.heading} over epochs. "
-        + (f"The best point ends at {lines[0].y[-1]:.4g}." if lines else ""),
+        + (f"The best point reaches {max(lines[0].y):.4g}." if lines else ""),
     )
 
 

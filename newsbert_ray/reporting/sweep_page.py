@@ -103,7 +103,11 @@ def _verdict(sweep: Sweep, point: Point) -> Table:
         if known:
             teacher = show(teacher_summary(point, column.path), column)
             rows.append((full(column), show(summarise(known), column), teacher))
-    return Table(("", "student", "teacher"), tuple(rows), caption=f"The best point, {_seeds(sweep)}")
+    return Table(
+        ("", "student", "teacher"),
+        tuple(rows),
+        caption=f"The best point, {_seeds(sweep).removesuffix(' each')}",
+    )
 
 
 def _cost(sweep: Sweep, figures: Figures) -> Section:
@@ -132,7 +136,8 @@ def _money(sweep: Sweep, costs: Costs) -> str:
         for n, word in (("cpu_hour", "CPU-hour"), ("gpu_hour", "GPU-hour"))
         if prices.get(n)
     ]
-    return f"{costs.money:.2f} ({', '.join(each)}; the training loops alone)"
+    paid = f"{costs.money:.2f}" if costs.money >= 0.1 else f"{costs.money:.2g}"
+    return f"{paid} ({', '.join(each)}; the training loops alone)"
 
 
 def _saved(costs: Costs) -> str:

@@ -150,20 +150,37 @@ def _overlap(one: Bbox, other: Bbox) -> bool:
     return bool(across > 1 and down > 1)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if "words" in case])
-def test_names_under_an_axis_do_not_run_into_each_other(
-    case: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def _on_range(low: float, high: float, *, log: bool) -> Scatter:
+    dots = Dots("finished", "finished", (low, high), (70.0, 71.0), (None, None))
+    return Scatter("", "x", "validation accuracy (%)", (dots,), log_x=log, x_range=(low, high))
+
+
+@pytest.mark.parametrize(
+    "panels",
+    [
+        CASES["dots over words"].panels,
+        CASES["dots over two words"].panels,
+        (_on_range(1e-5, 1e-2, log=True), _on_range(1e-4, 5e-3, log=True), _on_range(0.5, 10, log=True)),
+        (_on_range(1e-4, 1e-3, log=True), _on_range(2e-5, 6e-5, log=True), _on_range(8, 512, log=True)),
+        (_on_range(0.0, 0.3, log=False), _on_range(1, 12, log=False), _on_range(1e-5, 9e-5, log=False)),
+    ],
+    ids=["words", "truths", "decades", "one decade", "plain"],
+)
+def test_numbers_under_an_axis_do_not_run_into_each_other(
+    panels: tuple[AnyPanel, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Three names of models under one panel are one smear of ink."""
-    figure = _drawn(CASES[case], monkeypatch, tmp_path)
+    """Three names of models, or six rates, under one panel are one smear of ink; none at all is no axis."""
+    figure = _drawn(FigureData("fig", panels, "Words.", share_y=True), monkeypatch, tmp_path)
     renderer = FigureCanvasAgg(figure).get_renderer()  # type: ignore[no-untyped-call]
     figure.draw(renderer)
     for axis in figure.axes:
-        labels = axis.get_xticklabels()
+        left, right = axis.get_xlim()
+        labels = [tick for tick in axis.get_xticklabels() if left <= tick.get_position()[0] <= right]
+        assert len([label for label in labels if label.get_text()]) > 1
         if labels[0].get_rotation():
             continue
         boxes = [label.get_window_extent(renderer) for label in labels]
-        assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
+        assert all(one.x1 < other.x0 for one, other in pairwise(boxes))
 
 
 def test_svg_of_a_page_leaves_the_caption_to_it() -> None:
