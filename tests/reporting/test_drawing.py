@@ -6,8 +6,9 @@ from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree
 
+import matplotlib
 import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
@@ -102,27 +103,19 @@ CASES: dict[str, FigureData[AnyPanel]] = {
 }
 
 
-def _drawn(figure: FigureData[AnyPanel], monkeypatch: pytest.MonkeyPatch, folder: Path) -> Figure:
-    kept: list[Figure] = []
-    draw = drawing._draw
-
-    def keep(figure: FigureData[AnyPanel]) -> Figure:
-        kept.append(draw(figure))
-        return kept[-1]
-
-    monkeypatch.setattr(drawing, "_draw", keep)
-    write_figure(figure, folder)
-    return kept[0]
+def _drawn(figure: FigureData[AnyPanel]) -> tuple[Figure, RendererAgg]:
+    """The figure as it goes into files, every text in its place."""
+    with matplotlib.rc_context(drawing._STYLE):
+        drawn = drawing._draw(figure)
+        renderer = FigureCanvasAgg(drawn).get_renderer()  # type: ignore[no-untyped-call]
+        drawn.draw(renderer)
+    return drawn, renderer
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_nothing_overlaps_or_leaves_the_page(
-    case: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_nothing_overlaps_or_leaves_the_page(case: str) -> None:
     """A legend over the axis labels, or a caption cut off at the edge, is seen first by a reviewer."""
-    figure = _drawn(CASES[case], monkeypatch, tmp_path)
-    renderer = FigureCanvasAgg(figure).get_renderer()  # type: ignore[no-untyped-call]
-    figure.draw(renderer)
+    figure, renderer = _drawn(CASES[case])
     page = figure.bbox
     caption = figure.texts[0].get_window_extent(renderer)
     legend = figure.legends[0].get_window_extent(renderer)
@@ -166,13 +159,9 @@ def _on_range(low: float, high: float, *, log: bool) -> Scatter:
     ],
     ids=["words", "truths", "decades", "one decade", "plain"],
 )
-def test_numbers_under_an_axis_do_not_run_into_each_other(
-    panels: tuple[AnyPanel, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_numbers_under_an_axis_do_not_run_into_each_other(panels: tuple[AnyPanel, ...]) -> None:
     """Three names of models, or six rates, under one panel are one smear of ink; none at all is no axis."""
-    figure = _drawn(FigureData("fig", panels, "Words.", share_y=True), monkeypatch, tmp_path)
-    renderer = FigureCanvasAgg(figure).get_renderer()  # type: ignore[no-untyped-call]
-    figure.draw(renderer)
+    figure, renderer = _drawn(FigureData("fig", panels, "Words.", share_y=True))
     for axis in figure.axes:
         left, right = axis.get_xlim()
         labels = [tick for tick in axis.get_xticklabels() if left <= tick.get_position()[0] <= right]
