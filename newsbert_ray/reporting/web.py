@@ -35,6 +35,7 @@ th, td { padding: .3rem .8rem .3rem 0; text-align: left; vertical-align: top;
   border-bottom: 1px solid var(--line); }
 thead th { border-bottom: 2px solid var(--line); vertical-align: bottom; }
 th.number, td.number { text-align: right; white-space: nowrap; }
+table.words td { overflow-wrap: anywhere; min-width: 8rem; }
 code { font: .875rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
 pre { background: var(--shade); border: 1px solid var(--line); border-radius: 6px; padding: .75rem 1rem;
   white-space: pre-wrap; overflow-wrap: anywhere; }
@@ -50,6 +51,9 @@ figcaption { color: var(--soft); font-size: .9375rem; margin-top: .5rem; }
   h2 { break-after: avoid; }
   figure, tr, pre { break-inside: avoid; }
   .table { overflow: visible; }
+  table { font-size: 8pt; }
+  th, td { padding-right: .5rem; overflow-wrap: anywhere; }
+  th.number, td.number { white-space: normal; }
 }
 """
 
@@ -118,9 +122,11 @@ def _table(table: Table) -> str:
         for row in table.rows
     )
     caption = f"<caption>{escape(table.caption)}</caption>" if table.caption else ""
+    label = escape(table.caption or ", ".join(table.head))
+    kind = ' class="words"' if table.words == len(table.head) else ""
     return (
-        f'<div class="table" tabindex="0"><table>{caption}\n<thead><tr>{head}</tr></thead>\n'
-        f"<tbody>\n{rows}\n</tbody></table></div>"
+        f'<div class="table" role="region" aria-label="{label}" tabindex="0"><table{kind}>{caption}\n'
+        f"<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody></table></div>"
     )
 
 
