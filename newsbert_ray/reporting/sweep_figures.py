@@ -60,23 +60,28 @@ def learning_curves(sweep: Sweep) -> FigureData[Panel]:
     if lines and teacher != goal:
         line = _mean_curve(best[0].trials, teacher, "teacher of the best")
         lines.append(Line(line.label, line.x, line.y, line.sd, line.n, reference=True))
-    stopped = sum(trace.stopped for trace in traces)
-    seeds = f", mean of {len(sweep.seeds)} seeds" if len(sweep.seeds) > 1 else ""
-    texts = [f"In colour: the best {len(best)} points{seeds}." if best else "No point has finished yet."]
-    if traces:
-        texts.append(f"Grey: {len(traces)} other trials, each one run.")
-    if stopped:
-        texts.append(f"Crosses: where {stopped} of them were stopped early.")
     return FigureData(
         CURVES_FIGURE,
         (Panel("", "epoch", column.heading, tuple(lines), tuple(traces)),),
-        " ".join(texts),
+        _curves_caption(sweep, traces),
         error_bars=False,
         whole_x=True,
         wide=True,
         alt=f"Learning curves: {column.heading} over epochs. "
         + (f"The best point reaches {max(lines[0].y):.4g}." if lines else ""),
     )
+
+
+def _curves_caption(sweep: Sweep, traces: Sequence[Trace]) -> str:
+    best = len(sweep.finished[:BEST])
+    stopped = sum(trace.stopped for trace in traces)
+    seeds = f", mean of {len(sweep.seeds)} seeds" if len(sweep.seeds) > 1 else ""
+    texts = [f"In colour: the best {best} points{seeds}." if best else "No point has finished yet."]
+    if traces:
+        texts.append(f"Grey: {len(traces)} other trials, each one run.")
+    if stopped:
+        texts.append(f"Crosses: where {stopped} of them were stopped early.")
+    return " ".join(texts)
 
 
 def _trace_label(trial: Trial) -> str:
