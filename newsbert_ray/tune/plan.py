@@ -66,6 +66,7 @@ def make_plan(
         "varied": [axis.name for axis in space.axes],
         "metric": space.metric,
         "mode": space.mode,
+        "scheduler": space.scheduler,
         "identity": uuid.uuid4().hex,
         "trials": space.points * len(space.seeds),
         "corpora": corpora,

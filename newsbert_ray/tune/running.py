@@ -81,7 +81,7 @@ def run_jobs(
         check: called often; raises where the sweep is to end.
         train: what trains; the real one by default.
     """
-    queue = _Queue(jobs, config, place.slots, budget)
+    queue = _Queue(jobs, config, place.slots, budget, refused=display.ended)
     caretaker = Caretaker() if place.nested else None
     watch = _Watch(queue, keeper, display, board, check, caretaker)
     trainable = tune.with_resources(partial(run_trial, train=train), place.resources)
@@ -168,7 +168,13 @@ class _Queue(Searcher):
     """Hands jobs to Tune as it asks, as long as the budget allows."""
 
     def __init__(
-        self, jobs: Jobs, config: Callable[[Job], Mapping[str, Any]], slots: int, budget: Budget
+        self,
+        jobs: Jobs,
+        config: Callable[[Job], Mapping[str, Any]],
+        slots: int,
+        budget: Budget,
+        *,
+        refused: Callable[[Job], None],
     ) -> None:
         super().__init__()
         self.running: dict[str, _Running] = {}
@@ -176,6 +182,7 @@ class _Queue(Searcher):
         self._config = config
         self._slots = slots
         self._budget = budget
+        self._refused = refused
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -195,6 +202,7 @@ class _Queue(Searcher):
             except SettingsError as error:
                 # A combination that cannot be, which only the sampler has brought together.
                 self.jobs.finish(job, values=None, failure=str(error))
+                self._refused(job)
                 continue
             self.running[trial_id] = _Running(job, epochs=config["settings"]["epochs"])
             return config

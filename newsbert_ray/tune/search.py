@@ -93,6 +93,7 @@ def sweep(
         require_same(out, before, plan, resume=resume)
         plan["corpora"] = plan["corpora"] or before.get("corpora", [])
         plan["identity"] = before.get("identity", plan["identity"])
+        plan["place"] = before.get("place", {})
         folder = _Folder(out, plan, before=float(before.get("seconds", 0.0)), began=began)
         folder.write("running")
         try:
@@ -107,6 +108,7 @@ def sweep(
                 train=train,
                 console=console,
                 check=check,
+                placed=folder.placed,
             )
         except KeyboardInterrupt:
             folder.write("interrupted")
@@ -142,13 +144,19 @@ class _Folder:
 
     def __init__(self, out: Path, plan: Mapping[str, Any], *, before: float, began: float) -> None:
         self._path = out / SWEEP
-        self._plan = plan
+        self._plan = dict(plan)
         self._before = before
         self._began = began
 
     @property
     def seconds(self) -> float:
         return self._before + time.monotonic() - self._began
+
+    def placed(self, place: Place) -> None:
+        """Note what a trial occupies: the report counts hours with it."""
+        cpus, gpus = place.cpus * place.workers, place.gpus * place.workers
+        self._plan["place"] = {"slots": place.slots, "cpus": cpus, "gpus": gpus}
+        self.write("running")
 
     def write(self, state: str, **more: Any) -> None:
         write_json(self._path, {**self._plan, "state": state, "seconds": self.seconds, **more})
@@ -176,6 +184,7 @@ def _run(
     train: Train | None,
     console: Console,
     check: Callable[[], None],
+    placed: Callable[[Place], None],
 ) -> Keeper | None:
     """Everything that is due, on Ray; without starting Ray where nothing is."""
     jobs.settle()
@@ -192,6 +201,7 @@ def _run(
         place = place_of(
             first, node_resources(), jobs=jobs.due, concurrency=concurrency, gpus=jobs.space.gpus
         )
+        placed(place)
         budget = Budget(jobs, cpus=place.cpus * place.workers, gpus=place.gpus * place.workers)
         keeper = Keeper(jobs, slots=place.slots, keep=first.checkpoint.keep)
         for line in starting(jobs, place, session.dashboard):

@@ -41,7 +41,8 @@ def test_a_combination_that_cannot_be_fails_alone(write_space: WriteSpace, tmp_p
         settings = trial_settings(space, job.point, seed=job.seed, out=job.out, overrides={})
         return {"settings": settings.model_dump()}
 
-    queue = _Queue(jobs, config, slots=1, budget=Budget(jobs, cpus=1, gpus=0))
+    refused: list[Job] = []
+    queue = _Queue(jobs, config, slots=1, budget=Budget(jobs, cpus=1, gpus=0), refused=refused.append)
     handed = 0
     while (found := queue.suggest(str(handed))) != Searcher.FINISHED:
         assert found["settings"]["out"] == str(queue.running[str(handed)].job.out)
@@ -50,6 +51,7 @@ def test_a_combination_that_cannot_be_fails_alone(write_space: WriteSpace, tmp_p
     assert handed == 5
     (failed,) = [result for result in jobs.results.values() if result.failures]
     assert failed.point == {"student.layers": 4, "model.teacher_layers": 6}
+    assert [job.label for job in refused] == [failed.label]
     assert "6 teacher layers do not divide into 4 student layers" in failed.failures[0]
     assert jobs.unfinished == 0
     with pytest.raises(SettingsError):
@@ -65,7 +67,7 @@ def test_no_trial_starts_past_a_limit(write_space: WriteSpace, tmp_path: Path) -
     def config(job: Job) -> Mapping[str, Any]:
         return {"settings": {"epochs": 2}}
 
-    queue = _Queue(jobs, config, slots=2, budget=budget)
+    queue = _Queue(jobs, config, slots=2, budget=budget, refused=lambda job: None)
     assert queue.suggest("a") is not None
     jobs.finish(queue.running.pop("a").job, values=(0.5,), seconds=1800.0)
     assert budget.spent() == pytest.approx(3.0)
@@ -84,7 +86,11 @@ def test_the_sweep_ends_at_its_target(write_space: WriteSpace, tmp_path: Path) -
     space = read_space(write_space(SPACE + "limits: {target: 0.6}\n"))
     jobs = Jobs(space, Memory(space, tmp_path), tmp_path)
     queue = _Queue(
-        jobs, lambda job: {"settings": {"epochs": 2}}, slots=2, budget=Budget(jobs, cpus=1, gpus=0)
+        jobs,
+        lambda job: {"settings": {"epochs": 2}},
+        slots=2,
+        budget=Budget(jobs, cpus=1, gpus=0),
+        refused=lambda job: None,
     )
     for name, value in (("a", 0.5), ("b", 0.7)):
         assert queue.suggest(name) not in (None, Searcher.FINISHED)
