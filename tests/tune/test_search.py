@@ -267,8 +267,11 @@ def test_the_report_leaves_out_what_a_failed_trial_left(
     damaged.values.clear()
     damaged.failures[0] = "its process died"
     (out / "trials" / "beta=0,layers=2,seed=0" / RECORD).write_text("{")
-    result = search._reported(search._result(jobs, out, {}, seconds=1.0))
-    assert (out / "report" / "report.md").exists()
+    result = search._result(jobs, out, {}, seconds=1.0)
+    plan = json.loads((out / "sweep.json").read_text())
+    (out / "sweep.json").write_text(json.dumps({**plan, "failures": result.failures}))
+    search._reported(result)
+    assert "3 finished, 1 failed" in (out / "report" / "report.md").read_text()
     assert list(result.failures) == ["beta=0,layers=2,seed=0"]
 
 
