@@ -7,7 +7,6 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,9 @@ import ray
 from ray import tune
 from ray.exceptions import RayActorError
 from ray.tune.experiment import Trial
-from ray.tune.schedulers import FIFOScheduler
-from ray.tune.search import Searcher
 
-from newsbert_ray.config import SettingsError
 from newsbert_ray.connect import environment
-from newsbert_ray.record import EarlyStop, write_stop
+from newsbert_ray.record import write_stop
 from newsbert_ray.reporting.hparams import HParams
 from newsbert_ray.tune.display import SweepDisplay
 from newsbert_ray.tune.jobs import Job, Jobs
@@ -29,6 +25,7 @@ from newsbert_ray.tune.keeping import Keeper
 from newsbert_ray.tune.limits import Budget
 from newsbert_ray.tune.nested import Caretaker
 from newsbert_ray.tune.place import Place
+from newsbert_ray.tune.queueing import Judge, Queue, Running
 from newsbert_ray.tune.stopping import EarlyStopping
 from newsbert_ray.tune.trial import Train, run_trial
 
@@ -81,7 +78,7 @@ def run_jobs(
         check: called often; raises where the sweep is to end.
         train: what trains; the real one by default.
     """
-    queue = _Queue(jobs, config, place.slots, budget, refused=display.ended)
+    queue = Queue(jobs, config, place.slots, budget, refused=display.ended)
     caretaker = Caretaker() if place.nested else None
     watch = _Watch(queue, keeper, display, board, check, caretaker)
     trainable = tune.with_resources(partial(run_trial, train=train), place.resources)
@@ -91,7 +88,7 @@ def run_jobs(
                 trainable,
                 tune_config=tune.TuneConfig(
                     search_alg=queue,
-                    scheduler=_Judge(queue, judge),
+                    scheduler=Judge(queue, judge),
                     num_samples=jobs.total,
                     # A group's driver must die with its trial, and the group's controller with it.
                     reuse_actors=not place.nested,
@@ -150,114 +147,12 @@ def _first_line(error: BaseException) -> str:
     return str(error).strip().split("\n", 1)[0]
 
 
-@dataclass
-class _Running:
-    """A trial under way: its job, how many epochs it has, when it began, its early end once that is known."""
-
-    job: Job
-    epochs: int
-    began: float = 0.0
-    stop: EarlyStop | None = None
-
-    @property
-    def seconds(self) -> float:
-        return time.monotonic() - self.began if self.began else 0.0
-
-
-class _Queue(Searcher):
-    """Hands jobs to Tune as it asks, as long as the budget allows."""
-
-    def __init__(
-        self,
-        jobs: Jobs,
-        config: Callable[[Job], Mapping[str, Any]],
-        slots: int,
-        budget: Budget,
-        *,
-        refused: Callable[[Job], None],
-    ) -> None:
-        super().__init__()
-        self.running: dict[str, _Running] = {}
-        self.jobs = jobs
-        self._config = config
-        self._slots = slots
-        self._budget = budget
-        self._refused = refused
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}
-
-    def set_search_properties(self, metric: str | None, mode: str | None, config: Any, **spec: Any) -> bool:
-        return True
-
-    def suggest(self, trial_id: str) -> Any:
-        if len(self.running) >= self._slots:
-            return None
-        while (job := self.jobs.next_job()) is not None:
-            if self._held_back():
-                self.jobs.put_back(job)
-                return Searcher.FINISHED if self.jobs.closed else None
-            try:
-                config = dict(self._config(job))
-            except SettingsError as error:
-                # A combination that cannot be, which only the sampler has brought together.
-                self.jobs.finish(job, values=None, failure=str(error))
-                self._refused(job)
-                continue
-            self.running[trial_id] = _Running(job, epochs=config["settings"]["epochs"])
-            return config
-        return Searcher.FINISHED
-
-    def _held_back(self) -> bool:
-        """Whether no trial may start now; closes the sweep where none ever may."""
-        reached = self._budget.reached()
-        refusal = reached or self._budget.refusal(trial.seconds for trial in self.running.values())
-        if reached or (refusal and not self.running):
-            self.jobs.closed = refusal
-        return bool(refusal)
-
-    def on_trial_complete(
-        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
-    ) -> None:
-        pass
-
-    def save(self, checkpoint_path: str) -> None:
-        pass
-
-    def restore(self, checkpoint_path: str) -> None:
-        raise NotImplementedError("a sweep is resumed from its own memory, not from Tune's")
-
-
-class _Judge(FIFOScheduler):
-    """Asks the sweep's judge at each report; Tune ends the trial where it says so."""
-
-    def __init__(self, queue: _Queue, judge: EarlyStopping) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._queue = queue
-        self._judge = judge
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}
-
-    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        running = self._queue.running[trial.trial_id]
-        if not self._judge.stops(running.job.name, result, epochs=running.epochs):
-            return str(self.CONTINUE)
-        running.stop = EarlyStop(
-            epoch=result["epoch"],
-            value=result[self._queue.jobs.space.metric],
-            seconds=running.seconds,
-            reason=self._judge.reason,
-        )
-        return str(self.STOP)
-
-
 class _Watch(tune.Callback):
     """Passes what happens to trials on to the jobs and to the display."""
 
     def __init__(
         self,
-        queue: _Queue,
+        queue: Queue,
         keeper: Keeper,
         display: SweepDisplay,
         board: HParams,
@@ -335,7 +230,7 @@ class _Watch(tune.Callback):
             )
         self._close(running)
 
-    def _close(self, running: _Running) -> None:
+    def _close(self, running: Running) -> None:
         """What an ended trial leaves behind: bounded, and shown."""
         jobs, job = self._queue.jobs, running.job
         result = jobs.results[job.label]

@@ -16,7 +16,8 @@ from newsbert_ray.config import SettingsError
 from newsbert_ray.tune.jobs import Job, Jobs
 from newsbert_ray.tune.limits import Budget
 from newsbert_ray.tune.memory import Memory
-from newsbert_ray.tune.running import _Queue, _reason
+from newsbert_ray.tune.queueing import Queue
+from newsbert_ray.tune.running import _reason
 from newsbert_ray.tune.space import trial_settings
 from newsbert_ray.tune.space_file import read_space
 
@@ -42,7 +43,7 @@ def test_a_combination_that_cannot_be_fails_alone(write_space: WriteSpace, tmp_p
         return {"settings": settings.model_dump()}
 
     refused: list[Job] = []
-    queue = _Queue(jobs, config, slots=1, budget=Budget(jobs, cpus=1, gpus=0), refused=refused.append)
+    queue = Queue(jobs, config, slots=1, budget=Budget(jobs, cpus=1, gpus=0), refused=refused.append)
     handed = 0
     while (found := queue.suggest(str(handed))) != Searcher.FINISHED:
         assert found["settings"]["out"] == str(queue.running[str(handed)].job.out)
@@ -67,7 +68,7 @@ def test_no_trial_starts_past_a_limit(write_space: WriteSpace, tmp_path: Path) -
     def config(job: Job) -> Mapping[str, Any]:
         return {"settings": {"epochs": 2}}
 
-    queue = _Queue(jobs, config, slots=2, budget=budget, refused=lambda job: None)
+    queue = Queue(jobs, config, slots=2, budget=budget, refused=lambda job: None)
     assert queue.suggest("a") is not None
     jobs.finish(queue.running.pop("a").job, values=(0.5,), seconds=1800.0)
     assert budget.spent() == pytest.approx(3.0)
@@ -85,7 +86,7 @@ def test_the_sweep_ends_at_its_target(write_space: WriteSpace, tmp_path: Path) -
     """A good enough point is found in the first hour, and the sweep runs until the morning."""
     space = read_space(write_space(SPACE + "limits: {target: 0.6}\n"))
     jobs = Jobs(space, Memory(space, tmp_path), tmp_path)
-    queue = _Queue(
+    queue = Queue(
         jobs,
         lambda job: {"settings": {"epochs": 2}},
         slots=2,
