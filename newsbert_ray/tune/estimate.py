@@ -23,8 +23,10 @@ from newsbert_ray.tune.place import Place
 from newsbert_ray.tune.saving import Saving, early_stopping
 from newsbert_ray.tune.space import Point, SearchSpace
 
-BETWEEN_SECONDS = 0.3
+BETWEEN_SECONDS = 0.1
 """From a trial's end to the next one's start in its slot: Ray Tune's own."""
+AROUND_SECONDS = 6.0
+"""Before the first trial and after the last one: Tune's imports and its end, the report."""
 GROUP_SECONDS = 20.0
 """A nested Ray Train group's start and end, which no step shows."""
 
@@ -220,12 +222,12 @@ def predict(
     """Add up what was timed: each trial's steps, evaluations, checkpoints, start and end, slot by slot."""
     times = Times(calibration)
     costs = tuple(_cost(settings, times) for settings in planned.trials)
-    before = session_seconds + calibration.process + calibration.parts[0].cold
+    around = session_seconds + calibration.process + calibration.parts[0].cold + AROUND_SECONDS
     hourly = hourly_price(space.prices, cpus=place.cpus * place.workers, gpus=place.gpus * place.workers)
 
     def amount(*, course: float = 1.0, end: float = 1.0) -> Amount:
         seconds = [cost.seconds(course=course, end=end) for cost in costs]
-        return Amount(sum(seconds), before + wall_seconds(seconds, place.slots), hourly * sum(seconds) / 3600)
+        return Amount(sum(seconds), around + wall_seconds(seconds, place.slots), hourly * sum(seconds) / 3600)
 
     saving, stopped = None, None
     if space.scheduler != "none":
