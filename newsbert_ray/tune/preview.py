@@ -4,6 +4,7 @@ and, once it has run, how near that was."""
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -57,15 +58,17 @@ def preview(
             session_seconds = time.monotonic() - began
             trials = found.points * len(found.seeds)
             place = place_of(first, node_resources(), jobs=trials, concurrency=concurrency, gpus=found.gpus)
+            scratch = out / ".plan"
             estimate = estimate_sweep(
                 found,
                 place,
                 overrides=asked["overrides"],
-                folder=out / ".plan",
+                folder=scratch,
                 session_seconds=session_seconds,
                 curves=recorded,
                 say=print,
             )
+        shutil.rmtree(scratch, ignore_errors=True)
         print("\n".join([*said, *estimate.lines()]))
         expected = estimate.expected
         write_json(

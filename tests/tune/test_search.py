@@ -23,11 +23,13 @@ from newsbert_ray.data.tokens import TokenizerError
 from newsbert_ray.model.encoder import EncoderError
 from newsbert_ray.record import RECORD, RunRecord, find_records, read_record
 from newsbert_ray.tune import search
+from newsbert_ray.tune import space as spaces
+from newsbert_ray.tune.asking import read_asked
 from newsbert_ray.tune.jobs import Jobs, metric_value
 from newsbert_ray.tune.memory import Memory
-from newsbert_ray.tune.plan import SweepError
+from newsbert_ray.tune.plan import SweepError, make_plan
 from newsbert_ray.tune.search import sweep
-from newsbert_ray.tune.space import trial_settings
+from newsbert_ray.tune.space import SearchSpace, trial_settings
 from newsbert_ray.tune.space_file import read_space
 from newsbert_ray.tune.storage import JOURNAL
 
@@ -310,6 +312,48 @@ def test_a_finished_sweep_is_never_overwritten_and_says_what_to_type(
     (out / "sweep.json").write_text("{")
     with pytest.raises(SweepError, match="damaged, or written by another version"):
         sweep(file, out=out, resume=True, train=make_train())
+
+
+def test_a_resume_may_ask_for_more_and_widen_limits(
+    write_space: WriteSpace, make_train: Any, tmp_path: Path
+) -> None:
+    """Ten more trials after a night of forty mean a new sweep; or a resume changes the rule half-way."""
+    text = (
+        "name: more\nsettings: {data: nowhere, teacher: scratch}\n"
+        "space:\n  distill.beta: {float: [0.0, 0.3]}\nsearch: {trials: 2}\n"
+    )
+    file, out = write_space(text), tmp_path / "sweep"
+    finished_sweep(file, out, make_train)
+    before = json.loads((out / "sweep.json").read_text())
+    assert (before["state"], before["trials"]) == ("finished", 2)
+    wider = {"limits": {"hours": 9}, "keep_students": 3, "search": {"trials": 2}}
+    sweep(file, out=out, control=wider, resume=True, train=make_train())
+    after = json.loads((out / "sweep.json").read_text())
+    assert after["control"] == wider
+    assert after["identity"] == before["identity"]
+    with pytest.raises(SweepError, match=r"holds another sweep \(space.stopping was "):
+        sweep(file, out=out, control={"stopping.scheduler": "none"}, resume=True, train=make_train())
+
+
+def test_a_storages_password_never_enters_the_folder(
+    write_space: WriteSpace, make_train: Any, tmp_path: Path
+) -> None:
+    """Whoever may read the results may write the database."""
+    file, out = write_space(), tmp_path / "sweep"
+    url = f"sqlite:///{tmp_path}/study.db?password=hush"
+    space = spaces.steer(read_space(file), {"search.storage": url})
+    plan = make_plan(space, {"control": {"search": {"storage": url}}}, first(space, out), corpora=[])
+    assert "hush" not in json.dumps(plan)
+    assert plan["control"]["search"]["storage"].endswith("password=***")
+    with pytest.raises(SettingsError, match=r"does not keep the password; give the whole URL again"):
+        read_asked(None, None, None, before={**plan, "overrides": {}, "vary": {}})
+    again = read_asked(None, None, {"search.storage": url}, before={**plan, "overrides": {}, "vary": {}})
+    assert again["control"]["search"]["storage"] == url
+
+
+def first(space: SearchSpace, out: Path) -> TrainSettings:
+    """Settings of a space's first trial."""
+    return spaces.check_space(space, out=out, overrides={})
 
 
 def test_two_sweeps_in_one_folder_are_refused(
