@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
-import gc
 import time
 import traceback
 from collections.abc import Mapping
@@ -72,7 +71,6 @@ def run_trial(config: Mapping[str, Any], *, train: Train | None = None) -> None:
 def give_back_memory() -> None:
     """Return freed pages to the system: every trial is a new thread of its actor, and the C library (glibc)
     would keep what each of them has freed, at most gigabytes after some trials of different lengths."""
-    gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
