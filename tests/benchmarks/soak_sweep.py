@@ -169,7 +169,7 @@ def check(out: Path, kind: str) -> None:
     assert set(states) <= {"COMPLETE", "PRUNED", "FAIL"}
     assert records + stops == (16 if kind == "grid" else points)
     assert not list(out.glob("trials/*/checkpoints"))
-    for folder in out.glob("trials/*"):
+    for folder in out.glob("trials/*/"):
         entries = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         epochs = [entry["epoch"] for entry in entries if entry["kind"] == "evaluation"]
         assert epochs == sorted(set(epochs)), f"{folder.name}: evaluations {epochs}"
