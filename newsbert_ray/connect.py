@@ -7,9 +7,11 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import socket
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -104,7 +106,7 @@ def _join(stack: ExitStack, address: str) -> None:
 
     if host is not None and _only_on_loopback(host, address):
         stack.enter_context(_loopback_node())
-    stack.callback(ray.shutdown)
+    stack.callback(_shut_down)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
@@ -171,7 +173,7 @@ def _start(stack: ExitStack, *, cpus: int | None, dashboard: bool) -> Path:
 
     _forget_authentication()
     stack.enter_context(_loopback_node())
-    stack.callback(ray.shutdown)
+    stack.callback(_shut_down)
     try:
         ray.init(
             "local",
@@ -187,6 +189,20 @@ def _start(stack: ExitStack, *, cpus: int | None, dashboard: bool) -> Path:
             f"check free memory, and free disk in {folder.parent}"
         ) from error
     return folder
+
+
+def _shut_down() -> None:
+    """End the session whole: a second Ctrl-C in the midst of it would leave Ray's processes for a minute."""
+    import ray
+
+    if threading.current_thread() is not threading.main_thread():
+        ray.shutdown()
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        ray.shutdown()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _own_folder(stack: ExitStack) -> Path:

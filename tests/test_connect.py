@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 import socket
 import stat
 import subprocess
@@ -186,3 +187,20 @@ def test_only_folders_of_killed_sessions_are_swept_up(tmp_path: Path) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         connect._sweep_up(tmp_path)
         assert [folder.exists() for folder in (left, held, other)] == [False, True, True]
+
+
+def test_a_second_ctrl_c_does_not_break_off_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's processes stay for a minute because somebody pressed Ctrl-C twice."""
+    import ray
+
+    ended = []
+
+    def shutdown() -> None:
+        signal.raise_signal(signal.SIGINT)
+        ended.append(True)
+
+    monkeypatch.setattr(ray, "shutdown", shutdown)
+    before = signal.getsignal(signal.SIGINT)
+    connect._shut_down()
+    assert ended == [True]
+    assert signal.getsignal(signal.SIGINT) is before
