@@ -1,7 +1,7 @@
 """Does a search pay? TPE with ASHA, TPE, chance and the whole grid on a grid sweep's own curves: the best
 metric found for the trial-epochs spent.
 
-    python -m tests.benchmarks.study_search --sweep runs/grid --noise runs/seeds --repeats 5 --out study
+    python -m tests.benchmarks.study_search --sweep runs/grid --noise runs/seeds --title MIND --out study
 
 Nothing is trained: each search is replayed on the curves of a finished grid sweep
 (`newsbert_ray.tune.replay`), with the sweep's own sampler, jobs and early stopping. `--noise` is a sweep of
@@ -38,31 +38,69 @@ class Noise:
     source: str
 
 
+@dataclass(frozen=True)
+class Study:
+    """A grid, and what each search found on it, once for every seed of the search."""
+
+    title: str
+    table: Table
+    noise: Noise
+    found: Mapping[str, Sequence[Replay]]
+
+    @property
+    def repeats(self) -> int:
+        """Seeds of each search."""
+        return len(next(iter(self.found.values())))
+
+    @property
+    def third(self) -> float:
+        """Trial-epochs at which the goal is judged."""
+        return SHARE * self.table.epochs
+
+    @property
+    def best(self) -> str:
+        """The grid's best point."""
+        means = point_means(self.table)
+        return max(means, key=lambda label: means[label])
+
+    @property
+    def top(self) -> float:
+        """What the grid's best point came to."""
+        return point_means(self.table)[self.best]
+
+    @property
+    def goal(self) -> float:
+        """The least that is within the seed noise of the grid's best."""
+        return self.top - self.noise.sd
+
+
 def main() -> None:
-    """Replay, print the table, write it with the figure."""
+    """Replay, print the tables, write them with the figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--sweep", required=True, help="folder of a finished grid sweep")
-    parser.add_argument("--metric", default="validation.student.accuracy", help="what points are judged by")
+    parser.add_argument("--sweep", nargs="+", required=True, help="folders of finished grid sweeps")
     parser.add_argument(
-        "--noise", required=True, help="folder of a sweep with seeds, or a standard deviation"
+        "--noise", nargs="+", required=True, help="for each a sweep with seeds, or a standard deviation"
     )
     parser.add_argument("--noise-source", default="given", help="where a number for --noise comes from")
+    parser.add_argument("--title", nargs="+", required=True, help="for each its title, such as the corpus")
+    parser.add_argument("--metric", default="validation.student.accuracy", help="what points are judged by")
     parser.add_argument("--repeats", type=int, default=5, help="seeds of each search")
     parser.add_argument("--slots", type=int, default=2, help="trials at once")
-    parser.add_argument("--title", default="", help="what the figure's panel is called, such as the corpus")
     parser.add_argument("--out", required=True, help="folder for study.md and the figure")
     options = parser.parse_args()
-    table = read_table(options.sweep, metric=options.metric)
-    noise = seed_noise(options.noise, table, source=options.noise_source)
-    found = {
-        name: [replay(table, space, slots=options.slots, epochs=table.epochs) for space in spaces]
-        for name, spaces in searches(table, repeats=options.repeats).items()
-    }
-    text = report(table, found, noise)
-    print(text)
+    studies = []
+    for sweep, given, title in zip(options.sweep, options.noise, options.title, strict=True):
+        table = read_table(sweep, metric=options.metric)
+        noise = seed_noise(given, table, source=options.noise_source)
+        found = {
+            name: [replay(table, space, slots=options.slots, epochs=table.epochs) for space in spaces]
+            for name, spaces in searches(table, repeats=options.repeats).items()
+        }
+        studies.append(Study(title, table, noise, found))
+        print(report(studies[-1]), flush=True)
     out = Path(options.out)
-    write_text(out / "study.md", text)
-    for path in write_figure(figure(table, found, noise, title=options.title), out):
+    write_text(out / "study.md", "\n".join(map(report, studies)))
+    for path in write_figure(figure(studies), out):
         print(path)
 
 
@@ -104,8 +142,8 @@ def seed_noise(given: str, table: Table, *, source: str) -> Noise:
     several = {label: found for label, found in values.items() if len(found) > 1}
     if not several:
         raise SystemExit(f"{given}: no point there was run with several seeds")
-    best = _best(table)
-    if best in several:
+    means = point_means(table)
+    if (best := max(means, key=lambda label: means[label])) in several:
         return Noise(statistics.stdev(several[best]), f"{len(several[best])} seeds of the grid's best point")
     pooled = statistics.fmean(statistics.variance(found) for found in several.values()) ** 0.5
     return Noise(
@@ -113,7 +151,8 @@ def seed_noise(given: str, table: Table, *, source: str) -> Noise:
     )
 
 
-def _means(table: Table) -> Mapping[str, float]:
+def point_means(table: Table) -> dict[str, float]:
+    """Each point's metric, the mean over the grid's seeds."""
     return {
         point_label(point): statistics.fmean(
             table.trials[point_label(point, seed=seed)].value for seed in table.seeds
@@ -122,65 +161,64 @@ def _means(table: Table) -> Mapping[str, float]:
     }
 
 
-def _best(table: Table) -> str:
-    means = _means(table)
-    return max(means, key=lambda label: means[label])
-
-
-def report(table: Table, found: Mapping[str, Sequence[Replay]], noise: Noise) -> str:
+def report(study: Study) -> str:
     """The study as Markdown: what each search had found at a third of the grid's budget, and when it was as
     good as the grid."""
-    best = _best(table)
-    top, third = _means(table)[best], SHARE * table.epochs
-    repeats = len(next(iter(found.values())))
+    table, noise, goal = study.table, study.noise, study.goal
     lines = [
-        f"Grid: {len(table.points)} points, {len(table.trials)} trials, {table.epochs:g} trial-epochs. Best: "
-        f"`{best}`, {table.metric} {top:.4f}; seed noise (sd) {noise.sd:.4f}, {noise.source}.",
+        f"{study.title}: {len(table.points)} points, {len(table.trials)} trials, {table.epochs:g} "
+        f"trial-epochs. Best: `{study.best}`, {table.metric} {study.top:.4f}; seed noise (sd) {noise.sd:.4f}, "
+        f"{noise.source}.",
         "",
-        f"Best found at {third:g} trial-epochs (a third of the grid's), {repeats} repeats; the goal is the "
-        f"grid's best less its seed noise, {top - noise.sd:.4f}:",
+        f"Best found at {study.third:g} trial-epochs (a third of the grid's), {study.repeats} repeats; the "
+        f"goal is the grid's best less its seed noise, {goal:.4f}:",
         "",
-        "| search | mean | min | max | goal met by the mean | goal met, repeats | trial-epochs to the goal, "
-        "median |",
+        "| search | mean | min | max | mean meets the goal | repeats that meet it | "
+        "trial-epochs to the goal, median |",
         "|---|---|---|---|---|---|---|",
     ]
-    for name, replays in found.items():
-        values = [one.best_at(third) for one in replays]
-        mean, met = statistics.fmean(values), sum(value >= top - noise.sd for value in values)
-        needed = statistics.median(one.epochs_to(top - noise.sd) for one in replays)
+    for name, replays in study.found.items():
+        values = [one.best_at(study.third) for one in replays]
+        mean, met = statistics.fmean(values), sum(value >= goal for value in values)
+        needed = statistics.median(one.epochs_to(goal) for one in replays)
         lines.append(
             f"| {name} | {mean:.4f} | {min(values):.4f} | {max(values):.4f} | "
-            f"{'yes' if mean >= top - noise.sd else 'no'} | {met} of {repeats} | "
+            f"{'yes' if mean >= goal else 'no'} | {met} of {study.repeats} | "
             f"{needed:g} ({needed / table.epochs:.0%} of the grid's) |"
         )
     return "\n".join(lines) + "\n"
 
 
-def figure(
-    table: Table, found: Mapping[str, Sequence[Replay]], noise: Noise, *, title: str
-) -> FigureData[Panel]:
+def figure(studies: Sequence[Study]) -> FigureData[Panel]:
     """Best metric found over trial-epochs: mean and standard deviation over the repeats, in per cent."""
-    budgets = [table.epochs * mark / MARKS for mark in range(1, MARKS + 1)]
+    goals = [
+        f"{study.title} {100 * study.noise.sd:.2f} points, {study.third:g} of {study.table.epochs:g}"
+        for study in studies
+    ]
+    caption = (
+        f"Mean ± sd over {studies[0].repeats} repeats; the full grid's points come in an order of chance. "
+        "Goal: the grid's best within its seed noise at a third of its trial-epochs "
+        f"({'; '.join(goals)}). Replayed on the grids' own curves."
+    )
+    return FigureData("search_study", tuple(map(_panel, studies)), caption)
+
+
+def _panel(study: Study) -> Panel:
+    epochs = study.table.epochs
+    budgets = tuple(epochs * mark / MARKS for mark in range(1, MARKS + 1))
     lines = []
-    for name, replays in found.items():
+    for name, replays in study.found.items():
         values = [[100 * one.best_at(budget) for one in replays] for budget in budgets]
         means, sds = zip(*((statistics.fmean(v), _sd(v)) for v in values), strict=True)
-        lines.append(Line(name, tuple(budgets), means, sds, tuple(len(replays) for _ in budgets)))
-    top, third = 100 * _means(table)[_best(table)], SHARE * table.epochs
-    goal = top - 100 * noise.sd
+        lines.append(Line(name, budgets, means, sds, tuple(len(replays) for _ in budgets)))
+    top, goal, third = 100 * study.top, 100 * study.goal, study.third
     for label, x, y in (
         ("grid's best", (budgets[0], budgets[-1]), (top, top)),
         ("goal", (budgets[0], third, third), (goal, goal, top)),
     ):
         lines.append(Line(label, x, y, (None,) * len(x), (1,) * len(x), reference=True))
-    name = table.metric.replace(".", " ").replace("validation student", "validation")
-    panel = Panel(title, "trial-epochs spent", f"best {name} found (%)", tuple(lines))
-    caption = (
-        f"{len(table.points)} points, {table.epochs:g} trial-epochs; mean ± sd over "
-        f"{len(next(iter(found.values())))} repeats. Goal: the grid's best within its seed noise "
-        f"({100 * noise.sd:.2f} points) at a third of its cost ({third:g})."
-    )
-    return FigureData("search_study", (panel,), caption)
+    name = study.table.metric.replace(".student.", " ").replace("_", "-")
+    return Panel(study.title, "trial-epochs spent", f"best {name} found (%)", tuple(lines))
 
 
 def _sd(values: Sequence[float]) -> float | None:
