@@ -167,8 +167,8 @@ def report(study: Study) -> str:
     table, noise, goal = study.table, study.noise, study.goal
     lines = [
         f"{study.title}: {len(table.points)} points, {len(table.trials)} trials, {table.epochs:g} "
-        f"trial-epochs. Best: `{study.best}`, {table.metric} {study.top:.4f}; seed noise (sd) {noise.sd:.4f}, "
-        f"{noise.source}.",
+        f"trial-epochs. Best: `{study.best}`, {table.metric} {study.top:.4f}; seed noise (sd) "
+        f"{noise.sd:.4f}, {noise.source}.",
         "",
         f"Best found at {study.third:g} trial-epochs (a third of the grid's), {study.repeats} repeats; the "
         f"goal is the grid's best less its seed noise, {goal:.4f}:",
