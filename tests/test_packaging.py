@@ -20,7 +20,6 @@ PINNED = {
 MODULES = {"pyyaml": "yaml"}
 """What a package is imported as, where that is not its name."""
 UNSEEN = {
-    "tensorboard": "torch.utils.tensorboard writes with it",
     "pandas": "Ray Data and Tune read their tables with it",
     "scipy": "Optuna's Gaussian-process sampler imports it",
     "optuna-dashboard": "a command that a sweep's closing line names",

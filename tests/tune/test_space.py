@@ -309,7 +309,6 @@ def test_combinations_that_cannot_be_are_found_before_anything_starts(
 ) -> None:
     """A sweep starts whose trials cannot."""
     for overrides, message in (
-        ({"workers": 2}, "a sweep's trials use one worker for now"),
         ({"batch_size": 2, "optimizer": {"accumulate": 4}}, "each part of a batch needs a title"),
         ({"distil": {"beta": 0.1}}, "unknown setting 'distil'"),
         ({"epochs": 0}, "epochs = 0"),
