@@ -83,7 +83,9 @@ def run_jobs(
     watch = _Watch(queue, keeper, display, board, check, caretaker)
     trainable = tune.with_resources(partial(run_trial, train=train), place.resources)
     try:
-        with environment(QUIET), _quiet_tune(), display.shown():
+        # Asked by a searcher, Tune starts one process after another unless it is told how many may wait.
+        tuned = {**QUIET, "TUNE_MAX_PENDING_TRIALS_PG": str(place.slots)}
+        with environment(tuned), _quiet_tune(), display.shown():
             tune.Tuner(
                 trainable,
                 tune_config=tune.TuneConfig(
