@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from newsbert_ray.tune.jobs import Job, Jobs
+from newsbert_ray.tune.jobs import TRIALS, Job, Jobs
 from newsbert_ray.tune.space import point_label
 
 CHECKPOINTS, STUDENT = "checkpoints", "student"
@@ -60,7 +60,7 @@ class Keeper:
 def students(jobs: Jobs) -> list[Path]:
     """The finished trials' student folders: those of the Pareto front, then by the first goal."""
     ends = [
-        (values, jobs.folder / "trials" / point_label(result.point, seed=seed) / STUDENT)
+        (values, jobs.folder / TRIALS / point_label(result.point, seed=seed) / STUDENT)
         for result in jobs.results.values()
         for seed, values in result.values.items()
     ]

@@ -11,10 +11,10 @@ import time
 from pathlib import Path
 
 from newsbert_ray.training.placement import GROUP_FOLDER, at_rest, release_orphans
+from newsbert_ray.tune.keeping import CHECKPOINTS
 
 TICK_SECONDS = 2.0
 SETTLE_SECONDS = 30.0
-CHECKPOINTS = "checkpoints"
 
 
 class Caretaker:

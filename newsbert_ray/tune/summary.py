@@ -45,6 +45,7 @@ class SweepResult:
 
 
 def opening(jobs: Jobs, out: Path) -> list[str]:
+    """What the sweep is, before it starts."""
     space = jobs.space
     axes = ", ".join(axis.name for axis in space.axes) or "nothing"
     early = {"asha": "asha by epoch", "median": "the median rule by epoch", "none": "none"}[space.scheduler]
@@ -148,6 +149,7 @@ def front(space: SearchSpace, points: Iterable[PointResult]) -> list[PointResult
 
 
 def train_command(space: SearchSpace, best: PointResult, overrides: Mapping[str, Any], out: Path) -> str:
+    """The command that trains the best point again, with the first seed."""
     settings = spaces.flatten(spaces.absolute_folders(merge(space.settings, overrides, best.point)))
     settings |= {"seed": space.seeds[0], "out": str(out / "best")}
     words = [word for name, value in settings.items() for word in (f"--{name}", _word(value))]
@@ -155,6 +157,7 @@ def train_command(space: SearchSpace, best: PointResult, overrides: Mapping[str,
 
 
 def resume_command(space: SearchSpace, out: Path) -> str:
+    """The command that goes on with the sweep; what else was asked stands in its folder."""
     return shlex.join(["newsbert-ray", "sweep", space.file, "--out", str(out), "--resume"])
 
 
@@ -165,4 +168,5 @@ def _word(value: Any) -> str:
 
 
 def say(console: Console, line: str) -> None:
+    """One line, as it is: no markup, no colours, never broken."""
     console.print(line, markup=False, highlight=False, soft_wrap=True)
