@@ -193,7 +193,10 @@ def _evaluate(words: list[str]) -> None:
     from newsbert_ray.flags import values_from
 
     values = values_from("evaluate", words)
-    as_json = values.pop("json", False)
+    as_json, user = values.pop("json", False), values.pop("show", None)
+    if user is not None:
+        _show(values.pop("run"), user, as_json=as_json, **values)
+        return
     from newsbert_ray.evaluation.evaluate import evaluate
 
     metrics = evaluate(values.pop("run"), **values)
@@ -201,6 +204,22 @@ def _evaluate(words: list[str]) -> None:
         print(json.dumps(metrics, indent=1))
     else:
         _print_metrics(metrics)
+
+
+def _show(run: str, user: str, *, as_json: bool, **values: Any) -> None:
+    from dataclasses import asdict
+
+    from newsbert_ray.config import SettingsError
+
+    if values.pop("submission", None) is not None:
+        raise SettingsError("--show prints one user and writes no file; give --submission without it")
+    from newsbert_ray.evaluation.showing import show
+
+    found = show(run, user, **values)
+    if as_json:
+        print(json.dumps([asdict(one) for one in found], indent=1))
+    else:
+        _print_shown(found, model=values.get("model", "student"))
 
 
 def _report(words: list[str]) -> None:
@@ -228,26 +247,73 @@ def _synthesize(words: list[str]) -> None:
 
 
 def _print_metrics(metrics: dict[str, Any]) -> None:
-    """A line for each model, a column for each number; numbers outside a model stand below."""
+    """A line for each model, a column for each number with its standard error; the rest stands below."""
     from rich.console import Console
     from rich.table import Table
 
+    submission = metrics.pop("submission", None)
     models = {name: numbers for name, numbers in metrics.items() if isinstance(numbers, dict)}
     columns = list(dict.fromkeys(key for numbers in models.values() for key in numbers))
-    table = Table("model", *columns)
-    for name, numbers in models.items():
-        table.add_row(name, *(_number(numbers.get(column)) for column in columns))
+    columns = [column for column in columns if not column.endswith("_error")]
     console = Console()
-    console.print(table)
+    if models:
+        table = Table("model", *(_HEADINGS.get(column, column.replace("_", " ")) for column in columns))
+        for name, numbers in models.items():
+            table.add_row(name, *(_number(numbers, column) for column in columns))
+        console.print(table)
+        if any(f"{column}_error" in numbers for numbers in models.values() for column in columns):
+            console.print("± is the standard error of the mean over what was evaluated", highlight=False)
+    else:
+        console.print("no metrics: the split carries no labels", highlight=False)
     for name, value in metrics.items():
         if name not in models:
-            console.print(f"{name} {_number(value)}", highlight=False)
+            console.print(f"{name} {value}", highlight=False, soft_wrap=True)
+    if submission:
+        console.print(
+            f"{submission['file']}: {submission['lines']:,} impressions as the {submission['model']} ranks "
+            "them, read back and found whole",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
-def _number(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.0f}" if value > 1 and value.is_integer() else f"{value:.4f}"
-    return "" if value is None else str(value)
+_HEADINGS = {"auc": "AUC", "mrr": "MRR", "ndcg5": "nDCG@5", "ndcg10": "nDCG@10", "macro_f1": "macro-F1"}
+
+
+def _number(numbers: dict[str, float], column: str) -> str:
+    value, error = numbers.get(column), numbers.get(f"{column}_error")
+    if value is None:
+        return ""
+    if column in ("rows", "left_out"):
+        return f"{value:.0f}"
+    return f"{value:.4f}" + (f" ± {error:.4f}" if error is not None else "")
+
+
+def _print_shown(found: list[Any], *, model: str) -> None:
+    """A user's impressions: what they read, then the candidates in the model's order."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    for one in found:
+        console.print(f"user {one.user_id}, impression {one.impression_id}, {one.time}", style="bold")
+        read = Table(f"read before ({len(one.history)}, newest last)", "category", title_justify="left")
+        for news in one.history:
+            read.add_row(Text(news.title), Text(news.category))
+        console.print(read if one.history else "no history: ranked as for a newcomer")
+        ranked = Table("rank", "score", "clicked", f"candidates as the {model} ranks them", "category")
+        for rank, offer in enumerate(one.offers, 1):
+            click = {True: "clicked", False: "", None: "unknown"}[offer.clicked]
+            ranked.add_row(
+                str(rank),
+                f"{offer.score:.3f}",
+                click,
+                Text(offer.news.title),
+                Text(offer.news.category),
+                style="green" if offer.clicked else None,
+            )
+        console.print(ranked)
 
 
 VERBS = {
@@ -269,7 +335,7 @@ VERBS = {
         _sweep,
     ),
     "evaluate": Verb(
-        "Measure a finished run's teacher and student on a split.",
+        "Measure a finished run's models on a split; write MIND's prediction file; show a user's ranking.",
         "newsbert-ray evaluate runs/first --split test",
         _evaluate,
     ),

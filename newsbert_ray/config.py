@@ -12,6 +12,9 @@ from typing import Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from newsbert_ray.methods import METHODS, TASK_VALUES, MethodName
+from newsbert_ray.tasks import TaskName
+
 SCRATCH = "scratch"
 """The teacher's name that asks for a small BERT built from settings instead of pretrained weights."""
 
@@ -79,6 +82,8 @@ class LossWeights(Settings):
     """MSE of block-wise hidden states (second term of Eq. 1)."""
     news_embedding: float = Field(1.0, ge=0.0)
     """MSE of the pooled news embeddings (Eq. 2)."""
+    user_embedding: float = Field(1.0, ge=0.0)
+    """MSE of the user embeddings (3.3); of effect in recommendation alone."""
     soft_labels: float = Field(1.0, ge=0.0)
     """Cross-entropy of the tempered predictions (Eq. 3)."""
 
@@ -87,14 +92,20 @@ class DistillSettings(Settings):
     """Joint learning and momentum distillation (NewsBERT 3.1, 3.2)."""
 
     beta: float = Field(0.1, ge=0.0, le=1.0)
-    """Share of the teacher's gradients in the student's (Eq. 8; paper: 0.1 for topics, searched over 0 to
-    0.3)."""
+    """Share of the teacher's gradients in the student's (Eq. 8; paper: 0.1 for topics, 0.15 for
+    recommendation, which then is the default; searched over 0 to 0.3)."""
     temperature: float = Field(1.0, gt=0.0)
     """Temperature t of the soft labels (Eq. 3; paper: 1)."""
     soft_label_t2: bool = False
     """Multiply the soft-label loss by t squared (Hinton's factor; the paper has none)."""
     weights: LossWeights = LossWeights()
     """A factor for each loss."""
+
+    @property
+    def alone(self) -> bool:
+        """Whether the student learns from its labels alone, so that no teacher is needed."""
+        weights = self.weights.model_dump()
+        return self.beta == 0 and not any(w for name, w in weights.items() if name != "student_task")
 
     @model_validator(mode="after")
     def _losses_reach_both(self) -> Self:
@@ -110,6 +121,15 @@ class DistillSettings(Settings):
                 "set beta to 0"
             )
         return self
+
+
+class RecommendationSettings(Settings):
+    """Click prediction from a user's history (NewsBERT 3.3, Fig. 2); unused in other tasks."""
+
+    npratio: int = Field(4, ge=1)
+    """Non-clicked candidates drawn for each click, anew each epoch, from the click's own impression."""
+    history: int = Field(50, ge=1)
+    """A user's last clicks that are read (user_log_length in other code)."""
 
 
 class OptimizerSettings(Settings):
@@ -157,12 +177,20 @@ class TrainSettings(Settings):
     """Hugging Face name or folder of an encoder (safetensors), or `scratch` for a small BERT from nothing."""
     out: str
     """Folder of the run: record.json, student/, checkpoints/, TensorBoard events."""
+    task: TaskName = "topics"
+    """What the pair learns: topics of titles, recommendation from behaviours, or retrieval of query-text
+    pairs."""
+    method: MethodName = "newsbert"
+    """How the student learns: newsbert (jointly with the teacher), or finetune (alone, from its labels); a
+    method is a change to the other settings, which may be given besides."""
     student: StudentSettings = StudentSettings()
     """The student."""
     distill: DistillSettings = DistillSettings()
     """Joint learning and momentum."""
     model: ModelSettings = ModelSettings()
     """Encoders and shared top."""
+    recommendation: RecommendationSettings = RecommendationSettings()
+    """Histories and negatives."""
     scratch: ScratchSettings = ScratchSettings()
     """Size of a teacher from scratch."""
     optimizer: OptimizerSettings = OptimizerSettings()
@@ -170,9 +198,12 @@ class TrainSettings(Settings):
     checkpoint: CheckpointSettings = CheckpointSettings()
     """What a resume goes on from."""
     epochs: int = Field(2, ge=1)
-    """Passes over the training titles."""
+    """Passes over the training examples."""
     batch_size: int = Field(32, ge=1)
-    """Titles of one update, over all workers (paper: 32)."""
+    """Examples of one update, over all workers: titles, clicks or pairs (paper: 32)."""
+    token_budget: int = Field(8192, ge=512)
+    """Most tokens, padding included, that an encoder reads at once in training; a batch's texts are encoded
+    in buckets of like length within it."""
     learning_rate: float = Field(5e-5, gt=0.0)
     """Adam's learning rate (paper: 3e-6, with far longer training)."""
     seed: int = Field(0, ge=0, lt=2**31)
@@ -186,11 +217,20 @@ class TrainSettings(Settings):
     threads: int | None = Field(None, ge=1)
     """CPU threads of a worker; all cores for a run of its own, one for a sweep's trial."""
     train_rows: int | None = Field(None, ge=1)
-    """Train on so many titles only, drawn by a fixed hash; all by default."""
+    """Train on so many examples only, drawn by a fixed hash; all by default."""
     evaluate_every: int | None = Field(None, ge=1)
     """Also evaluate on validation every so many steps; at each epoch's end it is done anyway."""
     log_every: int = Field(20, ge=1)
     """Steps between two entries of the log and of TensorBoard."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, values: Any) -> Any:
+        """Lay what is given over the task's and the method's own values."""
+        if not isinstance(values, Mapping):
+            return values
+        task, method = values.get("task"), values.get("method")
+        return merge(TASK_VALUES.get(str(task), {}), METHODS.get(str(method), {}), values)
 
     @model_validator(mode="after")
     def _accumulation_fits(self) -> Self:
@@ -198,7 +238,7 @@ class TrainSettings(Settings):
         if self.batch_size < parts:
             raise ValueError(
                 f"batch_size {self.batch_size} is less than workers x optimizer.accumulate = {parts}; "
-                "each part of a batch needs a title"
+                "each part of a batch needs an example"
             )
         return self
 

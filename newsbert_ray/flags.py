@@ -131,9 +131,20 @@ def _add_evaluate(parser: ArgumentParser) -> None:
     parser.add_argument("run", type=str, help="Folder of a finished run.")
     parser.add_argument("--data", type=str, help="Folder of shards; the run's own by default.")
     parser.add_argument(
-        "--split", choices=["train", "validation", "test"], default="test", help="Which news."
+        "--split", choices=["train", "validation", "test"], default="test", help="Which split."
     )
-    parser.add_argument("--batch_size", type=PositiveInt, help="Titles at once.")
+    parser.add_argument(
+        "--submission",
+        type=str,
+        metavar="FILE",
+        help="Of a recommendation run: also write MIND's prediction file (.zip or .txt), and check it.",
+    )
+    parser.add_argument(
+        "--show", type=str, metavar="USER", help="Instead: what this user read, and the candidates as ranked."
+    )
+    parser.add_argument(
+        "--model", choices=["student", "teacher"], default="student", help="Whose ranking those are."
+    )
     parser.add_argument("--json", action="store_true", help="Print JSON instead of a table.")
 
 

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import settings
 
 from newsbert_ray.config import PrepareSettings, TrainSettings, build_settings, merge
+from newsbert_ray.data.batches import Batch, Bucket, Topics
 from newsbert_ray.data.prepare import prepare
 from newsbert_ray.data.synthetic import synthesize
 from newsbert_ray.record import RunRecord
@@ -19,6 +21,13 @@ settings.load_profile("repeatable")
 
 MakeRecord = Callable[..., RunRecord]
 MakeSettings = Callable[..., TrainSettings]
+
+
+def topic_batch(ids: torch.Tensor, mask: torch.Tensor | None = None) -> Batch:
+    """Titles (B, L) as a batch of one bucket, all of topic 0."""
+    present = torch.ones_like(ids) if mask is None else mask
+    bucket, labels = Bucket(ids, present), torch.zeros(len(ids), dtype=torch.int64)
+    return Batch((bucket,), Topics(labels), len(ids), len(ids), int(present.sum()))
 
 
 @pytest.fixture(scope="session")
@@ -60,37 +69,61 @@ def make_settings(shards: Path, tmp_path: Path) -> MakeSettings:
     return make
 
 
+def _ranked(task: str, auc: float) -> dict[str, float]:
+    """A model's invented metrics in ranking: the others hang on `auc`, each with its standard error."""
+    metrics = {"auc": auc}
+    if task == "recommendation":
+        metrics |= {"mrr": auc - 0.32, "ndcg5": auc - 0.3, "ndcg10": auc - 0.24}
+    errors = {f"{name}_error": 0.008 for name in metrics}
+    return {**metrics, **errors, "rows": 397.0, "left_out": 3.0}
+
+
 @pytest.fixture
 def make_record() -> MakeRecord:
-    """An invented record in the real schema: make_record(accuracy=0.7, seed=1, **{"distill.beta": 0.2})."""
+    """An invented record in the real schema: make_record(accuracy=0.7, seed=1, **{"distill.beta": 0.2}).
+
+    make_record(task="recommendation", auc=0.62) has that task's metrics; method="finetune" no teacher;
+    labelled=False nothing of the test split.
+    """
 
     def make(
         *,
         accuracy: float = 0.7,
         macro_f1: float = 0.5,
         teacher_accuracy: float = 0.8,
+        auc: float = 0.62,
+        teacher_auc: float = 0.66,
+        labelled: bool = True,
         seed: int = 0,
         epochs: int = 2,
         described: Mapping[str, Any] | None = None,
         **values: Any,
     ) -> RunRecord:
         given = merge({"data": "shards", "teacher": "scratch", "out": f"runs/{seed}", "seed": seed}, values)
+        task = given.get("task", "topics")
+        models = ("student",) if given.get("method") == "finetune" else ("student", "teacher")
+
+        def scores(share: float) -> dict[str, Any]:
+            """Both models' metrics, of which the first has come so far."""
+            known = {
+                "student": {"accuracy": accuracy * share, "macro_f1": macro_f1},
+                "teacher": {"accuracy": teacher_accuracy * share, "macro_f1": teacher_accuracy},
+            }
+            if task != "topics":
+                firsts = {"student": auc * share, "teacher": teacher_auc * share}
+                known = {model: _ranked(task, first) for model, first in firsts.items()}
+            return {model: known[model] for model in models}
+
         curve = [
             {
                 "step": 10 * epoch,
                 "epoch": float(epoch),
-                "validation": {
-                    "student": {"accuracy": accuracy * epoch / epochs, "macro_f1": macro_f1},
-                    "teacher": {"accuracy": teacher_accuracy * epoch / epochs, "macro_f1": teacher_accuracy},
-                },
+                "validation": scores(epoch / epochs),
                 "train": {"total": 1.0 / epoch},
             }
             for epoch in range(1, epochs + 1)
         ]
-        test = {
-            "student": {"accuracy": accuracy, "macro_f1": macro_f1},
-            "teacher": {"accuracy": teacher_accuracy, "macro_f1": teacher_accuracy},
-        }
+        test = scores(1.0) if labelled else {}
         known = {"name": "synthetic_train", "fingerprint": "ab12cd34ef", "train_rows": 1800, "test_rows": 400}
         return RunRecord(
             settings=build_settings(TrainSettings, given).model_dump(),

@@ -13,7 +13,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "newsbert_ray"
 ORDER = (
-    ("config", "record", "connect"),
+    ("config", "record", "connect", "tasks", "methods"),
     ("data",),
     ("model",),
     ("distill",),

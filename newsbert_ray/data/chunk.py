@@ -1,7 +1,7 @@
 """One chunk of a file: scan its ids, then write its rows as shards; in this process or in a Ray task.
 
 Scanning comes first for all chunks, because what becomes of a line (its split, a duplicate) depends on the
-others.
+others, and so does the row that a news has in the table of texts.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import chain
@@ -17,35 +17,60 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from newsbert_ray.data.mind import (
     BadLine,
+    Header,
     Impression,
     News,
     Row,
+    count_examples,
     excerpt,
     parse_behaviors,
+    parse_header,
     parse_lines,
     parse_news,
 )
-from newsbert_ray.data.shards import BEHAVIORS_SCHEMA, NEWS_SCHEMA, SPLITS, Shard, Split
+from newsbert_ray.data.shards import BEHAVIORS_SCHEMA, NEWS_SCHEMA, Shard, Split
 from newsbert_ray.data.sources import CHUNK_BYTES, Chunk, PrepareError, read_chunk
-from newsbert_ray.data.split import NO_CODE, Codes, Fate, Fates, Hashes, hash_ids, is_known
+from newsbert_ray.data.split import (
+    NO_CODE,
+    Codes,
+    Fate,
+    Fates,
+    Hashes,
+    KnownNews,
+    Minutes,
+    hash_ids,
+    minutes_of,
+)
 from newsbert_ray.data.tokens import TitleTokenizer, restore_tokenizer
 
 Kind = Literal["news", "behaviors"]
+Group = Split | Literal["other"]
+"""A split, or the news of none."""
+
+GROUPS: dict[Fate, Group] = {
+    Fate.TRAIN: "train",
+    Fate.VALIDATION: "validation",
+    Fate.TEST: "test",
+    Fate.UNSEEN_TOPIC: "other",
+}
 _SHOWN = 3
 
 
 @dataclass(frozen=True)
 class Scan:
-    """A chunk's lines, shapes (lines,): hash of the id, code of the topic in `topics` (NO_CODE: no row)."""
+    """A chunk's lines, shapes (lines,): hash of the id, code of the topic in `topics` (NO_CODE: no row), and
+    of impressions the minute."""
 
     hashes: Hashes
     codes: Codes
-    topics: list[str]
+    topics: list[str] = field(default_factory=list)
+    minutes: Minutes = field(default_factory=lambda: np.zeros(0, dtype=np.int32))
     error: str | None = None
 
 
@@ -72,7 +97,7 @@ class Shared:
     pad_id: int
     max_tokens: int
     labels: dict[str, int]
-    known: Hashes
+    known: KnownNews
 
 
 @dataclass
@@ -81,7 +106,7 @@ class Summary:
 
     file: int
     index: int
-    shards: list[tuple[Split, Shard]] = field(default_factory=list)
+    shards: list[tuple[Group, Shard]] = field(default_factory=list)
     rejected: Counter[str] = field(default_factory=Counter)
     shown: list[str] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
@@ -113,35 +138,41 @@ def scan_news(chunk: Chunk) -> Scan:
     return Scan(hash_ids(ids), codes, list(topics))
 
 
-def scan_behaviors(chunk: Chunk, known: Hashes | None) -> Scan:
-    """Impression ids of a chunk of behaviors.tsv.
-
-    Args:
-        known: sorted hashes of the news. With it a line that is no whole impression gets NO_CODE; without,
-            no line is looked at beyond its id, which is quick.
-    """
-    rows = rows_of(chunk, _first_column) if known is None else _impressions(chunk, known)
+def scan_behaviors(chunk: Chunk) -> Scan:
+    """Ids and minutes of a chunk of behaviors.tsv; histories and candidates are not looked at."""
     codes = np.zeros(chunk.lines, dtype=np.uint16)
-    ids: list[str] = []
-    for position, (_, row) in enumerate(rows):
+    good: list[Header] = []
+    for position, (_, row) in enumerate(rows_of(chunk, parse_header)):
         if isinstance(row, BadLine):
             codes[position] = NO_CODE
-        ids.append(row if isinstance(row, str) else row.impression_id if isinstance(row, Impression) else "")
-    return Scan(hash_ids(ids), codes, [])
+        else:
+            good.append(row)
+    hashes = np.full(chunk.lines, hash_ids([""])[0], dtype=np.uint64)
+    hashes[codes != NO_CODE] = hash_ids([row.impression_id for row in good])
+    minutes = np.zeros(chunk.lines, dtype=np.int32)
+    minutes[codes != NO_CODE] = minutes_of([row.time for row in good])
+    return Scan(hashes, codes, minutes=minutes)
 
 
-def scan_chunk(work: tuple[Kind, Chunk], known: Hashes | None) -> tuple[Chunk, Scan]:
+def find_whole(chunk: Chunk, known: KnownNews) -> npt.NDArray[np.bool_]:
+    """Whether each line of a chunk of behaviors.tsv is an impression, candidates included; shape (lines,)."""
+    rows, _ = _impressions(chunk, known)
+    return np.array([isinstance(row, Impression) for _, row in rows], dtype=np.bool_)
+
+
+def scan_chunk(work: tuple[Kind, Chunk], _: None = None) -> tuple[Chunk, Scan]:
     """Scan a chunk of either kind; the chunk comes back with it, as scans end in any order.
 
     What a file or a disk can cause comes back as the scan's `error`.
     """
     kind, chunk = work
     try:
-        return chunk, scan_news(chunk) if kind == "news" else scan_behaviors(chunk, known)
+        return chunk, scan_news(chunk) if kind == "news" else scan_behaviors(chunk)
     except PrepareError as error:
-        return chunk, Scan(hash_ids([]), np.zeros(0, dtype=np.uint16), [], str(error))
+        message = str(error)
     except OSError as error:
-        return chunk, Scan(hash_ids([]), np.zeros(0, dtype=np.uint16), [], explain_os_error(error))
+        message = explain_os_error(error)
+    return chunk, Scan(hash_ids([]), np.zeros(0, dtype=np.uint16), error=message)
 
 
 def run_job(job: Job, shared: Shared) -> Summary:
@@ -168,28 +199,27 @@ def rejected_part(folder: str | Path, file: int, index: int) -> Path:
 
 def _run_news(job: Job, shared: Shared) -> Summary:
     summary = Summary(job.file, job.index)
-    kept: list[list[News]] = [[] for _ in SPLITS]
+    kept: dict[Fate, list[News]] = {fate: [] for fate in GROUPS}
     rejected: list[tuple[int, str, str]] = []
     for position, (line, row) in enumerate(rows_of(job.chunk, parse_news)):
-        fate = int(job.fates[position])
+        fate = Fate(job.fates[position])
         if isinstance(row, BadLine):
             rejected.append((position, line, str(row)))
-        elif fate <= Fate.TEST:
+        elif fate in kept:
             kept[fate].append(row)
-        elif fate == Fate.DUPLICATE:
+        elif fate is Fate.DUPLICATE:
             rejected.append((position, line, _duplicate(job, position)))
-        elif fate == Fate.UNSEEN_TOPIC:
-            rejected.append((position, line, f"label: category {row.category!r} has no training news"))
         else:
             summary.counts["earlier"] += 1
     _write_rejected(job, shared, rejected, summary)
     if shared.folder is None:
         return summary
     tokenizer = _tokenizer(shared.tokenizer, shared.pad_id)
-    for split, rows in zip(SPLITS, kept, strict=True):
+    for fate, rows in kept.items():
         if rows:
             table = _news_table(rows, tokenizer, shared)
-            summary.shards.append((split, _write_shard(job, shared.folder, split, table)))
+            shard = _write_shard(job, shared.folder, GROUPS[fate], table, examples=len(rows))
+            summary.shards.append((GROUPS[fate], shard))
             summary.counts["words"] += sum(len(row.title.split()) for row in rows)
             summary.counts["tokens"] += len(table["tokens"].combine_chunks().values)
     return summary
@@ -197,50 +227,59 @@ def _run_news(job: Job, shared: Shared) -> Summary:
 
 def _run_behaviors(job: Job, shared: Shared) -> Summary:
     summary = Summary(job.file, job.index)
-    kept: list[list[Impression]] = [[] for _ in SPLITS]
+    kept: dict[Fate, list[Impression]] = {fate: [] for fate in GROUPS}
     rejected: list[tuple[int, str, str]] = []
-    for position, (line, row) in enumerate(_impressions(job.chunk, shared.known)):
+    lines, place = _impressions(job.chunk, shared.known)
+    for position, (line, row) in enumerate(lines):
+        fate = Fate(job.fates[position])
         if isinstance(row, BadLine):
             rejected.append((position, line, str(row)))
-        elif job.fates[position] <= Fate.TEST:
-            kept[job.fates[position]].append(row)
+        elif fate in kept:
+            kept[fate].append(row)
         else:
             rejected.append((position, line, _duplicate(job, position)))
     _write_rejected(job, shared, rejected, summary)
     if shared.folder is None:
         return summary
-    for split, rows in zip(SPLITS, kept, strict=True):
+    for fate, rows in kept.items():
         if rows:
-            summary.shards.append((split, _write_shard(job, shared.folder, split, _behaviors_table(rows))))
-            summary.counts["impressions"] += len(rows)
-            summary.counts["clicks"] += sum(sum(row.clicked) for row in rows if row.clicked)
-    summary.users = np.unique(hash_ids([row.user_id for rows in kept for row in rows]))
+            table = _behaviors_table(rows, place)
+            examples = sum(map(count_examples, rows))
+            shard = _write_shard(job, shared.folder, GROUPS[fate], table, examples=examples)
+            summary.shards.append((GROUPS[fate], shard))
+            summary.counts[f"{GROUPS[fate]} clicks"] += sum(sum(row.clicked) for row in rows if row.clicked)
+            summary.counts[f"{GROUPS[fate]} unlabelled"] += sum(row.clicked is None for row in rows)
+            summary.counts["read"] += sum(len(row.history) for row in rows)
+            summary.counts["read and known"] += len(table["history"].combine_chunks().values)
+    summary.users = np.unique(hash_ids([row.user_id for rows in kept.values() for row in rows]))
     return summary
 
 
-def _impressions(chunk: Chunk, known: Hashes) -> Iterator[tuple[str, Impression | BadLine]]:
-    """Rows of a chunk of behaviors.tsv; one that names a news which is not in `known` is bad."""
+def _impressions(
+    chunk: Chunk, known: KnownNews
+) -> tuple[list[tuple[str, Impression | BadLine]], dict[str, int]]:
+    """Rows of a chunk of behaviors.tsv, and the row in the table of texts of each known news that they name.
+
+    An impression with an unknown candidate is bad: left out of the ranking, it would alter its numbers.
+    """
     rows = list(rows_of(chunk, parse_behaviors))
-    named = list(
-        {
-            name
-            for _, row in rows
-            if isinstance(row, Impression)
-            for name in chain(row.history, row.candidates)
-        }
+    lists = (
+        names for _, row in rows if isinstance(row, Impression) for names in (row.history, row.candidates)
     )
-    unknown = {named[i] for i in np.flatnonzero(~is_known(hash_ids(named), known)).tolist()}
-    for line, row in rows:
-        if (
-            unknown
-            and isinstance(row, Impression)
-            and not unknown.isdisjoint(chain(row.history, row.candidates))
-        ):
-            place = "candidate" if unknown.isdisjoint(row.history) else "history"
-            name = next(name for name in chain(row.history, row.candidates) if name in unknown)
-            yield line, BadLine(f"unknown id: {place} {name[:40]!r} is no news of the sources")
-        else:
-            yield line, row
+    named = list(set(chain.from_iterable(lists)))
+    places = known.find(hash_ids(named)).tolist()
+    place = {name: at for name, at in zip(named, places, strict=True) if at >= 0}
+    if len(place) < len(named):
+        rows = [(line, _require_candidates(row, place)) for line, row in rows]
+    return rows, place
+
+
+def _require_candidates(row: Impression | BadLine, place: dict[str, int]) -> Impression | BadLine:
+    if isinstance(row, Impression):
+        for name in row.candidates:
+            if name not in place:
+                return BadLine(f"unknown id: candidate {name[:40]!r} is no news of the sources")
+    return row
 
 
 def _news_table(rows: Sequence[News], tokenizer: TitleTokenizer, shared: Shared) -> pa.Table:
@@ -250,39 +289,45 @@ def _news_table(rows: Sequence[News], tokenizer: TitleTokenizer, shared: Shared)
         pa.array([row.title for row in rows], pa.string()),
         pa.array([row.category for row in rows], pa.string()),
         pa.array([row.subcategory for row in rows], pa.string()),
-        pa.array([shared.labels[row.category] for row in rows], pa.int32()),
-        _lists(ids, pa.int32()),
+        # A topic that training does not have is no label.
+        pa.array([shared.labels.get(row.category, -1) for row in rows], pa.int32()),
+        _lists(ids),
     ]
     return pa.Table.from_arrays(columns, schema=NEWS_SCHEMA)
 
 
-def _behaviors_table(rows: Sequence[Impression]) -> pa.Table:
+def _behaviors_table(rows: Sequence[Impression], place: dict[str, int]) -> pa.Table:
     columns = [
         pa.array([row.impression_id for row in rows], pa.string()),
         pa.array([row.user_id for row in rows], pa.string()),
         pa.array([row.time for row in rows], pa.timestamp("ms")),
-        _lists([row.history for row in rows], pa.string()),
-        _lists([row.candidates for row in rows], pa.string()),
+        _lists([[place[name] for name in row.history if name in place] for row in rows]),
+        _lists([[place[name] for name in row.candidates] for row in rows]),
         pa.array([row.clicked for row in rows], pa.list_(pa.int8())),
     ]
     return pa.Table.from_arrays(columns, schema=BEHAVIORS_SCHEMA)
 
 
-def _lists(lists: Sequence[Sequence[int]] | Sequence[Sequence[str]], kind: pa.DataType) -> pa.ListArray:
+def _lists(lists: Sequence[Sequence[int]]) -> pa.ListArray:
     offsets = np.zeros(len(lists) + 1, dtype=np.int32)
     np.cumsum([len(one) for one in lists], out=offsets[1:])
-    flat: Iterable[int | str] = chain.from_iterable(lists)
-    values = np.fromiter(flat, np.int32, int(offsets[-1])) if pa.types.is_integer(kind) else list(flat)
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values, kind))
+    values = np.fromiter(chain.from_iterable(lists), np.int32, int(offsets[-1]))
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))
 
 
-def _write_shard(job: Job, folder: str, split: Split, table: pa.Table) -> Shard:
+def _write_shard(job: Job, folder: str, group: Group, table: pa.Table, *, examples: int) -> Shard:
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     content = sink.getvalue().to_pybytes()
-    name = f"{split}-{job.kind}-{job.file:02d}-{job.index:05d}.parquet"
+    name = f"{group}-{job.kind}-{job.file:02d}-{job.index:05d}.parquet"
     (Path(folder) / name).write_bytes(content)
-    return Shard(file=name, rows=len(table), bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+    return Shard(
+        file=name,
+        rows=len(table),
+        bytes=len(content),
+        sha256=hashlib.sha256(content).hexdigest(),
+        examples=examples,
+    )
 
 
 def _write_rejected(
@@ -302,10 +347,6 @@ def _write_rejected(
 
 def _duplicate(job: Job, position: int) -> str:
     return f"duplicate id: first at line {job.duplicates[position]}"
-
-
-def _first_column(line: str) -> str:
-    return line.partition("\t")[0]
 
 
 @lru_cache(maxsize=1)

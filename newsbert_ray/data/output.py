@@ -16,7 +16,7 @@ from typing import Any
 from newsbert_ray.config import SCRATCH, PrepareSettings
 from newsbert_ray.data.chunk import rejected_part
 from newsbert_ray.data.plan import PlannedFile
-from newsbert_ray.data.shards import FORMAT, MANIFEST, Manifest, Shard, ShardError, read_manifest
+from newsbert_ray.data.shards import FORMAT, MANIFEST, Manifest, Part, Shard, ShardError, read_manifest
 from newsbert_ray.data.sources import PrepareError
 from newsbert_ray.data.tokens import TitleTokenizer
 
@@ -56,7 +56,7 @@ def find_prepared(
             f"out {out}: prepared from something else: {'; '.join(changes)}; add --overwrite true, or give "
             "another --out"
         )
-    damaged = [] if changes else [shard.file for shard in _all_shards(found) if not _is_whole(out, shard)]
+    damaged = [] if changes else [part.file for part in _all_parts(found) if not _is_whole(out, part)]
     if damaged:
         say(f"{out / damaged[0]}: missing or damaged ({len(damaged)} in all), so all is prepared again")
     return None if changes or damaged else found
@@ -162,18 +162,20 @@ def _changed_sources(old: Mapping[str, str], new: Mapping[str, str]) -> Iterator
             yield f"source {name} {state}"
 
 
-def _all_shards(manifest: Manifest) -> Iterator[Shard]:
-    for splits in (manifest.splits, manifest.behaviors):
+def _all_parts(manifest: Manifest) -> Iterator[Shard | Part]:
+    for splits in (manifest.splits, manifest.behaviors, manifest.pairs):
         for shards in splits.values():
             yield from shards
+    yield from manifest.others
+    yield from (manifest.texts.tokens, manifest.texts.offsets)
 
 
-def _is_whole(folder: Path, shard: Shard) -> bool:
+def _is_whole(folder: Path, part: Shard | Part) -> bool:
     try:
-        content = (folder / shard.file).read_bytes()
+        with (folder / part.file).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == part.sha256
     except FileNotFoundError:
         return False
-    return len(content) == shard.bytes and hashlib.sha256(content).hexdigest() == shard.sha256
 
 
 def _lock(folder: Path) -> int | None:

@@ -1,7 +1,7 @@
 """What becomes of every line of every source, decided before a title is tokenised. Writes nothing.
 
 Two walks over the files, each in constant memory: hash them and cut them into chunks; scan ids and topics.
-What stays is about eleven bytes a line.
+What stays is about eleven bytes a line, fifteen a behaviours line.
 """
 
 from __future__ import annotations
@@ -9,32 +9,44 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from newsbert_ray.config import PrepareSettings
-from newsbert_ray.data.chunk import Job, Kind, Scan, rows_of, scan_behaviors
+from newsbert_ray.data.chunk import Job, Kind, Scan, find_whole, rows_of
 from newsbert_ray.data.mind import News, parse_news
 from newsbert_ray.data.shards import SPLITS
 from newsbert_ray.data.sources import Chunk, PrepareError, SourceFile, SourceFolder, find_source, read_through
 from newsbert_ray.data.split import (
+    KEPT,
     NO_CODE,
     RARE,
     Codes,
     Fate,
     Fates,
     Hashes,
+    KnownNews,
+    Minutes,
     find_duplicates,
+    number_news,
     order_sources,
     role_of,
-    split_by_hash,
+    split_by_time,
     split_news,
 )
 
 Work = tuple[Kind, Chunk]
 ScanAll = Callable[[Sequence[Work]], Iterable[tuple[Chunk, Scan]]]
-Lines = tuple[Hashes, Codes]
+
+
+class Lines(NamedTuple):
+    """A file's lines as their scans found them; `minutes` of behaviours only."""
+
+    hashes: Hashes
+    codes: Codes
+    minutes: Minutes
 
 
 @dataclass(frozen=True)
@@ -63,12 +75,13 @@ class PlannedFile:
 
 @dataclass(frozen=True)
 class Plan:
-    """All files with their lines' fates, the training topics, and the sorted hashes of all news kept."""
+    """All files with their lines' fates, the training topics, and all news kept with their rows in the
+    table of texts."""
 
     files: list[PlannedFile]
     labels: list[str]
     rare: dict[str, int]
-    known: Hashes
+    known: KnownNews
 
     def of_kind(self, kind: Kind) -> list[PlannedFile]:
         """The news files, or the behaviours files."""
@@ -121,32 +134,40 @@ def make_plan(files: Sequence[PlannedFile], settings: PrepareSettings, scan: Sca
     test_share = settings.test_share if len(news) == 1 else 0.0
     lines, topics = _scan(files, scan)
     counts: npt.NDArray[np.int64] = np.zeros(0, dtype=np.int64)
-    known: Hashes = np.zeros(0, dtype=np.uint64)
+    earlier: Hashes = np.zeros(0, dtype=np.uint64)
     planned: list[PlannedFile] = []
     for file in news:
-        hashes, codes = lines.pop(file.number)
+        hashes, codes, _ = lines[file.number]
         fates, duplicates = split_news(
             hashes,
             codes,
             role=file.role,
-            earlier=known,
+            earlier=earlier,
             trained=np.flatnonzero(counts).astype(np.uint16) if planned else None,
             seed=settings.seed,
             validation_share=validation_share,
             test_share=test_share,
         )
-        kept = fates <= Fate.TEST
+        kept = np.isin(fates, KEPT)
         if not planned:
             counts = np.bincount(codes[kept], minlength=len(topics))
-        known = np.concatenate([known, hashes[kept]])
-        known.sort()
+        earlier = np.concatenate([earlier, hashes[kept]])
+        earlier.sort()
         planned.append(replace(file, fates=fates, duplicates=duplicates))
-    for file in files:
-        if file.kind == "behaviors":
-            hashes, codes = lines.pop(file.number)
-            planned.append(
-                _plan_behaviors(file, hashes, codes != NO_CODE, known, settings, sources=len(news))
-            )
+    known = number_news(
+        np.concatenate([lines[file.number].hashes[file.fates == fate] for fate in KEPT for file in planned])
+    )
+    planned += [
+        _plan_behaviors(
+            file,
+            lines.pop(file.number),
+            known,
+            validation_share=validation_share if file.role is Fate.TRAIN else 0.0,
+            test_share=test_share,
+        )
+        for file in files
+        if file.kind == "behaviors"
+    ]
     by_name = {name: int(counts[code]) for name, code in sorted(topics.items()) if counts[code]}
     rare = {name: count for name, count in by_name.items() if count < RARE}
     return Plan(sorted(planned, key=lambda file: file.number), list(by_name), rare, known)
@@ -185,19 +206,19 @@ def _read_folder(
         if path is not None:
             source = read_through(path, folder=folder.name)
             size = f"{source.lines:,} lines, {source.bytes / 1e6:,.1f} MB"
-            say(f"{folder.name}/{source.name}: {size}, for {_splits_of(role, sources, kind)}")
+            say(f"{folder.name}/{source.name}: {size}, for {_splits_of(role, sources)}")
             number = 2 * position + (kind == "behaviors")
             yield PlannedFile(number, kind, role, source, np.zeros(0, dtype=np.uint8), {})
 
 
-def _splits_of(role: Fate, sources: int, kind: Kind) -> str:
+def _splits_of(role: Fate, sources: int) -> str:
     if sources == 1:
         return "train, validation and test"
-    return "train and validation" if role is Fate.TRAIN and sources == 2 and kind == "news" else SPLITS[role]
+    return "train and validation" if role is Fate.TRAIN and sources == 2 else SPLITS[role]
 
 
 def _scan(files: Sequence[PlannedFile], scan: ScanAll) -> tuple[dict[int, Lines], dict[str, int]]:
-    """Hash and topic code of every line by the file's number, and the code of each topic."""
+    """Every line by the file's number, and the code of each topic."""
     work: list[Work] = [(file.kind, chunk) for file in files for chunk in file.source.chunks]
     number = {chunk: file.number for file in files for chunk in file.source.chunks}
     lines = {file.number: _no_lines(file) for file in files}
@@ -215,38 +236,57 @@ def _scan(files: Sequence[PlannedFile], scan: ScanAll) -> tuple[dict[int, Lines]
         if found.topics:
             good = codes != NO_CODE
             codes[good] = np.array([topics[name] for name in found.topics], dtype=np.uint16)[codes[good]]
-        hashes, of_file = lines[number[chunk]]
+        of_file = lines[number[chunk]]
         place = slice(chunk.first_line - 1, chunk.first_line - 1 + chunk.lines)
-        hashes[place], of_file[place] = found.hashes, codes
+        of_file.hashes[place], of_file.codes[place] = found.hashes, codes
+        if len(of_file.minutes):
+            of_file.minutes[place] = found.minutes
     return lines, topics
 
 
 def _no_lines(file: PlannedFile) -> Lines:
     lines = file.source.lines
-    return np.zeros(lines, dtype=np.uint64), np.full(lines, NO_CODE, dtype=np.uint16)
+    return Lines(
+        np.zeros(lines, dtype=np.uint64),
+        np.full(lines, NO_CODE, dtype=np.uint16),
+        np.zeros(lines if file.kind == "behaviors" else 0, dtype=np.int32),
+    )
 
 
 def _plan_behaviors(
-    file: PlannedFile,
-    hashes: Hashes,
-    well_formed: npt.NDArray[np.bool_],
-    known: Hashes,
-    settings: PrepareSettings,
-    *,
-    sources: int,
+    file: PlannedFile, lines: Lines, known: KnownNews, *, validation_share: float, test_share: float
 ) -> PlannedFile:
-    duplicates = find_duplicates(hashes, well_formed)
+    """The fate of every line: by time where the file gives away a share, else the file's role.
+
+    A line that is bad for its candidates alone counts in the shares, as nobody has looked at these yet.
+    """
+    well_formed = lines.codes != NO_CODE
+    duplicates = find_duplicates(lines.hashes, well_formed)
     if duplicates:
-        # The first of two lines counts only if it is whole, so now every line is looked at.
-        found = [scan_behaviors(chunk, known) for chunk in file.source.chunks]
-        duplicates = find_duplicates(hashes, np.concatenate([one.codes for one in found]) != NO_CODE)
-    fates = np.full(len(hashes), file.role, dtype=np.uint8)
-    if sources == 1:
-        fates = split_by_hash(
-            hashes,
-            seed=settings.seed,
-            validation_share=settings.validation_share,
-            test_share=settings.test_share,
+        # The first of two lines counts only if it is whole, so of these the candidates are looked at too.
+        repeated = np.unique([*duplicates, *duplicates.values()])
+        whole = well_formed.copy()
+        whole[repeated] = _look_at(file, repeated, known)
+        duplicates = find_duplicates(lines.hashes, whole)
+    fates = np.full(len(well_formed), file.role, dtype=np.uint8)
+    if file.role is Fate.TRAIN:
+        well_formed[list(duplicates)] = False
+        fates = split_by_time(
+            lines.minutes,
+            lines.hashes,
+            well_formed,
+            validation_share=validation_share,
+            test_share=test_share,
         )
     fates[list(duplicates)] = Fate.DUPLICATE
     return replace(file, fates=fates, duplicates=duplicates)
+
+
+def _look_at(file: PlannedFile, positions: npt.NDArray[np.int64], known: KnownNews) -> npt.NDArray[np.bool_]:
+    """Whether the behaviours lines at `positions` (ascending) are whole; reads the chunks that hold them."""
+    found = [np.zeros(0, dtype=np.bool_)]
+    for chunk in file.source.chunks:
+        start, stop = np.searchsorted(positions, [chunk.first_line - 1, chunk.first_line - 1 + chunk.lines])
+        if start < stop:
+            found.append(find_whole(chunk, known)[positions[start:stop] - (chunk.first_line - 1)])
+    return np.concatenate(found)

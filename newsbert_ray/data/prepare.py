@@ -1,8 +1,8 @@
 """MIND's files -> tokenised Parquet shards and their manifest, in constant memory.
 
 `data.plan` decides what becomes of every line; here the chunks are parsed, tokenised and written, as a Ray
-Data pipeline or in this process, and the sums are drawn. All is written beside the output folder and moved
-there at the end.
+Data pipeline or in this process, the table of texts follows from the shards, and the sums are drawn. All is
+written beside the output folder and moved there at the end.
 """
 
 from __future__ import annotations
@@ -18,9 +18,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 
 from newsbert_ray.config import SCRATCH, PrepareSettings
-from newsbert_ray.data.chunk import Job, Kind, Shared, Summary, explain_os_error, run_job, scan_chunk
+from newsbert_ray.data.chunk import (
+    GROUPS,
+    Group,
+    Job,
+    Kind,
+    Shared,
+    Summary,
+    explain_os_error,
+    run_job,
+    scan_chunk,
+)
 from newsbert_ray.data.output import (
     REJECTED,
     find_prepared,
@@ -31,9 +42,10 @@ from newsbert_ray.data.output import (
     row_settings,
 )
 from newsbert_ray.data.plan import Plan, PlannedFile, make_plan, read_sources, require_news
-from newsbert_ray.data.shards import FORMAT, MANIFEST, SPLITS, Manifest, Shard, Source, Split, Tokenizer
+from newsbert_ray.data.shards import FORMAT, MANIFEST, SPLITS, Manifest, Shard, Source, Texts, Tokenizer
 from newsbert_ray.data.sources import PrepareError
 from newsbert_ray.data.split import RARE, Fate, Hashes
+from newsbert_ray.data.texts import TextWriter
 from newsbert_ray.data.tokens import TitleTokenizer, learn_tokenizer, load_tokenizer
 from newsbert_ray.record import write_json
 
@@ -49,13 +61,18 @@ _SHOWN = 5
 class _Sums:
     """What all jobs did, added up; `rejected` and `shown` by the number of the file."""
 
-    shards: dict[Kind, dict[Split, list[Shard]]] = field(
+    shards: dict[Kind, dict[Group, list[Shard]]] = field(
         default_factory=lambda: {"news": {}, "behaviors": {}}
     )
     rejected: dict[int, Counter[str]] = field(default_factory=dict)
     shown: dict[int, list[str]] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
     users: Hashes = field(default_factory=lambda: np.zeros(0, dtype=np.uint64))
+
+    @property
+    def news(self) -> list[Shard]:
+        """All news shards, in the order of the table of texts."""
+        return [shard for group in GROUPS.values() for shard in self.shards["news"].get(group, [])]
 
 
 def prepare(settings: PrepareSettings, *, say: Say = print) -> Manifest:
@@ -100,7 +117,9 @@ def _prepare(settings: PrepareSettings, out: Path, partial: Path, say: Say, star
         _require_few_rejected(file, sums, settings, out, partial)
     join_rejected(plan.files, partial, partial / REJECTED)
     tokenizer.save(partial / "tokenizer")
-    manifest = _describe(settings, plan, sums, tokenizer, mark)
+    texts = _write_texts(partial, sums.news)
+    assert texts.rows == len(plan.known.rows)
+    manifest = _describe(settings, plan, sums, tokenizer, mark, texts)
     write_json(partial / MANIFEST, manifest.model_dump(mode="json"))
     move_into_place(partial, out)
     for line in _closing_lines(manifest, plan, sums, settings, time.perf_counter() - started):
@@ -190,8 +209,8 @@ def _add_up(summaries: Iterable[Summary]) -> _Sums:
     shown: dict[tuple[int, int], list[str]] = {}
     for summary in summaries:
         kind: Kind = "behaviors" if summary.file % 2 else "news"
-        for split, shard in summary.shards:
-            sums.shards[kind].setdefault(split, []).append(shard)
+        for group, shard in summary.shards:
+            sums.shards[kind].setdefault(group, []).append(shard)
         sums.rejected.setdefault(summary.file, Counter()).update(summary.rejected)
         sums.counts.update(summary.counts)
         sums.users = np.union1d(sums.users, summary.users)
@@ -199,16 +218,28 @@ def _add_up(summaries: Iterable[Summary]) -> _Sums:
     # Tasks end in any order; the result has one order only.
     for (file, _), lines in sorted(shown.items()):
         sums.shown.setdefault(file, []).extend(lines)
-    for splits in sums.shards.values():
-        for shards in splits.values():
+    for groups in sums.shards.values():
+        for shards in groups.values():
             shards.sort(key=lambda shard: shard.file)
     return sums
+
+
+def _write_texts(partial: Path, news: Sequence[Shard]) -> Texts:
+    """The table of texts: the tokens of all news shards, one shard in memory at a time."""
+    writer = TextWriter(partial)
+    try:
+        for shard in news:
+            tokens = pq.read_table(partial / shard.file, columns=["tokens"])["tokens"].combine_chunks()
+            writer.add(tokens.values.to_numpy(), np.diff(tokens.offsets.to_numpy()))
+    finally:
+        texts = writer.close()
+    return texts
 
 
 def _require_few_bad_news(plan: Plan, settings: PrepareSettings, out: Path, partial: Path) -> None:
     """Stop before a title is tokenised if a news file is mostly damage."""
     for file in plan.of_kind("news"):
-        bad = int(np.isin(file.fates, (Fate.MALFORMED, Fate.DUPLICATE, Fate.UNSEEN_TOPIC)).sum())
+        bad = int(np.isin(file.fates, (Fate.MALFORMED, Fate.DUPLICATE)).sum())
         if bad > settings.max_rejected_share * file.source.lines:
             shared = Shared(str(partial), None, "", 0, 0, {}, plan.known)
             sums = _add_up(run_job(job, shared) for job in file.jobs())
@@ -233,9 +264,9 @@ def _require_few_rejected(
 
 
 def _describe(
-    settings: PrepareSettings, plan: Plan, sums: _Sums, tokenizer: TitleTokenizer, mark: str
+    settings: PrepareSettings, plan: Plan, sums: _Sums, tokenizer: TitleTokenizer, mark: str, texts: Texts
 ) -> Manifest:
-    news = sum(shard.rows for shards in sums.shards["news"].values() for shard in shards)
+    behaviors = sums.shards["behaviors"]
     total: Counter[str] = sum(sums.rejected.values(), Counter())
     return Manifest(
         format=FORMAT,
@@ -260,17 +291,19 @@ def _describe(
         ),
         labels=plan.labels,
         splits={split: sums.shards["news"][split] for split in SPLITS},
-        behaviors={
-            split: sums.shards["behaviors"][split] for split in SPLITS if split in sums.shards["behaviors"]
-        },
+        others=sums.shards["news"].get("other", []),
+        behaviors={split: behaviors[split] for split in SPLITS if split in behaviors},
+        pairs={},
+        texts=texts,
         statistics={
             "users": len(sums.users),
-            "news": news,
+            "news": texts.rows,
             "news_categories": len(plan.labels),
-            "impressions": sums.counts["impressions"],
-            "clicks": sums.counts["clicks"],
-            "words_per_title": sums.counts["words"] / news,
-            "tokens_per_title": sums.counts["tokens"] / news,
+            "impressions": sum(shard.rows for shards in behaviors.values() for shard in shards),
+            "clicks": sum(sums.counts[f"{split} clicks"] for split in SPLITS),
+            "words_per_title": sums.counts["words"] / texts.rows,
+            "tokens_per_title": sums.counts["tokens"] / texts.rows,
+            "unknown_clicks": sums.counts["read"] - sums.counts["read and known"],
         },
         rejected=dict(sorted(total.items())),
     )
@@ -286,21 +319,40 @@ def _closing_lines(
     if plan.rare:
         named = ", ".join(f"{name} ({count})" for name, count in plan.rare.items())
         yield f"topics with fewer than {RARE} news, kept whole in train: {named}"
-    if manifest.behaviors:
-        rows = {split: sum(shard.rows for shard in shards) for split, shards in manifest.behaviors.items()}
-        yield "impressions: " + ", ".join(f"{count:,} {split}" for split, count in rows.items())
+    if manifest.others:
+        count = sum(shard.rows for shard in manifest.others)
+        yield f"no topic of the training news: {count:,} news, for recommendation only"
+    yield from _behaviors_lines(manifest, sums)
     for kind, count in manifest.rejected.items():
         yield f"rejected, {kind}: {count:,}"
     shown = [line for number in sorted(sums.shown) for line in sums.shown[number]]
     yield from (f"  {line}" for line in shown[:_SHOWN])
     table = {name.replace("_", " "): value for name, value in manifest.statistics.items()}
+    del table["unknown clicks"]
     yield "Table 1: " + ", ".join(
         f"{value:,.2f}".removesuffix(".00") + f" {name}" for name, value in table.items()
     )
     rows_read = sum(source.rows for source in manifest.sources)
     yield f"{rows_read:,} rows in {seconds:.1f} s ({rows_read / seconds:,.0f} rows/s)"
     yield f"{settings.out} holds the shards, {MANIFEST}, {REJECTED} and tokenizer/"
-    yield f"next: newsbert-ray train --data {settings.out} --teacher {settings.teacher} --out RUN"
+    given = f"--data {settings.out} --teacher {settings.teacher} --out RUN"
+    yield f"next: newsbert-ray train {given}"
+    if manifest.examples("train", "recommendation"):
+        yield f"or:   newsbert-ray train --task recommendation {given}"
+
+
+def _behaviors_lines(manifest: Manifest, sums: _Sums) -> Iterator[str]:
+    if not manifest.behaviors:
+        return
+    yield "impressions: " + ", ".join(
+        f"{manifest.rows(split, 'recommendation'):,} {split} ({sums.counts[f'{split} clicks']:,} clicks)"
+        for split in manifest.behaviors
+    )
+    for split in manifest.behaviors:
+        if count := sums.counts[f"{split} unlabelled"]:
+            yield f"{split}: {count:,} impressions without labels"
+    if count := int(manifest.statistics["unknown_clicks"]):
+        yield f"clicks of histories on no news of the sources, left out: {count:,}"
 
 
 def _count_splits(manifest: Manifest) -> str:

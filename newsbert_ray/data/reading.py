@@ -3,30 +3,41 @@ Ray."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 
-from newsbert_ray.data.batches import (
-    Batch,
+from newsbert_ray.config import TrainSettings
+from newsbert_ray.data import clicks, pairs, titles
+from newsbert_ray.data.batches import Batch, Examples, Part, collate
+from newsbert_ray.data.clicks import Clicks, Impressions
+from newsbert_ray.data.order import (
+    Ints,
     Order,
-    Part,
-    Titles,
     Window,
-    collate,
-    draw_rows,
+    cut_updates,
     epoch_windows,
-    join_titles,
-    titles_of,
-    window_batches,
-    worker_parts,
+    generator_of,
+    share_examples,
+    shuffle_alike,
+    shuffle_groups,
+    window_generator,
+    worker_rows,
 )
-from newsbert_ray.data.shards import Manifest, Shard, Split, read_shard
+from newsbert_ray.data.pairs import Pairs
+from newsbert_ray.data.shards import Manifest, Shard, ShardError, Split, read_shard
+from newsbert_ray.data.texts import TextTable, read_texts
+from newsbert_ray.data.titles import Titles
+from newsbert_ray.tasks import TASKS, TaskName
 
 _CACHED_WINDOWS = 4
+EVALUATION_TOKENS = 8192
+"""Most tokens, padding included, that an encoder reads at once in evaluation."""
 
 
 @dataclass(frozen=True)
@@ -41,21 +52,32 @@ class Update:
 
 @dataclass(frozen=True)
 class Course:
-    """The course of a run: its training order over prepared shards."""
+    """The course of a run: its task's examples in their training order, over prepared shards."""
 
     folder: str
     manifest: Manifest
     order: Order
     epochs: int
     train_rows: int | None
+    task: TaskName = "topics"
+    npratio: int = 4
+    history: int = 50
+    budget: int = 8192
 
     def windows(self, epoch: int) -> list[Window]:
         """The windows of `epoch` (from 0), in order."""
-        return epoch_windows(self.manifest, self.order, epoch=epoch, train_rows=self.train_rows)
+        shards = self.manifest.shards("train", self.task)
+        quotas = share_examples(shards, self.train_rows)
+        return epoch_windows(shards, quotas, seed=self.order.seed, epoch=epoch)
 
     def steps(self, epoch: int) -> int:
         """Updates of `epoch`."""
         return sum(window.batches(self.order.batch_size) for window in self.windows(epoch))
+
+    @property
+    def examples(self) -> int:
+        """Examples of an epoch."""
+        return self.train_rows or self.manifest.examples("train", self.task)
 
     @property
     def total_steps(self) -> int:
@@ -73,42 +95,127 @@ class Course:
                 first = after
 
 
-def read_updates(plan: Course, *, done: int = 0) -> Iterator[Update]:
+def course_of(settings: TrainSettings, manifest: Manifest, *, rank: int = 0, world_size: int = 1) -> Course:
+    """The course that a run's settings ask for.
+
+    Raises:
+        ShardError: the shards hold nothing to train the task on.
+        SettingsError: more training examples asked than there are.
+    """
+    manifest.require("train", settings.task, folder=settings.data)
+    if manifest.examples("train", settings.task) == 0:
+        raise ShardError(
+            f"{settings.data}: its train split has no {TASKS[settings.task].examples} to learn from "
+            "(impressions without labels, or without a click beside a candidate that was not clicked); "
+            "prepare labelled behaviours for train"
+        )
+    manifest.require("validation", settings.task, folder=settings.data)
+    order = Order(settings.seed, settings.batch_size, rank, world_size, settings.optimizer.accumulate)
+    course = Course(
+        settings.data,
+        manifest,
+        order,
+        settings.epochs,
+        settings.train_rows,
+        task=settings.task,
+        npratio=settings.recommendation.npratio,
+        history=settings.recommendation.history,
+        budget=settings.token_budget,
+    )
+    share_examples(manifest.shards("train", settings.task), settings.train_rows)
+    return course
+
+
+def read_updates(course: Course, *, done: int = 0) -> Iterator[Update]:
     """All updates after `done` steps, read in this process."""
-    for window, first, skip in plan.windows_from(done):
-        for step, parts in parts_of(
-            window_titles(plan.folder, window), plan.order, window, first=first, skip=skip
-        ):
-            yield collate_update(parts, plan, step=step, epoch=window.epoch)
+    for window, first, skip in course.windows_from(done):
+        for step, parts in window_parts(course, window, first=first, skip=skip):
+            yield collate_update(parts, course, step=step, epoch=window.epoch)
 
 
-def parts_of(
-    titles: Titles, order: Order, window: Window, *, first: int, skip: int
+def window_parts(
+    course: Course, window: Window, *, first: int, skip: int
 ) -> Iterator[tuple[int, list[Part]]]:
-    """(step, this worker's parts) of a window's updates from its titles, leaving out the first `skip`."""
-    for index, rows in enumerate(window_batches(titles, window, order)):
+    """(step, this worker's parts) of a window's updates, leaving out the first `skip`."""
+    examples = window_examples(course, window)
+    generator = window_generator(course.order, window)
+    arranged = _arrange(examples, course.order, generator)
+    for index, rows in enumerate(cut_updates(arranged, course.order, generator)):
         if index >= skip:
-            yield first + index, worker_parts(titles, rows, order)
+            yield first + index, worker_parts(examples, rows, course.order)
 
 
-def collate_update(parts: list[Part], plan: Course, *, step: int, epoch: int) -> Update:
+def worker_parts(examples: Examples, rows: Ints, order: Order) -> list[Part]:
+    """This worker's part of the update over `rows`, in the pieces to accumulate; at least one."""
+    texts, tokens = examples.take(rows).count()
+    pieces = [piece for piece in worker_rows(rows, order, together=examples.together) if len(piece)]
+    weight = 1.0 if pieces else 0.0
+    return [Part(examples.take(piece), len(rows), texts, tokens, weight) for piece in pieces or [rows[:1]]]
+
+
+def collate_update(parts: Sequence[Part], course: Course, *, step: int, epoch: int) -> Update:
     """An update's parts as batches."""
-    pad_id = plan.manifest.tokenizer.pad_id
-    return Update(step, epoch, tuple(collate(part, pad_id=pad_id) for part in parts))
+    pad_id = course.manifest.tokenizer.pad_id
+    return Update(step, epoch, tuple(collate(part, pad_id=pad_id, budget=course.budget) for part in parts))
 
 
-def window_titles(folder: str, window: Window) -> Titles:
-    """The titles of a window's shards, in shard order; kept for a process's next run over the same shards."""
-    return _window_titles(folder, window.shards, window.quotas)
+def window_examples(course: Course, window: Window) -> Examples:
+    """The examples of a window's shards, in shard order, with the negatives of its epoch; what was read is
+    kept for a process's next run over the same shards."""
+    if course.task == "topics":
+        return _window_titles(course.folder, window.shards, window.quotas)
+    table = read_texts(course.folder, course.manifest)
+    if course.task == "retrieval":
+        return _window_pairs(course.folder, table, window.shards, window.quotas)
+    impressions, chosen = _window_impressions(course.folder, window.shards, window.quotas, course.history)
+    drawing = generator_of(course.order.seed, window.epoch, window.number + 1, 1)
+    return clicks.draw_clicks(impressions, table, npratio=course.npratio, generator=drawing, chosen=chosen)
+
+
+def restore_examples(course: Course, arrays: Sequence[npt.NDArray[np.integer]]) -> Examples:
+    """Examples whose `arrays` travelled here from another process."""
+    if course.task == "topics":
+        return titles.restore_titles(arrays)
+    table = read_texts(course.folder, course.manifest)
+    return (clicks.restore_clicks if course.task == "recommendation" else pairs.restore_pairs)(arrays, table)
+
+
+def _arrange(examples: Examples, order: Order, generator: np.random.Generator) -> Ints:
+    if isinstance(examples, Clicks):
+        return shuffle_groups(examples.groups, generator)
+    assert isinstance(examples, Titles | Pairs)
+    return shuffle_alike(examples.lengths, order, generator)
 
 
 @lru_cache(maxsize=_CACHED_WINDOWS)
 def _window_titles(folder: str, shards: tuple[Shard, ...], quotas: tuple[int, ...]) -> Titles:
-    return join_titles([_drawn(folder, shard, quota) for shard, quota in zip(shards, quotas, strict=True)])
+    found = []
+    for shard, quota in zip(shards, quotas, strict=True):
+        found.append(titles.titles_of(read_shard(folder, shard, titles.COLUMNS), quota=quota))
+    return titles.join_titles(found)
 
 
-def _drawn(folder: str, shard: Shard, quota: int) -> Titles:
-    return titles_of(draw_rows(read_shard(folder, shard, ["news_id", "label", "tokens"]), quota))
+def _window_pairs(folder: str, table: TextTable, shards: tuple[Shard, ...], quotas: tuple[int, ...]) -> Pairs:
+    found = []
+    for shard, quota in zip(shards, quotas, strict=True):
+        found.append(pairs.pairs_of(read_shard(folder, shard, pairs.COLUMNS), table, quota=quota))
+    return pairs.join_pairs(found, table)
+
+
+@lru_cache(maxsize=_CACHED_WINDOWS)
+def _window_impressions(
+    folder: str, shards: tuple[Shard, ...], quotas: tuple[int, ...], history: int
+) -> tuple[Impressions, Ints | None]:
+    """A window's impressions, and which of their clicks are drawn (None: all)."""
+    found, chosen, before = [], [], 0
+    for shard, quota in zip(shards, quotas, strict=True):
+        table = read_shard(folder, shard, clicks.COLUMNS)
+        impressions = clicks.impressions_of(table, history=history)
+        found.append(impressions)
+        chosen.append(before + clicks.choose_clicks(table, impressions, quota))
+        before += shard.examples
+    whole = sum(quotas) == before
+    return clicks.join_impressions(found), None if whole else np.concatenate(chosen)
 
 
 def evaluation_batches(
@@ -124,15 +231,40 @@ def evaluation_batches(
     more."""
     number = 0
     for shard in manifest.splits[split]:
-        titles = _shard_titles(str(folder), shard)
-        rows = np.argsort(titles.lengths, kind="stable")
+        found = _shard_titles(str(folder), shard)
+        rows = np.argsort(found.lengths, kind="stable")
         for start in range(0, len(rows), batch_size):
             if number % world_size == rank:
-                part = titles.take(rows[start : start + batch_size])
-                yield collate(Part(part, len(part), len(part.tokens)), pad_id=manifest.tokenizer.pad_id)
+                part = found.take(rows[start : start + batch_size])
+                counted = Part(part, len(part), *part.count())
+                yield collate(counted, pad_id=manifest.tokenizer.pad_id, budget=EVALUATION_TOKENS)
             number += 1
+
+
+def read_impressions(
+    folder: str | Path, manifest: Manifest, split: Split, *, history: int
+) -> Iterator[tuple[pa.Table, Impressions]]:
+    """Each behaviours shard of a split, in the order of the file: its whole table, and the impressions in it.
+
+    Raises:
+        ShardError: no behaviours in this split.
+    """
+    for shard in manifest.require(split, "recommendation", folder=folder):
+        table = read_shard(folder, shard)
+        yield table, clicks.impressions_of(table, history=history)
+
+
+def read_pairs(folder: str | Path, manifest: Manifest, split: Split) -> Iterator[Pairs]:
+    """Each pairs shard of a split, in order.
+
+    Raises:
+        ShardError: no pairs in this split.
+    """
+    table = read_texts(folder, manifest)
+    for shard in manifest.require(split, "retrieval", folder=folder):
+        yield pairs.pairs_of(read_shard(folder, shard, pairs.COLUMNS), table)
 
 
 @lru_cache(maxsize=_CACHED_WINDOWS)
 def _shard_titles(folder: str, shard: Shard) -> Titles:
-    return titles_of(read_shard(folder, shard, ["label", "tokens"]))
+    return titles.titles_of(read_shard(folder, shard, ["label", "tokens"]))

@@ -12,10 +12,17 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from newsbert_ray.record import first_fault
+from newsbert_ray.tasks import TASKS, TaskName
 
 MANIFEST = "manifest.json"
-FORMAT = 1
+FORMAT = 2
 """Version of the layout; a reader refuses another."""
+
+_NEEDS = {
+    "topics": "give sources with a news.tsv",
+    "recommendation": "give sources with a behaviors.tsv",
+    "retrieval": "give tables of query, text and clicked as sources",
+}
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -38,12 +45,16 @@ BEHAVIORS_SCHEMA = pa.schema(
         ("impression_id", pa.string()),
         ("user_id", pa.string()),
         ("time", pa.timestamp("ms")),
-        ("history", pa.list_(pa.string())),
-        ("candidates", pa.list_(pa.string())),
+        ("history", pa.list_(pa.int32())),
+        ("candidates", pa.list_(pa.int32())),
         ("clicked", pa.list_(pa.int8())),
     ]
 )
-"""A row of a behaviours shard; `clicked` is null where the impression carries no labels."""
+"""A row of a behaviours shard: news are rows of the table of texts, in the order of the file; `clicked` is
+null where the impression carries no labels."""
+
+PAIRS_SCHEMA = pa.schema([("query", pa.int32()), ("text", pa.int32()), ("clicked", pa.int8())])
+"""A row of a retrieval shard: query and news text are rows of the table of texts, `clicked` is 0 or 1."""
 
 
 class ShardError(ValueError):
@@ -55,12 +66,31 @@ class _Part(BaseModel):
 
 
 class Shard(_Part):
-    """One Parquet file."""
+    """One Parquet file. `examples` counts what training finds in it: its titles, its clicks that have a
+    non-clicked candidate beside them, or its pairs."""
 
     file: str
     rows: int
     bytes: int
     sha256: str
+    examples: int
+
+
+class Part(_Part):
+    """One file of the table of texts."""
+
+    file: str
+    bytes: int
+    sha256: str
+
+
+class Texts(_Part):
+    """The table of texts: `tokens` holds all ids one after another (little-endian int32, .npy), `offsets`
+    where each text begins, and the end (rows + 1 int64, .npy)."""
+
+    rows: int
+    tokens: Part
+    offsets: Part
 
 
 class Source(_Part):
@@ -86,9 +116,11 @@ class Tokenizer(_Part):
 class Manifest(_Part):
     """What a folder of shards is and what it was made from.
 
-    `splits` maps train, validation and test to their news shards, in order; `behaviors` likewise (splits
-    without behaviours are absent). `fingerprint` is a SHA-256 over sources, tokeniser and the settings that
-    alter a row.
+    `splits` maps train, validation and test to their news shards, in order; `behaviors` and `pairs`
+    likewise (splits without are absent). `others` are news of no split (label -1), which behaviours may
+    name. `texts` is the table of texts: the rows of the news shards of train, validation, test and of
+    `others`, in that order; or the queries and texts of the pairs. `fingerprint` is a SHA-256 over sources,
+    tokeniser and the settings that alter a row.
     """
 
     format: int
@@ -98,13 +130,44 @@ class Manifest(_Part):
     tokenizer: Tokenizer
     labels: list[str]
     splits: dict[Split, list[Shard]]
+    others: list[Shard]
     behaviors: dict[Split, list[Shard]]
+    pairs: dict[Split, list[Shard]]
+    texts: Texts
     statistics: dict[str, float]
     rejected: dict[str, int]
 
-    def rows(self, split: Split) -> int:
-        """News in `split`."""
-        return sum(shard.rows for shard in self.splits[split])
+    def rows(self, split: Split, task: TaskName = "topics") -> int:
+        """News, impressions or pairs in `split`."""
+        return sum(shard.rows for shard in self.shards(split, task))
+
+    def examples(self, split: Split, task: TaskName = "topics") -> int:
+        """What training finds in `split`: titles, clicks or pairs."""
+        return sum(shard.examples for shard in self.shards(split, task))
+
+    def shards(self, split: Split, task: TaskName) -> list[Shard]:
+        """The shards of a task's split, none where it has none."""
+        kinds = {"topics": self.splits, "recommendation": self.behaviors, "retrieval": self.pairs}
+        return kinds[task].get(split, [])
+
+    def require(self, split: Split, task: TaskName, *, folder: str | Path) -> list[Shard]:
+        """The shards of a task's split.
+
+        Raises:
+            ShardError: the folder holds nothing of the task, or nothing in that split.
+        """
+        found = self.shards(split, task)
+        if sum(shard.rows for shard in found):
+            return found
+        have = [name for name in TASKS if any(self.rows(one, name) for one in SPLITS)]
+        if task not in have:
+            raise ShardError(
+                f"{folder}: prepared for {' and '.join(have)}, not for {task}; {_NEEDS[task]}, then prepare "
+                "with another --out"
+            )
+        raise ShardError(
+            f"{folder}: no {TASKS[task].rows} in its {split} split; prepare sources that have some"
+        )
 
 
 def read_manifest(folder: str | Path) -> Manifest:

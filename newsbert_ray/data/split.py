@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from enum import IntEnum
 from hashlib import blake2b
 
@@ -15,12 +17,15 @@ import numpy.typing as npt
 Hashes = npt.NDArray[np.uint64]
 Codes = npt.NDArray[np.uint16]
 Fates = npt.NDArray[np.uint8]
+Minutes = npt.NDArray[np.int32]
+Rows = npt.NDArray[np.int32]
 
 RARE = 20
 """A topic with fewer news than this in the training source, or none left to train, is not split."""
 _BLOCK = 1 << 16
 NO_CODE = np.uint16(0xFFFF)
 """Topic code of a line that is no row."""
+_MINUTES_1970 = datetime(1970, 1, 1).toordinal() * 1440
 
 
 class Fate(IntEnum):
@@ -34,6 +39,10 @@ class Fate(IntEnum):
     EARLIER = 5
     UNSEEN_TOPIC = 6
 
+
+KEPT = (Fate.TRAIN, Fate.VALIDATION, Fate.TEST, Fate.UNSEEN_TOPIC)
+"""Fates of the news that are kept, in the order of the table of texts: what no topic can be tested on is
+still read and offered."""
 
 _HINTS = {"train": 0, "dev": 1, "valid": 1, "test": 2}
 
@@ -83,6 +92,54 @@ def split_by_hash(hashes: Hashes, *, seed: int, validation_share: float, test_sh
     return fates
 
 
+def split_by_time(
+    minutes: Minutes,
+    hashes: Hashes,
+    counted: npt.NDArray[np.bool_],
+    *,
+    validation_share: float,
+    test_share: float,
+) -> Fates:
+    """TRAIN, VALIDATION or TEST for each impression: the last by time are test, those before validation.
+
+    The shares hold to the nearest whole number; at the minute of a cut the greater hashes come later.
+
+    Args:
+        minutes: shape (lines,); as `minutes_of`.
+        hashes: shape (lines,); hash of the impression id.
+        counted: shape (lines,); the lines that the shares are of. Others are TRAIN.
+    Returns:
+        Shape (lines,).
+    """
+    fates = np.full(len(minutes), Fate.TRAIN, dtype=np.uint8)
+    total = int(np.count_nonzero(counted))
+    test = round(total * test_share)
+    for fate, last in ((Fate.VALIDATION, test + round(total * validation_share)), (Fate.TEST, test)):
+        fates[_find_last(minutes, hashes, counted, min(last, total))] = fate
+    return fates
+
+
+def _find_last(
+    minutes: Minutes, hashes: Hashes, counted: npt.NDArray[np.bool_], last: int
+) -> npt.NDArray[np.bool_]:
+    """Whether a line is among the `last` latest of those counted."""
+    if not last:
+        return np.zeros(len(minutes), dtype=np.bool_)
+    times = minutes[counted]
+    cut = np.partition(times, len(times) - last)[len(times) - last]
+    found: npt.NDArray[np.bool_] = counted & (minutes > cut)
+    tied = np.flatnonzero(counted & (minutes == cut))
+    wanted = last - int(np.count_nonzero(found))
+    found[tied[np.argsort(hashes[tied], kind="stable")[len(tied) - wanted :]]] = True
+    return found
+
+
+def minutes_of(times: Sequence[datetime]) -> Minutes:
+    """Minutes since 1970, shape (len(times),); years after 6052 count as its end."""
+    found = np.array([time.toordinal() * 1440 + time.hour * 60 + time.minute for time in times], np.int64)
+    return np.minimum(found - _MINUTES_1970, np.iinfo(np.int32).max).astype(np.int32)
+
+
 def find_duplicates(hashes: Hashes, well_formed: npt.NDArray[np.bool_]) -> dict[int, int]:
     """Position of every repeated well-formed line -> position of the first with the same id."""
     good = hashes[well_formed]
@@ -107,6 +164,28 @@ def is_known(hashes: Hashes, known: Hashes) -> npt.NDArray[np.bool_]:
         return np.zeros(len(hashes), dtype=np.bool_)
     places = np.minimum(np.searchsorted(known, hashes), len(known) - 1)
     return np.equal(known[places], hashes)
+
+
+@dataclass(frozen=True)
+class KnownNews:
+    """The news kept: sorted hashes of their ids, and the row of each in the table of texts; 12 bytes a
+    news."""
+
+    hashes: Hashes
+    rows: Rows
+
+    def find(self, hashes: Hashes) -> Rows:
+        """The row of each of `hashes`, -1 where it is no news kept; shape as `hashes`."""
+        found = np.full(len(hashes), -1, dtype=np.int32)
+        known = is_known(hashes, self.hashes)
+        found[known] = self.rows[np.searchsorted(self.hashes, hashes[known])]
+        return found
+
+
+def number_news(hashes: Hashes) -> KnownNews:
+    """The news whose `hashes` stand in the order of the table of texts."""
+    order = np.argsort(hashes)
+    return KnownNews(hashes[order], order.astype(np.int32))
 
 
 def split_news(

@@ -10,16 +10,14 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import pyarrow as pa
 
-from newsbert_ray.data.batches import Order, Part, Titles, Window
-from newsbert_ray.data.reading import Course, Update, collate_update, parts_of, window_titles
-
-if TYPE_CHECKING:
-    import numpy.typing as npt
+from newsbert_ray.data.batches import Part
+from newsbert_ray.data.order import Window
+from newsbert_ray.data.reading import Course, Update, collate_update, restore_examples, window_parts
 
 Chunk = TypeVar("Chunk")
 Shared = TypeVar("Shared")
@@ -88,7 +86,8 @@ def stream_updates(plan: Course, *, done: int = 0) -> Iterator[Update]:
     tasks.
 
     One pipeline over all windows of all epochs left, so that it starts once; a task reads a window, orders
-    it and sends this worker's titles alone. Tasks count no CPU: workers may hold all there are.
+    it and sends this worker's examples alone (of behaviours row numbers, no texts: the table of texts is
+    mapped by each worker). Tasks count no CPU: workers may hold all there are.
     """
     import ray
     from ray.data import DataContext
@@ -97,8 +96,7 @@ def stream_updates(plan: Course, *, done: int = 0) -> Iterator[Update]:
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True
     rows = [
-        {"work": pickle.dumps((plan.folder, plan.order, window, first, skip))}
-        for window, first, skip in plan.windows_from(done)
+        {"work": pickle.dumps((plan, window, first, skip))} for window, first, skip in plan.windows_from(done)
     ]
     pipeline = ray.data.from_items(rows, override_num_blocks=max(1, len(rows))).map_batches(
         _window_parts, batch_size=1, num_cpus=0
@@ -108,27 +106,18 @@ def stream_updates(plan: Course, *, done: int = 0) -> Iterator[Update]:
         for step, group in groupby(range(table.num_rows), key=table.column("step").to_pylist().__getitem__):
             indices = list(group)
             epoch = table.column("epoch")[indices[0]].as_py()
-            yield collate_update([_part(table, i) for i in indices], plan, step=step, epoch=epoch)
+            yield collate_update([_part(table, i, plan) for i in indices], plan, step=step, epoch=epoch)
 
 
 def _window_parts(batch: dict[str, Any]) -> pa.Table:
     """A window's parts for one worker, a row a part."""
-    work: tuple[str, Order, Window, int, int] = pickle.loads(batch["work"][0])
-    folder, order, window, first, skip = work
-    titles = window_titles(folder, window)
+    work: tuple[Course, Window, int, int] = pickle.loads(batch["work"][0])
+    plan, window, first, skip = work
     columns: dict[str, list[Any]] = {name: [] for name in _PART_SCHEMA.names}
-    for step, parts in parts_of(titles, order, window, first=first, skip=skip):
+    for step, parts in window_parts(plan, window, first=first, skip=skip):
         for part in parts:
-            row = (
-                step,
-                window.epoch,
-                part.rows,
-                part.tokens,
-                part.weight,
-                part.titles.tokens,
-                part.titles.lengths,
-                part.titles.labels,
-            )
+            arrays = [array.astype(np.int32) for array in part.examples.arrays()]
+            row = (step, window.epoch, part.rows, part.texts, part.tokens, part.weight, arrays)
             for name, value in zip(columns, row, strict=True):
                 columns[name].append(value)
     return pa.table(columns, schema=_PART_SCHEMA)
@@ -139,19 +128,16 @@ _PART_SCHEMA = pa.schema(
         ("step", pa.int64()),
         ("epoch", pa.int64()),
         ("rows", pa.int64()),
+        ("texts", pa.int64()),
         ("tokens", pa.int64()),
         ("weight", pa.float64()),
-        ("ids", pa.list_(pa.int32())),
-        ("lengths", pa.list_(pa.int64())),
-        ("labels", pa.list_(pa.int64())),
+        ("arrays", pa.list_(pa.list_(pa.int32()))),
     ]
 )
+"""`arrays` are those of the examples: ids, row numbers, lengths and labels all fit 32 bits."""
 
 
-def _part(table: pa.Table, index: int) -> Part:
-    def numbers(name: str) -> npt.NDArray[Any]:
-        return np.array(table.column(name)[index].values.to_numpy())
-
-    titles = Titles(numbers("ids"), np.concatenate(([0], np.cumsum(numbers("lengths")))), numbers("labels"))
-    rows, tokens, weight = (table.column(name)[index].as_py() for name in ("rows", "tokens", "weight"))
-    return Part(titles, rows, tokens, weight)
+def _part(table: pa.Table, index: int, plan: Course) -> Part:
+    arrays = [np.array(one.values.to_numpy()) for one in table.column("arrays")[index]]
+    counts = (table.column(name)[index].as_py() for name in ("rows", "texts", "tokens", "weight"))
+    return Part(restore_examples(plan, arrays), *counts)

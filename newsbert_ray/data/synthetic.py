@@ -9,16 +9,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 Integers = npt.NDArray[np.int64]
+Bytes = npt.NDArray[np.uint8]
 
 _BLOCK = 10_000
 _OWN, _SHARED, _PAIR = 30, 240, 8
 _LONGEST, _SHORTEST = 12, 6
-_HISTORY, _CANDIDATES = 10, 6
+_MINUTES = 6 * 24 * 60
+_REDRAWS = 8
 _CONSONANTS, _VOWELS = "bdfgklmnprstvz", "aeiou"
 
 
@@ -31,8 +34,14 @@ def synthesize(
     topics: int = 8,
     seed: int = 0,
     folders: Sequence[str] = ("train", "dev"),
+    history: int = 10,
+    candidates: int = 6,
+    unlabelled: Sequence[str] = (),
+    popularity: float = 0.0,
 ) -> list[Path]:
-    """Write `out`/synthetic_<folder>, news.tsv and behaviors.tsv, for each of `folders`, in constant memory.
+    """Write `out`/synthetic_<folder>, news.tsv and behaviors.tsv, for each of `folders`.
+
+    Memory is constant, but for some 40 bytes a news and 16 a user.
 
     The first folder has `news` news; each later one a quarter as many that are new, and an eighth that the
     folder before it has too, as MIND's have. The same arguments give the same bytes.
@@ -45,12 +54,29 @@ def synthesize(
         topics: categories, 2 to 40.
         seed: of all that is drawn.
         folders: names, in the order of time.
+        history: longest history of an impression; it has 0 to this many news, evenly.
+        candidates: news offered in each impression.
+        unlabelled: those of the folders whose behaviours do not tell clicks, like MIND's test file.
+        popularity: exponent of Zipf's law by which news are offered, and read among those of a topic; 0
+            offers and reads them evenly. Above 0 no news is offered twice in an impression.
     Returns:
         The folders written.
     Raises:
         ValueError: an argument out of its range.
     """
-    _require_sensible(news=news, users=users, impressions_per_user=impressions_per_user, topics=topics)
+    _require_sensible(
+        news=news,
+        users=users,
+        impressions_per_user=impressions_per_user,
+        topics=topics,
+        history=history,
+        candidates=candidates,
+        popularity=popularity,
+    )
+    if unknown := [name for name in unlabelled if name not in folders]:
+        raise ValueError(
+            f"synthetic corpus: unlabelled {', '.join(unknown)}, some of {', '.join(folders)} expected"
+        )
     words = _Words(topics, seed)
     written: list[Path] = []
     start, stop = 0, news
@@ -59,9 +85,21 @@ def synthesize(
         folder.mkdir(parents=True, exist_ok=True)
         _write_news(folder / "news.tsv", start, stop, words, seed)
         each = impressions_per_user if position == 0 else max(1, impressions_per_user // 4)
+        stream = seed + 7919 * position
+        reading = _Reading(
+            start,
+            stop,
+            users=users,
+            topics=topics,
+            history=history,
+            candidates=candidates,
+            popularity=popularity,
+            seed=seed,
+            stream=stream,
+        )
         when = datetime(2019, 11, 9) + timedelta(days=6 * position)
         _write_behaviors(
-            folder / "behaviors.tsv", start, stop, users, each, topics, seed + 7919 * position, when, seed
+            folder / "behaviors.tsv", reading, users * each, when, labelled=name not in unlabelled
         )
         written.append(folder)
         start, stop = stop - news // 8, stop + news // 4
@@ -148,68 +186,165 @@ def _write_news(path: Path, start: int, stop: int, words: _Words, seed: int) -> 
             )
 
 
-def _write_behaviors(
-    path: Path,
-    start: int,
-    stop: int,
-    users: int,
-    each: int,
-    topics: int,
-    stream: int,
-    when: datetime,
-    seed: int,
-) -> None:
-    topic = _topics_of(start, stop, topics, seed)
-    by_topic = np.argsort(topic, kind="stable")
-    counts = np.bincount(topic, minlength=topics)
-    starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
-    interests = np.random.default_rng([seed, 4]).integers(0, topics, (users, 2))
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        for block, first in enumerate(range(0, users * each, _BLOCK)):
-            generator = np.random.default_rng([seed, 5, stream, block])
-            size = min(_BLOCK, users * each - first)
-            user = (first + np.arange(size)) % users
-            wanted = interests[user[:, None], generator.integers(0, 2, (size, _HISTORY))]
-            read = by_topic[
-                starts[wanted] + generator.integers(0, 2**40, wanted.shape) % np.maximum(counts[wanted], 1)
-            ]
-            offered = generator.integers(0, len(topic), (size, _CANDIDATES))
-            liked = (topic[offered][:, :, None] == interests[user][:, None, :]).any(axis=2)
-            score = liked * 1.5 + generator.random(offered.shape)
-            clicked = (score >= score.max(axis=1, keepdims=True)) | (
-                liked & (generator.random(offered.shape) < 0.3)
-            )
-            length = generator.integers(0, _HISTORY + 1, size)
-            minutes = generator.integers(0, 6 * 24 * 60, size)
-            file.writelines(
-                _impression(
-                    first + i + 1,
-                    int(user[i]) + 1,
-                    when + timedelta(minutes=int(minutes[i])),
-                    (read[i, : length[i]] + start + 1).tolist(),
-                    (offered[i] + start + 1).tolist(),
-                    clicked[i].tolist(),
-                )
-                for i in range(size)
-            )
+class _Impressions(NamedTuple):
+    """A block of impressions: user (S,), history (S, T) of which `length` (S,) count, offered and clicked
+    (S, C), minute (S,). News by their number less that of the folder's first."""
+
+    user: Integers
+    history: Integers
+    length: Integers
+    offered: Integers
+    clicked: npt.NDArray[np.bool_]
+    minute: Integers
 
 
-def _impression(
-    number: int, user: int, time: datetime, history: list[int], candidates: list[int], clicked: list[bool]
-) -> str:
-    read = " ".join(f"N{news}" for news in history)
-    offered = " ".join(f"N{news}-{int(click)}" for news, click in zip(candidates, clicked, strict=True))
-    clock = f"{time.hour % 12 or 12}:{time:%M:%S} {'PM' if time.hour >= 12 else 'AM'}"
-    return f"{number}\tU{user}\t{time.month}/{time.day}/{time.year} {clock}\t{read}\t{offered}\n"
+class _Reading:
+    """Who reads what in one folder, whose news are those from `start` to `stop`."""
+
+    def __init__(
+        self,
+        start: int,
+        stop: int,
+        *,
+        users: int,
+        topics: int,
+        history: int,
+        candidates: int,
+        popularity: float,
+        seed: int,
+        stream: int,
+    ) -> None:
+        self.start, self.stop = start, stop
+        self._history, self._candidates, self._popularity = history, candidates, popularity
+        self._seed, self._stream = seed, stream
+        self._topic = _topics_of(start, stop, topics, seed)
+        # News from the most popular on: of all, and of each topic.
+        self._order = np.arange(stop - start)
+        if popularity:
+            self._order = np.random.default_rng([seed, 6, stream]).permutation(stop - start)
+        self._by_topic = self._order[np.argsort(self._topic[self._order], kind="stable")]
+        self._counts = np.bincount(self._topic, minlength=topics)
+        self._starts = np.concatenate([[0], np.cumsum(self._counts)[:-1]])
+        self._interests = np.random.default_rng([seed, 4]).integers(0, topics, (users, 2))
+
+    def draw(self, block: int, first: int, size: int) -> _Impressions:
+        """The impressions from `first` on, as many as `size`; a function of `block` alone."""
+        generator = np.random.default_rng([self._seed, 5, self._stream, block])
+        user = (first + np.arange(size)) % len(self._interests)
+        wanted = self._interests[user[:, None], generator.integers(0, 2, (size, self._history))]
+        history = self._read(generator, wanted)
+        offered = self._offer(generator, size)
+        liked = (self._topic[offered][:, :, None] == self._interests[user][:, None, :]).any(axis=2)
+        score = liked * 1.5 + generator.random(offered.shape)
+        clicked = (score >= score.max(axis=1, keepdims=True)) | (
+            liked & (generator.random(offered.shape) < 0.3)
+        )
+        length = generator.integers(0, self._history + 1, size)
+        return _Impressions(user, history, length, offered, clicked, generator.integers(0, _MINUTES, size))
+
+    def _read(self, generator: np.random.Generator, wanted: Integers) -> Integers:
+        """A news of each topic in `wanted`, shape as `wanted`."""
+        counts = np.maximum(self._counts[wanted], 1)
+        if self._popularity:
+            ranks = draw_ranks(generator, counts, self._popularity)
+        else:
+            ranks = generator.integers(0, 2**40, wanted.shape) % counts
+        # A small folder may lack a topic: its reader finds a news of another.
+        return self._by_topic[np.minimum(self._starts[wanted] + ranks, len(self._by_topic) - 1)]
+
+    def _offer(self, generator: np.random.Generator, size: int) -> Integers:
+        count = len(self._order)
+        if not self._popularity:
+            return generator.integers(0, count, (size, self._candidates))
+        counts = np.full((size, self._candidates), count)
+        offered = self._order[draw_ranks(generator, counts, self._popularity)]
+        rows = np.arange(size)
+        for _ in range(_REDRAWS if count > self._candidates else 0):
+            places = np.argsort(offered[rows], axis=1, kind="stable")
+            ordered = np.take_along_axis(offered[rows], places, axis=1)
+            row, column = np.nonzero(ordered[:, 1:] == ordered[:, :-1])
+            again = draw_ranks(generator, np.full(len(row), count), self._popularity)
+            offered[rows[row], places[row, column + 1]] = self._order[again]
+            rows = rows[np.unique(row)]
+        return offered
 
 
-def _require_sensible(*, news: int, users: int, impressions_per_user: int, topics: int) -> None:
+def draw_ranks(generator: np.random.Generator, counts: Integers, exponent: float) -> Integers:
+    """Ranks from 0, each below its count, by Zipf's law smoothed: P(rank r) is proportional to the integral
+    of x^-exponent from r + 1 to r + 2. Shape as `counts`."""
+    drawn = generator.random(counts.shape)
+    largest = np.log1p(counts)
+    if exponent == 1.0:
+        logarithm = drawn * largest
+    else:
+        logarithm = np.log1p(drawn * np.expm1((1.0 - exponent) * largest)) / (1.0 - exponent)
+    return np.clip(np.exp(logarithm).astype(np.int64) - 1, 0, counts - 1)
+
+
+def _write_behaviors(path: Path, reading: _Reading, count: int, when: datetime, *, labelled: bool) -> None:
+    names = _letters([f"N{number + 1}" for number in range(reading.start, reading.stop)])
+    times = _letters([_clock(when + timedelta(minutes=minute)) for minute in range(_MINUTES)])
+    with path.open("wb") as file:
+        for block, first in enumerate(range(0, count, _BLOCK)):
+            drawn = reading.draw(block, first, min(_BLOCK, count - first))
+            file.write(_lines(first, drawn, names, times, labelled=labelled))
+
+
+def _lines(first: int, drawn: _Impressions, names: Bytes, times: Bytes, *, labelled: bool) -> bytes:
+    """The block's lines. All are laid out in cells of fixed width, then the empty ones fall out: a Python
+    string for each news took ten times as long."""
+    size = len(drawn.user)
+    history = _listed(names, drawn.history)
+    history *= (np.arange(history.shape[1]) < drawn.length[:, None])[:, :, None]
+    offered = _listed(names, drawn.offered, labels=drawn.clicked if labelled else None)
+    tab, end = np.full((size, 1), ord("\t"), np.uint8), np.full((size, 1), ord("\n"), np.uint8)
+    numbers = _letters([f"{first + i + 1}" for i in range(size)])
+    users = _letters([f"U{user + 1}" for user in drawn.user.tolist()])
+    cells = np.concatenate(
+        [
+            *(numbers, tab, users, tab, times[drawn.minute], tab),
+            *(history.reshape(size, -1), tab, offered.reshape(size, -1), end),
+        ],
+        axis=1,
+    )
+    content: bytes = cells[cells != 0].tobytes()
+    return content
+
+
+def _listed(names: Bytes, news: Integers, *, labels: npt.NDArray[np.bool_] | None = None) -> Bytes:
+    """News (S, T) as cells (S, T, W): a blank before each but the first, the name, the label."""
+    width = names.shape[1]
+    cells = np.zeros((*news.shape, 1 + width + (0 if labels is None else 2)), np.uint8)
+    cells[:, 1:, 0] = ord(" ")
+    cells[:, :, 1 : 1 + width] = names[news]
+    if labels is not None:
+        cells[:, :, -2] = ord("-")
+        cells[:, :, -1] = ord("0") + labels
+    return cells
+
+
+def _letters(texts: Sequence[str]) -> Bytes:
+    """ASCII texts as cells, zero where a text has ended; shape (len(texts), longest)."""
+    found = np.array(texts, dtype="S")
+    return found.view(np.uint8).reshape(len(texts), found.itemsize)
+
+
+def _clock(time: datetime) -> str:
+    noon = "PM" if time.hour >= 12 else "AM"
+    return f"{time.month}/{time.day}/{time.year} {time.hour % 12 or 12}:{time:%M:%S} {noon}"
+
+
+def _require_sensible(**given: float) -> None:
     ranges = {
-        "news": (news, 8, 10**9),
-        "users": (users, 1, 10**8),
-        "impressions_per_user": (impressions_per_user, 1, 10**6),
-        "topics": (topics, 2, 40),
+        "news": (8, 10**9),
+        "users": (1, 10**8),
+        "impressions_per_user": (1, 10**6),
+        "topics": (2, 40),
+        "history": (0, 1000),
+        "candidates": (1, 1000),
+        "popularity": (0, 10),
     }
-    for name, (value, low, high) in ranges.items():
+    for name, value in given.items():
+        low, high = ranges[name]
         if not low <= value <= high:
             raise ValueError(f"synthetic corpus: {name} {value}, {low} to {high:,} expected")

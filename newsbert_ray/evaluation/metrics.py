@@ -1,9 +1,26 @@
-"""Counts to metrics, in numpy: accuracy and macro-F1 of topics. Knows no model."""
+"""Counts and scores to metrics, in numpy: accuracy and macro-F1 of topics, MIND's official metrics of
+impressions, AUC of pairs. Knows no model.
+
+"MIND" is `evaluate.py` of the MIND repository (Wu et al. 2020): each metric per impression, then the plain
+mean.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Mapping
+
 import numpy as np
 import numpy.typing as npt
+
+from newsbert_ray.tasks import TASKS
+
+FloatArray = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+RANKING = tuple(metric.name for metric in TASKS["recommendation"].metrics)
+"""Metrics of an impression, in the order a tally holds them."""
+CUTOFFS = {"ndcg5": 5, "ndcg10": 10}
 
 
 def topic_metrics(confusion: npt.NDArray[np.int64]) -> dict[str, float]:
@@ -23,3 +40,219 @@ def topic_metrics(confusion: npt.NDArray[np.int64]) -> dict[str, float]:
     seen = confusion.sum(axis=0) + confusion.sum(axis=1)  # (Y,) true + predicted
     f1 = 2.0 * hits[seen > 0] / seen[seen > 0]
     return {"accuracy": float(hits.sum() / rows), "macro_f1": float(f1.mean()), "rows": float(rows)}
+
+
+def impression_metrics(
+    scores: npt.NDArray[np.floating], clicked: npt.NDArray[np.integer | np.bool_], offsets: Ints
+) -> dict[str, FloatArray]:
+    """MIND's four metrics of each impression; N candidates in all, I impressions.
+
+    AUC counts a tie half. MRR is the mean reciprocal rank of all clicks, not of the first. nDCG has gain
+    2^y - 1 and discount log2(rank + 1). Ranks are those of `rank_candidates`.
+
+    Args:
+        scores: (N,) finite; higher is better.
+        clicked: (N,) 0 or 1.
+        offsets: (I + 1,) impression i has the candidates offsets[i]:offsets[i + 1].
+    Returns:
+        `auc`, `mrr`, `ndcg5`, `ndcg10`: (I,) each, 0 to 1, NaN where an impression has no AUC: no click, only
+        clicks, or no candidate.
+    Raises:
+        ValueError: shapes that do not fit, a score that is no number, a click that is neither 0 nor 1.
+    """
+    offsets = _check_candidates(scores, offsets)
+    clicks = _as_flags(clicked, len(scores))
+    order = _order(scores, offsets)
+    places = np.flatnonzero(clicks[order])  # of all clicks, best first within an impression
+    owner = np.searchsorted(offsets, places, side="right") - 1
+    count, size = np.bincount(owner, minlength=len(offsets) - 1), np.diff(offsets)
+    rank = places - offsets[owner] + 1
+    doubled = _doubled_ranks(scores[order], offsets)[places] - 2 * offsets[owner]
+
+    def sums(values: FloatArray | Ints) -> FloatArray:
+        return np.bincount(owner, values, minlength=len(size)).astype(np.float64)
+
+    with np.errstate(invalid="ignore", divide="ignore"):
+        # A click of mean rank m beats n - m candidates, a tie half; clicks among themselves are taken off.
+        wins = 2 * count * size - count * (count - 1) - sums(doubled)
+        found = {"auc": wins / (2 * count * (size - count)), "mrr": sums(1 / rank) / count}
+        gains = 1 / np.log2(rank + 1)
+        for name, cutoff in CUTOFFS.items():
+            ideal = np.cumsum(np.append(0, 1 / np.log2(np.arange(2, cutoff + 2))))
+            found[name] = sums(np.where(rank <= cutoff, gains, 0.0)) / ideal[np.minimum(count, cutoff)]
+    counted = (count > 0) & (count < size)
+    return {name: np.where(counted, found[name], np.nan) for name in RANKING}
+
+
+def rank_candidates(scores: npt.NDArray[np.floating], offsets: Ints) -> Ints:
+    """Rank of each candidate within its impression, 1 the highest score.
+
+    Among equal scores the later candidate comes first, as in MIND's `argsort(score)[::-1]`, its sort made
+    stable.
+
+    Args:
+        scores: (N,) finite.
+        offsets: (I + 1,) as in `impression_metrics`.
+    Returns:
+        (N,) ranks, 1 to the number of an impression's candidates.
+    Raises:
+        ValueError: as `impression_metrics`.
+    """
+    offsets = _check_candidates(scores, offsets)
+    ranks = np.empty(len(scores), np.int64)
+    ranks[_order(scores, offsets)] = np.arange(1, len(scores) + 1)
+    ranks -= np.repeat(offsets[:-1], np.diff(offsets))
+    return ranks
+
+
+def tally(per_impression: Mapping[str, FloatArray]) -> FloatArray:
+    """Impressions summed up, to be added to other tallies.
+
+    Args:
+        per_impression: what `impression_metrics` gives.
+    Returns:
+        (10,) impressions counted, impressions left out (NaN), each metric's sum, each one's sum of squares.
+    """
+    values = np.stack([per_impression[name] for name in RANKING])  # (4, I)
+    counted = values[:, ~np.isnan(values[0])]
+    numbers = [counted.shape[1], values.shape[1] - counted.shape[1]]
+    return np.concatenate([numbers, counted.sum(axis=1), np.square(counted).sum(axis=1)])
+
+
+def ranking_scores(tallies: Iterable[FloatArray]) -> dict[str, float]:
+    """The plain mean over impressions of each metric.
+
+    Args:
+        tallies: one of each batch, (batches, 10) or an iterable. They are added in this order: the same
+            batches give the same bits, whoever worked on them.
+    Returns:
+        `auc`, `mrr`, `ndcg5`, `ndcg10`; of each `<metric>_error`, the mean's standard error over impressions
+        (left out for a single one); `rows`, impressions counted; `left_out`, those without a metric.
+    Raises:
+        ValueError: no impression counts.
+    """
+    total = np.zeros(2 + 2 * len(RANKING))
+    for one in tallies:
+        total += one
+    rows, left_out = int(total[0]), int(total[1])
+    if rows == 0 and left_out == 0:
+        raise ValueError("no impressions to evaluate: the split is empty")
+    if rows == 0:
+        raise ValueError(
+            f"no impression can be evaluated: of {left_out} each has no click or only clicks; at least one "
+            "with clicked and other candidates expected"
+        )
+    means, squares = total[2 : 2 + len(RANKING)] / rows, total[2 + len(RANKING) :]
+    found = {name: float(mean) for name, mean in zip(RANKING, means, strict=True)}
+    if rows > 1:
+        variances = np.maximum(0.0, squares - rows * means**2) / (rows - 1)
+        for name, variance in zip(RANKING, variances, strict=True):
+            found[f"{name}_error"] = math.sqrt(variance / rows)
+    return {**found, "rows": float(rows), "left_out": float(left_out)}
+
+
+def pooled_auc(
+    scores: npt.NDArray[np.floating], clicked: npt.NDArray[np.integer | np.bool_]
+) -> dict[str, float]:
+    """AUC over all pairs at once (retrieval, NewsBERT 4.3), a tie counting half.
+
+    The standard error is DeLong's (DeLong, DeLong and Clarke-Pearson 1988, computed by mean ranks as in Sun
+    and Xu 2014). It takes pairs as independent; those of one query are not quite.
+
+    Args:
+        scores: (N,) finite; higher is better.
+        clicked: (N,) 0 or 1.
+    Returns:
+        `auc`, 0 to 1; `auc_error`, left out with fewer than two clicks or two others; `rows`, N.
+    Raises:
+        ValueError: as `impression_metrics`, or clicks only, or none.
+    """
+    _check_candidates(scores, np.array([0, np.size(scores)]))
+    clicks = _as_flags(clicked, len(scores))
+    m = int(clicks.sum())
+    n = len(clicks) - m
+    if m == 0 or n == 0:
+        raise ValueError(
+            f"no AUC of {len(clicks)} pairs, {m} of them clicked: at least one clicked and one other expected"
+        )
+    among_all = _doubled_mean_ranks(scores)
+    # (m,) twice the others that each click beats; (n,) twice the clicks that beat each of the others.
+    beaten = 2 * len(clicks) - among_all[clicks] - (2 * m - _doubled_mean_ranks(scores[clicks]))
+    beaten_by = among_all[~clicks] - _doubled_mean_ranks(scores[~clicks])
+    found = {"auc": int(beaten.sum()) / (2 * m * n)}
+    if m > 1 and n > 1:
+        variance = np.var(beaten / (2 * n), ddof=1) / m + np.var(beaten_by / (2 * m), ddof=1) / n
+        found["auc_error"] = math.sqrt(variance)
+    return {**found, "rows": float(len(clicks))}
+
+
+def _order(scores: npt.NDArray[np.floating], offsets: Ints) -> Ints:
+    """(N,) candidates, impression after impression, best first, the later first among equals.
+
+    Impressions of one length are sorted as the rows of a matrix: six times as fast as one lexsort over all,
+    whose sort does not know that impressions lie together already.
+    """
+    order = np.empty(len(scores), np.int64)
+    size = np.diff(offsets)
+    by_size = np.argsort(size, kind="stable")
+    for rows in np.split(by_size, np.flatnonzero(np.diff(size[by_size])) + 1):
+        places = offsets[rows, None] + np.arange(size[rows[0]] if len(rows) else 0)  # (rows, length)
+        ascending = np.argsort(scores[places], axis=1, kind="stable")
+        order[places] = offsets[rows, None] + ascending[:, ::-1]
+    return order
+
+
+def _doubled_ranks(ordered: npt.NDArray[np.floating], offsets: Ints) -> Ints:
+    """Twice the mean rank of all with an equal score in the same impression, so that it is whole.
+
+    Args:
+        ordered: (N,) scores, impression after impression, best first.
+    Returns:
+        (N,) ranks as if all were one impression: an impression's own are lower by twice its offset.
+    """
+    starts = np.ones(len(ordered), np.bool_)
+    starts[1:] = ordered[1:] != ordered[:-1]
+    starts[offsets[:-1][np.diff(offsets) > 0]] = True
+    first = np.flatnonzero(starts)
+    length = np.diff(first, append=len(ordered))
+    return np.repeat(2 * first + length + 1, length)
+
+
+def _doubled_mean_ranks(scores: npt.NDArray[np.floating]) -> Ints:
+    """(N,) twice the rank of each score among all, 1 the highest, equals sharing their mean rank."""
+    whole = np.array([0, len(scores)])
+    order = _order(scores, whole)
+    ranks = np.empty(len(scores), np.int64)
+    ranks[order] = _doubled_ranks(scores[order], whole)
+    return ranks
+
+
+def _check_candidates(scores: npt.NDArray[np.floating], offsets: Ints) -> Ints:
+    if np.ndim(scores) != 1:
+        raise ValueError(f"scores of shape {np.shape(scores)}: one flat array of all candidates expected")
+    if np.ndim(offsets) != 1 or len(offsets) == 0 or not np.issubdtype(offsets.dtype, np.integer):
+        raise ValueError(f"offsets of shape {np.shape(offsets)}: one more integer than impressions expected")
+    offsets = offsets.astype(np.int64)
+    if offsets[0] != 0 or offsets[-1] != len(scores) or (np.diff(offsets) < 0).any():
+        raise ValueError(
+            f"offsets from {offsets[0]} to {offsets[-1]}: ascending from 0 to {len(scores)}, the number of "
+            "scores, expected"
+        )
+    finite = np.isfinite(scores)
+    if not finite.all():
+        place = int(np.argmin(finite))
+        raise ValueError(f"score {scores[place]} of candidate {place}: a finite number expected")
+    return offsets
+
+
+def _as_flags(clicked: npt.NDArray[np.integer | np.bool_], count: int) -> npt.NDArray[np.bool_]:
+    if np.shape(clicked) != (count,):
+        raise ValueError(f"clicked of shape {np.shape(clicked)}: one for each of {count} scores expected")
+    flags: npt.NDArray[np.bool_] = clicked == 1
+    odd = ~flags & (clicked != 0)
+    if odd.any():
+        place = int(np.argmax(odd))
+        raise ValueError(
+            f"clicked {clicked[place]} of candidate {place}: 0 or 1 expected; unlabelled rows have no metric"
+        )
+    return flags

@@ -1,102 +1,103 @@
-"""Models and batches -> confusion counts, summed over workers -> metrics."""
+"""Models and a split -> the task's metrics, the same numbers whatever the number of workers.
+
+Every worker computes its batches of an order that does not depend on how many there are, and what they add up
+to is summed in that order.
+"""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from newsbert_ray.config import TrainSettings
 from newsbert_ray.data.batches import Batch
+from newsbert_ray.data.reading import evaluation_batches
+from newsbert_ray.data.shards import Manifest, Split
+from newsbert_ray.evaluation.matching import score_matches
 from newsbert_ray.evaluation.metrics import topic_metrics
-from newsbert_ray.model.encoder import Encoder
-from newsbert_ray.model.pair import Pair, Top
+from newsbert_ray.evaluation.place import Models, Pace, Place, Scores, device_seconds
+from newsbert_ray.evaluation.ranking import score_rankings
+from newsbert_ray.model.pair import Pair
 
-Scores = dict[str, dict[str, float]]
-
-
-@dataclass
-class Pace:
-    """What one worker's scoring of a split costs: titles, and each model's seconds from token ids at hand to
-    news embedding and topic logits. Reading, copying to the device and counting are left out.
-
-    The models take turns on the same batches, in fp32 and with the run's threads. It is one pass on a machine
-    that may be busy with other trials: the ratio of the two speeds holds, each of them may not.
-    """
-
-    titles: int = 0
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def speed(self) -> dict[str, float]:
-        """`student_titles_per_second`, `teacher_titles_per_second`, `times_teacher`: theirs divided."""
-        rates = {name: self.titles / max(1e-9, self.seconds[name]) for name in ("student", "teacher")}
-        named = {f"{name}_titles_per_second": rate for name, rate in rates.items()}
-        return {**named, "times_teacher": rates["student"] / rates["teacher"]}
+BATCH = 256
+"""Titles scored together."""
 
 
 def score_pair(
     pair: Pair,
-    batches: Iterable[Batch],
+    settings: TrainSettings,
+    manifest: Manifest,
+    split: Split,
     *,
-    topics: int,
-    device: torch.device,
-    world_size: int = 1,
+    place: Place,
     pace: Pace | None = None,
 ) -> Scores:
-    """Topic metrics of both models of a pair: {"teacher": {...}, "student": {...}}; see `score_models`."""
-    models = {"teacher": (pair.teacher, pair.top), "student": (pair.student, pair.top)}
+    """Metrics of a pair's models on a split, as `score_models`; the pair is left in the mode it was in."""
     training = pair.training
     pair.eval()
-    scores = score_models(models, batches, topics=topics, device=device, world_size=world_size, pace=pace)
+    scores = score_models(pair.models(), settings, manifest, split, place=place, pace=pace)
     pair.train(training)
     return scores
 
 
-@torch.inference_mode()
 def score_models(
-    models: Mapping[str, tuple[Encoder, Top]],
-    batches: Iterable[Batch],
+    models: Models,
+    settings: TrainSettings,
+    manifest: Manifest,
+    split: Split,
     *,
-    topics: int,
-    device: torch.device,
-    world_size: int = 1,
+    place: Place,
     pace: Pace | None = None,
 ) -> Scores:
-    """Topic metrics of each model, the same on every worker.
+    """The metrics of the settings' task, the same on every worker.
 
     Args:
-        models: name -> encoder and its top, in evaluation mode and on `device`.
-        batches: this worker's part of a split; each title once over all workers.
-        topics: Y.
+        models: name -> encoder and its top, in evaluation mode and on the place's device.
         pace: gets this worker's titles and seconds added.
     Returns:
-        name -> {"accuracy", "macro_f1", "rows"}.
+        name -> metrics by name (tasks.TASKS), with `rows` evaluated; empty where the split carries no labels.
+    Raises:
+        ShardError: the shards have nothing of the task in this split.
     """
+    folder = Path(settings.data)
+    if settings.task == "recommendation":
+        history = settings.recommendation.history
+        return score_rankings(models, folder, manifest, split, history=history, place=place, pace=pace)
+    if settings.task == "retrieval":
+        return score_matches(models, folder, manifest, split, place=place, pace=pace)
+    batches = evaluation_batches(
+        folder, manifest, split, batch_size=BATCH, rank=place.rank, world_size=place.size
+    )
+    return score_topics(models, batches, topics=len(manifest.labels), place=place, pace=pace)
+
+
+@torch.inference_mode()
+def score_topics(
+    models: Models, batches: Iterable[Batch], *, topics: int, place: Place, pace: Pace | None = None
+) -> Scores:
+    """Topic metrics of each model: {"accuracy", "macro_f1", "rows"}.
+
+    Args:
+        batches: this worker's part of a split; each title once over all workers.
+        topics: Y.
+    """
+    device = place.device
     counts = torch.zeros(len(models), topics, topics, dtype=torch.int64, device=device)
     for batch in batches:
         moved = batch.to(device)
         if pace:
-            pace.titles += len(batch.labels)
+            pace.titles += len(batch.target.labels)
         for number, (name, (encoder, top)) in enumerate(models.items()):
             began = device_seconds(device) if pace else 0.0
-            output = top(encoder(moved.input_ids, moved.attention_mask), moved.attention_mask)
+            output = top([encoder(b.input_ids, b.attention_mask) for b in moved.buckets], moved)
             if pace:
-                pace.seconds[name] = pace.seconds.get(name, 0.0) + device_seconds(device) - began
-            counts[number] += _confusion(moved.labels, output.logits.argmax(-1), topics)
-    if world_size > 1:
-        torch.distributed.all_reduce(counts)
-    matrices = counts.cpu().numpy()
+                pace.charge(name, began, device)
+            counts[number] += _confusion(moved.target.labels, output.logits.argmax(-1), topics)
+    matrices = place.sum(counts).cpu().numpy()
     return {name: topic_metrics(matrix) for name, matrix in zip(models, matrices, strict=True)}
-
-
-def device_seconds(device: torch.device) -> float:
-    """Seconds of a clock, once the device has done all that it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
 
 
 def _confusion(labels: Tensor, predicted: Tensor, topics: int) -> Tensor:

@@ -18,6 +18,7 @@ from newsbert_ray.data.shards import Manifest
 from newsbert_ray.data.tokens import load_tokenizer
 from newsbert_ray.model.encoder import Encoder, EncoderError, load_encoder, load_exported
 from newsbert_ray.model.pair import Pair, Top, build_pair
+from newsbert_ray.tasks import TaskName
 
 TOP = "top.safetensors"
 TOP_CONFIG = "top.json"
@@ -46,12 +47,35 @@ def assemble_pair(settings: TrainSettings, manifest: Manifest) -> Pair:
         check_tokenizer(settings.teacher, manifest)
         teacher = copy.deepcopy(_cached(*recipe))
     torch.manual_seed(settings.seed)
-    return build_pair(
+    pair = build_pair(
         teacher,
         student_layers=settings.student.layers,
         query_size=settings.model.query_size,
         topics=len(manifest.labels),
+        task=settings.task,
+        alone=settings.distill.alone,
     )
+    start_top(pair.top, settings, manifest)
+    return pair
+
+
+def start_top(top: Top, settings: TrainSettings, manifest: Manifest) -> None:
+    """Where the teacher is a student that an earlier run exported, go on from its pooling, and from its head
+    where that answers the same question."""
+    from safetensors.torch import load_file
+
+    folder = Path(settings.teacher)
+    if settings.teacher == SCRATCH or not (folder / TOP).is_file():
+        return
+    described = _read_top(folder)
+    same = described["task"] == settings.task and described["labels"] == manifest.labels
+    own = top.state_dict()
+    found = {
+        name: value
+        for name, value in load_file(folder / TOP).items()
+        if name in own and own[name].shape == value.shape and (same or name.startswith("pooling."))
+    }
+    top.load_state_dict({**own, **found})
 
 
 @lru_cache(maxsize=8)
@@ -84,7 +108,9 @@ _cached = lru_cache(maxsize=1)(_load)
 """A process's pretrained teacher, kept for its next trial."""
 
 
-def write_student(folder: Path, pair: Pair, manifest: Manifest, *, tokenizer: Path) -> None:
+def write_student(
+    folder: Path, pair: Pair, manifest: Manifest, *, tokenizer: Path, task: TaskName = "topics"
+) -> None:
     """Write the student as a Hugging Face folder (with its tokeniser) plus the shared top, whole or not at
     all."""
     from safetensors import SafetensorError
@@ -94,6 +120,7 @@ def write_student(folder: Path, pair: Pair, manifest: Manifest, *, tokenizer: Pa
         shutil.rmtree(stale, ignore_errors=True)
     partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     top = {
+        "task": task,
         "labels": manifest.labels,
         "query_size": pair.top.pooling.key.out_features,
         "max_tokens": manifest.settings.get("max_tokens"),
@@ -119,7 +146,7 @@ def write_student(folder: Path, pair: Pair, manifest: Manifest, *, tokenizer: Pa
 
 
 def load_student(folder: Path) -> tuple[Encoder, Top, dict[str, Any]]:
-    """An exported student: its encoder, its top and top.json (`labels`, `tokenizer_sha256`, ...), for
+    """An exported student: its encoder, its top and top.json (`task`, `labels`, `tokenizer_sha256`, ...), for
     evaluation.
 
     Raises:
@@ -129,13 +156,23 @@ def load_student(folder: Path) -> tuple[Encoder, Top, dict[str, Any]]:
     from safetensors.torch import load_file
 
     try:
-        described: dict[str, Any] = json.loads((folder / TOP_CONFIG).read_text(encoding="utf-8"))
+        described = _read_top(folder)
         weights = load_file(folder / TOP)
         encoder = load_exported(folder)
-        top = Top(encoder.hidden_size, query_size=described["query_size"], topics=len(described["labels"]))
+        top = Top(
+            encoder.hidden_size,
+            query_size=described["query_size"],
+            topics=len(described["labels"]),
+            task=described["task"],
+        )
         top.load_state_dict(weights)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise EncoderError(
             f"{folder}: no whole exported student there ({type(error).__name__}); train the run again"
         ) from error
     return encoder, top.eval(), described
+
+
+def _read_top(folder: Path) -> dict[str, Any]:
+    described: dict[str, Any] = json.loads((folder / TOP_CONFIG).read_text(encoding="utf-8"))
+    return {"task": "topics", **described}  # students of before there were tasks

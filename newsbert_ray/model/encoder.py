@@ -14,7 +14,8 @@ from newsbert_ray.config import SCRATCH, ModelSettings, ScratchSettings
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-_RESERVED_POSITIONS = 2  # RoBERTa's positions start after its padding id
+_POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet")
+"""Model types whose positions start after their padding id."""
 _DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout")
 
 
@@ -102,9 +103,10 @@ def load_encoder(
             "with this teacher"
         )
     positions = getattr(config, "max_position_embeddings", None)
-    if isinstance(positions, int) and 0 < positions < max_tokens + _RESERVED_POSITIONS:
+    reserved = 2 if config.model_type in _POSITIONS_AFTER_PADDING else 0
+    if isinstance(positions, int) and 0 < positions < max_tokens + reserved:
         raise EncoderError(
-            f"'{name}' has {positions} positions, too few for titles of {max_tokens} tokens; "
+            f"'{name}' has {positions} positions, too few for texts of {max_tokens} tokens; "
             "prepare the shards with a smaller --max_tokens"
         )
     encoder = Encoder(_build(name, config))

@@ -1,8 +1,34 @@
-"""Task heads on a news embedding: the topic classifier."""
+"""What stands on text embeddings, shared by teacher and student: topic classifier, click prediction from a
+user's history, query-text match. "NewsBERT" is Wu et al. 2021."""
 
 from __future__ import annotations
 
+from typing import NamedTuple, Protocol
+
+import torch
 from torch import Tensor, nn
+
+from newsbert_ray.data.batches import ClickChoices, PairChoices, Target, Topics
+from newsbert_ray.model.pooling import AttentivePooling
+from newsbert_ray.tasks import TaskName
+
+NO_CHOICE = -1e9
+"""Logit of a candidate that is not there; finite, because a soft label of 0 times infinity is no number."""
+
+
+class Prediction(NamedTuple):
+    """Logits (S, Y), and in recommendation the user embeddings (S, D)."""
+
+    logits: Tensor
+    user_embedding: Tensor | None = None
+
+
+class Head(Protocol):
+    """A module that answers a batch's target from the embeddings of its texts."""
+
+    def __call__(self, embedding: Tensor, target: Target) -> Prediction:
+        """Embeddings (M, D) of a batch's texts and what is asked of them, to a Prediction."""
+        ...
 
 
 class TopicHead(nn.Module):
@@ -12,7 +38,61 @@ class TopicHead(nn.Module):
         super().__init__()
         self.dense = nn.Linear(hidden_size, topics)
 
-    def forward(self, news_embedding: Tensor) -> Tensor:
+    def forward(self, embedding: Tensor, target: Topics) -> Prediction:
         """(B, D) to logits (B, Y)."""
-        logits: Tensor = self.dense(news_embedding)
-        return logits
+        return Prediction(self.dense(embedding))
+
+
+class ClickHead(nn.Module):
+    """User encoder and click predictor (NewsBERT 3.3): attentive pooling over the clicked news, then the
+    inner product with a candidate."""
+
+    def __init__(self, hidden_size: int, query_size: int) -> None:
+        super().__init__()
+        self.user = AttentivePooling(hidden_size, query_size)
+        self.newcomer = nn.Parameter(torch.zeros(hidden_size))
+        """The embedding of a user without a history."""
+
+    def encode_users(self, history: Tensor, history_mask: Tensor) -> Tensor:
+        """User embeddings.
+
+        Args:
+            history: (S, T, D) embeddings of clicked news.
+            history_mask: (S, T) 1 where there is one; a row of none gives the learned newcomer.
+        Returns:
+            (S, D).
+        """
+        empty = history_mask.sum(-1, keepdim=True) == 0  # (S, 1)
+        pooled = self.user(history, history_mask + empty)
+        return torch.where(empty, self.newcomer, pooled)
+
+    def forward(self, embedding: Tensor, target: ClickChoices) -> Prediction:
+        """News (M, D) to scores (S, C) of each user's candidates."""
+        users = self.encode_users(embedding[target.history], target.history_mask)
+        scores = torch.bmm(embedding[target.candidates], users.unsqueeze(-1)).squeeze(-1)
+        return Prediction(scores.masked_fill(~target.candidate_mask, NO_CHOICE), users)
+
+
+class PairHead(nn.Module):
+    """Two towers with shared weights (Fig. 3): the inner product of query and text embedding, plus a learned
+    threshold, against 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.threshold = nn.Parameter(torch.zeros(()))
+
+    def scores(self, queries: Tensor, texts: Tensor) -> Tensor:
+        """(S, D) and (S, D) to scores (S,); above 0 where a click is likelier than none."""
+        return (queries * texts).sum(-1) - self.threshold
+
+    def forward(self, embedding: Tensor, target: PairChoices) -> Prediction:
+        """Texts (M, D) to logits (S, 2) of no click and click: their softmax is the logistic of the score."""
+        scores = self.scores(embedding[target.queries], embedding[target.texts])
+        return Prediction(torch.stack([torch.zeros_like(scores), scores], -1))
+
+
+def build_head(task: TaskName, hidden_size: int, *, query_size: int, topics: int) -> nn.Module:
+    """A task's head with fresh weights from torch's generator."""
+    if task == "topics":
+        return TopicHead(hidden_size, topics)
+    return ClickHead(hidden_size, query_size) if task == "recommendation" else PairHead()

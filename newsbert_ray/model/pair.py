@@ -8,55 +8,88 @@ import torch
 from torch import Tensor, nn
 
 from newsbert_ray.config import SettingsError
+from newsbert_ray.data.batches import Batch
 from newsbert_ray.model.encoder import Encoder
-from newsbert_ray.model.heads import TopicHead
+from newsbert_ray.model.heads import build_head
 from newsbert_ray.model.pooling import AttentivePooling
+from newsbert_ray.tasks import TaskName
 
 
 @dataclass(frozen=True)
 class Output:
-    """What one model makes of a batch: n + 1 hidden states (B, L, D), news embedding (B, D), logits (B,
-    Y)."""
+    """What one model makes of a batch.
 
-    hidden_states: tuple[Tensor, ...]
+    Attributes:
+        hidden_states: for each bucket n + 1 tensors (B, L, D), embeddings first.
+        news_embedding: (M, D), of all buckets' texts in order.
+        logits: (S, Y) of topics, of candidates, or of no click and click.
+        user_embedding: (S, D) in recommendation.
+    """
+
+    hidden_states: tuple[tuple[Tensor, ...], ...]
     news_embedding: Tensor
     logits: Tensor
+    user_embedding: Tensor | None = None
 
 
 class Top(nn.Module):
-    """Attentive pooling and topic head: one set of parameters that both models stand under."""
+    """Attentive pooling and the task's head: one set of parameters that both models stand under."""
 
-    def __init__(self, hidden_size: int, *, query_size: int, topics: int) -> None:
+    def __init__(self, hidden_size: int, *, query_size: int, topics: int, task: TaskName = "topics") -> None:
         super().__init__()
         self.pooling = AttentivePooling(hidden_size, query_size)
-        self.head = TopicHead(hidden_size, topics)
+        self.head = build_head(task, hidden_size, query_size=query_size, topics=topics)
 
-    def forward(self, hidden_states: tuple[Tensor, ...], attention_mask: Tensor) -> Output:
-        """Hidden states to an Output; losses and top compute in fp32 whatever the encoder computed in."""
-        states = tuple(state.float() for state in hidden_states)
+    def embed(self, hidden_states: tuple[Tensor, ...], attention_mask: Tensor) -> Tensor:
+        """Texts' embeddings (B, D) from an encoder's hidden states; in fp32 whatever it computed in."""
         with torch.autocast(attention_mask.device.type, enabled=False):
-            embedding = self.pooling(states[-1], attention_mask)
-            return Output(states, embedding, self.head(embedding))
+            embedding: Tensor = self.pooling(hidden_states[-1].float(), attention_mask)
+            return embedding
+
+    def forward(self, hidden_states: list[tuple[Tensor, ...]], batch: Batch) -> Output:
+        """Hidden states of each bucket to an Output; losses and top compute in fp32."""
+        states = tuple(tuple(state.float() for state in bucket) for bucket in hidden_states)
+        parts = [
+            self.embed(state, bucket.attention_mask)
+            for state, bucket in zip(states, batch.buckets, strict=True)
+        ]
+        embedding = torch.cat(parts)
+        with torch.autocast(embedding.device.type, enabled=False):
+            predicted = self.head(embedding, batch.target)
+        return Output(states, embedding, predicted.logits, predicted.user_embedding)
 
 
 class Pair(nn.Module):
-    """The teacher with NK layers, the student with N, and the top they share."""
+    """The teacher with NK layers, the student with N, and the top they share.
 
-    def __init__(self, teacher: Encoder, student: Encoder, top: Top) -> None:
+    Where the student learns `alone` the teacher is not computed.
+    """
+
+    def __init__(self, teacher: Encoder, student: Encoder, top: Top, *, alone: bool = False) -> None:
         super().__init__()
         self.teacher = teacher
         self.student = student
         self.top = top
+        self.alone = alone
+
+    def models(self) -> dict[str, tuple[Encoder, Top]]:
+        """The models that are learned, by name."""
+        student = {"student": (self.student, self.top)}
+        return student if self.alone else {"teacher": (self.teacher, self.top), **student}
 
     def word_tables(self) -> list[nn.Embedding]:
         """Both models' word embedding tables."""
         return [encoder.word_table for encoder in (self.teacher, self.student)]
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Output, Output]:
-        """Both models' outputs on the same tokens: (teacher's, student's)."""
-        teacher = self.top(self.teacher(input_ids, attention_mask), attention_mask)
-        student = self.top(self.student(input_ids, attention_mask), attention_mask)
-        return teacher, student
+    def forward(self, batch: Batch) -> tuple[Output | None, Output]:
+        """Both models' outputs on the same texts: (teacher's, student's)."""
+        teacher = None if self.alone else self._outputs(self.teacher, batch)
+        return teacher, self._outputs(self.student, batch)
+
+    def _outputs(self, encoder: Encoder, batch: Batch) -> Output:
+        states = [encoder(bucket.input_ids, bucket.attention_mask) for bucket in batch.buckets]
+        output: Output = self.top(states, batch)
+        return output
 
 
 def block_map(teacher_layers: int, student_layers: int) -> list[list[int]]:
@@ -76,12 +109,20 @@ def block_map(teacher_layers: int, student_layers: int) -> list[list[int]]:
     return [list(range(i * size + 1, (i + 1) * size + 1)) for i in range(student_layers)]
 
 
-def build_pair(teacher: Encoder, *, student_layers: int, query_size: int, topics: int) -> Pair:
+def build_pair(
+    teacher: Encoder,
+    *,
+    student_layers: int,
+    query_size: int,
+    topics: int,
+    task: TaskName = "topics",
+    alone: bool = False,
+) -> Pair:
     """A pair whose student starts from the teacher's embeddings and first layers.
 
     Raises:
         SettingsError: the student's layers do not divide the teacher's.
     """
     block_map(len(teacher.layers), student_layers)
-    top = Top(teacher.hidden_size, query_size=query_size, topics=topics)
-    return Pair(teacher, teacher.first_layers(student_layers), top).train()
+    top = Top(teacher.hidden_size, query_size=query_size, topics=topics, task=task)
+    return Pair(teacher, teacher.first_layers(student_layers), top, alone=alone).train()

@@ -74,12 +74,12 @@ def figure_paths(name: str, folder: Path) -> list[Path]:
 
 
 def _draw(figure: FigureData[AnyPanel], *, captioned: bool = True) -> Figure:
-    """The panels side by side, three a row, one legend for all below them, then the caption."""
+    """The panels side by side, in rows, one legend for all below them, then the caption."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     labels = legend_of(figure)
-    across = 1 if isinstance(figure.panels[0], Bars) else min(len(figure.panels), 3)
+    across = 1 if isinstance(figure.panels[0], Bars) else min(len(figure.panels), figure.across)
     rows = -(-len(figure.panels) // across)
     width = _WIDTH if across > 1 or figure.wide else _SINGLE_WIDTH
     caption = textwrap.fill(figure.caption, int(_LETTERS * width)) if captioned else ""

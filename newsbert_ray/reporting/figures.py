@@ -10,16 +10,17 @@ from dataclasses import replace
 from typing import Any
 
 from newsbert_ray.record import RunRecord
-from newsbert_ray.reporting.panels import FigureData, Line, NothingToDraw, Panel
-from newsbert_ray.reporting.tables import (
+from newsbert_ray.reporting.compared import (
     data_name,
     distinct,
     flat_settings,
-    number,
-    summarise,
+    one_task,
     teacher_name,
+    units_of,
     varying_settings,
 )
+from newsbert_ray.reporting.panels import FigureData, Line, NothingToDraw, Panel
+from newsbert_ray.reporting.tables import number, summarise
 
 BETA, DEPTH = "distill.beta", "student.layers"
 BETA_FIGURE, CURVE_FIGURE = "fig7_beta", "learning_curves"
@@ -30,13 +31,15 @@ MAX_LINES = 8
 
 
 def beta_figure(records: Sequence[RunRecord]) -> FigureData[Panel]:
-    """Test accuracy and macro-F1 over beta, a line for each student depth N (NewsBERT Fig. 7).
+    """The task's metrics on the test split over beta, a line for each student depth N (NewsBERT Fig. 7).
 
     Error bars are the standard deviation over seeds. A setting that varies besides these makes more lines.
 
     Raises:
         NothingToDraw: beta does not vary, or too much else does.
+        ValueError: runs of several tasks.
     """
+    task = one_task(records)
     records = distinct(records)
     varying = varying_settings(records)
     if BETA not in varying:
@@ -49,32 +52,40 @@ def beta_figure(records: Sequence[RunRecord]) -> FigureData[Panel]:
             f"{MAX_LINES} can be told apart; report fewer runs at once"
         )
     panels = []
-    for heading, metric in (("accuracy", "accuracy"), ("macro-F1", "macro_f1")):
+    for metric in task.metrics:
         lines = [
             line
             for label, group in groups.items()
-            if (line := _over_beta(group, f"test.student.{metric}", label))
+            if (line := _over_beta(group, f"test.student.{metric.name}", label))
         ]
-        teacher = _known(records, f"test.teacher.{metric}")
+        teacher = _known(records, f"test.teacher.{metric.name}")
         if lines and teacher and set(varying) <= {BETA, DEPTH}:
             ends = (min(line.x[0] for line in lines), max(line.x[-1] for line in lines))
             mean, n = 100 * summarise(teacher).mean, len(teacher)
             lines.append(Line("teacher (mean)", ends, (mean, mean), (None, None), (n, n), reference=True))
         if lines:
-            panels.append(Panel("", X_BETA, f"test {heading} (%)", tuple(lines)))
+            panels.append(Panel("", X_BETA, f"test {metric.heading} (%)", tuple(lines)))
     if not panels:
         raise NothingToDraw("Fig. 7 (metric over beta) is left out: no run has test metrics")
-    return FigureData(BETA_FIGURE, tuple(panels), _caption(records, panels), alt=_best_ends(panels, "β"))
+    return FigureData(
+        BETA_FIGURE,
+        tuple(panels),
+        _caption(records, panels),
+        across=2 if len(panels) == 4 else 3,
+        alt=_best_ends(panels, "β"),
+    )
 
 
 def curve_figure(records: Sequence[RunRecord]) -> FigureData[Panel]:
-    """Validation accuracy over epochs, a panel for each student depth, mean over seeds.
+    """The task's first metric on validation over epochs, a panel for each student depth, mean over seeds.
 
     A panel shows at most MAX_LINES settings, those that ended best, and says so.
 
     Raises:
         NothingToDraw: no run was evaluated twice.
+        ValueError: runs of several tasks.
     """
+    metric = one_task(records).primary
     records = [record for record in distinct(records) if len(record.curve) > 1]
     if not records:
         raise NothingToDraw("learning curves are left out: no run has two evaluations")
@@ -84,15 +95,20 @@ def curve_figure(records: Sequence[RunRecord]) -> FigureData[Panel]:
     panels = []
     for label, group in depths.items():
         lines = [
-            _curve(runs, name or "student", "student")
+            line
             for name, runs in _grouped(group, [name for name in varying if name != DEPTH]).items()
+            if (line := _curve(runs, name or "student", f"student.{metric.name}"))
         ]
         best = sorted(lines, key=lambda line: line.y[-1], reverse=True)[:MAX_LINES]
         left_out += len(lines) - len(best)
         shown = [line for line in lines if line in best]
-        if set(varying) <= {BETA, DEPTH}:
-            shown.append(replace(_curve(group, "teacher (mean)", "teacher"), reference=True))
-        panels.append(Panel(label, "epoch", "validation accuracy (%)", tuple(shown)))
+        teacher = _curve(group, "teacher (mean)", f"teacher.{metric.name}")
+        if teacher and set(varying) <= {BETA, DEPTH}:
+            shown.append(replace(teacher, reference=True))
+        if lines:
+            panels.append(Panel(label, "epoch", f"validation {metric.heading} (%)", tuple(shown)))
+    if not panels:
+        raise NothingToDraw("learning curves are left out: no run knows its students' metrics")
     note = f" {left_out} settings that ended lower are not drawn." if left_out else ""
     caption = _caption(records, panels, error_bars=False) + note
     alt = _best_ends(panels, "epoch")
@@ -157,13 +173,18 @@ def _over_beta(records: Sequence[RunRecord], path: str, label: str) -> Line | No
     return _line(found, label) if found else None
 
 
-def _curve(records: Sequence[RunRecord], label: str, model: str) -> Line:
-    """Validation accuracy in per cent over epochs, at the epochs that all records have."""
+def _curve(records: Sequence[RunRecord], label: str, name: str) -> Line | None:
+    """`name` (`student.accuracy`) on validation in per cent over epochs, at the epochs that all records have;
+    None where nobody knows it."""
     found: dict[float, list[float]] = {}
+    model, _, metric = name.partition(".")
     for record in records:
         for entry in record.curve:
-            found.setdefault(float(entry["epoch"]), []).append(100 * entry["validation"][model]["accuracy"])
-    return _line({x: values for x, values in found.items() if len(values) == len(records)} or found, label)
+            value = entry["validation"].get(model, {}).get(metric)
+            if value is not None:
+                found.setdefault(float(entry["epoch"]), []).append(100 * value)
+    common = {x: values for x, values in found.items() if len(values) == len(records)} or found
+    return _line(common, label) if common else None
 
 
 def _line(found: Mapping[float, Sequence[float]], label: str) -> Line:
@@ -176,8 +197,9 @@ def _line(found: Mapping[float, Sequence[float]], label: str) -> Line:
 def _caption(records: Sequence[RunRecord], panels: Sequence[Panel], *, error_bars: bool = True) -> str:
     """What was measured on what: data, sizes, teacher, and how many seeds stand behind a point."""
     data = ", ".join(dict.fromkeys(data_name(record) for record in records))
+    units = units_of(one_task(records))
     counts = [
-        f"{', '.join(sizes)} {part}"
+        f"{', '.join(sizes)} {units[part]}{part}"
         for part in ("train", "test")
         if (sizes := dict.fromkeys(f"{n:,}" for record in records if (n := record.data.get(f"{part}_rows"))))
     ]
@@ -186,7 +208,7 @@ def _caption(records: Sequence[RunRecord], panels: Sequence[Panel], *, error_bar
     seeds = " to ".join(str(n) for n in dict.fromkeys((counts_of[0], counts_of[-1])))
     kind = "mean ± sd" if error_bars else "mean"
     spread = "one seed a point" if seeds == "1" else f"{kind} over {seeds} seeds a point"
-    titles = f", {' / '.join(counts)} titles" if counts else ""
+    titles = f", {' / '.join(counts)}{units['all']}" if counts else ""
     words = [text for panel in panels for text in (panel.title, *(line.label for line in panel.lines))]
     legend = " N: student layers." if any(word.startswith("N = ") for word in words) else ""
     return f"Data: {data}{titles}. Teacher: {teachers}. {len(records)} runs, {spread}.{legend}"

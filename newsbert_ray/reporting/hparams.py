@@ -15,16 +15,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from newsbert_ray.reporting.figures import short
+from newsbert_ray.tasks import TASKS, TaskName
 
 if TYPE_CHECKING:
     from tensorboard.compat.proto.summary_pb2 import Summary
     from tensorboard.plugins.hparams.api_pb2 import Experiment, HParamInfo
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-LOGGED = ("validation.student.accuracy", "validation.student.macro_f1", "validation.teacher.accuracy")
-"""What every trial logs at each evaluation, and the tab shows."""
 _EVENTS = "events.out.tfevents.0000000000"
 EXPERIMENT, START, END = f"{_EVENTS}.hparams", f"{_EVENTS}.hparams-start", f"{_EVENTS}.hparams-end"
+
+
+def logged(task: TaskName) -> tuple[str, ...]:
+    """What every trial logs at each evaluation, and the tab shows; one without a teacher leaves its blank."""
+    student = (f"validation.student.{metric.name}" for metric in TASKS[task].metrics)
+    return (*student, f"validation.teacher.{TASKS[task].primary.name}")
 
 
 class Axis(Protocol):
@@ -45,7 +50,13 @@ class HParams:
     a resume, or a second end of a trial, makes no second session."""
 
     def __init__(
-        self, trials: Path, axes: Sequence[Axis], *, seeds: Sequence[int], goals: Sequence[str]
+        self,
+        trials: Path,
+        axes: Sequence[Axis],
+        *,
+        seeds: Sequence[int],
+        goals: Sequence[str],
+        task: TaskName = "topics",
     ) -> None:
         """
         Args:
@@ -53,11 +64,12 @@ class HParams:
             axes: what varies.
             seeds: of each point.
             goals: metrics that the sweep judges by; those that no trial logs are written at its end.
+            task: of all trials.
         """
         self._trials = trials
         self._axes = tuple(axes)
         self._seeds = tuple(seeds)
-        self._metrics = tuple(dict.fromkeys((*goals, *LOGGED)))
+        self._metrics = tuple(dict.fromkeys((*goals, *logged(task))))
         self._worded = {axis.name for axis in axes if axis.values is not None and not _alike(axis.values)}
 
     def begin(self) -> None:

@@ -127,6 +127,8 @@ class FigureData(Generic[P_co]):
     """One scale of y for all panels."""
     wide: bool = False
     """A lone panel as wide as the page's text."""
+    across: int = 3
+    """Panels in a row, at most."""
     alt: str = ""
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from newsbert_ray.reporting.figures import short
 from newsbert_ray.reporting.page import Table
 from newsbert_ray.reporting.sweeps import Point, Sweep
-from newsbert_ray.reporting.tables import COLUMNS, Column, Summary, number, show, summarise
+from newsbert_ray.reporting.tables import Column, Summary, columns_of, show, summary_of
 
 
 def points_table(sweep: Sweep, points: Sequence[Point], caption: str) -> Table:
@@ -57,7 +57,7 @@ def points_csv(sweep: Sweep) -> str:
 
 def _others(sweep: Sweep) -> list[Column]:
     judged = {goal.metric for goal in sweep.goals}
-    return [column for column in COLUMNS if column.path not in judged]
+    return [column for column in columns_of(sweep.task) if column.path not in judged]
 
 
 def say(summary: Summary | None, column: Column) -> str:
@@ -77,5 +77,4 @@ def full(column: Column) -> str:
 
 
 def _summary(point: Point, column: Column) -> Summary | None:
-    found = [v for record in point.records if (v := number(record, column.path)) is not None]
-    return summarise(found) if found else None
+    return summary_of(point.records, column.path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from newsbert_ray.record import RunRecord
-from newsbert_ray.reporting.tables import data_name, teacher_name, varying_settings
+from newsbert_ray.reporting.compared import data_name, one_task, teacher_name, units_of, varying_settings
 
 
 def provenance(records: Sequence[RunRecord]) -> list[tuple[str, str]]:
@@ -27,7 +27,8 @@ def joined(values: Mapping[str, object]) -> str:
 
 def _describe_data(record: RunRecord) -> str:
     parts = ("train", "validation", "test")
-    sizes = [f"{n:,} {part}" for part in parts if (n := record.data.get(f"{part}_rows"))]
+    units = units_of(one_task([record]))
+    sizes = [f"{n:,} {units[part]}{part}" for part in parts if (n := record.data.get(f"{part}_rows"))]
     return ", ".join([data_name(record), *sizes])
 
 

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from newsbert_ray.record import RecordError, RunRecord, find_records, read_record, write_text
+from newsbert_ray.reporting.compared import by_task, distinct
 from newsbert_ray.reporting.costs import COST_FIGURE, cost_figure
 from newsbert_ray.reporting.drawing import draw_svg, figure_paths, write_figure
 from newsbert_ray.reporting.figures import BETA_FIGURE, CURVE_FIGURE, beta_figure, curve_figure
 from newsbert_ray.reporting.importance import IMPORTANCE_FIGURE, importance_figure
 from newsbert_ray.reporting.over_settings import OVER_FIGURE, over_settings
 from newsbert_ray.reporting.page import Page, Picture, to_markdown
-from newsbert_ray.reporting.panels import AnyPanel, FigureData, NothingToDraw
+from newsbert_ray.reporting.panels import AnyPanel, FigureData, NothingToDraw, Panel
 from newsbert_ray.reporting.points import points_csv
 from newsbert_ray.reporting.runs_page import runs_page
 from newsbert_ray.reporting.sweep_figures import CURVES_FIGURE, FRONT_FIGURE, learning_curves, pareto_front
 from newsbert_ray.reporting.sweep_folder import is_sweep, read_sweep
 from newsbert_ray.reporting.sweep_page import sweep_page
 from newsbert_ray.reporting.sweeps import Sweep
-from newsbert_ray.reporting.tables import distinct, rows_of, to_csv
+from newsbert_ray.reporting.tables import rows_of, to_csv
 from newsbert_ray.reporting.web import to_html
+from newsbert_ray.tasks import TASKS, TaskName
 
 _log = logging.getLogger(__name__)
 
@@ -46,15 +50,31 @@ def report(folders: Sequence[str | Path], *, out: str | Path) -> list[Path]:
     if len(folders) == 1 and is_sweep(folders[0]):
         return _report_sweep(read_sweep(folders[0]), out)
     records = collect(folders)
-    makes: dict[str, Make] = {
-        BETA_FIGURE: lambda: beta_figure(records),
-        CURVE_FIGURE: lambda: curve_figure(records),
-    }
+    groups = by_task(records)
+    makes: dict[str, Make] = {}
+    for task, group in groups.items():
+        if len(groups) == 1:
+            makes = {BETA_FIGURE: partial(beta_figure, group), CURVE_FIGURE: partial(curve_figure, group)}
+        else:
+            makes[f"{BETA_FIGURE}_{task}"] = partial(_of_task, beta_figure, group, task)
+            makes[f"{CURVE_FIGURE}_{task}"] = partial(_of_task, curve_figure, group, task)
     figures, pictures = _draw(makes, out)
     for reason in figures.values():
         if isinstance(reason, str):
             _log.info("%s", reason)
-    return _write(runs_page(records, figures), to_csv(rows_of(records)), pictures, out)
+    rows = [row for group in groups.values() for row in rows_of(group)]
+    return _write(runs_page(records, figures), to_csv(rows), pictures, out)
+
+
+def _of_task(
+    make: Callable[[Sequence[RunRecord]], FigureData[Panel]], records: Sequence[RunRecord], task: TaskName
+) -> FigureData[Panel]:
+    """The figure of one task's runs, among those of others."""
+    try:
+        figure = make(records)
+    except NothingToDraw as reason:
+        raise NothingToDraw(f"{task}: {reason}") from reason
+    return replace(figure, name=f"{figure.name}_{task}")
 
 
 def collect(folders: Sequence[str | Path]) -> list[RunRecord]:
@@ -115,8 +135,10 @@ def _draw(makes: Mapping[str, Make], out: Path) -> tuple[dict[str, Picture | str
 
 
 def _further(out: Path) -> list[str]:
-    """Figures over the settings of a second goal and more, of an earlier report."""
-    return [path.stem for path in out.glob(f"{OVER_FIGURE}_[0-9]*.png")]
+    """Figures of an earlier report over the settings of a second goal and more, or of one task among
+    several."""
+    of_tasks = [f"{name}_{task}" for name in (BETA_FIGURE, CURVE_FIGURE) for task in TASKS]
+    return [*(path.stem for path in out.glob(f"{OVER_FIGURE}_[0-9]*.png")), *of_tasks]
 
 
 def _write(page: Page, rows: str, pictures: Sequence[Path], out: Path) -> list[Path]:

@@ -1,24 +1,28 @@
-"""Records of any runs -> the page about them: a table, figures, what was run."""
+"""Records of any runs -> the page about them: a table for each task, figures, what was run."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 from newsbert_ray.record import RunRecord
+from newsbert_ray.reporting.compared import by_task, distinct
 from newsbert_ray.reporting.page import Block, Bullets, Facts, Page, Picture, Section, Table
 from newsbert_ray.reporting.provenance import provenance
-from newsbert_ray.reporting.tables import distinct, rows_of, table_cells
+from newsbert_ray.reporting.tables import number, rows_of, summary_of, table_cells
+from newsbert_ray.tasks import TASKS, Task, TaskName
 
 
 def runs_page(records: Sequence[RunRecord], figures: Mapping[str, Picture | str]) -> Page:
     """The report of some runs; `figures` are drawn, or the reason why one is left out."""
     runs = len(distinct(records))
-    head, *rows = table_cells(rows_of(records))
-    words = head.index("seeds")
+    groups = by_task(records)
     notes = [found for found in figures.values() if isinstance(found, str)]
     if repeats := len(records) - runs:
         notes.insert(0, f"{repeats} repeats of a run (same settings and seed) are left out")
-    blocks: list[Block] = [Table(tuple(head), tuple(map(tuple, rows)), words=words)]
+    blocks: list[Block] = [
+        _table(group, "" if list(groups) == ["topics"] else _caption(name, distinct(group)))
+        for name, group in groups.items()
+    ]
     blocks += [found for found in figures.values() if isinstance(found, Picture)]
     behind: list[Block] = [Facts(tuple(provenance(records)))]
     if notes:
@@ -28,3 +32,39 @@ def runs_page(records: Sequence[RunRecord], figures: Mapping[str, Picture | str]
         f"{runs} runs, test split. Mean ± standard deviation over seeds (one seed has none).",
         (Section("Results", tuple(blocks)), Section("What was run", tuple(behind))),
     )
+
+
+def _table(records: Sequence[RunRecord], caption: str) -> Table:
+    head, *rows = table_cells(rows_of(records))
+    return Table(tuple(head), tuple(map(tuple, rows)), words=head.index("seeds"), caption=caption)
+
+
+def _caption(name: TaskName, records: Sequence[RunRecord]) -> str:
+    """`Recommendation: 3 runs, 982 impressions (3 left out). Standard error over the impressions, ...`."""
+    task = TASKS[name]
+    sizes = {
+        f"{rows:,.0f} {task.rows}" + (f" ({out:,.0f} left out)" if out else "")
+        for record in records
+        if (rows := number(record, "test.student.rows"))
+        for out in [number(record, "test.student.left_out")]
+    }
+    counted = f", {' or '.join(sorted(sizes))}" if sizes else ""
+    runs = f"{len(records)} run{'s' if len(records) > 1 else ''}"
+    unlabelled = sum(not record.metrics.get("test") for record in records)
+    unknown = f", {unlabelled} on a test split without labels" if unlabelled else ""
+    return f"{name.capitalize()}: {runs}{counted}{unknown}.{_noise(task, records)}"
+
+
+def _noise(task: Task, records: Sequence[RunRecord]) -> str:
+    """How far the metrics hang on which rows there are, whatever the seed."""
+    errors = {
+        metric.heading: summary.error
+        for metric in task.metrics
+        if (summary := summary_of(records, f"test.student.{metric.name}")) and summary.error is not None
+    }
+    if not errors:
+        return ""
+    listed = ", ".join(f"{heading} {100 * error:.1f}" for heading, error in errors.items())
+    alone = any(len(row.seeds) == 1 for row in rows_of(records))
+    brackets = "; in brackets that of a single seed's number" if alone else ""
+    return f" Standard error over the {task.rows}, students' mean: {listed}{brackets}."

@@ -5,10 +5,10 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
+from newsbert_ray.reporting.compared import flat_values
 from newsbert_ray.reporting.figures import short
 from newsbert_ray.reporting.page import Block, Command, Facts, Section, Table, Text
 from newsbert_ray.reporting.sweeps import Axis, State, Sweep, listed
-from newsbert_ray.reporting.tables import flat_values
 
 MAX_FAILURES = 20
 _SAMPLERS = {

@@ -24,17 +24,19 @@ BEST = 4
 """Learning curves drawn in colour."""
 MAX_LETTERS = 95
 """Letters of a legend's line that a page is wide enough for."""
-CURVE = "validation.student.accuracy"
-"""What a learning curve shows where the goal is not known at each evaluation."""
 
 
 def learning_curves(sweep: Sweep) -> FigureData[Panel]:
     """The first goal over epochs: the best points in colour, every other trial thin and grey.
 
+    Where the goal is not known at each evaluation, the task's first metric on validation instead.
+
     Raises:
         NothingToDraw: no trial was evaluated.
     """
-    goal = sweep.goals[0] if sweep.goals[0].metric.startswith("validation.") else Goal(CURVE, "max")
+    goal = sweep.goals[0]
+    if not goal.metric.startswith("validation."):
+        goal = Goal(f"validation.student.{sweep.task.primary.name}", "max")
     column = goal.column
     best = sweep.finished[:BEST]
     of_best = {trial.name for point in best for trial in point.trials}
@@ -57,7 +59,7 @@ def learning_curves(sweep: Sweep) -> FigureData[Panel]:
     if not lines and not traces:
         raise NothingToDraw("no trial has been evaluated yet")
     teacher = Goal(goal.metric.replace(".student.", ".teacher."), goal.mode)
-    if lines and teacher != goal:
+    if lines and teacher != goal and best[0].trials[0].curve(teacher.metric):
         line = _mean_curve(best[0].trials, teacher, "teacher of the best")
         lines.append(Line(line.label, line.x, line.y, line.sd, line.n, reference=True))
     return FigureData(

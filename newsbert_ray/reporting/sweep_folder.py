@@ -19,8 +19,9 @@ from newsbert_ray.record import (
     read_record,
     read_stop,
 )
+from newsbert_ray.reporting.compared import flat_values
 from newsbert_ray.reporting.sweeps import Axis, Goal, Point, State, Sweep, Trial
-from newsbert_ray.reporting.tables import flat_values, number
+from newsbert_ray.reporting.tables import number
 
 SWEEP = "sweep.json"
 

@@ -14,7 +14,7 @@ from newsbert_ray.reporting.provenance import joined, provenance
 from newsbert_ray.reporting.searched import ended, searched, state_of
 from newsbert_ray.reporting.sweep_figures import CURVES_FIGURE, FRONT_FIGURE, describe
 from newsbert_ray.reporting.sweeps import Point, Sweep, listed, teacher_summary
-from newsbert_ray.reporting.tables import COLUMNS, number, show, summarise
+from newsbert_ray.reporting.tables import columns_of, show, summary_of
 
 MAX_ROWS = 10
 """Points that the page's table shows; report.csv has all."""
@@ -96,13 +96,12 @@ def _seeds(sweep: Sweep) -> str:
 def _verdict(sweep: Sweep, point: Point) -> Table:
     """The best point's student beside its teacher: each goal, then the test split."""
     columns = [goal.column for goal in sweep.goals]
-    columns += [column for column in COLUMNS if column.path.startswith("test.student.")]
+    columns += [column for column in columns_of(sweep.task) if column.path.startswith("test.student.")]
     rows = []
     for column in columns:
-        known = [v for record in point.records if (v := number(record, column.path)) is not None]
-        if known:
+        if student := summary_of(point.records, column.path):
             teacher = show(teacher_summary(point, column.path), column)
-            rows.append((full(column), show(summarise(known), column), teacher))
+            rows.append((full(column), show(student, column), teacher))
     return Table(
         ("", "student", "teacher"),
         tuple(rows),

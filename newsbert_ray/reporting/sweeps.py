@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from newsbert_ray.record import RunRecord
-from newsbert_ray.reporting.tables import Column, Mode, Summary, number, summarise
+from newsbert_ray.reporting.tables import Column, Mode, Summary, summarise, summary_of
+from newsbert_ray.tasks import HEADINGS, Task, task_of
 
 State = Literal["finished", "stopped", "failed", "under way"]
 
@@ -38,7 +39,7 @@ class Goal:
             return Column(self.metric, name.get(rest, rest), self.metric, digits=digits)
         model, _, kind = rest.partition(".")
         whose = "" if model == "student" else f"{model}'s "
-        heading = f"{whose}{split} {kind.replace('macro_f1', 'macro-F1')} (%)"
+        heading = f"{whose}{split} {HEADINGS.get(kind, kind)} (%)"
         return Column(self.metric, heading, self.metric, factor=100.0, digits=2)
 
 
@@ -132,6 +133,11 @@ class Sweep:
         return space
 
     @property
+    def task(self) -> Task:
+        """What all its trials learn."""
+        return task_of(self.plan.get("settings") or {})
+
+    @property
     def asked(self) -> int:
         """Points that were asked for."""
         return int(self.plan["trials"]) // max(1, len(self.seeds))
@@ -182,9 +188,7 @@ def _at(entry: Mapping[str, Any], path: str) -> float | None:
 def teacher_summary(point: Point, metric: str) -> Summary | None:
     """The teacher's number beside a student's `metric`, over the seeds; None where there is none."""
     beside = metric.replace("student", "teacher")
-    known = [number(record, beside) for record in point.records] if beside != metric else []
-    found = [value for value in known if value is not None]
-    return summarise(found) if found else None
+    return summary_of(point.records, beside) if beside != metric else None
 
 
 def listed(names: Sequence[str]) -> str:

@@ -1,46 +1,46 @@
 """Records -> rows: one row for each setting that was tried, mean and standard deviation over its seeds.
 
-Pure, but for `sweep_table`, which dresses the rows for a terminal. Knows no tensor and no Ray.
+Runs of different tasks never share a row or a table. Pure; knows no tensor and no Ray.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import PurePath
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from statistics import fmean, stdev
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from newsbert_ray.record import RunRecord
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from newsbert_ray.reporting.compared import distinct, flat_settings, one_task, task_name, varying_settings
+from newsbert_ray.tasks import TASKS, Task, TaskName
 
 Mode = Literal["max", "min"]
-
-_NOT_COMPARED = frozenset({"seed", "out", "threads", "log_every", "checkpoint", "device"})
-"""The seed is averaged over; the others alter no number: those that a run may go on with changed."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Mean of `n` values; `sd` is the sample standard deviation (n - 1), None for a single value."""
+    """Mean of `n` values; `sd` is the sample standard deviation (n - 1), None for a single value.
+
+    `error` is the mean of the values' own standard errors, over what was evaluated; None where none has one.
+    """
 
     mean: float
     sd: float | None
     n: int
+    error: float | None = None
 
 
 @dataclass(frozen=True)
 class Row:
-    """Runs that differ only in their seed: the settings that vary in the table, a summary by column."""
+    """Runs that differ only in their seed: the settings that vary in the table, a summary by column, and the
+    task of all."""
 
     settings: dict[str, Any]
     seeds: tuple[int, ...]
     columns: dict[str, Summary]
+    task: TaskName = "topics"
 
 
 @dataclass(frozen=True)
@@ -54,69 +54,17 @@ class Column:
     digits: int = 1
 
 
-COLUMNS = (
-    Column("accuracy", "accuracy %", "test.student.accuracy", 100.0),
-    Column("macro_f1", "macro-F1 %", "test.student.macro_f1", 100.0),
-    Column("teacher_accuracy", "teacher's accuracy %", "test.teacher.accuracy", 100.0),
-    Column("teacher_macro_f1", "teacher's macro-F1 %", "test.teacher.macro_f1", 100.0),
-    Column("titles_per_second", "titles/s in training", "titles_per_second", digits=0),
-    Column("seconds", "seconds a run", "seconds", digits=0),
-)
-
-
-def flat_settings(record: RunRecord) -> dict[str, Any]:
-    """The settings that may make two runs different, by dotted name.
-
-    Shards count by what is in them and a teacher by its name, not by where they lie.
-    """
-    flat = flat_values({n: value for n, value in record.settings.items() if n not in _NOT_COMPARED})
-    if "teacher" in flat:
-        flat["teacher"] = teacher_name(record)
-    if record.data.get("fingerprint"):
-        flat["data"] = data_name(record)
-    return flat
-
-
-def flat_values(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested settings by dotted name."""
-    return dict(_flatten(settings))
-
-
-def _flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
-
-
-def data_name(record: RunRecord) -> str:
-    """Name and the fingerprint's first digits of the shards behind a run, as far as the record knows them."""
-    name = str(record.data.get("name") or PurePath(str(record.settings.get("data", "unknown"))).name)
-    fingerprint = str(record.data.get("fingerprint", ""))[:8]
-    return f"{name} ({fingerprint})" if fingerprint else name
-
-
-def teacher_name(record: RunRecord) -> str:
-    """The last part of the teacher's name: the same for a folder however it was reached, and for a model of
-    the hub without its owner."""
-    name = str(record.settings.get("teacher", "unknown"))
-    return PurePath(name).name or name
-
-
-def varying_settings(records: Sequence[RunRecord]) -> list[str]:
-    """Dotted names of the settings in which the records differ, in the order of the settings."""
-    flats = [flat_settings(record) for record in records]
-    names = dict.fromkeys(name for flat in flats for name in flat)
-    return [name for name in names if len({repr(flat.get(name)) for flat in flats}) > 1]
-
-
-def distinct(records: Sequence[RunRecord]) -> list[RunRecord]:
-    """The records without repeats of a run (same settings and seed), which would make a spread of nothing."""
-    kept: dict[str, RunRecord] = {}
-    for record in records:
-        kept.setdefault(repr((sorted(flat_settings(record).items()), record.seed)), record)
-    return list(kept.values())
+def columns_of(task: Task) -> tuple[Column, ...]:
+    """What a table of a task's runs can show: the student's metrics on the test split, the first of them
+    leading, its teacher's, speed and time."""
+    student = [Column(m.name, f"{m.heading} %", f"test.student.{m.name}", 100.0) for m in task.metrics]
+    teacher = [
+        Column(f"teacher_{m.name}", f"teacher's {m.heading} %", f"test.teacher.{m.name}", 100.0)
+        for m in task.metrics
+    ]
+    examples = task.examples
+    speed = Column(f"{examples}_per_second", f"{examples}/s in training", "titles_per_second", digits=0)
+    return (*student, *teacher, speed, Column("seconds", "seconds a run", "seconds", digits=0))
 
 
 def number(record: RunRecord, path: str) -> float | None:
@@ -136,16 +84,20 @@ def summarise(values: Sequence[float]) -> Summary:
     return Summary(fmean(values), stdev(values) if len(values) > 1 else None, len(values))
 
 
-def rows_of(records: Sequence[RunRecord], columns: Sequence[Column] = COLUMNS) -> list[Row]:
+def rows_of(records: Sequence[RunRecord]) -> list[Row]:
     """One row for each combination of the varying settings, sorted by them; repeats of a run count once.
 
     A column that no run of a row knows is absent from that row.
+
+    Raises:
+        ValueError: runs of several tasks.
     """
-    rows = _rows_as_found(records, columns)
+    rows = rows_as_found(records, columns_of(one_task(records)))
     return sorted(rows, key=lambda row: [_order(value) for value in row.settings.values()])
 
 
-def _rows_as_found(records: Sequence[RunRecord], columns: Sequence[Column]) -> list[Row]:
+def rows_as_found(records: Sequence[RunRecord], columns: Sequence[Column]) -> list[Row]:
+    """As `rows_of`, with these columns, in the order of the records."""
     records = distinct(records)
     varying = varying_settings(records)
     groups: dict[tuple[str, ...], list[RunRecord]] = {}
@@ -157,14 +109,10 @@ def _rows_as_found(records: Sequence[RunRecord], columns: Sequence[Column]) -> l
 
 def _row(group: Sequence[RunRecord], varying: Sequence[str], columns: Sequence[Column]) -> Row:
     flat = flat_settings(group[0])
-    known = {column: [number(record, column.path) for record in group] for column in columns}
-    summaries = {
-        column.name: summarise(found)
-        for column, values in known.items()
-        if (found := [value for value in values if value is not None])
-    }
+    known = {column.name: summary_of(group, column.path) for column in columns}
+    summaries = {name: summary for name, summary in known.items() if summary}
     seeds = tuple(sorted(record.seed for record in group))
-    return Row({name: flat.get(name) for name in varying}, seeds, summaries)
+    return Row({name: flat.get(name) for name in varying}, seeds, summaries, task_name(group[0]))
 
 
 def _order(value: Any) -> tuple[int, float, str]:
@@ -176,7 +124,14 @@ def _order(value: Any) -> tuple[int, float, str]:
     return 2, 0.0, str(value)
 
 
-def shown_columns(rows: Sequence[Row], columns: Sequence[Column] = COLUMNS) -> list[Column]:
+def summary_of(records: Sequence[RunRecord], path: str) -> Summary | None:
+    """Mean and spread of the number at `path` over the records that know it; None where none does."""
+    found = [value for record in records if (value := number(record, path)) is not None]
+    errors = [value for record in records if (value := number(record, f"{path}_error")) is not None]
+    return replace(summarise(found), error=fmean(errors) if errors else None) if found else None
+
+
+def shown_columns(rows: Sequence[Row], columns: Sequence[Column]) -> list[Column]:
     """The columns of which at least one row knows the number."""
     return [column for column in columns if any(column.name in row.columns for row in rows)]
 
@@ -190,107 +145,70 @@ def show(summary: Summary | None, column: Column) -> str:
 
 
 def table_cells(rows: Sequence[Row]) -> list[list[str]]:
-    """The rows as a table's cells, its head first."""
-    columns = shown_columns(rows)
+    """The rows, all of one task, as a table's cells, its head first. The number of a single seed has its
+    standard error in brackets, where the record knows one."""
+    columns = shown_columns(rows, columns_of(TASKS[rows[0].task]))
     head = [*rows[0].settings, "seeds", *(column.heading for column in columns)]
     body = [
         [
             *(str(value) for value in row.settings.values()),
             str(len(row.seeds)),
-            *(show(row.columns.get(column.name), column) for column in columns),
+            *(_cell(row.columns.get(column.name), column) for column in columns),
         ]
         for row in rows
     ]
     return [head, *body]
 
 
+def _cell(summary: Summary | None, column: Column) -> str:
+    shown = show(summary, column)
+    if summary is None or summary.sd is not None or summary.error is None:
+        return shown
+    return f"{shown} (± {summary.error * column.factor:.{column.digits}f})"
+
+
 def to_csv(rows: Sequence[Row]) -> str:
-    """The rows as CSV: full precision, shares from 0 to 1, mean and standard deviation in own columns."""
-    columns = shown_columns(rows)
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    heads = [head for column in columns for head in (column.name, f"{column.name}_sd")]
-    writer.writerow([*rows[0].settings, "n_seeds", *heads])
-    for row in rows:
-        found = [row.columns.get(column.name) for column in columns]
-        pairs = [(summary.mean, summary.sd) if summary else (None, None) for summary in found]
-        writer.writerow(
-            [*row.settings.values(), len(row.seeds), *(value for pair in pairs for value in pair)]
+    """The rows as CSV: full precision, shares from 0 to 1, mean and standard deviation in own columns, then
+    the mean of the runs' standard errors where they know one.
+
+    Rows of several tasks have a first column that says which, and leave the others' columns blank.
+    """
+    tasks = list(dict.fromkeys(row.task for row in rows))
+    settings = list(dict.fromkeys(name for row in rows for name in row.settings))
+    lines = [
+        {
+            **({"task": row.task} if len(tasks) > 1 else {}),
+            **row.settings,
+            "n_seeds": len(row.seeds),
+            **{head: value for name, summary in row.columns.items() for head, value in _heads(name, summary)},
+        }
+        for row in rows
+    ]
+    named = [
+        (column.name, found)
+        for task in tasks
+        for column in columns_of(TASKS[task])
+        if (found := [row.columns[column.name] for row in rows if column.name in row.columns])
+    ]
+    heads = [
+        head
+        for name, found in named
+        for head in (
+            name,
+            f"{name}_sd",
+            *([f"{name}_error"] if any(s.error is not None for s in found) else []),
         )
+    ]
+    file = io.StringIO()
+    first = ["task"] if len(tasks) > 1 else []
+    names = list(dict.fromkeys([*first, *settings, "n_seeds", *heads]))
+    writer = csv.DictWriter(file, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
     return file.getvalue()
 
 
-def sweep_table(
-    records: Sequence[RunRecord],
-    metric: str = "test.student.accuracy",
-    *,
-    mode: Mode = "max",
-    seeds: int | None = None,
-) -> Table:
-    """The rows of a sweep for a terminal 80 letters wide, the best first, of equals the first tried.
-
-    Rows that miss a seed come after those that have all. Of the other numbers as many are shown as fit.
-
-    Args:
-        metric: what the sweep is judged by, a dotted path into the metrics.
-        mode: whether the largest or the smallest is the best.
-        seeds: how many each point was to have; by default as many as there are in all the records.
-    """
-    share = metric.endswith(("accuracy", "macro_f1"))
-    heading = metric.replace(".", "\n") + (" %" if share else "")
-    judge = Column("metric", heading, metric, *((100.0, 1) if share else (1.0, 4)))
-    columns = [judge, *(column for column in _TERMINAL if column.path != metric)]
-    rows = _rows_as_found(records, columns)
-    wanted = seeds or len({record.seed for record in records})
-    rows.sort(key=lambda row: _rank(row, judge, mode, wanted))
-    columns = shown_columns(rows, columns)
-    title = f"{len(distinct(records))} runs, best {metric} first"
-    tables = (_dressed(rows, columns[:count], title) for count in range(len(columns), 0, -1))
-    return next(
-        (table for table in tables if _width(table) <= _TERMINAL_WIDTH), _dressed(rows, [judge], title)
-    )
-
-
-def _dressed(rows: Sequence[Row], columns: Sequence[Column], title: str) -> Table:
-    """A table for a terminal; where it is too narrow the settings' cells break, the numbers never."""
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, title=title)
-    for name in rows[0].settings if rows else ():
-        table.add_column(name.replace(".", "\n"), justify="right", overflow="fold")
-    table.add_column("seeds", justify="right", no_wrap=True)
-    for column in columns:
-        table.add_column(column.heading, justify="right", no_wrap=True)
-    for position, row in enumerate(rows):
-        cells = [_brief(value) for value in row.settings.values()]
-        numbers = [show(row.columns.get(column.name), column) for column in columns]
-        table.add_row(*cells, str(len(row.seeds)), *numbers, style="bold" if position == 0 else None)
-    return table
-
-
-def _width(table: Table) -> int:
-    """Letters that `table` takes where nothing breaks."""
-    from rich.console import Console
-
-    return Console(width=1000).measure(table).maximum
-
-
-def _brief(value: Any) -> str:
-    return str(float(f"{value:.4g}")) if isinstance(value, float) else str(value)
-
-
-_TERMINAL_WIDTH = 80
-_TERMINAL = (
-    Column("accuracy", "test\naccuracy %", "test.student.accuracy", 100.0),
-    Column("teacher_accuracy", "teacher's\naccuracy %", "test.teacher.accuracy", 100.0),
-    Column("titles_per_second", "titles/s", "titles_per_second", digits=0),
-)
-
-
-def _rank(row: Row, column: Column, mode: Mode, seeds: int) -> tuple[bool, float]:
-    """The key to sort by: rows with all seeds first, of these the best; a row without a value comes last."""
-    summary = row.columns.get(column.name)
-    if summary is None:
-        return True, math.inf
-    return summary.n < seeds, -summary.mean if mode == "max" else summary.mean
+def _heads(name: str, summary: Summary) -> list[tuple[str, float | None]]:
+    """A summary's cells by their heads."""
+    error = [] if summary.error is None else [(f"{name}_error", summary.error)]
+    return [(name, summary.mean), (f"{name}_sd", summary.sd), *error]

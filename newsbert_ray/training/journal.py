@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from newsbert_ray.record import METRICS, read_entries, write_text
+from newsbert_ray.tasks import HEADINGS
 
 _PLAIN_SECONDS = 10.0
 
@@ -142,13 +143,25 @@ def _log_numbers(entry: Mapping[str, Any]) -> str:
         for name in ("teacher_task", "student_task")
         if name in losses
     ]
-    return "  ".join([f"loss {losses['total']:.3f}", *tasks, f"{entry['titles_per_second']:.0f} titles/s"])
+    speed = f"{entry['titles_per_second']:.0f} {entry.get('examples', 'titles')}/s"
+    return "  ".join([f"loss {losses['total']:.3f}", *tasks, speed])
 
 
 def _evaluation_line(entry: Mapping[str, Any]) -> str:
+    """The metrics of each model that is there; a student that learns alone has no teacher beside it."""
     scores = entry["validation"]
     models = [
-        f"{model} accuracy {scores[model]['accuracy']:.4f} macro-F1 {scores[model]['macro_f1']:.4f}"
+        " ".join(
+            [
+                model,
+                *(
+                    f"{HEADINGS[name]} {scores[model][name]:.4f}"
+                    for name in HEADINGS
+                    if name in scores[model]
+                ),
+            ]
+        )
         for model in ("teacher", "student")
+        if model in scores
     ]
     return f"epoch {entry['epoch']:g} (step {entry['step']}): validation " + ", ".join(models)

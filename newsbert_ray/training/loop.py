@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from newsbert_ray.data.reading import Course, Update
-from newsbert_ray.evaluation.scoring import Scores
+from newsbert_ray.evaluation.place import Place, Scores
+from newsbert_ray.tasks import TASKS
 from newsbert_ray.training.checkpoint import Progress, best_name, write_best, write_checkpoint
 from newsbert_ray.training.step import Learner, LossError, train_step
 
@@ -31,6 +32,11 @@ class World:
     def first(self) -> bool:
         """Whether this worker writes and speaks for all."""
         return self.rank == 0
+
+    @property
+    def place(self) -> Place:
+        """The same for scoring."""
+        return Place(self.device, self.rank, self.size)
 
     def sum(self, values: Mapping[str, float]) -> dict[str, float]:
         """Each value summed over all workers; every worker must call it with the same keys."""
@@ -98,9 +104,9 @@ def run_loop(
             entry = _evaluation_entry(evaluate(), update, progress, ends, world)
             progress.curve.append(entry)
             progress.sums, progress.count = {}, 0
-            accuracy = entry["validation"]["student"]["accuracy"]
-            if accuracy > progress.best_metric:
-                progress.best_metric, progress.best_step, progress.best = accuracy, step, best_name(step)
+            judged = entry["validation"]["student"][TASKS[settings.task].primary.name]
+            if judged > progress.best_metric:
+                progress.best_metric, progress.best_step, progress.best = judged, step, best_name(step)
                 if world.first:
                     write_best(checkpoints, learner.pair, step=step)
             clock.charge("evaluate")
@@ -169,6 +175,7 @@ def _log_entry(
         "epoch": update.epoch + 1,
         "epochs": plan.epochs,
         "titles_per_second": speed,
+        "examples": TASKS[plan.task].examples,
         "train": world.sum(losses),
         **others,
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from newsbert_ray.config import SCRATCH, SettingsError, TrainSettings
 from newsbert_ray.connect import inside_cluster
 from newsbert_ray.data.shards import Manifest, read_manifest
 from newsbert_ray.record import RECORD, RunRecord, read_record, write_json
+from newsbert_ray.tasks import Task, task_of
 from newsbert_ray.training.checkpoint import CHECKPOINTS
 from newsbert_ray.training.journal import Display, both
 from newsbert_ray.training.loop import Report, World
@@ -81,23 +82,41 @@ def _with_absolute_folders(settings: TrainSettings) -> TrainSettings:
 
 def closing_lines(record: RunRecord, run: Path) -> str:
     """What came out, where it is, and what to type next."""
-    test = record.metrics["test"]
-    rows = [
-        f"  {name:<8} accuracy {test[name]['accuracy']:.4f}  macro-F1 {test[name]['macro_f1']:.4f}"
-        for name in ("teacher", "student")
-    ]
+    task = task_of(record.settings)
+    test = record.metrics.get("test") or {}
+    split, scores = ("test", test) if test else ("validation", record.metrics["validation"])
+    unlabelled = (
+        f"the test split has no labels: newsbert-ray evaluate {run} --submission prediction.zip ranks it"
+    )
     return "\n".join(
         [
-            f"test, {int(test['student']['rows'])} titles, best step {record.metrics['best_step']} of "
+            f"{split}, {_counted(scores['student'], task)}, best step {record.metrics['best_step']} of "
             f"{record.steps}:",
-            *rows,
-            f"{record.titles_per_second:.0f} titles/s, {record.seconds['total']:.0f} s; record, "
+            *(_score_line(name, scores[name], task) for name in ("teacher", "student") if name in scores),
+            *([] if test else [unlabelled]),
+            f"{record.titles_per_second:.0f} {task.examples}/s, {record.seconds['total']:.0f} s; record, "
             "student/, checkpoints/ "
             f"and TensorBoard events are in {run}",
             f"next: newsbert-ray evaluate {run}   |   newsbert-ray report {run} --out {run}/report   |   "
             f"tensorboard --logdir {run}",
         ]
     )
+
+
+def _counted(scores: Mapping[str, float], task: Task) -> str:
+    """`982 impressions (3 left out)`."""
+    left_out = int(scores.get("left_out", 0))
+    return f"{int(scores['rows'])} {task.rows}" + (f" ({left_out} left out)" if left_out else "")
+
+
+def _score_line(model: str, scores: Mapping[str, float], task: Task) -> str:
+    """A model's metrics, each with its standard error over what was evaluated where that is known."""
+    shown = [
+        f"{metric.heading} {scores[metric.name]:.4f}"
+        + (f" ± {error:.4f}" if (error := scores.get(f"{metric.name}_error")) is not None else "")
+        for metric in task.metrics
+    ]
+    return f"  {model:<8} {'  '.join(shown)}"
 
 
 def _train_here(settings: TrainSettings, manifest: Manifest, *, report: Report | None, quiet: bool) -> None:
@@ -142,11 +161,9 @@ def evaluations_to(report: Report | None) -> Report:
 
 
 def _steps(settings: TrainSettings, manifest: Manifest) -> int:
-    from newsbert_ray.data.batches import Order
-    from newsbert_ray.data.reading import Course
+    from newsbert_ray.data.reading import course_of
 
-    order = Order(settings.seed, settings.batch_size)
-    return Course(settings.data, manifest, order, settings.epochs, settings.train_rows).total_steps
+    return course_of(settings, manifest).total_steps
 
 
 @contextmanager

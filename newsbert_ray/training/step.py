@@ -131,9 +131,9 @@ def train_step(
 
 def _forward(learner: Learner, batch: Batch) -> dict[str, Tensor]:
     settings = learner.settings
-    device = batch.input_ids.device
+    device = batch.buckets[0].input_ids.device
     with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-        teacher, student = learner.model(batch.input_ids, batch.attention_mask)
+        teacher, student = learner.model(batch)
     losses = joint_losses(teacher, student, batch, settings.distill)
     return {**losses, TOTAL: weighted_total(losses, settings.distill.weights)}
 

@@ -15,10 +15,10 @@ import torch
 from torch import nn
 
 from newsbert_ray.config import TrainSettings
-from newsbert_ray.data.batches import Order
-from newsbert_ray.data.reading import Course, Update, evaluation_batches
-from newsbert_ray.data.shards import Manifest, Split, read_manifest
-from newsbert_ray.evaluation.scoring import Pace, Scores, score_pair
+from newsbert_ray.data.reading import Course, Update, course_of
+from newsbert_ray.data.shards import Manifest, ShardError, Split, read_manifest
+from newsbert_ray.evaluation.place import Pace, Scores
+from newsbert_ray.evaluation.scoring import score_pair
 from newsbert_ray.model.assemble import assemble_pair, write_student
 from newsbert_ray.model.pair import block_map
 from newsbert_ray.record import RunRecord, describe_hardware, installed_versions, write_record
@@ -26,8 +26,6 @@ from newsbert_ray.training.checkpoint import CHECKPOINTS, Progress, load_best, r
 from newsbert_ray.training.journal import Journal, both
 from newsbert_ray.training.loop import Report, World, run_loop
 from newsbert_ray.training.step import Learner, build_learner
-
-EVALUATION_BATCH = 256
 
 Updates = Callable[[Course, int], Iterator[Update]]
 """(plan, steps done) -> this worker's updates after them."""
@@ -44,8 +42,7 @@ def run_worker(
         say: prints a line for a person; called on the first worker only.
     """
     manifest = read_manifest(settings.data)
-    order = Order(settings.seed, settings.batch_size, world.rank, world.size, settings.optimizer.accumulate)
-    plan = Course(settings.data, manifest, order, settings.epochs, settings.train_rows)
+    plan = course_of(settings, manifest, rank=world.rank, world_size=world.size)
     run = Path(settings.out)
     tell = say if world.first else _silent
     learner = build_worker_learner(settings, manifest, plan, world)
@@ -56,7 +53,19 @@ def run_worker(
     if not world.first:
         progress.sums = dict.fromkeys(progress.sums, 0.0)
     journal = Journal(run, done=progress.step) if world.first else None
-    scorer = _Scorer(settings, manifest, world, learner)
+
+    def score(split: Split, pace: Pace | None = None) -> Scores:
+        return score_pair(learner.pair, settings, manifest, split, place=world.place, pace=pace)
+
+    def judge() -> Scores:
+        found = score("validation")
+        if not found:
+            raise ShardError(
+                f"{settings.data}: none of its validation impressions can be judged by (they carry no "
+                "labels, or only clicks, or none); prepare labelled behaviours for validation"
+            )
+        return found
+
     try:
         run_loop(
             learner,
@@ -64,13 +73,14 @@ def run_worker(
             plan=plan,
             progress=progress,
             world=world,
-            evaluate=lambda: scorer("validation"),
+            evaluate=judge,
             report=both(journal, report) if journal else report,
             checkpoints=run / CHECKPOINTS,
         )
         load_best(run / CHECKPOINTS, progress.best, learner.pair)
         pace = Pace()
-        test = scorer("test", pace)
+        tested = manifest.rows("test", settings.task) > 0
+        test = score("test", pace) if tested else {}
     finally:
         if journal:
             journal.close()
@@ -89,34 +99,6 @@ def build_worker_learner(settings: TrainSettings, manifest: Manifest, plan: Cour
             pair, device_ids=[world.device] if world.device.type == "cuda" else None
         )
     return learner
-
-
-class _Scorer:
-    """Metrics of both models on a split, over all workers."""
-
-    def __init__(self, settings: TrainSettings, manifest: Manifest, world: World, learner: Learner) -> None:
-        self.folder = settings.data
-        self.manifest = manifest
-        self.world = world
-        self.learner = learner
-
-    def __call__(self, split: Split, pace: Pace | None = None) -> Scores:
-        batches = evaluation_batches(
-            self.folder,
-            self.manifest,
-            split,
-            batch_size=EVALUATION_BATCH,
-            rank=self.world.rank,
-            world_size=self.world.size,
-        )
-        return score_pair(
-            self.learner.pair,
-            batches,
-            topics=len(self.manifest.labels),
-            device=self.world.device,
-            world_size=self.world.size,
-            pace=pace,
-        )
 
 
 def describe_layers(layer_map: list[list[int]]) -> str:
@@ -138,7 +120,13 @@ def _finish(
     world: World,
 ) -> None:
     run = Path(settings.out)
-    write_student(run / "student", learner.pair, manifest, tokenizer=Path(settings.data) / "tokenizer")
+    write_student(
+        run / "student",
+        learner.pair,
+        manifest,
+        tokenizer=Path(settings.data) / "tokenizer",
+        task=settings.task,
+    )
     best = next(entry for entry in progress.curve if entry["step"] == progress.best_step)
     teacher, student = len(learner.pair.teacher.layers), settings.student.layers
     write_record(
@@ -158,7 +146,7 @@ def _finish(
             metrics={
                 "validation": best["validation"],
                 "test": test,
-                "speed": pace.speed,
+                "speed": pace.speed if pace.seconds else {},
                 "best_step": progress.best_step,
                 "train": progress.curve[-1]["train"],
                 "parameters": _parameters(learner),
@@ -179,19 +167,20 @@ def _data(settings: TrainSettings, manifest: Manifest) -> dict[str, Any]:
         "name": " + ".join(dict.fromkeys(source.folder for source in manifest.sources)),
         "fingerprint": manifest.fingerprint,
         "tokenizer": manifest.tokenizer.sha256,
-        "train_rows": settings.train_rows or manifest.rows("train"),
-        "validation_rows": manifest.rows("validation"),
-        "test_rows": manifest.rows("test"),
+        "train_rows": settings.train_rows or manifest.examples("train", settings.task),
+        "validation_rows": manifest.rows("validation", settings.task),
+        "test_rows": manifest.rows("test", settings.task),
         "labels": len(manifest.labels),
     }
 
 
 def _parameters(learner: Learner) -> dict[str, int]:
     pair = learner.pair
-    return {
-        name: sum(parameter.numel() for parameter in module.parameters())
-        for name, module in (("teacher", pair.teacher), ("student", pair.student), ("top", pair.top))
+    parts: dict[str, nn.Module] = {
+        **{name: encoder for name, (encoder, _) in pair.models().items()},
+        "top": pair.top,
     }
+    return {name: sum(p.numel() for p in module.parameters()) for name, module in parts.items()}
 
 
 def _device_name(device: torch.device) -> str:

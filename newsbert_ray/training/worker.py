@@ -13,8 +13,7 @@ from typing import Any
 
 from newsbert_ray.config import SettingsError, TrainSettings
 from newsbert_ray.connect import RaySession, environment, ray_session
-from newsbert_ray.data.batches import Order
-from newsbert_ray.data.reading import Course
+from newsbert_ray.data.reading import course_of
 from newsbert_ray.data.shards import Manifest
 from newsbert_ray.record import RECORD
 from newsbert_ray.training.journal import Display
@@ -255,8 +254,7 @@ class _Tail:
 
 
 def _total_steps(settings: TrainSettings, manifest: Manifest) -> int:
-    order = Order(settings.seed, settings.batch_size)
-    return Course(settings.data, manifest, order, settings.epochs, settings.train_rows).total_steps
+    return course_of(settings, manifest).total_steps
 
 
 def _check_resources(settings: TrainSettings, session: RaySession, *, cpus: float) -> None:

@@ -43,7 +43,7 @@ def build_space(file: str | Path, asked: Mapping[str, Any]) -> tuple[SearchSpace
     Raises:
         SettingsError: something that cannot be.
     """
-    space = spaces.steer(read_space(file), asked["control"])
+    space = spaces.steer(read_space(file, task=asked["overrides"].get("task")), asked["control"])
     if space.search.storage:
         search = space.search.model_copy(update={"storage": absolute_storage(space.search.storage)})
         space = space.model_copy(update={"search": search})

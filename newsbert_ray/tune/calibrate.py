@@ -10,11 +10,14 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from newsbert_ray.config import TrainSettings, build_settings
 
 if TYPE_CHECKING:
     import torch
 
+    from newsbert_ray.data.order import Ints
     from newsbert_ray.data.reading import Course
     from newsbert_ray.training.step import Learner
     from newsbert_ray.tune.place import Place
@@ -118,7 +121,7 @@ def time_parts(settings: TrainSettings, *, folder: Path) -> Parts:
     """
     import shutil
 
-    from newsbert_ray.evaluation.scoring import device_seconds
+    from newsbert_ray.evaluation.place import device_seconds
     from newsbert_ray.training.run import pick_device
 
     if settings.workers > 1:
@@ -149,16 +152,14 @@ def time_parts(settings: TrainSettings, *, folder: Path) -> Parts:
 
 def _start(settings: TrainSettings, device: torch.device, run: Path) -> tuple[Learner, Course]:
     """What a trial does before its first step."""
-    from newsbert_ray.data.batches import Order
-    from newsbert_ray.data.reading import Course, read_updates
+    from newsbert_ray.data.reading import course_of, read_updates
     from newsbert_ray.data.shards import read_manifest
     from newsbert_ray.training.journal import Journal
     from newsbert_ray.training.loop import World
     from newsbert_ray.training.work import build_worker_learner
 
     manifest = read_manifest(settings.data)
-    order = Order(settings.seed, settings.batch_size, accumulate=settings.optimizer.accumulate)
-    plan = Course(settings.data, manifest, order, settings.epochs, settings.train_rows)
+    plan = course_of(settings, manifest)
     learner = build_worker_learner(settings, manifest, plan, World(0, 1, device))
     Journal(run, done=0).close()
     next(read_updates(plan))
@@ -172,14 +173,14 @@ def _steps(learner: Learner, plan: Course, device: torch.device) -> tuple[float,
     of a sample.
     """
     from newsbert_ray.data.reading import read_updates
-    from newsbert_ray.evaluation.scoring import device_seconds
+    from newsbert_ray.evaluation.place import device_seconds
     from newsbert_ray.training.step import train_step
 
     count = min(SAMPLE, plan.steps(0))
     began = time.perf_counter()
     sample = list(itertools.islice(read_updates(plan), count))
     reading = (time.perf_counter() - began) / count
-    sample.sort(key=lambda update: sum(part.input_ids.numel() for part in update.parts))
+    sample.sort(key=lambda update: sum(part.padded_tokens for part in update.parts))
     chosen = [sample[-1]] * WARM_UP + [sample[int((i + 0.5) * count / STEPS)] for i in range(STEPS)]
     marks = [device_seconds(device)]
     for number, update in enumerate(chosen, 1):
@@ -190,26 +191,58 @@ def _steps(learner: Learner, plan: Course, device: torch.device) -> tuple[float,
 
 
 def _title(learner: Learner, plan: Course, device: torch.device) -> float:
-    """Seconds to evaluate one title of validation with both models, from batches all over the split."""
-    from newsbert_ray.data.reading import evaluation_batches
-    from newsbert_ray.evaluation.scoring import device_seconds, score_pair
-    from newsbert_ray.training.work import EVALUATION_BATCH
+    """Seconds to evaluate one row of validation with all models, from a sample all over the split.
 
-    shards = plan.manifest.splits["validation"]
-    count = sum(-(-shard.rows // EVALUATION_BATCH) for shard in shards)
-    wanted = {int((i + 0.5) * count / EVALUATIONS) for i in range(EVALUATIONS)}
-    batches = evaluation_batches(plan.folder, plan.manifest, "validation", batch_size=EVALUATION_BATCH)
-    chosen = [batch for number, batch in enumerate(batches) if number in wanted]
-    began = device_seconds(device)
-    score_pair(learner.pair, chosen, topics=len(plan.manifest.labels), device=device)
-    return (device_seconds(device) - began) / sum(batch.rows for batch in chosen)
+    In recommendation and retrieval that is the encoding of the different texts that its rows name, shared
+    out among them; scoring and metrics are small beside it.
+    """
+    from newsbert_ray.data.reading import evaluation_batches
+    from newsbert_ray.data.texts import read_texts
+    from newsbert_ray.evaluation.encoding import encode_texts
+    from newsbert_ray.evaluation.place import Place, device_seconds
+    from newsbert_ray.evaluation.scoring import BATCH, score_topics
+
+    pair, place = learner.pair, Place(device)
+    pair.eval()
+    if plan.task == "topics":
+        shards = plan.manifest.splits["validation"]
+        count = sum(-(-shard.rows // BATCH) for shard in shards)
+        wanted = {int((i + 0.5) * count / EVALUATIONS) for i in range(EVALUATIONS)}
+        batches = evaluation_batches(plan.folder, plan.manifest, "validation", batch_size=BATCH)
+        chosen = [batch for number, batch in enumerate(batches) if number in wanted]
+        began = device_seconds(device)
+        score_topics(pair.models(), chosen, topics=len(plan.manifest.labels), place=place)
+        seconds = (device_seconds(device) - began) / sum(batch.rows for batch in chosen)
+    else:
+        named, rows = _named(plan)
+        table = read_texts(plan.folder, plan.manifest)
+        sample = named[np.linspace(0, len(named) - 1, min(len(named), EVALUATIONS * BATCH)).astype(np.int64)]
+        began = device_seconds(device)
+        encode_texts(pair.models(), table, sample, pad_id=plan.manifest.tokenizer.pad_id, place=place)
+        seconds = (device_seconds(device) - began) / len(sample) * len(named) / rows
+    pair.train()
+    return seconds
+
+
+def _named(plan: Course) -> tuple[Ints, int]:
+    """The different texts that rows of validation name, and how many rows: all impressions, or a shard's
+    pairs."""
+    from newsbert_ray.data.reading import read_pairs
+    from newsbert_ray.evaluation.ranking import find_named
+
+    folder, manifest = Path(plan.folder), plan.manifest
+    if plan.task == "recommendation":
+        rows = manifest.rows("validation", plan.task)
+        return find_named(folder, manifest, "validation", history=plan.history), rows
+    first = next(read_pairs(folder, manifest, "validation"))
+    return np.unique(np.concatenate([first.queries, first.texts])), len(first)
 
 
 def _files(learner: Learner, plan: Course, run: Path, device: torch.device) -> tuple[float, float, float]:
     """Seconds of a checkpoint, of a best model, and of a trial's end."""
     import shutil
 
-    from newsbert_ray.evaluation.scoring import device_seconds
+    from newsbert_ray.evaluation.place import device_seconds
     from newsbert_ray.model.assemble import write_student
     from newsbert_ray.training.checkpoint import (
         CHECKPOINTS,
@@ -226,7 +259,8 @@ def _files(learner: Learner, plan: Course, run: Path, device: torch.device) -> t
     write_checkpoint(folder, learner, Progress(step=1, best=name, best_step=1), keep=1)
     marks.append(time.perf_counter())
     load_best(folder, name, learner.pair)
-    write_student(run / "student", learner.pair, plan.manifest, tokenizer=Path(plan.folder) / "tokenizer")
+    tokenizer = Path(plan.folder) / "tokenizer"
+    write_student(run / "student", learner.pair, plan.manifest, tokenizer=tokenizer, task=plan.task)
     shutil.rmtree(folder)
     marks.append(device_seconds(device))
     best, checkpoint, end = (after - before for before, after in itertools.pairwise(marks))

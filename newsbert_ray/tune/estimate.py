@@ -10,9 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from newsbert_ray.config import SettingsError, TrainSettings
+from newsbert_ray.tasks import TaskName
 from newsbert_ray.tune import space as spaces
 from newsbert_ray.tune.calibrate import Calibration, calibrate
 from newsbert_ray.tune.jobs import Curve
@@ -22,6 +23,9 @@ from newsbert_ray.tune.memory import Memory
 from newsbert_ray.tune.place import Place
 from newsbert_ray.tune.saving import Saving, early_stopping
 from newsbert_ray.tune.space import Point, SearchSpace
+
+if TYPE_CHECKING:
+    from newsbert_ray.data.shards import Manifest
 
 BETWEEN_SECONDS = 0.1
 """From a trial's end to the next one's start in its slot: Ray Tune's own."""
@@ -239,16 +243,17 @@ def predict(
 def _cost(settings: TrainSettings, times: Times) -> Cost:
     """Seconds of one trial from its parts and their numbers."""
     parts, workers = times.parts(settings), settings.workers
-    manifest = _manifest(settings.data)
+    rows = _rows(settings.data, settings.task)
     steps, evaluations, checkpoints = _numbers(
         settings.data,
+        settings.task,
         settings.batch_size,
         settings.epochs,
         settings.train_rows,
         settings.evaluate_every,
         settings.checkpoint.every_steps,
     )
-    validation, test = (parts.title * manifest.rows(split) / workers for split in ("validation", "test"))
+    validation, test = (parts.title * count / workers for count in rows)
     return Cost(
         start=parts.start + BETWEEN_SECONDS + (GROUP_SECONDS if workers > 1 else 0.0),
         course=steps * parts.step + evaluations * (validation + parts.best) + checkpoints * parts.checkpoint,
@@ -259,21 +264,36 @@ def _cost(settings: TrainSettings, times: Times) -> Cost:
 
 
 @lru_cache(maxsize=8)
-def _manifest(folder: str) -> Any:
+def _manifest(folder: str) -> Manifest:
     from newsbert_ray.data.shards import read_manifest
 
     return read_manifest(folder)
 
 
+@lru_cache(maxsize=64)
+def _rows(data: str, task: TaskName) -> tuple[int, int]:
+    """What an evaluation reads of validation and of test: titles, impressions or pairs; of a test split
+    without labels nothing."""
+    manifest = _manifest(data)
+    test = manifest.rows("test", task) if manifest.examples("test", task) else 0
+    return manifest.rows("validation", task), test
+
+
 @lru_cache(maxsize=1024)
 def _numbers(
-    data: str, batch_size: int, epochs: int, train_rows: int | None, every: int | None, written: int | None
+    data: str,
+    task: TaskName,
+    batch_size: int,
+    epochs: int,
+    train_rows: int | None,
+    every: int | None,
+    written: int | None,
 ) -> tuple[int, int, int]:
     """A trial's updates, evaluations and checkpoints."""
-    from newsbert_ray.data.batches import Order
+    from newsbert_ray.data.order import Order
     from newsbert_ray.data.reading import Course
 
-    course = Course(data, _manifest(data), Order(0, batch_size), epochs, train_rows)
+    course = Course(data, _manifest(data), Order(0, batch_size), epochs, train_rows, task=task)
     steps, ends = 0, set[int]()
     for epoch in range(epochs):
         steps += course.steps(epoch)

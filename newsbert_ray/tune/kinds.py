@@ -16,10 +16,23 @@ from newsbert_ray.tune.calibrate import Calibration, Parts
 from newsbert_ray.tune.depths import check_depth
 from newsbert_ray.tune.space import flatten
 
-NAMED = ("data", "teacher", "precision", "device", "threads", "workers")
+NAMED = (
+    "data",
+    "teacher",
+    "task",
+    "method",
+    "precision",
+    "device",
+    "threads",
+    "workers",
+    "token_budget",
+)
 """Settings that decide a trial's work, each value in its own way."""
 COUNTED = ("student.layers", "model.teacher_layers", "model.query_size", "batch_size", "optimizer.accumulate")
 """Settings that the work grows with, nearly in a straight line; those of a scratch teacher besides."""
+READ = ("recommendation.npratio", "recommendation.history")
+"""Settings that the work of recommendation grows with, by the news that a click brings along: less than in a
+straight line, since each is encoded once and few users have the longest history."""
 SWITCHES = ("model.dropout", "distill.weights.teacher_task")
 """Settings of which only zero makes another work."""
 CORNERS = 2
@@ -31,7 +44,7 @@ Kind = Mapping[str, Any]
 def kind_of(settings: TrainSettings) -> Kind:
     """What decides a trial's seconds a step; other settings (beta, rates, epochs, ...) leave them alone."""
     flat = flatten(settings.model_dump())
-    names = [*NAMED, *COUNTED]
+    names = [*NAMED, *COUNTED, *(READ if settings.task == "recommendation" else ())]
     if settings.teacher == SCRATCH:
         names += [name for name in flat if name.startswith("scratch.")]
     return {**{name: flat[name] for name in names}, **{name: flat[name] > 0 for name in SWITCHES}}
@@ -92,7 +105,7 @@ def _key(settings: TrainSettings) -> tuple[Any, ...]:
 
 
 def _grows(name: str) -> bool:
-    return name in COUNTED or name.startswith("scratch.")
+    return name in (*COUNTED, *READ) or name.startswith("scratch.")
 
 
 def _growing(kinds: Sequence[Kind]) -> list[str]:

@@ -15,9 +15,11 @@ from pathlib import Path
 
 from newsbert_ray.config import build_settings, merge
 from newsbert_ray.record import METRICS, EarlyStop, RunRecord, find_records, read_record
+from newsbert_ray.tasks import task_of
 from newsbert_ray.tune.jobs import TRIALS, Curve, Job, Jobs, metric_value
 from newsbert_ray.tune.memory import Memory
 from newsbert_ray.tune.plan import SWEEP
+from newsbert_ray.tune.schema import curves_of
 from newsbert_ray.tune.space import Axis, Point, Search, SearchSpace, Stopping, flatten, point_label
 from newsbert_ray.tune.stopping import EPOCH, EarlyStopping
 
@@ -105,11 +107,11 @@ class Replay:
         return next((spent for spent, best in self.progress if best >= value), math.inf)
 
 
-def read_table(folder: str | Path, *, metric: str = "validation.student.accuracy") -> Table:
+def read_table(folder: str | Path, *, metric: str | None = None) -> Table:
     """The finished grid sweep in `folder`: what varied by its sweep.json, values and curves by its records.
 
     Args:
-        metric: one that is known at each evaluation (`space.CURVES`).
+        metric: one that is known at each evaluation (`schema.CURVES`); by default the first of the task's.
     Raises:
         TableError: no sweep there, or a point of the grid has no record.
         MetricError: a record without the metric.
@@ -119,6 +121,7 @@ def read_table(folder: str | Path, *, metric: str = "validation.student.accuracy
     if not records or not (folder / SWEEP).exists():
         raise TableError(f"{folder}: no finished trials of a sweep there; give the folder of a grid sweep")
     names = json.loads((folder / SWEEP).read_text(encoding="utf-8"))["varied"]
+    metric = metric or curves_of(task_of(records[0].settings))[0]
     flats = [flatten(record.settings) for record in records]
     axes = tuple(Axis(name=name, values=tuple(sorted({flat[name] for flat in flats}))) for name in names)
     seeds = tuple(sorted({record.seed for record in records}))

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 
 from newsbert_ray.config import SettingsError
-from newsbert_ray.tune.schema import CURVES, MAX_POINTS, Axis, SearchSpace
+from newsbert_ray.tune.schema import CURVES, MAX_POINTS, Axis, SearchSpace, curves_of, metrics_of
 from newsbert_ray.tune.storage import shown_storage
 
 Fault = tuple[tuple[str, ...], str]
@@ -94,7 +94,15 @@ def _sampling(space: SearchSpace) -> Iterator[Fault]:
 
 def _judging(space: SearchSpace) -> Iterator[Fault]:
     metrics = [goal.metric for goal in space.goals]
+    known = metrics_of(space.task)
     for index, metric in enumerate(metrics):
+        if metric not in known:
+            near = f"{metric.rpartition('.')[0]}.{space.task.primary.name}"
+            yield (
+                ("goals", str(index), "metric"),
+                f"metric = {metric!r}: no trial of task {space.settings.get('task', 'topics')} reports it, "
+                f"did you mean '{near}'? (known: {', '.join(known)})",
+            )
         if metric in metrics[:index]:
             yield ("goals", str(index), "metric"), f"goals: {metric} stands there twice; leave one out"
     scheduler, at = space.stopping.scheduler, ("stopping", "scheduler")
@@ -107,10 +115,11 @@ def _judging(space: SearchSpace) -> Iterator[Fault]:
             "which trial is worse; leave it out, or give one goal",
         )
     elif space.metric not in CURVES:
+        early = ", ".join(curves_of(space.task))
         yield (
             at,
             f"scheduler = {scheduler!r}: {space.metric} is not known before a trial's end, so none can be "
-            f"ended early by it; take `scheduler: none`, or judge by one of {', '.join(CURVES)}",
+            f"ended early by it; take `scheduler: none`, or judge by one of {early}",
         )
 
 

@@ -5,31 +5,42 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from newsbert_ray.config import Settings, nearest
+from newsbert_ray.tasks import TASKS, Task
 
 MAX_POINTS = 100_000
 """A grid with more points is taken for a slip."""
 
-CURVES = tuple(
-    f"validation.{model}.{metric}" for model in ("student", "teacher") for metric in ("accuracy", "macro_f1")
-)
-"""What is known at each evaluation, so that a trial can be stopped early by it."""
 
-METRICS = (
-    *CURVES,
-    *(name.replace("validation", "test") for name in CURVES),
-    "speed.student_titles_per_second",
-    "speed.times_teacher",
-)
-"""What a point may be judged by: names inside a record's `metrics`. `speed` is measured by a trial on the
-titles of the test split: titles/s of the student, and how many times the teacher's that is."""
+def curves_of(*tasks: Task) -> tuple[str, ...]:
+    """What trials of these tasks know at each evaluation, so that one can be stopped early by it."""
+    names = dict.fromkeys(metric.name for task in tasks for metric in task.metrics)
+    return tuple(f"validation.{model}.{name}" for model in ("student", "teacher") for name in names)
+
+
+def metrics_of(*tasks: Task) -> tuple[str, ...]:
+    """What a point of these tasks may be judged by: names inside a record's `metrics`. `speed` is measured by
+    a trial on the texts of the test split: titles/s of the student, and how many times the teacher's that
+    is."""
+    curves = curves_of(*tasks)
+    test = (name.replace("validation", "test") for name in curves)
+    return (*curves, *test, "speed.student_titles_per_second", "speed.times_teacher")
+
+
+CURVES = curves_of(*TASKS.values())
+METRICS = metrics_of(*TASKS.values())
 
 OWN_NAMES = {"seed": "use `seeds: [...]`", "out": "each trial's folder lies in the sweep's --out"}
+"""Settings that belong to the sweep itself."""
+NOT_VARIED = {
+    **OWN_NAMES,
+    "task": "its metrics do not compare with another's; use `settings: {task: ...}`, or --task",
+}
 
 
 Point = dict[str, Any]
@@ -149,19 +160,25 @@ class Prices(Settings):
 class Goal(Settings):
     """A number to make large or small."""
 
-    metric: str = "validation.student.accuracy"
-    """One of METRICS."""
+    metric: str = ""
+    """One of METRICS, of the space's own task; where none is given the task's first one, of the student on
+    validation."""
     mode: Literal["max", "min"] = "max"
     """Whether more is better."""
 
     @field_validator("metric")
     @classmethod
     def _metric_is_reported(cls, metric: str) -> str:
-        if metric not in METRICS:
+        if metric and metric not in METRICS:
             near = nearest(metric, list(METRICS))
             hint = f", did you mean '{near}'?" if near else ""
             raise ValueError(f"no trial reports it{hint} (known: {', '.join(METRICS)})")
         return metric
+
+
+def named_task(settings: Mapping[str, Any]) -> Task:
+    """The task that training settings name; a name that is none is left to them to refuse."""
+    return TASKS.get(settings.get("task", "topics"), TASKS["topics"])
 
 
 class SearchSpace(Settings):
@@ -191,8 +208,20 @@ class SearchSpace(Settings):
     """GPUs of each worker of a trial, such as 0.25; where there are GPUs, an equal share by default."""
     keep_students: int = Field(10, ge=1)
     """Students (the folders to use a model from) that are kept: those of the best trials."""
-    goals: tuple[Goal, ...] = Field((Goal(),), min_length=1)
+    goals: tuple[Goal, ...] = Field((Goal(),), min_length=1, validate_default=True)
     """What a point is judged by, the mean over its seeds; several make a Pareto front."""
+
+    @field_validator("goals")
+    @classmethod
+    def _goals_have_a_metric(cls, goals: tuple[Goal, ...], info: ValidationInfo) -> tuple[Goal, ...]:
+        """A metric that was not given follows the task, also when that changes later."""
+        first = f"validation.student.{named_task(info.data.get('settings', {})).primary.name}"
+        return tuple(
+            goal
+            if "metric" in goal.model_fields_set
+            else Goal.model_construct({"mode"}, metric=first, mode=goal.mode)
+            for goal in goals
+        )
 
     @field_validator("seeds")
     @classmethod
@@ -200,6 +229,11 @@ class SearchSpace(Settings):
         if any(not 0 <= seed < 2**31 for seed in seeds) or len(set(seeds)) < len(seeds):
             raise ValueError("each once, from 0 to 2147483647")
         return seeds
+
+    @property
+    def task(self) -> Task:
+        """What its trials learn."""
+        return named_task(self.settings)
 
     @property
     def metric(self) -> str:

@@ -209,7 +209,9 @@ def _run(
         epochs = None if any(axis.name == "epochs" for axis in jobs.space.axes) else first.epochs
         display = SweepDisplay(jobs, slots=place.slots, console=console, epochs=epochs, budget=budget)
         goals = [goal.metric for goal in jobs.space.goals]
-        board = HParams(jobs.folder / TRIALS, jobs.space.axes, seeds=jobs.space.seeds, goals=goals)
+        board = HParams(
+            jobs.folder / TRIALS, jobs.space.axes, seeds=jobs.space.seeds, goals=goals, task=first.task
+        )
         board.begin()
         run_jobs(
             jobs,

@@ -14,6 +14,7 @@ from newsbert_ray.config import SettingsError, TrainSettings, build_settings, do
 from newsbert_ray.tune.depths import check_depth, divisors, teacher_depth
 from newsbert_ray.tune.rules import check_search, conditions
 from newsbert_ray.tune.schema import (
+    NOT_VARIED,
     OWN_NAMES,
     Axis,
     Goal,
@@ -110,6 +111,8 @@ def fix(space: SearchSpace, overrides: Mapping[str, Any]) -> tuple[SearchSpace, 
         else:
             said.append(f"{axis.name} is not varied: it would be only where {_stated(axis.when)}")
     changed: dict[str, Any] = {"axes": tuple(axes), "start": _still_varied(space.start, axes, said)}
+    if "task" in flat:
+        changed["settings"] = merge(space.settings, {"task": flat["task"]})
     if "seed" in flat:
         changed["seeds"] = (flat["seed"],)
         if space.seeds != changed["seeds"]:
@@ -213,6 +216,12 @@ def check_space(space: SearchSpace, *, out: Path, overrides: Mapping[str, Any]) 
     check_search(space)
     points = list(space.grid() if space.search.sampler == "grid" else _samples(space))
     built = [trial_settings(space, p, seed=space.seeds[0], out=out, overrides=overrides) for p in points]
+    beside = [goal.metric for goal in space.goals if "teacher" in goal.metric]
+    if beside and any(settings.method == "finetune" for settings in built):
+        raise SettingsError(
+            f"{space.file}: metric = {beside[0]!r}: a student of method finetune has no teacher beside it; "
+            "judge by the student, or take another method"
+        )
     return built[0]
 
 
@@ -269,8 +278,8 @@ def distinct_values(values: Sequence[Any], fail: Callable[[str], NoReturn]) -> t
 
 def require_name(name: str, fail: Callable[[str], NoReturn]) -> None:
     """Call `fail` with the reason where `name` is no setting that can vary."""
-    if name in OWN_NAMES:
-        fail(f"'{name}' is not varied like a setting: {OWN_NAMES[name]}")
+    if name in NOT_VARIED:
+        fail(f"'{name}' is not varied like a setting: {NOT_VARIED[name]}")
     names = sorted(dotted_names(TrainSettings))
     if name not in names:
         near = nearest(name, names)

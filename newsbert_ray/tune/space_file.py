@@ -20,10 +20,10 @@ from newsbert_ray.config import (
     merge,
     nearest,
 )
+from newsbert_ray.tasks import Task
 from newsbert_ray.tune.lined_yaml import Lined, read_lined, scalar
 from newsbert_ray.tune.rules import conditions, faults
 from newsbert_ray.tune.schema import (
-    METRICS,
     OWN_NAMES,
     Axis,
     Goal,
@@ -33,6 +33,9 @@ from newsbert_ray.tune.schema import (
     Search,
     SearchSpace,
     Stopping,
+    curves_of,
+    metrics_of,
+    named_task,
 )
 from newsbert_ray.tune.space import distinct_values, flatten, require_name
 
@@ -43,9 +46,11 @@ DIVISORS = "divisors"
 S = TypeVar("S", bound=Settings)
 
 
-def read_space(path: str | Path) -> SearchSpace:
+def read_space(path: str | Path, *, task: str | None = None) -> SearchSpace:
     """The search space in a YAML file, every name, type and range checked.
 
+    Args:
+        task: what is asked over the file's settings: it decides which goals there are.
     Raises:
         SettingsError: anything wrong, with file and line, and the nearest name for an unknown one.
     """
@@ -55,6 +60,8 @@ def read_space(path: str | Path) -> SearchSpace:
         if key not in known:
             _unknown(text, (key,), "key", key, known)
     settings = text.mapping(("settings",))
+    if task is not None:
+        settings = {**settings, "task": task}
     _check_fixed(text, settings)
     found: dict[str, Any] = {"file": str(path), "axes": _read_axes(text, settings), "settings": settings}
     asked = text.mapping(("search",))
@@ -63,7 +70,7 @@ def read_space(path: str | Path) -> SearchSpace:
     sections: dict[str, type[Settings]] = {"stopping": Stopping, "limits": Limits, "prices": Prices}
     for name, model in sections.items():
         found[name] = _build(text, (name,), model, text.mapping((name,)))
-    if goals := _read_goals(text):
+    if goals := _read_goals(text, named_task(settings)):
         found["goals"] = goals
     found["start"] = _read_start(text, found["axes"])
     rest = {
@@ -71,7 +78,7 @@ def read_space(path: str | Path) -> SearchSpace:
     }
     space = _build(text, (), SearchSpace, {**rest, **found})
     for at, message in faults(space):
-        text.fail(at, message)
+        text.fail(("metric",) if at[0] == "goals" and "metric" in text.values else at, message)
     return space
 
 
@@ -149,7 +156,7 @@ def _find(text: Lined, at: tuple[str, ...], axis: Axis, value: Any, what: str) -
         text.fail(at, f"{what} = {value!r}, {error}" + (f"; did you mean '{near}'?" if near else ""))
 
 
-def _read_goals(text: Lined) -> list[Goal]:
+def _read_goals(text: Lined, task: Task) -> list[Goal]:
     alone: dict[str, Any] = {key: text.values[key] for key in ("metric", "mode") if key in text.values}
     if "goals" not in text.values:
         return [_build(text, (), Goal, alone)] if alone else []
@@ -158,10 +165,11 @@ def _read_goals(text: Lined) -> list[Goal]:
     goals = []
     for at, item in _items(text, "goals", "{metric: ..., mode: max}"):
         if "metric" not in item:
-            text.fail(at, f"goals: {item!r} has no `metric:`; give one of {', '.join(METRICS)}")
+            known = ", ".join(metrics_of(task))
+            text.fail(at, f"goals: {item!r} has no `metric:`; give one of {known}")
         goals.append(_build(text, at, Goal, item))
     if not goals:
-        text.fail(("goals",), "goals: none given; leave it out for validation.student.accuracy")
+        text.fail(("goals",), f"goals: none given; leave it out for {curves_of(task)[0]}")
     return goals
 
 

@@ -92,7 +92,7 @@ def close(result: SweepResult, jobs: Jobs, keeper: Keeper | None, console: Conso
     """The table, what ended early, the failures, the best point as a command, and where things are."""
     records = [read_record(folder) for folder in finished(result.out, result.points)]
     if records:
-        from newsbert_ray.reporting.tables import sweep_table
+        from newsbert_ray.reporting.terminal import sweep_table
 
         seeds = len(result.space.seeds)
         console.print(sweep_table(records, metric=result.space.metric, mode=result.space.mode, seeds=seeds))

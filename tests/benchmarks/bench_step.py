@@ -12,14 +12,15 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from dataclasses import replace
 from itertools import islice
 
 import torch
 from torch import Tensor, nn
 
 from newsbert_ray.config import TrainSettings, build_settings, merge
-from newsbert_ray.data.batches import Batch, Order
-from newsbert_ray.data.reading import Course, Update, read_updates
+from newsbert_ray.data.batches import Batch, Bucket
+from newsbert_ray.data.reading import Course, Update, course_of, read_updates
 from newsbert_ray.data.shards import read_manifest
 from newsbert_ray.distill.joint import joint_losses
 from newsbert_ray.distill.losses import weighted_total
@@ -59,8 +60,7 @@ def main() -> None:
     }
     settings = build_settings(TrainSettings, merge(values))
     manifest = read_manifest(settings.data)
-    order = Order(settings.seed, settings.batch_size)
-    plan = Course(settings.data, manifest, order, settings.epochs, settings.train_rows)
+    plan = course_of(settings, manifest)
     compare(settings, plan, steps=options.steps, plain_length=options.plain_length)
 
 
@@ -112,7 +112,7 @@ class PlainLoop:
         torch.manual_seed(update.step)
         batch = pad_to(update.parts[0], self.length, self.pad_id)
         self.optimizer.zero_grad()
-        teacher, student = self.pair(batch.input_ids, batch.attention_mask)
+        teacher, student = self.pair(batch)
         losses = joint_losses(teacher, student, batch, self.settings.distill)
         total = weighted_total(losses, self.settings.distill.weights)
         total.backward()  # type: ignore[no-untyped-call]
@@ -134,18 +134,14 @@ def mix_one_by_one(student: nn.ModuleList, teacher: nn.ModuleList, beta: float) 
 
 def pad_to(batch: Batch, length: int, pad_id: int) -> Batch:
     """The same titles padded to a fixed length."""
-    missing = length - batch.input_ids.shape[1]
+    (bucket,) = batch.buckets
+    missing = length - bucket.input_ids.shape[1]
 
     def padded(ids: Tensor, value: int) -> Tensor:
         return nn.functional.pad(ids, (0, missing), value=value)
 
-    return Batch(
-        padded(batch.input_ids, pad_id),
-        padded(batch.attention_mask, 0),
-        batch.labels,
-        rows=batch.rows,
-        tokens=batch.tokens,
-    )
+    wide = Bucket(padded(bucket.input_ids, pad_id), padded(bucket.attention_mask, 0))
+    return replace(batch, buckets=(wide,))
 
 
 def mixing_seconds(pair: nn.Module, settings: TrainSettings) -> float:
@@ -191,7 +187,7 @@ def matmul_share(settings: TrainSettings, plan: Course, step_seconds: float) -> 
     config = pair.teacher.backbone.config
     hidden, inner = int(config.hidden_size), int(config.intermediate_size)
     layers = len(pair.teacher.layers) + len(pair.student.layers)
-    tokens = statistics.mean(u.parts[0].input_ids.numel() for u in islice(read_updates(plan), 20))
+    tokens = statistics.mean(u.parts[0].padded_tokens for u in islice(read_updates(plan), 20))
     operations = 3 * 2 * tokens * (4 * hidden * hidden + 2 * hidden * inner) * layers
     ceiling, bf16 = (product_speed(int(tokens), hidden, inner, t) for t in (torch.float32, torch.bfloat16))
     achieved = operations / step_seconds

@@ -1,13 +1,33 @@
-"""A small synthetic corpus and a tokeniser learned from it, made once."""
+"""A small synthetic corpus and a tokeniser learned from it, made once; prepared behaviours by their ids."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from newsbert_ray.data.shards import SPLITS, read_manifest, read_shard
 from newsbert_ray.data.synthetic import synthesize
 from newsbert_ray.data.tokens import learn_tokenizer
+
+
+def news_ids(out: Path) -> list[str]:
+    """The news id of each row of the table of texts."""
+    manifest = read_manifest(out)
+    shards = [*(shard for split in SPLITS for shard in manifest.splits[split]), *manifest.others]
+    return [name for shard in shards for name in read_shard(out, shard, ["news_id"])["news_id"].to_pylist()]
+
+
+def read_impressions_by_id(out: Path) -> dict[str, dict[str, Any]]:
+    """Each impression by its split and id, with the ids of its news for their rows."""
+    names = news_ids(out)
+    found: dict[str, dict[str, Any]] = {}
+    for split, shards in read_manifest(out).behaviors.items():
+        for row in (row for shard in shards for row in read_shard(out, shard).to_pylist()):
+            lists = {kind: [names[at] for at in row[kind]] for kind in ("history", "candidates")}
+            found[f"{split} {row['impression_id']}"] = {**row, **lists}
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -3,24 +3,26 @@ computes it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from newsbert_ray.data.batches import (
+from newsbert_ray.data.batches import Part, Topics, collate
+from newsbert_ray.data.order import (
+    Ints,
     Order,
-    Part,
-    Titles,
     Window,
-    collate,
-    draw_rows,
-    join_titles,
-    share_rows,
-    titles_of,
-    window_batches,
-    worker_parts,
+    cut_updates,
+    draw_examples,
+    share_examples,
+    shuffle_alike,
+    window_generator,
 )
+from newsbert_ray.data.reading import worker_parts
 from newsbert_ray.data.shards import Shard
+from newsbert_ray.data.titles import Titles, join_titles, titles_of
 
 
 def titles(count: int, seed: int = 0) -> Titles:
@@ -33,12 +35,18 @@ def titles(count: int, seed: int = 0) -> Titles:
 
 def shard(name: str, rows: int) -> Shard:
     """A shard that is only counted."""
-    return Shard(file=name, rows=rows, bytes=0, sha256="")
+    return Shard(file=name, rows=rows, bytes=0, sha256="", examples=rows)
 
 
 def window(rows: int, epoch: int = 0, number: int = 0) -> Window:
     """A window of one shard."""
     return Window(epoch, number, (shard("a", rows),), (rows,))
+
+
+def window_batches(many: Titles, window: Window, order: Order) -> Iterator[Ints]:
+    """Each update's rows of a window."""
+    generator = window_generator(order, window)
+    yield from cut_updates(shuffle_alike(many.lengths, order, generator), order, generator)
 
 
 def test_every_title_once_an_epoch() -> None:
@@ -81,7 +89,7 @@ def test_parts_make_up_the_batch(world_size: int, accumulate: int) -> None:
         assert {part.rows for part in parts} == {31}
         assert {part.tokens for part in parts} == {int(many.lengths[rows].sum())}
         assert len(parts) == accumulate
-        found += [int(label) for part in parts for label in part.titles.labels]
+        found += [int(label) for part in parts for label in part.examples.labels]
     assert sorted(found) == rows.tolist()
 
 
@@ -97,12 +105,18 @@ def test_a_worker_without_titles_gets_a_stand_in_of_no_weight() -> None:
 def test_collate_by_hand() -> None:
     """Columns, shapes and dtypes that every model relies on."""
     two = Titles(np.array([5, 6, 7, 8, 9], np.int32), np.array([0, 2, 5]), np.array([1, 0]))
-    batch = collate(Part(two, rows=4, tokens=11), pad_id=99)
-    assert batch.input_ids.tolist() == [[5, 6, 99], [7, 8, 9]]
-    assert batch.attention_mask.tolist() == [[1, 1, 0], [1, 1, 1]]
-    assert batch.labels.tolist() == [1, 0]
-    assert (batch.rows, batch.tokens) == (4, 11)
-    assert {str(t.dtype) for t in (batch.input_ids, batch.attention_mask, batch.labels)} == {"torch.int64"}
+    batch = collate(Part(two, rows=4, texts=4, tokens=11), pad_id=99, budget=512)
+    (bucket,) = batch.buckets
+    assert isinstance(batch.target, Topics)
+    assert bucket.input_ids.tolist() == [[5, 6, 99], [7, 8, 9]]
+    assert bucket.attention_mask.tolist() == [[1, 1, 0], [1, 1, 1]]
+    assert bucket.uses is None
+    assert batch.target.labels.tolist() == [1, 0]
+    assert (batch.rows, batch.texts, batch.tokens) == (4, 4, 11)
+    kinds = {str(t.dtype) for t in (bucket.input_ids, bucket.attention_mask, batch.target.labels)}
+    assert kinds == {"torch.int64"}
+    pieces = collate(Part(two, rows=4, texts=4, tokens=11), pad_id=99, budget=3).buckets
+    assert [piece.input_ids.tolist() for piece in pieces] == [[[5, 6]], [[7, 8, 9]]]
 
 
 def test_take_and_join_keep_titles_whole() -> None:
@@ -129,21 +143,21 @@ def test_titles_of_a_sliced_table() -> None:
     assert found.labels.tolist() == [1, 2]
 
 
-def test_share_rows_adds_up() -> None:
+def test_share_examples_adds_up() -> None:
     """A rounding error would train on a title more or fewer than was asked and recorded."""
     shards = [shard("a", 10), shard("b", 5), shard("c", 7)]
     for wanted in range(1, 23):
-        quotas = share_rows(shards, wanted)
+        quotas = share_examples(shards, wanted)
         assert sum(quotas) == wanted
         assert all(0 <= q <= s.rows for q, s in zip(quotas, shards, strict=True))
     with pytest.raises(ValueError, match="train_rows 23: the shards hold only 22"):
-        share_rows(shards, 23)
+        share_examples(shards, 23)
 
 
 def test_a_larger_draw_contains_the_smaller() -> None:
     """Learning curves over `train_rows` must grow one sample, not draw new ones."""
-    table = pa.table({"news_id": [f"N{i}" for i in range(40)]})
-    small = draw_rows(table, 10).column("news_id").to_pylist()
-    large = draw_rows(table, 20).column("news_id").to_pylist()
+    names = [f"N{i}" for i in range(40)]
+    small, large = draw_examples(names, 10).tolist(), draw_examples(names, 20).tolist()
     assert set(small) < set(large)
-    assert large == sorted(large, key=lambda name: int(name[1:]))
+    assert large == sorted(large)
+    assert draw_examples(names, 99).tolist() == list(range(40))

@@ -10,8 +10,10 @@ from newsbert_ray.data.mind import (
     BadLine,
     Impression,
     News,
+    count_examples,
     excerpt,
     parse_behaviors,
+    parse_header,
     parse_lines,
     parse_news,
     parse_time,
@@ -92,6 +94,37 @@ def test_names_what_is_wrong_with_behaviors(line: str, reason: str) -> None:
     """A half-labelled impression would count a missing label as no click."""
     with pytest.raises(BadLine, match=reason):
         parse_behaviors(line)
+
+
+def test_a_header_is_the_line_without_its_news() -> None:
+    """The quick look decides the split; where it reads another time or id, a row lands in the wrong one."""
+    assert parse_header(IMPRESSION)[:3] == parse_behaviors(IMPRESSION)[:3]
+    assert parse_header(IMPRESSION)[3:] == ("N1 N2", "N3-1 N4-0")
+    for damaged in (IMPRESSION.replace("U3", ""), IMPRESSION.replace("AM", "XM"), IMPRESSION + "\t"):
+        with pytest.raises(BadLine) as header:
+            parse_header(damaged)
+        with pytest.raises(BadLine) as whole:
+            parse_behaviors(damaged)
+        assert str(header.value) == str(whole.value)
+
+
+@pytest.mark.parametrize(
+    ("candidates", "examples"),
+    [
+        ("N1-1 N2-0", 1),
+        ("N1-1 N2-0 N3-1", 2),
+        ("N1-0 N2-0", 0),
+        ("N1-1 N2-1", 0),
+        ("N1-1", 0),
+        ("N1-1 N1-0", 0),
+        ("N1-1 N1-0 N2-0", 1),
+        ("N1-1 N1-1 N2-0", 2),
+        ("N1 N2", 0),
+    ],
+)
+def test_counts_the_clicks_that_can_be_learned_from(candidates: str, examples: int) -> None:
+    """A click without anything against it has no loss; counted, it would shift every later step."""
+    assert count_examples(parse_behaviors(IMPRESSION.replace("N3-1 N4-0", candidates))) == examples
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import pytest
 from newsbert_ray.config import PrepareSettings
 from newsbert_ray.data.prepare import PrepareError, prepare
 from newsbert_ray.data.shards import read_manifest, read_shard
+from tests.data.conftest import read_impressions_by_id
 
 Corpus = tuple[Path, Path]
 Columns = list[bytes]
@@ -96,7 +97,7 @@ BEHAVIORS = [
     Mutation(
         "no such day", _set(2, b"2/30/2019 1:00:00 AM", b"11/15/2019 13:00:00 PM", b"@x", b" @"), "date"
     ),
-    Mutation("unknown history", _set(3, b"@ N999999", b"X1"), "unknown id"),
+    Mutation("unknown history", _set(3, b"@ N999999", b"X1"), ""),
     Mutation("unknown candidate", _set(4, b"@ N999999-0", b"X1-1", b"N999999"), "unknown id"),
     Mutation("half labelled", _set(4, b"@ N1", b"N1 @", b"@ N1-2", b"@ N1-"), "candidates"),
     Mutation("no candidates", _set(4, b"", b"  "), "candidates"),
@@ -126,16 +127,24 @@ def _prepare(out: Path, corpus: Corpus, teacher: Path) -> None:
 
 
 def _read(out: Path) -> dict[tuple[str, str], dict[str, Any]]:
-    """Rows by kind and id."""
+    """Rows by kind and id; behaviours name their news by id."""
     manifest = read_manifest(out)
-    rows = {}
-    for kind, splits in (("news", manifest.splits), ("behaviors", manifest.behaviors)):
-        for split, shards in splits.items():
-            for row in (row for shard in shards for row in read_shard(out, shard).to_pylist()):
-                # A damaged category may be a topic of its own, which shifts the labels but no row's topic.
-                assert "label" not in row or manifest.labels[row.pop("label")] == row["category"]
-                key = row["news_id"] if kind == "news" else f"{split} {row['impression_id']}"
-                rows[kind, key] = {**row, "split": split}
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for split, shards in [*manifest.splits.items(), ("other", manifest.others)]:
+        for row in (row for shard in shards for row in read_shard(out, shard).to_pylist()):
+            # A damaged category may be a topic of its own, which shifts the labels but no row's topic.
+            label = row.pop("label")
+            assert (
+                row["category"] not in manifest.labels
+                if split == "other"
+                else (manifest.labels[label] == row["category"])
+            )
+            assert (label == -1) == (split == "other")
+            rows["news", row["news_id"]] = {**row, "split": split}
+    for name, row in read_impressions_by_id(out).items():
+        split, _, impression = name.partition(" ")
+        source = "dev" if split == "test" else "train"
+        rows["behaviors", f"{source} {impression}"] = {**row, "split": split}
     return rows
 
 
@@ -210,7 +219,7 @@ def _check(
         assert [entry["reason"].split(":")[0] for entry in own] == (
             [mutation.kind] if mutation.kind else []
         ), listed
-    # A line that names a news which is gone is bad too; nothing else may be.
+    # A line that offers a news which is gone is bad too; nothing else may be.
     others = [entry for entry in listed if entry not in here]
     gone = {key for kind, key in undamaged.keys() - rows.keys() if kind == "news"}
     touched = before.split(b"\t")[0].decode()
@@ -232,12 +241,21 @@ def _require_intact(
     gone: set[str],
     duplicates: set[str],
 ) -> None:
-    """Every row is as it was, but for the damaged line's own, and those that named a news which is gone."""
+    """Every row is as it was, but for the damaged line's own, and those that named a news which is gone.
+
+    One line more or less in the order of time moves at most one other row to the next split.
+    """
+    moved = 0
     for (kind, key), row in undamaged.items():
         name = key.split()[-1]
         if name == touched or name in duplicates:
             continue
-        if kind == "behaviors" and gone & {*row["history"], *row["candidates"]}:
-            assert (kind, key) not in rows
-            continue
+        if kind == "behaviors":
+            if gone & {*row["candidates"]}:
+                assert (kind, key) not in rows
+                continue
+            row = {**row, "history": [news for news in row["history"] if news not in gone]}
+            moved += rows[kind, key]["split"] != row["split"]
+            row["split"] = rows[kind, key]["split"]
         assert rows[kind, key] == row
+    assert moved <= 1

@@ -19,9 +19,13 @@ import pytest
 
 from newsbert_ray.config import PrepareSettings
 from newsbert_ray.data import chunk, sources
+from newsbert_ray.data.clicks import find_clicks, impressions_of
 from newsbert_ray.data.prepare import PrepareError, prepare
 from newsbert_ray.data.shards import SPLITS, Manifest, read_manifest, read_shard
-from newsbert_ray.data.tokens import TokenizerError
+from newsbert_ray.data.synthetic import synthesize
+from newsbert_ray.data.texts import OFFSETS, TOKENS, read_texts
+from newsbert_ray.data.tokens import TokenizerError, load_tokenizer
+from tests.data.conftest import news_ids, read_impressions_by_id
 
 Corpus = tuple[Path, Path]
 MIND = Path(__file__).parents[3] / "shared" / "data" / "mind"
@@ -38,12 +42,12 @@ def _prepare(
     return prepare(settings, say=said.append), said
 
 
-def _rows(out: Path, kind: str = "splits") -> dict[str, dict[str, Any]]:
-    """Every row by its split and id."""
+def _rows(out: Path, kind: str = "splits", only: str = "") -> dict[str, dict[str, Any]]:
+    """Every row, or only those of a split, by its split and id."""
     manifest = read_manifest(out)
     found: dict[str, dict[str, Any]] = {}
     for split, shards in getattr(manifest, kind).items():
-        for shard in shards:
+        for shard in shards if only in ("", split) else []:
             for row in read_shard(out, shard).to_pylist():
                 found[f"{split} {row.get('news_id') or row['impression_id']}"] = row
     return found
@@ -86,12 +90,22 @@ def test_two_sources(tmp_path: Path, corpus: Corpus, teacher: Path) -> None:
     assert [row["news_id"], row["category"], row["subcategory"], row["title"]] == line[:4]
     assert manifest.labels[row["label"]] == row["category"]
     assert manifest.labels == sorted(manifest.labels)
-    assert {split: sum(s.rows for s in shards) for split, shards in manifest.behaviors.items()} == {
-        "train": 60,
-        "test": 30,
-    }
+    assert [manifest.rows(split, "recommendation") for split in SPLITS] == [54, 6, 30]
+    assert [manifest.examples(split) for split in SPLITS] == [manifest.rows(split) for split in SPLITS]
     assert any("30 news" in line and "earlier source" in line for line in said)
-    assert said[-1] == f"next: newsbert-ray train --data {tmp_path / 'out'} --teacher {teacher} --out RUN"
+    given = f"--data {tmp_path / 'out'} --teacher {teacher} --out RUN"
+    assert said[-2:] == [
+        f"next: newsbert-ray train {given}",
+        f"or:   newsbert-ray train --task recommendation {given}",
+    ]
+    clicks = [
+        sum(sum(row["clicked"]) for row in _rows(tmp_path / "out", "behaviors", split).values())
+        for split in SPLITS
+    ]
+    assert (
+        "impressions: 54 train ({} clicks), 6 validation ({} clicks), 30 test ({} clicks)".format(*clicks)
+        in said
+    )
 
 
 def test_statistics_of_table_1(tmp_path: Path, corpus: Corpus, teacher: Path) -> None:
@@ -106,7 +120,160 @@ def test_statistics_of_table_1(tmp_path: Path, corpus: Corpus, teacher: Path) ->
         "clicks": sum(sum(row["clicked"]) for row in clicks.values()),
         "words_per_title": pytest.approx(sum(len(row["title"].split()) for row in news.values()) / 300),
         "tokens_per_title": pytest.approx(sum(len(row["tokens"]) for row in news.values()) / 300),
+        "unknown_clicks": 0,
     }
+
+
+def _lines_by_id(folder: Path, name: str) -> dict[str, list[str]]:
+    lines = (folder / name).read_text(encoding="utf-8").split("\n")
+    return {line.split("\t")[0]: line.split("\t") for line in lines if line}
+
+
+@pytest.mark.parametrize("chunk_bytes", [sources.CHUNK_BYTES, 700])
+def test_behaviors_name_the_news_of_their_line(
+    tmp_path: Path, corpus: Corpus, teacher: Path, monkeypatch: pytest.MonkeyPatch, chunk_bytes: int
+) -> None:
+    """A row number one off trains each click on its neighbour's title, and nothing would tell."""
+    monkeypatch.setattr(sources, "CHUNK_BYTES", chunk_bytes)
+    train, dev = _copy(corpus, tmp_path)
+
+    def rename(lines: list[bytes]) -> None:
+        """Some of the new news get a topic of their own."""
+        for i in (40, 50, 60, 70):
+            lines[i] = b"\t".join([lines[i].split(b"\t")[0], b"unheard", *lines[i].split(b"\t")[2:]])
+
+    _edit(dev / "news.tsv", rename)
+    out = tmp_path / "out"
+    manifest, _ = _prepare(out, (train, dev), teacher)
+    assert sum(shard.rows for shard in manifest.others) == 4
+    table, names = read_texts(out, manifest), news_ids(out)
+    news = {**_lines_by_id(dev, "news.tsv"), **_lines_by_id(train, "news.tsv")}
+    assert (len(table), sorted(names)) == (300, sorted(news))
+    expected = load_tokenizer(str(teacher)).encode([news[name][3] for name in names], max_tokens=30)
+    for row, ids in enumerate(expected):
+        assert table.tokens[table.offsets[row] : table.offsets[row + 1]].tolist() == ids
+    impressions = read_impressions_by_id(out)
+    assert len(impressions) == 90
+    for key, row in impressions.items():
+        split, _, name = key.partition(" ")
+        line = _lines_by_id(dev if split == "test" else train, "behaviors.tsv")[name]
+        assert " ".join(row["history"]) == line[3]
+        offered = zip(row["candidates"], row["clicked"], strict=True)
+        assert " ".join(f"{news}-{click}" for news, click in offered) == line[4]
+
+
+def test_a_topic_without_training_is_for_recommendation_only(
+    tmp_path: Path, corpus: Corpus, teacher: Path
+) -> None:
+    """Left out, such a news would take with it every impression that offers it; labelled, it is a false
+    topic."""
+    train, dev = _copy(corpus, tmp_path)
+    _edit(dev / "news.tsv", lambda lines: lines.append(lines[-1].replace(b"N300\t", b"N301\tunheard", 1)))
+    line = b"31\tU1\t11/20/2019 1:00:00 AM\tN301 N1\tN301-1 N2-0\n"
+    _edit(dev / "behaviors.tsv", lambda lines: lines.append(line))
+    later = shutil.copytree(dev, tmp_path / "synthetic_test")
+    more = "".join(f"M{i}\t{i}" + "\t".join(["x"] * 7) + "\n" for i in range(20))
+    (later / "news.tsv").write_text((later / "news.tsv").read_text(encoding="utf-8") + more, encoding="utf-8")
+    fresh = (corpus[0] / "news.tsv").read_text(encoding="utf-8").splitlines(keepends=True)[0]
+    with (later / "news.tsv").open("a", encoding="utf-8") as file:
+        file.write(fresh.replace("N1\t", "N500\t", 1))
+    manifest, said = _prepare(tmp_path / "out", (train, dev, later), teacher)
+    assert manifest.rejected == {}
+    assert "no topic of the training news: 21 news, for recommendation only" in said
+    assert [manifest.rows(split) for split in SPLITS] == [240, 60, 1]
+    # N301 is repeated in the last source, and kept once.
+    rows = [row for shard in manifest.others for row in read_shard(tmp_path / "out", shard).to_pylist()]
+    assert [row["news_id"] for row in rows] == ["N301", *(f"M{i}" for i in range(20))]
+    assert {row["label"] for row in rows} == {-1}
+    assert [shard.file for shard in manifest.others] == [
+        "other-news-02-00000.parquet",
+        "other-news-04-00000.parquet",
+    ]
+    row = read_impressions_by_id(tmp_path / "out")["validation 31"]
+    assert (row["history"], row["candidates"]) == (["N301", "N1"], ["N301", "N2"])
+    assert [manifest.rows(split, "recommendation") for split in SPLITS] == [60, 31, 31]
+
+
+def test_what_the_lines_of_behaviors_may_hold(tmp_path: Path, corpus: Corpus, teacher: Path) -> None:
+    """Unknown reading, nothing clicked, a candidate twice, no labels: none may stop a run or skew a count."""
+    train, dev = _copy(corpus, tmp_path)
+    when = "11/20/2019 1:00:00 AM"
+    lines = [
+        f"31\tU1\t{when}\tX1 N1 X2 N2\tN3-1 N4-0\n",
+        f"32\tU1\t{when}\tX1 X2\tN3-0 N4-0\n",
+        f"33\tU1\t{when}\t\tN3-1 N3-0 N4-1 N3-1 N5-0\n",
+        f"34\tU1\t{when}\tN1\tN3-1 N3-0\n",
+        f"35\tU1\t{when}\tN1\tN3 N4\n",
+        f"36\tU1\t{when}\tN1\tN3-1 X1-0\n",
+    ]
+    _edit(dev / "behaviors.tsv", lambda old: old.extend(line.encode() for line in lines))
+    out = tmp_path / "out"
+    manifest, said = _prepare(out, (train, dev), teacher, max_rejected_share=0.1)
+    rows = read_impressions_by_id(out)
+    kept = {name: rows.get(f"test {name}") for name in ("31", "32", "33", "34", "35", "36")}
+    assert {
+        name: row and (row["history"], row["candidates"], row["clicked"]) for name, row in kept.items()
+    } == {
+        "31": (["N1", "N2"], ["N3", "N4"], [1, 0]),
+        "32": ([], ["N3", "N4"], [0, 0]),
+        "33": ([], ["N3", "N3", "N4", "N3", "N5"], [1, 0, 1, 1, 0]),
+        "34": (["N1"], ["N3", "N3"], [1, 0]),
+        "35": (["N1"], ["N3", "N4"], None),
+        "36": None,
+    }
+    before, _ = _prepare(tmp_path / "before", corpus, teacher)
+    assert manifest.examples("test", "recommendation") - before.examples("test", "recommendation") == 1 + 3
+    assert manifest.statistics["clicks"] - before.statistics["clicks"] == 1 + 3 + 1
+    assert manifest.statistics["unknown_clicks"] == 4
+    assert "clicks of histories on no news of the sources, left out: 4" in said
+    assert "test: 1 impressions without labels" in said
+    assert manifest.rejected == {"unknown id": 1}
+    assert _rejected(out)[0]["reason"] == "unknown id: candidate 'X1' is no news of the sources"
+
+
+def test_examples_are_what_training_finds(tmp_path: Path, corpus: Corpus, teacher: Path) -> None:
+    """Steps are planned from the manifest: another count than training's would end an epoch early, or hang."""
+    manifest, _ = _prepare(tmp_path / "out", corpus, teacher)
+    shards = [shard for split in SPLITS for shard in manifest.behaviors[split]]
+    assert len(shards) == 3
+    for shard in shards:
+        clicks, _, _ = find_clicks(impressions_of(read_shard(tmp_path / "out", shard), history=50))
+        assert shard.examples == len(clicks) > 0
+
+
+def test_a_folder_without_labels(tmp_path: Path, teacher: Path) -> None:
+    """MIND's test file tells no clicks: its impressions are to be ranked, and none may count as unclicked."""
+    folders = synthesize(
+        tmp_path, news=240, users=30, topics=3, folders=("train", "dev", "test"), unlabelled=("test",)
+    )
+    manifest, said = _prepare(tmp_path / "out", tuple(folders), teacher)
+    assert [manifest.rows(split, "recommendation") for split in SPLITS] == [150, 30, 30]
+    assert manifest.examples("test", "recommendation") == 0
+    assert all(row["clicked"] is None for row in _rows(tmp_path / "out", "behaviors", "test").values())
+    assert "test: 30 impressions without labels" in said
+    assert not any("train:" in line or "validation:" in line for line in said)
+
+
+@pytest.mark.parametrize("folders", [1, 2])
+def test_impressions_split_by_time(
+    tmp_path: Path, corpus: Corpus, teacher: Path, monkeypatch: pytest.MonkeyPatch, folders: int
+) -> None:
+    """Clicks of the same hour on both sides let a model remember what it should foretell."""
+    shares = {"validation_share": 0.2, "test_share": 0.15}
+    _prepare(tmp_path / "out", corpus[:folders], teacher, **shares)
+    rows = read_impressions_by_id(tmp_path / "out")
+    lines = _lines_by_id(corpus[0], "behaviors.tsv")
+    parts = [[row for key, row in rows.items() if key.startswith(split)] for split in SPLITS]
+    assert [len(part) for part in parts] == ([39, 12, 9] if folders == 1 else [48, 12, 30])
+    for part in parts:
+        assert [row["impression_id"] for row in part] == sorted(
+            (row["impression_id"] for row in part), key=list(lines).index
+        )
+    for earlier, later in zip(parts[:folders], parts[1:], strict=False):
+        assert max(row["time"] for row in earlier) <= min(row["time"] for row in later)
+    monkeypatch.setattr(sources, "CHUNK_BYTES", 700)
+    _prepare(tmp_path / "pieces", corpus[:folders], teacher, **shares)
+    assert read_impressions_by_id(tmp_path / "pieces") == rows
 
 
 def test_one_source_splits_by_hash(tmp_path: Path, corpus: Corpus, teacher: Path) -> None:
@@ -200,12 +367,13 @@ def test_a_change_is_noticed_and_named(tmp_path: Path, corpus: Corpus, teacher: 
     ]
 
 
-def test_a_damaged_shard_is_prepared_again(tmp_path: Path, corpus: Corpus, teacher: Path) -> None:
+@pytest.mark.parametrize("file", ["train-news-00-00000.parquet", TOKENS, OFFSETS])
+def test_a_damaged_file_is_prepared_again(tmp_path: Path, corpus: Corpus, teacher: Path, file: str) -> None:
     """Shards found by their name alone would hand a flipped byte to every trial."""
     out = tmp_path / "out"
-    manifest, _ = _prepare(out, corpus, teacher)
+    _prepare(out, corpus, teacher)
     before = _contents(out)
-    path = out / manifest.splits["train"][0].file
+    path = out / file
     path.write_bytes(path.read_bytes()[:-5])
     _, said = _prepare(out, corpus, teacher)
     assert any(f"{path}: missing or damaged" in line for line in said)
@@ -253,7 +421,6 @@ def test_bad_lines_are_listed_and_left_out(tmp_path: Path, corpus: Corpus, teach
         lines[20] = lines[20].replace(b"\t", b"\xff\t", 1)
 
     _edit(train / "news.tsv", damage)
-    _edit(dev / "news.tsv", lambda lines: lines.append(lines[-1].replace(b"N300\t", b"N301\tunheard", 1)))
     _edit(dev / "behaviors.tsv", lambda lines: lines.append(lines[-1].replace(b"N", b"X", 1)))
     manifest, said = _prepare(tmp_path / "out", (train, dev), teacher, max_rejected_share=0.6)
     listed = [
@@ -264,7 +431,6 @@ def test_bad_lines_are_listed_and_left_out(tmp_path: Path, corpus: Corpus, teach
         ("synthetic_train/news.tsv", 5, "columns"),
         ("synthetic_train/news.tsv", 10, "duplicate id"),
         ("synthetic_train/news.tsv", 21, "encoding"),
-        ("synthetic_dev/news.tsv", 91, "label"),
     ]
     assert _rejected(tmp_path / "out")[1]["reason"] == "duplicate id: first at line 9"
     assert ("synthetic_dev/behaviors.tsv", 31, "duplicate id") in listed or (
@@ -299,7 +465,7 @@ def test_the_first_whole_copy_of_an_impression_counts(tmp_path: Path, corpus: Co
     _edit(train / "behaviors.tsv", lambda lines: lines.insert(3, lines[3].replace(b"2019", b"20x9")))
     manifest, _ = _prepare(tmp_path / "out", (train, dev), teacher, max_rejected_share=0.1)
     assert manifest.rejected == {"date": 1}
-    assert sum(shard.rows for shard in manifest.behaviors["train"]) == 60
+    assert manifest.rows("train", "recommendation") + manifest.rows("validation", "recommendation") == 60
 
 
 @pytest.mark.parametrize("missing", ["validation", "test"])
@@ -356,8 +522,12 @@ def test_behaviors_may_be_missing(tmp_path: Path, corpus: Corpus, teacher: Path)
     train, dev = _copy(corpus, tmp_path)
     (dev / "behaviors.tsv").unlink()
     manifest, said = _prepare(tmp_path / "out", (train, dev), teacher)
-    assert set(manifest.behaviors) == {"train"}
+    assert set(manifest.behaviors) == {"train", "validation"}
     assert "synthetic_dev: no behaviors.tsv, so news only" in said
+    (train / "behaviors.tsv").unlink()
+    manifest, said = _prepare(tmp_path / "none", (train, dev), teacher)
+    assert manifest.behaviors == {}
+    assert said[-1].startswith("next: newsbert-ray train --data")
 
 
 def _zip(path: Path, folder: Path, prefix: str = "") -> Path:
@@ -451,7 +621,7 @@ def test_an_exception_leaves_what_was_there(
     _prepare(out, corpus, teacher)
     before = _contents(out)
 
-    def interrupt(*_: object) -> None:
+    def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(chunk, "_write_shard", interrupt)
@@ -537,5 +707,7 @@ def test_real_mind(tmp_path: Path) -> None:
     assert manifest.rows("test") == 6_594
     assert manifest.rejected == {}
     assert (manifest.statistics["users"], manifest.statistics["impressions"]) == (4716, 5097)
+    assert [manifest.rows(split, "recommendation") for split in SPLITS] == [3703, 412, 982]
+    assert manifest.statistics["unknown_clicks"] == 0
     titles = [row["title"] for row in _rows(tmp_path / "out").values()]
     assert sum('"' in title for title in titles) > 50

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from newsbert_ray.data import batches
-from newsbert_ray.data.batches import Order
+from newsbert_ray.data import order as ordering
+from newsbert_ray.data.order import Order
 from newsbert_ray.data.reading import Course, Update, evaluation_batches, read_updates
 from newsbert_ray.data.shards import read_manifest
 
@@ -20,16 +20,16 @@ def plan(shards: Path, **order: int) -> Course:
 
 def key(update: Update) -> tuple[int, int, list[list[list[int]]]]:
     """What must be equal."""
-    return update.step, update.epoch, [part.input_ids.tolist() for part in update.parts]
+    return update.step, update.epoch, [part.buckets[0].input_ids.tolist() for part in update.parts]
 
 
-@pytest.mark.parametrize("window_rows", [batches.WINDOW_ROWS, 100])
+@pytest.mark.parametrize("window_rows", [ordering.WINDOW_EXAMPLES, 100])
 @pytest.mark.parametrize("done", [0, 1, 8, 9, 10, 17])
 def test_entered_anywhere_it_goes_on_as_it_would_have(
     shards: Path, monkeypatch: pytest.MonkeyPatch, window_rows: int, done: int
 ) -> None:
     """A resume that skipped or repeated a batch would not be the same run."""
-    monkeypatch.setattr(batches, "WINDOW_ROWS", window_rows)
+    monkeypatch.setattr(ordering, "WINDOW_EXAMPLES", window_rows)
     whole = [key(update) for update in read_updates(plan(shards))]
     assert [step for step, _, _ in whole] == list(range(1, plan(shards).total_steps + 1))
     assert [key(update) for update in read_updates(plan(shards), done=done)] == whole[done:]
@@ -39,7 +39,8 @@ def test_an_epoch_has_every_title_once(shards: Path) -> None:
     """Windows must cover all shards, whatever their order."""
     manifest = read_manifest(shards)
     updates = [update for update in read_updates(plan(shards)) if update.epoch == 1]
-    assert sum(len(part.labels) for update in updates for part in update.parts) == manifest.rows("train")
+    labels = [part.target.labels for update in updates for part in update.parts]
+    assert sum(map(len, labels)) == manifest.rows("train")
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
@@ -52,8 +53,8 @@ def test_evaluation_sees_every_title_once_over_all_workers(shards: Path, world_s
         for batch in evaluation_batches(
             shards, manifest, "test", batch_size=7, rank=rank, world_size=world_size
         )
-        for label in batch.labels.tolist()
+        for label in batch.target.labels.tolist()
     ]
-    alone = [b.labels for b in evaluation_batches(shards, manifest, "test", batch_size=7)]
+    alone = [b.target.labels for b in evaluation_batches(shards, manifest, "test", batch_size=7)]
     assert len(found) == manifest.rows("test")
     assert sorted(found) == sorted(torch.cat(alone).tolist())

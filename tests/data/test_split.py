@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 import numpy as np
 import pytest
 
@@ -13,9 +15,12 @@ from newsbert_ray.data.split import (
     find_duplicates,
     hash_ids,
     is_known,
+    minutes_of,
+    number_news,
     order_sources,
     role_of,
     split_by_hash,
+    split_by_time,
     split_news,
 )
 
@@ -85,6 +90,71 @@ def test_known() -> None:
     assert is_known(hash_ids(["a", "x", "c", "b"]), known).tolist() == [True, False, True, True]
     assert is_known(hash_ids(["a"]), known[:0]).tolist() == [False]
     assert is_known(np.array([2**64 - 1], dtype=np.uint64), known).tolist() == [False]
+
+
+def test_news_are_found_at_their_rows() -> None:
+    """A history that names its neighbours' rows trains on titles that nobody clicked."""
+    known = number_news(hash_ids(["c", "a", "d", "b"]))
+    assert known.find(hash_ids(["a", "b", "x", "c", "d", "a"])).tolist() == [1, 3, -1, 0, 2, 1]
+    assert number_news(hash_ids([])).find(hash_ids(["a"])).tolist() == [-1]
+
+
+def test_minutes() -> None:
+    """Another unit, or a time that wraps around, would turn the order of time over."""
+    times = [
+        datetime(1970, 1, 1, 0, 1, 59),
+        datetime(1969, 12, 31, 23, 59),
+        datetime(2019, 11, 15, 8, 55),
+        datetime(6052, 1, 1),
+        datetime(9999, 12, 31, 23, 59),
+    ]
+    assert minutes_of(times)[:3].tolist() == [1, -1, 26_230_095]
+    assert (np.diff(minutes_of(sorted(times))) > 0).all()
+
+
+def _by_time(minutes: list[int], *, skip: tuple[int, ...] = (), **shares: float) -> list[int]:
+    counted = np.array([i not in skip for i in range(len(minutes))])
+    given = {"validation_share": 0.2, "test_share": 0.0, **shares}
+    hashes = np.arange(len(minutes), dtype=np.uint64)
+    fates: list[int] = split_by_time(np.array(minutes, np.int32), hashes, counted, **given).tolist()
+    return fates
+
+
+def test_the_last_by_time_are_held_out() -> None:
+    """Validation on clicks older than those trained on asks for the past to be foretold."""
+    assert _by_time([9, 1, 5, 7, 3]) == [1, 0, 0, 0, 0]
+    assert _by_time([9, 1, 5, 7, 3], test_share=0.4) == [2, 0, 1, 2, 0]
+    assert _by_time([9, 1, 5, 7, 3], validation_share=0.0, test_share=0.2) == [2, 0, 0, 0, 0]
+    # The line at minute 9 is no row: of the four others one is the fifth.
+    assert _by_time([9, 1, 5, 7, 3], skip=(0,)) == [0, 0, 0, 1, 0]
+    assert _by_time([]) == []
+
+
+def test_ties_at_the_cut_are_settled_by_hash() -> None:
+    """MIND's minutes hold hundreds of impressions: without a rule the counts, or two runs, would differ."""
+    assert _by_time([4, 4, 4, 4, 4], validation_share=0.4) == [0, 0, 0, 1, 1]
+    assert _by_time([4, 9, 4, 1, 4], validation_share=0.4) == [0, 1, 0, 0, 1]
+    assert _by_time([4, 4, 4, 4, 4], validation_share=0.4, test_share=0.2) == [0, 0, 1, 1, 2]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_shares_of_time_are_exact_and_in_order(seed: int) -> None:
+    """Any order of the lines gives each line the same split; test is later than validation, that than train."""
+    generator = np.random.default_rng(seed)
+    minutes = generator.integers(0, 50, 997).astype(np.int32)
+    hashes = generator.permutation(997).astype(np.uint64)
+    counted = generator.random(997) < 0.9
+    shares = {"validation_share": 0.1, "test_share": 0.25}
+    fates = split_by_time(minutes, hashes, counted, **shares)
+    total = counted.sum()
+    assert np.bincount(fates[counted]).tolist()[1:] == [round(total * 0.1), round(total * 0.25)]
+    assert set(fates[~counted].tolist()) == {Fate.TRAIN}
+    key = minutes.astype(np.int64) * 1000 + hashes.astype(np.int64)
+    for earlier, later in ((Fate.TRAIN, Fate.VALIDATION), (Fate.VALIDATION, Fate.TEST)):
+        assert key[counted & (fates == earlier)].max() < key[counted & (fates == later)].min()
+    order = generator.permutation(997)
+    again = split_by_time(minutes[order], hashes[order], counted[order], **shares)
+    assert (again == fates[order]).all()
 
 
 def _split(ids: list[str], topics: list[int], **changes: object) -> list[int]:

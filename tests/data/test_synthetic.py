@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from datetime import datetime
 from math import log
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from newsbert_ray.data.mind import News, parse_behaviors, parse_news
-from newsbert_ray.data.synthetic import synthesize
+from newsbert_ray.data.synthetic import draw_ranks, synthesize
 
 
 def _lines(folder: Path, name: str) -> list[str]:
@@ -94,8 +96,96 @@ def test_users_click_what_interests_them(tmp_path: Path) -> None:
     assert hits > 2 * misses
 
 
-@pytest.mark.parametrize("wrong", [{"news": 3}, {"topics": 1}, {"users": 0}, {"topics": 99}])
-def test_refuses_sizes_that_make_no_corpus(tmp_path: Path, wrong: dict[str, int]) -> None:
+def test_each_byte_of_behaviors_has_its_place(tmp_path: Path) -> None:
+    """Lines are laid out in cells and packed: a cell too narrow or too many blanks would alter ids unseen."""
+    folders = synthesize(tmp_path, news=1500, users=120, history=5, candidates=3, unlabelled=("dev",))
+    for folder, labelled in zip(folders, (True, False), strict=True):
+        content = (folder / "behaviors.tsv").read_text(encoding="utf-8")
+        rows = [parse_behaviors(line) for line in content.splitlines()]
+        assert [row.impression_id for row in rows] == [str(i + 1) for i in range(len(rows))]
+        assert content == "".join(
+            f"{row.impression_id}\t{row.user_id}\t{_clock(row.time)}\t{' '.join(row.history)}\t"
+            + " ".join(
+                name + (f"-{click}" if labelled else "")
+                for name, click in zip(row.candidates, row.clicked or [0] * 3, strict=True)
+            )
+            + "\n"
+            for row in rows
+        )
+        assert {len(row.history) for row in rows} == set(range(6))
+        assert {len(row.candidates) for row in rows} == {3}
+        assert {row.clicked is None for row in rows} == {not labelled}
+
+
+def _clock(time: datetime) -> str:
+    return f"{time.month}/{time.day}/{time.year} {int(f'{time:%I}')}:{time:%M:%S %p}"
+
+
+def test_without_labels_nothing_else_changes(tmp_path: Path) -> None:
+    """The unlabelled file and its labelled twin are how a submission is checked."""
+    told = synthesize(tmp_path / "told", news=64, users=9)[1]
+    untold = synthesize(tmp_path / "untold", news=64, users=9, unlabelled=("dev",))[1]
+    for with_labels, without in zip(
+        _lines(told, "behaviors.tsv"), _lines(untold, "behaviors.tsv"), strict=True
+    ):
+        assert with_labels.replace("-0", "").replace("-1", "") == without
+
+
+@pytest.mark.parametrize("exponent", [0.5, 1.0, 1.7])
+def test_ranks_follow_zipfs_law(exponent: float) -> None:
+    """A law that is off in its head makes another share of news repeat in a batch, and a false speed."""
+    count, draws = 40, 200_000
+    ranks = draw_ranks(np.random.default_rng(0), np.full(draws, count), exponent)
+    edges = np.arange(1, count + 2, dtype=np.float64)
+    mass = np.log(edges) if exponent == 1.0 else edges ** (1 - exponent) / (1 - exponent)
+    expected = np.diff(mass) / (mass[-1] - mass[0])
+    found = np.bincount(ranks, minlength=count) / draws
+    # Five standard errors of a share.
+    assert len(found) == count
+    assert (np.abs(found - expected) < 5 * np.sqrt(expected / draws)).all()
+    assert draw_ranks(np.random.default_rng(0), np.array([1, 1]), exponent).tolist() == [0, 0]
+
+
+def test_popular_news_are_offered_and_read_by_many(tmp_path: Path) -> None:
+    """Evenly read news hardly repeat in a batch; real ones do, and no impression offers one twice."""
+    folder = synthesize(tmp_path, news=600, users=400, candidates=20, popularity=1.0)[0]
+    news = _news(folder)
+    rows = [parse_behaviors(line) for line in _lines(folder, "behaviors.tsv")]
+    assert all(len(set(row.candidates)) == 20 for row in rows)
+    offered = Counter(name for row in rows for name in row.candidates)
+    read = Counter(name for row in rows for name in row.history)
+    best = [name for name, _ in offered.most_common(30)]
+    assert sum(offered[name] for name in best) > 0.3 * offered.total()
+    assert sum(read[name] for name in best) > 0.3 * read.total()
+    # Interests still decide the topic, not popularity.
+    assert all(len({news[name].category for name in row.history}) <= 2 for row in rows)
+
+
+def test_a_small_corpus_of_many_topics(tmp_path: Path) -> None:
+    """A topic without news must not end the writing of a test's little corpus."""
+    for popularity in (0.0, 1.0):
+        train, _ = synthesize(tmp_path, news=8, topics=40, candidates=12, popularity=popularity)
+        news = _news(train)
+        rows = [parse_behaviors(line) for line in _lines(train, "behaviors.tsv")]
+        assert all(name in news for row in rows for name in (*row.history, *row.candidates))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"news": 3},
+        {"topics": 1},
+        {"users": 0},
+        {"topics": 99},
+        {"history": -1},
+        {"candidates": 0},
+        {"popularity": -0.5},
+        {"unlabelled": ("test",)},
+    ],
+)
+def test_refuses_sizes_that_make_no_corpus(tmp_path: Path, wrong: dict[str, object]) -> None:
     """One topic or no user fails far from its cause otherwise."""
-    with pytest.raises(ValueError, match=f"{next(iter(wrong))} {next(iter(wrong.values()))}"):
+    ((name, value),) = wrong.items()
+    shown = value[0] if isinstance(value, tuple) else value
+    with pytest.raises(ValueError, match=f"{name} {shown}, .* expected"):
         synthesize(tmp_path, **wrong)  # type: ignore[arg-type]

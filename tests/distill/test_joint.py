@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from newsbert_ray.config import DistillSettings, LossWeights, TrainSettings
-from newsbert_ray.data.batches import Batch, Order
-from newsbert_ray.data.reading import Course, read_updates
+from newsbert_ray.data.batches import Batch, Bucket
+from newsbert_ray.data.reading import course_of, read_updates
 from newsbert_ray.data.shards import read_manifest
 from newsbert_ray.distill.joint import joint_losses
 from newsbert_ray.distill.losses import weighted_total
@@ -23,13 +23,13 @@ MakeSettings = Callable[..., TrainSettings]
 def pair_and_batch(settings: TrainSettings) -> tuple[Pair, Batch]:
     """A fresh pair without dropout and the first batch."""
     manifest = read_manifest(settings.data)
-    plan = Course(settings.data, manifest, Order(0, settings.batch_size), 1, None)
+    plan = course_of(settings, manifest)
     return assemble_pair(settings, manifest).eval(), next(read_updates(plan)).parts[0]
 
 
 def forward(pair: Pair, batch: Batch, settings: DistillSettings | None = None) -> dict[str, Tensor]:
     """Every loss of a batch."""
-    teacher, student = pair(batch.input_ids, batch.attention_mask)
+    teacher, student = pair(batch)
     return joint_losses(teacher, student, batch, settings or DistillSettings())
 
 
@@ -44,7 +44,7 @@ def gradients(pair: Pair, batch: Batch, names: set[str]) -> dict[str, Tensor]:
 def test_one_backward_equals_two(make_settings: MakeSettings) -> None:
     """The teacher's gradient must come from L_t alone, the student's from L_s alone, the top's from both."""
     pair, batch = pair_and_batch(make_settings())
-    every = set(LossWeights.model_fields)
+    every = set(LossWeights.model_fields)  # user_embedding is recommendation's
     both = gradients(pair, batch, every)
     teacher = gradients(pair, batch, {"teacher_task"})
     student = gradients(pair, batch, every - {"teacher_task"})
@@ -60,10 +60,10 @@ def test_masked_positions_change_nothing(make_settings: MakeSettings) -> None:
     """More padding, or other ids in it, must leave every loss and every gradient where it was."""
     pair, batch = pair_and_batch(make_settings())
     every = set(LossWeights.model_fields)
-    wide = torch.nn.functional.pad(batch.input_ids, (0, 5), value=7)
-    padded = replace(
-        batch, input_ids=wide, attention_mask=torch.nn.functional.pad(batch.attention_mask, (0, 5))
-    )
+    (bucket,) = batch.buckets
+    wide = torch.nn.functional.pad(bucket.input_ids, (0, 5), value=7)
+    mask = torch.nn.functional.pad(bucket.attention_mask, (0, 5))
+    padded = replace(batch, buckets=(Bucket(wide, mask),))
     first, second = gradients(pair, batch, every), gradients(pair, padded, every)
     assert first.keys() == second.keys()
     for name in first:

@@ -8,7 +8,14 @@ import pytest
 import torch
 
 from newsbert_ray.config import LossWeights
+from newsbert_ray.data.batches import Bucket
 from newsbert_ray.distill import losses
+
+
+def whole(rows: int, tokens: int) -> Bucket:
+    """A bucket without padding."""
+    ids = torch.zeros(rows, tokens, dtype=torch.int64)
+    return Bucket(ids, torch.ones_like(ids))
 
 
 def test_cross_entropy_by_hand() -> None:
@@ -47,16 +54,35 @@ def test_token_mse_by_hand_counts_real_tokens_only() -> None:
     """Padding must neither add error nor water it down (the paper leaves padding open)."""
     student = torch.tensor([[[1.0, 2.0], [5.0, 5.0], [9.0, 9.0]]])
     teacher = torch.tensor([[[0.0, 0.0], [5.0, 6.0], [0.0, 0.0]]])
-    mask = torch.tensor([[1, 1, 0]])
-    found = losses.token_mse(student, teacher, mask, tokens=2)
+    bucket = Bucket(torch.zeros(1, 3, dtype=torch.int64), torch.tensor([[1, 1, 0]]))
+    found = losses.token_mse(student, teacher, bucket, tokens=2)
     assert found.item() == pytest.approx((1 + 4 + 0 + 1) / (2 * 2))
+
+
+def test_a_text_counts_as_often_as_it_is_used() -> None:
+    """Encoding a news once for three mentions must leave the loss that of three encodings."""
+    torch.manual_seed(0)
+    student, teacher = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
+    mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
+    once = Bucket(torch.zeros_like(mask), mask, torch.tensor([3.0, 1.0]))
+    rows = torch.tensor([0, 0, 0, 1])
+    each = Bucket(torch.zeros_like(mask[rows]), mask[rows])
+    found = losses.token_mse(student, teacher, once, tokens=9)
+    torch.testing.assert_close(found, losses.token_mse(student[rows], teacher[rows], each, tokens=9))
+    s, t = student[:, 0], teacher[:, 0]
+    together = losses.vector_mse(s, t, rows=4, uses=losses.uses_of([once]))
+    torch.testing.assert_close(together, losses.vector_mse(s[rows], t[rows], rows=4))
+    mixed = losses.uses_of([each, once])
+    assert mixed is not None
+    assert mixed.tolist() == [1, 1, 1, 1, 3, 1]
+    assert losses.uses_of([each]) is None
 
 
 def test_hidden_loss_takes_the_blocks_last_layers() -> None:
     """Student layer i is matched to teacher layer iK, not to its neighbours and not to the embeddings."""
     teacher = [torch.full((1, 1, 1), float(i)) for i in range(5)]  # embeddings 0, layers 1 to 4
     student = [torch.zeros(1, 1, 1) for _ in range(3)]  # K = 2: layers 2 and 4
-    found = losses.hidden_loss(student, teacher, torch.ones(1, 1), tokens=1)
+    found = losses.hidden_loss([student], [teacher], [whole(1, 1)], tokens=1)
     assert found.item() == pytest.approx(2.0**2 + 4.0**2)
 
 
@@ -64,7 +90,7 @@ def test_news_embedding_loss_is_mse() -> None:
     """Eq. 2 against torch's own mean squared error."""
     torch.manual_seed(1)
     student, teacher = torch.randn(6, 3), torch.randn(6, 3)
-    found = losses.news_embedding_loss(student, teacher, rows=6)
+    found = losses.vector_mse(student, teacher, rows=6)
     assert found.item() == pytest.approx(torch.nn.functional.mse_loss(student, teacher).item(), rel=1e-6)
 
 
@@ -74,9 +100,9 @@ def test_teacher_is_a_constant(name: str) -> None:
     student = torch.randn(2, 3, 4, requires_grad=True)
     teacher = torch.randn(2, 3, 4, requires_grad=True)
     if name == "token_mse":
-        loss = losses.token_mse(student, teacher, torch.ones(2, 3), tokens=6)
+        loss = losses.token_mse(student, teacher, whole(2, 3), tokens=6)
     elif name == "news_embedding":
-        loss = losses.news_embedding_loss(student[0], teacher[0], rows=3)
+        loss = losses.vector_mse(student[0], teacher[0], rows=3)
     else:
         loss = losses.soft_label_loss(student[0], teacher[0], temperature=2.0, rows=3)
     loss.backward()  # type: ignore[no-untyped-call]
@@ -87,6 +113,6 @@ def test_teacher_is_a_constant(name: str) -> None:
 def test_total_weights_each_loss() -> None:
     """Every loss has a factor of its own, 1 in the paper."""
     parts = {name: torch.tensor(float(2**i)) for i, name in enumerate(LossWeights.model_fields)}
-    assert losses.weighted_total(parts, LossWeights()).item() == 63.0
+    assert losses.weighted_total(parts, LossWeights()).item() == 127.0
     weights = LossWeights(teacher_task=0.5, hidden=3.0)
-    assert losses.weighted_total(parts, weights).item() == 0.5 + 2 + 4 + 24 + 16 + 32
+    assert losses.weighted_total(parts, weights).item() == 0.5 + 2 + 4 + 24 + 16 + 32 + 64

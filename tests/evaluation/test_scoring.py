@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from newsbert_ray.data.reading import evaluation_batches
 from newsbert_ray.data.shards import read_manifest
-from newsbert_ray.evaluation.scoring import Pace, score_pair
+from newsbert_ray.evaluation.place import Pace, Place
+from newsbert_ray.evaluation.scoring import score_pair
 from newsbert_ray.model.assemble import assemble_pair
 from newsbert_ray.training.run import train
 from tests.conftest import MakeSettings
@@ -30,13 +30,7 @@ def test_timing_leaves_the_scores_alone(make_settings: MakeSettings) -> None:
     pair = assemble_pair(settings, manifest)
     pace = Pace()
     found = [
-        score_pair(
-            pair,
-            evaluation_batches(settings.data, manifest, "test", batch_size=16),
-            topics=len(manifest.labels),
-            device=torch.device("cpu"),
-            pace=given,
-        )
+        score_pair(pair, settings, manifest, "test", place=Place(torch.device("cpu")), pace=given)
         for given in (None, pace)
     ]
     assert found[0] == found[1]

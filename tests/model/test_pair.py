@@ -13,6 +13,7 @@ from newsbert_ray.data.shards import read_manifest
 from newsbert_ray.model.assemble import assemble_pair, load_student, write_student
 from newsbert_ray.model.encoder import EncoderError, load_encoder
 from newsbert_ray.model.pair import block_map
+from tests.conftest import topic_batch
 
 MakeSettings = Callable[..., TrainSettings]
 
@@ -37,10 +38,9 @@ def test_student_starts_as_the_teachers_first_layers(make_settings: MakeSettings
     pair = assemble_pair(settings, read_manifest(settings.data)).eval()
     assert len(pair.teacher.layers) == 4
     assert len(pair.student.layers) == 2
-    ids, mask = torch.tensor([[2, 9, 3]]), torch.ones(1, 3, dtype=torch.int64)
-    teacher, student = pair(ids, mask)
+    teacher, student = pair(topic_batch(torch.tensor([[2, 9, 3]])))
     for level in range(3):
-        assert torch.equal(teacher.hidden_states[level], student.hidden_states[level])
+        assert torch.equal(teacher.hidden_states[0][level], student.hidden_states[0][level])
     own = {p.data_ptr() for p in pair.student.parameters()}
     assert not own & {p.data_ptr() for p in pair.teacher.parameters()}
 
@@ -49,10 +49,10 @@ def test_both_models_train_with_dropout(make_settings: MakeSettings) -> None:
     """`from_pretrained` hands out a model in evaluation mode: dropout would be off unnoticed."""
     settings = make_settings()
     pair = assemble_pair(settings, read_manifest(settings.data))
-    ids, mask = torch.tensor([[2, 9, 8, 7, 3]]), torch.ones(1, 5, dtype=torch.int64)
-    first, second = pair(ids, mask), pair(ids, mask)
+    batch = topic_batch(torch.tensor([[2, 9, 8, 7, 3]]))
+    first, second = pair(batch), pair(batch)
     for a, b in zip(first, second, strict=True):
-        assert not torch.equal(a.hidden_states[1], b.hidden_states[1])
+        assert not torch.equal(a.hidden_states[0][1], b.hidden_states[0][1])
     rates = {m.p for m in pair.modules() if isinstance(m, torch.nn.Dropout)}
     assert rates == {0.2}
 
@@ -153,7 +153,8 @@ def test_exported_student_computes_the_same(make_settings: MakeSettings, tmp_pat
     encoder, top, described = load_student(tmp_path / "student")
     ids, mask = torch.tensor([[2, 9, 8, 3]]), torch.ones(1, 4, dtype=torch.int64)
     with torch.inference_mode():
-        assert torch.equal(pair(ids, mask)[1].logits, top(encoder(ids, mask), mask).logits)
+        batch = topic_batch(ids)
+        assert torch.equal(pair(batch)[1].logits, top([encoder(ids, mask)], batch).logits)
     assert described["labels"] == manifest.labels
 
 

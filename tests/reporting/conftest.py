@@ -13,6 +13,7 @@ import pytest
 
 from newsbert_ray.config import merge
 from newsbert_ray.record import METRICS, EarlyStop, RunRecord, write_json, write_record, write_stop
+from newsbert_ray.tasks import TASKS, TaskName, task_of
 from newsbert_ray.tune.space import Axis, SearchSpace, point_label
 
 MakeRecord = Callable[..., RunRecord]
@@ -34,8 +35,8 @@ AXES: Mapping[str, dict[str, Any]] = {
     "epochs": {"low": 1, "high": 4, "integer": True},
     "distill.soft_label_t2": {"values": (False, True)},
     "model.teacher_layers": {"values": (None, 2, 4)},
+    "method": {"values": ("finetune",)},
 }
-GOALS = ({"metric": "validation.student.accuracy", "mode": "max"},)
 SPEED = ({"metric": "speed.student_titles_per_second", "mode": "max"},)
 
 
@@ -59,7 +60,8 @@ def invent(
     stopped: float = 0.0,
     failed: int = 0,
     under_way: int = 0,
-    goals: Sequence[Mapping[str, Any]] = GOALS,
+    goals: Sequence[Mapping[str, Any]] = (),
+    task: TaskName = "topics",
     state: str = "finished",
     epochs: int = 9,
     **space: Any,
@@ -72,14 +74,15 @@ def invent(
     draw = random.Random(7)
     known = tuple(Axis(name=name, **AXES[name]) for name in axes)
     values = [_draw(known, draw) for _ in range(points)]
-    settings = {"data": "shards", "teacher": "scratch", "epochs": epochs, "threads": 1}
+    settings = {"data": "shards", "teacher": "scratch", "epochs": epochs, "threads": 1, "task": task}
+    first = TASKS[task].primary.name
     whole = SearchSpace(
         file="space.yaml",
         name="invented",
-        settings={"epochs": epochs},
+        settings={"epochs": epochs, "task": task},
         axes=known,
         seeds=tuple(seeds),
-        goals=tuple(goals),
+        goals=tuple(goals) or ({"metric": f"validation.student.{first}", "mode": "max"},),
         **{"search": {"sampler": "tpe", "trials": max(1, points)}, **space},
     )
     ordered = sorted(values[failed : points - under_way], key=_worth)
@@ -100,7 +103,7 @@ def invent(
                 break
             if point_label(point) in early:
                 _entries(out, record, 1)
-                value = record.curve[0]["validation"]["student"]["accuracy"]
+                value = record.curve[0]["validation"]["student"][first]
                 write_stop(out, EarlyStop(epoch=1.0, value=value, seconds=4.0, reason="asha"))
                 break
             _entries(out, record, epochs)
@@ -155,11 +158,14 @@ def _record(
 ) -> RunRecord:
     """A record whose curve rises to `worth` and levels out."""
     given = {name: value for name, value in settings.items() if name not in ("seed", "epochs")}
-    record = make_record(accuracy=worth, epochs=epochs, seed=settings["seed"], teacher_accuracy=0.85, **given)
+    numbers = {"accuracy": worth, "auc": worth, "teacher_accuracy": 0.85, "teacher_auc": 0.85}
+    record = make_record(epochs=epochs, seed=settings["seed"], **numbers, **given)
+    first = task_of(record.settings).primary.name
     for entry in record.curve:
         share = 1 - 0.6 * math.exp(-0.6 * entry["epoch"])
-        entry["validation"]["student"]["accuracy"] = worth * share
-        entry["validation"]["teacher"]["accuracy"] = 0.85 * share
+        for model, whole in (("student", worth), ("teacher", 0.85)):
+            if model in entry["validation"]:
+                entry["validation"][model][first] = whole * share
     speed = {
         "student_titles_per_second": 4000.0 / (0.5 + point.get("student.layers", 2)),
         "times_teacher": 3.0,

@@ -133,3 +133,49 @@ def test_single_evaluation_makes_no_curve(make_record: MakeRecord) -> None:
     """One point is no curve."""
     with pytest.raises(NothingToDraw, match="no run has two evaluations"):
         curve_figure([make_record(epochs=1)])
+
+
+def test_recommendation_draws_its_own_metrics(make_record: MakeRecord) -> None:
+    """Fig. 7's right half: AUC first, each metric on axes that name it."""
+    records = [
+        make_record(task="recommendation", auc=0.6 + beta, teacher_auc=0.7, **{"distill.beta": beta})
+        for beta in (0.0, 0.1)
+    ]
+    figure = beta_figure(records)
+    assert [panel.y_label for panel in figure.panels] == [
+        f"test {heading} (%)" for heading in ("AUC", "MRR", "nDCG@5", "nDCG@10")
+    ]
+    line, teacher = figure.panels[0].lines
+    assert line.y == pytest.approx((60.0, 70.0))
+    assert teacher.reference
+    assert teacher.y == pytest.approx((70.0, 70.0))
+    assert "1,800 clicks of train / 400 impressions of test." in figure.caption
+    (panel,) = curve_figure(records).panels
+    assert panel.y_label == "validation AUC (%)"
+
+
+def test_tasks_are_never_drawn_together(make_record: MakeRecord) -> None:
+    """A line through accuracies and AUCs."""
+    records = [make_record(), make_record(task="recommendation", **{"distill.beta": 0.2})]
+    for make in (beta_figure, curve_figure):
+        with pytest.raises(ValueError, match="several tasks"):
+            make(records)
+
+
+def test_student_without_a_teacher_is_drawn_alone(make_record: MakeRecord) -> None:
+    """A fine-tuned student's report ends in KeyError, or beside a teacher that it never had."""
+    (panel,) = curve_figure([make_record(method="finetune", seed=seed) for seed in (0, 1)]).panels
+    assert [line.reference for line in panel.lines] == [False]
+    both = [make_record(task="retrieval", method=method) for method in ("finetune", "newsbert")]
+    (panel,) = curve_figure(both).panels
+    assert [line.label for line in panel.lines] == ["method = finetune", "method = newsbert"]
+
+
+def test_no_figure_without_labels(make_record: MakeRecord) -> None:
+    """A test split without labels makes an empty figure instead of a reason."""
+    records = [
+        make_record(task="recommendation", labelled=False, **{"distill.beta": beta}) for beta in (0.0, 0.2)
+    ]
+    with pytest.raises(NothingToDraw, match="no run has test metrics"):
+        beta_figure(records)
+    assert curve_figure(records).panels

@@ -14,7 +14,7 @@ from tensorboard.plugins import base_plugin
 from tensorboard.plugins.hparams import api_pb2, backend_context, get_experiment, list_session_groups
 from torch.utils.tensorboard import SummaryWriter
 
-from newsbert_ray.reporting.hparams import HParams
+from newsbert_ray.reporting.hparams import HParams, logged
 from newsbert_ray.tune.space import Axis
 
 AXES = (
@@ -163,3 +163,14 @@ def test_trial_without_a_folder_gets_none(hparams: HParams, tmp_path: Path) -> N
     assert not hparams.start("a", POINT)
     assert not hparams.end("a", POINT, ok=False)
     assert [path.name for path in tmp_path.iterdir()] == ["events.out.tfevents.0000000000.hparams"]
+
+
+def test_the_tab_shows_what_a_task_logs() -> None:
+    """A recommendation's trials in a tab of accuracies: every column blank."""
+    assert logged("topics") == (
+        "validation.student.accuracy",
+        "validation.student.macro_f1",
+        "validation.teacher.accuracy",
+    )
+    assert logged("retrieval") == ("validation.student.auc", "validation.teacher.auc")
+    assert len(logged("recommendation")) == 5

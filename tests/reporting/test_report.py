@@ -193,3 +193,59 @@ def test_sweep_among_other_folders_gives_its_records(
     folder = make_sweep(points=1, seeds=(0,))
     page = report([folder, tmp_path / "run"], out=tmp_path / "out")[0].read_text()
     assert page.startswith("# Report\n\n2 runs, test split.")
+
+
+@pytest.mark.usefixtures("_undrawn")
+def test_tasks_have_their_own_tables_and_figures(tmp_path: Path, make_record: MakeRecord) -> None:
+    """Runs of two tasks in one folder: in one table they are compared, in one figure they are averaged."""
+    for seed in (0, 1):
+        write_record(tmp_path / "runs" / f"topics-{seed}", make_record(seed=seed, accuracy=0.75))
+        record = make_record(seed=seed, task="recommendation", auc=0.625)
+        write_record(tmp_path / "runs" / f"clicks-{seed}", record)
+    (
+        md,
+        *_,
+    ) = written = report([tmp_path / "runs"], out=tmp_path / "out")
+    page = md.read_text()
+    assert page.index("Topics: 2 runs.") < page.index("| seeds | accuracy % ")
+    assert page.index("| seeds | accuracy % ") < page.index(
+        "Recommendation: 2 runs, 397 impressions (3 left out)"
+    )
+    assert "AUC 0.8, MRR 0.8, nDCG@5 0.8, nDCG@10 0.8." in page
+    assert "| 2 | 62.5 ± 0.0 |" in page
+    assert "recommendation: Fig. 7 (metric over beta) is left out" in page
+    assert {path.name for path in written if path.suffix == ".png"} == {
+        "learning_curves_topics.png",
+        "learning_curves_recommendation.png",
+    }
+    (tmp_path / "one").mkdir()
+    write_record(tmp_path / "one" / "run", make_record())
+    again = report([tmp_path / "one"], out=tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {path.name for path in again}
+
+
+@pytest.mark.usefixtures("_undrawn")
+def test_run_without_test_labels_is_reported(tmp_path: Path, make_record: MakeRecord) -> None:
+    """A run on MIND's own test set must have a page that says why it has no numbers."""
+    write_record(tmp_path / "run", make_record(task="recommendation", method="finetune", labelled=False))
+    page = report([tmp_path / "run"], out=tmp_path / "out")[0].read_text()
+    assert "Recommendation: 1 run, 1 on a test split without labels." in page
+
+
+@pytest.mark.usefixtures("_undrawn")
+def test_sweep_over_clicks_is_told_in_its_own_words(tmp_path: Path, make_sweep: MakeSweep) -> None:
+    """The page of a recommendation sweep speaks of accuracy and titles."""
+    folder = make_sweep(task="recommendation", points=3)
+    md, _, rows, *_ = report([folder], out=tmp_path / "out")
+    page = md.read_text()
+    assert "Its validation AUC: " in page
+    assert "| test nDCG@10 (%) | " in page
+    assert "clicks/s in training" in page
+    assert "accuracy" not in page
+    assert (
+        rows.read_text()
+        .split("\n")[0]
+        .startswith(
+            "distill.beta,state,n_seeds,epochs,validation.student.auc,validation.student.auc_sd,auc,auc_sd,mrr,"
+        )
+    )

@@ -97,3 +97,14 @@ def test_one_goal_has_no_front(make_sweep: MakeSweep) -> None:
     """A front of one goal is a dot."""
     with pytest.raises(NothingToDraw, match="one goal makes no front"):
         pareto_front(read_sweep(make_sweep(points=1)))
+
+
+def test_clicks_and_students_without_a_teacher_have_curves_too(make_sweep: MakeSweep) -> None:
+    """A recommendation sweep judged by speed shows an accuracy that none of its trials has; a fine-tuned
+    student's best point shows a teacher that is not there."""
+    speed = GOALS[1:]
+    figure = learning_curves(read_sweep(make_sweep(points=2, task="recommendation", goals=speed)))
+    assert figure.panels[0].y_label == "validation AUC (%)"
+    assert figure.panels[0].lines[-1].reference
+    alone = read_sweep(make_sweep("alone", axes=["method"], points=1, task="retrieval"))
+    assert [line.label for line in learning_curves(alone).panels[0].lines] == ["method = finetune"]

@@ -2,33 +2,19 @@ from __future__ import annotations
 
 import csv
 import io
-import re
 from collections.abc import Callable
 
 import pytest
-from rich.console import Console
-from rich.table import Table
 
 from newsbert_ray.record import RunRecord
-from newsbert_ray.reporting import tables
-from newsbert_ray.reporting.tables import (
-    COLUMNS,
-    Mode,
-    distinct,
-    number,
-    rows_of,
-    show,
-    summarise,
-    sweep_table,
-    table_cells,
-    teacher_name,
-    to_csv,
-    varying_settings,
-)
+from newsbert_ray.reporting import compared
+from newsbert_ray.reporting.compared import distinct, teacher_name, varying_settings
+from newsbert_ray.reporting.tables import columns_of, number, rows_of, show, summarise, table_cells, to_csv
+from newsbert_ray.tasks import TASKS
 from newsbert_ray.training.run import _FREE
 
 MakeRecord = Callable[..., RunRecord]
-ACCURACY = COLUMNS[0]
+ACCURACY = columns_of(TASKS["topics"])[0]
 
 
 def test_summary_by_hand() -> None:
@@ -77,7 +63,7 @@ def test_what_alters_no_number_is_no_difference(make_record: MakeRecord) -> None
     assert varying_settings(records) == []
     assert [row.seeds for row in rows_of(records)] == [(0, 1)]
     # `data` counts by its content.
-    assert {*_FREE} - {"data"} <= tables._NOT_COMPARED
+    assert {*_FREE} - {"data"} <= compared._NOT_COMPARED
 
 
 def test_same_shards_in_another_place_are_the_same_data(make_record: MakeRecord) -> None:
@@ -143,91 +129,63 @@ def test_teacher_reached_another_way_is_the_same(make_record: MakeRecord) -> Non
     assert rows_of(records)[0].seeds == (0, 1, 2, 3)
 
 
-def _printed(table: Table) -> list[list[str]]:
-    """The cells of the rows, from a terminal 80 letters wide."""
-    console = Console(width=80, file=io.StringIO(), record=True)
-    console.print(table)
-    text = console.export_text()
-    assert "…" not in text
-    return [line.split() for line in text.splitlines() if re.match(r"\s+\d", line) and "runs" not in line]
-
-
-@pytest.mark.parametrize(("mode", "order"), [("max", ["0.1", "0.2", "0.0"]), ("min", ["0.0", "0.2", "0.1"])])
-def test_sweep_table_puts_the_best_first(mode: Mode, order: list[str], make_record: MakeRecord) -> None:
-    """The first line of a sweep's table is the one that people take."""
-    records = [
-        make_record(accuracy=a, **{"distill.beta": b}) for a, b in [(0.6, 0.0), (0.8, 0.1), (0.7, 0.2)]
-    ]
-    lines = _printed(sweep_table(records, "validation.student.accuracy", mode=mode))
-    assert [line[0] for line in lines] == order
-    assert {line[0]: line[2] for line in lines} == {"0.0": "60.0", "0.1": "80.0", "0.2": "70.0"}
-
-
-def test_of_equals_the_first_tried_comes_first(make_record: MakeRecord) -> None:
-    """Two lines for the best point, the table's and the sweep's own, must name the same one."""
-    records = [make_record(accuracy=0.7, **{"distill.beta": b}) for b in (0.3, 0.1, 0.2)]
-    assert [line[0] for line in _printed(sweep_table(records))] == ["0.3", "0.1", "0.2"]
-
-
-def test_sweep_table_fits_a_terminal(make_record: MakeRecord) -> None:
-    """Numbers cut off at the edge are the ones that were wanted."""
-    records = [
-        make_record(
-            accuracy=0.6 + 0.01 * seed + beta, seed=seed, **{"distill.beta": beta, "student.layers": n}
-        )
-        for seed in (0, 1)
-        for beta in (0.05, 0.1)
-        for n in (1, 2)
-    ]
-    lines = _printed(sweep_table(records, "validation.student.accuracy"))
-    assert len(lines) == 4
-    assert lines[0][:6] == ["1", "0.1", "2", "70.5", "±", "0.7"]
-
-
-def test_sweep_table_of_three_axes_fits_a_terminal(make_record: MakeRecord) -> None:
-    """With more axes the other numbers make room; what the sweep is judged by stays whole."""
-    records = [
-        make_record(
-            accuracy=0.7 + 0.01 * seed + beta / 10,
-            seed=seed,
-            **{"distill.beta": beta, "student.layers": 2, "distill.temperature": t, "learning_rate": rate},
-        )
-        for seed in (0, 1)
-        for beta, t, rate in ((0.123456789, 1.0, 5e-5), (0.25, 12.5, 3.0517578125e-05))
-    ]
-    lines = _printed(sweep_table(records, "validation.student.accuracy"))
-    assert lines[0] == ["0.25", "12.5", "3.052e-05", "2", "73.0", "±", "0.7", *lines[0][7:]]
-    assert lines[1] == ["0.1235", "1.0", "5e-05", "2", "71.7", "±", "0.7", *lines[1][7:]]
-
-
-def test_sweep_table_of_many_axes_keeps_its_numbers(make_record: MakeRecord) -> None:
-    """Where even the settings have no room they break; a number cut short would be another number."""
-    values = {
-        "distill.weights.news_embedding": 1.5,
-        "distill.weights.soft_labels": 2.5,
-        "optimizer.clip_norm": 0.01,
-        "model.teacher_layers": 4,
-        "distill.temperature": 2.0,
-        "optimizer.warmup_share": 0.2,
-        "learning_rate": 3.0517578125e-05,
-    }
-    table = sweep_table([make_record(), make_record(accuracy=0.9, **values)], "validation.student.accuracy")
-    assert _printed(table)[0][-1] == "90.0"
-
-
-@pytest.mark.parametrize("mode", ["max", "min"])
-def test_point_that_misses_a_seed_is_not_the_best(mode: Mode, make_record: MakeRecord) -> None:
-    """A lucky seed alone must not head the table while the sweep names another point the best."""
-    lucky = 0.9 if mode == "max" else 0.1
-    records = [make_record(accuracy=lucky, seed=0, **{"distill.beta": 0.3})]
-    records += [make_record(accuracy=0.7, seed=seed, **{"distill.beta": 0.1}) for seed in (0, 1)]
-    lines = _printed(sweep_table(records, mode=mode))
-    assert [line[:2] for line in lines] == [["0.1", "2"], ["0.3", "1"]]
-    lines = _printed(sweep_table(records, mode=mode, seeds=3))
-    assert [line[:2] for line in lines] == [["0.3", "1"], ["0.1", "2"]]
-
-
 def test_mixed_values_can_be_sorted(make_record: MakeRecord) -> None:
     """None (all layers) and numbers stand in one column; comparing them must not end the report."""
     records = [make_record(**{"model.teacher_layers": n}) for n in (None, 8, 4)]
     assert [row.settings["model.teacher_layers"] for row in rows_of(records)] == [None, 4, 8]
+
+
+def test_columns_are_the_tasks_own(make_record: MakeRecord) -> None:
+    """A recommendation's AUC under the heading of accuracy would be read as one."""
+    head, row = table_cells(rows_of([make_record(task="recommendation", auc=0.6234, teacher_auc=0.7)]))
+    assert head[:6] == ["seeds", "AUC %", "MRR %", "nDCG@5 %", "nDCG@10 %", "teacher's AUC %"]
+    assert head[-2:] == ["clicks/s in training", "seconds a run"]
+    assert row[1:3] == ["62.3 (± 0.8)", "30.3 (± 0.8)"]
+    assert table_cells(rows_of([make_record(task="retrieval")]))[0] == [
+        "seeds",
+        "AUC %",
+        "teacher's AUC %",
+        "pairs/s in training",
+        "seconds a run",
+    ]
+
+
+def test_spread_over_seeds_and_error_over_impressions_are_not_mixed_up(make_record: MakeRecord) -> None:
+    """± means the seeds' standard deviation wherever there are several; the impressions' error stands in
+    brackets, and only where there is one seed."""
+    records = [make_record(task="recommendation", auc=a, seed=s) for a, s in ((0.60, 0), (0.62, 1))]
+    (row,) = rows_of(records)
+    assert table_cells([row])[1][1] == "61.0 ± 1.4"
+    assert row.columns["auc"].error == pytest.approx(0.008)
+    assert table_cells(rows_of(records[:1]))[1][1] == "60.0 (± 0.8)"
+
+
+def test_student_that_learns_alone_has_blank_teacher_cells(make_record: MakeRecord) -> None:
+    """Fine-tuning has no teacher: its cells are empty, not zero and not the other method's."""
+    records = [make_record(task="recommendation", method=m) for m in ("finetune", "newsbert")]
+    head, alone, joint = table_cells(rows_of(records))
+    place = head.index("teacher's AUC %")
+    assert (alone[0], alone[place]) == ("finetune", "")
+    assert (joint[0], joint[place]) == ("newsbert", "66.0 (± 0.8)")
+
+
+def test_test_split_without_labels_has_no_numbers(make_record: MakeRecord) -> None:
+    """MIND's test set has none; the report of such a run must not end in an error, nor in zeros."""
+    head, row = table_cells(rows_of([make_record(task="recommendation", labelled=False)]))
+    assert head == ["seeds", "clicks/s in training", "seconds a run"]
+    assert row == ["1", "800", "33"]
+
+
+def test_csv_of_several_tasks_keeps_them_apart(make_record: MakeRecord) -> None:
+    """One column for two tasks' numbers, and whoever reads the file averages them."""
+    groups = [[make_record(accuracy=0.75)], [make_record(task="recommendation", auc=0.625)]]
+    rows = [row for group in groups for row in rows_of(group)]
+    topics, clicks = csv.DictReader(io.StringIO(to_csv(rows)))
+    assert (topics["task"], topics["accuracy"], topics["auc"]) == ("topics", "0.75", "")
+    assert (clicks["task"], clicks["accuracy"], clicks["auc"]) == ("recommendation", "", "0.625")
+    assert (clicks["auc_error"], clicks["clicks_per_second"], clicks["titles_per_second"]) == (
+        "0.008",
+        "800.0",
+        "",
+    )
+    assert "task" not in to_csv(rows[:1]).split("\n")[0].split(",")

@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from newsbert_ray.config import TrainSettings
-from newsbert_ray.data.batches import Order
-from newsbert_ray.data.reading import Course, read_updates
+from newsbert_ray.data.reading import course_of, read_updates
 from newsbert_ray.data.shards import read_manifest
 from newsbert_ray.model.assemble import assemble_pair
 from newsbert_ray.training import checkpoint
@@ -24,7 +23,7 @@ MakeSettings = Callable[..., TrainSettings]
 def learner_after(settings: TrainSettings, steps: int) -> Learner:
     """A learner that has made some updates."""
     manifest = read_manifest(settings.data)
-    plan = Course(settings.data, manifest, Order(0, settings.batch_size), settings.epochs, None)
+    plan = course_of(settings, manifest)
     learner = build_learner(assemble_pair(settings, manifest), settings, total_steps=plan.total_steps)
     for update in islice(read_updates(plan), steps):
         train_step(learner, update.parts, step=update.step)

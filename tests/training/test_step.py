@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from newsbert_ray.config import TrainSettings
-from newsbert_ray.data.batches import Order
-from newsbert_ray.data.reading import Course, Update, read_updates
+from newsbert_ray.data.reading import Update, course_of, read_updates
 from newsbert_ray.data.shards import read_manifest
 from newsbert_ray.model.assemble import assemble_pair
 from newsbert_ray.training.step import Learner, LossError, build_learner, learning_rate_factor, train_step
@@ -49,8 +48,7 @@ def start(
 ) -> tuple[Learner, list[Update]]:
     """A fresh learner and its first updates."""
     manifest = read_manifest(settings.data)
-    order = Order(settings.seed, settings.batch_size, rank, world_size, settings.optimizer.accumulate)
-    plan = Course(settings.data, manifest, order, settings.epochs, settings.train_rows)
+    plan = course_of(settings, manifest, rank=rank, world_size=world_size)
     learner = build_learner(assemble_pair(settings, manifest), settings, total_steps=plan.total_steps)
     return learner, list(islice(read_updates(plan), steps))
 

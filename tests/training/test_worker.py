@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from newsbert_ray.config import SettingsError, TrainSettings
 from newsbert_ray.connect import ray_session
-from newsbert_ray.data.batches import Order
+from newsbert_ray.data.order import Order
 from newsbert_ray.data.reading import Course, read_updates
 from newsbert_ray.data.shards import read_manifest
 from newsbert_ray.record import METRICS, read_entries, read_record
@@ -75,8 +75,9 @@ def test_ray_data_streams_the_very_same_batches(shards: Path, session: None) -> 
         for a, b in zip(direct, streamed, strict=True):
             assert (a.step, a.epoch, len(a.parts)) == (b.step, b.epoch, len(b.parts))
             for left, right in zip(a.parts, b.parts, strict=True):
-                assert torch.equal(left.input_ids, right.input_ids)
-                assert torch.equal(left.labels, right.labels)
+                for ours, theirs in zip(left.buckets, right.buckets, strict=True):
+                    assert torch.equal(ours.input_ids, theirs.input_ids)
+                assert torch.equal(left.target.labels, right.target.labels)
                 assert (left.rows, left.tokens, left.weight) == (right.rows, right.tokens, right.weight)
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from newsbert_ray.config import SettingsError, build_settings
-from newsbert_ray.data.shards import read_manifest
+from newsbert_ray.data.shards import Manifest, read_manifest
 from newsbert_ray.tune.calibrate import Calibration, Parts
 from newsbert_ray.tune.estimate import (
     AROUND_SECONDS,
@@ -148,3 +149,58 @@ def test_a_group_shares_the_titles_and_costs_its_start(make_settings: MakeSettin
     assert group.costs[0].start == pytest.approx(alone.costs[0].start + GROUP_SECONDS)
     rows = read_manifest(make_settings().data).rows("test")
     assert group.costs[0].end == pytest.approx(alone.costs[0].end - 0.0005 * rows)
+
+
+def counted(folder: Path, *, labelled: bool) -> Path:
+    """A manifest without its shards: 100 clicks of 70 impressions to train on, 20 to validate, 30 to test."""
+    part = {"file": "-", "bytes": 0, "sha256": ""}
+
+    def shard(rows: int, examples: int) -> dict[str, Any]:
+        return {**part, "rows": rows, "examples": examples}
+
+    behaviors = {
+        "train": [shard(40, 60), shard(30, 40)],
+        "validation": [shard(20, 25)],
+        "test": [shard(30, 33 if labelled else 0)],
+    }
+    manifest = {
+        "format": 2,
+        "fingerprint": "ab12",
+        "settings": {},
+        "sources": [],
+        "tokenizer": {"name": "-", "sha256": "", "vocabulary": 10, "pad_id": 0},
+        "labels": [],
+        "splits": {split: [shard(500, 500)] for split in behaviors},
+        "others": [],
+        "behaviors": behaviors,
+        "pairs": {},
+        "texts": {"rows": 0, "tokens": part, "offsets": part},
+        "statistics": {},
+        "rejected": {},
+    }
+    folder.mkdir()
+    (folder / "manifest.json").write_text(Manifest.model_validate(manifest).model_dump_json())
+    return folder
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_clicks_are_trained_on_and_impressions_evaluated(labelled: bool, tmp_path: Path) -> None:
+    """Worked by hand: 100 clicks in batches of 16 are 7 steps, not the 5 of 70 impressions or the 32 of 500
+    titles; 20 impressions are evaluated an epoch, and of the test split 30, none where it has no labels."""
+    given = {
+        "file": "space.yaml",
+        "name": "planned",
+        "settings": {
+            "data": str(counted(tmp_path / "shards", labelled=labelled)),
+            "teacher": "scratch",
+            "task": "recommendation",
+            "batch_size": 16,
+            "epochs": 2,
+        },
+        "axes": [{"name": "distill.beta", "values": (0.0, 0.15)}],
+        "search": {"sampler": "grid"},
+    }
+    found = plan(build_settings(SearchSpace, given))
+    assert [cost.steps for cost in found.costs] == [14, 14]
+    assert found.costs[0].course == pytest.approx(14 * 0.1 + 2 * (20 * 0.001 + 0.05 + 0.2))
+    assert found.costs[0].end == pytest.approx((30 * 0.001 if labelled else 0.0) + 0.3)

@@ -97,3 +97,29 @@ def test_many_growing_settings_are_varied_one_at_a_time() -> None:
     chosen = kinds_to_time(trials)
     assert len(chosen) == 5
     assert timed(chosen).parts(trials[-1]).title == pytest.approx(0.003)
+
+
+def test_tasks_methods_and_budgets_are_timed_each() -> None:
+    """A step of clicks takes many times one of titles, and one without a teacher a part of it."""
+    trials = [
+        settings(**{"task": task, "method": method, "token_budget": budget})
+        for task in ("topics", "recommendation", "retrieval")
+        for method in ("newsbert", "finetune")
+        for budget in (2048, 8192)
+    ]
+    assert len(kinds_to_time(trials)) == 12
+
+
+def test_histories_and_negatives_grow_a_step_of_clicks_alone() -> None:
+    """Each history length would be timed for itself, and those of topics, which read none, too."""
+    values = [(h, n) for h in (10, 20, 30, 50) for n in (1, 2, 4)]
+    clicks, titles = (
+        [
+            settings(**{"task": task, "recommendation.history": h, "recommendation.npratio": n})
+            for h, n in values
+        ]
+        for task in ("recommendation", "topics")
+    )
+    chosen = [(k.recommendation.history, k.recommendation.npratio) for k in kinds_to_time(clicks)]
+    assert sorted(chosen) == [(10, 1), (10, 4), (50, 1), (50, 4)]
+    assert len(kinds_to_time(titles)) == 1

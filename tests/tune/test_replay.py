@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from newsbert_ray.record import write_record
+from newsbert_ray.tune.jobs import MetricError
 from newsbert_ray.tune.replay import Recorded, Table, TableError, read_table, replay
 from newsbert_ray.tune.space import Axis, Search, Stopping, point_label
 from tests.conftest import MakeRecord
@@ -124,3 +125,17 @@ def grid(folder: Path, make_record: MakeRecord, *, betas: tuple[float, ...]) -> 
             record = make_record(accuracy=0.5 + beta, seed=seed, **{"distill.beta": beta})
             write_record(folder / "trials" / point_label({"distill.beta": beta}, seed=seed), record)
     (folder / "sweep.json").write_text(json.dumps({"varied": ["distill.beta"]}))
+
+
+def test_a_table_of_clicks_is_read_by_their_own_metric(tmp_path: Path, make_record: MakeRecord) -> None:
+    """A recorded recommendation sweep has no accuracy to replay."""
+    for beta, auc in ((0.0, 0.6), (0.1, 0.65)):
+        name = point_label({"distill.beta": beta}, seed=0)
+        record = make_record(task="recommendation", auc=auc, **{"distill.beta": beta})
+        write_record(tmp_path / "trials" / name, record)
+    (tmp_path / "sweep.json").write_text(json.dumps({"varied": ["distill.beta"]}))
+    found = read_table(tmp_path)
+    assert found.metric == "validation.student.auc"
+    assert [trial.value for trial in found.trials.values()] == [0.6, 0.65]
+    with pytest.raises(MetricError, match=r"validation\.student\.accuracy = None"):
+        read_table(tmp_path, metric="validation.student.accuracy")

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from newsbert_ray.config import SettingsError
 from newsbert_ray.tune.rules import check_search
-from newsbert_ray.tune.schema import Axis, Search, SearchSpace
+from newsbert_ray.tune.schema import Axis, Goal, Search, SearchSpace
 from newsbert_ray.tune.space import (
     check_space,
     fix,
@@ -309,7 +309,7 @@ def test_combinations_that_cannot_be_are_found_before_anything_starts(
 ) -> None:
     """A sweep starts whose trials cannot."""
     for overrides, message in (
-        ({"batch_size": 2, "optimizer": {"accumulate": 4}}, "each part of a batch needs a title"),
+        ({"batch_size": 2, "optimizer": {"accumulate": 4}}, "each part of a batch needs an example"),
         ({"distil": {"beta": 0.1}}, "unknown setting 'distil'"),
         ({"epochs": 0}, "epochs = 0"),
     ):
@@ -365,3 +365,21 @@ def test_names_of_points_are_distinct_and_fit_a_file_system(first: Any, second: 
 def test_flatten_opens_groups() -> None:
     """A command to run again names a group instead of its settings."""
     assert flatten({"a": {"b": {"c": 1}}, "d": None}) == {"a.b.c": 1, "d": None}
+
+
+def test_a_task_on_the_command_line_moves_a_goal_that_was_not_given(space: SearchSpace) -> None:
+    """The goal's name stays behind when the task changes, or a given one is changed in silence."""
+    moved, _ = fix(space, {"task": "recommendation"})
+    assert (moved.metric, moved.settings["task"]) == ("validation.student.auc", "recommendation")
+    assert fix(moved, {"task": "topics"})[0].metric == "validation.student.accuracy"
+    given = space.model_copy(update={"goals": (Goal(metric="validation.student.accuracy"),)})
+    kept, _ = fix(given, {"task": "recommendation"})
+    assert kept.metric == "validation.student.accuracy"
+    with pytest.raises(SettingsError, match=r"did you mean 'validation\.student\.auc'"):
+        check_space(kept, out=Path("out"), overrides={"task": "recommendation"})
+
+
+def test_the_task_does_not_vary(space: SearchSpace) -> None:
+    """The mean over two tasks' metrics, and a best point that is only the easier task."""
+    with pytest.raises(SettingsError, match="'task' is not varied like a setting"):
+        vary(space, {"task": ["topics", "retrieval"]})

@@ -12,6 +12,8 @@ import pytest
 
 from newsbert_ray.config import SettingsError
 from newsbert_ray.flags import values_from
+from newsbert_ray.tune.asking import build_space
+from newsbert_ray.tune.space import check_space
 from newsbert_ray.tune.space_file import parse_vary, read_space
 
 WriteSpace = Callable[..., Path]
@@ -144,6 +146,7 @@ SLIPS = {
     "fixed setting misspelt": ("epochs: 2", "epoch: 2", 2, "unknown setting 'epoch', did you mean 'epochs'"),
     "fixed setting out of range": ("epochs: 2", "epochs: 0", 2, "epochs = 0"),
     "seed among settings": ("epochs: 2", "seed: 2", 2, r"use `seeds: \[...\]`"),
+    "task as an axis": ("student.layers", "task", 5, "its metrics do not compare with another's"),
     "seed as an axis": ("student.layers", "seed", 5, r"use `seeds: \[...\]`"),
     "seeds twice": ("seeds: [0]", "seeds: [0, 0]", 6, "each once"),
     "no seeds": ("seeds: [0]", "seeds: []", 6, "seeds"),
@@ -363,3 +366,84 @@ def test_vary_reads_values_as_yaml_does() -> None:
     for slip in ("student.layers", "student.layers=", "=1", "student.layers=1,,2"):
         with pytest.raises(SettingsError, match="expected NAME=VALUE,VALUE"):
             parse_vary(slip)
+
+
+@pytest.mark.parametrize(
+    ("task", "goal"),
+    [
+        ("topics", "validation.student.accuracy"),
+        ("recommendation", "validation.student.auc"),
+        ("retrieval", "validation.student.auc"),
+    ],
+)
+@pytest.mark.parametrize("where", ["file", "command line"])
+def test_a_goal_that_is_not_given_is_the_tasks_own(
+    task: str, goal: str, where: str, write_space: WriteSpace
+) -> None:
+    """A recommendation sweep judged by an accuracy that none of its trials reports fails in its last step."""
+    changes = {"epochs: 2": f"epochs: 2, task: {task}"} if where == "file" else {}
+    overrides = {"task": task} if where == "command line" else {}
+    path = write_space(**changes, **{"seeds: [0]": "mode: max\nsearch: {trials: 3}"})
+    asked = {"overrides": overrides, "vary": {}, "control": {}}
+    space, _ = build_space(path, asked)
+    assert [found.metric for found in space.goals] == [goal]
+    assert space.scheduler == "asha"
+    assert check_space(space, out=path.parent / "out", overrides=overrides).task == task
+
+
+def test_a_goal_of_another_task_is_refused_by_name_and_line(write_space: WriteSpace) -> None:
+    """A sweep runs for a day and then has no number to judge by."""
+    file = write_space(
+        **{
+            "epochs: 2": "epochs: 2, task: recommendation",
+            "seeds: [0]": "metric: validation.teacher.macro_f1",
+        }
+    )
+    with pytest.raises(
+        SettingsError, match=r"space\.yaml:6: metric = 'validation\.teacher\.macro_f1'"
+    ) as error:
+        read_space(file)
+    assert "no trial of task recommendation reports it" in str(error.value)
+    assert "did you mean 'validation.teacher.auc'?" in str(error.value)
+    goals = "goals:\n  - {metric: speed.times_teacher}\n  - {metric: test.student.ndcg5}"
+    with pytest.raises(SettingsError, match=r":8: .*did you mean 'test\.student\.accuracy'\?"):
+        read_space(write_space(**{"seeds: [0]": goals}))
+
+
+def test_the_command_lines_task_decides_which_goals_there_are(write_space: WriteSpace) -> None:
+    """`--task` over a file with a goal of its own: right where it is that task's goal, else refused."""
+    ours = write_space(**{"seeds: [0]": "metric: test.student.mrr"})
+    with pytest.raises(SettingsError, match="no trial of task topics reports it"):
+        read_space(ours)
+    assert read_space(ours, task="recommendation").metric == "test.student.mrr"
+    theirs = write_space(**{"seeds: [0]": "metric: test.student.accuracy"})
+    asked = {"overrides": {"task": "retrieval"}, "vary": {}, "control": {}}
+    with pytest.raises(SettingsError, match=r"did you mean 'test\.student\.auc'"):
+        build_space(theirs, asked)
+    asked["overrides"] = {"task": "retrievl"}
+    with pytest.raises(SettingsError, match="did you mean 'retrieval'"):
+        build_space(write_space(), asked)
+
+
+def test_early_stopping_asks_for_the_tasks_own_curves(write_space: WriteSpace) -> None:
+    """The advice to judge by an accuracy would only lead to the next error."""
+    text = "metric: test.student.auc\nsearch: {trials: 3}\nstopping: {scheduler: asha}"
+    file = write_space(**{"epochs: 2": "epochs: 2, task: retrieval", "seeds: [0]": text})
+    with pytest.raises(
+        SettingsError, match=r"judge by one of validation\.student\.auc, validation\.teacher\.auc$"
+    ):
+        read_space(file)
+
+
+def test_methods_may_vary_and_a_teacher_that_is_not_there_judges_nobody(write_space: WriteSpace) -> None:
+    """Fine-tuning beside distillation is one axis; by a teacher's metric all its trials would fail."""
+    axes = {"distill.beta: {grid: [0.0, 0.2]}": "method: {grid: [newsbert, finetune]}"}
+    asked: dict[str, dict[str, object]] = {"overrides": {}, "vary": {}, "control": {}}
+    space, _ = build_space(write_space(**axes), asked)
+    out = Path("out")
+    points = [point["method"] for point in space.grid()]
+    assert points == ["newsbert", "newsbert", "finetune", "finetune"]
+    check_space(space, out=out, overrides={})
+    file = write_space(**axes, **{"seeds: [0]": "metric: test.teacher.accuracy"})
+    with pytest.raises(SettingsError, match="a student of method finetune has no teacher beside it"):
+        check_space(read_space(file), out=out, overrides={})

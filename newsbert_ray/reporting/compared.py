@@ -1,0 +1,127 @@
+"""Which runs compare: their task, and the settings in which they differ. Pure; knows no number of theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from pathlib import PurePath
+from typing import Any
+
+from newsbert_ray.config import TrainSettings, build_settings
+from newsbert_ray.methods import METHODS
+from newsbert_ray.record import RunRecord
+from newsbert_ray.tasks import TASKS, Task, TaskName
+
+_NOT_COMPARED = frozenset({"seed", "out", "threads", "log_every", "checkpoint", "device"})
+"""The seed is averaged over; the others alter no number: those that a run may go on with changed."""
+
+
+def task_name(record: RunRecord) -> TaskName:
+    """What a run learned; a record of before there were several tasks learned topics."""
+    name: TaskName = record.settings.get("task", "topics")
+    return name
+
+
+def by_task(records: Sequence[RunRecord]) -> dict[TaskName, list[RunRecord]]:
+    """The records of each task that has some."""
+    groups = {name: [record for record in records if task_name(record) == name] for name in TASKS}
+    return {name: group for name, group in groups.items() if group}
+
+
+def one_task(records: Sequence[RunRecord]) -> Task:
+    """The task that all the records have learned.
+
+    Raises:
+        ValueError: they have learned several, whose numbers do not compare.
+    """
+    names = list(by_task(records)) or ["topics"]
+    if len(names) > 1:
+        raise ValueError(
+            f"runs of several tasks ({', '.join(names)}) in one table; group them with `by_task`"
+        )
+    return TASKS[names[0]]
+
+
+def flat_settings(record: RunRecord) -> dict[str, Any]:
+    """The settings that may make two runs different, by dotted name.
+
+    Shards count by what is in them and a teacher by its name, not by where they lie. A setting that an older
+    record does not know was as it is by default.
+    """
+    flat = flat_values({n: value for n, value in record.settings.items() if n not in _NOT_COMPARED})
+    flat |= {name: value for name, value in _defaults().items() if name not in flat}
+    if "teacher" in flat:
+        flat["teacher"] = teacher_name(record)
+    if record.data.get("fingerprint"):
+        flat["data"] = data_name(record)
+    return flat
+
+
+def units_of(task: Task) -> dict[str, str]:
+    """What stands before `train`, `validation` and `test` in a count, and after `all` of them: one word for
+    all where training and evaluation count the same."""
+    if task.examples == task.rows:
+        return {"train": "", "validation": "", "test": "", "all": f" {task.rows}"}
+    rows = f"{task.rows} of "
+    return {"train": f"{task.examples} of ", "validation": rows, "test": rows, "all": ""}
+
+
+@cache
+def _defaults() -> dict[str, Any]:
+    given = ("data", "teacher", "out")
+    settings = build_settings(TrainSettings, dict.fromkeys(given, "-")).model_dump()
+    return flat_values({n: value for n, value in settings.items() if n not in {*_NOT_COMPARED, *given}})
+
+
+def flat_values(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested settings by dotted name."""
+    return dict(_flatten(settings))
+
+
+def _flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def data_name(record: RunRecord) -> str:
+    """Name and the fingerprint's first digits of the shards behind a run, as far as the record knows them."""
+    name = str(record.data.get("name") or PurePath(str(record.settings.get("data", "unknown"))).name)
+    fingerprint = str(record.data.get("fingerprint", ""))[:8]
+    return f"{name} ({fingerprint})" if fingerprint else name
+
+
+def teacher_name(record: RunRecord) -> str:
+    """The last part of the teacher's name: the same for a folder however it was reached, and for a model of
+    the hub without its owner."""
+    name = str(record.settings.get("teacher", "unknown"))
+    return PurePath(name).name or name
+
+
+def varying_settings(records: Sequence[RunRecord]) -> list[str]:
+    """Dotted names of the settings in which the records differ, in the order of the settings; without those
+    that are as they are because of a run's method."""
+    flats = [flat_settings(record) for record in records]
+    names = dict.fromkeys(name for flat in flats for name in flat)
+    varying = [name for name in names if len({repr(flat.get(name)) for flat in flats}) > 1]
+    return [name for name in varying if not _told_by_method(name, flats)]
+
+
+def _told_by_method(name: str, flats: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a method sets `name`, and all runs of each method here have one value of it."""
+    if not any(name in flat_values(changes) for changes in METHODS.values()):
+        return False
+    found: dict[str, set[str]] = {}
+    for flat in flats:
+        found.setdefault(str(flat.get("method")), set()).add(repr(flat.get(name)))
+    return len(found) > 1 and all(len(values) == 1 for values in found.values())
+
+
+def distinct(records: Sequence[RunRecord]) -> list[RunRecord]:
+    """The records without repeats of a run (same settings and seed), which would make a spread of nothing."""
+    kept: dict[str, RunRecord] = {}
+    for record in records:
+        kept.setdefault(repr((sorted(flat_settings(record).items()), record.seed)), record)
+    return list(kept.values())

@@ -1,0 +1,134 @@
+"""MIND's metrics over all impressions at once against the official way, one impression after another.
+
+The plain loop goes as MIND's script does: for each impression an area under the ROC curve, an argsort and sums
+in numpy for MRR and for both nDCG, and at the end the mean. The area is worked out in numpy; where scikit-learn
+is installed, which the script itself uses, a second loop takes its. The two programs take turns.
+
+    python -m tests.benchmarks.bench_metrics [--impressions 70000] [--candidates 37] [--rounds 3]
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+
+from newsbert_ray.evaluation.metrics import RANKING, impression_metrics, ranking_scores, tally
+from tests.benchmarks.subject import say
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+Area = Callable[[Ints, Floats], float]
+
+
+def main() -> None:
+    """Print one JSON line a figure."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--impressions", type=int, default=70_000)
+    parser.add_argument("--candidates", type=int, default=37, help="mean number of an impression")
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    scores, clicked, offsets = invent(options.impressions, options.candidates)
+    for name, area in areas():
+        compare(name, area, scores, clicked, offsets, options.rounds)
+
+
+def invent(impressions: int, candidates: int) -> tuple[Floats, Ints, Ints]:
+    """Scores (some tied), clicks and offsets: 2 to twice the mean candidates, one click and 2 % more."""
+    generator = np.random.default_rng(0)
+    sizes = generator.integers(2, 2 * candidates - 1, impressions)
+    offsets = np.append(0, np.cumsum(sizes))
+    clicked = (generator.random(offsets[-1]) < 0.02).astype(np.int64)
+    clicked[offsets[:-1] + (generator.random(impressions) * sizes).astype(np.int64)] = 1
+    return generator.standard_normal(offsets[-1]).round(4), clicked, offsets
+
+
+def areas() -> Iterator[tuple[str, Area]]:
+    """Ways to an impression's AUC, by name."""
+    yield "numpy", area_under_curve
+    try:
+        from sklearn.metrics import roc_auc_score  # type: ignore[import-not-found,unused-ignore]
+    except ImportError:
+        return
+    yield "scikit-learn", roc_auc_score
+
+
+def compare(name: str, area: Area, scores: Floats, clicked: Ints, offsets: Ints, rounds: int) -> None:
+    """Time both in turns and print their ratio and how far they are apart."""
+    ours, plain = [], []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        per_impression = impression_metrics(scores, clicked, offsets)
+        found = ranking_scores([tally(per_impression)])
+        middle = time.perf_counter()
+        rows = plain_loop(scores, clicked, offsets, area)
+        means = np.nanmean(rows, axis=0)
+        plain.append(time.perf_counter() - middle)
+        ours.append(middle - start)
+    apart = max(float(np.nanmax(np.abs(per_impression[key] - rows[:, i]))) for i, key in enumerate(RANKING))
+    count = len(offsets) - 1
+    say(
+        f"metrics of all impressions against a loop with {name}'s AUC",
+        impressions=count,
+        candidates=len(scores),
+        ours_seconds=statistics.median(ours),
+        plain_seconds=statistics.median(plain),
+        ours_impressions_per_second=count / statistics.median(ours),
+        plain_impressions_per_second=count / statistics.median(plain),
+        ratio_median=statistics.median(b / a for a, b in zip(ours, plain, strict=True)),
+        largest_difference=apart,
+        largest_difference_of_means=max(abs(found[key] - means[i]) for i, key in enumerate(RANKING)),
+        same_left_out=bool((np.isnan(rows[:, 0]) == np.isnan(per_impression["auc"])).all()),
+    )
+
+
+def plain_loop(scores: Floats, clicked: Ints, offsets: Ints, area: Area) -> Floats:
+    """(I, 4) metrics, an impression at a time."""
+    rows = np.full((len(offsets) - 1, len(RANKING)), np.nan)
+    for i, (start, end) in enumerate(pairwise(offsets)):
+        truth, given = clicked[start:end], scores[start:end]
+        if 0 < truth.sum() < len(truth):
+            rows[i] = (
+                area(truth, given),
+                reciprocal(truth, given),
+                gain(truth, given, 5),
+                gain(truth, given, 10),
+            )
+    return rows
+
+
+def area_under_curve(truth: Ints, scores: Floats) -> float:
+    """Trapezoids under the ROC curve, a point for each different score."""
+    order = np.argsort(scores, kind="stable")[::-1]
+    ends = np.append(np.flatnonzero(np.diff(scores[order])), len(order) - 1)
+    hits = np.cumsum(truth[order])[ends]
+    misses = ends + 1 - hits
+    heights, widths = np.append(0, hits), np.diff(misses, prepend=0)
+    return float((widths * (heights[1:] + heights[:-1])).sum() / (2 * hits[-1] * misses[-1]))
+
+
+def reciprocal(truth: Ints, scores: Floats) -> float:
+    """MRR over all clicks."""
+    listed = truth[np.argsort(scores, kind="stable")[::-1]]
+    return float((listed / np.arange(1, len(listed) + 1)).sum() / listed.sum())
+
+
+def gain(truth: Ints, scores: Floats, cutoff: int) -> float:
+    """nDCG@cutoff."""
+
+    def discounted(by: Floats | Ints) -> float:
+        listed = truth[np.argsort(by, kind="stable")[::-1][:cutoff]]
+        return float(((2.0**listed - 1) / np.log2(np.arange(2, len(listed) + 2))).sum())
+
+    return discounted(scores) / discounted(truth)
+
+
+if __name__ == "__main__":
+    main()

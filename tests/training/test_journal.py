@@ -1,0 +1,76 @@
+"""A run's lines on the screen, in the words of its task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from newsbert_ray.record import RunRecord
+from newsbert_ray.training.journal import _evaluation_line, _log_numbers, flatten
+from newsbert_ray.training.run import closing_lines
+
+MakeRecord = Callable[..., RunRecord]
+
+
+def _finished(record: RunRecord, **student: float) -> RunRecord:
+    """The record with what a run adds to its metrics."""
+    test = {model: {**scores, **student} for model, scores in record.metrics["test"].items()}
+    return record.model_copy(update={"metrics": {**record.metrics, "test": test, "best_step": 20}})
+
+
+def test_evaluation_shows_the_models_that_are_there(make_record: MakeRecord) -> None:
+    """A line of clicks that speaks of accuracy, or a KeyError where no teacher learns along."""
+    topics = make_record(epochs=1).curve[0]
+    assert _evaluation_line(topics) == (
+        "epoch 1 (step 10): validation teacher accuracy 0.8000 macro-F1 0.8000, "
+        "student accuracy 0.7000 macro-F1 0.5000"
+    )
+    clicks = make_record(epochs=1, task="recommendation", method="finetune", auc=0.62).curve[0]
+    assert _evaluation_line(clicks) == (
+        "epoch 1 (step 10): validation student AUC 0.6200 MRR 0.3000 nDCG@5 0.3200 nDCG@10 0.3800"
+    )
+
+
+def test_log_counts_what_training_counts() -> None:
+    """412 clicks a second shown as titles would be a speed that nobody has."""
+    entry: dict[str, Any] = {"train": {"total": 1.5, "student_task": 0.5}, "titles_per_second": 412.3}
+    assert _log_numbers(entry) == "loss 1.500  student 0.500  412 titles/s"
+    entry["examples"] = "clicks"
+    assert _log_numbers(entry) == "loss 1.500  student 0.500  412 clicks/s"
+    assert "examples" not in dict(flatten(entry))
+
+
+def test_a_topics_run_closes_as_ever(make_record: MakeRecord) -> None:
+    """What scripts have read from the screen until now stays where it was."""
+    first, teacher, student, speed, _ = closing_lines(
+        _finished(make_record(), rows=400.0), Path("runs/a")
+    ).split("\n")
+    assert first == "test, 400 titles, best step 20 of 20:"
+    assert teacher == "  teacher  accuracy 0.8000  macro-F1 0.8000"
+    assert student == "  student  accuracy 0.7000  macro-F1 0.5000"
+    assert speed.startswith("800 titles/s, 33 s; record, ")
+
+
+def test_a_recommendation_run_closes_with_its_metrics_and_their_errors(make_record: MakeRecord) -> None:
+    """Few impressions make wide errors; without them three digits look like knowledge."""
+    first, teacher, student, speed, _ = closing_lines(
+        _finished(make_record(task="recommendation", auc=0.62, teacher_auc=0.6712)), Path("runs/a")
+    ).split("\n")
+    assert first == "test, 397 impressions (3 left out), best step 20 of 20:"
+    assert teacher == (
+        "  teacher  AUC 0.6712 ± 0.0080  MRR 0.3512 ± 0.0080  nDCG@5 0.3712 ± 0.0080  nDCG@10 0.4312 ± 0.0080"
+    )
+    assert student.startswith("  student  AUC 0.6200 ± 0.0080  MRR 0.3000")
+    assert speed.startswith("800 clicks/s, ")
+
+
+def test_a_run_without_test_labels_says_what_to_do(make_record: MakeRecord) -> None:
+    """MIND's test set has no labels: the run must end in a hint, not in a KeyError."""
+    record = _finished(make_record(task="recommendation", method="finetune", labelled=False))
+    first, student, hint, *_ = closing_lines(record, Path("runs/a")).split("\n")
+    assert first == "validation, 397 impressions (3 left out), best step 20 of 20:"
+    assert student.startswith("  student  AUC 0.6200")
+    assert hint == (
+        "the test split has no labels: newsbert-ray evaluate runs/a --submission prediction.zip ranks it"
+    )
