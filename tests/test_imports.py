@@ -37,7 +37,19 @@ RAY = (
     "connect",
     "cli",
 )
-TORCH = ("data.batches", "data.reading", "model", "distill", "training", "evaluation", "tune", "deploy")
+TORCH = (
+    "data.batches",
+    "data.titles",
+    "data.clicks",
+    "data.pairs",
+    "data.reading",
+    "model",
+    "distill",
+    "training",
+    "evaluation",
+    "tune",
+    "deploy",
+)
 NO_TORCH = ("evaluation.metrics", "evaluation.submission")
 HEAVY = {"torch", "transformers", "ray", "matplotlib", "datasets", "optuna", "scipy", "pandas", "tokenizers"}
 

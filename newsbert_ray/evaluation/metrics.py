@@ -67,7 +67,7 @@ def impression_metrics(
     owner = np.searchsorted(offsets, places, side="right") - 1
     count, size = np.bincount(owner, minlength=len(offsets) - 1), np.diff(offsets)
     rank = places - offsets[owner] + 1
-    doubled = _doubled_ranks(scores[order], offsets)[places] - 2 * offsets[owner]
+    doubled = _doubled_ranks(scores[order], offsets, places) - 2 * offsets[owner]
 
     def sums(values: FloatArray | Ints) -> FloatArray:
         return np.bincount(owner, values, minlength=len(size)).astype(np.float64)
@@ -202,20 +202,21 @@ def _order(scores: npt.NDArray[np.floating], offsets: Ints) -> Ints:
     return order
 
 
-def _doubled_ranks(ordered: npt.NDArray[np.floating], offsets: Ints) -> Ints:
+def _doubled_ranks(ordered: npt.NDArray[np.floating], offsets: Ints, places: Ints) -> Ints:
     """Twice the mean rank of all with an equal score in the same impression, so that it is whole.
 
     Args:
         ordered: (N,) scores, impression after impression, best first.
+        places: (P,) which of them to rank.
     Returns:
-        (N,) ranks as if all were one impression: an impression's own are lower by twice its offset.
+        (P,) ranks as if all were one impression: an impression's own are lower by twice its offset.
     """
-    starts = np.ones(len(ordered), np.bool_)
-    starts[1:] = ordered[1:] != ordered[:-1]
-    starts[offsets[:-1][np.diff(offsets) > 0]] = True
-    first = np.flatnonzero(starts)
-    length = np.diff(first, append=len(ordered))
-    return np.repeat(2 * first + length + 1, length)
+    starts = np.ones(len(ordered) + 1, np.bool_)
+    starts[1:-1] = ordered[1:] != ordered[:-1]
+    starts[offsets] = True
+    first = np.flatnonzero(starts)  # of each run of equals, and N
+    run = np.searchsorted(first, places, side="right")
+    return first[run - 1] + first[run] + 1
 
 
 def _doubled_mean_ranks(scores: npt.NDArray[np.floating]) -> Ints:
@@ -223,7 +224,7 @@ def _doubled_mean_ranks(scores: npt.NDArray[np.floating]) -> Ints:
     whole = np.array([0, len(scores)])
     order = _order(scores, whole)
     ranks = np.empty(len(scores), np.int64)
-    ranks[order] = _doubled_ranks(scores[order], whole)
+    ranks[order] = _doubled_ranks(scores[order], whole, np.arange(len(scores)))
     return ranks
 
 

@@ -32,7 +32,6 @@ BLOCK = 4096
 """Impressions scored at a time."""
 
 _LINE = re.compile(r"(\S+) \[([1-9][0-9]{0,8}(?:,[1-9][0-9]{0,8})*)\]", re.ASCII)
-_EARLIEST = (1980, 1, 1, 0, 0, 0)  # of the times a zip can name: the same ranks give the same bytes
 _BUFFER = 1 << 20
 _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, UnicodeDecodeError)
 """What zipfile raises over altered bytes."""
@@ -233,7 +232,7 @@ def _only_member(path: Path, archive: zipfile.ZipFile) -> zipfile.ZipInfo:
 @contextmanager
 def _zip_member(file: IO[bytes]) -> Iterator[IO[bytes]]:
     """What is written goes into the only member of a zip."""
-    info = zipfile.ZipInfo(MEMBER, _EARLIEST)
+    info = zipfile.ZipInfo(MEMBER)  # of 1980, not of now: the same ranks give the same bytes
     info.compress_type = zipfile.ZIP_DEFLATED
     info.external_attr = 0o644 << 16
     with (

@@ -1,8 +1,8 @@
 """MIND's metrics over all impressions at once against the official way, one impression after another.
 
-The plain loop goes as MIND's script does: for each impression an area under the ROC curve, an argsort and sums
-in numpy for MRR and for both nDCG, and at the end the mean. The area is worked out in numpy; where scikit-learn
-is installed, which the script itself uses, a second loop takes its. The two programs take turns.
+The plain loop goes as MIND's script does: for each impression an area under the ROC curve, an argsort and
+sums in numpy for MRR and for both nDCG, and at the end the mean. The area is worked out in numpy; where
+scikit-learn is installed, which the script itself uses, a second loop takes its. They take turns with ours.
 
     python -m tests.benchmarks.bench_metrics [--impressions 70000] [--candidates 37] [--rounds 3]
 """

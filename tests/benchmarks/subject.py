@@ -22,20 +22,25 @@ def add_subject(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--teacher", help="name or folder of the shards' encoder; needed with --data")
 
 
-def subject(options: argparse.Namespace) -> dict[str, Any]:
-    """`data`, `teacher` and `scratch` for TrainSettings; the invented corpus is prepared once, in bench/."""
+def subject(options: argparse.Namespace, **corpus: Any) -> dict[str, Any]:
+    """`data`, `teacher` and `scratch` for TrainSettings; the invented corpus is prepared once, in bench/.
+
+    Args:
+        corpus: arguments of `synthesize` that a benchmark wants otherwise; it then has a folder of its own.
+    """
     if options.data:
         return {"data": options.data, "teacher": options.teacher}
-    sources = synthesize(FOLDER / "corpus", news=20_000, users=100)
+    name = "-".join(f"{key}{value}" for key, value in corpus.items())
+    sources = synthesize(FOLDER / f"corpus{name}", **{"news": 20_000, "users": 100, **corpus})
     values = {
         "source": [str(source) for source in sources],
         "teacher": "scratch",
-        "out": str(FOLDER / "shards"),
+        "out": str(FOLDER / f"shards{name}"),
         "scratch": SIZE,
         "workers": 0,
     }
     prepare(build_settings(PrepareSettings, values))
-    return {"data": str(FOLDER / "shards"), "teacher": "scratch", "scratch": SIZE}
+    return {"data": str(FOLDER / f"shards{name}"), "teacher": "scratch", "scratch": SIZE}
 
 
 def say(name: str, **figures: object) -> None:

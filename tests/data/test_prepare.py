@@ -12,6 +12,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -150,8 +151,8 @@ def test_behaviors_name_the_news_of_their_line(
     news = {**_lines_by_id(dev, "news.tsv"), **_lines_by_id(train, "news.tsv")}
     assert (len(table), sorted(names)) == (300, sorted(news))
     expected = load_tokenizer(str(teacher)).encode([news[name][3] for name in names], max_tokens=30)
-    for row, ids in enumerate(expected):
-        assert table.tokens[table.offsets[row] : table.offsets[row + 1]].tolist() == ids
+    for at, ids in enumerate(expected):
+        assert table.tokens[table.offsets[at] : table.offsets[at + 1]].tolist() == ids
     impressions = read_impressions_by_id(out)
     assert len(impressions) == 90
     for key, row in impressions.items():
@@ -189,6 +190,10 @@ def test_a_topic_without_training_is_for_recommendation_only(
         "other-news-02-00000.parquet",
         "other-news-04-00000.parquet",
     ]
+    path = tmp_path / "out" / manifest.others[1].file
+    path.unlink()
+    _, said = _prepare(tmp_path / "out", (train, dev, later), teacher)
+    assert any(f"{path}: missing or damaged" in line for line in said)
     row = read_impressions_by_id(tmp_path / "out")["validation 31"]
     assert (row["history"], row["candidates"]) == (["N301", "N1"], ["N301", "N2"])
     assert [manifest.rows(split, "recommendation") for split in SPLITS] == [60, 31, 31]
@@ -232,7 +237,7 @@ def test_what_the_lines_of_behaviors_may_hold(tmp_path: Path, corpus: Corpus, te
 
 
 def test_examples_are_what_training_finds(tmp_path: Path, corpus: Corpus, teacher: Path) -> None:
-    """Steps are planned from the manifest: another count than training's would end an epoch early, or hang."""
+    """Steps are planned from the manifest: another count than training's would end an epoch early."""
     manifest, _ = _prepare(tmp_path / "out", corpus, teacher)
     shards = [shard for split in SPLITS for shard in manifest.behaviors[split]]
     assert len(shards) == 3
@@ -269,7 +274,7 @@ def test_impressions_split_by_time(
         assert [row["impression_id"] for row in part] == sorted(
             (row["impression_id"] for row in part), key=list(lines).index
         )
-    for earlier, later in zip(parts[:folders], parts[1:], strict=False):
+    for earlier, later in pairwise(parts):
         assert max(row["time"] for row in earlier) <= min(row["time"] for row in later)
     monkeypatch.setattr(sources, "CHUNK_BYTES", 700)
     _prepare(tmp_path / "pieces", corpus[:folders], teacher, **shares)
@@ -459,13 +464,32 @@ def test_too_many_bad_lines_are_an_error(tmp_path: Path, corpus: Corpus, teacher
     assert not list(tmp_path.glob("*.partial-*"))
 
 
-def test_the_first_whole_copy_of_an_impression_counts(tmp_path: Path, corpus: Corpus, teacher: Path) -> None:
+@pytest.mark.parametrize(
+    ("old", "new", "kind"), [(b"2019", b"20x9", "date"), (b"\n", b" X1-0\n", "unknown id")]
+)
+def test_the_first_whole_copy_of_an_impression_counts(
+    tmp_path: Path, corpus: Corpus, teacher: Path, old: bytes, new: bytes, kind: str
+) -> None:
     """A damaged copy before the good line must not take its place."""
     train, dev = _copy(corpus, tmp_path)
-    _edit(train / "behaviors.tsv", lambda lines: lines.insert(3, lines[3].replace(b"2019", b"20x9")))
+    _edit(train / "behaviors.tsv", lambda lines: lines.insert(3, lines[3].replace(old, new)))
     manifest, _ = _prepare(tmp_path / "out", (train, dev), teacher, max_rejected_share=0.1)
-    assert manifest.rejected == {"date": 1}
+    assert manifest.rejected == {kind: 1}
     assert manifest.rows("train", "recommendation") + manifest.rows("validation", "recommendation") == 60
+
+
+def test_a_repeated_impression_takes_no_share(tmp_path: Path, corpus: Corpus, teacher: Path) -> None:
+    """Six copies of the last impression would leave nothing to validate on."""
+    train, dev = _copy(corpus, tmp_path)
+    _prepare(tmp_path / "whole", corpus, teacher)
+    rows = _rows(tmp_path / "whole", "behaviors", "validation").values()
+    last = max(rows, key=lambda row: row["time"])["impression_id"]
+    line = "\t".join(_lines_by_id(train, "behaviors.tsv")[last]) + "\n"
+    copies = [line.encode()] * 6
+    _edit(train / "behaviors.tsv", lambda lines: lines.extend(copies))
+    manifest, _ = _prepare(tmp_path / "out", (train, dev), teacher, max_rejected_share=0.1)
+    assert manifest.rejected == {"duplicate id": 6}
+    assert [manifest.rows(split, "recommendation") for split in SPLITS] == [54, 6, 30]
 
 
 @pytest.mark.parametrize("missing", ["validation", "test"])

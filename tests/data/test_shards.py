@@ -78,7 +78,7 @@ def test_a_manifest_that_cannot_be_trusted(prepared: tuple[Path, Manifest]) -> N
         with pytest.raises(ShardError, match="damaged manifest"):
             read_manifest(folder)
     path.write_text(json.dumps({**json.loads(whole), "format": 99}), encoding="utf-8")
-    with pytest.raises(ShardError, match="format 99, this version reads 1"):
+    with pytest.raises(ShardError, match="format 99, this version reads 2"):
         read_manifest(folder)
     path.unlink()
     with pytest.raises(ShardError, match="no prepared shards there; make them with: newsbert-ray prepare"):

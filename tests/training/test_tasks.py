@@ -1,0 +1,129 @@
+"""The joint step over clicks and pairs: the same mathematics however a batch is encoded or divided."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+import pytest
+import torch
+from torch import Tensor
+
+from newsbert_ray.config import TrainSettings
+from newsbert_ray.data.clicks import Clicks
+from newsbert_ray.data.reading import course_of, read_updates, window_parts
+from newsbert_ray.data.shards import read_manifest
+from newsbert_ray.distill.joint import joint_losses
+from newsbert_ray.distill.losses import weighted_total
+from newsbert_ray.model.assemble import assemble_pair
+from newsbert_ray.model.pair import Pair
+from newsbert_ray.training.run import train
+from newsbert_ray.training.step import build_learner, train_step
+from tests.benchmarks.bench_recommend import each_mention
+from tests.conftest import MakeSettings
+
+
+def gradients(pair: Pair, total: Tensor) -> dict[str, Tensor]:
+    """Gradients of a loss, by parameter."""
+    pair.zero_grad(set_to_none=True)
+    total.backward()  # type: ignore[no-untyped-call]
+    return {name: p.grad.clone() for name, p in pair.named_parameters() if p.grad is not None}
+
+
+def test_encoding_once_is_the_same_mathematics(make_settings: MakeSettings) -> None:
+    """Each loss and each gradient must be that of every mention encoded separately, padded to 30 and 50."""
+    settings = make_settings(task="recommendation", **{"model.dropout": 0.0})
+    manifest = read_manifest(settings.data)
+    course = course_of(settings, manifest)
+    pair = assemble_pair(settings, manifest)
+    window, first, skip = next(course.windows_from(0))
+    _, (part,) = next(iter(window_parts(course, window, first=first, skip=skip)))
+    update = next(read_updates(course))
+    (once,) = update.parts
+    assert isinstance(part.examples, Clicks)
+    each = each_mention(part.examples, (part.rows, part.texts, part.tokens), pad_id=0)
+    assert len(each.buckets[0].input_ids) > 2 * sum(len(b.input_ids) for b in once.buckets)
+    found = []
+    for batch in (once, each):
+        teacher, student = pair(batch)
+        losses = joint_losses(teacher, student, batch, settings.distill)
+        found.append((losses, gradients(pair, weighted_total(losses, settings.distill.weights))))
+    (losses, ours), (others, theirs) = found
+    assert set(losses) == set(settings.distill.weights.model_dump())
+    for name, loss in losses.items():
+        torch.testing.assert_close(loss, others[name], rtol=1e-5, atol=1e-6)
+    assert ours.keys() == theirs.keys()
+    for name, gradient in ours.items():
+        torch.testing.assert_close(gradient, theirs[name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("world_size", "accumulate"), [(2, 1), (1, 3), (3, 2)])
+def test_parts_add_up_to_the_update(make_settings: MakeSettings, world_size: int, accumulate: int) -> None:
+    """Workers encode a shared news each for itself; its losses must not count twice."""
+    settings = make_settings(
+        task="recommendation", **{"model.dropout": 0.0, "optimizer.accumulate": accumulate}
+    )
+    manifest = read_manifest(settings.data)
+    pair = assemble_pair(settings, manifest)
+
+    def losses(size: int, settings: TrainSettings) -> dict[str, float]:
+        total: dict[str, float] = {}
+        for rank in range(size):
+            update = next(read_updates(course_of(settings, manifest, rank=rank, world_size=size)))
+            for part in update.parts:
+                teacher, student = pair(part)
+                for name, loss in joint_losses(teacher, student, part, settings.distill).items():
+                    total[name] = total.get(name, 0.0) + loss.item() * part.weight
+        return total
+
+    whole = losses(1, make_settings(task="recommendation", **{"model.dropout": 0.0}))
+    assert losses(world_size, settings) == pytest.approx(whole, rel=1e-5)
+
+
+def test_the_loss_falls_on_clicks(make_settings: MakeSettings) -> None:
+    """The invented readers click by their interests: both models must learn some of it."""
+    settings = make_settings(task="recommendation", epochs=12, **{"model.dropout": 0.0})
+    manifest = read_manifest(settings.data)
+    course = course_of(settings, manifest)
+    learner = build_learner(assemble_pair(settings, manifest), settings, total_steps=course.total_steps)
+    found = [train_step(learner, u.parts, step=u.step) for u in read_updates(course)]
+    for name in ("teacher_task", "student_task"):
+        losses = [float(numbers[name]) for numbers in found]
+        assert sum(losses[-4:]) < 0.9 * sum(losses[:4])
+
+
+def test_a_student_alone_computes_no_teacher(
+    make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fine-tuning is the baseline of every table: a teacher in it would cost time, or worse, teach."""
+    settings = make_settings(task="recommendation", method="finetune")
+    manifest = read_manifest(settings.data)
+    course = course_of(settings, manifest)
+    learner = build_learner(assemble_pair(settings, manifest), settings, total_steps=course.total_steps)
+    before = {n: p.clone() for n, p in learner.pair.teacher.state_dict().items()}
+    monkeypatch.setattr(learner.pair.teacher, "forward", None)
+    for update in islice(read_updates(course), 3):
+        numbers = train_step(learner, update.parts, step=update.step, statistics=True)
+    assert set(numbers) == {"student_task", "total", "learning_rate_factor"}
+    assert all(torch.equal(before[n], p) for n, p in learner.pair.teacher.state_dict().items())
+    record = train(settings, quiet=True)
+    assert set(record.metrics["test"]) == {"student"}
+    assert set(record.metrics["parameters"]) == {"student", "top"}
+
+
+def test_negatives_change_with_the_epoch_and_nothing_else(make_settings: MakeSettings) -> None:
+    """Two runs of a seed are equal bit for bit; a second epoch sees other news beside the same clicks."""
+    settings = make_settings(task="recommendation", **{"recommendation.npratio": 2})
+    course = course_of(settings, read_manifest(settings.data))
+
+    def drawn(epoch: int) -> set[tuple[int, ...]]:
+        found: set[tuple[int, ...]] = set()
+        for window in course.windows(epoch):
+            for _, parts in window_parts(course, window, first=1, skip=0):
+                for part in parts:
+                    assert isinstance(part.examples, Clicks)
+                    found |= {tuple(row) for row in part.examples.candidates.tolist()}
+        return found
+
+    assert drawn(0) == drawn(0)
+    assert drawn(0) != drawn(1)
+    assert {row[0] for row in drawn(0)} == {row[0] for row in drawn(1)}
