@@ -246,21 +246,41 @@ def _synthesize(words: list[str]) -> None:
     print("\n".join(str(folder) for folder in folders))
 
 
+def _synthesize_pairs(words: list[str]) -> None:
+    from newsbert_ray.config import SettingsError
+    from newsbert_ray.flags import values_from
+
+    values = values_from("synthesize-pairs", words)
+    from newsbert_ray.data.synthetic_pairs import synthesize_pairs
+
+    try:
+        tables = synthesize_pairs(**values)
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
+    print("\n".join(str(table) for table in tables))
+
+
 def _print_metrics(metrics: dict[str, Any]) -> None:
     """A line for each model, a column for each number with its standard error; the rest stands below."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
+
+    from newsbert_ray.tasks import HEADINGS
 
     submission = metrics.pop("submission", None)
     models = {name: numbers for name, numbers in metrics.items() if isinstance(numbers, dict)}
     columns = list(dict.fromkeys(key for numbers in models.values() for key in numbers))
-    columns = [column for column in columns if not column.endswith("_error")]
+    columns = [column for column in columns if column in HEADINGS]
     console = Console()
     if models:
-        table = Table("model", *(_HEADINGS.get(column, column.replace("_", " ")) for column in columns))
+        table = Table("model", *(HEADINGS[column] for column in columns), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for name, numbers in models.items():
             table.add_row(name, *(_number(numbers, column) for column in columns))
         console.print(table)
+        counted = next(iter(models.values()))
+        left_out = f", {counted['left_out']:.0f} left out" if "left_out" in counted else ""
+        console.print(f"{counted['rows']:.0f} rows evaluated{left_out}", highlight=False)
         if any(f"{column}_error" in numbers for numbers in models.values() for column in columns):
             console.print("± is the standard error of the mean over what was evaluated", highlight=False)
     else:
@@ -277,16 +297,11 @@ def _print_metrics(metrics: dict[str, Any]) -> None:
         )
 
 
-_HEADINGS = {"auc": "AUC", "mrr": "MRR", "ndcg5": "nDCG@5", "ndcg10": "nDCG@10", "macro_f1": "macro-F1"}
-
-
 def _number(numbers: dict[str, float], column: str) -> str:
     value, error = numbers.get(column), numbers.get(f"{column}_error")
     if value is None:
         return ""
-    if column in ("rows", "left_out"):
-        return f"{value:.0f}"
-    return f"{value:.4f}" + (f" ± {error:.4f}" if error is not None else "")
+    return f"{value:.4f}" + (f" ±{error:.4f}" if error is not None else "")
 
 
 def _print_shown(found: list[Any], *, model: str) -> None:
@@ -318,7 +333,7 @@ def _print_shown(found: list[Any], *, model: str) -> None:
 
 VERBS = {
     "prepare": Verb(
-        "Turn MIND's files into tokenised Parquet shards, once for every run and sweep.",
+        "Turn MIND's files, or tables of pairs, into tokenised Parquet shards, once for every run and sweep.",
         "newsbert-ray prepare --source MINDsmall_train --source MINDsmall_dev --teacher bert-base-uncased"
         " --out shards",
         _prepare,
@@ -348,6 +363,11 @@ VERBS = {
         "Write a small learnable corpus in MIND's own files, for trying things out.",
         "newsbert-ray synthesize --out corpus",
         _synthesize,
+    ),
+    "synthesize-pairs": Verb(
+        "Write small learnable tables of query, text and clicked, for trying retrieval out.",
+        "newsbert-ray synthesize-pairs --out tables",
+        _synthesize_pairs,
     ),
 }
 

@@ -244,20 +244,25 @@ class TrainSettings(Settings):
 
 
 class PrepareSettings(Settings):
-    """MIND's files to tokenised Parquet shards."""
+    """MIND's files, or tables of query-text pairs, to tokenised Parquet shards."""
 
     source: list[str] = Field(min_length=1)
-    """Folder or zip with news.tsv and behaviors.tsv; give it once each for train, dev and test."""
+    """Folder or zip with news.tsv and behaviors.tsv, or a table (.tsv, .csv, .jsonl, .parquet) of query, text
+    and clicked; give it once each for train, dev and test."""
     teacher: str
     """Encoder whose tokeniser is used: a Hugging Face name, a folder, or `scratch`."""
     out: str
     """Folder for the shards and their manifest.json."""
-    max_tokens: int = Field(30, ge=3)
-    """Longest title in tokens, with [CLS] and [SEP]; longer ones are cut."""
+    max_tokens: int | None = Field(None, ge=3)
+    """Longest title, or text of a table, in tokens with [CLS] and [SEP]; longer ones are cut. 30 for titles,
+    512 for a table's texts by default."""
+    query_tokens: int = Field(30, ge=3)
+    """Longest query of a table in tokens."""
     validation_share: float = Field(0.1, gt=0.0, lt=0.5)
-    """Share of the training news held out for validation, by a seeded hash of the news id."""
+    """Share held out for validation: of the training news by a seeded hash of the news id, of the training
+    impressions the last by time, of a table's pairs by a seeded hash of the query."""
     test_share: float = Field(0.1, gt=0.0, lt=0.5)
-    """Share for test where only one source is given; otherwise test news come from the later source."""
+    """Share for test, likewise, where only one source is given; otherwise the later source is test."""
     seed: int = Field(0, ge=0, lt=2**31)
     """Seed of the hash that splits."""
     max_rejected_share: float = Field(0.01, ge=0.0, le=1.0)

@@ -79,6 +79,10 @@ def parser_for(verb: str) -> ArgumentParser:
     elif verb == "report":
         parser.add_argument("folders", nargs="+", type=str, help="Runs or sweeps; every record at or below.")
         parser.add_argument("--out", type=str, required=True, help="Folder for the tables and figures.")
+    elif verb == "synthesize-pairs":
+        from newsbert_ray.data.synthetic_pairs import synthesize_pairs
+
+        parser.add_function_arguments(synthesize_pairs)
     else:
         from newsbert_ray.data.synthetic import synthesize
 

@@ -15,12 +15,15 @@ from typing import Any
 
 from newsbert_ray.config import SCRATCH, PrepareSettings
 from newsbert_ray.data.chunk import rejected_part
+from newsbert_ray.data.pairs_table import is_pairs_table
 from newsbert_ray.data.plan import PlannedFile
 from newsbert_ray.data.shards import FORMAT, MANIFEST, Manifest, Part, Shard, ShardError, read_manifest
 from newsbert_ray.data.sources import PrepareError
 from newsbert_ray.data.tokens import TitleTokenizer
 
 REJECTED = "rejected.jsonl"
+TITLE_TOKENS = 30
+"""Longest title where the settings name none (paper: titles of 30 tokens)."""
 
 
 def find_prepared(
@@ -78,7 +81,8 @@ def fingerprint(
 def row_settings(settings: PrepareSettings) -> dict[str, Any]:
     """The settings that alter a row."""
     return {
-        "max_tokens": settings.max_tokens,
+        "max_tokens": settings.max_tokens or TITLE_TOKENS,
+        "query_tokens": settings.query_tokens if any(map(is_pairs_table, settings.source)) else None,
         "validation_share": settings.validation_share,
         "test_share": settings.test_share,
         "seed": settings.seed,

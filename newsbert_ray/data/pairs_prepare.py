@@ -249,7 +249,7 @@ def _write(
     writer = PairsWriter(
         partial,
         tokenizer,
-        query_tokens=getattr(tables.settings, "query_tokens", QUERY_TOKENS),
+        query_tokens=tables.settings.query_tokens,
         text_tokens=tables.settings.max_tokens or TEXT_TOKENS,
     )
     try:

@@ -34,6 +34,7 @@ from newsbert_ray.data.chunk import (
 )
 from newsbert_ray.data.output import (
     REJECTED,
+    TITLE_TOKENS,
     find_prepared,
     fingerprint,
     join_rejected,
@@ -41,6 +42,8 @@ from newsbert_ray.data.output import (
     partial_folder,
     row_settings,
 )
+from newsbert_ray.data.pairs_prepare import prepare_pairs
+from newsbert_ray.data.pairs_table import is_pairs_table
 from newsbert_ray.data.plan import Plan, PlannedFile, make_plan, read_sources, require_news
 from newsbert_ray.data.shards import FORMAT, MANIFEST, SPLITS, Manifest, Shard, Source, Texts, Tokenizer
 from newsbert_ray.data.sources import PrepareError
@@ -76,7 +79,7 @@ class _Sums:
 
 
 def prepare(settings: PrepareSettings, *, say: Say = print) -> Manifest:
-    """Prepare the shards of `settings.out`, or find them there already.
+    """Prepare the shards of `settings.out`, or find them there already: of MIND's files, or of tables.
 
     Args:
         say: told the progress and the closing summary, a line at a time.
@@ -86,6 +89,8 @@ def prepare(settings: PrepareSettings, *, say: Say = print) -> Manifest:
         PrepareError: sources, output folder or disk do not allow it; nothing at `settings.out` is altered.
         TokenizerError: the teacher's tokeniser cannot be had.
     """
+    if any(map(is_pairs_table, settings.source)):
+        return prepare_pairs(settings, say=say)
     started = time.perf_counter()
     out = Path(settings.out).expanduser()
     try:
@@ -146,7 +151,7 @@ def _share(plan: Plan, tokenizer: TitleTokenizer, settings: PrepareSettings, par
         folder=str(partial.absolute()),
         tokenizer=tokenizer.serialised,
         pad_id=tokenizer.pad_id,
-        max_tokens=settings.max_tokens,
+        max_tokens=settings.max_tokens or TITLE_TOKENS,
         labels={label: index for index, label in enumerate(plan.labels)},
         known=plan.known,
     )

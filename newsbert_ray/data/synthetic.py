@@ -18,7 +18,8 @@ Integers = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
 
 _BLOCK = 10_000
-_OWN, _SHARED, _PAIR = 30, 240, 8
+OWN, SHARED, PAIR = 30, 240, 8
+"""Words of a topic's own, words that all topics share, and pair words of a row."""
 _LONGEST, _SHORTEST = 12, 6
 _MINUTES = 6 * 24 * 60
 _REDRAWS = 8
@@ -111,16 +112,16 @@ class _Words:
 
     def __init__(self, topics: int, seed: int) -> None:
         generator = np.random.default_rng([seed, 1])
-        count = topics * (_OWN + 1) + _SHARED + 2 * _PAIR
-        invented = _invent(generator, count)
+        count = topics * (OWN + 1) + SHARED + 2 * PAIR
+        invented = invent_words(generator, count)
         self.topics = topics
         self.all = np.array(invented, dtype=object)
-        self.names = [f"{word}ics" for word in invented[topics * _OWN + _SHARED + 2 * _PAIR :]]
-        self.shared_start = topics * _OWN
-        self.pair_start = topics * _OWN + _SHARED
+        self.names = [f"{word}ics" for word in invented[topics * OWN + SHARED + 2 * PAIR :]]
+        self.shared_start = topics * OWN
+        self.pair_start = topics * OWN + SHARED
 
 
-def _invent(generator: np.random.Generator, count: int) -> list[str]:
+def invent_words(generator: np.random.Generator, count: int) -> list[str]:
     """Distinct words of two or three syllables."""
     found: dict[str, None] = {}
     while len(found) < count:
@@ -152,19 +153,19 @@ def _titles(block: int, words: _Words, topic: Integers, seed: int) -> list[str]:
     generator = np.random.default_rng([seed, 3, block])
     shape = (_BLOCK, _LONGEST)
     # Frequent and rare words, as in a language.
-    own = np.minimum(generator.geometric(0.12, shape) - 1, _OWN - 1)
-    shared = np.minimum(generator.geometric(0.012, shape) - 1, _SHARED - 1)
+    own = np.minimum(generator.geometric(0.12, shape) - 1, OWN - 1)
+    shared = np.minimum(generator.geometric(0.012, shape) - 1, SHARED - 1)
     kind = generator.random(shape)
     neighbour = (topic + np.where(generator.random(_BLOCK) < 0.5, 1, words.topics - 1)) % words.topics
     index = words.shared_start + shared
-    index = np.where(kind < 0.44, topic[:, None] * _OWN + own, index)
-    index = np.where((kind >= 0.44) & (kind < 0.53), neighbour[:, None] * _OWN + own, index)
+    index = np.where(kind < 0.44, topic[:, None] * OWN + own, index)
+    index = np.where((kind >= 0.44) & (kind < 0.53), neighbour[:, None] * OWN + own, index)
     length = generator.integers(_SHORTEST, _LONGEST + 1, _BLOCK)
     paired = generator.random(_BLOCK) < 0.6
-    left = generator.integers(0, _PAIR, _BLOCK)
-    right = (left + topic) % _PAIR
+    left = generator.integers(0, PAIR, _BLOCK)
+    right = (left + topic) % PAIR
     index[paired, 1] = words.pair_start + left[paired]
-    index[paired, 4] = words.pair_start + _PAIR + right[paired]
+    index[paired, 4] = words.pair_start + PAIR + right[paired]
     chosen = words.all[index].tolist()
     titles = [" ".join(row[:size]) for row, size in zip(chosen, length.tolist(), strict=True)]
     for number in np.flatnonzero(generator.random(_BLOCK) < 0.05).tolist():

@@ -14,14 +14,14 @@ from pathlib import Path
 import numpy as np
 
 from newsbert_ray.data.pairs_table import COLUMNS
+from newsbert_ray.data.synthetic import OWN, PAIR, SHARED, invent_words
 
-_OWN, _SHARED, _PAIR, _RARE = 30, 240, 8, 1000
+_RARE = 1000
 _RARE_OF_TEXT = 6
 _SHORTEST_QUERY, _LONGEST_QUERY = 9, 15
 _CANDIDATES = 5
 _REMEMBERED = 1024
 _CLICKED_WANTED, _CLICKED_TOPIC, _CLICKED_OTHER = 0.85, 0.4, 0.06
-_CONSONANTS, _VOWELS = "bdfgklmnprstvz", "aeiou"
 
 
 def synthesize_pairs(
@@ -75,8 +75,8 @@ class _Corpus:
 
     def __init__(self, topics: int, words: int, seed: int) -> None:
         # The first words of this stream are the topics' own and the shared ones of `data.synthetic`.
-        known = topics * (_OWN + 1) + _SHARED + 2 * _PAIR
-        self._all = np.array(_invent(np.random.default_rng([seed, 1]), known + _RARE), dtype=object)
+        known = topics * (OWN + 1) + SHARED + 2 * PAIR
+        self._all = np.array(invent_words(np.random.default_rng([seed, 1]), known + _RARE), dtype=object)
         self._rare_start = known
         self._words, self._seed = words, seed
         self.topics = topics
@@ -91,14 +91,14 @@ class _Corpus:
         """`size` words: of the text's topic, of a neighbour's, its rare ones, and shared ones."""
         topic = text % self.topics
         neighbour = (topic + (1 if generator.random() < 0.5 else self.topics - 1)) % self.topics
-        own = np.minimum(generator.geometric(0.12, size) - 1, _OWN - 1)
-        shared = np.minimum(generator.geometric(0.012, size) - 1, _SHARED - 1)
+        own = np.minimum(generator.geometric(0.12, size) - 1, OWN - 1)
+        shared = np.minimum(generator.geometric(0.012, size) - 1, SHARED - 1)
         rare = self.generator(11, text).integers(0, _RARE, _RARE_OF_TEXT)[
             generator.integers(0, _RARE_OF_TEXT, size)
         ]
         kind = np.searchsorted(np.cumsum(shares), generator.random(size), side="right")
-        choices = [topic * _OWN + own, neighbour * _OWN + own, self._rare_start + rare]
-        index = np.choose(kind, [*choices, self.topics * _OWN + shared])
+        choices = [topic * OWN + own, neighbour * OWN + own, self._rare_start + rare]
+        index = np.choose(kind, [*choices, self.topics * OWN + shared])
         return " ".join(self._all[index].tolist())
 
     def _make_text(self, number: int) -> str:
@@ -131,19 +131,6 @@ def _write_table(path: Path, corpus: _Corpus, pairs: int, queries: int, texts: r
 
 def _drawn(generator: np.random.Generator, texts: range, count: int) -> list[int]:
     return [texts[i] for i in generator.integers(0, len(texts), count).tolist()]
-
-
-def _invent(generator: np.random.Generator, count: int) -> list[str]:
-    """Distinct words of two or three syllables, as in `data.synthetic`."""
-    found: dict[str, None] = {}
-    while len(found) < count:
-        syllables = generator.integers(2, 4)
-        letters = [
-            _CONSONANTS[generator.integers(len(_CONSONANTS))] + _VOWELS[generator.integers(len(_VOWELS))]
-            for _ in range(syllables)
-        ]
-        found["".join(letters)] = None
-    return list(found)
 
 
 def _require_sensible(**ranges: tuple[int, int, int]) -> None:

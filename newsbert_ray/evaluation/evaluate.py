@@ -17,7 +17,7 @@ from newsbert_ray.evaluation.metrics import rank_candidates
 from newsbert_ray.evaluation.place import Models, Place
 from newsbert_ray.evaluation.ranking import encode_news, read_blocks, score_block, score_rankings
 from newsbert_ray.evaluation.scoring import score_models
-from newsbert_ray.evaluation.submission import check_submission, write_submission
+from newsbert_ray.evaluation.submission import check_submission, require_suffix, write_submission
 from newsbert_ray.model.assemble import load_student
 from newsbert_ray.model.encoder import EncoderError
 from newsbert_ray.record import read_record
@@ -92,6 +92,7 @@ def evaluate(
     where: dict[str, Any] = {"history": history, "place": trained.place}
     if submission is not None:
         trained.require(model)
+        require_suffix(Path(submission))
     news = encode_news(trained.models, trained.folder, manifest, part, **where)
     scores = score_rankings(
         trained.models, trained.folder, manifest, part, baselines=True, news=news, **where

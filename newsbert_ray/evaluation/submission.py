@@ -56,7 +56,7 @@ def write_submission(path: str | Path, impressions: Iterable[tuple[str, Ranks]])
         SubmissionError: another suffix, an id that is no single word, ranks that are no permutation of 1..n.
     """
     path = Path(path)
-    zipped = _is_zip(path)
+    zipped = require_suffix(path)
     if path.is_dir():
         raise SubmissionError(f"{path}: a folder; give the name of a file")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -194,7 +194,7 @@ def _next_line(source: IO[bytes], where: str) -> str:
 @contextmanager
 def _open(path: Path) -> Iterator[IO[bytes]]:
     """The lines' bytes, from a zip or as they are."""
-    zipped = _is_zip(path)
+    zipped = require_suffix(path)
     if not path.is_file():
         raise SubmissionError(f"{path}: no such file")
     if not zipped:
@@ -266,7 +266,12 @@ def _check_permutation(ranks: list[int], where: str) -> None:
     raise SubmissionError(f"{where}: {fault}; each of 1 to {len(ranks)} once expected")
 
 
-def _is_zip(path: Path) -> bool:
+def require_suffix(path: Path) -> bool:
+    """Whether a prediction file is a zip, by its name.
+
+    Raises:
+        SubmissionError: neither .zip nor .txt.
+    """
     suffix = path.suffix.lower()
     if suffix not in (".zip", ".txt"):
         raise SubmissionError(

@@ -74,8 +74,12 @@ class ClickHead(nn.Module):
 
 
 class PairHead(nn.Module):
-    """Two towers with shared weights (Fig. 3): the inner product of query and text embedding, plus a learned
-    threshold, against 0."""
+    """Two towers with shared weights (Fig. 3): the inner product of query and text embedding, over the square
+    root of D, less a learned threshold.
+
+    The paper names the inner product alone. The root changes no ranking; without it the scores of a wide
+    encoder begin in the hundreds, and all learning goes into their size.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,7 +87,7 @@ class PairHead(nn.Module):
 
     def scores(self, queries: Tensor, texts: Tensor) -> Tensor:
         """(S, D) and (S, D) to scores (S,); above 0 where a click is likelier than none."""
-        return (queries * texts).sum(-1) - self.threshold
+        return (queries * texts).sum(-1) / queries.shape[-1] ** 0.5 - self.threshold
 
     def forward(self, embedding: Tensor, target: PairChoices) -> Prediction:
         """Texts (M, D) to logits (S, 2) of no click and click: their softmax is the logistic of the score."""

@@ -59,7 +59,7 @@ def test_pair_scores_are_logistic() -> None:
     head = PairHead()
     with torch.no_grad():
         head.threshold.fill_(0.5)
-    texts = torch.tensor([[1.0, 2.0], [3.0, -1.0], [0.5, 0.5]])
+    texts = torch.tensor([[1.0, 2.0, 0.0, 0.0], [3.0, -0.5, 9.0, 0.0], [1.0, 2.0, 0.0, 7.0]])
     target = PairChoices(torch.tensor([0, 2]), torch.tensor([1, 1]), torch.tensor([1, 0]))
     logits = head(texts, target).logits
     assert logits.tolist() == [[0.0, 0.5], [0.0, 0.5]]
