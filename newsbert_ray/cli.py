@@ -274,7 +274,9 @@ def _print_metrics(metrics: dict[str, Any]) -> None:
     columns = [column for column in columns if column in HEADINGS]
     console = Console()
     if models:
-        table = Table("model", *(HEADINGS[column] for column in columns), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        table = Table(
+            "model", *(HEADINGS[column] for column in columns), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
+        )
         for name, numbers in models.items():
             table.add_row(name, *(_number(numbers, column) for column in columns))
         console.print(table)

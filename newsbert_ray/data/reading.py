@@ -95,6 +95,9 @@ class Course:
                 first = after
 
 
+_NEEDED: tuple[tuple[Split, str], ...] = (("train", "learn from"), ("validation", "be judged by"))
+
+
 def course_of(settings: TrainSettings, manifest: Manifest, *, rank: int = 0, world_size: int = 1) -> Course:
     """The course that a run's settings ask for.
 
@@ -102,14 +105,14 @@ def course_of(settings: TrainSettings, manifest: Manifest, *, rank: int = 0, wor
         ShardError: the shards hold nothing to train the task on.
         SettingsError: more training examples asked than there are.
     """
-    manifest.require("train", settings.task, folder=settings.data)
-    if manifest.examples("train", settings.task) == 0:
-        raise ShardError(
-            f"{settings.data}: its train split has no {TASKS[settings.task].examples} to learn from "
-            "(impressions without labels, or without a click beside a candidate that was not clicked); "
-            "prepare labelled behaviours for train"
-        )
-    manifest.require("validation", settings.task, folder=settings.data)
+    for split, verb in _NEEDED:
+        manifest.require(split, settings.task, folder=settings.data)
+        if manifest.examples(split, settings.task) == 0:
+            raise ShardError(
+                f"{settings.data}: its {split} split has no {TASKS[settings.task].examples} to {verb} "
+                "(impressions without labels, or without a click beside a candidate that was not clicked); "
+                f"prepare labelled behaviours for {split}"
+            )
     order = Order(settings.seed, settings.batch_size, rank, world_size, settings.optimizer.accumulate)
     course = Course(
         settings.data,

@@ -3,6 +3,7 @@ user's history, query-text match. "NewsBERT" is Wu et al. 2021."""
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple, Protocol
 
 import torch
@@ -87,7 +88,8 @@ class PairHead(nn.Module):
 
     def scores(self, queries: Tensor, texts: Tensor) -> Tensor:
         """(S, D) and (S, D) to scores (S,); above 0 where a click is likelier than none."""
-        return (queries * texts).sum(-1) / queries.shape[-1] ** 0.5 - self.threshold
+        products: Tensor = (queries * texts).sum(-1)
+        return products / math.sqrt(queries.shape[-1]) - self.threshold
 
     def forward(self, embedding: Tensor, target: PairChoices) -> Prediction:
         """Texts (M, D) to logits (S, 2) of no click and click: their softmax is the logistic of the score."""

@@ -16,7 +16,7 @@ from torch import nn
 
 from newsbert_ray.config import TrainSettings
 from newsbert_ray.data.reading import Course, Update, course_of
-from newsbert_ray.data.shards import Manifest, ShardError, Split, read_manifest
+from newsbert_ray.data.shards import Manifest, Split, read_manifest
 from newsbert_ray.evaluation.place import Pace, Scores
 from newsbert_ray.evaluation.scoring import score_pair
 from newsbert_ray.model.assemble import assemble_pair, write_student
@@ -57,15 +57,6 @@ def run_worker(
     def score(split: Split, pace: Pace | None = None) -> Scores:
         return score_pair(learner.pair, settings, manifest, split, place=world.place, pace=pace)
 
-    def judge() -> Scores:
-        found = score("validation")
-        if not found:
-            raise ShardError(
-                f"{settings.data}: none of its validation impressions can be judged by (they carry no "
-                "labels, or only clicks, or none); prepare labelled behaviours for validation"
-            )
-        return found
-
     try:
         run_loop(
             learner,
@@ -73,7 +64,7 @@ def run_worker(
             plan=plan,
             progress=progress,
             world=world,
-            evaluate=judge,
+            evaluate=lambda: score("validation"),
             report=both(journal, report) if journal else report,
             checkpoints=run / CHECKPOINTS,
         )

@@ -133,7 +133,8 @@ def test_joined_shards_are_one() -> None:
 def batch_of(clicks: Clicks) -> tuple[list[list[int]], list[float], ClickChoices]:
     """Texts of a batch in order (their ids without padding), how often each is used, and the target."""
     batch = collate(Part(clicks, len(clicks), *clicks.count()), pad_id=0, budget=512)
-    texts, uses = [], []
+    texts: list[list[int]] = []
+    uses: list[float] = []
     for bucket in batch.buckets:
         for ids, mask in zip(bucket.input_ids, bucket.attention_mask, strict=True):
             texts.append(ids[mask.bool()].tolist())

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from newsbert_ray.data.batches import ClickChoices, PairChoices
-from newsbert_ray.model.heads import NO_CHOICE, ClickHead, PairHead, build_head
+from newsbert_ray.model.heads import NO_CHOICE, ClickHead, PairHead, Prediction, build_head
 from newsbert_ray.tasks import TASKS
 
 
@@ -26,7 +26,8 @@ def test_click_scores_by_hand() -> None:
     head = ClickHead(2, query_size=3)
     torch.nn.init.zeros_(head.user.query.weight)  # even weights: pooling is the mean
     news = torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 2.0], [9.0, 9.0]])
-    found = head(news, choices([[0, 1], [2, 3]], [[1, 1], [1, 0]], [[2, 0], [1, -1]]))
+    found: Prediction = head(news, choices([[0, 1], [2, 3]], [[1, 1], [1, 0]], [[2, 0], [1, -1]]))
+    assert found.user_embedding is not None
     assert found.user_embedding.tolist() == [[0.5, 0.5], [2.0, 2.0]]
     assert found.logits.tolist() == [[2.0, 0.5], [2.0, NO_CHOICE]]
 
@@ -40,6 +41,7 @@ def test_a_newcomer_has_a_learned_embedding() -> None:
     assert found.logits[0].tolist() == [3.0, -1.0]
     assert torch.isfinite(found.logits).all()
     found.logits[0, 0].backward()
+    assert head.newcomer.grad is not None
     assert head.newcomer.grad.tolist() == [1.0, 0.0]
     assert all(p.grad is None or torch.isfinite(p.grad).all() for p in head.parameters())
 

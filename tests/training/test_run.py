@@ -85,7 +85,7 @@ def test_evaluate_finds_the_records_numbers(unbroken: Path) -> None:
     """What is exported must be what was measured: student and teacher, from files alone."""
     record = RunRecord.model_validate_json((unbroken / "record.json").read_text())
     for split in ("test", "validation"):
-        found = evaluate(unbroken, split=split, batch_size=7)
+        found = evaluate(unbroken, split=split)
         for model in ("student", "teacher"):
             assert found[model] == pytest.approx(record.metrics[split][model])
 

@@ -157,7 +157,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(make_settings: MakeSe
     """NaN weights in a checkpoint would poison every resume."""
     learner, updates = start(make_settings())
     with torch.no_grad():
-        learner.pair.top.head.dense.bias[0] = float("nan")
+        learner.pair.get_parameter("top.head.dense.bias")[0] = float("nan")
     before = {n: p.clone() for n, p in learner.pair.named_parameters()}
     with pytest.raises(LossError, match="not finite at step 1"):
         train_step(learner, updates[0].parts, step=1)

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +69,10 @@ def test_ray_data_streams_the_very_same_batches(shards: Path, session: None) -> 
     """Were the order Ray's, a group's run could be neither repeated nor resumed."""
     from newsbert_ray.data.stream import stream_updates
 
-    plan = Course(str(shards), read_manifest(shards), Order(7, 20, 1, 2, 2), 2, None)
-    for done in (0, 5):
+    order, manifest = Order(7, 20, 1, 2, 2), read_manifest(shards)
+    titles = Course(str(shards), manifest, order, 2, None)
+    clicks = Course(str(shards), manifest, order, 2, None, task="recommendation", npratio=3)
+    for plan, done in ((titles, 0), (titles, 5), (clicks, 0), (clicks, 2)):
         direct, streamed = list(read_updates(plan, done=done)), list(stream_updates(plan, done=done))
         assert len(direct) == len(streamed) > 0
         for a, b in zip(direct, streamed, strict=True):
@@ -77,7 +80,9 @@ def test_ray_data_streams_the_very_same_batches(shards: Path, session: None) -> 
             for left, right in zip(a.parts, b.parts, strict=True):
                 for ours, theirs in zip(left.buckets, right.buckets, strict=True):
                     assert torch.equal(ours.input_ids, theirs.input_ids)
-                assert torch.equal(left.target.labels, right.target.labels)
+                for field in fields(left.target):
+                    values = (getattr(part.target, field.name) for part in (left, right))
+                    assert torch.equal(*values)
                 assert (left.rows, left.tokens, left.weight) == (right.rows, right.tokens, right.weight)
 
 
@@ -103,6 +108,18 @@ def test_two_workers_equal_one_and_survive_a_kill(shards: Path, session: None, t
         assert record.metrics["test"][model] == pytest.approx(scores)
     steps = [e["step"] for e in read_entries(tmp_path / "two" / METRICS) if e["kind"] == "log"]
     assert steps == list(range(1, record.steps + 1))
+
+
+def test_workers_divide_clicks(shards: Path, session: None, tmp_path: Path) -> None:
+    """Recommendation over two workers, streamed by Ray Data: the same student and metrics as one's."""
+    values: dict[str, Any] = {"task": "recommendation", "epochs": 1, "batch_size": 16}
+    train(settings(shards, tmp_path / "one", **values), quiet=True)
+    record = train(settings(shards, tmp_path / "two", workers=2, **values))
+    one, two = student(tmp_path / "one"), student(tmp_path / "two")
+    largest = max(float((one[name] - two[name]).abs().max()) for name in one)
+    assert largest <= 1e-6 * max(1.0, max(float(one[name].abs().max()) for name in one)), largest
+    for model, scores in read_record(tmp_path / "one").metrics["test"].items():
+        assert record.metrics["test"][model] == pytest.approx(scores)
 
 
 def kill_a_worker(folder: Path, killed: list[int], open_to_others: list[str]) -> None:
