@@ -282,7 +282,8 @@ def _print_metrics(metrics: dict[str, Any]) -> None:
         console.print(table)
         counted = next(iter(models.values()))
         left_out = f", {counted['left_out']:.0f} left out" if "left_out" in counted else ""
-        console.print(f"{counted['rows']:.0f} rows evaluated{left_out}", highlight=False)
+        if "rows" in counted:
+            console.print(f"{counted['rows']:.0f} rows evaluated{left_out}", highlight=False)
         if any(f"{column}_error" in numbers for numbers in models.values() for column in columns):
             console.print("± is the standard error of the mean over what was evaluated", highlight=False)
     else:

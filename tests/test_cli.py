@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -16,8 +17,11 @@ import yaml
 
 from newsbert_ray import cli
 from newsbert_ray.config import TrainSettings
-from newsbert_ray.data.shards import ShardError
+from newsbert_ray.data.reading import read_impressions
+from newsbert_ray.data.shards import ShardError, read_manifest
 from newsbert_ray.flags import UsageError, settings_from, values_from
+from newsbert_ray.training.run import train
+from tests.conftest import MakeSettings
 
 NEEDED = ["--data", "shards", "--teacher", "scratch", "--out", "run"]
 
@@ -319,6 +323,48 @@ def test_evaluate_prints_a_table_or_json(
     assert cli.main(["evaluate", "run"]) == 0
     shown = capsys.readouterr().out
     assert all(part in shown for part in ("student", "teacher", "0.7000", "0.5000", "0.8000", "rows 400"))
+
+
+def test_recommendation_from_the_command_line(
+    make_settings: MakeSettings,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What the README shows: metrics with their noise, MIND's file checked, and one user's ranking."""
+    monkeypatch.setenv("COLUMNS", "80")
+    run = make_settings(task="recommendation", epochs=1)
+    train(run, quiet=True)
+    target = tmp_path / "prediction.zip"
+    assert cli.main(["evaluate", run.out, "--submission", str(target)]) == 0
+    printed = capsys.readouterr().out
+    for word in ("teacher", "student", "popularity", "random", "nDCG@10", "±", "left out"):
+        assert word in printed
+    assert "impressions as the student ranks them, read back and found whole" in " ".join(printed.split())
+    rows, _ = next(read_impressions(run.data, read_manifest(run.data), "test", history=50))
+    user = next(row["user_id"] for row in rows.to_pylist() if row["history"])
+    assert cli.main(["evaluate", run.out, "--show", user, "--model", "teacher"]) == 0
+    printed = capsys.readouterr().out
+    assert "read before" in printed
+    assert "as the teacher ranks" in " ".join(printed.split())
+    assert cli.main(["evaluate", run.out, "--show", user, "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert {"history", "offers", "impression_id"} <= shown[0].keys()
+    assert cli.main(["evaluate", run.out, "--show", user, "--submission", str(target)]) == 2
+    assert "give --submission without it" in capsys.readouterr().err
+    assert cli.main(["evaluate", run.out, "--submission", str(tmp_path / "p.csv")]) == 1
+    assert ".zip" in capsys.readouterr().err
+
+
+def test_tables_are_synthesised_and_prepared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The way into retrieval without any data of one's own."""
+    assert cli.main(["synthesize-pairs", "--pairs", "200", "--words", "15", "--out", str(tmp_path)]) == 0
+    train_table, dev_table = capsys.readouterr().out.split()
+    words = ["prepare", "--source", train_table, "--source", dev_table, "--teacher", "scratch"]
+    assert cli.main([*words, "--out", str(tmp_path / "shards")]) == 0
+    assert "--task retrieval" in capsys.readouterr().out
+    assert cli.main(["synthesize-pairs", "--pairs", "1", "--out", str(tmp_path)]) == 2
+    assert "pairs 1" in capsys.readouterr().err
 
 
 class WrappedByRay(Exception):
