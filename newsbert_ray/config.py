@@ -203,7 +203,7 @@ class TrainSettings(Settings):
     """Examples of one update, over all workers: titles, clicks or pairs (paper: 32)."""
     token_budget: int = Field(8192, ge=512)
     """Most tokens, padding included, that an encoder reads at once in training; a batch's texts are encoded
-    in buckets of like length within it."""
+    in buckets of like length within it, fewer the larger it is: give a GPU more."""
     learning_rate: float = Field(5e-5, gt=0.0)
     """Adam's learning rate (paper: 3e-6, with far longer training)."""
     seed: int = Field(0, ge=0, lt=2**31)

@@ -21,8 +21,9 @@ from newsbert_ray.data.texts import TextTable
 
 Ints = npt.NDArray[np.int64]
 
-BUCKET_TOKENS = 48
-"""What starting one more bucket costs, in tokens of padding."""
+START_SHARE = 1 / 128
+"""What starting one more bucket costs, in padding, as a share of the token budget: a device that likes large
+passes is given a large budget, and then gets few buckets."""
 
 
 class _Moving:
@@ -203,14 +204,14 @@ def make_bucket(
     return Bucket(torch.from_numpy(ids), torch.from_numpy(mask.astype(np.int64)), counts)
 
 
-def cut_buckets(
-    lengths: Ints, *, budget: int, start_tokens: int = BUCKET_TOKENS
-) -> Iterator[tuple[int, int]]:
+def cut_buckets(lengths: Ints, *, budget: int, start_tokens: int | None = None) -> Iterator[tuple[int, int]]:
     """Cuts of ascending `lengths` into buckets (start, stop) with the least padding for their number.
 
-    The cuts minimise padded tokens plus `start_tokens` a bucket, exactly, by dynamic programming over the
-    different lengths; a bucket of more than `budget` tokens is then cut evenly.
+    The cuts minimise padded tokens plus `start_tokens` a bucket (START_SHARE of the budget by default),
+    exactly, by dynamic programming over the different lengths; a bucket of more than `budget` tokens is then
+    cut evenly.
     """
+    start_tokens = round(START_SHARE * budget) if start_tokens is None else start_tokens
     if not len(lengths):
         return
     widths, starts = np.unique(lengths, return_index=True)
