@@ -21,6 +21,8 @@ Ints = npt.NDArray[np.int64]
 RANKING = tuple(metric.name for metric in TASKS["recommendation"].metrics)
 """Metrics of an impression, in the order a tally holds them."""
 CUTOFFS = {"ndcg5": 5, "ndcg10": 10}
+_COMPARED = 1 << 18
+"""Scores compared at once."""
 
 
 def topic_metrics(confusion: npt.NDArray[np.int64]) -> dict[str, float]:
@@ -61,20 +63,17 @@ def impression_metrics(
         ValueError: shapes that do not fit, a score that is no number, a click that is neither 0 nor 1.
     """
     offsets = _check_candidates(scores, offsets)
-    clicks = _as_flags(clicked, len(scores))
-    order = _order(scores, offsets)
-    places = np.flatnonzero(clicks[order])  # of all clicks, best first within an impression
+    places = np.flatnonzero(_as_flags(clicked, len(scores)))  # of all clicks
     owner = np.searchsorted(offsets, places, side="right") - 1
     count, size = np.bincount(owner, minlength=len(offsets) - 1), np.diff(offsets)
-    rank = places - offsets[owner] + 1
-    doubled = _doubled_ranks(scores[order], offsets, places) - 2 * offsets[owner]
+    rank, beaten = _rank_clicks(scores, offsets, places, owner)
 
     def sums(values: FloatArray | Ints) -> FloatArray:
         return np.bincount(owner, values, minlength=len(size)).astype(np.float64)
 
     with np.errstate(invalid="ignore", divide="ignore"):
-        # A click of mean rank m beats n - m candidates, a tie half; clicks among themselves are taken off.
-        wins = 2 * count * size - count * (count - 1) - sums(doubled)
+        # Of what a click beats, other clicks and itself are taken off: together the square of their number.
+        wins = sums(beaten) - count**2
         found = {"auc": wins / (2 * count * (size - count)), "mrr": sums(1 / rank) / count}
         gains = 1 / np.log2(rank + 1)
         for name, cutoff in CUTOFFS.items():
@@ -184,6 +183,40 @@ def pooled_auc(
         variance = np.var(beaten / (2 * n), ddof=1) / m + np.var(beaten_by / (2 * m), ddof=1) / n
         found["auc_error"] = math.sqrt(variance)
     return {**found, "rows": float(len(clicks))}
+
+
+def _rank_clicks(
+    scores: npt.NDArray[np.floating], offsets: Ints, places: Ints, owner: Ints
+) -> tuple[Ints, Ints]:
+    """How the clicks stand in their impressions, without sorting: each is held against its own candidates.
+
+    Args:
+        places, owner: (P,) which candidates were clicked, and their impressions, ascending.
+    Returns:
+        (P,) ranks as those of `rank_candidates`; (P,) twice the candidates with a lower score, plus those
+        with an equal one, itself included.
+    """
+    rank, beaten = np.empty(len(places), np.int64), np.empty(len(places), np.int64)
+    sizes = np.diff(offsets)[owner]
+    by_size = np.argsort(sizes, kind="stable")
+    for alike in np.split(by_size, np.flatnonzero(np.diff(sizes[by_size])) + 1):
+        if not len(alike):
+            continue
+        columns = np.arange(sizes[alike[0]])
+        rows = max(1, _COMPARED // len(columns))
+        for clicks in np.split(alike, range(rows, len(alike), rows)):
+            own = scores[places[clicks], None]
+            others = scores[offsets[owner[clicks], None] + columns]  # (clicks, candidates)
+            higher = (others > own).sum(axis=1)
+            equal = (others == own).sum(axis=1)
+            rank[clicks] = higher + 1
+            beaten[clicks] = 2 * (len(columns) - higher) - equal
+            tied = np.flatnonzero(equal > 1)
+            if len(tied):
+                column = places[clicks[tied]] - offsets[owner[clicks[tied]]]
+                later = columns[None, :] > column[:, None]
+                rank[clicks[tied]] += ((others[tied] == own[tied]) & later).sum(axis=1)
+    return rank, beaten
 
 
 def _order(scores: npt.NDArray[np.floating], offsets: Ints) -> Ints:
