@@ -191,14 +191,36 @@ def draw_clicks(
     return Clicks(table, impressions.history[history], history_offsets, candidates, owner)
 
 
-def choose_clicks(table: pa.Table, impressions: Impressions, quota: int) -> Ints:
-    """Positions of `quota` clicks of a shard, among those that can be learned from, by a fixed hash."""
+def choose_clicks(table: pa.Table, impressions: Impressions, quota: int) -> tuple[Impressions, Ints]:
+    """A shard's `quota` clicks, among those that can be learned from, by a fixed hash.
+
+    Returns:
+        The impressions that hold them, and their positions among these impressions' clicks.
+    """
     clicks = find_clicks(impressions)[0]
+    if quota >= len(clicks):
+        return impressions, np.arange(len(clicks))
     owner = np.searchsorted(impressions.offsets, clicks, side="right") - 1
     ids = table.column("impression_id").to_pylist()
     within = clicks - impressions.offsets[owner]
     names = [f"{ids[i]}:{place}" for i, place in zip(owner.tolist(), within.tolist(), strict=True)]
-    return draw_examples(names, quota)
+    chosen = draw_examples(names, quota)
+    kept = np.unique(owner[chosen])
+    place = np.cumsum(np.isin(owner, kept)) - 1
+    return _take(impressions, kept), place[chosen]
+
+
+def _take(impressions: Impressions, rows: Ints) -> Impressions:
+    """The impressions at `rows`, in that order."""
+    read, history_offsets = gather(impressions.history_offsets, rows)
+    offered, offsets = gather(impressions.offsets, rows)
+    return Impressions(
+        impressions.history[read],
+        history_offsets,
+        impressions.candidates[offered],
+        offsets,
+        impressions.clicked[offered],
+    )
 
 
 def _join_offsets(parts: Sequence[Ints]) -> Ints:

@@ -208,17 +208,17 @@ def _window_pairs(folder: str, table: TextTable, shards: tuple[Shard, ...], quot
 @lru_cache(maxsize=_CACHED_WINDOWS)
 def _window_impressions(
     folder: str, shards: tuple[Shard, ...], quotas: tuple[int, ...], history: int
-) -> tuple[Impressions, Ints | None]:
-    """A window's impressions, and which of their clicks are drawn (None: all)."""
+) -> tuple[Impressions, Ints]:
+    """A window's impressions, as far as their clicks are drawn, and which of their clicks are."""
     found, chosen, before = [], [], 0
     for shard, quota in zip(shards, quotas, strict=True):
         table = read_shard(folder, shard, clicks.COLUMNS)
-        impressions = clicks.impressions_of(table, history=history)
+        whole = clicks.impressions_of(table, history=history)
+        impressions, drawn = clicks.choose_clicks(table, whole, quota)
         found.append(impressions)
-        chosen.append(before + clicks.choose_clicks(table, impressions, quota))
-        before += shard.examples
-    whole = sum(quotas) == before
-    return clicks.join_impressions(found), None if whole else np.concatenate(chosen)
+        chosen.append(before + drawn)
+        before += len(clicks.find_clicks(impressions)[0])
+    return clicks.join_impressions(found), np.concatenate(chosen)
 
 
 def evaluation_batches(

@@ -106,14 +106,19 @@ def test_negatives_are_drawn_anew_by_the_seed_alone() -> None:
 @pytest.mark.parametrize("quota", [1, 2, 3])
 def test_a_draw_of_clicks_grows(quota: int) -> None:
     """`train_rows` counts clicks, also those of one impression; a larger sample contains the smaller."""
-    table = behaviors(*[([1], [2 + i, 20, 21], [1, 1, 0]) for i in range(3)])
+    table = behaviors(*[([10 + i], [2 + i, 20, 21], [1, 1, 0]) for i in range(3)])
     impressions = impressions_of(table, history=9)
-    small, large = (choose_clicks(table, impressions, q).tolist() for q in (quota, quota + 1))
-    assert len(small) == quota
-    assert set(small) < set(large) <= set(range(6))
-    kept = draw_clicks(impressions, TABLE, npratio=1, generator=generator_of(0), chosen=np.array(small))
-    whole = draw_clicks(impressions, TABLE, npratio=1, generator=generator_of(0))
-    assert kept.candidates[:, 0].tolist() == whole.candidates[small, 0].tolist()
+
+    def drawn(count: int) -> set[tuple[int, int]]:
+        held, chosen = choose_clicks(table, impressions, count)
+        clicks = draw_clicks(held, TABLE, npratio=1, generator=generator_of(0), chosen=chosen)
+        found = set(zip(clicks.history.tolist(), clicks.candidates[:, 0].tolist(), strict=True))
+        assert len(clicks) == len(found) == count
+        assert len(held) == len({reader for reader, _ in found})
+        return found
+
+    assert drawn(quota) < drawn(quota + 1) < drawn(6)
+    assert drawn(6) == {(10 + i, news) for i in range(3) for news in (2 + i, 20)}
 
 
 def test_joined_shards_are_one() -> None:
