@@ -90,9 +90,12 @@ def compare_training(settings: TrainSettings, *, steps: int, part: int) -> None:
     plain = PlainLoop(settings, course, part)
     ours, theirs, losses, read = [], [], [], [[0, 0], [0, 0]]
     window, first, skip = next(course.windows_from(0))
-    for step, parts in itertools.islice(
-        window_parts(course, window, first=first, skip=skip), WARM_UP + steps
-    ):
+    whole = (
+        (step, parts)
+        for step, parts in window_parts(course, window, first=first, skip=skip)
+        if parts[0].rows == settings.batch_size  # an epoch's one smaller update may stand anywhere
+    )
+    for step, parts in itertools.islice(whole, WARM_UP + steps):
         clicks = cast("Clicks", parts[0].examples)
         start = time.perf_counter()
         update = collate_update(parts, course, step=step, epoch=0)
