@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +23,7 @@ RANKING = tuple(metric.name for metric in TASKS["recommendation"].metrics)
 """Metrics of an impression, in the order a tally holds them."""
 CUTOFFS = {"ndcg5": 5, "ndcg10": 10}
 _COMPARED = 1 << 18
-"""Scores compared at once."""
+"""Scores compared at once, up to the end of an impression: what a processor's cache holds."""
 
 
 def topic_metrics(confusion: npt.NDArray[np.int64]) -> dict[str, float]:
@@ -64,9 +65,10 @@ def impression_metrics(
     """
     offsets = _check_candidates(scores, offsets)
     places = np.flatnonzero(_as_flags(clicked, len(scores)))  # of all clicks
-    owner = np.searchsorted(offsets, places, side="right") - 1
-    count, size = np.bincount(owner, minlength=len(offsets) - 1), np.diff(offsets)
-    rank, beaten = _rank_clicks(scores, offsets, places, owner)
+    first = np.searchsorted(places, offsets)  # (I + 1,) impression i has the clicks first[i]:first[i + 1]
+    count, size = np.diff(first), np.diff(offsets)
+    owner = np.repeat(np.arange(len(size)), count)
+    rank, beaten = _rank_clicks(scores, offsets, places, first)
 
     def sums(values: FloatArray | Ints) -> FloatArray:
         return np.bincount(owner, values, minlength=len(size)).astype(np.float64)
@@ -113,7 +115,7 @@ def tally(per_impression: Mapping[str, FloatArray]) -> FloatArray:
         (10,) impressions counted, impressions left out (NaN), each metric's sum, each one's sum of squares.
     """
     values = np.stack([per_impression[name] for name in RANKING])  # (4, I)
-    counted = values[:, ~np.isnan(values[0])]
+    counted = values.compress(~np.isnan(values[0]), axis=1)
     numbers = [counted.shape[1], values.shape[1] - counted.shape[1]]
     return np.concatenate([numbers, counted.sum(axis=1), np.square(counted).sum(axis=1)])
 
@@ -186,36 +188,40 @@ def pooled_auc(
 
 
 def _rank_clicks(
-    scores: npt.NDArray[np.floating], offsets: Ints, places: Ints, owner: Ints
+    scores: npt.NDArray[np.floating], offsets: Ints, places: Ints, first: Ints
 ) -> tuple[Ints, Ints]:
     """How the clicks stand in their impressions, without sorting: each is held against its own candidates.
 
+    Every impression's first click is compared at once, then every second one, and so on.
+
     Args:
-        places, owner: (P,) which candidates were clicked, and their impressions, ascending.
+        places: (P,) which candidates were clicked, ascending.
+        first: (I + 1,) impression i has the clicks first[i]:first[i + 1].
     Returns:
         (P,) ranks as those of `rank_candidates`; (P,) twice the candidates with a lower score, plus those
         with an equal one, itself included.
     """
     rank, beaten = np.empty(len(places), np.int64), np.empty(len(places), np.int64)
-    sizes = np.diff(offsets)[owner]
-    by_size = np.argsort(sizes, kind="stable")
-    for alike in np.split(by_size, np.flatnonzero(np.diff(sizes[by_size])) + 1):
-        if not len(alike):
-            continue
-        columns = np.arange(sizes[alike[0]])
-        rows = max(1, _COMPARED // len(columns))
-        for clicks in np.split(alike, range(rows, len(alike), rows)):
-            own = scores[places[clicks], None]
-            others = scores[offsets[owner[clicks], None] + columns]  # (clicks, candidates)
-            higher = (others > own).sum(axis=1)
-            equal = (others == own).sum(axis=1)
-            rank[clicks] = higher + 1
-            beaten[clicks] = 2 * (len(columns) - higher) - equal
-            tied = np.flatnonzero(equal > 1)
-            if len(tied):
-                column = places[clicks[tied]] - offsets[owner[clicks[tied]]]
-                later = columns[None, :] > column[:, None]
-                rank[clicks[tied]] += ((others[tied] == own[tied]) & later).sum(axis=1)
+    column = places - np.repeat(offsets[:-1], np.diff(first))
+    cuts = np.searchsorted(offsets, np.arange(0, len(scores), _COMPARED))
+    for low, high in pairwise([*cuts, len(offsets) - 1]):
+        others = scores[offsets[low] : offsets[high]]
+        size, left = np.diff(offsets[low : high + 1]), np.diff(first[low : high + 1])
+        click = first[low:high]
+        while left.any():
+            if not left.all():
+                others = others[np.repeat(left > 0, size)]
+                size, click, left = size[left > 0], click[left > 0], left[left > 0]
+            starts = np.cumsum(size) - size
+            own, itself = np.repeat(scores[places[click]], size), starts + column[click]
+            higher = np.add.reduceat(others > own, starts, dtype=np.int64)
+            equal = others == own
+            equal[itself] = False
+            ties = np.flatnonzero(equal)
+            row = np.searchsorted(starts, ties, side="right") - 1  # whose tie
+            rank[click] = higher + 1 + np.bincount(row[ties > itself[row]], minlength=len(click))
+            beaten[click] = 2 * (size - higher) - 1 - np.bincount(row, minlength=len(click))
+            click, left = click + 1, left - 1
     return rank, beaten
 
 

@@ -121,6 +121,32 @@ def test_equals_the_definitions_in_bulk(levels: int) -> None:
     _compare(impressions)
 
 
+def test_more_than_is_compared_at_once() -> None:
+    """A block that ends too early, or numbers its clicks from the wrong one, shows in large splits only; one
+    impression is larger than a block here, some have no candidate, and one has 200 clicks."""
+    generator = np.random.default_rng(5)
+    sizes = generator.integers(0, 40, 20_000)
+    sizes[[4000, 9000]] = 300_000, 400
+    offsets = np.append(0, np.cumsum(sizes))
+    scores, clicked = generator.integers(0, 99, offsets[-1]) / 99, generator.random(offsets[-1]) < 0.05
+    clicked[offsets[4000] : offsets[4001]] = np.arange(300_000) % 75_000 == 7
+    clicked[offsets[9000] : offsets[9001]] = np.arange(400) % 2
+    whole, bounds = impression_metrics(scores, clicked, offsets), range(0, 20_001, 1000)
+    parts = [
+        impression_metrics(
+            scores[offsets[a] : offsets[b]], clicked[offsets[a] : offsets[b]], offsets[a : b + 1] - offsets[a]
+        )
+        for a, b in pairwise(bounds)
+    ]
+    for name in RANKING:
+        np.testing.assert_array_equal(whole[name], np.concatenate([part[name] for part in parts]))
+    for i in (4000, 9000):
+        of = slice(offsets[i], offsets[i + 1])
+        expected = definitions(list(zip(scores[of].tolist(), clicked[of].astype(int).tolist(), strict=True)))
+        for name in RANKING:
+            assert whole[name][i].item() == pytest.approx(expected[name], abs=1e-12)
+
+
 def test_single_precision_scores() -> None:
     """What a model gives is float32; a cast to another width must not make or break ties."""
     generator = np.random.default_rng(3)
