@@ -1,10 +1,11 @@
-"""Recommendation at MIND-large's shape (1 M users, 161,013 news, 15.8 M impressions), made synthetically at
-shares of it: what prepare, reading, training and evaluation take, how that grows, and what follows on paper.
+"""Recommendation at MIND-large's shape (1 M users, 161,013 news, 16 M impressions to train on), made
+synthetically at shares of it: what each step takes, how that grows, and what follows on paper for the whole.
 
-Every step is a process of its own, so that its peak memory is its own. The encoder is tiny: what is measured
-is everything around it. Training takes `--train_clicks` clicks of the whole.
+Every step is a process of its own, so that its peak memory is its own; what its imports take is told apart.
+The encoder is tiny: what is measured is everything around it. `pass` are the first `--train_clicks` clicks of
+an ordinary pass over all, `sample` is a whole run (two evaluations included) on as many, drawn from all.
 
-    python -m tests.benchmarks.study_scale [--shares 0.01 0.1] [--train_clicks 20000]
+    python -m tests.benchmarks.study_scale [--shares 0.01 0.1] [--train_clicks 20000] [--data SHARDS]
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import resource
 import shutil
 import subprocess
@@ -27,24 +29,38 @@ USERS, NEWS, IMPRESSIONS_PER_USER = 1_000_000, 161_013, 16
 HISTORY, CANDIDATES, POPULARITY = 66, 37, 0.8
 """Histories are drawn evenly from none to HISTORY clicks, 33 on average as MIND's."""
 BATCH = 128
+FEW_USERS = 2500
+"""Enough for batches, which do not know how many users there are."""
 
-# On paper: a teacher of 8 layers and a student of 4, 768 wide, feed-forward 3072, as in the paper.
-LAYER_PARAMETERS = 12 * 768 * 768
-LAYERS = 8 + 4
-TABLE_PARAMETERS = 2 * 30_522 * 768
+# On paper, the model (NewsBERT 4.1): a teacher of 8 layers and a student of 4, feed-forward 4 x 768.
+WIDTH, LAYERS = 768, 8 + 4
+LAYER_PARAMETERS = 12 * WIDTH**2
+TABLE_PARAMETERS = 2 * 30_522 * WIDTH
 TOKENS_A_TITLE = 16.3
-"""Mean of MIND's mentions, [CLS] and [SEP] with it."""
-TEXTS_A_CLICK = 14.1
-"""Different news to encode for a click at 128 clicks a batch, of the real rows (bench_recommend)."""
+"""Mean of MIND's mentions, [CLS] and [SEP] included; padding is added as it is measured."""
+# On paper, the work.
 CLICKS, EPOCHS = 24_155_470, 2
-DEV_IMPRESSIONS, DEV_NEWS = 376_471, 72_000
+DEV_IMPRESSIONS, EVALUATED_NEWS = 376_471, NEWS
+"""Evaluation reads at most all news."""
+CLICKS_A_GPU = (32, 128)
+"""Clicks that a GPU takes at each step: the paper's batch, and one that suits a GPU."""
+BACKWARD = 2
+"""A backward pass costs two forward passes."""
+# On paper, the machines: H100s, eight to a machine, nothing of exchange or reading hidden behind computing.
 GPU_FLOPS, UTILISATION = 989e12, 0.3
-"""An H100's bf16 peak without sparsity, and the share of it that passes of some thousand tokens reach."""
-LINK_BYTES = 50e9
-"""Bytes a second that each GPU sends between machines (400 Gbit/s)."""
-CLICKS_A_GPU = 128
-ENCODER_SHARE_EVALUATION = 1 / 3
-"""Forward alone, of forward and backward."""
+"""bf16's peak without sparsity, and the share of it that passes of some thousand tokens reach (assumed)."""
+MEMORY_BYTES, ADAM_BYTES = 3.35e12, 28
+"""Bytes a second of a GPU's memory; those that fused Adam in fp32 reads and writes for a parameter."""
+CORES_A_GPU = 8
+"""CPU cores beside each GPU; they share the impressions to score evenly."""
+LINK_BYTES = {1: math.inf, 8: 450e9, 64: 50e9}
+"""Bytes a second that each GPU sends in a ring of so many: none, NVLink, 400 Gbit/s between machines."""
+GRADIENT_BYTES = 4
+
+GROWING = {"seconds": 0, "cpu_seconds": 0, "seconds_a_click": 1, "seconds_a_text": 1}
+"""What exponents are told of; of what is told for a click or a text, the exponent of all clicks or texts."""
+
+Step = Callable[[Path, float, int], dict[str, Any]]
 
 
 def main() -> None:
@@ -54,9 +70,10 @@ def main() -> None:
     )
     parser.add_argument("--shares", type=float, nargs="+", default=[0.01, 0.1])
     parser.add_argument("--train_clicks", type=int, default=20_000)
+    parser.add_argument("--data", help="prepared shards, of whose batches there is to be a table too")
     parser.add_argument("--out", default="bench/scale")
     parser.add_argument("--keep", action="store_true")
-    parser.add_argument("--step", choices=STEPS)
+    parser.add_argument("--step", choices=STEPS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.step:
         run_step(options.step, Path(options.out), options.shares[0], options.train_clicks)
@@ -64,60 +81,112 @@ def main() -> None:
     found = {share: measure(share, options) for share in options.shares}
     first, last = min(found), max(found)
     if first < last:
-        for step in STEPS:
-            (a, b), unit = (found[first][step], found[last][step]), "per_click" if step == "train" else "all"
-            n = 1.0 if step == "train" else 0.0
-            say(
-                f"growth of {step} from {first:g} to {last:g} of MIND-large",
-                exponent=n + math.log(b["seconds"] / a["seconds"]) / math.log(last / first),
-                seconds_of=unit,
-                memory_ratio=b["peak_mb"] / a["peak_mb"],
-            )
-    print(on_paper())
+        compare(first, last, found)
+    batches = {f"all {NEWS:,} synthetic news": measure_catalogue(Path(options.out) / "catalogue")}
+    if options.data:
+        batches[options.data] = measure_batches(options.data)
+    for name, shared in batches.items():
+        say(f"batches of {name}", **shared)
+        print(f"\nOn paper, batches as of {name}:\n\n{on_paper(found[last], shared)}\n", flush=True)
 
 
 def measure(share: float, options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """Every step at one share, each in a process of its own."""
     folder = Path(options.out) / f"{share:g}"
+    refuse_old(folder)
     found = {}
-    for step in STEPS:
-        words = [sys.executable, "-m", "tests.benchmarks.study_scale", "--step", step, "--out", str(folder)]
-        words += ["--shares", str(share), "--train_clicks", str(options.train_clicks)]
-        done = subprocess.run(words, capture_output=True, text=True, check=False)
-        if done.returncode:
-            sys.exit(f"{step} at {share:g} failed:\n{done.stderr[-2000:]}")
-        found[step] = json.loads(done.stdout.splitlines()[-1])
-        say(f"{step} at {share:g} of MIND-large", **found[step])
-    if not options.keep:
-        shutil.rmtree(folder)
+    try:
+        for step in STEPS:
+            words = ["--step", step, "--out", str(folder), "--shares", str(share)]
+            words += ["--train_clicks", str(options.train_clicks)]
+            load = os.getloadavg()[0]
+            done = subprocess.run(
+                [sys.executable, "-m", "tests.benchmarks.study_scale", *words],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            if done.returncode:
+                sys.exit(f"{step} at {share:g} failed:\n{done.stderr[-2000:]}")
+            found[step] = json.loads(done.stdout.splitlines()[-1])
+            say(f"{step} at {share:g} of MIND-large", **found[step], load_before=load)
+    finally:
+        if not options.keep:
+            shutil.rmtree(folder, ignore_errors=True)
     return found
+
+
+def refuse_old(folder: Path) -> None:
+    """End where an earlier study left its work, which would be found done."""
+    if folder.exists():
+        sys.exit(f"{folder}: there already, its steps would find their work done; remove it")
 
 
 def run_step(step: str, folder: Path, share: float, train_clicks: int) -> None:
     """One step in this process; its last line is what it took."""
-    import newsbert_ray.evaluation.evaluate  # noqa: F401  (imports are the same at every size)
-
-    start = time.perf_counter()
+    import_all()
+    before, start, worked = peak_mb(), time.perf_counter(), time.process_time()
     numbers = STEPS[step](folder, share, train_clicks)
-    seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"seconds": numbers.pop("seconds", seconds), "peak_mb": peak, **numbers}))
+    took = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - worked}
+    print(json.dumps({**took, "peak_mb": peak_mb(), "imports_mb": before, **numbers}))
+
+
+def import_all() -> None:
+    """Import what any step imports, models too, so that seconds and memory of imports are the same in all;
+    one thread, since two that wait for each other on a busy machine take several times as long."""
+    import pyarrow.dataset  # noqa: F401
+    import torch
+    from transformers import BertConfig, BertModel
+
+    import newsbert_ray.data.prepare
+    import newsbert_ray.evaluation.evaluate
+    import newsbert_ray.training.run
+    import newsbert_ray.training.work  # noqa: F401
+
+    torch.set_num_threads(1)
+    BertModel(BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=1, intermediate_size=16))
+
+
+def peak_mb() -> float:
+    """Most memory that this process has held so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def compare(first: float, last: float, found: dict[float, dict[str, dict[str, Any]]]) -> None:
+    """A line for each step: how seconds and memory grow from the smallest to the largest share."""
+    for step in STEPS:
+        a, b = found[first][step], found[last][step]
+        say(
+            f"growth of {step} from {first:g} to {last:g} of MIND-large",
+            **{
+                f"exponent_of_{unit}": n + math.log(b[unit] / a[unit]) / math.log(last / first)
+                for unit, n in GROWING.items()
+                if unit in a
+            },
+            peak_ratio=b["peak_mb"] / a["peak_mb"],
+            above_imports_mb=[one["peak_mb"] - one["imports_mb"] for one in (a, b)],
+        )
 
 
 def _synthesize(folder: Path, share: float, _: int) -> dict[str, Any]:
+    write_corpus(folder, news=round(NEWS * share), users=round(USERS * share))
+    return {"tsv_mb": sum(path.stat().st_size for path in folder.rglob("*.tsv")) / 1e6}
+
+
+def write_corpus(folder: Path, *, news: int, users: int) -> None:
+    """MIND-large's shape with so many news and users."""
     from newsbert_ray.data.synthetic import synthesize
 
     synthesize(
         folder / "mind",
-        news=round(NEWS * share),
-        users=round(USERS * share),
+        news=news,
+        users=users,
         impressions_per_user=IMPRESSIONS_PER_USER,
         topics=18,
         history=HISTORY,
         candidates=CANDIDATES,
         popularity=POPULARITY,
     )
-    return {"tsv_mb": sum(path.stat().st_size for path in folder.rglob("*.tsv")) / 1e6}
 
 
 def _prepare(folder: Path, share: float, _: int) -> dict[str, Any]:
@@ -134,50 +203,90 @@ def _prepare(folder: Path, share: float, _: int) -> dict[str, Any]:
     return {
         "impressions": sum(manifest.rows(split, "recommendation") for split in manifest.behaviors),
         "clicks": manifest.examples("train", "recommendation"),
+        "shards": sum(map(len, manifest.behaviors.values())),
     }
 
 
-def _settings(folder: Path, **values: Any) -> Any:
+def settings_of(data: str | Path, **values: Any) -> Any:
+    """A run of the tiny encoder in clicks."""
     from newsbert_ray.config import TrainSettings, build_settings
 
     tiny = {"layers": 1, "hidden": 16, "heads": 1, "feed_forward": 16}
-    return build_settings(
-        TrainSettings,
-        {
-            "task": "recommendation",
-            "data": str(folder / "shards"),
-            "teacher": "scratch",
-            "out": str(folder / "run"),
-            "scratch": tiny,
-            "model": {"query_size": 8, "dropout": 0.0},
-            "student": {"layers": 1},
-            "batch_size": BATCH,
-            "epochs": 1,
-            "threads": 1,
-            **values,
-        },
-    )
+    common: dict[str, Any] = {
+        "task": "recommendation",
+        "data": str(data),
+        "teacher": "scratch",
+        "scratch": tiny,
+    }
+    common |= {"out": str(Path(data).with_name("run")), "student": {"layers": 1}}
+    common |= {"model": {"query_size": 8, "dropout": 0.0}, "batch_size": BATCH, "epochs": 1, "threads": 1}
+    return build_settings(TrainSettings, {**common, **values})
 
 
-def _read(folder: Path, share: float, _: int) -> dict[str, Any]:
+def updates_of(settings: Any) -> tuple[Any, Any]:
+    """A run's course, and its updates as they are read and batched in this process."""
     from newsbert_ray.data.reading import course_of, read_updates
     from newsbert_ray.data.shards import read_manifest
 
-    settings = _settings(folder)
     course = course_of(settings, read_manifest(settings.data))
+    return course, read_updates(course)
+
+
+def _read(folder: Path, share: float, _: int) -> dict[str, Any]:
+    start = time.perf_counter()
+    course, updates = updates_of(settings_of(folder / "shards"))
     texts = mentions = 0
-    for update in read_updates(course):
+    for update in updates:
         texts += sum(len(bucket.input_ids) for bucket in update.parts[0].buckets)
         mentions += update.parts[0].texts
-    return {"texts_a_click": texts / course.examples, "mentions_a_click": mentions / course.examples}
+    return {
+        "seconds_a_click": (time.perf_counter() - start) / course.examples,
+        "texts_a_click": texts / course.examples,
+        "mentions_a_click": mentions / course.examples,
+    }
 
 
-def _train(folder: Path, share: float, train_clicks: int) -> dict[str, Any]:
+def _pass(folder: Path, share: float, train_clicks: int) -> dict[str, Any]:
+    import torch
+
+    from newsbert_ray.data.shards import read_manifest
+    from newsbert_ray.training.loop import World
+    from newsbert_ray.training.step import train_step
+    from newsbert_ray.training.work import build_worker_learner
+
+    settings = settings_of(folder / "shards")
+    course, updates = updates_of(settings)
+    world = World(0, 1, torch.device("cpu"))
+    learner = build_worker_learner(settings, read_manifest(settings.data), course, world)
+    clicks = texts = 0
+    reading, last = 0.0, time.perf_counter()
+    start = last
+    for update in updates:
+        reading += time.perf_counter() - last
+        train_step(learner, list(update.parts), step=update.step, rank=0, statistics=False)
+        clicks += update.parts[0].rows
+        texts += sum(len(bucket.input_ids) for bucket in update.parts[0].buckets)
+        if clicks >= train_clicks:
+            break
+        last = time.perf_counter()
+    seconds = time.perf_counter() - start
+    return {
+        "trained_clicks": clicks,
+        "seconds_a_click": seconds / clicks,
+        "seconds_a_text": seconds / texts,
+        "reading_share": reading / seconds,
+        "texts_a_click": texts / clicks,
+    }
+
+
+def _sample(folder: Path, share: float, train_clicks: int) -> dict[str, Any]:
+    from newsbert_ray.data.shards import read_manifest
     from newsbert_ray.training.run import train
 
-    record = train(_settings(folder, train_rows=train_clicks), quiet=True)
-    seconds = (record.seconds["train"] + record.seconds["data"]) / train_clicks
-    return {"seconds": seconds, "clicks_per_second": 1 / seconds}
+    clicks = min(train_clicks, read_manifest(folder / "shards").examples("train", "recommendation"))
+    record = train(settings_of(folder / "shards", train_rows=clicks), quiet=True)
+    parts = {f"{name}_seconds": record.seconds[name] for name in ("train", "data", "evaluate")}
+    return {"trained_clicks": clicks, **parts}
 
 
 def _evaluate(folder: Path, share: float, _: int) -> dict[str, Any]:
@@ -187,32 +296,87 @@ def _evaluate(folder: Path, share: float, _: int) -> dict[str, Any]:
     return {"impressions": found["student"]["rows"], "auc": found["student"]["auc"]}
 
 
-STEPS: dict[str, Callable[[Path, float, int], dict[str, Any]]] = {
+STEPS: dict[str, Step] = {
     "synthesize": _synthesize,
     "prepare": _prepare,
     "read": _read,
-    "train": _train,
+    "pass": _pass,
+    "sample": _sample,
     "evaluate": _evaluate,
 }
 
 
-def on_paper() -> str:
-    """Hours of the full set on 1, 8 and 64 GPUs, from the constants above alone."""
-    flops = 6 * LAYER_PARAMETERS * LAYERS * TOKENS_A_TITLE * TEXTS_A_CLICK  # forward and backward, a click
-    exchanged = 4 * (LAYER_PARAMETERS * LAYERS + TABLE_PARAMETERS)  # fp32 gradients, a step
+def measure_catalogue(folder: Path) -> dict[str, Any]:
+    """The batches of a few users' clicks among as many news as the full set has."""
+    refuse_old(folder)
+    try:
+        write_corpus(folder, news=NEWS, users=FEW_USERS)
+        _prepare(folder, 1.0, 0)
+        return measure_batches(folder / "shards")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def measure_batches(data: str | Path, *, clicks: int = 20_000) -> dict[str, Any]:
+    """How many different news and mentions a click brings, and tokens and padding a text, by batch."""
+    found: dict[str, Any] = {}
+    for size in CLICKS_A_GPU:
+        read = texts = mentions = tokens = padded = 0
+        _, updates = updates_of(settings_of(data, batch_size=size))
+        for update in updates:
+            (batch,) = update.parts
+            read += batch.rows
+            texts += sum(len(bucket.input_ids) for bucket in batch.buckets)
+            mentions += batch.texts
+            tokens += sum(int(bucket.attention_mask.sum()) for bucket in batch.buckets)
+            padded += batch.padded_tokens
+            if read >= clicks:
+                break
+        found[f"texts_a_click_at_{size}"] = texts / read
+        found[f"mentions_a_click_at_{size}"] = mentions / read
+        found[f"tokens_a_text_at_{size}"] = tokens / texts
+        found[f"padding_at_{size}"] = padded / tokens
+    return found
+
+
+def flops_a_token() -> float:
+    """Forward through all layers of both encoders: multiplications with weights, and attention."""
+    return LAYERS * (2 * LAYER_PARAMETERS + 4 * TOKENS_A_TITLE * WIDTH)
+
+
+def on_paper(measured: dict[str, dict[str, Any]], shared: dict[str, Any]) -> str:
+    """The full set on 1, 8 and 64 GPUs, from the constants above and what was measured here.
+
+    Args:
+        measured: the largest share's steps: what a click or an impression takes a CPU core beside encoding.
+        shared: as `measure_batches`; how many different news a click brings.
+    Returns:
+        A row for each number of GPUs and of clicks at each. Prepare is left out: its lines take longer
+        among more news, so that no share tells it.
+    """
+    parameters = LAYER_PARAMETERS * LAYERS + TABLE_PARAMETERS
+    passed = GPU_FLOPS * UTILISATION / (flops_a_token() * TOKENS_A_TITLE)  # titles a second, forward
+    reading = measured["read"]["seconds_a_click"]
+    scoring = measured["evaluate"]["cpu_seconds"] / measured["evaluate"]["impressions"]
+    scored = scoring * DEV_IMPRESSIONS / CORES_A_GPU
     lines = [
-        "| GPUs | training, 2 epochs (hours) | of it exchange | encoding of dev (seconds) |",
-        "|---:|---:|---:|---:|",
+        "| GPUs | clicks a GPU | different news a click | 2 epochs (h) | if no news were shared (h) "
+        "| of it exchange | of it Adam | reading cores | dev: encode (s) | dev: score (s) |",
+        "|" + "---:|" * 10,
     ]
-    for gpus in (1, 8, 64):
-        steps = EPOCHS * CLICKS / (CLICKS_A_GPU * gpus)
-        compute = steps * CLICKS_A_GPU * flops / (GPU_FLOPS * UTILISATION)
-        exchange = steps * 2 * exchanged * (gpus - 1) / gpus / LINK_BYTES
-        encode = DEV_NEWS * TOKENS_A_TITLE * 6 * LAYER_PARAMETERS * LAYERS * ENCODER_SHARE_EVALUATION
-        evaluation = encode / (GPU_FLOPS * UTILISATION) / gpus
-        hours = (compute + exchange) / 3600
-        share = exchange / (compute + exchange)
-        lines.append(f"| {gpus} | {hours:.1f} | {share:.0%} | {evaluation:.1f} |")
+    for gpus, link in LINK_BYTES.items():
+        for size in CLICKS_A_GPU:
+            texts, mentions = (shared[f"{name}_a_click_at_{size}"] for name in ("texts", "mentions"))
+            learned = passed / shared[f"padding_at_{size}"] / (1 + BACKWARD)
+            steps = EPOCHS * CLICKS / (size * gpus)
+            exchange = steps * 2 * GRADIENT_BYTES * parameters * (gpus - 1) / gpus / link
+            adam = steps * ADAM_BYTES * parameters / MEMORY_BYTES
+            total, alone = (steps * size * count / learned + exchange + adam for count in (texts, mentions))
+            lines.append(
+                f"| {gpus} | {size} | {texts:.1f} | {total / 3600:.2f} | {alone / 3600:.2f} "
+                f"| {exchange / total:.0%} | {adam / total:.0%} | {EPOCHS * CLICKS * reading / total:.1f} "
+                f"| {EVALUATED_NEWS / passed / gpus:.2f} | {scored / gpus:.2f} |"
+            )
     return "\n".join(lines)
 
 
