@@ -162,6 +162,8 @@ class CheckpointSettings(Settings):
 
     every_steps: int | None = Field(None, ge=1)
     """Also write a checkpoint every so many steps; at each epoch's end it is written anyway."""
+    every_minutes: float | None = Field(10.0, gt=0.0)
+    """Also write one when so many minutes have passed since the last; null for never."""
     keep: int = Field(2, ge=1)
     """Newest checkpoints kept, besides the best model."""
     keep_finished: bool = True
@@ -209,7 +211,10 @@ class TrainSettings(Settings):
     seed: int = Field(0, ge=0, lt=2**31)
     """Seed of initialisation, order and dropout."""
     workers: int = Field(1, ge=1)
-    """Ray Train workers; one needs no cluster."""
+    """Ray Train workers; one needs no cluster. A batch is cut for so many, and for that many alone."""
+    min_workers: int | None = Field(None, ge=1)
+    """Go on with as few workers while nodes are missing, the others' shares shared out (the result is the
+    same), and with more as they come; all `workers` are waited for by default."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the encoders; parameters, optimiser and losses stay in fp32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -234,6 +239,8 @@ class TrainSettings(Settings):
 
     @model_validator(mode="after")
     def _accumulation_fits(self) -> Self:
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise ValueError(f"min_workers {self.min_workers} is more than workers {self.workers}")
         parts = self.workers * self.optimizer.accumulate
         if self.batch_size < parts:
             raise ValueError(

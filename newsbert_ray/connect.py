@@ -44,7 +44,12 @@ class ConnectError(ValueError):
 
 @dataclass(frozen=True)
 class RaySession:
-    """What a session may use. `folder`: a private session's own, with its logs; None in a joined cluster."""
+    """What a session may use.
+
+    Attributes:
+        cpus, gpus: what is there now; a cluster that is `growing` (Ray's autoscaler) brings more when asked.
+        folder: a private session's own, with its logs; None in a joined cluster.
+    """
 
     private: bool
     address: str
@@ -52,11 +57,12 @@ class RaySession:
     gpus: float
     folder: Path | None
     dashboard: str | None
+    growing: bool = False
 
 
 def inside_cluster() -> bool:
     """Whether there is a cluster to join: RAY_ADDRESS names one, or this process is already connected."""
-    return _named_address() is not None or _initialised()
+    return _named_address() is not None or initialised()
 
 
 @contextmanager
@@ -73,7 +79,7 @@ def ray_session(*, cpus: int | None = None, dashboard: bool = False) -> Iterator
     Raises:
         ConnectError: the address does not answer, refuses this user, or Ray does not start.
     """
-    if _initialised():
+    if initialised():
         yield _describe(private=False, folder=None)
         return
     address = _named_address()
@@ -91,7 +97,8 @@ def _named_address() -> str | None:
     return address if address and address != "local" else None
 
 
-def _initialised() -> bool:
+def initialised() -> bool:
+    """Whether this process is connected to a cluster already."""
     # Whoever opened a session has imported Ray; asking must not cost its import.
     if "ray" not in sys.modules:
         return False
@@ -168,7 +175,7 @@ def _start(stack: ExitStack, *, cpus: int | None, dashboard: bool) -> Path:
     _sweep_up(Path(_short_temporary_folder()))
     folder = _own_folder(stack)
     stack.enter_context(environment({**PRIVATE_ENVIRONMENT, **_token(folder)}))
-    stack.enter_context(environment(_loopback_only(), over=True))
+    stack.enter_context(environment(loopback_only(), over=True))
     import ray
 
     _forget_authentication()
@@ -232,8 +239,8 @@ def _short_temporary_folder() -> str:
     return "/tmp" if len(usual) > 30 and os.access("/tmp", os.W_OK) else usual
 
 
-def _loopback_only() -> dict[str, str]:
-    """What keeps Ray, gloo and NCCL to the loopback; the interface's name is the system's."""
+def loopback_only() -> dict[str, str]:
+    """Environment that keeps Ray, gloo and NCCL to the loopback; the interface's name is the system's."""
     names = [name for _, name in socket.if_nameindex() if name in ("lo", "lo0")]
     interfaces = {key: name for name in names for key in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")}
     # Ray's own name for it: the node's address becomes 127.0.0.1, and then every listener is on the loopback.
@@ -260,6 +267,11 @@ def _token(folder: Path) -> dict[str, str]:
     """A token of this session's own, readable by its user only; nothing where the user has set one up."""
     if any(name in os.environ for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
         return {}
+    return write_token(folder)
+
+
+def write_token(folder: Path) -> dict[str, str]:
+    """A new token in `folder`, readable by its user only, and the environment that makes Ray ask for it."""
     path = folder / "token"
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write(secrets.token_hex(32))
@@ -290,6 +302,7 @@ def environment(values: Mapping[str, str], *, over: bool = False) -> Iterator[No
 
 def _describe(*, private: bool, folder: Path | None) -> RaySession:
     import ray
+    from ray.autoscaler.v2.utils import is_autoscaler_v2
 
     resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
     context = ray.get_runtime_context()
@@ -301,6 +314,7 @@ def _describe(*, private: bool, folder: Path | None) -> RaySession:
         gpus=float(resources.get("GPU", 0)),
         folder=folder,
         dashboard=f"http://{dashboard}" if dashboard else None,
+        growing=not private and is_autoscaler_v2(fetch_from_server=True),
     )
 
 

@@ -109,6 +109,7 @@ class Batch:
         tokens: real tokens of all mentions in the whole update.
         weight: 1, or 0 for a stand-in that keeps a worker in step when an update has fewer examples than
             workers.
+        piece: number of this part in the update: dropout is drawn from it, whichever worker computes it.
     """
 
     buckets: tuple[Bucket, ...]
@@ -117,6 +118,7 @@ class Batch:
     texts: int
     tokens: int
     weight: float = 1.0
+    piece: int = 0
 
     @property
     def padded_tokens(self) -> int:
@@ -165,12 +167,13 @@ class Part:
     texts: int
     tokens: int
     weight: float = 1.0
+    piece: int = 0
 
 
 def collate(part: Part, *, pad_id: int, budget: int) -> Batch:
     """A part's examples as a Batch, texts padded with `pad_id` to the longest of their bucket."""
     buckets, target = part.examples.collate(pad_id=pad_id, budget=budget)
-    return Batch(buckets, target, part.rows, part.texts, part.tokens, part.weight)
+    return Batch(buckets, target, part.rows, part.texts, part.tokens, part.weight, part.piece)
 
 
 def unique_texts(

@@ -27,13 +27,18 @@ POOL_BATCHES = 50
 
 @dataclass(frozen=True)
 class Order:
-    """What decides an epoch's batches, and which part of each this worker computes."""
+    """What decides an epoch's batches, and which part of each this worker computes.
+
+    An update is cut into `shares` (as many as workers by default), each in `accumulate` pieces. With fewer
+    workers a worker has several shares: the cut, and so the result, hangs on `shares` alone.
+    """
 
     seed: int
     batch_size: int
     rank: int = 0
     world_size: int = 1
     accumulate: int = 1
+    shares: int | None = None
 
 
 @dataclass(frozen=True)
@@ -117,19 +122,23 @@ def shuffle_groups(groups: Ints, generator: np.random.Generator) -> Ints:
     return np.repeat(starts[drawn] - before, sizes[drawn]) + np.arange(len(groups))
 
 
-def worker_rows(rows: Ints, order: Order, *, together: bool = False) -> list[Ints]:
-    """This worker's part of an update's rows, in `accumulate` pieces; every row belongs to one piece of one
-    worker.
+def worker_rows(rows: Ints, order: Order, *, together: bool = False) -> dict[int, Ints]:
+    """This worker's pieces of an update's rows by their number in the update; every row belongs to one piece
+    of one worker.
 
     Args:
         together: neighbours stay together (those of a group share what they read); otherwise they are dealt
             out, so that all pieces have texts of like lengths.
     """
-    if together:
-        own = np.array_split(rows, order.world_size)[order.rank]
-        return list(np.array_split(own, order.accumulate))
-    own = rows[order.rank :: order.world_size]
-    return [own[i :: order.accumulate] for i in range(order.accumulate)]
+    shares, accumulate = order.shares or order.world_size, order.accumulate
+    found: dict[int, Ints] = {}
+    for share in range(order.rank, shares, order.world_size):
+        own = np.array_split(rows, shares)[share] if together else rows[share::shares]
+        pieces = (
+            np.array_split(own, accumulate) if together else [own[i::accumulate] for i in range(accumulate)]
+        )
+        found |= {share * accumulate + i: piece for i, piece in enumerate(pieces)}
+    return found
 
 
 def generator_of(*key: int) -> np.random.Generator:

@@ -99,7 +99,8 @@ _NEEDED: tuple[tuple[Split, str], ...] = (("train", "learn from"), ("validation"
 
 
 def course_of(settings: TrainSettings, manifest: Manifest, *, rank: int = 0, world_size: int = 1) -> Course:
-    """The course that a run's settings ask for.
+    """The course that a run's settings ask for, as worker `rank` of `world_size` follows it; a batch is cut
+    for `settings.workers`, however few there are.
 
     Raises:
         ShardError: the shards hold nothing to train the task on.
@@ -113,7 +114,9 @@ def course_of(settings: TrainSettings, manifest: Manifest, *, rank: int = 0, wor
                 "(impressions without labels, or without a click beside a candidate that was not clicked); "
                 f"prepare labelled behaviours for {split}"
             )
-    order = Order(settings.seed, settings.batch_size, rank, world_size, settings.optimizer.accumulate)
+    accumulate = settings.optimizer.accumulate
+    shares = max(settings.workers, world_size)
+    order = Order(settings.seed, settings.batch_size, rank, world_size, accumulate, shares)
     course = Course(
         settings.data,
         manifest,
@@ -151,9 +154,13 @@ def window_parts(
 def worker_parts(examples: Examples, rows: Ints, order: Order) -> list[Part]:
     """This worker's part of the update over `rows`, in the pieces to accumulate; at least one."""
     texts, tokens = examples.take(rows).count()
-    pieces = [piece for piece in worker_rows(rows, order, together=examples.together) if len(piece)]
-    weight = 1.0 if pieces else 0.0
-    return [Part(examples.take(piece), len(rows), texts, tokens, weight) for piece in pieces or [rows[:1]]]
+    pieces = worker_rows(rows, order, together=examples.together)
+    held = {number: piece for number, piece in pieces.items() if len(piece)}
+    weight = 1.0 if held else 0.0
+    return [
+        Part(examples.take(piece), len(rows), texts, tokens, weight, number)
+        for number, piece in (held or {order.rank: rows[:1]}).items()
+    ]
 
 
 def collate_update(parts: Sequence[Part], course: Course, *, step: int, epoch: int) -> Update:

@@ -117,7 +117,7 @@ def _window_parts(batch: dict[str, Any]) -> pa.Table:
     for step, parts in window_parts(plan, window, first=first, skip=skip):
         for part in parts:
             arrays = [array.astype(np.int32) for array in part.examples.arrays()]
-            row = (step, window.epoch, part.rows, part.texts, part.tokens, part.weight, arrays)
+            row = (step, window.epoch, part.rows, part.texts, part.tokens, part.weight, part.piece, arrays)
             for name, value in zip(columns, row, strict=True):
                 columns[name].append(value)
     return pa.table(columns, schema=_PART_SCHEMA)
@@ -131,13 +131,15 @@ _PART_SCHEMA = pa.schema(
         ("texts", pa.int64()),
         ("tokens", pa.int64()),
         ("weight", pa.float64()),
+        ("piece", pa.int64()),
         ("arrays", pa.list_(pa.list_(pa.int32()))),
     ]
 )
 """`arrays` are those of the examples: ids, row numbers, lengths and labels all fit 32 bits."""
+_COUNTS = ("rows", "texts", "tokens", "weight", "piece")
 
 
 def _part(table: pa.Table, index: int, plan: Course) -> Part:
     arrays = [np.array(one.values.to_numpy()) for one in table.column("arrays")[index]]
-    counts = (table.column(name)[index].as_py() for name in ("rows", "texts", "tokens", "weight"))
+    counts = (table.column(name)[index].as_py() for name in _COUNTS)
     return Part(restore_examples(plan, arrays), *counts)

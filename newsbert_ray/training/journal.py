@@ -31,6 +31,8 @@ class Journal:
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1 if done else None)
 
     def __call__(self, entry: Mapping[str, Any]) -> None:
+        if entry["kind"] not in ("log", "evaluation"):
+            return
         append_entry(self.path, entry)
         for name, value in flatten(entry):
             if name not in ("step", "steps", "epochs"):
@@ -94,6 +96,10 @@ class Display:
         self.bar.stop()
 
     def __call__(self, entry: Mapping[str, Any]) -> None:
+        if entry["kind"] == "checkpoint":
+            if entry["leaving"]:
+                self.say(f"step {entry['step']}: this machine is about to be taken away; checkpoint written")
+            return
         if entry["kind"] != "log":
             self.say(entry["text"] if entry["kind"] == "note" else _evaluation_line(entry))
             return

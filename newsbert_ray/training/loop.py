@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,18 @@ from newsbert_ray.training.checkpoint import Progress, best_name, write_best, wr
 from newsbert_ray.training.step import Learner, LossError, train_step
 
 Report = Callable[[dict[str, Any]], None]
+
+LOOK_STEPS = 5
+"""Updates between two looks of a group at the clock and at its machines' fate, for each costs an exchange."""
+
+
+class LeavingError(RuntimeError):
+    """The machine is about to be taken away; the checkpoint behind this is newer than the last update."""
+
+
+def never() -> bool:
+    """For a machine that nobody takes away."""
+    return False
 
 
 @dataclass(frozen=True)
@@ -57,23 +70,28 @@ def run_loop(
     evaluate: Callable[[], Scores],
     report: Report,
     checkpoints: Path,
+    leaving: Callable[[], bool] = never,
 ) -> Progress:
     """Train over `updates` and keep `progress`.
 
     At each epoch's end, and every `evaluate_every` steps, the pair is evaluated, the best student kept, a
     checkpoint written and then the entry reported, so that whoever stops a run at its report finds it
-    resumable.
+    resumable. A checkpoint is also written every so many steps and minutes, and before the machine goes.
 
     Args:
         updates: this worker's updates after `progress.step`, in order.
         evaluate: metrics of both models on validation, the same on all workers.
-        report: gets {"kind": "log", ...} every `log_every` steps and {"kind": "evaluation", ...}, on every
-            worker.
+        report: gets {"kind": "log", ...} every `log_every` steps, {"kind": "evaluation", ...}, and for a
+            checkpoint without one {"kind": "checkpoint", ...}, on every worker.
         checkpoints: the run's checkpoint folder; only the first worker writes.
+        leaving: whether this worker's machine is about to be taken away.
+    Raises:
+        LeavingError: one worker's machine is; on every worker, with the checkpoint behind it.
     """
     settings = learner.settings
     ends = _epoch_ends(plan)
     clock = _Clock(progress)
+    calls = _Calls(settings.checkpoint.every_minutes, world, leaving)
     if progress.curve and progress.curve[-1]["step"] == progress.step:
         # A kill may have come between the checkpoint and the report.
         report({"kind": "evaluation", **progress.curve[-1]})
@@ -83,7 +101,7 @@ def run_loop(
         step = update.step
         log = step % settings.log_every == 0 or step == 1
         parts = [part.to(world.device) for part in update.parts]
-        numbers = train_step(learner, parts, step=step, rank=world.rank, statistics=log)
+        numbers = train_step(learner, parts, step=step, statistics=log)
         progress.step = step
         progress.titles += parts[0].rows
         _add(progress, numbers)
@@ -92,12 +110,13 @@ def run_loop(
             spent = progress.seconds["train"] + progress.seconds["data"]
             speed = (progress.titles - since[0]) / max(1e-9, spent - since[1])
             since = (progress.titles, spent)
-            report(_log_entry(numbers, update, plan, world, speed))
+            report(_log_entry(numbers, update, plan, world, speed=speed, seconds=progress.seconds))
         every = settings.checkpoint.every_steps
         evaluated = step in ends or (
             settings.evaluate_every is not None and step % settings.evaluate_every == 0
         )
-        written = evaluated or (every is not None and step % every == 0)
+        due, last = calls.look(step)
+        written = evaluated or due or last or (every is not None and step % every == 0)
         if written:
             _require_finite(learner, step)
         if evaluated:
@@ -116,11 +135,38 @@ def run_loop(
             progress.sums = total if world.first else dict.fromkeys(total, 0.0)
             if world.first:
                 write_checkpoint(checkpoints, learner, progress, keep=settings.checkpoint.keep)
+            calls.written()
             clock.charge("checkpoint")
         if evaluated:
             report({"kind": "evaluation", **progress.curve[-1]})
+        elif written:
+            report({"kind": "checkpoint", "step": step, "leaving": last})
         clock.charge("report")
+        if last and step < plan.total_steps:
+            raise LeavingError(f"the machine is about to be taken away; step {step} is in its checkpoint")
     return progress
+
+
+class _Calls:
+    """Reasons to write a checkpoint that no step number tells, agreed on by all workers."""
+
+    def __init__(self, minutes: float | None, world: World, leaving: Callable[[], bool]) -> None:
+        self._seconds = math.inf if minutes is None else 60 * minutes
+        self._world = world
+        self._leaving = leaving
+        self._last = time.monotonic()
+
+    def look(self, step: int) -> tuple[bool, bool]:
+        """Whether a checkpoint is due by the clock, and whether it is the last one here."""
+        if self._world.size > 1 and step % LOOK_STEPS:
+            return False, False
+        due = self._world.first and time.monotonic() - self._last >= self._seconds
+        found = self._world.sum({"due": float(due), "leaving": float(self._leaving())})
+        return found["due"] > 0, found["leaving"] > 0
+
+    def written(self) -> None:
+        """One has just been."""
+        self._last = time.monotonic()
 
 
 class _Clock:
@@ -164,7 +210,13 @@ def _add(progress: Progress, numbers: Mapping[str, Tensor | float]) -> None:
 
 
 def _log_entry(
-    numbers: Mapping[str, Tensor | float], update: Update, plan: Course, world: World, speed: float
+    numbers: Mapping[str, Tensor | float],
+    update: Update,
+    plan: Course,
+    world: World,
+    *,
+    speed: float,
+    seconds: Mapping[str, float],
 ) -> dict[str, Any]:
     losses = {name: float(value) for name, value in numbers.items() if isinstance(value, Tensor)}
     others = {name: value for name, value in numbers.items() if not isinstance(value, Tensor)}
@@ -176,6 +228,7 @@ def _log_entry(
         "epochs": plan.epochs,
         "titles_per_second": speed,
         "examples": TASKS[plan.task].examples,
+        "seconds": dict(seconds),
         "train": world.sum(losses),
         **others,
     }

@@ -9,11 +9,14 @@ the cluster's own tables are read, which say who has made a placement group, and
 from __future__ import annotations
 
 import fcntl
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+from newsbert_ray.connect import initialised
 
 LOCK = ".group"
 """File in a run's folder that a group's first worker holds locked; however that ends, the system unlocks
@@ -22,6 +25,8 @@ GROUP_FOLDER = "ray"
 """Folder in a run's folder for what passes between a group and who follows it, as long as it works."""
 LOCK_SECONDS = 60.0
 """How long the workers of an earlier start may take to end: they outlive a driver that is killed."""
+LOOK_SECONDS = 1.0
+"""Between two looks whether this machine is to be taken away: little of a spot warning's 30 to 120 s."""
 _WAIT_SECONDS = 0.1
 
 
@@ -70,6 +75,37 @@ def end_controllers() -> None:
         alive = actor.state != gcs.ActorTableData.DEAD
         if alive and actor.class_name == "TrainController" and actor.owner_address.worker_id == own:
             here.core_worker.kill_actor(ray.ActorID(actor.actor_id), True)
+
+
+@contextmanager
+def watched_node() -> Iterator[Callable[[], bool]]:
+    """Whether this process's machine is about to be taken away (a spot warning, a drained node), as a
+    function that costs nothing; always False outside of a cluster."""
+    if not initialised():
+        yield lambda: False
+        return
+    import ray
+
+    node = ray.get_runtime_context().get_node_id()
+    leaving, over = threading.Event(), threading.Event()
+
+    def watch() -> None:
+        while not over.wait(LOOK_SECONDS):
+            try:
+                draining = _accessor().get_draining_nodes()
+            except Exception:  # the head may be away for a while; the next look asks again
+                continue
+            if node in draining:
+                leaving.set()
+                return
+
+    thread = threading.Thread(target=watch, name="watched-node", daemon=True)
+    thread.start()
+    try:
+        yield leaving.is_set
+    finally:
+        over.set()
+        thread.join(LOOK_SECONDS)
 
 
 def _accessor() -> Any:

@@ -121,18 +121,21 @@ def _score_line(model: str, scores: Mapping[str, float], task: Task) -> str:
 
 def _train_here(settings: TrainSettings, manifest: Manifest, *, report: Report | None, quiet: bool) -> None:
     from newsbert_ray.data.reading import read_updates
+    from newsbert_ray.training.placement import watched_node
     from newsbert_ray.training.work import run_worker
 
     world = World(0, 1, pick_device(settings))
     evaluations = evaluations_to(report)
     with ExitStack() as stack:
         display = None if quiet else stack.enter_context(Display(total=_steps(settings, manifest)))
+        leaving = stack.enter_context(watched_node())
         run_worker(
             settings,
             world,
             updates=lambda plan, done: read_updates(plan, done=done),
             report=both(display, evaluations) if display else evaluations,
             say=display.say if display else _silent,
+            leaving=leaving,
         )
 
 

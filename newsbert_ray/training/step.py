@@ -81,12 +81,13 @@ def learning_rate_factor(step: int, settings: TrainSettings, *, total_steps: int
 
 
 def train_step(
-    learner: Learner, parts: Sequence[Batch], *, step: int, rank: int = 0, statistics: bool = False
+    learner: Learner, parts: Sequence[Batch], *, step: int, statistics: bool = False
 ) -> dict[str, Tensor | float]:
     """One update from this worker's parts of a batch.
 
     Backward of L_t + L_s once a part (workers' gradients are summed by DDP), mix, clip, Adam. Dropout is a
-    function of seed, step and rank, so that a resumed run draws what an unbroken one would.
+    function of seed, step and the part's number in the update, so that a resumed run, or one on fewer
+    workers, draws what an unbroken one would.
 
     Args:
         parts: batches of one update; their losses add up to the whole batch's.
@@ -99,12 +100,12 @@ def train_step(
         LossError: the loss is not finite; parameters are as they were.
     """
     settings = learner.settings
-    torch.manual_seed((settings.seed * 1_000_003 + step) * 1_009 + rank)
     learner.tables.clear()
     learner.optimizer.zero_grad(set_to_none=True)
     sums: dict[str, Tensor] = {}
     for index, batch in enumerate(parts):
         last = index == len(parts) - 1
+        torch.manual_seed((settings.seed * 1_000_003 + step) * 1_009 + batch.piece)
         with contextlib.nullcontext() if last else _without_reduction(learner.model):
             losses = _forward(learner, batch)
             (losses[TOTAL] * (learner.world_size * batch.weight)).backward()  # type: ignore[no-untyped-call]

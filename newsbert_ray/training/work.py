@@ -24,7 +24,7 @@ from newsbert_ray.model.pair import block_map
 from newsbert_ray.record import RunRecord, describe_hardware, installed_versions, write_record
 from newsbert_ray.training.checkpoint import CHECKPOINTS, Progress, load_best, resume
 from newsbert_ray.training.journal import Journal, both
-from newsbert_ray.training.loop import Report, World, run_loop
+from newsbert_ray.training.loop import Report, World, never, run_loop
 from newsbert_ray.training.step import Learner, build_learner
 
 Updates = Callable[[Course, int], Iterator[Update]]
@@ -32,14 +32,21 @@ Updates = Callable[[Course, int], Iterator[Update]]
 
 
 def run_worker(
-    settings: TrainSettings, world: World, *, updates: Updates, report: Report, say: Callable[[str], None]
+    settings: TrainSettings,
+    world: World,
+    *,
+    updates: Updates,
+    report: Report,
+    say: Callable[[str], None],
+    leaving: Callable[[], bool] = never,
 ) -> None:
     """Everything a worker does between its start and the run's record.json (written by the first worker).
 
     Args:
         updates: gives this worker's updates.
-        report: gets every log and evaluation entry, on every worker.
+        report: gets every entry of the loop, on every worker.
         say: prints a line for a person; called on the first worker only.
+        leaving: whether this worker's machine is about to be taken away.
     """
     manifest = read_manifest(settings.data)
     plan = course_of(settings, manifest, rank=world.rank, world_size=world.size)
@@ -67,6 +74,7 @@ def run_worker(
             evaluate=lambda: score("validation"),
             report=both(journal, report) if journal else report,
             checkpoints=run / CHECKPOINTS,
+            leaving=leaving,
         )
         load_best(run / CHECKPOINTS, progress.best, learner.pair)
         pace = Pace()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import threading
 import time
@@ -17,19 +16,22 @@ from newsbert_ray.data.reading import course_of
 from newsbert_ray.data.shards import Manifest
 from newsbert_ray.record import RECORD
 from newsbert_ray.training.journal import Display
-from newsbert_ray.training.loop import Report
+from newsbert_ray.training.loop import LeavingError, Report
 from newsbert_ray.training.placement import (
     GROUP_FOLDER,
     at_rest,
     end_controllers,
     first_worker_alone,
     release_orphans,
+    watched_node,
 )
+from newsbert_ray.training.post import forget_entries, send_entry, take_entries
 
 ENDING_SECONDS = 20.0
 """How long a group that is stopped may take to end; ordinarily it is one."""
 _MAX_FAILURES = 3
-_TAIL_SECONDS = 0.5
+"""Deaths without a step further than before; whoever gets on may die as often as machines are taken away."""
+_LOOK_SECONDS = 0.5
 _ENVIRONMENT = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
 """Ray's own 2 s would pass after every trial of a sweep."""
 _ONE_MACHINE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
@@ -50,9 +52,10 @@ def train_group(
 ) -> None:
     """Train with `settings.workers` Ray Train workers, in the cluster at hand or a private one, to a record.
 
-    A worker that dies takes its group back to the last checkpoint, three times at most; entries reach this
-    thread through a file, so the run's folder must be one that all nodes see. Whatever ends this function
-    (a report that raises, Ctrl-C) ends the group first.
+    A worker that dies takes its group back to the last checkpoint, and so does a machine that is taken away,
+    after one more checkpoint; with `settings.min_workers` the group then goes on with fewer. The run's folder
+    must be one that all nodes see. Whatever ends this function (a report that raises, Ctrl-C) ends the group
+    first.
 
     Args:
         report: gets each evaluation's entry once.
@@ -62,7 +65,8 @@ def train_group(
             cluster by default.
     Raises:
         SettingsError: the cluster has not the resources.
-        GroupError: the workers died more than three times, or one raised an error that would come again.
+        GroupError: the workers died more than three times without getting on, or one raised an error that
+            would come again.
     """
     with ExitStack() as stack:
         session = stack.enter_context(ray_session(dashboard=not quiet))
@@ -96,13 +100,14 @@ class _Group:
         self._loopback = session.address.startswith("127.0.0.1")
         self._resources = resources
         self._storage = Path(settings.out) / GROUP_FOLDER
-        # Workers of an earlier start may still write to their own.
-        self._entries = self._storage / f"{uuid.uuid4().hex}.jsonl"
+        # Workers of an earlier start may still send to theirs.
+        self._name = uuid.uuid4().hex
+        self._furthest = 0
         self._config = {
             "settings": settings.model_dump(),
             "threads": _threads(settings, session),
             "stream": stream,
-            "entries": str(self._entries),
+            "group": self._name,
         }
         self._ending = threading.Event()
         shutil.rmtree(self._storage, ignore_errors=True)
@@ -112,11 +117,13 @@ class _Group:
 
     def follow(self, *, display: Display | None, report: Report | None) -> None:
         """Show and pass on what the first worker reports until the group ends."""
-        tail, reported, alive = _Tail(self._entries), set(), True
+        reported: set[int] = set()
+        alive = True
         while alive:
-            self._fit.join(_TAIL_SECONDS)
+            self._fit.join(_LOOK_SECONDS)
             alive = self._fit.is_alive()
-            for entry in tail():
+            for entry in take_entries(self._name):
+                self._furthest = max(self._furthest, entry["step"])
                 evaluation = entry["kind"] == "evaluation"
                 if evaluation and entry["step"] in reported:
                     continue  # a restarted group comes by its last evaluations again
@@ -139,16 +146,19 @@ class _Group:
             release_orphans()
         while stopped and not at_rest(Path(self._settings.out)) and time.monotonic() < end:
             time.sleep(0.1)
+        forget_entries(self._name)
         shutil.rmtree(self._storage, ignore_errors=True)
 
     def _train(self) -> None:
-        for attempt in range(_MAX_FAILURES + 1):
+        failures = attempt = furthest = 0
+        while not self._ending.is_set():
             try:
-                if not self._ending.is_set():
-                    self._fit_once(attempt)
+                self._fit_once(attempt)
                 return
             except BaseException as error:
-                if attempt == _MAX_FAILURES or self._ending.is_set() or _own_reason(error):
+                failures = 1 if self._furthest > furthest else failures + 1
+                furthest, attempt = self._furthest, attempt + 1
+                if failures > _MAX_FAILURES or self._ending.is_set() or _own_reason(error):
                     self.failure = error
                     return
                 # Where it was the controller that died, its CPUs are still taken.
@@ -171,11 +181,11 @@ class _Group:
                 train_loop_config=self._config,
                 torch_config=torch_config,
                 scaling_config=ScalingConfig(
-                    num_workers=self._settings.workers,
+                    num_workers=_group_size(self._settings),
                     use_gpu=gpus > 0,
                     resources_per_worker={name: amount for name, amount in self._resources.items() if amount},
                 ),
-                run_config=RunConfig(name=f"{self._entries.stem}-{attempt}", storage_path=str(self._storage)),
+                run_config=RunConfig(name=f"{self._name}-{attempt}", storage_path=str(self._storage)),
             ).fit()
 
 
@@ -192,12 +202,12 @@ def _work(config: dict[str, Any]) -> None:
     torch.set_num_threads(config["threads"])
     context = ray.train.get_context()
     world = World(context.get_world_rank(), context.get_world_size(), get_device())
-    entries, run = Path(config["entries"]), Path(settings.out)
+    run = Path(settings.out)
 
     def report(entry: dict[str, Any]) -> None:
         if world.first:
-            _append(entries, entry)
-        if entry["kind"] == "evaluation":
+            send_entry(config["group"], entry)
+        if entry["kind"] in ("evaluation", "checkpoint"):
             # It comes when the first worker has written its checkpoint; before that, no other may read there.
             world.sum({"written": 1.0})
 
@@ -207,12 +217,14 @@ def _work(config: dict[str, Any]) -> None:
         # The others wait here for the first one; an earlier start's workers may have finished meanwhile.
         if world.sum({"finished": float(world.first and (run / RECORD).exists())})["finished"]:
             return
+        leaving = stack.enter_context(watched_node())
         run_worker(
             settings,
             world,
             updates=_updates(stream=config["stream"]),
             report=report,
             say=lambda line: report({"kind": "note", "step": 0, "text": line}),
+            leaving=leaving,
         )
 
 
@@ -224,33 +236,10 @@ def _updates(*, stream: bool) -> Any:
     return lambda plan, done: source(plan, done=done)
 
 
-def _append(path: Path, entry: dict[str, Any]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        # The line before may have been cut short by a kill.
-        file.write(f"\n{json.dumps(entry)}\n")
-
-
-class _Tail:
-    """What has been appended to a file of entries since the last call."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._offset = 0
-
-    def __call__(self) -> list[dict[str, Any]]:
-        if not self._path.exists():
-            return []
-        with self._path.open("rb") as file:
-            file.seek(self._offset)
-            whole, newline, _ = file.read().rpartition(b"\n")
-        self._offset += len(whole) + len(newline)
-        found = []
-        for line in filter(None, whole.split(b"\n")):
-            try:
-                found.append(json.loads(line))
-            except ValueError:
-                continue
-        return found
+def _group_size(settings: TrainSettings) -> Any:
+    """How many workers Ray Train is to start: from the least to all where fewer will do."""
+    least = settings.min_workers or settings.workers
+    return settings.workers if least == settings.workers else (least, settings.workers)
 
 
 def _total_steps(settings: TrainSettings, manifest: Manifest) -> int:
@@ -258,7 +247,10 @@ def _total_steps(settings: TrainSettings, manifest: Manifest) -> int:
 
 
 def _check_resources(settings: TrainSettings, session: RaySession, *, cpus: float) -> None:
-    if session.cpus < settings.workers * cpus:
+    if session.growing:
+        return  # Ray's autoscaler brings what is asked for
+    least = settings.min_workers or settings.workers
+    if session.cpus < least * cpus:
         raise SettingsError(
             f"workers {settings.workers}: the cluster has {session.cpus:g} CPUs and each worker takes "
             f"{cpus:g}; use --workers {max(1, int(session.cpus / cpus))} or add nodes"
@@ -285,6 +277,6 @@ def _reason(error: BaseException) -> str:
 def _own_reason(error: BaseException) -> str | None:
     """The message of an error of this package that a worker raised: it would come again on every start."""
     for one in (getattr(error, "worker_failures", None) or {}).values():
-        if type(one).__module__.startswith("newsbert_ray."):
+        if type(one).__module__.startswith("newsbert_ray.") and not isinstance(one, LeavingError):
             return str(one)
     return None

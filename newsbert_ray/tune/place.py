@@ -43,6 +43,7 @@ def place_of(
     jobs: int,
     concurrency: int | None = None,
     gpus: float | None = None,
+    growing: bool = False,
 ) -> Place:
     """The place of each trial of a sweep whose first has `settings`.
 
@@ -52,19 +53,27 @@ def place_of(
         concurrency: trials at once, at most.
         gpus: GPUs of each worker; where there are GPUs an equal share of them by default, at most
             TRIALS_PER_GPU trials on each, or one for each worker of a group.
+        growing: the cluster starts nodes for what is asked of it: with `concurrency`, the asked many run at
+            once however few fit now.
     Raises:
         SettingsError: not even one trial would fit, and Ray would wait for ever.
     """
     cpus, workers = float(settings.threads or 1), settings.workers
+    if growing and concurrency is not None:
+        usual = 1.0 if workers > 1 else 1.0 / TRIALS_PER_GPU
+        share = (gpus or (usual if settings.device == "cuda" else 0.0)) if settings.device != "cpu" else 0.0
+        return Place(slots=min(jobs, concurrency), cpus=cpus, gpus=share, workers=workers)
     there = sum(node.get("GPU", 0.0) for node in nodes) if settings.device != "cpu" else 0.0
     if (settings.device == "cuda" or gpus) and not there:
         asked = f"gpus = {gpus:g}" if gpus else "device = cuda"
-        raise SettingsError(f"{asked}: Ray has no GPU; take --device cpu and leave gpus out")
+        cure = ", or say how many trials at once with --concurrency and the cluster grows" if growing else ""
+        raise SettingsError(f"{asked}: Ray has no GPU; take --device cpu and leave gpus out{cure}")
     share = (gpus or (1.0 if workers > 1 else 0.0)) if there else 0.0
     usable = [node for node in nodes if node.get("GPU") or not there]
     fitting = sum(_fitting(node, cpus, share) for node in usable)
     if fitting < workers:
-        raise SettingsError(_too_large(usable, cpus, share, workers, fitting))
+        cure = "; or let the cluster grow: say how many trials at once with --concurrency" if growing else ""
+        raise SettingsError(_too_large(usable, cpus, share, workers, fitting) + cure)
     slots = fitting // workers
     if there and not share and concurrency is None:
         slots = min(slots, int(there * TRIALS_PER_GPU))

@@ -20,12 +20,14 @@ from newsbert_ray.tune.stopping import EarlyStopping
 
 @dataclass
 class Running:
-    """A trial under way: its job, how many epochs it has, when it began, its early end once that is known."""
+    """A trial under way: its job, how many epochs it has, when it began, its early end once that is known,
+    and how often its process died with its machine still there."""
 
     job: Job
     epochs: int
     began: float = 0.0
     stop: EarlyStop | None = None
+    deaths: int = 0
 
     @property
     def seconds(self) -> float:

@@ -19,6 +19,7 @@ from ray.tune.experiment import Trial
 from newsbert_ray.connect import environment
 from newsbert_ray.record import write_stop
 from newsbert_ray.reporting.hparams import HParams
+from newsbert_ray.training.loop import LeavingError
 from newsbert_ray.tune.display import SweepDisplay
 from newsbert_ray.tune.jobs import Job, Jobs
 from newsbert_ray.tune.keeping import Keeper
@@ -30,7 +31,8 @@ from newsbert_ray.tune.stopping import EarlyStopping
 from newsbert_ray.tune.trial import Train, run_trial
 
 RETRIES = 2
-"""How often a trial whose process died starts again, from its own checkpoints."""
+"""How often a trial whose process died starts again, from its own checkpoints; a machine that was taken away
+or died is not counted."""
 
 QUIET: Mapping[str, str] = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -101,7 +103,7 @@ def run_jobs(
                     storage_path=str(folder.absolute()),
                     verbose=0,
                     callbacks=[watch],
-                    failure_config=tune.FailureConfig(max_failures=RETRIES),
+                    failure_config=tune.FailureConfig(max_failures=-1),
                 ),
             ).fit()
             if caretaker is not None and not caretaker.settle():
@@ -132,12 +134,25 @@ def _trial_id(trial: Trial) -> str:
     return str(trial.trial_id)
 
 
+def _error(trial: Trial) -> BaseException | None:
+    """What a trial ended with, as far as it can be read."""
+    try:
+        found: BaseException | None = trial.get_pickled_error()
+    except Exception as unreadable:  # whatever the unpickling of somebody's exception raises
+        return unreadable
+    return found
+
+
+def _machine_gone(error: BaseException | None) -> bool:
+    """Whether a trial's end was its machine's: drained, which the trial heeded, or dead."""
+    if isinstance(error, RayActorError):
+        return error.preempted or "node has died" in str(error) or "node died" in str(error)
+    return isinstance(getattr(error, "cause", None), LeavingError)
+
+
 def _reason(trial: Trial) -> str:
     """Why Tune gave a trial up, in one line."""
-    try:
-        error = trial.get_pickled_error()
-    except Exception as unreadable:  # whatever the unpickling of somebody's exception raises
-        error = unreadable
+    error = _error(trial)
     if error is None or isinstance(error, RayActorError):
         died = f"its process died {RETRIES + 1} times, for want of memory perhaps"
         return f"{died} ({_first_line(error)})" if error else died
@@ -187,6 +202,15 @@ class _Watch(tune.Callback):
             self._on_board.add(job.name)
         if "epoch" in result:
             self._display.reported(job, result)
+
+    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        running = self._queue.running[trial.trial_id]
+        gone = _machine_gone(_error(trial))
+        running.deaths += not gone
+        if running.deaths == RETRIES:
+            trial.max_failures = trial.run_metadata.num_failures  # the next one is the last
+        why = "its machine is gone" if gone else "its process died"
+        self._display.say(f"{running.job.name}: {why}; it starts again from its last checkpoint")
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         with self._noted():

@@ -199,7 +199,12 @@ def _run(
         judge.recall(name, curve)
     with ray_session() as session:
         place = place_of(
-            first, node_resources(), jobs=jobs.due, concurrency=concurrency, gpus=jobs.space.gpus
+            first,
+            node_resources(),
+            jobs=jobs.due,
+            concurrency=concurrency,
+            gpus=jobs.space.gpus,
+            growing=session.growing,
         )
         placed(place)
         budget = Budget(jobs, cpus=place.cpus * place.workers, gpus=place.gpus * place.workers)

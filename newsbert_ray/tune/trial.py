@@ -48,6 +48,8 @@ def run_trial(config: Mapping[str, Any], *, train: Train | None = None) -> None:
     """
     from ray import tune
 
+    from newsbert_ray.training.loop import LeavingError
+
     settings = build_settings(TrainSettings, config["settings"], where="trial")
     note = Path(config["notes"]) / f"{Path(settings.out).name}.txt"
     _await_folder(Path(settings.out))
@@ -55,6 +57,8 @@ def run_trial(config: Mapping[str, Any], *, train: Train | None = None) -> None:
         work = train or _train(config, workers=settings.workers)
         record = work(settings, report=lambda entry: tune.report(numbers(entry)), quiet=True)
         values = [metric_value(record, metric) for metric in config["metrics"]]
+    except LeavingError:
+        raise  # Tune starts the trial again, on another machine
     except Exception as error:
         # The one place that stops an exception: it belongs to this trial alone, and is shown by the sweep.
         with suppress(OSError):  # the reason may be a full disk

@@ -84,6 +84,34 @@ def test_parts_add_up_to_the_update(make_settings: MakeSettings, world_size: int
     assert losses(world_size, settings) == pytest.approx(whole, rel=1e-5)
 
 
+@pytest.mark.parametrize("size", [2, 3])
+def test_fewer_workers_than_shares_alter_nothing(make_settings: MakeSettings, size: int) -> None:
+    """A group that lost nodes trains on: with the same batches, the same dropout and the same gradients."""
+    settings = make_settings(workers=3, batch_size=31, **{"model.dropout": 0.2})
+    manifest = read_manifest(settings.data)
+
+    def gradients(size: int) -> dict[str, torch.Tensor]:
+        total: dict[str, torch.Tensor] = {}
+        for rank in range(size):
+            course = course_of(settings, manifest, rank=rank, world_size=size)
+            torch.manual_seed(0)
+            learner = build_learner(assemble_pair(settings, manifest), settings, total_steps=9)
+            before = {name: p.clone() for name, p in learner.pair.named_parameters()}
+            learner.optimizer = torch.optim.SGD(learner.pair.parameters(), lr=1.0)  # type: ignore[assignment]
+            learner.optimizer.param_groups[0]["full_lr"] = 1.0
+            learner.settings = settings.model_copy(
+                update={"distill": settings.distill.model_copy(update={"beta": 0.0})}
+            )
+            train_step(learner, next(read_updates(course)).parts, step=1)
+            for name, p in learner.pair.named_parameters():
+                total[name] = total.get(name, torch.zeros_like(p)) + (p.detach() - before[name])
+        return total
+
+    whole = gradients(1)
+    for name, value in gradients(size).items():
+        torch.testing.assert_close(value, whole[name], rtol=1e-5, atol=1e-6)
+
+
 def test_the_loss_falls_on_clicks(make_settings: MakeSettings) -> None:
     """The invented readers click by their interests: both models must learn some of it."""
     settings = make_settings(task="recommendation", epochs=12, **{"model.dropout": 0.0})

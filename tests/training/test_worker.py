@@ -25,7 +25,8 @@ from newsbert_ray.record import METRICS, read_entries, read_record
 from newsbert_ray.training.checkpoint import CHECKPOINTS, step_folders
 from newsbert_ray.training.placement import at_rest
 from newsbert_ray.training.run import train
-from newsbert_ray.training.worker import GroupError, _append, _Tail
+from newsbert_ray.training.post import forget_entries, send_entry, take_entries
+from newsbert_ray.training.worker import GroupError
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
 
@@ -200,18 +201,15 @@ def test_an_error_that_would_come_again_ends_the_run(shards: Path, session: None
     assert len(list((tmp_path / "run" / "tensorboard").iterdir())) == 1
 
 
-def test_a_line_cut_short_is_left_out(tmp_path: Path) -> None:
-    """A worker killed while it writes must not cost the next one's first evaluation."""
-    path = tmp_path / "entries.jsonl"
-    tail = _Tail(path)
-    assert tail() == []
-    _append(path, {"step": 1})
-    with path.open("a") as file:
-        file.write('\n{"step": 2, "kin')
-    assert tail() == [{"step": 1}]
-    assert tail() == []
-    _append(path, {"step": 3})
-    assert tail() == [{"step": 3}]
+def test_entries_come_once_in_their_order_and_to_their_own_follower(session: None) -> None:
+    """A worker's evaluation is lost, shown twice, or shown in another group's run."""
+    for step in (1, 2, 3):
+        send_entry("one", {"step": step})
+    send_entry("one-more", {"step": 9})
+    assert [entry["step"] for entry in take_entries("one")] == [1, 2, 3]
+    assert take_entries("one") == []
+    forget_entries("one-more")
+    assert take_entries("one-more") == []
 
 
 def test_more_workers_than_the_cluster_has(shards: Path, session: None, tmp_path: Path) -> None:
