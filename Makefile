@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint bench clean
+.PHONY: help demo test check lint bench soak clean
 
 help: ## List these targets.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ test: lint ## Lint, types and every test.
 bench: $(READY) ## Every benchmark of tests/benchmarks, one after the other.
 	@set -e; for file in tests/benchmarks/bench_*.py; do name=$$(basename $$file .py); echo "== $$name"; $(BIN)/python -m tests.benchmarks.$$name; done
 
+soak: $(READY) ## Break a cluster of this machine at random under a sweep, and count what was lost.
+	$(BIN)/python -m tests.benchmarks.soak_cluster --faults 20 --out soak
+
 clean: ## Remove what the demo, the benchmarks and the tools wrote; .venv stays.
-	rm -rf demo bench build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf demo bench soak build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find newsbert_ray tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -154,7 +154,7 @@ class LocalCluster:
             except subprocess.TimeoutExpired:
                 kill_all([node.process.pid])
                 node.process.wait()
-        while any(_alive(pid) for pid in family) and time.monotonic() < end:
+        while any(alive(pid) for pid in family) and time.monotonic() < end:
             time.sleep(0.1)
         kill_all(family)
         self.nodes.clear()
@@ -163,7 +163,7 @@ class LocalCluster:
     def _start_head(self) -> Node:
         words = [*_RAY, "start", "--head", "--block", "--node-ip-address", _HOST, "--port", str(self._port)]
         words += ["--num-cpus", str(self._cpus), "--object-store-memory", str(STORE_BYTES)]
-        words += ["--min-worker-port", "0", "--max-worker-port", "0"]
+        words += ["--min-worker-port", "0", "--max-worker-port", "0", "--dashboard-agent-listen-port", "0"]
         words += ["--dashboard-host", _HOST, "--dashboard-port", self.dashboard.rpartition(":")[2]]
         words += ["--temp-dir", str(self.folder / "ray"), "--disable-usage-stats"]
         more: dict[str, str] = {}
@@ -303,7 +303,8 @@ def kill_all(pids: list[int] | set[int]) -> None:
             continue
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: int) -> bool:
+    """Whether the process still does something: a zombie does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
     except OSError:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from newsbert_ray.config import PrepareSettings, TrainSettings
     from newsbert_ray.data.prepare import prepare
     from newsbert_ray.data.synthetic import synthesize
+    from newsbert_ray.deploy.submit import submit
     from newsbert_ray.evaluation.evaluate import evaluate
     from newsbert_ray.record import RunRecord, read_record
     from newsbert_ray.reporting.report import report
@@ -31,6 +32,7 @@ _ROOMS = {
     "evaluate": "evaluation.evaluate",
     "sweep": "tune.search",
     "report": "reporting.report",
+    "submit": "deploy.submit",
 }
 
 __all__ = [
@@ -42,6 +44,7 @@ __all__ = [
     "prepare",
     "read_record",
     "report",
+    "submit",
     "sweep",
     "synthesize",
     "train",

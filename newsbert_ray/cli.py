@@ -14,20 +14,24 @@ from typing import Any, NamedTuple
 
 
 class Verb(NamedTuple):
-    """A word of the command line: what it does in one sentence, an example, and the function that does it."""
+    """A word of the command line: what it does in one sentence, an example, and the function that does it,
+    which may return an exit code."""
 
     sentence: str
     example: str
-    run: Callable[[list[str]], None]
+    run: Callable[[list[str]], int | None]
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one verb.
 
     Returns:
-        The exit code: 0 done, 1 failed, 2 a command that cannot be, 130 stopped by Ctrl-C.
+        The exit code: 0 done, 1 failed, 2 a command that cannot be, 130 stopped by Ctrl-C; of a submitted
+        job its own.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    cut = words.index("--") if "--" in words else len(words)  # behind it stand a submitted job's words
+    words, sent = words[:cut], words[cut:]
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     if not words:
@@ -50,14 +54,14 @@ def main(argv: list[str] | None = None) -> int:
     if "--help" in rest or "-h" in rest:
         _print_help(name)
         return 0
-    return _run(name, rest, debug=debug)
+    return _run(name, [*rest, *sent], debug=debug)
 
 
 def _run(name: str, words: list[str], *, debug: bool) -> int:
     """The verb's exit code; what it raises becomes one message, with `debug` its frames."""
     _configure_logging(debug=debug)
     try:
-        VERBS[name].run(words)
+        code = VERBS[name].run(words)
         sys.stdout.flush()
     except KeyboardInterrupt:
         again = _GO_ON.get(name, "the same command")
@@ -69,11 +73,11 @@ def _run(name: str, words: list[str], *, debug: bool) -> int:
     except Exception as error:
         if debug:
             raise
-        code, message = _describe(error)
-        hint = f" (every setting: newsbert-ray {name} --help)" if code == 2 else ""
+        failure, message = _describe(error)
+        hint = f" (every setting: newsbert-ray {name} --help)" if failure == 2 else ""
         print(f"newsbert-ray {name}: {message}{hint}", file=sys.stderr)
-        return code
-    return 0
+        return failure
+    return code or 0
 
 
 def _describe(error: BaseException) -> tuple[int, str]:
@@ -159,30 +163,19 @@ def _train(words: list[str]) -> None:
 
 
 def _sweep(words: list[str]) -> None:
-    from newsbert_ray.flags import CONTROL, values_from
+    from newsbert_ray.flags import sweep_from
 
-    values = values_from("sweep", words)
-    control = {name: values.pop(name) for name in CONTROL if values.get(name) is not None}
-    space, out = values.pop("space"), values.pop("out")
-    resume, plan, curves = values.pop("resume", False), values.pop("plan", False), values.pop("curves", None)
-    concurrency, changes = values.pop("concurrency", None), values.pop("vary", None) or []
-    from newsbert_ray.tune.space_file import parse_vary
-
-    asked: dict[str, Any] = {
-        "overrides": values,
-        "vary": dict(map(parse_vary, changes)),
-        "control": control,
-        "concurrency": concurrency,
-    }
-    if plan:
+    given = sweep_from(words)
+    space, out, asked = given["space"], given["out"], given["asked"]
+    if given["plan"]:
         from newsbert_ray.tune.preview import preview
 
-        preview(space, out=out, curves=curves, **asked)
+        preview(space, out=out, curves=given["curves"], **asked)
         return
     from newsbert_ray.tune.plan import SweepError
     from newsbert_ray.tune.search import sweep
 
-    result = sweep(space, out=out, resume=resume, **asked)
+    result = sweep(space, out=out, resume=bool(given["resume"]), **asked)
     if result.best is None:
         raise SweepError(f"{out}: no trial finished; the reasons stand above")
     if result.failures:
@@ -258,6 +251,81 @@ def _synthesize_pairs(words: list[str]) -> None:
     except ValueError as error:
         raise SettingsError(str(error)) from error
     print("\n".join(str(table) for table in tables))
+
+
+def _doctor(words: list[str]) -> None:
+    from newsbert_ray.flags import values_from
+
+    values = values_from("doctor", words)
+    as_json = values.pop("json", False)
+    from newsbert_ray.deploy.doctor import DoctorError, doctor
+
+    findings = []
+    for finding in doctor(**values):
+        findings.append(finding)
+        if not as_json:
+            _print_finding(finding)
+    if as_json:
+        print(json.dumps([finding._asdict() for finding in findings], indent=1))
+    if ill := sum(finding.state == "mend" for finding in findings):
+        raise DoctorError(f"{ill} to mend; what to do stands {'under cure' if as_json else 'below each'}")
+
+
+def _submit(words: list[str]) -> int:
+    from contextlib import chdir
+
+    from newsbert_ray.flags import UsageError, named_by, values_from
+
+    values = values_from("submit", words)
+    command = values.pop("command", [])
+    from newsbert_ray.config import SettingsError
+    from newsbert_ray.deploy.job import Parcel, read_variables
+    from newsbert_ray.deploy.submit import Cluster, list_jobs, show_log, stop_job, submit
+
+    cluster = Cluster(values.get("address"), values.get("token_file"))
+    job, log, ended = values.get("id"), values.get("logs"), values.get("stop")
+    if sum(map(bool, (command, log, ended, values.get("list")))) != 1:
+        raise SettingsError("give one of: -- VERB SETTINGS, --logs JOB, --stop JOB, --list")
+    if log:
+        return show_log(log, cluster=cluster)
+    if ended:
+        return stop_job(ended, cluster=cluster)
+    if not command:
+        return list_jobs(cluster=cluster)
+    verb, *rest = command
+    able = [name for name in VERBS if name != "submit"]
+    if verb not in able:
+        raise SettingsError(f"-- {verb}: no verb to submit; one of {', '.join(able)}")
+    folder = values.get("working_dir", ".")
+    parcel = Parcel(
+        folder=folder,
+        include=tuple(values.get("include") or ()),
+        exclude=tuple(values.get("exclude") or ()),
+        variables=read_variables(values.get("env") or ()),
+        pip=values.get("pip"),
+    )
+    if not os.path.isdir(folder):
+        raise SettingsError(f"--working_dir {folder}: no folder there")
+    try:
+        with chdir(folder):
+            named = named_by(verb, [word for word in rest if word != "--debug"])
+    except (UsageError, SettingsError) as error:
+        raise SettingsError(f"{verb}: {error}") from error
+    wait = not values.get("no_wait")
+    return submit(command, cluster=cluster, parcel=parcel, named=named, job=job, wait=wait)
+
+
+def _print_finding(finding: Any) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    style = {"ok": "green", "note": "yellow", "mend": "bold red"}[finding.state]
+    line = Text.assemble((f"{finding.state:<5}", style), f"{finding.topic:<9} {finding.found}")
+    Console().print(line, soft_wrap=True)
+    if finding.cure:
+        Console().print(
+            Text(f"{'':<15}{'cure: ' if finding.state == 'mend' else ''}{finding.cure}"), soft_wrap=True
+        )
 
 
 def _print_metrics(metrics: dict[str, Any]) -> None:
@@ -352,6 +420,12 @@ VERBS = {
         " --out runs/beta",
         _sweep,
     ),
+    "submit": Verb(
+        "Send one of these verbs to a Ray cluster as a job, follow its log, hand its exit code back.",
+        "newsbert-ray submit --address http://127.0.0.1:8265 -- sweep search_spaces/cloud.yaml"
+        " --data s3://BUCKET/shards --teacher bert-base-uncased --out s3://BUCKET/cloud",
+        _submit,
+    ),
     "evaluate": Verb(
         "Measure a finished run's models on a split; write MIND's prediction file; show a user's ranking.",
         "newsbert-ray evaluate runs/first --split test",
@@ -361,6 +435,11 @@ VERBS = {
         "Draw tables and figures from the records of runs and sweeps.",
         "newsbert-ray report runs/beta --out report",
         _report,
+    ),
+    "doctor": Verb(
+        "Check versions, devices, storage, ports, shards, teacher and cluster, and say what to mend.",
+        "newsbert-ray doctor --data shards --teacher bert-base-uncased --out runs",
+        _doctor,
     ),
     "synthesize": Verb(
         "Write a small learnable corpus in MIND's own files, for trying things out.",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from jsonargparse import ArgumentError, ArgumentParser
@@ -44,6 +45,9 @@ def values_from(verb: str, words: list[str]) -> dict[str, Any]:
     Raises:
         UsageError: an unknown flag, a value of the wrong kind or out of range, something missing.
     """
+    if verb == "submit" and "--" in words:
+        cut = words.index("--")
+        return {**values_from(verb, words[:cut]), "command": words[cut + 1 :]}
     parser = parser_for(verb)
     words = _join_repeated(words, "--source") if verb == "prepare" else words
     whole = any(word.startswith("--print_config") for word in words)
@@ -53,6 +57,60 @@ def values_from(verb: str, words: list[str]) -> dict[str, Any]:
         flags = sorted(flag.removeprefix("--") for flag in parser._option_string_actions)
         raise UsageError(_explain(str(error), words, flags=flags, model=_SETTINGS.get(verb))) from error
     return {name: value for name, value in values.items() if name != "config"}
+
+
+def sweep_from(words: list[str]) -> dict[str, Any]:
+    """The words of `sweep`: space, out, resume, plan, curves; under `asked` what goes over the file.
+
+    Raises:
+        UsageError, SettingsError: as `values_from`; an axis that is none.
+    """
+    from newsbert_ray.tune.space_file import parse_vary
+
+    values = values_from("sweep", words)
+    control = {name: values.pop(name) for name in CONTROL if values.get(name) is not None}
+    found = {name: values.pop(name, None) for name in ("space", "out", "resume", "plan", "curves")}
+    concurrency, changes = values.pop("concurrency", None), values.pop("vary", None) or []
+    vary = dict(map(parse_vary, changes))
+    asked = {"overrides": values, "vary": vary, "control": control, "concurrency": concurrency}
+    return {**found, "asked": asked}
+
+
+def named_by(verb: str, words: list[str]) -> dict[str, Any]:
+    """What a command names, by the setting's name, once all is checked that needs no data and no teacher.
+
+    Raises:
+        UsageError, SettingsError: what would end the command on a cluster ends it here.
+    """
+    if verb in ("prepare", "train"):
+        named = settings_from(verb, _SETTINGS[verb], words).model_dump()
+    elif verb == "sweep":
+        named = _named_by_sweep(words)
+    else:
+        named = values_from(verb, words)
+    return {**named, "config": _following(words, "--config")}
+
+
+def _named_by_sweep(words: list[str]) -> dict[str, Any]:
+    from newsbert_ray.tune import space as spaces
+    from newsbert_ray.tune.space_file import read_space
+
+    given = sweep_from(words)
+    asked, overrides = given["asked"], given["asked"]["overrides"]
+    space = read_space(given["space"], task=overrides.get("task"))
+    named = {**space.settings, **overrides}
+    if not given["resume"]:  # which goes on with what stands in its folder
+        space, _ = spaces.fix(spaces.vary(spaces.steer(space, asked["control"]), asked["vary"]), overrides)
+        if all(axis.values is not None or not axis.divisors for axis in space.axes):
+            spaces.check_space(space, out=Path(given["out"]), overrides=overrides)
+    return {**given, **{name: named.get(name) for name in ("data", "teacher")}}
+
+
+def _following(words: list[str], flag: str) -> str | None:
+    for word, after in zip(words, [*words[1:], ""], strict=True):
+        if word == flag or word.startswith(f"{flag}="):
+            return word.partition("=")[2] or after
+    return None
 
 
 def help_text(verb: str) -> str:
@@ -79,6 +137,10 @@ def parser_for(verb: str) -> ArgumentParser:
     elif verb == "report":
         parser.add_argument("folders", nargs="+", type=str, help="Runs or sweeps; every record at or below.")
         parser.add_argument("--out", type=str, required=True, help="Folder for the tables and figures.")
+    elif verb == "doctor":
+        _add_doctor(parser)
+    elif verb == "submit":
+        _add_submit(parser)
     elif verb == "synthesize-pairs":
         from newsbert_ray.data.synthetic_pairs import synthesize_pairs
 
@@ -97,7 +159,10 @@ def _add_sweep(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--resume", action="store_true", help="Go on with the sweep that stands in --out.")
     parser.add_argument(
-        "--concurrency", type=PositiveInt, help="Trials at once; as many as there are cores by default."
+        "--concurrency",
+        type=PositiveInt,
+        help="Trials at once; as many as there are cores by default. A cluster with Ray's autoscaler (v2) is "
+        "asked for so many from the start.",
     )
     parser.add_argument(
         "--vary",
@@ -150,6 +215,76 @@ def _add_evaluate(parser: ArgumentParser) -> None:
         "--model", choices=["student", "teacher"], default="student", help="Whose ranking those are."
     )
     parser.add_argument("--json", action="store_true", help="Print JSON instead of a table.")
+
+
+def _add_doctor(parser: ArgumentParser) -> None:
+    parser.add_argument("--data", type=str, help="Folder of shards to look at.")
+    parser.add_argument("--out", type=str, help="Where results are to go: a folder or a URL such as s3://...")
+    parser.add_argument(
+        "--address",
+        type=str,
+        help="Cluster: its dashboard's http(s)://HOST:PORT or its head's HOST:PORT; RAY_ADDRESS by default.",
+    )
+    parser.add_argument(
+        "--teacher", type=str, help="Encoder that is to teach: a name, a folder or `scratch`."
+    )
+    parser.add_argument("--deep", action="store_true", help="Compare each shard's hash too; reads them all.")
+    parser.add_argument("--json", action="store_true", help="Print JSON instead of lines.")
+
+
+def _add_submit(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--address",
+        type=str,
+        help="Cluster's dashboard, http(s)://HOST:PORT; RAY_API_SERVER_ADDRESS by default.",
+    )
+    add(
+        "--token_file",
+        type=str,
+        metavar="FILE",
+        help="File with the cluster's token; RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token by "
+        "default. It is shown only to a cluster that asks for one.",
+    )
+    add(
+        "--working_dir",
+        type=str,
+        default=".",
+        help="Folder that is sent (at most 100 MB on disk), and that the verb's relative paths start from; "
+        "runs, data, caches, weights and what .gitignore or .rayignore names stay here. newsbert_ray itself "
+        "goes along from anywhere.",
+    )
+    add("--include", action="append", metavar="PATTERN", help="Send this too, such as /shards/; repeatable.")
+    add(
+        "--exclude",
+        action="append",
+        metavar="PATTERN",
+        help="Leave this here, as in a .gitignore; repeatable.",
+    )
+    add(
+        "--env",
+        action="append",
+        metavar="NAME=VALUE",
+        help="Variable of the job and its workers; repeatable. No secret: all who see the cluster see it.",
+    )
+    add(
+        "--pip",
+        type=str,
+        metavar="FILE",
+        help="Requirements that each node installs first, such as constraints.txt: for clusters without our "
+        "image. Takes minutes.",
+    )
+    add("--id", type=str, metavar="JOB", help="The job's name; made of verb and time by default.")
+    add(
+        "--no_wait",
+        action="store_true",
+        help="Return once it is sent, without following its log; results are in the verb's own --out.",
+    )
+    add("--logs", type=str, metavar="JOB", help="Instead: follow a job's log from its beginning.")
+    add(
+        "--stop", type=str, metavar="JOB", help="Instead: stop a job, as Ctrl-C would, and wait until it has."
+    )
+    add("--list", action="store_true", help="Instead: show the cluster's jobs.")
 
 
 def _join_repeated(words: list[str], flag: str) -> list[str]:

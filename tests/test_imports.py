@@ -13,7 +13,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "newsbert_ray"
 ORDER = (
-    ("config", "record", "connect", "tasks", "methods"),
+    ("config", "record", "connect", "tasks", "methods", "events", "meters", "storage"),
     ("data",),
     ("model",),
     ("distill",),
@@ -32,9 +32,11 @@ RAY = (
     "training.worker",
     "training.rendezvous",
     "training.placement",
+    "training.post",
     "tune",
     "deploy",
     "connect",
+    "meters",
     "cli",
 )
 TORCH = (

@@ -117,6 +117,10 @@ def _read(folder: str, texts: Texts) -> TextTable:
             arrays.append(np.load(path, mmap_mode="r", allow_pickle=False))
         except FileNotFoundError as error:
             raise ShardError(f"{path}: missing; prepare again with --overwrite true") from error
+        except ValueError as error:
+            raise ShardError(
+                f"{path}: no array of numbers ({error}); prepare again with --overwrite true"
+            ) from error
     return TextTable(arrays[0], np.array(arrays[1]))
 
 

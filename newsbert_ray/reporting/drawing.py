@@ -120,11 +120,13 @@ def _height(figure: FigureData[AnyPanel], index: int) -> float:
 
 
 def _share(figure: FigureData[AnyPanel], axis: Axes, *, first: bool) -> None:
-    """Whole numbers on x; y's numbers and name on the first panel of a row alone, where all have them."""
+    """Whole numbers on x or y; y's numbers and name on a row's first panel alone, where all have them."""
     from matplotlib.ticker import MaxNLocator
 
     if figure.whole_x:
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if figure.whole_y:
+        axis.yaxis.set_major_locator(MaxNLocator(integer=True))
     if figure.share_y and not first:
         axis.set_ylabel("")
         axis.tick_params(axis="y", labelleft=False)

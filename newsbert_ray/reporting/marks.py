@@ -74,7 +74,9 @@ def draw_panel(
 def _draw_traces(panel: Panel, axis: Axes, handles: dict[str, Any]) -> None:
     for trace in panel.traces:
         look: dict[str, Any] = {"color": "#AAAAAA", "linewidth": 0.6, "alpha": 0.8}
-        if trace.stopped:
+        if trace.main:
+            look = {"color": COLOURS[0], "linewidth": 1.4}
+        elif trace.stopped:
             look |= {
                 "markeredgecolor": "#777777",
                 "marker": "x",

@@ -25,12 +25,14 @@ class Line:
 
 @dataclass(frozen=True)
 class Trace:
-    """One run among many, thin and grey; one that was stopped early ends at a marker."""
+    """One run among many, thin and grey; one that was stopped early ends at a marker. Or, `main`, a panel's
+    only line of single values."""
 
     label: str
     x: tuple[float, ...]
     y: tuple[float, ...]
     stopped: bool = False
+    main: bool = False
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,7 @@ class FigureData(Generic[P_co]):
     error_bars: bool = True
     whole_x: bool = False
     """Ticks of x at whole numbers only."""
+    whole_y: bool = False
     share_y: bool = False
     """One scale of y for all panels."""
     wide: bool = False

@@ -8,12 +8,14 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from newsbert_ray.events import read_events
 from newsbert_ray.record import RecordError, RunRecord, find_records, read_record, write_text
 from newsbert_ray.reporting.compared import by_task, distinct
 from newsbert_ray.reporting.costs import COST_FIGURE, cost_figure
 from newsbert_ray.reporting.drawing import draw_svg, figure_paths, write_figure
 from newsbert_ray.reporting.figures import BETA_FIGURE, CURVE_FIGURE, beta_figure, curve_figure
 from newsbert_ray.reporting.importance import IMPORTANCE_FIGURE, importance_figure
+from newsbert_ray.reporting.nodes import NODES_FIGURE, nodes_figure
 from newsbert_ray.reporting.over_settings import OVER_FIGURE, over_settings
 from newsbert_ray.reporting.page import Page, Picture, to_markdown
 from newsbert_ray.reporting.panels import AnyPanel, FigureData, NothingToDraw, Panel
@@ -30,7 +32,16 @@ from newsbert_ray.tasks import TASKS, TaskName
 _log = logging.getLogger(__name__)
 
 Make = Callable[[], FigureData[AnyPanel]]
-NAMES = (BETA_FIGURE, CURVE_FIGURE, OVER_FIGURE, IMPORTANCE_FIGURE, CURVES_FIGURE, FRONT_FIGURE, COST_FIGURE)
+NAMES = (
+    BETA_FIGURE,
+    CURVE_FIGURE,
+    OVER_FIGURE,
+    IMPORTANCE_FIGURE,
+    CURVES_FIGURE,
+    FRONT_FIGURE,
+    COST_FIGURE,
+    NODES_FIGURE,
+)
 
 
 def report(folders: Sequence[str | Path], *, out: str | Path) -> list[Path]:
@@ -107,6 +118,7 @@ def _report_sweep(sweep: Sweep, out: Path) -> list[Path]:
         IMPORTANCE_FIGURE: lambda: importance_figure(sweep),
         CURVES_FIGURE: lambda: learning_curves(sweep),
         COST_FIGURE: lambda: cost_figure(sweep),
+        NODES_FIGURE: lambda: nodes_figure(read_events(sweep.folder)),
     }
     if sweep.space["search"]["sampler"] == "grid":
         # Of points that a sampler has scattered each would be a line of its own.

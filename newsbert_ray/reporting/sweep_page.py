@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from newsbert_ray.reporting.costs import COST_FIGURE, Costs, costs_of, duration
 from newsbert_ray.reporting.figures import BETA_FIGURE, short
 from newsbert_ray.reporting.importance import IMPORTANCE_FIGURE
+from newsbert_ray.reporting.nodes import NODES_FIGURE
 from newsbert_ray.reporting.over_settings import OVER_FIGURE
 from newsbert_ray.reporting.page import Block, Command, Facts, Page, Picture, Section, Table, Text
 from newsbert_ray.reporting.points import bare, full, points_table, say
@@ -37,6 +38,8 @@ def sweep_page(sweep: Sweep, figures: Figures) -> Page:
     ]
     if isinstance(figures.get(BETA_FIGURE), Picture):
         sections.append(Section("Over beta, on the test split", (_figure(figures, BETA_FIGURE),)))
+    if isinstance(figures.get(NODES_FIGURE), Picture):
+        sections.append(Section("The cluster under it", (_figure(figures, NODES_FIGURE),)))
     sections += [_cost(sweep, figures), _behind(sweep)]
     return Page(f"Sweep {sweep.space['name']}", _lead(sweep), tuple(sections))
 

@@ -180,10 +180,14 @@ def _write_folder(path: Path, tensors: Mapping[str, Tensor], state: dict[str, An
 
 
 def _read_folder(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     state = _verify(path)
-    return load_file(path / WEIGHTS), state
+    try:
+        return load_file(path / WEIGHTS), state
+    except (SafetensorError, ValueError) as error:
+        raise CheckpointError(f"{path}: {WEIGHTS} holds no safetensors ({error})") from error
 
 
 def _verify(path: Path) -> dict[str, Any]:

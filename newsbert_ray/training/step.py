@@ -62,9 +62,9 @@ def build_learner(pair: Pair, settings: TrainSettings, *, total_steps: int, worl
     adam = torch.optim.Adam(
         groups, betas=(optimizer.beta1, optimizer.beta2), eps=optimizer.epsilon, fused=True
     )
-    # DDP reduces gradients as autograd makes them, so with several workers tables keep autograd's dense way.
-    tables = [table for table in pair.word_tables() if table.weight.requires_grad and world_size == 1]
-    return Learner(pair, pair, adam, settings, total_steps, TableGradients(tables), world_size)
+    tables = [table for table in pair.word_tables() if table.weight.requires_grad]
+    gradients = TableGradients(tables, world_size=world_size)
+    return Learner(pair, pair, adam, settings, total_steps, gradients, world_size)
 
 
 def learning_rate_factor(step: int, settings: TrainSettings, *, total_steps: int) -> float:
@@ -85,7 +85,8 @@ def train_step(
 ) -> dict[str, Tensor | float]:
     """One update from this worker's parts of a batch.
 
-    Backward of L_t + L_s once a part (workers' gradients are summed by DDP), mix, clip, Adam. Dropout is a
+    Backward of L_t + L_s once a part (workers' gradients are averaged by DDP, those of the tables by
+    TableGradients), mix, clip, Adam. Dropout is a
     function of seed, step and the part's number in the update, so that a resumed run, or one on fewer
     workers, draws what an unbroken one would.
 

@@ -19,6 +19,8 @@ from newsbert_ray.data.reading import Course, Update, course_of
 from newsbert_ray.data.shards import Manifest, Split, read_manifest
 from newsbert_ray.evaluation.place import Pace, Scores
 from newsbert_ray.evaluation.scoring import score_pair
+from newsbert_ray.events import EventLog
+from newsbert_ray.meters import RunMeters
 from newsbert_ray.model.assemble import assemble_pair, write_student
 from newsbert_ray.model.pair import block_map
 from newsbert_ray.record import RunRecord, describe_hardware, installed_versions, write_record
@@ -60,6 +62,9 @@ def run_worker(
     if not world.first:
         progress.sums = dict.fromkeys(progress.sums, 0.0)
     journal = Journal(run, done=progress.step) if world.first else None
+    log, meters = EventLog(run), RunMeters(run)
+    if world.first:
+        log("resume" if progress.step else "start", step=progress.step, workers=world.size)
 
     def score(split: Split, pace: Pace | None = None) -> Scores:
         return score_pair(learner.pair, settings, manifest, split, place=world.place, pace=pace)
@@ -72,7 +77,7 @@ def run_worker(
             progress=progress,
             world=world,
             evaluate=lambda: score("validation"),
-            report=both(journal, report) if journal else report,
+            report=both(journal, meters, log.report, report) if journal else report,
             checkpoints=run / CHECKPOINTS,
             leaving=leaving,
         )
@@ -85,6 +90,7 @@ def run_worker(
             journal.close()
     if world.first:
         _finish(settings, manifest, learner, progress, test, pace, world)
+        log("end", steps=progress.step, seconds=sum(progress.seconds.values()))
 
 
 def build_worker_learner(settings: TrainSettings, manifest: Manifest, plan: Course, world: World) -> Learner:
@@ -94,6 +100,11 @@ def build_worker_learner(settings: TrainSettings, manifest: Manifest, plan: Cour
     pair = assemble_pair(settings, manifest).to(world.device)
     learner = build_learner(pair, settings, total_steps=plan.total_steps, world_size=world.size)
     if world.size > 1:
+        tables = {id(table.weight) for table in learner.tables.tables}
+        # What DDP's own `_set_params_and_buffers_to_ignore_for_model` sets.
+        pair._ddp_params_and_buffers_to_ignore = [  # type: ignore[assignment]
+            name for name, parameter in pair.named_parameters() if id(parameter) in tables
+        ]
         learner.model = nn.parallel.DistributedDataParallel(
             pair, device_ids=[world.device] if world.device.type == "cuda" else None
         )

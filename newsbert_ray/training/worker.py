@@ -8,12 +8,14 @@ import time
 import uuid
 from contextlib import ExitStack
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 from newsbert_ray.config import SettingsError, TrainSettings
 from newsbert_ray.connect import RaySession, environment, ray_session
 from newsbert_ray.data.reading import course_of
 from newsbert_ray.data.shards import Manifest
+from newsbert_ray.events import EventLog
 from newsbert_ray.record import RECORD
 from newsbert_ray.training.journal import Display
 from newsbert_ray.training.loop import LeavingError, Report
@@ -34,6 +36,8 @@ _MAX_FAILURES = 3
 _LOOK_SECONDS = 0.5
 _ENVIRONMENT = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
 """Ray's own 2 s would pass after every trial of a sweep."""
+_ELASTIC = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20"}
+"""A group that may be smaller does not wait longer than that for the nodes of all its workers."""
 _ONE_MACHINE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 """A process less where nothing is left to go on with when the machine is taken away."""
 
@@ -103,6 +107,7 @@ class _Group:
         # Workers of an earlier start may still send to theirs.
         self._name = uuid.uuid4().hex
         self._furthest = 0
+        self._notes: SimpleQueue[str] = SimpleQueue()
         self._config = {
             "settings": settings.model_dump(),
             "threads": _threads(settings, session),
@@ -122,6 +127,8 @@ class _Group:
         while alive:
             self._fit.join(_LOOK_SECONDS)
             alive = self._fit.is_alive()
+            while display and not self._notes.empty():
+                display.say(self._notes.get())
             for entry in take_entries(self._name):
                 self._furthest = max(self._furthest, entry["step"])
                 evaluation = entry["kind"] == "evaluation"
@@ -161,6 +168,9 @@ class _Group:
                 if failures > _MAX_FAILURES or self._ending.is_set() or _own_reason(error):
                     self.failure = error
                     return
+                reason = _reason(error)
+                EventLog(self._settings.out)("worker_restart", attempt=attempt, reason=reason)
+                self._notes.put(f"{reason}; the group goes on from its last checkpoint")
                 # Where it was the controller that died, its CPUs are still taken.
                 release_orphans()
 
@@ -175,7 +185,9 @@ class _Group:
         torch_config = (LoopbackConfig if self._loopback else TorchConfig)(
             backend="gloo" if 0 < gpus < 1 else None
         )
-        with environment({**_ENVIRONMENT, **(_ONE_MACHINE if self._loopback else {})}):
+        elastic = self._settings.min_workers not in (None, self._settings.workers)
+        more = {**(_ONE_MACHINE if self._loopback else {}), **(_ELASTIC if elastic else {})}
+        with environment({**_ENVIRONMENT, **more}):
             GroupTrainer(
                 _work,
                 train_loop_config=self._config,

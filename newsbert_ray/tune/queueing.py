@@ -20,14 +20,12 @@ from newsbert_ray.tune.stopping import EarlyStopping
 
 @dataclass
 class Running:
-    """A trial under way: its job, how many epochs it has, when it began, its early end once that is known,
-    and how often its process died with its machine still there."""
+    """A trial under way: its job, how many epochs it has, when it began, its early end once that is known."""
 
     job: Job
     epochs: int
     began: float = 0.0
     stop: EarlyStop | None = None
-    deaths: int = 0
 
     @property
     def seconds(self) -> float:
@@ -54,6 +52,8 @@ class Queue(Searcher):
         self._slots = slots
         self._budget = budget
         self._refused = refused
+        self._deaths: dict[str, int] = {}
+        self._began: dict[str, float] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -75,9 +75,26 @@ class Queue(Searcher):
                 self.jobs.finish(job, values=None, failure=str(error))
                 self._refused(job)
                 continue
-            self.running[trial_id] = Running(job, epochs=config["settings"]["epochs"])
+            began = self._began.get(job.name, 0.0)
+            self.running[trial_id] = Running(job, epochs=config["settings"]["epochs"], began=began)
             return config
-        return Searcher.FINISHED
+        # One that runs may yet have to be handed out again.
+        return None if self.running else Searcher.FINISHED
+
+    def again(self, running: Running, *, counted: bool, most: int) -> bool:
+        """Hand a trial out again that has broken off; False where it has done so too often.
+
+        Args:
+            counted: it was its own fault, not its machine's.
+            most: how often it may go on after those.
+        """
+        name = running.job.name
+        self._deaths[name] = self._deaths.get(name, 0) + counted
+        if self._deaths[name] > most:
+            return False
+        self._began[name] = running.began
+        self.jobs.put_back(running.job)
+        return True
 
     def _held_back(self) -> bool:
         """Whether no trial may start now; closes the sweep where none ever may."""

@@ -17,6 +17,8 @@ from ray.exceptions import RayActorError
 from ray.tune.experiment import Trial
 
 from newsbert_ray.connect import environment
+from newsbert_ray.events import Event, EventLog
+from newsbert_ray.meters import SweepMeters
 from newsbert_ray.record import write_stop
 from newsbert_ray.reporting.hparams import HParams
 from newsbert_ray.training.loop import LeavingError
@@ -33,6 +35,9 @@ from newsbert_ray.tune.trial import Train, run_trial
 RETRIES = 2
 """How often a trial whose process died starts again, from its own checkpoints; a machine that was taken away
 or died is not counted."""
+
+LOOK_SECONDS = 2.0
+"""Between two looks at the cluster's nodes and at the trials by state."""
 
 QUIET: Mapping[str, str] = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -93,7 +98,7 @@ def run_jobs(
                 tune_config=tune.TuneConfig(
                     search_alg=queue,
                     scheduler=Judge(queue, judge),
-                    num_samples=jobs.total,
+                    num_samples=-1,
                     # A group's driver must die with its trial, and the group's controller with it.
                     reuse_actors=not place.nested,
                     trial_dirname_creator=_trial_id,
@@ -103,7 +108,7 @@ def run_jobs(
                     storage_path=str(folder.absolute()),
                     verbose=0,
                     callbacks=[watch],
-                    failure_config=tune.FailureConfig(max_failures=-1),
+                    failure_config=tune.FailureConfig(max_failures=0),
                 ),
             ).fit()
             if caretaker is not None and not caretaker.settle():
@@ -135,9 +140,9 @@ def _trial_id(trial: Trial) -> str:
 
 
 def _error(trial: Trial) -> BaseException | None:
-    """What a trial ended with, as far as it can be read."""
+    """What a trial ended with, as far as it can be read, from the file that Tune has just written for it."""
     try:
-        found: BaseException | None = trial.get_pickled_error()
+        found: BaseException | None = ray.cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
     except Exception as unreadable:  # whatever the unpickling of somebody's exception raises
         return unreadable
     return found
@@ -150,9 +155,15 @@ def _machine_gone(error: BaseException | None) -> bool:
     return isinstance(getattr(error, "cause", None), LeavingError)
 
 
-def _reason(trial: Trial) -> str:
-    """Why Tune gave a trial up, in one line."""
-    error = _error(trial)
+def _cause(error: BaseException | None) -> str:
+    """Why a trial broke off that will go on."""
+    if isinstance(getattr(error, "cause", None), LeavingError):
+        return "its machine is about to be taken away"
+    return "its machine is gone" if _machine_gone(error) else "its process died"
+
+
+def _reason(error: BaseException | None) -> str:
+    """Why a trial is given up, in one line."""
     if error is None or isinstance(error, RayActorError):
         died = f"its process died {RETRIES + 1} times, for want of memory perhaps"
         return f"{died} ({_first_line(error)})" if error else died
@@ -182,6 +193,9 @@ class _Watch(tune.Callback):
         self._board = board
         self._check = check
         self._caretaker = caretaker
+        self._log, self._meters = EventLog(queue.jobs.folder), SweepMeters(queue.jobs.folder)
+        self._nodes: set[str] = set()
+        self._looked = 0.0
         self._fault: Exception | None = None
         self._on_board: set[str] = set()
 
@@ -190,6 +204,7 @@ class _Watch(tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         running = self._queue.running[trial.trial_id]
+        self._log("trial_retry" if running.began else "trial_start", trial=running.job.name)
         running.began = running.began or time.monotonic()
         self._display.started(running.job)
 
@@ -203,24 +218,21 @@ class _Watch(tune.Callback):
         if "epoch" in result:
             self._display.reported(job, result)
 
-    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        running = self._queue.running[trial.trial_id]
-        gone = _machine_gone(_error(trial))
-        running.deaths += not gone
-        if running.deaths == RETRIES:
-            trial.max_failures = trial.run_metadata.num_failures  # the next one is the last
-        why = "its machine is gone" if gone else "its process died"
-        self._display.say(f"{running.job.name}: {why}; it starts again from its last checkpoint")
-
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         with self._noted():
             self._end(trial)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         with self._noted():
+            error = _error(trial)
             running = self._queue.running.pop(trial.trial_id)
-            self._queue.jobs.finish(running.job, values=None, failure=_reason(trial))
-            self._close(running)
+            again = self._queue.again(running, counted=not _machine_gone(error), most=RETRIES)
+            if not again:
+                self._queue.jobs.finish(running.job, values=None, failure=_reason(error))
+                self._close(running)
+            else:
+                self._log("trial_broke_off", trial=running.job.name, reason=_cause(error))
+                self._display.say(f"{running.job.name}: {_cause(error)}; it goes on from its last checkpoint")
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         self._check()
@@ -229,6 +241,27 @@ class _Watch(tune.Callback):
         if self._caretaker is not None:
             self._caretaker.tick()
         self._display.tick()
+        if time.monotonic() - self._looked >= LOOK_SECONDS:
+            self._looked = time.monotonic()
+            self._look()
+
+    def _look(self) -> None:
+        """Tell the cluster's meters how the sweep stands, and the log which nodes came and went."""
+        jobs, running = self._queue.jobs, len(self._queue.running)
+        results, best = jobs.results.values(), jobs.best()
+        states = {
+            "running": running,
+            "waiting": max(0, jobs.unfinished - running),
+            "finished": sum(len(result.values) for result in results),
+            "stopped_early": sum(len(result.stops) for result in results),
+            "failed": sum(len(result.failures) for result in results),
+        }
+        self._meters.update(states, best=best.mean if best else None)
+        nodes = {node["NodeID"] for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]
+        for node in sorted(nodes ^ self._nodes):
+            event: Event = "node_came" if node in nodes else "node_gone"
+            self._log(event, node=node[:12], nodes=len(nodes), running=running)
+        self._nodes = nodes
 
     @contextmanager
     def _noted(self) -> Iterator[None]:
@@ -263,6 +296,7 @@ class _Watch(tune.Callback):
         found = dict(
             zip([goal.metric for goal in jobs.space.goals], result.values.get(job.seed, ()), strict=False)
         )
+        self._log("trial_end", trial=job.name, failure=result.failures.get(job.seed))
         self._board.end(job.name, _hparams(job), ok=job.seed not in result.failures, numbers=found)
         self._keeper.ended(running.job, at_rest=self._caretaker is None)
         if self._caretaker is not None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from newsbert_ray.config import SettingsError, TrainSettings
 from newsbert_ray.connect import ray_session
+from newsbert_ray.events import EventLog
 from newsbert_ray.record import RECORD, STOPPED, write_json
 from newsbert_ray.tune import space as spaces
 from newsbert_ray.tune.asking import build_space, read_asked
@@ -96,6 +97,8 @@ def sweep(
         plan["place"] = before.get("place", {})
         folder = _Folder(out, plan, before=float(before.get("seconds", 0.0)), began=began)
         folder.write("running")
+        log = EventLog(out)
+        log("resume" if before else "start", space=str(space))
         try:
             jobs = Jobs(found, Memory(found, out, plan["identity"]), out)
             for line in [*said, *opening(jobs, out)]:
@@ -112,6 +115,7 @@ def sweep(
             )
         except KeyboardInterrupt:
             folder.write("interrupted")
+            log("interrupted")
             say(console, f"interrupted; {_standing(out)}go on with:")
             say(console, f"  {resume_command(found, out)}")
             raise
@@ -120,6 +124,7 @@ def sweep(
                 _forget(out)
             else:
                 folder.write("broken off", ends=f"{type(error).__name__}: {error}")
+                log("error", reason=f"{type(error).__name__}: {error}")
             raise
         result = _result(jobs, out, asked["overrides"], seconds=folder.seconds)
         state = "ended at a limit" if jobs.closed else "finished"
@@ -129,6 +134,7 @@ def sweep(
             best=result.command,
             failures=result.failures,
         )
+        log("end", state=state, failures=len(result.failures))
         result = _reported(result)
     planned = ""
     if keeper and not before and not jobs.closed:

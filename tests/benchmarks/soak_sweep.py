@@ -23,6 +23,8 @@ import sys
 import time
 from pathlib import Path
 
+from cluster.local import alive, below, kill_all
+
 GRID = """\
 name: soak
 settings:
@@ -120,8 +122,7 @@ def one_kill(file: Path, shards: Path, out: Path, kind: str, wait: float, *, fir
         time.sleep(8)
         process.send_signal(signal.SIGINT)
     elif kind == "everything":
-        for pid in [process.pid, *family]:
-            try_kill(pid)
+        kill_all([process.pid, *family])
     elif kind == "driver":
         process.kill()
     else:
@@ -198,46 +199,12 @@ def ends(out: Path) -> str:
     return f"{len(done):2d} trials ended"
 
 
-def below(pid: int) -> list[int]:
-    """The process ids of all descendants."""
-    parents: dict[int, list[int]] = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parents.setdefault(int(path.read_text().rpartition(")")[2].split()[1]), []).append(
-                int(path.parent.name)
-            )
-        except (OSError, ValueError):
-            continue
-    found, queue = [], [pid]
-    while queue:
-        for child in parents.get(queue.pop(), []):
-            found.append(child)
-            queue.append(child)
-    return found
-
-
 def command(pid: int) -> bytes:
     """A process's command line; empty once it is gone."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return b""
-
-
-def alive(pid: int) -> bool:
-    """Whether the process still does something: a zombie does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
-    except OSError:
-        return False
-
-
-def try_kill(pid: int) -> None:
-    """SIGKILL; the process may have gone by itself."""
-    try:
-        os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
 
 
 if __name__ == "__main__":

@@ -263,7 +263,7 @@ def _pass(folder: Path, share: float, train_clicks: int) -> dict[str, Any]:
     start = last
     for update in updates:
         reading += time.perf_counter() - last
-        train_step(learner, list(update.parts), step=update.step, rank=0, statistics=False)
+        train_step(learner, list(update.parts), step=update.step, statistics=False)
         clicks += update.parts[0].rows
         texts += sum(len(bucket.input_ids) for bucket in update.parts[0].buckets)
         if clicks >= train_clicks:

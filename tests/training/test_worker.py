@@ -24,8 +24,8 @@ from newsbert_ray.data.shards import read_manifest
 from newsbert_ray.record import METRICS, read_entries, read_record
 from newsbert_ray.training.checkpoint import CHECKPOINTS, step_folders
 from newsbert_ray.training.placement import at_rest
-from newsbert_ray.training.run import train
 from newsbert_ray.training.post import forget_entries, send_entry, take_entries
+from newsbert_ray.training.run import train
 from newsbert_ray.training.worker import GroupError
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,11 +14,12 @@ from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
 from newsbert_ray.config import SettingsError
+from newsbert_ray.training.loop import LeavingError
 from newsbert_ray.tune.jobs import Job, Jobs
 from newsbert_ray.tune.limits import Budget
 from newsbert_ray.tune.memory import Memory
 from newsbert_ray.tune.queueing import Queue
-from newsbert_ray.tune.running import _reason
+from newsbert_ray.tune.running import _error, _machine_gone, _reason
 from newsbert_ray.tune.space import trial_settings
 from newsbert_ray.tune.space_file import read_space
 
@@ -100,21 +102,64 @@ def test_the_sweep_ends_at_its_target(write_space: WriteSpace, tmp_path: Path) -
     assert "reached limits.target = 0.6 (0.7000)" in jobs.closed
 
 
-def given_up(error: Callable[[], BaseException | None]) -> Trial:
-    """A trial that Tune gave up."""
-    return cast(Trial, SimpleNamespace(get_pickled_error=error))
-
-
 def test_only_a_dead_process_is_called_one() -> None:
     """A person buys memory for a fault in the settings."""
-
-    def unreadable() -> BaseException:
-        raise TypeError("missing 1 argument")
-
     died = "its process died 3 times, for want of memory perhaps"
-    assert _reason(given_up(lambda: RayActorError(error_msg="The actor died.\nIts frames"))).startswith(died)
-    assert _reason(given_up(lambda: None)) == died
+    assert _reason(RayActorError(error_msg="The actor died.\nIts frames")).startswith(died)
+    assert _reason(None) == died
     raised = RuntimeError("a whole trace")
     raised.cause = OSError("no space left\nand more")  # type: ignore[attr-defined]
-    assert _reason(given_up(lambda: raised)) == "OSError: no space left"
-    assert _reason(given_up(unreadable)) == "TypeError: missing 1 argument"
+    assert _reason(raised) == "OSError: no space left"
+
+
+class Unreadable(Exception):
+    """An exception that cannot be made again from its text, as many are."""
+
+    def __init__(self, one: str, other: str) -> None:
+        super().__init__(one + other)
+
+
+def test_an_error_that_cannot_be_read_is_said_to_be_one(tmp_path: Path) -> None:
+    """Whatever a trial raises, the sweep goes on."""
+    path = tmp_path / "error.pkl"
+    path.write_bytes(pickle.dumps(Unreadable("a", "b")))
+    assert isinstance(_error(cast(Trial, SimpleNamespace(pickled_error_file=str(path)))), TypeError)
+    path.write_bytes(pickle.dumps(OSError("no space left")))
+    assert str(_error(cast(Trial, SimpleNamespace(pickled_error_file=str(path))))) == "no space left"
+
+
+def test_a_machine_that_is_gone_is_not_the_trials_fault() -> None:
+    """Three spot machines taken away, and a sound trial counts as failed."""
+    warned = RuntimeError("a trace")
+    warned.cause = LeavingError("about to be taken away")  # type: ignore[attr-defined]
+    assert _machine_gone(warned)
+    assert _machine_gone(RayActorError(error_msg="The actor died because its node has died."))
+    assert not _machine_gone(RayActorError(error_msg="The actor died: worker exit by SIGKILL"))
+    assert not _machine_gone(None)
+
+
+def test_a_trial_goes_on_as_often_as_it_may(write_space: WriteSpace, tmp_path: Path) -> None:
+    """A trial that kills its process each time must end; one whose machines go must not, and must not be
+    forgotten when all others have been handed out."""
+    space = read_space(write_space(SPACE.replace("trials: 30", "trials: 1")))
+    jobs = Jobs(space, Memory(space, tmp_path), tmp_path)
+    queue = Queue(
+        jobs,
+        lambda job: {"settings": {"epochs": 2}},
+        slots=2,
+        budget=Budget(jobs, cpus=1, gpus=0),
+        refused=lambda job: None,
+    )
+    faults = [False, True, False, True, False]
+    for number, counted in enumerate(faults):
+        assert isinstance(queue.suggest(str(number)), dict)
+        assert queue.suggest("more") is None
+        running = queue.running.pop(str(number))
+        running.began = 5.0
+        assert queue.again(running, counted=counted, most=2)
+    assert isinstance(queue.suggest("last"), dict)
+    running = queue.running.pop("last")
+    assert running.began == 5.0, "its time goes on"
+    assert not queue.again(running, counted=True, most=2)
+    jobs.finish(running.job, values=None, failure="died")
+    assert queue.suggest("none") == Searcher.FINISHED

@@ -1,0 +1,166 @@
+"""Numbers of runs and sweeps for Ray's Prometheus endpoint, where Ray is there; nothing where it is not.
+
+Ray puts `ray_` before each name and `_total` behind a counter's. It forgets a gauge that was not set for two
+of its intervals (20 s), so the gauges of an ended trial go by themselves and may bear its name; counters stay
+as long as the node, so theirs do not.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from newsbert_ray.tasks import HEADINGS
+
+if TYPE_CHECKING:
+    from ray.util.metrics import Counter, Gauge
+
+STATES = ("running", "finished", "stopped_early", "failed", "waiting")
+"""What a sweep's trial can be."""
+REFRESH_SECONDS = 2.0
+_TRIALS = "trials"
+"""The folder in a sweep's that holds its trials'."""
+
+
+class Meter(NamedTuple):
+    """What a number is: `counter` only grows; `tags` tell its series apart."""
+
+    description: str
+    tags: tuple[str, ...]
+    counter: bool = False
+
+
+METERS: Mapping[str, Meter] = {
+    "newsbert_titles_per_second": Meter("Examples trained on a second, since the last log", ("run", "trial")),
+    "newsbert_titles": Meter("Examples trained on", ("run",), counter=True),
+    "newsbert_loss": Meter("Losses of the last logged step", ("run", "trial", "loss")),
+    "newsbert_step": Meter("Updates done", ("run", "trial")),
+    "newsbert_epoch": Meter("Epochs done, or the one under way", ("run", "trial")),
+    "newsbert_validation": Meter(
+        "Metrics of the last evaluation, 0 to 1", ("run", "trial", "model", "metric")
+    ),
+    "newsbert_seconds": Meter(
+        "Seconds by what they went to: train, data (waiting for it), evaluate, checkpoint, report",
+        ("run", "part"),
+        counter=True,
+    ),
+    "newsbert_trials": Meter("Trials of a sweep by state", ("run", "state")),
+    "newsbert_best": Meter("Best value of the sweep's first goal so far", ("run",)),
+}
+"""By the name that Ray is given; `run` is the name of the run's or the sweep's folder."""
+
+
+def exported_name(name: str) -> str:
+    """The name under which Prometheus finds a meter."""
+    return f"ray_{name}" + ("_total" if METERS[name].counter else "")
+
+
+class RunMeters:
+    """A report that passes a run's entries on to Prometheus; does nothing in a process without Ray."""
+
+    def __init__(self, folder: str | Path) -> None:
+        """
+        Args:
+            folder: of the run; below a sweep's `trials` it is a trial.
+        """
+        folder = Path(folder).absolute()
+        of_sweep = folder.parent.name == _TRIALS
+        self._run = folder.parent.parent.name if of_sweep else folder.name
+        self._trial = folder.name if of_sweep else ""
+        self._active = _ray_is_there()
+        self._gauges: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
+        self._seconds: dict[str, float] | None = None
+
+    def __call__(self, entry: Mapping[str, Any]) -> None:
+        """Take in an entry of the loop; the `seconds` of a log are those of all starts so far."""
+        if not self._active:
+            return
+        if entry["kind"] == "log":
+            self._keep("newsbert_titles_per_second", entry["titles_per_second"])
+            for loss, value in entry["train"].items():
+                self._keep("newsbert_loss", value, loss=loss)
+        elif entry["kind"] == "evaluation":
+            for model, metrics in entry["validation"].items():
+                for metric in metrics.keys() & HEADINGS.keys():
+                    self._keep("newsbert_validation", metrics[metric], model=model, metric=metric)
+        else:
+            return
+        self._keep("newsbert_step", entry["step"])
+        self._keep("newsbert_epoch", entry["epoch"])
+        # All of them, each time: the metrics of an evaluation would be forgotten before the next one.
+        for (name, tags), value in self._gauges.items():
+            _gauge(name).set(value, {**dict(tags), "run": self._run, "trial": self._trial})
+        if "seconds" in entry:
+            self._count(entry["seconds"], speed=entry["titles_per_second"], fresh=entry["step"] == 1)
+
+    def _keep(self, name: str, value: float, **tags: str) -> None:
+        self._gauges[name, tuple(tags.items())] = float(value)
+
+    def _count(self, seconds: Mapping[str, float], *, speed: float, fresh: bool) -> None:
+        """Add what has passed since the last log; an earlier start's seconds were counted by that start."""
+        before = self._seconds if self._seconds is not None else {} if fresh else seconds
+        passed = {part: value - before.get(part, 0.0) for part, value in seconds.items()}
+        counter = _counter("newsbert_seconds")
+        for part, value in passed.items():
+            if value > 0:
+                counter.inc(value, {"run": self._run, "part": part})
+        # The loop's speed is over the seconds of these two parts.
+        if (titles := speed * (passed.get("train", 0.0) + passed.get("data", 0.0))) > 0:
+            _counter("newsbert_titles").inc(titles, {"run": self._run})
+        self._seconds = dict(seconds)
+
+
+class SweepMeters:
+    """A sweep's trials by state, for Prometheus; does nothing in a process without Ray."""
+
+    def __init__(self, folder: str | Path) -> None:
+        """
+        Args:
+            folder: of the sweep.
+        """
+        self._run = Path(folder).absolute().name
+        self._active = _ray_is_there()
+        self._last: tuple[dict[str, int], float | None] = ({}, None)
+        self._told = 0.0
+
+    def update(self, states: Mapping[str, int], *, best: float | None = None) -> None:
+        """Tell how the trials stand; to be called often, an unchanged state is told every two seconds.
+
+        Args:
+            states: trials in each of STATES; those left out have none.
+            best: the first goal's best value, where there is one.
+        """
+        assert states.keys() <= set(STATES), f"states {sorted(states)}, known are {STATES}"
+        now = time.monotonic()
+        if not self._active or ((dict(states), best) == self._last and now - self._told < REFRESH_SECONDS):
+            return
+        self._last, self._told = (dict(states), best), now
+        trials = _gauge("newsbert_trials")
+        for state in STATES:
+            trials.set(states.get(state, 0), {"run": self._run, "state": state})
+        if best is not None:
+            _gauge("newsbert_best").set(best, {"run": self._run})
+
+
+def _ray_is_there() -> bool:
+    # Whoever connected has imported Ray; asking must not cost its import.
+    if "ray" not in sys.modules:
+        return False
+    import ray
+
+    return bool(ray.is_initialized())
+
+
+def _gauge(name: str) -> Gauge:
+    from ray.util.metrics import Gauge
+
+    return Gauge(name, description=METERS[name].description, tag_keys=METERS[name].tags)
+
+
+def _counter(name: str) -> Counter:
+    from ray.util.metrics import Counter
+
+    return Counter(name, description=METERS[name].description, tag_keys=METERS[name].tags)

@@ -1,0 +1,189 @@
+"""One worker against two, each on one core of its own: how much faster, and where the time goes.
+
+    python -m tests.benchmarks.bench_workers [--data SHARDS --teacher NAME_OR_DIR] [--batch_size 32 128]
+
+The same updates of the same global batch, by one process and by two (gloo, one thread and one core each), in
+turns. `exchange` is what a step takes longer than the same step without averaging gradients, in turns too;
+`data` is waiting for batches. Last, the same step on 8 and 64 GPUs on paper: bytes of the exchange and the
+assumptions below, all of them named constants.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import socket
+import statistics
+import time
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from newsbert_ray.config import TrainSettings, build_settings, merge
+from newsbert_ray.data.reading import course_of, read_updates
+from newsbert_ray.data.shards import read_manifest
+from newsbert_ray.training.loop import World
+from newsbert_ray.training.step import Learner, train_step
+from newsbert_ray.training.work import build_worker_learner
+from tests.benchmarks.subject import add_subject, say, subject
+
+GPU_FLOPS = 989e12
+GPU_SHARE = 0.3
+"""An H100's dense bf16 peak (its data sheet), and the share of it that a step is assumed to reach."""
+NODE_GPUS = 8
+NVLINK_BYTES = 450e9
+"""Bytes a second that a GPU sends to the others of its node (its data sheet: 900 GB/s both ways)."""
+NETWORK_BYTES = 50e9
+"""Bytes a second between nodes (400 Gb/s)."""
+GPU_BATCH = 128
+"""Titles of a GPU's share of a batch."""
+
+
+def main() -> None:
+    """Print one JSON line a batch size, then those on paper."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_subject(parser)
+    parser.add_argument("--batch_size", type=int, nargs="+", default=[32, 128])
+    parser.add_argument("--layers", type=int, default=1, help="of the student")
+    parser.add_argument("--steps", type=int, default=8, help="timed steps of each kind and turn")
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args()
+    common = {**subject(options), "student.layers": options.layers, "threads": 1, "out": "unused"}
+    for batch_size in options.batch_size:
+        found: dict[int, list[dict[str, float]]] = {1: [], 2: []}
+        for _ in range(options.repeats):
+            for workers, rows in found.items():
+                values = merge(common, {"batch_size": batch_size, "workers": workers})
+                rows.append(run(build_settings(TrainSettings, values), options.steps))
+        ratios = [two["titles"] / one["titles"] for one, two in zip(found[1], found[2], strict=True)]
+        two = {name: statistics.median(row[name] for row in found[2]) for name in found[2][0]}
+        whole = two["step"] + two["data"]
+        say(
+            f"two workers against one, global batch {batch_size}",
+            ratios=[round(ratio, 3) for ratio in ratios],
+            median=round(statistics.median(ratios), 3),
+            titles_per_second={n: round(statistics.median(r["titles"] for r in found[n]), 1) for n in found},
+            shares_of_two={
+                "exchange": round(two["exchange"] / whole, 3),
+                "data": round(two["data"] / whole, 3),
+                "step": round((two["step"] - two["exchange"]) / whole, 3),
+            },
+        )
+    on_paper(build_settings(TrainSettings, merge(common, {"workers": 2})))
+
+
+def run(settings: TrainSettings, steps: int) -> dict[str, float]:
+    """Seconds of a step, its exchange and its data, and titles a second, of the slowest worker."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = mp.get_context("spawn")
+    results = context.SimpleQueue()
+    processes = [
+        context.Process(target=work, args=(settings.model_dump(), rank, port, steps, results))
+        for rank in range(settings.workers)
+    ]
+    for process in processes:
+        process.start()
+    rows: list[dict[str, float]] = [results.get() for _ in processes]
+    for process in processes:
+        process.join()
+    return min(rows, key=lambda row: row["titles"])
+
+
+def work(values: dict[str, Any], rank: int, port: int, steps: int, results: Any) -> None:
+    """One worker: steps with and without the exchange, in turns."""
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[rank % len(cores)]})
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    settings = TrainSettings.model_validate(values)
+    world = World(rank, settings.workers, torch.device("cpu"))
+    if world.size > 1:
+        dist.init_process_group(
+            "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world.size
+        )
+    manifest = read_manifest(settings.data)
+    course = course_of(settings, manifest, rank=rank, world_size=world.size)
+    learner = build_worker_learner(settings, manifest, course, world)
+    updates = read_updates(course)
+    seconds: dict[str, list[float]] = {"data": [], "step": [], "alone": []}
+    titles = 0
+    for number in range(2 * steps + 2):
+        began = time.perf_counter()
+        update = next(updates)
+        read = time.perf_counter()
+        kind = "step" if number % 2 == 0 else "alone"
+        with contextlib.nullcontext() if kind == "step" else without_exchange(learner):
+            train_step(learner, update.parts, step=number + 1)
+        done = time.perf_counter()
+        if number >= 2:
+            seconds["data"].append(read - began)
+            seconds[kind].append(done - read)
+            titles += update.parts[0].rows if kind == "step" else 0
+    step, data = statistics.fmean(seconds["step"]), statistics.fmean(seconds["data"])
+    results.put(
+        {
+            "step": step,
+            "data": data,
+            "exchange": max(0.0, step - statistics.fmean(seconds["alone"])) if world.size > 1 else 0.0,
+            "titles": titles / steps / (step + data),
+        }
+    )
+    if world.size > 1:
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def without_exchange(learner: Learner) -> Any:
+    """The same step, each worker for itself."""
+    model, size = learner.model, learner.tables._world_size
+    learner.model, learner.tables._world_size = learner.pair, 1
+    try:
+        yield
+    finally:
+        learner.model, learner.tables._world_size = model, size
+
+
+def on_paper(settings: TrainSettings) -> None:
+    """Seconds of a step on one GPU and of its exchange among 8 and 64, nothing of them overlapped."""
+    manifest = read_manifest(settings.data)
+    course = course_of(settings, manifest)
+    learner = build_worker_learner(settings, manifest, course, World(0, 1, torch.device("cpu")))
+    tables = {id(table.weight) for table in learner.tables.tables}
+    pair = learner.pair
+    dense = 4 * sum(p.numel() for p in pair.parameters() if id(p) not in tables)
+    part = next(read_updates(course)).parts[0]
+    tokens = part.padded_tokens / part.rows * GPU_BATCH
+    layers = [p for m in (pair.teacher.layers, pair.student.layers) for p in m.parameters()]
+    compute = 6 * sum(p.numel() for p in layers) * tokens / (GPU_FLOPS * GPU_SHARE)
+    words = tokens * 4 * sum(table.embedding_dim for table in learner.tables.tables)
+    for gpus in (8, 64):
+        ring = 2 * (NODE_GPUS - 1) / NODE_GPUS * dense / NVLINK_BYTES + words * (NODE_GPUS - 1) / NVLINK_BYTES
+        nodes = gpus // NODE_GPUS
+        between = (2 * (nodes - 1) / nodes * dense + words * (gpus - NODE_GPUS)) / (NETWORK_BYTES * NODE_GPUS)
+        exchange = ring + (between if nodes > 1 else 0.0)
+        say(
+            f"on paper, {gpus} GPUs",
+            batch=gpus * GPU_BATCH,
+            dense_megabytes=round(dense / 1e6, 1),
+            rows_megabytes_each=round(words / 1e6, 2),
+            step_milliseconds=round(1000 * compute, 3),
+            exchange_milliseconds=round(1000 * exchange, 3),
+            speedup=round(gpus * compute / (compute + exchange), 1),
+            assumed={
+                "flops": GPU_FLOPS,
+                "share": GPU_SHARE,
+                "nvlink": NVLINK_BYTES,
+                "network": NETWORK_BYTES,
+            },
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""Real clusters on this machine under a sweep: nodes that come and go, and everything that breaks."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cluster.local import LocalCluster, below
+from newsbert_ray.events import read_events
+from newsbert_ray.record import METRICS, RECORD, read_entries, read_record
+from newsbert_ray.reporting.nodes import node_steps, trial_steps
+from tests.benchmarks.soak_cluster import Soak, check, one_fault, running
+from tests.test_connect import LOOPBACK, listeners
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+
+SPACE = """\
+name: small
+settings:
+  teacher: scratch
+  scratch: {layers: 2, hidden: 32, heads: 2, feed_forward: 64}
+  epochs: EPOCHS
+  batch_size: 8
+  log_every: 1
+  checkpoint: {every_steps: 10}
+space:
+  distill.beta: {grid: [0.0, 0.2]}
+  student.layers: {grid: [1, 2]}
+"""
+
+
+def sweep_command(folder: Path, shards: Path, *, epochs: int) -> list[str]:
+    """The words that begin the sweep, but for --out."""
+    (folder / "small.yaml").write_text(SPACE.replace("EPOCHS", str(epochs)), encoding="utf-8")
+    cli = [sys.executable, "-m", "newsbert_ray.cli"]
+    return [*cli, "sweep", str(folder / "small.yaml"), "--data", str(shards)]
+
+
+def run(words: list[str], environment: Mapping[str, str], *, seconds: float = 300) -> str:
+    """What a command says; it must end well."""
+    done = subprocess.run(
+        words, env={**os.environ, **environment}, capture_output=True, text=True, timeout=seconds, check=False
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+def test_a_sweep_brings_nodes_and_gives_them_back(shards: Path, tmp_path: Path) -> None:
+    """A head alone runs nothing for ever; or the nodes stay, and cost, when the sweep has ended."""
+    with LocalCluster(cpus=0, autoscale=2, idle_seconds=4) as cluster:
+        out = tmp_path / "sweep"
+        words = [*sweep_command(tmp_path, shards, epochs=3), "--out", str(out), "--concurrency", "2"]
+        assert "2 trials at once" in run(words, cluster.environment)
+        found = listeners([cluster.head.process.pid, *below(cluster.head.process.pid)])
+        assert found
+        assert found <= LOOPBACK
+        events = read_events(out)
+        assert max(count for _, count in node_steps(events)) == 3, "two nodes beside the head"
+        assert max(count for _, count in trial_steps(events)) == 2
+        assert len(list(out.glob(f"trials/*/{RECORD}"))) == 4
+        assert (out / "report" / "nodes_and_trials.png").exists()
+        end = time.monotonic() + 60
+        while (left := raylets(cluster)) > 1 and time.monotonic() < end:
+            time.sleep(0.5)
+        assert left == 1, "the head alone is left"
+
+
+def raylets(cluster: LocalCluster) -> int:
+    """Nodes of the cluster that are alive."""
+    commands = (Path(f"/proc/{pid}/cmdline") for pid in below(cluster.head.process.pid))
+    return sum(path.exists() and b"raylet/raylet" in path.read_bytes() for path in commands)
+
+
+def test_nothing_that_breaks_alters_a_sweep(shards: Path, tmp_path: Path) -> None:
+    """A trial lost, counted twice, or another model, because of a process, a node, a warning or the head."""
+    command = sweep_command(tmp_path, shards, epochs=12)
+    run([*command, "--out", str(tmp_path / "alone")], {})
+    with LocalCluster(cpus=0) as cluster:
+        soak = Soak(cluster, command, tmp_path / "sweep", group=False)
+        for kind in ("trial", "spot", "head", "node"):
+            wait_for_trials(soak)
+            if soak.ended:
+                break
+            row = one_fault(soak, kind)
+            assert row.epochs_lost == 0, str(row)
+        assert soak.driver.wait(300) == 0, (tmp_path / "soak.log").read_text(encoding="utf-8")[-3000:]
+    check(tmp_path / "sweep", tmp_path / "alone", exact=True)
+    seen = {event["event"] for event in read_events(tmp_path / "sweep")}
+    assert {"trial_broke_off", "trial_retry", "node_gone", "resume"} <= seen
+
+
+def wait_for_trials(soak: Soak) -> None:
+    """Until a trial has learned something, or the sweep has ended."""
+    end = time.monotonic() + 120
+    while not running(soak.out) and not soak.ended and time.monotonic() < end:
+        time.sleep(0.2)
+    time.sleep(1)
+
+
+def test_a_group_goes_on_with_fewer_workers_and_its_result_is_the_same(shards: Path, tmp_path: Path) -> None:
+    """A group that lost a node waits for ever, or trains on with other batches."""
+    words = [sys.executable, "-m", "newsbert_ray.cli", "train", "--data", str(shards), "--teacher", "scratch"]
+    words += ["--scratch.layers", "2", "--scratch.hidden", "32", "--scratch.heads", "2", "--epochs", "12"]
+    words += ["--batch_size", "8", "--log_every", "1", "--threads", "1", "--checkpoint.every_steps", "10"]
+    words += ["--workers", "2", "--min_workers", "1"]
+    with LocalCluster(cpus=0) as cluster:
+        nodes = [cluster.add_node(cpus=1) for _ in range(2)]
+        run([*words, "--out", str(tmp_path / "whole")], cluster.environment)
+        out = tmp_path / "broken"
+        group = subprocess.Popen([*words, "--out", str(out)], env={**os.environ, **cluster.environment})
+        end = time.monotonic() + 120
+        while not read_entries(out / METRICS) and time.monotonic() < end:
+            time.sleep(0.1)
+        cluster.kill_node(nodes[0])
+        assert group.wait(300) == 0
+    assert read_record(out).hardware["workers"] == 1, "it ended on the node that was left"
+    ours, theirs = (
+        load_file(folder / "student" / "model.safetensors") for folder in (out, tmp_path / "whole")
+    )
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, rtol=1e-4, atol=2e-5)
