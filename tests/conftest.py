@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -15,6 +17,9 @@ from newsbert_ray.data.batches import Batch, Bucket, Topics
 from newsbert_ray.data.prepare import prepare
 from newsbert_ray.data.synthetic import synthesize
 from newsbert_ray.record import RunRecord
+
+if TYPE_CHECKING:
+    from moto.server import ThreadedMotoServer
 
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
@@ -140,3 +145,55 @@ def make_record() -> MakeRecord:
         )
 
     return make
+
+
+@dataclass
+class Shelf:
+    """An S3 bucket of its own on the loopback; it forgets nothing while it is stopped."""
+
+    url: str
+    server: ThreadedMotoServer
+
+    @property
+    def files(self) -> Any:
+        """pyarrow's file system of it, and its name."""
+        from pyarrow.fs import FileSystem
+
+        return FileSystem.from_uri(self.url)
+
+    def stop(self) -> None:
+        """Take the storage away."""
+        self.server.stop()
+
+    def start(self) -> None:
+        """Bring it back, at the same address."""
+        self.server.start()
+
+
+@pytest.fixture
+def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shelf]:
+    """An S3 server on the loopback with an empty bucket, and a cache of this test's own."""
+    from moto.server import ThreadedMotoServer
+    from pyarrow.fs import FileSystem
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    server._port = port  # a second start is at the same address
+    values = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "nobody",
+        "AWS_SECRET_ACCESS_KEY": "nothing",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "NEWSBERT_CACHE": str(tmp_path / "cache"),
+    }
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    name = f"shelf-{tmp_path.name}".lower().replace("_", "-")[:60].strip("-")
+    FileSystem.from_uri(f"s3://{name}?allow_bucket_creation=true")[0].create_dir(name)
+    yield Shelf(f"s3://{name}", server)
+    server.stop()

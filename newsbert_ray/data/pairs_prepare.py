@@ -51,6 +51,7 @@ from newsbert_ray.data.split import (
 )
 from newsbert_ray.data.tokens import TitleTokenizer, learn_tokenizer, load_tokenizer
 from newsbert_ray.record import write_json
+from newsbert_ray.storage import fetch, is_url, publish, working
 
 __all__ = ["is_pairs_table", "prepare_pairs"]
 
@@ -117,24 +118,29 @@ def prepare_pairs(settings: PrepareSettings, *, say: Say = print) -> Manifest:
     Raises:
         PrepareError: tables, output folder or disk do not allow it; nothing at `settings.out` is altered.
         TokenizerError: the teacher's tokeniser cannot be had.
+        StorageError: an output folder in a bucket cannot be read or written, or another process works in it.
     """
     started = time.perf_counter()
-    out = Path(settings.out).expanduser()
     settings = settings.model_copy(update={"max_tokens": settings.max_tokens or TEXT_TOKENS})
     try:
-        with partial_folder(out) as partial:
-            return _prepare(settings, out, partial, say, started)
+        with working(settings.out, marks=(MANIFEST,)) as folder:
+            out = folder.expanduser()
+            with partial_folder(out) as partial:
+                return _prepare(settings, out, partial, say, started)
     except OSError as error:
-        raise PrepareError(f"cannot prepare {out}: {explain_os_error(error)}") from error
+        raise PrepareError(f"cannot prepare {settings.out}: {explain_os_error(error)}") from error
 
 
 def _prepare(settings: PrepareSettings, out: Path, partial: Path, say: Say, started: float) -> Manifest:
     tables = _open_tables(settings, say)
     files = _as_planned(tables)
-    tokenizer = None if settings.teacher == SCRATCH else load_tokenizer(settings.teacher)
+    teacher = str(fetch(settings.teacher)) if is_url(settings.teacher) else settings.teacher
+    tokenizer = None if settings.teacher == SCRATCH else load_tokenizer(teacher)
     found = find_prepared(out, settings, files, tokenizer, say=say)
     if found is not None:
-        say(f"already prepared: {out} holds {_count_splits(found)} of these very sources; nothing to do")
+        counted = f"{_count_splits(found)} of these very sources"
+        say(f"already prepared: {settings.out} holds {counted}; nothing to do")
+        publish(settings.out)
         return found
     mark = fingerprint(settings, files, tokenizer)
     scan = _scan(tables, out, partial, say)
@@ -149,6 +155,7 @@ def _prepare(settings: PrepareSettings, out: Path, partial: Path, say: Say, star
     manifest = _describe(tables, scan, written, texts, tokenizer, mark)
     write_json(partial / MANIFEST, manifest.model_dump(mode="json"))
     move_into_place(partial, out)
+    publish(settings.out)
     for line in _closing_lines(manifest, scan, settings, time.perf_counter() - started):
         say(line)
     return manifest

@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from newsbert_ray.config import SCRATCH, PrepareSettings
+from newsbert_ray.connect import inside_cluster
 from newsbert_ray.data.chunk import (
     GROUPS,
     Group,
@@ -51,6 +52,7 @@ from newsbert_ray.data.split import RARE, Fate, Hashes, is_known
 from newsbert_ray.data.texts import TextWriter
 from newsbert_ray.data.tokens import TitleTokenizer, learn_tokenizer, load_tokenizer
 from newsbert_ray.record import write_json
+from newsbert_ray.storage import fetch, is_url, publish, working
 
 __all__ = ["PrepareError", "prepare"]
 
@@ -88,27 +90,34 @@ def prepare(settings: PrepareSettings, *, say: Say = print) -> Manifest:
     Raises:
         PrepareError: sources, output folder or disk do not allow it; nothing at `settings.out` is altered.
         TokenizerError: the teacher's tokeniser cannot be had.
+        StorageError: an output folder in a bucket cannot be read or written, or another process works in it.
     """
     if any(map(is_pairs_table, settings.source)):
         return prepare_pairs(settings, say=say)
     started = time.perf_counter()
-    out = Path(settings.out).expanduser()
     try:
-        with partial_folder(out) as partial:
-            return _prepare(settings, out, partial, say, started)
+        with working(settings.out, marks=(MANIFEST,)) as folder:
+            out = folder.expanduser()
+            with partial_folder(out) as partial:
+                return _prepare(settings, out, partial, say, started)
     except OSError as error:
-        raise PrepareError(f"cannot prepare {out}: {explain_os_error(error)}") from error
+        raise PrepareError(f"cannot prepare {settings.out}: {explain_os_error(error)}") from error
 
 
 def _prepare(settings: PrepareSettings, out: Path, partial: Path, say: Say, started: float) -> Manifest:
     files = read_sources(settings.source, unpacked=partial, say=say)
-    tokenizer = None if settings.teacher == SCRATCH else load_tokenizer(settings.teacher)
+    teacher = str(fetch(settings.teacher)) if is_url(settings.teacher) else settings.teacher
+    tokenizer = None if settings.teacher == SCRATCH else load_tokenizer(teacher)
     found = find_prepared(out, settings, files, tokenizer, say=say)
     if found is not None:
-        say(f"already prepared: {out} holds {_count_splits(found)} news of these very sources; nothing to do")
+        counted = f"{_count_splits(found)} news of these very sources"
+        say(f"already prepared: {settings.out} holds {counted}; nothing to do")
+        publish(settings.out)
         return found
     mark = fingerprint(settings, files, tokenizer)
-    with _mapping(settings.workers) as map_all:
+    # Other machines would write into their own disks: what goes to a bucket is written by this process alone.
+    workers = 0 if is_url(settings.out) and inside_cluster() else settings.workers
+    with _mapping(workers) as map_all:
         plan = make_plan(files, settings, lambda work: map_all(work, scan_chunk, None))
         _require_few_bad_news(plan, settings, out, partial)
         require_news(plan)
@@ -127,6 +136,7 @@ def _prepare(settings: PrepareSettings, out: Path, partial: Path, say: Say, star
     manifest = _describe(settings, plan, sums, tokenizer, mark, texts)
     write_json(partial / MANIFEST, manifest.model_dump(mode="json"))
     move_into_place(partial, out)
+    publish(settings.out)
     for line in _closing_lines(manifest, plan, sums, settings, time.perf_counter() - started):
         say(line)
     return manifest

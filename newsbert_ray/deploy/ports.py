@@ -38,7 +38,7 @@ def check_ports(root: Path = Path("/")) -> list[Finding]:
         topic.ok(f"Ray's usual ports are free ({', '.join(map(str, PORTS))})")
     for port, variables in _heads(root / "proc"):
         outside = sorted(address for address in listening.get(port, ()) if not is_loopback(address))
-        where = f"a Ray head runs here, port {port}"
+        where = "a Ray head runs here" + (f", port {port}" if port else "")
         if not outside:
             topic.ok(f"{where}, on the loopback only")
         elif variables is None:

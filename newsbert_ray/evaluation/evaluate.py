@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from newsbert_ray import storage
 from newsbert_ray.config import SettingsError, TrainSettings, build_settings
 from newsbert_ray.data.shards import SPLITS, Manifest, ShardError, Split, read_manifest
 from newsbert_ray.evaluation.metrics import rank_candidates
@@ -25,9 +26,10 @@ from newsbert_ray.record import read_record
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished run's models, ready to score `data`'s shards."""
+    """A finished run's models, ready to score `data`'s shards; `settings` name them as they lie here."""
 
     settings: TrainSettings
+    data: str
     manifest: Manifest
     models: Models
     place: Place
@@ -62,7 +64,7 @@ def evaluate(
     """Metrics of a run's exported student, computed anew.
 
     Args:
-        run: folder of a finished run.
+        run: folder of a finished run, or its URL.
         data: prepared shards; those of the run by default.
         split: train, validation or test.
         submission: also write MIND's prediction file there (recommendation; .zip or .txt), labelled or not,
@@ -79,11 +81,12 @@ def evaluate(
         CheckpointError: the teacher's weights are damaged.
         SubmissionError: the prediction file cannot be written, or did not pass its check.
         SettingsError: a submission of a run that does not recommend, or of a model that is not kept.
+        StorageError: a place in a bucket cannot be read.
     """
     part = split_named(split)
     trained = load_trained(run, data=data)
     settings, manifest = trained.settings, trained.manifest
-    head = {"split": split, "data": settings.data}
+    head = {"split": split, "data": trained.data}
     if settings.task != "recommendation":
         if submission is not None:
             require_recommendation(settings, "a submission")
@@ -92,6 +95,8 @@ def evaluate(
     where: dict[str, Any] = {"history": history, "place": trained.place}
     if submission is not None:
         trained.require(model)
+        if storage.is_url(submission):
+            raise SettingsError(f"--submission {submission}: it is written on this machine; give a path")
         require_suffix(Path(submission))
     news = encode_news(trained.models, trained.folder, manifest, part, **where)
     scores = score_rankings(
@@ -122,19 +127,20 @@ def load_trained(run: str | Path, *, data: str | Path | None = None) -> Trained:
     """A finished run's models on the device at hand, and the shards they are to score.
 
     Raises:
-        RecordError, ShardError, EncoderError, CheckpointError: as `evaluate`.
+        RecordError, ShardError, EncoderError, CheckpointError, StorageError: as `evaluate`.
     """
-    folder = Path(run)
+    folder = storage.fetch(run, without=("checkpoints/step-*",))
     settings = build_settings(TrainSettings, read_record(folder).settings, where=str(folder / "record.json"))
     if data is not None:
         settings = settings.model_copy(update={"data": str(data)})
+    place, settings = settings.data, storage.at_hand(settings)
     manifest = read_manifest(settings.data)
     encoder, top, described = load_student(folder / "student")
-    _check_fit(described, manifest, settings)
+    _check_fit(described, manifest, settings.task, place)
     models = {**_teacher(folder, settings, manifest), "student": (encoder, top)}
     device = torch.device("cuda" if torch.cuda.is_available() and settings.device != "cpu" else "cpu")
     placed = {name: (model.to(device), head.to(device)) for name, (model, head) in models.items()}
-    return Trained(settings, manifest, placed, Place(device))
+    return Trained(settings, place, manifest, placed, Place(device))
 
 
 def split_named(name: str) -> Split:
@@ -168,13 +174,13 @@ def _teacher(folder: Path, settings: TrainSettings, manifest: Manifest) -> dict[
     return {"teacher": (pair.teacher, pair.top)}
 
 
-def _check_fit(described: dict[str, Any], manifest: Manifest, settings: TrainSettings) -> None:
+def _check_fit(described: dict[str, Any], manifest: Manifest, task: str, data: str) -> None:
     if described["tokenizer_sha256"] != manifest.tokenizer.sha256:
         raise EncoderError(
-            f"{settings.data}: tokenised by '{manifest.tokenizer.name}', the run's student has another "
+            f"{data}: tokenised by '{manifest.tokenizer.name}', the run's student has another "
             "tokeniser; prepare the shards with the run's teacher"
         )
-    if settings.task == "topics" and described["labels"] != manifest.labels:
+    if task == "topics" and described["labels"] != manifest.labels:
         raise ShardError(
-            f"{settings.data}: its topics are not those that the run was trained on; use that corpus's shards"
+            f"{data}: its topics are not those that the run was trained on; use that corpus's shards"
         )

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from newsbert_ray import storage
 from newsbert_ray.events import read_events
 from newsbert_ray.record import RecordError, RunRecord, find_records, read_record, write_text
 from newsbert_ray.reporting.compared import by_task, distinct
@@ -49,18 +51,27 @@ def report(folders: Sequence[str | Path], *, out: str | Path) -> list[Path]:
 
     Args:
         folders: one sweep's folder, also of a sweep that runs or was interrupted; or runs and sweeps, of
-            which every record at or below them counts once.
-        out: where to write; files of an earlier report are replaced, its figures that are not made again are
-            removed.
+            which every record at or below them counts once; URLs too.
+        out: a folder, where to write; files of an earlier report are replaced, its figures that are not made
+            again are removed.
     Returns:
         The written files, report.md first.
     Raises:
         RecordError: a folder that is missing or holds no record, or a damaged record or sweep.json.
+        StorageError: a place in a bucket cannot be read.
     """
-    out = Path(out)
+    if storage.is_url(out):
+        raise RecordError(f"--out {storage.shown(out)}: a report is read on this machine; give a folder")
+    with ExitStack() as stack:
+        here = [stack.enter_context(storage.snapshot(folder)) for folder in folders]
+        return _report(here, named=folders, out=Path(out))
+
+
+def _report(folders: Sequence[Path], *, named: Sequence[str | Path], out: Path) -> list[Path]:
+    """The report of `folders`, which a person calls as they are `named`."""
     if len(folders) == 1 and is_sweep(folders[0]):
         return _report_sweep(read_sweep(folders[0]), out)
-    records = collect(folders)
+    records = collect(folders, named=named)
     groups = by_task(records)
     makes: dict[str, Make] = {}
     for task, group in groups.items():
@@ -88,14 +99,14 @@ def _of_task(
     return replace(figure, name=f"{figure.name}_{task}")
 
 
-def collect(folders: Sequence[str | Path]) -> list[RunRecord]:
-    """Every record at or below the folders, each once.
+def collect(folders: Sequence[str | Path], *, named: Sequence[str | Path] | None = None) -> list[RunRecord]:
+    """Every record at or below the folders, each once; a message says what they are `named`.
 
     Raises:
         RecordError: a folder without any, or a damaged record.
     """
     found: dict[Path, None] = {}
-    for folder in folders:
+    for folder, name in zip(folders, named or folders, strict=True):
         here = find_records(folder)
         if not here:
             what = (
@@ -103,7 +114,7 @@ def collect(folders: Sequence[str | Path]) -> list[RunRecord]:
                 if Path(folder).is_dir()
                 else "no such folder"
             )
-            raise RecordError(f"{folder}: {what}")
+            raise RecordError(f"{name}: {what}")
         found.update(dict.fromkeys(path.resolve() for path in here))
     return [read_record(path) for path in found]
 

@@ -88,7 +88,8 @@ def state_of(sweep: Sweep) -> str:
 def resume_command(sweep: Sweep) -> str:
     """What to type to go on."""
     file = str(sweep.plan.get("file", "SPACE"))
-    return shlex.join(["newsbert-ray", "sweep", file, "--out", str(sweep.folder), "--resume"])
+    place = str(sweep.plan.get("url", sweep.folder))
+    return shlex.join(["newsbert-ray", "sweep", file, "--out", place, "--resume"])
 
 
 def _going_on(sweep: Sweep) -> str:

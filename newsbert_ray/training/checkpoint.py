@@ -62,17 +62,22 @@ def write_checkpoint(folder: Path, learner: Learner, progress: Progress, *, keep
     Args:
         folder: the run's checkpoints/.
     """
-    tensors = {f"model.{name}": value for name, value in learner.pair.state_dict().items()}
-    for name, parameter in learner.pair.named_parameters():
-        for key, value in learner.optimizer.state.get(parameter, {}).items():
-            tensors[f"adam.{name}.{key}"] = value
     path = folder / f"{_PREFIX}{progress.step:09d}"
-    _write_folder(path, tensors, {"progress": asdict(progress)})
+    _write_folder(path, learner_tensors(learner), {"progress": asdict(progress)})
     for later in step_folders(folder):
         if later.name > path.name:  # found unusable by the resume that led here
             shutil.rmtree(later, ignore_errors=True)
     _prune(folder, keep)
     return path
+
+
+def learner_tensors(learner: Learner) -> dict[str, Tensor]:
+    """All tensors that a resume needs: weights and Adam's state."""
+    tensors = {f"model.{name}": value for name, value in learner.pair.state_dict().items()}
+    for name, parameter in learner.pair.named_parameters():
+        for key, value in learner.optimizer.state.get(parameter, {}).items():
+            tensors[f"adam.{name}.{key}"] = value
+    return tensors
 
 
 def write_best(folder: Path, pair: nn.Module, *, step: int) -> str:
@@ -114,7 +119,7 @@ def resume(folder: Path, learner: Learner, *, say: Callable[[str], None]) -> Pro
             progress = Progress(**state["progress"])
             if progress.best:
                 _verify(folder / progress.best)
-            _load_learner(learner, tensors)
+            load_tensors(learner, tensors)
         except (CheckpointError, KeyError, TypeError, RuntimeError) as error:
             say(f"checkpoint {path} is not usable ({error}); trying the one before it")
             continue
@@ -137,7 +142,12 @@ def best_folders(folder: Path) -> list[Path]:
     return sorted(folder.glob(f"{_BEST}*"))
 
 
-def _load_learner(learner: Learner, tensors: Mapping[str, Tensor]) -> None:
+def load_tensors(learner: Learner, tensors: Mapping[str, Tensor]) -> None:
+    """Put what `learner_tensors` gave into `learner`.
+
+    Raises:
+        KeyError, RuntimeError: they are another learner's.
+    """
     model = {key.removeprefix("model."): value for key, value in tensors.items() if key.startswith("model.")}
     learner.pair.load_state_dict(model)
     for name, parameter in learner.pair.named_parameters():

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from newsbert_ray.training.checkpoint import Progress, best_name, write_best, wr
 from newsbert_ray.training.step import Learner, LossError, train_step
 
 Report = Callable[[dict[str, Any]], None]
+T = TypeVar("T")
 
 LOOK_STEPS = 5
 """Updates between two looks of a group at the clock and at its machines' fate, for each costs an exchange."""
@@ -58,6 +59,16 @@ class World:
         tensor = torch.tensor(list(values.values()), dtype=torch.float64, device=self.device)
         torch.distributed.all_reduce(tensor)
         return dict(zip(values, tensor.tolist(), strict=True))
+
+    def share(self, value: T) -> T:
+        """The first worker's `value` on every worker; every worker must call it."""
+        if self.size == 1:
+            return value
+        box = [value]
+        torch.distributed.broadcast_object_list(
+            box, src=0, device=self.device if self.device.type == "cuda" else None
+        )
+        return box[0]
 
 
 def run_loop(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from newsbert_ray import storage
 from newsbert_ray.config import SCRATCH, SettingsError, TrainSettings
 from newsbert_ray.connect import inside_cluster
 from newsbert_ray.data.shards import Manifest, read_manifest
@@ -20,7 +20,7 @@ from newsbert_ray.training.journal import Display, both
 from newsbert_ray.training.loop import Report, World
 
 SETTINGS = "settings.json"
-_FREE = ("data", "out", "threads", "log_every", "checkpoint", "device")
+_FREE = ("data", "out", "threads", "log_every", "checkpoint", "device", "min_workers")
 """Settings that may differ between a run's starts: they alter no number (of the data the fingerprint is
 compared)."""
 
@@ -48,46 +48,56 @@ def train(
         The finished run's record; at once where the folder holds it already.
     Raises:
         RunFolderError: the folder is another run's, or another process works on it.
+        StorageError: a place in a bucket cannot be read or written, or another process works on it.
         ShardError, EncoderError, CheckpointError, LossError, SettingsError, GroupError: as they say.
     """
-    say = _silent if quiet else print
-    manifest = read_manifest(settings.data)
-    run = Path(settings.out)
-    settings = _with_absolute_folders(settings)
-    with _claim(run, settings, manifest):
-        if (run / RECORD).exists():
-            if not settings.checkpoint.keep_finished:
-                shutil.rmtree(run / CHECKPOINTS, ignore_errors=True)
-            say(f"already finished: {run}; give another --out to train again")
-            return read_record(run)
-        if settings.workers == 1 and (quiet or not inside_cluster()):
-            _train_here(settings, manifest, report=report, quiet=quiet)
-        else:
-            from newsbert_ray.training.worker import train_group
+    say, place = _silent if quiet else print, settings.out
+    settings = _with_absolute_places(settings)
+    # A sweep's trial is nobody else's: its sweep holds the place.
+    with storage.working(settings.out, marks=(SETTINGS, RECORD), alone=not quiet) as run:
+        here = storage.at_hand(settings)
+        manifest = read_manifest(here.data)
+        with _claim(run, settings, manifest):
+            finished = (run / RECORD).exists()
+            if not finished:
+                storage.publish(settings.out)
+                if settings.workers == 1 and (quiet or not inside_cluster()):
+                    _train_here(here, manifest, report=report, quiet=quiet, out=settings.out)
+                else:
+                    from newsbert_ray.training.worker import train_group
 
-            train_group(settings, manifest, report=report, quiet=quiet, gpus=gpus)
-        record = read_record(run)
-    if not quiet:
-        print(closing_lines(record, run))
+                    train_group(settings, manifest, report=report, quiet=quiet, gpus=gpus)
+                    storage.bring(settings.out, small=True)
+            elif not settings.checkpoint.keep_finished:
+                storage.remove(settings.out, CHECKPOINTS)
+            storage.as_given(run, settings)
+            storage.publish(settings.out)
+            record = read_record(run)
+    if finished:
+        say(f"already finished: {place}; give another --out to train again")
+    elif not quiet:
+        print(closing_lines(record, place, logs=run))
     return record
 
 
-def _with_absolute_folders(settings: TrainSettings) -> TrainSettings:
+def _with_absolute_places(settings: TrainSettings) -> TrainSettings:
     """The same settings with absolute folders: workers run elsewhere, and a record is read from anywhere."""
-    folders = {"data": str(Path(settings.data).absolute()), "out": str(Path(settings.out).absolute())}
+    places = {"data": storage.absolute(settings.data), "out": storage.absolute(settings.out)}
     if settings.teacher != SCRATCH and Path(settings.teacher).is_dir():
-        folders["teacher"] = str(Path(settings.teacher).absolute())
-    return settings.model_copy(update=folders)
+        places["teacher"] = str(Path(settings.teacher).absolute())
+    return settings.model_copy(update=places)
 
 
-def closing_lines(record: RunRecord, run: Path) -> str:
-    """What came out, where it is, and what to type next."""
+def closing_lines(record: RunRecord, run: str | Path, *, logs: Path | None = None) -> str:
+    """What came out, where it is, and what to type next; `logs`: where a bucket's run lies here."""
     task = task_of(record.settings)
     test = record.metrics.get("test") or {}
     split, scores = ("test", test) if test else ("validation", record.metrics["validation"])
     unlabelled = (
         f"the test split has no labels: newsbert-ray evaluate {run} --submission prediction.zip ranks it"
     )
+    there = storage.is_url(run)
+    shown = "report" if there else f"{run}/report"
     return "\n".join(
         [
             f"{split}, {_counted(scores['student'], task)}, best step {record.metrics['best_step']} of "
@@ -97,8 +107,8 @@ def closing_lines(record: RunRecord, run: Path) -> str:
             f"{record.titles_per_second:.0f} {task.examples}/s, {record.seconds['total']:.0f} s; record, "
             "student/, checkpoints/ "
             f"and TensorBoard events are in {run}",
-            f"next: newsbert-ray evaluate {run}   |   newsbert-ray report {run} --out {run}/report   |   "
-            f"tensorboard --logdir {run}",
+            f"next: newsbert-ray evaluate {run}   |   newsbert-ray report {run} --out {shown}   |   "
+            f"tensorboard --logdir {logs if there else run}",
         ]
     )
 
@@ -119,13 +129,16 @@ def _score_line(model: str, scores: Mapping[str, float], task: Task) -> str:
     return f"  {model:<8} {'  '.join(shown)}"
 
 
-def _train_here(settings: TrainSettings, manifest: Manifest, *, report: Report | None, quiet: bool) -> None:
+def _train_here(
+    settings: TrainSettings, manifest: Manifest, *, report: Report | None, quiet: bool, out: str
+) -> None:
+    """Train in this process; each checkpoint is in the place `out` before anybody hears of it."""
     from newsbert_ray.data.reading import read_updates
     from newsbert_ray.training.placement import watched_node
     from newsbert_ray.training.work import run_worker
 
     world = World(0, 1, pick_device(settings))
-    evaluations = evaluations_to(report)
+    sent, evaluations = published(out), evaluations_to(report)
     with ExitStack() as stack:
         display = None if quiet else stack.enter_context(Display(total=_steps(settings, manifest)))
         leaving = stack.enter_context(watched_node())
@@ -133,7 +146,7 @@ def _train_here(settings: TrainSettings, manifest: Manifest, *, report: Report |
             settings,
             world,
             updates=lambda plan, done: read_updates(plan, done=done),
-            report=both(display, evaluations) if display else evaluations,
+            report=both(sent, display, evaluations) if display else both(sent, evaluations),
             say=display.say if display else _silent,
             leaving=leaving,
         )
@@ -151,6 +164,16 @@ def pick_device(settings: TrainSettings) -> Any:
         raise SettingsError("device cuda: no GPU is visible here; use --device auto or cpu")
     found = "cuda" if settings.device != "cpu" and torch.cuda.is_available() else "cpu"
     return torch.device(found)
+
+
+def published(out: str) -> Report:
+    """A report that publishes the run's working copy whenever a checkpoint has been written."""
+
+    def publish(entry: dict[str, Any]) -> None:
+        if entry["kind"] in ("evaluation", "checkpoint"):
+            storage.publish(out)
+
+    return publish
 
 
 def evaluations_to(report: Report | None) -> Report:
@@ -172,23 +195,24 @@ def _steps(settings: TrainSettings, manifest: Manifest) -> int:
 @contextmanager
 def _claim(run: Path, settings: TrainSettings, manifest: Manifest) -> Iterator[None]:
     """The run's folder for this process alone, after making sure it is this run's."""
+    place = settings.out if storage.is_url(settings.out) else run
     if run.exists() and not run.is_dir():
-        raise RunFolderError(f"{run}: is a file; give another --out")
+        raise RunFolderError(f"{place}: is a file; give another --out")
     if run.is_dir() and any(run.iterdir()) and not (run / SETTINGS).exists() and not (run / ".lock").exists():
-        raise RunFolderError(f"{run}: holds other files and no run; give an empty or new folder as --out")
+        raise RunFolderError(f"{place}: holds other files and no run; give an empty or new folder as --out")
     run.mkdir(parents=True, exist_ok=True)
     with (run / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise RunFolderError(
-                f"{run}: another process trains in it; wait for it, or give another --out"
+                f"{place}: another process trains in it; wait for it, or give another --out"
             ) from error
-        _check_settings(run, settings, manifest)
+        _check_settings(run, settings, manifest, place)
         yield
 
 
-def _check_settings(run: Path, settings: TrainSettings, manifest: Manifest) -> None:
+def _check_settings(run: Path, settings: TrainSettings, manifest: Manifest, place: str | Path) -> None:
     own = {"settings": settings.model_dump(), "fingerprint": manifest.fingerprint}
     path = run / SETTINGS
     if not path.exists():
@@ -204,9 +228,11 @@ def _check_settings(run: Path, settings: TrainSettings, manifest: Manifest) -> N
         if theirs["fingerprint"] != manifest.fingerprint:
             differ.append("the shards were prepared anew")
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise RunFolderError(f"{path}: damaged; give another --out, or delete {run}") from error
+        raise RunFolderError(
+            f"{storage.join(place, SETTINGS)}: damaged; give another --out, or delete {place}"
+        ) from error
     if differ:
-        raise RunFolderError(f"{run}: holds another run ({'; '.join(differ)}); give another --out")
+        raise RunFolderError(f"{place}: holds another run ({'; '.join(differ)}); give another --out")
 
 
 def _silent(_: str) -> None:

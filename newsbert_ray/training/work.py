@@ -1,18 +1,18 @@
 """One worker's whole run: assemble, resume, train, test the best student, leave the record. Knows no Ray.
 
 The updates come from outside (this process's reading or Ray Data's) and so does the report; the rest is the
-same alone and in a group. All workers of a group must see the run's folder.
+same alone and in a group.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from newsbert_ray.config import TrainSettings
 from newsbert_ray.data.reading import Course, Update, course_of
@@ -24,7 +24,14 @@ from newsbert_ray.meters import RunMeters
 from newsbert_ray.model.assemble import assemble_pair, write_student
 from newsbert_ray.model.pair import block_map
 from newsbert_ray.record import RunRecord, describe_hardware, installed_versions, write_record
-from newsbert_ray.training.checkpoint import CHECKPOINTS, Progress, load_best, resume
+from newsbert_ray.training.checkpoint import (
+    CHECKPOINTS,
+    Progress,
+    learner_tensors,
+    load_best,
+    load_tensors,
+    resume,
+)
 from newsbert_ray.training.journal import Journal, both
 from newsbert_ray.training.loop import Report, World, never, run_loop
 from newsbert_ray.training.step import Learner, build_learner
@@ -42,7 +49,8 @@ def run_worker(
     say: Callable[[str], None],
     leaving: Callable[[], bool] = never,
 ) -> None:
-    """Everything a worker does between its start and the run's record.json (written by the first worker).
+    """Everything a worker does between its start and the run's record.json; only the first worker reads and
+    writes in the run's folder.
 
     Args:
         updates: gives this worker's updates.
@@ -56,7 +64,7 @@ def run_worker(
     tell = say if world.first else _silent
     learner = build_worker_learner(settings, manifest, plan, world)
     tell(describe_layers(block_map(len(learner.pair.teacher.layers), settings.student.layers)))
-    progress = resume(run / CHECKPOINTS, learner, say=tell)
+    progress = _resume(run / CHECKPOINTS, learner, world, say=tell)
     if progress.step:
         tell(f"going on from step {progress.step} of {plan.total_steps}")
     if not world.first:
@@ -81,7 +89,10 @@ def run_worker(
             checkpoints=run / CHECKPOINTS,
             leaving=leaving,
         )
-        load_best(run / CHECKPOINTS, progress.best, learner.pair)
+        if world.first:
+            load_best(run / CHECKPOINTS, progress.best, learner.pair)
+        if world.size > 1:
+            learner.pair.load_state_dict(world.share(_on_cpu(learner.pair.state_dict())))
         pace = Pace()
         tested = manifest.rows("test", settings.task) > 0
         test = score("test", pace) if tested else {}
@@ -91,6 +102,20 @@ def run_worker(
     if world.first:
         _finish(settings, manifest, learner, progress, test, pace, world)
         log("end", steps=progress.step, seconds=sum(progress.seconds.values()))
+
+
+def _resume(folder: Path, learner: Learner, world: World, *, say: Callable[[str], None]) -> Progress:
+    """The progress to go on from, its tensors in every worker's learner; the first alone reads the folder,
+    which the others' machines need not see."""
+    progress = world.share(resume(folder, learner, say=say) if world.first else Progress())
+    if world.size > 1 and progress.step:
+        tensors = world.share(_on_cpu(learner_tensors(learner)) if world.first else {})
+        load_tensors(learner, tensors)
+    return progress
+
+
+def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().cpu() for name, value in tensors.items()}
 
 
 def build_worker_learner(settings: TrainSettings, manifest: Manifest, plan: Course, world: World) -> Learner:

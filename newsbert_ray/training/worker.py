@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
 import time
 import uuid
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+from newsbert_ray import storage
 from newsbert_ray.config import SettingsError, TrainSettings
 from newsbert_ray.connect import RaySession, environment, ray_session
 from newsbert_ray.data.reading import course_of
@@ -58,8 +58,8 @@ def train_group(
 
     A worker that dies takes its group back to the last checkpoint, and so does a machine that is taken away,
     after one more checkpoint; with `settings.min_workers` the group then goes on with fewer. The run's folder
-    must be one that all nodes see. Whatever ends this function (a report that raises, Ctrl-C) ends the group
-    first.
+    must be one that all nodes see, or in a bucket. Whatever ends this function (a report that raises, Ctrl-C)
+    ends the group first.
 
     Args:
         report: gets each evaluation's entry once.
@@ -78,7 +78,9 @@ def train_group(
         cpus = float(settings.threads or 1) if quiet else 1.0
         if gpus is None:
             _check_resources(settings, session, cpus=cpus)
-            gpus = 1.0 if settings.device != "cpu" and session.gpus >= settings.workers else 0.0
+            ready = session.gpus >= (settings.min_workers or settings.workers)
+            ready = ready or (session.growing and settings.device == "cuda")
+            gpus = 1.0 if settings.device != "cpu" and ready else 0.0
         display = None
         if not quiet:
             display = stack.enter_context(Display(total=_total_steps(settings, manifest)))
@@ -103,7 +105,7 @@ class _Group:
         self._settings = settings
         self._loopback = session.address.startswith("127.0.0.1")
         self._resources = resources
-        self._storage = Path(settings.out) / GROUP_FOLDER
+        self._storage = str(storage.join(settings.out, GROUP_FOLDER))
         # Workers of an earlier start may still send to theirs.
         self._name = uuid.uuid4().hex
         self._furthest = 0
@@ -113,10 +115,12 @@ class _Group:
             "threads": _threads(settings, session),
             "stream": stream,
             "group": self._name,
+            "after": "",
         }
         self._ending = threading.Event()
-        shutil.rmtree(self._storage, ignore_errors=True)
-        self._storage.mkdir(parents=True)
+        self._clear()
+        if not storage.is_url(settings.out):
+            Path(self._storage).mkdir(parents=True)
         self._fit = threading.Thread(target=self._train, daemon=True)
         self._fit.start()
 
@@ -151,10 +155,15 @@ class _Group:
             self._fit.join(0.2)
         if stopped:
             release_orphans()
-        while stopped and not at_rest(Path(self._settings.out)) and time.monotonic() < end:
+        while stopped and not at_rest(storage.local(self._settings.out)) and time.monotonic() < end:
             time.sleep(0.1)
         forget_entries(self._name)
-        shutil.rmtree(self._storage, ignore_errors=True)
+        self._clear()
+
+    def _clear(self) -> None:
+        """Remove what Ray Train has left; it is of no use to another start."""
+        with suppress(storage.StorageError):
+            storage.remove(self._settings.out, GROUP_FOLDER)
 
     def _train(self) -> None:
         failures = attempt = furthest = 0
@@ -169,7 +178,7 @@ class _Group:
                     self.failure = error
                     return
                 reason = _reason(error)
-                EventLog(self._settings.out)("worker_restart", attempt=attempt, reason=reason)
+                self._config["after"] = reason
                 self._notes.put(f"{reason}; the group goes on from its last checkpoint")
                 # Where it was the controller that died, its CPUs are still taken.
                 release_orphans()
@@ -197,7 +206,7 @@ class _Group:
                     use_gpu=gpus > 0,
                     resources_per_worker={name: amount for name, amount in self._resources.items() if amount},
                 ),
-                run_config=RunConfig(name=f"{self._name}-{attempt}", storage_path=str(self._storage)),
+                run_config=RunConfig(name=f"{self._name}-{attempt}", storage_path=self._storage),
             ).fit()
 
 
@@ -210,7 +219,8 @@ def _work(config: dict[str, Any]) -> None:
     from newsbert_ray.training.loop import World
     from newsbert_ray.training.work import run_worker
 
-    settings = TrainSettings.model_validate(config["settings"])
+    given = TrainSettings.model_validate(config["settings"])
+    settings = storage.at_hand(given)
     torch.set_num_threads(config["threads"])
     context = ray.train.get_context()
     world = World(context.get_world_rank(), context.get_world_size(), get_device())
@@ -218,14 +228,16 @@ def _work(config: dict[str, Any]) -> None:
 
     def report(entry: dict[str, Any]) -> None:
         if world.first:
+            if entry["kind"] in ("evaluation", "checkpoint"):
+                storage.publish(given.out)
             send_entry(config["group"], entry)
-        if entry["kind"] in ("evaluation", "checkpoint"):
-            # It comes when the first worker has written its checkpoint; before that, no other may read there.
-            world.sum({"written": 1.0})
 
     with ExitStack() as stack:
         if world.first:
+            storage.bring(given.out)
             stack.enter_context(first_worker_alone(run))
+            if config["after"]:
+                EventLog(run)("worker_restart", reason=config["after"])
         # The others wait here for the first one; an earlier start's workers may have finished meanwhile.
         if world.sum({"finished": float(world.first and (run / RECORD).exists())})["finished"]:
             return
@@ -238,6 +250,9 @@ def _work(config: dict[str, Any]) -> None:
             say=lambda line: report({"kind": "note", "step": 0, "text": line}),
             leaving=leaving,
         )
+        if world.first:
+            storage.as_given(run, given)
+            storage.publish(given.out)
 
 
 def _updates(*, stream: bool) -> Any:

@@ -4,8 +4,10 @@ Knows no search space."""
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 from pathlib import Path
 
+from newsbert_ray import storage
 from newsbert_ray.config import SCRATCH, SettingsError, TrainSettings
 
 
@@ -49,12 +51,18 @@ def teacher_depth(settings: TrainSettings, *, fetch: bool = False) -> int | None
 def _encoder_depth(settings: TrainSettings) -> int | None:
     if settings.teacher == SCRATCH:
         return settings.scratch.layers
+    place = settings.teacher
+    folder = _fetch(place) if storage.is_url(place) else Path(place)
     try:
-        config = json.loads((Path(settings.teacher) / "config.json").read_text(encoding="utf-8"))
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         found = [config[key] for key in ("num_hidden_layers", "n_layers", "num_layers") if key in config]
     except (OSError, ValueError, TypeError):
         return None
     return found[0] if found and isinstance(found[0], int) and found[0] > 0 else None
+
+
+_fetch = lru_cache(maxsize=8)(storage.fetch)
+"""A teacher in a bucket: asked for once, and not again for each point of a grid."""
 
 
 def _fetched_depth(teacher: str) -> int:

@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from newsbert_ray import storage
 from newsbert_ray.config import SettingsError, TrainSettings
 from newsbert_ray.tasks import TaskName
 from newsbert_ray.tune import space as spaces
@@ -264,10 +265,15 @@ def _cost(settings: TrainSettings, times: Times) -> Cost:
 
 
 @lru_cache(maxsize=8)
+def _at_hand(data: str) -> str:
+    return str(storage.fetch(data))
+
+
+@lru_cache(maxsize=8)
 def _manifest(folder: str) -> Manifest:
     from newsbert_ray.data.shards import read_manifest
 
-    return read_manifest(folder)
+    return read_manifest(_at_hand(folder))
 
 
 @lru_cache(maxsize=64)
@@ -293,7 +299,7 @@ def _numbers(
     from newsbert_ray.data.order import Order
     from newsbert_ray.data.reading import Course
 
-    course = Course(data, _manifest(data), Order(0, batch_size), epochs, train_rows, task=task)
+    course = Course(_at_hand(data), _manifest(data), Order(0, batch_size), epochs, train_rows, task=task)
     steps, ends = 0, set[int]()
     for epoch in range(epochs):
         steps += course.steps(epoch)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from newsbert_ray import storage
 from newsbert_ray.record import (
     METRICS,
     RECORD,
@@ -24,7 +25,7 @@ from newsbert_ray.record import (
 from newsbert_ray.tune.memory import Memory
 from newsbert_ray.tune.space import Point, SearchSpace, point_label
 
-TRIALS = "trials"
+TRIALS, FAILURES = "trials", "failures"
 
 Curve = list[tuple[float, float]]
 """(epochs done, the first goal's metric) at each evaluation, in order."""
@@ -109,9 +110,13 @@ def trial_curve(folder: Path, metric: str) -> Curve:
 class Jobs:
     """Every trial of a sweep, each handed out at most once; one whose folder holds its end has ended."""
 
-    def __init__(self, space: SearchSpace, memory: Memory, folder: Path) -> None:
+    def __init__(
+        self, space: SearchSpace, memory: Memory, folder: Path, *, place: str | Path | None = None
+    ) -> None:
+        """`folder`: the sweep's on this machine; `place`: what the user calls it, a URL perhaps."""
         self.space = space
         self.folder = folder
+        self.place = folder if place is None else place
         self.results: dict[str, PointResult] = {}
         self.total = space.points * len(space.seeds)
         self.found = 0
@@ -158,6 +163,8 @@ class Jobs:
             else:
                 self._open(*found)
                 self._skip_ended()
+                # A head that dies now would have another point suggested in its place.
+                storage.publish(self.place)
         return self._queue.pop(0) if self._queue and not self.closed else None
 
     def put_back(self, job: Job) -> None:
@@ -168,6 +175,12 @@ class Jobs:
         self, job: Job, *, values: tuple[float, ...] | None, failure: str = "", seconds: float | None = None
     ) -> None:
         """A trial's end: a number for each goal, or why it has none."""
+        self._collect(job, failed=values is None)
+        self._finish(job, values=values, failure=failure, seconds=seconds)
+
+    def _finish(
+        self, job: Job, *, values: tuple[float, ...] | None, failure: str = "", seconds: float | None = None
+    ) -> None:
         result = self.results[job.label]
         if values is None:
             result.failures[job.seed] = failure or "unknown reason"
@@ -179,6 +192,10 @@ class Jobs:
 
     def stop(self, job: Job, stop: EarlyStop) -> None:
         """A trial's early end. The point's seeds that have not begun are not run: it has lost already."""
+        self._collect(job, failed=False)
+        self._stop(job, stop)
+
+    def _stop(self, job: Job, stop: EarlyStop) -> None:
         result = self.results[job.label]
         result.stops[job.seed] = stop
         self.seconds[job.name] = stop.seconds
@@ -233,13 +250,21 @@ class Jobs:
                     (job.out / RECORD).replace(job.out / f"{RECORD}.damaged")
                     return
                 self._queue.pop(0)
-                self.finish(job, values=values, seconds=record.seconds.get("total"))
+                self._finish(job, values=values, seconds=record.seconds.get("total"))
             elif (stop := read_stop(job.out)) is not None:
                 self._queue.pop(0)
-                self.stop(job, stop)
+                self._stop(job, stop)
             else:
                 return
             self.found += 1
+
+    def _collect(self, job: Job, *, failed: bool) -> None:
+        """Bring what a trial has left in the sweep's bucket, if that is where it is."""
+        storage.collect(self.place, f"{TRIALS}/{job.name}")
+        if failed:
+            storage.collect(self.place, FAILURES)
+        else:
+            (self.folder / FAILURES / f"{job.name}.txt").unlink(missing_ok=True)
 
     def _tell(self, result: PointResult, numbers: list[int]) -> None:
         if result.ended < len(self.space.seeds):

@@ -1,10 +1,11 @@
-"""What a sweep's trials keep on disk: checkpoints while they run, students only of the best. Knows no Ray."""
+"""What a sweep's trials keep, on disk or in a bucket: checkpoints while they run, students only of the best.
+Knows no Ray."""
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
+from newsbert_ray import storage
 from newsbert_ray.tune.jobs import TRIALS, Job, Jobs
 from newsbert_ray.tune.space import point_label
 
@@ -20,13 +21,19 @@ class Keeper:
         self.slots = slots
         self._keep = keep
         self._largest = 0
+        self._removed: set[str] = set()
+        self._left: list[Job] = []
 
     def reported(self, job: Job) -> None:
-        """A trial has just written a checkpoint: its size is looked at."""
+        """A trial has just written a checkpoint: its size is looked at, where that costs nothing."""
+        if not storage.is_url(self._jobs.place):
+            self._look(job)
+
+    def _look(self, job: Job) -> None:
         kinds: dict[str, int] = {}
-        for folder in (job.out / CHECKPOINTS).glob("*-*"):
-            kind = folder.name.split("-")[0]
-            kinds[kind] = max(kinds.get(kind, 0), folder_bytes(folder))
+        for name, size in folder_sizes(self._place(job, CHECKPOINTS)).items():
+            kind = name.split("-")[0]
+            kinds[kind] = max(kinds.get(kind, 0), size)
         self._largest = max(self._largest, sum(kinds.values()))
 
     def ended(self, job: Job, *, at_rest: bool = True) -> None:
@@ -35,10 +42,23 @@ class Keeper:
         Args:
             at_rest: nobody writes into the trial's folder any more; otherwise its checkpoints are left alone.
         """
+        if storage.is_url(self._jobs.place):
+            self._look(job)
+            if not at_rest:
+                self._left.append(job)
         if at_rest:
-            shutil.rmtree(job.out / CHECKPOINTS, ignore_errors=True)
-        for folder in students(self._jobs)[self._jobs.space.keep_students :]:
-            shutil.rmtree(folder, ignore_errors=True)
+            storage.remove(self._jobs.place, f"{TRIALS}/{job.name}/{CHECKPOINTS}")
+        for name in students(self._jobs)[self._jobs.space.keep_students :]:
+            if name not in self._removed:
+                storage.remove(self._jobs.place, f"{TRIALS}/{name}/{STUDENT}")
+                self._removed.add(name)
+        storage.publish(self._jobs.place)
+
+    def settle(self) -> None:
+        """All trials are at rest now: checkpoints in the bucket go that were left alone."""
+        for job in self._left:
+            storage.remove(self._jobs.place, f"{TRIALS}/{job.name}/{CHECKPOINTS}")
+        self._left = []
 
     @property
     def bound(self) -> int:
@@ -47,20 +67,28 @@ class Keeper:
         return self.slots * (self._keep + 1) * self._largest
 
     def line(self) -> str:
-        """What stands on the disk, and the bound."""
-        now = sum(folder_bytes(path) for path in self._jobs.folder.glob(f"*/*/{CHECKPOINTS}"))
-        kept = [folder for folder in students(self._jobs) if folder.exists()]
+        """What stands there, and the bound."""
+        files = storage.sizes(storage.join(self._jobs.place, TRIALS))
+        now = sum(size for name, size in files.items() if name.split("/")[1:2] == [CHECKPOINTS])
+        sizes = [
+            sum(size for name, size in files.items() if name.startswith(f"{trial}/{STUDENT}/"))
+            for trial in students(self._jobs)
+        ]
+        kept = [size for size in sizes if size]
         return (
             f"disk: checkpoints {_shown(now)} now, at most {_shown(self.bound)} while it ran ({self.slots} "
-            f"trials at once); {len(kept)} students kept, {_shown(sum(map(folder_bytes, kept)))} "
+            f"trials at once); {len(kept)} students kept, {_shown(sum(kept))} "
             f"(keep_students: {self._jobs.space.keep_students})"
         )
 
+    def _place(self, job: Job, part: str) -> str | Path:
+        return storage.join(self._jobs.place, TRIALS, job.name, part)
 
-def students(jobs: Jobs) -> list[Path]:
-    """The finished trials' student folders: those of the Pareto front, then by the first goal."""
+
+def students(jobs: Jobs) -> list[str]:
+    """The finished trials by name: those of the Pareto front, then by the first goal."""
     ends = [
-        (values, jobs.folder / TRIALS / point_label(result.point, seed=seed) / STUDENT)
+        (values, point_label(result.point, seed=seed))
         for result in jobs.results.values()
         for seed, values in result.values.items()
     ]
@@ -81,15 +109,13 @@ def pareto_front(values: list[tuple[float, ...]]) -> list[int]:
     ]
 
 
-def folder_bytes(folder: Path) -> int:
-    """Bytes of all files at or below `folder`; one that vanishes meanwhile counts nothing."""
-    total = 0
-    for path in folder.rglob("*"):
-        try:
-            total += path.stat().st_size if path.is_file() else 0
-        except FileNotFoundError:
-            continue
-    return total
+def folder_sizes(place: str | Path) -> dict[str, int]:
+    """Bytes of each folder in `place`, by name."""
+    sizes: dict[str, int] = {}
+    for name, size in storage.sizes(place).items():
+        folder = name.split("/")[0]
+        sizes[folder] = sizes.get(folder, 0) + size
+    return sizes
 
 
 def _shown(size: float) -> str:

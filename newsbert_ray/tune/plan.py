@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from newsbert_ray import storage
 from newsbert_ray.config import SCRATCH, SettingsError, TrainSettings, merge
 from newsbert_ray.record import installed_versions
 from newsbert_ray.tune.space import SearchSpace, absolute_folders
@@ -17,6 +18,8 @@ from newsbert_ray.tune.storage import shown_storage
 
 SWEEP = "sweep.json"
 ESTIMATE = "plan.json"
+MARKS = (SWEEP, ESTIMATE)
+"""Of which one is in every sweep's folder."""
 FORMAT = 2
 FREE = ("limits", "prices", "gpus", "keep_students")
 """Parts of a search space that may differ from one start of a sweep to the next: they alter no result."""
@@ -102,17 +105,19 @@ def read_corpora(space: SearchSpace, first: TrainSettings) -> list[str]:
     Raises:
         ShardError: no shards there.
         EncoderError, TokenizerError: no such teacher, or its tokeniser did not make the shards.
+        StorageError: a place in a bucket cannot be read.
     """
     from newsbert_ray.data.shards import read_manifest
 
     varied = {axis.name: [str(value) for value in axis.samples()] for axis in space.axes}
-    manifests = [read_manifest(folder) for folder in varied.get("data", [first.data])]
+    manifests = [read_manifest(storage.fetch(folder)) for folder in varied.get("data", [first.data])]
     for teacher in varied.get("teacher", [first.teacher]):
         if teacher != SCRATCH and _is_local(teacher):
             from newsbert_ray.model.assemble import check_tokenizer
 
+            folder = str(storage.fetch(teacher)) if storage.is_url(teacher) else teacher
             for manifest in manifests:
-                check_tokenizer(teacher, manifest)
+                check_tokenizer(folder, manifest)
     return [manifest.fingerprint for manifest in manifests]
 
 
@@ -143,7 +148,9 @@ def read_plan(out: Path) -> dict[str, Any]:
     raise SweepError(f"{path}: damaged, or written by another version; give another --out")
 
 
-def require_same(out: Path, before: Mapping[str, Any], plan: Mapping[str, Any], *, resume: bool) -> None:
+def require_same(
+    out: str | Path, before: Mapping[str, Any], plan: Mapping[str, Any], *, resume: bool
+) -> None:
     """Refuse to go on with another sweep than the one before, on other shards, or unasked.
 
     Raises:

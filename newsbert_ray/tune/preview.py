@@ -10,13 +10,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from newsbert_ray import storage
 from newsbert_ray.config import SettingsError
 from newsbert_ray.connect import ray_session
 from newsbert_ray.record import write_json
 from newsbert_ray.tune import space as spaces
 from newsbert_ray.tune.asking import build_space, read_asked
 from newsbert_ray.tune.place import place_of
-from newsbert_ray.tune.plan import ESTIMATE, claim_folder, fixed_part, read_corpora
+from newsbert_ray.tune.plan import ESTIMATE, MARKS, claim_folder, fixed_part, read_corpora
 
 if TYPE_CHECKING:
     from newsbert_ray.tune.estimate import Estimate
@@ -43,11 +44,11 @@ def preview(
     Raises:
         SettingsError, SweepError, ConnectError, ShardError: as `sweep`.
     """
-    out = Path(out)
-    with claim_folder(out):
+    place = out if storage.is_url(out) else Path(out)
+    with storage.working(place, marks=MARKS, small=True) as folder, claim_folder(folder):
         asked = read_asked(overrides, vary, control, before={})
         found, said = build_space(space, asked)
-        first = spaces.check_space(found, out=out, overrides=asked["overrides"])
+        first = spaces.check_space(found, out=place, overrides=asked["overrides"])
         read_corpora(found, first)
         recorded = _curves(curves, found)
         from newsbert_ray.tune.estimate import estimate_sweep
@@ -57,11 +58,11 @@ def preview(
         with ray_session():
             session_seconds = time.monotonic() - began
             trials = found.points * len(found.seeds)
-            place = place_of(first, node_resources(), jobs=trials, concurrency=concurrency, gpus=found.gpus)
-            scratch = out / ".plan"
+            seat = place_of(first, node_resources(), jobs=trials, concurrency=concurrency, gpus=found.gpus)
+            scratch = folder / ".plan"
             estimate = estimate_sweep(
                 found,
-                place,
+                seat,
                 overrides=asked["overrides"],
                 folder=scratch,
                 session_seconds=session_seconds,
@@ -72,17 +73,18 @@ def preview(
         print("\n".join([*said, *estimate.lines()]))
         expected = estimate.expected
         write_json(
-            out / ESTIMATE,
+            folder / ESTIMATE,
             {
                 "of": _subject(found, asked["overrides"]),
-                "slots": place.slots,
+                "slots": seat.slots,
                 "wall": expected.wall,
                 "trial_seconds": expected.trial_seconds,
                 "money": expected.money,
                 "lines": estimate.lines(),
             },
         )
-        print(f"kept in {out / ESTIMATE}; the same command without --plan runs the sweep")
+        storage.publish(place)
+        print(f"kept in {storage.join(place, ESTIMATE)}; the same command without --plan runs the sweep")
     return estimate
 
 
@@ -114,7 +116,8 @@ def _curves(folder: str | Path | None, space: SearchSpace) -> Any:
         return None
     from newsbert_ray.tune.saving import recorded_curves
 
-    curves = recorded_curves(folder, space.metric)
+    with storage.snapshot(folder) as here:
+        curves = recorded_curves(here, space.metric)
     if not curves:
         raise SettingsError(f"--curves {folder}: no trial there has reported {space.metric}")
     return curves

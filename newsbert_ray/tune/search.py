@@ -9,19 +9,21 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from newsbert_ray import storage
 from newsbert_ray.config import SettingsError, TrainSettings
 from newsbert_ray.connect import ray_session
-from newsbert_ray.events import EventLog
+from newsbert_ray.events import EVENTS, EventLog
 from newsbert_ray.record import RECORD, STOPPED, write_json
 from newsbert_ray.tune import space as spaces
 from newsbert_ray.tune.asking import build_space, read_asked
 from newsbert_ray.tune.interrupt import heeded
-from newsbert_ray.tune.jobs import TRIALS, Job, Jobs
+from newsbert_ray.tune.jobs import FAILURES, TRIALS, Job, Jobs
 from newsbert_ray.tune.keeping import Keeper
 from newsbert_ray.tune.limits import Budget
 from newsbert_ray.tune.memory import Memory
 from newsbert_ray.tune.place import Place, place_of
 from newsbert_ray.tune.plan import (
+    MARKS,
     SWEEP,
     claim_folder,
     make_plan,
@@ -64,7 +66,8 @@ def sweep(
 
     Args:
         space: YAML file of the search space.
-        out: folder of the sweep: sweep.json, optuna.journal, trials/, report/.
+        out: folder of the sweep: sweep.json, optuna.journal, trials/, report/; one that all nodes share, or a
+            URL.
         overrides: training settings, nested or dotted, over the file's; one that varies is fixed by it.
         vary: other values for an axis, a new axis, or other `seeds`.
         control: the file's `search`, `stopping`, `limits`, `prices`, `gpus` and `keep_students`, nested or
@@ -77,6 +80,8 @@ def sweep(
         SettingsError: the search space or a setting cannot be.
         SweepError: the folder holds another sweep, or one that was not asked to be resumed, or is in use.
         StudyError: Optuna's storage cannot be used, or holds another sweep's study of that name.
+        StorageError: a place in a bucket cannot be read or written, or another sweep runs in it.
+        NodeError: a node cannot read or write what it has to.
         ConnectError: no Ray.
         KeyboardInterrupt: ended by Ctrl-C, tidily; what has finished counts, and a resume goes on.
     """
@@ -84,24 +89,26 @@ def sweep(
 
     if concurrency is not None and concurrency < 1:
         raise SettingsError(f"concurrency = {concurrency}: expected 1 or more")
-    began, out, console = time.monotonic(), Path(out), Console()
-    with heeded() as check, claim_folder(out):
+    began, place, console = time.monotonic(), out if storage.is_url(out) else Path(out), Console()
+    with heeded() as check, storage.working(place, marks=MARKS, small=True) as out, claim_folder(out):
         before = read_plan(out)
         asked = read_asked(overrides, vary, control, before=before if resume else {})
         found, said = build_space(space, asked)
-        first = spaces.check_space(found, out=out, overrides=asked["overrides"])
+        first = spaces.check_space(found, out=place, overrides=asked["overrides"])
         plan = make_plan(found, asked, first, corpora=read_corpora(found, first) if train is None else [])
-        require_same(out, before, plan, resume=resume)
+        require_same(place, before, plan, resume=resume)
         plan["corpora"] = plan["corpora"] or before.get("corpora", [])
         plan["identity"] = before.get("identity", plan["identity"])
         plan["place"] = before.get("place", {})
-        folder = _Folder(out, plan, before=float(before.get("seconds", 0.0)), began=began)
+        if storage.is_url(place):
+            plan["url"] = place  # its folder's name on this machine means nothing
+        folder = _Folder(out, plan, place=place, before=float(before.get("seconds", 0.0)), began=began)
         folder.write("running")
         log = EventLog(out)
         log("resume" if before else "start", space=str(space))
         try:
-            jobs = Jobs(found, Memory(found, out, plan["identity"]), out)
-            for line in [*said, *opening(jobs, out)]:
+            jobs = Jobs(found, Memory(found, out, plan["identity"]), out, place=place)
+            for line in [*said, *opening(jobs)]:
                 say(console, line)
             keeper = _run(
                 jobs,
@@ -117,7 +124,8 @@ def sweep(
             folder.write("interrupted")
             log("interrupted")
             say(console, f"interrupted; {_standing(out)}go on with:")
-            say(console, f"  {resume_command(found, out)}")
+            say(console, f"  {resume_command(found, place)}")
+            storage.publish(place)
             raise
         except Exception as error:
             if not before and not (out / TRIALS).exists():
@@ -125,8 +133,10 @@ def sweep(
             else:
                 folder.write("broken off", ends=f"{type(error).__name__}: {error}")
                 log("error", reason=f"{type(error).__name__}: {error}")
+            if not isinstance(error, storage.StorageError):
+                storage.publish(place)
             raise
-        result = _result(jobs, out, asked["overrides"], seconds=folder.seconds)
+        result = _result(jobs, asked["overrides"], seconds=folder.seconds)
         state = "ended at a limit" if jobs.closed else "finished"
         folder.write(
             state + (" with failures" if result.failures else ""),
@@ -136,6 +146,7 @@ def sweep(
         )
         log("end", state=state, failures=len(result.failures))
         result = _reported(result)
+        storage.publish(place)
     planned = ""
     if keeper and not before and not jobs.closed:
         planned = compared(
@@ -148,8 +159,11 @@ def sweep(
 class _Folder:
     """sweep.json: what the sweep is, how it stands, and the wall time of all its starts."""
 
-    def __init__(self, out: Path, plan: Mapping[str, Any], *, before: float, began: float) -> None:
+    def __init__(
+        self, out: Path, plan: Mapping[str, Any], *, place: str | Path, before: float, began: float
+    ) -> None:
         self._path = out / SWEEP
+        self._place = place
         self._plan = dict(plan)
         self._before = before
         self._began = began
@@ -163,6 +177,7 @@ class _Folder:
         cpus, gpus = place.cpus * place.workers, place.gpus * place.workers
         self._plan["place"] = {"slots": place.slots, "cpus": cpus, "gpus": gpus}
         self.write("running")
+        storage.publish(self._place)
 
     def write(self, state: str, **more: Any) -> None:
         write_json(self._path, {**self._plan, "state": state, "seconds": self.seconds, **more})
@@ -177,7 +192,7 @@ def _standing(out: Path) -> str:
 
 def _forget(out: Path) -> None:
     """Undo a sweep that ended before its first trial, so that the corrected command is not refused."""
-    for name in (SWEEP, JOURNAL):
+    for name in (SWEEP, JOURNAL, EVENTS):
         (out / name).unlink(missing_ok=True)
 
 
@@ -198,12 +213,15 @@ def _run(
         return None
     from newsbert_ray.reporting.hparams import HParams
     from newsbert_ray.tune.display import SweepDisplay
+    from newsbert_ray.tune.nodes import check_nodes
     from newsbert_ray.tune.running import node_resources, run_jobs
 
     judge = EarlyStopping(jobs.space, epochs=_most_epochs(jobs.space, first))
     for name, curve in jobs.curves():
         judge.recall(name, curve)
     with ray_session() as session:
+        if not session.private:
+            check_nodes(jobs.place, **_inputs(jobs.space, first) if train is None else {})
         place = place_of(
             first,
             node_resources(),
@@ -226,7 +244,7 @@ def _run(
         board.begin()
         run_jobs(
             jobs,
-            config=partial(_trial_config, jobs, overrides, place),
+            config=partial(_trial_config, jobs, overrides, place, shared=not session.private),
             place=place,
             judge=judge,
             budget=budget,
@@ -237,18 +255,32 @@ def _run(
             check=check,
             train=train,
         )
+        keeper.settle()
     if jobs.unfinished and not jobs.closed:
         raise KeyboardInterrupt
     return keeper
 
 
-def _trial_config(jobs: Jobs, overrides: Mapping[str, Any], place: Place, job: Job) -> dict[str, Any]:
-    """What `run_trial` gets.
+def _inputs(space: SearchSpace, first: TrainSettings) -> dict[str, list[str]]:
+    """The shards and teachers that trials read, where they are no Hugging Face names."""
+    varied = {axis.name: [str(value) for value in axis.samples()] for axis in space.axes}
+    given = {name: varied.get(name, [getattr(first, name)]) for name in ("data", "teacher")}
+    return {
+        "data": given["data"],
+        "teachers": [place for place in given["teacher"] if storage.is_url(place) or Path(place).is_dir()],
+    }
+
+
+def _trial_config(
+    jobs: Jobs, overrides: Mapping[str, Any], place: Place, job: Job, *, shared: bool
+) -> dict[str, Any]:
+    """What `run_trial` gets; `shared` where it may run on a machine that does not see the sweep's folder.
 
     Raises:
         SettingsError: a combination that cannot be.
     """
-    settings = spaces.trial_settings(jobs.space, job.point, seed=job.seed, out=job.out, overrides=overrides)
+    out = storage.join(jobs.place, TRIALS, job.name) if storage.is_url(jobs.place) else job.out
+    settings = spaces.trial_settings(jobs.space, job.point, seed=job.seed, out=out, overrides=overrides)
     if settings.workers > place.workers:
         raise SettingsError(
             f"workers = {settings.workers}: the sweep's place is for {place.workers}; do not vary it"
@@ -256,7 +288,8 @@ def _trial_config(jobs: Jobs, overrides: Mapping[str, Any], place: Place, job: J
     return {
         "settings": settings.model_dump(),
         "metrics": [goal.metric for goal in jobs.space.goals],
-        "notes": str((jobs.folder / "failures").absolute()),
+        "notes": storage.absolute(storage.join(jobs.place, FAILURES)),
+        "sweep": storage.absolute(jobs.place) if shared else None,
         "gpus": place.gpus,
     }
 
@@ -267,14 +300,15 @@ def _most_epochs(space: SearchSpace, first: TrainSettings) -> int:
     return max([first.epochs, *varied])
 
 
-def _result(jobs: Jobs, out: Path, overrides: Mapping[str, Any], *, seconds: float) -> SweepResult:
+def _result(jobs: Jobs, overrides: Mapping[str, Any], *, seconds: float) -> SweepResult:
     best = jobs.best()
     return SweepResult(
-        out=out,
+        out=jobs.folder,
+        place=jobs.place,
         space=jobs.space,
         points=tuple(jobs.results.values()),
         best=best,
-        command=train_command(jobs.space, best, overrides, out) if best else "",
+        command=train_command(jobs.space, best, overrides, jobs.place) if best else "",
         seconds=seconds,
         report=(),
     )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from newsbert_ray.config import SettingsError, TrainSettings, build_settings, dotted_names, merge, nearest
+from newsbert_ray.storage import absolute
 from newsbert_ray.tune.depths import check_depth, divisors, teacher_depth
 from newsbert_ray.tune.rules import check_search, conditions
 from newsbert_ray.tune.schema import (
@@ -183,7 +184,7 @@ _TRIAL: Mapping[str, Any] = {"threads": 1, "checkpoint": {"keep": 1, "keep_finis
 
 
 def trial_settings(
-    space: SearchSpace, point: Point, *, seed: int, out: Path, overrides: Mapping[str, Any]
+    space: SearchSpace, point: Point, *, seed: int, out: str | Path, overrides: Mapping[str, Any]
 ) -> TrainSettings:
     """Settings of one trial: the space's own, then `overrides`, the point, the seed and the trial's folder.
 
@@ -191,7 +192,7 @@ def trial_settings(
         SettingsError: a combination that cannot be.
     """
     # Relative folders would mean something else to a worker that Ray starts elsewhere.
-    own = {"seed": seed, "out": str(out.absolute())}
+    own = {"seed": seed, "out": absolute(out)}
     values = absolute_folders(merge(_TRIAL, space.settings, overrides, point, own))
     settings = build_settings(TrainSettings, values, where=f"{space.file}, point {point_label(point)}")
     check_depth(settings)
@@ -207,7 +208,7 @@ def absolute_folders(values: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def check_space(space: SearchSpace, *, out: Path, overrides: Mapping[str, Any]) -> TrainSettings:
+def check_space(space: SearchSpace, *, out: str | Path, overrides: Mapping[str, Any]) -> TrainSettings:
     """Build the settings of every grid point, or of each axis's values in turn; returns the first trial's.
 
     Raises:

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from newsbert_ray import storage
 from newsbert_ray.config import merge
 from newsbert_ray.record import RECORD, read_record
 from newsbert_ray.tune import space as spaces
-from newsbert_ray.tune.jobs import TRIALS, Jobs, PointResult
+from newsbert_ray.tune.jobs import FAILURES, TRIALS, Jobs, PointResult
 from newsbert_ray.tune.keeping import Keeper, pareto_front
 from newsbert_ray.tune.place import Place
 from newsbert_ray.tune.space import SearchSpace
@@ -24,9 +25,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SweepResult:
-    """What a sweep came to. `command` trains the best point again; empty where no trial finished."""
+    """What a sweep came to.
+
+    `out` is its folder on this machine, `place` what the user calls it; `command` trains the best point
+    again, empty where no trial finished.
+    """
 
     out: Path
+    place: str | Path
     space: SearchSpace
     points: tuple[PointResult, ...]
     best: PointResult | None
@@ -44,14 +50,14 @@ class SweepResult:
         }
 
 
-def opening(jobs: Jobs, out: Path) -> list[str]:
+def opening(jobs: Jobs) -> list[str]:
     """What the sweep is, before it starts."""
     space = jobs.space
     axes = ", ".join(axis.name for axis in space.axes) or "nothing"
     early = {"asha": "asha by epoch", "median": "the median rule by epoch", "none": "none"}[space.scheduler]
     lines = [
         f"{space.name}: {space.points} points over {axes} by {space.search.sampler}, "
-        f"seeds {', '.join(map(str, space.seeds))}: {jobs.total} trials in {out}",
+        f"seeds {', '.join(map(str, space.seeds))}: {jobs.total} trials in {jobs.place}",
         f"judged by {', '.join(f'{goal.metric} ({goal.mode})' for goal in space.goals)}; "
         f"early stopping: {early}" + (" (several goals run without)" if len(space.goals) > 1 else ""),
     ]
@@ -66,7 +72,7 @@ def starting(jobs: Jobs, place: Place, dashboard: str | None) -> list[str]:
     workers = f", {place.workers} Ray Train workers each" if place.nested else ""
     lines = [
         f"{many}{workers}; Ctrl-C ends the sweep, and it goes on with:",
-        f"  {resume_command(jobs.space, jobs.folder)}",
+        f"  {resume_command(jobs.space, jobs.place)}",
         *watching(jobs),
     ]
     return lines + ([f"Ray's dashboard: {dashboard}"] if dashboard else [])
@@ -115,11 +121,11 @@ def _outcome(result: SweepResult, jobs: Jobs) -> list[str]:
         lines.append(f"{stops} trials stopped early by {jobs.space.scheduler}{seeds}")
     if jobs.closed:
         lines.append(f"ended before its last trial, {jobs.unfinished} not begun: {jobs.closed}")
-        lines.append(f"  go on with a wider limit: {resume_command(result.space, result.out)}")
+        lines.append(f"  go on with a wider limit: {resume_command(result.space, result.place)}")
     lines += [f"failed: {trial}: {reason}" for trial, reason in result.failures.items()]
     if result.failures:
-        again = resume_command(result.space, result.out)
-        lines.append(f"frames in {result.out / 'failures'}; try them again with: {again}")
+        again = resume_command(result.space, result.place)
+        lines.append(f"frames in {storage.join(result.place, FAILURES)}; try them again with: {again}")
     return lines
 
 
@@ -148,15 +154,17 @@ def front(space: SearchSpace, points: Iterable[PointResult]) -> list[PointResult
     return [whole[i] for i in sorted(pareto_front(signed), key=lambda i: signed[i], reverse=True)]
 
 
-def train_command(space: SearchSpace, best: PointResult, overrides: Mapping[str, Any], out: Path) -> str:
+def train_command(
+    space: SearchSpace, best: PointResult, overrides: Mapping[str, Any], out: str | Path
+) -> str:
     """The command that trains the best point again, with the first seed."""
     settings = spaces.flatten(spaces.absolute_folders(merge(space.settings, overrides, best.point)))
-    settings |= {"seed": space.seeds[0], "out": str(out / "best")}
+    settings |= {"seed": space.seeds[0], "out": str(storage.join(out, "best"))}
     words = [word for name, value in settings.items() for word in (f"--{name}", _word(value))]
     return shlex.join(["newsbert-ray", "train", *words])
 
 
-def resume_command(space: SearchSpace, out: Path) -> str:
+def resume_command(space: SearchSpace, out: str | Path) -> str:
     """The command that goes on with the sweep; what else was asked stands in its folder."""
     return shlex.join(["newsbert-ray", "sweep", space.file, "--out", str(out), "--resume"])
 

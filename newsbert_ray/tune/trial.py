@@ -13,15 +13,17 @@ import traceback
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Protocol
 
+from newsbert_ray import storage
 from newsbert_ray.config import TrainSettings, build_settings
-from newsbert_ray.record import RunRecord, write_text
+from newsbert_ray.record import RunRecord
 
 if TYPE_CHECKING:
     from newsbert_ray.training.loop import Report
 from newsbert_ray.tune.jobs import metric_value
+from newsbert_ray.tune.nodes import require_seen
 from newsbert_ray.tune.space import flatten
 
 LOCK_SECONDS = 30.0
@@ -43,7 +45,8 @@ def run_trial(config: Mapping[str, Any], *, train: Train | None = None) -> None:
 
     Args:
         config: `settings` (of TrainSettings, nested), `metrics` (one for each goal), `notes` (a folder for a
-            failure's frames), and for a group of workers `gpus` (each one's share of a GPU).
+            failure's frames), for a group of workers `gpus` (each one's share of a GPU), and on a cluster
+            `sweep`, the folder that this machine must see.
         train: what trains; the real one by default.
     """
     from ray import tune
@@ -51,22 +54,28 @@ def run_trial(config: Mapping[str, Any], *, train: Train | None = None) -> None:
     from newsbert_ray.training.loop import LeavingError
 
     settings = build_settings(TrainSettings, config["settings"], where="trial")
-    note = Path(config["notes"]) / f"{Path(settings.out).name}.txt"
-    _await_folder(Path(settings.out))
+    note = f"{PurePosixPath(settings.out.partition('?')[0]).name}.txt"
+    _await_folder(storage.local(settings.out))
     try:
+        require_seen(config.get("sweep"))
         work = train or _train(config, workers=settings.workers)
         record = work(settings, report=lambda entry: tune.report(numbers(entry)), quiet=True)
         values = [metric_value(record, metric) for metric in config["metrics"]]
+        storage.discard(settings.out)
     except LeavingError:
         raise  # Tune starts the trial again, on another machine
+    except SystemExit:
+        storage.discard(settings.out)
+        raise
     except Exception as error:
         # The one place that stops an exception: it belongs to this trial alone, and is shown by the sweep.
-        with suppress(OSError):  # the reason may be a full disk
-            write_text(note, traceback.format_exc())
+        with suppress(OSError, storage.StorageError):  # the reason may be a full disk
+            storage.leave(config["notes"], note, traceback.format_exc())
         tune.report({"failure": f"{type(error).__name__}: {error}"})
     else:
-        with suppress(OSError):
-            note.unlink(missing_ok=True)
+        if not storage.is_url(config["notes"]):
+            with suppress(OSError):
+                (Path(config["notes"]) / note).unlink(missing_ok=True)
         tune.report({"values": values})
     finally:
         give_back_memory()

@@ -108,7 +108,7 @@ def wait_for_trials(soak: Soak) -> None:
 def test_a_group_goes_on_with_fewer_workers_and_its_result_is_the_same(shards: Path, tmp_path: Path) -> None:
     """A group that lost a node waits for ever, or trains on with other batches."""
     words = [sys.executable, "-m", "newsbert_ray.cli", "train", "--data", str(shards), "--teacher", "scratch"]
-    words += ["--scratch.layers", "2", "--scratch.hidden", "32", "--scratch.heads", "2", "--epochs", "12"]
+    words += ["--scratch.layers", "2", "--scratch.hidden", "32", "--scratch.heads", "2", "--epochs", "4"]
     words += ["--batch_size", "8", "--log_every", "1", "--threads", "1", "--checkpoint.every_steps", "10"]
     words += ["--workers", "2", "--min_workers", "1"]
     with LocalCluster(cpus=0) as cluster:
@@ -117,11 +117,12 @@ def test_a_group_goes_on_with_fewer_workers_and_its_result_is_the_same(shards: P
         out = tmp_path / "broken"
         group = subprocess.Popen([*words, "--out", str(out)], env={**os.environ, **cluster.environment})
         end = time.monotonic() + 120
-        while not read_entries(out / METRICS) and time.monotonic() < end:
-            time.sleep(0.1)
+        while time.monotonic() < end and all(entry["step"] < 12 for entry in read_entries(out / METRICS)):
+            time.sleep(0.05)
         cluster.kill_node(nodes[0])
         assert group.wait(300) == 0
     assert read_record(out).hardware["workers"] == 1, "it ended on the node that was left"
+    assert any(event["event"] == "resume" for event in read_events(out)), "from a checkpoint"
     ours, theirs = (
         load_file(folder / "student" / "model.safetensors") for folder in (out, tmp_path / "whole")
     )

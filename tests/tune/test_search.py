@@ -269,7 +269,7 @@ def test_the_report_leaves_out_what_a_failed_trial_left(
     damaged.values.clear()
     damaged.failures[0] = "its process died"
     (out / "trials" / "beta=0,layers=2,seed=0" / RECORD).write_text("{")
-    result = search._result(jobs, out, {}, seconds=1.0)
+    result = search._result(jobs, {}, seconds=1.0)
     plan = json.loads((out / "sweep.json").read_text())
     (out / "sweep.json").write_text(json.dumps({**plan, "failures": result.failures}))
     search._reported(result)
