@@ -12,7 +12,7 @@ from newsbert_ray.methods import METHODS
 from newsbert_ray.record import RunRecord
 from newsbert_ray.tasks import TASKS, Task, TaskName
 
-_NOT_COMPARED = frozenset({"seed", "out", "threads", "log_every", "checkpoint", "device"})
+_NOT_COMPARED = frozenset({"seed", "out", "threads", "log_every", "min_workers", "checkpoint", "device"})
 """The seed is averaged over; the others alter no number: those that a run may go on with changed."""
 
 

@@ -81,7 +81,7 @@ def raylets(cluster: LocalCluster) -> int:
 
 def test_nothing_that_breaks_alters_a_sweep(shards: Path, tmp_path: Path) -> None:
     """A trial lost, counted twice, or another model, because of a process, a node, a warning or the head."""
-    command = sweep_command(tmp_path, shards, epochs=12)
+    command = sweep_command(tmp_path, shards, epochs=8)
     run([*command, "--out", str(tmp_path / "alone")], {})
     with LocalCluster(cpus=0) as cluster:
         soak = Soak(cluster, command, tmp_path / "sweep", group=False)

@@ -200,6 +200,13 @@ def test_every_node_asks_for_the_token(cloud: str) -> None:
 
 
 @pytest.mark.parametrize("cloud", CLOUDS)
+def test_head_runs_the_autoscaler_that_a_sweep_recognises(cloud: str) -> None:
+    """With Ray's older autoscaler a sweep on a head without CPUs would refuse to start."""
+    (start,) = [c for c in _prepared(_read(cloud))["head_start_ray_commands"] if "ray start" in c]
+    assert re.search(r"export [^;]*\bRAY_enable_autoscaler_v2=1\b[^;]*;.*ray start --head", start)
+
+
+@pytest.mark.parametrize("cloud", CLOUDS)
 def test_dashboard_is_reached_by_tunnel_only(cloud: str) -> None:
     """Ray's own default for `ray up` listens to everybody, and jobs are taken there."""
     (start,) = [c for c in _prepared(_read(cloud))["head_start_ray_commands"] if "ray start" in c]
