@@ -53,16 +53,17 @@ def train(
     """
     say, place = _silent if quiet else print, settings.out
     settings = _with_absolute_places(settings)
-    # A sweep's trial is nobody else's: its sweep holds the place.
-    with storage.working(settings.out, marks=(SETTINGS, RECORD), alone=not quiet) as run:
-        here = storage.at_hand(settings)
-        manifest = read_manifest(here.data)
+    here = settings.workers == 1 and (quiet or not inside_cluster())
+    # A trial's place is held by its sweep; a group's first worker has a copy of its own.
+    with storage.working(settings.out, marks=(SETTINGS, RECORD), small=not here, alone=not quiet) as run:
+        ours = storage.at_hand(settings)
+        manifest = read_manifest(ours.data)
         with _claim(run, settings, manifest):
             finished = (run / RECORD).exists()
             if not finished:
                 storage.publish(settings.out)
-                if settings.workers == 1 and (quiet or not inside_cluster()):
-                    _train_here(here, manifest, report=report, quiet=quiet, out=settings.out)
+                if here:
+                    _train_here(ours, manifest, report=report, quiet=quiet, out=settings.out)
                 else:
                     from newsbert_ray.training.worker import train_group
 

@@ -253,6 +253,8 @@ def _work(config: dict[str, Any]) -> None:
         if world.first:
             storage.as_given(run, given)
             storage.publish(given.out)
+            if not config["stream"]:
+                storage.discard(given.out)  # a trial's: its node may see hundreds of them
 
 
 def _updates(*, stream: bool) -> Any:

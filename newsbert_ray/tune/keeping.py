@@ -21,15 +21,15 @@ class Keeper:
         self.slots = slots
         self._keep = keep
         self._largest = 0
+        self._looked: set[str] = set()
         self._removed: set[str] = set()
         self._left: list[Job] = []
 
     def reported(self, job: Job) -> None:
-        """A trial has just written a checkpoint: its size is looked at, where that costs nothing."""
-        if not storage.is_url(self._jobs.place):
-            self._look(job)
-
-    def _look(self, job: Job) -> None:
+        """A trial has just written a checkpoint: its size is looked at, in a bucket once a trial."""
+        if storage.is_url(self._jobs.place) and job.name in self._looked:
+            return
+        self._looked.add(job.name)
         kinds: dict[str, int] = {}
         for name, size in folder_sizes(self._place(job, CHECKPOINTS)).items():
             kind = name.split("-")[0]
@@ -42,10 +42,8 @@ class Keeper:
         Args:
             at_rest: nobody writes into the trial's folder any more; otherwise its checkpoints are left alone.
         """
-        if storage.is_url(self._jobs.place):
-            self._look(job)
-            if not at_rest:
-                self._left.append(job)
+        if storage.is_url(self._jobs.place) and not at_rest:
+            self._left.append(job)
         if at_rest:
             storage.remove(self._jobs.place, f"{TRIALS}/{job.name}/{CHECKPOINTS}")
         for name in students(self._jobs)[self._jobs.space.keep_students :]:

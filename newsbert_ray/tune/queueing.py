@@ -54,6 +54,7 @@ class Queue(Searcher):
         self._refused = refused
         self._deaths: dict[str, int] = {}
         self._began: dict[str, float] = {}
+        self._reached: dict[str, float] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -81,14 +82,17 @@ class Queue(Searcher):
         # One that runs may yet have to be handed out again.
         return None if self.running else Searcher.FINISHED
 
-    def again(self, running: Running, *, counted: bool, most: int) -> bool:
+    def again(self, running: Running, *, counted: bool, most: int, reached: float = 0.0) -> bool:
         """Hand a trial out again that has broken off; False where it has done so too often.
 
         Args:
-            counted: it was its own fault, not its machine's.
-            most: how often it may go on after those.
+            counted: it was its own fault, as far as is known: that a machine died is known only later.
+            most: how often it may go on after those without getting further.
+            reached: epochs that it has reported.
         """
         name = running.job.name
+        if reached > self._reached.get(name, 0.0):
+            self._reached[name], self._deaths[name] = reached, 0
         self._deaths[name] = self._deaths.get(name, 0) + counted
         if self._deaths[name] > most:
             return False

@@ -33,8 +33,8 @@ from newsbert_ray.tune.stopping import EarlyStopping
 from newsbert_ray.tune.trial import Train, run_trial
 
 RETRIES = 2
-"""How often a trial whose process died starts again, from its own checkpoints; a machine that was taken away
-or died is not counted."""
+"""How often a trial whose process died starts again, from its own checkpoints, without getting an epoch
+further; a machine that was taken away is not counted."""
 
 LOOK_SECONDS = 2.0
 """Between two looks at the cluster's nodes and at the trials by state."""
@@ -198,6 +198,7 @@ class _Watch(tune.Callback):
         self._looked = 0.0
         self._fault: Exception | None = None
         self._on_board: set[str] = set()
+        self._reached: dict[str, float] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -216,6 +217,7 @@ class _Watch(tune.Callback):
         if job.name not in self._on_board and self._board.start(job.name, _hparams(job)):
             self._on_board.add(job.name)
         if "epoch" in result:
+            self._reached[job.name] = result["epoch"]
             self._display.reported(job, result)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -226,7 +228,10 @@ class _Watch(tune.Callback):
         with self._noted():
             error = _error(trial)
             running = self._queue.running.pop(trial.trial_id)
-            again = self._queue.again(running, counted=not _machine_gone(error), most=RETRIES)
+            reached = self._reached.get(running.job.name, 0.0)
+            again = self._queue.again(
+                running, counted=not _machine_gone(error), most=RETRIES, reached=reached
+            )
             if not again:
                 self._queue.jobs.finish(running.job, values=None, failure=_reason(error))
                 self._close(running)

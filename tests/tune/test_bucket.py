@@ -64,7 +64,10 @@ def test_a_sweep_in_a_bucket_goes_on_on_another_machine(
     monkeypatch.setenv("NEWSBERT_CACHE", str(tmp_path / "another machine"))
     monkeypatch.setattr(lease, "WAIT_SECONDS", 1.0)
     result = sweep(tmp_path / "space.yaml", out=place, concurrency=1, resume=True)
-    assert "1 of them had ended before" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "1 of them had ended before" in said
+    assert "checkpoints 0 B now" in said
+    assert "at most 0 B" not in said
     assert result.failures == {}
     assert len([point for point in result.points if point.values]) == 2
     there = Remote(place).files()

@@ -157,9 +157,13 @@ def test_a_trial_goes_on_as_often_as_it_may(write_space: WriteSpace, tmp_path: P
         running = queue.running.pop(str(number))
         running.began = 5.0
         assert queue.again(running, counted=counted, most=2)
+    assert isinstance(queue.suggest("further"), dict)
+    assert queue.again(queue.running.pop("further"), counted=True, most=2, reached=1.0), "it gets on"
+    assert isinstance(queue.suggest("and"), dict)
+    assert queue.again(queue.running.pop("and"), counted=True, most=2, reached=1.0)
     assert isinstance(queue.suggest("last"), dict)
     running = queue.running.pop("last")
     assert running.began == 5.0, "its time goes on"
-    assert not queue.again(running, counted=True, most=2)
+    assert not queue.again(running, counted=True, most=2, reached=1.0)
     jobs.finish(running.job, values=None, failure="died")
     assert queue.suggest("none") == Searcher.FINISHED
