@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from ray import tune
 
+from newsbert_ray import storage
 from newsbert_ray.config import TrainSettings, build_settings
-from newsbert_ray.tune import trial
 from newsbert_ray.tune.trial import run_trial
 
 
@@ -57,6 +57,6 @@ def test_a_full_disk_is_the_trials_reason_and_no_more(
     def full(path: Path, text: str) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(trial, "write_text", full)
+    monkeypatch.setattr(storage, "write_text", full)
     run_trial(config, train=make_train(fails={"epochs": 2}))
     assert reports[-1] == {"failure": "ValueError: the loss is not a number"}
