@@ -191,12 +191,13 @@ def _evaluate(words: list[str]) -> None:
         _show(values.pop("run"), user, as_json=as_json, **values)
         return
     from newsbert_ray.evaluation.evaluate import evaluate
+    from newsbert_ray.screens import print_metrics
 
     metrics = evaluate(values.pop("run"), **values)
     if as_json:
         print(json.dumps(metrics, indent=1))
     else:
-        _print_metrics(metrics)
+        print_metrics(metrics)
 
 
 def _show(run: str, user: str, *, as_json: bool, **values: Any) -> None:
@@ -207,12 +208,13 @@ def _show(run: str, user: str, *, as_json: bool, **values: Any) -> None:
     if values.pop("submission", None) is not None:
         raise SettingsError("--show prints one user and writes no file; give --submission without it")
     from newsbert_ray.evaluation.showing import show
+    from newsbert_ray.screens import print_shown
 
     found = show(run, user, **values)
     if as_json:
         print(json.dumps([asdict(one) for one in found], indent=1))
     else:
-        _print_shown(found, model=values.get("model", "student"))
+        print_shown(found, model=values.get("model", "student"))
 
 
 def _report(words: list[str]) -> None:
@@ -259,12 +261,13 @@ def _doctor(words: list[str]) -> None:
     values = values_from("doctor", words)
     as_json = values.pop("json", False)
     from newsbert_ray.deploy.doctor import DoctorError, doctor
+    from newsbert_ray.screens import print_finding
 
     findings = []
     for finding in doctor(**values):
         findings.append(finding)
         if not as_json:
-            _print_finding(finding)
+            print_finding(finding)
     if as_json:
         print(json.dumps([finding._asdict() for finding in findings], indent=1))
     if ill := sum(finding.state == "mend" for finding in findings):
@@ -313,93 +316,6 @@ def _submit(words: list[str]) -> int:
         raise SettingsError(f"{verb}: {error}") from error
     wait = not values.get("no_wait")
     return submit(command, cluster=cluster, parcel=parcel, named=named, job=job, wait=wait)
-
-
-def _print_finding(finding: Any) -> None:
-    from rich.console import Console
-    from rich.text import Text
-
-    style = {"ok": "green", "note": "yellow", "mend": "bold red"}[finding.state]
-    line = Text.assemble((f"{finding.state:<5}", style), f"{finding.topic:<9} {finding.found}")
-    Console().print(line, soft_wrap=True)
-    if finding.cure:
-        Console().print(
-            Text(f"{'':<15}{'cure: ' if finding.state == 'mend' else ''}{finding.cure}"), soft_wrap=True
-        )
-
-
-def _print_metrics(metrics: dict[str, Any]) -> None:
-    """A line for each model, a column for each number with its standard error; the rest stands below."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    from newsbert_ray.tasks import HEADINGS
-
-    submission = metrics.pop("submission", None)
-    models = {name: numbers for name, numbers in metrics.items() if isinstance(numbers, dict)}
-    columns = list(dict.fromkeys(key for numbers in models.values() for key in numbers))
-    columns = [column for column in columns if column in HEADINGS]
-    console = Console()
-    if models:
-        table = Table(
-            "model", *(HEADINGS[column] for column in columns), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
-        )
-        for name, numbers in models.items():
-            table.add_row(name, *(_number(numbers, column) for column in columns))
-        console.print(table)
-        counted = next(iter(models.values()))
-        left_out = f", {counted['left_out']:.0f} left out" if "left_out" in counted else ""
-        if "rows" in counted:
-            console.print(f"{counted['rows']:.0f} rows evaluated{left_out}", highlight=False)
-        if any(f"{column}_error" in numbers for numbers in models.values() for column in columns):
-            console.print("± is the standard error of the mean over what was evaluated", highlight=False)
-    else:
-        console.print("no metrics: the split carries no labels", highlight=False)
-    for name, value in metrics.items():
-        if name not in models:
-            console.print(f"{name} {value}", highlight=False, soft_wrap=True)
-    if submission:
-        console.print(
-            f"{submission['file']}: {submission['lines']:,} impressions as the {submission['model']} ranks "
-            "them, read back and found whole",
-            highlight=False,
-            soft_wrap=True,
-        )
-
-
-def _number(numbers: dict[str, float], column: str) -> str:
-    value, error = numbers.get(column), numbers.get(f"{column}_error")
-    if value is None:
-        return ""
-    return f"{value:.4f}" + (f" ±{error:.4f}" if error is not None else "")
-
-
-def _print_shown(found: list[Any], *, model: str) -> None:
-    """A user's impressions: what they read, then the candidates in the model's order."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    console = Console(highlight=False)
-    for one in found:
-        console.print(f"user {one.user_id}, impression {one.impression_id}, {one.time}", style="bold")
-        read = Table(f"read before ({len(one.history)}, newest last)", "category", title_justify="left")
-        for news in one.history:
-            read.add_row(Text(news.title), Text(news.category))
-        console.print(read if one.history else "no history: ranked as for a newcomer")
-        ranked = Table("rank", "score", "clicked", f"candidates as the {model} ranks them", "category")
-        for rank, offer in enumerate(one.offers, 1):
-            click = {True: "clicked", False: "", None: "unknown"}[offer.clicked]
-            ranked.add_row(
-                str(rank),
-                f"{offer.score:.3f}",
-                click,
-                Text(offer.news.title),
-                Text(offer.news.category),
-                style="green" if offer.clicked else None,
-            )
-        console.print(ranked)
 
 
 VERBS = {

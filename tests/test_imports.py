@@ -20,7 +20,7 @@ ORDER = (
     ("training", "evaluation"),
     ("reporting",),
     ("tune", "deploy"),
-    ("flags", "cli"),
+    ("flags", "screens", "cli"),
 )
 """Rooms from the ground up; a room imports from its own storey and those below.
 

@@ -1,0 +1,93 @@
+"""What the verbs print for a person: metrics, a user's ranking, the doctor's findings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def print_finding(finding: Any) -> None:
+    """One line of the doctor: how it stands, what was found, and the cure below."""
+    from rich.console import Console
+    from rich.text import Text
+
+    style = {"ok": "green", "note": "yellow", "mend": "bold red"}[finding.state]
+    line = Text.assemble((f"{finding.state:<5}", style), f"{finding.topic:<9} {finding.found}")
+    Console().print(line, soft_wrap=True)
+    if finding.cure:
+        Console().print(
+            Text(f"{'':<15}{'cure: ' if finding.state == 'mend' else ''}{finding.cure}"), soft_wrap=True
+        )
+
+
+def print_metrics(metrics: dict[str, Any]) -> None:
+    """A line for each model, a column for each number with its standard error; the rest stands below."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from newsbert_ray.tasks import HEADINGS
+
+    submission = metrics.pop("submission", None)
+    models = {name: numbers for name, numbers in metrics.items() if isinstance(numbers, dict)}
+    columns = list(dict.fromkeys(key for numbers in models.values() for key in numbers))
+    columns = [column for column in columns if column in HEADINGS]
+    console = Console()
+    if models:
+        table = Table(
+            "model", *(HEADINGS[column] for column in columns), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
+        )
+        for name, numbers in models.items():
+            table.add_row(name, *(_number(numbers, column) for column in columns))
+        console.print(table)
+        counted = next(iter(models.values()))
+        left_out = f", {counted['left_out']:.0f} left out" if "left_out" in counted else ""
+        if "rows" in counted:
+            console.print(f"{counted['rows']:.0f} rows evaluated{left_out}", highlight=False)
+        if any(f"{column}_error" in numbers for numbers in models.values() for column in columns):
+            console.print("± is the standard error of the mean over what was evaluated", highlight=False)
+    else:
+        console.print("no metrics: the split carries no labels", highlight=False)
+    for name, value in metrics.items():
+        if name not in models:
+            console.print(f"{name} {value}", highlight=False, soft_wrap=True)
+    if submission:
+        console.print(
+            f"{submission['file']}: {submission['lines']:,} impressions as the {submission['model']} ranks "
+            "them, read back and found whole",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def _number(numbers: dict[str, float], column: str) -> str:
+    value, error = numbers.get(column), numbers.get(f"{column}_error")
+    if value is None:
+        return ""
+    return f"{value:.4f}" + (f" ±{error:.4f}" if error is not None else "")
+
+
+def print_shown(found: list[Any], *, model: str) -> None:
+    """A user's impressions: what they read, then the candidates in the model's order."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    for one in found:
+        console.print(f"user {one.user_id}, impression {one.impression_id}, {one.time}", style="bold")
+        read = Table(f"read before ({len(one.history)}, newest last)", "category", title_justify="left")
+        for news in one.history:
+            read.add_row(Text(news.title), Text(news.category))
+        console.print(read if one.history else "no history: ranked as for a newcomer")
+        ranked = Table("rank", "score", "clicked", f"candidates as the {model} ranks them", "category")
+        for rank, offer in enumerate(one.offers, 1):
+            click = {True: "clicked", False: "", None: "unknown"}[offer.clicked]
+            ranked.add_row(
+                str(rank),
+                f"{offer.score:.3f}",
+                click,
+                Text(offer.news.title),
+                Text(offer.news.category),
+                style="green" if offer.clicked else None,
+            )
+        console.print(ranked)
