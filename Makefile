@@ -41,7 +41,7 @@ bench: $(READY) ## Every benchmark of tests/benchmarks, one after the other.
 	@set -e; for file in tests/benchmarks/bench_*.py; do name=$$(basename $$file .py); echo "== $$name"; $(BIN)/python -m tests.benchmarks.$$name; done
 
 soak: $(READY) ## Break a cluster of this machine at random under a sweep, and count what was lost.
-	$(BIN)/python -m tests.benchmarks.soak_cluster --faults 20 --out soak
+	$(BIN)/python -m tests.benchmarks.soak_cluster --faults 20 --seed 1 --news 5000 --epochs 6 --out soak
 
 clean: ## Remove what the demo, the benchmarks and the tools wrote; .venv stays.
 	rm -rf demo bench soak build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
