@@ -1,6 +1,6 @@
 """Break a cluster at random under a sweep: is a trial lost, counted twice, or another model than undisturbed?
 
-    python -m tests.benchmarks.soak_cluster --faults 20 --seed 1 --news 5000 --epochs 6 --out soak   # make soak
+    python -m tests.benchmarks.soak_cluster --faults 20 --seed 1 --news 5000 --epochs 6   # make soak
 
 A real head and two nodes on this machine (cluster/local.py) run a sweep; every few seconds one of these is
 hit: a trial's process, a node in mid-epoch, a node after a spot warning, the sweep's driver, the head with
