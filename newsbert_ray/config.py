@@ -174,11 +174,11 @@ class TrainSettings(Settings):
     """One joint distillation run: a prepared corpus and a teacher in, a student and its record out."""
 
     data: str
-    """Folder of shards that `newsbert-ray prepare` wrote."""
+    """Folder of shards that `newsbert-ray prepare` wrote, or its URL (s3://, gs://)."""
     teacher: str
     """Hugging Face name or folder of an encoder (safetensors), or `scratch` for a small BERT from nothing."""
     out: str
-    """Folder of the run: record.json, student/, checkpoints/, TensorBoard events."""
+    """Folder of the run, or its URL: record.json, student/, checkpoints/, TensorBoard events."""
     task: TaskName = "topics"
     """What the pair learns: topics of titles, recommendation from behaviours, or retrieval of query-text
     pairs."""
@@ -255,11 +255,11 @@ class PrepareSettings(Settings):
 
     source: list[str] = Field(min_length=1)
     """Folder or zip with news.tsv and behaviors.tsv, or a table (.tsv, .csv, .jsonl, .parquet) of query, text
-    and clicked; give it once each for train, dev and test."""
+    and clicked, or its URL (s3://, gs://); give it once each for train, dev and test."""
     teacher: str
     """Encoder whose tokeniser is used: a Hugging Face name, a folder, or `scratch`."""
     out: str
-    """Folder for the shards and their manifest.json."""
+    """Folder for the shards and their manifest.json, or its URL."""
     max_tokens: int | None = Field(None, ge=3)
     """Longest title, or text of a table, in tokens with [CLS] and [SEP]; longer ones are cut. 30 for titles,
     512 for a table's texts by default."""

@@ -55,7 +55,9 @@ _SECRET_TEXTS = (
     (re.compile(r"://[^:@/?#\s]+@"), f"://{MASK}@"),
     (re.compile(r"(?i)\b(bearer|basic) [\w.~+/=-]{8,}"), rf"\1 {MASK}"),
     (
-        re.compile(r"(?i)\b((?:[\w-]*[_-])?(?:password|passwd|pwd|secret|token|key|signature)=)[^&\s]+"),
+        re.compile(
+            r"(?i)\b((?:[\w-]*[_-])?(?:password|passwd|pwd|secret|token|key|signature)(?:_id)?=)[^&\s]+"
+        ),
         rf"\1{MASK}",
     ),
 )

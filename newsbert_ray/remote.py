@@ -131,6 +131,15 @@ class Remote:
             self._require_bucket()
         return {name: file for name, file in names.items() if not hidden(name)}
 
+    def itself(self) -> Listed | None:
+        """The place's own size and time where it is one file; None where it is a folder, or nothing."""
+        from pyarrow.fs import FileType
+
+        found = self._waiting.call(lambda: self._fs.get_file_info(self._base)) if self._base else None
+        if found is None or found.type != FileType.File:
+            return None
+        return Listed(found.size, found.mtime_ns or 0)
+
     def read(self, name: str) -> bytes | None:
         """A small file's content; None where there is none."""
 
@@ -222,7 +231,7 @@ class Remote:
             return
 
     def _path(self, name: str) -> str:
-        return f"{self._base}/{name}" if self._base else name
+        return f"{self._base}/{name}" if self._base and name else self._base or name
 
     def _require_bucket(self) -> None:
         """A bucket that is not there lists as an empty one."""

@@ -7,7 +7,6 @@ files that name others come after those, and removals come last.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -18,26 +17,24 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
-from newsbert_ray.config import TrainSettings
 from newsbert_ray.lease import leased
-from newsbert_ray.record import RECORD, STOPPED, read_record, write_json, write_record, write_text
+from newsbert_ray.record import RECORD, STOPPED, write_json, write_text
 from newsbert_ray.remote import Listed, Remote, StorageError, hidden, is_url, join, shown
 
 __all__ = [
     "StorageError",
     "absolute",
-    "as_given",
-    "at_hand",
     "bring",
+    "cache_folder",
     "check_writable",
     "collect",
+    "copy_name",
     "discard",
-    "fetch",
     "is_url",
     "join",
+    "last_part",
     "leave",
     "local",
     "publish",
@@ -52,8 +49,6 @@ CACHE = "NEWSBERT_CACHE"
 """Environment: where copies lie; ~/.cache/newsbert_ray by default."""
 WRITER = ".writer.json"
 """In a bucket's folder: which copy writes there. The last one that has begun to is the only one that may."""
-_TRIES = 5
-"""Downloads of a folder that changes meanwhile."""
 _LARGE = ("checkpoints", "student")
 """Folders of a run that only those need who train or evaluate."""
 _FIRST, _LAST = ("settings.json", "sweep.json"), (RECORD, STOPPED)
@@ -68,7 +63,7 @@ def absolute(place: str | Path) -> str:
 
 def local(place: str | Path) -> Path:
     """Where `place` is worked in on this machine: itself if it is a path."""
-    return _cache() / "runs" / _name(place) if is_url(place) else Path(place)
+    return cache_folder() / "runs" / copy_name(place) if is_url(place) else Path(place)
 
 
 @contextmanager
@@ -194,36 +189,6 @@ def leave(place: str | Path, name: str, text: str) -> None:
         write_text(Path(place) / name, text)
 
 
-def fetch(place: str | Path, *, without: Sequence[str] = ()) -> Path:
-    """A folder that is only read: shards, a teacher, a finished run. Downloaded once to a machine, and anew
-    where it has changed; the copy of before stays for those who read it.
-
-    Args:
-        without: patterns of files that are not needed.
-    Raises:
-        StorageError: nothing there; no bucket, no permission; away for too long.
-    """
-    if not is_url(place):
-        return Path(place)
-    remote = Remote(str(place))
-    for _ in range(_TRIES):
-        files = _listed(remote, without)
-        state = json.dumps(sorted((name, *file) for name, file in files.items()))
-        folder = _cache() / "inputs" / f"{_name(place)}-{hashlib.sha256(state.encode()).hexdigest()[:8]}"
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with folder.with_name(f"{folder.name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if folder.is_dir():
-                return folder
-            partial = folder.with_name(f"{folder.name}.partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            remote.download(files, partial)
-            if _listed(remote, without) == files:
-                os.replace(partial, folder)
-                return folder
-    raise StorageError(f"{place}: changes while it is read; try again when it is whole")
-
-
 @contextmanager
 def snapshot(place: str | Path) -> Iterator[Path]:
     """The small files of a run or sweep as they are now, under the place's own name; gone at the end."""
@@ -231,7 +196,7 @@ def snapshot(place: str | Path) -> Iterator[Path]:
         yield Path(place)
         return
     with tempfile.TemporaryDirectory() as parent:
-        folder = Path(parent) / _last(place)
+        folder = Path(parent) / last_part(place)
         remote = Remote(str(place))
         remote.download({n: f for n, f in remote.files().items() if not is_large(n)}, folder)
         yield folder
@@ -266,32 +231,6 @@ def check_writable(place: str | Path) -> None:
             raise StorageError(f"{place}: cannot be written ({error}); give another --out") from error
     if found != content:
         raise StorageError(f"{place}: what was written there reads otherwise; give another --out")
-
-
-def at_hand(settings: TrainSettings) -> TrainSettings:
-    """The same settings with this machine's copies as folders: shards and teacher fetched, the run's working
-    copy as `out`; itself where all are paths.
-
-    Raises:
-        StorageError: as `fetch`.
-    """
-    places = {"data": settings.data, "teacher": settings.teacher}
-    copies = {name: str(fetch(place)) for name, place in places.items() if is_url(place)}
-    if is_url(settings.out):
-        copies["out"] = str(local(settings.out))
-    return settings.model_copy(update=copies) if copies else settings
-
-
-def as_given(run: Path, settings: TrainSettings) -> None:
-    """Let the record in `run` name as `settings` do the places of which `at_hand` had given copies."""
-    record = read_record(run)
-    given = {
-        name: place
-        for name in ("data", "teacher", "out")
-        if is_url(place := getattr(settings, name)) and not is_url(record.settings[name])
-    }
-    if given:
-        write_record(run, record.model_copy(update={"settings": {**record.settings, **given}}))
 
 
 @dataclass
@@ -377,14 +316,7 @@ def _keep_only(folder: Path, names: Mapping[str, Listed]) -> None:
             path.rmdir()
 
 
-def _listed(remote: Remote, without: Sequence[str]) -> dict[str, Listed]:
-    found = {n: f for n, f in remote.files().items() if not any(fnmatch(n, pattern) for pattern in without)}
-    if not found:
-        raise StorageError(f"{remote.url}: nothing there; correct the URL")
-    return found
-
-
-def _cache() -> Path:
+def cache_folder() -> Path:
     """The folder of all copies: NEWSBERT_CACHE, or one of this user's alone."""
     if given := os.environ.get(CACHE):
         Path(given).mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -401,13 +333,14 @@ def _cache() -> Path:
     raise StorageError(f"{usual}: no folder for copies of what is in a bucket; set {CACHE} to one of yours")
 
 
-def _name(place: str | Path) -> str:
+def copy_name(place: str | Path) -> str:
     """A copy's folder: the place's last part for a person, its hash for the rest."""
     url = str(place).rstrip("/")
-    return f"{_last(place)}-{hashlib.sha256(url.encode()).hexdigest()[:16]}"
+    return f"{last_part(place)}-{hashlib.sha256(url.encode()).hexdigest()[:16]}"
 
 
-def _last(place: str | Path) -> str:
+def last_part(place: str | Path) -> str:
+    """The last part of a place's name, as a file's or folder's name on this machine."""
     last = str(place).partition("?")[0].rstrip("/").rpartition("/")[2]
     return "".join(c if c.isalnum() or c in "._=,-" else "_" for c in last).strip(".")[:80] or "folder"
 

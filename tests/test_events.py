@@ -104,6 +104,7 @@ def test_fields_that_only_look_alike_stay(name: str) -> None:
     [
         ("mysql://me:p@ss/w@host/db failed", "mysql://me:***@host/db failed"),
         ("https://ghp_abc@github.com/x", "https://***@github.com/x"),
+        ("s3://a:b@bucket/x?access_key_id=c&region=d e", "s3://a:***@bucket/x?access_key_id=***&region=d e"),
         ("GET s3://b/x?X-Amz-Signature=ab12&y=1", "GET s3://b/x?X-Amz-Signature=***&y=1"),
         ("header Authorization: Bearer ab12cd34ef", "header Authorization: Bearer ***"),
         ("postgresql://h/db?user=me&password=hunter2", "postgresql://h/db?user=me&password=***"),

@@ -13,7 +13,19 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "newsbert_ray"
 ORDER = (
-    ("config", "record", "connect", "tasks", "methods", "events", "meters", "remote", "lease", "storage"),
+    (
+        "config",
+        "record",
+        "connect",
+        "tasks",
+        "methods",
+        "events",
+        "meters",
+        "remote",
+        "lease",
+        "storage",
+        "inputs",
+    ),
     ("data",),
     ("model",),
     ("distill",),

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from newsbert_ray import lease, storage
+from newsbert_ray import inputs, lease, storage
 from newsbert_ray.config import PrepareSettings, TrainSettings, build_settings
 from newsbert_ray.data.prepare import prepare
 from newsbert_ray.data.synthetic import synthesize
@@ -215,15 +215,15 @@ def test_inputs_are_fetched_once_and_again_when_they_change(bucket: Shelf) -> No
     """Each trial would download the shards; or none would notice that they were prepared anew."""
     place = f"{bucket.url}/shards"
     Remote(place).write("train/0.parquet", b"1")
-    first = storage.fetch(place)
+    first = inputs.fetch(place)
     (first / "mark").touch()
-    assert (storage.fetch(place) / "mark").exists()
+    assert (inputs.fetch(place) / "mark").exists()
     Remote(place).write("train/0.parquet", b"22")
-    second = storage.fetch(place)
+    second = inputs.fetch(place)
     assert (second / "train/0.parquet").read_bytes() == b"22"
     assert (first / "train/0.parquet").read_bytes() == b"1"
     with pytest.raises(StorageError, match=r"nowhere: nothing there"):
-        storage.fetch(f"{bucket.url}/nowhere")
+        inputs.fetch(f"{bucket.url}/nowhere")
 
 
 def test_an_outage_is_waited_out(bucket: Shelf, caplog: pytest.LogCaptureFixture) -> None:
@@ -287,7 +287,7 @@ def test_no_permission_is_said_at_once(bucket: Shelf) -> None:
     ask_for_keys("0")
     began = time.monotonic()
     try:
-        for action in (storage.bring, storage.check_writable, storage.fetch):
+        for action in (storage.bring, storage.check_writable, inputs.fetch):
             with pytest.raises(StorageError, match=r"not permitted .*; give credentials that may"):
                 action(f"{bucket.url}/run")
     finally:
@@ -418,8 +418,8 @@ def test_a_run_killed_in_mid_upload_ends_as_if_it_had_not_been(
     assert f"{second} is not usable" in capsys.readouterr().out
     assert record.settings == settings.model_dump()
     assert json.loads(Remote(settings.out).read("settings.json") or b"")["settings"] == settings.model_dump()
-    assert read_record(storage.fetch(settings.out)) == record
-    ours, theirs = _weights(storage.fetch(settings.out)), _weights(Path(quiet.out))
+    assert read_record(inputs.fetch(settings.out)) == record
+    ours, theirs = _weights(inputs.fetch(settings.out)), _weights(Path(quiet.out))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert train(settings, quiet=True) == record
@@ -449,11 +449,16 @@ def test_the_way_from_files_to_a_report_goes_through_a_bucket(
     """One verb that knows only paths, and what another has left in the bucket is of no use."""
     sources = synthesize(tmp_path / "mind", news=200, users=8, topics=3, seed=3)
     shards = f"{bucket.url}/shards"
-    given = {"source": list(map(str, sources)), "teacher": "scratch", "out": shards, "workers": 0}
+    _put(sources[0], f"{bucket.url}/mind/{sources[0].name}")
+    shutil.make_archive(str(tmp_path / "later"), "zip", sources[1])
+    Remote(f"{bucket.url}/mind").upload(tmp_path, ["later.zip"])
+    there = [f"{bucket.url}/mind/{sources[0].name}", f"{bucket.url}/mind/later.zip"]
+    given = {"source": there, "teacher": "scratch", "out": shards, "workers": 0}
     asked = build_settings(PrepareSettings, {**given, "scratch": {"vocabulary": 300}})
     said: list[str] = []
     manifest = prepare(asked, say=said.append)
     assert f"{shards} holds the shards" in "\n".join(said)
+    assert {source.folder for source in manifest.sources} == {sources[0].name, "later"}
     elsewhere()
     said.clear()
     assert prepare(asked, say=said.append) == manifest

@@ -18,14 +18,12 @@ from pathlib import Path
 import numpy as np
 
 from newsbert_ray.config import SCRATCH, PrepareSettings
-from newsbert_ray.data.chunk import explain_os_error
 from newsbert_ray.data.mind import BadLine, excerpt
 from newsbert_ray.data.output import (
     REJECTED,
     find_prepared,
     fingerprint,
     move_into_place,
-    partial_folder,
     row_settings,
 )
 from newsbert_ray.data.pairs_shards import PairsWriter
@@ -50,14 +48,14 @@ from newsbert_ray.data.split import (
     split_by_hash,
 )
 from newsbert_ray.data.tokens import TitleTokenizer, learn_tokenizer, load_tokenizer
+from newsbert_ray.inputs import brought
 from newsbert_ray.record import write_json
-from newsbert_ray.storage import fetch, is_url, publish, working
+from newsbert_ray.storage import publish
 
 __all__ = ["is_pairs_table", "prepare_pairs"]
 
 TEXT_TOKENS = 512
 """Longest text where nothing else is asked: as far as BERT's positions go."""
-QUERY_TOKENS = 30
 
 Say = Callable[[str], None]
 _BLOCK_ROWS, _BLOCK_CHARACTERS = 2048, 16 << 20
@@ -108,34 +106,19 @@ class _Scan:
     """Rows by (fate, clicked)."""
 
 
-def prepare_pairs(settings: PrepareSettings, *, say: Say = print) -> Manifest:
-    """Prepare the shards of `settings.out` from tables, or find them there already.
+def prepare_pairs(settings: PrepareSettings, out: Path, partial: Path, say: Say, started: float) -> Manifest:
+    """Prepare the shards of `out` in `partial` from tables, or find them there already; `prepare` calls it.
 
     One table is split by a hash of the query; of two, the first gives validation; of three, each is a split.
 
-    Args:
-        say: told the progress and the closing summary, a line at a time.
     Raises:
-        PrepareError: tables, output folder or disk do not allow it; nothing at `settings.out` is altered.
+        PrepareError: the tables do not allow it.
         TokenizerError: the teacher's tokeniser cannot be had.
-        StorageError: an output folder in a bucket cannot be read or written, or another process works in it.
     """
-    started = time.perf_counter()
     settings = settings.model_copy(update={"max_tokens": settings.max_tokens or TEXT_TOKENS})
-    try:
-        with working(settings.out, marks=(MANIFEST,)) as folder:
-            out = folder.expanduser()
-            with partial_folder(out) as partial:
-                return _prepare(settings, out, partial, say, started)
-    except OSError as error:
-        raise PrepareError(f"cannot prepare {settings.out}: {explain_os_error(error)}") from error
-
-
-def _prepare(settings: PrepareSettings, out: Path, partial: Path, say: Say, started: float) -> Manifest:
     tables = _open_tables(settings, say)
     files = _as_planned(tables)
-    teacher = str(fetch(settings.teacher)) if is_url(settings.teacher) else settings.teacher
-    tokenizer = None if settings.teacher == SCRATCH else load_tokenizer(teacher)
+    tokenizer = None if settings.teacher == SCRATCH else load_tokenizer(brought(settings.teacher))
     found = find_prepared(out, settings, files, tokenizer, say=say)
     if found is not None:
         counted = f"{_count_splits(found)} of these very sources"

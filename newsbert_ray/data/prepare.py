@@ -51,8 +51,9 @@ from newsbert_ray.data.sources import PrepareError
 from newsbert_ray.data.split import RARE, Fate, Hashes, is_known
 from newsbert_ray.data.texts import TextWriter
 from newsbert_ray.data.tokens import TitleTokenizer, learn_tokenizer, load_tokenizer
+from newsbert_ray.inputs import brought
 from newsbert_ray.record import write_json
-from newsbert_ray.storage import fetch, is_url, publish, working
+from newsbert_ray.storage import is_url, publish, working
 
 __all__ = ["PrepareError", "prepare"]
 
@@ -90,24 +91,27 @@ def prepare(settings: PrepareSettings, *, say: Say = print) -> Manifest:
     Raises:
         PrepareError: sources, output folder or disk do not allow it; nothing at `settings.out` is altered.
         TokenizerError: the teacher's tokeniser cannot be had.
-        StorageError: an output folder in a bucket cannot be read or written, or another process works in it.
+        StorageError: a source in a bucket cannot be read, an output folder there not be written, or another
+            process works in it.
     """
-    if any(map(is_pairs_table, settings.source)):
-        return prepare_pairs(settings, say=say)
     started = time.perf_counter()
+    if inside_cluster() and any(map(is_url, (settings.out, *settings.source))):
+        # Other machines would read and write in disks of their own: this process does all.
+        settings = settings.model_copy(update={"workers": 0})
+    settings = settings.model_copy(update={"source": [brought(source) for source in settings.source]})
+    work = prepare_pairs if any(map(is_pairs_table, settings.source)) else _prepare
     try:
         with working(settings.out, marks=(MANIFEST,)) as folder:
             out = folder.expanduser()
             with partial_folder(out) as partial:
-                return _prepare(settings, out, partial, say, started)
+                return work(settings, out, partial, say, started)
     except OSError as error:
         raise PrepareError(f"cannot prepare {settings.out}: {explain_os_error(error)}") from error
 
 
 def _prepare(settings: PrepareSettings, out: Path, partial: Path, say: Say, started: float) -> Manifest:
     files = read_sources(settings.source, unpacked=partial, say=say)
-    teacher = str(fetch(settings.teacher)) if is_url(settings.teacher) else settings.teacher
-    tokenizer = None if settings.teacher == SCRATCH else load_tokenizer(teacher)
+    tokenizer = None if settings.teacher == SCRATCH else load_tokenizer(brought(settings.teacher))
     found = find_prepared(out, settings, files, tokenizer, say=say)
     if found is not None:
         counted = f"{_count_splits(found)} news of these very sources"
@@ -115,9 +119,7 @@ def _prepare(settings: PrepareSettings, out: Path, partial: Path, say: Say, star
         publish(settings.out)
         return found
     mark = fingerprint(settings, files, tokenizer)
-    # Other machines would write into their own disks: what goes to a bucket is written by this process alone.
-    workers = 0 if is_url(settings.out) and inside_cluster() else settings.workers
-    with _mapping(workers) as map_all:
+    with _mapping(settings.workers) as map_all:
         plan = make_plan(files, settings, lambda work: map_all(work, scan_chunk, None))
         _require_few_bad_news(plan, settings, out, partial)
         require_news(plan)

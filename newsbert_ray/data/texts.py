@@ -4,7 +4,6 @@ all processes of a machine share one copy. Knows no row and no torch."""
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -86,14 +85,6 @@ class TextWriter:
         header = f"{{'descr': '<i4', 'fortran_order': False, 'shape': ({self._count:<16d},), }}"
         padded = header.ljust(117) + "\n"
         self._file.write(b"\x93NUMPY\x01\x00" + len(padded).to_bytes(2, "little") + padded.encode("latin1"))
-
-
-def write_texts(folder: Path, blocks: Iterable[tuple[npt.NDArray[np.int32], Ints]]) -> Texts:
-    """Write a table of (ids, lengths) blocks into `folder` and describe it."""
-    writer = TextWriter(folder)
-    for tokens, lengths in blocks:
-        writer.add(tokens, lengths)
-    return writer.close()
 
 
 def read_texts(folder: str | Path, manifest: Manifest) -> TextTable:

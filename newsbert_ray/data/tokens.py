@@ -187,6 +187,12 @@ def _load_with_transformers(teacher: str, folder: Path) -> TitleTokenizer:
         raise TokenizerError(
             f"teacher {teacher!r}: has only a slow tokeniser; save it with a tokenizer.json first"
         )
+    if not backend.get_vocab().keys() - set(found.get_added_vocab()):
+        # transformers builds an empty one where the vocabulary's file is missing.
+        raise TokenizerError(
+            f"teacher {teacher!r}: its tokeniser knows no words, tokenizer.json or vocab.txt is missing; "
+            "fetch the encoder's folder again, whole"
+        )
     name = folder.resolve().name if folder.is_dir() else teacher
     return TitleTokenizer(backend, name=name, pad_id=found.pad_token_id or 0, origin=found)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from newsbert_ray.config import SettingsError
 from newsbert_ray.deploy.package import Package
+from newsbert_ray.events import mask_text
 
 _READ = ("config", "space", "curves", "data", "source", "run", "folders", "teacher")
 _WRITTEN = ("out", "submission")
@@ -57,18 +58,14 @@ def check_words(words: Sequence[str], variables: Mapping[str, str]) -> None:
     cure = "give the nodes a role, or a secret of the cluster's own, instead"
     for word in words:
         if _SECRET_IN_URL.search(word):
-            raise SettingsError(f"{hidden(word)}: a secret in a job's command is shown to everybody; {cure}")
+            raise SettingsError(
+                f"{mask_text(word)}: a secret in a job's command is shown to everybody; {cure}"
+            )
     for name, value in variables.items():
         if _SECRET_NAME.search(name) or _SECRET_IN_URL.search(value):
             raise SettingsError(
                 f"--env {name}: a secret in a job's environment is shown to everybody; {cure}"
             )
-
-
-def hidden(text: str) -> str:
-    """`text` without what may be a secret in its URLs."""
-    text = re.sub(r"(\w://)[^/\s@]+@", r"\1***@", text)
-    return re.sub(r"([?&][^=&\s]*(?:secret|token|password|key)[^=&\s]*=)[^&\s]*", r"\1***", text, flags=re.I)
 
 
 def _paths(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

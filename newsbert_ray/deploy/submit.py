@@ -28,7 +28,8 @@ from newsbert_ray.deploy.job import (
     runtime_of,
 )
 from newsbert_ray.deploy.package import Package, find_files, require_small, size_text, write_archive
-from newsbert_ray.deploy.reach import check_reach, check_words, hidden
+from newsbert_ray.deploy.reach import check_reach, check_words
+from newsbert_ray.events import mask_text
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -145,7 +146,7 @@ def list_jobs(*, cluster: Cluster | None = None, say: Say = _say) -> int:
     width = max((len(info.submission_id) for info in found), default=0)
     for info in sorted(found, key=lambda info: info.start_time or 0):
         began = time.strftime("%d %b %H:%M", time.localtime((info.start_time or 0) / 1000))
-        command = hidden(info.entrypoint).replace(entrypoint_of(()), "newsbert-ray")
+        command = mask_text(info.entrypoint).replace(entrypoint_of(()), "newsbert-ray")
         say(f"{info.submission_id:<{width}}  {_word(info):<9}  {began}  {command[:200]}")
     if not found:
         say("no jobs")
@@ -239,7 +240,7 @@ def _asked(call: Callable[[], Any], job: str, contact: Contact | None = None) ->
         if "status code 404" in text:
             raise SubmitError(f"{job}: the cluster knows no such job; --list shows those it knows") from error
         lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
-        raise SubmitError(f"{job}: the cluster does not take it: {hidden(lines[-1])[:500]}") from error
+        raise SubmitError(f"{job}: the cluster does not take it: {mask_text(lines[-1])[:500]}") from error
 
 
 def _follow(
@@ -263,7 +264,7 @@ def _closing(job: str, end: JobEnd, *, verb: str, out: str | None) -> Iterator[s
         if out and verb in ("train", "sweep") and ("://" in out or Path(out).exists()):
             yield f"  newsbert-ray report {shlex.quote(out)} --out report"
         return
-    why = "\n".join(hidden(end.reason).splitlines()[:20])
+    why = "\n".join(mask_text(end.reason).splitlines()[:20])
     said = "stopped" if end.status == "STOPPED" else f"failed ({why})"
     yield f"{job}: {said}{_go_on(verb) if end.code != 2 else ''}"
 

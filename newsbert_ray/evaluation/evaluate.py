@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from newsbert_ray import storage
+from newsbert_ray import inputs, storage
 from newsbert_ray.config import SettingsError, TrainSettings, build_settings
 from newsbert_ray.data.shards import SPLITS, Manifest, ShardError, Split, read_manifest
 from newsbert_ray.evaluation.metrics import rank_candidates
@@ -129,11 +129,11 @@ def load_trained(run: str | Path, *, data: str | Path | None = None) -> Trained:
     Raises:
         RecordError, ShardError, EncoderError, CheckpointError, StorageError: as `evaluate`.
     """
-    folder = storage.fetch(run, without=("checkpoints/step-*",))
+    folder = inputs.fetch(run, without=("checkpoints/step-*",))
     settings = build_settings(TrainSettings, read_record(folder).settings, where=str(folder / "record.json"))
     if data is not None:
         settings = settings.model_copy(update={"data": str(data)})
-    place, settings = settings.data, storage.at_hand(settings)
+    place, settings = settings.data, inputs.at_hand(settings)
     manifest = read_manifest(settings.data)
     encoder, top, described = load_student(folder / "student")
     _check_fit(described, manifest, settings.task, place)

@@ -63,7 +63,7 @@ def score_rankings(
         "left_out"}; empty where no impression of the split carries labels.
     """
     news = news or encode_news(models, folder, manifest, split, history=history, place=place, pace=pace)
-    clicks = count_clicks(folder, manifest, history=history) if baselines else None
+    clicks = count_clicks(folder, manifest) if baselines else None
     names = [*models, *(("popularity", "random") if baselines else ())]
     found: dict[str, list[Floats]] = {name: [] for name in names}
     for number, (_, block) in enumerate(read_blocks(folder, manifest, split, history=history)):
@@ -92,8 +92,15 @@ def encode_news(
     pace: Pace | None = None,
 ) -> News:
     """Every news that a split's histories and candidates name, encoded once."""
-    table = read_texts(folder, manifest)
     rows = find_named(folder, manifest, split, history=history)
+    return encode_rows(models, folder, manifest, rows, place=place, pace=pace)
+
+
+def encode_rows(
+    models: Models, folder: Path, manifest: Manifest, rows: Ints, *, place: Place, pace: Pace | None = None
+) -> News:
+    """The news at some rows of the table of texts (M,), each once."""
+    table = read_texts(folder, manifest)
     places = np.zeros(len(table), np.int64)
     places[rows] = np.arange(len(rows))
     pad_id = manifest.tokenizer.pad_id
@@ -130,10 +137,10 @@ def score_block(models: Models, news: News, block: Impressions, *, place: Place)
     return found
 
 
-def count_clicks(folder: Path, manifest: Manifest, *, history: int) -> Ints:
+def count_clicks(folder: Path, manifest: Manifest) -> Ints:
     """Clicks of each news in the training split's impressions, by its row of the table of texts."""
     clicks = np.zeros(manifest.texts.rows, np.int64)
-    for _, impressions in read_impressions(folder, manifest, "train", history=history):
+    for _, impressions in read_impressions(folder, manifest, "train", history=1):
         clicks += np.bincount(impressions.candidates[impressions.clicked == 1], minlength=len(clicks))
     return clicks
 

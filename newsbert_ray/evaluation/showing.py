@@ -13,10 +13,8 @@ import pyarrow.compute as pc
 from newsbert_ray.data.clicks import impressions_of
 from newsbert_ray.data.reading import read_impressions
 from newsbert_ray.data.shards import SPLITS, Manifest, ShardError, read_shard
-from newsbert_ray.data.texts import read_texts
-from newsbert_ray.evaluation.encoding import encode_texts
 from newsbert_ray.evaluation.evaluate import Trained, load_trained, require_recommendation, split_named
-from newsbert_ray.evaluation.ranking import News, score_block
+from newsbert_ray.evaluation.ranking import encode_rows, score_block
 
 
 @dataclass(frozen=True)
@@ -71,12 +69,8 @@ def show(
     chosen = trained.require(model)
     rows = _rows_of(trained, user, part)
     block = impressions_of(rows, history=trained.settings.recommendation.history)
-    table = read_texts(trained.folder, trained.manifest)
     named = np.unique(np.concatenate([block.history, block.candidates]))
-    pad_id = trained.manifest.tokenizer.pad_id
-    places = np.zeros(len(table), np.int64)
-    places[named] = np.arange(len(named))
-    news = News(places, encode_texts(chosen, table, named, pad_id=pad_id, place=trained.place))
+    news = encode_rows(chosen, trained.folder, trained.manifest, named, place=trained.place)
     scores = score_block(chosen, news, block, place=trained.place)[model]
     titles = read_titles(trained.folder, trained.manifest, named.tolist())
     found = []

@@ -4,12 +4,12 @@ user's history, query-text match. "NewsBERT" is Wu et al. 2021."""
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from newsbert_ray.data.batches import ClickChoices, PairChoices, Target, Topics
+from newsbert_ray.data.batches import ClickChoices, PairChoices, Topics
 from newsbert_ray.model.pooling import AttentivePooling
 from newsbert_ray.tasks import TaskName
 
@@ -22,14 +22,6 @@ class Prediction(NamedTuple):
 
     logits: Tensor
     user_embedding: Tensor | None = None
-
-
-class Head(Protocol):
-    """A module that answers a batch's target from the embeddings of its texts."""
-
-    def __call__(self, embedding: Tensor, target: Target) -> Prediction:
-        """Embeddings (M, D) of a batch's texts and what is asked of them, to a Prediction."""
-        ...
 
 
 class TopicHead(nn.Module):

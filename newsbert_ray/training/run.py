@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from newsbert_ray import storage
+from newsbert_ray import inputs, storage
 from newsbert_ray.config import SCRATCH, SettingsError, TrainSettings
 from newsbert_ray.connect import inside_cluster
 from newsbert_ray.data.shards import Manifest, read_manifest
@@ -56,7 +56,7 @@ def train(
     here = settings.workers == 1 and (quiet or not inside_cluster())
     # A trial's place is held by its sweep; a group's first worker has a copy of its own.
     with storage.working(settings.out, marks=(SETTINGS, RECORD), small=not here, alone=not quiet) as run:
-        ours = storage.at_hand(settings)
+        ours = inputs.at_hand(settings)
         manifest = read_manifest(ours.data)
         with _claim(run, settings, manifest):
             finished = (run / RECORD).exists()
@@ -71,7 +71,7 @@ def train(
                     storage.bring(settings.out, small=True)
             elif not settings.checkpoint.keep_finished:
                 storage.remove(settings.out, CHECKPOINTS)
-            storage.as_given(run, settings)
+            inputs.as_given(run, settings)
             storage.publish(settings.out)
             record = read_record(run)
     if finished:

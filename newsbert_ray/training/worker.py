@@ -10,7 +10,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from newsbert_ray import storage
+from newsbert_ray import inputs, storage
 from newsbert_ray.config import SettingsError, TrainSettings
 from newsbert_ray.connect import RaySession, environment, ray_session
 from newsbert_ray.data.reading import course_of
@@ -220,7 +220,7 @@ def _work(config: dict[str, Any]) -> None:
     from newsbert_ray.training.work import run_worker
 
     given = TrainSettings.model_validate(config["settings"])
-    settings = storage.at_hand(given)
+    settings = inputs.at_hand(given)
     torch.set_num_threads(config["threads"])
     context = ray.train.get_context()
     world = World(context.get_world_rank(), context.get_world_size(), get_device())
@@ -251,7 +251,7 @@ def _work(config: dict[str, Any]) -> None:
             leaving=leaving,
         )
         if world.first:
-            storage.as_given(run, given)
+            inputs.as_given(run, given)
             storage.publish(given.out)
             if not config["stream"]:
                 storage.discard(given.out)  # a trial's: its node may see hundreds of them

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from newsbert_ray import storage
+from newsbert_ray import inputs
 from newsbert_ray.config import TrainSettings, build_settings
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def time_parts(settings: TrainSettings, *, folder: Path) -> Parts:
     if settings.workers > 1:
         share = max(settings.optimizer.accumulate, settings.batch_size // settings.workers)
         settings = settings.model_copy(update={"workers": 1, "batch_size": share})
-    settings = storage.at_hand(settings)
+    settings = inputs.at_hand(settings)
     device, run = pick_device(settings), folder / "run"
     try:
         marks = [time.perf_counter()]

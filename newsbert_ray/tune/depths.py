@@ -7,7 +7,7 @@ import json
 from functools import lru_cache
 from pathlib import Path
 
-from newsbert_ray import storage
+from newsbert_ray import inputs, storage
 from newsbert_ray.config import SCRATCH, SettingsError, TrainSettings
 
 
@@ -61,7 +61,7 @@ def _encoder_depth(settings: TrainSettings) -> int | None:
     return found[0] if found and isinstance(found[0], int) and found[0] > 0 else None
 
 
-_fetch = lru_cache(maxsize=8)(storage.fetch)
+_fetch = lru_cache(maxsize=8)(inputs.fetch)
 """A teacher in a bucket: asked for once, and not again for each point of a grid."""
 
 

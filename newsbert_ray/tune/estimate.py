@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from newsbert_ray import storage
+from newsbert_ray import inputs
 from newsbert_ray.config import SettingsError, TrainSettings
 from newsbert_ray.tasks import TaskName
 from newsbert_ray.tune import space as spaces
@@ -266,7 +266,7 @@ def _cost(settings: TrainSettings, times: Times) -> Cost:
 
 @lru_cache(maxsize=8)
 def _at_hand(data: str) -> str:
-    return str(storage.fetch(data))
+    return str(inputs.fetch(data))
 
 
 @lru_cache(maxsize=8)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from newsbert_ray import storage
+from newsbert_ray import inputs, storage
 from newsbert_ray.data.shards import MANIFEST
 from newsbert_ray.tune.plan import SWEEP
 
@@ -68,10 +68,10 @@ def find_fault(place: str, shared: str, data: Sequence[str], teachers: Sequence[
     try:
         storage.check_writable(place)
         for folder in data:
-            if not (storage.fetch(folder) / MANIFEST).exists():
+            if not (inputs.fetch(folder) / MANIFEST).exists():
                 return _unseen(folder, "--data")
         for folder in teachers:
-            if not storage.fetch(folder).is_dir():
+            if not inputs.fetch(folder).is_dir():
                 return _unseen(folder, "--teacher")
     except storage.StorageError as error:
         return str(error)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from newsbert_ray import storage
+from newsbert_ray import inputs, storage
 from newsbert_ray.config import SCRATCH, SettingsError, TrainSettings, merge
 from newsbert_ray.record import installed_versions
 from newsbert_ray.tune.space import SearchSpace, absolute_folders
@@ -110,12 +110,12 @@ def read_corpora(space: SearchSpace, first: TrainSettings) -> list[str]:
     from newsbert_ray.data.shards import read_manifest
 
     varied = {axis.name: [str(value) for value in axis.samples()] for axis in space.axes}
-    manifests = [read_manifest(storage.fetch(folder)) for folder in varied.get("data", [first.data])]
+    manifests = [read_manifest(inputs.fetch(folder)) for folder in varied.get("data", [first.data])]
     for teacher in varied.get("teacher", [first.teacher]):
         if teacher != SCRATCH and _is_local(teacher):
             from newsbert_ray.model.assemble import check_tokenizer
 
-            folder = str(storage.fetch(teacher)) if storage.is_url(teacher) else teacher
+            folder = str(inputs.fetch(teacher)) if storage.is_url(teacher) else teacher
             for manifest in manifests:
                 check_tokenizer(folder, manifest)
     return [manifest.fingerprint for manifest in manifests]

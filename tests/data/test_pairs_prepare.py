@@ -1,4 +1,4 @@
-"""prepare_pairs, from tables to a folder of shards: whole, found again, or not there at all."""
+"""Query-text tables, from files to a folder of shards: whole, found again, or not there at all."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 
 from newsbert_ray.config import PrepareSettings
 from newsbert_ray.data import pairs_shards
-from newsbert_ray.data.pairs_prepare import prepare_pairs
 from newsbert_ray.data.pairs_shards import TextIndex
 from newsbert_ray.data.pairs_table import COLUMNS
+from newsbert_ray.data.prepare import prepare
 from newsbert_ray.data.shards import (
     PAIRS_SCHEMA,
     SPLITS,
@@ -72,7 +72,7 @@ def _prepare(
     values = {"max_tokens": 512, **changes}
     sources = [str(table) for table in tables]
     given = PrepareSettings(source=sources, teacher=str(teacher), out=str(out), **values)
-    return prepare_pairs(given, say=said.append), said
+    return prepare(given, say=said.append), said
 
 
 def _ids(out: Path, split: Split) -> list[tuple[tuple[int, ...], tuple[int, ...], int]]:

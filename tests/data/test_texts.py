@@ -7,17 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from newsbert_ray.data.shards import Manifest, ShardError, Texts, Tokenizer
-from newsbert_ray.data.texts import OFFSETS, TOKENS, TextTable, read_texts, write_texts
+from newsbert_ray.data.shards import Manifest, ShardError, Tokenizer
+from newsbert_ray.data.texts import OFFSETS, TOKENS, TextTable, TextWriter, read_texts
 
 BLOCKS = [([5, 6, 7, 8, 9], [2, 3]), ([], []), ([1], [1]), ([2, 3], [2])]
 
 
 def written(folder: Path) -> Manifest:
     """A manifest that holds nothing but a table of four texts."""
-    texts: Texts = write_texts(
-        folder, [(np.array(ids, np.int32), np.array(lengths, np.int64)) for ids, lengths in BLOCKS]
-    )
+    writer = TextWriter(folder)
+    for ids, lengths in BLOCKS:
+        writer.add(np.array(ids, np.int32), np.array(lengths, np.int64))
+    texts = writer.close()
     return Manifest(
         format=2,
         fingerprint="",

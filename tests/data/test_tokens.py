@@ -112,6 +112,18 @@ def test_a_folder_without_tokeniser(tmp_path: Path) -> None:
         load_tokenizer(str(tmp_path / "missing"))
 
 
+def test_a_folder_that_lost_its_vocabulary(tmp_path: Path) -> None:
+    """transformers makes an empty tokeniser of it, and every title would be unknown words."""
+    pytest.importorskip("transformers")
+    learn_tokenizer(TITLES.__iter__, vocabulary=200).save(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    assert load_tokenizer(str(tmp_path)).vocabulary > len(SPECIAL_TOKENS)
+    (tmp_path / "vocab.txt").unlink()
+    with pytest.raises(TokenizerError, match=r"knows no words, .*vocab\.txt is missing"):
+        load_tokenizer(str(tmp_path))
+
+
 def test_a_name_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     """A mistyped name, or no network, must say what to give instead."""
     transformers = pytest.importorskip("transformers")

@@ -133,7 +133,7 @@ def test_popularity_counts_training_clicks(make_settings: MakeSettings) -> None:
     """A baseline that saw the test's clicks would beat every model."""
     _, folder = pair_of(make_settings)
     manifest = read_manifest(folder)
-    counts = ranking.count_clicks(folder, manifest, history=50)
+    counts = ranking.count_clicks(folder, manifest)
     by_hand = np.zeros(manifest.texts.rows, int)
     for _, block in read_impressions(folder, manifest, "train", history=50):
         for row, click in zip(block.candidates.tolist(), block.clicked.tolist(), strict=True):
