@@ -223,7 +223,7 @@ def _report(words: list[str]) -> None:
     values = values_from("report", words)
     from newsbert_ray.reporting.report import report
 
-    for path in report(values["folders"], out=values["out"]):
+    for path in report(**values):
         print(path)
 
 

@@ -65,8 +65,20 @@ class StudentSettings(Settings):
     """The student."""
 
     layers: int = Field(2, ge=1)
-    """Transformer layers N, started from the teacher's first N (paper: 1, 2, 4); must divide the
-    teacher's."""
+    """Transformer layers N, started from the teacher's (paper: 1, 2, 4); must divide the teacher's."""
+    start: Literal["first", "spread"] = "first"
+    """Which of the teacher's layers it starts from: first, the first N (paper); spread, each block's last."""
+    encoder: str | None = None
+    """A pretrained encoder of its own to start from (a released TinyBERT, say), name, folder or URL, of the
+    same tokeniser; its first N layers. By default it starts from the teacher's."""
+    kind: Literal["transformer", "bilstm"] = "transformer"
+    """bilstm: one bidirectional LSTM over the teacher's word embeddings instead (Tang et al. 2019)."""
+
+    @model_validator(mode="after")
+    def _bilstm_is_one_layer(self) -> Self:
+        if self.kind == "bilstm" and (self.layers != 1 or self.encoder is not None):
+            raise ValueError("a bilstm student has student.layers 1 and no student.encoder")
+        return self
 
 
 class LossWeights(Settings):
@@ -86,6 +98,27 @@ class LossWeights(Settings):
     """MSE of the user embeddings (3.3); of effect in recommendation alone."""
     soft_labels: float = Field(1.0, ge=0.0)
     """Cross-entropy of the tempered predictions (Eq. 3)."""
+    teacher_soft_labels: float = Field(0.0, ge=0.0)
+    """The same for the teacher, from the student's predictions (deep mutual learning, Zhang et al. 2018)."""
+    logits: float = Field(0.0, ge=0.0)
+    """MSE of the logits (BiLSTM-soft, Tang et al. 2019)."""
+    cls: float = Field(0.0, ge=0.0)
+    """MSE of the first token's normalised states, matched layers but the last (BERT-PKD, Sun et al. 2019)."""
+    cosine: float = Field(0.0, ge=0.0)
+    """1 - cosine of the last layers' states (DistilBERT, Sanh et al. 2019)."""
+    attention_scores: float = Field(0.0, ge=0.0)
+    """MSE of the attention scores before the softmax at matched layers (TinyBERT, Jiao et al. 2020)."""
+    attention_maps: float = Field(0.0, ge=0.0)
+    """KL divergence of the last layers' attention (MiniLM, Wang et al. 2020)."""
+    value_relations: float = Field(0.0, ge=0.0)
+    """KL divergence of the last layers' value relations (MiniLM)."""
+
+
+STUDENT_LOSSES = (
+    *("student_task", "hidden", "news_embedding", "soft_labels", "logits", "cls", "cosine"),
+    *("attention_scores", "attention_maps", "value_relations"),
+)
+"""Losses of which one alone trains the student's layers."""
 
 
 class DistillSettings(Settings):
@@ -98,27 +131,73 @@ class DistillSettings(Settings):
     """Temperature t of the soft labels (Eq. 3; paper: 1)."""
     soft_label_t2: bool = False
     """Multiply the soft-label loss by t squared (Hinton's factor; the paper has none)."""
+    soft_label_form: Literal["cross_entropy", "kl"] = "cross_entropy"
+    """How the soft-label loss is written: kl is it less the teacher's entropy, with the same gradient."""
+    teacher: Literal["joint", "frozen"] = "joint"
+    """joint: the teacher learns together with the student (3.1); frozen: it is fine-tuned first and then only
+    read, with a pooling and head of its own."""
+    teacher_run: str | None = None
+    """Of a frozen teacher: a finished run of method finetune, folder or URL, whose student is the teacher; by
+    default one is fine-tuned first, into OUT/teacher, or once for all trials of a sweep that need it."""
+    teacher_epochs: int | None = Field(None, ge=1)
+    """Epochs of that fine-tuning; as many as the student's by default."""
+    shared_top: bool = True
+    """Whether both stand under one pooling and head (3.1); a frozen teacher never does."""
+    map_hidden: bool = False
+    """Compare a learned linear map of the student's states with the teacher's, which may be wider."""
+    first_share: float = Field(0.0, ge=0.0, lt=1.0)
+    """Share of all updates that make a first stage, with losses of its own (TinyBERT, MiniLM)."""
+    first: LossWeights = LossWeights()
+    """A factor for each loss in the first stage; of no effect where there is none."""
     weights: LossWeights = LossWeights()
     """A factor for each loss."""
 
     @property
+    def stages(self) -> tuple[LossWeights, ...]:
+        """The weights of each stage there is."""
+        return (self.first, self.weights) if self.first_share else (self.weights,)
+
+    @property
+    def losses(self) -> frozenset[str]:
+        """Names of the losses that are used in any stage."""
+        return frozenset(name for stage in self.stages for name, w in stage.model_dump().items() if w)
+
+    def weights_at(self, step: int, total_steps: int) -> LossWeights:
+        """The weights of update `step` (from 1) of `total_steps`."""
+        return self.first if step <= round(self.first_share * total_steps) else self.weights
+
+    @property
     def alone(self) -> bool:
         """Whether the student learns from its labels alone, so that no teacher is needed."""
-        weights = self.weights.model_dump()
-        return self.beta == 0 and not any(w for name, w in weights.items() if name != "student_task")
+        return self.beta == 0 and self.losses <= {"student_task"}
+
+    @property
+    def frozen(self) -> bool:
+        """Whether a teacher is needed that was fine-tuned before."""
+        return self.teacher == "frozen" and not self.alone
+
+    @property
+    def own_tops(self) -> bool:
+        """Whether the teacher has a pooling and head of its own."""
+        return self.frozen or not self.shared_top
 
     @model_validator(mode="after")
     def _losses_reach_both(self) -> Self:
-        weights = self.weights
-        if not (weights.student_task or weights.hidden or weights.news_embedding or weights.soft_labels):
+        for stage in self.stages:
+            if not any(getattr(stage, name) for name in STUDENT_LOSSES):
+                raise ValueError(
+                    "no loss reaches the student's layers; set one of "
+                    f"{', '.join(f'weights.{name}' for name in STUDENT_LOSSES[:4])} above 0"
+                )
+        if self.frozen and self.losses & {"teacher_task", "teacher_soft_labels"}:
             raise ValueError(
-                "no loss reaches the student's layers; set one of weights.student_task, weights.hidden, "
-                "weights.news_embedding, weights.soft_labels above 0"
+                "a frozen teacher learns nothing; set weights.teacher_task and "
+                "weights.teacher_soft_labels to 0"
             )
-        if self.beta > 0 and self.weights.teacher_task == 0:
+        if self.beta > 0 and (self.frozen or self.weights.teacher_task == 0):
+            reason = "a frozen one has none" if self.frozen else "weights.teacher_task 0 leaves none"
             raise ValueError(
-                f"beta {self.beta} mixes in the teacher's gradients, and weights.teacher_task 0 leaves none; "
-                "set beta to 0"
+                f"beta {self.beta} mixes in the teacher's gradients, and {reason}; set beta to 0"
             )
         return self
 
@@ -183,8 +262,8 @@ class TrainSettings(Settings):
     """What the pair learns: topics of titles, recommendation from behaviours, or retrieval of query-text
     pairs."""
     method: MethodName = "newsbert"
-    """How the student learns: newsbert (jointly with the teacher), or finetune (alone, from its labels); a
-    method is a change to the other settings, which may be given besides."""
+    """How the student learns: newsbert (jointly with the teacher), finetune (alone, from its labels), or as
+    another paper has it; a method is a change to the other settings, which may be given besides."""
     student: StudentSettings = StudentSettings()
     """The student."""
     distill: DistillSettings = DistillSettings()

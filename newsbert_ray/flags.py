@@ -137,6 +137,13 @@ def parser_for(verb: str) -> ArgumentParser:
     elif verb == "report":
         parser.add_argument("folders", nargs="+", type=str, help="Runs or sweeps; every record at or below.")
         parser.add_argument("--out", type=str, required=True, help="Folder for the tables and figures.")
+        parser.add_argument(
+            "--against",
+            type=str,
+            metavar="SETTING=VALUE",
+            help="Rows that the others are compared with by a t-test over seeds, such as distill.beta=0; of "
+            "several methods newsbert by default.",
+        )
     elif verb == "doctor":
         _add_doctor(parser)
     elif verb == "submit":

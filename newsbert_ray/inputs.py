@@ -8,15 +8,17 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
-from newsbert_ray.config import TrainSettings
+from newsbert_ray.config import TrainSettings, merge
 from newsbert_ray.record import read_record, write_record
 from newsbert_ray.remote import Listed, Remote, StorageError, is_url
 from newsbert_ray.storage import cache_folder, copy_name, last_part, local
 
+NAMES = ("teacher", "student.encoder")
+"""Settings that may be a Hugging Face name instead of a place."""
 _TRIES = 5
 """Downloads of a folder that changes meanwhile."""
 
@@ -57,30 +59,50 @@ def brought(given: str) -> str:
     return str(fetch(given)) if is_url(given) else given
 
 
+def places(settings: TrainSettings) -> dict[str, str]:
+    """Every place that the settings name, by the setting's dotted name."""
+    given = {
+        "data": settings.data,
+        "teacher": settings.teacher,
+        "out": settings.out,
+        "student.encoder": settings.student.encoder,
+        "distill.teacher_run": settings.distill.teacher_run,
+    }
+    return {name: place for name, place in given.items() if place is not None}
+
+
+def moved(settings: TrainSettings, there: Mapping[str, str]) -> TrainSettings:
+    """The same settings with other places, by dotted name; itself where none is another."""
+    if all(places(settings).get(name) == place for name, place in there.items()):
+        return settings
+    return TrainSettings.model_validate(merge(settings.model_dump(), there))
+
+
 def at_hand(settings: TrainSettings) -> TrainSettings:
-    """The same settings with this machine's copies as folders: shards and teacher fetched, the run's working
-    copy as `out`; itself where all are paths.
+    """The same settings with this machine's copies as folders: shards, encoders and a teacher's run fetched,
+    the run's working copy as `out`; itself where all are paths.
 
     Raises:
         StorageError: as `fetch`.
     """
-    places = {"data": settings.data, "teacher": settings.teacher}
-    copies = {name: brought(place) for name, place in places.items() if is_url(place)}
-    if is_url(settings.out):
-        copies["out"] = str(local(settings.out))
-    return settings.model_copy(update=copies) if copies else settings
+    urls = {name: place for name, place in places(settings).items() if is_url(place)}
+    without = {"distill.teacher_run": ("checkpoints/*",)}
+    copies = {
+        name: str(local(place) if name == "out" else fetch(place, without=without.get(name, ())))
+        for name, place in urls.items()
+    }
+    return moved(settings, copies)
 
 
 def as_given(run: Path, settings: TrainSettings) -> None:
-    """Let the record in `run` name as `settings` do the places of which `at_hand` had given copies."""
+    """Let the record in `run` name as `settings` do all places, of which `at_hand` had given copies."""
     record = read_record(run)
-    given = {
-        name: place
-        for name in ("data", "teacher", "out")
-        if is_url(place := getattr(settings, name)) and not is_url(record.settings[name])
-    }
-    if given:
-        write_record(run, record.model_copy(update={"settings": {**record.settings, **given}}))
+    given: dict[str, str | None] = {**places(settings)}
+    if record.settings.get("distill", {}).get("teacher_run"):
+        given.setdefault("distill.teacher_run", None)  # the one that was fine-tuned first
+    values = merge(record.settings, given)
+    if values != record.settings:
+        write_record(run, record.model_copy(update={"settings": values}))
 
 
 def _listed(remote: Remote, without: Sequence[str]) -> dict[str, Listed]:

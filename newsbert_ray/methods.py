@@ -1,6 +1,6 @@
 """Named methods, and what tasks set otherwise, as changes to the training settings: data, never code.
 
-"NewsBERT" is Wu et al. 2021.
+"NewsBERT" is Wu et al. 2021. All methods learn by one loop, from the same batches, with one encoder.
 """
 
 from __future__ import annotations
@@ -8,25 +8,113 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-MethodName = Literal["newsbert", "finetune"]
+MethodName = Literal[
+    "newsbert",
+    "finetune",
+    "no_momentum",
+    "no_soft_labels",
+    "no_hidden",
+    "no_embedding",
+    "no_layers",
+    "no_news_embedding",
+    "disjoint",
+    "mutual",
+    "twinbert",
+    "tinybert",
+    "pkd",
+    "distilbert",
+    "minilm",
+    "bilstm_soft",
+]
+
+LOSSES = (
+    *("teacher_task", "student_task"),
+    *("embedding", "hidden", "news_embedding", "user_embedding", "soft_labels"),
+    *("teacher_soft_labels", "logits", "cls", "cosine", "attention_scores", "attention_maps"),
+    "value_relations",
+)
+"""Every loss; what each is stands at its weight in the settings."""
+
+
+def _only(**weights: float) -> dict[str, float]:
+    """These losses, and none besides."""
+    return {**dict.fromkeys(LOSSES, 0.0), **weights}
+
+
+_FROZEN = {"teacher": "frozen", "beta": 0.0}
+_HIDDEN = {"embedding": 0.0, "hidden": 0.0, "news_embedding": 0.0, "user_embedding": 0.0}
 
 METHODS: Mapping[str, Mapping[str, Any]] = {
     "newsbert": {},
-    "finetune": {
+    # The first N layers learn from the labels alone; no teacher is computed (4.2: UniLM-1, 2, 4; BERT-12, 8).
+    "finetune": {"distill": {"beta": 0.0, "weights": _only(student_task=1.0)}},
+    # Fig. 6, and each part of the hidden loss (Eqs. 1 and 2, 3.3).
+    "no_momentum": {"distill": {"beta": 0.0}},
+    "no_soft_labels": {"distill": {"weights": {"soft_labels": 0.0}}},
+    "no_hidden": {"distill": {"weights": _HIDDEN}},
+    "no_embedding": {"distill": {"weights": {"embedding": 0.0}}},
+    "no_layers": {"distill": {"weights": {"hidden": 0.0}}},
+    "no_news_embedding": {"distill": {"weights": {"news_embedding": 0.0, "user_embedding": 0.0}}},
+    # Fig. 4: the same losses under a teacher that was fine-tuned before, each with its own pooling and head.
+    "disjoint": {"distill": {**_FROZEN, "weights": {"teacher_task": 0.0}}},
+    # Deep mutual learning (Zhang et al. 2018, Eqs. 4-6): two learners, each with the other's soft labels.
+    "mutual": {
         "distill": {
             "beta": 0.0,
-            "weights": {
-                "teacher_task": 0.0,
-                "embedding": 0.0,
-                "hidden": 0.0,
-                "news_embedding": 0.0,
-                "user_embedding": 0.0,
-                "soft_labels": 0.0,
-            },
+            "shared_top": False,
+            "soft_label_form": "kl",
+            "weights": _only(teacher_task=1.0, student_task=1.0, soft_labels=1.0, teacher_soft_labels=1.0),
         }
     },
+    # Lu et al. 2020: soft labels besides the labels.
+    "twinbert": {"distill": {**_FROZEN, "weights": _only(student_task=1.0, soft_labels=1.0)}},
+    # Jiao et al. 2020, Eqs. 7-10: attention, embeddings and layers first, soft labels (t = 1) after that.
+    "tinybert": {
+        "distill": {
+            **_FROZEN,
+            "map_hidden": True,
+            "first_share": 0.5,
+            "first": _only(attention_scores=1.0, embedding=1.0, hidden=1.0),
+            "weights": _only(soft_labels=1.0),
+        }
+    },
+    # Sun et al. 2019, Eqs. 4-8: alpha 0.7, t 10, beta 500, "skip".
+    "pkd": {
+        "distill": {
+            **_FROZEN,
+            "temperature": 10.0,
+            "soft_label_t2": True,
+            "soft_label_form": "kl",
+            "weights": _only(student_task=0.3, soft_labels=0.7, cls=500.0),
+        }
+    },
+    # Sanh et al. 2019 without masked language modelling, which belongs to pre-training.
+    "distilbert": {
+        "student": {"start": "spread"},
+        "distill": {
+            **_FROZEN,
+            "temperature": 2.0,
+            "soft_label_t2": True,
+            "soft_label_form": "kl",
+            "weights": _only(student_task=1.0, soft_labels=5.0, cosine=1.0),
+        },
+    },
+    # Wang et al. 2020, Eqs. 4-8: the last layer's attention and value relations first, then soft labels.
+    "minilm": {
+        "distill": {
+            **_FROZEN,
+            "first_share": 0.5,
+            "first": _only(attention_maps=1.0, value_relations=1.0),
+            "weights": _only(soft_labels=1.0),
+        }
+    },
+    # Tang et al. 2019: a one-layer BiLSTM learns the teacher's logits.
+    "bilstm_soft": {
+        "student": {"kind": "bilstm", "layers": 1},
+        "distill": {**_FROZEN, "weights": _only(student_task=1.0, logits=1.0)},
+    },
 }
-"""`finetune`: the first N layers learn from the labels alone; no teacher is computed (4.2: UniLM-1, 2, 4)."""
+"""What each method sets; anything of it may be given besides."""
 
 TASK_VALUES: Mapping[str, Mapping[str, Any]] = {"recommendation": {"distill": {"beta": 0.15}}}
 """Values that the paper gives for one task (4.1)."""

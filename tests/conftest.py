@@ -106,7 +106,8 @@ def make_record() -> MakeRecord:
     ) -> RunRecord:
         given = merge({"data": "shards", "teacher": "scratch", "out": f"runs/{seed}", "seed": seed}, values)
         task = given.get("task", "topics")
-        models = ("student",) if given.get("method") == "finetune" else ("student", "teacher")
+        alone = build_settings(TrainSettings, given).distill.alone
+        models = ("student",) if alone else ("student", "teacher")
 
         def scores(share: float) -> dict[str, Any]:
             """Both models' metrics, of which the first has come so far."""

@@ -164,12 +164,16 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _load_with_transformers(teacher: str, folder: Path) -> TitleTokenizer:
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, BertTokenizer
 
     try:
-        found = AutoTokenizer.from_pretrained(
-            teacher, use_fast=True, trust_remote_code=False, local_files_only=folder.is_dir()
-        )
+        if (folder / "vocab.txt").is_file() and not (folder / "tokenizer_config.json").is_file():
+            # As released with UniLMv2 and early BERTs, whose configuration names no kind of tokeniser.
+            found: Any = BertTokenizer.from_pretrained(str(folder), local_files_only=True)
+        else:
+            found = AutoTokenizer.from_pretrained(
+                teacher, use_fast=True, trust_remote_code=False, local_files_only=folder.is_dir()
+            )
     except Exception as error:
         # A missing file, a hub's answer, a missing package: each is the same to a person here.
         first = (str(error).strip() or type(error).__name__).splitlines()[0]

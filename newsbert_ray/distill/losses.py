@@ -2,11 +2,13 @@
 
 Every mean is a sum over what is at hand divided by a count given from outside (`rows`, `tokens` of the whole
 update), so that workers and accumulated parts add up to the loss of the undivided batch. A text that is
-encoded once for several mentions counts once for each of them. Knows no model, no Ray.
+encoded once for several mentions counts once for each of them. K is the teacher's layers over the student's.
+Knows no Ray.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -15,6 +17,10 @@ from torch import Tensor
 
 from newsbert_ray.config import LossWeights
 from newsbert_ray.data.batches import Bucket
+from newsbert_ray.model.encoder import Projections
+
+_NO_KEY = -1e9
+"""Score of a key that is padding; finite, because a probability of 0 times infinity is no number."""
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, *, rows: int) -> Tensor:
@@ -107,17 +113,135 @@ def uses_of(buckets: Sequence[Bucket]) -> Tensor | None:
 
 
 def soft_label_loss(
-    student: Tensor, teacher: Tensor, *, temperature: float, rows: int, t2: bool = False
+    student: Tensor, teacher: Tensor, *, temperature: float, rows: int, t2: bool = False, kl: bool = False
 ) -> Tensor:
     """Cross-entropy of tempered predictions, CE(softmax(z_t / t), softmax(z_s / t)) (Eq. 3).
 
     Args:
         student, teacher: (S, Y) logits; the teacher is taken as a constant.
-        t2: multiply by t squared (the paper does not).
+        t2: multiply by t squared (Hinton et al. 2015; the paper does not).
+        kl: less the teacher's entropy: the divergence KL(teacher || student), with the same gradient.
     """
     target = torch.softmax(teacher.detach() / temperature, dim=-1)
     loss = -(target * torch.log_softmax(student / temperature, dim=-1)).sum() / rows
+    if kl:
+        loss = loss + (target * torch.log_softmax(teacher.detach() / temperature, dim=-1)).sum() / rows
     return loss * temperature**2 if t2 else loss
+
+
+def logit_mse(student: Tensor, teacher: Tensor, *, rows: int) -> Tensor:
+    """MSE of logits (S, Y), the teacher's taken as constants (Tang et al. 2019, 3.2)."""
+    return (student - teacher.detach()).square().sum() / (rows * student.shape[-1])
+
+
+def cls_loss(
+    student: Sequence[Sequence[Tensor]],
+    teacher: Sequence[Sequence[Tensor]],
+    buckets: Sequence[Bucket],
+    *,
+    rows: int,
+) -> Tensor:
+    """MSE of the first token's states, each divided by its norm, at layers i and iK for i < N (Sun et al.
+    2019, Eq. 7, PKD-skip; the mean over layers and D as in their code). 0 for a student of one layer.
+
+    Args:
+        student, teacher: as in `hidden_loss`.
+        rows: mentions of texts in the whole update.
+    """
+    parts = [student[0][0].new_zeros(())]
+    for s, t, bucket in zip(student, teacher, buckets, strict=True):
+        depth = len(s) - 1
+        size = (len(t) - 1) // depth
+        for i in range(1, depth):
+            own, other = (F.normalize(state[:, 0], dim=-1) for state in (s[i], t[i * size].detach()))
+            difference = (own - other).square().mean(-1)
+            parts.append(_mentions(difference, bucket) / (rows * (depth - 1)))
+    return torch.stack(parts).sum()
+
+
+def cosine_loss(
+    student: Sequence[Sequence[Tensor]],
+    teacher: Sequence[Sequence[Tensor]],
+    buckets: Sequence[Bucket],
+    *,
+    tokens: int,
+) -> Tensor:
+    """1 - cosine of the last layers' states, mean over real tokens (Sanh et al. 2019, 3); arguments as in
+    `hidden_loss`."""
+    parts = []
+    for s, t, bucket in zip(student, teacher, buckets, strict=True):
+        distance = 1.0 - F.cosine_similarity(s[-1], t[-1].detach(), dim=-1)  # (B, L)
+        parts.append(_mentions((distance * bucket.attention_mask).sum(-1), bucket) / tokens)
+    return torch.stack(parts).sum()
+
+
+def attention_score_loss(
+    student: Sequence[Sequence[Projections]],
+    teacher: Sequence[Sequence[Projections]],
+    buckets: Sequence[Bucket],
+    *,
+    rows: int,
+) -> Tensor:
+    """Sum over student layers i of the MSE of attention scores before the softmax at layers i and iK (Jiao et
+    al. 2020, Eq. 7): for each text the mean over heads and pairs of real tokens, then the mean over mentions.
+
+    Args:
+        student: for each bucket N layers' projections; teacher: NK.
+        rows: mentions of texts in the whole update.
+    """
+    parts = []
+    for s, t, bucket in zip(student, teacher, buckets, strict=True):
+        size = len(t) // len(s)
+        real = bucket.attention_mask.to(s[0].query.dtype)
+        pairs = real[:, None, :, None] * real[:, None, None, :]  # (B, 1, L, L)
+        count = real.sum(-1).square()
+        for i, own in enumerate(s):
+            other = t[(i + 1) * size - 1]
+            difference = attention_scores(own) - attention_scores(other).detach()
+            each = (difference.square() * pairs).sum((1, 2, 3)) / (count * difference.shape[1])
+            parts.append(_mentions(each, bucket) / rows)
+    return torch.stack(parts).sum()
+
+
+def attention_scores(layer: Projections) -> Tensor:
+    """A layer's attention scores (B, heads, L, L) before mask and softmax."""
+    scores = relation(layer.query, layer.key)
+    return scores if layer.bias is None else scores + layer.bias
+
+
+def relation(left: Tensor, right: Tensor) -> Tensor:
+    """Scaled products (B, heads, L, L) of projections (B, heads, L, d): of queries and keys the attention
+    scores, of values and values their relations."""
+    return left @ right.transpose(-1, -2) / math.sqrt(left.shape[-1])
+
+
+def relation_kl(
+    student: Sequence[Tensor], teacher: Sequence[Tensor], buckets: Sequence[Bucket], *, rows: int
+) -> Tensor:
+    """KL(teacher || student) of a softmax over keys: of the last layers' attention scores, or of their value
+    relations (Wang et al. 2020, Eqs. 4-8). For each text the mean over heads and real tokens, then the mean
+    over mentions.
+
+    Args:
+        student, teacher: for each bucket scores (B, heads, L, L).
+        rows: mentions of texts in the whole update.
+    """
+    parts = []
+    for s, t, bucket in zip(student, teacher, buckets, strict=True):
+        hidden = bucket.attention_mask[:, None, None, :] == 0
+        own, other = (
+            torch.log_softmax(scores.masked_fill(hidden, _NO_KEY), dim=-1) for scores in (s, t.detach())
+        )
+        real = bucket.attention_mask.to(own.dtype)
+        divergence = (other.exp() * (other - own)).sum(-1).mean(1)  # (B, L)
+        each = (divergence * real).sum(-1) / real.sum(-1)
+        parts.append(_mentions(each, bucket) / rows)
+    return torch.stack(parts).sum()
+
+
+def _mentions(each: Tensor, bucket: Bucket) -> Tensor:
+    """Values (B,) of texts, added up over their mentions."""
+    return (each if bucket.uses is None else each * bucket.uses).sum()
 
 
 def weighted_total(losses: dict[str, Tensor], weights: LossWeights) -> Tensor:

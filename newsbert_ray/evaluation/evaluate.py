@@ -158,20 +158,20 @@ def require_recommendation(settings: TrainSettings, what: str) -> None:
 
 def _teacher(folder: Path, settings: TrainSettings, manifest: Manifest) -> dict[str, Any]:
     """The best checkpoint's teacher under the same top; nothing where the run kept no checkpoints, had no
-    teacher, or the teacher's configuration cannot be had any more."""
+    teacher that learned, or the teacher's configuration cannot be had any more."""
     from newsbert_ray.data.tokens import TokenizerError
     from newsbert_ray.model.assemble import assemble_pair
     from newsbert_ray.training.checkpoint import CHECKPOINTS, best_folders, load_best
 
     kept = best_folders(folder / CHECKPOINTS)
-    if not kept or settings.distill.alone:
+    if not kept or settings.distill.alone or settings.distill.frozen:
         return {}
     try:
         pair = assemble_pair(settings, manifest).eval()
     except (EncoderError, TokenizerError):
         return {}
     load_best(folder / CHECKPOINTS, kept[-1].name, pair)
-    return {"teacher": (pair.teacher, pair.top)}
+    return {"teacher": pair.models()["teacher"]}
 
 
 def _check_fit(described: dict[str, Any], manifest: Manifest, task: str, data: str) -> None:

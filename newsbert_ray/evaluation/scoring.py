@@ -34,11 +34,16 @@ def score_pair(
     *,
     place: Place,
     pace: Pace | None = None,
+    models: Models | None = None,
 ) -> Scores:
-    """Metrics of a pair's models on a split, as `score_models`; the pair is left in the mode it was in."""
+    """Metrics of a pair's models on a split, as `score_models`; the pair is left in the mode it was in.
+
+    Args:
+        models: those of the pair's to look at; all by default.
+    """
     training = pair.training
     pair.eval()
-    scores = score_models(pair.models(), settings, manifest, split, place=place, pace=pace)
+    scores = score_models(models or pair.models(), settings, manifest, split, place=place, pace=pace)
     pair.train(training)
     return scores
 

@@ -13,50 +13,150 @@ from typing import Any
 
 import torch
 
-from newsbert_ray.config import SCRATCH, ModelSettings, ScratchSettings, TrainSettings
+from newsbert_ray.config import (
+    SCRATCH,
+    DistillSettings,
+    ModelSettings,
+    ScratchSettings,
+    SettingsError,
+    TrainSettings,
+)
 from newsbert_ray.data.shards import Manifest
 from newsbert_ray.data.tokens import load_tokenizer
-from newsbert_ray.model.encoder import Encoder, EncoderError, load_encoder, load_exported
-from newsbert_ray.model.pair import Pair, Top, build_pair
+from newsbert_ray.model.encoder import Encoder, EncoderError
+from newsbert_ray.model.loading import load_encoder, load_exported
+from newsbert_ray.model.pair import Pair, Top, block_map
+from newsbert_ray.model.recurrent import RecurrentEncoder
 from newsbert_ray.tasks import TaskName
 
 TOP = "top.safetensors"
 TOP_CONFIG = "top.json"
+_OVER_ATTENTION = frozenset({"attention_scores", "attention_maps", "value_relations"})
+_MAPPED = frozenset({"embedding", "hidden"})
+"""Losses that compare mapped states, where a map is learned."""
+_OF_ONE_WIDTH = frozenset({"news_embedding", "user_embedding", "cls", "cosine"})
+"""Losses that compare states as they are."""
 
 
-def assemble_pair(settings: TrainSettings, manifest: Manifest) -> Pair:
-    """The pair a run starts from: pretrained or scratch teacher, its student, a top drawn from the seed.
+def assemble_pair(settings: TrainSettings, manifest: Manifest, *, stand_in: bool = False) -> Pair:
+    """The pair a run starts from: pretrained or scratch teacher, its student, tops drawn from the seed; or a
+    frozen teacher with the top that it was fine-tuned under.
 
+    Args:
+        stand_in: where there is no fine-tuned teacher yet, let one that is not stand in its place: for what
+            counts parameters, bytes or seconds.
     Raises:
         EncoderError: no such teacher, or its tokeniser is not the shards'.
-        SettingsError: the student's layers do not divide the teacher's.
+        SettingsError: the student's layers do not divide the teacher's, or a loss compares two sizes.
     """
+    distill = settings.distill
     torch.manual_seed(settings.seed)
-    tokenizer, longest = manifest.tokenizer, int(manifest.settings.get("max_tokens") or 0)
-    recipe = (
-        settings.teacher,
-        settings.model,
-        settings.scratch,
-        tokenizer.vocabulary,
-        tokenizer.pad_id,
-        longest,
-    )
-    if settings.teacher == SCRATCH:
-        teacher = _load(*recipe)
-    else:
-        check_tokenizer(settings.teacher, manifest)
-        teacher = copy.deepcopy(_cached(*recipe))
+    teacher = _pretrained(settings.teacher, settings.model, settings, manifest)
+    block_map(len(teacher.layers), settings.student.layers)
     torch.manual_seed(settings.seed)
-    pair = build_pair(
+    student = _start_student(teacher, settings, manifest)
+    top = _draw_top(student, settings, manifest)
+    start_top(top, settings, manifest)
+    teacher_top = None
+    if distill.frozen and not (stand_in and distill.teacher_run is None):
+        teacher, teacher_top = load_frozen(settings, manifest)
+    elif distill.own_tops:
+        teacher_top = _draw_top(teacher, settings, manifest)
+    mapped = torch.nn.Linear(student.hidden_size, teacher.hidden_size) if distill.map_hidden else None
+    pair = Pair(
         teacher,
-        student_layers=settings.student.layers,
+        student,
+        top,
+        teacher_top=teacher_top,
+        state_map=mapped,
+        alone=distill.alone,
+        frozen=distill.frozen,
+        projections=bool(distill.losses & _OVER_ATTENTION),
+    )
+    _require_comparable(pair, distill)
+    return pair.train()
+
+
+def load_frozen(settings: TrainSettings, manifest: Manifest) -> tuple[Encoder, Top]:
+    """The teacher that was fine-tuned before, and its top.
+
+    Raises:
+        EncoderError: none there, or it learned from other shards, another task, or other topics.
+    """
+    run = settings.distill.teacher_run
+    if run is None:
+        raise EncoderError("distill.teacher frozen: no teacher has been fine-tuned; give distill.teacher_run")
+    encoder, top, described = _frozen(Path(run) / "student")
+    for name, own in (
+        ("task", settings.task),
+        ("labels", manifest.labels),
+        ("tokenizer_sha256", manifest.tokenizer.sha256),
+    ):
+        if described[name] != own and (name != "labels" or settings.task == "topics"):
+            raise EncoderError(
+                f"distill.teacher_run {run}: its {name} is not that of this run; give a run of the same task "
+                "and shards, or none, and one is fine-tuned"
+            )
+    return encoder, top
+
+
+def _start_student(teacher: Encoder, settings: TrainSettings, manifest: Manifest) -> Encoder:
+    student = settings.student
+    if student.kind == "bilstm":
+        return RecurrentEncoder(teacher.word_table, teacher.hidden_size, dropout=settings.model.dropout)
+    if student.encoder is not None:
+        own = settings.model.model_copy(update={"teacher_layers": student.layers})
+        return _pretrained(student.encoder, own, settings, manifest)
+    blocks = block_map(len(teacher.layers), student.layers)
+    spread = student.start == "spread"
+    return teacher.pick_layers([block[-1] if spread else i for i, block in enumerate(blocks, 1)])
+
+
+def _draw_top(encoder: Encoder, settings: TrainSettings, manifest: Manifest) -> Top:
+    return Top(
+        encoder.hidden_size,
         query_size=settings.model.query_size,
         topics=len(manifest.labels),
         task=settings.task,
-        alone=settings.distill.alone,
     )
-    start_top(pair.top, settings, manifest)
-    return pair
+
+
+def _require_comparable(pair: Pair, distill: DistillSettings) -> None:
+    """Raise SettingsError where a loss or momentum compares what has two sizes."""
+    if pair.alone:
+        return
+    own, other = pair.student.hidden_size, pair.teacher.hidden_size
+    needed = _OF_ONE_WIDTH | (frozenset() if distill.map_hidden else _MAPPED)
+    if own != other and (wrong := sorted(distill.losses & needed)):
+        raise SettingsError(
+            f"the student is {own} wide and the teacher {other}: {', '.join(wrong)} cannot compare them; set "
+            "their weights to 0" + (", or distill.map_hidden true" if set(wrong) <= _MAPPED else "")
+        )
+    if own != other and not distill.own_tops:
+        raise SettingsError(
+            f"the student is {own} wide and the teacher {other}: they cannot share a top; set "
+            "distill.shared_top false, or distill.teacher frozen"
+        )
+    if distill.beta > 0 and not pair.alike:
+        raise SettingsError(
+            f"beta {distill.beta}: a student's layer has other parameters than a teacher's, so gradients "
+            "cannot be mixed; set distill.beta 0"
+        )
+    if distill.losses & _OVER_ATTENTION and pair.student.heads != pair.teacher.heads:
+        raise SettingsError(
+            f"the student has {pair.student.heads} heads and the teacher {pair.teacher.heads}: losses over "
+            "attention compare head with head; set their weights to 0"
+        )
+
+
+def _pretrained(name: str, model: ModelSettings, settings: TrainSettings, manifest: Manifest) -> Encoder:
+    """A pretrained encoder's own copy, or one from scratch, drawn from torch's generator."""
+    tokenizer, longest = manifest.tokenizer, int(manifest.settings.get("max_tokens") or 0)
+    recipe = (name, model, settings.scratch, tokenizer.vocabulary, tokenizer.pad_id, longest)
+    if name == SCRATCH:
+        return _load(*recipe)
+    check_tokenizer(name, manifest)
+    return copy.deepcopy(_cached(*recipe))
 
 
 def start_top(top: Top, settings: TrainSettings, manifest: Manifest) -> None:
@@ -104,8 +204,14 @@ def _load(
     )
 
 
-_cached = lru_cache(maxsize=1)(_load)
-"""A process's pretrained teacher, kept for its next trial."""
+_cached = lru_cache(maxsize=2)(_load)
+"""A process's pretrained encoders, kept for its next trial."""
+
+
+@lru_cache(maxsize=1)
+def _frozen(folder: Path) -> tuple[Encoder, Top, dict[str, Any]]:
+    """A process's frozen teacher, kept for its next trial: nothing changes it."""
+    return load_student(folder)
 
 
 def write_student(
@@ -127,7 +233,7 @@ def write_student(
         "tokenizer_sha256": manifest.tokenizer.sha256,
     }
     try:
-        pair.student.backbone.save_pretrained(partial)
+        pair.student.save(partial)
         if tokenizer.is_dir():
             shutil.copytree(tokenizer, partial, dirs_exist_ok=True)
         save_file({k: v.detach().cpu().contiguous() for k, v in pair.top.state_dict().items()}, partial / TOP)

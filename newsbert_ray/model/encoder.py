@@ -1,22 +1,46 @@
-"""First n layers of a pretrained encoder: tokens in, embedding output and every layer's hidden states out."""
+"""An encoder as a stack of layers: tokens in, embedding output and every layer's hidden states out."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-import torch
 from torch import Tensor, nn
 
-from newsbert_ray.config import SCRATCH, ModelSettings, ScratchSettings
-
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import PreTrainedModel
 
-_POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet")
-"""Model types whose positions start after their padding id."""
-_DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout")
+_PROJECTIONS = (
+    ("query", "key", "value"),
+    ("q_lin", "k_lin", "v_lin"),
+    ("q_proj", "k_proj", "v_proj"),
+    ("q", "k", "v"),
+)
+"""What encoders call the linear maps that give an attention its queries, keys and values."""
+
+
+class Projections(NamedTuple):
+    """What one layer's attention works on: queries, keys and values, each (B, heads, L, D / heads), and what
+    is added to the scaled scores, (heads, L, L), where positions count relative to each other."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    bias: Tensor | None = None
+
+    def float(self) -> Projections:
+        """The same in fp32."""
+        bias = None if self.bias is None else self.bias.float()
+        return Projections(self.query.float(), self.key.float(), self.value.float(), bias)
+
+
+class States(NamedTuple):
+    """What an encoder makes of texts: n + 1 hidden states (B, L, D), and if asked n layers' projections."""
+
+    hidden: tuple[Tensor, ...]
+    projections: tuple[Projections, ...] = ()
 
 
 class EncoderError(ValueError):
@@ -31,6 +55,10 @@ class Encoder(nn.Module):
         if getattr(backbone, "pooler", None) is not None:
             cast("Any", backbone).pooler = None  # unused: news embeddings come from attentive pooling
         self.backbone = backbone
+
+    def save(self, folder: Path) -> None:
+        """Write it as a Hugging Face folder (config.json, model.safetensors)."""
+        self.backbone.save_pretrained(folder)
 
     @property
     def layers(self) -> nn.ModuleList:
@@ -59,122 +87,46 @@ class Encoder(nn.Module):
         output = self.backbone(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True)
         return cast("tuple[Tensor, ...]", output.hidden_states)
 
-    def first_layers(self, count: int) -> Encoder:
-        """A copy with the embeddings and the first `count` layers: how a student starts (NewsBERT 4.1)."""
+    @property
+    def heads(self) -> int:
+        """Attention heads of a layer."""
+        config = self.backbone.config
+        return int(getattr(config, "num_attention_heads", 0) or config.n_heads)
+
+    def read(self, input_ids: Tensor, attention_mask: Tensor, *, projections: bool = False) -> States:
+        """Hidden states as `forward` gives them; with `projections` also each layer's queries, keys, values.
+
+        Raises:
+            EncoderError: the encoder does not say where its projections are.
+        """
+        if not projections:
+            return States(self(input_ids, attention_mask))
+        caught: list[dict[int, Tensor]] = [{} for _ in self.layers]
+        handles = [
+            module.register_forward_hook(_catcher(found, number))
+            for layer, found in zip(self.layers, caught, strict=True)
+            for number, module in enumerate(_projection_maps(layer))
+        ]
+        try:
+            hidden = self(input_ids, attention_mask)
+        finally:
+            for handle in handles:
+                handle.remove()
+        heads = self.heads
+        split = [
+            Projections(*(found[n].view(*found[n].shape[:2], heads, -1).transpose(1, 2) for n in range(3)))
+            for found in caught
+        ]
+        return States(hidden, tuple(split))
+
+    def pick_layers(self, numbers: Sequence[int]) -> Encoder:
+        """A copy with the embeddings and some layers, by their numbers from 1: how a student starts (NewsBERT
+        4.1: the first ones)."""
         backbone = copy.deepcopy(self.backbone)
         parent, name, layers = _find_layers(backbone)
-        setattr(parent, name, nn.ModuleList(list(layers)[:count]))
-        backbone.config.num_hidden_layers = count
+        setattr(parent, name, nn.ModuleList([layers[number - 1] for number in numbers]))
+        backbone.config.num_hidden_layers = len(numbers)
         return Encoder(backbone)
-
-
-def load_encoder(
-    name: str,
-    *,
-    model: ModelSettings,
-    scratch: ScratchSettings,
-    vocabulary: int,
-    pad_id: int = 0,
-    max_tokens: int = 0,
-) -> Encoder:
-    """The teacher's encoder, in training mode.
-
-    Args:
-        name: Hugging Face name or folder with safetensors weights; `scratch` for a small BERT with random
-            weights (drawn from torch's generator).
-        vocabulary: token ids in the shards; the embedding table must have at least as many rows.
-        pad_id: id of the shards' padding, for a scratch BERT.
-        max_tokens: longest title in the shards; the encoder must have as many positions.
-    Raises:
-        EncoderError: not found, no safetensors, too few layers, too small a vocabulary, or no list of layers.
-    """
-    config = _scratch_config(scratch, vocabulary, pad_id) if name == SCRATCH else _pretrained_config(name)
-    depth = int(config.num_hidden_layers)
-    wanted = model.teacher_layers or depth
-    if wanted > depth:
-        raise EncoderError(f"model.teacher_layers {wanted}: '{name}' has only {depth} layers")
-    config.num_hidden_layers = wanted
-    for attribute in _DROPOUTS:
-        if hasattr(config, attribute):
-            setattr(config, attribute, model.dropout)
-    if int(config.vocab_size) < vocabulary:
-        raise EncoderError(
-            f"'{name}' knows {config.vocab_size} tokens, the shards use {vocabulary}; prepare them "
-            "with this teacher"
-        )
-    positions = getattr(config, "max_position_embeddings", None)
-    reserved = 2 if config.model_type in _POSITIONS_AFTER_PADDING else 0
-    if isinstance(positions, int) and 0 < positions < max_tokens + reserved:
-        raise EncoderError(
-            f"'{name}' has {positions} positions, too few for texts of {max_tokens} tokens; "
-            "prepare the shards with a smaller --max_tokens"
-        )
-    encoder = Encoder(_build(name, config))
-    found = len(encoder.layers)
-    assert found == wanted, f"{found} layers found, {wanted} asked"
-    return encoder.train()
-
-
-def load_exported(folder: str | Path) -> Encoder:
-    """The encoder in a Hugging Face folder that a run exported, in evaluation mode."""
-    return Encoder(_build(str(folder), _pretrained_config(str(folder)))).eval()
-
-
-def _build(name: str, config: PretrainedConfig) -> PreTrainedModel:
-    from safetensors import SafetensorError
-    from transformers import AutoModel
-
-    if name == SCRATCH:
-        blank = AutoModel.from_config(config, attn_implementation="sdpa")  # type: ignore[no-untyped-call]
-        return cast("PreTrainedModel", blank)
-    options: dict[str, Any] = {"config": config, "use_safetensors": True, "output_loading_info": True}
-    options |= {"trust_remote_code": False, "dtype": torch.float32}
-    try:
-        try:
-            found, info = AutoModel.from_pretrained(name, attn_implementation="sdpa", **options)
-        except ValueError as error:
-            if "scaled_dot_product_attention" not in str(error):
-                raise
-            found, info = AutoModel.from_pretrained(name, **options)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise EncoderError(
-            f"teacher '{name}': its weights cannot be loaded as safetensors ({_first_line(error)}); "
-            "give a Hugging Face name or a folder that holds config.json and model.safetensors"
-        ) from error
-    missing = sorted(key for key in info["missing_keys"] if "pooler" not in key)
-    if missing:
-        raise EncoderError(
-            f"teacher '{name}': {len(missing)} of its weights are not in its file ({', '.join(missing[:3])}) "
-            "and would be random; give weights whose names are those of its config.json's model type"
-        )
-    return cast("PreTrainedModel", found)
-
-
-def _pretrained_config(name: str) -> PretrainedConfig:
-    from transformers import AutoConfig
-
-    try:
-        return cast("PretrainedConfig", AutoConfig.from_pretrained(name, trust_remote_code=False))
-    except (OSError, ValueError, KeyError) as error:
-        raise EncoderError(
-            f"teacher '{name}': no encoder found ({_first_line(error)}); give a Hugging Face name, a "
-            "folder with "
-            f"config.json and model.safetensors, or '{SCRATCH}'"
-        ) from error
-
-
-def _scratch_config(scratch: ScratchSettings, vocabulary: int, pad_id: int) -> PretrainedConfig:
-    from transformers import BertConfig
-
-    return BertConfig(
-        vocab_size=vocabulary,
-        hidden_size=scratch.hidden,
-        num_hidden_layers=scratch.layers,
-        num_attention_heads=scratch.heads,
-        intermediate_size=scratch.feed_forward,
-        max_position_embeddings=512,
-        pad_token_id=pad_id,
-    )
 
 
 def _find_layers(backbone: nn.Module) -> tuple[nn.Module, str, nn.ModuleList]:
@@ -197,5 +149,19 @@ def _find_layers(backbone: nn.Module) -> tuple[nn.Module, str, nn.ModuleList]:
     return found[0]
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+def _projection_maps(layer: nn.Module) -> list[nn.Module]:
+    named = {name.rpartition(".")[2]: module for name, module in layer.named_modules()}
+    for names in _PROJECTIONS:
+        if all(name in named for name in names):
+            return [named[name] for name in names]
+    raise EncoderError(
+        "losses over attention need an encoder with separate query, key and value maps, as BERT, RoBERTa, "
+        "DistilBERT, MPNet and ELECTRA have them"
+    )
+
+
+def _catcher(found: dict[int, Tensor], number: int) -> Any:
+    def catch(_module: nn.Module, _given: Any, output: Tensor) -> None:
+        found[number] = output
+
+    return catch

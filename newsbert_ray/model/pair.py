@@ -1,15 +1,17 @@
-"""Teacher and student under one shared top (NewsBERT 3.1, Fig. 1). Knows no loss."""
+"""Teacher and student under one shared top (NewsBERT 3.1, Fig. 1), or each under its own. Knows no loss."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from newsbert_ray.config import SettingsError
 from newsbert_ray.data.batches import Batch
-from newsbert_ray.model.encoder import Encoder
+from newsbert_ray.model.encoder import Encoder, Projections
 from newsbert_ray.model.heads import build_head
 from newsbert_ray.model.pooling import AttentivePooling
 from newsbert_ray.tasks import TaskName
@@ -24,12 +26,21 @@ class Output:
         news_embedding: (M, D), of all buckets' texts in order.
         logits: (S, Y) of topics, of candidates, or of no click and click.
         user_embedding: (S, D) in recommendation.
+        mapped: a student's hidden states in the teacher's width, where a map is learned.
+        projections: for each bucket n layers' queries, keys and values, where losses compare them.
     """
 
     hidden_states: tuple[tuple[Tensor, ...], ...]
     news_embedding: Tensor
     logits: Tensor
     user_embedding: Tensor | None = None
+    mapped: tuple[tuple[Tensor, ...], ...] | None = None
+    projections: tuple[tuple[Projections, ...], ...] = ()
+
+    @property
+    def compared(self) -> tuple[tuple[Tensor, ...], ...]:
+        """The hidden states that are compared with the other model's."""
+        return self.hidden_states if self.mapped is None else self.mapped
 
 
 class Top(nn.Module):
@@ -60,36 +71,94 @@ class Top(nn.Module):
 
 
 class Pair(nn.Module):
-    """The teacher with NK layers, the student with N, and the top they share.
+    """The teacher with NK layers, the student with N, and what stands on them.
 
-    Where the student learns `alone` the teacher is not computed.
+    `top` is the student's; the teacher shares it, or has a `teacher_top` of its own. A teacher that does not
+    learn (because the student learns `alone`, or it is `frozen`) is no part of the pair's parameters and
+    state; a frozen one is computed, without dropout and gradients.
     """
 
-    def __init__(self, teacher: Encoder, student: Encoder, top: Top, *, alone: bool = False) -> None:
+    teacher: Encoder
+    teacher_top: Top | None
+
+    def __init__(
+        self,
+        teacher: Encoder,
+        student: Encoder,
+        top: Top,
+        *,
+        teacher_top: Top | None = None,
+        state_map: nn.Linear | None = None,
+        alone: bool = False,
+        frozen: bool = False,
+        projections: bool = False,
+    ) -> None:
+        """
+        Args:
+            state_map: learned with the student, its width to the teacher's.
+            projections: give attention's inputs too.
+        """
         super().__init__()
-        self.teacher = teacher
+        self.alone = alone
+        self.frozen = frozen
+        self._projections = projections
+        if alone or frozen:
+            aside = [module for module in (teacher, teacher_top) if module is not None]
+            self.__dict__["_aside"] = [module.eval().requires_grad_(False) for module in aside]
+            self.__dict__["teacher"], self.__dict__["teacher_top"] = teacher, teacher_top
+        else:
+            self.teacher = teacher
+            self.teacher_top = teacher_top
         self.student = student
         self.top = top
-        self.alone = alone
+        self.state_map = state_map
+
+    @property
+    def alike(self) -> bool:
+        """Whether a student's layer has the parameters of a teacher's, so that gradients can be compared."""
+        own, other = (
+            [parameter.shape for parameter in encoder.layers[0].parameters()]
+            for encoder in (self.student, self.teacher)
+        )
+        return own == other
 
     def models(self) -> dict[str, tuple[Encoder, Top]]:
-        """The models that are learned, by name."""
+        """The models that are computed, by name."""
         student = {"student": (self.student, self.top)}
-        return student if self.alone else {"teacher": (self.teacher, self.top), **student}
+        return student if self.alone else {"teacher": (self.teacher, self.teacher_top or self.top), **student}
 
     def word_tables(self) -> list[nn.Embedding]:
-        """Both models' word embedding tables."""
-        return [encoder.word_table for encoder in (self.teacher, self.student)]
+        """The word embedding tables that are learned."""
+        encoders = (self.student,) if self.alone or self.frozen else (self.teacher, self.student)
+        return [encoder.word_table for encoder in encoders]
 
     def forward(self, batch: Batch) -> tuple[Output | None, Output]:
         """Both models' outputs on the same texts: (teacher's, student's)."""
-        teacher = None if self.alone else self._outputs(self.teacher, batch)
-        return teacher, self._outputs(self.student, batch)
+        teacher = None
+        if not self.alone:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+                teacher = self._outputs(self.teacher, self.teacher_top or self.top, batch)
+        return teacher, self._outputs(self.student, self.top, batch, self.state_map)
 
-    def _outputs(self, encoder: Encoder, batch: Batch) -> Output:
-        states = [encoder(bucket.input_ids, bucket.attention_mask) for bucket in batch.buckets]
-        output: Output = self.top(states, batch)
-        return output
+    def _outputs(
+        self, encoder: Encoder, top: Top, batch: Batch, state_map: nn.Linear | None = None
+    ) -> Output:
+        states = [
+            encoder.read(bucket.input_ids, bucket.attention_mask, projections=self._projections)
+            for bucket in batch.buckets
+        ]
+        output: Output = top([found.hidden for found in states], batch)
+        mapped = None
+        if state_map is not None:
+            mapped = tuple(tuple(state_map(state) for state in bucket) for bucket in output.hidden_states)
+        projections = tuple(tuple(layer.float() for layer in found.projections) for found in states)
+        return replace(output, mapped=mapped, projections=projections)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        for module in self.__dict__.get("_aside", ()):
+            module._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
 
 def block_map(teacher_layers: int, student_layers: int) -> list[list[int]]:
@@ -107,22 +176,3 @@ def block_map(teacher_layers: int, student_layers: int) -> list[list[int]]:
         )
     size = teacher_layers // student_layers
     return [list(range(i * size + 1, (i + 1) * size + 1)) for i in range(student_layers)]
-
-
-def build_pair(
-    teacher: Encoder,
-    *,
-    student_layers: int,
-    query_size: int,
-    topics: int,
-    task: TaskName = "topics",
-    alone: bool = False,
-) -> Pair:
-    """A pair whose student starts from the teacher's embeddings and first layers.
-
-    Raises:
-        SettingsError: the student's layers do not divide the teacher's.
-    """
-    block_map(len(teacher.layers), student_layers)
-    top = Top(teacher.hidden_size, query_size=query_size, topics=topics, task=task)
-    return Pair(teacher, teacher.first_layers(student_layers), top, alone=alone).train()

@@ -23,6 +23,7 @@ from newsbert_ray.reporting.page import Page, Picture, to_markdown
 from newsbert_ray.reporting.panels import AnyPanel, FigureData, NothingToDraw, Panel
 from newsbert_ray.reporting.points import points_csv
 from newsbert_ray.reporting.runs_page import runs_page
+from newsbert_ray.reporting.significance import Against, read_against
 from newsbert_ray.reporting.sweep_figures import CURVES_FIGURE, FRONT_FIGURE, learning_curves, pareto_front
 from newsbert_ray.reporting.sweep_folder import is_sweep, read_sweep
 from newsbert_ray.reporting.sweep_page import sweep_page
@@ -46,7 +47,7 @@ NAMES = (
 )
 
 
-def report(folders: Sequence[str | Path], *, out: str | Path) -> list[Path]:
+def report(folders: Sequence[str | Path], *, out: str | Path, against: str | None = None) -> list[Path]:
     """Write report.md, report.html (the same, in one file), report.csv and each figure as PNG and SVG.
 
     Args:
@@ -54,23 +55,29 @@ def report(folders: Sequence[str | Path], *, out: str | Path) -> list[Path]:
             which every record at or below them counts once; URLs too.
         out: a folder, where to write; files of an earlier report are replaced, its figures that are not made
             again are removed.
+        against: SETTING=VALUE of the rows that others are compared with (Welch's t-test over seeds); of
+            several methods newsbert by default.
     Returns:
         The written files, report.md first.
     Raises:
         RecordError: a folder that is missing or holds no record, or a damaged record or sweep.json.
+        SettingsError: `against` is none, or no row is so.
         StorageError: a place in a bucket cannot be read.
     """
     if storage.is_url(out):
         raise RecordError(f"--out {storage.shown(out)}: a report is read on this machine; give a folder")
     with ExitStack() as stack:
         here = [stack.enter_context(storage.snapshot(folder)) for folder in folders]
-        return _report(here, named=folders, out=Path(out))
+        base = read_against(against) if against else None
+        return _report(here, named=folders, out=Path(out), against=base)
 
 
-def _report(folders: Sequence[Path], *, named: Sequence[str | Path], out: Path) -> list[Path]:
+def _report(
+    folders: Sequence[Path], *, named: Sequence[str | Path], out: Path, against: Against | None
+) -> list[Path]:
     """The report of `folders`, which a person calls as they are `named`."""
     if len(folders) == 1 and is_sweep(folders[0]):
-        return _report_sweep(read_sweep(folders[0]), out)
+        return _report_sweep(read_sweep(folders[0]), out, against)
     records = collect(folders, named=named)
     groups = by_task(records)
     makes: dict[str, Make] = {}
@@ -85,7 +92,7 @@ def _report(folders: Sequence[Path], *, named: Sequence[str | Path], out: Path) 
         if isinstance(reason, str):
             _log.info("%s", reason)
     rows = [row for group in groups.values() for row in rows_of(group)]
-    return _write(runs_page(records, figures), to_csv(rows), pictures, out)
+    return _write(runs_page(records, figures, against=against), to_csv(rows), pictures, out)
 
 
 def _of_task(
@@ -119,7 +126,7 @@ def collect(folders: Sequence[str | Path], *, named: Sequence[str | Path] | None
     return [read_record(path) for path in found]
 
 
-def _report_sweep(sweep: Sweep, out: Path) -> list[Path]:
+def _report_sweep(sweep: Sweep, out: Path, against: Against | None) -> list[Path]:
     records = distinct([trial.record for trial in sweep.trials if trial.record])
     makes: dict[str, Make] = {FRONT_FIGURE: lambda: pareto_front(sweep)}
     for goal in range(len(sweep.goals)):
@@ -135,7 +142,7 @@ def _report_sweep(sweep: Sweep, out: Path) -> list[Path]:
         # Of points that a sampler has scattered each would be a line of its own.
         makes[BETA_FIGURE] = lambda: beta_figure(records)
     figures, pictures = _draw(makes, out)
-    return _write(sweep_page(sweep, figures), points_csv(sweep), pictures, out)
+    return _write(sweep_page(sweep, figures, against=against), points_csv(sweep), pictures, out)
 
 
 def _draw(makes: Mapping[str, Make], out: Path) -> tuple[dict[str, Picture | str], list[Path]]:

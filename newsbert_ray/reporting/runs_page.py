@@ -8,12 +8,19 @@ from newsbert_ray.record import RunRecord
 from newsbert_ray.reporting.compared import by_task, distinct
 from newsbert_ray.reporting.page import Block, Bullets, Facts, Page, Picture, Section, Table
 from newsbert_ray.reporting.provenance import provenance
+from newsbert_ray.reporting.significance import Against, significance_table, usual_base
 from newsbert_ray.reporting.tables import number, rows_of, summary_of, table_cells
 from newsbert_ray.tasks import TASKS, Task, TaskName
 
 
-def runs_page(records: Sequence[RunRecord], figures: Mapping[str, Picture | str]) -> Page:
-    """The report of some runs; `figures` are drawn, or the reason why one is left out."""
+def runs_page(
+    records: Sequence[RunRecord], figures: Mapping[str, Picture | str], *, against: Against | None = None
+) -> Page:
+    """The report of some runs; `figures` are drawn, or the reason why one is left out.
+
+    Raises:
+        SettingsError: no run is one that the others are to be compared with.
+    """
     runs = len(distinct(records))
     groups = by_task(records)
     notes = [found for found in figures.values() if isinstance(found, str)]
@@ -23,6 +30,7 @@ def runs_page(records: Sequence[RunRecord], figures: Mapping[str, Picture | str]
         _table(group, "" if list(groups) == ["topics"] else _caption(name, distinct(group)))
         for name, group in groups.items()
     ]
+    blocks += [table for group in groups.values() if (table := compared_table(group, against))]
     blocks += [found for found in figures.values() if isinstance(found, Picture)]
     behind: list[Block] = [Facts(tuple(provenance(records)))]
     if notes:
@@ -32,6 +40,13 @@ def runs_page(records: Sequence[RunRecord], figures: Mapping[str, Picture | str]
         f"{runs} runs, test split. Mean ± standard deviation over seeds (one seed has none).",
         (Section("Results", tuple(blocks)), Section("What was run", tuple(behind))),
     )
+
+
+def compared_table(records: Sequence[RunRecord], against: Against | None) -> Table | None:
+    """The rows of one task beside those that they are to be compared with; None where there are none."""
+    rows = rows_of(records)
+    base = against or usual_base(rows)
+    return significance_table(rows, base) if base else None
 
 
 def _table(records: Sequence[RunRecord], caption: str) -> Table:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from newsbert_ray.reporting.compared import distinct
 from newsbert_ray.reporting.costs import COST_FIGURE, Costs, costs_of, duration
 from newsbert_ray.reporting.figures import BETA_FIGURE, short
 from newsbert_ray.reporting.importance import IMPORTANCE_FIGURE
@@ -12,7 +13,9 @@ from newsbert_ray.reporting.over_settings import OVER_FIGURE
 from newsbert_ray.reporting.page import Block, Command, Facts, Page, Picture, Section, Table, Text
 from newsbert_ray.reporting.points import bare, full, points_table, say
 from newsbert_ray.reporting.provenance import joined, provenance
+from newsbert_ray.reporting.runs_page import compared_table
 from newsbert_ray.reporting.searched import ended, searched, state_of
+from newsbert_ray.reporting.significance import Against
 from newsbert_ray.reporting.sweep_figures import CURVES_FIGURE, FRONT_FIGURE, describe
 from newsbert_ray.reporting.sweeps import Point, Sweep, listed, teacher_summary
 from newsbert_ray.reporting.tables import columns_of, show, summary_of
@@ -27,8 +30,12 @@ Figures = Mapping[str, Picture | str]
 """Drawn figures by name, or why one could not be drawn."""
 
 
-def sweep_page(sweep: Sweep, figures: Figures) -> Page:
-    """The whole report of a sweep."""
+def sweep_page(sweep: Sweep, figures: Figures, *, against: Against | None = None) -> Page:
+    """The whole report of a sweep.
+
+    Raises:
+        SettingsError: no point is one that the others are to be compared with.
+    """
     over = [name for name in figures if name.startswith(OVER_FIGURE)]
     sections = [searched(sweep), ended(sweep), _best(sweep, figures)]
     sections += [
@@ -36,6 +43,9 @@ def sweep_page(sweep: Sweep, figures: Figures) -> Page:
         Section("Which settings mattered", (_figure(figures, IMPORTANCE_FIGURE),)),
         Section("Learning curves", (_figure(figures, CURVES_FIGURE),)),
     ]
+    records = distinct([trial.record for trial in sweep.trials if trial.record])
+    if records and (table := compared_table(records, against)):
+        sections.append(Section("Compared, on the test split", (table,)))
     if isinstance(figures.get(BETA_FIGURE), Picture):
         sections.append(Section("Over beta, on the test split", (_figure(figures, BETA_FIGURE),)))
     if isinstance(figures.get(NODES_FIGURE), Picture):

@@ -6,6 +6,7 @@ import fcntl
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,11 @@ from newsbert_ray.data.shards import Manifest, read_manifest
 from newsbert_ray.record import RECORD, RunRecord, read_record, write_json
 from newsbert_ray.tasks import Task, task_of
 from newsbert_ray.training.checkpoint import CHECKPOINTS
+from newsbert_ray.training.frozen import NO_NUMBER, taught_first
 from newsbert_ray.training.journal import Display, both
 from newsbert_ray.training.loop import Report, World
 
 SETTINGS = "settings.json"
-_FREE = ("data", "out", "threads", "log_every", "checkpoint", "device", "min_workers")
-"""Settings that may differ between a run's starts: they alter no number (of the data the fingerprint is
-compared)."""
 
 
 class RunFolderError(ValueError):
@@ -30,10 +29,15 @@ class RunFolderError(ValueError):
 
 
 def train(
-    settings: TrainSettings, *, report: Report | None = None, quiet: bool = False, gpus: float | None = None
+    settings: TrainSettings,
+    *,
+    report: Report | None = None,
+    quiet: bool = False,
+    gpus: float | None = None,
+    teachers: str | Path | None = None,
 ) -> RunRecord:
     """Distil a student from a teacher on prepared shards; an interrupted run goes on from its last
-    checkpoint.
+    checkpoint. A teacher that the method only reads is fine-tuned first.
 
     One worker computes in this process; several, or one inside a Ray cluster, are a Ray Train group (one
     worker never where `quiet`, a sweep's trial, which has its own place in the cluster).
@@ -44,6 +48,8 @@ def train(
             thread; it ends the run by raising, and the next start goes on from there.
         quiet: print nothing.
         gpus: share of a GPU that each worker of a group takes; found out from the cluster by default.
+        teachers: folder of this machine in which runs share teachers that they only read; by default each
+            run has its own.
     Returns:
         The finished run's record; at once where the folder holds it already.
     Raises:
@@ -56,18 +62,20 @@ def train(
     here = settings.workers == 1 and (quiet or not inside_cluster())
     # A trial's place is held by its sweep; a group's first worker has a copy of its own.
     with storage.working(settings.out, marks=(SETTINGS, RECORD), small=not here, alone=not quiet) as run:
-        ours = inputs.at_hand(settings)
-        manifest = read_manifest(ours.data)
+        manifest = read_manifest(inputs.brought(settings.data))
         with _claim(run, settings, manifest):
             finished = (run / RECORD).exists()
             if not finished:
                 storage.publish(settings.out)
+                work = partial(train, quiet=quiet, gpus=gpus)
+                taught = taught_first(settings, manifest.fingerprint, teachers=teachers, train=work, say=say)
                 if here:
+                    ours = inputs.at_hand(taught)
                     _train_here(ours, manifest, report=report, quiet=quiet, out=settings.out)
                 else:
                     from newsbert_ray.training.worker import train_group
 
-                    train_group(settings, manifest, report=report, quiet=quiet, gpus=gpus)
+                    train_group(taught, manifest, report=report, quiet=quiet, gpus=gpus)
                     storage.bring(settings.out, small=True)
             elif not settings.checkpoint.keep_finished:
                 storage.remove(settings.out, CHECKPOINTS)
@@ -83,10 +91,15 @@ def train(
 
 def _with_absolute_places(settings: TrainSettings) -> TrainSettings:
     """The same settings with absolute folders: workers run elsewhere, and a record is read from anywhere."""
-    places = {"data": storage.absolute(settings.data), "out": storage.absolute(settings.out)}
-    if settings.teacher != SCRATCH and Path(settings.teacher).is_dir():
-        places["teacher"] = str(Path(settings.teacher).absolute())
-    return settings.model_copy(update=places)
+    given = inputs.places(settings)
+    return inputs.moved(
+        settings,
+        {
+            name: storage.absolute(place)
+            for name, place in given.items()
+            if name not in inputs.NAMES or (place != SCRATCH and Path(place).is_dir())
+        },
+    )
 
 
 def closing_lines(record: RunRecord, run: str | Path, *, logs: Path | None = None) -> str:
@@ -224,7 +237,7 @@ def _check_settings(run: Path, settings: TrainSettings, manifest: Manifest, plac
         differ = [
             f"{name} was {theirs['settings'].get(name)!r}, now {value!r}"
             for name, value in json.loads(json.dumps(own["settings"])).items()
-            if name not in _FREE and theirs["settings"].get(name) != value
+            if name not in NO_NUMBER and theirs["settings"].get(name) != value
         ]
         if theirs["fingerprint"] != manifest.fingerprint:
             differ.append("the shards were prepared anew")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from newsbert_ray.config import TrainSettings
+from newsbert_ray.config import LossWeights, TrainSettings
 from newsbert_ray.data.batches import Batch
 from newsbert_ray.distill.joint import joint_losses
 from newsbert_ray.distill.losses import weighted_total
@@ -42,20 +42,20 @@ def build_learner(pair: Pair, settings: TrainSettings, *, total_steps: int, worl
     """A learner with a fresh Adam: one parameter group each for teacher, student and top; DDP is the
     caller's."""
     optimizer = settings.optimizer
-    if settings.distill.weights.teacher_task == 0:
+    if not settings.distill.losses & {"teacher_task", "teacher_soft_labels"}:
         pair.teacher.requires_grad_(False)  # nothing trains it
-    rates = {
-        "teacher": optimizer.teacher_learning_rate,
-        "student": optimizer.student_learning_rate,
-        "top": optimizer.top_learning_rate,
+    modules = {
+        "teacher": ((pair.teacher, pair.teacher_top), optimizer.teacher_learning_rate),
+        "student": ((pair.student, pair.state_map), optimizer.student_learning_rate),
+        "top": ((pair.top,), optimizer.top_learning_rate),
     }
     groups = [
         {
-            "params": [p for p in getattr(pair, name).parameters() if p.requires_grad],
+            "params": [p for m in found if m is not None for p in m.parameters() if p.requires_grad],
             "lr": rate or settings.learning_rate,
             "name": name,
         }
-        for name, rate in rates.items()
+        for name, (found, rate) in modules.items()
     ]
     for group in groups:
         group["full_lr"] = group["lr"]
@@ -101,6 +101,7 @@ def train_step(
         LossError: the loss is not finite; parameters are as they were.
     """
     settings = learner.settings
+    weights = settings.distill.weights_at(step, learner.total_steps)
     learner.tables.clear()
     learner.optimizer.zero_grad(set_to_none=True)
     sums: dict[str, Tensor] = {}
@@ -108,7 +109,7 @@ def train_step(
         last = index == len(parts) - 1
         torch.manual_seed((settings.seed * 1_000_003 + step) * 1_009 + batch.piece)
         with contextlib.nullcontext() if last else _without_reduction(learner.model):
-            losses = _forward(learner, batch)
+            losses = _forward(learner, batch, weights)
             (losses[TOTAL] * (learner.world_size * batch.weight)).backward()  # type: ignore[no-untyped-call]
         for name, loss in losses.items():
             sums[name] = sums.get(name, torch.zeros_like(loss)) + loss.detach() * batch.weight
@@ -119,8 +120,8 @@ def train_step(
             "optimizer.clip_norm, and another --out"
         )
     learner.tables.gather()
-    with_teacher = settings.distill.weights.teacher_task > 0
-    found_statistics = _block_numbers(learner) if statistics and with_teacher else {}
+    comparable = weights.teacher_task > 0 and learner.pair.alike
+    found_statistics = _block_numbers(learner) if statistics and comparable else {}
     apply_momentum(learner.pair.student.layers, learner.pair.teacher.layers, beta=settings.distill.beta)
     if settings.optimizer.clip_norm is not None:
         torch.nn.utils.clip_grad_norm_(learner.pair.parameters(), settings.optimizer.clip_norm)
@@ -131,13 +132,13 @@ def train_step(
     return {**sums, **found_statistics, "learning_rate_factor": factor}
 
 
-def _forward(learner: Learner, batch: Batch) -> dict[str, Tensor]:
+def _forward(learner: Learner, batch: Batch, weights: LossWeights) -> dict[str, Tensor]:
     settings = learner.settings
     device = batch.buckets[0].input_ids.device
     with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
         teacher, student = learner.model(batch)
-    losses = joint_losses(teacher, student, batch, settings.distill)
-    return {**losses, TOTAL: weighted_total(losses, settings.distill.weights)}
+    losses = joint_losses(teacher, student, batch, settings.distill, weights)
+    return {**losses, TOTAL: weighted_total(losses, weights)}
 
 
 def _without_reduction(model: nn.Module) -> contextlib.AbstractContextManager[None]:

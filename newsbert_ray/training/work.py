@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from newsbert_ray.evaluation.scoring import score_pair
 from newsbert_ray.events import EventLog
 from newsbert_ray.meters import RunMeters
 from newsbert_ray.model.assemble import assemble_pair, write_student
-from newsbert_ray.model.pair import block_map
+from newsbert_ray.model.pair import Pair, block_map
 from newsbert_ray.record import RunRecord, describe_hardware, installed_versions, write_record
 from newsbert_ray.training.checkpoint import (
     CHECKPOINTS,
@@ -74,8 +74,7 @@ def run_worker(
     if world.first:
         log("resume" if progress.step else "start", step=progress.step, workers=world.size)
 
-    def score(split: Split, pace: Pace | None = None) -> Scores:
-        return score_pair(learner.pair, settings, manifest, split, place=world.place, pace=pace)
+    score = _scorer(learner.pair, settings, manifest, world)
 
     try:
         run_loop(
@@ -104,6 +103,25 @@ def run_worker(
         log("end", steps=progress.step, seconds=sum(progress.seconds.values()))
 
 
+class _Score(Protocol):
+    def __call__(self, split: Split, pace: Pace | None = None) -> Scores: ...
+
+
+def _scorer(pair: Pair, settings: TrainSettings, manifest: Manifest, world: World) -> _Score:
+    """Metrics of the pair's models on a split; a frozen teacher's are found once, for they do not change."""
+    kept: dict[Split, Scores] = {}
+
+    def score(split: Split, pace: Pace | None = None) -> Scores:
+        known = kept.get(split, {}) if pace is None else {}
+        models = {name: model for name, model in pair.models().items() if name not in known}
+        found = score_pair(pair, settings, manifest, split, place=world.place, pace=pace, models=models)
+        if pair.frozen:
+            kept[split] = known or {"teacher": found["teacher"]}
+        return {**known, **found}
+
+    return score
+
+
 def _resume(folder: Path, learner: Learner, world: World, *, say: Callable[[str], None]) -> Progress:
     """The progress to go on from, its tensors in every worker's learner; the first alone reads the folder,
     which the others' machines need not see."""
@@ -118,11 +136,14 @@ def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.detach().cpu() for name, value in tensors.items()}
 
 
-def build_worker_learner(settings: TrainSettings, manifest: Manifest, plan: Course, world: World) -> Learner:
-    """The learner on this worker's device, wrapped for gradient averaging where there are several workers."""
+def build_worker_learner(
+    settings: TrainSettings, manifest: Manifest, plan: Course, world: World, *, stand_in: bool = False
+) -> Learner:
+    """The learner on this worker's device, wrapped for gradient averaging where there are several workers;
+    `stand_in` as for `assemble_pair`."""
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    pair = assemble_pair(settings, manifest).to(world.device)
+    pair = assemble_pair(settings, manifest, stand_in=stand_in).to(world.device)
     learner = build_learner(pair, settings, total_steps=plan.total_steps, world_size=world.size)
     if world.size > 1:
         tables = {id(table.weight) for table in learner.tables.tables}
@@ -131,7 +152,10 @@ def build_worker_learner(settings: TrainSettings, manifest: Manifest, plan: Cour
             name for name, parameter in pair.named_parameters() if id(parameter) in tables
         ]
         learner.model = nn.parallel.DistributedDataParallel(
-            pair, device_ids=[world.device] if world.device.type == "cuda" else None
+            pair,
+            device_ids=[world.device] if world.device.type == "cuda" else None,
+            # A first stage leaves the top without a gradient.
+            find_unused_parameters=settings.distill.first_share > 0,
         )
     return learner
 

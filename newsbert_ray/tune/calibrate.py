@@ -162,7 +162,7 @@ def _start(settings: TrainSettings, device: torch.device, run: Path) -> tuple[Le
 
     manifest = read_manifest(settings.data)
     plan = course_of(settings, manifest)
-    learner = build_worker_learner(settings, manifest, plan, World(0, 1, device))
+    learner = build_worker_learner(settings, manifest, plan, World(0, 1, device), stand_in=True)
     Journal(run, done=0).close()
     next(read_updates(plan))
     return learner, plan
@@ -193,7 +193,7 @@ def _steps(learner: Learner, plan: Course, device: torch.device) -> tuple[float,
 
 
 def _title(learner: Learner, plan: Course, device: torch.device) -> float:
-    """Seconds to evaluate one row of validation with all models, from a sample all over the split.
+    """Seconds to evaluate one row of validation with all models that learn, by a sample all over it.
 
     In recommendation and retrieval that is the encoding of the different texts that its rows name, shared
     out among them; scoring and metrics are small beside it.
@@ -205,6 +205,7 @@ def _title(learner: Learner, plan: Course, device: torch.device) -> float:
     from newsbert_ray.evaluation.scoring import BATCH, score_topics
 
     pair, place = learner.pair, Place(device)
+    models = {name: model for name, model in pair.models().items() if not (pair.frozen and name == "teacher")}
     pair.eval()
     if plan.task == "topics":
         shards = plan.manifest.splits["validation"]
@@ -213,14 +214,14 @@ def _title(learner: Learner, plan: Course, device: torch.device) -> float:
         batches = evaluation_batches(plan.folder, plan.manifest, "validation", batch_size=BATCH)
         chosen = [batch for number, batch in enumerate(batches) if number in wanted]
         began = device_seconds(device)
-        score_topics(pair.models(), chosen, topics=len(plan.manifest.labels), place=place)
+        score_topics(models, chosen, topics=len(plan.manifest.labels), place=place)
         seconds = (device_seconds(device) - began) / sum(batch.rows for batch in chosen)
     else:
         named, rows = _named(plan)
         table = read_texts(plan.folder, plan.manifest)
         sample = named[np.linspace(0, len(named) - 1, min(len(named), EVALUATIONS * BATCH)).astype(np.int64)]
         began = device_seconds(device)
-        encode_texts(pair.models(), table, sample, pad_id=plan.manifest.tokenizer.pad_id, place=place)
+        encode_texts(models, table, sample, pad_id=plan.manifest.tokenizer.pad_id, place=place)
         seconds = (device_seconds(device) - began) / len(sample) * len(named) / rows
     pair.train()
     return seconds

@@ -6,7 +6,7 @@ from __future__ import annotations
 import heapq
 import statistics
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -39,12 +39,19 @@ GROUP_SECONDS = 20.0
 @dataclass(frozen=True)
 class Planned:
     """The trials of a sweep as far as they can be known before it: settings of each, how many that the
-    sampler drew were the same as another or cannot be."""
+    sampler drew were the same as another or cannot be; and for each trial the settings of the frozen teacher
+    that it is the first to need, if it is."""
 
     trials: tuple[TrainSettings, ...]
     points: int
     again: int
     impossible: int
+    teachers: tuple[TrainSettings | None, ...] = ()
+
+    @property
+    def work(self) -> list[TrainSettings]:
+        """Everything that is trained."""
+        return [*self.trials, *(teacher for teacher in self.teachers if teacher is not None)]
 
 
 @dataclass(frozen=True)
@@ -176,7 +183,7 @@ def estimate_sweep(
         SettingsError: no point of the space can be.
     """
     planned = planned_trials(space, overrides=overrides)
-    kinds = kinds_to_time(planned.trials)
+    kinds = kinds_to_time(planned.work)
     say(f"timing a few steps of {len(kinds)} kinds of trial, {place.slots} at once")
     calibration = calibrate(kinds, place, folder=folder)
     return predict(space, planned, calibration, place, session_seconds=session_seconds, curves=curves)
@@ -201,7 +208,19 @@ def planned_trials(space: SearchSpace, *, overrides: Mapping[str, Any]) -> Plann
     if fault and not found:
         raise fault
     impossible = len(distinct) - len(found) // len(space.seeds)
-    return Planned(tuple(found), len(points), len(points) - len(distinct), impossible)
+    again = len(points) - len(distinct)
+    return Planned(tuple(found), len(points), again, impossible, tuple(_first_teachers(found)))
+
+
+def _first_teachers(trials: Sequence[TrainSettings]) -> Iterator[TrainSettings | None]:
+    from newsbert_ray.training.frozen import needs_teacher, teacher_settings
+
+    seen = set[str]()
+    for settings in trials:
+        own = teacher_settings(settings, "") if needs_teacher(settings) else None
+        key = own.model_dump_json() if own else ""
+        yield None if key in seen else own
+        seen.add(key)
 
 
 def _points(space: SearchSpace) -> list[Point]:
@@ -226,7 +245,10 @@ def predict(
 ) -> Estimate:
     """Add up what was timed: each trial's steps, evaluations, checkpoints, start and end, slot by slot."""
     times = Times(calibration)
-    costs = tuple(_cost(settings, times) for settings in planned.trials)
+    teachers = planned.teachers or (None,) * len(planned.trials)
+    costs = tuple(
+        _cost(settings, times, teacher) for settings, teacher in zip(planned.trials, teachers, strict=True)
+    )
     around = session_seconds + calibration.process + calibration.parts[0].cold + AROUND_SECONDS
     hourly = hourly_price(space.prices, cpus=place.cpus * place.workers, gpus=place.gpus * place.workers)
 
@@ -241,8 +263,8 @@ def predict(
     return Estimate(space, place, planned, costs, calibration, amount(), saving, stopped)
 
 
-def _cost(settings: TrainSettings, times: Times) -> Cost:
-    """Seconds of one trial from its parts and their numbers."""
+def _cost(settings: TrainSettings, times: Times, teacher: TrainSettings | None = None) -> Cost:
+    """Seconds of one trial from its parts and their numbers; `teacher` is fine-tuned before it."""
     parts, workers = times.parts(settings), settings.workers
     rows = _rows(settings.data, settings.task)
     steps, evaluations, checkpoints = _numbers(
@@ -256,7 +278,10 @@ def _cost(settings: TrainSettings, times: Times) -> Cost:
     )
     validation, test = (parts.title * count / workers for count in rows)
     return Cost(
-        start=parts.start + BETWEEN_SECONDS + (GROUP_SECONDS if workers > 1 else 0.0),
+        start=parts.start
+        + BETWEEN_SECONDS
+        + (GROUP_SECONDS if workers > 1 else 0.0)
+        + (_cost(teacher, times).seconds() if teacher else 0.0),
         course=steps * parts.step + evaluations * (validation + parts.best) + checkpoints * parts.checkpoint,
         end=test + parts.end,
         steps=steps,

@@ -26,6 +26,9 @@ NAMED = (
     "threads",
     "workers",
     "token_budget",
+    "student.kind",
+    "student.encoder",
+    "distill.teacher",
 )
 """Settings that decide a trial's work, each value in its own way."""
 COUNTED = ("student.layers", "model.teacher_layers", "model.query_size", "batch_size", "optimizer.accumulate")

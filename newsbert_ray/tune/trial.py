@@ -26,6 +26,8 @@ from newsbert_ray.tune.jobs import metric_value
 from newsbert_ray.tune.nodes import require_seen
 from newsbert_ray.tune.space import flatten
 
+TEACHERS = "teachers"
+"""The folder in a sweep's that holds the teachers its trials only read."""
 LOCK_SECONDS = 30.0
 """How long the trial's folder may still be held by a process of a sweep that was killed."""
 
@@ -58,7 +60,7 @@ def run_trial(config: Mapping[str, Any], *, train: Train | None = None) -> None:
     _await_folder(storage.local(settings.out))
     try:
         require_seen(config.get("sweep"))
-        work = train or _train(config, workers=settings.workers)
+        work = train or _train(config, settings)
         record = work(settings, report=lambda entry: tune.report(numbers(entry)), quiet=True)
         values = [metric_value(record, metric) for metric in config["metrics"]]
         storage.discard(settings.out)
@@ -89,10 +91,13 @@ def give_back_memory() -> None:
         trim(0)
 
 
-def _train(config: Mapping[str, Any], *, workers: int) -> Train:
+def _train(config: Mapping[str, Any], settings: TrainSettings) -> Train:
     from newsbert_ray.training.run import train
 
-    return partial(train, gpus=config["gpus"]) if workers > 1 else train
+    # Beside the trials' folders; of a sweep in a bucket each machine keeps its own.
+    beside = storage.cache_folder() if storage.is_url(settings.out) else Path(settings.out).parents[1]
+    gpus = config["gpus"] if settings.workers > 1 else None
+    return partial(train, gpus=gpus, teachers=beside / TEACHERS)
 
 
 def numbers(entry: Mapping[str, Any]) -> dict[str, float]:

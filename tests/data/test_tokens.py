@@ -135,3 +135,15 @@ def test_a_name_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(TokenizerError, match="teacher 'no/such-encoder': no such folder") as caught:
         load_tokenizer("no/such-encoder")
     assert "\n" not in str(caught.value)
+
+
+def test_a_vocabulary_alone_is_berts(tmp_path: Path) -> None:
+    """UniLMv2 was released as weights, a configuration without a kind, and vocab.txt."""
+    pytest.importorskip("transformers")
+    learn_tokenizer(TITLES.__iter__, vocabulary=200).save(tmp_path / "whole")
+    folder = tmp_path / "released"
+    folder.mkdir()
+    (folder / "vocab.txt").write_bytes((tmp_path / "whole" / "vocab.txt").read_bytes())
+    (folder / "config.json").write_text('{"hidden_size": 768}')
+    found, whole = (load_tokenizer(str(path)) for path in (folder, tmp_path / "whole"))
+    assert list(found.encode(TITLES, max_tokens=30)) == list(whole.encode(TITLES, max_tokens=30))

@@ -10,8 +10,10 @@ import torch
 
 from newsbert_ray.config import ModelSettings, ScratchSettings, TrainSettings
 from newsbert_ray.data.shards import read_manifest
+from newsbert_ray.distill.losses import relation
 from newsbert_ray.model.assemble import assemble_pair, load_student, write_student
-from newsbert_ray.model.encoder import EncoderError, load_encoder
+from newsbert_ray.model.encoder import Encoder, EncoderError
+from newsbert_ray.model.loading import load_encoder
 from newsbert_ray.model.pair import block_map
 from tests.conftest import topic_batch
 
@@ -124,12 +126,36 @@ def test_other_encoders_by_folder(tmp_path: Path, kind: str) -> None:
     config = AutoConfig.for_model(kind, vocab_size=60, **sizes)
     AutoModel.from_config(config).save_pretrained(tmp_path)  # type: ignore[no-untyped-call]
     encoder = load_encoder(str(tmp_path), model=ModelSettings(), scratch=ScratchSettings(), vocabulary=60)
-    student = encoder.first_layers(2)
+    student = encoder.pick_layers([1, 2])
     ids, mask = torch.tensor([[2, 9, 3]]), torch.ones(1, 3, dtype=torch.int64)
     assert len(encoder(ids, mask)) == 5
     assert [h.shape for h in student(ids, mask)] == [(1, 3, 8)] * 3
     names = [[n for n, _ in layer.named_parameters()] for layer in (*encoder.layers, *student.layers)]
     assert all(n == names[0] for n in names)
+
+
+@pytest.mark.parametrize("kind", ["bert", "distilbert", "roberta", "electra"])
+def test_projections_are_those_of_the_attention(tmp_path: Path, kind: str) -> None:
+    """Losses over attention would compare something else than what the encoder attends to."""
+    from transformers import AutoConfig, AutoModel
+
+    sizes = {"dim": 8, "hidden_dim": 16, "n_heads": 2, "n_layers": 2} if kind == "distilbert" else {
+        "hidden_size": 8, "intermediate_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2
+    }  # fmt: skip
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, vocab_size=60, attn_implementation="eager", **sizes)
+    eager = AutoModel.from_config(config, attn_implementation="eager").eval()  # type: ignore[no-untyped-call]
+    encoder = Encoder(eager)
+    ids, mask = torch.tensor([[2, 9, 3], [4, 5, 0]]), torch.tensor([[1, 1, 1], [1, 1, 0]])
+    encoder(ids, mask)
+    hooks = [len(module._forward_hooks) for module in encoder.modules()]
+    found = encoder.read(ids, mask, projections=True)
+    assert [len(module._forward_hooks) for module in encoder.modules()] == hooks
+    expected = eager(input_ids=ids, attention_mask=mask, output_attentions=True).attentions
+    for layer, maps in zip(found.projections, expected, strict=True):
+        scores = relation(layer.query, layer.key).masked_fill(mask[:, None, None] == 0, -1e9)
+        torch.testing.assert_close(torch.softmax(scores, -1), maps)
+    assert encoder.read(ids, mask).projections == ()
 
 
 def test_a_small_vocabulary_is_refused(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from newsbert_ray.reporting import compared
 from newsbert_ray.reporting.compared import distinct, teacher_name, varying_settings
 from newsbert_ray.reporting.tables import columns_of, number, rows_of, show, summarise, table_cells, to_csv
 from newsbert_ray.tasks import TASKS
-from newsbert_ray.training.run import _FREE
+from newsbert_ray.training.frozen import NO_NUMBER
 
 MakeRecord = Callable[..., RunRecord]
 ACCURACY = columns_of(TASKS["topics"])[0]
@@ -63,7 +63,7 @@ def test_what_alters_no_number_is_no_difference(make_record: MakeRecord) -> None
     assert varying_settings(records) == []
     assert [row.seeds for row in rows_of(records)] == [(0, 1)]
     # `data` counts by its content.
-    assert {*_FREE} - {"data"} <= compared._NOT_COMPARED
+    assert {*NO_NUMBER} - {"data"} <= compared._NOT_COMPARED
 
 
 def test_same_shards_in_another_place_are_the_same_data(make_record: MakeRecord) -> None:

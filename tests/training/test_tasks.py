@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from newsbert_ray.config import PrepareSettings, TrainSettings, build_settings
+from newsbert_ray.config import LossWeights, PrepareSettings, TrainSettings, build_settings
 from newsbert_ray.data.clicks import Clicks
 from newsbert_ray.data.prepare import prepare
 from newsbert_ray.data.reading import course_of, read_updates, window_parts
@@ -19,6 +19,7 @@ from newsbert_ray.data.synthetic_pairs import synthesize_pairs
 from newsbert_ray.distill.joint import joint_losses
 from newsbert_ray.distill.losses import weighted_total
 from newsbert_ray.evaluation.evaluate import evaluate
+from newsbert_ray.methods import LOSSES
 from newsbert_ray.model.assemble import assemble_pair, load_student
 from newsbert_ray.model.pair import Pair
 from newsbert_ray.training.run import train
@@ -34,9 +35,13 @@ def gradients(pair: Pair, total: Tensor) -> dict[str, Tensor]:
     return {name: p.grad.clone() for name, p in pair.named_parameters() if p.grad is not None}
 
 
-def test_encoding_once_is_the_same_mathematics(make_settings: MakeSettings) -> None:
+@pytest.mark.parametrize("losses_of", ["newsbert", "the other methods"])
+def test_encoding_once_is_the_same_mathematics(make_settings: MakeSettings, losses_of: str) -> None:
     """Each loss and each gradient must be that of every mention encoded separately, padded to 30 and 50."""
-    settings = make_settings(task="recommendation", **{"model.dropout": 0.0})
+    newsbert = [name for name, weight in LossWeights() if weight]
+    chosen = newsbert if losses_of == "newsbert" else [name for name in LOSSES if name not in newsbert]
+    weights = {f"distill.weights.{name}": float(name in chosen) for name in LOSSES}
+    settings = make_settings(task="recommendation", **{"model.dropout": 0.0, **weights, "distill.beta": 0.0})
     manifest = read_manifest(settings.data)
     course = course_of(settings, manifest)
     pair = assemble_pair(settings, manifest)
@@ -53,7 +58,7 @@ def test_encoding_once_is_the_same_mathematics(make_settings: MakeSettings) -> N
         losses = joint_losses(teacher, student, batch, settings.distill)
         found.append((losses, gradients(pair, weighted_total(losses, settings.distill.weights))))
     (losses, ours), (others, theirs) = found
-    assert set(losses) == set(settings.distill.weights.model_dump())
+    assert set(losses) == settings.distill.losses
     for name, loss in losses.items():
         torch.testing.assert_close(loss, others[name], rtol=1e-5, atol=1e-6)
     assert ours.keys() == theirs.keys()

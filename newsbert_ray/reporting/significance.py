@@ -1,0 +1,187 @@
+"""Is one row better than another, or luckier: Welch's t-test over seeds, corrected for many comparisons.
+
+The paper repeats each experiment five times and marks p < 0.01 (4.1, 4.2). Pure; knows no record's folder.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from newsbert_ray.config import SettingsError
+from newsbert_ray.reporting.page import Table
+from newsbert_ray.reporting.points import bare
+from newsbert_ray.reporting.tables import Column, Row, Summary, columns_of
+from newsbert_ray.tasks import TASKS
+
+LEAST_SEEDS = 3
+"""With fewer repeats a spread is a guess, and a p-value would pretend to be none."""
+LEVEL = 0.01
+"""What the paper calls significant."""
+MARK = "*"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A row beside the one it is compared with, in one column.
+
+    Attributes:
+        difference: of the means, row less base, as in the record (shares from 0 to 1).
+        p: two-sided, of Welch's t-test; None where there are too few seeds, or no spread at all.
+        corrected: p after Holm's correction over all comparisons of the column.
+    """
+
+    row: Row
+    base: Row
+    difference: float
+    p: float | None
+    corrected: float | None = None
+
+    @property
+    def marked(self) -> bool:
+        """Whether the corrected p is below LEVEL."""
+        return self.corrected is not None and self.corrected < LEVEL
+
+
+class Against(NamedTuple):
+    """The rows that others are compared with: those in which `setting` has the `value` (as text)."""
+
+    setting: str
+    value: str
+
+    def __str__(self) -> str:
+        return f"{self.setting} {self.value}"
+
+
+def read_against(text: str) -> Against:
+    """`method=newsbert` -> Against.
+
+    Raises:
+        SettingsError: no NAME=VALUE.
+    """
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise SettingsError(f"--against {text}: expected SETTING=VALUE, such as method=newsbert")
+    return Against(name.strip(), value.strip())
+
+
+def usual_base(rows: Sequence[Row]) -> Against | None:
+    """What rows of several methods are compared with where nothing else is asked: newsbert, as in the paper,
+    or else the student that is fine-tuned alone."""
+    methods = {row.settings.get("method") for row in rows} - {None}
+    found = next((name for name in ("newsbert", "finetune") if name in methods and len(methods) > 1), None)
+    return Against("method", found) if found else None
+
+
+def significance_table(rows: Sequence[Row], against: Against) -> Table | None:
+    """Each row beside the one it is compared with, in each of the student's metrics; None without any.
+
+    Args:
+        rows: as `tables.rows_of` gives them, of one task.
+    Raises:
+        SettingsError: no row has that value.
+    """
+    if not any(str(row.settings.get(against.setting)) == against.value for row in rows):
+        values = sorted(
+            {str(row.settings[against.setting]) for row in rows if against.setting in row.settings}
+        )
+        known = f"it is {', '.join(values)} here" if values else "it does not vary here"
+        raise SettingsError(f"--against {against.setting}={against.value}: no row has it; {known}")
+    metrics = {m.name for m in TASKS[rows[0].task].metrics}
+    columns = [column for column in columns_of(TASKS[rows[0].task]) if column.name in metrics]
+    cells: dict[int, list[str]] = {}
+    for number, column in enumerate(columns):
+        for found in compare_rows(rows, column, against):
+            line = cells.setdefault(rows.index(found.row), [""] * len(columns))
+            line[number] = _cell(found, column)
+    if not cells:
+        return None
+    names = list(rows[0].settings)
+    body = tuple(
+        (*(str(rows[index].settings[name]) for name in names), *line) for index, line in sorted(cells.items())
+    )
+    seeds = sorted({len(row.seeds) for row in rows})
+    return Table(
+        (*names, *(f"{bare(column)}, points" for column in columns)),
+        body,
+        words=len(names),
+        caption=f"Less {against} (all else equal), {_span(seeds)} seeds a row: difference in points; p of "
+        f"Welch's t-test over seeds, and after Holm's correction over the column; {MARK} below {LEVEL:g}. It "
+        "asks whether other seeds would turn the order, not whether other news would.",
+    )
+
+
+def compare_rows(rows: Sequence[Row], column: Column, against: Against) -> list[Comparison]:
+    """Every row against the one that is as it is but for the setting that is compared.
+
+    Args:
+        rows: as `tables.rows_of` gives them, of one task.
+        column: what is compared; rows that do not know it are left out.
+    """
+    setting, value = against
+    known = [row for row in rows if column.name in row.columns]
+    bases = {_others(row, setting): row for row in known if str(row.settings.get(setting)) == value}
+    pairs = [
+        (row, base)
+        for row in known
+        if (base := bases.get(_others(row, setting))) is not None and base is not row
+    ]
+    tests = [welch(row.columns[column.name], base.columns[column.name]) for row, base in pairs]
+    corrected = iter(holm([p for p in tests if p is not None]))
+    return [
+        Comparison(
+            row,
+            base,
+            row.columns[column.name].mean - base.columns[column.name].mean,
+            p,
+            None if p is None else next(corrected),
+        )
+        for (row, base), p in zip(pairs, tests, strict=True)
+    ]
+
+
+def welch(one: Summary, other: Summary) -> float | None:
+    """Two-sided p that both are means of the same quantity, variances unknown and unlike (Welch 1947); None
+    for fewer than LEAST_SEEDS values on a side, or where neither has a spread."""
+    from scipy.stats import ttest_ind_from_stats  # type: ignore[import-untyped]
+
+    if min(one.n, other.n) < LEAST_SEEDS or not (one.sd or other.sd):
+        return None
+    test = ttest_ind_from_stats(one.mean, one.sd, one.n, other.mean, other.sd, other.n, equal_var=False)
+    return None if math.isnan(test.pvalue) else float(test.pvalue)
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """p-values such that the chance of any false one below a level is at most that level (Holm 1979), in the
+    order given."""
+    found = [0.0] * len(values)
+    highest = 0.0
+    for rank, index in enumerate(sorted(range(len(values)), key=values.__getitem__)):
+        highest = max(highest, min(1.0, (len(values) - rank) * values[index]))
+        found[index] = highest
+    return found
+
+
+def _cell(found: Comparison, column: Column) -> str:
+    """`-0.42 (p 0.012, 0.048)`; why there is no p, where there is none."""
+    difference = f"{found.difference * column.factor:+.2f}"
+    if found.p is None or found.corrected is None:
+        seeds = min(len(found.row.seeds), len(found.base.seeds))
+        few = f"{seeds} seed{'s' if seeds > 1 else ''}: too few" if seeds < LEAST_SEEDS else "no spread"
+        return f"{difference} ({few})"
+    mark = MARK if found.marked else ""
+    return f"{difference}{mark} (p {_p(found.p)}, {_p(found.corrected)})"
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _span(values: Sequence[int]) -> str:
+    return str(values[0]) if len(values) == 1 else f"{values[0]} to {values[-1]}"
+
+
+def _others(row: Row, setting: str) -> tuple[tuple[str, str], ...]:
+    return tuple((name, repr(value)) for name, value in row.settings.items() if name != setting)

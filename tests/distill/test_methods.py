@@ -1,0 +1,210 @@
+"""Every named method: what it sets, what it trains, and what it leaves alone."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+import pytest
+import torch
+
+from newsbert_ray.config import LossWeights, SettingsError, TrainSettings
+from newsbert_ray.data.reading import course_of, read_updates
+from newsbert_ray.data.shards import read_manifest
+from newsbert_ray.methods import LOSSES, METHODS, MethodName
+from newsbert_ray.model.assemble import assemble_pair
+from newsbert_ray.model.pair import Pair
+from newsbert_ray.record import read_record
+from newsbert_ray.training.run import train
+from newsbert_ray.training.step import Learner, build_learner, train_step
+
+if TYPE_CHECKING:
+    from tests.conftest import MakeSettings
+
+FROZEN = ("disjoint", "twinbert", "tinybert", "pkd", "distilbert", "minilm", "bilstm_soft")
+EXPECTED = {
+    "newsbert": "teacher_task student_task embedding hidden news_embedding soft_labels",
+    "finetune": "student_task",
+    "no_momentum": "teacher_task student_task embedding hidden news_embedding soft_labels",
+    "no_soft_labels": "teacher_task student_task embedding hidden news_embedding",
+    "no_hidden": "teacher_task student_task soft_labels",
+    "no_embedding": "teacher_task student_task hidden news_embedding soft_labels",
+    "no_layers": "teacher_task student_task embedding news_embedding soft_labels",
+    "no_news_embedding": "teacher_task student_task embedding hidden soft_labels",
+    "disjoint": "student_task embedding hidden news_embedding soft_labels",
+    "mutual": "teacher_task student_task soft_labels teacher_soft_labels",
+    "twinbert": "student_task soft_labels",
+    "pkd": "student_task soft_labels cls",
+    "distilbert": "student_task soft_labels cosine",
+    "bilstm_soft": "student_task logits",
+}
+"""Losses of each method's every step on topics; the two with stages have a test of their own."""
+STAGES = {
+    "tinybert": ("embedding hidden attention_scores", "soft_labels"),
+    "minilm": ("attention_maps value_relations", "soft_labels"),
+}
+
+
+def learner_of(settings: TrainSettings, total_steps: int = 4) -> Learner:
+    """A learner whose frozen teacher, if it has one, was never fine-tuned."""
+    pair = assemble_pair(settings, read_manifest(settings.data), stand_in=True)
+    return build_learner(pair, settings, total_steps=total_steps)
+
+
+def steps(learner: Learner, count: int) -> list[set[str]]:
+    """Train so many steps; the names of the losses of each."""
+    plan = course_of(learner.settings, read_manifest(learner.settings.data))
+    found = []
+    for update, _ in zip(read_updates(plan), range(count), strict=False):
+        numbers = train_step(learner, update.parts, step=update.step)
+        found.append(set(numbers) - {"total", "learning_rate_factor"})
+    return found
+
+
+def encoders(pair: Pair) -> dict[str, dict[str, torch.Tensor]]:
+    """Copies of both encoders' weights."""
+    return {
+        name: {key: value.clone() for key, value in encoder.state_dict().items()}
+        for name, encoder in (("teacher", pair.teacher), ("student", pair.student))
+    }
+
+
+def test_names_are_those_of_the_settings() -> None:
+    """A loss without a weight, or a method that cannot be named, could not be asked for."""
+    assert set(LOSSES) == set(LossWeights.model_fields)
+    assert set(METHODS) == set(get_args(MethodName)) == EXPECTED.keys() | STAGES.keys()
+
+
+@pytest.mark.parametrize("method", sorted(EXPECTED))
+def test_a_method_trains_what_it_should(make_settings: MakeSettings, method: str) -> None:
+    """Each with the losses of its table row; only a joint teacher moves."""
+    values = {} if method == "bilstm_soft" else {"student.layers": 2}
+    settings = make_settings(**{"method": method, "student.layers": 1, **values})
+    learner = learner_of(settings)
+    before = encoders(learner.pair)
+    assert steps(learner, 2) == [set(EXPECTED[method].split())] * 2
+    after = encoders(learner.pair)
+    moved = {
+        name: any(not torch.equal(value, after[name][key]) for key, value in weights.items())
+        for name, weights in before.items()
+    }
+    assert moved == {"student": True, "teacher": method not in (*FROZEN, "finetune")}
+    assert (method in FROZEN) == settings.distill.frozen
+
+
+@pytest.mark.parametrize("method", sorted(STAGES))
+def test_a_first_stage_has_losses_of_its_own(make_settings: MakeSettings, method: str) -> None:
+    """Half of the updates learn the teacher's inside, the rest its predictions."""
+    first, second = (set(names.split()) for names in STAGES[method])
+    assert steps(learner_of(make_settings(method=method)), 4) == [first, first, second, second]
+
+
+def test_only_the_teachers_own_loss_and_the_students_soft_labels_reach_it(
+    make_settings: MakeSettings,
+) -> None:
+    """Mutual learning goes both ways; what is compared with a teacher must not pull at it."""
+    learner = learner_of(make_settings(method="mutual"))
+    assert learner.pair.teacher_top is not None
+    before = {n: p.clone() for n, p in learner.pair.teacher_top.named_parameters()}
+    steps(learner, 1)
+    assert any(not torch.equal(before[n], p) for n, p in learner.pair.teacher_top.named_parameters())
+    assert not set(map(id, learner.pair.top.parameters())) & set(
+        map(id, learner.pair.teacher_top.parameters())
+    )
+
+
+def test_a_frozen_teacher_is_no_part_of_the_state(make_settings: MakeSettings) -> None:
+    """Every checkpoint would hold it, and every worker exchange it; and it must not drop out."""
+    pair = learner_of(make_settings(method="twinbert")).pair.train()
+    assert not any(name.startswith("teacher") for name in pair.state_dict())
+    assert not pair.teacher.training
+    assert pair.student.training
+    moved = pair.to(torch.float64)
+    assert next(moved.teacher.parameters()).dtype == torch.float64
+
+
+def test_distilberts_student_starts_from_each_blocks_last_layer(make_settings: MakeSettings) -> None:
+    """Every other layer of a teacher twice as deep."""
+    pair = learner_of(make_settings(method="distilbert")).pair
+    for own, number in zip(pair.student.layers, (1, 3), strict=True):
+        for a, b in zip(own.parameters(), pair.teacher.layers[number].parameters(), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_a_student_of_its_own_may_be_narrower(make_settings: MakeSettings, tmp_path: Path) -> None:
+    """A released TinyBERT has 312 where its teacher has 768."""
+    narrow = make_settings(**{"scratch.hidden": 8, "student.layers": 4, "method": "finetune"})
+    encoder = assemble_pair(narrow, read_manifest(narrow.data)).student
+    (tmp_path / "narrow").mkdir()
+    encoder.save(tmp_path / "narrow")
+    shutil.copytree(Path(narrow.data) / "tokenizer", tmp_path / "narrow", dirs_exist_ok=True)
+    given = {"student.encoder": str(tmp_path / "narrow"), "student.layers": 2}
+    pair = learner_of(make_settings(method="tinybert", **given)).pair
+    assert (pair.student.hidden_size, pair.teacher.hidden_size) == (8, 16)
+    learner = learner_of(make_settings(method="tinybert", **given))
+    assert steps(learner, 1) == [set(STAGES["tinybert"][0].split())]
+    with pytest.raises(SettingsError, match=r"8 wide and the teacher 16: cosine cannot compare"):
+        learner_of(make_settings(method="distilbert", **given))
+    with pytest.raises(SettingsError, match=r"8 wide .* set\ntheir|embedding"):
+        learner_of(make_settings(method="newsbert", **given))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"distill.teacher": "frozen"}, "a frozen teacher learns nothing"),
+        ({"method": "twinbert", "distill.beta": 0.1}, "a frozen one has none; set beta to 0"),
+        ({"method": "bilstm_soft", "student.layers": 2}, "a bilstm student has student.layers 1"),
+        (
+            {"method": "tinybert", "distill.first.attention_scores": 0.0, "distill.first.hidden": 0.0},
+            "no loss",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused(
+    make_settings: MakeSettings, values: dict[str, object], message: str
+) -> None:
+    """At once, and not as a shape error in the first step."""
+    with pytest.raises(SettingsError, match=message):
+        make_settings(**values)
+
+
+def test_a_teacher_is_fine_tuned_once_for_all_that_need_it(
+    make_settings: MakeSettings, tmp_path: Path
+) -> None:
+    """A sweep of seven methods would fine-tune seven teachers a seed."""
+    seen = []
+    for number, (method, seed) in enumerate([("twinbert", 0), ("pkd", 0), ("twinbert", 1)]):
+        settings = make_settings(method=method, seed=seed, epochs=1, out=str(tmp_path / f"run{number}"))
+        record = train(settings, quiet=True, teachers=tmp_path / "teachers")
+        assert record.settings["distill"]["teacher_run"] is None
+        seen.append(record)
+        assert set(record.metrics["test"]) == set(record.metrics["validation"]) == {"teacher", "student"}
+    teachers = sorted((tmp_path / "teachers").glob("*/record.json"))
+    assert len(teachers) == 2
+    assert seen[0].metrics["test"]["teacher"] == seen[1].metrics["test"]["teacher"]
+    own = {read_record(path.parent).seed: read_record(path.parent) for path in teachers}
+    for record in (seen[0], seen[2]):
+        taught = own[record.seed].metrics["test"]["student"]
+        assert record.metrics["test"]["teacher"]["accuracy"] == pytest.approx(taught["accuracy"])
+    assert all(read_record(path.parent).settings["student"]["layers"] == 4 for path in teachers)
+
+
+def test_a_run_of_its_own_has_its_teacher_beside_it(
+    make_settings: MakeSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever types one command must find the teacher that it made, and can use it for the next."""
+    settings = make_settings(method="bilstm_soft", epochs=1, **{"student.layers": 1})
+    record = train(settings)
+    assert f"the teacher comes first, fine-tuned into {settings.out}/teacher" in capsys.readouterr().out
+    assert record.metrics["parameters"]["teacher"] > 0
+    again = make_settings(
+        method="disjoint",
+        epochs=1,
+        out=str(tmp_path / "second"),
+        **{"distill.teacher_run": f"{settings.out}/teacher"},
+    )
+    second = train(again, quiet=True)
+    assert second.metrics["test"]["teacher"] == record.metrics["test"]["teacher"]
+    assert second.settings["distill"]["teacher_run"] == f"{settings.out}/teacher"
