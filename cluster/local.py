@@ -36,6 +36,8 @@ STORE_BYTES = 150_000_000
 HEAD_ID = "f" * 51 + "00000"
 """The head's node id under the autoscaler's provider for one machine."""
 _HOST = "127.0.0.1"
+_ROOT = Path(__file__).absolute().parents[1]
+"""What the autoscaler finds `cluster.provider` by."""
 
 
 class LocalClusterError(RuntimeError):
@@ -176,6 +178,7 @@ class LocalCluster:
                 "AUTOSCALER_UPDATE_INTERVAL_S": "1",
                 "RAY_enable_autoscaler_v2": "1",
                 "RAY_CLOUD_INSTANCE_ID": HEAD_ID,
+                "PYTHONPATH": f"{_ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}".rstrip(os.pathsep),
             }
         head = self._start(words, HEAD_ID, **more)
         self._await(head)
@@ -222,7 +225,7 @@ class LocalCluster:
             "idle_timeout_minutes": self._idle_seconds / 60,
             "provider": {
                 "type": "external",
-                "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
+                "module": "cluster.provider.SeparateNodes",
                 "gcs_address": self.address,
                 "head_node_id": HEAD_ID,
                 "launch_multiple": True,
@@ -259,14 +262,14 @@ _COMMANDS = (
 )
 """Lists that Ray wants to find in a cluster file, empty ones too."""
 _NODE = """
-import json, signal, sys, threading
+import json, os, signal, sys, threading
 from ray._private.node import Node
 from ray._private.parameter import RayParams
 address, cpus, resources, store = sys.argv[1:]
 parameters = RayParams(
     gcs_address=address, redis_address=address, node_ip_address="127.0.0.1", num_cpus=int(cpus), num_gpus=0,
     resources=json.loads(resources), object_store_memory=int(store), min_worker_port=0, max_worker_port=0,
-    dashboard_agent_listen_port=0,
+    dashboard_agent_listen_port=0, runtime_env_dir_name=f"runtime_resources_{os.getpid()}",
 )
 over = threading.Event()
 signal.signal(signal.SIGTERM, lambda *_: over.set())

@@ -230,7 +230,8 @@ def _add_doctor(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--address",
         type=str,
-        help="Cluster: its dashboard's http(s)://HOST:PORT or its head's HOST:PORT; RAY_ADDRESS by default.",
+        help="Cluster: its dashboard's http(s)://HOST:PORT or its head's HOST:PORT; RAY_ADDRESS or "
+        "RAY_API_SERVER_ADDRESS by default.",
     )
     parser.add_argument(
         "--teacher", type=str, help="Encoder that is to teach: a name, a folder or `scratch`."

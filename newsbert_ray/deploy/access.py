@@ -72,7 +72,7 @@ def check_cluster(address: str | None, environment: Mapping[str, str], *, home: 
     """
     topic = Topic("cluster")
     if address is None or address == "local":
-        topic.ok("none named (--address, RAY_ADDRESS): work stays on this machine")
+        topic.ok("none named (--address, RAY_ADDRESS, RAY_API_SERVER_ADDRESS): work stays on this machine")
         return topic.findings
     place = _split(address)
     try:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from newsbert_ray.deploy.access import check_cluster, check_token
+from newsbert_ray.deploy.contact import ADDRESS_VARIABLE
 from newsbert_ray.deploy.finding import Finding
 from newsbert_ray.deploy.inputs import check_shards, check_teacher
 from newsbert_ray.deploy.machine import check_devices, check_storage, check_versions
@@ -30,12 +31,13 @@ def doctor(
     Args:
         data: folder of shards to look at.
         out: where results are to go, a folder or a URL; the folder at hand by default.
-        address: the cluster, http(s)://HOST:PORT of its dashboard or HOST:PORT of its head; RAY_ADDRESS by
-            default.
+        address: the cluster, http(s)://HOST:PORT of its dashboard or HOST:PORT of its head; RAY_ADDRESS or
+            RAY_API_SERVER_ADDRESS by default.
         teacher: the encoder that is to teach, a folder, a Hugging Face name or `scratch`.
         deep: compare each shard's hash too; reads them all.
     """
-    address = address or os.environ.get("RAY_ADDRESS", "").strip() or None
+    named = (os.environ.get(name, "").strip() for name in ("RAY_ADDRESS", ADDRESS_VARIABLE))
+    address = address or next((found for found in named if found), None)
     home, environment = Path.home(), dict(os.environ)
     yield from check_versions(Path(__file__).parents[2])
     yield from check_devices()

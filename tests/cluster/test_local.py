@@ -56,9 +56,14 @@ def run(words: list[str], environment: Mapping[str, str], *, seconds: float = 30
 def test_a_sweep_brings_nodes_and_gives_them_back(shards: Path, tmp_path: Path) -> None:
     """A head alone runs nothing for ever; or the nodes stay, and cost, when the sweep has ended."""
     with LocalCluster(cpus=0, autoscale=2, idle_seconds=4) as cluster:
-        out = tmp_path / "sweep"
-        words = [*sweep_command(tmp_path, shards, epochs=3), "--out", str(out), "--concurrency", "2"]
-        assert "2 trials at once" in run(words, cluster.environment)
+        out, sent = tmp_path / "sweep", tmp_path / "sent"
+        sent.mkdir()
+        python, module, name, *sweep = sweep_command(sent, shards, epochs=3)
+        # As people do it: the job's files travel to each node that comes, under the feet of the others.
+        words = [python, module, name, "submit", "--working_dir", str(sent), "--", *sweep]
+        said = run([*words, "--out", str(out), "--concurrency", "2"], cluster.environment)
+        assert "2 trials at once" in said
+        assert "died" not in said
         found = listeners([cluster.head.process.pid, *below(cluster.head.process.pid)])
         assert found
         assert found <= LOOPBACK
