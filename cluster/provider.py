@@ -13,7 +13,7 @@ from ray._private import ray_constants
 from ray.autoscaler._private.fake_multi_node.node_provider import FakeMultiNodeProvider
 
 
-class SeparateNodes(FakeMultiNodeProvider):  # type: ignore[misc]
+class SeparateNodes(FakeMultiNodeProvider):
     """Gives each node a folder of its own for jobs' files."""
 
     def _create_node_with_resources_and_labels(
@@ -23,6 +23,8 @@ class SeparateNodes(FakeMultiNodeProvider):  # type: ignore[misc]
             usual = ray_constants.DEFAULT_RUNTIME_ENV_DIR_NAME
             ray_constants.DEFAULT_RUNTIME_ENV_DIR_NAME = f"{usual}_{self._next_node_id + 1}"
             try:
-                super()._create_node_with_resources_and_labels(node_config, tags, count, resources, labels)
+                super()._create_node_with_resources_and_labels(  # type: ignore[no-untyped-call]
+                    node_config, tags, count, resources, labels
+                )
             finally:
                 ray_constants.DEFAULT_RUNTIME_ENV_DIR_NAME = usual
