@@ -51,7 +51,10 @@ def assemble_pair(settings: TrainSettings, manifest: Manifest, *, stand_in: bool
     """
     distill = settings.distill
     torch.manual_seed(settings.seed)
-    teacher = _pretrained(settings.teacher, settings.model, settings, manifest)
+    model = settings.model
+    if distill.alone and settings.student.kind == "transformer":  # the student is all that is needed
+        model = model.model_copy(update={"teacher_layers": settings.student.layers})
+    teacher = _pretrained(settings.teacher, model, settings, manifest)
     block_map(len(teacher.layers), settings.student.layers)
     torch.manual_seed(settings.seed)
     student = _start_student(teacher, settings, manifest)

@@ -111,7 +111,8 @@ def varying_settings(records: Sequence[RunRecord]) -> list[str]:
 
 def _told_by_method(name: str, flats: Sequence[Mapping[str, Any]]) -> bool:
     """Whether a method sets `name`, and all runs of each method here have one value of it."""
-    if not any(name in flat_values(changes) for changes in METHODS.values()):
+    told = any(name in flat_values(changes) for changes in METHODS.values())
+    if not told or name == "student.layers":  # a BiLSTM's one layer is no reason to hide the others' depths
         return False
     found: dict[str, set[str]] = {}
     for flat in flats:

@@ -17,6 +17,7 @@ from newsbert_ray.reporting.costs import COST_FIGURE, cost_figure
 from newsbert_ray.reporting.drawing import draw_svg, figure_paths, write_figure
 from newsbert_ray.reporting.figures import BETA_FIGURE, CURVE_FIGURE, beta_figure, curve_figure
 from newsbert_ray.reporting.importance import IMPORTANCE_FIGURE, importance_figure
+from newsbert_ray.reporting.latex import to_latex
 from newsbert_ray.reporting.nodes import NODES_FIGURE, nodes_figure
 from newsbert_ray.reporting.over_settings import OVER_FIGURE, over_settings
 from newsbert_ray.reporting.page import Page, Picture, to_markdown
@@ -48,7 +49,8 @@ NAMES = (
 
 
 def report(folders: Sequence[str | Path], *, out: str | Path, against: str | None = None) -> list[Path]:
-    """Write report.md, report.html (the same, in one file), report.csv and each figure as PNG and SVG.
+    """Write report.md, report.html (the same, in one file), report.csv, tables.tex (the page's tables for
+    LaTeX) and each figure as PNG and SVG.
 
     Args:
         folders: one sweep's folder, also of a sweep that runs or was interrupted; or runs and sweeps, of
@@ -173,6 +175,7 @@ def _further(out: Path) -> list[str]:
 
 def _write(page: Page, rows: str, pictures: Sequence[Path], out: Path) -> list[Path]:
     texts = {"report.md": to_markdown(page), "report.html": to_html(page), "report.csv": rows}
+    texts["tables.tex"] = to_latex(page)
     for name, text in texts.items():
         write_text(out / name, text)
     return [*(out / name for name in texts), *pictures]

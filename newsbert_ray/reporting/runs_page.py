@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from newsbert_ray.record import RunRecord
 from newsbert_ray.reporting.compared import by_task, distinct
 from newsbert_ray.reporting.page import Block, Bullets, Facts, Page, Picture, Section, Table
+from newsbert_ray.reporting.paper import table2
 from newsbert_ray.reporting.provenance import provenance
 from newsbert_ray.reporting.significance import Against, significance_table, usual_base
 from newsbert_ray.reporting.tables import number, rows_of, summary_of, table_cells
@@ -30,7 +31,7 @@ def runs_page(
         _table(group, "" if list(groups) == ["topics"] else _caption(name, distinct(group)))
         for name, group in groups.items()
     ]
-    blocks += [table for group in groups.values() if (table := compared_table(group, against))]
+    blocks += [table for group in groups.values() for table in method_tables(group, against)]
     blocks += [found for found in figures.values() if isinstance(found, Picture)]
     behind: list[Block] = [Facts(tuple(provenance(records)))]
     if notes:
@@ -42,11 +43,12 @@ def runs_page(
     )
 
 
-def compared_table(records: Sequence[RunRecord], against: Against | None) -> Table | None:
-    """The rows of one task beside those that they are to be compared with; None where there are none."""
+def method_tables(records: Sequence[RunRecord], against: Against | None) -> list[Table]:
+    """What the runs of one task come to beside each other, and beside the paper's; as far as they compare."""
     rows = rows_of(records)
     base = against or usual_base(rows)
-    return significance_table(rows, base) if base else None
+    found = [table2(records), significance_table(rows, base) if base else None]
+    return [table for table in found if table is not None]
 
 
 def _table(records: Sequence[RunRecord], caption: str) -> Table:

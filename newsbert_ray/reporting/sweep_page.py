@@ -13,7 +13,7 @@ from newsbert_ray.reporting.over_settings import OVER_FIGURE
 from newsbert_ray.reporting.page import Block, Command, Facts, Page, Picture, Section, Table, Text
 from newsbert_ray.reporting.points import bare, full, points_table, say
 from newsbert_ray.reporting.provenance import joined, provenance
-from newsbert_ray.reporting.runs_page import compared_table
+from newsbert_ray.reporting.runs_page import method_tables
 from newsbert_ray.reporting.searched import ended, searched, state_of
 from newsbert_ray.reporting.significance import Against
 from newsbert_ray.reporting.sweep_figures import CURVES_FIGURE, FRONT_FIGURE, describe
@@ -44,8 +44,8 @@ def sweep_page(sweep: Sweep, figures: Figures, *, against: Against | None = None
         Section("Learning curves", (_figure(figures, CURVES_FIGURE),)),
     ]
     records = distinct([trial.record for trial in sweep.trials if trial.record])
-    if records and (table := compared_table(records, against)):
-        sections.append(Section("Compared, on the test split", (table,)))
+    if records and (tables := method_tables(records, against)):
+        sections.append(Section("Compared, on the test split", tuple(tables)))
     if isinstance(figures.get(BETA_FIGURE), Picture):
         sections.append(Section("Over beta, on the test split", (_figure(figures, BETA_FIGURE),)))
     if isinstance(figures.get(NODES_FIGURE), Picture):

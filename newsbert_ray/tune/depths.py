@@ -17,8 +17,15 @@ def divisors(depth: int) -> tuple[int, ...]:
 
 
 def check_depth(settings: TrainSettings) -> None:
-    """Raise SettingsError where the student's layers do not divide the teacher's, if those are known."""
-    depth, student = teacher_depth(settings), settings.student.layers
+    """Raise SettingsError where the student's layers do not divide the teacher's, or where one that learns
+    alone has more than the encoder, as far as those are known."""
+    student = settings.student.layers
+    if settings.distill.alone:
+        whole = _encoder_depth(settings)
+        if whole is not None and student > whole:
+            raise SettingsError(f"student.layers {student}: {settings.teacher} has {whole} layers")
+        return
+    depth = teacher_depth(settings)
     if depth is None or depth % student == 0:
         return
     choices = [str(n) for n in divisors(depth)]

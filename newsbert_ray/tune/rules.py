@@ -75,6 +75,8 @@ def _sampling(space: SearchSpace) -> Iterator[Fault]:
                 ("start",),
                 "a grid tries all its points in order; leave `start` out, or take another sampler",
             )
+    elif space.skip:
+        yield ("skip",), "only a grid leaves combinations out; take `sampler: grid`, or leave `skip` out"
     elif search.trials is None:
         yield at, f"the {search.sampler} sampler needs to know when to end: give `trials: N`"
     conditional = [axis.name for axis in space.axes if axis.when]

@@ -194,6 +194,8 @@ class SearchSpace(Settings):
     """What varies; the last axis fastest."""
     seeds: tuple[int, ...] = Field((0,), min_length=1)
     """Each point is run with each seed and judged by the mean."""
+    skip: tuple[dict[str, tuple[Any, ...]], ...] = ()
+    """Combinations that a grid leaves out: of each, the values of some axes."""
     start: tuple[Point, ...] = ()
     """Points to try first, such as the paper's values; not for a grid."""
     search: Search = Search()
@@ -261,11 +263,16 @@ class SearchSpace(Settings):
         return sum(1 for _ in itertools.islice(self.grid(), MAX_POINTS + 1))
 
     def grid(self) -> Iterator[Point]:
-        """Every combination of the axes' values, the last axis fastest; each axis only where it varies."""
+        """Every combination of the axes' values but those to skip, the last axis fastest; each axis only
+        where it varies."""
         points = iter([Point()])
         for axis in self.axes:
             points = _spread(points, axis)
-        return points
+        return (point for point in points if not any(_fits(point, skipped) for skipped in self.skip))
+
+
+def _fits(point: Point, skipped: Mapping[str, tuple[Any, ...]]) -> bool:
+    return all(name in point and point[name] in values for name, values in skipped.items())
 
 
 def _spread(points: Iterator[Point], axis: Axis) -> Iterator[Point]:

@@ -111,7 +111,11 @@ def fix(space: SearchSpace, overrides: Mapping[str, Any]) -> tuple[SearchSpace, 
             axes.append(left)
         else:
             said.append(f"{axis.name} is not varied: it would be only where {_stated(axis.when)}")
-    changed: dict[str, Any] = {"axes": tuple(axes), "start": _still_varied(space.start, axes, said)}
+    changed: dict[str, Any] = {
+        "axes": tuple(axes),
+        "start": _still_varied(space.start, axes, said),
+        "skip": _still_skipped(space.skip, flat),
+    }
     if "task" in flat:
         changed["settings"] = merge(space.settings, {"task": flat["task"]})
     if "seed" in flat:
@@ -136,6 +140,18 @@ def _still_varied(start: Sequence[Point], axes: Sequence[Axis], said: list[str])
         if left and left not in points:
             points.append(left)
     return tuple(points)
+
+
+def _still_skipped(
+    skip: Sequence[Mapping[str, tuple[Any, ...]]], fixed: Mapping[str, Any]
+) -> tuple[dict[str, tuple[Any, ...]], ...]:
+    """Combinations to leave out as far as they still vary; one that a fixed setting rules out is none."""
+    return tuple(
+        left
+        for skipped in skip
+        if all(fixed[name] in values for name, values in skipped.items() if name in fixed)
+        and (left := {name: values for name, values in skipped.items() if name not in fixed})
+    )
 
 
 def _stated(when: Mapping[str, Sequence[Any]]) -> str:

@@ -73,6 +73,7 @@ def read_space(path: str | Path, *, task: str | None = None) -> SearchSpace:
     if goals := _read_goals(text, named_task(settings)):
         found["goals"] = goals
     found["start"] = _read_start(text, found["axes"])
+    found["skip"] = _read_skip(text, found["axes"])
     rest = {
         key: value for key, value in text.values.items() if key not in {*found, "space", "metric", "mode"}
     }
@@ -197,6 +198,24 @@ def _read_start(text: Lined, axes: Sequence[Axis]) -> tuple[Point, ...]:
             text.fail(at, f"start: {item!r} " + ("stands there twice" if point else "names no axis"))
         points.append(point)
     return tuple(points)
+
+
+def _read_skip(text: Lined, axes: Sequence[Axis]) -> tuple[dict[str, tuple[Any, ...]], ...]:
+    """Combinations to leave out, each value as its axis takes it."""
+    known = {axis.name: axis for axis in axes}
+    found = []
+    for at, item in _items(text, "skip", "{method: bilstm_soft, student.layers: [2, 4]}"):
+        skipped = {}
+        for name, values in flatten(item).items():
+            if name not in known:
+                _unknown(text, (*at, name), "axis in skip", name, list(known))
+            listed = values if isinstance(values, list) else [values]
+            place = (*at, name)
+            skipped[name] = tuple(_find(text, place, known[name], value, f"skip: {name}") for value in listed)
+        if not skipped:
+            text.fail(at, "skip: {} would leave out everything; name values of some axes")
+        found.append(skipped)
+    return tuple(found)
 
 
 def _items(text: Lined, key: str, example: str) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:

@@ -46,6 +46,7 @@ def test_report_of_a_sweep_is_complete(tmp_path: Path, make_record: MakeRecord) 
         "report.md",
         "report.html",
         "report.csv",
+        "tables.tex",
         "fig7_beta.png",
         "fig7_beta.svg",
         "learning_curves.png",
@@ -82,6 +83,7 @@ def test_figure_of_an_earlier_report_does_not_stay(tmp_path: Path, make_record: 
         "report.csv",
         "report.html",
         "report.md",
+        "tables.tex",
     ]
 
 
@@ -143,7 +145,7 @@ def test_sweep_gets_its_own_page(
     written = report([folder], out=tmp_path / "out")
     names = [path.name for path in written]
     drawn = ["metric_over_settings", "importances", "learning_curves", "seconds_by_part"]
-    assert names[:3] == ["report.md", "report.html", "report.csv"]
+    assert names[:4] == ["report.md", "report.html", "report.csv", "tables.tex"]
     assert [name for name in names if name.endswith(".png") and name != "fig7_beta.png"] == [
         f"{name}.png" for name in drawn
     ]
@@ -164,7 +166,7 @@ def test_second_report_of_a_sweep_is_the_same(tmp_path: Path, make_sweep: MakeSw
 def test_sweep_that_has_just_begun_is_reported(tmp_path: Path, make_sweep: MakeSweep) -> None:
     """Somebody who looks after a minute must get a page that says so, not an error."""
     folder = make_sweep(points=0, state="running")
-    md, html, rows, *figures = report([folder], out=tmp_path / "out")
+    md, html, rows, _, *figures = report([folder], out=tmp_path / "out")
     assert "No point has finished yet" in md.read_text()
     assert "No point has finished yet" in html.read_text()
     assert rows.read_text().startswith("distill.beta,state,n_seeds,epochs,validation.student.accuracy,")

@@ -447,3 +447,52 @@ def test_methods_may_vary_and_a_teacher_that_is_not_there_judges_nobody(write_sp
     file = write_space(**axes, **{"seeds: [0]": "metric: test.teacher.accuracy"})
     with pytest.raises(SettingsError, match="a student of method finetune has no teacher beside it"):
         check_space(read_space(file), out=out, overrides={})
+
+
+def test_a_grid_leaves_combinations_out(write_space: WriteSpace) -> None:
+    """A table's rows are no full grid: only fine-tuning has a row of the whole depth."""
+    axes = {"distill.beta: {grid: [0.0, 0.2]}": "method: {grid: [finetune, newsbert, pkd]}"}
+    skip = "skip:\n  - {method: [newsbert, pkd], student.layers: 2}\n"
+    file = write_space(**axes, **{"seeds: [0]": f"seeds: [0]\n{skip}"})
+    space = read_space(file)
+    asked = [(point["method"], point["student.layers"]) for point in space.grid()]
+    assert asked == [("finetune", 1), ("finetune", 2), ("newsbert", 1), ("pkd", 1)]
+    assert space.points == 4
+    fixed, _ = build_space(file, {"overrides": {"method": "pkd"}, "vary": {}, "control": {}})
+    assert [point["student.layers"] for point in fixed.grid()] == [1]
+    fixed, _ = build_space(file, {"overrides": {"method": "finetune"}, "vary": {}, "control": {}})
+    assert [point["student.layers"] for point in fixed.grid()] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("skip", "message"),
+    [
+        ("[{methods: pkd}]", r"unknown axis in skip 'methods'"),
+        ("[{student.layers: 7}]", r"skip: student\.layers = 7, expected one of 1, 2"),
+        ("[{}]", "would leave out everything"),
+        ("5", r"skip = 5, expected a list"),
+    ],
+)
+def test_a_slip_in_skip_is_named(write_space: WriteSpace, skip: str, message: str) -> None:
+    """It would leave out nothing, or all."""
+    file = write_space(**{"seeds: [0]": f"seeds: [0]\nskip: {skip}"})
+    with pytest.raises(SettingsError, match=message):
+        read_space(file)
+
+
+def test_only_a_grid_skips(write_space: WriteSpace) -> None:
+    """A sampler would draw the combination all the same."""
+    more = "seeds: [0]\nskip: [{student.layers: 1}]\nsearch: {sampler: random, trials: 3}"
+    with pytest.raises(SettingsError, match="only a grid leaves combinations out"):
+        read_space(write_space(**{"seeds: [0]": more}))
+
+
+def test_table_2_has_the_papers_rows() -> None:
+    """Every depth of a method once, and a whole encoder for fine-tuning alone."""
+    space = read_space(next(path for path in SPACES if path.stem == "table2"))
+    rows = [(point["method"], point.get("student.layers")) for point in space.grid()]
+    assert len(rows) == len(set(rows)) == 30
+    assert [n for method, n in rows if method == "finetune"] == [12, 8, 4, 2, 1]
+    assert [n for method, n in rows if method == "newsbert"] == [4, 2, 1]
+    assert [n for method, n in rows if method == "bilstm_soft"] == [None]
+    check_space(space, out=Path("out"), overrides={"data": "-", "teacher": "-"})
