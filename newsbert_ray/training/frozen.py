@@ -14,7 +14,7 @@ from pathlib import Path
 from newsbert_ray import storage
 from newsbert_ray.config import TrainSettings, build_settings
 from newsbert_ray.inputs import brought, moved
-from newsbert_ray.record import RECORD
+from newsbert_ray.record import RECORD, TEACHER
 
 NO_NUMBER = ("data", "out", "threads", "log_every", "checkpoint", "device", "min_workers")
 """Settings of which no number of a run depends (of the data the shards' fingerprint does)."""
@@ -68,7 +68,7 @@ def taught_first(
         return settings
     if teachers is None:
         beside = f"{settings.out.rstrip('/')}-teacher" if storage.is_url(settings.out) else None
-        place = beside or str(Path(settings.out) / "teacher")
+        place = beside or str(Path(settings.out) / TEACHER)
         say(f"the teacher comes first, fine-tuned into {place}")
         train(teacher_settings(settings, place))
         return moved(settings, {"distill.teacher_run": place})

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from newsbert_ray import storage
 from newsbert_ray.config import TrainSettings, build_settings
-from newsbert_ray.record import RunRecord
+from newsbert_ray.record import TEACHERS, RunRecord
 
 if TYPE_CHECKING:
     from newsbert_ray.training.loop import Report
@@ -26,8 +26,6 @@ from newsbert_ray.tune.jobs import metric_value
 from newsbert_ray.tune.nodes import require_seen
 from newsbert_ray.tune.space import flatten
 
-TEACHERS = "teachers"
-"""The folder in a sweep's that holds the teachers its trials only read."""
 LOCK_SECONDS = 30.0
 """How long the trial's folder may still be held by a process of a sweep that was killed."""
 

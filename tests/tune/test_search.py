@@ -21,7 +21,7 @@ from newsbert_ray.connect import ConnectError, RaySession
 from newsbert_ray.data.shards import ShardError
 from newsbert_ray.data.tokens import TokenizerError
 from newsbert_ray.model.encoder import EncoderError
-from newsbert_ray.record import RECORD, RunRecord, find_records, read_record
+from newsbert_ray.record import RECORD, TEACHERS, RunRecord, find_records, read_record
 from newsbert_ray.tune import search
 from newsbert_ray.tune import space as spaces
 from newsbert_ray.tune.asking import read_asked
@@ -444,6 +444,30 @@ def test_a_trial_is_the_run_that_train_alone_makes(
     for name in ("model.safetensors", "top.safetensors"):
         in_sweep, alone = ((folder / name).read_bytes() for folder in weights)
         assert in_sweep == alone
+
+
+@pytest.mark.ray
+def test_trials_share_the_teachers_that_they_only_read(
+    ray: RaySession, write_space: WriteSpace, shards: Path, tmp_path: Path
+) -> None:
+    """Each trial would fine-tune one of its own, or two of them write into one folder."""
+    small = (
+        f"name: methods\nsettings: {{data: {shards}, teacher: scratch, epochs: 1, batch_size: 32, "
+        "learning_rate: 0.002, student.layers: 1, model.query_size: 8, "
+        "scratch: {layers: 2, hidden: 16, heads: 2, feed_forward: 32}}\n"
+        "space:\n  method: {grid: [newsbert, twinbert, pkd, minilm]}\n"
+    )
+    out = tmp_path / "sweep"
+    result = sweep(write_space(small), out=out)
+    assert result.failures == {}
+    (teacher,) = (out / TEACHERS).glob("*/record.json")
+    records = {record.settings["method"]: record for record in map(read_record, find_records(out))}
+    assert set(records) == {"newsbert", "twinbert", "pkd", "minilm"}
+    frozen = {name: record.metrics["test"]["teacher"] for name, record in records.items()}
+    assert frozen["twinbert"] == frozen["pkd"] == frozen["minilm"] != frozen["newsbert"]
+    taught = read_record(teacher.parent).metrics["test"]["student"]
+    assert frozen["pkd"]["accuracy"] == pytest.approx(taught["accuracy"])
+    assert "Table 2. Ours: " in (out / "report" / "report.md").read_text()
 
 
 NEIGHBOUR = """
