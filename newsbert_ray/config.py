@@ -121,6 +121,10 @@ STUDENT_LOSSES = (
 """Losses of which one alone trains the student's layers."""
 
 
+INSIDE = (*("embedding", "hidden", "cls", "cosine", "attention_scores", "attention_maps", "value_relations"),)
+"""Losses that compare what is inside the encoders; the others need their embeddings and predictions alone."""
+
+
 class DistillSettings(Settings):
     """Joint learning and momentum distillation (NewsBERT 3.1, 3.2)."""
 

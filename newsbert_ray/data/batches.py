@@ -47,11 +47,13 @@ class Bucket(_Moving):
         input_ids: (B, L) int64, padded to the longest text here.
         attention_mask: (B, L) int64, 1 where a token is real.
         uses: (B,) float32, how often the batch names each text; None where once each.
+        rows: (B,) int64, each text's place in the table of texts; None where it has none.
     """
 
     input_ids: Tensor
     attention_mask: Tensor
     uses: Tensor | None = None
+    rows: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -195,16 +197,21 @@ def unique_texts(
     for start, stop in cut_buckets(lengths[order], budget=budget):
         chosen = order[start:stop]
         ids, mask = table.ids(different[chosen], pad_id=pad_id)
-        buckets.append(make_bucket(ids, mask, uses[chosen]))
+        buckets.append(make_bucket(ids, mask, uses[chosen], rows=different[chosen]))
     return tuple(buckets), position[inverse]
 
 
 def make_bucket(
-    ids: Ints, mask: npt.NDArray[np.bool_], uses: npt.NDArray[np.integer] | None = None
+    ids: Ints,
+    mask: npt.NDArray[np.bool_],
+    uses: npt.NDArray[np.integer] | None = None,
+    *,
+    rows: npt.NDArray[np.integer] | None = None,
 ) -> Bucket:
     """Arrays as a Bucket."""
     counts = None if uses is None or (uses == 1).all() else torch.from_numpy(uses.astype(np.float32))
-    return Bucket(torch.from_numpy(ids), torch.from_numpy(mask.astype(np.int64)), counts)
+    places = None if rows is None else torch.from_numpy(rows.astype(np.int64))
+    return Bucket(torch.from_numpy(ids), torch.from_numpy(mask.astype(np.int64)), counts, places)
 
 
 def cut_buckets(lengths: Ints, *, budget: int, start_tokens: int | None = None) -> Iterator[tuple[int, int]]:

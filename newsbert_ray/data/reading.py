@@ -74,6 +74,11 @@ class Course:
         """Updates of `epoch`."""
         return sum(window.batches(self.order.batch_size) for window in self.windows(epoch))
 
+    def starts(self, window: Window) -> tuple[int, ...]:
+        """Where each news shard of a window begins in the table of texts."""
+        known = dict(self.manifest.news)
+        return tuple(known[shard] for shard in window.shards)
+
     @property
     def examples(self) -> int:
         """Examples of an epoch."""
@@ -173,13 +178,28 @@ def window_examples(course: Course, window: Window) -> Examples:
     """The examples of a window's shards, in shard order, with the negatives of its epoch; what was read is
     kept for a process's next run over the same shards."""
     if course.task == "topics":
-        return _window_titles(course.folder, window.shards, window.quotas)
+        return _window_titles(course.folder, window.shards, window.quotas, course.starts(window))
     table = read_texts(course.folder, course.manifest)
     if course.task == "retrieval":
         return _window_pairs(course.folder, table, window.shards, window.quotas)
     impressions, chosen = _window_impressions(course.folder, window.shards, window.quotas, course.history)
     drawing = generator_of(course.order.seed, window.epoch, window.number + 1, 1)
     return clicks.draw_clicks(impressions, table, npratio=course.npratio, generator=drawing, chosen=chosen)
+
+
+def trained_texts(course: Course) -> Ints:
+    """Rows of the table of texts that training may encode, ascending; of recommendation every candidate of
+    the impressions that clicks are drawn from, whichever become negatives."""
+    found: list[npt.NDArray[np.integer]] = [np.zeros(0, np.int64)]
+    for window in course.windows(0):
+        if course.task == "recommendation":
+            impressions, _ = _window_impressions(course.folder, window.shards, window.quotas, course.history)
+            found += [impressions.history, impressions.candidates]
+            continue
+        examples = window_examples(course, window)
+        assert isinstance(examples, Titles | Pairs)
+        found += [examples.rows] if isinstance(examples, Titles) else [examples.queries, examples.texts]
+    return np.unique(np.concatenate(found)).astype(np.int64)
 
 
 def restore_examples(course: Course, arrays: Sequence[npt.NDArray[np.integer]]) -> Examples:
@@ -198,10 +218,13 @@ def _arrange(examples: Examples, order: Order, generator: np.random.Generator) -
 
 
 @lru_cache(maxsize=_CACHED_WINDOWS)
-def _window_titles(folder: str, shards: tuple[Shard, ...], quotas: tuple[int, ...]) -> Titles:
+def _window_titles(
+    folder: str, shards: tuple[Shard, ...], quotas: tuple[int, ...], starts: tuple[int, ...]
+) -> Titles:
     found = []
-    for shard, quota in zip(shards, quotas, strict=True):
-        found.append(titles.titles_of(read_shard(folder, shard, titles.COLUMNS), quota=quota))
+    for shard, quota, start in zip(shards, quotas, starts, strict=True):
+        table = read_shard(folder, shard, titles.COLUMNS)
+        found.append(titles.titles_of(table, quota=quota, start=start))
     return titles.join_titles(found)
 
 
@@ -239,9 +262,9 @@ def evaluation_batches(
 ) -> Iterator[Batch]:
     """Every title of a split once over all workers, like lengths together; a worker may get one batch
     more."""
-    number = 0
+    number, starts = 0, dict(manifest.news)
     for shard in manifest.splits[split]:
-        found = _shard_titles(str(folder), shard)
+        found = _shard_titles(str(folder), shard, starts[shard])
         rows = np.argsort(found.lengths, kind="stable")
         for start in range(0, len(rows), batch_size):
             if number % world_size == rank:
@@ -276,5 +299,5 @@ def read_pairs(folder: str | Path, manifest: Manifest, split: Split) -> Iterator
 
 
 @lru_cache(maxsize=_CACHED_WINDOWS)
-def _shard_titles(folder: str, shard: Shard) -> Titles:
-    return titles.titles_of(read_shard(folder, shard, ["label", "tokens"]))
+def _shard_titles(folder: str, shard: Shard, start: int) -> Titles:
+    return titles.titles_of(read_shard(folder, shard, ["label", "tokens"]), start=start)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from pathlib import Path
 from typing import Any, Literal
 
@@ -136,6 +137,13 @@ class Manifest(_Part):
     texts: Texts
     statistics: dict[str, float]
     rejected: dict[str, int]
+
+    @property
+    def news(self) -> list[tuple[Shard, int]]:
+        """Every news shard, in the order of the table of texts, and the row there at which it begins."""
+        shards = [*(shard for split in SPLITS for shard in self.splits.get(split, [])), *self.others]
+        ends = itertools.accumulate(shard.rows for shard in shards)
+        return [(shard, end - shard.rows) for shard, end in zip(shards, ends, strict=True)]
 
     def rows(self, split: Split, task: TaskName = "topics") -> int:
         """News, impressions or pairs in `split`."""

@@ -19,11 +19,13 @@ COLUMNS = ["news_id", "label", "tokens"]
 
 @dataclass(frozen=True)
 class Titles:
-    """Token ids and labels of many titles: ids flat, title i at offsets[i]:offsets[i + 1]."""
+    """Token ids and labels of many titles: ids flat, title i at offsets[i]:offsets[i + 1]; `rows` are their
+    places in the table of texts."""
 
     tokens: npt.NDArray[np.int32]
     offsets: Ints
     labels: Ints
+    rows: Ints
     together: bool = False
 
     def __len__(self) -> int:
@@ -37,7 +39,7 @@ class Titles:
     def take(self, rows: Ints) -> Titles:
         """The titles at `rows`, in that order."""
         flat, offsets = gather(self.offsets, rows)
-        return Titles(self.tokens[flat], offsets, self.labels[rows])
+        return Titles(self.tokens[flat], offsets, self.labels[rows], self.rows[rows])
 
     def count(self) -> tuple[int, int]:
         """Titles, and their tokens."""
@@ -48,29 +50,37 @@ class Titles:
         table = TextTable(self.tokens, self.offsets)
         pieces = -(-int(self.lengths.max(initial=1)) * len(self) // budget)
         buckets = [
-            make_bucket(*table.ids(rows, pad_id=pad_id))
+            make_bucket(*table.ids(rows, pad_id=pad_id), rows=self.rows[rows])
             for rows in np.array_split(np.arange(len(self)), min(pieces, len(self)))
         ]
         return tuple(buckets), Topics(torch.from_numpy(self.labels))
 
     def arrays(self) -> tuple[npt.NDArray[np.integer], ...]:
-        """Ids, lengths and labels."""
-        return self.tokens, self.lengths, self.labels
+        """Ids, lengths, labels and rows."""
+        return self.tokens, self.lengths, self.labels, self.rows
 
 
 def restore_titles(arrays: Sequence[npt.NDArray[np.integer]]) -> Titles:
     """The titles whose `arrays` travelled to another process."""
-    tokens, lengths, labels = arrays
-    return Titles(tokens.astype(np.int32), offsets_of(lengths), labels.astype(np.int64))
+    tokens, lengths, labels, rows = arrays
+    return Titles(
+        tokens.astype(np.int32), offsets_of(lengths), labels.astype(np.int64), rows.astype(np.int64)
+    )
 
 
-def titles_of(table: pa.Table, *, quota: int | None = None) -> Titles:
-    """The titles of a news shard's columns `tokens` and `label`; with `news_id` too, `quota` of them."""
+def titles_of(table: pa.Table, *, quota: int | None = None, start: int = 0) -> Titles:
+    """The titles of a news shard's columns `tokens` and `label`; with `news_id` too, `quota` of them.
+
+    Args:
+        start: the shard's first row in the table of texts.
+    """
+    rows = np.arange(table.num_rows)
     if quota is not None and quota < table.num_rows:
-        table = table.take(pa.array(draw_examples(table.column("news_id").to_pylist(), quota)))
+        rows = draw_examples(table.column("news_id").to_pylist(), quota)
+        table = table.take(pa.array(rows))
     tokens, offsets = flat_lists(table.column("tokens"))
     labels = table.column("label").to_numpy().astype(np.int64)
-    return Titles(np.asarray(tokens, np.int32), offsets, labels)
+    return Titles(np.asarray(tokens, np.int32), offsets, labels, start + rows)
 
 
 def join_titles(parts: Sequence[Titles]) -> Titles:
@@ -80,6 +90,7 @@ def join_titles(parts: Sequence[Titles]) -> Titles:
         np.concatenate([np.zeros(0, np.int32), *(part.tokens for part in parts)]),
         offsets_of(np.concatenate([np.zeros(0, np.int64), *lengths])),
         np.concatenate([np.zeros(0, np.int64), *(part.labels for part in parts)]),
+        np.concatenate([np.zeros(0, np.int64), *(part.rows for part in parts)]),
     )
 
 

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from newsbert_ray.data.clicks import impressions_of
 from newsbert_ray.data.reading import read_impressions
-from newsbert_ray.data.shards import SPLITS, Manifest, ShardError, read_shard
+from newsbert_ray.data.shards import Manifest, ShardError, read_shard
 from newsbert_ray.evaluation.evaluate import Trained, load_trained, require_recommendation, split_named
 from newsbert_ray.evaluation.ranking import encode_rows, score_block
 
@@ -100,14 +100,12 @@ def read_titles(folder: Path, manifest: Manifest, wanted: Iterable[int]) -> dict
     """The news at some rows of the table of texts, by row."""
     rows = np.array(sorted(wanted), np.int64)
     found: dict[int, Title] = {}
-    start = 0
-    for shard in [*(shard for split in SPLITS for shard in manifest.splits.get(split, [])), *manifest.others]:
+    for shard, start in manifest.news:
         inside = rows[(rows >= start) & (rows < start + shard.rows)]
         if len(inside):
             table = read_shard(folder, shard, ["news_id", "title", "category"]).take(pa.array(inside - start))
             columns = (table.column(name).to_pylist() for name in ("news_id", "title", "category"))
             found |= {row: Title(*news) for row, *news in zip(inside.tolist(), *columns, strict=True)}
-        start += shard.rows
     return found
 
 

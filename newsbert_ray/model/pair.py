@@ -64,10 +64,27 @@ class Top(nn.Module):
             self.embed(state, bucket.attention_mask)
             for state, bucket in zip(states, batch.buckets, strict=True)
         ]
-        embedding = torch.cat(parts)
+        return replace(self.answer(torch.cat(parts), batch), hidden_states=states)
+
+    def answer(self, embedding: Tensor, batch: Batch) -> Output:
+        """Embeddings (M, D) of a batch's texts to an Output without hidden states; in fp32."""
         with torch.autocast(embedding.device.type, enabled=False):
             predicted = self.head(embedding, batch.target)
-        return Output(states, embedding, predicted.logits, predicted.user_embedding)
+        return Output((), embedding, predicted.logits, predicted.user_embedding)
+
+
+@dataclass(frozen=True)
+class Remembered:
+    """Embeddings that a model once made: `places[row]` is a text's position in `embeddings` (M, D), by its
+    row of the table of texts."""
+
+    places: Tensor
+    embeddings: Tensor
+
+    def take(self, batch: Batch) -> Tensor:
+        """The embeddings of a batch's texts, in the order of its buckets."""
+        rows = torch.cat([bucket.rows for bucket in batch.buckets if bucket.rows is not None])
+        return self.embeddings[self.places[rows]]
 
 
 class Pair(nn.Module):
@@ -101,6 +118,8 @@ class Pair(nn.Module):
         super().__init__()
         self.alone = alone
         self.frozen = frozen
+        self.remembered: Remembered | None = None
+        """A frozen teacher's embeddings of all texts that training names."""
         self._projections = projections
         if alone or frozen:
             aside = [module for module in (teacher, teacher_top) if module is not None]
@@ -132,12 +151,21 @@ class Pair(nn.Module):
         encoders = (self.student,) if self.alone or self.frozen else (self.teacher, self.student)
         return [encoder.word_table for encoder in encoders]
 
-    def forward(self, batch: Batch) -> tuple[Output | None, Output]:
-        """Both models' outputs on the same texts: (teacher's, student's)."""
+    def forward(self, batch: Batch, *, states: bool = True) -> tuple[Output | None, Output]:
+        """Both models' outputs on the same texts: (teacher's, student's).
+
+        Args:
+            states: whether the teacher's hidden states are asked for; without them a frozen one's outputs
+                come from `remembered` embeddings, where there are any.
+        """
         teacher = None
         if not self.alone:
+            top = self.teacher_top or self.top
             with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-                teacher = self._outputs(self.teacher, self.teacher_top or self.top, batch)
+                if self.remembered is not None and not states:
+                    teacher = top.answer(self.remembered.take(batch), batch)
+                else:
+                    teacher = self._outputs(self.teacher, top, batch)
         return teacher, self._outputs(self.student, self.top, batch, self.state_map)
 
     def _outputs(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from newsbert_ray.config import LossWeights, TrainSettings
+from newsbert_ray.config import INSIDE, LossWeights, TrainSettings
 from newsbert_ray.data.batches import Batch
 from newsbert_ray.distill.joint import joint_losses
 from newsbert_ray.distill.losses import weighted_total
@@ -136,9 +136,14 @@ def _forward(learner: Learner, batch: Batch, weights: LossWeights) -> dict[str, 
     settings = learner.settings
     device = batch.buckets[0].input_ids.device
     with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-        teacher, student = learner.model(batch)
+        teacher, student = learner.model(batch, states=needs_states(weights))
     losses = joint_losses(teacher, student, batch, settings.distill, weights)
     return {**losses, TOTAL: weighted_total(losses, weights)}
+
+
+def needs_states(weights: LossWeights) -> bool:
+    """Whether any loss looks into the teacher, beyond its embeddings and predictions."""
+    return any(getattr(weights, name) for name in INSIDE)
 
 
 def _without_reduction(model: nn.Module) -> contextlib.AbstractContextManager[None]:

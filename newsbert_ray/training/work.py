@@ -32,6 +32,7 @@ from newsbert_ray.training.checkpoint import (
     load_tensors,
     resume,
 )
+from newsbert_ray.training.frozen import remembered
 from newsbert_ray.training.journal import Journal, both
 from newsbert_ray.training.loop import Report, World, never, run_loop
 from newsbert_ray.training.step import Learner, build_learner
@@ -69,6 +70,7 @@ def run_worker(
         tell(f"going on from step {progress.step} of {plan.total_steps}")
     if not world.first:
         progress.sums = dict.fromkeys(progress.sums, 0.0)
+    learner.pair.remembered = remembered(learner.pair, settings, manifest, plan, world)
     journal = Journal(run, done=progress.step) if world.first else None
     log, meters = EventLog(run), RunMeters(run)
     if world.first:

@@ -30,7 +30,7 @@ def titles(count: int, seed: int = 0) -> Titles:
     generator = np.random.default_rng(seed)
     lengths = generator.integers(3, 13, count)
     tokens = generator.integers(5, 99, lengths.sum()).astype(np.int32)
-    return Titles(tokens, np.concatenate(([0], np.cumsum(lengths))), np.arange(count))
+    return Titles(tokens, np.concatenate(([0], np.cumsum(lengths))), np.arange(count), np.arange(count))
 
 
 def shard(name: str, rows: int) -> Shard:
@@ -104,9 +104,11 @@ def test_a_worker_without_titles_gets_a_stand_in_of_no_weight() -> None:
 
 def test_collate_by_hand() -> None:
     """Columns, shapes and dtypes that every model relies on."""
-    two = Titles(np.array([5, 6, 7, 8, 9], np.int32), np.array([0, 2, 5]), np.array([1, 0]))
+    two = Titles(np.array([5, 6, 7, 8, 9], np.int32), np.array([0, 2, 5]), np.array([1, 0]), np.array([7, 3]))
     batch = collate(Part(two, rows=4, texts=4, tokens=11), pad_id=99, budget=512)
     (bucket,) = batch.buckets
+    assert bucket.rows is not None
+    assert bucket.rows.tolist() == [7, 3]
     assert isinstance(batch.target, Topics)
     assert bucket.input_ids.tolist() == [[5, 6, 99], [7, 8, 9]]
     assert bucket.attention_mask.tolist() == [[1, 1, 0], [1, 1, 1]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import pytest
 import torch
@@ -14,7 +14,8 @@ from newsbert_ray.data.reading import course_of, read_updates
 from newsbert_ray.data.shards import read_manifest
 from newsbert_ray.methods import LOSSES, METHODS, MethodName
 from newsbert_ray.model.assemble import assemble_pair
-from newsbert_ray.model.pair import Pair
+from newsbert_ray.model.encoder import Encoder
+from newsbert_ray.model.pair import Output, Pair
 from newsbert_ray.record import read_record
 from newsbert_ray.training.run import train
 from newsbert_ray.training.step import Learner, build_learner, train_step
@@ -208,3 +209,41 @@ def test_a_run_of_its_own_has_its_teacher_beside_it(
     second = train(again, quiet=True)
     assert second.metrics["test"]["teacher"] == record.metrics["test"]["teacher"]
     assert second.settings["distill"]["teacher_run"] == f"{settings.out}/teacher"
+
+
+@pytest.mark.parametrize("task", ["topics", "recommendation"])
+def test_a_frozen_teachers_outputs_are_made_once_a_text(
+    make_settings: MakeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str
+) -> None:
+    """The teacher would cost more than the student, again in every epoch and every trial; and what is
+    remembered must be what it would say."""
+    settings = make_settings(method="twinbert", epochs=2, task=task)
+    teachers = tmp_path / "teachers"
+    kept = train(settings, quiet=True, teachers=teachers)
+    assert len(list(teachers.glob("*/texts/*.safetensors"))) == 1
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("the texts were encoded again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("newsbert_ray.evaluation.encoding.encode_texts", refuse)
+        patch.setattr("newsbert_ray.training.work.score_pair", lambda *a, **k: SCORES[task])
+        patch.setattr("newsbert_ray.model.pair.Pair._outputs", _student_alone)
+        train(settings.model_copy(update={"out": str(tmp_path / "second")}), quiet=True, teachers=teachers)
+
+    monkeypatch.setattr("newsbert_ray.training.work.remembered", lambda *_: None)
+    plain = train(settings.model_copy(update={"out": str(tmp_path / "plain")}), quiet=True, teachers=teachers)
+    for mine, theirs in zip(kept.curve, plain.curve, strict=True):
+        assert mine["train"] == pytest.approx(theirs["train"], rel=1e-4)
+
+
+SCORES = {
+    "topics": {name: {"accuracy": 0.5, "macro_f1": 0.5, "rows": 1} for name in ("teacher", "student")},
+    "recommendation": {name: {"auc": 0.5, "rows": 1} for name in ("teacher", "student")},
+}
+_OUTPUTS = Pair._outputs
+
+
+def _student_alone(self: Pair, encoder: Encoder, *rest: Any) -> Output:
+    assert encoder is self.student, "the teacher was computed"
+    return _OUTPUTS(self, encoder, *rest)
