@@ -19,11 +19,12 @@ from newsbert_ray.reporting.compared import (
     units_of,
     varying_settings,
 )
+from newsbert_ray.reporting.names import NAMES
 from newsbert_ray.reporting.panels import FigureData, Line, NothingToDraw, Panel
 from newsbert_ray.reporting.tables import number, summarise
 
 BETA, DEPTH = "distill.beta", "student.layers"
-BETA_FIGURE, CURVE_FIGURE = "fig7_beta", "learning_curves"
+BETA_FIGURE, METHOD_FIGURE, CURVE_FIGURE = "fig7_beta", "methods_over_depth", "learning_curves"
 """What the figures' files are called."""
 X_BETA = "share of the teacher's gradient, β"
 MAX_LINES = 8
@@ -56,7 +57,7 @@ def beta_figure(records: Sequence[RunRecord]) -> FigureData[Panel]:
         lines = [
             line
             for label, group in groups.items()
-            if (line := _over_beta(group, f"test.student.{metric.name}", label))
+            if (line := _over(BETA, group, f"test.student.{metric.name}", label))
         ]
         teacher = _known(records, f"test.teacher.{metric.name}")
         if lines and teacher and set(varying) <= {BETA, DEPTH}:
@@ -74,6 +75,51 @@ def beta_figure(records: Sequence[RunRecord]) -> FigureData[Panel]:
         across=2 if len(panels) == 4 else 3,
         alt=_best_ends(panels, "β"),
     )
+
+
+def method_figure(records: Sequence[RunRecord]) -> FigureData[Panel]:
+    """The task's metrics on the test split over student depth N, a line for each method (as in NewsBERT Figs.
+    4 and 6), and then those of the teachers beside whom the students learned (Fig. 5).
+
+    Error bars are the standard deviation over seeds.
+
+    Raises:
+        NothingToDraw: not just the method and the depth vary, or too many methods.
+        ValueError: runs of several tasks.
+    """
+    task = one_task(records)
+    records = distinct(records)
+    varying = set(varying_settings(records))
+    groups: dict[str, list[RunRecord]] = {}
+    for record in records:
+        groups.setdefault(str(flat_settings(record)["method"]), []).append(record)
+    if varying != {"method", DEPTH}:
+        raise NothingToDraw("methods over depth are left out: not just the method and the depth vary")
+    if len(groups) > MAX_LINES:
+        raise NothingToDraw(
+            f"methods over depth are left out: of {len(groups)} methods {MAX_LINES} can be told apart; "
+            "report fewer at once"
+        )
+    panels = [
+        Panel("", "student layers, N", f"{whose} {metric.heading} (%)", tuple(lines))
+        for model, whose in (("student", "test"), ("teacher", "teacher's test"))
+        for metric in task.metrics
+        if (lines := _of_methods(groups, f"test.{model}.{metric.name}"))
+    ]
+    if not panels:
+        raise NothingToDraw("methods over depth are left out: no run has test metrics")
+    return FigureData(
+        METHOD_FIGURE,
+        tuple(panels),
+        _caption(records, panels),
+        across=2,
+        alt=_best_ends(panels, "N"),
+    )
+
+
+def _of_methods(groups: Mapping[str, Sequence[RunRecord]], path: str) -> list[Line]:
+    lines = (_over(DEPTH, group, path, NAMES.get(name, name)) for name, group in groups.items())
+    return [line for line in lines if line]
 
 
 def curve_figure(records: Sequence[RunRecord]) -> FigureData[Panel]:
@@ -159,17 +205,14 @@ def _known(records: Sequence[RunRecord], path: str) -> list[float]:
     return [value for record in records if (value := number(record, path)) is not None]
 
 
-def _beta(record: RunRecord) -> float:
-    return float(flat_settings(record)[BETA])
-
-
-def _over_beta(records: Sequence[RunRecord], path: str, label: str) -> Line | None:
-    """Mean and spread in per cent of the metric at `path`, at each beta; None where nobody knows it."""
+def _over(setting: str, records: Sequence[RunRecord], path: str, label: str) -> Line | None:
+    """Mean and spread in per cent of the metric at `path`, at each value of a setting; None where nobody
+    knows it."""
     found: dict[float, list[float]] = {}
     for record in records:
         value = number(record, path)
         if value is not None:
-            found.setdefault(_beta(record), []).append(100 * value)
+            found.setdefault(float(flat_settings(record)[setting]), []).append(100 * value)
     return _line(found, label) if found else None
 
 

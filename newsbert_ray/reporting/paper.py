@@ -13,30 +13,12 @@ from newsbert_ray.reporting.compared import (
     teacher_name,
     varying_settings,
 )
+from newsbert_ray.reporting.names import NAMES
 from newsbert_ray.reporting.page import Table
 from newsbert_ray.reporting.points import bare
 from newsbert_ray.reporting.tables import Column, columns_of, rows_as_found, show
 from newsbert_ray.tasks import TaskName
 
-NAMES: Mapping[str, str] = {
-    "finetune": "fine-tuned",
-    "newsbert": "NewsBERT",
-    "twinbert": "TwinBERT",
-    "tinybert": "TinyBERT",
-    "pkd": "BERT-PKD",
-    "distilbert": "DistilBERT",
-    "minilm": "MiniLM",
-    "bilstm_soft": "BiLSTM-soft",
-    "mutual": "mutual learning",
-    "disjoint": "NewsBERT, disjoint",
-    "no_momentum": "NewsBERT without momentum",
-    "no_soft_labels": "NewsBERT without soft labels",
-    "no_hidden": "NewsBERT without hidden losses",
-    "no_embedding": "NewsBERT without the embeddings' loss",
-    "no_layers": "NewsBERT without the layers' loss",
-    "no_news_embedding": "NewsBERT without the news embeddings' loss",
-}
-"""Systems as a person calls them."""
 PAPERS_LAYERS = 12
 """Of the encoder that the paper's speed-ups are counted from, in layers."""
 

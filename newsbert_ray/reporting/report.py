@@ -15,7 +15,14 @@ from newsbert_ray.record import RecordError, RunRecord, find_records, read_recor
 from newsbert_ray.reporting.compared import by_task, distinct
 from newsbert_ray.reporting.costs import COST_FIGURE, cost_figure
 from newsbert_ray.reporting.drawing import draw_svg, figure_paths, write_figure
-from newsbert_ray.reporting.figures import BETA_FIGURE, CURVE_FIGURE, beta_figure, curve_figure
+from newsbert_ray.reporting.figures import (
+    BETA_FIGURE,
+    CURVE_FIGURE,
+    METHOD_FIGURE,
+    beta_figure,
+    curve_figure,
+    method_figure,
+)
 from newsbert_ray.reporting.importance import IMPORTANCE_FIGURE, importance_figure
 from newsbert_ray.reporting.latex import to_latex
 from newsbert_ray.reporting.nodes import NODES_FIGURE, nodes_figure
@@ -36,8 +43,11 @@ from newsbert_ray.tasks import TASKS, TaskName
 _log = logging.getLogger(__name__)
 
 Make = Callable[[], FigureData[AnyPanel]]
+_OF_RUNS = {BETA_FIGURE: beta_figure, METHOD_FIGURE: method_figure, CURVE_FIGURE: curve_figure}
+"""Figures of any runs of one task."""
 NAMES = (
     BETA_FIGURE,
+    METHOD_FIGURE,
     CURVE_FIGURE,
     OVER_FIGURE,
     IMPORTANCE_FIGURE,
@@ -85,16 +95,22 @@ def _report(
     makes: dict[str, Make] = {}
     for task, group in groups.items():
         if len(groups) == 1:
-            makes = {BETA_FIGURE: partial(beta_figure, group), CURVE_FIGURE: partial(curve_figure, group)}
+            makes = {name: partial(make, group) for name, make in _of_runs(group).items()}
         else:
-            makes[f"{BETA_FIGURE}_{task}"] = partial(_of_task, beta_figure, group, task)
-            makes[f"{CURVE_FIGURE}_{task}"] = partial(_of_task, curve_figure, group, task)
+            for name, make in _of_runs(group).items():
+                makes[f"{name}_{task}"] = partial(_of_task, make, group, task)
     figures, pictures = _draw(makes, out)
     for reason in figures.values():
         if isinstance(reason, str):
             _log.info("%s", reason)
     rows = [row for group in groups.values() for row in rows_of(group)]
     return _write(runs_page(records, figures, against=against), to_csv(rows), pictures, out)
+
+
+def _of_runs(records: Sequence[RunRecord]) -> dict[str, Callable[[Sequence[RunRecord]], FigureData[Panel]]]:
+    """The figures that one task's runs ask for: of methods only where there are several."""
+    several = len({record.settings.get("method") for record in records}) > 1
+    return {name: make for name, make in _OF_RUNS.items() if several or name != METHOD_FIGURE}
 
 
 def _of_task(
@@ -143,6 +159,7 @@ def _report_sweep(sweep: Sweep, out: Path, against: Against | None) -> list[Path
     if sweep.space["search"]["sampler"] == "grid":
         # Of points that a sampler has scattered each would be a line of its own.
         makes[BETA_FIGURE] = lambda: beta_figure(records)
+        makes[METHOD_FIGURE] = lambda: method_figure(records)
     figures, pictures = _draw(makes, out)
     return _write(sweep_page(sweep, figures, against=against), points_csv(sweep), pictures, out)
 
@@ -169,7 +186,7 @@ def _draw(makes: Mapping[str, Make], out: Path) -> tuple[dict[str, Picture | str
 def _further(out: Path) -> list[str]:
     """Figures of an earlier report over the settings of a second goal and more, or of one task among
     several."""
-    of_tasks = [f"{name}_{task}" for name in (BETA_FIGURE, CURVE_FIGURE) for task in TASKS]
+    of_tasks = [f"{name}_{task}" for name in _OF_RUNS for task in TASKS]
     return [*(path.stem for path in out.glob(f"{OVER_FIGURE}_[0-9]*.png")), *of_tasks]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from newsbert_ray.reporting.compared import distinct
 from newsbert_ray.reporting.costs import COST_FIGURE, Costs, costs_of, duration
-from newsbert_ray.reporting.figures import BETA_FIGURE, short
+from newsbert_ray.reporting.figures import BETA_FIGURE, METHOD_FIGURE, short
 from newsbert_ray.reporting.importance import IMPORTANCE_FIGURE
 from newsbert_ray.reporting.nodes import NODES_FIGURE
 from newsbert_ray.reporting.over_settings import OVER_FIGURE
@@ -45,7 +45,9 @@ def sweep_page(sweep: Sweep, figures: Figures, *, against: Against | None = None
     ]
     records = distinct([trial.record for trial in sweep.trials if trial.record])
     if records and (tables := method_tables(records, against)):
-        sections.append(Section("Compared, on the test split", tuple(tables)))
+        drawn = figures.get(METHOD_FIGURE)
+        beside = (drawn,) if isinstance(drawn, Picture) else ()
+        sections.append(Section("Compared, on the test split", (*tables, *beside)))
     if isinstance(figures.get(BETA_FIGURE), Picture):
         sections.append(Section("Over beta, on the test split", (_figure(figures, BETA_FIGURE),)))
     if isinstance(figures.get(NODES_FIGURE), Picture):

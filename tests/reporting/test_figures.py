@@ -4,8 +4,9 @@ from collections.abc import Callable
 
 import pytest
 
+from newsbert_ray.methods import METHODS
 from newsbert_ray.record import RunRecord
-from newsbert_ray.reporting.figures import beta_figure, curve_figure
+from newsbert_ray.reporting.figures import beta_figure, curve_figure, method_figure
 from newsbert_ray.reporting.panels import Line, NothingToDraw
 
 MakeRecord = Callable[..., RunRecord]
@@ -179,3 +180,37 @@ def test_no_figure_without_labels(make_record: MakeRecord) -> None:
     with pytest.raises(NothingToDraw, match="no run has test metrics"):
         beta_figure(records)
     assert curve_figure(records).panels
+
+
+def test_methods_over_depth_by_hand(make_record: MakeRecord) -> None:
+    """A line for each method by its name for people; teachers in panels of their own, where there are any."""
+    records = [
+        make_record(
+            accuracy=0.5 + 0.1 * depth + (0.05 if method == "newsbert" else 0.0) + 0.02 * seed,
+            seed=seed,
+            method=method,
+            **{"student.layers": depth},
+        )
+        for method in ("finetune", "newsbert")
+        for depth in (2, 1)
+        for seed in (0, 1)
+    ]
+    figure = method_figure(records)
+    accuracy, _, teachers, _ = figure.panels
+    alone, joint = accuracy.lines
+    assert (alone.label, joint.label) == ("fine-tuned", "NewsBERT")
+    assert alone.x == (1.0, 2.0)
+    assert alone.y == pytest.approx((61.0, 71.0))
+    assert joint.y == pytest.approx((66.0, 76.0))
+    assert [line.label for line in teachers.lines] == ["NewsBERT"]
+    assert teachers.y_label == "teacher's test accuracy (%)"
+
+
+def test_methods_are_drawn_only_by_themselves(make_record: MakeRecord) -> None:
+    """A rate that varies too would be averaged over; ten lines are a tangle."""
+    two = [make_record(method=m, **{"student.layers": n}) for m in ("finetune", "newsbert") for n in (1, 2)]
+    with pytest.raises(NothingToDraw, match="not just the method and the depth vary"):
+        method_figure([*two, make_record(method="newsbert", learning_rate=1e-3)])
+    many = [make_record(method=m, **{"student.layers": n}) for m in list(METHODS)[:9] for n in (1, 2)]
+    with pytest.raises(NothingToDraw, match="of 9 methods 8 can be told apart"):
+        method_figure(many)

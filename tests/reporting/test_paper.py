@@ -8,7 +8,8 @@ import pytest
 
 from newsbert_ray.methods import METHODS
 from newsbert_ray.record import RunRecord
-from newsbert_ray.reporting.paper import NAMES, table2
+from newsbert_ray.reporting.names import NAMES
+from newsbert_ray.reporting.paper import table2
 
 if TYPE_CHECKING:
     from tests.conftest import MakeRecord
