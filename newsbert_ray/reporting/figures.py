@@ -213,7 +213,7 @@ def _over(setting: str, records: Sequence[RunRecord], path: str, label: str) -> 
         value = number(record, path)
         if value is not None:
             found.setdefault(float(flat_settings(record)[setting]), []).append(100 * value)
-    return _line(found, label) if found else None
+    return line_of(found, label) if found else None
 
 
 def _curve(records: Sequence[RunRecord], label: str, name: str) -> Line | None:
@@ -227,10 +227,11 @@ def _curve(records: Sequence[RunRecord], label: str, name: str) -> Line | None:
             if value is not None:
                 found.setdefault(float(entry["epoch"]), []).append(100 * value)
     common = {x: values for x, values in found.items() if len(values) == len(records)} or found
-    return _line(common, label) if common else None
+    return line_of(common, label) if common else None
 
 
-def _line(found: Mapping[float, Sequence[float]], label: str) -> Line:
+def line_of(found: Mapping[float, Sequence[float]], label: str) -> Line:
+    """Mean, spread and number of the values at each x, as a line."""
     xs = tuple(sorted(found))
     summaries = [summarise(found[x]) for x in xs]
     means, sds, ns = zip(*((s.mean, s.sd, s.n) for s in summaries), strict=True)

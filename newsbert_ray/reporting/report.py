@@ -12,6 +12,7 @@ from pathlib import Path
 from newsbert_ray import storage
 from newsbert_ray.events import read_events
 from newsbert_ray.record import RecordError, RunRecord, find_records, read_record, write_text
+from newsbert_ray.reporting.blocks import BLOCKS_FIGURE, blocks_figure
 from newsbert_ray.reporting.compared import by_task, distinct
 from newsbert_ray.reporting.costs import COST_FIGURE, cost_figure
 from newsbert_ray.reporting.drawing import draw_svg, figure_paths, write_figure
@@ -43,11 +44,17 @@ from newsbert_ray.tasks import TASKS, TaskName
 _log = logging.getLogger(__name__)
 
 Make = Callable[[], FigureData[AnyPanel]]
-_OF_RUNS = {BETA_FIGURE: beta_figure, METHOD_FIGURE: method_figure, CURVE_FIGURE: curve_figure}
+_OF_RUNS = {
+    BETA_FIGURE: beta_figure,
+    METHOD_FIGURE: method_figure,
+    CURVE_FIGURE: curve_figure,
+    BLOCKS_FIGURE: blocks_figure,
+}
 """Figures of any runs of one task."""
 NAMES = (
     BETA_FIGURE,
     METHOD_FIGURE,
+    BLOCKS_FIGURE,
     CURVE_FIGURE,
     OVER_FIGURE,
     IMPORTANCE_FIGURE,
@@ -109,8 +116,11 @@ def _report(
 
 def _of_runs(records: Sequence[RunRecord]) -> dict[str, Callable[[Sequence[RunRecord]], FigureData[Panel]]]:
     """The figures that one task's runs ask for: of methods only where there are several."""
-    several = len({record.settings.get("method") for record in records}) > 1
-    return {name: make for name, make in _OF_RUNS.items() if several or name != METHOD_FIGURE}
+    wanted = {
+        METHOD_FIGURE: len({record.settings.get("method") for record in records}) > 1,
+        BLOCKS_FIGURE: any("blocks" in entry for record in records for entry in record.curve),
+    }
+    return {name: make for name, make in _OF_RUNS.items() if wanted.get(name, True)}
 
 
 def _of_task(
@@ -155,6 +165,7 @@ def _report_sweep(sweep: Sweep, out: Path, against: Against | None) -> list[Path
         CURVES_FIGURE: lambda: learning_curves(sweep),
         COST_FIGURE: lambda: cost_figure(sweep),
         NODES_FIGURE: lambda: nodes_figure(read_events(sweep.folder)),
+        BLOCKS_FIGURE: lambda: blocks_figure(records),
     }
     if sweep.space["search"]["sampler"] == "grid":
         # Of points that a sampler has scattered each would be a line of its own.

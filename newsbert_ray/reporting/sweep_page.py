@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from newsbert_ray.reporting.blocks import BLOCKS_FIGURE
 from newsbert_ray.reporting.compared import distinct
 from newsbert_ray.reporting.costs import COST_FIGURE, Costs, costs_of, duration
 from newsbert_ray.reporting.figures import BETA_FIGURE, METHOD_FIGURE, short
@@ -45,11 +46,15 @@ def sweep_page(sweep: Sweep, figures: Figures, *, against: Against | None = None
     ]
     records = distinct([trial.record for trial in sweep.trials if trial.record])
     if records and (tables := method_tables(records, against)):
-        drawn = figures.get(METHOD_FIGURE)
-        beside = (drawn,) if isinstance(drawn, Picture) else ()
+        found = figures.get(METHOD_FIGURE)
+        beside = (found,) if isinstance(found, Picture) else ()
         sections.append(Section("Compared, on the test split", (*tables, *beside)))
     if isinstance(figures.get(BETA_FIGURE), Picture):
         sections.append(Section("Over beta, on the test split", (_figure(figures, BETA_FIGURE),)))
+    if isinstance(figures.get(BLOCKS_FIGURE), Picture):
+        sections.append(
+            Section("The teacher's gradients and the student's", (_figure(figures, BLOCKS_FIGURE),))
+        )
     if isinstance(figures.get(NODES_FIGURE), Picture):
         sections.append(Section("The cluster under it", (_figure(figures, NODES_FIGURE),)))
     sections += [_cost(sweep, figures), _behind(sweep)]

@@ -40,6 +40,8 @@ class Progress:
         best: name of the best model's folder, with its validation metric and step; empty before the first
             evaluation.
         sums: loss sums since the last evaluation, and `count` of updates in them.
+        blocks: sums of the blocks' gradient ratios and cosines at the logged updates since then, and `looks`
+            of them.
         seconds: seconds spent over all starts, by what they went to (`train`, `data`, `evaluate`,
             `checkpoint`, `report`).
         titles: titles trained on.
@@ -52,6 +54,8 @@ class Progress:
     best_step: int = 0
     sums: dict[str, float] = field(default_factory=dict)
     count: int = 0
+    blocks: dict[str, float] = field(default_factory=dict)
+    looks: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     titles: int = 0
 

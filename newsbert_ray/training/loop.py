@@ -16,7 +16,7 @@ from newsbert_ray.data.reading import Course, Update
 from newsbert_ray.evaluation.place import Place, Scores
 from newsbert_ray.tasks import TASKS
 from newsbert_ray.training.checkpoint import Progress, best_name, write_best, write_checkpoint
-from newsbert_ray.training.step import Learner, LossError, train_step
+from newsbert_ray.training.step import BLOCK, Learner, LossError, train_step
 
 Report = Callable[[dict[str, Any]], None]
 T = TypeVar("T")
@@ -134,6 +134,7 @@ def run_loop(
             entry = _evaluation_entry(evaluate(), update, progress, ends, world)
             progress.curve.append(entry)
             progress.sums, progress.count = {}, 0
+            progress.blocks, progress.looks = {}, 0
             judged = entry["validation"]["student"][TASKS[settings.task].primary.name]
             if judged > progress.best_metric:
                 progress.best_metric, progress.best_step, progress.best = judged, step, best_name(step)
@@ -218,6 +219,10 @@ def _add(progress: Progress, numbers: Mapping[str, Tensor | float]) -> None:
     for name, value in zip(losses, torch.stack(list(losses.values())).tolist(), strict=True):
         progress.sums[name] = progress.sums.get(name, 0.0) + value
     progress.count += 1
+    blocks = {name: float(value) for name, value in numbers.items() if name.startswith(BLOCK)}
+    for name, value in blocks.items():
+        progress.blocks[name] = progress.blocks.get(name, 0.0) + value
+    progress.looks += bool(blocks)
 
 
 def _log_entry(
@@ -252,4 +257,6 @@ def _evaluation_entry(
     following = min(end for end in ends if end >= update.step)
     share = (update.step - previous) / (following - previous)
     means = {name: value / progress.count for name, value in world.sum(progress.sums).items()}
-    return {"step": update.step, "epoch": update.epoch + share, "validation": scores, "train": means}
+    entry = {"step": update.step, "epoch": update.epoch + share, "validation": scores, "train": means}
+    blocks = {name: value / progress.looks for name, value in progress.blocks.items()}
+    return {**entry, "blocks": blocks} if blocks else entry

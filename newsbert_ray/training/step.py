@@ -19,6 +19,8 @@ from newsbert_ray.model.pair import Pair
 from newsbert_ray.training.tables import TableGradients
 
 TOTAL = "total"
+BLOCK = "block_"
+"""What the numbers of a block of layers begin with: block_1_ratio, block_1_cosine, ..."""
 
 
 class LossError(ValueError):
@@ -155,5 +157,7 @@ def _without_reduction(model: nn.Module) -> contextlib.AbstractContextManager[No
 def _block_numbers(learner: Learner) -> dict[str, float]:
     blocks = block_statistics(learner.pair.student.layers, learner.pair.teacher.layers)
     return {
-        f"block_{i}_{name}": getattr(b, name) for i, b in enumerate(blocks, 1) for name in ("ratio", "cosine")
+        f"{BLOCK}{i}_{name}": getattr(b, name)
+        for i, b in enumerate(blocks, 1)
+        for name in ("ratio", "cosine")
     }

@@ -6,6 +6,7 @@ import pytest
 
 from newsbert_ray.methods import METHODS
 from newsbert_ray.record import RunRecord
+from newsbert_ray.reporting.blocks import blocks_figure
 from newsbert_ray.reporting.figures import beta_figure, curve_figure, method_figure
 from newsbert_ray.reporting.panels import Line, NothingToDraw
 
@@ -214,3 +215,26 @@ def test_methods_are_drawn_only_by_themselves(make_record: MakeRecord) -> None:
     many = [make_record(method=m, **{"student.layers": n}) for m in list(METHODS)[:9] for n in (1, 2)]
     with pytest.raises(NothingToDraw, match="of 9 methods 8 can be told apart"):
         method_figure(many)
+
+
+def test_gradients_of_blocks_by_hand(make_record: MakeRecord) -> None:
+    """Each block's line is the mean over runs of its depth; runs without a joint teacher say nothing."""
+    records = []
+    for seed in (0, 1):
+        record = make_record(seed=seed, epochs=2, **{"student.layers": 2})
+        curve = [
+            {**entry, "blocks": {"block_1_ratio": 0.5 + seed, "block_1_cosine": 0.2, "block_2_ratio": 1.0}}
+            for entry in record.curve
+        ]
+        records.append(record.model_copy(update={"curve": curve}))
+    figure = blocks_figure([*records, make_record(method="finetune", **{"student.layers": 1})])
+    ratio, cosine = figure.panels
+    assert (ratio.title, cosine.title) == ("N = 2", "N = 2")
+    assert [line.label for line in ratio.lines] == ["block 1", "block 2"]
+    assert ratio.lines[0].x == (1.0, 2.0)
+    assert ratio.lines[0].y == pytest.approx((1.0, 1.0))
+    assert ratio.lines[0].sd == pytest.approx((0.5**0.5, 0.5**0.5))
+    assert cosine.lines[0].y == pytest.approx((0.2, 0.2))
+    assert "block 1 ends at 1.00" in figure.alt
+    with pytest.raises(NothingToDraw, match="no teacher learned beside its student"):
+        blocks_figure([make_record()])

@@ -130,6 +130,9 @@ def test_interrupted_in_mid_epoch_ends_in_the_same_weights(
     whole = RunRecord.model_validate_json((unbroken / "record.json").read_text())
     assert [e["validation"] for e in record.curve] == [e["validation"] for e in whole.curve]
     assert record.curve[0]["train"] == pytest.approx(whole.curve[0]["train"])
+    for mine, theirs in zip(record.curve, whole.curve, strict=True):
+        assert set(mine["blocks"]) == {f"block_{i}_{name}" for i in (1, 2) for name in ("ratio", "cosine")}
+        assert mine["blocks"] == pytest.approx(theirs["blocks"])
 
 
 @pytest.mark.slow
