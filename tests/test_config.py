@@ -25,7 +25,10 @@ def test_defaults_are_the_papers_where_it_gives_one() -> None:
     assert settings.distill.beta == 0.1
     assert settings.distill.temperature == 1.0
     assert not settings.distill.soft_label_t2
-    assert set(settings.distill.weights.model_dump().values()) == {1.0}
+    papers = {"teacher_task", "student_task", "embedding", "hidden", "news_embedding", "user_embedding"}
+    weights = settings.distill.weights.model_dump()
+    assert {name for name, weight in weights.items() if weight == 1.0} == {*papers, "soft_labels"}
+    assert set(weights.values()) == {0.0, 1.0}
     assert (settings.model.dropout, settings.model.query_size, settings.batch_size) == (0.2, 256, 32)
     assert settings.optimizer.decay == "none"
     assert settings.optimizer.warmup_share == 0.0

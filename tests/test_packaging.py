@@ -21,7 +21,6 @@ MODULES = {"pyyaml": "yaml"}
 """What a package is imported as, where that is not its name."""
 UNSEEN = {
     "pandas": "Ray Data and Tune read their tables with it",
-    "scipy": "Optuna's Gaussian-process sampler imports it",
     "optuna-dashboard": "a command that a sweep's closing line names",
 }
 """Packages that no line of ours imports, and what they are for."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from newsbert_ray import storage
 from newsbert_ray.config import TrainSettings, build_settings
 from newsbert_ray.inputs import brought, moved
-from newsbert_ray.record import RECORD, TEACHER
+from newsbert_ray.record import RECORD, TEACHER, RecordError, read_record
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from newsbert_ray.data.reading import Course
-    from newsbert_ray.data.shards import Manifest
+    from newsbert_ray.data.shards import Manifest, Split
+    from newsbert_ray.evaluation.place import Scores
     from newsbert_ray.model.pair import Pair, Remembered
     from newsbert_ray.training.loop import World
 
@@ -91,6 +92,18 @@ def taught_first(
         if not (folder / RECORD).exists():
             train(own.model_copy(update={"out": str(folder)}))
     return moved(settings, {"distill.teacher_run": str(folder)})
+
+
+def teacher_scores(settings: TrainSettings, manifest: Manifest) -> dict[Split, Scores]:
+    """A frozen teacher's metrics on validation as its own run has them; nothing where it saw other shards."""
+    assert settings.distill.teacher_run is not None
+    try:
+        record = read_record(settings.distill.teacher_run)
+    except RecordError:
+        return {}
+    if record.data.get("fingerprint") != manifest.fingerprint:
+        return {}
+    return {"validation": {"teacher": record.metrics["validation"]["student"]}}
 
 
 def remembered(

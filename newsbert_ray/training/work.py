@@ -32,7 +32,7 @@ from newsbert_ray.training.checkpoint import (
     load_tensors,
     resume,
 )
-from newsbert_ray.training.frozen import remembered
+from newsbert_ray.training.frozen import remembered, teacher_scores
 from newsbert_ray.training.journal import Journal, both
 from newsbert_ray.training.loop import Report, World, never, run_loop
 from newsbert_ray.training.step import Learner, build_learner
@@ -110,8 +110,10 @@ class _Score(Protocol):
 
 
 def _scorer(pair: Pair, settings: TrainSettings, manifest: Manifest, world: World) -> _Score:
-    """Metrics of the pair's models on a split; a frozen teacher's are found once, for they do not change."""
-    kept: dict[Split, Scores] = {}
+    """Metrics of the pair's models on a split; a frozen teacher's are found once, for they do not change, or
+    on validation not at all, where its own run has them."""
+    read = pair.frozen and world.first
+    kept: dict[Split, Scores] = world.share(teacher_scores(settings, manifest) if read else {})
 
     def score(split: Split, pace: Pace | None = None) -> Scores:
         known = kept.get(split, {}) if pace is None else {}
