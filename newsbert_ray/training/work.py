@@ -64,7 +64,8 @@ def run_worker(
     run = Path(settings.out)
     tell = say if world.first else _silent
     learner = build_worker_learner(settings, manifest, plan, world)
-    tell(describe_layers(block_map(len(learner.pair.teacher.layers), settings.student.layers)))
+    blocks = block_map(len(learner.pair.teacher.layers), settings.student.layers)
+    tell(f"{settings.student.layers} layers learn alone" if learner.pair.alone else describe_layers(blocks))
     progress = _resume(run / CHECKPOINTS, learner, world, say=tell)
     if progress.step:
         tell(f"going on from step {progress.step} of {plan.total_steps}")
