@@ -68,7 +68,7 @@ def table2(records: Sequence[RunRecord]) -> Table | None:
         *("system", "layers", "seeds", _EXTRA[0].heading, f"speed-up by layers, of {PAPERS_LAYERS}"),
         _EXTRA[1].heading,
         *(column.heading for column in metrics),
-        *(f"the paper's {bare(column)}" for column in metrics),
+        *(f"the paper's {bare(column)} %" for column in metrics),
     )
     body = []
     for row in rows:

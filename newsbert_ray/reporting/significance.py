@@ -107,7 +107,7 @@ def significance_table(rows: Sequence[Row], against: Against) -> Table | None:
         (*names, *(f"{bare(column)}, points" for column in columns)),
         body,
         words=len(names),
-        caption=f"Less {against} (all else equal), {_span(seeds)} seeds a row: difference in points; p of "
+        caption=f"Difference to {against} (all else equal), {_seeds(seeds)} a row, in points; p of "
         f"Welch's t-test over seeds, and after Holm's correction over the column; {MARK} below {LEVEL:g}. It "
         "asks whether other seeds would turn the order, not whether other news would.",
     )
@@ -179,8 +179,9 @@ def _p(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def _span(values: Sequence[int]) -> str:
-    return str(values[0]) if len(values) == 1 else f"{values[0]} to {values[-1]}"
+def _seeds(numbers: Sequence[int]) -> str:
+    shown = str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
+    return f"{shown} seed{'' if numbers[-1] == 1 else 's'}"
 
 
 def _others(row: Row, setting: str) -> tuple[tuple[str, str], ...]:

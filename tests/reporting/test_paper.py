@@ -40,7 +40,7 @@ def test_rows_stand_beside_the_papers(make_record: MakeRecord) -> None:
     assert found["BERT-PKD", "1"][-2:] == ("", "")
     speed = table.head.index("speed-up by layers, of 12")
     assert [row[speed] for row in table.rows] == ["6.0", "12.0", "12.0", ""]
-    assert table.head[-2:] == ("the paper's accuracy", "the paper's macro-F1")
+    assert table.head[-2:] == ("the paper's accuracy %", "the paper's macro-F1 %")
     assert found["NewsBERT", "1"][2] == "2"
     assert "only the order of the rows compares" in table.caption
     assert "synthetic_train (ab12cd34), trained on 1,800 titles, encoder scratch" in table.caption
