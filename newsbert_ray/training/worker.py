@@ -29,6 +29,9 @@ from newsbert_ray.training.placement import (
 )
 from newsbert_ray.training.post import forget_entries, send_entry, take_entries
 
+READ_WINDOWS = 1
+"""Windows of an epoch that workers read themselves: one is in memory anyway, and Ray Data, which streams more
+of them, takes half a minute to start."""
 ENDING_SECONDS = 20.0
 """How long a group that is stopped may take to end; ordinarily it is one."""
 _MAX_FAILURES = 3
@@ -64,7 +67,7 @@ def train_group(
     Args:
         report: gets each evaluation's entry once.
         quiet: print nothing, and be brief: a sweep's trial. Its workers take a CPU for each of their threads,
-            and read the shards themselves, the same batches: Ray Data takes 20 s and 1.5 GB to start.
+            and always read the shards themselves, the same batches: Ray Data takes 1.5 GB too.
         gpus: share of a GPU for each worker, where the caller has made sure of the room; found out from the
             cluster by default.
     Raises:
@@ -86,7 +89,8 @@ def train_group(
             display = stack.enter_context(Display(total=_total_steps(settings, manifest)))
             link = f", dashboard {session.dashboard}" if session.dashboard else ""
             display.say(f"Ray Train group of {settings.workers} at {session.address}{link}")
-        group = _Group(settings, session, stream=not quiet, resources={"CPU": cpus, "GPU": gpus})
+        stream = not quiet and len(course_of(settings, manifest).windows(0)) > READ_WINDOWS
+        group = _Group(settings, session, trial=quiet, stream=stream, resources={"CPU": cpus, "GPU": gpus})
         try:
             group.follow(display=display, report=report)
         finally:
@@ -99,7 +103,13 @@ class _Group:
     """A Ray Train run in a thread of its own, because it cannot be interrupted where it waits."""
 
     def __init__(
-        self, settings: TrainSettings, session: RaySession, *, stream: bool, resources: dict[str, float]
+        self,
+        settings: TrainSettings,
+        session: RaySession,
+        *,
+        trial: bool,
+        stream: bool,
+        resources: dict[str, float],
     ) -> None:
         self.failure: BaseException | None = None
         self._settings = settings
@@ -113,6 +123,7 @@ class _Group:
         self._config = {
             "settings": settings.model_dump(),
             "threads": _threads(settings, session),
+            "trial": trial,
             "stream": stream,
             "group": self._name,
             "after": "",
@@ -253,7 +264,7 @@ def _work(config: dict[str, Any]) -> None:
         if world.first:
             inputs.as_given(run, given)
             storage.publish(given.out)
-            if not config["stream"]:
+            if config["trial"]:
                 storage.discard(given.out)  # a trial's: its node may see hundreds of them
 
 

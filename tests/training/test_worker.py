@@ -22,6 +22,7 @@ from newsbert_ray.data.order import Order
 from newsbert_ray.data.reading import Course, read_updates
 from newsbert_ray.data.shards import read_manifest
 from newsbert_ray.record import METRICS, read_entries, read_record
+from newsbert_ray.training import worker
 from newsbert_ray.training.checkpoint import CHECKPOINTS, step_folders
 from newsbert_ray.training.placement import at_rest
 from newsbert_ray.training.post import forget_entries, send_entry, take_entries
@@ -111,8 +112,11 @@ def test_two_workers_equal_one_and_survive_a_kill(shards: Path, session: None, t
     assert steps == list(range(1, record.steps + 1))
 
 
-def test_workers_divide_clicks(shards: Path, session: None, tmp_path: Path) -> None:
+def test_workers_divide_clicks(
+    shards: Path, session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Recommendation over two workers, streamed by Ray Data: the same student and metrics as one's."""
+    monkeypatch.setattr(worker, "READ_WINDOWS", 0)
     # Adam divides by a gradient's size: with its usual epsilon one of rounding noise makes a whole step.
     values: dict[str, Any] = {"task": "recommendation", "epochs": 1, "batch_size": 16}
     values |= {"optimizer": {"epsilon": 1e-6}}
