@@ -13,8 +13,8 @@ from newsbert_ray.reporting.panels import FigureData, Line, NothingToDraw, Panel
 
 BLOCKS_FIGURE = "block_gradients"
 _KINDS: Mapping[str, str] = {
-    "ratio": "norm: block's mean gradient / student layer's",
-    "cosine": "cosine of the two",
+    "ratio": "norms, block mean / student",
+    "cosine": "cosine, block mean and student",
 }
 _NUMBER = re.compile(r"block_(\d+)_(ratio|cosine)")
 
