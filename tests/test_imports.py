@@ -14,6 +14,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "newsbert_ray"
 ORDER = (
     (
+        "settings",
         "config",
         "record",
         "connect",

@@ -415,6 +415,16 @@ def test_a_resume_with_nothing_left_but_what_cannot_be_ends_with_its_table(
         assert (out / "report" / "report.md").exists()
 
 
+def small_space(shards: Path, axis: str) -> str:
+    """A grid over one axis whose trials take a second."""
+    return (
+        f"name: real\nsettings: {{data: {shards}, teacher: scratch, epochs: 1, batch_size: 32, "
+        "learning_rate: 0.002, student.layers: 1, model.query_size: 8, "
+        "scratch: {layers: 2, hidden: 16, heads: 2, feed_forward: 32}}\n"
+        f"space:\n  {axis}\n"
+    )
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(600)
@@ -422,12 +432,7 @@ def test_a_trial_is_the_run_that_train_alone_makes(
     ray: RaySession, write_space: WriteSpace, shards: Path, tmp_path: Path
 ) -> None:
     """The best point trained again has other numbers; or a night's checkpoints fill the disk."""
-    small = (
-        f"name: real\nsettings: {{data: {shards}, teacher: scratch, epochs: 1, batch_size: 32, "
-        "learning_rate: 0.002, student.layers: 1, model.query_size: 8, "
-        "scratch: {layers: 2, hidden: 16, heads: 2, feed_forward: 32}}\n"
-        "space:\n  distill.beta: {grid: [0.0, 0.2]}\n"
-    )
+    small = small_space(shards, "distill.beta: {grid: [0.0, 0.2]}")
     out = tmp_path / "sweep"
     result = sweep(write_space(small), out=out)
     assert result.failures == {}
@@ -451,12 +456,7 @@ def test_trials_share_the_teachers_that_they_only_read(
     ray: RaySession, write_space: WriteSpace, shards: Path, tmp_path: Path
 ) -> None:
     """Each trial would fine-tune one of its own, or two of them write into one folder."""
-    small = (
-        f"name: methods\nsettings: {{data: {shards}, teacher: scratch, epochs: 1, batch_size: 32, "
-        "learning_rate: 0.002, student.layers: 1, model.query_size: 8, "
-        "scratch: {layers: 2, hidden: 16, heads: 2, feed_forward: 32}}\n"
-        "space:\n  method: {grid: [newsbert, twinbert, pkd, minilm]}\n"
-    )
+    small = small_space(shards, "method: {grid: [newsbert, twinbert, pkd, minilm]}")
     out = tmp_path / "sweep"
     result = sweep(write_space(small), out=out)
     assert result.failures == {}
