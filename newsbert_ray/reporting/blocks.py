@@ -45,6 +45,7 @@ def blocks_figure(records: Sequence[RunRecord]) -> FigureData[Panel]:
         "updates before mixing. Momentum adds beta x ratio of its own length to a student layer's gradient; "
         "where the cosine is small, it turns the update.",
         across=2,
+        whole_x=True,
         alt="; ".join(
             f"{panel.title}, {panel.y_label}: "
             + ", ".join(f"{line.label} ends at {line.y[-1]:.2f}" for line in panel.lines)

@@ -113,6 +113,7 @@ def method_figure(records: Sequence[RunRecord]) -> FigureData[Panel]:
         tuple(panels),
         _caption(records, panels),
         across=2,
+        whole_x=True,
         alt=_best_ends(panels, "N"),
     )
 
