@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from newsbert_ray.methods import METHODS, TASK_VALUES, MethodName
+from newsbert_ray.methods import METHODS, OF_BOTH, TASK_VALUES, MethodName
 from newsbert_ray.settings import Settings, SettingsError, build_settings, dotted_names, merge, nearest
 from newsbert_ray.tasks import TaskName
 
@@ -18,6 +18,7 @@ __all__ = [
     "INSIDE",
     "SCRATCH",
     "STUDENT_LOSSES",
+    "VECTOR_FILES",
     "CheckpointSettings",
     "DistillSettings",
     "LossWeights",
@@ -30,6 +31,7 @@ __all__ = [
     "SettingsError",
     "StudentSettings",
     "TrainSettings",
+    "UserKind",
     "build_settings",
     "dotted_names",
     "merge",
@@ -40,13 +42,20 @@ SCRATCH = "scratch"
 """The teacher's name that asks for a small BERT built from settings instead of pretrained weights."""
 
 
+VECTOR_FILES = (".txt", ".vec", ".txt.gz", ".vec.gz")
+"""Endings of files of word vectors, which `prepare` takes where an encoder stands."""
+
+UserKind = Literal["pooling", "self_attention"]
+"""How a user's clicks become one embedding."""
+
+
 class ScratchSettings(Settings):
     """Size of the small BERT built from nothing where `teacher` is `scratch`; unused otherwise."""
 
     layers: int = Field(4, ge=1, le=48)
     """Transformer layers."""
     hidden: int = Field(64, ge=4)
-    """Hidden size D."""
+    """Hidden size D; as wide as the shards' word vectors, where they have any."""
     heads: int = Field(4, ge=1)
     """Attention heads; must divide the hidden size."""
     feed_forward: int = Field(256, ge=4)
@@ -82,13 +91,15 @@ class StudentSettings(Settings):
     encoder: str | None = None
     """A pretrained encoder of its own to start from (a released TinyBERT, say), name, folder or URL, of the
     same tokeniser; its first N layers. By default it starts from the teacher's."""
-    kind: Literal["transformer", "bilstm"] = "transformer"
-    """bilstm: one bidirectional LSTM over the teacher's word embeddings instead (Tang et al. 2019)."""
+    kind: Literal["transformer", "bilstm", "nrms"] = "transformer"
+    """Over the teacher's word embeddings instead: bilstm, one bidirectional LSTM (Tang et al. 2019); nrms,
+    self-attention of 20 heads of 20 (NRMS, Wu et al. 2019)."""
 
     @model_validator(mode="after")
-    def _bilstm_is_one_layer(self) -> Self:
-        if self.kind == "bilstm" and (self.layers != 1 or self.encoder is not None):
-            raise ValueError("a bilstm student has student.layers 1 and no student.encoder")
+    def _others_are_one_layer(self) -> Self:
+        if self.kind != "transformer" and (self.layers != 1 or self.encoder is not None):
+            article = "an" if self.kind == "nrms" else "a"
+            raise ValueError(f"{article} {self.kind} student has student.layers 1 and no student.encoder")
         return self
 
 
@@ -224,6 +235,9 @@ class RecommendationSettings(Settings):
     """Non-clicked candidates drawn for each click, anew each epoch, from the click's own impression."""
     history: int = Field(50, ge=1)
     """A user's last clicks that are read (user_log_length in other code)."""
+    user: UserKind = "pooling"
+    """How clicks become a user: pooling, attentive pooling (paper); self_attention, 20 heads of 20 under it
+    (NRMS; an encoder 400 wide, as student.kind nrms is)."""
 
 
 class OptimizerSettings(Settings):
@@ -328,11 +342,18 @@ class TrainSettings(Settings):
         """Lay what is given over the task's and the method's own values."""
         if not isinstance(values, Mapping):
             return values
-        task, method = values.get("task"), values.get("method")
-        return merge(TASK_VALUES.get(str(task), {}), METHODS.get(str(method), {}), values)
+        task, method = str(values.get("task")), str(values.get("method"))
+        return merge(
+            TASK_VALUES.get(task, {}), METHODS.get(method, {}), OF_BOTH.get((method, task), {}), values
+        )
 
     @model_validator(mode="after")
-    def _accumulation_fits(self) -> Self:
+    def _values_fit(self) -> Self:
+        if self.teacher.lower().endswith(VECTOR_FILES):
+            raise ValueError(
+                f"teacher {self.teacher}: word vectors come with the shards that they were prepared with; "
+                f"give --teacher {SCRATCH}, or --method glove"
+            )
         if self.min_workers is not None and self.min_workers > self.workers:
             raise ValueError(f"min_workers {self.min_workers} is more than workers {self.workers}")
         parts = self.workers * self.optimizer.accumulate
@@ -351,7 +372,8 @@ class PrepareSettings(Settings):
     """Folder or zip with news.tsv and behaviors.tsv, or a table (.tsv, .csv, .jsonl, .parquet) of query, text
     and clicked, or its URL (s3://, gs://); give it once each for train, dev and test."""
     teacher: str
-    """Encoder whose tokeniser is used: a Hugging Face name, a folder, or `scratch`."""
+    """Encoder whose tokeniser is used: a Hugging Face name, a folder, or `scratch`; or a file of word vectors
+    in GloVe's text form (glove.6B.300d.txt), whose words then are the tokens."""
     out: str
     """Folder for the shards and their manifest.json, or its URL."""
     max_tokens: int | None = Field(None, ge=3)

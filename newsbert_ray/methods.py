@@ -25,6 +25,7 @@ MethodName = Literal[
     "distilbert",
     "minilm",
     "bilstm_soft",
+    "glove",
 ]
 
 LOSSES = (
@@ -113,8 +114,25 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
         "student": {"kind": "bilstm", "layers": 1},
         "distill": {**_FROZEN, "weights": _only(student_task=1.0, logits=1.0)},
     },
+    # 4.2: no pretrained encoder; a Transformer from nothing over word vectors, which come with the shards.
+    "glove": {
+        "teacher": "scratch",
+        "scratch": {"hidden": 300, "heads": 10, "feed_forward": 1200},
+        "student": {"layers": 1},
+        "distill": {"beta": 0.0, "weights": _only(student_task=1.0)},
+    },
 }
 """What each method sets; anything of it may be given besides."""
 
 TASK_VALUES: Mapping[str, Mapping[str, Any]] = {"recommendation": {"distill": {"beta": 0.15}}}
 """Values that the paper gives for one task (4.1)."""
+
+OF_BOTH: Mapping[tuple[str, str], Mapping[str, Any]] = {
+    # NRMS (Wu et al. 2019): 20 heads of 20 over words and over clicks, additive attention of 200.
+    ("glove", "recommendation"): {
+        "student": {"kind": "nrms"},
+        "model": {"query_size": 200},
+        "recommendation": {"user": "self_attention"},
+    },
+}
+"""What a method sets for one task besides, by (method, task)."""

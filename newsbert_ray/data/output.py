@@ -20,8 +20,12 @@ from newsbert_ray.data.plan import PlannedFile
 from newsbert_ray.data.shards import FORMAT, MANIFEST, Manifest, Part, Shard, ShardError, read_manifest
 from newsbert_ray.data.sources import PrepareError
 from newsbert_ray.data.tokens import TitleTokenizer
+from newsbert_ray.data.vectors import identity, is_vectors
+from newsbert_ray.inputs import brought
 
 REJECTED = "rejected.jsonl"
+_MADE_OF = ("scratch.vocabulary", "vectors")
+"""Row settings of tokenisers that are made of the corpus's texts."""
 TITLE_TOKENS = 30
 """Longest title where the settings name none (paper: titles of 30 tokens)."""
 
@@ -37,7 +41,7 @@ def find_prepared(
     """The manifest at `out` if it was made from the same and is whole; None where `out` may be written.
 
     Args:
-        tokenizer: None for one that is still to be learned.
+        tokenizer: None for one that is still to be made.
     Raises:
         PrepareError: `out` holds something else, which is named.
     """
@@ -68,7 +72,7 @@ def find_prepared(
 def fingerprint(
     settings: PrepareSettings, files: Sequence[PlannedFile], tokenizer: TitleTokenizer | None
 ) -> str:
-    """SHA-256 over sources, tokeniser (None: to be learned from the titles) and settings that alter a row."""
+    """SHA-256 over sources, tokeniser (None: to be made of the texts) and settings that alter a row."""
     made_from = {
         "format": FORMAT,
         "sources": [[file.number, file.source.sha256] for file in files],
@@ -80,6 +84,11 @@ def fingerprint(
 
 def row_settings(settings: PrepareSettings) -> dict[str, Any]:
     """The settings that alter a row."""
+    vectors = (
+        {"vectors": identity(Path(brought(settings.teacher)).expanduser())}
+        if is_vectors(settings.teacher)
+        else {}
+    )
     return {
         "max_tokens": settings.max_tokens or TITLE_TOKENS,
         "query_tokens": settings.query_tokens if any(map(is_pairs_table, settings.source)) else None,
@@ -87,6 +96,7 @@ def row_settings(settings: PrepareSettings) -> dict[str, Any]:
         "test_share": settings.test_share,
         "seed": settings.seed,
         "scratch.vocabulary": settings.scratch.vocabulary if settings.teacher == SCRATCH else None,
+        **vectors,
     }
 
 
@@ -145,16 +155,17 @@ def _changes(
     new = {f"{file.source.folder}/{file.source.name}": file.source.sha256 for file in files}
     if sorted(old.values()) != sorted(new.values()):
         yield from _changed_sources(old, new)
-    name = SCRATCH if tokenizer is None else tokenizer.name
-    if tokenizer is None or found.settings.get("scratch.vocabulary") is not None:
-        same = tokenizer is None and found.settings.get("scratch.vocabulary") is not None
+    name = Path(settings.teacher).name if tokenizer is None else tokenizer.name
+    asked = row_settings(settings)
+    if tokenizer is None or any(found.settings.get(key) for key in _MADE_OF):
+        same = all(bool(found.settings.get(key)) == bool(asked.get(key)) for key in _MADE_OF)
     else:
         same = found.tokenizer.sha256 == tokenizer.sha256
     if not same:
         yield f"tokeniser {found.tokenizer.name} then, {name} now" + (
             ", with other contents" if found.tokenizer.name == name else ""
         )
-    for key, value in row_settings(settings).items():
+    for key, value in asked.items():
         if found.settings.get(key) != value and same:
             yield f"{key} {found.settings.get(key)} then, {value} now"
 

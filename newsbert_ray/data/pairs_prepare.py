@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from newsbert_ray.config import SCRATCH, PrepareSettings
+from newsbert_ray.config import PrepareSettings
 from newsbert_ray.data.mind import BadLine, excerpt
 from newsbert_ray.data.output import (
     REJECTED,
@@ -47,8 +47,8 @@ from newsbert_ray.data.split import (
     role_of,
     split_by_hash,
 )
-from newsbert_ray.data.tokens import TitleTokenizer, learn_tokenizer, load_tokenizer
-from newsbert_ray.inputs import brought
+from newsbert_ray.data.tokens import TitleTokenizer
+from newsbert_ray.data.vocabulary import make_tokenizer, own_tokenizer
 from newsbert_ray.record import write_json
 from newsbert_ray.storage import publish
 
@@ -86,13 +86,23 @@ class _Tables:
 
     def training_strings(self, say: Say) -> Iterator[str]:
         """Queries and texts that train; neighbours that are equal come once."""
+        return self._strings(self.tables[:1], say, only=Fate.TRAIN)
+
+    def strings(self, say: Say) -> Iterator[str]:
+        """All queries and texts; neighbours that are equal come once."""
+        return self._strings(self.tables, say)
+
+    def _strings(self, tables: Sequence[PairsTable], say: Say, only: Fate | None = None) -> Iterator[str]:
         tell = _teller(say, lambda done, _: f"learned from {done:,} rows")
-        for block in _blocks(read_pairs(self.tables[0])):
-            tell(len(block))
-            pairs = _good(block)
-            kept = [pairs[i] for i in np.flatnonzero(self.fates(0, pairs) == Fate.TRAIN).tolist()]
-            yield from dict.fromkeys(pair.query for pair in kept)
-            yield from dict.fromkeys(pair.text for pair in kept)
+        for number, table in enumerate(tables):
+            for block in _blocks(read_pairs(table)):
+                tell(len(block))
+                pairs = _good(block)
+                if only is not None:
+                    kept = np.flatnonzero(self.fates(number, pairs) == only)
+                    pairs = [pairs[i] for i in kept.tolist()]
+                yield from dict.fromkeys(pair.query for pair in pairs)
+                yield from dict.fromkeys(pair.text for pair in pairs)
 
 
 @dataclass
@@ -118,7 +128,7 @@ def prepare_pairs(settings: PrepareSettings, out: Path, partial: Path, say: Say,
     settings = settings.model_copy(update={"max_tokens": settings.max_tokens or TEXT_TOKENS})
     tables = _open_tables(settings, say)
     files = _as_planned(tables)
-    tokenizer = None if settings.teacher == SCRATCH else load_tokenizer(brought(settings.teacher))
+    tokenizer = own_tokenizer(settings)
     found = find_prepared(out, settings, files, tokenizer, say=say)
     if found is not None:
         counted = f"{_count_splits(found)} of these very sources"
@@ -129,9 +139,12 @@ def prepare_pairs(settings: PrepareSettings, out: Path, partial: Path, say: Say,
     scan = _scan(tables, out, partial, say)
     _require_both_clicks(tables, scan)
     if tokenizer is None:
-        say(f"learning up to {settings.scratch.vocabulary:,} WordPieces from the training queries and texts")
-        tokenizer = learn_tokenizer(
-            lambda: tables.training_strings(say), vocabulary=settings.scratch.vocabulary
+        tokenizer = make_tokenizer(
+            settings,
+            partial,
+            training=lambda: tables.training_strings(say),
+            all_texts=lambda: tables.strings(say),
+            say=say,
         )
     written, texts = _write(tables, tokenizer, partial, sum(scan.rows), say)
     tokenizer.save(partial / "tokenizer")

@@ -91,13 +91,13 @@ class Plan:
         """All jobs, in the order of files and lines."""
         return [job for file in self.files for job in file.jobs()]
 
-    def training_titles(self) -> Iterator[str]:
-        """Titles that train, in the order of their lines."""
+    def titles(self, *fates: Fate) -> Iterator[str]:
+        """Titles of these fates, in the order of their lines."""
         for file in self.of_kind("news"):
             for job in file.jobs():
                 rows = rows_of(job.chunk, parse_news)
                 for fate, (_, row) in zip(job.fates.tolist(), rows, strict=True):
-                    if fate == Fate.TRAIN and isinstance(row, News):
+                    if fate in fates and isinstance(row, News):
                         yield row.title
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from newsbert_ray.config import SCRATCH, PrepareSettings
+from newsbert_ray.config import PrepareSettings
 from newsbert_ray.connect import inside_cluster
 from newsbert_ray.data.chunk import (
     GROUPS,
@@ -48,9 +48,10 @@ from newsbert_ray.data.pairs_table import is_pairs_table
 from newsbert_ray.data.plan import Plan, PlannedFile, make_plan, read_sources, require_news
 from newsbert_ray.data.shards import FORMAT, MANIFEST, SPLITS, Manifest, Shard, Source, Texts, Tokenizer
 from newsbert_ray.data.sources import PrepareError
-from newsbert_ray.data.split import RARE, Fate, Hashes, is_known
+from newsbert_ray.data.split import KEPT, RARE, Fate, Hashes, is_known
 from newsbert_ray.data.texts import TextWriter
-from newsbert_ray.data.tokens import TitleTokenizer, learn_tokenizer, load_tokenizer
+from newsbert_ray.data.tokens import TitleTokenizer
+from newsbert_ray.data.vocabulary import make_tokenizer, own_tokenizer
 from newsbert_ray.inputs import brought
 from newsbert_ray.record import write_json
 from newsbert_ray.storage import is_url, publish, working
@@ -111,7 +112,7 @@ def prepare(settings: PrepareSettings, *, say: Say = print) -> Manifest:
 
 def _prepare(settings: PrepareSettings, out: Path, partial: Path, say: Say, started: float) -> Manifest:
     files = read_sources(settings.source, unpacked=partial, say=say)
-    tokenizer = None if settings.teacher == SCRATCH else load_tokenizer(brought(settings.teacher))
+    tokenizer = own_tokenizer(settings)
     found = find_prepared(out, settings, files, tokenizer, say=say)
     if found is not None:
         counted = f"{_count_splits(found)} news of these very sources"
@@ -124,8 +125,13 @@ def _prepare(settings: PrepareSettings, out: Path, partial: Path, say: Say, star
         _require_few_bad_news(plan, settings, out, partial)
         require_news(plan)
         if tokenizer is None:
-            say(f"learning up to {settings.scratch.vocabulary:,} WordPieces from the training titles")
-            tokenizer = learn_tokenizer(plan.training_titles, vocabulary=settings.scratch.vocabulary)
+            tokenizer = make_tokenizer(
+                settings,
+                partial,
+                training=lambda: plan.titles(Fate.TRAIN),
+                all_texts=lambda: plan.titles(*KEPT),
+                say=say,
+            )
         shared = _share(plan, tokenizer, settings, partial)
         jobs = plan.jobs()
         sums = _add_up(_track(map_all(jobs, run_job, shared), jobs, say))

@@ -202,12 +202,13 @@ def _load_with_transformers(teacher: str, folder: Path) -> TitleTokenizer:
 
 
 def _save_learned(backend: tokenizers.Tokenizer, serialised: str, folder: Path) -> None:
-    """The files that transformers expects of a BERT tokeniser."""
+    """The files that transformers expects of a BERT tokeniser, or of one of whole words."""
     (folder / "tokenizer.json").write_text(serialised, encoding="utf-8")
     by_id = sorted(backend.get_vocab().items(), key=lambda item: item[1])
     (folder / "vocab.txt").write_text("".join(f"{token}\n" for token, _ in by_id), encoding="utf-8")
+    whole_words = json.loads(serialised)["model"]["type"] == "WordLevel"
     config = {
-        "tokenizer_class": "BertTokenizer",
+        "tokenizer_class": "PreTrainedTokenizerFast" if whole_words else "BertTokenizer",
         "do_lower_case": True,
         "model_max_length": 512,
         **{f"{token.strip('[]').lower()}_token": token for token in SPECIAL_TOKENS},

@@ -11,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from newsbert_ray.config import (
@@ -23,8 +24,10 @@ from newsbert_ray.config import (
 )
 from newsbert_ray.data.shards import Manifest
 from newsbert_ray.data.tokens import load_tokenizer
+from newsbert_ray.data.vectors import VECTORS
 from newsbert_ray.model.encoder import Encoder, EncoderError
 from newsbert_ray.model.loading import load_encoder, load_exported
+from newsbert_ray.model.nrms import NrmsEncoder
 from newsbert_ray.model.pair import Pair, Top, block_map
 from newsbert_ray.model.recurrent import RecurrentEncoder
 from newsbert_ray.tasks import TaskName
@@ -52,7 +55,7 @@ def assemble_pair(settings: TrainSettings, manifest: Manifest, *, stand_in: bool
     distill = settings.distill
     torch.manual_seed(settings.seed)
     model = settings.model
-    if distill.alone and settings.student.kind == "transformer":  # the student is all that is needed
+    if distill.alone and settings.student.kind != "bilstm":  # the student is all that is needed
         model = model.model_copy(update={"teacher_layers": settings.student.layers})
     teacher = _pretrained(settings.teacher, model, settings, manifest)
     block_map(len(teacher.layers), settings.student.layers)
@@ -107,6 +110,8 @@ def _start_student(teacher: Encoder, settings: TrainSettings, manifest: Manifest
     student = settings.student
     if student.kind == "bilstm":
         return RecurrentEncoder(teacher.word_table, teacher.hidden_size, dropout=settings.model.dropout)
+    if student.kind == "nrms":
+        return NrmsEncoder(teacher.word_table, dropout=settings.model.dropout)
     if student.encoder is not None:
         own = settings.model.model_copy(update={"teacher_layers": student.layers})
         return _pretrained(student.encoder, own, settings, manifest)
@@ -121,6 +126,7 @@ def _draw_top(encoder: Encoder, settings: TrainSettings, manifest: Manifest) -> 
         query_size=settings.model.query_size,
         topics=len(manifest.labels),
         task=settings.task,
+        user=settings.recommendation.user,
     )
 
 
@@ -157,9 +163,35 @@ def _pretrained(name: str, model: ModelSettings, settings: TrainSettings, manife
     tokenizer, longest = manifest.tokenizer, int(manifest.settings.get("max_tokens") or 0)
     recipe = (name, model, settings.scratch, tokenizer.vocabulary, tokenizer.pad_id, longest)
     if name == SCRATCH:
-        return _load(*recipe)
+        encoder = _load(*recipe)
+        _take_vectors(encoder, Path(settings.data) / VECTORS)
+        return encoder
     check_tokenizer(name, manifest)
     return copy.deepcopy(_cached(*recipe))
+
+
+def _take_vectors(encoder: Encoder, path: Path) -> None:
+    """Let an encoder from scratch start from the shards' word vectors, where they have any.
+
+    Raises:
+        EncoderError: it has another width, or they are damaged.
+    """
+    if not path.is_file():
+        return
+    try:
+        table = torch.from_numpy(np.load(path, allow_pickle=False))
+    except (OSError, ValueError) as error:
+        raise EncoderError(f"{path}: damaged word vectors ({error}); prepare the shards again") from error
+    words = encoder.word_table.weight
+    if table.shape[1] != words.shape[1]:
+        raise EncoderError(
+            f"the shards' word vectors are {table.shape[1]} wide, the encoder {words.shape[1]}: give "
+            f"--scratch.hidden {table.shape[1]} and --scratch.heads that divide it"
+        )
+    if table.shape != words.shape:
+        raise EncoderError(f"{path}: not the vectors of these shards' words; prepare the shards again")
+    with torch.no_grad():
+        words.copy_(table)
 
 
 def start_top(top: Top, settings: TrainSettings, manifest: Manifest) -> None:
@@ -231,6 +263,7 @@ def write_student(
     top = {
         "task": task,
         "labels": manifest.labels,
+        "user": "self_attention" if getattr(pair.top.head, "attention", None) is not None else "pooling",
         "query_size": pair.top.pooling.key.out_features,
         "max_tokens": manifest.settings.get("max_tokens"),
         "tokenizer_sha256": manifest.tokenizer.sha256,
@@ -273,6 +306,7 @@ def load_student(folder: Path) -> tuple[Encoder, Top, dict[str, Any]]:
             query_size=described["query_size"],
             topics=len(described["labels"]),
             task=described["task"],
+            user=described["user"],
         )
         top.load_state_dict(weights)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
@@ -284,4 +318,4 @@ def load_student(folder: Path) -> tuple[Encoder, Top, dict[str, Any]]:
 
 def _read_top(folder: Path) -> dict[str, Any]:
     described: dict[str, Any] = json.loads((folder / TOP_CONFIG).read_text(encoding="utf-8"))
-    return {"task": "topics", **described}  # students of before there were tasks
+    return {"task": "topics", "user": "pooling", **described}  # students of before there were others

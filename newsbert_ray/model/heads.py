@@ -9,7 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from newsbert_ray.config import SettingsError, UserKind
 from newsbert_ray.data.batches import ClickChoices, PairChoices, Topics
+from newsbert_ray.model.nrms import HEAD_SIZE, HEADS, SelfAttention
 from newsbert_ray.model.pooling import AttentivePooling
 from newsbert_ray.tasks import TaskName
 
@@ -40,8 +42,10 @@ class ClickHead(nn.Module):
     """User encoder and click predictor (NewsBERT 3.3): attentive pooling over the clicked news, then the
     inner product with a candidate."""
 
-    def __init__(self, hidden_size: int, query_size: int) -> None:
+    def __init__(self, hidden_size: int, query_size: int, user: UserKind = "pooling") -> None:
         super().__init__()
+        self.attention = _user_attention(hidden_size) if user == "self_attention" else None
+        """Over the clicked news first, as NRMS has it."""
         self.user = AttentivePooling(hidden_size, query_size)
         self.newcomer = nn.Parameter(torch.zeros(hidden_size))
         """The embedding of a user without a history."""
@@ -56,6 +60,8 @@ class ClickHead(nn.Module):
             (S, D).
         """
         empty = history_mask.sum(-1, keepdim=True) == 0  # (S, 1)
+        if self.attention is not None:
+            history = self.attention(history, history_mask + empty)
         pooled = self.user(history, history_mask + empty)
         return torch.where(empty, self.newcomer, pooled)
 
@@ -89,8 +95,19 @@ class PairHead(nn.Module):
         return Prediction(torch.stack([torch.zeros_like(scores), scores], -1))
 
 
-def build_head(task: TaskName, hidden_size: int, *, query_size: int, topics: int) -> nn.Module:
-    """A task's head with fresh weights from torch's generator."""
+def build_head(
+    task: TaskName, hidden_size: int, *, query_size: int, topics: int, user: UserKind = "pooling"
+) -> nn.Module:
+    """A task's head with fresh weights from torch's generator; `user` as in the settings, of clicks alone."""
     if task == "topics":
         return TopicHead(hidden_size, topics)
-    return ClickHead(hidden_size, query_size) if task == "recommendation" else PairHead()
+    return ClickHead(hidden_size, query_size, user) if task == "recommendation" else PairHead()
+
+
+def _user_attention(hidden_size: int) -> SelfAttention:
+    if hidden_size != HEADS * HEAD_SIZE:
+        raise SettingsError(
+            f"recommendation.user self_attention is {HEADS * HEAD_SIZE} wide and the encoder {hidden_size}; "
+            "set student.kind nrms, or recommendation.user pooling"
+        )
+    return SelfAttention(hidden_size)

@@ -10,7 +10,10 @@ import torch
 
 from newsbert_ray.config import SCRATCH, ModelSettings, ScratchSettings
 from newsbert_ray.model.encoder import Encoder, EncoderError
-from newsbert_ray.model.recurrent import KIND, load_recurrent
+from newsbert_ray.model.nrms import KIND as NRMS
+from newsbert_ray.model.nrms import load_nrms
+from newsbert_ray.model.recurrent import KIND as BILSTM
+from newsbert_ray.model.recurrent import load_recurrent
 from newsbert_ray.model.unilm import is_unilm, load_unilm, unilm_config
 
 if TYPE_CHECKING:
@@ -90,8 +93,10 @@ def load_exported(folder: Path) -> Encoder:
         KeyError, OSError, RuntimeError, ValueError: it is not whole.
     """
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if config["model_type"] == KIND:
+    if config["model_type"] == BILSTM:
         return load_recurrent(folder, config)
+    if config["model_type"] == NRMS:
+        return load_nrms(folder, config)
     if is_unilm(folder):
         return load_unilm(folder, unilm_config(folder)).eval()
     return Encoder(_build(str(folder), _pretrained_config(str(folder)))).eval()

@@ -9,7 +9,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from newsbert_ray.config import SettingsError
+from newsbert_ray.config import SettingsError, UserKind
 from newsbert_ray.data.batches import Batch
 from newsbert_ray.model.encoder import Encoder, Projections
 from newsbert_ray.model.heads import build_head
@@ -46,10 +46,18 @@ class Output:
 class Top(nn.Module):
     """Attentive pooling and the task's head: one set of parameters that both models stand under."""
 
-    def __init__(self, hidden_size: int, *, query_size: int, topics: int, task: TaskName = "topics") -> None:
+    def __init__(
+        self,
+        hidden_size: int,
+        *,
+        query_size: int,
+        topics: int,
+        task: TaskName = "topics",
+        user: UserKind = "pooling",
+    ) -> None:
         super().__init__()
         self.pooling = AttentivePooling(hidden_size, query_size)
-        self.head = build_head(task, hidden_size, query_size=query_size, topics=topics)
+        self.head = build_head(task, hidden_size, query_size=query_size, topics=topics, user=user)
 
     def embed(self, hidden_states: tuple[Tensor, ...], attention_mask: Tensor) -> Tensor:
         """Texts' embeddings (B, D) from an encoder's hidden states; in fp32 whatever it computed in."""

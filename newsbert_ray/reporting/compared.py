@@ -8,7 +8,7 @@ from pathlib import PurePath
 from typing import Any
 
 from newsbert_ray.config import TrainSettings, build_settings
-from newsbert_ray.methods import METHODS
+from newsbert_ray.methods import METHODS, OF_BOTH
 from newsbert_ray.record import RunRecord
 from newsbert_ray.tasks import TASKS, Task, TaskName
 
@@ -111,7 +111,12 @@ def varying_settings(records: Sequence[RunRecord]) -> list[str]:
 
 def _told_by_method(name: str, flats: Sequence[Mapping[str, Any]]) -> bool:
     """Whether a method sets `name`, and all runs of each method here have one value of it."""
-    told = any(name in flat_values(changes) for changes in METHODS.values())
+    changed = (*METHODS.values(), *OF_BOTH.values())
+    told = any(name in flat_values(changes) for changes in changed)
+    if name == "data":  # shards of other tokens, where a method has another encoder
+        told = len({repr(flat.get("teacher")) for flat in flats}) > 1 and (
+            len({str(flat.get("data")).rpartition(" (")[0] for flat in flats}) == 1
+        )
     if not told or name == "student.layers":  # a BiLSTM's one layer is no reason to hide the others' depths
         return False
     found: dict[str, set[str]] = {}

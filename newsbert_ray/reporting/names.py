@@ -13,6 +13,7 @@ NAMES: Mapping[str, str] = {
     "distilbert": "DistilBERT",
     "minilm": "MiniLM",
     "bilstm_soft": "BiLSTM-soft",
+    "glove": "GloVe",
     "mutual": "mutual learning",
     "disjoint": "NewsBERT, disjoint",
     "no_momentum": "NewsBERT without momentum",

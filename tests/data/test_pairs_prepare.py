@@ -258,7 +258,7 @@ def test_scratch_learns_from_training_pairs_alone(tmp_path: Path) -> None:
     vocabulary = (tmp_path / "out" / "tokenizer" / "vocab.txt").read_text(encoding="utf-8").split("\n")
     assert {"query", "news", "number"} <= set(vocabulary)
     assert not any("z" in word or "g" in word for word in vocabulary)
-    assert "learning up to 200 WordPieces from the training queries and texts" in said
+    assert "learning up to 200 WordPieces from the training texts" in said
     before = _contents(tmp_path / "out")
     _, said = _prepare(tmp_path / "out", paths, "scratch", scratch={"vocabulary": 200})
     assert said[-1].startswith("already prepared")

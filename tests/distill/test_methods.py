@@ -39,6 +39,7 @@ EXPECTED = {
     "pkd": "student_task soft_labels cls",
     "distilbert": "student_task soft_labels cosine",
     "bilstm_soft": "student_task logits",
+    "glove": "student_task",
 }
 """Losses of each method's every step on topics; the two with stages have a test of their own."""
 STAGES = {
@@ -81,7 +82,7 @@ def test_names_are_those_of_the_settings() -> None:
 @pytest.mark.parametrize("method", sorted(EXPECTED))
 def test_a_method_trains_what_it_should(make_settings: MakeSettings, method: str, task: str) -> None:
     """Each with the losses of its table row; only a joint teacher moves."""
-    values = {} if method == "bilstm_soft" else {"student.layers": 2}
+    values = {} if method in ("bilstm_soft", "glove") else {"student.layers": 2}
     settings = make_settings(**{"method": method, "task": task, "student.layers": 1, **values})
     learner = learner_of(settings)
     before = encoders(learner.pair)
@@ -94,7 +95,7 @@ def test_a_method_trains_what_it_should(make_settings: MakeSettings, method: str
         name: any(not torch.equal(value, after[name][key]) for key, value in weights.items())
         for name, weights in before.items()
     }
-    assert moved == {"student": True, "teacher": method not in (*FROZEN, "finetune")}
+    assert moved == {"student": True, "teacher": method not in (*FROZEN, "finetune", "glove")}
     assert (method in FROZEN) == settings.distill.frozen
 
 

@@ -46,6 +46,20 @@ def test_rows_stand_beside_the_papers(make_record: MakeRecord) -> None:
     assert "synthetic_train (ab12cd34), trained on 1,800 titles, encoder scratch" in table.caption
 
 
+def test_glove_stands_among_the_others(make_record: MakeRecord) -> None:
+    """Its shards and encoder are others because of what it is; shards of another corpus are no row."""
+    others = _runs(make_record, ("newsbert", 1), ("finetune", 1))
+    glove = make_record(method="glove", described={"fingerprint": "77", "name": "synthetic_train"})
+    encoder = {"teacher": "models/tiny"}
+    moved = [record.model_copy(update={"settings": record.settings | encoder}) for record in others]
+    table = table2([*moved, glove])
+    assert table is not None
+    assert [row[0] for row in table.rows] == ["fine-tuned", "NewsBERT", "GloVe"]
+    assert table.rows[2][-2:] == ("71.13", "49.71")
+    elsewhere = make_record(method="glove", described={"fingerprint": "77", "name": "other"})
+    assert table2([*moved, elsewhere]) is None
+
+
 def test_recommendation_has_its_own_half(make_record: MakeRecord) -> None:
     """AUC, MRR, nDCG@5, nDCG@10."""
     table = table2(_runs(make_record, ("newsbert", 4), ("tinybert", 4), task="recommendation"))

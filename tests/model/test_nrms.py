@@ -1,0 +1,135 @@
+"""NRMS: its self-attention against the formula, its encoder and user encoder, and word vectors under them."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from newsbert_ray.config import SettingsError
+from newsbert_ray.data.shards import read_manifest
+from newsbert_ray.data.vectors import VECTORS
+from newsbert_ray.model.assemble import assemble_pair, load_student
+from newsbert_ray.model.encoder import EncoderError
+from newsbert_ray.model.heads import ClickHead
+from newsbert_ray.model.loading import load_exported
+from newsbert_ray.model.nrms import HEAD_SIZE, HEADS, NrmsEncoder, SelfAttention
+from newsbert_ray.training.run import train
+
+if TYPE_CHECKING:
+    from tests.conftest import MakeSettings
+
+IDS = torch.tensor([[5, 6, 7], [8, 9, 0]])
+MASK = torch.tensor([[1, 1, 1], [1, 1, 0]])
+
+
+@pytest.fixture
+def encoder() -> NrmsEncoder:
+    """Over 20 words 4 wide."""
+    torch.manual_seed(0)
+    return NrmsEncoder(nn.Embedding(20, 4), dropout=0.0)
+
+
+def test_self_attention_is_the_papers() -> None:
+    """Eqs. 1 and 2, a word and a head at a time."""
+    torch.manual_seed(1)
+    attention, states = SelfAttention(6), torch.randn(2, 3, 6)
+    found = attention(states, MASK)
+    assert found.shape == (2, 3, HEADS * HEAD_SIZE)
+    for row, head, word in ((0, 0, 0), (0, 19, 2), (1, 7, 1)):
+        place = slice(head * HEAD_SIZE, (head + 1) * HEAD_SIZE)
+        length = int(MASK[row].sum())
+        query = attention.query.weight[place] @ states[row, word]
+        keys = states[row, :length] @ attention.key.weight[place].T
+        values = states[row, :length] @ attention.value.weight[place].T
+        shares = torch.softmax(keys @ query / math.sqrt(HEAD_SIZE), 0)
+        torch.testing.assert_close(found[row, word, place], shares @ values)
+
+
+def test_it_comes_back_as_it_was_written(encoder: NrmsEncoder, tmp_path: Path) -> None:
+    """A run's student is loaded by its folder alone."""
+    encoder.save(tmp_path)
+    again = load_exported(tmp_path)
+    assert isinstance(again, NrmsEncoder)
+    assert not again.training
+    torch.testing.assert_close(again(IDS, MASK)[1], encoder(IDS, MASK)[1])
+    assert (again.hidden_size, len(again.layers), again.word_table.num_embeddings) == (400, 1, 20)
+    with pytest.raises(EncoderError, match="NRMS is none"):
+        encoder.read(IDS, MASK, projections=True)
+
+
+def test_a_user_is_what_was_clicked_and_nothing_else() -> None:
+    """Padding of a history must not be read by its attention, and nobody's history gives a newcomer."""
+    torch.manual_seed(2)
+    head = ClickHead(400, 8, "self_attention")
+    nn.init.normal_(head.newcomer)
+    history = torch.randn(3, 4, 400)
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0]])
+    users = head.encode_users(history, mask)
+    torch.testing.assert_close(users[1:2], head.encode_users(history[1:2, :2], mask[1:2, :2]))
+    assert torch.equal(users[2], head.newcomer)
+    assert not torch.allclose(users[0], ClickHead.encode_users(_plain(head), history, mask)[0])
+
+
+def test_its_user_encoder_wants_its_width(make_settings: MakeSettings) -> None:
+    """Heads of 20 do not fit another encoder."""
+    settings = make_settings(task="recommendation", **{"recommendation.user": "self_attention"})
+    with pytest.raises(SettingsError, match=r"set student\.kind nrms"):
+        assemble_pair(settings, read_manifest(settings.data))
+
+
+@pytest.mark.parametrize("task", ["topics", "recommendation"])
+def test_glove_trains_over_the_shards_vectors(
+    make_settings: MakeSettings, shards: Path, tmp_path: Path, task: str
+) -> None:
+    """A Transformer for topics, NRMS for recommendation; both begin with the vectors, and are read again."""
+    data = tmp_path / "shards"
+    _copy(shards, data)
+    vocabulary = read_manifest(data).tokenizer.vocabulary
+    table = np.random.default_rng(0).normal(size=(vocabulary, 16)).astype(np.float32)
+    np.save(data / VECTORS, table)
+    settings = make_settings(method="glove", task=task, data=str(data), epochs=1, **{"student.layers": 1})
+    pair = assemble_pair(settings, read_manifest(data))
+    assert torch.equal(pair.student.word_table.weight, torch.from_numpy(table))
+    kind = "nrms" if task == "recommendation" else "transformer"
+    assert (settings.student.kind, type(pair.student) is NrmsEncoder) == (kind, kind == "nrms")
+    record = train(settings, quiet=True)
+    encoder, top, _ = load_student(Path(settings.out) / "student")
+    assert type(encoder) is type(pair.student)
+    assert sum(p.numel() for p in encoder.parameters()) == record.metrics["parameters"]["student"]
+    if task == "recommendation":
+        assert isinstance(top.head, ClickHead)
+        assert top.head.attention is not None
+
+
+def test_vectors_of_another_width_are_refused(
+    make_settings: MakeSettings, shards: Path, tmp_path: Path
+) -> None:
+    """They would be left out without a word."""
+    data = tmp_path / "shards"
+    _copy(shards, data)
+    np.save(data / VECTORS, np.zeros((read_manifest(data).tokenizer.vocabulary, 50), dtype=np.float32))
+    settings = make_settings(data=str(data))
+    with pytest.raises(EncoderError, match=r"50 wide, the encoder 16: give --scratch\.hidden 50"):
+        assemble_pair(settings, read_manifest(data))
+    (data / VECTORS).write_bytes(b"no array")
+    with pytest.raises(EncoderError, match="damaged word vectors"):
+        assemble_pair(settings, read_manifest(data))
+
+
+def _plain(head: ClickHead) -> ClickHead:
+    """The same head without its attention."""
+    plain = ClickHead(400, 8)
+    plain.user, plain.newcomer = head.user, head.newcomer
+    return plain
+
+
+def _copy(shards: Path, to: Path) -> None:
+    to.mkdir()
+    for path in shards.iterdir():
+        (to / path.name).symlink_to(path)
