@@ -48,7 +48,7 @@ from newsbert_ray.data.split import (
     split_by_hash,
 )
 from newsbert_ray.data.tokens import TitleTokenizer
-from newsbert_ray.data.vocabulary import make_tokenizer, own_tokenizer
+from newsbert_ray.data.vocabulary import make_tokenizer, own_tokenizer, training_flags
 from newsbert_ray.record import write_json
 from newsbert_ray.storage import publish
 
@@ -369,7 +369,7 @@ def _closing_lines(
     yield f"{rows:,} rows in {seconds:.1f} s ({rows / seconds:,.0f} rows/s)"
     yield f"{settings.out} holds the shards, {MANIFEST}, {REJECTED} and tokenizer/"
     yield (
-        f"next: newsbert-ray train --task retrieval --data {settings.out} --teacher {settings.teacher} "
+        f"next: newsbert-ray train --task retrieval --data {settings.out} {training_flags(settings)} "
         "--out RUN"
     )
 

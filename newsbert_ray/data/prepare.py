@@ -51,7 +51,7 @@ from newsbert_ray.data.sources import PrepareError
 from newsbert_ray.data.split import KEPT, RARE, Fate, Hashes, is_known
 from newsbert_ray.data.texts import TextWriter
 from newsbert_ray.data.tokens import TitleTokenizer
-from newsbert_ray.data.vocabulary import make_tokenizer, own_tokenizer
+from newsbert_ray.data.vocabulary import make_tokenizer, own_tokenizer, training_flags
 from newsbert_ray.inputs import brought
 from newsbert_ray.record import write_json
 from newsbert_ray.storage import is_url, publish, working
@@ -360,7 +360,7 @@ def _closing_lines(
     rows_read = sum(source.rows for source in manifest.sources)
     yield f"{rows_read:,} rows in {seconds:.1f} s ({rows_read / seconds:,.0f} rows/s)"
     yield f"{settings.out} holds the shards, {MANIFEST}, {REJECTED} and tokenizer/"
-    given = f"--data {settings.out} --teacher {settings.teacher} --out RUN"
+    given = f"--data {settings.out} {training_flags(settings)} --out RUN"
     yield f"next: newsbert-ray train {given}"
     if manifest.examples("train", "recommendation"):
         yield f"or:   newsbert-ray train --task recommendation {given}"

@@ -11,6 +11,8 @@ from newsbert_ray.config import SCRATCH, PrepareSettings
 from newsbert_ray.data.tokens import TitleTokenizer, learn_tokenizer, load_tokenizer
 from newsbert_ray.data.vectors import VECTORS, fit_vectors, is_vectors
 from newsbert_ray.inputs import brought
+from newsbert_ray.methods import METHODS
+from newsbert_ray.storage import local
 
 Texts = Callable[[], Iterator[str]]
 
@@ -44,7 +46,17 @@ def make_tokenizer(
     np.save(folder / VECTORS, found.table)
     say(
         f"{path.name} knows {found.known:,} of {found.words:,} words, {found.share:.1%} of all there stand; "
-        f"vectors {found.table.shape[1]} wide: train with --teacher {SCRATCH} --scratch.hidden "
-        f"{found.table.shape[1]}, or --method glove"
+        f"vectors {found.table.shape[1]} wide"
     )
     return found.tokenizer
+
+
+def training_flags(settings: PrepareSettings) -> str:
+    """What `newsbert-ray train` is told of the encoder, for shards of these settings."""
+    if not is_vectors(settings.teacher):
+        return f"--teacher {settings.teacher}"
+    width = int(np.load(local(settings.out).expanduser() / VECTORS, mmap_mode="r").shape[1])
+    usual = METHODS["glove"]["scratch"]["hidden"]
+    heads = next(n for n in range(12, 0, -1) if width % n == 0)
+    sizes = "" if width == usual else f" --scratch.hidden {width} --scratch.heads {heads}"
+    return f"--method glove --teacher {SCRATCH}{sizes}"

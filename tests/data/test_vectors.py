@@ -97,6 +97,8 @@ def test_shards_of_word_vectors(tmp_path: Path, corpus: tuple[Path, Path]) -> No
     )
     assert np.load(out / VECTORS).shape == (manifest.tokenizer.vocabulary, 4)
     assert any("100.0% of all there stand; vectors 4 wide" in line for line in said)
+    flags = "--method glove --teacher scratch --scratch.hidden 4 --scratch.heads 4 --out RUN"
+    assert said[-1].endswith(f"--task recommendation --data {out} {flags}")
     assert prepare(settings, say=said.append) == manifest
     assert said[-1].startswith("already prepared")
     other = settings.model_copy(
