@@ -19,6 +19,7 @@ __all__ = [
     "SCRATCH",
     "STUDENT_LOSSES",
     "VECTOR_FILES",
+    "BeforeSettings",
     "CheckpointSettings",
     "DistillSettings",
     "LossWeights",
@@ -240,6 +241,30 @@ class RecommendationSettings(Settings):
     (NRMS; an encoder 400 wide, as student.kind nrms is)."""
 
 
+class BeforeSettings(Settings):
+    """A run that comes first and whose student this one starts from (NewsBERT Fig. 3); none by default."""
+
+    method: MethodName | Literal["none"] = "none"
+    """How that student learned (any method whose student is a Transformer over the teacher's tokens); none:
+    this run starts from the encoder as it is."""
+    task: TaskName = "recommendation"
+    """What it learned."""
+    data: str | None = None
+    """Its shards, prepared with the same encoder, folder or URL; this run's own by default."""
+    epochs: int | None = Field(None, ge=1)
+    """Its epochs; as many as this run's by default."""
+    learning_rate: float | None = Field(None, gt=0.0)
+    """Its learning rate; this run's by default."""
+    train_rows: int | None = Field(None, ge=1)
+    """Train it on so many examples only; as many as this run by default."""
+
+    @model_validator(mode="after")
+    def _student_goes_on(self) -> Self:
+        if self.method in ("bilstm_soft", "glove"):
+            raise ValueError(f"before.method {self.method}: its student is no encoder to start from")
+        return self
+
+
 class OptimizerSettings(Settings):
     """Adam and its schedule (NewsBERT 4.1: Adam, one rate)."""
 
@@ -303,6 +328,8 @@ class TrainSettings(Settings):
     """Histories and negatives."""
     scratch: ScratchSettings = ScratchSettings()
     """Size of a teacher from scratch."""
+    before: BeforeSettings = BeforeSettings()
+    """A student to start from, learned first."""
     optimizer: OptimizerSettings = OptimizerSettings()
     """Adam and its schedule."""
     checkpoint: CheckpointSettings = CheckpointSettings()
@@ -353,6 +380,13 @@ class TrainSettings(Settings):
             raise ValueError(
                 f"teacher {self.teacher}: word vectors come with the shards that they were prepared with; "
                 f"give --teacher {SCRATCH}, or --method glove"
+            )
+        if self.before.method != "none" and not (
+            self.distill.alone and self.student.kind == "transformer" and self.student.encoder is None
+        ):
+            raise ValueError(
+                f"before.method {self.before.method} makes a student that goes on learning alone; set "
+                "--method finetune"
             )
         if self.min_workers is not None and self.min_workers > self.workers:
             raise ValueError(f"min_workers {self.min_workers} is more than workers {self.workers}")

@@ -67,6 +67,7 @@ def places(settings: TrainSettings) -> dict[str, str]:
         "out": settings.out,
         "student.encoder": settings.student.encoder,
         "distill.teacher_run": settings.distill.teacher_run,
+        "before.data": settings.before.data,
     }
     return {name: place for name, place in given.items() if place is not None}
 

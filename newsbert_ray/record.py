@@ -14,9 +14,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 RECORD = "record.json"
-TEACHER, TEACHERS = "teacher", "teachers"
-"""Where a run has the teacher that it only reads, and where a sweep has those of its trials."""
-_TAUGHT = {TEACHER, TEACHERS}
+TEACHER, BEFORE, TEACHERS = "teacher", "before", "teachers"
+"""Where a run has the teacher that it only reads, and the run whose student it starts from; and where a sweep
+has those of its trials."""
+_FIRST = {TEACHER, BEFORE, TEACHERS}
 METRICS = "metrics.jsonl"
 STOPPED = "stopped.json"
 _PACKAGES = ("newsbert_ray", "torch", "transformers", "ray", "optuna", "pyarrow", "numpy")
@@ -124,10 +125,10 @@ def first_fault(error: ValidationError | UnicodeDecodeError) -> str:
 
 
 def find_records(folder: str | Path) -> list[Path]:
-    """Folders at or below `folder` that hold a record.json, sorted; not those of teachers that other runs
-    there only read."""
+    """Folders at or below `folder` that hold a record.json, sorted; not those of runs that others
+    there had to have first."""
     found = (path.parent for path in Path(folder).rglob(RECORD))
-    return sorted(path for path in found if not set(path.relative_to(folder).parts) & _TAUGHT)
+    return sorted(path for path in found if not set(path.relative_to(folder).parts) & _FIRST)
 
 
 def write_text(path: Path, text: str) -> None:

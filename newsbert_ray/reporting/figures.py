@@ -23,8 +23,9 @@ from newsbert_ray.reporting.names import NAMES
 from newsbert_ray.reporting.panels import FigureData, Line, NothingToDraw, Panel
 from newsbert_ray.reporting.tables import number, summarise
 
-BETA, DEPTH = "distill.beta", "student.layers"
+BETA, DEPTH, BEFORE = "distill.beta", "student.layers", "before.method"
 BETA_FIGURE, METHOD_FIGURE, CURVE_FIGURE = "fig7_beta", "methods_over_depth", "learning_curves"
+CHAIN_FIGURE = "fig3_after_another_task"
 """What the figures' files are called."""
 X_BETA = "share of the teacher's gradient, β"
 MAX_LINES = 8
@@ -87,29 +88,48 @@ def method_figure(records: Sequence[RunRecord]) -> FigureData[Panel]:
         NothingToDraw: not just the method and the depth vary, or too many methods.
         ValueError: runs of several tasks.
     """
+    return _methods_over_depth(records, METHOD_FIGURE, "method", NAMES)
+
+
+def chain_figure(records: Sequence[RunRecord]) -> FigureData[Panel]:
+    """The task's metrics on the test split over student depth N, a line for each method by which the students
+    had learned another task before (NewsBERT Fig. 3: retrieval after recommendation).
+
+    Raises:
+        NothingToDraw: not just that method and the depth vary, or too many methods.
+        ValueError: runs of several tasks.
+    """
+    names = {name: f"after {called}" for name, called in NAMES.items()} | {"none": "the encoder as it is"}
+    return _methods_over_depth(records, CHAIN_FIGURE, BEFORE, names)
+
+
+def _methods_over_depth(
+    records: Sequence[RunRecord], name: str, setting: str, names: Mapping[str, str]
+) -> FigureData[Panel]:
+    """A line for each value of `setting`, which has these names for people."""
     task = one_task(records)
     records = distinct(records)
     varying = set(varying_settings(records))
     groups: dict[str, list[RunRecord]] = {}
     for record in records:
-        groups.setdefault(str(flat_settings(record)["method"]), []).append(record)
-    if varying != {"method", DEPTH}:
-        raise NothingToDraw("methods over depth are left out: not just the method and the depth vary")
+        groups.setdefault(str(flat_settings(record)[setting]), []).append(record)
+    if varying != {setting, DEPTH}:
+        raise NothingToDraw(f"{setting} over depth is left out: not just the method and the depth vary")
     if len(groups) > MAX_LINES:
         raise NothingToDraw(
-            f"methods over depth are left out: of {len(groups)} methods {MAX_LINES} can be told apart; "
+            f"{setting} over depth is left out: of {len(groups)} methods {MAX_LINES} can be told apart; "
             "report fewer at once"
         )
     panels = [
         Panel("", "student layers, N", f"{whose} {metric.heading} (%)", tuple(lines))
         for model, whose in (("student", "test"), ("teacher", "teacher's test"))
         for metric in task.metrics
-        if (lines := _of_methods(groups, f"test.{model}.{metric.name}"))
+        if (lines := _of_methods(groups, f"test.{model}.{metric.name}", names))
     ]
     if not panels:
-        raise NothingToDraw("methods over depth are left out: no run has test metrics")
+        raise NothingToDraw(f"{setting} over depth is left out: no run has test metrics")
     return FigureData(
-        METHOD_FIGURE,
+        name,
         tuple(panels),
         _caption(records, panels),
         across=2,
@@ -118,8 +138,8 @@ def method_figure(records: Sequence[RunRecord]) -> FigureData[Panel]:
     )
 
 
-def _of_methods(groups: Mapping[str, Sequence[RunRecord]], path: str) -> list[Line]:
-    lines = (_over(DEPTH, group, path, NAMES.get(name, name)) for name, group in groups.items())
+def _of_methods(groups: Mapping[str, Sequence[RunRecord]], path: str, names: Mapping[str, str]) -> list[Line]:
+    lines = (_over(DEPTH, group, path, names.get(name, name)) for name, group in groups.items())
     return [line for line in lines if line]
 
 

@@ -13,14 +13,17 @@ from newsbert_ray import storage
 from newsbert_ray.events import read_events
 from newsbert_ray.record import RecordError, RunRecord, find_records, read_record, write_text
 from newsbert_ray.reporting.blocks import BLOCKS_FIGURE, blocks_figure
-from newsbert_ray.reporting.compared import by_task, distinct
+from newsbert_ray.reporting.compared import by_task, distinct, flat_settings
 from newsbert_ray.reporting.costs import COST_FIGURE, cost_figure
 from newsbert_ray.reporting.drawing import draw_svg, figure_paths, write_figure
 from newsbert_ray.reporting.figures import (
+    BEFORE,
     BETA_FIGURE,
+    CHAIN_FIGURE,
     CURVE_FIGURE,
     METHOD_FIGURE,
     beta_figure,
+    chain_figure,
     curve_figure,
     method_figure,
 )
@@ -47,6 +50,7 @@ Make = Callable[[], FigureData[AnyPanel]]
 _OF_RUNS = {
     BETA_FIGURE: beta_figure,
     METHOD_FIGURE: method_figure,
+    CHAIN_FIGURE: chain_figure,
     CURVE_FIGURE: curve_figure,
     BLOCKS_FIGURE: blocks_figure,
 }
@@ -54,6 +58,7 @@ _OF_RUNS = {
 NAMES = (
     BETA_FIGURE,
     METHOD_FIGURE,
+    CHAIN_FIGURE,
     BLOCKS_FIGURE,
     CURVE_FIGURE,
     OVER_FIGURE,
@@ -118,6 +123,7 @@ def _of_runs(records: Sequence[RunRecord]) -> dict[str, Callable[[Sequence[RunRe
     """The figures that one task's runs ask for: of methods only where there are several."""
     wanted = {
         METHOD_FIGURE: len({record.settings.get("method") for record in records}) > 1,
+        CHAIN_FIGURE: len({flat_settings(record)[BEFORE] for record in records}) > 1,
         BLOCKS_FIGURE: any("blocks" in entry for record in records for entry in record.curve),
     }
     return {name: make for name, make in _OF_RUNS.items() if wanted.get(name, True)}
@@ -171,6 +177,7 @@ def _report_sweep(sweep: Sweep, out: Path, against: Against | None) -> list[Path
         # Of points that a sampler has scattered each would be a line of its own.
         makes[BETA_FIGURE] = lambda: beta_figure(records)
         makes[METHOD_FIGURE] = lambda: method_figure(records)
+        makes[CHAIN_FIGURE] = lambda: chain_figure(records)
     figures, pictures = _draw(makes, out)
     return _write(sweep_page(sweep, figures, against=against), points_csv(sweep), pictures, out)
 

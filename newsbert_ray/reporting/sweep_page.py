@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from newsbert_ray.reporting.blocks import BLOCKS_FIGURE
 from newsbert_ray.reporting.compared import distinct
 from newsbert_ray.reporting.costs import COST_FIGURE, Costs, costs_of, duration
-from newsbert_ray.reporting.figures import BETA_FIGURE, METHOD_FIGURE, short
+from newsbert_ray.reporting.figures import BETA_FIGURE, CHAIN_FIGURE, METHOD_FIGURE, short
 from newsbert_ray.reporting.importance import IMPORTANCE_FIGURE
 from newsbert_ray.reporting.nodes import NODES_FIGURE
 from newsbert_ray.reporting.over_settings import OVER_FIGURE
@@ -45,9 +45,11 @@ def sweep_page(sweep: Sweep, figures: Figures, *, against: Against | None = None
         Section("Learning curves", (_figure(figures, CURVES_FIGURE),)),
     ]
     records = distinct([trial.record for trial in sweep.trials if trial.record])
-    if records and (tables := method_tables(records, against)):
-        found = figures.get(METHOD_FIGURE)
-        beside = (found,) if isinstance(found, Picture) else ()
+    tables = method_tables(records, against) if records else []
+    beside = [
+        found for name in (METHOD_FIGURE, CHAIN_FIGURE) if isinstance(found := figures.get(name), Picture)
+    ]
+    if tables or beside:
         sections.append(Section("Compared, on the test split", (*tables, *beside)))
     if isinstance(figures.get(BETA_FIGURE), Picture):
         sections.append(Section("Over beta, on the test split", (_figure(figures, BETA_FIGURE),)))

@@ -17,7 +17,7 @@ from newsbert_ray.data.shards import Manifest, read_manifest
 from newsbert_ray.record import RECORD, RunRecord, read_record, write_json
 from newsbert_ray.tasks import Task, task_of
 from newsbert_ray.training.checkpoint import CHECKPOINTS
-from newsbert_ray.training.frozen import NO_NUMBER, taught_first
+from newsbert_ray.training.first import NO_NUMBER, after_first
 from newsbert_ray.training.journal import Display, both
 from newsbert_ray.training.loop import Report, World
 
@@ -37,7 +37,7 @@ def train(
     teachers: str | Path | None = None,
 ) -> RunRecord:
     """Distil a student from a teacher on prepared shards; an interrupted run goes on from its last
-    checkpoint. A teacher that the method only reads is fine-tuned first.
+    checkpoint. A teacher that the method only reads, or a student that this one starts from, comes first.
 
     One worker computes in this process; several, or one inside a Ray cluster, are a Ray Train group (one
     worker never where `quiet`, a sweep's trial, which has its own place in the cluster).
@@ -48,8 +48,8 @@ def train(
             thread; it ends the run by raising, and the next start goes on from there.
         quiet: print nothing.
         gpus: share of a GPU that each worker of a group takes; found out from the cluster by default.
-        teachers: folder of this machine in which runs share teachers that they only read; by default each
-            run has its own.
+        teachers: folder of this machine in which runs share what comes before them, such as teachers that
+            they only read; by default each run has its own.
     Returns:
         The finished run's record; at once where the folder holds it already.
     Raises:
@@ -67,15 +67,15 @@ def train(
             finished = (run / RECORD).exists()
             if not finished:
                 storage.publish(settings.out)
-                work = partial(train, quiet=quiet, gpus=gpus)
-                taught = taught_first(settings, manifest.fingerprint, teachers=teachers, train=work, say=say)
+                work = partial(train, quiet=quiet, gpus=gpus, teachers=teachers)
+                ready = after_first(settings, shared=teachers, train=work, say=say)
                 if here:
-                    ours = inputs.at_hand(taught)
+                    ours = inputs.at_hand(ready)
                     _train_here(ours, manifest, report=report, quiet=quiet, out=settings.out)
                 else:
                     from newsbert_ray.training.worker import train_group
 
-                    train_group(taught, manifest, report=report, quiet=quiet, gpus=gpus)
+                    train_group(ready, manifest, report=report, quiet=quiet, gpus=gpus)
                     storage.bring(settings.out, small=True)
             elif not settings.checkpoint.keep_finished:
                 storage.remove(settings.out, CHECKPOINTS)

@@ -20,6 +20,11 @@ def check_depth(settings: TrainSettings) -> None:
     """Raise SettingsError where the student's layers do not divide the teacher's, or where one that learns
     alone has more than the encoder, as far as those are known."""
     student = settings.student.layers
+    if settings.before.method != "none":
+        from newsbert_ray.training.first import before_settings
+
+        check_depth(before_settings(settings, ""))
+        return
     if settings.distill.alone:
         whole = _encoder_depth(settings)
         if whole is not None and student > whole:

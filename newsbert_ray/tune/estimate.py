@@ -39,19 +39,19 @@ GROUP_SECONDS = 20.0
 @dataclass(frozen=True)
 class Planned:
     """The trials of a sweep as far as they can be known before it: settings of each, how many that the
-    sampler drew were the same as another or cannot be; and for each trial the settings of the frozen teacher
-    that it is the first to need, if it is."""
+    sampler drew were the same as another or cannot be; and for each trial the settings of the runs that have
+    to come before it (a frozen teacher's, say), where it is the first to need them."""
 
     trials: tuple[TrainSettings, ...]
     points: int
     again: int
     impossible: int
-    teachers: tuple[TrainSettings | None, ...] = ()
+    firsts: tuple[tuple[TrainSettings, ...], ...] = ()
 
     @property
     def work(self) -> list[TrainSettings]:
         """Everything that is trained."""
-        return [*self.trials, *(teacher for teacher in self.teachers if teacher is not None)]
+        return [*self.trials, *(run for runs in self.firsts for run in runs)]
 
 
 @dataclass(frozen=True)
@@ -209,18 +209,17 @@ def planned_trials(space: SearchSpace, *, overrides: Mapping[str, Any]) -> Plann
         raise fault
     impossible = len(distinct) - len(found) // len(space.seeds)
     again = len(points) - len(distinct)
-    return Planned(tuple(found), len(points), again, impossible, tuple(_first_teachers(found)))
+    return Planned(tuple(found), len(points), again, impossible, tuple(_first_runs(found)))
 
 
-def _first_teachers(trials: Sequence[TrainSettings]) -> Iterator[TrainSettings | None]:
-    from newsbert_ray.training.frozen import needs_teacher, teacher_settings
+def _first_runs(trials: Sequence[TrainSettings]) -> Iterator[tuple[TrainSettings, ...]]:
+    from newsbert_ray.training.first import first_runs
 
     seen = set[str]()
     for settings in trials:
-        own = teacher_settings(settings, "") if needs_teacher(settings) else None
-        key = own.model_dump_json() if own else ""
-        yield None if key in seen else own
-        seen.add(key)
+        fresh = {run.model_dump_json(): run for run in first_runs(settings)}
+        yield tuple(run for key, run in fresh.items() if key not in seen)
+        seen |= fresh.keys()
 
 
 def _points(space: SearchSpace) -> list[Point]:
@@ -245,10 +244,8 @@ def predict(
 ) -> Estimate:
     """Add up what was timed: each trial's steps, evaluations, checkpoints, start and end, slot by slot."""
     times = Times(calibration)
-    teachers = planned.teachers or (None,) * len(planned.trials)
-    costs = tuple(
-        _cost(settings, times, teacher) for settings, teacher in zip(planned.trials, teachers, strict=True)
-    )
+    firsts = planned.firsts or ((),) * len(planned.trials)
+    costs = tuple(_cost(settings, times, runs) for settings, runs in zip(planned.trials, firsts, strict=True))
     around = session_seconds + calibration.process + calibration.parts[0].cold + AROUND_SECONDS
     hourly = hourly_price(space.prices, cpus=place.cpus * place.workers, gpus=place.gpus * place.workers)
 
@@ -263,8 +260,8 @@ def predict(
     return Estimate(space, place, planned, costs, calibration, amount(), saving, stopped)
 
 
-def _cost(settings: TrainSettings, times: Times, teacher: TrainSettings | None = None) -> Cost:
-    """Seconds of one trial from its parts and their numbers; `teacher` is fine-tuned before it."""
+def _cost(settings: TrainSettings, times: Times, firsts: Sequence[TrainSettings] = ()) -> Cost:
+    """Seconds of one trial from its parts and their numbers; `firsts` are trained before it."""
     parts, workers = times.parts(settings), settings.workers
     rows = _rows(settings.data, settings.task)
     steps, evaluations, checkpoints = _numbers(
@@ -281,7 +278,7 @@ def _cost(settings: TrainSettings, times: Times, teacher: TrainSettings | None =
         start=parts.start
         + BETWEEN_SECONDS
         + (GROUP_SECONDS if workers > 1 else 0.0)
-        + (_cost(teacher, times).seconds() if teacher else 0.0),
+        + sum(_cost(first, times).seconds() for first in firsts),
         course=steps * parts.step + evaluations * (validation + parts.best) + checkpoints * parts.checkpoint,
         end=test + parts.end,
         steps=steps,

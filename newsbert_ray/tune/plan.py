@@ -111,6 +111,9 @@ def read_corpora(space: SearchSpace, first: TrainSettings) -> list[str]:
 
     varied = {axis.name: [str(value) for value in axis.samples()] for axis in space.axes}
     manifests = [read_manifest(inputs.fetch(folder)) for folder in varied.get("data", [first.data])]
+    before = [first.before.data] if first.before.data else []
+    for folder in varied.get("before.data", before):
+        manifests.append(read_manifest(inputs.fetch(folder)))
     for teacher in varied.get("teacher", [first.teacher]):
         if teacher != SCRATCH and _is_local(teacher):
             from newsbert_ray.model.assemble import check_tokenizer

@@ -7,7 +7,7 @@ import pytest
 from newsbert_ray.methods import METHODS
 from newsbert_ray.record import RunRecord
 from newsbert_ray.reporting.blocks import blocks_figure
-from newsbert_ray.reporting.figures import beta_figure, curve_figure, method_figure
+from newsbert_ray.reporting.figures import beta_figure, chain_figure, curve_figure, method_figure
 from newsbert_ray.reporting.panels import Line, NothingToDraw
 
 MakeRecord = Callable[..., RunRecord]
@@ -205,6 +205,26 @@ def test_methods_over_depth_by_hand(make_record: MakeRecord) -> None:
     assert joint.y == pytest.approx((66.0, 76.0))
     assert [line.label for line in teachers.lines] == ["NewsBERT"]
     assert teachers.y_label == "teacher's test accuracy (%)"
+
+
+def test_what_was_learned_before_by_hand(make_record: MakeRecord) -> None:
+    """Fig. 3: retrieval by depth, a line for what the students had learned; other settings are no axis."""
+    records = [
+        make_record(
+            task="retrieval",
+            method="finetune",
+            auc=0.6 + 0.01 * depth + (0.02 if before == "newsbert" else 0.0),
+            **{"student.layers": depth, "before.method": before},
+        )
+        for before in ("none", "newsbert")
+        for depth in (2, 1)
+    ]
+    (panel,) = chain_figure(records).panels
+    assert [line.label for line in panel.lines] == ["the encoder as it is", "after NewsBERT"]
+    assert panel.lines[1].y == pytest.approx((63.0, 64.0))
+    assert panel.y_label == "test AUC (%)"
+    with pytest.raises(NothingToDraw, match=r"before\.method over depth is left out"):
+        chain_figure([*records, make_record(task="retrieval", method="finetune", batch_size=8)])
 
 
 def test_methods_are_drawn_only_by_themselves(make_record: MakeRecord) -> None:

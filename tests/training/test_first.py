@@ -1,0 +1,89 @@
+"""Runs that come before another: the student that it starts from, once for all that need the same one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from newsbert_ray.config import SettingsError
+from newsbert_ray.data.shards import read_manifest
+from newsbert_ray.model.assemble import assemble_pair, load_student
+from newsbert_ray.record import find_records, read_record
+from newsbert_ray.training.first import after_first, before_settings, first_runs
+from newsbert_ray.training.run import train
+
+if TYPE_CHECKING:
+    from tests.conftest import MakeSettings
+
+CHAIN = {"method": "finetune", "before.method": "twinbert", "student.layers": 1, "epochs": 1}
+
+
+def test_the_run_before_is_told_by_its_own_settings(make_settings: MakeSettings) -> None:
+    """Its task's momentum, its method's losses, its own rate; depth and seed are the other's."""
+    settings = make_settings(
+        **{**CHAIN, "before.method": "newsbert", "before.learning_rate": 0.5, "seed": 3, "epochs": 2}
+    )
+    own = before_settings(settings, "there")
+    assert (own.task, own.method, own.distill.beta) == ("recommendation", "newsbert", 0.15)
+    assert (own.student.layers, own.seed, own.learning_rate, own.epochs) == (1, 3, 0.5, 2)
+    assert (own.before.method, own.data, own.out) == ("none", settings.data, "there")
+    twin = make_settings(**CHAIN)
+    assert [(run.task, run.method) for run in first_runs(twin)] == [
+        ("recommendation", "twinbert"),
+        ("recommendation", "finetune"),
+    ]
+
+
+def test_a_run_starts_from_the_student_of_the_one_before(
+    make_settings: MakeSettings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One command does all, its teacher's fine-tuning too; the record names the encoder that was given."""
+    settings = make_settings(**CHAIN)
+    record = train(settings)
+    said = capsys.readouterr().out
+    assert f"the student to start from comes first, trained into {settings.out}/before" in said
+    before = Path(settings.out) / "before"
+    first = read_record(before)
+    assert (first.settings["task"], first.settings["method"]) == ("recommendation", "twinbert")
+    assert read_record(before / "teacher").settings["student"]["layers"] == 4
+    assert (record.settings["task"], record.settings["teacher"]) == ("topics", "scratch")
+    assert find_records(settings.out) == [Path(settings.out)]
+
+    ready = after_first(settings, shared=None, train=lambda _: None, say=lambda _: None)
+    started = assemble_pair(ready, read_manifest(settings.data)).student.state_dict()
+    left, top, _ = load_student(before / "student")
+    assert all(torch.equal(started[name], value) for name, value in left.state_dict().items())
+    pooled = assemble_pair(ready, read_manifest(settings.data)).top.pooling.state_dict()
+    assert all(torch.equal(pooled[name], value) for name, value in top.pooling.state_dict().items())
+    fresh = assemble_pair(make_settings(**{**CHAIN, "before.method": "none"}), read_manifest(settings.data))
+    assert any(not torch.equal(started[n], value) for n, value in fresh.student.state_dict().items())
+
+
+def test_runs_share_the_one_before_them(make_settings: MakeSettings, tmp_path: Path) -> None:
+    """Two rates after one distillation; and its teacher is shared with other methods."""
+    teachers = tmp_path / "teachers"
+    for number, rate in enumerate((1e-3, 2e-3)):
+        values: dict[str, Any] = {**CHAIN, "learning_rate": rate, "before.learning_rate": 2e-3}
+        settings = make_settings(out=str(tmp_path / f"run{number}"), **values)
+        train(settings, quiet=True, teachers=teachers)
+    kinds = sorted(read_record(path.parent).settings["method"] for path in teachers.glob("*/record.json"))
+    assert kinds == ["finetune", "twinbert"]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"before.method": "newsbert"}, "set --method finetune"),
+        ({"before.method": "glove", "method": "finetune"}, "its student is no encoder to start from"),
+        ({"before.method": "nothing"}, "before.method"),
+    ],
+)
+def test_what_cannot_follow_is_refused(
+    make_settings: MakeSettings, values: dict[str, Any], message: str
+) -> None:
+    """A teacher would be as shallow as the student."""
+    with pytest.raises(SettingsError, match=message):
+        make_settings(**values)
