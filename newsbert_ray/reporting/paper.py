@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from newsbert_ray.record import RunRecord
 from newsbert_ray.reporting.compared import (
@@ -50,23 +52,29 @@ _EXTRA = (
 )
 
 
-def table2(records: Sequence[RunRecord]) -> Table | None:
+def table2(records: Sequence[RunRecord], failed: Sequence[Mapping[str, Any]] = ()) -> Table | None:
     """Our rows of the paper's systems, each with the paper's own numbers; None where other settings vary too,
     or only one method was run.
 
     Args:
         records: of one task.
+        failed: `method` and `student.layers` of each run that failed, as far as they varied.
     """
     task, place = one_task(records), _PLACE.get(task_name(records[0]))
-    varying = set(varying_settings(records))
+    varying = set(varying_settings(records)) | {name for row in failed for name in row}
     if "method" not in varying or not varying <= _ROWS or place is None:
         return None
     metrics = [column for column in columns_of(task) if column.path.startswith("test.student.")]
     rows = rows_as_found(records, (*metrics, *_EXTRA))
     everyones = flat_settings(records[0])["student.layers"]
     depths = {id(row): int(row.settings.get("student.layers", everyones)) for row in rows}
+    everyone = str(flat_settings(records[0])["method"])
+    found = {(str(row.settings.get("method", everyone)), depths[id(row)]): row for row in rows}
+    lost = Counter(
+        (str(row.get("method", everyone)), int(row.get("student.layers", everyones))) for row in failed
+    )
     order = {name: number for number, name in enumerate(NAMES)}
-    rows.sort(key=lambda row: (order[str(row.settings["method"])], -depths[id(row)]))
+    keys = sorted(found.keys() | lost.keys(), key=lambda key: (order[key[0]], -key[1]))
     head = (
         *("system", "layers", "seeds", _EXTRA[0].heading, f"speed-up by layers, of {PAPERS_LAYERS}"),
         _EXTRA[1].heading,
@@ -74,14 +82,16 @@ def table2(records: Sequence[RunRecord]) -> Table | None:
         *(f"the paper's {bare(column)} %" for column in metrics),
     )
     body = []
-    for row in rows:
-        method, depth = str(row.settings["method"]), depths[id(row)]
+    for method, depth in keys:
+        row = found.get((method, depth))
         theirs = _TABLE2.get((method, depth), ())[place]
-        ours = [show(row.columns.get(column.name), column) for column in metrics]
-        extra = [show(row.columns.get(column.name), column) for column in _EXTRA]
+        ours = [show(row.columns.get(column.name), column) if row else "failed" for column in metrics]
+        extra = [show(row.columns.get(column.name), column) if row else "" for column in _EXTRA]
         by_layers = "" if method in _OF_OTHER_LAYERS else f"{PAPERS_LAYERS / depth:.1f}"
         paper = [f"{value:.2f}" for value in theirs] or [""] * len(metrics)
-        counted = (str(depth), str(len(row.seeds)), extra[0], by_layers, extra[1])
+        away = lost[method, depth]
+        seeds = str(len(row.seeds) if row else 0) + (f" ({away} failed)" if away else "")
+        counted = (str(depth), seeds, extra[0], by_layers, extra[1])
         body.append((NAMES[method], *counted, *ours, *paper))
     return Table(head, tuple(body), words=1, caption=_caption(records))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from newsbert_ray.record import RunRecord
 from newsbert_ray.reporting.compared import by_task, distinct
@@ -43,11 +44,17 @@ def runs_page(
     )
 
 
-def method_tables(records: Sequence[RunRecord], against: Against | None) -> list[Table]:
-    """What the runs of one task come to beside each other, and beside the paper's; as far as they compare."""
+def method_tables(
+    records: Sequence[RunRecord], against: Against | None, failed: Sequence[Mapping[str, Any]] = ()
+) -> list[Table]:
+    """What the runs of one task come to beside each other, and beside the paper's; as far as they compare.
+
+    Args:
+        failed: what varied, of each run that failed.
+    """
     rows = rows_of(records)
     base = against or usual_base(rows)
-    found = [table2(records), significance_table(rows, base) if base else None]
+    found = [table2(records, failed), significance_table(rows, base) if base else None]
     return [table for table in found if table is not None]
 
 

@@ -45,7 +45,7 @@ def sweep_page(sweep: Sweep, figures: Figures, *, against: Against | None = None
         Section("Learning curves", (_figure(figures, CURVES_FIGURE),)),
     ]
     records = distinct([trial.record for trial in sweep.trials if trial.record])
-    tables = method_tables(records, against) if records else []
+    tables = method_tables(records, against, sweep.failed_rows) if records else []
     beside = [
         found for name in (METHOD_FIGURE, CHAIN_FIGURE) if isinstance(found := figures.get(name), Picture)
     ]

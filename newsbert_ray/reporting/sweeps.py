@@ -151,6 +151,22 @@ class Sweep:
         """Points in one of these states."""
         return [point for point in self.points if point.state in states]
 
+    @property
+    def failed_rows(self) -> list[Mapping[str, Any]]:
+        """The axes' values of every trial that failed; of one without a folder as its name tells them."""
+        begun = {trial.name: trial.point for trial in self.trials}
+        return [begun.get(name) or self._told(name) for name in self.failures]
+
+    def _told(self, name: str) -> dict[str, Any]:
+        words = dict(part.partition("=")[::2] for part in name.split(",") if "=" in part)
+        found: dict[str, Any] = {}
+        for axis in self.axes:
+            word = words.get(axis.name, words.get(axis.name.rsplit(".", 1)[-1]))
+            if word is not None:
+                shown = {str(value): value for value in axis.values or ()}
+                found[axis.name] = shown.get(word, word)
+        return found
+
     @cached_property
     def finished(self) -> list[Point]:
         """Points that every seed has finished, the best by the first goal first, of equals the one that the

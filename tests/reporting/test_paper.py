@@ -60,6 +60,27 @@ def test_glove_stands_among_the_others(make_record: MakeRecord) -> None:
     assert table2([*moved, elsewhere]) is None
 
 
+def test_what_failed_stands_there_as_failed(make_record: MakeRecord) -> None:
+    """A row that is missing looks as if nobody had tried it; one seed of several is said too."""
+    runs = _runs(make_record, ("newsbert", 1), ("finetune", 1))
+    failed = [
+        {"method": "pkd", "student.layers": 1},
+        {"method": "pkd", "student.layers": 1},
+        {"method": "newsbert", "student.layers": 1},
+    ]
+    table = table2(runs, failed)
+    assert table is not None
+    found = {row[0]: row for row in table.rows}
+    assert found["BERT-PKD"][2] == "0 (2 failed)"
+    assert found["BERT-PKD"][6:8] == ("failed", "failed")
+    assert found["NewsBERT"][2] == "2 (1 failed)"
+    assert found["fine-tuned"][2] == "2"
+    alone = table2(_runs(make_record, ("newsbert", 1)), failed[:1])
+    assert alone is not None
+    assert [row[0] for row in alone.rows] == ["NewsBERT", "BERT-PKD"]
+    assert table2(runs, [{"learning_rate": 1.0}]) is None
+
+
 def test_recommendation_has_its_own_half(make_record: MakeRecord) -> None:
     """AUC, MRR, nDCG@5, nDCG@10."""
     table = table2(_runs(make_record, ("newsbert", 4), ("tinybert", 4), task="recommendation"))
