@@ -348,7 +348,7 @@ VERBS = {
         _evaluate,
     ),
     "report": Verb(
-        "Draw tables and figures from the records of runs and sweeps.",
+        "Draw tables and figures from the records of runs and sweeps; of shards, what is in them.",
         "newsbert-ray report runs/beta --out report",
         _report,
     ),

@@ -342,6 +342,8 @@ def _describe(
             "texts": counts["text"],
             "pairs": sum(scan.clicks.values()),
             "clicked": sum(count for (_, clicked), count in scan.clicks.items() if clicked),
+            "words_per_query": counts["query words"] / counts["query"],
+            "words_per_text": counts["text words"] / counts["text"],
             "tokens_per_query": counts["query tokens"] / counts["query"],
             "tokens_per_text": counts["text tokens"] / counts["text"],
         },

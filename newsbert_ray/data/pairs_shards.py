@@ -94,7 +94,8 @@ class PairsWriter:
         lengths = np.array([len(one) for one in ids], dtype=np.int64)
         tokens = np.fromiter(chain.from_iterable(ids), np.int32, int(lengths.sum()))
         self._texts.add(tokens, lengths)
-        self.counts.update({kind: len(lengths), f"{kind} tokens": len(tokens)})
+        words = sum(len(strings[i].split()) for i in new)
+        self.counts.update({kind: len(lengths), f"{kind} tokens": len(tokens), f"{kind} words": words})
         return rows
 
     def _write(self, table: int, split: Split) -> None:

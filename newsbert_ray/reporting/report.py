@@ -10,10 +10,12 @@ from functools import partial
 from pathlib import Path
 
 from newsbert_ray import storage
+from newsbert_ray.data.shards import MANIFEST, read_manifest
 from newsbert_ray.events import read_events
 from newsbert_ray.record import RecordError, RunRecord, find_records, read_record, write_text
 from newsbert_ray.reporting.blocks import BLOCKS_FIGURE, blocks_figure
 from newsbert_ray.reporting.compared import by_task, distinct, flat_settings
+from newsbert_ray.reporting.corpora import corpora_csv, corpora_page
 from newsbert_ray.reporting.costs import COST_FIGURE, cost_figure
 from newsbert_ray.reporting.drawing import draw_svg, figure_paths, write_figure
 from newsbert_ray.reporting.figures import (
@@ -76,7 +78,7 @@ def report(folders: Sequence[str | Path], *, out: str | Path, against: str | Non
 
     Args:
         folders: one sweep's folder, also of a sweep that runs or was interrupted; or runs and sweeps, of
-            which every record at or below them counts once; URLs too.
+            which every record at or below them counts once; or prepared shards (Table 1); URLs too.
         out: a folder, where to write; files of an earlier report are replaced, its figures that are not made
             again are removed.
         against: SETTING=VALUE of the rows that others are compared with (Welch's t-test over seeds); of
@@ -85,6 +87,7 @@ def report(folders: Sequence[str | Path], *, out: str | Path, against: str | Non
         The written files, report.md first.
     Raises:
         RecordError: a folder that is missing or holds no record, or a damaged record or sweep.json.
+        ShardError: damaged shards.
         SettingsError: `against` is none, or no row is so.
         StorageError: a place in a bucket cannot be read.
     """
@@ -100,6 +103,10 @@ def _report(
     folders: Sequence[Path], *, named: Sequence[str | Path], out: Path, against: Against | None
 ) -> list[Path]:
     """The report of `folders`, which a person calls as they are `named`."""
+    if all((folder / MANIFEST).is_file() for folder in folders):
+        shards = {str(name): read_manifest(folder) for name, folder in zip(named, folders, strict=True)}
+        page = corpora_page(shards)
+        return _write(page, corpora_csv(shards), [], out)
     if len(folders) == 1 and is_sweep(folders[0]):
         return _report_sweep(read_sweep(folders[0]), out, against)
     records = collect(folders, named=named)

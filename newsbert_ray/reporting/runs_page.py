@@ -7,6 +7,7 @@ from typing import Any
 
 from newsbert_ray.record import RunRecord
 from newsbert_ray.reporting.compared import by_task, distinct
+from newsbert_ray.reporting.corpora import table1_of_runs
 from newsbert_ray.reporting.page import Block, Bullets, Facts, Page, Picture, Section, Table
 from newsbert_ray.reporting.paper import table2
 from newsbert_ray.reporting.provenance import provenance
@@ -35,6 +36,8 @@ def runs_page(
     blocks += [table for group in groups.values() for table in method_tables(group, against)]
     blocks += [found for found in figures.values() if isinstance(found, Picture)]
     behind: list[Block] = [Facts(tuple(provenance(records)))]
+    if table := table1_of_runs(records):
+        behind.append(table)
     if notes:
         behind.append(Bullets(tuple(notes)))
     return Page(

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from newsbert_ray.reporting.blocks import BLOCKS_FIGURE
 from newsbert_ray.reporting.compared import distinct
+from newsbert_ray.reporting.corpora import table1_of_runs
 from newsbert_ray.reporting.costs import COST_FIGURE, Costs, costs_of, duration
 from newsbert_ray.reporting.figures import BETA_FIGURE, CHAIN_FIGURE, METHOD_FIGURE, short
 from newsbert_ray.reporting.importance import IMPORTANCE_FIGURE
@@ -180,4 +181,5 @@ def _behind(sweep: Sweep) -> Section:
         settings = sweep.plan.get("settings") or {}
         facts = [(name, str(settings[name])) for name in ("data", "teacher") if settings.get(name)]
         facts.append(("versions", joined(sweep.plan.get("versions") or {})))
-    return Section("What it ran on", (Facts(tuple(facts)),))
+    table = table1_of_runs(records)
+    return Section("What it ran on", (Facts(tuple(facts)), *([table] if table else [])))

@@ -235,6 +235,7 @@ def _data(settings: TrainSettings, manifest: Manifest) -> dict[str, Any]:
         "validation_rows": manifest.rows("validation", settings.task),
         "test_rows": manifest.rows("test", settings.task),
         "labels": len(manifest.labels),
+        "statistics": dict(manifest.statistics),
     }
 
 

@@ -134,6 +134,8 @@ def test_statistics(tmp_path: Path, teacher: Path) -> None:
         "texts": 50,
         "pairs": 180,
         "clicked": 60,
+        "words_per_query": pytest.approx(sum(len(q.split()) for q in {q for q, _, _ in rows}) / 60),
+        "words_per_text": pytest.approx(sum(len(t.split()) for t in {t for _, t, _ in rows}) / 50),
         "tokens_per_query": pytest.approx(sum(map(len, queries)) / 60),
         "tokens_per_text": pytest.approx(sum(map(len, texts)) / 50),
     }
