@@ -135,7 +135,12 @@ def parser_for(verb: str) -> ArgumentParser:
     elif verb == "evaluate":
         _add_evaluate(parser)
     elif verb == "report":
-        parser.add_argument("folders", nargs="+", type=str, help="Runs or sweeps; every record at or below.")
+        parser.add_argument(
+            "folders",
+            nargs="+",
+            type=str,
+            help="Runs or sweeps, every record at or below; files of --keep; or shards.",
+        )
         parser.add_argument("--out", type=str, required=True, help="Folder for the tables and figures.")
         parser.add_argument(
             "--against",
@@ -143,6 +148,12 @@ def parser_for(verb: str) -> ArgumentParser:
             metavar="SETTING=VALUE",
             help="Rows that the others are compared with by a t-test over seeds, such as distill.beta=0; of "
             "several methods newsbert by default.",
+        )
+        parser.add_argument(
+            "--keep",
+            type=str,
+            metavar="FILE.jsonl",
+            help="Also keep the records in one small file, without this machine's places, to report again.",
         )
     elif verb == "doctor":
         _add_doctor(parser)

@@ -11,6 +11,7 @@ import pytest
 from newsbert_ray.cli import VERBS
 from newsbert_ray.config import PrepareSettings, TrainSettings, dotted_names
 from newsbert_ray.flags import values_from
+from tests.readme_numbers import BLOCK, RESULTS, filled
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -36,6 +37,21 @@ def test_command_is_understood(words: list[str]) -> None:
     assert verb in VERBS
     if rest and rest != ["--help"]:
         values_from(verb, rest)
+
+
+def test_tables_are_what_the_kept_records_make() -> None:
+    """A number typed by hand, or one that an older program made, is no measurement; after a change of the
+    report's form: python -m tests.readme_numbers."""
+    assert len(BLOCK.findall(README)) >= 2
+    assert filled(README) == README
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.jsonl")), ids=lambda path: path.stem)
+def test_kept_records_are_small_and_tell_no_place(path: Path) -> None:
+    """Kept files are for the numbers alone."""
+    text = path.read_text(encoding="utf-8")
+    assert len(text) < 500_000
+    assert not re.search(r"/(?:tmp|root|home|work|Users)/", text)
 
 
 def test_commands_were_found() -> None:

@@ -80,11 +80,12 @@ def to_markdown(page: Page) -> str:
     parts = [f"# {_escaped(page.title)}", _escaped(page.lead)]
     for section in page.sections:
         parts.append(f"## {_escaped(section.title)}")
-        parts += [_block(block) for block in section.blocks]
+        parts += [block_markdown(block) for block in section.blocks]
     return "\n\n".join(parts) + "\n"
 
 
-def _block(block: Block) -> str:
+def block_markdown(block: Block) -> str:
+    """One block as Markdown."""
     if isinstance(block, Text):
         return _escaped(block.text)
     if isinstance(block, Facts):

@@ -30,6 +30,7 @@ from newsbert_ray.reporting.figures import (
     method_figure,
 )
 from newsbert_ray.reporting.importance import IMPORTANCE_FIGURE, importance_figure
+from newsbert_ray.reporting.kept import is_kept, read_kept, write_kept
 from newsbert_ray.reporting.latex import to_latex
 from newsbert_ray.reporting.nodes import NODES_FIGURE, nodes_figure
 from newsbert_ray.reporting.over_settings import OVER_FIGURE, over_settings
@@ -72,17 +73,25 @@ NAMES = (
 )
 
 
-def report(folders: Sequence[str | Path], *, out: str | Path, against: str | None = None) -> list[Path]:
+def report(
+    folders: Sequence[str | Path],
+    *,
+    out: str | Path,
+    against: str | None = None,
+    keep: str | None = None,
+) -> list[Path]:
     """Write report.md, report.html (the same, in one file), report.csv, tables.tex (the page's tables for
     LaTeX) and each figure as PNG and SVG.
 
     Args:
         folders: one sweep's folder, also of a sweep that runs or was interrupted; or runs and sweeps, of
-            which every record at or below them counts once; or prepared shards (Table 1); URLs too.
+            which every record at or below them counts once, or files that `keep` wrote; or prepared shards
+            (Table 1); URLs too.
         out: a folder, where to write; files of an earlier report are replaced, its figures that are not made
             again are removed.
         against: SETTING=VALUE of the rows that others are compared with (Welch's t-test over seeds); of
             several methods newsbert by default.
+        keep: a file (.jsonl) for the records themselves, without this machine's places.
     Returns:
         The written files, report.md first.
     Raises:
@@ -96,7 +105,11 @@ def report(folders: Sequence[str | Path], *, out: str | Path, against: str | Non
     with ExitStack() as stack:
         here = [stack.enter_context(storage.snapshot(folder)) for folder in folders]
         base = read_against(against) if against else None
-        return _report(here, named=folders, out=Path(out), against=base)
+        written = _report(here, named=folders, out=Path(out), against=base)
+        if keep is not None:
+            write_kept(Path(keep), distinct(collect(here, named=folders)))
+            written.append(Path(keep))
+        return written
 
 
 def _report(
@@ -154,7 +167,11 @@ def collect(folders: Sequence[str | Path], *, named: Sequence[str | Path] | None
         RecordError: a folder without any, or a damaged record.
     """
     found: dict[Path, None] = {}
+    kept: list[RunRecord] = []
     for folder, name in zip(folders, named or folders, strict=True):
+        if is_kept(folder):
+            kept += read_kept(Path(folder))
+            continue
         here = find_records(folder)
         if not here:
             what = (
@@ -164,7 +181,7 @@ def collect(folders: Sequence[str | Path], *, named: Sequence[str | Path] | None
             )
             raise RecordError(f"{name}: {what}")
         found.update(dict.fromkeys(path.resolve() for path in here))
-    return [read_record(path) for path in found]
+    return [*kept, *(read_record(path) for path in found)]
 
 
 def _report_sweep(sweep: Sweep, out: Path, against: Against | None) -> list[Path]:
