@@ -1,5 +1,5 @@
-"""The README's tables, made from the records that the repository keeps: `python -m tests.readme_numbers` writes
-them anew, `tests/test_readme.py` asks whether they still stand there.
+"""The README's tables, made from the records that the repository keeps: `python -m tests.readme_numbers`
+writes them anew, `tests/test_readme.py` asks whether they still stand there.
 
 A table stands between `<!-- FILE: WHICH -->` and `<!-- end -->`: a file of search_spaces/results, and how the
 caption of one of its report's tables begins.
