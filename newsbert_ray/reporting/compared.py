@@ -14,6 +14,7 @@ from newsbert_ray.tasks import TASKS, Task, TaskName
 
 _NOT_COMPARED = frozenset({"seed", "out", "threads", "log_every", "min_workers", "checkpoint", "device"})
 """The seed is averaged over; the others alter no number: those that a run may go on with changed."""
+_TUNED = ("learning_rate", *(f"optimizer.{who}_learning_rate" for who in ("teacher", "student", "top")))
 
 
 def task_name(record: RunRecord) -> TaskName:
@@ -123,6 +124,23 @@ def _told_by_method(name: str, flats: Sequence[Mapping[str, Any]]) -> bool:
     for flat in flats:
         found.setdefault(str(flat.get("method")), set()).add(repr(flat.get(name)))
     return len(found) > 1 and all(len(values) == 1 for values in found.values())
+
+
+def tuned_settings(records: Sequence[RunRecord]) -> list[str]:
+    """Of the settings that are tuned and not compared, those that each method has its own value of, at each
+    student depth: what a fair comparison of methods lets differ."""
+    flats = [flat_settings(record) for record in records]
+    if len({flat.get("method") for flat in flats}) < 2:
+        return []
+    tuned = []
+    for name in _TUNED:
+        found: dict[tuple[str, str], set[str]] = {}
+        for flat in flats:
+            row = (str(flat.get("method")), str(flat.get("student.layers")))
+            found.setdefault(row, set()).add(repr(flat.get(name)))
+        if len(set.union(*found.values())) > 1 and all(len(values) == 1 for values in found.values()):
+            tuned.append(name)
+    return tuned
 
 
 def distinct(records: Sequence[RunRecord]) -> list[RunRecord]:

@@ -16,6 +16,7 @@ from newsbert_ray.reporting.compared import (
     flat_settings,
     one_task,
     teacher_name,
+    tuned_settings,
     units_of,
     varying_settings,
 )
@@ -109,7 +110,7 @@ def _methods_over_depth(
     """A line for each value of `setting`, which has these names for people."""
     task = one_task(records)
     records = distinct(records)
-    varying = set(varying_settings(records))
+    varying = set(varying_settings(records)) - set(tuned_settings(records))
     groups: dict[str, list[RunRecord]] = {}
     for record in records:
         groups.setdefault(str(flat_settings(record)[setting]), []).append(record)

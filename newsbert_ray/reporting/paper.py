@@ -13,6 +13,7 @@ from newsbert_ray.reporting.compared import (
     one_task,
     task_name,
     teacher_name,
+    tuned_settings,
     varying_settings,
 )
 from newsbert_ray.reporting.names import NAMES
@@ -62,7 +63,8 @@ def table2(records: Sequence[RunRecord], failed: Sequence[Mapping[str, Any]] = (
     """
     task, place = one_task(records), _PLACE.get(task_name(records[0]))
     varying = set(varying_settings(records)) | {name for row in failed for name in row}
-    if "method" not in varying or not varying <= _ROWS or place is None:
+    tuned = tuned_settings(records)
+    if "method" not in varying or not varying <= _ROWS | set(tuned) or place is None:
         return None
     metrics = [column for column in columns_of(task) if column.path.startswith("test.student.")]
     rows = rows_as_found(records, (*metrics, *_EXTRA))
@@ -93,17 +95,31 @@ def table2(records: Sequence[RunRecord], failed: Sequence[Mapping[str, Any]] = (
         seeds = str(len(row.seeds) if row else 0) + (f" ({away} failed)" if away else "")
         counted = (str(depth), seeds, extra[0], by_layers, extra[1])
         body.append((NAMES[method], *counted, *ours, *paper))
-    return Table(head, tuple(body), words=1, caption=_caption(records))
+    return Table(head, tuple(body), words=1, caption=_caption(records, tuned))
 
 
-def _caption(records: Sequence[RunRecord]) -> str:
+def _caption(records: Sequence[RunRecord], tuned: Sequence[str]) -> str:
     data = " or ".join(dict.fromkeys(map(data_name, records)))
     teachers = " or ".join(dict.fromkeys(map(teacher_name, records)))
     rows = sorted({int(record.data.get("train_rows") or 0) for record in records} - {0})
     counted = " or ".join(f"{n:,}" for n in rows)
     trained = f", trained on {counted} {one_task(records).examples}" if rows else ""
     return (
-        f"Table 2. Ours: {data}{trained}, encoder {teachers}; mean ± sd over seeds. The paper's: the "
-        "authors' own cut of MIND, UniLMv2 (first 8 layers as teacher), 5 seeds: other data and another "
+        f"Table 2. Ours: {data}{trained}, encoder {teachers}{_rates(records, tuned)}; mean ± sd over seeds. "
+        "The paper's: the authors' own cut of MIND, UniLMv2 (first 8 layers as teacher), 5 seeds: other data and another "
         "encoder, so that only the order of the rows compares."
     )
+
+
+def _rates(records: Sequence[RunRecord], tuned: Sequence[str]) -> str:
+    """What each method has of its own, in words."""
+    said = []
+    for name in tuned:
+        values: dict[str, dict[str, None]] = {}
+        for record in records:
+            flat = flat_settings(record)
+            values.setdefault(f"{flat.get(name)}", {})[NAMES[str(flat["method"])]] = None
+        said.append(
+            f"{name} " + ", ".join(f"{value} ({', '.join(who)})" for value, who in sorted(values.items()))
+        )
+    return "".join(f", {words}" for words in said)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from newsbert_ray.record import RunRecord
-from newsbert_ray.reporting.compared import by_task, distinct
+from newsbert_ray.reporting.compared import by_task, distinct, tuned_settings
 from newsbert_ray.reporting.corpora import table1_of_runs
 from newsbert_ray.reporting.page import Block, Bullets, Facts, Page, Picture, Section, Table
 from newsbert_ray.reporting.paper import table2
@@ -55,9 +56,14 @@ def method_tables(
     Args:
         failed: what varied, of each run that failed.
     """
-    rows = rows_of(records)
+    tuned = tuned_settings(records)
+    rows = [
+        replace(row, settings={n: value for n, value in row.settings.items() if n not in tuned})
+        for row in rows_of(records)
+    ]
     base = against or usual_base(rows)
-    found = [table2(records, failed), significance_table(rows, base) if base else None]
+    compared = significance_table(rows, base, tuned=tuned) if base else None
+    found = [table2(records, failed), compared]
     return [table for table in found if table is not None]
 
 

@@ -75,11 +75,12 @@ def usual_base(rows: Sequence[Row]) -> Against | None:
     return Against("method", found) if found else None
 
 
-def significance_table(rows: Sequence[Row], against: Against) -> Table | None:
+def significance_table(rows: Sequence[Row], against: Against, *, tuned: Sequence[str] = ()) -> Table | None:
     """Each row beside the one it is compared with, in each of the student's metrics; None without any.
 
     Args:
         rows: as `tables.rows_of` gives them, of one task.
+        tuned: settings that each method has its own value of, which no row here tells.
     Raises:
         SettingsError: no row has that value.
     """
@@ -103,11 +104,12 @@ def significance_table(rows: Sequence[Row], against: Against) -> Table | None:
         (*(str(rows[index].settings[name]) for name in names), *line) for index, line in sorted(cells.items())
     )
     seeds = sorted({len(row.seeds) for row in rows})
+    own = f" but {', '.join(tuned)}, which each method has its own of" if tuned else ""
     return Table(
         (*names, *(f"{bare(column)}, points" for column in columns)),
         body,
         words=len(names),
-        caption=f"Difference to {against} (all else equal), {_seeds(seeds)} a row, in points; p of "
+        caption=f"Difference to {against} (all else equal{own}), {_seeds(seeds)} a row, in points; p of "
         f"Welch's t-test over seeds, and after Holm's correction over the column; {MARK} below {LEVEL:g}. It "
         "asks whether other seeds would turn the order, not whether other news would.",
     )

@@ -10,6 +10,7 @@ from newsbert_ray.methods import METHODS
 from newsbert_ray.record import RunRecord
 from newsbert_ray.reporting.names import NAMES
 from newsbert_ray.reporting.paper import table2
+from newsbert_ray.reporting.runs_page import method_tables
 
 if TYPE_CHECKING:
     from tests.conftest import MakeRecord
@@ -79,6 +80,22 @@ def test_what_failed_stands_there_as_failed(make_record: MakeRecord) -> None:
     assert alone is not None
     assert [row[0] for row in alone.rows] == ["NewsBERT", "BERT-PKD"]
     assert table2(runs, [{"learning_rate": 1.0}]) is None
+
+
+def test_each_method_may_have_its_own_rate(make_record: MakeRecord) -> None:
+    """Tuned fairly, methods differ in their rates: the table stands and says them; two rates of one method
+    are a search."""
+    runs = [
+        *_runs(make_record, ("newsbert", 1), learning_rate=2e-4),
+        *_runs(make_record, ("finetune", 1), learning_rate=4e-4),
+    ]
+    table = table2(runs)
+    assert table is not None
+    assert "learning_rate 0.0002 (NewsBERT), 0.0004 (fine-tuned)" in table.caption
+    (_, compared) = method_tables(runs, None)
+    assert "all else equal but learning_rate, which each method has its own of" in compared.caption
+    assert [row[0] for row in compared.rows] == ["finetune"]
+    assert table2([*runs, *_runs(make_record, ("finetune", 1), learning_rate=1e-4)]) is None
 
 
 def test_recommendation_has_its_own_half(make_record: MakeRecord) -> None:
