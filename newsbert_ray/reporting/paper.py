@@ -93,7 +93,7 @@ def table2(records: Sequence[RunRecord], failed: Sequence[Mapping[str, Any]] = (
         paper = [f"{value:.2f}" for value in theirs] or [""] * len(metrics)
         away = lost[method, depth]
         seeds = str(len(row.seeds) if row else 0) + (f" ({away} failed)" if away else "")
-        counted = (str(depth), seeds, extra[0], by_layers, extra[1])
+        counted = (str(depth), seeds, extra[0].removesuffix(" ± 0.0"), by_layers, extra[1])
         body.append((NAMES[method], *counted, *ours, *paper))
     return Table(head, tuple(body), words=1, caption=_caption(records, tuned))
 
@@ -106,8 +106,8 @@ def _caption(records: Sequence[RunRecord], tuned: Sequence[str]) -> str:
     trained = f", trained on {counted} {one_task(records).examples}" if rows else ""
     return (
         f"Table 2. Ours: {data}{trained}, encoder {teachers}{_rates(records, tuned)}; mean ± sd over seeds. "
-        "The paper's: the authors' own cut of MIND, UniLMv2 (first 8 layers as teacher), 5 seeds: other data and another "
-        "encoder, so that only the order of the rows compares."
+        "The paper's: the authors' own cut of MIND, UniLMv2 (first 8 layers as teacher), 5 seeds: other data "
+        "and another encoder, so that only the order of the rows compares."
     )
 
 

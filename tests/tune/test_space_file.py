@@ -31,7 +31,7 @@ def test_every_committed_space_can_be_read_and_opens_with_what_a_person_asks(pat
         "# What it answers: ",
         "# What it costs: ",
         "# Command",
-        f"newsbert-ray sweep search_spaces/{path.name}",
+        f"newsbert-ray sweep search_spaces/{path.resolve().name}",
     ):
         assert question in head
 
