@@ -227,6 +227,18 @@ def _report(words: list[str]) -> None:
         print(path)
 
 
+def _export(words: list[str]) -> None:
+    from newsbert_ray.flags import values_from
+
+    values = values_from("export", words)
+    from newsbert_ray.serving.export import export
+
+    written = export(**values)
+    for path in written:
+        print(path)
+    print(f"{written[0]} says how to load it")
+
+
 def _synthesize(words: list[str]) -> None:
     from newsbert_ray.config import SettingsError
     from newsbert_ray.flags import values_from
@@ -351,6 +363,11 @@ VERBS = {
         "Draw tables and figures from the records of runs and sweeps; of shards, what is in them.",
         "newsbert-ray report runs/beta --out report",
         _report,
+    ),
+    "export": Verb(
+        "Write a run's student as a folder for transformers, Sentence Transformers or onnxruntime.",
+        "newsbert-ray export runs/first --to sentence-transformers --out encoder",
+        _export,
     ),
     "doctor": Verb(
         "Check versions, devices, storage, ports, shards, teacher and cluster, and say what to mend.",

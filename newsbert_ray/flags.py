@@ -155,6 +155,8 @@ def parser_for(verb: str) -> ArgumentParser:
             metavar="FILE.jsonl",
             help="Also keep the records in one small file, without this machine's places, to report again.",
         )
+    elif verb == "export":
+        _add_export(parser)
     elif verb == "doctor":
         _add_doctor(parser)
     elif verb == "submit":
@@ -233,6 +235,21 @@ def _add_evaluate(parser: ArgumentParser) -> None:
         "--model", choices=["student", "teacher"], default="student", help="Whose ranking those are."
     )
     parser.add_argument("--json", action="store_true", help="Print JSON instead of a table.")
+
+
+def _add_export(parser: ArgumentParser) -> None:
+    parser.add_argument("run", type=str, help="Folder of a finished run, or its URL.")
+    parser.add_argument(
+        "--to",
+        choices=["hf", "sentence-transformers", "onnx"],
+        required=True,
+        help="For which library: transformers (hf), Sentence Transformers, or onnxruntime.",
+    )
+    parser.add_argument("--out", type=str, required=True, help="Folder for the exported model.")
+    parser.add_argument(
+        "--int8", action="store_true", help="Of onnx: also a model of 8-bit weights, model_int8.onnx."
+    )
+    parser.add_argument("--overwrite", action="store_true", help="Replace an earlier export.")
 
 
 def _add_doctor(parser: ArgumentParser) -> None:

@@ -32,7 +32,7 @@ ORDER = (
     ("distill",),
     ("training", "evaluation"),
     ("reporting",),
-    ("tune", "deploy"),
+    ("tune", "deploy", "serving"),
     ("flags", "screens", "cli"),
 )
 """Rooms from the ground up; a room imports from its own storey and those below.
@@ -64,6 +64,7 @@ TORCH = (
     "evaluation",
     "tune",
     "deploy",
+    "serving",
 )
 NO_TORCH = ("evaluation.metrics", "evaluation.submission")
 HEAVY = {"torch", "transformers", "ray", "matplotlib", "datasets", "optuna", "scipy", "pandas", "tokenizers"}

@@ -1,0 +1,276 @@
+"""`newsbert-ray export`: a run's student as a folder that other libraries load without this package."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from newsbert_ray import inputs
+from newsbert_ray.model.assemble import load_student
+from newsbert_ray.model.encoder import Encoder, EncoderError
+from newsbert_ray.model.heads import TopicHead
+from newsbert_ray.model.pair import Top
+from newsbert_ray.record import RECORD, RunRecord, read_record, write_json, write_text
+from newsbert_ray.serving.card import model_card
+
+FORMS = ("hf", "sentence-transformers", "onnx")
+_OPSET = 20
+_TOKENIZER = ("tokenizer", "special_tokens", "added_tokens", "vocab", "merges")
+"""What a tokeniser's files begin with."""
+
+
+class ExportError(ValueError):
+    """A student that cannot be exported so, or a folder that may not be written; the text says the cure."""
+
+
+@dataclass(frozen=True)
+class Student:
+    """A finished run's student, as it is exported."""
+
+    folder: Path
+    record: RunRecord
+    encoder: Encoder
+    top: Top
+    described: Mapping[str, Any]
+
+    @property
+    def labels(self) -> list[str]:
+        """Its topics; none where it learned another task."""
+        return list(self.described["labels"]) if isinstance(self.top.head, TopicHead) else []
+
+    @property
+    def longest(self) -> int:
+        """Tokens to which texts are cut."""
+        return int(self.described.get("max_tokens") or 512)
+
+
+def export(
+    run: str | Path, *, to: str, out: str | Path, int8: bool = False, overwrite: bool = False
+) -> list[Path]:
+    """Write the student of `run` into `out`, with its tokeniser, a model card (README.md) and its record.
+
+    Args:
+        run: folder of a finished run, or its URL.
+        to: hf (AutoModel; with trust_remote_code also the pooled embedding, and topics for
+            pipeline("text-classification")), sentence-transformers, or onnx (model.onnx: input_ids and
+            attention_mask (B, L) to news_embedding (B, D), and logits (B, topics) of a topics run).
+        int8: of onnx also model_int8.onnx, its weights quantised, activations as they come.
+        overwrite: replace what an earlier export left at `out`.
+    Returns:
+        The written files, README.md first.
+    Raises:
+        ExportError: no such form, `out` holds something else, the student has a form of its own, or a
+            package is missing.
+        RecordError, EncoderError: no whole finished run there.
+    """
+    if to not in FORMS:
+        raise ExportError(f"--to {to}: one of {', '.join(FORMS)}")
+    if int8 and to != "onnx":
+        raise ExportError("--int8 true: only of --to onnx")
+    student = read_student(run)
+    writers: dict[str, Callable[[Student, Path], None]] = {
+        "hf": _write_hf,
+        "sentence-transformers": _write_sentence_transformers,
+        "onnx": _write_onnx,
+    }
+    target = Path(out)
+    with _fresh(target, overwrite=overwrite) as partial:
+        writers[to](student, partial)
+        if int8:
+            _quantise(partial)
+        _copy_tokenizer(student, partial)
+        shutil.copyfile(student.folder / RECORD, partial / RECORD)
+        card = model_card(student.record, form=to, labels=student.labels, longest=student.longest)
+        write_text(partial / "README.md", card)
+    found = sorted(path for path in target.rglob("*") if path.is_file() and path.name != "README.md")
+    return [target / "README.md", *found]
+
+
+def read_student(run: str | Path) -> Student:
+    """The student that a finished run left.
+
+    Raises:
+        RecordError: no finished run there.
+        EncoderError: its student is not whole, or not kept.
+    """
+    folder = inputs.fetch(run, without=("checkpoints/*",))
+    record = read_record(folder)
+    if not (folder / "student").is_dir():
+        raise EncoderError(
+            f"{run}: its student was not kept (a sweep keeps those of its best trials); train it again"
+        )
+    return Student(folder, record, *load_student(folder / "student"))
+
+
+@contextmanager
+def _fresh(target: Path, *, overwrite: bool) -> Iterator[Path]:
+    """A folder beside `target` that takes its place when all is written."""
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        if not overwrite:
+            raise ExportError(f"--out {target}: there already; add --overwrite true, or give another --out")
+        if not (target / RECORD).is_file():
+            raise ExportError(f"--out {target}: holds no earlier export; give another --out")
+    target.absolute().parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(dir=target.absolute().parent, prefix=f".{target.name}."))
+    try:
+        yield partial
+        partial.chmod(0o755)
+        if target.exists():
+            shutil.rmtree(target)
+        os.replace(partial, target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _hugging_face(student: Student) -> Any:
+    """The student's encoder in its library."""
+    backbone = getattr(student.encoder, "backbone", None)
+    if type(student.encoder) is not Encoder or backbone is None:
+        raise ExportError(
+            "this student's encoder is none of transformers' (a BiLSTM, NRMS, or UniLMv2); give --to onnx"
+        )
+    return backbone
+
+
+def _write_hf(student: Student, folder: Path) -> None:
+    from safetensors.torch import save_file
+
+    backbone = _hugging_face(student)
+    classes = {"AutoModel": "NewsModel"} | (
+        {"AutoModelForSequenceClassification": "NewsForSequenceClassification"} if student.labels else {}
+    )
+    config = {
+        **backbone.config.to_dict(),
+        "architectures": [list(classes.values())[-1]],
+        "auto_map": {auto: f"modeling_newsbert.{name}" for auto, name in classes.items()},
+        "query_size": student.described["query_size"],
+    }
+    if student.labels:
+        config["id2label"] = dict(enumerate(student.labels))
+        config["label2id"] = {label: number for number, label in enumerate(student.labels)}
+    write_json(folder / "config.json", config)
+    prefix = backbone.base_model_prefix
+    weights = {f"{prefix}.{name}": value for name, value in backbone.state_dict().items()}
+    weights |= {f"pooling.{name}": value for name, value in student.top.pooling.state_dict().items()}
+    if student.labels:
+        weights |= cast("TopicHead", student.top.head).state_dict()
+    save_file({n: v.contiguous() for n, v in weights.items()}, folder / "model.safetensors", {"format": "pt"})
+    _carry_code(folder, "modeling_newsbert")
+
+
+def _write_sentence_transformers(student: Student, folder: Path) -> None:
+    from safetensors.torch import save_file
+
+    _hugging_face(student).save_pretrained(folder)
+    pooling = folder / "1_NewsPooling"
+    pooling.mkdir()
+    sizes = {"hidden_size": student.encoder.hidden_size, "query_size": student.described["query_size"]}
+    write_json(pooling / "config.json", sizes)
+    weights = {f"pooling.{n}": v.contiguous() for n, v in student.top.pooling.state_dict().items()}
+    save_file(weights, pooling / "model.safetensors", {"format": "pt"})
+    modules = (
+        ("", "sentence_transformers.models.Transformer"),
+        (pooling.name, "pooling_newsbert.NewsPooling"),
+    )
+    write_json(
+        folder / "modules.json",
+        [{"idx": n, "name": str(n), "path": path, "type": kind} for n, (path, kind) in enumerate(modules)],
+    )
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": student.longest})
+    similarity: dict[str, Any] = {"similarity_fn_name": "cosine", "prompts": {}, "default_prompt_name": None}
+    write_json(folder / "config_sentence_transformers.json", similarity)
+    _carry_code(folder, "pooling_newsbert")
+
+
+class _Whole(nn.Module):
+    """Encoder, pooling and head as one graph."""
+
+    def __init__(self, student: Student) -> None:
+        super().__init__()
+        self.encoder, self.pooling = student.encoder, student.top.pooling
+        self.dense = cast("TopicHead", student.top.head).dense if student.labels else None
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
+        embedding = self.pooling(self.encoder(input_ids, attention_mask)[-1], attention_mask)
+        return (embedding,) if self.dense is None else (embedding, self.dense(embedding))
+
+
+def _write_onnx(student: Student, folder: Path) -> None:
+    _require("onnx", "onnxscript", "onnxruntime")
+    model = _Whole(student).eval()
+    ids = torch.ones(2, 8, dtype=torch.int64)
+    names = ["news_embedding", *(["logits"] if student.labels else [])]
+    free = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    with torch.no_grad(), _quiet():
+        program = torch.onnx.export(
+            model,
+            (ids, ids.clone()),
+            input_names=["input_ids", "attention_mask"],
+            output_names=names,
+            dynamic_shapes={"input_ids": free, "attention_mask": free},
+            opset_version=_OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None
+    program.save(str(folder / "model.onnx"))
+    described = {"labels": student.labels, "max_tokens": student.longest, "outputs": names}
+    write_json(folder / "newsbert.json", described)
+
+
+def _quantise(folder: Path) -> None:
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    with _quiet():
+        quantize_dynamic(folder / "model.onnx", folder / "model_int8.onnx", weight_type=QuantType.QInt8)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the libraries' advice to whoever calls them."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def _require(*packages: str) -> None:
+    from importlib.util import find_spec
+
+    if missing := [name for name in packages if find_spec(name) is None]:
+        raise ExportError(
+            f"--to onnx needs {', '.join(missing)}; install it with: pip install 'newsbert-ray[export]'"
+        )
+
+
+def _carry_code(folder: Path, name: str) -> None:
+    """Put a portable module beside the weights, and the pooling that it stands on."""
+    own = files("newsbert_ray.serving.portable").joinpath(f"{name}.py").read_text(encoding="utf-8")
+    shared = files("newsbert_ray.model").joinpath("pooling.py").read_text(encoding="utf-8")
+    there = own.replace("from newsbert_ray.model.pooling import", "from .attentive_pooling import")
+    write_text(folder / f"{name}.py", there)
+    write_text(folder / "attentive_pooling.py", shared)
+
+
+def _copy_tokenizer(student: Student, folder: Path) -> None:
+    """The tokeniser's files; texts are cut where the student's were."""
+    for path in sorted((student.folder / "student").iterdir()):
+        if path.name.startswith(_TOKENIZER) or path.suffix == ".model":
+            shutil.copyfile(path, folder / path.name)
+    place = folder / "tokenizer_config.json"
+    known = json.loads(place.read_text(encoding="utf-8")) if place.is_file() else {}
+    write_json(place, {**known, "model_max_length": student.longest})

@@ -1,0 +1,206 @@
+"""An exported student in the libraries that it was exported for: the same numbers as here, and a card."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+
+from newsbert_ray.config import TrainSettings, build_settings, merge
+from newsbert_ray.model.assemble import load_student
+from newsbert_ray.record import RunRecord, read_record
+from newsbert_ray.serving.card import model_card
+from newsbert_ray.serving.export import ExportError, export
+from newsbert_ray.training.run import train
+
+if TYPE_CHECKING:
+    from tests.conftest import MakeRecord, MakeSettings
+
+TITLES = ["team wins the final", "market falls again after a long week of losses and more", "rain"]
+
+
+@pytest.fixture(scope="module")
+def run(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished topics run of one epoch."""
+    out = tmp_path_factory.mktemp("export") / "run"
+    values = {
+        "data": str(shards),
+        "teacher": "scratch",
+        "out": str(out),
+        "scratch": {"layers": 4, "hidden": 16, "heads": 2, "feed_forward": 32},
+        "model.query_size": 8,
+        "student.layers": 2,
+        "epochs": 1,
+        "threads": 1,
+    }
+    train(build_settings(TrainSettings, merge({}, values)), quiet=True)
+    return out
+
+
+@pytest.fixture(scope="module")
+def ours(run: Path) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], dict[str, Any]]:
+    """Embeddings and logits of the titles by our own code, and what the tokeniser makes of them."""
+    from tokenizers import Tokenizer
+
+    encoder, top, described = load_student(run / "student")
+    tokenizer = Tokenizer.from_file(str(run / "student" / "tokenizer.json"))
+    tokenizer.enable_truncation(described["max_tokens"])
+    tokenizer.enable_padding()
+    read = tokenizer.encode_batch(TITLES)
+    ids, mask = (torch.tensor([getattr(one, name) for one in read]) for name in ("ids", "attention_mask"))
+    with torch.inference_mode():
+        embedding = top.embed(encoder(ids, mask), mask)
+        logits = top.head.dense(embedding)
+    given = {"input_ids": ids.numpy(), "attention_mask": mask.numpy()}
+    return embedding.numpy(), logits.numpy(), given
+
+
+@pytest.fixture(autouse=True)
+def _own_module_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Code that a folder carries is imported from a cache of this test's own."""
+    import sys
+
+    import transformers.dynamic_module_utils as dynamic
+
+    monkeypatch.setattr(dynamic, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
+    yield
+    for name in [name for name in sys.modules if name.startswith("transformers_modules")]:
+        del sys.modules[name]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_transformers_loads_it(run: Path, ours: Any, tmp_path: Path) -> None:
+    """The encoder without our code, the embedding and the topics with what the folder carries."""
+    from transformers import AutoModel, AutoTokenizer, pipeline
+
+    out = tmp_path / "hf"
+    written = export(run, to="hf", out=out)
+    assert written[0] == out / "README.md"
+    assert {path.name for path in written} >= {"config.json", "model.safetensors", "record.json"}
+    embedding, logits, given = ours
+    read = {name: torch.from_numpy(value) for name, value in given.items()}
+    encoder, _, described = load_student(run / "student")
+    plain = AutoModel.from_pretrained(out)
+    with torch.inference_mode():
+        states = plain(**read).last_hidden_state
+        mine = encoder(read["input_ids"], read["attention_mask"])[-1]
+    assert type(plain).__name__ == "BertModel"
+    real = read["attention_mask"].bool()
+    torch.testing.assert_close(states[real], mine[real], atol=1e-5, rtol=0)
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    assert tokenizer.model_max_length == described["max_tokens"]
+    model = AutoModel.from_pretrained(out, trust_remote_code=True)
+    with torch.inference_mode():
+        found = model(**tokenizer(TITLES, return_tensors="pt", padding=True, truncation=True)).pooler_output
+    np.testing.assert_allclose(found.numpy(), embedding, atol=1e-5)
+    classify = pipeline("text-classification", model=str(out), trust_remote_code=True, top_k=None)
+    answers = classify(TITLES, truncation=True, function_to_apply="none")
+    names = json.loads((run / "student" / "top.json").read_text())["labels"]
+    for answer, row in zip(answers, logits, strict=True):
+        scores = {one["label"]: one["score"] for one in answer}
+        np.testing.assert_allclose([scores[name] for name in names], row, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_sentence_transformers_loads_it(run: Path, ours: Any, tmp_path: Path) -> None:
+    """encode gives our embeddings, also after it has written the model itself."""
+    from sentence_transformers import SentenceTransformer
+
+    out = tmp_path / "st"
+    export(run, to="sentence-transformers", out=out)
+    model = SentenceTransformer(str(out), trust_remote_code=True, device="cpu")
+    np.testing.assert_allclose(model.encode(TITLES), ours[0], atol=1e-5)
+    assert model.max_seq_length == 30
+    model.save(str(tmp_path / "again"))
+    again = SentenceTransformer(str(tmp_path / "again"), trust_remote_code=True, device="cpu")
+    np.testing.assert_allclose(again.encode(TITLES), ours[0], atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_onnxruntime_runs_it(run: Path, ours: Any, tmp_path: Path) -> None:
+    """Any number of titles of any length; 8-bit weights answer nearly the same."""
+    import onnxruntime
+
+    out = tmp_path / "onnx"
+    export(run, to="onnx", out=out, int8=True)
+    embedding, logits, given = ours
+    session = onnxruntime.InferenceSession(str(out / "model.onnx"))
+    found = session.run(None, given)
+    np.testing.assert_allclose(found[0], embedding, atol=1e-5)
+    np.testing.assert_allclose(found[1], logits, atol=1e-5)
+    one = {name: value[2:, : int(given["attention_mask"][2].sum())] for name, value in given.items()}
+    np.testing.assert_allclose(session.run(None, one)[0], embedding[2:], atol=1e-5)
+    small = onnxruntime.InferenceSession(str(out / "model_int8.onnx"))
+    answers = small.run(None, given)[1]
+    assert not np.array_equal(answers, logits)
+    np.testing.assert_allclose(answers, logits, atol=0.1)
+    assert (out / "model_int8.onnx").stat().st_size < (out / "model.onnx").stat().st_size
+
+
+def test_other_tasks_and_encoders(make_settings: MakeSettings, tmp_path: Path) -> None:
+    """A recommendation student has no topics; an encoder of our own form has no folder of transformers'."""
+    settings = make_settings(task="recommendation", epochs=1)
+    train(settings, quiet=True)
+    export(settings.out, to="hf", out=tmp_path / "hf")
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert config["auto_map"] == {"AutoModel": "modeling_newsbert.NewsModel"}
+    card = (tmp_path / "hf" / "README.md").read_text()
+    assert "rank news for a user" in card
+    assert "pipeline" not in card
+    own = make_settings(method="bilstm_soft", epochs=1, out=str(tmp_path / "own"), **{"student.layers": 1})
+    train(own, quiet=True)
+    with pytest.raises(ExportError, match="give --to onnx"):
+        export(own.out, to="hf", out=tmp_path / "bilstm")
+    assert not (tmp_path / "bilstm").exists()
+
+
+def test_what_is_there_is_kept(run: Path, tmp_path: Path) -> None:
+    """An export must not replace anybody's folder, and a wrong form is said."""
+    out = tmp_path / "mine"
+    out.mkdir()
+    (out / "thesis.txt").write_text("mine")
+    with pytest.raises(ExportError, match="there already; add --overwrite"):
+        export(run, to="hf", out=out)
+    with pytest.raises(ExportError, match="holds no earlier export"):
+        export(run, to="hf", out=out, overwrite=True)
+    assert [path.name for path in out.iterdir()] == ["thesis.txt"]
+    with pytest.raises(ExportError, match="one of hf, sentence-transformers, onnx"):
+        export(run, to="tflite", out=tmp_path / "x")
+    with pytest.raises(ExportError, match="only of --to onnx"):
+        export(run, to="hf", out=tmp_path / "x", int8=True)
+    export(run, to="hf", out=tmp_path / "x")
+    (tmp_path / "x" / "stale").touch()
+    export(run, to="hf", out=tmp_path / "x", overwrite=True)
+    assert not (tmp_path / "x" / "stale").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "x"]
+
+
+def test_card_says_what_people_ask(make_record: MakeRecord) -> None:
+    """Data, method, metrics beside the teacher's, settings, limits, licences."""
+    record = make_record(accuracy=0.71, teacher_accuracy=0.8, teacher="models/tiny")
+    card = model_card(record, form="sentence-transformers", labels=["a", "b"], longest=30)
+    assert "| student | 71.0 | 50.0 |" in card
+    assert "| teacher | 80.0 | 80.0 |" in card
+    said = ("from tiny", "*NewsBERT*", "cut at 30 tokens", "1,800 titles", "2 topics", "Licences", "seed 0")
+    assert [words for words in said if words not in card] == []
+    assert card.startswith("---\nlibrary_name: sentence-transformers\n")
+
+
+def test_a_run_that_is_not_there(tmp_path: Path) -> None:
+    """Before anything is written."""
+    with pytest.raises(Exception, match="no record there"):
+        export(tmp_path, to="hf", out=tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_record_rides_along(run: Path, tmp_path: Path) -> None:
+    """Whoever has the model can ask how it was made."""
+    export(run, to="hf", out=tmp_path / "hf")
+    found: RunRecord = read_record(tmp_path / "hf")
+    assert found == read_record(run)
