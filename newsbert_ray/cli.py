@@ -239,6 +239,15 @@ def _export(words: list[str]) -> None:
     print(f"{written[0]} says how to load it")
 
 
+def _embed(words: list[str]) -> None:
+    from newsbert_ray.flags import values_from
+
+    values = values_from("embed", words)
+    from newsbert_ray.serving.embed import embed
+
+    embed(**values)
+
+
 def _synthesize(words: list[str]) -> None:
     from newsbert_ray.config import SettingsError
     from newsbert_ray.flags import values_from
@@ -368,6 +377,11 @@ VERBS = {
         "Write a run's student as a folder for transformers, Sentence Transformers or onnxruntime.",
         "newsbert-ray export runs/first --to sentence-transformers --out encoder",
         _export,
+    ),
+    "embed": Verb(
+        "Embed a file of texts by a run's student, in shards, over a cluster; restartable.",
+        "newsbert-ray embed runs/first --input MINDsmall_dev/news.tsv --out vectors",
+        _embed,
     ),
     "doctor": Verb(
         "Check versions, devices, storage, ports, shards, teacher and cluster, and say what to mend.",

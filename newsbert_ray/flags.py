@@ -157,6 +157,8 @@ def parser_for(verb: str) -> ArgumentParser:
         )
     elif verb == "export":
         _add_export(parser)
+    elif verb == "embed":
+        _add_embed(parser)
     elif verb == "doctor":
         _add_doctor(parser)
     elif verb == "submit":
@@ -250,6 +252,27 @@ def _add_export(parser: ArgumentParser) -> None:
         "--int8", action="store_true", help="Of onnx: also a model of 8-bit weights, model_int8.onnx."
     )
     parser.add_argument("--overwrite", action="store_true", help="Replace an earlier export.")
+
+
+def _add_embed(parser: ArgumentParser) -> None:
+    parser.add_argument("run", type=str, help="Folder of a finished run, or its URL.")
+    parser.add_argument(
+        "--input",
+        type=str,
+        nargs="+",
+        required=True,
+        help="MIND's news.tsv, or .jsonl or .parquet with news_id or id, and title or text.",
+    )
+    parser.add_argument("--out", type=str, required=True, help="Folder for the shards of embeddings.")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        help="Pieces embedded at once, a core each; all cores by default, 0 works in this process.",
+    )
+    parser.add_argument(
+        "--max_rejected_share", type=float, default=0.01, help="More bad rows than this share is an error."
+    )
+    parser.add_argument("--overwrite", action="store_true", help="Replace embeddings of other texts.")
 
 
 def _add_doctor(parser: ArgumentParser) -> None:

@@ -119,7 +119,7 @@ def _fresh(target: Path, *, overwrite: bool) -> Iterator[Path]:
     """A folder beside `target` that takes its place when all is written."""
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         if not overwrite:
-            raise ExportError(f"--out {target}: there already; add --overwrite true, or give another --out")
+            raise ExportError(f"--out {target}: there already; add --overwrite, or give another --out")
         if not (target / RECORD).is_file():
             raise ExportError(f"--out {target}: holds no earlier export; give another --out")
     target.absolute().parent.mkdir(parents=True, exist_ok=True)

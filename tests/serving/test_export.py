@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from newsbert_ray.config import TrainSettings, build_settings, merge
 from newsbert_ray.model.assemble import load_student
 from newsbert_ray.record import RunRecord, read_record
 from newsbert_ray.serving.card import model_card
@@ -22,24 +21,6 @@ if TYPE_CHECKING:
     from tests.conftest import MakeRecord, MakeSettings
 
 TITLES = ["team wins the final", "market falls again after a long week of losses and more", "rain"]
-
-
-@pytest.fixture(scope="module")
-def run(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished topics run of one epoch."""
-    out = tmp_path_factory.mktemp("export") / "run"
-    values = {
-        "data": str(shards),
-        "teacher": "scratch",
-        "out": str(out),
-        "scratch": {"layers": 4, "hidden": 16, "heads": 2, "feed_forward": 32},
-        "model.query_size": 8,
-        "student.layers": 2,
-        "epochs": 1,
-        "threads": 1,
-    }
-    train(build_settings(TrainSettings, merge({}, values)), quiet=True)
-    return out
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,133 @@
+"""Files of texts to embed -> pieces of work -> (id, text) rows. Knows no model and no Ray."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from newsbert_ray.data.mind import BadLine, parse_news
+from newsbert_ray.data.sources import Chunk, read_chunk, read_through
+
+KINDS = (".tsv", ".jsonl", ".parquet")
+IDS, TEXTS = ("news_id", "id"), ("title", "text")
+"""Names that a table's columns may have, the first found is taken."""
+_BLOCK = 1 << 20
+
+
+class TextsError(ValueError):
+    """A file that cannot be embedded; the text says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a file: whole lines, or one row group of Parquet. `number` counts over all files."""
+
+    number: int
+    path: str
+    lines: Chunk | None = None
+    group: int | None = None
+    size: int = 0
+
+
+class Row(NamedTuple):
+    """A text with its id."""
+
+    name: str
+    text: str
+
+
+def cut_file(path: Path, *, first: int = 0) -> tuple[str, list[Piece]]:
+    """SHA-256 of a file, and its pieces, numbered from `first`.
+
+    Raises:
+        TextsError: no such file, another kind, or without the columns that are needed.
+    """
+    if path.suffix not in KINDS:
+        raise TextsError(f"{path}: give a {', '.join(KINDS)} file")
+    if not path.is_file():
+        raise TextsError(f"{path}: no such file")
+    if path.suffix == ".parquet":
+        with path.open("rb") as opened:
+            digest = hashlib.file_digest(opened, "sha256").hexdigest()
+        file = _open_parquet(path)
+        _columns(file.schema_arrow.names, path)
+        sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+        found = [Piece(first + n, str(path), group=n, size=size) for n, size in enumerate(sizes)]
+        return digest, found
+    source = read_through(path, folder=path.parent.name)
+    pieces = [Piece(first + n, str(path), lines=c, size=c.lines) for n, c in enumerate(source.chunks)]
+    return source.sha256, pieces
+
+
+def read_rows(piece: Piece) -> Iterator[Row | BadLine]:
+    """The rows of a piece, in their order; what is none with its reason.
+
+    Raises:
+        PrepareError, TextsError: the file has changed since it was cut.
+    """
+    path = Path(piece.path)
+    if piece.lines is None:
+        file = _open_parquet(path)
+        columns = _columns(file.schema_arrow.names, path)
+        table = file.read_row_group(piece.group, columns=list(columns))
+        names, texts = (table[name].to_pylist() for name in columns)
+        for name, text in zip(names, texts, strict=True):
+            yield _checked(name, text)
+        return
+    if piece.lines.overlong:
+        yield BadLine("columns: a line too long to be a row")
+        return
+    for line in read_chunk(piece.lines).split(b"\n"):
+        if line.strip():
+            yield _parse(line.rstrip(b"\r"), path.suffix)
+
+
+def _parse(line: bytes, kind: str) -> Row | BadLine:
+    try:
+        text = line.decode("utf-8")
+        if kind == ".tsv":
+            news = parse_news(text)
+            return Row(news.news_id, news.title)
+        value = json.loads(text)
+        if not isinstance(value, dict):
+            return BadLine("columns: no JSON object")
+        name = next((value[key] for key in IDS if key in value), None)
+        return _checked(name, next((value[key] for key in TEXTS if key in value), None))
+    except BadLine as bad:
+        return bad
+    except UnicodeDecodeError:
+        return BadLine("encoding: not UTF-8")
+    except ValueError as error:
+        return BadLine(f"columns: no JSON ({error})")
+
+
+def _checked(name: object, text: object) -> Row | BadLine:
+    if isinstance(name, bool) or not isinstance(name, str | int) or name == "":
+        return BadLine(f"id: {name!r} is none")
+    if not isinstance(text, str) or not text.strip():
+        return BadLine("text: empty")
+    return Row(str(name), text)
+
+
+def _open_parquet(path: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise TextsError(f"{path}: no whole Parquet file ({error})") from error
+
+
+def _columns(names: list[str], path: Path) -> tuple[str, str]:
+    found = [next((name for name in known if name in names), None) for known in (IDS, TEXTS)]
+    if None in found:
+        raise TextsError(
+            f"{path}: its columns are {', '.join(names)}; name the id {' or '.join(IDS)} and the text "
+            f"{' or '.join(TEXTS)}"
+        )
+    return str(found[0]), str(found[1])

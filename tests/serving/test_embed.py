@@ -1,0 +1,189 @@
+"""Texts to embeddings: the model's own numbers beside the right ids, whatever the file, restarted at will."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from newsbert_ray.data import sources
+from newsbert_ray.model.assemble import load_student
+from newsbert_ray.serving import embed as embedding
+from newsbert_ray.serving.embed import EMBEDDED, EmbedError, embed, read_embedded
+from newsbert_ray.serving.texts import TextsError, cut_file, read_rows
+from newsbert_ray.training.run import train
+
+if TYPE_CHECKING:
+    from tests.conftest import MakeSettings
+
+ROWS = [(f"N{n}", f"title number {n} of the news " + "again " * (n % 7)) for n in range(40)]
+
+
+def mind(folder: Path, rows: list[tuple[str, str]] = ROWS) -> Path:
+    """A news.tsv."""
+    path = folder / "news.tsv"
+    path.write_text("".join(f"{n}\tnews\tx\t{t}\t\thttps://a\t[]\t[]\n" for n, t in rows), encoding="utf-8")
+    return path
+
+
+def quiet(run: Path, files: list[Path], out: Path, **more: Any) -> dict[str, Any]:
+    """embed in this process, without a word."""
+    return embed(run, input=[str(f) for f in files], out=out, workers=0, say=lambda _: None, **more)
+
+
+def alone(run: Path, text: str) -> np.ndarray[Any, Any]:
+    """The embedding of one text, unpadded."""
+    from tokenizers import Tokenizer
+
+    encoder, top, described = load_student(run / "student")
+    tokenizer = Tokenizer.from_file(str(run / "student" / "tokenizer.json"))
+    tokenizer.enable_truncation(described["max_tokens"])
+    ids = torch.tensor([tokenizer.encode(text).ids])
+    with torch.inference_mode():
+        return top.embed(encoder(ids, torch.ones_like(ids)), torch.ones_like(ids)).numpy()[0]
+
+
+def test_each_text_has_its_own_embedding(run: Path, tmp_path: Path) -> None:
+    """Sorting and padding are the machine's business; ids and order are the file's."""
+    described = quiet(run, [mind(tmp_path)], tmp_path / "out")
+    names, found, again = read_embedded(tmp_path / "out")
+    assert names == [name for name, _ in ROWS]
+    assert described == again
+    assert (found.shape, found.dtype, described["rows"]) == ((40, 16), np.float32, 40)
+    for place in (0, 6, 39):
+        np.testing.assert_allclose(found[place], alone(run, ROWS[place][1]), atol=1e-5)
+
+
+def test_other_files_give_the_same(run: Path, tmp_path: Path) -> None:
+    """JSON lines and Parquet, under either name of a column; two files are one corpus."""
+    quiet(run, [mind(tmp_path)], tmp_path / "tsv")
+    expected = read_embedded(tmp_path / "tsv")[1]
+    lines = tmp_path / "news.jsonl"
+    lines.write_text("".join(json.dumps({"id": n, "title": t, "more": 1}) + "\n" for n, t in ROWS[:15]))
+    table = tmp_path / "news.parquet"
+    columns = pa.table({"text": [t for _, t in ROWS[15:]], "news_id": [n for n, _ in ROWS[15:]]})
+    pq.write_table(columns, table, row_group_size=10)
+    described = quiet(run, [lines, table], tmp_path / "both")
+    names, found, _ = read_embedded(tmp_path / "both")
+    assert names == [name for name, _ in ROWS]
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert len(described["parts"]) == 4
+
+
+def test_what_is_done_is_not_done_again(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interrupted run of hours goes on; a finished one says so."""
+    monkeypatch.setattr(sources, "CHUNK_BYTES", 600)
+    said: list[str] = []
+    values: dict[str, Any] = {"input": [str(mind(tmp_path))], "out": tmp_path / "out", "workers": 0}
+    work, calls = embedding.embed_piece, 0
+
+    def break_off(piece: Any, shared: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        return work(piece, shared)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(embedding, "embed_piece", break_off)
+        with pytest.raises(KeyboardInterrupt):
+            embed(run, **values, say=said.append)
+    with pytest.raises(EmbedError, match="no whole embeddings there"):
+        read_embedded(tmp_path / "out")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("part-*")}
+    assert len(before) == 2
+    described = embed(run, **values, say=said.append)
+    assert f"2 of {len(described['parts'])} shards are there already" in said
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert read_embedded(tmp_path / "out")[0] == [name for name, _ in ROWS]
+    embed(run, **values, say=said.append)
+    assert not any("titles/s" in line for line in said[-2:])
+
+
+def test_other_embeddings_are_not_mixed_in(run: Path, tmp_path: Path, make_settings: MakeSettings) -> None:
+    """Half of one model and half of another would be found in no test of theirs."""
+    quiet(run, [mind(tmp_path)], tmp_path / "out")
+    other = make_settings(epochs=1, seed=5)
+    train(other, quiet=True)
+    with pytest.raises(EmbedError, match="by another model; add --overwrite"):
+        quiet(Path(other.out), [mind(tmp_path)], tmp_path / "out")
+    quiet(Path(other.out), [mind(tmp_path)], tmp_path / "out", overwrite=True)
+    _, found, _ = read_embedded(tmp_path / "out")
+    np.testing.assert_allclose(found[3], alone(Path(other.out), ROWS[3][1]), atol=1e-5)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis").touch()
+    with pytest.raises(EmbedError, match="no folder of embeddings"):
+        quiet(run, [mind(tmp_path)], tmp_path / "mine", overwrite=True)
+
+
+def test_bad_rows_are_left_out_and_said(run: Path, tmp_path: Path) -> None:
+    """Up to a share; a file of damage is an error that names its kind."""
+    lines = tmp_path / "news.jsonl"
+    good = [json.dumps({"id": n, "title": t}) for n, t in ROWS]
+    bad = ['{"id": "x"}', "[1]", "{", '{"id": true, "title": "a"}']
+    lines.write_text("\n".join([*good, *bad]), encoding="utf-8")
+    with pytest.raises(EmbedError, match=r"4 of 44 rows are bad, at most 1\.0% may be: text: empty"):
+        quiet(run, [lines], tmp_path / "out")
+    said: list[str] = []
+    values = {"workers": 0, "max_rejected_share": 0.2, "overwrite": True}
+    described = embed(run, input=[str(lines)], out=tmp_path / "out", say=said.append, **values)
+    assert described["rows"] == 40
+    assert said[0].startswith(
+        "left out, 4 bad rows: text: empty; columns: no JSON object; columns: no JSON ("
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("news.csv", "a,b", "give a .tsv, .jsonl, .parquet file"),
+        ("none.tsv", None, "no such file"),
+        ("news.parquet", "no table", "no whole Parquet file"),
+        ("empty.tsv", "", "no text in it"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_said(
+    run: Path, tmp_path: Path, name: str, content: str | None, message: str
+) -> None:
+    """Before a model is loaded."""
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(TextsError, match=message):
+        quiet(run, [tmp_path / name], tmp_path / "out")
+    table = tmp_path / "columns.parquet"
+    pq.write_table(pa.table({"a": [1]}), table)
+    with pytest.raises(TextsError, match="its columns are a; name the id news_id or id"):
+        cut_file(table)
+
+
+def test_a_group_of_parquet_is_a_piece(tmp_path: Path) -> None:
+    """Memory holds one at a time; numbers may be ids."""
+    table = tmp_path / "news.parquet"
+    pq.write_table(pa.table({"id": [1, 2, 3], "title": ["a", None, "c"]}), table, row_group_size=2)
+    _, pieces = cut_file(table, first=4)
+    assert [(piece.number, piece.size) for piece in pieces] == [(4, 2), (5, 1)]
+    first, second = (list(read_rows(piece)) for piece in pieces)
+    assert [type(row).__name__ for row in first] == ["Row", "BadLine"]
+    assert second == [("3", "c")]
+
+
+@pytest.mark.ray
+def test_over_ray_it_is_the_same(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pieces on two cores, the same shards."""
+    monkeypatch.setattr(sources, "CHUNK_BYTES", 600)
+    path = mind(tmp_path)
+    quiet(run, [path], tmp_path / "here")
+    said: list[str] = []
+    embed(run, input=[str(path)], out=tmp_path / "ray", workers=2, say=said.append)
+    names, found, described = read_embedded(tmp_path / "ray")
+    expected = read_embedded(tmp_path / "here")
+    assert (names, described["parts"]) == (expected[0], expected[2]["parts"])
+    np.testing.assert_allclose(found, expected[1], atol=1e-6)
+    assert "titles/s, everything counted" in said[-2]
+    assert (tmp_path / "ray" / EMBEDDED).is_file()
