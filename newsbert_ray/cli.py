@@ -248,6 +248,21 @@ def _embed(words: list[str]) -> None:
     embed(**values)
 
 
+def _similar(words: list[str]) -> None:
+    from newsbert_ray.flags import values_from
+
+    values = values_from("similar", words)
+    as_json = values.pop("json", False)
+    from newsbert_ray.screens import print_answer
+    from newsbert_ray.serving.similar import similar
+
+    answer = similar(**values)
+    if as_json:
+        print(json.dumps([one._asdict() for one in answer.found], indent=1))
+    else:
+        print_answer(answer)
+
+
 def _synthesize(words: list[str]) -> None:
     from newsbert_ray.config import SettingsError
     from newsbert_ray.flags import values_from
@@ -382,6 +397,11 @@ VERBS = {
         "Embed a file of texts by a run's student, in shards, over a cluster; restartable.",
         "newsbert-ray embed runs/first --input MINDsmall_dev/news.tsv --out vectors",
         _embed,
+    ),
+    "similar": Verb(
+        "Among embedded texts: those like one, or what a user would read.",
+        "newsbert-ray similar vectors --to 'Storm closes airports'",
+        _similar,
     ),
     "doctor": Verb(
         "Check versions, devices, storage, ports, shards, teacher and cluster, and say what to mend.",

@@ -159,6 +159,8 @@ def parser_for(verb: str) -> ArgumentParser:
         _add_export(parser)
     elif verb == "embed":
         _add_embed(parser)
+    elif verb == "similar":
+        _add_similar(parser)
     elif verb == "doctor":
         _add_doctor(parser)
     elif verb == "submit":
@@ -273,6 +275,25 @@ def _add_embed(parser: ArgumentParser) -> None:
         "--max_rejected_share", type=float, default=0.01, help="More bad rows than this share is an error."
     )
     parser.add_argument("--overwrite", action="store_true", help="Replace embeddings of other texts.")
+
+
+def _add_similar(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add("vectors", type=str, help="Folder that `newsbert-ray embed` wrote.")
+    add("--to", type=str, metavar="ID_OR_TEXT", help="Texts like this one: an id among them, or any text.")
+    add(
+        "--read",
+        type=str,
+        nargs="+",
+        default=[],
+        metavar="ID",
+        help="For a user who read these, oldest first.",
+    )
+    add("--user", type=str, help="For a user of MIND's behaviors.tsv, after the last of their histories.")
+    add("--behaviors", type=str, help="That file.")
+    add("--run", type=str, help="The run that embedded them, where it has moved since.")
+    add("--top", type=PositiveInt, default=10, help="How many.")
+    add("--json", action="store_true", help="Print JSON instead of a table.")
 
 
 def _add_doctor(parser: ArgumentParser) -> None:

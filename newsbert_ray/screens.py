@@ -91,3 +91,21 @@ def print_shown(found: list[Any], *, model: str) -> None:
                 style="green" if offer.clicked else None,
             )
         console.print(ranked)
+
+
+def print_answer(answer: Any) -> None:
+    """What is like a text, or for a user: the texts asked by, then those found with their scores."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    console.print(Text(answer.question), style="bold")
+    for text in answer.given[-5:]:
+        console.print(Text(f"  {text}"))
+    if len(answer.given) > 5:
+        console.print(f"  (the last 5 of {len(answer.given)})")
+    table = Table("score", "id", "text")
+    for one in answer.found:
+        table.add_row(f"{one.score:.3f}", Text(one.name), Text(one.text))
+    console.print(table)

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from newsbert_ray import inputs
+from newsbert_ray import inputs, storage
 from newsbert_ray.data.mind import BadLine
 from newsbert_ray.record import read_record, write_json
 from newsbert_ray.serving.encode import best_device, load_encoder
@@ -67,8 +67,8 @@ def embed(
     Args:
         run: folder of a finished run, or its URL.
         input: MIND's news.tsv, or .jsonl or .parquet with news_id or id, and title or text; URLs too.
-        out: folder for part-NNNNN.parquet (id: string, embedding: D float32), in the order of the input, and
-            embedded.json; on a cluster one that all nodes share.
+        out: folder for part-NNNNN.parquet (id, text: string, embedding: D float32), in the order of the
+            input, and embedded.json; on a cluster one that all nodes share.
         workers: texts' pieces at once, each on one core; all cores by default, 0 works in this process with
             all of them.
         max_rejected_share: more bad rows than this share is an error.
@@ -116,6 +116,7 @@ def embed(
         "parts": [_shard(piece) for piece in pieces],
         "layers": record.settings["student"]["layers"],
         "task": record.settings.get("task", "topics"),
+        "run": storage.absolute(run),
     }
     write_json(target / EMBEDDED, described)
     for line in _closing(described, done, rejected, target, time.perf_counter() - began):
@@ -123,8 +124,17 @@ def embed(
     return described
 
 
-def read_embedded(folder: str | Path) -> tuple[list[str], npt.NDArray[np.float32], dict[str, Any]]:
-    """Ids, embeddings (M, D) and description that `embed` left, all in memory.
+class Embedded(NamedTuple):
+    """Texts with their ids and embeddings (M, D), and what embedded.json says of them."""
+
+    names: list[str]
+    texts: list[str]
+    embeddings: npt.NDArray[np.float32]
+    described: dict[str, Any]
+
+
+def read_embedded(folder: str | Path) -> Embedded:
+    """What `embed` left, all in memory.
 
     Raises:
         EmbedError: none there, or not whole.
@@ -139,7 +149,8 @@ def read_embedded(folder: str | Path) -> tuple[list[str], npt.NDArray[np.float32
     tables = [pq.read_table(place / part) for part in described["parts"]]
     table = pa.concat_tables(tables).combine_chunks()
     values = table["embedding"].combine_chunks().values.to_numpy()
-    return table["id"].to_pylist(), values.reshape(-1, described["dimensions"]), described
+    embeddings = values.reshape(-1, described["dimensions"])
+    return Embedded(table["id"].to_pylist(), table["text"].to_pylist(), embeddings, described)
 
 
 def _run(pieces: Sequence[Piece], shared: _Shared, *, workers: int | None) -> Iterator[Done]:
@@ -166,7 +177,8 @@ def embed_piece(piece: Piece, shared: _Shared) -> Done:
             texts.append(row.text)
     found = encoder.encode(texts)
     embeddings = pa.FixedSizeListArray.from_arrays(pa.array(found.ravel()), encoder.width)
-    table = pa.table({"id": pa.array(names, pa.string()), "embedding": embeddings})
+    strings = {"id": pa.array(names, pa.string()), "text": pa.array(texts, pa.string())}
+    table = pa.table({**strings, "embedding": embeddings})
     table = table.replace_schema_metadata({_REJECTED: json.dumps(rejected)})
     name = _shard(piece)
     partial = Path(shared.out) / f".{name}.{os.getpid()}"
@@ -242,5 +254,5 @@ def _closing(
         yield f"{rows:,} texts in {seconds:.1f} s ({rows / seconds:,.0f} titles/s, everything counted)"
     yield (
         f"{described['rows']:,} embeddings of {described['dimensions']} dimensions are in {target}: "
-        f"{len(described['parts'])} shards (id, embedding) and {EMBEDDED}"
+        f"{len(described['parts'])} shards (id, text, embedding) and {EMBEDDED}"
     )

@@ -46,16 +46,17 @@ def alone(run: Path, text: str) -> np.ndarray[Any, Any]:
     tokenizer.enable_truncation(described["max_tokens"])
     ids = torch.tensor([tokenizer.encode(text).ids])
     with torch.inference_mode():
-        return top.embed(encoder(ids, torch.ones_like(ids)), torch.ones_like(ids)).numpy()[0]
+        found = top.embed(encoder(ids, torch.ones_like(ids)), torch.ones_like(ids))
+    return np.asarray(found[0])
 
 
 def test_each_text_has_its_own_embedding(run: Path, tmp_path: Path) -> None:
     """Sorting and padding are the machine's business; ids and order are the file's."""
     described = quiet(run, [mind(tmp_path)], tmp_path / "out")
-    names, found, again = read_embedded(tmp_path / "out")
-    assert names == [name for name, _ in ROWS]
+    names, texts, found, again = read_embedded(tmp_path / "out")
+    assert list(zip(names, texts, strict=True)) == [(name, text) for name, text in ROWS]
     assert described == again
-    assert (found.shape, found.dtype, described["rows"]) == ((40, 16), np.float32, 40)
+    assert (found.shape, str(found.dtype), described["rows"]) == ((40, 16), "float32", 40)
     for place in (0, 6, 39):
         np.testing.assert_allclose(found[place], alone(run, ROWS[place][1]), atol=1e-5)
 
@@ -63,14 +64,14 @@ def test_each_text_has_its_own_embedding(run: Path, tmp_path: Path) -> None:
 def test_other_files_give_the_same(run: Path, tmp_path: Path) -> None:
     """JSON lines and Parquet, under either name of a column; two files are one corpus."""
     quiet(run, [mind(tmp_path)], tmp_path / "tsv")
-    expected = read_embedded(tmp_path / "tsv")[1]
+    expected = read_embedded(tmp_path / "tsv").embeddings
     lines = tmp_path / "news.jsonl"
     lines.write_text("".join(json.dumps({"id": n, "title": t, "more": 1}) + "\n" for n, t in ROWS[:15]))
     table = tmp_path / "news.parquet"
     columns = pa.table({"text": [t for _, t in ROWS[15:]], "news_id": [n for n, _ in ROWS[15:]]})
     pq.write_table(columns, table, row_group_size=10)
     described = quiet(run, [lines, table], tmp_path / "both")
-    names, found, _ = read_embedded(tmp_path / "both")
+    names, _, found, _ = read_embedded(tmp_path / "both")
     assert names == [name for name, _ in ROWS]
     np.testing.assert_allclose(found, expected, atol=1e-6)
     assert len(described["parts"]) == 4
@@ -114,7 +115,7 @@ def test_other_embeddings_are_not_mixed_in(run: Path, tmp_path: Path, make_setti
     with pytest.raises(EmbedError, match="by another model; add --overwrite"):
         quiet(Path(other.out), [mind(tmp_path)], tmp_path / "out")
     quiet(Path(other.out), [mind(tmp_path)], tmp_path / "out", overwrite=True)
-    _, found, _ = read_embedded(tmp_path / "out")
+    found = read_embedded(tmp_path / "out").embeddings
     np.testing.assert_allclose(found[3], alone(Path(other.out), ROWS[3][1]), atol=1e-5)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis").touch()
@@ -131,7 +132,7 @@ def test_bad_rows_are_left_out_and_said(run: Path, tmp_path: Path) -> None:
     with pytest.raises(EmbedError, match=r"4 of 44 rows are bad, at most 1\.0% may be: text: empty"):
         quiet(run, [lines], tmp_path / "out")
     said: list[str] = []
-    values = {"workers": 0, "max_rejected_share": 0.2, "overwrite": True}
+    values: dict[str, Any] = {"workers": 0, "max_rejected_share": 0.2, "overwrite": True}
     described = embed(run, input=[str(lines)], out=tmp_path / "out", say=said.append, **values)
     assert described["rows"] == 40
     assert said[0] == "2 of 2 shards are there already"
@@ -180,9 +181,9 @@ def test_over_ray_it_is_the_same(run: Path, tmp_path: Path, monkeypatch: pytest.
     quiet(run, [path], tmp_path / "here")
     said: list[str] = []
     embed(run, input=[str(path)], out=tmp_path / "ray", workers=2, say=said.append)
-    names, found, described = read_embedded(tmp_path / "ray")
+    names, _, found, described = read_embedded(tmp_path / "ray")
     expected = read_embedded(tmp_path / "here")
-    assert (names, described["parts"]) == (expected[0], expected[2]["parts"])
-    np.testing.assert_allclose(found, expected[1], atol=1e-6)
+    assert (names, described["parts"]) == (expected.names, expected.described["parts"])
+    np.testing.assert_allclose(found, expected.embeddings, atol=1e-6)
     assert "titles/s, everything counted" in said[-2]
     assert (tmp_path / "ray" / EMBEDDED).is_file()

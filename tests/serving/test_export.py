@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pytest
 import torch
 
 from newsbert_ray.model.assemble import load_student
+from newsbert_ray.model.heads import TopicHead
 from newsbert_ray.record import RunRecord, read_record
 from newsbert_ray.serving.card import model_card
 from newsbert_ray.serving.export import ExportError, export
@@ -36,7 +37,7 @@ def ours(run: Path) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], dict[st
     ids, mask = (torch.tensor([getattr(one, name) for one in read]) for name in ("ids", "attention_mask"))
     with torch.inference_mode():
         embedding = top.embed(encoder(ids, mask), mask)
-        logits = top.head.dense(embedding)
+        logits = cast("TopicHead", top.head).dense(embedding)
     given = {"input_ids": ids.numpy(), "attention_mask": mask.numpy()}
     return embedding.numpy(), logits.numpy(), given
 
@@ -81,7 +82,7 @@ def test_transformers_loads_it(run: Path, ours: Any, tmp_path: Path) -> None:
         found = model(**tokenizer(TITLES, return_tensors="pt", padding=True, truncation=True)).pooler_output
     np.testing.assert_allclose(found.numpy(), embedding, atol=1e-5)
     classify = pipeline("text-classification", model=str(out), trust_remote_code=True, top_k=None)
-    answers = classify(TITLES, truncation=True, function_to_apply="none")
+    answers: Any = classify(TITLES, truncation=True, function_to_apply="none")
     names = json.loads((run / "student" / "top.json").read_text())["labels"]
     for answer, row in zip(answers, logits, strict=True):
         scores = {one["label"]: one["score"] for one in answer}
