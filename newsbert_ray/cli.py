@@ -263,6 +263,22 @@ def _similar(words: list[str]) -> None:
         print_answer(answer)
 
 
+def _bench(words: list[str]) -> None:
+    from newsbert_ray.flags import values_from
+
+    values = values_from("bench", words)
+    from newsbert_ray.screens import print_table
+    from newsbert_ray.serving.latency import bench
+    from newsbert_ray.serving.timings import timings_table
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr)
+
+    print_table(timings_table(bench(**values, say=say), narrow=True))
+    if values.get("out"):
+        print(f"bench.md, bench.json and the figure are in {values['out']}")
+
+
 def _synthesize(words: list[str]) -> None:
     from newsbert_ray.config import SettingsError
     from newsbert_ray.flags import values_from
@@ -400,8 +416,13 @@ VERBS = {
     ),
     "similar": Verb(
         "Among embedded texts: those like one, or what a user would read.",
-        "newsbert-ray similar vectors --to 'Storm closes airports'",
+        "newsbert-ray similar vectors --to N55528",
         _similar,
+    ),
+    "bench": Verb(
+        "Titles/s and milliseconds a title of students, their teachers, and random encoders, side by side.",
+        "newsbert-ray bench runs/first random:12x768 random:2x768 --out speed",
+        _bench,
     ),
     "doctor": Verb(
         "Check versions, devices, storage, ports, shards, teacher and cluster, and say what to mend.",

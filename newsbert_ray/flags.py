@@ -161,6 +161,8 @@ def parser_for(verb: str) -> ArgumentParser:
         _add_embed(parser)
     elif verb == "similar":
         _add_similar(parser)
+    elif verb == "bench":
+        _add_bench(parser)
     elif verb == "doctor":
         _add_doctor(parser)
     elif verb == "submit":
@@ -294,6 +296,26 @@ def _add_similar(parser: ArgumentParser) -> None:
     add("--run", type=str, help="The run that embedded them, where it has moved since.")
     add("--top", type=PositiveInt, default=10, help="How many.")
     add("--json", action="store_true", help="Print JSON instead of a table.")
+
+
+def _add_bench(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "models",
+        type=str,
+        nargs="+",
+        help="Finished runs, each its student and teacher; or random:LAYERSxWIDTH, a BERT of random weights.",
+    )
+    add(
+        "--input",
+        type=str,
+        help="news.tsv, .jsonl or .parquet to take titles from; else invented ones.",
+    )
+    add("--titles", type=PositiveInt, default=2000, help="Titles of a round.")
+    add("--alone", type=PositiveInt, default=200, help="So many also one at a time, for percentiles.")
+    add("--rounds", type=PositiveInt, default=5, help="Rounds, in which all models take turns.")
+    add("--threads", type=PositiveInt, nargs="+", default=[1], help="Numbers of CPU threads to try.")
+    add("--out", type=str, help="Folder for bench.json, a page and a figure.")
 
 
 def _add_doctor(parser: ArgumentParser) -> None:

@@ -109,3 +109,17 @@ def print_answer(answer: Any) -> None:
     for one in answer.found:
         table.add_row(f"{one.score:.3f}", Text(one.name), Text(one.text))
     console.print(table)
+
+
+def print_table(table: Any) -> None:
+    """A report's table in a terminal."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for number, head in enumerate(table.head):
+        shown.add_column(head, justify="left" if number < table.words else "right")
+    for row in table.rows:
+        shown.add_row(*row)
+    Console().print(shown)

@@ -69,7 +69,7 @@ def test_help_of_a_verb_opens_with_a_sentence_and_an_example(
     assert cli.main([verb, "--help"]) == 0
     opening, _, flags = capsys.readouterr().out.partition("-h, --help")
     assert opening.startswith(f"{cli.VERBS[verb].sentence}\n\n  newsbert-ray {verb} ")
-    assert "--out" in flags or verb == "evaluate"
+    assert "--out" in flags or verb in ("evaluate", "similar")
 
 
 @pytest.mark.parametrize("verb", cli.VERBS)

@@ -1,0 +1,265 @@
+"""`newsbert-ray bench`: titles/s and milliseconds a title, end to end with tokenising, of several models in
+one runner, beside what their layers promise."""
+
+from __future__ import annotations
+
+import os
+import re
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from newsbert_ray import inputs
+from newsbert_ray.config import ModelSettings, ScratchSettings, SettingsError, TrainSettings, build_settings
+from newsbert_ray.data.mind import BadLine
+from newsbert_ray.data.synthetic import invent_words
+from newsbert_ray.data.tokens import TitleTokenizer, learn_tokenizer, load_tokenizer
+from newsbert_ray.model.encoder import Encoder
+from newsbert_ray.model.loading import encoder_depth, load_encoder
+from newsbert_ray.model.pair import Top
+from newsbert_ray.record import describe_hardware, installed_versions, read_record, write_json
+from newsbert_ray.serving.encode import TextEncoder
+from newsbert_ray.serving.export import read_student
+from newsbert_ray.serving.texts import cut_file, read_rows
+from newsbert_ray.serving.timings import Timing, write_page
+
+RANDOM = re.compile(r"random:(\d+)x(\d+)")
+"""A BERT of so many layers and such a width with random weights: for speed as good as any."""
+_LONGEST, _QUERY, _HEAD, _VOCABULARY = 30, 256, 64, 30_522
+_WORDS = 20_000
+_TITLE_WORDS = (4, 18)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to be measured."""
+
+    name: str
+    layers: int
+    width: int
+    parameters: int
+    encoder: TextEncoder
+
+
+def bench(
+    models: Sequence[str],
+    *,
+    input: str | None = None,
+    titles: int = 2000,
+    alone: int = 200,
+    rounds: int = 5,
+    threads: Sequence[int] = (1,),
+    out: str | Path | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> list[Timing]:
+    """Measure models against each other: every round all of them, in turn, on the same titles.
+
+    Args:
+        models: folders of finished runs (each its student, and once its teacher), or random:LAYERSxWIDTH.
+        input: texts as `embed` takes them; invented titles by default.
+        titles: texts of a round.
+        alone: of these so many are also read one at a time, for the percentiles.
+        rounds: repeats; the first is not counted.
+        threads: numbers of CPU threads to try.
+        out: folder for bench.json, a table and a figure; none by default.
+        say: told what is being done.
+    Raises:
+        SettingsError: no model, or one that is none.
+        RecordError, EncoderError, TextsError: as they say.
+    """
+    texts = _texts(input, titles)
+    subjects = [subject for name in models for subject in _subjects(name, texts)]
+    distinct = list({subject.name: subject for subject in subjects}.values())
+    if not distinct:
+        raise SettingsError("no model to measure; give a finished run, or random:12x768")
+    found: list[Timing] = []
+    before = torch.get_num_threads()
+    try:
+        for count in threads:
+            say(f"{len(distinct)} models, {len(texts):,} titles, {rounds} rounds, {count} threads")
+            with _threads(count):
+                found += _measure(distinct, texts, alone=alone, rounds=rounds, threads=count, say=say)
+    finally:
+        torch.set_num_threads(before)
+    if out is not None:
+        what = {
+            "titles": len(texts),
+            "tokens_per_title": _tokens(distinct[0], texts),
+            "rounds": rounds,
+            "input": Path(input).name if input else "invented",
+            "hardware": describe_hardware(),
+            "versions": installed_versions(),
+        }
+        write_json(Path(out) / "bench.json", {**what, "timings": [asdict(timing) for timing in found]})
+        write_page(found, Path(out), what)
+    return found
+
+
+def _measure(
+    subjects: Sequence[Subject],
+    texts: Sequence[str],
+    *,
+    alone: int,
+    rounds: int,
+    threads: int,
+    say: Callable[[str], None],
+) -> Iterator[Timing]:
+    seconds: dict[str, list[float]] = {subject.name: [] for subject in subjects}
+    single: dict[str, list[float]] = {subject.name: [] for subject in subjects}
+    parts: dict[str, list[dict[str, float]]] = {subject.name: [] for subject in subjects}
+    for number in range(rounds + 1):
+        for subject in subjects:
+            began = time.perf_counter()
+            subject.encoder.encode(texts)
+            took = time.perf_counter() - began
+            ones = []
+            for text in texts[: alone // rounds + 1]:
+                began = time.perf_counter()
+                subject.encoder.encode([text])
+                ones.append(1000 * (time.perf_counter() - began))
+            if number:
+                seconds[subject.name].append(took)
+                single[subject.name] += ones
+                parts[subject.name].append(_parts(subject, texts, took))
+        say(f"round {number} of {rounds}" + (" (not counted)" if not number else ""))
+    deepest = max(subjects, key=lambda subject: (subject.layers, subject.parameters))
+    for subject in subjects:
+        own, base = seconds[subject.name], seconds[deepest.name]
+        rates = [len(texts) / took for took in own]
+        p50, p95, p99 = np.percentile(single[subject.name], [50, 95, 99])
+        yield Timing(
+            subject.name,
+            subject.layers,
+            subject.width,
+            subject.parameters,
+            4 * subject.parameters / 1e6,
+            threads,
+            statistics.median(rates),
+            min(rates),
+            max(rates),
+            float(p50),
+            float(p95),
+            float(p99),
+            {
+                part: statistics.median(found[part] for found in parts[subject.name])
+                for part in parts[subject.name][0]
+            },
+            deepest.layers / subject.layers,
+            statistics.median(b / o for b, o in zip(base, own, strict=True)),
+        )
+
+
+def _parts(subject: Subject, texts: Sequence[str], whole: float) -> dict[str, float]:
+    """Shares of a round: the tokeniser by itself, the pooling by itself on states of that size, and the rest,
+    which are the encoder's layers, embeddings and padding."""
+    encoder = subject.encoder
+    began = time.perf_counter()
+    ids = list(encoder.tokenizer.encode(texts, max_tokens=encoder.longest))
+    tokenising = time.perf_counter() - began
+    tokens = sum(map(len, ids))
+    states = torch.zeros(max(1, tokens // 16), 16, subject.width)
+    mask = torch.ones(states.shape[:2], dtype=torch.int64)
+    with torch.inference_mode():
+        began = time.perf_counter()
+        encoder.top.pooling(states, mask)
+        pooling = time.perf_counter() - began
+    rest = max(0.0, whole - tokenising - pooling)
+    return {
+        name: value / whole for name, value in (("tokenise", tokenising), ("pool", pooling), ("encode", rest))
+    }
+
+
+def _subjects(name: str, texts: Sequence[str]) -> Iterator[Subject]:
+    """The models that a name stands for."""
+    if found := RANDOM.fullmatch(name):
+        yield _random(name, int(found[1]), int(found[2]), texts)
+        return
+    if name.startswith("random"):
+        raise SettingsError(f"{name}: write it as random:LAYERSxWIDTH, such as random:12x768")
+    student = read_student(name)
+    tokenizer = load_tokenizer(str(student.folder / "student"))
+    label = Path(name).name
+    yield _subject(f"{label}, student", student.encoder, student.top, tokenizer, student.longest)
+    settings = build_settings(TrainSettings, read_record(student.folder).settings)
+    if not settings.distill.alone:
+        teacher, place = _teacher(settings, tokenizer, student.longest)
+        yield _subject(f"teacher {place}", teacher, _fresh_top(teacher), tokenizer, student.longest)
+
+
+def _teacher(settings: TrainSettings, tokenizer: TitleTokenizer, longest: int) -> tuple[Encoder, str]:
+    """The teacher's encoder as it was before the run: for speed as good as after it."""
+    teacher = inputs.brought(settings.teacher)
+    depth = encoder_depth(teacher, settings.model, settings.scratch)
+    encoder = load_encoder(
+        teacher,
+        model=settings.model,
+        scratch=settings.scratch,
+        vocabulary=tokenizer.vocabulary,
+        pad_id=tokenizer.pad_id,
+        max_tokens=longest,
+    )
+    return encoder, f"{Path(teacher).name}, {depth} layers"
+
+
+def _random(name: str, layers: int, width: int, texts: Sequence[str]) -> Subject:
+    if width % _HEAD and width >= _HEAD:
+        raise SettingsError(f"{name}: give a width that {_HEAD} divides")
+    heads = max(1, width // _HEAD)
+    scratch = ScratchSettings(layers=layers, hidden=width, heads=heads, feed_forward=4 * width)
+    tokenizer = learn_tokenizer(lambda: iter(texts), vocabulary=_VOCABULARY)
+    encoder = load_encoder(
+        "scratch", model=ModelSettings(), scratch=scratch, vocabulary=_VOCABULARY, pad_id=tokenizer.pad_id
+    )
+    return _subject(name, encoder, _fresh_top(encoder), tokenizer, _LONGEST)
+
+
+def _subject(name: str, encoder: Encoder, top: Top, tokenizer: TitleTokenizer, longest: int) -> Subject:
+    parameters = sum(p.numel() for module in (encoder, top) for p in module.parameters())
+    ready = TextEncoder(encoder, top, tokenizer, longest=longest)
+    return Subject(name, len(encoder.layers), encoder.hidden_size, parameters, ready)
+
+
+def _fresh_top(encoder: Encoder) -> Top:
+    return Top(encoder.hidden_size, query_size=_QUERY, topics=2)
+
+
+def _texts(source: str | None, count: int) -> list[str]:
+    """The first texts of a file, or invented titles."""
+    if source is None:
+        generator = np.random.default_rng(0)
+        words = np.array(invent_words(generator, _WORDS))
+        lengths = generator.integers(*_TITLE_WORDS, size=count, endpoint=True)
+        return [" ".join(words[generator.integers(_WORDS, size=n)]) for n in lengths.tolist()]
+    _, pieces = cut_file(Path(inputs.brought(source)).expanduser())
+    rows = (row for piece in pieces for row in read_rows(piece))
+    found = [row.text for row in islice((r for r in rows if not isinstance(r, BadLine)), count)]
+    if not found:
+        raise SettingsError(f"--input {source}: no text in it")
+    return found
+
+
+def _tokens(subject: Subject, texts: Sequence[str]) -> float:
+    encoder = subject.encoder
+    return statistics.fmean(map(len, encoder.tokenizer.encode(texts, max_tokens=encoder.longest)))
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """So many threads for the arithmetic; the tokeniser takes all cores or one."""
+    torch.set_num_threads(count)
+    before = os.environ.get("TOKENIZERS_PARALLELISM")
+    os.environ["TOKENIZERS_PARALLELISM"] = "true" if count > 1 else "false"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TOKENIZERS_PARALLELISM"]
+        else:
+            os.environ["TOKENIZERS_PARALLELISM"] = before

@@ -1,0 +1,109 @@
+"""What `bench` measured -> a table, a page and a figure. Pure but for the writing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from newsbert_ray.record import write_text
+from newsbert_ray.reporting.drawing import draw_svg, write_figure
+from newsbert_ray.reporting.page import Facts, Page, Picture, Section, Table, to_markdown
+from newsbert_ray.reporting.panels import FigureData, Line, Panel
+from newsbert_ray.reporting.provenance import joined
+
+FIGURE = "speed_over_layers"
+CAPTION = (
+    "Titles/s: median, slowest and fastest round of all titles together. ms: one title alone. times: of the "
+    "deepest model's titles/s; promised: its layers over own. tokenising, pooling: shares of a round."
+)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What one model took with so many threads.
+
+    `titles_per_second` is the median over rounds of all titles together, `slowest` and `fastest` the ends;
+    `p50`, `p95`, `p99` milliseconds of one title alone; `shares` of a round's seconds by part; `promised` is
+    the deepest model's layers over this one's, `reached` its titles/s over that one's, in the same round.
+    """
+
+    name: str
+    layers: int
+    width: int
+    parameters: int
+    megabytes: float
+    threads: int
+    titles_per_second: float
+    slowest: float
+    fastest: float
+    p50: float
+    p95: float
+    p99: float
+    shares: dict[str, float]
+    promised: float
+    reached: float
+
+
+def timings_table(timings: Sequence[Timing], *, narrow: bool = False) -> Table:
+    """A row for each model and number of threads; `narrow` for a terminal."""
+    columns: dict[str, Callable[[Timing], str]] = {
+        "model": lambda t: t.name,
+        "layers": lambda t: str(t.layers),
+        "million parameters": lambda t: f"{t.parameters / 1e6:.1f}",
+        "MB": lambda t: f"{t.megabytes:,.0f}",
+        "threads": lambda t: str(t.threads),
+        "titles/s": lambda t: f"{t.titles_per_second:,.0f}",
+        "slowest": lambda t: f"{t.slowest:,.0f}",
+        "fastest": lambda t: f"{t.fastest:,.0f}",
+        "ms p50": lambda t: f"{t.p50:.2f}",
+        "p95": lambda t: f"{t.p95:.2f}",
+        "p99": lambda t: f"{t.p99:.2f}",
+        "times": lambda t: f"{t.reached:.2f}",
+        "promised": lambda t: f"{t.promised:.2f}",
+        "tokenising": lambda t: f"{t.shares['tokenise']:.0%}",
+        "pooling": lambda t: f"{t.shares['pool']:.0%}",
+    }
+    wide = ("layers", "million parameters", "slowest", "fastest", "tokenising", "pooling")
+    head = tuple(name for name in columns if not (narrow and name in wide))
+    rows = tuple(tuple(columns[name](timing) for name in head) for timing in timings)
+    return Table(head, rows, words=1, caption="" if narrow else CAPTION)
+
+
+def speed_figure(timings: Sequence[Timing]) -> FigureData[Panel]:
+    """Titles/s over layers, times the deepest model's, beside what the number of layers promises."""
+    lines = []
+    counts = list(dict.fromkeys(t.threads for t in timings))
+    for count in counts:
+        own = sorted((t for t in timings if t.threads == count), key=lambda t: t.layers)
+        x = tuple(float(t.layers) for t in own)
+        y = tuple(t.reached for t in own)
+        lines.append(Line(f"{count} thread{'s' if count > 1 else ''}", x, y, (None,) * len(x), (1,) * len(x)))
+    deepest = max(t.layers for t in timings)
+    x = tuple(float(n) for n in range(min(t.layers for t in timings), deepest + 1))
+    y = tuple(deepest / n for n in x)
+    lines.append(Line("what layers promise", x, y, (None,) * len(x), (1,) * len(x), reference=True))
+    panel = Panel("", "layers", "titles/s, times the deepest model's", tuple(lines))
+    best = max(timings, key=lambda t: t.reached)
+    alt = (
+        f"{best.name} is {best.reached:.1f} times as fast as the deepest model, {best.promised:.1f} promised"
+    )
+    caption = "End to end with tokenising, median over rounds in which all models took turns."
+    return FigureData(FIGURE, (panel,), caption, alt=alt, whole_x=True)
+
+
+def write_page(timings: Sequence[Timing], out: Path, what: Mapping[str, Any]) -> None:
+    """bench.md beside its figure."""
+    figure = speed_figure(timings)
+    path = write_figure(figure, out)[0]
+    facts = (
+        ("texts", f"{what['titles']:,}, {what['input']}, {what['tokens_per_title']:.1f} tokens on average"),
+        ("rounds", f"{what['rounds']}, all models in turn; the first is not counted"),
+        ("hardware", joined(what["hardware"])),
+        ("versions", joined(what["versions"])),
+    )
+    picture = Picture(path.name, draw_svg(figure), figure.alt, figure.caption)
+    blocks = (timings_table(timings), picture, Facts(facts))
+    page = Page("Speed", "End to end, tokenising included.", (Section("Measured", blocks),))
+    write_text(out / "bench.md", to_markdown(page))

@@ -1,0 +1,101 @@
+"""Speeds side by side: what is divided by what, and that every model reads the same titles."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from newsbert_ray.config import SettingsError
+from newsbert_ray.serving.latency import bench
+from newsbert_ray.serving.timings import Timing, speed_figure, timings_table, write_page
+
+
+def timing(name: str, layers: int, rate: float, base: float, threads: int = 1) -> Timing:
+    """Invented, of a deepest model of 12 layers at `base` titles/s."""
+    shares = {"tokenise": 0.1, "pool": 0.05, "encode": 0.85}
+    ends = (rate, 0.9 * rate, 1.1 * rate)
+    return Timing(
+        name,
+        layers,
+        768,
+        10**7 * layers,
+        40.0 * layers,
+        threads,
+        *ends,
+        1.0,
+        2.0,
+        3.0,
+        shares,
+        12 / layers,
+        rate / base,
+    )
+
+
+TIMINGS = [timing("deep", 12, 100.0, 100.0), timing("flat", 1, 900.0, 100.0)]
+
+
+def test_figure_by_hand() -> None:
+    """Times the deepest model's titles/s over layers, beside their number's promise."""
+    (panel,) = speed_figure(TIMINGS).panels
+    measured, promised = panel.lines
+    assert (measured.x, measured.y) == ((1.0, 12.0), (9.0, 1.0))
+    assert promised.reference
+    assert promised.y[:3] == pytest.approx((12.0, 6.0, 4.0))
+    assert "flat is 9.0 times as fast as the deepest model, 12.0 promised" in speed_figure(TIMINGS).alt
+
+
+def test_table_has_every_number(tmp_path: Path) -> None:
+    """The page has all columns, a terminal the most important."""
+    wide, narrow = timings_table(TIMINGS), timings_table(TIMINGS, narrow=True)
+    row = dict(zip(wide.head, wide.rows[1], strict=True))
+    assert (row["titles/s"], row["slowest"], row["fastest"]) == ("900", "810", "990")
+    assert (row["ms p50"], row["p99"], row["times"], row["promised"]) == ("1.00", "3.00", "9.00", "12.00")
+    assert (row["tokenising"], row["pooling"], row["MB"]) == ("10%", "5%", "40")
+    assert set(narrow.head) < set(wide.head)
+    what = {
+        "titles": 5,
+        "input": "invented",
+        "tokens_per_title": 9.0,
+        "rounds": 2,
+        "hardware": {},
+        "versions": {},
+    }
+    write_page(TIMINGS, tmp_path, what)
+    assert "| flat | 1 | 10.0 |" in (tmp_path / "bench.md").read_text()
+
+
+def test_models_are_measured_side_by_side(run: Path, tmp_path: Path) -> None:
+    """A run gives its student and its teacher; the deepest is what the others are held against."""
+    said: list[str] = []
+    found = bench(
+        [str(run), "random:5x64"],
+        titles=40,
+        alone=4,
+        rounds=1,
+        threads=[1],
+        out=tmp_path / "out",
+        say=said.append,
+    )
+    assert [(one.name, one.layers) for one in found] == [
+        ("run, student", 2),
+        ("teacher scratch, 4 layers", 4),
+        ("random:5x64", 5),
+    ]
+    for one in found:
+        assert one.slowest <= one.titles_per_second <= one.fastest
+        assert 0 < one.p50 <= one.p95 <= one.p99
+        assert one.promised == 5 / one.layers
+        assert sum(one.shares.values()) == pytest.approx(1.0, abs=0.5)
+    assert found[2].reached == 1.0
+    kept = json.loads((tmp_path / "out" / "bench.json").read_text())
+    assert (kept["titles"], len(kept["timings"])) == (40, 3)
+    assert said[-1] == "round 1 of 1"
+
+
+@pytest.mark.parametrize("name", ["random:0", "random:2x100", "random"])
+def test_what_is_no_model_is_said(name: str) -> None:
+    """A typing error must not measure something else."""
+    with pytest.raises(SettingsError, match=r"random:12x768|that 64 divides"):
+        bench([name], titles=5)
