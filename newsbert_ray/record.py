@@ -19,6 +19,8 @@ TEACHER, BEFORE, TEACHERS = "teacher", "before", "teachers"
 has those of its trials."""
 _FIRST = {TEACHER, BEFORE, TEACHERS}
 METRICS = "metrics.jsonl"
+MAP = "map.json"
+"""Where a topics run's titles lie on a plane."""
 STOPPED = "stopped.json"
 _PACKAGES = ("newsbert_ray", "torch", "transformers", "ray", "optuna", "pyarrow", "numpy")
 

@@ -182,6 +182,9 @@ def _draw_dots(dots: Dots, axis: Axes, order: int) -> Any:
     look = {**_LOOKS[dots.look], "linestyle": "-" if dots.stairs else "none"}
     if dots.stairs:
         look["drawstyle"] = styles[dots.stairs]
+    if dots.colour is not None:
+        which = dots.colour % len(COLOURS)
+        look |= {"color": COLOURS[which], "marker": _MARKERS[which], "markersize": 3, "alpha": 0.6}
     return axis.errorbar(
         dots.x,
         dots.y,

@@ -57,6 +57,8 @@ class Dots:
     sd: tuple[float | None, ...]
     stairs: Literal["", "before", "after"] = ""
     """A line from dot to dot that steps at once (before) or at the next dot (after)."""
+    colour: int | None = None
+    """Which colour and mark of those that can be told apart; those of the look by default."""
 
 
 @dataclass(frozen=True)

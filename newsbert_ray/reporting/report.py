@@ -12,7 +12,7 @@ from pathlib import Path
 from newsbert_ray import storage
 from newsbert_ray.data.shards import MANIFEST, read_manifest
 from newsbert_ray.events import read_events
-from newsbert_ray.record import RecordError, RunRecord, find_records, read_record, write_text
+from newsbert_ray.record import MAP, RecordError, RunRecord, find_records, read_record, write_text
 from newsbert_ray.reporting.blocks import BLOCKS_FIGURE, blocks_figure
 from newsbert_ray.reporting.compared import by_task, distinct, flat_settings
 from newsbert_ray.reporting.corpora import corpora_csv, corpora_page
@@ -32,6 +32,7 @@ from newsbert_ray.reporting.figures import (
 from newsbert_ray.reporting.importance import IMPORTANCE_FIGURE, importance_figure
 from newsbert_ray.reporting.kept import is_kept, read_kept, write_kept
 from newsbert_ray.reporting.latex import to_latex
+from newsbert_ray.reporting.maps import MAP_FIGURE, map_figure
 from newsbert_ray.reporting.nodes import NODES_FIGURE, nodes_figure
 from newsbert_ray.reporting.over_settings import OVER_FIGURE, over_settings
 from newsbert_ray.reporting.page import Page, Picture, to_markdown
@@ -64,6 +65,7 @@ NAMES = (
     CHAIN_FIGURE,
     BLOCKS_FIGURE,
     CURVE_FIGURE,
+    MAP_FIGURE,
     OVER_FIGURE,
     IMPORTANCE_FIGURE,
     CURVES_FIGURE,
@@ -131,6 +133,9 @@ def _report(
         else:
             for name, make in _of_runs(group).items():
                 makes[f"{name}_{task}"] = partial(_of_task, make, group, task)
+    alone = [folder for folder in folders if (folder / MAP).is_file()]
+    if len(records) == 1 and alone:
+        makes[MAP_FIGURE] = lambda: map_figure(alone[0])
     figures, pictures = _draw(makes, out)
     for reason in figures.values():
         if isinstance(reason, str):
@@ -197,6 +202,9 @@ def _report_sweep(sweep: Sweep, out: Path, against: Against | None) -> list[Path
         NODES_FIGURE: lambda: nodes_figure(read_events(sweep.folder)),
         BLOCKS_FIGURE: lambda: blocks_figure(records),
     }
+    if sweep.finished and sweep.task is TASKS["topics"]:
+        best = sweep.folder / "trials" / sweep.finished[0].trials[0].name
+        makes[MAP_FIGURE] = lambda: map_figure(best)
     if sweep.space["search"]["sampler"] == "grid":
         # Of points that a sampler has scattered each would be a line of its own.
         makes[BETA_FIGURE] = lambda: beta_figure(records)

@@ -10,6 +10,7 @@ from newsbert_ray.reporting.corpora import table1_of_runs
 from newsbert_ray.reporting.costs import COST_FIGURE, Costs, costs_of, duration
 from newsbert_ray.reporting.figures import BETA_FIGURE, CHAIN_FIGURE, METHOD_FIGURE, short
 from newsbert_ray.reporting.importance import IMPORTANCE_FIGURE
+from newsbert_ray.reporting.maps import MAP_FIGURE
 from newsbert_ray.reporting.nodes import NODES_FIGURE
 from newsbert_ray.reporting.over_settings import OVER_FIGURE
 from newsbert_ray.reporting.page import Block, Command, Facts, Page, Picture, Section, Table, Text
@@ -58,6 +59,8 @@ def sweep_page(sweep: Sweep, figures: Figures, *, against: Against | None = None
         sections.append(
             Section("The teacher's gradients and the student's", (_figure(figures, BLOCKS_FIGURE),))
         )
+    if isinstance(figures.get(MAP_FIGURE), Picture):
+        sections.append(Section("What the best point's student learned", (_figure(figures, MAP_FIGURE),)))
     if isinstance(figures.get(NODES_FIGURE), Picture):
         sections.append(Section("The cluster under it", (_figure(figures, NODES_FIGURE),)))
     sections += [_cost(sweep, figures), _behind(sweep)]

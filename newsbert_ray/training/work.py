@@ -17,13 +17,21 @@ from torch import Tensor, nn
 from newsbert_ray.config import TrainSettings
 from newsbert_ray.data.reading import Course, Update, course_of
 from newsbert_ray.data.shards import Manifest, Split, read_manifest
+from newsbert_ray.evaluation.mapping import map_titles
 from newsbert_ray.evaluation.place import Pace, Scores
 from newsbert_ray.evaluation.scoring import score_pair
 from newsbert_ray.events import EventLog
 from newsbert_ray.meters import RunMeters
 from newsbert_ray.model.assemble import assemble_pair, write_student
 from newsbert_ray.model.pair import Pair, block_map
-from newsbert_ray.record import RunRecord, describe_hardware, installed_versions, write_record
+from newsbert_ray.record import (
+    MAP,
+    RunRecord,
+    describe_hardware,
+    installed_versions,
+    write_json,
+    write_record,
+)
 from newsbert_ray.training.checkpoint import (
     CHECKPOINTS,
     Progress,
@@ -191,6 +199,11 @@ def _finish(
         tokenizer=Path(settings.data) / "tokenizer",
         task=settings.task,
     )
+    if settings.task == "topics":
+        encoder, top = learner.pair.eval().models()["student"]
+        split: Split = "test" if test else "validation"
+        device = world.device
+        write_json(run / MAP, map_titles(encoder, top, settings.data, manifest, split, device=device))
     best = next(entry for entry in progress.curve if entry["step"] == progress.best_step)
     teacher, student = len(learner.pair.teacher.layers), settings.student.layers
     write_record(
