@@ -1,0 +1,106 @@
+"""Embedding titles: `newsbert-ray embed`'s encoder against Sentence Transformers and transformers, with the
+same weights on the same cores.
+
+    python -m tests.benchmarks.bench_embed --run RUN --input MINDsmall_dev/news.tsv --titles 8000 --threads 1
+
+Every round all of them in turn; ratios are medians over rounds. `transformers` is its feature extraction
+with the exported pooling, texts in batches of 32 as they come, padded to the longest. Numbers come as lines of
+JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from newsbert_ray.data.mind import BadLine
+from newsbert_ray.serving.encode import load_encoder
+from newsbert_ray.serving.export import export
+from newsbert_ray.serving.texts import cut_file, read_rows
+from tests.benchmarks.subject import say
+
+Encode = Callable[[Sequence[str]], Any]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--run", required=True, help="a finished run")
+    parser.add_argument("--input", required=True, help="texts as `newsbert-ray embed` takes them")
+    parser.add_argument("--titles", type=int, default=8000)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    options = parser.parse_args(arguments)
+    _, pieces = cut_file(Path(options.input))
+    rows = (row for piece in pieces for row in read_rows(piece))
+    texts = [row.text for row in rows if not isinstance(row, BadLine)][: options.titles]
+    with tempfile.TemporaryDirectory() as name:
+        encoders = _encoders(options.run, Path(name))
+        for threads in options.threads:
+            torch.set_num_threads(threads)
+            _compare(encoders, texts, rounds=options.rounds, threads=threads)
+
+
+def _encoders(run: str, folder: Path) -> dict[str, Encode]:
+    from sentence_transformers import SentenceTransformer
+    from transformers import AutoModel, AutoTokenizer
+
+    export(run, to="sentence-transformers", out=folder / "st")
+    export(run, to="hf", out=folder / "hf")
+    ours = load_encoder(Path(run) / "student")
+    theirs = SentenceTransformer(str(folder / "st"), trust_remote_code=True, device="cpu")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "hf")
+    model = AutoModel.from_pretrained(folder / "hf", trust_remote_code=True).eval()
+
+    @torch.inference_mode()
+    def plain(texts: Sequence[str]) -> Any:
+        parts = []
+        for start in range(0, len(texts), 32):
+            given = tokenizer(
+                list(texts[start : start + 32]), padding=True, truncation=True, return_tensors="pt"
+            )
+            parts.append(model(given["input_ids"], given["attention_mask"]).pooler_output.numpy())
+        return np.concatenate(parts)
+
+    return {
+        "newsbert_ray": ours.encode,
+        "sentence_transformers": lambda texts: theirs.encode(list(texts), show_progress_bar=False),
+        "transformers": plain,
+    }
+
+
+def _compare(encoders: dict[str, Encode], texts: Sequence[str], *, rounds: int, threads: int) -> None:
+    seconds: dict[str, list[float]] = {name: [] for name in encoders}
+    found: dict[str, Any] = {}
+    for number in range(rounds + 1):
+        for name, encode in encoders.items():
+            began = time.perf_counter()
+            found[name] = encode(texts)
+            if number:
+                seconds[name].append(time.perf_counter() - began)
+    for name, took in seconds.items():
+        apart = float(np.abs(found[name] - found["newsbert_ray"]).max())
+        ratios = [own / ours for own, ours in zip(took, seconds["newsbert_ray"], strict=True)]
+        say(
+            name,
+            threads=threads,
+            titles=len(texts),
+            titles_per_second=round(len(texts) / statistics.median(took)),
+            times_slower=round(statistics.median(ratios), 2),
+            least=round(min(ratios), 2),
+            most=round(max(ratios), 2),
+            largest_difference=f"{apart:.1e}",
+        )
+
+
+if __name__ == "__main__":
+    main()
