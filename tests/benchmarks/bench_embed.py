@@ -4,8 +4,8 @@ same weights on the same cores.
     python -m tests.benchmarks.bench_embed --run RUN --input MINDsmall_dev/news.tsv --titles 8000 --threads 1
 
 Every round all of them in turn; ratios are medians over rounds. `transformers` is its feature extraction
-with the exported pooling, texts in batches of 32 as they come, padded to the longest. Numbers come as lines of
-JSON.
+with the exported pooling, texts in batches of 32 as they come, padded to the longest. Numbers come as lines
+of JSON.
 """
 
 from __future__ import annotations
