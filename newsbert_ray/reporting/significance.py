@@ -31,6 +31,8 @@ class Comparison:
         difference: of the means, row less base, as in the record (shares from 0 to 1).
         p: two-sided, of Welch's t-test; None where there are too few seeds, or no spread at all.
         corrected: p after Holm's correction over all comparisons of the column.
+        paired: two-sided, of the t-test over each seed's difference: runs of one seed share their start and
+            order. None where too few seeds are in both.
     """
 
     row: Row
@@ -38,6 +40,7 @@ class Comparison:
     difference: float
     p: float | None
     corrected: float | None = None
+    paired: float | None = None
 
     @property
     def marked(self) -> bool:
@@ -110,8 +113,9 @@ def significance_table(rows: Sequence[Row], against: Against, *, tuned: Sequence
         body,
         words=len(names),
         caption=f"Difference to {against} (all else equal{own}), {_seeds(seeds)} a row, in points; p of "
-        f"Welch's t-test over seeds, and after Holm's correction over the column; {MARK} below {LEVEL:g}. It "
-        "asks whether other seeds would turn the order, not whether other news would.",
+        f"Welch's t-test over seeds, and after Holm's correction over the column, {MARK} below {LEVEL:g}; "
+        "paired: of the t-test over each seed's difference, uncorrected. They ask whether other seeds would "
+        "turn the order, not whether other news would.",
     )
 
 
@@ -139,6 +143,7 @@ def compare_rows(rows: Sequence[Row], column: Column, against: Against) -> list[
             row.columns[column.name].mean - base.columns[column.name].mean,
             p,
             None if p is None else next(corrected),
+            paired(row.columns[column.name], base.columns[column.name]),
         )
         for (row, base), p in zip(pairs, tests, strict=True)
     ]
@@ -153,6 +158,19 @@ def welch(one: Summary, other: Summary) -> float | None:
         return None
     test = ttest_ind_from_stats(one.mean, one.sd, one.n, other.mean, other.sd, other.n, equal_var=False)
     return None if math.isnan(test.pvalue) else float(test.pvalue)
+
+
+def paired(one: Summary, other: Summary) -> float | None:
+    """Two-sided p that the mean difference of a seed is 0 (Student's paired t-test); None for fewer than
+    LEAST_SEEDS seeds in both, or where all differ alike."""
+    from scipy.stats import ttest_rel
+
+    seeds = sorted(one.by_seed.keys() & other.by_seed.keys())
+    values = [[summary.by_seed[seed] for seed in seeds] for summary in (one, other)]
+    differences = {round(a - b, 12) for a, b in zip(*values, strict=True)}
+    if len(seeds) < LEAST_SEEDS or len(differences) < 2:
+        return None
+    return float(ttest_rel(*values).pvalue)
 
 
 def holm(values: Sequence[float]) -> list[float]:
@@ -174,7 +192,8 @@ def _cell(found: Comparison, column: Column) -> str:
         few = f"{seeds} seed{'s' if seeds > 1 else ''}: too few" if seeds < LEAST_SEEDS else "no spread"
         return f"{difference} ({few})"
     mark = MARK if found.marked else ""
-    return f"{difference}{mark} (p {_p(found.p)}, {_p(found.corrected)})"
+    alike = "" if found.paired is None else f"; paired {_p(found.paired)}"
+    return f"{difference}{mark} (p {_p(found.p)}, {_p(found.corrected)}{alike})"
 
 
 def _p(value: float) -> str:

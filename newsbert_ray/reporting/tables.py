@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from statistics import fmean, stdev
 from typing import Any, Literal
 
@@ -24,12 +24,14 @@ class Summary:
     """Mean of `n` values; `sd` is the sample standard deviation (n - 1), None for a single value.
 
     `error` is the mean of the values' own standard errors, over what was evaluated; None where none has one.
+    `by_seed` has each seed's value, where they are known by seed.
     """
 
     mean: float
     sd: float | None
     n: int
     error: float | None = None
+    by_seed: Mapping[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -126,9 +128,11 @@ def _order(value: Any) -> tuple[int, float, str]:
 
 def summary_of(records: Sequence[RunRecord], path: str) -> Summary | None:
     """Mean and spread of the number at `path` over the records that know it; None where none does."""
+    by_seed = {record.seed: value for record in records if (value := number(record, path)) is not None}
     found = [value for record in records if (value := number(record, path)) is not None]
     errors = [value for record in records if (value := number(record, f"{path}_error")) is not None]
-    return replace(summarise(found), error=fmean(errors) if errors else None) if found else None
+    error = fmean(errors) if errors else None
+    return replace(summarise(found), error=error, by_seed=by_seed) if found else None
 
 
 def shown_columns(rows: Sequence[Row], columns: Sequence[Column]) -> list[Column]:

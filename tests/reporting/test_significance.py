@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from newsbert_ray.reporting.significance import (
     Against,
     compare_rows,
     holm,
+    paired,
     read_against,
     significance_table,
     usual_base,
@@ -136,3 +138,30 @@ def test_rows_without_the_number_are_left_out(make_record: MakeRecord) -> None:
     rows = rows_of([blind, _record(make_record, "newsbert", 0, 0.7)])
     assert significance_table(rows, Against("method", "newsbert")) is None
     assert isinstance(rows[0].columns.get("accuracy"), Summary | None)
+
+
+def test_paired_by_hand() -> None:
+    """Seeds that move both rows alike hide nothing: the t-test of the differences, each seed with itself."""
+    one = replace(summarise([0.70, 0.75, 0.72, 0.78]), by_seed={0: 0.70, 1: 0.75, 2: 0.72, 3: 0.78})
+    other = replace(summarise([0.77, 0.69, 0.74, 0.72]), by_seed={3: 0.77, 0: 0.69, 1: 0.74, 2: 0.70})
+    differences = [0.01, 0.01, 0.02, 0.01]
+    mean = sum(differences) / 4
+    sd = math.sqrt(sum((d - mean) ** 2 for d in differences) / 3)
+    t, free = mean / (sd / 2), 3
+    scale = special.gamma((free + 1) / 2) / (math.sqrt(free * math.pi) * special.gamma(free / 2))
+    tail, _ = integrate.quad(lambda x: scale * (1 + x * x / free) ** (-(free + 1) / 2), t, math.inf)
+    assert paired(one, other) == pytest.approx(2 * tail, rel=1e-6)
+    assert paired(one, summarise([0.1] * 4)) is None
+    few = replace(other, by_seed={0: 0.69, 1: 0.74})
+    assert paired(one, few) is None
+    alike = replace(one, by_seed={seed: value + 0.25 for seed, value in one.by_seed.items()})
+    assert paired(one, alike) is None
+
+
+def test_rows_of_records_are_paired_by_seed(make_record: MakeRecord) -> None:
+    """The order of the records is no order of seeds."""
+    runs = [make_record(method="newsbert", seed=s, accuracy=0.7 + 0.01 * s) for s in (2, 0, 1)]
+    runs += [make_record(method="finetune", seed=s, accuracy=0.69 + 0.011 * s) for s in (0, 1, 2)]
+    (found,) = compare_rows(rows_of(runs), ACCURACY, Against("method", "newsbert"))
+    assert found.paired is not None
+    assert found.paired < 0.01 < (found.p or 0.0)
