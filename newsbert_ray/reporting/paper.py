@@ -120,6 +120,6 @@ def _rates(records: Sequence[RunRecord], tuned: Sequence[str]) -> str:
             flat = flat_settings(record)
             values.setdefault(f"{flat.get(name)}", {})[NAMES[str(flat["method"])]] = None
         said.append(
-            f"{name} " + ", ".join(f"{value} ({', '.join(who)})" for value, who in sorted(values.items()))
+            f"{name} " + ", ".join(f"{value} ({'; '.join(who)})" for value, who in sorted(values.items()))
         )
     return "".join(f", {words}" for words in said)
