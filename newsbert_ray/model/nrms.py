@@ -4,20 +4,17 @@ over a title's words, and over the news that a user clicked."""
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from newsbert_ray.model.encoder import Encoder, EncoderError, States
+from newsbert_ray.model.words import WordsEncoder, load_words_encoder
 
 KIND = "newsbert_nrms"
 """`model_type` of its exported config.json."""
-WEIGHTS = "model.safetensors"
 HEADS, HEAD_SIZE = 20, 20
 """The authors' own (section 3.2); 400 wide in all."""
 
@@ -48,8 +45,11 @@ class SelfAttention(nn.Module):
         return read.transpose(1, 2).flatten(2)
 
 
-class NrmsEncoder(Encoder):
+class NrmsEncoder(WordsEncoder):
     """Word embeddings under one layer of self-attention (section 3.1)."""
+
+    kind = KIND
+    lacks = "NRMS is none"
 
     def __init__(self, words: nn.Embedding, *, dropout: float) -> None:
         """
@@ -72,39 +72,10 @@ class NrmsEncoder(Encoder):
         """D."""
         return HEADS * HEAD_SIZE
 
-    @property
-    def word_table(self) -> nn.Embedding:
-        """The word embedding table."""
-        return self.words
-
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
         """Word embeddings (B, L, W) and the layer's states (B, L, D)."""
         embedded = self.dropout(self.words(input_ids))
         return embedded, self.dropout(self.attention(embedded, attention_mask))
-
-    def read(self, input_ids: Tensor, attention_mask: Tensor, *, projections: bool = False) -> States:
-        """Hidden states; no loss looks into its attention.
-
-        Raises:
-            EncoderError: projections are asked for.
-        """
-        if projections:
-            raise EncoderError("losses over attention need a Transformer; NRMS is none")
-        return States(self(input_ids, attention_mask))
-
-    def save(self, folder: Path) -> None:
-        """Write config.json and model.safetensors."""
-        from safetensors.torch import save_file
-
-        config = {
-            "model_type": KIND,
-            "vocab_size": self.words.num_embeddings,
-            "embedding_size": self.words.embedding_dim,
-            "hidden_size": self.hidden_size,
-            "num_hidden_layers": 1,
-        }
-        (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-        save_file({k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}, folder / WEIGHTS)
 
 
 def load_nrms(folder: Path, config: Mapping[str, Any]) -> NrmsEncoder:
@@ -113,10 +84,4 @@ def load_nrms(folder: Path, config: Mapping[str, Any]) -> NrmsEncoder:
     Raises:
         KeyError, OSError, RuntimeError: it is not whole.
     """
-    from safetensors.torch import load_file
-
-    with torch.device("meta"):
-        words = nn.Embedding(config["vocab_size"], config["embedding_size"])
-    encoder = NrmsEncoder(words.to_empty(device="cpu"), dropout=0.0)
-    encoder.load_state_dict(load_file(folder / WEIGHTS))
-    return encoder.eval()
+    return load_words_encoder(folder, config, lambda words: NrmsEncoder(words, dropout=0.0))

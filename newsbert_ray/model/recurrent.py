@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from newsbert_ray.model.encoder import Encoder, EncoderError, States
+from newsbert_ray.model.encoder import EncoderError
+from newsbert_ray.model.words import WordsEncoder, load_words_encoder
 
 KIND = "newsbert_bilstm"
 """`model_type` of its exported config.json."""
-WEIGHTS = "model.safetensors"
 
 
-class RecurrentEncoder(Encoder):
+class RecurrentEncoder(WordsEncoder):
     """Word embeddings and one BiLSTM whose two directions side by side are D wide, as the teacher is."""
+
+    kind = KIND
+    lacks = "a BiLSTM has none"
 
     def __init__(self, words: nn.Embedding, hidden_size: int, *, dropout: float) -> None:
         """
@@ -47,11 +48,6 @@ class RecurrentEncoder(Encoder):
         """D."""
         return self._width
 
-    @property
-    def word_table(self) -> nn.Embedding:
-        """The word embedding table."""
-        return self.words
-
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
         """Word embeddings (B, L, W) and the LSTM's states (B, L, D), 0 where there is padding."""
         embedded = self.dropout(self.words(input_ids))
@@ -62,30 +58,6 @@ class RecurrentEncoder(Encoder):
         )
         return embedded, self.dropout(states)
 
-    def read(self, input_ids: Tensor, attention_mask: Tensor, *, projections: bool = False) -> States:
-        """Hidden states; there is no attention to look into.
-
-        Raises:
-            EncoderError: projections are asked for.
-        """
-        if projections:
-            raise EncoderError("losses over attention need a Transformer; a BiLSTM has none")
-        return States(self(input_ids, attention_mask))
-
-    def save(self, folder: Path) -> None:
-        """Write config.json and model.safetensors."""
-        from safetensors.torch import save_file
-
-        config = {
-            "model_type": KIND,
-            "vocab_size": self.words.num_embeddings,
-            "embedding_size": self.words.embedding_dim,
-            "hidden_size": self._width,
-            "num_hidden_layers": 1,
-        }
-        (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-        save_file({k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}, folder / WEIGHTS)
-
 
 def load_recurrent(folder: Path, config: Mapping[str, Any]) -> RecurrentEncoder:
     """What `save` wrote, in evaluation mode.
@@ -93,10 +65,6 @@ def load_recurrent(folder: Path, config: Mapping[str, Any]) -> RecurrentEncoder:
     Raises:
         KeyError, OSError, RuntimeError: it is not whole.
     """
-    from safetensors.torch import load_file
-
-    with torch.device("meta"):
-        words = nn.Embedding(config["vocab_size"], config["embedding_size"])
-    encoder = RecurrentEncoder(words.to_empty(device="cpu"), config["hidden_size"], dropout=0.0)
-    encoder.load_state_dict(load_file(folder / WEIGHTS))
-    return encoder.eval()
+    return load_words_encoder(
+        folder, config, lambda words: RecurrentEncoder(words, config["hidden_size"], dropout=0.0)
+    )
