@@ -60,7 +60,7 @@ def areas() -> Iterator[tuple[str, Area]]:
     """Ways to an impression's AUC, by name."""
     yield "numpy", area_under_curve
     try:
-        from sklearn.metrics import roc_auc_score  # type: ignore[import-not-found,unused-ignore]
+        from sklearn.metrics import roc_auc_score  # type: ignore[import-not-found,import-untyped,unused-ignore]
     except ImportError:
         return
     yield "scikit-learn", roc_auc_score
