@@ -33,7 +33,7 @@ ORDER = (
     ("training", "evaluation"),
     ("reporting",),
     ("tune", "deploy", "serving"),
-    ("flags", "screens", "cli"),
+    ("arguments", "flags", "screens", "verbs", "cli"),
 )
 """Rooms from the ground up; a room imports from its own storey and those below.
 
@@ -50,6 +50,7 @@ RAY = (
     "deploy",
     "connect",
     "meters",
+    "verbs",
     "cli",
 )
 TORCH = (

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from newsbert_ray.cli import VERBS
 from newsbert_ray.config import PrepareSettings, TrainSettings, dotted_names
 from newsbert_ray.flags import values_from
+from newsbert_ray.verbs import VERBS
 from tests.readme_numbers import BLOCK, RESULTS, filled
 
 ROOT = Path(__file__).parents[1]

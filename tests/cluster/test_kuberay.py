@@ -12,8 +12,8 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
-from newsbert_ray.cli import VERBS
 from newsbert_ray.flags import values_from
+from newsbert_ray.verbs import VERBS
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "cluster/kuberay").iterdir())

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from newsbert_ray.cli import VERBS
 from newsbert_ray.flags import values_from
+from newsbert_ray.verbs import VERBS
 
 FOLDER = Path(__file__).parents[2] / "cluster"
 PAGE = (FOLDER / "README.md").read_text(encoding="utf-8")
