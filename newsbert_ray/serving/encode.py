@@ -1,9 +1,10 @@
 """Texts -> embeddings by an exported student, as fast as the machine allows: read together, sorted by length,
-in buckets without much padding."""
+in buckets without much padding, and what their tokens share made once."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from pathlib import Path
 
@@ -16,9 +17,15 @@ from newsbert_ray.data.tokens import TitleTokenizer, load_tokenizer
 from newsbert_ray.model.assemble import load_student
 from newsbert_ray.model.encoder import Encoder
 from newsbert_ray.model.pair import Top
+from newsbert_ray.serving.contextless import Contextless
 
-TOKENS = 4096
+TOKENS = 2048
 """Tokens that the encoder reads at once: what a core's cache holds matters more than a large batch."""
+GROUP = 8192
+"""Texts that are sorted together, and share what their tokens have in common: memory against speed."""
+FEW = 64
+"""Below so many texts, looking for what they share costs more than it saves."""
+Ints = npt.NDArray[np.int64]
 
 
 class TextEncoder:
@@ -29,6 +36,7 @@ class TextEncoder:
     ) -> None:
         self.encoder, self.top = encoder.to(device).eval(), top.to(device).eval()
         self.tokenizer, self.longest, self.device = tokenizer, longest, torch.device(device)
+        self._contextless = Contextless.of(self.encoder) if self.device.type == "cpu" else None
 
     @property
     def width(self) -> int:
@@ -37,22 +45,40 @@ class TextEncoder:
 
     def encode(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Embeddings (M, D) of texts, in their order."""
-        ids = list(self.tokenizer.encode(texts, max_tokens=self.longest))
-        lengths = np.fromiter(map(len, ids), np.int64, len(ids))
-        order = np.argsort(lengths, kind="stable")
-        found = np.empty((len(ids), self.width), dtype=np.float32)
-        for start, stop in cut_buckets(lengths[order], budget=TOKENS):
-            rows = order[start:stop]
-            found[rows] = self._read([ids[row] for row in rows.tolist()], lengths[rows])
+        found = np.empty((len(texts), self.width), dtype=np.float32)
+        for start in range(0, len(texts), GROUP):
+            found[start : start + GROUP] = self._encode(texts[start : start + GROUP])
         return found
 
     @torch.inference_mode()
-    def _read(self, ids: Sequence[Sequence[int]], lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        width = int(lengths[-1])
-        real = np.arange(width) < lengths[:, None]
-        padded = np.full(real.shape, self.tokenizer.pad_id, dtype=np.int64)
-        padded[real] = np.concatenate([np.asarray(one, dtype=np.int64) for one in ids])
-        given, mask = (torch.from_numpy(array).to(self.device) for array in (padded, real.astype(np.int64)))
+    def _encode(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        ids = list(self.tokenizer.encode(texts, max_tokens=self.longest))
+        lengths = np.fromiter(map(len, ids), np.int64, len(ids))
+        order = np.argsort(lengths, kind="stable")
+        cuts = list(cut_buckets(lengths[order], budget=TOKENS))
+        batches = [self._pad([ids[row] for row in order[start:stop].tolist()]) for start, stop in cuts]
+        found = np.empty((len(ids), self.width), dtype=np.float32)
+        with self._shared(batches) as turns:
+            for (start, stop), batch, _ in zip(cuts, batches, turns, strict=True):
+                real = np.arange(batch.shape[1]) < lengths[order[start:stop], None]
+                found[order[start:stop]] = self._read(batch, real.astype(np.int64))
+        return found
+
+    def _shared(self, batches: Sequence[Ints]) -> AbstractContextManager[Iterable[None]]:
+        """What many texts share is made once, where there are many."""
+        if self._contextless is None or sum(map(len, batches)) < FEW:
+            return nullcontext([None] * len(batches))
+        return self._contextless.remembered(batches)
+
+    def _pad(self, ids: Sequence[Sequence[int]]) -> Ints:
+        """Token ids (B, L) of texts in ascending length."""
+        padded = np.full((len(ids), len(ids[-1])), self.tokenizer.pad_id, dtype=np.int64)
+        for row, one in zip(padded, ids, strict=True):
+            row[: len(one)] = one
+        return padded
+
+    def _read(self, ids: Ints, real: Ints) -> npt.NDArray[np.float32]:
+        given, mask = (torch.from_numpy(array).to(self.device) for array in (ids, real))
         embedding: npt.NDArray[np.float32] = self.top.embed(self.encoder(given, mask), mask).cpu().numpy()
         return embedding
 
