@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -111,15 +112,23 @@ def print_answer(answer: Any) -> None:
     console.print(table)
 
 
-def print_table(table: Any) -> None:
-    """A report's table in a terminal."""
+def print_table(table: Any, *, spare: Sequence[str] = ()) -> None:
+    """A report's table in a terminal, without as many of the `spare` columns, from the first on, as its width
+    asks for."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
+    console = Console()
+    kept = list(range(len(table.head)))
+    widths = [max(map(len, column)) for column in zip(table.head, *table.rows, strict=True)]
+    for name in spare:
+        if sum(widths[number] + 2 for number in kept) + 2 <= console.width:
+            break
+        kept.remove(table.head.index(name))
     shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for number, head in enumerate(table.head):
-        shown.add_column(head, justify="left" if number < table.words else "right")
+    for number in kept:
+        shown.add_column(table.head[number], justify="left" if number < table.words else "right")
     for row in table.rows:
-        shown.add_row(*row)
-    Console().print(shown)
+        shown.add_row(*(row[number] for number in kept))
+    console.print(shown)

@@ -145,12 +145,12 @@ def _bench(words: list[str]) -> None:
     values = values_from("bench", words)
     from newsbert_ray.screens import print_table
     from newsbert_ray.serving.latency import bench
-    from newsbert_ray.serving.timings import timings_table
+    from newsbert_ray.serving.timings import SPARE, timings_table
 
     def say(line: str) -> None:
         print(line, file=sys.stderr)
 
-    print_table(timings_table(bench(**values, say=say), narrow=True))
+    print_table(timings_table(bench(**values, say=say)), spare=SPARE)
     if values.get("out"):
         print(f"bench.md, bench.json and the figure are in {values['out']}")
 

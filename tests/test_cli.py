@@ -21,6 +21,7 @@ from newsbert_ray.data.reading import read_impressions
 from newsbert_ray.data.shards import ShardError, read_manifest
 from newsbert_ray.flags import UsageError, settings_from, values_from
 from newsbert_ray.training.run import train
+from newsbert_ray.verbs import VERBS
 from tests.conftest import MakeSettings
 
 NEEDED = ["--data", "shards", "--teacher", "scratch", "--out", "run"]
@@ -43,7 +44,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], None]:
         def run(words: list[str]) -> None:
             raise error
 
-        monkeypatch.setitem(cli.VERBS, "report", cli.VERBS["report"]._replace(run=run))
+        monkeypatch.setitem(VERBS, "report", VERBS["report"]._replace(run=run))
 
     return arrange
 
@@ -58,24 +59,24 @@ def test_help_answers_at_once() -> None:
         )
         seconds.append(time.perf_counter() - began)
     assert median(seconds) < 1.0
-    assert all(verb in done.stdout for verb in cli.VERBS)
+    assert all(verb in done.stdout for verb in VERBS)
 
 
-@pytest.mark.parametrize("verb", cli.VERBS)
+@pytest.mark.parametrize("verb", VERBS)
 def test_help_of_a_verb_opens_with_a_sentence_and_an_example(
     verb: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A page of flags without a first line leaves a person to guess which of them matter."""
     assert cli.main([verb, "--help"]) == 0
     opening, _, flags = capsys.readouterr().out.partition("-h, --help")
-    assert opening.startswith(f"{cli.VERBS[verb].sentence}\n\n  newsbert-ray {verb} ")
+    assert opening.startswith(f"{VERBS[verb].sentence}\n\n  newsbert-ray {verb} ")
     assert "--out" in flags or verb in ("evaluate", "similar")
 
 
-@pytest.mark.parametrize("verb", cli.VERBS)
+@pytest.mark.parametrize("verb", VERBS)
 def test_example_of_a_verb_is_understood(verb: str) -> None:
     """An example that its own parser refuses is worse than none."""
-    assert values_from(verb, cli.VERBS[verb].example.split()[2:])
+    assert values_from(verb, VERBS[verb].example.split()[2:])
 
 
 def test_every_setting_is_a_flag_with_its_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -73,7 +73,7 @@ def beta_figure(records: Sequence[RunRecord]) -> FigureData[Panel]:
     return FigureData(
         BETA_FIGURE,
         tuple(panels),
-        _caption(records, panels),
+        figure_caption(records, panels),
         across=2 if len(panels) == 4 else 3,
         alt=_best_ends(panels, "β"),
     )
@@ -132,7 +132,7 @@ def _methods_over_depth(
     return FigureData(
         name,
         tuple(panels),
-        _caption(records, panels),
+        figure_caption(records, panels),
         across=2,
         whole_x=True,
         alt=_best_ends(panels, "N"),
@@ -178,7 +178,7 @@ def curve_figure(records: Sequence[RunRecord]) -> FigureData[Panel]:
     if not panels:
         raise NothingToDraw("learning curves are left out: no run knows its students' metrics")
     note = f" {left_out} settings that ended lower are not drawn." if left_out else ""
-    caption = _caption(records, panels, error_bars=False) + note
+    caption = figure_caption(records, panels, error_bars=False) + note
     alt = _best_ends(panels, "epoch")
     return FigureData(
         CURVE_FIGURE, tuple(panels), caption, error_bars=False, whole_x=True, share_y=True, alt=alt
@@ -260,7 +260,7 @@ def line_of(found: Mapping[float, Sequence[float]], label: str) -> Line:
     return Line(label, xs, means, sds, ns)
 
 
-def _caption(records: Sequence[RunRecord], panels: Sequence[Panel], *, error_bars: bool = True) -> str:
+def figure_caption(records: Sequence[RunRecord], panels: Sequence[Panel], *, error_bars: bool = True) -> str:
     """What was measured on what: data, sizes, teacher, and how many seeds stand behind a point."""
     data = ", ".join(dict.fromkeys(data_name(record) for record in records))
     units = units_of(one_task(records))

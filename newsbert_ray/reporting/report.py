@@ -23,6 +23,7 @@ from newsbert_ray.reporting.figures import (
     BETA_FIGURE,
     CHAIN_FIGURE,
     CURVE_FIGURE,
+    DEPTH,
     METHOD_FIGURE,
     beta_figure,
     chain_figure,
@@ -38,6 +39,7 @@ from newsbert_ray.reporting.over_settings import OVER_FIGURE, over_settings
 from newsbert_ray.reporting.page import Page, Picture, to_markdown
 from newsbert_ray.reporting.panels import AnyPanel, FigureData, NothingToDraw, Panel
 from newsbert_ray.reporting.points import points_csv
+from newsbert_ray.reporting.quality import QUALITY_FIGURE, best_at_each_depth, quality_figure
 from newsbert_ray.reporting.runs_page import runs_page
 from newsbert_ray.reporting.significance import Against, read_against
 from newsbert_ray.reporting.sweep_figures import CURVES_FIGURE, FRONT_FIGURE, learning_curves, pareto_front
@@ -55,6 +57,7 @@ _OF_RUNS = {
     BETA_FIGURE: beta_figure,
     METHOD_FIGURE: method_figure,
     CHAIN_FIGURE: chain_figure,
+    QUALITY_FIGURE: quality_figure,
     CURVE_FIGURE: curve_figure,
     BLOCKS_FIGURE: blocks_figure,
 }
@@ -63,6 +66,7 @@ NAMES = (
     BETA_FIGURE,
     METHOD_FIGURE,
     CHAIN_FIGURE,
+    QUALITY_FIGURE,
     BLOCKS_FIGURE,
     CURVE_FIGURE,
     MAP_FIGURE,
@@ -149,6 +153,7 @@ def _of_runs(records: Sequence[RunRecord]) -> dict[str, Callable[[Sequence[RunRe
     wanted = {
         METHOD_FIGURE: len({record.settings.get("method") for record in records}) > 1,
         CHAIN_FIGURE: len({flat_settings(record)[BEFORE] for record in records}) > 1,
+        QUALITY_FIGURE: len({flat_settings(record)[DEPTH] for record in records}) > 1,
         BLOCKS_FIGURE: any("blocks" in entry for record in records for entry in record.curve),
     }
     return {name: make for name, make in _OF_RUNS.items() if wanted.get(name, True)}
@@ -200,6 +205,7 @@ def _report_sweep(sweep: Sweep, out: Path, against: Against | None) -> list[Path
         CURVES_FIGURE: lambda: learning_curves(sweep),
         COST_FIGURE: lambda: cost_figure(sweep),
         NODES_FIGURE: lambda: nodes_figure(read_events(sweep.folder)),
+        QUALITY_FIGURE: lambda: quality_figure(best_at_each_depth(sweep), chosen=True),
         BLOCKS_FIGURE: lambda: blocks_figure(records),
     }
     if sweep.finished and sweep.task is TASKS["topics"]:

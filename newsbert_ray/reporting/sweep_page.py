@@ -16,6 +16,7 @@ from newsbert_ray.reporting.over_settings import OVER_FIGURE
 from newsbert_ray.reporting.page import Block, Command, Facts, Page, Picture, Section, Table, Text
 from newsbert_ray.reporting.points import bare, full, points_table, say
 from newsbert_ray.reporting.provenance import joined, provenance
+from newsbert_ray.reporting.quality import QUALITY_FIGURE
 from newsbert_ray.reporting.runs_page import method_tables
 from newsbert_ray.reporting.searched import ended, searched, state_of
 from newsbert_ray.reporting.significance import Against
@@ -48,9 +49,8 @@ def sweep_page(sweep: Sweep, figures: Figures, *, against: Against | None = None
     ]
     records = distinct([trial.record for trial in sweep.trials if trial.record])
     tables = method_tables(records, against, sweep.failed_rows) if records else []
-    beside = [
-        found for name in (METHOD_FIGURE, CHAIN_FIGURE) if isinstance(found := figures.get(name), Picture)
-    ]
+    wanted = [figures.get(name) for name in (METHOD_FIGURE, CHAIN_FIGURE, QUALITY_FIGURE)]
+    beside = [found for found in wanted if isinstance(found, Picture)]
     if tables or beside:
         sections.append(Section("Compared, on the test split", (*tables, *beside)))
     if isinstance(figures.get(BETA_FIGURE), Picture):

@@ -4,12 +4,11 @@ one runner, beside what their layers promise."""
 from __future__ import annotations
 
 import os
-import re
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 
@@ -17,35 +16,17 @@ import numpy as np
 import torch
 
 from newsbert_ray import inputs
-from newsbert_ray.config import ModelSettings, ScratchSettings, SettingsError, TrainSettings, build_settings
+from newsbert_ray.config import SettingsError
 from newsbert_ray.data.mind import BadLine
 from newsbert_ray.data.synthetic import invent_words
-from newsbert_ray.data.tokens import TitleTokenizer, learn_tokenizer, load_tokenizer
-from newsbert_ray.model.encoder import Encoder
-from newsbert_ray.model.loading import encoder_depth, load_encoder
-from newsbert_ray.model.pair import Top
-from newsbert_ray.record import describe_hardware, installed_versions, read_record, write_json
-from newsbert_ray.serving.encode import TextEncoder
-from newsbert_ray.serving.export import read_student
+from newsbert_ray.record import describe_hardware, installed_versions, write_json
+from newsbert_ray.serving.memory import megabytes_at_work
+from newsbert_ray.serving.subjects import Subject, named_by
 from newsbert_ray.serving.texts import cut_file, read_rows
 from newsbert_ray.serving.timings import Timing, write_page
 
-RANDOM = re.compile(r"random:(\d+)x(\d+)")
-"""A BERT of so many layers and such a width with random weights: for speed as good as any."""
-_LONGEST, _QUERY, _HEAD, _VOCABULARY = 30, 256, 64, 30_522
 _WORDS = 20_000
 _TITLE_WORDS = (4, 18)
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A model to be measured."""
-
-    name: str
-    layers: int
-    width: int
-    parameters: int
-    encoder: TextEncoder
 
 
 def bench(
@@ -75,17 +56,26 @@ def bench(
         RecordError, EncoderError, TextsError: as they say.
     """
     texts = _texts(input, titles)
-    subjects = [subject for name in models for subject in _subjects(name, texts)]
-    distinct = list({subject.name: subject for subject in subjects}.values())
-    if not distinct:
+    candidates = {one.name: one for name in models for one in named_by(name, texts)}
+    if not candidates:
         raise SettingsError("no model to measure; give a finished run, or random:12x768")
+    distinct = [one.load() for one in candidates.values()]
+    memory = {}
+    for one in candidates.values():
+        say(f"memory of {one.name}")
+        memory[one.name] = megabytes_at_work(one.given, one.name, texts)
     found: list[Timing] = []
     before = torch.get_num_threads()
     try:
         for count in threads:
             say(f"{len(distinct)} models, {len(texts):,} titles, {rounds} rounds, {count} threads")
             with _threads(count):
-                found += _measure(distinct, texts, alone=alone, rounds=rounds, threads=count, say=say)
+                found += [
+                    replace(timing, at_work=memory[timing.name])
+                    for timing in _measure(
+                        distinct, texts, alone=alone, rounds=rounds, threads=count, say=say
+                    )
+                ]
     finally:
         torch.set_num_threads(before)
     if out is not None:
@@ -174,60 +164,6 @@ def _parts(subject: Subject, texts: Sequence[str], whole: float) -> dict[str, fl
     return {
         name: value / whole for name, value in (("tokenise", tokenising), ("pool", pooling), ("encode", rest))
     }
-
-
-def _subjects(name: str, texts: Sequence[str]) -> Iterator[Subject]:
-    """The models that a name stands for."""
-    if found := RANDOM.fullmatch(name):
-        yield _random(name, int(found[1]), int(found[2]), texts)
-        return
-    if name.startswith("random"):
-        raise SettingsError(f"{name}: write it as random:LAYERSxWIDTH, such as random:12x768")
-    student = read_student(name)
-    tokenizer = load_tokenizer(str(student.folder / "student"))
-    label = Path(name).name
-    yield _subject(f"{label}, student", student.encoder, student.top, tokenizer, student.longest)
-    settings = build_settings(TrainSettings, read_record(student.folder).settings)
-    if not settings.distill.alone:
-        teacher, place = _teacher(settings, tokenizer, student.longest)
-        yield _subject(f"teacher {place}", teacher, _fresh_top(teacher), tokenizer, student.longest)
-
-
-def _teacher(settings: TrainSettings, tokenizer: TitleTokenizer, longest: int) -> tuple[Encoder, str]:
-    """The teacher's encoder as it was before the run: for speed as good as after it."""
-    teacher = inputs.brought(settings.teacher)
-    depth = encoder_depth(teacher, settings.model, settings.scratch)
-    encoder = load_encoder(
-        teacher,
-        model=settings.model,
-        scratch=settings.scratch,
-        vocabulary=tokenizer.vocabulary,
-        pad_id=tokenizer.pad_id,
-        max_tokens=longest,
-    )
-    return encoder, f"{Path(teacher).name}, {depth} layers"
-
-
-def _random(name: str, layers: int, width: int, texts: Sequence[str]) -> Subject:
-    if width % _HEAD and width >= _HEAD:
-        raise SettingsError(f"{name}: give a width that {_HEAD} divides")
-    heads = max(1, width // _HEAD)
-    scratch = ScratchSettings(layers=layers, hidden=width, heads=heads, feed_forward=4 * width)
-    tokenizer = learn_tokenizer(lambda: iter(texts), vocabulary=_VOCABULARY)
-    encoder = load_encoder(
-        "scratch", model=ModelSettings(), scratch=scratch, vocabulary=_VOCABULARY, pad_id=tokenizer.pad_id
-    )
-    return _subject(name, encoder, _fresh_top(encoder), tokenizer, _LONGEST)
-
-
-def _subject(name: str, encoder: Encoder, top: Top, tokenizer: TitleTokenizer, longest: int) -> Subject:
-    parameters = sum(p.numel() for module in (encoder, top) for p in module.parameters())
-    ready = TextEncoder(encoder, top, tokenizer, longest=longest)
-    return Subject(name, len(encoder.layers), encoder.hidden_size, parameters, ready)
-
-
-def _fresh_top(encoder: Encoder) -> Top:
-    return Top(encoder.hidden_size, query_size=_QUERY, topics=2)
 
 
 def _texts(source: str | None, count: int) -> list[str]:

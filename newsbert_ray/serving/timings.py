@@ -16,8 +16,22 @@ from newsbert_ray.reporting.provenance import joined
 FIGURE = "speed_over_layers"
 CAPTION = (
     "Titles/s: median, slowest and fastest round of all titles together. ms: one title alone. times: of the "
-    "deepest model's titles/s; promised: its layers over own. tokenising, pooling: shares of a round."
+    "deepest model's titles/s; promised: its layers over own. tokenising, pooling: shares of a round. MB: of "
+    "the weights; at work: what the model and a round of reading add to a process at most, on one thread."
 )
+
+SPARE = (
+    "pooling",
+    "tokenising",
+    "slowest",
+    "fastest",
+    "million parameters",
+    "layers",
+    "MB",
+    "p95",
+    "MB at work",
+)
+"""Columns that a narrow terminal can do without, the least wanted first."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +41,8 @@ class Timing:
     `titles_per_second` is the median over rounds of all titles together, `slowest` and `fastest` the ends;
     `p50`, `p95`, `p99` milliseconds of one title alone; `shares` of a round's seconds by part; `promised` is
     the deepest model's layers over this one's, `reached` its titles/s over that one's, in the same round.
+    `megabytes` are those of its weights, `at_work` what loading it and reading the titles added to a process
+    at most, None where the system does not tell.
     """
 
     name: str
@@ -44,15 +60,17 @@ class Timing:
     shares: dict[str, float]
     promised: float
     reached: float
+    at_work: float | None = None
 
 
-def timings_table(timings: Sequence[Timing], *, narrow: bool = False) -> Table:
-    """A row for each model and number of threads; `narrow` for a terminal."""
+def timings_table(timings: Sequence[Timing]) -> Table:
+    """A row for each model and number of threads."""
     columns: dict[str, Callable[[Timing], str]] = {
         "model": lambda t: t.name,
         "layers": lambda t: str(t.layers),
         "million parameters": lambda t: f"{t.parameters / 1e6:.1f}",
         "MB": lambda t: f"{t.megabytes:,.0f}",
+        "MB at work": lambda t: "" if t.at_work is None else f"{t.at_work:,.0f}",
         "threads": lambda t: str(t.threads),
         "titles/s": lambda t: f"{t.titles_per_second:,.0f}",
         "slowest": lambda t: f"{t.slowest:,.0f}",
@@ -65,10 +83,8 @@ def timings_table(timings: Sequence[Timing], *, narrow: bool = False) -> Table:
         "tokenising": lambda t: f"{t.shares['tokenise']:.0%}",
         "pooling": lambda t: f"{t.shares['pool']:.0%}",
     }
-    wide = ("layers", "million parameters", "slowest", "fastest", "tokenising", "pooling")
-    head = tuple(name for name in columns if not (narrow and name in wide))
-    rows = tuple(tuple(columns[name](timing) for name in head) for timing in timings)
-    return Table(head, rows, words=1, caption="" if narrow else CAPTION)
+    rows = tuple(tuple(show(timing) for show in columns.values()) for timing in timings)
+    return Table(tuple(columns), rows, words=1, caption=CAPTION)
 
 
 def speed_figure(timings: Sequence[Timing]) -> FigureData[Panel]:

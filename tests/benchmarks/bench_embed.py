@@ -25,7 +25,7 @@ from newsbert_ray.data.mind import BadLine
 from newsbert_ray.serving.encode import load_encoder
 from newsbert_ray.serving.export import export
 from newsbert_ray.serving.texts import cut_file, read_rows
-from tests.benchmarks.subject import say
+from tests.benchmarks.subject import FOLDER, add_subject, finished_run, say
 
 Encode = Callable[[Sequence[str]], Any]
 
@@ -34,17 +34,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--run", required=True, help="a finished run")
-    parser.add_argument("--input", required=True, help="texts as `newsbert-ray embed` takes them")
+    add_subject(parser)
+    parser.add_argument("--run", help="a finished run; a short one over the subject by default")
+    parser.add_argument("--input", help="texts as `newsbert-ray embed` takes them; invented ones by default")
     parser.add_argument("--titles", type=int, default=8000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     options = parser.parse_args(arguments)
-    _, pieces = cut_file(Path(options.input))
+    run = finished_run(options.run, options)
+    _, pieces = cut_file(Path(options.input or FOLDER / "corpus" / "synthetic_train" / "news.tsv"))
     rows = (row for piece in pieces for row in read_rows(piece))
     texts = [row.text for row in rows if not isinstance(row, BadLine)][: options.titles]
     with tempfile.TemporaryDirectory() as name:
-        encoders = _encoders(options.run, Path(name))
+        encoders = _encoders(str(run), Path(name))
         for threads in options.threads:
             torch.set_num_threads(threads)
             _compare(encoders, texts, rounds=options.rounds, threads=threads)

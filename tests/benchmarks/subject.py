@@ -8,9 +8,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from newsbert_ray.config import PrepareSettings, build_settings
+from newsbert_ray.config import PrepareSettings, TrainSettings, build_settings
 from newsbert_ray.data.prepare import prepare
 from newsbert_ray.data.synthetic import synthesize
+from newsbert_ray.record import RECORD
+from newsbert_ray.training.run import train
 
 FOLDER = Path("bench")
 SIZE = {"layers": 6, "hidden": 384, "heads": 12, "feed_forward": 1536, "vocabulary": 30_000}
@@ -41,6 +43,17 @@ def subject(options: argparse.Namespace, **corpus: Any) -> dict[str, Any]:
     }
     prepare(build_settings(PrepareSettings, values))
     return {"data": str(FOLDER / f"shards{name}"), "teacher": "scratch", "scratch": SIZE}
+
+
+def finished_run(run: str | None, options: argparse.Namespace) -> Path:
+    """A finished run: the given one; else a short one of a student of one layer, trained once, in bench/."""
+    if run is not None:
+        return Path(run)
+    out = FOLDER / "run"
+    if not (out / RECORD).is_file():
+        values = {"out": str(out), "student": {"layers": 1}, "train_rows": 2000, "epochs": 1}
+        train(build_settings(TrainSettings, {**subject(options), **values}), quiet=True)
+    return out
 
 
 def say(name: str, **figures: object) -> None:

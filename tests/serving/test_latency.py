@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from newsbert_ray.config import SettingsError
+from newsbert_ray.screens import print_table
 from newsbert_ray.serving.latency import bench
-from newsbert_ray.serving.timings import Timing, speed_figure, timings_table, write_page
+from newsbert_ray.serving.memory import megabytes_at_work
+from newsbert_ray.serving.timings import SPARE, Timing, speed_figure, timings_table, write_page
 
 
 def timing(name: str, layers: int, rate: float, base: float, threads: int = 1) -> Timing:
@@ -47,13 +49,13 @@ def test_figure_by_hand() -> None:
 
 
 def test_table_has_every_number(tmp_path: Path) -> None:
-    """The page has all columns, a terminal the most important."""
-    wide, narrow = timings_table(TIMINGS), timings_table(TIMINGS, narrow=True)
-    row = dict(zip(wide.head, wide.rows[1], strict=True))
+    """The page has all columns."""
+    table = timings_table(TIMINGS)
+    row = dict(zip(table.head, table.rows[1], strict=True))
     assert (row["titles/s"], row["slowest"], row["fastest"]) == ("900", "810", "990")
     assert (row["ms p50"], row["p99"], row["times"], row["promised"]) == ("1.00", "3.00", "9.00", "12.00")
     assert (row["tokenising"], row["pooling"], row["MB"]) == ("10%", "5%", "40")
-    assert set(narrow.head) < set(wide.head)
+    assert set(SPARE) < set(table.head)
     what = {
         "titles": 5,
         "input": "invented",
@@ -64,6 +66,22 @@ def test_table_has_every_number(tmp_path: Path) -> None:
     }
     write_page(TIMINGS, tmp_path, what)
     assert "| flat | 1 | 10.0 |" in (tmp_path / "bench.md").read_text()
+
+
+def test_a_narrow_terminal_shows_whole_names(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Columns go before anything is cut short, the least wanted first; a wide one shows them all."""
+    table = timings_table([timing("all-MiniLM-L6-v2, 6 layers", 6, 100.0, 100.0)])
+    for columns, whole in (("80", False), ("200", True)):
+        monkeypatch.setenv("COLUMNS", columns)
+        print_table(table, spare=SPARE)
+        shown = capsys.readouterr().out
+        assert "all-MiniLM-L6-v2, 6 layers" in shown
+        assert "…" not in shown
+        assert ("pooling" in shown) == whole
+        assert "p99" in shown
+        assert "promised" in shown
 
 
 def test_models_are_measured_side_by_side(run: Path, tmp_path: Path) -> None:
@@ -80,7 +98,7 @@ def test_models_are_measured_side_by_side(run: Path, tmp_path: Path) -> None:
     )
     assert [(one.name, one.layers) for one in found] == [
         ("run, student", 2),
-        ("teacher scratch, 4 layers", 4),
+        ("scratch, 4 layers", 4),
         ("random:5x64", 5),
     ]
     for one in found:
@@ -92,6 +110,19 @@ def test_models_are_measured_side_by_side(run: Path, tmp_path: Path) -> None:
     kept = json.loads((tmp_path / "out" / "bench.json").read_text())
     assert (kept["titles"], len(kept["timings"])) == (40, 3)
     assert said[-1] == "round 1 of 1"
+    assert said[0] == "memory of run, student"
+    assert all(one.at_work and one.at_work > 0 for one in found)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="this system does not tell a peak")
+def test_memory_is_of_the_model_and_its_work() -> None:
+    """At least the weights, and less than another model besides; a wider one takes more."""
+    texts = [f"title {n} of the news" for n in range(50)]
+    narrow, wide = (megabytes_at_work(name, name, texts) for name in ("random:1x128", "random:2x640"))
+    assert narrow is not None
+    assert wide is not None
+    weights = 4 * 2 * 12 * 640 * 640 / 1e6
+    assert narrow < weights < wide < 10 * weights
 
 
 @pytest.mark.parametrize("name", ["random:0", "random:2x100", "random"])
