@@ -154,14 +154,21 @@ def _add_embed(parser: ArgumentParser) -> None:
         type=str,
         nargs="+",
         required=True,
-        help="MIND's news.tsv, or .jsonl or .parquet with news_id or id, and title or text.",
+        help="MIND's news.tsv, or .jsonl or .parquet with news_id or id, and title or text; URLs too.",
     )
-    parser.add_argument("--out", type=str, required=True, help="Folder for the shards of embeddings.")
+    parser.add_argument(
+        "--out",
+        type=str,
+        required=True,
+        help="Folder or URL (s3://...) for the shards of embeddings. On a cluster of several machines all of "
+        "them reach run, input and this by these names: a shared disk, or URLs.",
+    )
     parser.add_argument(
         "--workers",
         type=int,
         help="Pieces embedded at once, a core each; all cores by default, 0 works in this process.",
     )
+    parser.add_argument("--gpus", type=float, default=0, help="GPUs of each worker, such as 0.25.")
     parser.add_argument(
         "--max_rejected_share", type=float, default=0.01, help="More bad rows than this share is an error."
     )

@@ -152,6 +152,10 @@ class Remote:
 
         return self._waiting.call(read)
 
+    def open(self, name: str) -> Any:
+        """A file there, opened for reading from any place in it; whoever asks closes it."""
+        return self._waiting.call(lambda: self._fs.open_input_file(self._path(name)))
+
     def write(self, name: str, content: bytes) -> None:
         """Replace a small file, whole or not at all."""
         import pyarrow as pa

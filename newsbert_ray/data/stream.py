@@ -30,6 +30,7 @@ def map_chunks(
     shared: Shared,
     *,
     workers: int | None,
+    gpus: float = 0,
 ) -> Iterator[Summary]:
     """`function(chunk, shared)` for every chunk, as a Ray Data pipeline; summaries come as they are ready.
 
@@ -38,6 +39,8 @@ def map_chunks(
         function: importable on every worker; what it writes must lie where the driver sees it.
         shared: what all chunks need; sent to the object store once.
         workers: tasks at once; as many as the cluster has CPUs where None.
+        gpus: of each task, such as 0.25; with some, as many tasks as the cluster's GPUs hold where `workers`
+            is None.
     """
     import ray
     from ray.data import TaskPoolStrategy
@@ -55,7 +58,7 @@ def map_chunks(
     rows = [{"chunk": pickle.dumps(chunk)} for chunk in chunks]
     with quiet_ray_data():
         pipeline = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-            run, batch_size=1, compute=TaskPoolStrategy(workers), num_cpus=1
+            run, batch_size=1, compute=TaskPoolStrategy(workers), num_cpus=1, num_gpus=gpus or None
         )
         for row in pipeline.iter_rows():
             yield pickle.loads(row["summary"])

@@ -1,10 +1,9 @@
-"""`newsbert-ray embed`: a file of texts -> shards of their embeddings, over a cluster, restartable."""
+"""`newsbert-ray embed`: files of texts -> shards of their embeddings, over a cluster, restartable."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,27 +17,22 @@ import pyarrow.parquet as pq
 
 from newsbert_ray import inputs, storage
 from newsbert_ray.data.mind import BadLine
-from newsbert_ray.record import read_record, write_json
+from newsbert_ray.record import read_record
 from newsbert_ray.serving.encode import best_device, load_encoder
+from newsbert_ray.serving.shelf import EMBEDDED, REJECTED, EmbedError, Shelf, shard_name
 from newsbert_ray.serving.texts import Piece, TextsError, cut_file, read_rows
 
-EMBEDDED = "embedded.json"
-_REJECTED = "rejected"
-"""In a shard's metadata: why rows of its piece were left out."""
+_NOT_NEEDED = ("checkpoints/*",)
 _SAY_SECONDS = 5.0
 _SHOWN = 5
 Say = Callable[[str], None]
 
 
-class EmbedError(ValueError):
-    """An output folder that may not be written to, or texts that are mostly damage; the text says more."""
-
-
 @dataclass(frozen=True)
-class _Shared:
-    """What all pieces need."""
+class Shared:
+    """What all pieces need: the places of run and shards, as any machine understands them."""
 
-    student: str
+    run: str
     out: str
     threads: int | None
 
@@ -58,6 +52,7 @@ def embed(
     input: Sequence[str],
     out: str | Path,
     workers: int | None = None,
+    gpus: float = 0,
     max_rejected_share: float = 0.01,
     overwrite: bool = False,
     say: Say = print,
@@ -67,10 +62,12 @@ def embed(
     Args:
         run: folder of a finished run, or its URL.
         input: MIND's news.tsv, or .jsonl or .parquet with news_id or id, and title or text; URLs too.
-        out: folder for part-NNNNN.parquet (id, text: string, embedding: D float32), in the order of the
-            input, and embedded.json; on a cluster one that all nodes share.
-        workers: texts' pieces at once, each on one core; all cores by default, 0 works in this process with
-            all of them.
+        out: folder or URL for part-NNNNN.parquet (id, text: string, embedding: D float32), in the order of
+            the input, and embedded.json. On a cluster of several machines all of them reach it, the run and
+            the input by these names: a shared disk, or URLs.
+        workers: pieces at once, each on one core; as many as there are cores by default, 0 works in this
+            process with all of them.
+        gpus: of each worker, such as 0.25; the encoder then works there.
         max_rejected_share: more bad rows than this share is an error.
         overwrite: replace embeddings that were made of other texts or by another model.
         say: told the progress and the closing lines.
@@ -79,30 +76,34 @@ def embed(
     Raises:
         EmbedError, TextsError: see there.
         RecordError, EncoderError: no whole finished run.
+        StorageError: a URL that cannot be read or written.
     """
     began = time.perf_counter()
-    folder = inputs.fetch(run, without=("checkpoints/*",))
+    folder = inputs.fetch(run, without=_NOT_NEEDED)
     record = read_record(folder)
-    student, target = folder / "student", Path(out)
-    files = [Path(inputs.brought(one)).expanduser() for one in input]
+    shelf = Shelf(storage.absolute(out))
+    files = {Path(str(one)).name: one for one in input}
     digests, pieces = [], list[Piece]()
-    for file in files:
+    for file in input:
         digest, found = cut_file(file, first=len(pieces))
         digests.append(digest)
         pieces += found
     if not pieces:
-        raise TextsError(f"{', '.join(map(str, files))}: no text in it")
-    with (student / "model.safetensors").open("rb") as weights:
+        raise TextsError(f"{', '.join(map(str, input))}: no text in it")
+    with (folder / "student" / "model.safetensors").open("rb") as weights:
         model = hashlib.file_digest(weights, "sha256").hexdigest()
-    made_of = {"model_sha256": model, "files": dict(zip([f.name for f in files], digests, strict=True))}
-    _claim(target, made_of, overwrite=overwrite)
-    waiting = [piece for piece in pieces if not (target / _shard(piece)).is_file()]
+    made_of = {"model_sha256": model, "files": dict(zip(files, digests, strict=False))}
+    shelf.claim(made_of, overwrite=overwrite)
+    there = shelf.names()
+    waiting = [piece for piece in pieces if shard_name(piece) not in there]
     if len(waiting) < len(pieces):
         say(f"{len(pieces) - len(waiting)} of {len(pieces)} shards are there already")
-    shared = _Shared(str(student.absolute()), str(target.absolute()), 1 if workers != 0 else None)
-    done = list(_track(_run(waiting, shared, workers=workers), sum(p.size for p in waiting), say))
-    rejected = [reason for piece in pieces for reason in _rejected(target / _shard(piece))]
-    rows = sum(pq.read_metadata(target / _shard(piece)).num_rows for piece in pieces)
+    shared = Shared(storage.absolute(run), shelf.place, 1 if workers != 0 else None)
+    found_now = _run(waiting, shared, workers=workers, gpus=gpus)
+    done = list(_track(found_now, sum(p.size for p in waiting), say))
+    footers = [shelf.footer(shard_name(piece)) for piece in pieces]
+    rejected = [reason for footer in footers for reason in footer.rejected]
+    rows = sum(footer.rows for footer in footers)
     if len(rejected) > max_rejected_share * max(1, rows + len(rejected)):
         raise EmbedError(
             f"{len(rejected):,} of {rows + len(rejected):,} rows are bad, at most {max_rejected_share:.1%} "
@@ -112,14 +113,14 @@ def embed(
         **made_of,
         "state": "whole",
         "rows": rows,
-        "dimensions": _width(target / _shard(pieces[0])),
-        "parts": [_shard(piece) for piece in pieces],
+        "dimensions": footers[0].width,
+        "parts": [shard_name(piece) for piece in pieces],
         "layers": record.settings["student"]["layers"],
         "task": record.settings.get("task", "topics"),
         "run": storage.absolute(run),
     }
-    write_json(target / EMBEDDED, described)
-    for line in _closing(described, done, rejected, target, time.perf_counter() - began):
+    shelf.describe(described)
+    for line in _closing(described, done, rejected, shelf.place, time.perf_counter() - began):
         say(line)
     return described
 
@@ -140,7 +141,7 @@ def read_embedded(folder: str | Path) -> Embedded:
         EmbedError: none there, or not whole.
     """
     place = inputs.fetch(folder)
-    described = _described(place)
+    described = Shelf(storage.absolute(place)).described()
     if described is None or described.get("state") != "whole":
         raise EmbedError(
             f"{folder}: no whole embeddings there; make them with: newsbert-ray embed RUN --input news.tsv "
@@ -153,7 +154,7 @@ def read_embedded(folder: str | Path) -> Embedded:
     return Embedded(table["id"].to_pylist(), table["text"].to_pylist(), embeddings, described)
 
 
-def _run(pieces: Sequence[Piece], shared: _Shared, *, workers: int | None) -> Iterator[Done]:
+def _run(pieces: Sequence[Piece], shared: Shared, *, workers: int | None, gpus: float) -> Iterator[Done]:
     if workers == 0 or not pieces:
         yield from (embed_piece(piece, shared) for piece in pieces)
         return
@@ -161,12 +162,13 @@ def _run(pieces: Sequence[Piece], shared: _Shared, *, workers: int | None) -> It
     from newsbert_ray.data.stream import map_chunks
 
     with ray_session(cpus=workers):
-        yield from map_chunks(pieces, embed_piece, shared, workers=workers)
+        yield from map_chunks(pieces, embed_piece, shared, workers=workers, gpus=gpus)
 
 
-def embed_piece(piece: Piece, shared: _Shared) -> Done:
+def embed_piece(piece: Piece, shared: Shared) -> Done:
     """Embed one piece and write its shard, whole or not at all."""
-    encoder = load_encoder(Path(shared.student), device=best_device(), threads=shared.threads)
+    student = inputs.fetch(shared.run, without=_NOT_NEEDED) / "student"
+    encoder = load_encoder(student, device=best_device(), threads=shared.threads)
     began = time.perf_counter()
     names, texts, rejected = [], [], []
     for row in read_rows(piece):
@@ -179,54 +181,9 @@ def embed_piece(piece: Piece, shared: _Shared) -> Done:
     embeddings = pa.FixedSizeListArray.from_arrays(pa.array(found.ravel()), encoder.width)
     strings = {"id": pa.array(names, pa.string()), "text": pa.array(texts, pa.string())}
     table = pa.table({**strings, "embedding": embeddings})
-    table = table.replace_schema_metadata({_REJECTED: json.dumps(rejected)})
-    name = _shard(piece)
-    partial = Path(shared.out) / f".{name}.{os.getpid()}"
-    pq.write_table(table, partial)
-    os.replace(partial, Path(shared.out) / name)
+    name = shard_name(piece)
+    Shelf(shared.out).put(name, table.replace_schema_metadata({REJECTED: json.dumps(rejected)}))
     return Done(name, len(texts), time.perf_counter() - began, rejected)
-
-
-def _shard(piece: Piece) -> str:
-    return f"part-{piece.number:05d}.parquet"
-
-
-def _width(shard: Path) -> int:
-    return int(pq.read_schema(shard).field("embedding").type.list_size)
-
-
-def _rejected(shard: Path) -> list[str]:
-    """Why rows of a shard's piece were left out."""
-    metadata = pq.read_schema(shard).metadata or {}
-    found: list[str] = json.loads(metadata.get(_REJECTED.encode(), b"[]"))
-    return found
-
-
-def _described(folder: Path) -> dict[str, Any] | None:
-    try:
-        found: dict[str, Any] = json.loads((folder / EMBEDDED).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found
-
-
-def _claim(target: Path, made_of: dict[str, Any], *, overwrite: bool) -> None:
-    """Make `target` the folder of these embeddings, or go on with it."""
-    target.mkdir(parents=True, exist_ok=True)
-    known = _described(target)
-    if known is None and any(target.iterdir()):
-        raise EmbedError(f"--out {target}: there already, and no folder of embeddings; give another --out")
-    if known is not None and {name: known.get(name) for name in made_of} != made_of:
-        if not overwrite:
-            raise EmbedError(
-                f"--out {target}: embeddings of other texts or by another model; add --overwrite, or give "
-                "another --out"
-            )
-        for part in target.glob("*part-*.parquet*"):
-            part.unlink()
-        known = None
-    if known is None:
-        write_json(target / EMBEDDED, {**made_of, "state": "under way"})
 
 
 def _track(found: Iterable[Done], total: int, say: Say) -> Iterator[Done]:
@@ -245,7 +202,7 @@ def _track(found: Iterable[Done], total: int, say: Say) -> Iterator[Done]:
 
 
 def _closing(
-    described: dict[str, Any], done: Sequence[Done], rejected: Sequence[str], target: Path, seconds: float
+    described: dict[str, Any], done: Sequence[Done], rejected: Sequence[str], place: str, seconds: float
 ) -> Iterator[str]:
     rows = sum(one.rows for one in done)
     if rejected:
@@ -253,6 +210,6 @@ def _closing(
     if rows:
         yield f"{rows:,} texts in {seconds:.1f} s ({rows / seconds:,.0f} titles/s, everything counted)"
     yield (
-        f"{described['rows']:,} embeddings of {described['dimensions']} dimensions are in {target}: "
+        f"{described['rows']:,} embeddings of {described['dimensions']} dimensions are in {place}: "
         f"{len(described['parts'])} shards (id, text, embedding) and {EMBEDDED}"
     )

@@ -17,7 +17,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from newsbert_ray import inputs
+from newsbert_ray import inputs, storage
 from newsbert_ray.model.assemble import load_student
 from newsbert_ray.model.encoder import Encoder, EncoderError
 from newsbert_ray.model.heads import TopicHead
@@ -79,6 +79,8 @@ def export(
         raise ExportError(f"--to {to}: one of {', '.join(FORMS)}")
     if int8 and to != "onnx":
         raise ExportError("--int8 true: only of --to onnx")
+    if storage.is_url(out):
+        raise ExportError(f"--out {storage.shown(out)}: a model is written on this machine; give a folder")
     student = read_student(run)
     writers: dict[str, Callable[[Student, Path], None]] = {
         "hf": _write_hf,

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from newsbert_ray import inputs
+from newsbert_ray import storage
 from newsbert_ray.config import SettingsError
 from newsbert_ray.data.mind import BadLine
 from newsbert_ray.data.synthetic import invent_words
@@ -55,6 +55,8 @@ def bench(
         SettingsError: no model, or one that is none.
         RecordError, EncoderError, TextsError: as they say.
     """
+    if out is not None and storage.is_url(out):
+        raise SettingsError(f"--out {storage.shown(out)}: a page is read on this machine; give a folder")
     texts = _texts(input, titles)
     candidates = {one.name: one for name in models for one in named_by(name, texts)}
     if not candidates:
@@ -173,7 +175,7 @@ def _texts(source: str | None, count: int) -> list[str]:
         words = np.array(invent_words(generator, _WORDS))
         lengths = generator.integers(*_TITLE_WORDS, size=count, endpoint=True)
         return [" ".join(words[generator.integers(_WORDS, size=n)]) for n in lengths.tolist()]
-    _, pieces = cut_file(Path(inputs.brought(source)).expanduser())
+    _, pieces = cut_file(source)
     rows = (row for piece in pieces for row in read_rows(piece))
     found = [row.text for row in islice((r for r in rows if not isinstance(r, BadLine)), count)]
     if not found:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +14,8 @@ import pyarrow.parquet as pq
 
 from newsbert_ray.data.mind import BadLine, parse_news
 from newsbert_ray.data.sources import Chunk, read_chunk, read_through
+from newsbert_ray.inputs import brought
+from newsbert_ray.remote import is_url
 
 KINDS = (".tsv", ".jsonl", ".parquet")
 IDS, TEXTS = ("news_id", "id"), ("title", "text")
@@ -27,7 +29,8 @@ class TextsError(ValueError):
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a file: whole lines, or one row group of Parquet. `number` counts over all files."""
+    """A part of a file: whole lines, or one row group of Parquet. `number` counts over all files; `path` is
+    the file's place for whoever reads it, perhaps another machine."""
 
     number: int
     path: str
@@ -43,12 +46,14 @@ class Row(NamedTuple):
     text: str
 
 
-def cut_file(path: Path, *, first: int = 0) -> tuple[str, list[Piece]]:
-    """SHA-256 of a file, and its pieces, numbered from `first`.
+def cut_file(given: str | Path, *, first: int = 0) -> tuple[str, list[Piece]]:
+    """SHA-256 of a file, or of what stands at a URL, and its pieces, numbered from `first`.
 
     Raises:
         TextsError: no such file, another kind, or without the columns that are needed.
     """
+    path = _at_hand(str(given))
+    place = str(given) if is_url(given) else str(path)
     if path.suffix not in KINDS:
         raise TextsError(f"{path}: give a {', '.join(KINDS)} file")
     if not path.is_file():
@@ -59,10 +64,10 @@ def cut_file(path: Path, *, first: int = 0) -> tuple[str, list[Piece]]:
         file = _open_parquet(path)
         _columns(file.schema_arrow.names, path)
         sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
-        found = [Piece(first + n, str(path), group=n, size=size) for n, size in enumerate(sizes)]
+        found = [Piece(first + n, place, group=n, size=size) for n, size in enumerate(sizes)]
         return digest, found
     source = read_through(path, folder=path.parent.name)
-    pieces = [Piece(first + n, str(path), lines=c, size=c.lines) for n, c in enumerate(source.chunks)]
+    pieces = [Piece(first + n, place, lines=c, size=c.lines) for n, c in enumerate(source.chunks)]
     return source.sha256, pieces
 
 
@@ -72,7 +77,7 @@ def read_rows(piece: Piece) -> Iterator[Row | BadLine]:
     Raises:
         PrepareError, TextsError: the file has changed since it was cut.
     """
-    path = Path(piece.path)
+    path = _at_hand(piece.path)
     if piece.lines is None:
         file = _open_parquet(path)
         columns = _columns(file.schema_arrow.names, path)
@@ -84,9 +89,14 @@ def read_rows(piece: Piece) -> Iterator[Row | BadLine]:
     if piece.lines.overlong:
         yield BadLine("columns: a line too long to be a row")
         return
-    for line in read_chunk(piece.lines).split(b"\n"):
+    for line in read_chunk(replace(piece.lines, path=str(path))).split(b"\n"):
         if line.strip():
             yield _parse(line.rstrip(b"\r"), path.suffix)
+
+
+def _at_hand(given: str) -> Path:
+    """The file on this machine, a copy of it where a URL is given."""
+    return Path(brought(given)).expanduser().absolute()
 
 
 def _parse(line: bytes, kind: str) -> Row | BadLine:

@@ -14,13 +14,16 @@ import torch
 
 from newsbert_ray.data import sources
 from newsbert_ray.model.assemble import load_student
+from newsbert_ray.remote import Remote
 from newsbert_ray.serving import embed as embedding
-from newsbert_ray.serving.embed import EMBEDDED, EmbedError, embed, read_embedded
+from newsbert_ray.serving.embed import Done, embed, read_embedded
+from newsbert_ray.serving.shelf import EMBEDDED, EmbedError
+from newsbert_ray.serving.similar import similar
 from newsbert_ray.serving.texts import TextsError, cut_file, read_rows
 from newsbert_ray.training.run import train
 
 if TYPE_CHECKING:
-    from tests.conftest import MakeSettings
+    from tests.conftest import MakeSettings, Shelf
 
 ROWS = [(f"N{n}", f"title number {n} of the news " + "again " * (n % 7)) for n in range(40)]
 
@@ -171,6 +174,47 @@ def test_a_group_of_parquet_is_a_piece(tmp_path: Path) -> None:
     first, second = (list(read_rows(piece)) for piece in pieces)
     assert [type(row).__name__ for row in first] == ["Row", "BadLine"]
     assert second == [("3", "c")]
+
+
+def test_everything_may_lie_in_a_bucket(
+    run: Path, tmp_path: Path, bucket: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a cluster whose machines share no disk; what is done is not done again there either."""
+    monkeypatch.setattr(sources, "CHUNK_BYTES", 600)
+    quiet(run, [mind(tmp_path)], tmp_path / "here")
+    remote = Remote(f"{bucket.url}/given")
+    names = [path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()]
+    remote.upload(run, names)
+    remote.upload(tmp_path, ["news.tsv"])
+    values: dict[str, Any] = {
+        "input": [f"{bucket.url}/given/news.tsv"],
+        "out": f"{bucket.url}/vectors",
+        "workers": 0,
+    }
+    said: list[str] = []
+    described = embed(remote.url, **values, say=said.append)
+    assert said[-1].startswith(f"40 embeddings of 16 dimensions are in {bucket.url}/vectors")
+    names, _, found, _ = read_embedded(f"{bucket.url}/vectors")
+    assert names == [name for name, _ in ROWS]
+    np.testing.assert_allclose(found, read_embedded(tmp_path / "here").embeddings, atol=1e-6)
+    Remote(f"{bucket.url}/vectors").remove([described["parts"][1]])
+    embed(remote.url, **values, say=said.append)
+    assert f"{len(described['parts']) - 1} of {len(described['parts'])} shards are there already" in said
+    assert similar(f"{bucket.url}/vectors", to="N3", top=1).found
+    values["input"] = [str(mind(tmp_path, ROWS[:9]))]
+    with pytest.raises(EmbedError, match="embeddings of other texts"):
+        embed(run, **values, say=said.append)
+    assert embed(run, **values, overwrite=True, say=said.append)["rows"] == 9
+    assert len(read_embedded(f"{bucket.url}/vectors").names) == 9
+
+
+def test_a_folder_of_each_machine_is_said(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shards that another machine wrote to its own disk are not here."""
+    monkeypatch.setattr(embedding, "embed_piece", lambda _piece, _shared: Done("x", 40, 1.0, []))
+    with pytest.raises(
+        EmbedError, match=r"written by another machine.*give an --out that all machines share"
+    ):
+        quiet(run, [mind(tmp_path)], tmp_path / "out")
 
 
 @pytest.mark.ray

@@ -186,3 +186,9 @@ def test_the_record_rides_along(run: Path, tmp_path: Path) -> None:
     export(run, to="hf", out=tmp_path / "hf")
     found: RunRecord = read_record(tmp_path / "hf")
     assert found == read_record(run)
+
+
+def test_a_url_is_no_folder_for_a_model(run: Path) -> None:
+    """It would become a folder of that name."""
+    with pytest.raises(ExportError, match="written on this machine; give a folder"):
+        export(run, to="hf", out="s3://bucket/model")

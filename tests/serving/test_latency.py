@@ -125,6 +125,12 @@ def test_memory_is_of_the_model_and_its_work() -> None:
     assert narrow < weights < wide < 10 * weights
 
 
+def test_a_page_goes_to_a_folder() -> None:
+    """A URL must not become a folder of that name."""
+    with pytest.raises(SettingsError, match="give a folder"):
+        bench(["random:1x64"], titles=5, out="s3://bucket/speed")
+
+
 @pytest.mark.parametrize("name", ["random:0", "random:2x100", "random"])
 def test_what_is_no_model_is_said(name: str) -> None:
     """A typing error must not measure something else."""
