@@ -2,21 +2,26 @@
 writes them anew, `tests/test_readme.py` asks whether they still stand there.
 
 A table stands between `<!-- FILE: WHICH -->` and `<!-- end -->`: a file of search_spaces/results, and how the
-caption of one of its report's tables begins.
+caption of one of its report's tables begins; `bench` of what `newsbert-ray bench` wrote (bench.json), `lines`
+of what a benchmark printed.
 """
 
 from __future__ import annotations
 
+import json
 import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from newsbert_ray.reporting.kept import read_kept
 from newsbert_ray.reporting.page import Table, block_markdown
 from newsbert_ray.reporting.runs_page import runs_page
+from newsbert_ray.serving.timings import Timing, timings_table
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "search_spaces" / "results"
-BLOCK = re.compile(r"(<!-- (\S+\.jsonl): ([^>]*?) -->\n).*?(<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- (\S+\.jsonl?): ([^>]*?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def filled(text: str) -> str:
@@ -25,6 +30,10 @@ def filled(text: str) -> str:
 
 
 def _table(file: str, which: str) -> str:
+    if which == "bench":
+        return _bench(json.loads((RESULTS / file).read_text(encoding="utf-8")))
+    if which == "lines":
+        return _lines((RESULTS / file).read_text(encoding="utf-8").splitlines())
     page = runs_page(read_kept(RESULTS / file), {})
     tables = [block for section in page.sections for block in section.blocks if isinstance(block, Table)]
     wanted = "" if which == "results" else which
@@ -32,6 +41,25 @@ def _table(file: str, which: str) -> str:
     if len(found) != 1:
         raise ValueError(f"{file}: {len(found)} tables whose caption begins with {which!r}")
     return block_markdown(found[0])
+
+
+def _bench(kept: dict[str, Any]) -> str:
+    """Everything that was measured, and on what."""
+    table = timings_table([Timing(**timing) for timing in kept["timings"]])
+    hardware = kept["hardware"]
+    caption = (
+        f"{kept['titles']:,} titles, {kept['tokens_per_title']:.1f} tokens on average, {kept['rounds']} "
+        f"rounds, {hardware.get('processor')}, torch {kept['versions'].get('torch')}. {table.caption}"
+    )
+    return block_markdown(replace(table, caption=caption))
+
+
+def _lines(lines: list[str]) -> str:
+    """A row a line, a column a key."""
+    rows = [json.loads(line) for line in lines]
+    head = tuple(str(key).replace("_", " ") for key in rows[0])
+    cells = tuple(tuple(str(value) for value in row.values()) for row in rows)
+    return block_markdown(Table(head, cells, words=1, caption=""))
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def test_tables_are_what_the_kept_records_make() -> None:
     assert filled(README) == README
 
 
-@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.jsonl")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json*")), ids=lambda path: path.name)
 def test_kept_records_are_small_and_tell_no_place(path: Path) -> None:
     """Kept files are for the numbers alone."""
     text = path.read_text(encoding="utf-8")
