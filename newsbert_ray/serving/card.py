@@ -35,7 +35,7 @@ embedding, *logits = session.run(None, {"input_ids": ids, "attention_mask": mask
 }
 _TOPICS = """
 topics = pipeline("text-classification", model=DIR, trust_remote_code=True)
-topics("A title", truncation=True)"""
+topics("A title", truncation=True)                # the pipeline warns that the class is none of its own"""
 _TASKS = {
     "topics": "classify news titles by topic",
     "recommendation": "rank news for a user by what the user clicked before",

@@ -261,7 +261,7 @@ def _require(*packages: str) -> None:
 
     if missing := [name for name in packages if find_spec(name) is None]:
         raise ExportError(
-            f"--to onnx needs {', '.join(missing)}; install it with: pip install 'newsbert-ray[export]'"
+            f"--to onnx needs {', '.join(missing)}; install them with: pip install {' '.join(missing)}"
         )
 
 

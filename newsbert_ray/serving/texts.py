@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +20,8 @@ from newsbert_ray.remote import is_url
 KINDS = (".tsv", ".jsonl", ".parquet")
 IDS, TEXTS = ("news_id", "id"), ("title", "text")
 """Names that a table's columns may have, the first found is taken."""
-_BLOCK = 1 << 20
+ROWS = 8192
+"""Rows of a piece, at most: what a core embeds in seconds."""
 
 
 class TextsError(ValueError):
@@ -29,13 +30,15 @@ class TextsError(ValueError):
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a file: whole lines, or one row group of Parquet. `number` counts over all files; `path` is
-    the file's place for whoever reads it, perhaps another machine."""
+    """A part of a file: `size` lines or rows from `start` on, of a chunk of lines or of a row group of
+    Parquet. `number` counts over all files; `path` is the file's place for whoever reads it, perhaps another
+    machine."""
 
     number: int
     path: str
     lines: Chunk | None = None
     group: int | None = None
+    start: int = 0
     size: int = 0
 
 
@@ -64,11 +67,20 @@ def cut_file(given: str | Path, *, first: int = 0) -> tuple[str, list[Piece]]:
         file = _open_parquet(path)
         _columns(file.schema_arrow.names, path)
         sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
-        found = [Piece(first + n, place, group=n, size=size) for n, size in enumerate(sizes)]
-        return digest, found
+        groups = [Piece(0, place, group=n, size=size) for n, size in enumerate(sizes)]
+        return digest, _numbered(groups, first)
     source = read_through(path, folder=path.parent.name)
-    pieces = [Piece(first + n, place, lines=c, size=c.lines) for n, c in enumerate(source.chunks)]
-    return source.sha256, pieces
+    return source.sha256, _numbered([Piece(0, place, lines=c, size=c.lines) for c in source.chunks], first)
+
+
+def _numbered(parts: Sequence[Piece], first: int) -> list[Piece]:
+    """Parts of a file as pieces of at most ROWS rows, numbered from `first`."""
+    cut = [
+        replace(part, start=start, size=min(ROWS, part.size - start))
+        for part in parts
+        for start in range(0, part.size, ROWS)
+    ]
+    return [replace(piece, number=first + n) for n, piece in enumerate(cut)]
 
 
 def read_rows(piece: Piece) -> Iterator[Row | BadLine]:
@@ -81,7 +93,7 @@ def read_rows(piece: Piece) -> Iterator[Row | BadLine]:
     if piece.lines is None:
         file = _open_parquet(path)
         columns = _columns(file.schema_arrow.names, path)
-        table = file.read_row_group(piece.group, columns=list(columns))
+        table = file.read_row_group(piece.group, columns=list(columns)).slice(piece.start, piece.size)
         names, texts = (table[name].to_pylist() for name in columns)
         for name, text in zip(names, texts, strict=True):
             yield _checked(name, text)
@@ -89,7 +101,8 @@ def read_rows(piece: Piece) -> Iterator[Row | BadLine]:
     if piece.lines.overlong:
         yield BadLine("columns: a line too long to be a row")
         return
-    for line in read_chunk(replace(piece.lines, path=str(path))).split(b"\n"):
+    lines = read_chunk(replace(piece.lines, path=str(path))).split(b"\n")
+    for line in lines[piece.start : piece.start + piece.size]:
         if line.strip():
             yield _parse(line.rstrip(b"\r"), path.suffix)
 

@@ -16,6 +16,7 @@ from newsbert_ray.data import sources
 from newsbert_ray.model.assemble import load_student
 from newsbert_ray.remote import Remote
 from newsbert_ray.serving import embed as embedding
+from newsbert_ray.serving import texts
 from newsbert_ray.serving.embed import Done, embed, read_embedded
 from newsbert_ray.serving.shelf import EMBEDDED, EmbedError
 from newsbert_ray.serving.similar import similar
@@ -56,8 +57,8 @@ def alone(run: Path, text: str) -> np.ndarray[Any, Any]:
 def test_each_text_has_its_own_embedding(run: Path, tmp_path: Path) -> None:
     """Sorting and padding are the machine's business; ids and order are the file's."""
     described = quiet(run, [mind(tmp_path)], tmp_path / "out")
-    names, texts, found, again = read_embedded(tmp_path / "out")
-    assert list(zip(names, texts, strict=True)) == [(name, text) for name, text in ROWS]
+    names, titles, found, again = read_embedded(tmp_path / "out")
+    assert list(zip(names, titles, strict=True)) == [(name, text) for name, text in ROWS]
     assert described == again
     assert (found.shape, str(found.dtype), described["rows"]) == ((40, 16), "float32", 40)
     for place in (0, 6, 39):
@@ -215,6 +216,17 @@ def test_a_folder_of_each_machine_is_said(run: Path, tmp_path: Path, monkeypatch
         EmbedError, match=r"written by another machine.*give an --out that all machines share"
     ):
         quiet(run, [mind(tmp_path)], tmp_path / "out")
+
+
+def test_large_parts_are_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Progress is seen, cores share the work, a restart loses seconds: every row once, in order."""
+    monkeypatch.setattr(texts, "ROWS", 16)
+    table = tmp_path / "news.parquet"
+    pq.write_table(pa.table({"id": [n for n, _ in ROWS], "title": [t for _, t in ROWS]}), table)
+    for path in (mind(tmp_path), table):
+        _, pieces = cut_file(path, first=2)
+        assert [(piece.number, piece.size) for piece in pieces] == [(2, 16), (3, 16), (4, 8)]
+        assert [row for piece in pieces for row in read_rows(piece)] == ROWS
 
 
 @pytest.mark.ray
