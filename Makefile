@@ -3,6 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+ABREAST := -n auto --maxprocesses 8 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check lint bench soak clean
@@ -31,11 +32,11 @@ lint: $(READY)
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-check: lint ## Lint, types and the quick tests (under two minutes).
-	$(BIN)/pytest -m "not ray and not slow"
+check: lint ## Lint, types and the quick tests, on all cores.
+	$(BIN)/pytest $(ABREAST) -m "not ray and not slow"
 
-test: lint ## Lint, types and every test.
-	$(BIN)/pytest
+test: check ## Lint, types and every test; those with a cluster one after the other.
+	$(BIN)/pytest -m "ray or slow"
 
 bench: $(READY) ## Every benchmark of tests/benchmarks, one after the other.
 	@set -e; for file in tests/benchmarks/bench_*.py; do name=$$(basename $$file .py); echo "== $$name"; $(BIN)/python -m tests.benchmarks.$$name; done
