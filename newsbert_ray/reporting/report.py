@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from newsbert_ray import storage
 from newsbert_ray.data.shards import MANIFEST, read_manifest
@@ -145,7 +146,17 @@ def _report(
         if isinstance(reason, str):
             _log.info("%s", reason)
     rows = [row for group in groups.values() for row in rows_of(group)]
-    return _write(runs_page(records, figures, against=against), to_csv(rows), pictures, out)
+    page = runs_page(records, figures, against=against, failed=_failed(folders))
+    return _write(page, to_csv(rows), pictures, out)
+
+
+def _failed(folders: Sequence[Path]) -> dict[TaskName, list[Mapping[str, Any]]]:
+    """What varied of each run that failed in those folders that are sweeps."""
+    found: dict[TaskName, list[Mapping[str, Any]]] = {}
+    for sweep in (read_sweep(folder) for folder in folders if is_sweep(folder)):
+        name = next(name for name, task in TASKS.items() if task is sweep.task)
+        found.setdefault(name, []).extend(sweep.failed_rows)
+    return found
 
 
 def _of_runs(records: Sequence[RunRecord]) -> dict[str, Callable[[Sequence[RunRecord]], FigureData[Panel]]]:

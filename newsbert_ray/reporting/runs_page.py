@@ -18,10 +18,16 @@ from newsbert_ray.tasks import TASKS, Task, TaskName
 
 
 def runs_page(
-    records: Sequence[RunRecord], figures: Mapping[str, Picture | str], *, against: Against | None = None
+    records: Sequence[RunRecord],
+    figures: Mapping[str, Picture | str],
+    *,
+    against: Against | None = None,
+    failed: Mapping[TaskName, Sequence[Mapping[str, Any]]] | None = None,
 ) -> Page:
     """The report of some runs; `figures` are drawn, or the reason why one is left out.
 
+    Args:
+        failed: of each task, what varied of each run that failed.
     Raises:
         SettingsError: no run is one that the others are to be compared with.
     """
@@ -34,7 +40,11 @@ def runs_page(
         _table(group, "" if list(groups) == ["topics"] else _caption(name, distinct(group)))
         for name, group in groups.items()
     ]
-    blocks += [table for group in groups.values() for table in method_tables(group, against)]
+    blocks += [
+        table
+        for name, group in groups.items()
+        for table in method_tables(group, against, (failed or {}).get(name, ()))
+    ]
     blocks += [found for found in figures.values() if isinstance(found, Picture)]
     behind: list[Block] = [Facts(tuple(provenance(records)))]
     if table := table1_of_runs(records):

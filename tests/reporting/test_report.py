@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -251,3 +252,20 @@ def test_sweep_over_clicks_is_told_in_its_own_words(tmp_path: Path, make_sweep: 
             "distill.beta,state,n_seeds,epochs,validation.student.auc,validation.student.auc_sd,auc,auc_sd,mrr,"
         )
     )
+
+
+def test_what_failed_in_one_of_several_sweeps_is_shown(
+    tmp_path: Path, make_record: MakeRecord, make_sweep: MakeSweep
+) -> None:
+    """As it is in the report of that sweep alone."""
+    runs = [make_record(method=method, **{"student.layers": 2}) for method in ("newsbert", "finetune")]
+    folder = make_sweep(axes=["student.layers"], points=2, seeds=(0,), failed=2)
+    write_record(tmp_path / "run", runs[0])
+    write_record(folder / "trials" / "other", runs[1])
+    plan = json.loads((folder / "sweep.json").read_text())
+    plan["space"]["axes"].append({"name": "method", "values": ["pkd"]})
+    lost = {f"layers={n},method=pkd,seed=0": "no memory" for n in (1, 2)}
+    (folder / "sweep.json").write_text(json.dumps({**plan, "failures": lost}))
+    written = report([tmp_path / "run", folder], out=tmp_path / "out")
+    rows = [line for line in written[0].read_text().splitlines() if line.startswith("| BERT-PKD")]
+    assert [row.split("|")[3].strip() for row in rows] == ["0 (1 failed)"] * 2
