@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console, Group
@@ -16,6 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from newsbert_ray.tune.jobs import Job, Jobs
+from newsbert_ray.tune.kinds import COUNTED, NAMED, READ
+from newsbert_ray.tune.space import Point
 
 if TYPE_CHECKING:
     from newsbert_ray.tune.limits import Budget
@@ -26,8 +28,14 @@ REFRESH_SECONDS = 0.5
 """Least time between two pictures of the live table."""
 MAX_ROWS = 12
 """Running trials that the table names."""
+LENGTHENING = frozenset({*NAMED, *COUNTED, *READ, "epochs", "train_rows"})
+"""Settings that decide how long a trial takes."""
 _NUMBERS_WIDTH = 26
 """Letters of a row beside the trial's name and the metric's."""
+
+
+Work = tuple[tuple[str, Any], ...]
+"""The values of a point that decide how long it takes."""
 
 
 @dataclass
@@ -67,7 +75,7 @@ class SweepDisplay:
         self._budget = budget
         self._began = self._said = self._drawn = time.monotonic()
         self._running: dict[str, _Running] = {}
-        self._seconds: list[float] = []
+        self._seconds: list[tuple[Work, float]] = []
         self._last = ""
         self._live: Live | None = None
 
@@ -107,7 +115,7 @@ class SweepDisplay:
             seconds = time.monotonic() - running.began
             took = f"  {seconds:.1f} s"
             if not failed:
-                self._seconds.append(seconds)
+                self._seconds.append((_work_of(job.point), seconds))
         ending = f"{self._outcome(job)}{took}"
         self._last = f"last: {_cut(job.name, self._console.width - len(ending) - 8)}  {ending}"
         if self._live is None or failed:
@@ -206,14 +214,30 @@ class SweepDisplay:
     def _work(self) -> tuple[float, float] | None:
         """Seconds of trials still to run, and of the one that runs longest; None where nobody knows.
 
-        From the mean of trials that ended in this start, or else in earlier ones; failed ones tell nothing.
+        From trials that ended in this start, or else in earlier ones, those of the same work where there are
+        any; failed ones tell nothing.
         """
-        known = self._seconds or list(self._jobs.seconds.values())
+        known = self._seconds or self._earlier()
         if not known:
             return None
-        mean = statistics.fmean(known)
-        rest = [max(0.0, mean - elapsed) for elapsed in self._elapsed()]
-        return self._waiting() * mean + sum(rest), max(rest, default=0.0)
+        mean = statistics.fmean(seconds for _, seconds in known)
+        alike: dict[Work, list[float]] = {}
+        for work, seconds in known:
+            alike.setdefault(work, []).append(seconds)
+
+        def expected(point: Point) -> float:
+            return statistics.fmean(alike.get(_work_of(point), [mean]))
+
+        now = time.monotonic()
+        rest = [max(0.0, expected(t.job.point) - (now - t.began)) for t in self._running.values()]
+        points = self._jobs.waiting(self._running.keys())
+        waiting = self._waiting() * mean if points is None else sum(map(expected, points))
+        return waiting + sum(rest), max(rest, default=0.0)
+
+    def _earlier(self) -> list[tuple[Work, float]]:
+        """Work and seconds of trials that ended in earlier starts."""
+        points = {name: r.point for r in self._jobs.results.values() for name in self._jobs.names(r)}
+        return [(_work_of(points.get(name, Point())), took) for name, took in self._jobs.seconds.items()]
 
     def _left(self) -> str:
         work = self._work()
@@ -244,6 +268,10 @@ class SweepDisplay:
         expected = spent + self._budget.hourly * work[0] / 3600
         within = f" (limits.cost {limit:g})" if limit is not None and expected > limit else ""
         return [f"cost {spent:.2f} of about {expected if not within else limit:.2f}{within}"]
+
+
+def _work_of(point: Point) -> Work:
+    return tuple((name, value) for name, value in point.items() if name in LENGTHENING)
 
 
 def _cut(name: str, width: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -146,6 +146,23 @@ class Jobs:
     def due(self) -> int:
         """Trials to run still, those that run already included."""
         return 0 if self.exhausted else self.unfinished
+
+    def names(self, result: PointResult) -> list[str]:
+        """Those of a point's trials."""
+        return [point_label(result.point, seed=seed) for seed in self.space.seeds]
+
+    def waiting(self, running: Container[str]) -> list[Point] | None:
+        """The point of each trial that has neither ended nor is `running`, by name; None where a sampler has
+        yet to draw them."""
+        if self.space.search.sampler != "grid":
+            return None
+        found = []
+        for point in self.space.grid():
+            result = self.results.get(point_label(point))
+            ended = {*result.values, *result.failures, *result.stops, *result.skipped} if result else set()
+            seeds = (seed for seed in self.space.seeds if seed not in ended)
+            found += [point for seed in seeds if point_label(point, seed=seed) not in running]
+        return found
 
     def settle(self) -> None:
         """Take in everything that has ended already, up to the first trial that is due."""

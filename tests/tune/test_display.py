@@ -179,6 +179,31 @@ def test_time_left_counts_trials_that_ran(make_jobs: MakeJobs, clock: Clock) -> 
     assert lines()[-1].endswith("about 30 min left")
 
 
+def test_time_left_knows_unlike_trials(make_jobs: MakeJobs, clock: Clock) -> None:
+    """A mean over short and long ones misleads while the grid has only come to one kind."""
+    jobs = make_jobs(seeds="[0, 1, 2]")
+    console, lines = plain()
+    shown = SweepDisplay(jobs, slots=1, console=console)
+    for _ in range(12):
+        job = take(jobs)
+        took = 40.0 if job.point["student.layers"] == 1 else 400.0
+        shown.started(job)
+        clock.now += took
+        jobs.finish(job, values=(0.5,), seconds=took)
+        shown.ended(job)
+        shown.tick()
+        ended = jobs.results.values()
+        kinds = {r.point["student.layers"] for r in ended if r.values}
+        if len(kinds) == 2:
+            break
+    left = jobs.waiting(set())
+    assert left
+    expected = sum(40.0 if point["student.layers"] == 1 else 400.0 for point in left)
+    clock.now += 30
+    shown.tick()
+    assert lines()[-1].endswith(f"about {expected / 60:.0f} min left")
+
+
 def test_last_trial_takes_its_own_time(make_jobs: MakeJobs, clock: Clock) -> None:
     """One trial on four slots is not done in a quarter of its time."""
     jobs = make_jobs()
