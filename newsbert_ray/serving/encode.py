@@ -3,7 +3,7 @@ in buckets without much padding, and what their tokens share made once."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from pathlib import Path
@@ -22,7 +22,9 @@ from newsbert_ray.serving.contextless import Contextless
 TOKENS = 2048
 """Tokens that the encoder reads at once: what a core's cache holds matters more than a large batch."""
 GROUP = 8192
-"""Texts that are sorted together, and share what their tokens have in common: memory against speed."""
+"""Texts that are sorted together."""
+SHARED = 1 << 17
+"""Tokens of texts that share what they have in common: memory (at most 16 D bytes a token) against speed."""
 FEW = 64
 """Below so many texts, looking for what they share costs more than it saves."""
 Ints = npt.NDArray[np.int64]
@@ -55,13 +57,13 @@ class TextEncoder:
         ids = list(self.tokenizer.encode(texts, max_tokens=self.longest))
         lengths = np.fromiter(map(len, ids), np.int64, len(ids))
         order = np.argsort(lengths, kind="stable")
-        cuts = list(cut_buckets(lengths[order], budget=TOKENS))
-        batches = [self._pad([ids[row] for row in order[start:stop].tolist()]) for start, stop in cuts]
         found = np.empty((len(ids), self.width), dtype=np.float32)
-        with self._shared(batches) as turns:
-            for (start, stop), batch, _ in zip(cuts, batches, turns, strict=True):
-                real = np.arange(batch.shape[1]) < lengths[order[start:stop], None]
-                found[order[start:stop]] = self._read(batch, real.astype(np.int64))
+        for cuts in _together(cut_buckets(lengths[order], budget=TOKENS), lengths[order]):
+            batches = [self._pad([ids[row] for row in order[start:stop].tolist()]) for start, stop in cuts]
+            with self._shared(batches) as turns:
+                for (start, stop), batch, _ in zip(cuts, batches, turns, strict=True):
+                    real = np.arange(batch.shape[1]) < lengths[order[start:stop], None]
+                    found[order[start:stop]] = self._read(batch, real.astype(np.int64))
         return found
 
     def _shared(self, batches: Sequence[Ints]) -> AbstractContextManager[Iterable[None]]:
@@ -81,6 +83,21 @@ class TextEncoder:
         given, mask = (torch.from_numpy(array).to(self.device) for array in (ids, real))
         embedding: npt.NDArray[np.float32] = self.top.embed(self.encoder(given, mask), mask).cpu().numpy()
         return embedding
+
+
+def _together(cuts: Iterable[tuple[int, int]], lengths: Ints) -> Iterator[list[tuple[int, int]]]:
+    """Buckets (start, stop) of ascending `lengths`, as many at once as share what is made once."""
+    group: list[tuple[int, int]] = []
+    tokens = 0
+    for start, stop in cuts:
+        size = (stop - start) * int(lengths[stop - 1])
+        if group and tokens + size > SHARED:
+            yield group
+            group, tokens = [], 0
+        group.append((start, stop))
+        tokens += size
+    if group:
+        yield group
 
 
 @lru_cache(maxsize=1)

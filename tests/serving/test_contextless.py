@@ -42,7 +42,8 @@ def projected(encoder: TextEncoder, texts: list[str]) -> tuple[Any, int]:
 
 
 def test_same_embeddings_from_fewer_tokens(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each different token at its position goes through the maps once for all texts, in each group anew."""
+    """Each different token at its position goes through the maps once for all texts, in each group anew, so
+    that memory is bounded."""
     encoder = encoder_of(run)
     ids = list(encoder.tokenizer.encode(TEXTS, max_tokens=encoder.longest))
     pairs = {(place, token) for one in ids for place, token in enumerate(one)}
@@ -53,9 +54,13 @@ def test_same_embeddings_from_fewer_tokens(run: Path, monkeypatch: pytest.Monkey
     assert all_tokens >= sum(map(len, ids)) > 5 * few
     assert np.abs(plain).max() > 0.1
     np.testing.assert_allclose(shared, plain, rtol=1e-5, atol=1e-6)
-    monkeypatch.setattr(encoding, "FEW", 64)
-    monkeypatch.setattr(encoding, "GROUP", 100)
-    np.testing.assert_allclose(encoder.encode(TEXTS), plain, rtol=1e-5, atol=1e-6)
+    monkeypatch.setattr(encoding, "FEW", 8)
+    monkeypatch.setattr(encoding, "GROUP", 200)
+    monkeypatch.setattr(encoding, "SHARED", 1000)
+    monkeypatch.setattr(encoding, "TOKENS", 300)
+    again, more = projected(encoder, TEXTS)
+    assert few < more < all_tokens / 2
+    np.testing.assert_allclose(again, plain, rtol=1e-5, atol=1e-6)
 
 
 def test_modules_stand_again_where_they_stood() -> None:
