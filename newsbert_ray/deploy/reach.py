@@ -12,7 +12,19 @@ from newsbert_ray.config import SettingsError
 from newsbert_ray.deploy.package import Package
 from newsbert_ray.events import mask_text
 
-_READ = ("config", "space", "curves", "data", "source", "run", "folders", "teacher")
+_READ = (
+    "config",
+    "space",
+    "curves",
+    "data",
+    "source",
+    "run",
+    "folders",
+    "input",
+    "vectors",
+    "behaviors",
+    "teacher",
+)
 _WRITTEN = ("out", "submission")
 _NAMES = ("teacher",)
 """What may be a name of Hugging Face's instead of a path."""
@@ -98,4 +110,9 @@ def _pattern(path: Path, name: str) -> str:
 
 
 def _flag(name: str) -> str:
-    return {"space": "the search space", "run": "the run", "folders": "the folder"}.get(name, f"--{name}")
+    return {
+        "space": "the search space",
+        "run": "the run",
+        "folders": "the folder",
+        "vectors": "the vectors",
+    }.get(name, f"--{name}")

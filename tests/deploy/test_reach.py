@@ -29,6 +29,8 @@ def root(tmp_path: Path) -> Path:
         ({"data": "nowhere"}, r"--data nowhere: not in .*project, which is sent"),
         ({"source": ["corpus", "shards"]}, r"--source shards: "),
         ({"folders": ["s3://b/x", "runs"]}, r"the folder runs: "),
+        ({"input": ["corpus/news.tsv", "runs/a/news.tsv"]}, r"--input runs/a/news\.tsv: not in"),
+        ({"vectors": "runs/a"}, r"the vectors runs/a: the cluster cannot see it"),
         ({"teacher": "shards"}, r"--teacher shards: the cluster cannot see it"),
         ({"config": "run.yaml"}, r"--config run\.yaml: not in"),
         ({"data": "../other"}, r"--data \.\./other: not in"),
