@@ -82,7 +82,6 @@ def embed(
     folder = inputs.fetch(run, without=_NOT_NEEDED)
     record = read_record(folder)
     shelf = Shelf(storage.absolute(out))
-    files = {Path(str(one)).name: one for one in input}
     digests, pieces = [], list[Piece]()
     for file in input:
         digest, found = cut_file(file, first=len(pieces))
@@ -92,7 +91,8 @@ def embed(
         raise TextsError(f"{', '.join(map(str, input))}: no text in it")
     with (folder / "student" / "model.safetensors").open("rb") as weights:
         model = hashlib.file_digest(weights, "sha256").hexdigest()
-    made_of = {"model_sha256": model, "files": dict(zip(files, digests, strict=False))}
+    names = [storage.last_part(one) for one in input]
+    made_of = {"model_sha256": model, "files": [list(pair) for pair in zip(names, digests, strict=True)]}
     shelf.claim(made_of, overwrite=overwrite)
     there = shelf.names()
     waiting = [piece for piece in pieces if shard_name(piece) not in there]

@@ -127,6 +127,18 @@ def test_other_embeddings_are_not_mixed_in(run: Path, tmp_path: Path, make_setti
         quiet(run, [mind(tmp_path)], tmp_path / "mine", overwrite=True)
 
 
+def test_files_of_one_name_are_told_apart(run: Path, tmp_path: Path) -> None:
+    """MIND's are all called news.tsv."""
+    for name in ("train", "dev"):
+        (tmp_path / name).mkdir()
+    files = [mind(tmp_path / "train", ROWS[:20]), mind(tmp_path / "dev", ROWS[20:])]
+    assert quiet(run, files, tmp_path / "out")["rows"] == 40
+    assert quiet(run, files, tmp_path / "out")["rows"] == 40
+    mind(tmp_path / "train", ROWS[:19])
+    with pytest.raises(EmbedError, match="embeddings of other texts"):
+        quiet(run, files, tmp_path / "out")
+
+
 def test_bad_rows_are_left_out_and_said(run: Path, tmp_path: Path) -> None:
     """Up to a share; a file of damage is an error that names its kind."""
     lines = tmp_path / "news.jsonl"
