@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,7 +17,7 @@ import pyarrow.parquet as pq
 from newsbert_ray import inputs, storage
 from newsbert_ray.data.mind import BadLine
 from newsbert_ray.record import read_record
-from newsbert_ray.serving.encode import best_device, load_encoder
+from newsbert_ray.serving.encode import best_device, load_encoder, weights_hash
 from newsbert_ray.serving.shelf import EMBEDDED, REJECTED, EmbedError, Shelf, shard_name
 from newsbert_ray.serving.texts import Piece, TextsError, cut_file, read_rows
 
@@ -89,8 +88,7 @@ def embed(
         pieces += found
     if not pieces:
         raise TextsError(f"{', '.join(map(str, input))}: no text in it")
-    with (folder / "student" / "model.safetensors").open("rb") as weights:
-        model = hashlib.file_digest(weights, "sha256").hexdigest()
+    model = weights_hash(folder / "student")
     names = [storage.last_part(one) for one in input]
     made_of = {"model_sha256": model, "files": [list(pair) for pair in zip(names, digests, strict=True)]}
     shelf.claim(made_of, overwrite=overwrite)

@@ -3,6 +3,7 @@ in buckets without much padding, and what their tokens share made once."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
@@ -112,6 +113,12 @@ def load_encoder(student: Path, *, device: str = "cpu", threads: int | None = No
     encoder, top, described = load_student(student)
     longest = int(described.get("max_tokens") or 512)
     return TextEncoder(encoder, top, load_tokenizer(str(student)), longest=longest, device=device)
+
+
+def weights_hash(student: Path) -> str:
+    """SHA-256 of a student's weights: which one it is, wherever it lies."""
+    with (student / "model.safetensors").open("rb") as weights:
+        return hashlib.file_digest(weights, "sha256").hexdigest()
 
 
 def best_device() -> str:

@@ -15,7 +15,7 @@ from newsbert_ray.config import SettingsError
 from newsbert_ray.data.mind import BadLine, Impression, parse_behaviors
 from newsbert_ray.model.heads import ClickHead
 from newsbert_ray.serving.embed import Embedded, read_embedded
-from newsbert_ray.serving.encode import TextEncoder, load_encoder
+from newsbert_ray.serving.encode import TextEncoder, load_encoder, weights_hash
 
 Floats = npt.NDArray[np.float32]
 
@@ -119,6 +119,10 @@ def _encoder(known: Embedded, run: str | Path | None) -> TextEncoder:
     folder = inputs.fetch(place) / "student" if place else Path()
     if not place or not folder.is_dir():
         raise SettingsError(f"the run that embedded these is not at {place}; give --run")
+    if weights_hash(folder) != known.described["model_sha256"]:
+        raise SettingsError(
+            f"the student of {place} is not the one that embedded these; embed the texts anew"
+        )
     return load_encoder(folder)
 
 

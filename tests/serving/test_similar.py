@@ -98,6 +98,10 @@ def test_a_recommendation_runs_own_score(make_settings: MakeSettings, tmp_path: 
     assert [one.score for one in answer.found] == sorted((one.score for one in answer.found), reverse=True)
     same = similar(tmp_path / "v", to="story 3 of the day").found
     assert same[0].score == pytest.approx(1.0, abs=1e-5)
+    other = make_settings(task="recommendation", epochs=1, seed=4, out=str(tmp_path / "other"))
+    train(other, quiet=True)
+    with pytest.raises(SettingsError, match="is not the one that embedded these"):
+        similar(tmp_path / "v", to="any other text", run=other.out)
     with pytest.raises(SettingsError, match="no impression of this user"):
         similar(tmp_path / "v", user="U9", behaviors=behaviors)
     with pytest.raises(SettingsError, match="give --behaviors"):
