@@ -44,7 +44,8 @@ class Contextless:
     @classmethod
     def of(cls, encoder: Encoder) -> Contextless | None:
         """Those of an encoder; None where it is no BERT."""
-        return cls(encoder) if encoder.backbone.config.model_type == "bert" and len(encoder.layers) else None
+        known = type(encoder) is Encoder and encoder.backbone.config.model_type == "bert"
+        return cls(encoder) if known and len(encoder.layers) else None
 
     @contextmanager
     def remembered(self, batches: Sequence[npt.NDArray[np.int64]]) -> Iterator[Iterator[None]]:

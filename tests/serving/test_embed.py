@@ -127,6 +127,15 @@ def test_other_embeddings_are_not_mixed_in(run: Path, tmp_path: Path, make_setti
         quiet(run, [mind(tmp_path)], tmp_path / "mine", overwrite=True)
 
 
+def test_an_encoder_of_its_own_form_embeds_too(tmp_path: Path, make_settings: MakeSettings) -> None:
+    """A BiLSTM has no layers that could share anything; many texts are read all the same."""
+    settings = make_settings(method="bilstm_soft", epochs=1, **{"student.layers": 1})
+    train(settings, quiet=True)
+    rows = [(f"N{n}", f"title number {n}") for n in range(80)]
+    quiet(Path(settings.out), [mind(tmp_path, rows)], tmp_path / "out")
+    assert read_embedded(tmp_path / "out").names == [name for name, _ in rows]
+
+
 def test_files_of_one_name_are_told_apart(run: Path, tmp_path: Path) -> None:
     """MIND's are all called news.tsv."""
     for name in ("train", "dev"):
