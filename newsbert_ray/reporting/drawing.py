@@ -124,9 +124,9 @@ def _share(figure: FigureData[AnyPanel], axis: Axes, *, first: bool) -> None:
     from matplotlib.ticker import MaxNLocator
 
     if figure.whole_x:
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if figure.whole_y:
-        axis.yaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if figure.share_y and not first:
         axis.set_ylabel("")
         axis.tick_params(axis="y", labelleft=False)
