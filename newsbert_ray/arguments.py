@@ -170,6 +170,12 @@ def _add_embed(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--gpus", type=float, default=0, help="GPUs of each worker, such as 0.25.")
     parser.add_argument(
+        "--precision",
+        choices=["fp32", "bf16"],
+        default="fp32",
+        help="The encoder's numbers; bf16 pays where the hardware has it, which `newsbert-ray doctor` says.",
+    )
+    parser.add_argument(
         "--max_rejected_share", type=float, default=0.01, help="More bad rows than this share is an error."
     )
     parser.add_argument("--overwrite", action="store_true", help="Replace embeddings of other texts.")
@@ -211,6 +217,14 @@ def _add_bench(parser: ArgumentParser) -> None:
     add("--alone", type=PositiveInt, default=200, help="So many also one at a time, for percentiles.")
     add("--rounds", type=PositiveInt, default=5, help="Rounds, in which all models take turns.")
     add("--threads", type=PositiveInt, nargs="+", default=[1], help="Numbers of CPU threads to try.")
+    add(
+        "--precision",
+        choices=["fp32", "bf16"],
+        nargs="+",
+        default=["fp32"],
+        help="The encoders' numbers; of several, the first is what the others are held against.",
+    )
+    add("--device", choices=["cpu", "cuda"], help="Where they work; a GPU by default, where there is one.")
     add("--out", type=str, help="Folder for bench.json, a page and a figure.")
 
 

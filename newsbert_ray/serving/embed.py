@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from newsbert_ray import inputs, storage
 from newsbert_ray.data.mind import BadLine
 from newsbert_ray.record import read_record
-from newsbert_ray.serving.encode import best_device, load_encoder, weights_hash
+from newsbert_ray.serving.encode import Arithmetic, Precision, best_device, load_encoder, weights_hash
 from newsbert_ray.serving.shelf import EMBEDDED, REJECTED, EmbedError, Shelf, shard_name
 from newsbert_ray.serving.texts import Piece, TextsError, cut_file, read_rows
 
@@ -29,11 +29,13 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Shared:
-    """What all pieces need: the places of run and shards, as any machine understands them."""
+    """What all pieces need: the places of run and shards, as any machine understands them, and the numbers to
+    compute in."""
 
     run: str
     out: str
     threads: int | None
+    precision: Precision
 
 
 class Done(NamedTuple):
@@ -52,6 +54,7 @@ def embed(
     out: str | Path,
     workers: int | None = None,
     gpus: float = 0,
+    precision: Precision = "fp32",
     max_rejected_share: float = 0.01,
     overwrite: bool = False,
     say: Say = print,
@@ -67,6 +70,7 @@ def embed(
         workers: pieces at once, each on one core; as many as there are cores by default, 0 works in this
             process with all of them.
         gpus: of each worker, such as 0.25; the encoder then works there.
+        precision: the encoder's numbers; bf16 pays where the hardware has it, and is off in the third digit.
         max_rejected_share: more bad rows than this share is an error.
         overwrite: replace embeddings that were made of other texts or by another model.
         say: told the progress and the closing lines.
@@ -90,13 +94,14 @@ def embed(
         raise TextsError(f"{', '.join(map(str, input))}: no text in it")
     model = weights_hash(folder / "student")
     names = [storage.last_part(one) for one in input]
-    made_of = {"model_sha256": model, "files": [list(pair) for pair in zip(names, digests, strict=True)]}
+    made_of: dict[str, Any] = {"model_sha256": model, "precision": precision}
+    made_of |= {"files": [list(pair) for pair in zip(names, digests, strict=True)]}
     shelf.claim(made_of, overwrite=overwrite)
     there = shelf.names()
     waiting = [piece for piece in pieces if shard_name(piece) not in there]
     if len(waiting) < len(pieces):
         say(f"{len(pieces) - len(waiting)} of {len(pieces)} shards are there already")
-    shared = Shared(storage.absolute(run), shelf.place, 1 if workers != 0 else None)
+    shared = Shared(storage.absolute(run), shelf.place, 1 if workers != 0 else None, precision)
     found_now = _run(waiting, shared, workers=workers, gpus=gpus)
     done = list(_track(found_now, sum(p.size for p in waiting), say))
     footers = [shelf.footer(shard_name(piece)) for piece in pieces]
@@ -166,7 +171,8 @@ def _run(pieces: Sequence[Piece], shared: Shared, *, workers: int | None, gpus: 
 def embed_piece(piece: Piece, shared: Shared) -> Done:
     """Embed one piece and write its shard, whole or not at all."""
     student = inputs.fetch(shared.run, without=_NOT_NEEDED) / "student"
-    encoder = load_encoder(student, device=best_device(), threads=shared.threads)
+    arithmetic = Arithmetic(best_device(), shared.precision)
+    encoder = load_encoder(student, arithmetic=arithmetic, threads=shared.threads)
     began = time.perf_counter()
     names, texts, rejected = [], [], []
     for row in read_rows(piece):

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +22,9 @@ from newsbert_ray.model.pair import Top
 from newsbert_ray.serving.contextless import Contextless
 
 TOKENS = 2048
-"""Tokens that the encoder reads at once: what a core's cache holds matters more than a large batch."""
+"""Tokens that a processor reads at once: what a core's cache holds matters more than a large batch."""
+TOKENS_GPU = 1 << 15
+"""Tokens that a GPU reads at once: enough to keep it busy."""
 GROUP = 8192
 """Texts that are sorted together."""
 SHARED = 1 << 17
@@ -29,17 +32,37 @@ SHARED = 1 << 17
 FEW = 64
 """Below so many texts, looking for what they share costs more than it saves."""
 Ints = npt.NDArray[np.int64]
+Precision = Literal["fp32", "bf16"]
+
+
+class Arithmetic(NamedTuple):
+    """Where an encoder computes, and in which numbers; pooling stays in fp32."""
+
+    device: str = "cpu"
+    precision: Precision = "fp32"
+
+
+PLAIN = Arithmetic()
 
 
 class TextEncoder:
     """A student with its tokeniser, ready to read texts; use it from one thread."""
 
     def __init__(
-        self, encoder: Encoder, top: Top, tokenizer: TitleTokenizer, *, longest: int, device: str = "cpu"
+        self,
+        encoder: Encoder,
+        top: Top,
+        tokenizer: TitleTokenizer,
+        *,
+        longest: int,
+        arithmetic: Arithmetic = PLAIN,
     ) -> None:
-        self.encoder, self.top = encoder.to(device).eval(), top.to(device).eval()
-        self.tokenizer, self.longest, self.device = tokenizer, longest, torch.device(device)
-        self._contextless = Contextless.of(self.encoder) if self.device.type == "cpu" else None
+        kind = torch.bfloat16 if arithmetic.precision == "bf16" else torch.float32
+        self.encoder, self.top = encoder.to(arithmetic.device, kind).eval(), top.to(arithmetic.device).eval()
+        self.tokenizer, self.longest, self.device = tokenizer, longest, torch.device(arithmetic.device)
+        on_cpu = self.device.type == "cpu"
+        self._budget = TOKENS if on_cpu else TOKENS_GPU
+        self._contextless = Contextless.of(self.encoder) if on_cpu else None
 
     @property
     def width(self) -> int:
@@ -59,7 +82,7 @@ class TextEncoder:
         lengths = np.fromiter(map(len, ids), np.int64, len(ids))
         order = np.argsort(lengths, kind="stable")
         found = np.empty((len(ids), self.width), dtype=np.float32)
-        for cuts in _together(cut_buckets(lengths[order], budget=TOKENS), lengths[order]):
+        for cuts in _together(cut_buckets(lengths[order], budget=self._budget), lengths[order]):
             batches = [self._pad([ids[row] for row in order[start:stop].tolist()]) for start, stop in cuts]
             with self._shared(batches) as turns:
                 for (start, stop), batch, _ in zip(cuts, batches, turns, strict=True):
@@ -102,7 +125,7 @@ def _together(cuts: Iterable[tuple[int, int]], lengths: Ints) -> Iterator[list[t
 
 
 @lru_cache(maxsize=1)
-def load_encoder(student: Path, *, device: str = "cpu", threads: int | None = None) -> TextEncoder:
+def load_encoder(student: Path, *, arithmetic: Arithmetic = PLAIN, threads: int | None = None) -> TextEncoder:
     """The student in a folder that a run exported, kept for a process's next piece of work.
 
     Raises:
@@ -112,7 +135,7 @@ def load_encoder(student: Path, *, device: str = "cpu", threads: int | None = No
         torch.set_num_threads(threads)
     encoder, top, described = load_student(student)
     longest = int(described.get("max_tokens") or 512)
-    return TextEncoder(encoder, top, load_tokenizer(str(student)), longest=longest, device=device)
+    return TextEncoder(encoder, top, load_tokenizer(str(student)), longest=longest, arithmetic=arithmetic)
 
 
 def weights_hash(student: Path) -> str:

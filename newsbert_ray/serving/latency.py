@@ -20,6 +20,7 @@ from newsbert_ray.config import SettingsError
 from newsbert_ray.data.mind import BadLine
 from newsbert_ray.data.synthetic import invent_words
 from newsbert_ray.record import describe_hardware, installed_versions, write_json
+from newsbert_ray.serving.encode import Arithmetic, Precision, best_device
 from newsbert_ray.serving.memory import megabytes_at_work
 from newsbert_ray.serving.subjects import Subject, named_by
 from newsbert_ray.serving.texts import cut_file, read_rows
@@ -37,6 +38,8 @@ def bench(
     alone: int = 200,
     rounds: int = 5,
     threads: Sequence[int] = (1,),
+    precision: Sequence[Precision] = ("fp32",),
+    device: str | None = None,
     out: str | Path | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> list[Timing]:
@@ -49,23 +52,29 @@ def bench(
         alone: of these so many are also read one at a time, for the percentiles.
         rounds: repeats; the first is not counted.
         threads: numbers of CPU threads to try.
+        precision: numbers that the encoders compute in; of several, each model takes its turn in each, and
+            the deepest model in the first of them is what the others are held against.
+        device: cpu or cuda; a GPU where there is one by default.
         out: folder for bench.json, a table and a figure; none by default.
         say: told what is being done.
     Raises:
-        SettingsError: no model, or one that is none.
+        SettingsError: no model, or one that is none; a device that is not there.
         RecordError, EncoderError, TextsError: as they say.
     """
     if out is not None and storage.is_url(out):
         raise SettingsError(f"--out {storage.shown(out)}: a page is read on this machine; give a folder")
+    place = _device(device)
     texts = _texts(input, titles)
     candidates = {one.name: one for name in models for one in named_by(name, texts)}
     if not candidates:
         raise SettingsError("no model to measure; give a finished run, or random:12x768")
-    distinct = [one.load() for one in candidates.values()]
-    memory = {}
-    for one in candidates.values():
-        say(f"memory of {one.name}")
-        memory[one.name] = megabytes_at_work(one.given, one.name, texts)
+    kinds = list(dict.fromkeys(precision))
+    distinct = [one.load(Arithmetic(place, kind)) for kind in kinds for one in candidates.values()]
+    memory: dict[tuple[str, str], float | None] = {}
+    for kind in kinds if place == "cpu" else ():
+        for one in candidates.values():
+            say(f"memory of {one.name}" + (f", {kind}" if len(kinds) > 1 else ""))
+            memory[one.name, kind] = megabytes_at_work(one.given, one.name, texts, precision=kind)
     found: list[Timing] = []
     before = torch.get_num_threads()
     try:
@@ -73,7 +82,7 @@ def bench(
             say(f"{len(distinct)} models, {len(texts):,} titles, {rounds} rounds, {count} threads")
             with _threads(count):
                 found += [
-                    replace(timing, at_work=memory[timing.name])
+                    replace(timing, at_work=memory.get((timing.name, timing.precision)))
                     for timing in _measure(
                         distinct, texts, alone=alone, rounds=rounds, threads=count, say=say
                     )
@@ -86,7 +95,7 @@ def bench(
             "tokens_per_title": _tokens(distinct[0], texts),
             "rounds": rounds,
             "input": Path(input).name if input else "invented",
-            "hardware": describe_hardware(),
+            "hardware": {**describe_hardware(), "device": _device_name(place)},
             "versions": installed_versions(),
         }
         write_json(Path(out) / "bench.json", {**what, "timings": [asdict(timing) for timing in found]})
@@ -103,11 +112,11 @@ def _measure(
     threads: int,
     say: Callable[[str], None],
 ) -> Iterator[Timing]:
-    seconds: dict[str, list[float]] = {subject.name: [] for subject in subjects}
-    single: dict[str, list[float]] = {subject.name: [] for subject in subjects}
-    parts: dict[str, list[dict[str, float]]] = {subject.name: [] for subject in subjects}
+    seconds: list[list[float]] = [[] for _ in subjects]
+    single: list[list[float]] = [[] for _ in subjects]
+    parts: list[list[dict[str, float]]] = [[] for _ in subjects]
     for number in range(rounds + 1):
-        for subject in subjects:
+        for place, subject in enumerate(subjects):
             began = time.perf_counter()
             subject.encoder.encode(texts)
             took = time.perf_counter() - began
@@ -117,21 +126,22 @@ def _measure(
                 subject.encoder.encode([text])
                 ones.append(1000 * (time.perf_counter() - began))
             if number:
-                seconds[subject.name].append(took)
-                single[subject.name] += ones
-                parts[subject.name].append(_parts(subject, texts, took))
+                seconds[place].append(took)
+                single[place] += ones
+                parts[place].append(_parts(subject, texts, took))
         say(f"round {number} of {rounds}" + (" (not counted)" if not number else ""))
-    deepest = max(subjects, key=lambda subject: (subject.layers, subject.parameters))
-    for subject in subjects:
-        own, base = seconds[subject.name], seconds[deepest.name]
+    first = [place for place, subject in enumerate(subjects) if subject.arithmetic == subjects[0].arithmetic]
+    deepest = max(first, key=lambda place: (subjects[place].layers, subjects[place].parameters))
+    base, depth = seconds[deepest], subjects[deepest].layers
+    for subject, own, ones, shares in zip(subjects, seconds, single, parts, strict=True):
         rates = [len(texts) / took for took in own]
-        p50, p95, p99 = np.percentile(single[subject.name], [50, 95, 99])
+        p50, p95, p99 = np.percentile(ones, [50, 95, 99])
         yield Timing(
             subject.name,
             subject.layers,
             subject.width,
             subject.parameters,
-            4 * subject.parameters / 1e6,
+            subject.megabytes,
             threads,
             statistics.median(rates),
             min(rates),
@@ -139,12 +149,10 @@ def _measure(
             float(p50),
             float(p95),
             float(p99),
-            {
-                part: statistics.median(found[part] for found in parts[subject.name])
-                for part in parts[subject.name][0]
-            },
-            deepest.layers / subject.layers,
+            {part: statistics.median(found[part] for found in shares) for part in shares[0]},
+            depth / subject.layers,
             statistics.median(b / o for b, o in zip(base, own, strict=True)),
+            precision=subject.arithmetic.precision,
         )
 
 
@@ -156,16 +164,26 @@ def _parts(subject: Subject, texts: Sequence[str], whole: float) -> dict[str, fl
     ids = list(encoder.tokenizer.encode(texts, max_tokens=encoder.longest))
     tokenising = time.perf_counter() - began
     tokens = sum(map(len, ids))
-    states = torch.zeros(max(1, tokens // 16), 16, subject.width)
-    mask = torch.ones(states.shape[:2], dtype=torch.int64)
+    states = torch.zeros(max(1, tokens // 16), 16, subject.width, device=encoder.device)
+    mask = torch.ones(states.shape[:2], dtype=torch.int64, device=encoder.device)
     with torch.inference_mode():
         began = time.perf_counter()
-        encoder.top.pooling(states, mask)
+        encoder.top.pooling(states, mask).cpu()
         pooling = time.perf_counter() - began
     rest = max(0.0, whole - tokenising - pooling)
     return {
         name: value / whole for name, value in (("tokenise", tokenising), ("pool", pooling), ("encode", rest))
     }
+
+
+def _device(asked: str | None) -> str:
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise SettingsError("--device cuda: PyTorch finds no GPU here; leave it out for the processor")
+    return asked or best_device()
+
+
+def _device_name(device: str) -> str:
+    return torch.cuda.get_device_name() if device == "cuda" else device
 
 
 def _texts(source: str | None, count: int) -> list[str]:

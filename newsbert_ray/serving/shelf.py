@@ -108,13 +108,15 @@ class Shelf:
         else:
             there = bool(self._remote.files())
         known, shown = self.described(), storage.shown(self.place)
+        if known is not None:
+            known = {"precision": "fp32", **known}  # which older ones do not name
         if known is None and there:
             raise EmbedError(f"--out {shown}: there already, and no folder of embeddings; give another --out")
         if known is not None and {name: known.get(name) for name in made_of} != made_of:
             if not overwrite:
                 raise EmbedError(
-                    f"--out {shown}: embeddings of other texts or by another model; add --overwrite, or give "
-                    "another --out"
+                    f"--out {shown}: embeddings of other texts, by another model or in another "
+                    "precision; add --overwrite, or give another --out"
                 )
             self._clear()
             known = None

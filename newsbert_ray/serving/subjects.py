@@ -15,7 +15,7 @@ from newsbert_ray.model.encoder import Encoder
 from newsbert_ray.model.loading import encoder_depth, load_encoder
 from newsbert_ray.model.pair import Top
 from newsbert_ray.record import read_record
-from newsbert_ray.serving.encode import TextEncoder
+from newsbert_ray.serving.encode import Arithmetic, TextEncoder
 from newsbert_ray.serving.export import read_student
 
 RANDOM = re.compile(r"random:(\d+)x(\d+)")
@@ -25,13 +25,15 @@ _LONGEST, _QUERY, _HEAD, _VOCABULARY = 30, 256, 64, 30_522
 
 @dataclass(frozen=True)
 class Subject:
-    """A model to be measured."""
+    """A model to be measured, in one kind of numbers."""
 
     name: str
     layers: int
     width: int
     parameters: int
+    megabytes: float
     encoder: TextEncoder
+    arithmetic: Arithmetic
 
 
 class Candidate(NamedTuple):
@@ -39,7 +41,7 @@ class Candidate(NamedTuple):
 
     name: str
     given: str
-    load: Callable[[], Subject]
+    load: Callable[[Arithmetic], Subject]
 
 
 def named_by(given: str, texts: Sequence[str]) -> Iterator[Candidate]:
@@ -58,31 +60,31 @@ def named_by(given: str, texts: Sequence[str]) -> Iterator[Candidate]:
             raise SettingsError(
                 f"{given}: give layers, and a width that {_HEAD} divides, as in random:12x768"
             )
-        yield Candidate(given, given, lambda: _random(given, layers, width, texts))
+        yield Candidate(given, given, lambda how: _random(given, layers, width, texts, how))
         return
     if given.startswith("random"):
         raise SettingsError(f"{given}: write it as random:LAYERSxWIDTH, such as random:12x768")
     label = f"{Path(given).name}, student"
-    yield Candidate(label, given, lambda: _student(label, given))
+    yield Candidate(label, given, lambda how: _student(label, given, how))
     settings = build_settings(TrainSettings, read_record(_folder(given)).settings)
     if not settings.distill.alone:
         teacher = inputs.brought(settings.teacher)
         depth = encoder_depth(teacher, settings.model, settings.scratch)
         name = f"{Path(teacher).name}, {depth} layers"
-        yield Candidate(name, given, lambda: _teacher(name, given, settings))
+        yield Candidate(name, given, lambda how: _teacher(name, given, settings, how))
 
 
 def _folder(run: str) -> Path:
     return inputs.fetch(run, without=("checkpoints/*",))
 
 
-def _student(name: str, run: str) -> Subject:
+def _student(name: str, run: str, arithmetic: Arithmetic) -> Subject:
     student = read_student(run)
     tokenizer = load_tokenizer(str(student.folder / "student"))
-    return _subject(name, student.encoder, student.top, tokenizer, student.longest)
+    return _subject(name, student.encoder, student.top, tokenizer, student.longest, arithmetic)
 
 
-def _teacher(name: str, run: str, settings: TrainSettings) -> Subject:
+def _teacher(name: str, run: str, settings: TrainSettings, arithmetic: Arithmetic) -> Subject:
     """The teacher's encoder as it was before the run: for speed as good as after it."""
     student = read_student(run)
     tokenizer, longest = load_tokenizer(str(student.folder / "student")), student.longest
@@ -95,22 +97,27 @@ def _teacher(name: str, run: str, settings: TrainSettings) -> Subject:
         pad_id=tokenizer.pad_id,
         max_tokens=longest,
     )
-    return _subject(name, encoder, _fresh_top(encoder), tokenizer, longest)
+    return _subject(name, encoder, _fresh_top(encoder), tokenizer, longest, arithmetic)
 
 
-def _random(name: str, layers: int, width: int, texts: Sequence[str]) -> Subject:
+def _random(name: str, layers: int, width: int, texts: Sequence[str], arithmetic: Arithmetic) -> Subject:
     scratch = ScratchSettings(layers=layers, hidden=width, heads=width // _HEAD, feed_forward=4 * width)
     tokenizer = learn_tokenizer(lambda: iter(texts), vocabulary=_VOCABULARY)
     encoder = load_encoder(
         "scratch", model=ModelSettings(), scratch=scratch, vocabulary=_VOCABULARY, pad_id=tokenizer.pad_id
     )
-    return _subject(name, encoder, _fresh_top(encoder), tokenizer, _LONGEST)
+    return _subject(name, encoder, _fresh_top(encoder), tokenizer, _LONGEST, arithmetic)
 
 
-def _subject(name: str, encoder: Encoder, top: Top, tokenizer: TitleTokenizer, longest: int) -> Subject:
-    parameters = sum(p.numel() for module in (encoder, top) for p in module.parameters())
-    ready = TextEncoder(encoder, top, tokenizer, longest=longest)
-    return Subject(name, len(encoder.layers), encoder.hidden_size, parameters, ready)
+def _subject(
+    name: str, encoder: Encoder, top: Top, tokenizer: TitleTokenizer, longest: int, arithmetic: Arithmetic
+) -> Subject:
+    ready = TextEncoder(encoder, top, tokenizer, longest=longest, arithmetic=arithmetic)
+    weights = [weight for module in (encoder, top) for weight in module.parameters()]
+    parameters = sum(weight.numel() for weight in weights)
+    megabytes = sum(weight.numel() * weight.element_size() for weight in weights) / 1e6
+    depth, width = len(encoder.layers), encoder.hidden_size
+    return Subject(name, depth, width, parameters, megabytes, ready, arithmetic)
 
 
 def _fresh_top(encoder: Encoder) -> Top:

@@ -42,7 +42,7 @@ class Timing:
     `p50`, `p95`, `p99` milliseconds of one title alone; `shares` of a round's seconds by part; `promised` is
     the deepest model's layers over this one's, `reached` its titles/s over that one's, in the same round.
     `megabytes` are those of its weights, `at_work` what loading it and reading the titles added to a process
-    at most, None where the system does not tell.
+    at most, None where the system does not tell or a GPU works.
     """
 
     name: str
@@ -61,6 +61,7 @@ class Timing:
     promised: float
     reached: float
     at_work: float | None = None
+    precision: str = "fp32"
 
 
 def timings_table(timings: Sequence[Timing]) -> Table:
@@ -83,6 +84,8 @@ def timings_table(timings: Sequence[Timing]) -> Table:
         "tokenising": lambda t: f"{t.shares['tokenise']:.0%}",
         "pooling": lambda t: f"{t.shares['pool']:.0%}",
     }
+    if any(timing.precision != "fp32" for timing in timings):
+        columns = {"model": columns.pop("model"), "precision": lambda t: t.precision, **columns}
     rows = tuple(tuple(show(timing) for show in columns.values()) for timing in timings)
     return Table(tuple(columns), rows, words=1, caption=CAPTION)
 
@@ -90,12 +93,15 @@ def timings_table(timings: Sequence[Timing]) -> Table:
 def speed_figure(timings: Sequence[Timing]) -> FigureData[Panel]:
     """Titles/s over layers, times the deepest model's, beside what the number of layers promises."""
     lines = []
-    counts = list(dict.fromkeys(t.threads for t in timings))
-    for count in counts:
-        own = sorted((t for t in timings if t.threads == count), key=lambda t: t.layers)
+    several = len({t.precision for t in timings}) > 1
+    for count, kind in dict.fromkeys((t.threads, t.precision) for t in timings):
+        own = sorted(
+            (t for t in timings if (t.threads, t.precision) == (count, kind)), key=lambda t: t.layers
+        )
         x = tuple(float(t.layers) for t in own)
         y = tuple(t.reached for t in own)
-        lines.append(Line(f"{count} thread{'s' if count > 1 else ''}", x, y, (None,) * len(x), (1,) * len(x)))
+        label = f"{count} thread{'s' if count > 1 else ''}" + (f", {kind}" if several else "")
+        lines.append(Line(label, x, y, (None,) * len(x), (1,) * len(x)))
     deepest = max(t.layers for t in timings)
     x = tuple(float(n) for n in range(min(t.layers for t in timings), deepest + 1))
     y = tuple(deepest / n for n in x)

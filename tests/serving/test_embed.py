@@ -116,7 +116,7 @@ def test_other_embeddings_are_not_mixed_in(run: Path, tmp_path: Path, make_setti
     quiet(run, [mind(tmp_path)], tmp_path / "out")
     other = make_settings(epochs=1, seed=5)
     train(other, quiet=True)
-    with pytest.raises(EmbedError, match="by another model; add --overwrite"):
+    with pytest.raises(EmbedError, match="by another model or in another precision; add --overwrite"):
         quiet(Path(other.out), [mind(tmp_path)], tmp_path / "out")
     quiet(Path(other.out), [mind(tmp_path)], tmp_path / "out", overwrite=True)
     found = read_embedded(tmp_path / "out").embeddings
@@ -127,13 +127,34 @@ def test_other_embeddings_are_not_mixed_in(run: Path, tmp_path: Path, make_setti
         quiet(run, [mind(tmp_path)], tmp_path / "mine", overwrite=True)
 
 
+def test_bf16_is_near_and_kept_apart(run: Path, tmp_path: Path) -> None:
+    """The third digit moves, the shards stay fp32; a restart in other numbers would mix them."""
+    rows = [(f"N{n}", f"title number {n} of the news") for n in range(80)]
+    exact = quiet(run, [mind(tmp_path, rows)], tmp_path / "exact")
+    rough = quiet(run, [mind(tmp_path, rows)], tmp_path / "rough", precision="bf16")
+    assert (exact["precision"], rough["precision"]) == ("fp32", "bf16")
+    expected, found = (read_embedded(tmp_path / name).embeddings for name in ("exact", "rough"))
+    assert found.dtype == expected.dtype
+    assert 0 < np.abs(found - expected).max() < 0.03 * np.abs(expected).max()
+    with pytest.raises(EmbedError, match="in another precision; add --overwrite"):
+        quiet(run, [mind(tmp_path, rows)], tmp_path / "rough")
+    described = json.loads((tmp_path / "exact" / EMBEDDED).read_text())
+    del described["precision"]  # as embeddings were described before there was a choice
+    (tmp_path / "exact" / EMBEDDED).write_text(json.dumps(described))
+    assert quiet(run, [mind(tmp_path, rows)], tmp_path / "exact")["rows"] == 80
+
+
 def test_an_encoder_of_its_own_form_embeds_too(tmp_path: Path, make_settings: MakeSettings) -> None:
     """A BiLSTM has no layers that could share anything; many texts are read all the same."""
     settings = make_settings(method="bilstm_soft", epochs=1, **{"student.layers": 1})
     train(settings, quiet=True)
     rows = [(f"N{n}", f"title number {n}") for n in range(80)]
     quiet(Path(settings.out), [mind(tmp_path, rows)], tmp_path / "out")
-    assert read_embedded(tmp_path / "out").names == [name for name, _ in rows]
+    names, _, exact, _ = read_embedded(tmp_path / "out")
+    assert names == [name for name, _ in rows]
+    quiet(Path(settings.out), [mind(tmp_path, rows)], tmp_path / "rough", precision="bf16")
+    rough = read_embedded(tmp_path / "rough").embeddings
+    np.testing.assert_allclose(rough, exact, atol=0.03 * np.abs(exact).max())
 
 
 def test_files_of_one_name_are_told_apart(run: Path, tmp_path: Path) -> None:

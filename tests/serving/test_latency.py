@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from newsbert_ray.config import SettingsError
 from newsbert_ray.screens import print_table
@@ -112,6 +113,29 @@ def test_models_are_measured_side_by_side(run: Path, tmp_path: Path) -> None:
     assert said[-1] == "round 1 of 1"
     assert said[0] == "memory of run, student"
     assert all(one.at_work and one.at_work > 0 for one in found)
+
+
+def test_numbers_are_an_axis_too(tmp_path: Path) -> None:
+    """Each model in each kind of numbers, all held against the deepest in the first; weights of half the
+    size; the figure tells them apart."""
+    models = ["random:2x64", "random:3x64"]
+    found = bench(models, titles=20, alone=2, rounds=1, precision=["bf16", "fp32"], device="cpu")
+    kinds = [(one.layers, one.precision) for one in found]
+    assert kinds == [(2, "bf16"), (3, "bf16"), (2, "fp32"), (3, "fp32")]
+    assert found[1].reached == 1.0
+    assert found[3].promised == 1.0
+    assert found[3].reached != 1.0
+    assert 0.5 < found[1].megabytes / found[3].megabytes < 0.6  # pooling stays as it was
+    assert "precision" in timings_table(found).head
+    (panel,) = speed_figure(found).panels
+    assert [line.label for line in panel.lines[:2]] == ["1 thread, bf16", "1 thread, fp32"]
+
+
+def test_a_gpu_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not measured on the processor in its stead."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SettingsError, match="finds no GPU here"):
+        bench(["random:1x64"], titles=5, device="cuda")
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="this system does not tell a peak")
