@@ -10,6 +10,7 @@ import torch
 
 from newsbert_ray.config import SettingsError
 from newsbert_ray.screens import print_table
+from newsbert_ray.serving import latency
 from newsbert_ray.serving.latency import bench
 from newsbert_ray.serving.memory import megabytes_at_work
 from newsbert_ray.serving.timings import SPARE, Timing, speed_figure, timings_table, write_page
@@ -85,7 +86,20 @@ def test_a_narrow_terminal_shows_whole_names(
         assert "promised" in shown
 
 
-def test_models_are_measured_side_by_side(run: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def weighed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """Model and precision of each weighing, none of which takes a process of its own here."""
+    seen: list[tuple[str, str]] = []
+
+    def weigh(given: str, name: str, texts: list[str], *, precision: str) -> float:
+        seen.append((name, precision))
+        return 10.0 * len(seen)
+
+    monkeypatch.setattr(latency, "megabytes_at_work", weigh)
+    return seen
+
+
+def test_models_are_measured_side_by_side(run: Path, tmp_path: Path, weighed: list[tuple[str, str]]) -> None:
     """A run gives its student and its teacher; the deepest is what the others are held against."""
     said: list[str] = []
     found = bench(
@@ -112,16 +126,18 @@ def test_models_are_measured_side_by_side(run: Path, tmp_path: Path) -> None:
     assert (kept["titles"], len(kept["timings"])) == (40, 3)
     assert said[-1] == "round 1 of 1"
     assert said[0] == "memory of run, student"
-    assert all(one.at_work and one.at_work > 0 for one in found)
+    assert weighed == [(one.name, "fp32") for one in found]
+    assert [one.at_work for one in found] == [10.0, 20.0, 30.0]
 
 
-def test_numbers_are_an_axis_too(tmp_path: Path) -> None:
+def test_numbers_are_an_axis_too(weighed: list[tuple[str, str]]) -> None:
     """Each model in each kind of numbers, all held against the deepest in the first; weights of half the
     size; the figure tells them apart."""
     models = ["random:2x64", "random:3x64"]
     found = bench(models, titles=20, alone=2, rounds=1, precision=["bf16", "fp32"], device="cpu")
     kinds = [(one.layers, one.precision) for one in found]
     assert kinds == [(2, "bf16"), (3, "bf16"), (2, "fp32"), (3, "fp32")]
+    assert weighed == [(one.name, one.precision) for one in found]
     assert found[1].reached == 1.0
     assert found[3].promised == 1.0
     assert found[3].reached != 1.0
@@ -138,6 +154,7 @@ def test_a_gpu_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) -> Non
         bench(["random:1x64"], titles=5, device="cuda")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="this system does not tell a peak")
 def test_memory_is_of_the_model_and_its_work() -> None:
     """At least the weights, and less than another model besides; a wider one takes more."""
