@@ -1,9 +1,10 @@
-"""The README's tables, made from the records that the repository keeps: `python -m tests.readme_numbers`
-writes them anew, `tests/test_readme.py` asks whether they still stand there.
+"""The tables of README.md and search_spaces/results/README.md, made from the records that the repository
+keeps: `python -m tests.readme_numbers` writes them anew, `tests/test_readme.py` asks whether they still
+stand.
 
-A table stands between `<!-- FILE: WHICH -->` and `<!-- end -->`: a file of search_spaces/results, and how the
-caption of one of its report's tables begins; `bench` of what `newsbert-ray bench` wrote (bench.json), `lines`
-of what a benchmark printed.
+A table stands between `<!-- FILE: WHICH -->` and `<!-- end -->`: a file of search_spaces/results, or several
+joined by `+`, and how the caption of one of their report's tables begins; `bench` of what `newsbert-ray
+bench` wrote (bench.json), `times` the least of it; `lines` of what a benchmark printed.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ from newsbert_ray.serving.timings import Timing, timings_table
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "search_spaces" / "results"
+PAGES = (ROOT / "README.md", RESULTS / "README.md")
 BLOCK = re.compile(r"(<!-- (\S+\.jsonl?): ([^>]*?) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+_SHORT = ("model", "threads", "titles/s", "ms p50", "times", "promised")
 
 
 def filled(text: str) -> str:
@@ -30,11 +34,11 @@ def filled(text: str) -> str:
 
 
 def _table(file: str, which: str) -> str:
-    if which == "bench":
-        return _bench(json.loads((RESULTS / file).read_text(encoding="utf-8")))
+    if which in ("bench", "times"):
+        return _bench(json.loads((RESULTS / file).read_text(encoding="utf-8")), short=which == "times")
     if which == "lines":
         return _lines((RESULTS / file).read_text(encoding="utf-8").splitlines())
-    page = runs_page(read_kept(RESULTS / file), {})
+    page = runs_page([record for name in file.split("+") for record in read_kept(RESULTS / name)], {})
     tables = [block for section in page.sections for block in section.blocks if isinstance(block, Table)]
     wanted = "" if which == "results" else which
     found = [table for table in tables if (table.caption.startswith(wanted) if wanted else not table.caption)]
@@ -43,15 +47,19 @@ def _table(file: str, which: str) -> str:
     return block_markdown(found[0])
 
 
-def _bench(kept: dict[str, Any]) -> str:
-    """Everything that was measured, and on what."""
+def _bench(kept: dict[str, Any], *, short: bool) -> str:
+    """What was measured, and on what; in `short` how many times as fast each is."""
     table = timings_table([Timing(**timing) for timing in kept["timings"]])
     hardware = kept["hardware"]
     caption = (
         f"{kept['titles']:,} titles, {kept['tokens_per_title']:.1f} tokens on average, {kept['rounds']} "
-        f"rounds, {hardware.get('processor')}, torch {kept['versions'].get('torch')}. {table.caption}"
+        f"rounds, {hardware.get('processor')}, torch {kept['versions'].get('torch')}."
     )
-    return block_markdown(replace(table, caption=caption))
+    if short:
+        places = [table.head.index(name) for name in _SHORT]
+        rows = tuple(tuple(row[place] for place in places) for row in table.rows)
+        table = replace(table, head=_SHORT, rows=rows, caption="")
+    return block_markdown(replace(table, caption=f"{caption} {table.caption}".strip()))
 
 
 def _lines(lines: list[str]) -> str:
@@ -63,5 +71,5 @@ def _lines(lines: list[str]) -> str:
 
 
 if __name__ == "__main__":
-    readme = ROOT / "README.md"
-    readme.write_text(filled(readme.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in PAGES:
+        page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")

@@ -11,19 +11,20 @@ import pytest
 from newsbert_ray.config import PrepareSettings, TrainSettings, dotted_names
 from newsbert_ray.flags import values_from
 from newsbert_ray.verbs import VERBS
-from tests.readme_numbers import BLOCK, RESULTS, filled
+from tests.readme_numbers import BLOCK, PAGES, RESULTS, filled
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README, MEASURED = (page.read_text(encoding="utf-8") for page in PAGES)
+BOTH = README + MEASURED
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 
 
 def _typed() -> list[list[str]]:
     """The words of every command line in the README's shell blocks and the Makefile's recipes."""
-    blocks = re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
+    blocks = re.findall(r"```sh\n(.*?)```", BOTH, flags=re.DOTALL)
     recipes = re.findall(r"^\t(.+)$", MAKEFILE, flags=re.MULTILINE)
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()] + recipes
-    inline = re.findall(r"`(newsbert-ray [^`]+)`", README)
+    inline = re.findall(r"`(newsbert-ray [^`]+)`", BOTH)
     return [shlex.split(line, comments=True) for line in [*lines, *inline] if "newsbert-ray " in line]
 
 
@@ -39,11 +40,23 @@ def test_command_is_understood(words: list[str]) -> None:
         values_from(verb, rest)
 
 
-def test_tables_are_what_the_kept_records_make() -> None:
+@pytest.mark.parametrize("page", [README, MEASURED], ids=["README", "results"])
+def test_tables_are_what_the_kept_records_make(page: str) -> None:
     """A number typed by hand, or one that an older program made, is no measurement; after a change of the
     report's form: python -m tests.readme_numbers."""
-    assert BLOCK.findall(README)
-    assert filled(README) == README
+    assert BLOCK.findall(page)
+    assert filled(page) == page
+
+
+def test_links_lead_somewhere() -> None:
+    """To files of the repository, and to headings of the page of measurements."""
+    headings = re.findall(r"^#+ (.+)$", MEASURED, flags=re.MULTILINE)
+    anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    for page, text in zip(PAGES, (README, MEASURED), strict=True):
+        for link in re.findall(r"\]\((?!https?:)([^)]+)\)", text):
+            place, _, anchor = link.partition("#")
+            assert not place or (page.parent / place).exists(), link
+            assert not anchor or anchor in anchors, link
 
 
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json*")), ids=lambda path: path.name)
@@ -69,7 +82,7 @@ def test_make_target_is_there(target: str) -> None:
     assert re.search(rf"^{target}:", MAKEFILE, flags=re.MULTILINE)
 
 
-PATHS = sorted(set(re.findall(r"(?<![\w/.])\w[\w/-]*/[\w-]+\.(?:py|yaml)", README + MAKEFILE)))
+PATHS = sorted(set(re.findall(r"(?<![\w/.])\w[\w/-]*/[\w-]+\.(?:py|yaml)", BOTH + MAKEFILE)))
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -9,6 +9,7 @@ from typing import Any
 from newsbert_ray.record import RunRecord
 from newsbert_ray.reporting.compared import by_task, distinct, tuned_settings
 from newsbert_ray.reporting.corpora import table1_of_runs
+from newsbert_ray.reporting.depths import depths_table
 from newsbert_ray.reporting.page import Block, Bullets, Facts, Page, Picture, Section, Table
 from newsbert_ray.reporting.paper import table2
 from newsbert_ray.reporting.provenance import provenance
@@ -73,7 +74,7 @@ def method_tables(
     ]
     base = against or usual_base(rows)
     compared = significance_table(rows, base, tuned=tuned) if base else None
-    found = [table2(records, failed), compared]
+    found = [depths_table(records), table2(records, failed), compared]
     return [table for table in found if table is not None]
 
 
