@@ -6,29 +6,37 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from newsbert_ray.record import RunRecord
 from newsbert_ray.reporting.panels import Bar, Bars, FigureData, NothingToDraw
 from newsbert_ray.reporting.sweeps import Sweep, Trial
+from newsbert_ray.reporting.tables import number
 
 COST_FIGURE = "seconds_by_part"
 _UNITS = (("CPU-hours", 1.0), ("CPU-minutes", 60.0), ("CPU-seconds", 3600.0))
 PARTS = ("train", "data", "evaluate", "checkpoint", "report")
 """Parts of a training loop's time, in the order shown."""
+STOPPED, BEFORE = "stopped early", "runs before"
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Sums over trials. Times are those of the training loops, as the trials wrote them down."""
+    """Sums over trials, and over the runs that came before them. Times are those of the training loops, as
+    the runs wrote them down."""
 
     wall_seconds: float | None
     """From start to end, all starts together; None while nobody has written it."""
     seconds: float
     """Of all trials that know it."""
+    first_seconds: float
+    """Of the runs that came before trials: teachers, students to start from."""
+    firsts: int
+    """How many those are."""
     cpu_hours: float
     gpu_hours: float
     money: float | None
     """None where the search space states no price."""
     parts: Mapping[str, float]
-    """CPU-hours by part of finished trials, and of those that were stopped early."""
+    """CPU-hours by part of finished trials, of those that were stopped early, and of the runs before."""
     unknown: int
     """Trials whose time is not known: failed, or under way."""
     seconds_per_epoch: float | None
@@ -45,8 +53,13 @@ class Costs:
 def costs_of(sweep: Sweep) -> Costs:
     """What the sweep has cost so far."""
     timed = [(trial, trial.seconds) for trial in sweep.trials if trial.seconds is not None]
-    cpu = sum(seconds * _cpus(trial) for trial, seconds in timed) / 3600
-    gpu = sum(seconds * _gpus(sweep, trial) for trial, seconds in timed) / 3600
+    first = [(record, number(record, "seconds") or 0.0) for record in sweep.firsts]
+    cpu = sum(seconds * _cpus(trial) for trial, seconds in timed)
+    cpu += sum(seconds * _cpus_of(record) for record, seconds in first)
+    gpu = sum(seconds * _gpus(sweep, trial) for trial, seconds in timed)
+    if sweep.trials:
+        gpu += sum(seconds for _, seconds in first) * _gpus(sweep, sweep.trials[0])
+    cpu, gpu = cpu / 3600, gpu / 3600
     prices = sweep.space.get("prices") or {}
     hour = {name: float(prices.get(name, 0.0)) for name in ("cpu_hour", "gpu_hour")}
     epochs = sum(trial.epoch for trial, _ in timed)
@@ -55,6 +68,8 @@ def costs_of(sweep: Sweep) -> Costs:
     return Costs(
         wall_seconds=float(wall) if isinstance(wall, int | float) else None,
         seconds=seconds,
+        first_seconds=sum(seconds for _, seconds in first),
+        firsts=len(first),
         cpu_hours=cpu,
         gpu_hours=gpu,
         money=cpu * hour["cpu_hour"] + gpu * hour["gpu_hour"] if any(hour.values()) else None,
@@ -74,8 +89,12 @@ def _parts(sweep: Sweep) -> dict[str, float]:
                 if name != "total":
                     parts[name] = parts.get(name, 0.0) + seconds * share
         elif trial.seconds is not None:
-            parts["stopped early"] = parts.get("stopped early", 0.0) + trial.seconds * share
-    order = [*PARTS, *(name for name in parts if name not in (*PARTS, "stopped early")), "stopped early"]
+            parts[STOPPED] = parts.get(STOPPED, 0.0) + trial.seconds * share
+    for record in sweep.firsts:
+        share = _cpus_of(record) / 3600
+        parts[BEFORE] = parts.get(BEFORE, 0.0) + (number(record, "seconds") or 0.0) * share
+    last = (STOPPED, BEFORE)
+    order = [*PARTS, *(name for name in parts if name not in (*PARTS, *last)), *last]
     return {name: parts[name] for name in order if name in parts}
 
 
@@ -89,6 +108,10 @@ def _saved_epochs(sweep: Sweep) -> float:
 
 def _cpus(trial: Trial) -> float:
     return float(_known(trial, "threads") or 1) * float(_known(trial, "workers") or 1)
+
+
+def _cpus_of(record: RunRecord) -> float:
+    return float(record.hardware.get("threads") or 1) * float(record.hardware.get("workers") or 1)
 
 
 def _gpus(sweep: Sweep, trial: Trial) -> float:
@@ -125,8 +148,8 @@ def cost_figure(sweep: Sweep) -> FigureData[Bars]:
     return FigureData(
         COST_FIGURE,
         (Bars("", unit, tuple(Bar(name, hours * factor) for name, hours in parts.items())),),
-        "Processor time of all trials by what it went into; of trials that were stopped early only the sum "
-        "is known.",
+        "Processor time of all trials by what it went into; of trials that were stopped early, and of the "
+        "runs that came before trials (teachers, students to start from), the sum.",
         wide=True,
         alt=f"{unit} by part: " + ", ".join(f"{name} {hours * factor:.3g}" for name, hours in parts.items()),
     )

@@ -23,7 +23,8 @@ _STEPS = (0.0, 0.09, -0.09, 0.18, -0.18, 0.27, -0.27, 0.36, -0.36)
 
 
 def over_settings(sweep: Sweep, *, goal: int = 0) -> FigureData[Scatter]:
-    """A goal over each varied setting: a panel for each, a dot for each point, and where their mean lies.
+    """A goal over each varied setting: a panel for each that has two values so far, a dot for each point, and
+    where their mean lies.
 
     Raises:
         NothingToDraw: no point has a value, or nothing varies.
@@ -33,10 +34,10 @@ def over_settings(sweep: Sweep, *, goal: int = 0) -> FigureData[Scatter]:
         raise NothingToDraw("nothing varies" if not sweep.axes else "no point has a value yet")
     column = sweep.goals[goal].column
     floor = _floor(sweep, goal)
+    varied = [axis for axis in sweep.axes if len({repr(p.values.get(axis.name)) for p in shown}) > 1]
     panels = tuple(
         _over_axis(sweep, axis, [p for p in shown if axis.name in p.values], goal, floor)
-        for axis in sweep.axes
-        if any(axis.name in p.values for p in shown)
+        for axis in varied or [axis for axis in sweep.axes if any(axis.name in p.values for p in shown)]
     )
     better = max if sweep.goals[goal].mode == "max" else min
     trends = "; ".join(text for panel in panels if (text := _turn(panel, better)))

@@ -32,7 +32,7 @@ def learning_curves(sweep: Sweep) -> FigureData[Panel]:
     Where the goal is not known at each evaluation, the task's first metric on validation instead.
 
     Raises:
-        NothingToDraw: no trial was evaluated.
+        NothingToDraw: no trial was evaluated, or none twice.
     """
     goal = sweep.goals[0]
     if not goal.metric.startswith("validation."):
@@ -58,6 +58,8 @@ def learning_curves(sweep: Sweep) -> FigureData[Panel]:
     ]
     if not lines and not traces:
         raise NothingToDraw("no trial has been evaluated yet")
+    if max(len(x) for x in [*(line.x for line in lines), *(trace.x for trace in traces)]) < 2:
+        raise NothingToDraw("learning curves are left out: no trial was evaluated twice")
     teacher = Goal(goal.metric.replace(".student.", ".teacher."), goal.mode)
     if lines and teacher != goal and best[0].trials[0].curve(teacher.metric):
         line = _mean_curve(best[0].trials, teacher, "teacher of the best")

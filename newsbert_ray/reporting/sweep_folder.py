@@ -7,12 +7,14 @@ import fcntl
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from newsbert_ray.record import (
     METRICS,
     RECORD,
+    TEACHERS,
     RecordError,
     RunRecord,
     read_entries,
@@ -60,7 +62,8 @@ def read_sweep(folder: str | Path) -> Sweep:
         if found.is_dir() and (trial := _trial(found, axes, goals, failures)) is not None
     ]
     points = _points(trials, seeds)
-    return Sweep(folder, plan, axes, goals, seeds, points, failures, _held(folder / ".lock"))
+    held, firsts = _held(folder / ".lock"), _firsts(folder / TEACHERS)
+    return Sweep(folder, plan, axes, goals, seeds, points, failures, held, firsts)
 
 
 def _axis(values: Mapping[str, Any]) -> Axis:
@@ -68,6 +71,15 @@ def _axis(values: Mapping[str, Any]) -> Axis:
     names = ("low", "high", "integer", "log", "step", "when")
     rest = {name: values[name] for name in names if values.get(name) is not None}
     return Axis(values["name"], None if given is None else tuple(given), **rest)
+
+
+def _firsts(folder: Path) -> tuple[RunRecord, ...]:
+    """The finished runs that trials share; a damaged record is its own trial's business."""
+    found = []
+    for path in sorted(folder.glob(f"*/{RECORD}")):
+        with suppress(RecordError):
+            found.append(read_record(path.parent))
+    return tuple(found)
 
 
 def _notes(folder: Path) -> dict[str, str]:

@@ -142,6 +142,7 @@ def _cost(sweep: Sweep, figures: Figures) -> Section:
     facts = [
         ("wall time", wall),
         ("in training loops", f"{duration(costs.seconds)} over all trials{left}"),
+        ("in runs before", _before(costs)),
         ("processors", f"{costs.cpu_hours:.3g} CPU-hours, {costs.gpu_hours:.3g} GPU-hours"),
         ("money", _money(sweep, costs)),
         ("saved by early stopping", _saved(costs)),
@@ -150,6 +151,13 @@ def _cost(sweep: Sweep, figures: Figures) -> Section:
     if isinstance(figures.get(COST_FIGURE), Picture):
         blocks.append(_figure(figures, COST_FIGURE))
     return Section("What it cost", tuple(blocks))
+
+
+def _before(costs: Costs) -> str:
+    if not costs.firsts:
+        return ""
+    runs = f"{costs.firsts} runs" if costs.firsts > 1 else "1 run"
+    return f"{duration(costs.first_seconds)}, {runs} that trials share (teachers, students to start from)"
 
 
 def _money(sweep: Sweep, costs: Costs) -> str:

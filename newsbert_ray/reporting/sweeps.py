@@ -125,6 +125,8 @@ class Sweep:
     """Why trials failed, by name; some never had a folder."""
     held: bool
     """Whether a process works in the folder."""
+    firsts: tuple[RunRecord, ...] = ()
+    """Runs that came before trials and are shared by them: teachers, students to start from."""
 
     @property
     def space(self) -> Mapping[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ from typing import Any
 import pytest
 
 from newsbert_ray.reporting.costs import cost_figure, costs_of, duration
+from newsbert_ray.reporting.page import Facts
 from newsbert_ray.reporting.panels import NothingToDraw
 from newsbert_ray.reporting.sweep_folder import read_sweep
+from newsbert_ray.reporting.sweep_page import sweep_page
 
 MakeSweep = Callable[..., Path]
 
@@ -65,6 +68,26 @@ def test_threads_are_counted(make_sweep: MakeSweep) -> None:
     record["hardware"] |= {"threads": 4, "workers": 2}
     path.write_text(json.dumps(record))
     assert costs_of(read_sweep(folder)).cpu_hours == pytest.approx(8 * 33 / 3600)
+
+
+def test_runs_before_trials_cost_too(make_sweep: MakeSweep) -> None:
+    """A teacher that was fine-tuned once for many trials, two threads for 33 s; one with a damaged record is
+    left out."""
+    folder = make_sweep(points=1, seeds=(0,), prices={"cpu_hour": 3600.0})
+    (path,) = (folder / "trials").glob("*/record.json")
+    record = json.loads(path.read_text())
+    record["hardware"] |= {"threads": 2}
+    for name, text in (("ab12", json.dumps(record)), ("cd34", "{")):
+        (folder / "teachers" / name).mkdir(parents=True)
+        (folder / "teachers" / name / "record.json").write_text(text)
+    costs = costs_of(read_sweep(folder))
+    assert (costs.firsts, costs.first_seconds, costs.seconds) == (1, 33.0, 33.0)
+    assert costs.cpu_hours == pytest.approx(3 * 33 / 3600)
+    assert costs.money == pytest.approx(99)
+    assert costs.parts["runs before"] == pytest.approx(66 / 3600)
+    page = sweep_page(read_sweep(folder), defaultdict(lambda: "none"))
+    (facts,) = [block for block in page.sections[-2].blocks if isinstance(block, Facts)]
+    assert dict(facts.rows)["in runs before"].startswith("33 s, 1 run that trials share")
 
 
 def test_no_price_is_not_no_cost(make_sweep: MakeSweep) -> None:

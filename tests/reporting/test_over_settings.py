@@ -175,6 +175,16 @@ def test_conditional_axis_shows_its_own_points_only(make_sweep: MakeSweep) -> No
     assert sum(len(dots.x) for dots in warmup.dots) == own
 
 
+def test_a_setting_of_one_value_has_no_panel() -> None:
+    """`--vary student.layers=2` fixes an axis, and nothing lies over it; a lone one is shown all the same."""
+    plain = _sweep(GRID, [(0.0, (0.6,), "finished"), (0.1, (0.7,), "finished")])
+    points = tuple(replace(p, values={**p.values, "method": "finetune"}) for p in plain.points)
+    sweep = replace(plain, axes=(GRID, Axis("method", values=("finetune",))), points=points)
+    assert [panel.x_label for panel in over_settings(sweep).panels] == ["distill.beta"]
+    alone = replace(sweep, axes=sweep.axes[1:])
+    assert [panel.x_label for panel in over_settings(alone).panels] == ["method"]
+
+
 def test_alt_text_says_where_the_mean_is_best() -> None:
     """Who cannot see the figure wants its answer, not its name."""
     pairs: list[tuple[Any, Sequence[float], State]] = [

@@ -67,6 +67,12 @@ def test_no_evaluation_makes_no_curves(make_sweep: MakeSweep) -> None:
         learning_curves(read_sweep(make_sweep(points=0, state="running")))
 
 
+def test_one_evaluation_a_trial_makes_no_curves(make_sweep: MakeSweep) -> None:
+    """Dots above each other at one epoch are no course of learning."""
+    with pytest.raises(NothingToDraw, match="no trial was evaluated twice"):
+        learning_curves(read_sweep(make_sweep(epochs=1)))
+
+
 def test_front_stands_on_stairs(make_sweep: MakeSweep) -> None:
     """Between two points of a front nothing was measured: a slanted line would promise it."""
     sweep = read_sweep(make_sweep(axes=["student.layers", "distill.beta"], points=12, goals=GOALS))
