@@ -104,7 +104,15 @@ def _add_evaluate(parser: ArgumentParser) -> None:
         "--show", type=str, metavar="USER", help="Instead: what this user read, and the candidates as ranked."
     )
     parser.add_argument(
-        "--model", choices=["student", "teacher"], default="student", help="Whose ranking those are."
+        "--by_topic",
+        action="store_true",
+        help="Instead, of a topics run: precision, recall and F1 of each topic, and what it is taken for.",
+    )
+    parser.add_argument(
+        "--model",
+        choices=["student", "teacher"],
+        default="student",
+        help="Whose ranking or topics those are.",
     )
     parser.add_argument("--json", action="store_true", help="Print JSON instead of a table.")
 

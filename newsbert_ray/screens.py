@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from newsbert_ray.evaluation.topics import TopicRow
 
 
 def print_finding(finding: Any) -> None:
@@ -110,6 +113,29 @@ def print_answer(answer: Any) -> None:
     for one in answer.found:
         table.add_row(f"{one.score:.3f}", Text(one.name), Text(one.text))
     console.print(table)
+
+
+def print_topics(rows: Sequence[TopicRow]) -> None:
+    """A line for each topic, per cent."""
+    from newsbert_ray.reporting.page import Table
+
+    def percent(value: float | None) -> str:
+        return "" if value is None else f"{100 * value:.1f}"
+
+    head = ("topic", "titles", "predicted", "precision", "recall", "F1", "most often taken for")
+    cells = tuple(
+        (
+            row.topic,
+            f"{row.titles:,}",
+            f"{row.predicted:,}",
+            *map(percent, (row.precision, row.recall, row.f1)),
+            row.taken_for or "",
+        )
+        for row in rows
+    )
+    print_table(Table(head, cells, words=1), spare=("predicted", "most often taken for"))
+    mean = 100 * sum(row.f1 for row in rows) / len(rows)
+    print(f"per cent; macro-F1 {mean:.1f}, the mean of {len(rows)} topics' F1")
 
 
 def print_table(table: Any, *, spare: Sequence[str] = ()) -> None:

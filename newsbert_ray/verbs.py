@@ -63,6 +63,9 @@ def _evaluate(words: list[str]) -> None:
 
     values = values_from("evaluate", words)
     as_json, user = values.pop("json", False), values.pop("show", None)
+    if values.pop("by_topic", False):
+        _by_topic(values.pop("run"), user, as_json=as_json, **values)
+        return
     if user is not None:
         _show(values.pop("run"), user, as_json=as_json, **values)
         return
@@ -91,6 +94,21 @@ def _show(run: str, user: str, *, as_json: bool, **values: Any) -> None:
         print(json.dumps([asdict(one) for one in found], indent=1))
     else:
         print_shown(found, model=values.get("model", "student"))
+
+
+def _by_topic(run: str, user: str | None, *, as_json: bool, **values: Any) -> None:
+    from newsbert_ray.config import SettingsError
+
+    if user is not None or values.pop("submission", None) is not None:
+        raise SettingsError("--by_topic is of a topics run; --show and --submission are of another task's")
+    from newsbert_ray.evaluation.topics import by_topic
+    from newsbert_ray.screens import print_topics
+
+    rows = by_topic(run, **values)
+    if as_json:
+        print(json.dumps([row._asdict() for row in rows], indent=1))
+    else:
+        print_topics(rows)
 
 
 def _report(words: list[str]) -> None:

@@ -39,10 +39,16 @@ def topic_metrics(confusion: npt.NDArray[np.int64]) -> dict[str, float]:
     rows = int(confusion.sum())
     if rows == 0:
         raise ValueError("no titles to evaluate: the split is empty")
+    accuracy = float(np.trace(confusion) / rows)
+    return {"accuracy": accuracy, "macro_f1": float(np.nanmean(topic_f1(confusion))), "rows": float(rows)}
+
+
+def topic_f1(confusion: npt.NDArray[np.int64]) -> FloatArray:
+    """F1 of each topic (Y,), 0 to 1; NaN where it occurs neither as truth nor as prediction."""
     hits = np.diag(confusion).astype(float)
     seen = confusion.sum(axis=0) + confusion.sum(axis=1)  # (Y,) true + predicted
-    f1 = 2.0 * hits[seen > 0] / seen[seen > 0]
-    return {"accuracy": float(hits.sum() / rows), "macro_f1": float(f1.mean()), "rows": float(rows)}
+    f1: FloatArray = np.divide(2.0 * hits, seen, out=np.full(len(hits), math.nan), where=seen > 0)
+    return f1
 
 
 def impression_metrics(

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -79,11 +81,19 @@ def score_models(
     return score_topics(models, batches, topics=len(manifest.labels), place=place, pace=pace)
 
 
-@torch.inference_mode()
 def score_topics(
     models: Models, batches: Iterable[Batch], *, topics: int, place: Place, pace: Pace | None = None
 ) -> Scores:
-    """Topic metrics of each model: {"accuracy", "macro_f1", "rows"}.
+    """Topic metrics of each model: {"accuracy", "macro_f1", "rows"}; arguments as in `count_topics`."""
+    counts = count_topics(models, batches, topics=topics, place=place, pace=pace)
+    return {name: topic_metrics(matrix) for name, matrix in counts.items()}
+
+
+@torch.inference_mode()
+def count_topics(
+    models: Models, batches: Iterable[Batch], *, topics: int, place: Place, pace: Pace | None = None
+) -> dict[str, npt.NDArray[np.int64]]:
+    """Each model's confusion matrix (Y, Y), rows true topics, columns predicted ones.
 
     Args:
         batches: this worker's part of a split; each title once over all workers.
@@ -101,8 +111,7 @@ def score_topics(
             if pace:
                 pace.charge(name, began, device)
             counts[number] += _confusion(moved.target.labels, output.logits.argmax(-1), topics)
-    matrices = place.sum(counts).cpu().numpy()
-    return {name: topic_metrics(matrix) for name, matrix in zip(models, matrices, strict=True)}
+    return dict(zip(models, place.sum(counts).cpu().numpy(), strict=True))
 
 
 def _confusion(labels: Tensor, predicted: Tensor, topics: int) -> Tensor:
