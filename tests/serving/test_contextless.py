@@ -63,6 +63,24 @@ def test_same_embeddings_from_fewer_tokens(run: Path, monkeypatch: pytest.Monkey
     np.testing.assert_allclose(again, plain, rtol=1e-5, atol=1e-6)
 
 
+def test_products_of_words_and_positions_add_up() -> None:
+    """Also where scales, shifts, biases and a text's type are not what they begin as."""
+    config = BertConfig(vocab_size=30, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+    encoder = Encoder(BertModel(config)).double().eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in encoder.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+    shared = Contextless.of(encoder)
+    assert shared is not None
+    batches = [torch.randint(30, (6, length), generator=generator) for length in (3, 7)]
+    with torch.inference_mode(), shared.remembered([ids.numpy() for ids in batches]) as turns:
+        found = [encoder(ids, torch.ones_like(ids)) for ids, _ in zip(batches, turns, strict=True)]
+    for ids, states in zip(batches, found, strict=True):
+        for one, other in zip(states, encoder(ids, torch.ones_like(ids)), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
 def test_modules_stand_again_where_they_stood() -> None:
     """Also after an error, or the next text would be answered from the last batch's tables."""
     config = BertConfig(vocab_size=50, hidden_size=8, num_hidden_layers=1, num_attention_heads=2)
