@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from newsbert_ray.record import RunRecord
 from newsbert_ray.reporting.panels import Bar, Bars, FigureData, NothingToDraw
 from newsbert_ray.reporting.sweeps import Sweep, Trial
 from newsbert_ray.reporting.tables import number
@@ -54,8 +53,8 @@ def costs_of(sweep: Sweep) -> Costs:
     """What the sweep has cost so far."""
     timed = [(trial, trial.seconds) for trial in sweep.trials if trial.seconds is not None]
     first = [(record, number(record, "seconds") or 0.0) for record in sweep.firsts]
-    cpu = sum(seconds * _cpus(trial) for trial, seconds in timed)
-    cpu += sum(seconds * _cpus_of(record) for record, seconds in first)
+    cpu = sum(seconds * _cpus(_known(trial)) for trial, seconds in timed)
+    cpu += sum(seconds * _cpus(record.hardware) for record, seconds in first)
     gpu = sum(seconds * _gpus(sweep, trial) for trial, seconds in timed)
     if sweep.trials:
         gpu += sum(seconds for _, seconds in first) * _gpus(sweep, sweep.trials[0])
@@ -83,7 +82,7 @@ def costs_of(sweep: Sweep) -> Costs:
 def _parts(sweep: Sweep) -> dict[str, float]:
     parts: dict[str, float] = {}
     for trial in sweep.trials:
-        share = _cpus(trial) / 3600
+        share = _cpus(_known(trial)) / 3600
         if trial.record:
             for name, seconds in trial.record.seconds.items():
                 if name != "total":
@@ -91,7 +90,7 @@ def _parts(sweep: Sweep) -> dict[str, float]:
         elif trial.seconds is not None:
             parts[STOPPED] = parts.get(STOPPED, 0.0) + trial.seconds * share
     for record in sweep.firsts:
-        share = _cpus_of(record) / 3600
+        share = _cpus(record.hardware) / 3600
         parts[BEFORE] = parts.get(BEFORE, 0.0) + (number(record, "seconds") or 0.0) * share
     last = (STOPPED, BEFORE)
     order = [*PARTS, *(name for name in parts if name not in (*PARTS, *last)), *last]
@@ -106,12 +105,8 @@ def _saved_epochs(sweep: Sweep) -> float:
     return saved
 
 
-def _cpus(trial: Trial) -> float:
-    return float(_known(trial, "threads") or 1) * float(_known(trial, "workers") or 1)
-
-
-def _cpus_of(record: RunRecord) -> float:
-    return float(record.hardware.get("threads") or 1) * float(record.hardware.get("workers") or 1)
+def _cpus(hardware: Mapping[str, Any]) -> float:
+    return float(hardware.get("threads") or 1) * float(hardware.get("workers") or 1)
 
 
 def _gpus(sweep: Sweep, trial: Trial) -> float:
@@ -125,13 +120,12 @@ def _gpus(sweep: Sweep, trial: Trial) -> float:
     devices = {str(t.record.hardware.get("device", "cpu")) for t in sweep.trials if t.record}
     if devices <= {"cpu"}:
         return 0.0
-    return float(sweep.space.get("gpus") or 1.0) * float(_known(trial, "workers") or 1)
+    return float(sweep.space.get("gpus") or 1.0) * float(_known(trial).get("workers") or 1)
 
 
-def _known(trial: Trial, name: str) -> Any:
-    """What a trial ran with, from its record or else from its settings."""
-    hardware = trial.record.hardware if trial.record else {}
-    return hardware.get(name, trial.settings.get(name))
+def _known(trial: Trial) -> Mapping[str, Any]:
+    """What a trial ran with: its record's hardware, and its settings where that says nothing."""
+    return {**trial.settings, **(trial.record.hardware if trial.record else {})}
 
 
 def cost_figure(sweep: Sweep) -> FigureData[Bars]:
