@@ -19,6 +19,7 @@ from newsbert_ray import storage
 from newsbert_ray.config import SettingsError
 from newsbert_ray.data.mind import BadLine
 from newsbert_ray.data.synthetic import invent_words
+from newsbert_ray.evaluation.place import device_name
 from newsbert_ray.record import describe_hardware, installed_versions, write_json
 from newsbert_ray.serving.encode import Arithmetic, Precision, best_device
 from newsbert_ray.serving.memory import megabytes_at_work
@@ -95,7 +96,7 @@ def bench(
             "tokens_per_title": _tokens(distinct[0], texts),
             "rounds": rounds,
             "input": Path(input).name if input else "invented",
-            "hardware": {**describe_hardware(), "device": _device_name(place)},
+            "hardware": {**describe_hardware(), "device": device_name(torch.device(place))},
             "versions": installed_versions(),
         }
         write_json(Path(out) / "bench.json", {**what, "timings": [asdict(timing) for timing in found]})
@@ -180,10 +181,6 @@ def _device(asked: str | None) -> str:
     if asked == "cuda" and not torch.cuda.is_available():
         raise SettingsError("--device cuda: PyTorch finds no GPU here; leave it out for the processor")
     return asked or best_device()
-
-
-def _device_name(device: str) -> str:
-    return torch.cuda.get_device_name() if device == "cuda" else device
 
 
 def _texts(source: str | None, count: int) -> list[str]:

@@ -18,7 +18,7 @@ from newsbert_ray.config import TrainSettings
 from newsbert_ray.data.reading import Course, Update, course_of
 from newsbert_ray.data.shards import Manifest, Split, read_manifest
 from newsbert_ray.evaluation.mapping import map_titles
-from newsbert_ray.evaluation.place import Pace, Scores
+from newsbert_ray.evaluation.place import Pace, Scores, device_name
 from newsbert_ray.evaluation.scoring import score_pair
 from newsbert_ray.events import EventLog
 from newsbert_ray.meters import RunMeters
@@ -214,7 +214,7 @@ def _finish(
             versions=installed_versions(),
             hardware={
                 **describe_hardware(),
-                "device": _device_name(world.device),
+                "device": device_name(world.device),
                 "workers": world.size,
                 "threads": torch.get_num_threads(),
             },
@@ -259,10 +259,6 @@ def _parameters(learner: Learner) -> dict[str, int]:
         "top": pair.top,
     }
     return {name: sum(p.numel() for p in module.parameters()) for name, module in parts.items()}
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def _silent(_: str) -> None:
