@@ -168,6 +168,9 @@ class DistillSettings(Settings):
     default one is fine-tuned first, into OUT/teacher, or once for all trials of a sweep that need it."""
     teacher_epochs: int | None = Field(None, ge=1)
     """Epochs of that fine-tuning; as many as the student's by default."""
+    teacher_dropout: bool = True
+    """Whether a teacher that learns has dropout (`model.dropout`) in its pass, and with it the soft labels
+    and states that the student is given; the paper does not say, a frozen teacher never has."""
     shared_top: bool = True
     """Whether both stand under one pooling and head (3.1); a frozen teacher never does."""
     map_hidden: bool = False

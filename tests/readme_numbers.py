@@ -3,8 +3,10 @@ keeps: `python -m tests.readme_numbers` writes them anew, `tests/test_readme.py`
 stand.
 
 A table stands between `<!-- FILE: WHICH -->` and `<!-- end -->`: a file of search_spaces/results, or several
-joined by `+`, and how the caption of one of their report's tables begins; `bench` of what `newsbert-ray
-bench` wrote (bench.json), `times` the least of it; `lines` of what a benchmark printed.
+joined by `+`, and how the caption of one of their report's tables begins, or `against SETTING=VALUE` for its
+table of differences to that; `bench` of what `newsbert-ray
+bench` wrote (bench.json), `times` the least of it; `lines` of what a benchmark printed, a row a line, `lines
+NAME ...` those of its figures that are named, from the lines that have any of them (`a/b` is b in a).
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from typing import Any
 from newsbert_ray.reporting.kept import read_kept
 from newsbert_ray.reporting.page import Table, block_markdown
 from newsbert_ray.reporting.runs_page import runs_page
+from newsbert_ray.reporting.significance import read_against
 from newsbert_ray.serving.timings import Timing, timings_table
 
 ROOT = Path(__file__).parents[1]
@@ -36,11 +39,13 @@ def filled(text: str) -> str:
 def _table(file: str, which: str) -> str:
     if which in ("bench", "times"):
         return _bench(json.loads((RESULTS / file).read_text(encoding="utf-8")), short=which == "times")
-    if which == "lines":
-        return _lines((RESULTS / file).read_text(encoding="utf-8").splitlines())
-    page = runs_page([record for name in file.split("+") for record in read_kept(RESULTS / name)], {})
+    if which.split()[0] == "lines":
+        return _lines((RESULTS / file).read_text(encoding="utf-8").splitlines(), which.split()[1:])
+    records = [record for name in file.split("+") for record in read_kept(RESULTS / name)]
+    base = read_against(which.removeprefix("against ")) if which.startswith("against ") else None
+    page = runs_page(records, {}, against=base)
     tables = [block for section in page.sections for block in section.blocks if isinstance(block, Table)]
-    wanted = "" if which == "results" else which
+    wanted = f"Difference to {base}" if base else "" if which == "results" else which
     found = [table for table in tables if (table.caption.startswith(wanted) if wanted else not table.caption)]
     if len(found) != 1:
         raise ValueError(f"{file}: {len(found)} tables whose caption begins with {which!r}")
@@ -62,12 +67,33 @@ def _bench(kept: dict[str, Any], *, short: bool) -> str:
     return block_markdown(replace(table, caption=f"{caption} {table.caption}".strip()))
 
 
-def _lines(lines: list[str]) -> str:
-    """A row a line, a column a key."""
-    rows = [json.loads(line) for line in lines]
-    head = tuple(str(key).replace("_", " ") for key in rows[0])
-    cells = tuple(tuple(str(value) for value in row.values()) for row in rows)
+def _lines(lines: list[str], wanted: list[str]) -> str:
+    """A row a line, a column a figure; of those `wanted`, if any are, and of the lines that have one."""
+    found = [(str(line.pop("figure")), _flat(line)) for line in map(json.loads, lines)]
+    names = wanted or list(found[0][1])
+    rows = [(figure, line) for figure, line in found if any(name in line for name in names)]
+    if missing := [name for name in names if not any(name in line for _, line in rows)]:
+        raise ValueError(f"no line has {', '.join(missing)}")
+    head = ("", *(name.replace("/", " ").replace("_", " ") for name in names))
+    cells = tuple((figure, *(_cell(line.get(name)) for name in names)) for figure, line in rows)
     return block_markdown(Table(head, cells, words=1, caption=""))
+
+
+def _flat(line: dict[str, Any], before: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in line.items():
+        found |= _flat(value, f"{before}{name}/") if isinstance(value, dict) else {before + name: value}
+    return found
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, list):
+        return ", ".join(map(_cell, value))
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
 if __name__ == "__main__":

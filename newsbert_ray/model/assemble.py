@@ -77,6 +77,7 @@ def assemble_pair(settings: TrainSettings, manifest: Manifest, *, stand_in: bool
         state_map=mapped,
         alone=distill.alone,
         frozen=distill.frozen,
+        teacher_dropout=distill.teacher_dropout,
         projections=bool(distill.losses & _OVER_ATTENTION),
     )
     _require_comparable(pair, distill)

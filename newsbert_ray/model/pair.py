@@ -100,7 +100,8 @@ class Pair(nn.Module):
 
     `top` is the student's; the teacher shares it, or has a `teacher_top` of its own. A teacher that does not
     learn (because the student learns `alone`, or it is `frozen`) is no part of the pair's parameters and
-    state; a frozen one is computed, without dropout and gradients.
+    state; a frozen one is computed, without dropout and gradients. One that learns has dropout in training
+    unless `teacher_dropout` is false.
     """
 
     teacher: Encoder
@@ -116,6 +117,7 @@ class Pair(nn.Module):
         state_map: nn.Linear | None = None,
         alone: bool = False,
         frozen: bool = False,
+        teacher_dropout: bool = True,
         projections: bool = False,
     ) -> None:
         """
@@ -128,6 +130,7 @@ class Pair(nn.Module):
         self.frozen = frozen
         self.remembered: Remembered | None = None
         """A frozen teacher's embeddings of all texts that training names."""
+        self._teacher_dropout = teacher_dropout
         self._projections = projections
         if alone or frozen:
             aside = [module for module in (teacher, teacher_top) if module is not None]
@@ -189,6 +192,13 @@ class Pair(nn.Module):
             mapped = tuple(tuple(state_map(state) for state in bucket) for bucket in output.hidden_states)
         projections = tuple(tuple(layer.float() for layer in found.projections) for found in states)
         return replace(output, mapped=mapped, projections=projections)
+
+    def train(self, mode: bool = True) -> Self:
+        """Both in training mode, but for a teacher without dropout."""
+        super().train(mode)
+        if not self._teacher_dropout:
+            self.teacher.eval()
+        return self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         for module in self.__dict__.get("_aside", ()):

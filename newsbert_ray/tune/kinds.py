@@ -36,7 +36,7 @@ COUNTED = ("student.layers", "model.teacher_layers", "model.query_size", "batch_
 READ = ("recommendation.npratio", "recommendation.history")
 """Settings that the work of recommendation grows with, by the news that a click brings along: less than in a
 straight line, since each is encoded once and few users have the longest history."""
-SWITCHES = ("model.dropout", "distill.weights.teacher_task")
+SWITCHES = ("model.dropout", "distill.teacher_dropout", "distill.weights.teacher_task")
 """Settings of which only zero makes another work."""
 CORNERS = 2
 """With more settings that grow, they are varied one at a time instead of all together."""

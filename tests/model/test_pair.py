@@ -59,6 +59,22 @@ def test_both_models_train_with_dropout(make_settings: MakeSettings) -> None:
     assert rates == {0.2}
 
 
+def test_a_teacher_without_dropout_gives_the_states_of_evaluation_and_learns(
+    make_settings: MakeSettings,
+) -> None:
+    """The student would be given noise as its target, or the teacher would stop learning with it."""
+    settings = make_settings(**{"distill.teacher_dropout": False})
+    pair = assemble_pair(settings, read_manifest(settings.data))
+    batch = topic_batch(torch.tensor([[2, 9, 8, 7, 3]]))
+    (teacher, student), (again, other) = pair(batch), pair(batch)
+    assert torch.equal(teacher.logits, again.logits)
+    assert not torch.equal(student.logits, other.logits)
+    assert teacher.logits.requires_grad
+    assert not pair.eval().student.training
+    assert pair.train().student.training
+    assert not pair.teacher.training
+
+
 def test_a_teacher_is_cut_to_its_first_layers() -> None:
     """The paper's teacher is the first 8 of 12 layers."""
     scratch = ScratchSettings(layers=4, hidden=8, heads=2, feed_forward=8)

@@ -1,0 +1,65 @@
+"""Which topics a setting helps or costs: F1 of each topic on a split, the mean over the seeds of a sweep, for
+each of the points it was run with.
+
+    python -m tests.benchmarks.study_topics --sweep runs/why ... --by method [--split test]
+
+Reads the students that the sweeps keep (`keep_students`); a line of JSON a topic, those of most titles first,
+and one of macro-F1, in per cent; `seeds` says how many of each there were, all points with the same ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from newsbert_ray.evaluation.topics import TopicRow, by_topic
+from newsbert_ray.record import find_records, read_record
+from newsbert_ray.tune.jobs import TRIALS
+from newsbert_ray.tune.space import flatten
+from tests.benchmarks.subject import say
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Read what the sweeps kept, and print a line a topic."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--sweep", nargs="+", required=True, help="folders of sweeps that keep their students"
+    )
+    parser.add_argument("--by", default="method", help="the setting whose values are compared")
+    parser.add_argument("--split", default="test")
+    options = parser.parse_args(arguments)
+    found: dict[str, dict[int, list[TopicRow]]] = {}
+    for sweep in options.sweep:
+        for folder in find_records(Path(sweep) / TRIALS):
+            settings = read_record(folder).settings
+            if (folder / "student").is_dir():
+                value = str(flatten(settings)[options.by])
+                found.setdefault(value, {})[int(settings["seed"])] = by_topic(folder, split=options.split)
+    seeds = sorted(set.intersection(*(set(runs) for runs in found.values()))) if found else []
+    if not seeds:
+        raise SystemExit("no seed of which every value has a student; sweep with more --keep_students")
+    chosen = {value: [runs[seed] for seed in seeds] for value, runs in found.items()}
+    for row in next(iter(chosen.values()))[0]:
+        of_topic = {value: _mean(runs, row.topic) for value, runs in chosen.items()}
+        say(row.topic, titles=row.titles, **of_topic)
+    means = {
+        value: [statistics.fmean(row.f1 for row in run) for run in runs] for value, runs in chosen.items()
+    }
+    say("macro-F1", seeds=len(seeds), **{value: _percent(statistics.fmean(m)) for value, m in means.items()})
+
+
+def _mean(runs: Sequence[Sequence[TopicRow]], topic: str) -> float:
+    """A topic's F1, 0 where it neither occurs nor is predicted."""
+    return _percent(statistics.fmean(next((r.f1 for r in run if r.topic == topic), 0.0) for run in runs))
+
+
+def _percent(share: float) -> float:
+    return round(100 * share, 1)
+
+
+if __name__ == "__main__":
+    main()
