@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import os
@@ -175,7 +176,8 @@ def _write_hf(student: Student, folder: Path) -> None:
 def _write_sentence_transformers(student: Student, folder: Path) -> None:
     from safetensors.torch import save_file
 
-    _hugging_face(student).save_pretrained(folder)
+    backbone = _hugging_face(student)
+    backbone.save_pretrained(folder)
     pooling = folder / "1_NewsPooling"
     pooling.mkdir()
     sizes = {"hidden_size": student.encoder.hidden_size, "query_size": student.described["query_size"]}
@@ -190,7 +192,10 @@ def _write_sentence_transformers(student: Student, folder: Path) -> None:
         folder / "modules.json",
         [{"idx": n, "name": str(n), "path": path, "type": kind} for n, (path, kind) in enumerate(modules)],
     )
-    write_json(folder / "sentence_bert_config.json", {"max_seq_length": student.longest})
+    described: dict[str, Any] = {"max_seq_length": student.longest}
+    if "add_pooling_layer" in inspect.signature(type(backbone)).parameters:
+        described["model_args"] = {"add_pooling_layer": False}  # else the library warns of weights for it
+    write_json(folder / "sentence_bert_config.json", described)
     similarity: dict[str, Any] = {"similarity_fn_name": "cosine", "prompts": {}, "default_prompt_name": None}
     write_json(folder / "config_sentence_transformers.json", similarity)
     _carry_code(folder, "pooling_newsbert")

@@ -91,7 +91,8 @@ def test_transformers_loads_it(run: Path, ours: Any, tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_sentence_transformers_loads_it(run: Path, ours: Any, tmp_path: Path) -> None:
-    """encode gives our embeddings, also after it has written the model itself."""
+    """encode gives our embeddings, also after it has written the model itself; no weights are missing, of
+    which transformers would warn."""
     from sentence_transformers import SentenceTransformer
 
     out = tmp_path / "st"
@@ -99,6 +100,7 @@ def test_sentence_transformers_loads_it(run: Path, ours: Any, tmp_path: Path) ->
     model = SentenceTransformer(str(out), trust_remote_code=True, device="cpu")
     np.testing.assert_allclose(model.encode(TITLES), ours[0], atol=1e-5)
     assert model.max_seq_length == 30
+    assert cast("Any", model)[0].auto_model.pooler is None
     model.save(str(tmp_path / "again"))
     again = SentenceTransformer(str(tmp_path / "again"), trust_remote_code=True, device="cpu")
     np.testing.assert_allclose(again.encode(TITLES), ours[0], atol=1e-5)

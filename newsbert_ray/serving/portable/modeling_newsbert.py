@@ -20,6 +20,7 @@ class NewsModel(PreTrainedModel):
     """The encoder; `pooler_output` is the news embedding (B, D)."""
 
     _supports_sdpa = True
+    _keys_to_ignore_on_load_unexpected = (r"^dense\.",)  # the classifier's, in the same file
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
