@@ -20,7 +20,8 @@ class NewsModel(PreTrainedModel):
     """The encoder; `pooler_output` is the news embedding (B, D)."""
 
     _supports_sdpa = True
-    _keys_to_ignore_on_load_unexpected = (r"^dense\.",)  # the classifier's, in the same file
+    # The classifier's head lies in the same file.
+    _keys_to_ignore_on_load_unexpected = [r"^dense\."]  # noqa: RUF012, the base class has it so
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
