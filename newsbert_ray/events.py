@@ -47,6 +47,8 @@ _SECRET_WORDS = {
     "credentials",
     "authorization",
 }
+_FOLDER = "PWD"
+"""The shell's name for the folder it is in, which is no password."""
 _PLACES = ("path", "file", "mode")
 """Last words of a name that holds where a secret is, not the secret."""
 _SECRET_TEXTS = (
@@ -118,7 +120,7 @@ def mask_text(text: str) -> str:
     for pattern, masked in _SECRET_TEXTS:
         text = pattern.sub(masked, text)
     for name, value in os.environ.items():
-        if len(value) >= _LEAST_LETTERS and value in text and _names_secret(name):
+        if len(value) >= _LEAST_LETTERS and value in text and name != _FOLDER and _names_secret(name):
             text = text.replace(value, MASK)
     return text
 

@@ -126,3 +126,11 @@ def test_secrets_of_the_environment_are_masked(tmp_path: Path, monkeypatch: pyte
     EventLog(tmp_path)("error", **fields)
     assert "c0ffee" not in (tmp_path / EVENTS).read_text()
     assert read_events(tmp_path)[0]["reason"] == "refused ***"
+
+
+def test_the_folder_one_is_in_is_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shells call it PWD: each path under it would be hidden from the log and from a list of jobs."""
+    monkeypatch.setenv("PWD", "/home/anna/news")
+    monkeypatch.setenv("DB_PWD", "/unlikely/but/a/password")
+    assert mask_text("/home/anna/news/shards") == "/home/anna/news/shards"
+    assert mask_text("/unlikely/but/a/password") == "***"
