@@ -115,6 +115,10 @@ def _draw_lines(
             capsize=2,
             elinewidth=0.8,
         )
+        for x, y, note in zip(line.x, line.y, line.notes, strict=False):
+            axis.annotate(
+                note, (x + aside, y), (5, 4), textcoords="offset points", color=_DARK, fontsize="small"
+            )
 
 
 def _lengths(spread: Sequence[float | None]) -> list[float] | None:

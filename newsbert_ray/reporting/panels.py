@@ -21,6 +21,8 @@ class Line:
     n: tuple[int, ...]
     reference: bool = False
     """A thin grey line for comparison, without markers or error bars."""
+    notes: tuple[str, ...] = ()
+    """What stands beside each point."""
 
 
 @dataclass(frozen=True)

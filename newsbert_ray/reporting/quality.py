@@ -53,7 +53,10 @@ def quality_figure(records: Sequence[RunRecord], *, chosen: bool = False) -> Fig
         raise NothingToDraw(f"{_LEFT_OUT}: it takes students of two depths, with their teachers' numbers")
     if len(found) > MAX_LINES:
         raise NothingToDraw(f"{_LEFT_OUT}: of {len(found)} methods {MAX_LINES} can be told apart")
-    lines = tuple(_line(NAMES.get(name, name), depths) for name, depths in found.items())
+    lines = tuple(
+        _line(NAMES.get(name, name), depths, noted=not place)
+        for place, (name, depths) in enumerate(found.items())
+    )
     panel = Panel("", "titles/s, times the teacher's", f"test {metric.heading}, % of the teacher's", lines)
     order = sorted({depth for depths in found.values() for depth in depths}, reverse=True)
     caption = (
@@ -79,12 +82,13 @@ def best_at_each_depth(sweep: Sweep) -> list[RunRecord]:
     return [record for records in best.values() for record in records]
 
 
-def _line(label: str, depths: dict[int, list[tuple[float, float]]]) -> Line:
-    """A point for each depth, the deepest first, which is the slowest."""
+def _line(label: str, depths: dict[int, list[tuple[float, float]]], *, noted: bool) -> Line:
+    """A point for each depth, the deepest first, which is the slowest; `noted`, with its depth beside it."""
     points = []
     for depth in sorted(depths, reverse=True):
         speeds, shares = zip(*depths[depth], strict=True)
         share = summarise(shares)
         points.append((summarise(speeds).mean, share.mean, share.sd, share.n))
     x, y, sd, n = zip(*points, strict=True)
-    return Line(label, x, y, sd, n)
+    notes = [f"{depth} layer{'s' if depth > 1 else ''}" for depth in sorted(depths, reverse=True)]
+    return Line(label, x, y, sd, n, notes=tuple(notes) if noted else ())

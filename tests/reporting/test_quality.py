@@ -50,6 +50,8 @@ def test_shares_by_hand(make_record: MakeRecord) -> None:
     assert line.y == pytest.approx((97.5, 92.5))
     assert line.sd == pytest.approx((5 / 2**0.5, 5 / 2**0.5))
     assert line.n == (2, 2)
+    assert line.notes == ("3 layers", "1 layer")
+    assert not panel.lines[1].notes
     assert figure.caption.endswith("from left to right: students of 3, 1 layers.")
     assert "NewsBERT keeps 97.5 % at 2.1 times the speed, 92.5 % at 5.1" in figure.alt
 
