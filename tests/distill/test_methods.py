@@ -83,7 +83,8 @@ def test_names_are_those_of_the_settings() -> None:
 def test_a_method_trains_what_it_should(make_settings: MakeSettings, method: str, task: str) -> None:
     """Each with the losses of its table row; only a joint teacher moves."""
     values = {} if method in ("bilstm_soft", "glove") else {"student.layers": 2}
-    settings = make_settings(**{"method": method, "task": task, "student.layers": 1, **values})
+    small = {"batch_size": 8, "recommendation.history": 5}
+    settings = make_settings(**{"method": method, "task": task, "student.layers": 1, **values, **small})
     learner = learner_of(settings)
     before = encoders(learner.pair)
     expected = set(EXPECTED[method].split())
