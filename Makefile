@@ -3,6 +3,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+# What is ours: runs, exports and shards may lie beside it.
+SOURCES := newsbert_ray tests cluster README.md
 ABREAST := -n auto --maxprocesses 8 --dist loadfile
 
 .DEFAULT_GOAL := help
@@ -28,8 +30,8 @@ demo: $(READY) ## The main job on a small embedded corpus: a sweep over beta and
 	$(BIN)/newsbert-ray report demo/sweep --out demo/report
 
 lint: $(READY)
-	$(BIN)/ruff check
-	$(BIN)/ruff format --check
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy
 
 check: lint ## Lint, types and the quick tests, on all cores.
