@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,7 @@ def test_resume_makes_no_second_session(hparams: HParams, tmp_path: Path) -> Non
     again.begin()
     again.start("a", POINT)
     assert _Tab(tmp_path).sessions()["a"].sessions[0].status == api_pb2.STATUS_UNKNOWN
+    time.sleep(1)  # event files of one second are read in the order of their numbers as text, 10 before 9
     _train(tmp_path / "a", {2: 0.9})
     again.end("a", POINT, ok=True)
     again.end("a", POINT, ok=True)
