@@ -4,9 +4,9 @@ stand.
 
 A table stands between `<!-- FILE: WHICH -->` and `<!-- end -->`: a file of search_spaces/results, or several
 joined by `+`, and how the caption of one of their report's tables begins, or `against SETTING=VALUE` for its
-table of differences to that; `bench` of what `newsbert-ray
-bench` wrote (bench.json), `times` the least of it; `lines` of what a benchmark printed, a row a line, `lines
-NAME ...` those of its figures that are named, from the lines that have any of them (`a/b` is b in a).
+table of differences to that; `bench` of what `newsbert-ray bench` wrote (bench.json), `times` the least of
+it; `lines` of what a benchmark printed, a row a line, `lines NAME ...` those of its figures that are named,
+from the lines that have any of them (`a/b` is b in a).
 """
 
 from __future__ import annotations

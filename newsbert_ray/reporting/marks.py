@@ -92,6 +92,8 @@ def _draw_traces(panel: Panel, axis: Axes, handles: dict[str, Any]) -> None:
 def _draw_lines(
     panel: Panel, axis: Axes, labels: Sequence[str], handles: dict[str, Any], *, error_bars: bool
 ) -> None:
+    from matplotlib.patheffects import withStroke
+
     drawn = [line for line in panel.lines if not line.reference]
     if not panel.lines:
         return
@@ -115,9 +117,16 @@ def _draw_lines(
             capsize=2,
             elinewidth=0.8,
         )
-        for x, y, note in zip(line.x, line.y, line.notes, strict=False):
+        halo: dict[str, Any] = {"path_effects": [withStroke(linewidth=2.5, foreground="white")], "zorder": 9}
+        for x, y, note in zip(line.x, line.y, line.notes, strict=bool(line.notes)):
             axis.annotate(
-                note, (x + aside, y), (5, 4), textcoords="offset points", color=_DARK, fontsize="small"
+                note,
+                (x + aside, y),
+                (5, 4),
+                textcoords="offset points",
+                color=_DARK,
+                fontsize="small",
+                **halo,
             )
 
 

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from newsbert_ray.evaluation.topics import TopicRow, by_topic
 from newsbert_ray.record import find_records, read_record
+from newsbert_ray.reporting.compared import flat_settings
 from newsbert_ray.tune.jobs import TRIALS
-from newsbert_ray.tune.space import flatten
 from tests.benchmarks.subject import say
 
 
@@ -32,17 +32,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--by", default="method", help="the setting whose values are compared")
     parser.add_argument("--split", default="test")
     options = parser.parse_args(arguments)
-    found: dict[str, dict[int, list[TopicRow]]] = {}
+    found: dict[str, dict[int, Path]] = {}
     for sweep in options.sweep:
         for folder in find_records(Path(sweep) / TRIALS):
-            settings = read_record(folder).settings
             if (folder / "student").is_dir():
-                value = str(flatten(settings)[options.by])
-                found.setdefault(value, {})[int(settings["seed"])] = by_topic(folder, split=options.split)
+                record = read_record(folder)
+                found.setdefault(str(flat_settings(record)[options.by]), {})[record.seed] = folder
     seeds = sorted(set.intersection(*(set(runs) for runs in found.values()))) if found else []
     if not seeds:
         raise SystemExit("no seed of which every value has a student; sweep with more --keep_students")
-    chosen = {value: [runs[seed] for seed in seeds] for value, runs in found.items()}
+    chosen = {
+        value: [by_topic(runs[seed], split=options.split) for seed in seeds] for value, runs in found.items()
+    }
     for row in next(iter(chosen.values()))[0]:
         of_topic = {value: _mean(runs, row.topic) for value, runs in chosen.items()}
         say(row.topic, titles=row.titles, **of_topic)
