@@ -26,7 +26,7 @@ from types import TracebackType
 from typing import Self
 from urllib.request import urlopen
 
-from newsbert_ray.connect import PRIVATE_ENVIRONMENT, loopback_only, write_token
+from newsbert_ray.ray_session import PRIVATE_ENVIRONMENT, loopback_only, write_token
 
 START_SECONDS = 90.0
 """How long a head or a node may take to start; on a quiet machine it is five."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from newsbert_ray.record import RunRecord, read_record
     from newsbert_ray.reporting.report import report
     from newsbert_ray.training.run import train
-    from newsbert_ray.tune.search import sweep
+    from newsbert_ray.tune.sweep import sweep
 
 __version__ = "0.1.0"
 

@@ -314,7 +314,7 @@ def _add_synthesize(parser: ArgumentParser) -> None:
 
 
 def _add_synthesize_pairs(parser: ArgumentParser) -> None:
-    from newsbert_ray.data.synthetic_pairs import synthesize_pairs
+    from newsbert_ray.data.synthetic import synthesize_pairs
 
     parser.add_function_arguments(synthesize_pairs)
 

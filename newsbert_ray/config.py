@@ -10,9 +10,8 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from newsbert_ray.methods import METHODS, OF_BOTH, TASK_VALUES, MethodName
+from newsbert_ray.methods import METHODS, OF_BOTH, TASK_VALUES, MethodName, TaskName
 from newsbert_ray.settings import Settings, SettingsError, build_settings, dotted_names, merge, nearest
-from newsbert_ray.tasks import TaskName
 
 __all__ = [
     "INSIDE",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from newsbert_ray.evaluation.topics import TopicRow
+    from newsbert_ray.evaluation.evaluate import TopicRow
 
 
 def print_finding(finding: Any) -> None:
@@ -29,7 +29,7 @@ def print_metrics(metrics: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from newsbert_ray.tasks import HEADINGS
+    from newsbert_ray.methods import HEADINGS
 
     submission = metrics.pop("submission", None)
     models = {name: numbers for name, numbers in metrics.items() if isinstance(numbers, dict)}

@@ -48,8 +48,8 @@ def _sweep(words: list[str]) -> None:
 
         preview(space, out=out, curves=given["curves"], **asked)
         return
-    from newsbert_ray.tune.plan import SweepError
-    from newsbert_ray.tune.search import sweep
+    from newsbert_ray.tune.sweep import sweep
+    from newsbert_ray.tune.sweep_folder import SweepError
 
     result = sweep(space, out=out, resume=bool(given["resume"]), **asked)
     if result.best is None:
@@ -86,7 +86,7 @@ def _show(run: str, user: str, *, as_json: bool, **values: Any) -> None:
 
     if values.pop("submission", None) is not None:
         raise SettingsError("--show prints one user and writes no file; give --submission without it")
-    from newsbert_ray.evaluation.showing import show
+    from newsbert_ray.evaluation.evaluate import show
     from newsbert_ray.screens import print_shown
 
     found = show(run, user, **values)
@@ -101,7 +101,7 @@ def _by_topic(run: str, user: str | None, *, as_json: bool, **values: Any) -> No
 
     if user is not None or values.pop("submission", None) is not None:
         raise SettingsError("--by_topic is of a topics run; --show and --submission are of another task's")
-    from newsbert_ray.evaluation.topics import by_topic
+    from newsbert_ray.evaluation.evaluate import by_topic
     from newsbert_ray.screens import print_topics
 
     rows = by_topic(run, **values)
@@ -162,8 +162,7 @@ def _bench(words: list[str]) -> None:
 
     values = values_from("bench", words)
     from newsbert_ray.screens import print_table
-    from newsbert_ray.serving.latency import bench
-    from newsbert_ray.serving.timings import SPARE, timings_table
+    from newsbert_ray.serving.bench import SPARE, bench, timings_table
 
     def say(line: str) -> None:
         print(line, file=sys.stderr)
@@ -192,7 +191,7 @@ def _synthesize_pairs(words: list[str]) -> None:
     from newsbert_ray.flags import values_from
 
     values = values_from("synthesize-pairs", words)
-    from newsbert_ray.data.synthetic_pairs import synthesize_pairs
+    from newsbert_ray.data.synthetic import synthesize_pairs
 
     try:
         tables = synthesize_pairs(**values)
@@ -228,7 +227,7 @@ def _submit(words: list[str]) -> int:
     values = values_from("submit", words)
     command = values.pop("command", [])
     from newsbert_ray.config import SettingsError
-    from newsbert_ray.deploy.job import Parcel, read_variables
+    from newsbert_ray.deploy.package import Parcel, read_variables
     from newsbert_ray.deploy.submit import Cluster, list_jobs, show_log, stop_job, submit
 
     cluster = Cluster(values.get("address"), values.get("token_file"))

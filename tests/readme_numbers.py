@@ -17,11 +17,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from newsbert_ray.reporting.kept import read_kept
 from newsbert_ray.reporting.page import Table, block_markdown
+from newsbert_ray.reporting.records import read_kept
 from newsbert_ray.reporting.runs_page import runs_page
-from newsbert_ray.reporting.significance import read_against
-from newsbert_ray.serving.timings import Timing, timings_table
+from newsbert_ray.reporting.statistics import read_against
+from newsbert_ray.serving.bench import Timing, timings_table
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "search_spaces" / "results"

@@ -275,7 +275,7 @@ def test_sweep_passes_on_only_what_was_given(monkeypatch: pytest.MonkeyPatch) ->
         seen.update(given, space=space)
         return SimpleNamespace(best="some point", failures={})
 
-    monkeypatch.setattr("newsbert_ray.tune.search.sweep", sweep)
+    monkeypatch.setattr("newsbert_ray.tune.sweep.sweep", sweep)
     words = ["space.yaml", "--out", "o", "--distill.temperature", "2", "--data", "d", "--vary", "seeds=1,2"]
     words += ["--vary", "distill.beta=0.1", "--concurrency", "2", "--search.trials", "7", "--gpus", "0.25"]
     asked: dict[str, Any] = {
@@ -298,7 +298,7 @@ def test_sweep_without_a_finished_trial_fails(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A script must not go on to the report of a sweep in which every trial failed."""
-    monkeypatch.setattr("newsbert_ray.tune.search.sweep", lambda space, **given: SimpleNamespace(best=None))
+    monkeypatch.setattr("newsbert_ray.tune.sweep.sweep", lambda space, **given: SimpleNamespace(best=None))
     assert cli.main(["sweep", "space.yaml", "--out", "o"]) == 1
     assert "o: no trial finished" in capsys.readouterr().err
 
@@ -308,7 +308,7 @@ def test_sweep_with_a_failed_trial_fails(
 ) -> None:
     """A script takes a table with holes for the whole sweep."""
     result = SimpleNamespace(best="some point", failures={"beta=0,seed=1": "ValueError: no"})
-    monkeypatch.setattr("newsbert_ray.tune.search.sweep", lambda space, **given: result)
+    monkeypatch.setattr("newsbert_ray.tune.sweep.sweep", lambda space, **given: result)
     assert cli.main(["sweep", "space.yaml", "--out", "o"]) == 1
     assert "o: 1 trials failed" in capsys.readouterr().err
 

@@ -14,14 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from newsbert_ray import connect
-from newsbert_ray.connect import ConnectError, environment, inside_cluster, ray_session
+from newsbert_ray import ray_session as connect
+from newsbert_ray.ray_session import ConnectError, environment, inside_cluster, ray_session
 
 LOOPBACK = {"0100007F", "0" * 24 + "01000000", "0" * 16 + "FFFF00000100007F"}
 """127.0.0.1, ::1 and ::ffff:127.0.0.1 as /proc/net/tcp and tcp6 write them."""
 
 JOIN = """
-from newsbert_ray.connect import ConnectError, ray_session
+from newsbert_ray.ray_session import ConnectError, ray_session
 try:
     with ray_session() as session:
         print("joined", session.private, session.cpus)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from newsbert_ray.events import EVENTS, EventLog, mask_text, read_events, without_secrets
+from newsbert_ray.telemetry import EVENTS, EventLog, mask_text, read_events, without_secrets
 
 
 def test_an_event_says_when_what_and_where(tmp_path: Path) -> None:
@@ -55,7 +55,7 @@ def test_a_line_cut_short_spoils_no_other(tmp_path: Path) -> None:
 
 _WRITE_MANY = """
 import sys
-from newsbert_ray.events import EventLog
+from newsbert_ray.telemetry import EventLog
 log = EventLog(sys.argv[1], run=sys.argv[2])
 for step in range(200):
     log("checkpoint", step=step, text="x" * 300)

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from newsbert_ray import meters
-from newsbert_ray.meters import METERS, STATES, RunMeters, SweepMeters, exported_name
+from newsbert_ray import telemetry as meters
+from newsbert_ray.telemetry import METERS, STATES, RunMeters, SweepMeters, exported_name
 from newsbert_ray.training.run import train
 from tests.conftest import MakeSettings
 

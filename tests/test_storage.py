@@ -19,15 +19,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from newsbert_ray import inputs, lease, storage
 from newsbert_ray.config import PrepareSettings, TrainSettings, build_settings
 from newsbert_ray.data.prepare import prepare
 from newsbert_ray.data.synthetic import synthesize
 from newsbert_ray.evaluation.evaluate import evaluate
 from newsbert_ray.record import RecordError, read_record
-from newsbert_ray.remote import Remote
 from newsbert_ray.reporting.report import report
-from newsbert_ray.storage import StorageError
+from newsbert_ray.storage import bucket as lease
+from newsbert_ray.storage import inputs
+from newsbert_ray.storage import workdir as storage
+from newsbert_ray.storage.bucket import Remote
+from newsbert_ray.storage.workdir import StorageError
 from newsbert_ray.training.run import RunFolderError, train
 
 if TYPE_CHECKING:
@@ -238,7 +240,7 @@ def test_an_outage_is_waited_out(bucket: Shelf, caplog: pytest.LogCaptureFixture
         storage.publish(place)
     back.join()
     assert Remote(place).files().keys() == {"settings.json", "a.json", "b.json"}
-    away, again = [r.message for r in caplog.records if r.name == "newsbert_ray.remote"]
+    away, again = [r.message for r in caplog.records if r.name == "newsbert_ray.storage.bucket"]
     assert "the storage is away" in away
     assert "the storage is back after" in again
 
@@ -372,7 +374,7 @@ def _put(folder: Path, place: str) -> None:
 
 _KILLED = """\
 import os, signal, sys
-from newsbert_ray import remote
+from newsbert_ray.storage import bucket as remote
 from newsbert_ray.config import TrainSettings
 from newsbert_ray.training.run import train
 

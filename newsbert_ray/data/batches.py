@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from newsbert_ray.data.texts import TextTable
+from newsbert_ray.data.shards import TextTable
 
 Ints = npt.NDArray[np.int64]
 

@@ -47,7 +47,7 @@ from newsbert_ray.data.split import (
     hash_ids,
     minutes_of,
 )
-from newsbert_ray.data.tokens import TitleTokenizer, restore_tokenizer
+from newsbert_ray.data.tokenizer import TitleTokenizer, restore_tokenizer
 
 Kind = Literal["news", "behaviors"]
 Group = Split | Literal["other"]

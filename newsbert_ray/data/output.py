@@ -15,13 +15,13 @@ from typing import Any
 
 from newsbert_ray.config import SCRATCH, PrepareSettings
 from newsbert_ray.data.chunk import rejected_part
-from newsbert_ray.data.pairs_table import is_pairs_table
 from newsbert_ray.data.plan import PlannedFile
 from newsbert_ray.data.shards import FORMAT, MANIFEST, Manifest, Part, Shard, ShardError, read_manifest
 from newsbert_ray.data.sources import PrepareError
-from newsbert_ray.data.tokens import TitleTokenizer
-from newsbert_ray.data.vectors import identity, is_vectors
-from newsbert_ray.inputs import brought
+from newsbert_ray.data.tables import is_pairs_table
+from newsbert_ray.data.tokenizer import TitleTokenizer
+from newsbert_ray.data.word_vectors import identity, is_vectors
+from newsbert_ray.storage.inputs import brought
 
 REJECTED = "rejected.jsonl"
 _MADE_OF = ("scratch.vocabulary", "vectors")

@@ -14,11 +14,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from newsbert_ray.data.pairs_table import Pair
-from newsbert_ray.data.shards import PAIRS_SCHEMA, SPLITS, Shard, Split, Texts
+from newsbert_ray.data.shards import PAIRS_SCHEMA, SPLITS, Shard, Split, Texts, TextWriter
 from newsbert_ray.data.split import Fates, Hashes, hash_ids, is_known
-from newsbert_ray.data.texts import TextWriter
-from newsbert_ray.data.tokens import TitleTokenizer
+from newsbert_ray.data.tables import Pair
+from newsbert_ray.data.tokenizer import TitleTokenizer
 
 SHARD_ROWS = 50_000
 

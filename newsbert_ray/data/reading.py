@@ -13,9 +13,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from newsbert_ray.config import TrainSettings
-from newsbert_ray.data import clicks, pairs, titles
+from newsbert_ray.data import examples
 from newsbert_ray.data.batches import Batch, Examples, Part, collate
-from newsbert_ray.data.clicks import Clicks, Impressions
+from newsbert_ray.data.examples import Clicks, Impressions, Pairs, Titles
 from newsbert_ray.data.order import (
     Ints,
     Order,
@@ -29,11 +29,8 @@ from newsbert_ray.data.order import (
     window_generator,
     worker_rows,
 )
-from newsbert_ray.data.pairs import Pairs
-from newsbert_ray.data.shards import Manifest, Shard, ShardError, Split, read_shard
-from newsbert_ray.data.texts import TextTable, read_texts
-from newsbert_ray.data.titles import Titles
-from newsbert_ray.tasks import TASKS, TaskName
+from newsbert_ray.data.shards import Manifest, Shard, ShardError, Split, TextTable, read_shard, read_texts
+from newsbert_ray.methods import TASKS, TaskName
 
 _CACHED_WINDOWS = 4
 EVALUATION_TOKENS = 8192
@@ -184,7 +181,7 @@ def window_examples(course: Course, window: Window) -> Examples:
         return _window_pairs(course.folder, table, window.shards, window.quotas)
     impressions, chosen = _window_impressions(course.folder, window.shards, window.quotas, course.history)
     drawing = generator_of(course.order.seed, window.epoch, window.number + 1, 1)
-    return clicks.draw_clicks(impressions, table, npratio=course.npratio, generator=drawing, chosen=chosen)
+    return examples.draw_clicks(impressions, table, npratio=course.npratio, generator=drawing, chosen=chosen)
 
 
 def trained_texts(course: Course) -> Ints:
@@ -205,9 +202,11 @@ def trained_texts(course: Course) -> Ints:
 def restore_examples(course: Course, arrays: Sequence[npt.NDArray[np.integer]]) -> Examples:
     """Examples whose `arrays` travelled here from another process."""
     if course.task == "topics":
-        return titles.restore_titles(arrays)
+        return examples.restore_titles(arrays)
     table = read_texts(course.folder, course.manifest)
-    return (clicks.restore_clicks if course.task == "recommendation" else pairs.restore_pairs)(arrays, table)
+    return (examples.restore_clicks if course.task == "recommendation" else examples.restore_pairs)(
+        arrays, table
+    )
 
 
 def _arrange(examples: Examples, order: Order, generator: np.random.Generator) -> Ints:
@@ -223,16 +222,16 @@ def _window_titles(
 ) -> Titles:
     found = []
     for shard, quota, start in zip(shards, quotas, starts, strict=True):
-        table = read_shard(folder, shard, titles.COLUMNS)
-        found.append(titles.titles_of(table, quota=quota, start=start))
-    return titles.join_titles(found)
+        table = read_shard(folder, shard, examples.TITLE_COLUMNS)
+        found.append(examples.titles_of(table, quota=quota, start=start))
+    return examples.join_titles(found)
 
 
 def _window_pairs(folder: str, table: TextTable, shards: tuple[Shard, ...], quotas: tuple[int, ...]) -> Pairs:
     found = []
     for shard, quota in zip(shards, quotas, strict=True):
-        found.append(pairs.pairs_of(read_shard(folder, shard, pairs.COLUMNS), table, quota=quota))
-    return pairs.join_pairs(found, table)
+        found.append(examples.pairs_of(read_shard(folder, shard, examples.PAIR_COLUMNS), table, quota=quota))
+    return examples.join_pairs(found, table)
 
 
 @lru_cache(maxsize=_CACHED_WINDOWS)
@@ -242,13 +241,13 @@ def _window_impressions(
     """A window's impressions, as far as their clicks are drawn, and which of their clicks are."""
     found, chosen, before = [], [], 0
     for shard, quota in zip(shards, quotas, strict=True):
-        table = read_shard(folder, shard, clicks.COLUMNS)
-        whole = clicks.impressions_of(table, history=history)
-        impressions, drawn = clicks.choose_clicks(table, whole, quota)
+        table = read_shard(folder, shard, examples.CLICK_COLUMNS)
+        whole = examples.impressions_of(table, history=history)
+        impressions, drawn = examples.choose_clicks(table, whole, quota)
         found.append(impressions)
         chosen.append(before + drawn)
-        before += len(clicks.find_clicks(impressions)[0])
-    return clicks.join_impressions(found), np.concatenate(chosen)
+        before += len(examples.find_clicks(impressions)[0])
+    return examples.join_impressions(found), np.concatenate(chosen)
 
 
 def evaluation_batches(
@@ -284,7 +283,7 @@ def read_impressions(
     """
     for shard in manifest.require(split, "recommendation", folder=folder):
         table = read_shard(folder, shard)
-        yield table, clicks.impressions_of(table, history=history)
+        yield table, examples.impressions_of(table, history=history)
 
 
 def read_pairs(folder: str | Path, manifest: Manifest, split: Split) -> Iterator[Pairs]:
@@ -295,9 +294,9 @@ def read_pairs(folder: str | Path, manifest: Manifest, split: Split) -> Iterator
     """
     table = read_texts(folder, manifest)
     for shard in manifest.require(split, "retrieval", folder=folder):
-        yield pairs.pairs_of(read_shard(folder, shard, pairs.COLUMNS), table)
+        yield examples.pairs_of(read_shard(folder, shard, examples.PAIR_COLUMNS), table)
 
 
 @lru_cache(maxsize=_CACHED_WINDOWS)
 def _shard_titles(folder: str, shard: Shard, start: int) -> Titles:
-    return titles.titles_of(read_shard(folder, shard, ["label", "tokens"]), start=start)
+    return examples.titles_of(read_shard(folder, shard, ["label", "tokens"]), start=start)

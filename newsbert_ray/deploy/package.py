@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import os
+import re
+import secrets
+import shlex
 import stat
+import time
 import zipfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 from pathspec import GitIgnoreSpec
 
 import newsbert_ray
+from newsbert_ray.config import SettingsError
+from newsbert_ray.telemetry import mask_text
 
 LIMIT_BYTES = 100_000_000
 """Most that goes along, as it lies on disk: as `du` shows it, and known before anything is packed."""
@@ -223,3 +230,216 @@ def _too_many(root: Path, files: Sequence[File]) -> str:
         f"{root}: more than {MOST_FILES:,} files, so far most in {folders}; go to the project's folder, or "
         f"leave some here with --exclude {counts.most_common(1)[0][0]}"
     )
+
+
+ENVIRONMENT: Mapping[str, str] = {
+    "PYTHONUNBUFFERED": "1",
+    "TERM": "dumb",
+    "COLUMNS": "110",
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
+    # To stop is a Ctrl-C, on which a sweep ends tidily; who has not ended after that is killed.
+    "RAY_JOB_STOP_SIGNAL": "SIGINT",
+    "RAY_JOB_STOP_WAIT_TIME_S": "30",
+}
+"""Of every job: lines as they come, without cursor movements, wide enough for a table."""
+HEAD: Mapping[str, float] = {"node:__internal_head__": 0.001}
+"""What a job's own program occupies: the head, which is not taken away, and none of its CPUs."""
+_PROGRAM = ("python", "-m", "newsbert_ray.cli")
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """What goes along: `folder` with what `include` and `exclude` say over the usual; variables; packages.
+
+    `pip`: a file of requirements that the nodes install first; slow, and needless with an image.
+    """
+
+    folder: str = "."
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    variables: Mapping[str, str] = field(default_factory=dict)
+    pip: str | None = None
+
+
+def read_variables(given: Sequence[str]) -> dict[str, str]:
+    """{"NAME": "VALUE"} of NAME=VALUE words.
+
+    Raises:
+        SettingsError: a word that is none.
+    """
+    found = {}
+    for word in given:
+        name, equals, value = word.partition("=")
+        if not equals or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            raise SettingsError(f"--env {name}: expected NAME=VALUE")
+        found[name] = value
+    return found
+
+
+def runtime_of(parcel: Parcel) -> dict[str, Any]:
+    """Ray's runtime environment but for the working directory: variables, and what pip is to install.
+
+    Ray itself is left out of the requirements: the cluster has its own.
+
+    Raises:
+        SettingsError: requirements that cannot be read.
+    """
+    variables = {"env_vars": {**ENVIRONMENT, **parcel.variables}}
+    if parcel.pip is None:
+        return variables
+    try:
+        lines = Path(parcel.pip).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"--pip {parcel.pip}: no file of requirements ({error})") from error
+    packages = [line.partition("#")[0].strip() for line in lines]
+    kept = [name for name in packages if name and not re.match(r"ray\b(?!-)", name)]
+    return {**variables, "pip": {"packages": kept, "pip_check": False}}
+
+
+def entrypoint_of(command: Sequence[str]) -> str:
+    """The command line that a cluster runs: newsbert_ray from the job's own folder."""
+    return shlex.join([*_PROGRAM, *command])
+
+
+def read_entrypoint(text: str) -> tuple[str, str | None]:
+    """The verb of a job of ours and its --out, from its command line; an empty verb for another's job."""
+    try:
+        words = shlex.split(text)
+    except ValueError:
+        return "", None
+    if tuple(words[:3]) != _PROGRAM or len(words) < 4:
+        return "", None
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        if word == "--out" or word.startswith("--out="):
+            return words[3], word.removeprefix("--out").removeprefix("=") or following or None
+    return words[3], None
+
+
+def job_name(given: str | None, command: Sequence[str]) -> str:
+    """The job's name as given, or one of its verb and the time, such as newsbert-sweep-20261125-1231-ab12.
+
+    Raises:
+        SettingsError: no command, or a name that cannot be.
+    """
+    if not command:
+        raise SettingsError("nothing to submit; write the verb after --, as in: -- sweep FILE --out s3://...")
+    if given is not None:
+        return checked_name(given)
+    return f"newsbert-{command[0]}-{time.strftime('%Y%m%d-%H%M')}-{secrets.token_hex(2)}"
+
+
+def checked_name(job: str) -> str:
+    """`job`, which becomes a part of addresses and of file names on the head.
+
+    Raises:
+        SettingsError: a name that cannot be.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", job):
+        raise SettingsError(f"{job!r} is no job's name; expected letters, digits, '-', '_' and '.'")
+    return job
+
+
+_READ = (
+    "config",
+    "space",
+    "curves",
+    "data",
+    "source",
+    "run",
+    "folders",
+    "input",
+    "vectors",
+    "behaviors",
+    "teacher",
+)
+_WRITTEN = ("out", "submission")
+_NAMES = ("teacher",)
+"""What may be a name of Hugging Face's instead of a path."""
+_SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|(^|_)KEY(_ID)?$|API_?KEY", re.IGNORECASE)
+_SECRET_IN_URL = re.compile(
+    r"\w://[^/\s@]+:[^/\s@]+@|[?&][^=&\s]*(secret|token|password|access_key)[^=&\s]*=", re.IGNORECASE
+)
+SHARED = "a URL such as s3://BUCKET/FOLDER, or an absolute path on a disk that all nodes share"
+
+
+def check_reach(values: Mapping[str, Any], package: Package) -> list[str]:
+    """Refuse what the cluster cannot see, and say what it must.
+
+    Args:
+        values: what the command names, by the setting's name: {"data": "shards", "out": "s3://..."}.
+    Returns:
+        Lines to show: absolute paths, which only a shared disk makes the same everywhere.
+    Raises:
+        SettingsError: a file or folder that is not sent, or a result that nobody would find.
+    """
+    absolute = []
+    for name, path in _paths(values):
+        if "://" in path:
+            continue
+        if PurePosixPath(path).is_absolute() or path.startswith("~"):
+            absolute.append(f"{_flag(name)} {path}")
+        elif name in _WRITTEN:
+            raise SettingsError(
+                f"{_flag(name)} {path}: would lie in the job's own folder on the cluster, which Ray removes; "
+                f"give {SHARED}"
+            )
+        else:
+            _require_sent(name, path, package)
+    return [f"note: every node must see {', '.join(absolute)} at that path"] if absolute else []
+
+
+def check_words(words: Sequence[str], variables: Mapping[str, str]) -> None:
+    """Refuse secrets: Ray shows a job's words and variables to everybody who may look at the cluster.
+
+    Raises:
+        SettingsError: a password in a URL, or a variable that by its name is a secret.
+    """
+    cure = "give the nodes a role, or a secret of the cluster's own, instead"
+    for word in words:
+        if _SECRET_IN_URL.search(word):
+            raise SettingsError(
+                f"{mask_text(word)}: a secret in a job's command is shown to everybody; {cure}"
+            )
+    for name, value in variables.items():
+        if _SECRET_NAME.search(name) or _SECRET_IN_URL.search(value):
+            raise SettingsError(
+                f"--env {name}: a secret in a job's environment is shown to everybody; {cure}"
+            )
+
+
+def _paths(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for name in (*_READ, *_WRITTEN):
+        given = values.get(name)
+        for path in given if isinstance(given, list) else [given]:
+            if isinstance(path, str):
+                yield name, path
+
+
+def _require_sent(name: str, path: str, package: Package) -> None:
+    inside = os.path.normpath(path)
+    if package.holds(inside):
+        return
+    there = (package.root / inside).exists()
+    if name in _NAMES and not there:
+        return
+    if not there:
+        raise SettingsError(f"{_flag(name)} {path}: not in {package.root}, which is sent; give {SHARED}")
+    if inside.startswith(".."):
+        raise SettingsError(f"{_flag(name)} {path}: outside of {package.root}, which is sent; give {SHARED}")
+    raise SettingsError(
+        f"{_flag(name)} {path}: the cluster cannot see it, it is not among the files that are sent; give "
+        f"{SHARED}, or send it along with --include /{_pattern(package.root / inside, inside)}"
+    )
+
+
+def _pattern(path: Path, name: str) -> str:
+    return f"{name}/" if path.is_dir() else name
+
+
+def _flag(name: str) -> str:
+    return {
+        "space": "the search space",
+        "run": "the run",
+        "folders": "the folder",
+        "vectors": "the vectors",
+    }.get(name, f"--{name}")

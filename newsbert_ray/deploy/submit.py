@@ -15,21 +15,25 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from newsbert_ray.connect import environment
-from newsbert_ray.deploy.contact import ADDRESS_VARIABLE, Contact, make_contact
-from newsbert_ray.deploy.following import JobEnd, end_of, follow
-from newsbert_ray.deploy.job import (
+from newsbert_ray.deploy.job_client import ADDRESS_VARIABLE, Contact, JobEnd, end_of, follow, make_contact
+from newsbert_ray.deploy.package import (
     HEAD,
+    Package,
     Parcel,
+    check_reach,
+    check_words,
     checked_name,
     entrypoint_of,
+    find_files,
     job_name,
     read_entrypoint,
+    require_small,
     runtime_of,
+    size_text,
+    write_archive,
 )
-from newsbert_ray.deploy.package import Package, find_files, require_small, size_text, write_archive
-from newsbert_ray.deploy.reach import check_reach, check_words
-from newsbert_ray.events import mask_text
+from newsbert_ray.ray_session import environment
+from newsbert_ray.telemetry import mask_text
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient

@@ -3,25 +3,39 @@ is kept; of a recommendation run also MIND's prediction file, or what one user w
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
-from newsbert_ray import inputs, storage
 from newsbert_ray.config import SettingsError, TrainSettings, build_settings
-from newsbert_ray.data.shards import SPLITS, Manifest, ShardError, Split, read_manifest
-from newsbert_ray.evaluation.metrics import rank_candidates
-from newsbert_ray.evaluation.place import Models, Place
-from newsbert_ray.evaluation.ranking import encode_news, read_blocks, score_block, score_rankings
-from newsbert_ray.evaluation.scoring import score_models
+from newsbert_ray.data.examples import impressions_of
+from newsbert_ray.data.reading import evaluation_batches, read_impressions
+from newsbert_ray.data.shards import SPLITS, Manifest, ShardError, Split, read_manifest, read_shard
+from newsbert_ray.evaluation.encoding import Models, Place
+from newsbert_ray.evaluation.metrics import rank_candidates, topic_f1
+from newsbert_ray.evaluation.scoring import (
+    BATCH,
+    count_topics,
+    encode_news,
+    encode_rows,
+    read_blocks,
+    score_block,
+    score_models,
+    score_rankings,
+)
 from newsbert_ray.evaluation.submission import check_submission, require_suffix, write_submission
 from newsbert_ray.model.assemble import load_student
 from newsbert_ray.model.encoder import EncoderError
 from newsbert_ray.record import read_record
+from newsbert_ray.storage import inputs
+from newsbert_ray.storage import workdir as storage
 
 
 @dataclass(frozen=True)
@@ -159,7 +173,7 @@ def require_recommendation(settings: TrainSettings, what: str) -> None:
 def _teacher(folder: Path, settings: TrainSettings, manifest: Manifest) -> dict[str, Any]:
     """The best checkpoint's teacher under the same top; nothing where the run kept no checkpoints, had no
     teacher that learned, or the teacher's configuration cannot be had any more."""
-    from newsbert_ray.data.tokens import TokenizerError
+    from newsbert_ray.data.tokenizer import TokenizerError
     from newsbert_ray.model.assemble import assemble_pair
     from newsbert_ray.training.checkpoint import CHECKPOINTS, best_folders, load_best
 
@@ -184,3 +198,184 @@ def _check_fit(described: dict[str, Any], manifest: Manifest, task: str, data: s
         raise ShardError(
             f"{data}: its topics are not those that the run was trained on; use that corpus's shards"
         )
+
+
+class TopicRow(NamedTuple):
+    """A topic: titles of it, titles that were taken for it, and what came of both, 0 to 1.
+
+    `precision` is None where nothing was taken for it, `recall` where no title is of it; `taken_for` is the
+    other topic that its titles were most often taken for, None where they never were.
+    """
+
+    topic: str
+    titles: int
+    predicted: int
+    precision: float | None
+    recall: float | None
+    f1: float
+    taken_for: str | None
+
+
+def by_topic(
+    run: str | Path, *, data: str | Path | None = None, split: str = "test", model: str = "student"
+) -> list[TopicRow]:
+    """How a topics run's model does on each topic of a split, those of most titles first.
+
+    The mean of the topics' F1 is `evaluate`'s macro-F1; topics that neither occur nor are predicted are left
+    out of both.
+
+    Args:
+        run, data, split: as of `evaluate`.
+        model: student or teacher.
+    Raises:
+        SettingsError: the run learned another task, or does not keep that model.
+        ShardError: no such split, or one without labels; and as `evaluate`.
+    """
+    part = split_named(split)
+    trained = load_trained(run, data=data)
+    if trained.settings.task != "topics":
+        raise SettingsError(
+            f"--by_topic needs a run of task topics; this one learned {trained.settings.task}"
+        )
+    chosen, place, labels = trained.require(model), trained.place, trained.manifest.labels
+    batches = evaluation_batches(
+        trained.folder, trained.manifest, part, batch_size=BATCH, rank=place.rank, world_size=place.size
+    )
+    confusion = count_topics(chosen, batches, topics=len(labels), place=place)[model]
+    if not confusion.sum():
+        raise ShardError(f"split '{split}' of {trained.data}: no title carries a topic")
+    return topic_rows(confusion, labels)
+
+
+def topic_rows(confusion: npt.NDArray[np.int64], labels: list[str]) -> list[TopicRow]:
+    """The rows of a confusion matrix (Y, Y), rows true topics, columns predicted ones."""
+    scores = topic_f1(confusion)
+    found = []
+    for number, (topic, f1) in enumerate(zip(labels, scores.tolist(), strict=True)):
+        titles, predicted = int(confusion[number].sum()), int(confusion[:, number].sum())
+        if not titles and not predicted:
+            continue
+        hits = int(confusion[number, number])
+        others = confusion[number].copy()
+        others[number] = 0
+        found.append(
+            TopicRow(
+                topic,
+                titles,
+                predicted,
+                hits / predicted if predicted else None,
+                hits / titles if titles else None,
+                f1,
+                labels[int(others.argmax())] if others.any() else None,
+            )
+        )
+    return sorted(found, key=lambda row: -row.titles)
+
+
+@dataclass(frozen=True)
+class Title:
+    """A news as a person sees it."""
+
+    news_id: str
+    title: str
+    category: str
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A candidate: its news, score, and whether it was clicked (None: unknown)."""
+
+    news: Title
+    score: float
+    clicked: bool | None
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One impression of a user: what they had read, oldest first, and the candidates, best first."""
+
+    impression_id: str
+    user_id: str
+    time: str
+    history: list[Title]
+    offers: list[Offer]
+
+
+def show(
+    run: str | Path,
+    user: str,
+    *,
+    data: str | Path | None = None,
+    split: str = "test",
+    model: str = "student",
+) -> list[Shown]:
+    """A user's impressions in a split as a run's model ranks them.
+
+    Args:
+        user: a user id of the behaviours.
+        model: student or teacher.
+    Raises:
+        ShardError: the user has no impression in this split; the message names some who have.
+        SettingsError: the run does not recommend, or does not keep that model.
+    """
+    part = split_named(split)
+    trained = load_trained(run, data=data)
+    require_recommendation(trained.settings, "--show")
+    chosen = trained.require(model)
+    rows = _rows_of(trained, user, part)
+    block = impressions_of(rows, history=trained.settings.recommendation.history)
+    named = np.unique(np.concatenate([block.history, block.candidates]))
+    news = encode_rows(chosen, trained.folder, trained.manifest, named, place=trained.place)
+    scores = score_block(chosen, news, block, place=trained.place)[model]
+    titles = read_titles(trained.folder, trained.manifest, named.tolist())
+    found = []
+    for i in range(len(block)):
+        own = slice(int(block.offsets[i]), int(block.offsets[i + 1]))
+        read = block.history[block.history_offsets[i] : block.history_offsets[i + 1]]
+        offers = [
+            Offer(titles[row], score, None if click < 0 else bool(click))
+            for row, score, click in zip(
+                block.candidates[own].tolist(), scores[own].tolist(), block.clicked[own].tolist(), strict=True
+            )
+        ]
+        found.append(
+            Shown(
+                impression_id=rows.column("impression_id")[i].as_py(),
+                user_id=user,
+                time=str(rows.column("time")[i].as_py()),
+                history=[titles[row] for row in read.tolist()],
+                # As metrics and submissions order them: of equal scores the later candidate comes first.
+                offers=sorted(reversed(offers), key=lambda offer: -offer.score),
+            )
+        )
+    return found
+
+
+def read_titles(folder: Path, manifest: Manifest, wanted: Iterable[int]) -> dict[int, Title]:
+    """The news at some rows of the table of texts, by row."""
+    rows = np.array(sorted(wanted), np.int64)
+    found: dict[int, Title] = {}
+    for shard, start in manifest.news:
+        inside = rows[(rows >= start) & (rows < start + shard.rows)]
+        if len(inside):
+            table = read_shard(folder, shard, ["news_id", "title", "category"]).take(pa.array(inside - start))
+            columns = (table.column(name).to_pylist() for name in ("news_id", "title", "category"))
+            found |= {row: Title(*news) for row, *news in zip(inside.tolist(), *columns, strict=True)}
+    return found
+
+
+def _rows_of(trained: Trained, user: str, split: str) -> pa.Table:
+    tables = list(_matching(trained, user, split))
+    if tables:
+        return pa.concat_tables(tables)
+    first, _ = next(read_impressions(trained.folder, trained.manifest, split_named(split), history=1))
+    raise ShardError(
+        f"user '{user}': no impression in the {split} split; {first.column('user_id')[0].as_py()} has one"
+    )
+
+
+def _matching(trained: Trained, user: str, split: str) -> Iterator[pa.Table]:
+    for table, _ in read_impressions(trained.folder, trained.manifest, split_named(split), history=1):
+        mine = table.filter(pc.equal(table.column("user_id"), user))
+        if mine.num_rows:
+            yield mine

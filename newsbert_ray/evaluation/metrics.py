@@ -14,7 +14,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from newsbert_ray.tasks import TASKS
+from newsbert_ray.methods import TASKS
 
 FloatArray = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

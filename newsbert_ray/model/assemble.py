@@ -23,14 +23,13 @@ from newsbert_ray.config import (
     TrainSettings,
 )
 from newsbert_ray.data.shards import Manifest
-from newsbert_ray.data.tokens import load_tokenizer
-from newsbert_ray.data.vectors import VECTORS
+from newsbert_ray.data.tokenizer import load_tokenizer
+from newsbert_ray.data.word_vectors import VECTORS
+from newsbert_ray.methods import TaskName
 from newsbert_ray.model.encoder import Encoder, EncoderError
-from newsbert_ray.model.loading import load_encoder, load_exported
-from newsbert_ray.model.nrms import NrmsEncoder
+from newsbert_ray.model.families import load_encoder, load_exported
 from newsbert_ray.model.pair import Pair, Top, block_map
-from newsbert_ray.model.recurrent import RecurrentEncoder
-from newsbert_ray.tasks import TaskName
+from newsbert_ray.model.word_models import NrmsEncoder, RecurrentEncoder
 
 TOP = "top.safetensors"
 TOP_CONFIG = "top.json"

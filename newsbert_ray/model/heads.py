@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from newsbert_ray.config import SettingsError, UserKind
 from newsbert_ray.data.batches import ClickChoices, PairChoices, Topics
-from newsbert_ray.model.nrms import HEAD_SIZE, HEADS, SelfAttention
+from newsbert_ray.methods import TaskName
 from newsbert_ray.model.pooling import AttentivePooling
-from newsbert_ray.tasks import TaskName
+from newsbert_ray.model.word_models import HEAD_SIZE, HEADS, SelfAttention
 
 NO_CHOICE = -1e9
 """Logit of a candidate that is not there; finite, because a soft label of 0 times infinity is no number."""

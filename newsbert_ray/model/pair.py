@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from newsbert_ray.config import SettingsError, UserKind
 from newsbert_ray.data.batches import Batch
+from newsbert_ray.methods import TaskName
 from newsbert_ray.model.encoder import Encoder, Projections
 from newsbert_ray.model.heads import build_head
 from newsbert_ray.model.pooling import AttentivePooling
-from newsbert_ray.tasks import TaskName
 
 
 @dataclass(frozen=True)

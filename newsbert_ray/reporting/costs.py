@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from newsbert_ray.reporting.panels import Bar, Bars, FigureData, NothingToDraw
-from newsbert_ray.reporting.sweeps import Sweep, Trial
+from newsbert_ray.reporting.figure_data import Bar, Bars, FigureData, NothingToDraw
+from newsbert_ray.reporting.sweep_data import Sweep, Trial
 from newsbert_ray.reporting.tables import number
 
 COST_FIGURE = "seconds_by_part"

@@ -5,12 +5,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from newsbert_ray.record import RunRecord
-from newsbert_ray.reporting.compared import (
+from newsbert_ray.record import MAP, RunRecord
+from newsbert_ray.reporting.figure_data import Dots, FigureData, Line, NothingToDraw, Panel, Scatter
+from newsbert_ray.reporting.records import (
+    NAMES,
     data_name,
     distinct,
     flat_settings,
@@ -20,8 +26,7 @@ from newsbert_ray.reporting.compared import (
     units_of,
     varying_settings,
 )
-from newsbert_ray.reporting.names import NAMES
-from newsbert_ray.reporting.panels import FigureData, Line, NothingToDraw, Panel
+from newsbert_ray.reporting.sweep_data import Sweep
 from newsbert_ray.reporting.tables import number, summarise
 
 BETA, DEPTH, BEFORE = "distill.beta", "student.layers", "before.method"
@@ -278,3 +283,186 @@ def figure_caption(records: Sequence[RunRecord], panels: Sequence[Panel], *, err
     words = [text for panel in panels for text in (panel.title, *(line.label for line in panel.lines))]
     legend = " N: student layers." if any(word.startswith("N = ") for word in words) else ""
     return f"Data: {data}{titles}. Teacher: {teachers}. {len(records)} runs, {spread}.{legend}"
+
+
+BLOCKS_FIGURE = "block_gradients"
+_KINDS: Mapping[str, str] = {
+    "ratio": "norms, block mean / student",
+    "cosine": "cosine, block mean and student",
+}
+_NUMBER = re.compile(r"block_(\d+)_(ratio|cosine)")
+
+
+def blocks_figure(records: Sequence[RunRecord]) -> FigureData[Panel]:
+    """For each student depth and block the ratio of the gradients' norms and their cosine, before mixing,
+    over epochs; mean and standard deviation over all runs of that depth.
+
+    Raises:
+        NothingToDraw: no run has a teacher that learns beside its student.
+    """
+    records = [record for record in distinct(records) if any(entry.get("blocks") for entry in record.curve)]
+    if not records:
+        raise NothingToDraw("gradients of blocks are left out: no teacher learned beside its student")
+    depths = sorted({int(flat_settings(record)["student.layers"]) for record in records})
+    panels = [
+        Panel(f"N = {depth}", "epoch", label, tuple(lines))
+        for depth in depths
+        for kind, label in _KINDS.items()
+        if (lines := list(_lines(records, depth, kind)))
+    ]
+    names = ", ".join(dict.fromkeys(map(data_name, records)))
+    teachers = ", ".join(dict.fromkeys(map(teacher_name, records)))
+    return FigureData(
+        BLOCKS_FIGURE,
+        tuple(panels),
+        f"Data: {names}. Teacher: {teachers}. {len(records)} runs, mean ± sd over them; gradients of logged "
+        "updates before mixing. Momentum adds beta x ratio of its own length to a student layer's gradient; "
+        "where the cosine is small, it turns the update.",
+        across=2,
+        whole_x=True,
+        alt="; ".join(
+            f"{panel.title}, {panel.y_label}: "
+            + ", ".join(f"{line.label} ends at {line.y[-1]:.2f}" for line in panel.lines)
+            for panel in panels
+        ),
+    )
+
+
+def _lines(records: Sequence[RunRecord], depth: int, kind: str) -> Iterator[Line]:
+    found: dict[int, dict[float, list[float]]] = {}
+    for record in records:
+        if int(flat_settings(record)["student.layers"]) != depth:
+            continue
+        for entry in record.curve:
+            for name, value in (entry.get("blocks") or {}).items():
+                match = _NUMBER.fullmatch(name)
+                if match and match[2] == kind:
+                    at = found.setdefault(int(match[1]), {})
+                    at.setdefault(float(entry["epoch"]), []).append(float(value))
+    for block, by_epoch in sorted(found.items()):
+        yield line_of(by_epoch, f"block {block}")
+
+
+MAP_FIGURE = "map_of_titles"
+TOPICS = 8
+"""Colours that can be told apart; the other topics are grey."""
+OTHERS = "other topics"
+
+
+def map_figure(run: Path) -> FigureData[Scatter]:
+    """Titles by topic in the plane that parts the topics best.
+
+    Args:
+        run: folder of a finished run of topics.
+    Raises:
+        NothingToDraw: it left no map.
+    """
+    try:
+        found: dict[str, Any] = json.loads((run / MAP).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise NothingToDraw(f"the map of titles is left out: {run.name} left none") from error
+    labels, topics = found["labels"], found["topic"]
+    counts = Counter(topics)
+    shown = [topic for topic, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))][:TOPICS]
+    groups: dict[str, list[int]] = {OTHERS: []}
+    for topic in shown:
+        groups[labels[topic]] = []
+    for place, topic in enumerate(topics):
+        groups[labels[topic] if topic in shown else OTHERS].append(place)
+    dots = tuple(
+        Dots(
+            name,
+            "stopped" if name == OTHERS else "finished",
+            tuple(found["x"][place] for place in places),
+            tuple(found["y"][place] for place in places),
+            (None,) * len(places),
+            colour=None if name == OTHERS else list(groups).index(name) - 1,
+        )
+        for name, places in groups.items()
+        if places
+    )
+    panel = Scatter("", "first axis", "second axis", dots)
+    caption = (
+        f"{len(topics):,} titles of {found['split']} as the student embeds them, in the plane in which the "
+        f"topics' means lie furthest apart ({found['share']:.0%} of the variance between them)."
+    )
+    named = ", ".join(labels[topic] for topic in shown)
+    return FigureData(
+        MAP_FIGURE, (panel,), caption, wide=True, alt=f"titles of {named} and others on a plane"
+    )
+
+
+QUALITY_FIGURE = "quality_kept"
+"""What the figure's file is called."""
+_LEFT_OUT = "quality kept over speed-up is left out"
+
+
+def quality_figure(records: Sequence[RunRecord], *, chosen: bool = False) -> FigureData[Panel]:
+    """The student's share of its teacher's test metric over its speed-up, a line for each method, a point for
+    each depth: the curve that says what a gain in speed costs.
+
+    The speed-up is that of titles/s which the run measured at its end, student and teacher in turn. Error
+    bars are the standard deviation of the share over seeds.
+
+    Args:
+        chosen: the runs are a search's best at each depth, whatever else they differ in.
+    Raises:
+        NothingToDraw: no two depths with a teacher beside them and both speeds, or more varies than method,
+            depth and learning rates.
+        ValueError: runs of several tasks.
+    """
+    metric = one_task(records).primary
+    paths = (f"test.student.{metric.name}", f"test.teacher.{metric.name}", "speed.times_teacher")
+    whole = [r for r in distinct(records) if all(number(r, path) for path in paths)]
+    more = set(varying_settings(whole)) - {"method", DEPTH} - set(tuned_settings(whole))
+    if more and not chosen:
+        raise NothingToDraw(f"{_LEFT_OUT}: {', '.join(sorted(more))} vary too")
+    found: dict[str, dict[int, list[tuple[float, float]]]] = {}
+    for record in whole:
+        student, teacher, speed = (number(record, path) or 0.0 for path in paths)
+        flat = flat_settings(record)
+        depths = found.setdefault(str(flat["method"]), {})
+        depths.setdefault(int(flat[DEPTH]), []).append((speed, 100 * student / teacher))
+    if max((len(depths) for depths in found.values()), default=0) < 2:
+        raise NothingToDraw(f"{_LEFT_OUT}: it takes students of two depths, with their teachers' numbers")
+    if len(found) > MAX_LINES:
+        raise NothingToDraw(f"{_LEFT_OUT}: of {len(found)} methods {MAX_LINES} can be told apart")
+    lines = tuple(
+        _line(NAMES.get(name, name), depths, noted=not place)
+        for place, (name, depths) in enumerate(found.items())
+    )
+    panel = Panel("", "titles/s, times the teacher's", f"test {metric.heading}, % of the teacher's", lines)
+    order = sorted({depth for depths in found.values() for depth in depths}, reverse=True)
+    caption = (
+        f"{figure_caption(whole, [panel])} Along a line from left to right: students of "
+        f"{', '.join(map(str, order))} layers" + (", the search's best on validation." if chosen else ".")
+    )
+    alt = ". ".join(
+        f"{line.label} keeps "
+        + ", ".join(f"{y:.1f} % at {x:.1f} times the speed" for x, y in zip(line.x, line.y, strict=True))
+        for line in lines
+    )
+    return FigureData(QUALITY_FIGURE, (panel,), caption, alt=f"{alt}.")
+
+
+def best_at_each_depth(sweep: Sweep) -> list[RunRecord]:
+    """Records of the best finished point, by the sweep's first goal, of each method at each depth."""
+    best: dict[tuple[str, int], list[RunRecord]] = {}
+    for point in sweep.finished:
+        records = point.records
+        if records:
+            flat = flat_settings(records[0])
+            best.setdefault((str(flat["method"]), int(flat[DEPTH])), records)
+    return [record for records in best.values() for record in records]
+
+
+def _line(label: str, depths: dict[int, list[tuple[float, float]]], *, noted: bool) -> Line:
+    """A point for each depth, the deepest first, which is the slowest; `noted`, with its depth beside it."""
+    points = []
+    for depth in sorted(depths, reverse=True):
+        speeds, shares = zip(*depths[depth], strict=True)
+        share = summarise(shares)
+        points.append((summarise(speeds).mean, share.mean, share.sd, share.n))
+    x, y, sd, n = zip(*points, strict=True)
+    notes = [f"{depth} layer{'s' if depth > 1 else ''}" for depth in sorted(depths, reverse=True)]
+    return Line(label, x, y, sd, n, notes=tuple(notes) if noted else ())

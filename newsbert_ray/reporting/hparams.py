@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from newsbert_ray.methods import TASKS, TaskName
 from newsbert_ray.reporting.figures import short
-from newsbert_ray.tasks import TASKS, TaskName
 
 if TYPE_CHECKING:
     from tensorboard.compat.proto.summary_pb2 import Summary

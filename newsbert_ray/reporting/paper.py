@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from newsbert_ray.data.shards import SPLITS, Manifest
+from newsbert_ray.methods import TaskName
 from newsbert_ray.record import RunRecord
-from newsbert_ray.reporting.compared import (
+from newsbert_ray.reporting.page import Block, Bullets, Page, Section, Table
+from newsbert_ray.reporting.points import bare
+from newsbert_ray.reporting.records import (
+    NAMES,
     data_name,
+    distinct,
     flat_settings,
     one_task,
     task_name,
@@ -16,11 +25,8 @@ from newsbert_ray.reporting.compared import (
     tuned_settings,
     varying_settings,
 )
-from newsbert_ray.reporting.names import NAMES
-from newsbert_ray.reporting.page import Table
-from newsbert_ray.reporting.points import bare
-from newsbert_ray.reporting.tables import Column, columns_of, rows_as_found, show
-from newsbert_ray.tasks import TaskName
+from newsbert_ray.reporting.statistics import LEVEL, MARK, compare_rows, usual_base
+from newsbert_ray.reporting.tables import Column, Row, columns_of, rows_as_found, rows_of, show
 
 PAPERS_LAYERS = 12
 """Of the encoder that the paper's speed-ups are counted from, in layers."""
@@ -123,3 +129,150 @@ def _rates(records: Sequence[RunRecord], tuned: Sequence[str]) -> str:
             f"{name} " + ", ".join(f"{value} ({'; '.join(who)})" for value, who in sorted(values.items()))
         )
     return "".join(f", {words}" for words in said)
+
+
+_PAPERS: Mapping[str, float | None] = {
+    "users": 1_000_000,
+    "news": 161_013,
+    "news_categories": 20,
+    "impressions": 15_777_377,
+    "clicks": 24_155_470,
+    "words_per_title": 11.52,
+    "tokens_per_title": None,
+    "queries": 1_990_942,
+    "texts": 1_428_779,
+    "pairs": None,
+    "clicked": None,
+    "words_per_query": 11.83,
+    "words_per_text": 596.09,
+    "tokens_per_query": None,
+    "tokens_per_text": None,
+}
+"""Table 1 of the paper, MIND's part and NewsRetrieval's; None where it says nothing."""
+CAPTION = "Table 1. What is in the shards; the paper's corpora are others."
+
+
+def table1(corpora: Mapping[str, Mapping[str, float]]) -> Table | None:
+    """Counts and means of corpora by their names, each a column, beside the paper's; None where none is
+    known."""
+    known = {name: numbers for name, numbers in corpora.items() if numbers}
+    rows = []
+    for kind, papers in _PAPERS.items():
+        cells = [shown(numbers[kind]) if kind in numbers else "" for numbers in known.values()]
+        if any(cells):
+            rows.append((kind.replace("_", " "), *cells, shown(papers) if papers is not None else ""))
+    if not rows:
+        return None
+    return Table(("", *known, "the paper's"), tuple(rows), caption=CAPTION)
+
+
+def table1_of_runs(records: Sequence[RunRecord]) -> Table | None:
+    """Table 1 of the corpora behind some runs, as far as their records tell."""
+    return table1({data_name(record): record.data.get("statistics") or {} for record in records})
+
+
+def shown(value: float) -> str:
+    """A count without decimals, a mean with two."""
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.2f}"
+
+
+def corpora_page(manifests: Mapping[str, Manifest]) -> Page:
+    """The report of prepared shards, by the names that their folders have."""
+    table = table1({name: manifest.statistics for name, manifest in manifests.items()})
+    facts = [f"{name}: {_describe(manifest)}" for name, manifest in manifests.items()]
+    blocks: tuple[Block, ...] = (*([table] if table else []), Bullets(tuple(facts)))
+    names = ", ".join(manifests)
+    return Page("Corpora" if len(manifests) > 1 else "Corpus", names, (Section("What is there", blocks),))
+
+
+def corpora_csv(manifests: Mapping[str, Manifest]) -> str:
+    """Every number of every corpus in full: a row each."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(("corpus", "statistic", "value"))
+    for name, manifest in manifests.items():
+        writer.writerows((name, kind, value) for kind, value in manifest.statistics.items())
+    return file.getvalue()
+
+
+def _describe(manifest: Manifest) -> str:
+    """`40,120 news in train, ...; tokens of NAME`."""
+    parts = []
+    for what, shards in (
+        ("news", manifest.splits),
+        ("impressions", manifest.behaviors),
+        ("pairs", manifest.pairs),
+    ):
+        counts = [f"{sum(s.rows for s in shards.get(split, [])):,} {split}" for split in SPLITS]
+        if shards:
+            parts.append(f"{what}: {', '.join(counts)}")
+    parts.append(f"tokens of {manifest.tokenizer.name} ({manifest.tokenizer.vocabulary:,})")
+    sources = ", ".join(f"{source.folder}/{source.file}" for source in manifest.sources)
+    return "; ".join([*parts, f"from {sources}"])
+
+
+_DEPTH, _SIZE, _JOINT = "student.layers", "train_rows", "newsbert"
+
+
+def depths_table(records: Sequence[RunRecord]) -> Table | None:
+    """A system a row, a column for each student depth and metric; None for fewer than two methods or depths,
+    or where other settings vary too. From one depth to the next the data may differ: the head says so.
+
+    Args:
+        records: of one task.
+    """
+    task = one_task(records)
+    groups: dict[int, list[RunRecord]] = {}
+    for record in distinct(records):
+        groups.setdefault(int(flat_settings(record)[_DEPTH]), []).append(record)
+    flats = [flat_settings(record) for record in records]
+    methods = {str(flat["method"]) for flat in flats}
+    if min(len(groups), len(methods)) < 2:
+        return None
+    metrics = [column for column in columns_of(task) if column.path.startswith("test.student.")]
+    teachers = [column for column in columns_of(task) if column.path.startswith("test.teacher.")]
+    sizes = {str(flat[_SIZE]) for flat in flats}
+    head, cells, beside = ["system"], dict[str, list[str]](), list[str]()
+    for depth, group in sorted(groups.items()):
+        tuned = tuned_settings(group)
+        if set(varying_settings(group)) - {"method", *tuned}:
+            return None
+        own = {name for name in tuned if name != "method"}
+        rows = [replace(row, settings=_without(row.settings, own)) for row in rows_of(group)]
+        alone = str(flat_settings(group[0])["method"])
+        by_method = {str(row.settings.get("method", alone)): row for row in rows}
+        counted = f" ({_count(group[0])} {task.examples})" if len(sizes) > 1 else ""
+        for column, teacher in zip(metrics, teachers, strict=True):
+            head.append(f"{depth} layer{'s' if depth > 1 else ''}{counted}: {bare(column)} %")
+            marked = _marked(rows, column)
+            for name in methods:
+                row = by_method.get(name)
+                shown = show(row.columns.get(column.name), column) if row else ""
+                cells.setdefault(name, []).append(shown + (MARK if name in marked else ""))
+            joint = by_method.get(_JOINT)
+            beside.append(show(joint.columns.get(teacher.name), teacher) if joint else "")
+    order = list(NAMES)
+    body = [(NAMES[name], *cells[name]) for name in sorted(cells, key=order.index)]
+    if any(beside):
+        body.append((f"the teacher beside {NAMES[_JOINT]}", *beside))
+    caption = "Systems over student depth, test split, mean ± sd over seeds"
+    if _JOINT in methods:
+        caption += f"; {MARK} differs from {NAMES[_JOINT]} (p < {LEVEL:g}, Welch's t-test, Holm's correction)"
+    return Table(tuple(head), tuple(body), words=1, caption=f"{caption}.")
+
+
+def _marked(rows: Sequence[Row], column: Column) -> set[str]:
+    """Methods whose difference to NewsBERT is significant."""
+    base = usual_base(rows)
+    if base is None or base.value != _JOINT:
+        return set()
+    return {str(found.row.settings["method"]) for found in compare_rows(rows, column, base) if found.marked}
+
+
+def _without(settings: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name not in names}
+
+
+def _count(record: RunRecord) -> str:
+    """Examples that it learned from."""
+    return f"{int(record.data.get('train_rows') or 0):,}"

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from newsbert_ray.reporting.figures import short
 from newsbert_ray.reporting.page import Table
-from newsbert_ray.reporting.sweeps import Point, Sweep
+from newsbert_ray.reporting.sweep_data import Point, Sweep
 from newsbert_ray.reporting.tables import Column, Summary, columns_of, show, summary_of
 
 

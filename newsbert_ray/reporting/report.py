@@ -10,46 +10,52 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from newsbert_ray import storage
 from newsbert_ray.data.shards import MANIFEST, read_manifest
-from newsbert_ray.events import read_events
+from newsbert_ray.methods import TASKS, TaskName
 from newsbert_ray.record import MAP, RecordError, RunRecord, find_records, read_record, write_text
-from newsbert_ray.reporting.blocks import BLOCKS_FIGURE, blocks_figure
-from newsbert_ray.reporting.compared import by_task, distinct, flat_settings
-from newsbert_ray.reporting.corpora import corpora_csv, corpora_page
 from newsbert_ray.reporting.costs import COST_FIGURE, cost_figure
-from newsbert_ray.reporting.drawing import draw_svg, figure_paths, write_figure
+from newsbert_ray.reporting.draw import draw_svg, figure_paths, write_figure
+from newsbert_ray.reporting.figure_data import AnyPanel, FigureData, NothingToDraw, Panel
 from newsbert_ray.reporting.figures import (
     BEFORE,
     BETA_FIGURE,
+    BLOCKS_FIGURE,
     CHAIN_FIGURE,
     CURVE_FIGURE,
     DEPTH,
+    MAP_FIGURE,
     METHOD_FIGURE,
+    QUALITY_FIGURE,
+    best_at_each_depth,
     beta_figure,
+    blocks_figure,
     chain_figure,
     curve_figure,
+    map_figure,
     method_figure,
+    quality_figure,
 )
-from newsbert_ray.reporting.importance import IMPORTANCE_FIGURE, importance_figure
-from newsbert_ray.reporting.kept import is_kept, read_kept, write_kept
-from newsbert_ray.reporting.latex import to_latex
-from newsbert_ray.reporting.maps import MAP_FIGURE, map_figure
-from newsbert_ray.reporting.nodes import NODES_FIGURE, nodes_figure
-from newsbert_ray.reporting.over_settings import OVER_FIGURE, over_settings
-from newsbert_ray.reporting.page import Page, Picture, to_markdown
-from newsbert_ray.reporting.panels import AnyPanel, FigureData, NothingToDraw, Panel
+from newsbert_ray.reporting.page import Page, Picture, to_html, to_latex, to_markdown
+from newsbert_ray.reporting.paper import corpora_csv, corpora_page
 from newsbert_ray.reporting.points import points_csv
-from newsbert_ray.reporting.quality import QUALITY_FIGURE, best_at_each_depth, quality_figure
+from newsbert_ray.reporting.records import by_task, distinct, flat_settings, is_kept, read_kept, write_kept
 from newsbert_ray.reporting.runs_page import runs_page
-from newsbert_ray.reporting.significance import Against, read_against
-from newsbert_ray.reporting.sweep_figures import CURVES_FIGURE, FRONT_FIGURE, learning_curves, pareto_front
-from newsbert_ray.reporting.sweep_folder import is_sweep, read_sweep
+from newsbert_ray.reporting.statistics import IMPORTANCE_FIGURE, Against, importance_figure, read_against
+from newsbert_ray.reporting.sweep_data import Sweep, is_sweep, read_sweep
+from newsbert_ray.reporting.sweep_figures import (
+    CURVES_FIGURE,
+    FRONT_FIGURE,
+    NODES_FIGURE,
+    OVER_FIGURE,
+    learning_curves,
+    nodes_figure,
+    over_settings,
+    pareto_front,
+)
 from newsbert_ray.reporting.sweep_page import sweep_page
-from newsbert_ray.reporting.sweeps import Sweep
 from newsbert_ray.reporting.tables import rows_of, to_csv
-from newsbert_ray.reporting.web import to_html
-from newsbert_ray.tasks import TASKS, TaskName
+from newsbert_ray.storage import workdir as storage
+from newsbert_ray.telemetry import read_events
 
 _log = logging.getLogger(__name__)
 

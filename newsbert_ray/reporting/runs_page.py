@@ -6,16 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from newsbert_ray.methods import TASKS, Task, TaskName
 from newsbert_ray.record import RunRecord
-from newsbert_ray.reporting.compared import by_task, distinct, tuned_settings
-from newsbert_ray.reporting.corpora import table1_of_runs
-from newsbert_ray.reporting.depths import depths_table
 from newsbert_ray.reporting.page import Block, Bullets, Facts, Page, Picture, Section, Table
-from newsbert_ray.reporting.paper import table2
-from newsbert_ray.reporting.provenance import provenance
-from newsbert_ray.reporting.significance import Against, significance_table, usual_base
+from newsbert_ray.reporting.paper import depths_table, table1_of_runs, table2
+from newsbert_ray.reporting.records import by_task, distinct, provenance, tuned_settings
+from newsbert_ray.reporting.statistics import Against, significance_table, usual_base
 from newsbert_ray.reporting.tables import number, rows_of, summary_of, table_cells
-from newsbert_ray.tasks import TASKS, Task, TaskName
 
 
 def runs_page(

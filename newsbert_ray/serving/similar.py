@@ -10,12 +10,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from newsbert_ray import inputs
 from newsbert_ray.config import SettingsError
 from newsbert_ray.data.mind import BadLine, Impression, parse_behaviors
 from newsbert_ray.model.heads import ClickHead
 from newsbert_ray.serving.embed import Embedded, read_embedded
-from newsbert_ray.serving.encode import TextEncoder, load_encoder, weights_hash
+from newsbert_ray.serving.predictor import TextEncoder, load_encoder, weights_hash
+from newsbert_ray.storage import inputs
 
 Floats = npt.NDArray[np.float32]
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from newsbert_ray.data.reading import Course, Update
-from newsbert_ray.evaluation.place import Place, Scores
-from newsbert_ray.tasks import TASKS
+from newsbert_ray.evaluation.encoding import Place, Scores
+from newsbert_ray.methods import TASKS
 from newsbert_ray.training.checkpoint import Progress, best_name, write_best, write_checkpoint
 from newsbert_ray.training.step import BLOCK, Learner, LossError, train_step
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from newsbert_ray.connect import initialised
+from newsbert_ray.ray_session import initialised
 
 LOCK = ".group"
 """File in a run's folder that a group's first worker holds locked; however that ends, the system unlocks

@@ -10,16 +10,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from newsbert_ray import inputs, storage
 from newsbert_ray.config import SCRATCH, SettingsError, TrainSettings
-from newsbert_ray.connect import inside_cluster
 from newsbert_ray.data.shards import Manifest, read_manifest
+from newsbert_ray.methods import Task, task_of
+from newsbert_ray.ray_session import inside_cluster
 from newsbert_ray.record import RECORD, RunRecord, read_record, write_json
-from newsbert_ray.tasks import Task, task_of
+from newsbert_ray.storage import inputs
+from newsbert_ray.storage import workdir as storage
 from newsbert_ray.training.checkpoint import CHECKPOINTS
-from newsbert_ray.training.first import NO_NUMBER, after_first
 from newsbert_ray.training.journal import Display, both
 from newsbert_ray.training.loop import Report, World
+from newsbert_ray.training.prerequisites import NO_NUMBER, after_first
 
 SETTINGS = "settings.json"
 
@@ -73,7 +74,7 @@ def train(
                     ours = inputs.at_hand(ready)
                     _train_here(ours, manifest, report=report, quiet=quiet, out=settings.out)
                 else:
-                    from newsbert_ray.training.worker import train_group
+                    from newsbert_ray.training.ray_group import train_group
 
                     train_group(ready, manifest, report=report, quiet=quiet, gpus=gpus)
                     storage.bring(settings.out, small=True)
@@ -149,7 +150,7 @@ def _train_here(
     """Train in this process; each checkpoint is in the place `out` before anybody hears of it."""
     from newsbert_ray.data.reading import read_updates
     from newsbert_ray.training.placement import watched_node
-    from newsbert_ray.training.work import run_worker
+    from newsbert_ray.training.worker import run_worker
 
     world = World(0, 1, pick_device(settings))
     sent, evaluations = published(out), evaluations_to(report)

@@ -16,7 +16,7 @@ from newsbert_ray.distill.joint import joint_losses
 from newsbert_ray.distill.losses import weighted_total
 from newsbert_ray.distill.momentum import apply_momentum, block_statistics
 from newsbert_ray.model.pair import Pair
-from newsbert_ray.training.tables import TableGradients
+from newsbert_ray.training.sparse_embedding import TableGradients
 
 TOTAL = "total"
 BLOCK = "block_"

@@ -1,322 +1,263 @@
-"""The Ray Train shell: a group of workers, each with its part of every batch. No arithmetic here."""
+"""One worker's whole run: assemble, resume, train, test the best student, leave the record. Knows no Ray.
+
+The updates come from outside (this process's reading or Ray Data's) and so does the report; the rest is the
+same alone and in a group.
+"""
 
 from __future__ import annotations
 
-import threading
-import time
-import uuid
-from contextlib import ExitStack, suppress
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from queue import SimpleQueue
-from typing import Any
+from typing import Any, Protocol
 
-from newsbert_ray import inputs, storage
-from newsbert_ray.config import SettingsError, TrainSettings
-from newsbert_ray.connect import RaySession, environment, ray_session
-from newsbert_ray.data.reading import course_of
-from newsbert_ray.data.shards import Manifest
-from newsbert_ray.events import EventLog
-from newsbert_ray.record import RECORD
-from newsbert_ray.training.journal import Display
-from newsbert_ray.training.loop import LeavingError, Report
-from newsbert_ray.training.placement import (
-    GROUP_FOLDER,
-    at_rest,
-    end_controllers,
-    first_worker_alone,
-    release_orphans,
-    watched_node,
+import torch
+from torch import Tensor, nn
+
+from newsbert_ray.config import TrainSettings
+from newsbert_ray.data.reading import Course, Update, course_of
+from newsbert_ray.data.shards import Manifest, Split, read_manifest
+from newsbert_ray.evaluation.encoding import Pace, Scores, device_name, map_titles
+from newsbert_ray.evaluation.scoring import score_pair
+from newsbert_ray.model.assemble import assemble_pair, write_student
+from newsbert_ray.model.pair import Pair, block_map
+from newsbert_ray.record import (
+    MAP,
+    RunRecord,
+    describe_hardware,
+    installed_versions,
+    write_json,
+    write_record,
 )
-from newsbert_ray.training.post import forget_entries, send_entry, take_entries
+from newsbert_ray.telemetry import EventLog, RunMeters
+from newsbert_ray.training.checkpoint import (
+    CHECKPOINTS,
+    Progress,
+    learner_tensors,
+    load_best,
+    load_tensors,
+    resume,
+)
+from newsbert_ray.training.journal import Journal, both
+from newsbert_ray.training.loop import Report, World, never, run_loop
+from newsbert_ray.training.prerequisites import remembered, teacher_scores
+from newsbert_ray.training.step import Learner, build_learner
 
-READ_WINDOWS = 1
-"""Windows of an epoch that workers read themselves: one is in memory anyway, and Ray Data, which streams more
-of them, takes half a minute to start."""
-ENDING_SECONDS = 20.0
-"""How long a group that is stopped may take to end; ordinarily it is one."""
-_MAX_FAILURES = 3
-"""Deaths without a step further than before; whoever gets on may die as often as machines are taken away."""
-_LOOK_SECONDS = 0.5
-_ENVIRONMENT = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
-"""Ray's own 2 s would pass after every trial of a sweep."""
-_ELASTIC = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20"}
-"""A group that may be smaller does not wait longer than that for the nodes of all its workers."""
-_ONE_MACHINE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
-"""A process less where nothing is left to go on with when the machine is taken away."""
-
-
-class GroupError(RuntimeError):
-    """A group of workers that failed for good; the text holds the first worker's reason."""
+Updates = Callable[[Course, int], Iterator[Update]]
+"""(plan, steps done) -> this worker's updates after them."""
 
 
-def train_group(
+def run_worker(
     settings: TrainSettings,
-    manifest: Manifest,
+    world: World,
     *,
-    report: Report | None,
-    quiet: bool = False,
-    gpus: float | None = None,
+    updates: Updates,
+    report: Report,
+    say: Callable[[str], None],
+    leaving: Callable[[], bool] = never,
 ) -> None:
-    """Train with `settings.workers` Ray Train workers, in the cluster at hand or a private one, to a record.
-
-    A worker that dies takes its group back to the last checkpoint, and so does a machine that is taken away,
-    after one more checkpoint; with `settings.min_workers` the group then goes on with fewer. The run's folder
-    must be one that all nodes see, or in a bucket. Whatever ends this function (a report that raises, Ctrl-C)
-    ends the group first.
+    """Everything a worker does between its start and the run's record.json; only the first worker reads and
+    writes in the run's folder.
 
     Args:
-        report: gets each evaluation's entry once.
-        quiet: print nothing, and be brief: a sweep's trial. Its workers take a CPU for each of their threads,
-            and always read the shards themselves, the same batches: Ray Data takes 1.5 GB too.
-        gpus: share of a GPU for each worker, where the caller has made sure of the room; found out from the
-            cluster by default.
-    Raises:
-        SettingsError: the cluster has not the resources.
-        GroupError: the workers died more than three times without getting on, or one raised an error that
-            would come again.
+        updates: gives this worker's updates.
+        report: gets every entry of the loop, on every worker.
+        say: prints a line for a person; called on the first worker only.
+        leaving: whether this worker's machine is about to be taken away.
     """
-    with ExitStack() as stack:
-        session = stack.enter_context(ray_session(dashboard=not quiet))
-        # A run of its own takes a CPU for each worker: its threads may be more than this machine's cores.
-        cpus = float(settings.threads or 1) if quiet else 1.0
-        if gpus is None:
-            _check_resources(settings, session, cpus=cpus)
-            ready = session.gpus >= (settings.min_workers or settings.workers)
-            ready = ready or (session.growing and settings.device == "cuda")
-            gpus = 1.0 if settings.device != "cpu" and ready else 0.0
-        display = None
-        if not quiet:
-            display = stack.enter_context(Display(total=_total_steps(settings, manifest)))
-            link = f", dashboard {session.dashboard}" if session.dashboard else ""
-            display.say(f"Ray Train group of {settings.workers} at {session.address}{link}")
-        stream = not quiet and len(course_of(settings, manifest).windows(0)) > READ_WINDOWS
-        group = _Group(settings, session, trial=quiet, stream=stream, resources={"CPU": cpus, "GPU": gpus})
-        try:
-            group.follow(display=display, report=report)
-        finally:
-            group.end()
-    if group.failure:
-        raise GroupError(f"the training group failed: {_reason(group.failure)}") from group.failure
-
-
-class _Group:
-    """A Ray Train run in a thread of its own, because it cannot be interrupted where it waits."""
-
-    def __init__(
-        self,
-        settings: TrainSettings,
-        session: RaySession,
-        *,
-        trial: bool,
-        stream: bool,
-        resources: dict[str, float],
-    ) -> None:
-        self.failure: BaseException | None = None
-        self._settings = settings
-        self._loopback = session.address.startswith("127.0.0.1")
-        self._resources = resources
-        self._storage = str(storage.join(settings.out, GROUP_FOLDER))
-        # Workers of an earlier start may still send to theirs.
-        self._name = uuid.uuid4().hex
-        self._furthest = 0
-        self._notes: SimpleQueue[str] = SimpleQueue()
-        self._config = {
-            "settings": settings.model_dump(),
-            "threads": _threads(settings, session),
-            "trial": trial,
-            "stream": stream,
-            "group": self._name,
-            "after": "",
-        }
-        self._ending = threading.Event()
-        self._clear()
-        if not storage.is_url(settings.out):
-            Path(self._storage).mkdir(parents=True)
-        self._fit = threading.Thread(target=self._train, daemon=True)
-        self._fit.start()
-
-    def follow(self, *, display: Display | None, report: Report | None) -> None:
-        """Show and pass on what the first worker reports until the group ends."""
-        reported: set[int] = set()
-        alive = True
-        while alive:
-            self._fit.join(_LOOK_SECONDS)
-            alive = self._fit.is_alive()
-            while display and not self._notes.empty():
-                display.say(self._notes.get())
-            for entry in take_entries(self._name):
-                self._furthest = max(self._furthest, entry["step"])
-                evaluation = entry["kind"] == "evaluation"
-                if evaluation and entry["step"] in reported:
-                    continue  # a restarted group comes by its last evaluations again
-                if display:
-                    display(entry)
-                if evaluation:
-                    reported.add(entry["step"])
-                    if report:
-                        report(entry)
-
-    def end(self) -> None:
-        """End the group wherever it stands, and wait until nothing of it writes; not longer than it may."""
-        self._ending.set()
-        end = time.monotonic() + ENDING_SECONDS
-        stopped = self._fit.is_alive()
-        while self._fit.is_alive() and time.monotonic() < end:
-            end_controllers()
-            self._fit.join(0.2)
-        if stopped:
-            release_orphans()
-        while stopped and not at_rest(storage.local(self._settings.out)) and time.monotonic() < end:
-            time.sleep(0.1)
-        forget_entries(self._name)
-        self._clear()
-
-    def _clear(self) -> None:
-        """Remove what Ray Train has left; it is of no use to another start."""
-        with suppress(storage.StorageError):
-            storage.remove(self._settings.out, GROUP_FOLDER)
-
-    def _train(self) -> None:
-        failures = attempt = furthest = 0
-        while not self._ending.is_set():
-            try:
-                self._fit_once(attempt)
-                return
-            except BaseException as error:
-                failures = 1 if self._furthest > furthest else failures + 1
-                furthest, attempt = self._furthest, attempt + 1
-                if failures > _MAX_FAILURES or self._ending.is_set() or _own_reason(error):
-                    self.failure = error
-                    return
-                reason = _reason(error)
-                self._config["after"] = reason
-                self._notes.put(f"{reason}; the group goes on from its last checkpoint")
-                # Where it was the controller that died, its CPUs are still taken.
-                release_orphans()
-
-    def _fit_once(self, attempt: int) -> None:
-        from ray.train import RunConfig, ScalingConfig
-        from ray.train.torch import TorchConfig
-
-        from newsbert_ray.training.rendezvous import GroupTrainer, LoopbackConfig
-
-        gpus = self._resources["GPU"]
-        # NCCL refuses two workers on one GPU.
-        torch_config = (LoopbackConfig if self._loopback else TorchConfig)(
-            backend="gloo" if 0 < gpus < 1 else None
-        )
-        elastic = self._settings.min_workers not in (None, self._settings.workers)
-        more = {**(_ONE_MACHINE if self._loopback else {}), **(_ELASTIC if elastic else {})}
-        with environment({**_ENVIRONMENT, **more}):
-            GroupTrainer(
-                _work,
-                train_loop_config=self._config,
-                torch_config=torch_config,
-                scaling_config=ScalingConfig(
-                    num_workers=_group_size(self._settings),
-                    use_gpu=gpus > 0,
-                    resources_per_worker={name: amount for name, amount in self._resources.items() if amount},
-                ),
-                run_config=RunConfig(name=f"{self._name}-{attempt}", storage_path=self._storage),
-            ).fit()
-
-
-def _work(config: dict[str, Any]) -> None:
-    """One worker of the group."""
-    import ray.train
-    import torch
-    from ray.train.torch import get_device
-
-    from newsbert_ray.training.loop import World
-    from newsbert_ray.training.work import run_worker
-
-    given = TrainSettings.model_validate(config["settings"])
-    settings = inputs.at_hand(given)
-    torch.set_num_threads(config["threads"])
-    context = ray.train.get_context()
-    world = World(context.get_world_rank(), context.get_world_size(), get_device())
+    manifest = read_manifest(settings.data)
+    plan = course_of(settings, manifest, rank=world.rank, world_size=world.size)
     run = Path(settings.out)
+    tell = say if world.first else _silent
+    learner = build_worker_learner(settings, manifest, plan, world)
+    blocks = block_map(len(learner.pair.teacher.layers), settings.student.layers)
+    tell(f"{settings.student.layers} layers learn alone" if learner.pair.alone else describe_layers(blocks))
+    progress = _resume(run / CHECKPOINTS, learner, world, say=tell)
+    if progress.step:
+        tell(f"going on from step {progress.step} of {plan.total_steps}")
+    if not world.first:
+        progress.sums = dict.fromkeys(progress.sums, 0.0)
+    learner.pair.remembered = remembered(learner.pair, settings, manifest, plan, world)
+    journal = Journal(run, done=progress.step) if world.first else None
+    log, meters = EventLog(run), RunMeters(run)
+    if world.first:
+        log("resume" if progress.step else "start", step=progress.step, workers=world.size)
 
-    def report(entry: dict[str, Any]) -> None:
-        if world.first:
-            if entry["kind"] in ("evaluation", "checkpoint"):
-                storage.publish(given.out)
-            send_entry(config["group"], entry)
+    score = _scorer(learner.pair, settings, manifest, world)
 
-    with ExitStack() as stack:
-        if world.first:
-            storage.bring(given.out)
-            stack.enter_context(first_worker_alone(run))
-            if config["after"]:
-                EventLog(run)("worker_restart", reason=config["after"])
-        # The others wait here for the first one; an earlier start's workers may have finished meanwhile.
-        if world.sum({"finished": float(world.first and (run / RECORD).exists())})["finished"]:
-            return
-        leaving = stack.enter_context(watched_node())
-        run_worker(
-            settings,
-            world,
-            updates=_updates(stream=config["stream"]),
-            report=report,
-            say=lambda line: report({"kind": "note", "step": 0, "text": line}),
+    try:
+        run_loop(
+            learner,
+            updates(plan, progress.step),
+            plan=plan,
+            progress=progress,
+            world=world,
+            evaluate=lambda: score("validation"),
+            report=both(journal, meters, log.report, report) if journal else report,
+            checkpoints=run / CHECKPOINTS,
             leaving=leaving,
         )
         if world.first:
-            inputs.as_given(run, given)
-            storage.publish(given.out)
-            if config["trial"]:
-                storage.discard(given.out)  # a trial's: its node may see hundreds of them
+            load_best(run / CHECKPOINTS, progress.best, learner.pair)
+        if world.size > 1:
+            learner.pair.load_state_dict(world.share(_on_cpu(learner.pair.state_dict())))
+        pace = Pace()
+        tested = manifest.rows("test", settings.task) > 0
+        test = score("test", pace) if tested else {}
+    finally:
+        if journal:
+            journal.close()
+    if world.first:
+        _finish(settings, manifest, learner, progress, test, pace, world)
+        log("end", steps=progress.step, seconds=sum(progress.seconds.values()))
 
 
-def _updates(*, stream: bool) -> Any:
-    from newsbert_ray.data.reading import read_updates
-    from newsbert_ray.data.stream import stream_updates
-
-    source = stream_updates if stream else read_updates
-    return lambda plan, done: source(plan, done=done)
+class _Score(Protocol):
+    def __call__(self, split: Split, pace: Pace | None = None) -> Scores: ...
 
 
-def _group_size(settings: TrainSettings) -> Any:
-    """How many workers Ray Train is to start: from the least to all where fewer will do."""
-    least = settings.min_workers or settings.workers
-    return settings.workers if least == settings.workers else (least, settings.workers)
+def _scorer(pair: Pair, settings: TrainSettings, manifest: Manifest, world: World) -> _Score:
+    """Metrics of the pair's models on a split; a frozen teacher's are found once, for they do not change, or
+    on validation not at all, where its own run has them."""
+    read = pair.frozen and world.first
+    kept: dict[Split, Scores] = world.share(teacher_scores(settings, manifest) if read else {})
+
+    def score(split: Split, pace: Pace | None = None) -> Scores:
+        known = kept.get(split, {}) if pace is None else {}
+        models = {name: model for name, model in pair.models().items() if name not in known}
+        found = score_pair(pair, settings, manifest, split, place=world.place, pace=pace, models=models)
+        if pair.frozen:
+            kept[split] = known or {"teacher": found["teacher"]}
+        return {**known, **found}
+
+    return score
 
 
-def _total_steps(settings: TrainSettings, manifest: Manifest) -> int:
-    return course_of(settings, manifest).total_steps
+def _resume(folder: Path, learner: Learner, world: World, *, say: Callable[[str], None]) -> Progress:
+    """The progress to go on from, its tensors in every worker's learner; the first alone reads the folder,
+    which the others' machines need not see."""
+    progress = world.share(resume(folder, learner, say=say) if world.first else Progress())
+    if world.size > 1 and progress.step:
+        tensors = world.share(_on_cpu(learner_tensors(learner)) if world.first else {})
+        load_tensors(learner, tensors)
+    return progress
 
 
-def _check_resources(settings: TrainSettings, session: RaySession, *, cpus: float) -> None:
-    if session.growing:
-        return  # Ray's autoscaler brings what is asked for
-    least = settings.min_workers or settings.workers
-    if session.cpus < least * cpus:
-        raise SettingsError(
-            f"workers {settings.workers}: the cluster has {session.cpus:g} CPUs and each worker takes "
-            f"{cpus:g}; use --workers {max(1, int(session.cpus / cpus))} or add nodes"
-        )
-    if settings.device == "cuda" and session.gpus < settings.workers:
-        raise SettingsError(
-            f"workers {settings.workers} on device cuda: the cluster has {session.gpus:g} GPUs; use "
-            "fewer workers"
-        )
+def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().cpu() for name, value in tensors.items()}
 
 
-def _threads(settings: TrainSettings, session: RaySession) -> int:
+def build_worker_learner(
+    settings: TrainSettings, manifest: Manifest, plan: Course, world: World, *, stand_in: bool = False
+) -> Learner:
+    """The learner on this worker's device, wrapped for gradient averaging where there are several workers;
+    `stand_in` as for `assemble_pair`."""
     if settings.threads is not None:
-        return settings.threads
-    return max(1, int(session.cpus) // settings.workers) if session.private else 1
+        torch.set_num_threads(settings.threads)
+    pair = assemble_pair(settings, manifest, stand_in=stand_in).to(world.device)
+    learner = build_learner(pair, settings, total_steps=plan.total_steps, world_size=world.size)
+    if world.size > 1:
+        tables = {id(table.weight) for table in learner.tables.tables}
+        # What DDP's own `_set_params_and_buffers_to_ignore_for_model` sets.
+        pair._ddp_params_and_buffers_to_ignore = [  # type: ignore[assignment]
+            name for name, parameter in pair.named_parameters() if id(parameter) in tables
+        ]
+        learner.model = nn.parallel.DistributedDataParallel(
+            pair,
+            device_ids=[world.device] if world.device.type == "cuda" else None,
+            # A first stage leaves the top without a gradient.
+            find_unused_parameters=settings.distill.first_share > 0,
+        )
+    return learner
 
 
-def _reason(error: BaseException) -> str:
-    """What a person should read of a group's failure: our own message where a worker raised one."""
-    lines = str(error).strip().splitlines()
-    return _own_reason(error) or (lines[-1] if lines else type(error).__name__)
+def describe_layers(layer_map: list[list[int]]) -> str:
+    """The layer map as a line: which teacher layers stand behind each student layer."""
+    blocks = [
+        f"{i} <- {block[0]}-{block[-1]}" if len(block) > 1 else f"{i} <- {block[0]}"
+        for i, block in enumerate(layer_map, 1)
+    ]
+    return "student layer <- teacher layers: " + ", ".join(blocks)
 
 
-def _own_reason(error: BaseException) -> str | None:
-    """The message of an error of this package that a worker raised: it would come again on every start."""
-    for one in (getattr(error, "worker_failures", None) or {}).values():
-        if type(one).__module__.startswith("newsbert_ray.") and not isinstance(one, LeavingError):
-            return str(one)
-    return None
+def _finish(
+    settings: TrainSettings,
+    manifest: Manifest,
+    learner: Learner,
+    progress: Progress,
+    test: Scores,
+    pace: Pace,
+    world: World,
+) -> None:
+    run = Path(settings.out)
+    write_student(
+        run / "student",
+        learner.pair,
+        manifest,
+        tokenizer=Path(settings.data) / "tokenizer",
+        task=settings.task,
+    )
+    if settings.task == "topics":
+        encoder, top = learner.pair.eval().models()["student"]
+        split: Split = "test" if test else "validation"
+        device = world.device
+        write_json(run / MAP, map_titles(encoder, top, settings.data, manifest, split, device=device))
+    best = next(entry for entry in progress.curve if entry["step"] == progress.best_step)
+    teacher, student = len(learner.pair.teacher.layers), settings.student.layers
+    write_record(
+        run,
+        RunRecord(
+            settings=settings.model_dump(),
+            seed=settings.seed,
+            versions=installed_versions(),
+            hardware={
+                **describe_hardware(),
+                "device": device_name(world.device),
+                "workers": world.size,
+                "threads": torch.get_num_threads(),
+            },
+            seconds={**progress.seconds, "total": sum(progress.seconds.values())},
+            layer_map=block_map(teacher, student),
+            metrics={
+                "validation": best["validation"],
+                "test": test,
+                "speed": pace.speed if pace.seconds else {},
+                "best_step": progress.best_step,
+                "train": progress.curve[-1]["train"],
+                "parameters": _parameters(learner),
+            },
+            curve=progress.curve,
+            data=_data(settings, manifest),
+            steps=progress.step,
+            titles_per_second=progress.titles
+            / max(1e-9, progress.seconds["train"] + progress.seconds["data"]),
+        ),
+    )
+    if not settings.checkpoint.keep_finished:
+        shutil.rmtree(run / CHECKPOINTS, ignore_errors=True)
+
+
+def _data(settings: TrainSettings, manifest: Manifest) -> dict[str, Any]:
+    return {
+        "name": " + ".join(dict.fromkeys(source.folder for source in manifest.sources)),
+        "fingerprint": manifest.fingerprint,
+        "tokenizer": manifest.tokenizer.sha256,
+        "train_rows": settings.train_rows or manifest.examples("train", settings.task),
+        "validation_rows": manifest.rows("validation", settings.task),
+        "test_rows": manifest.rows("test", settings.task),
+        "labels": len(manifest.labels),
+        "statistics": dict(manifest.statistics),
+    }
+
+
+def _parameters(learner: Learner) -> dict[str, int]:
+    pair = learner.pair
+    parts: dict[str, nn.Module] = {
+        **{name: encoder for name, (encoder, _) in pair.models().items()},
+        "top": pair.top,
+    }
+    return {name: sum(p.numel() for p in module.parameters()) for name, module in parts.items()}
+
+
+def _silent(_: str) -> None:
+    pass

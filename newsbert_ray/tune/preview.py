@@ -10,14 +10,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from newsbert_ray import storage
 from newsbert_ray.config import SettingsError
-from newsbert_ray.connect import ray_session
+from newsbert_ray.ray_session import ray_session
 from newsbert_ray.record import write_json
+from newsbert_ray.storage import workdir as storage
 from newsbert_ray.tune import space as spaces
-from newsbert_ray.tune.asking import build_space, read_asked
-from newsbert_ray.tune.place import place_of
-from newsbert_ray.tune.plan import ESTIMATE, MARKS, claim_folder, fixed_part, read_corpora
+from newsbert_ray.tune.resources import place_of
+from newsbert_ray.tune.sweep_folder import (
+    ESTIMATE,
+    MARKS,
+    build_space,
+    claim_folder,
+    fixed_part,
+    read_asked,
+    read_corpora,
+)
 
 if TYPE_CHECKING:
     from newsbert_ray.tune.estimate import Estimate
@@ -52,7 +59,7 @@ def preview(
         read_corpora(found, first)
         recorded = _curves(curves, found)
         from newsbert_ray.tune.estimate import estimate_sweep
-        from newsbert_ray.tune.running import node_resources
+        from newsbert_ray.tune.ray_tune import node_resources
 
         began = time.monotonic()
         with ray_session():
@@ -114,7 +121,7 @@ def _subject(space: SearchSpace, overrides: Mapping[str, Any]) -> dict[str, Any]
 def _curves(folder: str | Path | None, space: SearchSpace) -> Any:
     if folder is None:
         return None
-    from newsbert_ray.tune.saving import recorded_curves
+    from newsbert_ray.tune.replay import recorded_curves
 
     with storage.snapshot(folder) as here:
         curves = recorded_curves(here, space.metric)

@@ -8,20 +8,30 @@ import itertools
 import json
 import math
 import os
+import random
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from newsbert_ray.config import build_settings, merge
+from newsbert_ray.methods import task_of
 from newsbert_ray.record import METRICS, EarlyStop, RunRecord, find_records, read_record
-from newsbert_ray.tasks import task_of
-from newsbert_ray.tune.jobs import TRIALS, Curve, Job, Jobs, metric_value
-from newsbert_ray.tune.memory import Memory
-from newsbert_ray.tune.plan import SWEEP
-from newsbert_ray.tune.schema import curves_of
-from newsbert_ray.tune.space import Axis, Point, Search, SearchSpace, Stopping, flatten, point_label
+from newsbert_ray.tune.space import (
+    Axis,
+    Point,
+    Search,
+    SearchSpace,
+    Stopping,
+    curves_of,
+    flatten,
+    point_label,
+)
 from newsbert_ray.tune.stopping import EPOCH, EarlyStopping
+from newsbert_ray.tune.study import Memory
+from newsbert_ray.tune.sweep_folder import SWEEP
+from newsbert_ray.tune.trials import TRIALS, Curve, Job, Jobs, metric_value, trial_curve
 
 
 class TableError(ValueError):
@@ -229,3 +239,65 @@ def _leave(job: Job, moment: Moment, metric: str) -> None:
     job.out.mkdir(parents=True, exist_ok=True)
     with (job.out / METRICS).open("a", encoding="utf-8") as file:
         file.write(json.dumps(entry) + "\n")
+
+
+REPLAYS = 20
+"""Orders of the trials that are played through."""
+
+
+@dataclass(frozen=True)
+class Saving:
+    """What early stopping leaves: the share of all epochs, the share of trials that reach their end, and what
+    that was concluded from."""
+
+    epochs: float
+    finished: float
+    source: str
+
+
+def recorded_curves(folder: str | Path, metric: str) -> list[Curve]:
+    """The learning curves of an earlier sweep's trials, those stopped early included."""
+    found = [trial_curve(path, metric) for path in sorted((Path(folder) / TRIALS).glob("*"))]
+    return [curve for curve in found if curve]
+
+
+def early_stopping(
+    space: SearchSpace, epochs: Sequence[int], *, slots: int, curves: Sequence[Curve] | None = None
+) -> Saving:
+    """What the space's early stopping leaves of trials of so many `epochs`: the mean over REPLAYS orders.
+
+    Recorded curves are dealt out by chance; one that is too short keeps its last value. Without any, every
+    trial keeps its rank from the first epoch to the last, and any order of the ranks is as likely as another.
+    """
+    chance = random.Random(space.search.seed)
+    spent, finished = 0.0, 0
+    for _ in range(REPLAYS):
+        take = partial(next, iter(_dealt(epochs, curves or (), chance)), None)
+        for moment in play(take, space, slots=slots):
+            spent += moment.cost
+            finished += moment.finished
+    source = "assumed: trials keep their rank from the first epoch to the last and come in any order"
+    if curves:
+        source = f"played through on {len(curves)} recorded curves in any order"
+    return Saving(spent / (REPLAYS * sum(epochs)), finished / (REPLAYS * len(epochs)), source)
+
+
+def _dealt(epochs: Sequence[int], curves: Sequence[Curve], chance: random.Random) -> list[Recorded]:
+    """A curve for each trial, at whole epochs."""
+    if not curves:
+        drawn: Sequence[Curve] = [[(1.0, chance.random())] for _ in epochs]
+    elif len(curves) >= len(epochs):
+        drawn = chance.sample(curves, len(epochs))
+    else:
+        drawn = chance.choices(curves, k=len(epochs))
+    dealt = []
+    for number, (last, curve) in enumerate(zip(epochs, drawn, strict=True)):
+        values = [(float(epoch), _value_at(curve, epoch)) for epoch in range(1, last + 1)]
+        dealt.append(Recorded(f"trial {number}", values, values[-1][1]))
+    return dealt
+
+
+def _value_at(curve: Curve, epoch: int) -> float:
+    """The last value by the end of `epoch`; before the first evaluation, the first one's."""
+    known = [value for at, value in curve if at <= epoch]
+    return known[-1] if known else curve[0][1]

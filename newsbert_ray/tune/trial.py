@@ -16,15 +16,15 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Protocol
 
-from newsbert_ray import storage
 from newsbert_ray.config import TrainSettings, build_settings
 from newsbert_ray.record import TEACHERS, RunRecord
+from newsbert_ray.storage import workdir as storage
 
 if TYPE_CHECKING:
     from newsbert_ray.training.loop import Report
-from newsbert_ray.tune.jobs import metric_value
-from newsbert_ray.tune.nodes import require_seen
+from newsbert_ray.tune.resources import require_seen
 from newsbert_ray.tune.space import flatten
+from newsbert_ray.tune.trials import metric_value
 
 LOCK_SECONDS = 30.0
 """How long the trial's folder may still be held by a process of a sweep that was killed."""

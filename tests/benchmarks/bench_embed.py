@@ -22,9 +22,9 @@ import numpy as np
 import torch
 
 from newsbert_ray.data.mind import BadLine
-from newsbert_ray.serving.encode import load_encoder
+from newsbert_ray.serving.embed import cut_file, read_rows
 from newsbert_ray.serving.export import export
-from newsbert_ray.serving.texts import cut_file, read_rows
+from newsbert_ray.serving.predictor import load_encoder
 from tests.benchmarks.subject import FOLDER, add_subject, finished_run, say
 
 Encode = Callable[[Sequence[str]], Any]

@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 from newsbert_ray.config import TrainSettings, build_settings, merge
-from newsbert_ray.connect import ray_session
+from newsbert_ray.ray_session import ray_session
 from newsbert_ray.record import METRICS, read_entries
 from newsbert_ray.training.run import train
 from tests.benchmarks.subject import add_subject, say, subject

@@ -147,7 +147,7 @@ def _corpus(folder: Path, rows: int) -> list[str]:
 
 
 def _tokenizer(folder: Path) -> Path:
-    from newsbert_ray.data.tokens import learn_tokenizer
+    from newsbert_ray.data.tokenizer import learn_tokenizer
 
     with open(f"{_corpus(folder, 2000)[0]}/news.tsv", encoding="utf-8") as file:
         titles = [line.split("\t")[3] for line in file]

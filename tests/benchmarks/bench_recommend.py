@@ -24,20 +24,19 @@ from torch import Tensor
 
 from newsbert_ray.config import TrainSettings, build_settings, merge
 from newsbert_ray.data.batches import Batch, Bucket, ClickChoices
-from newsbert_ray.data.clicks import Clicks, Impressions
+from newsbert_ray.data.examples import Clicks, Impressions
 from newsbert_ray.data.reading import Course, collate_update, course_of, read_impressions, window_parts
-from newsbert_ray.data.shards import read_manifest
-from newsbert_ray.data.texts import TextTable, read_texts
+from newsbert_ray.data.shards import TextTable, read_manifest, read_texts
 from newsbert_ray.distill.joint import joint_losses
 from newsbert_ray.distill.losses import weighted_total
+from newsbert_ray.evaluation.encoding import Models, Place
 from newsbert_ray.evaluation.metrics import impression_metrics
-from newsbert_ray.evaluation.place import Models, Place
-from newsbert_ray.evaluation.ranking import score_rankings
+from newsbert_ray.evaluation.scoring import score_rankings
 from newsbert_ray.model.assemble import assemble_pair
 from newsbert_ray.model.heads import ClickHead
 from newsbert_ray.training.loop import World
 from newsbert_ray.training.step import train_step
-from newsbert_ray.training.work import build_worker_learner
+from newsbert_ray.training.worker import build_worker_learner
 from tests.benchmarks.bench_step import mix_one_by_one
 from tests.benchmarks.subject import add_subject, say, subject
 
@@ -230,7 +229,7 @@ def first_impressions(block: Impressions, count: int) -> Impressions:
 def few_scores(models: Models, settings: TrainSettings, few: Impressions) -> dict[str, np.ndarray]:
     """Our scores of a few impressions."""
     from newsbert_ray.evaluation.encoding import encode_texts
-    from newsbert_ray.evaluation.ranking import News, score_block
+    from newsbert_ray.evaluation.scoring import News, score_block
 
     manifest = read_manifest(settings.data)
     table = read_texts(settings.data, manifest)

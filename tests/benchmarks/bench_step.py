@@ -28,7 +28,7 @@ from newsbert_ray.distill.momentum import apply_momentum
 from newsbert_ray.model.assemble import assemble_pair
 from newsbert_ray.training.loop import World
 from newsbert_ray.training.step import train_step
-from newsbert_ray.training.work import build_worker_learner
+from newsbert_ray.training.worker import build_worker_learner
 from tests.benchmarks.subject import add_subject, say, subject
 
 WARM_UP = 5

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from newsbert_ray.config import TrainSettings, build_settings, merge
-from newsbert_ray.connect import ray_session
+from newsbert_ray.ray_session import ray_session
 from newsbert_ray.record import RunRecord
 from tests.benchmarks.subject import add_subject, say, subject
 
@@ -189,7 +189,7 @@ def in_a_pool(common: Mapping[str, Any], betas: Sequence[float], folder: Path) -
 
 def in_a_sweep(common: Mapping[str, Any], betas: Sequence[float], folder: Path) -> Round:
     """The sweep itself, in a session that this process has opened, so that Ray's start is known apart."""
-    from newsbert_ray.tune.search import sweep
+    from newsbert_ray.tune.sweep import sweep
 
     space = folder / "space.yaml"
     space.write_text(SPACE.format(betas=", ".join(map(str, betas))), encoding="utf-8")

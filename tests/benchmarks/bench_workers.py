@@ -27,7 +27,7 @@ from newsbert_ray.data.reading import course_of, read_updates
 from newsbert_ray.data.shards import read_manifest
 from newsbert_ray.training.loop import World
 from newsbert_ray.training.step import Learner, train_step
-from newsbert_ray.training.work import build_worker_learner
+from newsbert_ray.training.worker import build_worker_learner
 from tests.benchmarks.subject import add_subject, say, subject
 
 GPU_FLOPS = 989e12

@@ -141,7 +141,7 @@ def import_all() -> None:
     import newsbert_ray.data.prepare
     import newsbert_ray.evaluation.evaluate
     import newsbert_ray.training.run
-    import newsbert_ray.training.work  # noqa: F401
+    import newsbert_ray.training.worker  # noqa: F401
 
     torch.set_num_threads(1)
     BertModel(BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=1, intermediate_size=16))
@@ -252,7 +252,7 @@ def _pass(folder: Path, share: float, train_clicks: int) -> dict[str, Any]:
     from newsbert_ray.data.shards import read_manifest
     from newsbert_ray.training.loop import World
     from newsbert_ray.training.step import train_step
-    from newsbert_ray.training.work import build_worker_learner
+    from newsbert_ray.training.worker import build_worker_learner
 
     settings = settings_of(folder / "shards")
     course, updates = updates_of(settings)

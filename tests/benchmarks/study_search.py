@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from newsbert_ray.record import find_records, read_record, write_text
-from newsbert_ray.reporting.drawing import write_figure
-from newsbert_ray.reporting.panels import FigureData, Line, Panel
-from newsbert_ray.tune.jobs import TRIALS, metric_value
+from newsbert_ray.reporting.draw import write_figure
+from newsbert_ray.reporting.figure_data import FigureData, Line, Panel
 from newsbert_ray.tune.replay import Replay, Table, read_table, replay
 from newsbert_ray.tune.space import Search, SearchSpace, Stopping, flatten, point_label
+from newsbert_ray.tune.trials import TRIALS, metric_value
 
 SHARE = 1 / 3
 """The share of the grid's budget at which the goal is judged."""

@@ -16,7 +16,7 @@ from urllib.request import urlopen
 import pytest
 
 from cluster.local import LocalCluster
-from newsbert_ray.meters import METERS, exported_name
+from newsbert_ray.telemetry import METERS, exported_name
 
 FILE = Path(__file__).parents[2] / "cluster/grafana.json"
 DASHBOARD: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8"))
@@ -38,7 +38,7 @@ END_SECONDS = 60.0
 RUN = """
 import sys, time
 import ray
-from newsbert_ray.meters import RunMeters, SweepMeters
+from newsbert_ray.telemetry import RunMeters, SweepMeters
 
 ray.init(address="auto", log_to_driver=False)
 

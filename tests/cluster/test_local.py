@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file
 
 from cluster.local import LocalCluster, below
-from newsbert_ray.events import read_events
 from newsbert_ray.record import METRICS, RECORD, read_entries, read_record
-from newsbert_ray.reporting.nodes import node_steps, trial_steps
+from newsbert_ray.reporting.sweep_figures import node_steps, trial_steps
+from newsbert_ray.telemetry import read_events
 from tests.benchmarks.soak_cluster import Soak, check, one_fault, running
 from tests.test_connect import LOOPBACK, listeners
 

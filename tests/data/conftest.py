@@ -9,7 +9,7 @@ import pytest
 
 from newsbert_ray.data.shards import SPLITS, read_manifest, read_shard
 from newsbert_ray.data.synthetic import synthesize
-from newsbert_ray.data.tokens import learn_tokenizer
+from newsbert_ray.data.tokenizer import learn_tokenizer
 
 
 def news_ids(out: Path) -> list[str]:

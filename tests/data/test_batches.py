@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from newsbert_ray.data.batches import Part, Topics, collate
+from newsbert_ray.data.examples import Titles, join_titles, titles_of
 from newsbert_ray.data.order import (
     Ints,
     Order,
@@ -22,7 +23,6 @@ from newsbert_ray.data.order import (
 )
 from newsbert_ray.data.reading import worker_parts
 from newsbert_ray.data.shards import Shard
-from newsbert_ray.data.titles import Titles, join_titles, titles_of
 
 
 def titles(count: int, seed: int = 0) -> Titles:

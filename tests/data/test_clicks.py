@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from newsbert_ray.data.batches import ClickChoices, Part, collate, cut_buckets
-from newsbert_ray.data.clicks import (
+from newsbert_ray.data.examples import (
     Clicks,
     Impressions,
     choose_clicks,
@@ -23,8 +23,7 @@ from newsbert_ray.data.clicks import (
 )
 from newsbert_ray.data.order import Order, generator_of, shuffle_groups
 from newsbert_ray.data.reading import worker_parts
-from newsbert_ray.data.shards import BEHAVIORS_SCHEMA
-from newsbert_ray.data.texts import TextTable
+from newsbert_ray.data.shards import BEHAVIORS_SCHEMA, TextTable
 
 
 def table_of(lengths: list[int]) -> TextTable:

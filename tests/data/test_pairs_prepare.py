@@ -21,7 +21,6 @@ from hypothesis import strategies as st
 from newsbert_ray.config import PrepareSettings
 from newsbert_ray.data import pairs_shards
 from newsbert_ray.data.pairs_shards import TextIndex
-from newsbert_ray.data.pairs_table import COLUMNS
 from newsbert_ray.data.prepare import prepare
 from newsbert_ray.data.shards import (
     PAIRS_SCHEMA,
@@ -29,12 +28,14 @@ from newsbert_ray.data.shards import (
     Manifest,
     ShardError,
     Split,
+    TextTable,
     read_manifest,
     read_shard,
+    read_texts,
 )
 from newsbert_ray.data.sources import PrepareError
-from newsbert_ray.data.texts import TextTable, read_texts
-from newsbert_ray.data.tokens import TokenizerError, learn_tokenizer, load_tokenizer
+from newsbert_ray.data.tables import COLUMNS
+from newsbert_ray.data.tokenizer import TokenizerError, learn_tokenizer, load_tokenizer
 
 Row = tuple[str, str, int]
 
@@ -176,7 +177,7 @@ def test_seed_and_shares_decide_the_split(tmp_path: Path, teacher: Path) -> None
 
 def test_equal_strings_are_one_text(tmp_path: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A news that a thousand queries are offered must be tokenised and encoded once, blocks apart too."""
-    monkeypatch.setattr("newsbert_ray.data.pairs_prepare._BLOCK_ROWS", 7)
+    monkeypatch.setattr("newsbert_ray.data.prepare._BLOCK_ROWS", 7)
     monkeypatch.setattr(pairs_shards, "SHARD_ROWS", 20)
     rows = [("news 1", "news 1", 1), *_rows(), ("news 1", "news 1", 0), *_rows(start=500)]
     paths = [_table(tmp_path / "a.tsv", rows), _table(tmp_path / "b.tsv", _rows(20))]
@@ -410,8 +411,8 @@ def test_progress_is_told_now_and_then(
     tmp_path: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Silence for an hour cannot be told from a hang."""
-    monkeypatch.setattr("newsbert_ray.data.pairs_prepare._SAY_SECONDS", 0.0)
-    monkeypatch.setattr("newsbert_ray.data.pairs_prepare._BLOCK_ROWS", 50)
+    monkeypatch.setattr("newsbert_ray.data.prepare._SAY_SECONDS", 0.0)
+    monkeypatch.setattr("newsbert_ray.data.prepare._BLOCK_ROWS", 50)
     _, said = _prepare(tmp_path / "out", [_table(tmp_path / "a.tsv", _rows(100))], teacher)
     assert [line for line in said if line.startswith("looked")] == [
         f"looked through {rows} rows" for rows in range(50, 301, 50)
@@ -452,7 +453,7 @@ def test_damage_leaves_other_pairs_alone(tmp_path: Path, teacher: Path, lines: l
 def test_memory_is_flat(tmp_path: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A log of a hundred million rows must not need as much memory as it has rows."""
     monkeypatch.setattr("newsbert_ray.data.sources.CHUNK_BYTES", 1 << 16)
-    monkeypatch.setattr("newsbert_ray.data.pairs_prepare._BLOCK_ROWS", 200)
+    monkeypatch.setattr("newsbert_ray.data.prepare._BLOCK_ROWS", 200)
     monkeypatch.setattr(pairs_shards, "SHARD_ROWS", 500)
     peaks, sizes = [], (2_000, 10_000)
     for count in sizes:

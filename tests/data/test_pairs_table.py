@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from newsbert_ray.data.mind import BadLine
-from newsbert_ray.data.pairs_table import COLUMNS, SUFFIXES, Pair, is_pairs_table, open_table, read_pairs
 from newsbert_ray.data.sources import CHUNK_BYTES, PrepareError
+from newsbert_ray.data.tables import COLUMNS, SUFFIXES, Pair, is_pairs_table, open_table, read_pairs
 
 GOOD = [
     Pair("cup final", "The cup was won by a goal in the last minute.", 1),
@@ -353,6 +353,6 @@ def _peak(path: Path) -> int:
 def test_memory_is_flat(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A log of a hundred gigabytes must be read by a machine that has eight."""
     monkeypatch.setattr("newsbert_ray.data.sources.CHUNK_BYTES", 1 << 17)
-    monkeypatch.setattr("newsbert_ray.data.pairs_table._BUFFER_BYTES", 1 << 17)
+    monkeypatch.setattr("newsbert_ray.data.tables._BUFFER_BYTES", 1 << 17)
     small, large = (_write(tmp_path / f"{count}{suffix}", _long_rows(count)) for count in (1_000, 12_000))
     assert _peak(large) < 1.2 * _peak(small) + 50_000

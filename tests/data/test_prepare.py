@@ -20,12 +20,11 @@ import pytest
 
 from newsbert_ray.config import PrepareSettings
 from newsbert_ray.data import chunk, sources
-from newsbert_ray.data.clicks import find_clicks, impressions_of
+from newsbert_ray.data.examples import find_clicks, impressions_of
 from newsbert_ray.data.prepare import PrepareError, prepare
-from newsbert_ray.data.shards import SPLITS, Manifest, read_manifest, read_shard
+from newsbert_ray.data.shards import OFFSETS, SPLITS, TOKENS, Manifest, read_manifest, read_shard, read_texts
 from newsbert_ray.data.synthetic import synthesize
-from newsbert_ray.data.texts import OFFSETS, TOKENS, read_texts
-from newsbert_ray.data.tokens import TokenizerError, load_tokenizer
+from newsbert_ray.data.tokenizer import TokenizerError, load_tokenizer
 from tests.data.conftest import news_ids, read_impressions_by_id
 
 Corpus = tuple[Path, Path]

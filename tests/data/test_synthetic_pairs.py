@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 
 from newsbert_ray.data.mind import parse_news
-from newsbert_ray.data.pairs_table import Pair, open_table, read_pairs
-from newsbert_ray.data.synthetic import synthesize
-from newsbert_ray.data.synthetic_pairs import synthesize_pairs
+from newsbert_ray.data.synthetic import synthesize, synthesize_pairs
+from newsbert_ray.data.tables import Pair, open_table, read_pairs
 
 
 def _pairs(path: Path) -> list[Pair]:
@@ -139,7 +138,7 @@ def test_topics_speak_as_the_invented_news_do(tmp_path: Path) -> None:
 
 def test_memory_is_flat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A table of a million rows is made to measure memory, and must not need it itself."""
-    monkeypatch.setattr("newsbert_ray.data.synthetic_pairs._REMEMBERED", 64)
+    monkeypatch.setattr("newsbert_ray.data.synthetic._REMEMBERED", 64)
     peaks = []
     for pairs in (500, 2_500):
         tracemalloc.start()

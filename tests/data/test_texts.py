@@ -7,8 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from newsbert_ray.data.shards import Manifest, ShardError, Tokenizer
-from newsbert_ray.data.texts import OFFSETS, TOKENS, TextTable, TextWriter, read_texts
+from newsbert_ray.data.shards import (
+    OFFSETS,
+    TOKENS,
+    Manifest,
+    ShardError,
+    TextTable,
+    TextWriter,
+    Tokenizer,
+    read_texts,
+)
 
 BLOCKS = [([5, 6, 7, 8, 9], [2, 3]), ([], []), ([1], [1]), ([2, 3], [2])]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from newsbert_ray.data.tokens import (
+from newsbert_ray.data.tokenizer import (
     SPECIAL_TOKENS,
     TokenizerError,
     learn_tokenizer,
@@ -34,7 +34,7 @@ def test_special_tokens_survive_truncation() -> None:
 def test_learning_is_the_same_in_another_process() -> None:
     """Vocabularies that differ between runs make every shard a new one."""
     code = (
-        "import sys, json; from newsbert_ray.data.tokens import learn_tokenizer;"
+        "import sys, json; from newsbert_ray.data.tokenizer import learn_tokenizer;"
         "print(learn_tokenizer(json.loads(sys.argv[1]).__iter__, vocabulary=200).sha256)"
     )
     command = [sys.executable, "-c", code, json.dumps(TITLES)]

@@ -12,8 +12,8 @@ import pytest
 from newsbert_ray.config import PrepareSettings, TrainSettings, build_settings
 from newsbert_ray.data.prepare import prepare
 from newsbert_ray.data.sources import PrepareError
-from newsbert_ray.data.tokens import SPECIAL_TOKENS, TokenizerError, load_tokenizer
-from newsbert_ray.data.vectors import VECTORS, fit_vectors, is_vectors
+from newsbert_ray.data.tokenizer import SPECIAL_TOKENS, TokenizerError, load_tokenizer
+from newsbert_ray.data.word_vectors import VECTORS, fit_vectors, is_vectors
 
 TITLES = ["Rams beat the Café Kings", "the rams, again"]
 FILE = "the 1 0\nzebra 9 9\n, 0 2\nrams 0.5 -1\ncafé 3 4\nbeat 1 1\nnot there 7 7\n"

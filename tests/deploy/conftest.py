@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from newsbert_ray.deploy.finding import Finding
+from newsbert_ray.deploy.doctor import Finding
 
 
 def ill(findings: list[Finding]) -> list[Finding]:

@@ -13,10 +13,8 @@ from typing import Any
 
 import pytest
 
-from newsbert_ray.deploy import access
-from newsbert_ray.deploy.access import check_cluster, check_token
-from newsbert_ray.deploy.finding import Finding
-from newsbert_ray.deploy.ports import check_ports
+from newsbert_ray.deploy import doctor as access
+from newsbert_ray.deploy.doctor import Finding, check_cluster, check_ports, check_token
 from tests.deploy.conftest import ill, the_one_to_mend
 
 

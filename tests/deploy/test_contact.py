@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from newsbert_ray.deploy.contact import ContactError, make_contact
+from newsbert_ray.deploy.job_client import ContactError, make_contact
 
 HERE = metadata.version("ray")
 Answer = Callable[[str | None], tuple[int, Mapping[str, str], bytes]]
@@ -148,7 +148,7 @@ def test_file_without_a_token_is_refused(text: str, tmp_path: Path) -> None:
 )
 def test_readable_way_is_warned_of(address: str, warned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Over plain http to another machine token and code can be read on the way, and nobody would know."""
-    monkeypatch.setattr("newsbert_ray.deploy.contact._version", lambda *_: None)
+    monkeypatch.setattr("newsbert_ray.deploy.job_client._version", lambda *_: None)
     said: list[str] = []
     with pytest.raises(ContactError, match="none is known here"):
         make_contact(address, say=said.append, environment={"HOME": "/nonexistent"})
@@ -197,7 +197,7 @@ def test_nobody_there_is_said() -> None:
 
 def test_cluster_that_lets_everybody_in_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray's heads ask for no token unless told to: whoever finds the port has the machines."""
-    monkeypatch.setattr("newsbert_ray.deploy.contact._version", lambda *_: HERE)
+    monkeypatch.setattr("newsbert_ray.deploy.job_client._version", lambda *_: HERE)
     said: list[str] = []
     assert make_contact("https://head:8265", say=said.append).token is None
     assert said == [

@@ -11,7 +11,7 @@ import pytest
 
 from newsbert_ray import cli
 from newsbert_ray.deploy import doctor as doctors
-from newsbert_ray.deploy.finding import Finding
+from newsbert_ray.deploy.doctor import Finding
 
 
 @pytest.fixture(autouse=True)

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from newsbert_ray.deploy import following
-from newsbert_ray.deploy.following import FollowError, JobEnd, end_of, follow
+from newsbert_ray.deploy import job_client as following
+from newsbert_ray.deploy.job_client import FollowError, JobEnd, end_of, follow
 
 LOG = "first\nsecond\nthird\nlast ünd\n"
 

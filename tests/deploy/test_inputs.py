@@ -10,7 +10,7 @@ import pytest
 from transformers import BertConfig, BertModel
 
 from newsbert_ray.data.shards import MANIFEST
-from newsbert_ray.deploy.inputs import check_shards, check_teacher
+from newsbert_ray.deploy.doctor import check_shards, check_teacher
 from tests.deploy.conftest import ill, the_one_to_mend
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from newsbert_ray.config import SettingsError
-from newsbert_ray.deploy.job import (
+from newsbert_ray.deploy.package import (
     Parcel,
     checked_name,
     entrypoint_of,

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from newsbert_ray.deploy import machine
-from newsbert_ray.deploy.machine import check_devices, check_storage, check_versions
+from newsbert_ray.deploy import doctor as machine
+from newsbert_ray.deploy.doctor import check_devices, check_storage, check_versions
 from tests.deploy.conftest import ill, notes, the_one_to_mend
 
 ROOT = Path(__file__).parents[2]
@@ -211,7 +211,7 @@ def test_storage_at_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
         if place != "s3://bucket/runs":
             raise ValueError(f"{place}: no such bucket")
 
-    monkeypatch.setitem(sys.modules, "newsbert_ray.storage", SimpleNamespace(check_writable=check))
+    monkeypatch.setitem(sys.modules, "newsbert_ray.storage.workdir", SimpleNamespace(check_writable=check))
     assert [found.state for found in check_storage("s3://bucket/runs")] == ["ok"]
     found = the_one_to_mend(check_storage("s3://other/runs"))
     assert found.found == "s3://other/runs: no such bucket"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from newsbert_ray.deploy.ports import check_ports
+from newsbert_ray.deploy.doctor import check_ports
 from tests.deploy.conftest import ill, notes, the_one_to_mend
 
 _HEADER = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"

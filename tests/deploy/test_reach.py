@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 
 from newsbert_ray.config import SettingsError
-from newsbert_ray.deploy.package import find_files
-from newsbert_ray.deploy.reach import check_reach, check_words
+from newsbert_ray.deploy.package import check_reach, check_words, find_files
 
 
 @pytest.fixture

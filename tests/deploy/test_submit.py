@@ -15,9 +15,8 @@ import pytest
 
 from cluster.local import LocalCluster
 from newsbert_ray import cli
-from newsbert_ray.deploy.following import JobEnd
-from newsbert_ray.deploy.job import ENVIRONMENT
-from newsbert_ray.deploy.package import LIMIT_BYTES
+from newsbert_ray.deploy.job_client import JobEnd
+from newsbert_ray.deploy.package import ENVIRONMENT, LIMIT_BYTES
 from newsbert_ray.deploy.submit import SubmitError, _closing, _once_ready
 
 if TYPE_CHECKING:

@@ -16,14 +16,12 @@ from torch import Tensor
 from newsbert_ray.config import PrepareSettings, SettingsError, build_settings
 from newsbert_ray.data.prepare import prepare
 from newsbert_ray.data.reading import read_impressions
-from newsbert_ray.data.shards import ShardError, read_manifest
+from newsbert_ray.data.shards import ShardError, read_manifest, read_texts
 from newsbert_ray.data.synthetic import synthesize
-from newsbert_ray.data.texts import read_texts
-from newsbert_ray.evaluation import ranking
-from newsbert_ray.evaluation.evaluate import evaluate
-from newsbert_ray.evaluation.place import Pace, Place
-from newsbert_ray.evaluation.ranking import encode_news, score_rankings
-from newsbert_ray.evaluation.showing import show
+from newsbert_ray.evaluation import scoring as ranking
+from newsbert_ray.evaluation.encoding import Pace, Place
+from newsbert_ray.evaluation.evaluate import evaluate, show
+from newsbert_ray.evaluation.scoring import encode_news, score_rankings
 from newsbert_ray.evaluation.submission import score_submission
 from newsbert_ray.model.assemble import assemble_pair
 from newsbert_ray.model.pair import Pair

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from newsbert_ray.data.shards import read_manifest
-from newsbert_ray.evaluation.place import Pace, Place
+from newsbert_ray.evaluation.encoding import Pace, Place
 from newsbert_ray.evaluation.scoring import score_pair
 from newsbert_ray.model.assemble import assemble_pair
 from newsbert_ray.training.run import train

@@ -11,9 +11,8 @@ import pytest
 from newsbert_ray import cli
 from newsbert_ray.config import SettingsError
 from newsbert_ray.data.shards import ShardError
-from newsbert_ray.evaluation.evaluate import evaluate
+from newsbert_ray.evaluation.evaluate import TopicRow, by_topic, evaluate, topic_rows
 from newsbert_ray.evaluation.metrics import topic_metrics
-from newsbert_ray.evaluation.topics import TopicRow, by_topic, topic_rows
 from newsbert_ray.training.run import train
 
 if TYPE_CHECKING:

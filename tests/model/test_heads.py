@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from newsbert_ray.data.batches import ClickChoices, PairChoices
+from newsbert_ray.methods import TASKS
 from newsbert_ray.model.heads import NO_CHOICE, ClickHead, PairHead, Prediction, build_head
-from newsbert_ray.tasks import TASKS
 
 
 def choices(history: list[list[int]], mask: list[list[int]], candidates: list[list[int]]) -> ClickChoices:

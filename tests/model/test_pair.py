@@ -13,7 +13,7 @@ from newsbert_ray.data.shards import read_manifest
 from newsbert_ray.distill.losses import relation
 from newsbert_ray.model.assemble import assemble_pair, load_student, write_student
 from newsbert_ray.model.encoder import Encoder, EncoderError
-from newsbert_ray.model.loading import load_encoder
+from newsbert_ray.model.families import load_encoder
 from newsbert_ray.model.pair import block_map
 from tests.conftest import topic_batch
 

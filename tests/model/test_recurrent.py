@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from newsbert_ray.model.encoder import EncoderError
-from newsbert_ray.model.loading import load_exported
-from newsbert_ray.model.recurrent import RecurrentEncoder
+from newsbert_ray.model.families import load_exported
+from newsbert_ray.model.word_models import RecurrentEncoder
 
 IDS = torch.tensor([[5, 6, 7], [8, 9, 0]])
 MASK = torch.tensor([[1, 1, 1], [1, 1, 0]])

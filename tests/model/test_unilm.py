@@ -18,7 +18,7 @@ from newsbert_ray.data.shards import read_manifest
 from newsbert_ray.distill.losses import attention_scores
 from newsbert_ray.model.assemble import assemble_pair
 from newsbert_ray.model.encoder import Encoder, EncoderError
-from newsbert_ray.model.loading import encoder_depth, load_encoder, load_exported
+from newsbert_ray.model.families import encoder_depth, load_encoder, load_exported
 from newsbert_ray.model.unilm import UniLMEncoder, relative_buckets
 
 if TYPE_CHECKING:

@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 import pytest
 
+from newsbert_ray.methods import TASKS
 from newsbert_ray.record import RunRecord
-from newsbert_ray.reporting.compared import by_task, one_task, units_of, varying_settings
+from newsbert_ray.reporting.records import by_task, one_task, units_of, varying_settings
 from newsbert_ray.reporting.tables import rows_of
-from newsbert_ray.tasks import TASKS
 
 MakeRecord = Callable[..., RunRecord]
 

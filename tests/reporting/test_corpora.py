@@ -7,7 +7,7 @@ from pathlib import Path
 
 from newsbert_ray.data.shards import read_manifest
 from newsbert_ray.record import RunRecord, write_record
-from newsbert_ray.reporting.corpora import table1, table1_of_runs
+from newsbert_ray.reporting.paper import table1, table1_of_runs
 from newsbert_ray.reporting.report import report
 
 MakeRecord = Callable[..., RunRecord]

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from newsbert_ray.reporting.costs import cost_figure, costs_of, duration
+from newsbert_ray.reporting.figure_data import NothingToDraw
 from newsbert_ray.reporting.page import Facts
-from newsbert_ray.reporting.panels import NothingToDraw
-from newsbert_ray.reporting.sweep_folder import read_sweep
+from newsbert_ray.reporting.sweep_data import read_sweep
 from newsbert_ray.reporting.sweep_page import sweep_page
 
 MakeSweep = Callable[..., Path]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from newsbert_ray.record import RunRecord
-from newsbert_ray.reporting.depths import depths_table
+from newsbert_ray.reporting.paper import depths_table
 from newsbert_ray.reporting.runs_page import runs_page
 
 if TYPE_CHECKING:

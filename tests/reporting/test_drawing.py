@@ -12,9 +12,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
-from newsbert_ray.reporting import drawing
-from newsbert_ray.reporting.drawing import draw_svg, write_figure
-from newsbert_ray.reporting.panels import (
+from newsbert_ray.reporting import draw as drawing
+from newsbert_ray.reporting.draw import draw_svg, write_figure
+from newsbert_ray.reporting.figure_data import (
     AnyPanel,
     Bar,
     Bars,

@@ -6,9 +6,14 @@ import pytest
 
 from newsbert_ray.methods import METHODS
 from newsbert_ray.record import RunRecord
-from newsbert_ray.reporting.blocks import blocks_figure
-from newsbert_ray.reporting.figures import beta_figure, chain_figure, curve_figure, method_figure
-from newsbert_ray.reporting.panels import Line, NothingToDraw
+from newsbert_ray.reporting.figure_data import Line, NothingToDraw
+from newsbert_ray.reporting.figures import (
+    beta_figure,
+    blocks_figure,
+    chain_figure,
+    curve_figure,
+    method_figure,
+)
 
 MakeRecord = Callable[..., RunRecord]
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from newsbert_ray.reporting import importance
-from newsbert_ray.reporting.importance import TooFewPoints, importance_figure, importances_of
-from newsbert_ray.reporting.panels import NothingToDraw
-from newsbert_ray.reporting.sweep_folder import read_sweep
+from newsbert_ray.reporting import statistics as importance
+from newsbert_ray.reporting.figure_data import NothingToDraw
+from newsbert_ray.reporting.statistics import TooFewPoints, importance_figure, importances_of
+from newsbert_ray.reporting.sweep_data import read_sweep
 
 MakeSweep = Callable[..., Path]
 AXES = ["learning_rate", "student.layers", "distill.temperature"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from newsbert_ray.record import RecordError, RunRecord, write_record
-from newsbert_ray.reporting.kept import read_kept, write_kept
+from newsbert_ray.reporting.records import read_kept, write_kept
 from newsbert_ray.reporting.report import report
 
 MakeRecord = Callable[..., RunRecord]

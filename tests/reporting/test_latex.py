@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from newsbert_ray.reporting.latex import to_latex
-from newsbert_ray.reporting.page import Page, Section, Table, Text
+from newsbert_ray.reporting.page import Page, Section, Table, Text, to_latex
 
 
 def test_a_table_is_one_that_latex_takes() -> None:

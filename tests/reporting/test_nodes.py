@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from newsbert_ray.reporting.nodes import node_steps, nodes_figure, trial_steps
-from newsbert_ray.reporting.panels import NothingToDraw
+from newsbert_ray.reporting.figure_data import NothingToDraw
+from newsbert_ray.reporting.sweep_figures import node_steps, nodes_figure, trial_steps
 
 
 def event(second: int, name: str, **fields: Any) -> dict[str, Any]:

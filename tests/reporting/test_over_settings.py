@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 
-from newsbert_ray.reporting.over_settings import over_settings
-from newsbert_ray.reporting.panels import NothingToDraw, Scatter
-from newsbert_ray.reporting.sweep_folder import read_sweep
-from newsbert_ray.reporting.sweeps import Axis, Goal, Point, State, Sweep, Trial
+from newsbert_ray.reporting.figure_data import NothingToDraw, Scatter
+from newsbert_ray.reporting.sweep_data import Axis, Goal, Point, State, Sweep, Trial, read_sweep
+from newsbert_ray.reporting.sweep_figures import over_settings
 
 MakeSweep = Callable[..., Path]
 

@@ -8,8 +8,8 @@ import pytest
 
 from newsbert_ray.methods import METHODS
 from newsbert_ray.record import RunRecord
-from newsbert_ray.reporting.names import NAMES
 from newsbert_ray.reporting.paper import table2
+from newsbert_ray.reporting.records import NAMES
 from newsbert_ray.reporting.runs_page import method_tables
 
 if TYPE_CHECKING:

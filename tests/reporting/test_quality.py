@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from newsbert_ray.record import RunRecord, write_record
-from newsbert_ray.reporting.panels import NothingToDraw
-from newsbert_ray.reporting.quality import best_at_each_depth, quality_figure
+from newsbert_ray.reporting.figure_data import NothingToDraw
+from newsbert_ray.reporting.figures import best_at_each_depth, quality_figure
 from newsbert_ray.reporting.report import report
-from newsbert_ray.reporting.sweep_folder import read_sweep
+from newsbert_ray.reporting.sweep_data import read_sweep
 
 MakeRecord = Callable[..., RunRecord]
 MakeSweep = Callable[..., Path]

@@ -11,9 +11,10 @@ import pytest
 from scipy import integrate, special  # type: ignore[import-untyped]
 
 from newsbert_ray.config import SettingsError
+from newsbert_ray.methods import TASKS
 from newsbert_ray.record import RunRecord, write_record
 from newsbert_ray.reporting.report import report
-from newsbert_ray.reporting.significance import (
+from newsbert_ray.reporting.statistics import (
     Against,
     compare_rows,
     holm,
@@ -24,7 +25,6 @@ from newsbert_ray.reporting.significance import (
     welch,
 )
 from newsbert_ray.reporting.tables import Row, Summary, columns_of, rows_of, summarise
-from newsbert_ray.tasks import TASKS
 
 if TYPE_CHECKING:
     from tests.conftest import MakeRecord

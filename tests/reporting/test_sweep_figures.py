@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from newsbert_ray.reporting.panels import NothingToDraw
+from newsbert_ray.reporting.figure_data import NothingToDraw
+from newsbert_ray.reporting.sweep_data import read_sweep
 from newsbert_ray.reporting.sweep_figures import learning_curves, pareto_front
-from newsbert_ray.reporting.sweep_folder import read_sweep
 
 MakeSweep = Callable[..., Path]
 GOALS = (

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from newsbert_ray.record import RecordError
-from newsbert_ray.reporting.sweep_folder import is_sweep, read_sweep
+from newsbert_ray.reporting.sweep_data import is_sweep, read_sweep
 
 MakeSweep = Callable[..., Path]
 

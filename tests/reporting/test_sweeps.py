@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from newsbert_ray.reporting.sweeps import Axis, Goal, Point, Sweep, Trial, listed
+from newsbert_ray.reporting.sweep_data import Axis, Goal, Point, Sweep, Trial, listed
 from newsbert_ray.reporting.tables import Mode
 
 

@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 import pytest
 
+from newsbert_ray.methods import TASKS
 from newsbert_ray.record import RunRecord
-from newsbert_ray.reporting import compared
-from newsbert_ray.reporting.compared import distinct, teacher_name, varying_settings
+from newsbert_ray.reporting import records as compared
+from newsbert_ray.reporting.records import distinct, teacher_name, varying_settings
 from newsbert_ray.reporting.tables import columns_of, number, rows_of, show, summarise, table_cells, to_csv
-from newsbert_ray.tasks import TASKS
-from newsbert_ray.training.first import NO_NUMBER
+from newsbert_ray.training.prerequisites import NO_NUMBER
 
 MakeRecord = Callable[..., RunRecord]
 ACCURACY = columns_of(TASKS["topics"])[0]

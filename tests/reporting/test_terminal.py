@@ -9,8 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from newsbert_ray.record import RunRecord
-from newsbert_ray.reporting.tables import Mode
-from newsbert_ray.reporting.terminal import sweep_table
+from newsbert_ray.reporting.tables import Mode, sweep_table
 
 MakeRecord = Callable[..., RunRecord]
 

@@ -6,7 +6,8 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
-from newsbert_ray.reporting.drawing import draw_svg
+from newsbert_ray.reporting.draw import draw_svg
+from newsbert_ray.reporting.figure_data import Bar, Bars, FigureData, Line, Panel
 from newsbert_ray.reporting.page import (
     Bullets,
     Command,
@@ -16,10 +17,10 @@ from newsbert_ray.reporting.page import (
     Section,
     Table,
     Text,
+    inline_svg,
+    to_html,
     to_markdown,
 )
-from newsbert_ray.reporting.panels import Bar, Bars, FigureData, Line, Panel
-from newsbert_ray.reporting.web import inline_svg, to_html
 
 VOID = {"meta", "br", "link", "img", "hr"}
 

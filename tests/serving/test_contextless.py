@@ -10,12 +10,11 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel, DistilBertConfig, DistilBertModel
 
-from newsbert_ray.data.tokens import load_tokenizer
+from newsbert_ray.data.tokenizer import load_tokenizer
 from newsbert_ray.model.assemble import load_student
 from newsbert_ray.model.encoder import Encoder
-from newsbert_ray.serving import encode as encoding
-from newsbert_ray.serving.contextless import Contextless
-from newsbert_ray.serving.encode import TextEncoder
+from newsbert_ray.serving import predictor as encoding
+from newsbert_ray.serving.predictor import Contextless, TextEncoder
 
 TEXTS = [f"the team wins again in week {n % 9} of the season " + "and more " * (n % 5) for n in range(300)]
 

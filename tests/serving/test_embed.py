@@ -14,13 +14,20 @@ import torch
 
 from newsbert_ray.data import sources
 from newsbert_ray.model.assemble import load_student
-from newsbert_ray.remote import Remote
 from newsbert_ray.serving import embed as embedding
-from newsbert_ray.serving import texts
-from newsbert_ray.serving.embed import Done, embed, read_embedded
-from newsbert_ray.serving.shelf import EMBEDDED, EmbedError
+from newsbert_ray.serving import embed as texts
+from newsbert_ray.serving.embed import (
+    EMBEDDED,
+    Done,
+    EmbedError,
+    TextsError,
+    cut_file,
+    embed,
+    read_embedded,
+    read_rows,
+)
 from newsbert_ray.serving.similar import similar
-from newsbert_ray.serving.texts import TextsError, cut_file, read_rows
+from newsbert_ray.storage.bucket import Remote
 from newsbert_ray.training.run import train
 
 if TYPE_CHECKING:

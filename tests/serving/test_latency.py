@@ -10,10 +10,16 @@ import torch
 
 from newsbert_ray.config import SettingsError
 from newsbert_ray.screens import print_table
-from newsbert_ray.serving import latency
-from newsbert_ray.serving.latency import bench
-from newsbert_ray.serving.memory import megabytes_at_work
-from newsbert_ray.serving.timings import SPARE, Timing, speed_figure, timings_table, write_page
+from newsbert_ray.serving import bench as latency
+from newsbert_ray.serving.bench import (
+    SPARE,
+    Timing,
+    bench,
+    megabytes_at_work,
+    speed_figure,
+    timings_table,
+    write_page,
+)
 
 
 def timing(name: str, layers: int, rate: float, base: float, threads: int = 1) -> Timing:

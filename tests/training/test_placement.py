@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from newsbert_ray.connect import ray_session
+from newsbert_ray.ray_session import ray_session
 from newsbert_ray.training.placement import (
     PlacementError,
     at_rest,

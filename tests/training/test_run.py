@@ -205,7 +205,7 @@ def test_a_tokeniser_that_does_not_fit_is_refused(shards: Path, tmp_path: Path) 
     """The same ids would be other words: training would run and teach nonsense."""
     from transformers import BertConfig, BertModel
 
-    from newsbert_ray.data.tokens import learn_tokenizer
+    from newsbert_ray.data.tokenizer import learn_tokenizer
 
     BertModel(
         BertConfig(

@@ -15,8 +15,8 @@ from newsbert_ray.config import TrainSettings
 from newsbert_ray.data.reading import Update, course_of, read_updates
 from newsbert_ray.data.shards import read_manifest
 from newsbert_ray.model.assemble import assemble_pair
+from newsbert_ray.training.sparse_embedding import TableGradients
 from newsbert_ray.training.step import Learner, LossError, build_learner, learning_rate_factor, train_step
-from newsbert_ray.training.tables import TableGradients
 
 MakeSettings = Callable[..., TrainSettings]
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from newsbert_ray.config import LossWeights, PrepareSettings, TrainSettings, build_settings
-from newsbert_ray.data.clicks import Clicks
+from newsbert_ray.data.examples import Clicks
 from newsbert_ray.data.prepare import prepare
 from newsbert_ray.data.reading import course_of, read_updates, window_parts
 from newsbert_ray.data.shards import read_manifest
-from newsbert_ray.data.synthetic_pairs import synthesize_pairs
+from newsbert_ray.data.synthetic import synthesize_pairs
 from newsbert_ray.distill.joint import joint_losses
 from newsbert_ray.distill.losses import weighted_total
 from newsbert_ray.evaluation.evaluate import evaluate

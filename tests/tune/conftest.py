@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from newsbert_ray.config import TrainSettings
-from newsbert_ray.connect import RaySession, ray_session
+from newsbert_ray.ray_session import RaySession, ray_session
 from newsbert_ray.record import RunRecord
 
 if TYPE_CHECKING:

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from newsbert_ray import lease, storage
 from newsbert_ray.record import RECORD
-from newsbert_ray.remote import Remote
-from newsbert_ray.tune import jobs as jobs_module
-from newsbert_ray.tune.search import sweep
+from newsbert_ray.storage import bucket as lease
+from newsbert_ray.storage import workdir as storage
+from newsbert_ray.storage.bucket import Remote
+from newsbert_ray.tune import trials as jobs_module
+from newsbert_ray.tune.sweep import sweep
 
 if TYPE_CHECKING:
     from tests.conftest import Shelf

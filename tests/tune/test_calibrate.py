@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from newsbert_ray.connect import RaySession
 from newsbert_ray.data.shards import ShardError
-from newsbert_ray.tune.calibrate import calibrate, time_parts
-from newsbert_ray.tune.place import Place
+from newsbert_ray.ray_session import RaySession
+from newsbert_ray.tune.estimate import calibrate, time_parts
+from newsbert_ray.tune.resources import Place
 from tests.conftest import MakeSettings
 
 

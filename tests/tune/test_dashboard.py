@@ -11,9 +11,9 @@ from optuna_dashboard import wsgi
 from optuna_dashboard._storage_url import get_storage
 from werkzeug.test import Client
 
-from newsbert_ray.tune.memory import Memory
 from newsbert_ray.tune.space_file import read_space
 from newsbert_ray.tune.storage import JOURNAL
+from newsbert_ray.tune.study import Memory
 
 WriteSpace = Callable[..., Path]
 SPACE = """\

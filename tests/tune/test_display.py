@@ -12,10 +12,9 @@ from rich.console import Console
 from newsbert_ray.record import EarlyStop
 from newsbert_ray.tune import display
 from newsbert_ray.tune.display import SweepDisplay
-from newsbert_ray.tune.jobs import Job, Jobs
-from newsbert_ray.tune.limits import Budget
-from newsbert_ray.tune.memory import Memory
 from newsbert_ray.tune.space_file import read_space
+from newsbert_ray.tune.study import Memory
+from newsbert_ray.tune.trials import Budget, Job, Jobs
 
 WriteSpace = Callable[..., Path]
 MakeJobs = Callable[..., Jobs]

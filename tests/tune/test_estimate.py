@@ -11,17 +11,18 @@ import pytest
 
 from newsbert_ray.config import SettingsError, build_settings
 from newsbert_ray.data.shards import Manifest, read_manifest
-from newsbert_ray.tune.calibrate import Calibration, Parts
 from newsbert_ray.tune.estimate import (
     AROUND_SECONDS,
     BETWEEN_SECONDS,
     GROUP_SECONDS,
+    Calibration,
     Estimate,
+    Parts,
     planned_trials,
     predict,
     wall_seconds,
 )
-from newsbert_ray.tune.place import Place
+from newsbert_ray.tune.resources import Place
 from newsbert_ray.tune.space import SearchSpace
 from tests.conftest import MakeSettings
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import pytest
 
-from newsbert_ray.tune.interrupt import heeded
+from newsbert_ray.tune.sweep import heeded
 
 
 def test_a_swallowed_ctrl_c_is_raised_again() -> None:

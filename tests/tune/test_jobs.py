@@ -12,9 +12,9 @@ import pytest
 
 from newsbert_ray.config import TrainSettings, build_settings
 from newsbert_ray.record import METRICS, RECORD, EarlyStop, RunRecord, write_stop
-from newsbert_ray.tune.jobs import Job, Jobs, MetricError, metric_value
-from newsbert_ray.tune.memory import Memory
 from newsbert_ray.tune.space_file import read_space
+from newsbert_ray.tune.study import Memory
+from newsbert_ray.tune.trials import Job, Jobs, MetricError, metric_value
 
 WriteSpace = Callable[..., Path]
 MakeJobs = Callable[..., Jobs]

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from newsbert_ray.tune.jobs import Jobs
-from newsbert_ray.tune.keeping import Keeper, pareto_front
-from newsbert_ray.tune.memory import Memory
 from newsbert_ray.tune.space_file import read_space
+from newsbert_ray.tune.study import Memory
+from newsbert_ray.tune.trials import Jobs, Keeper, pareto_front
 
 WriteSpace = Callable[..., Path]
 

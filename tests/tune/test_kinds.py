@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from newsbert_ray.config import TrainSettings, build_settings, merge
-from newsbert_ray.tune.calibrate import Calibration, Parts
-from newsbert_ray.tune.kinds import Times, kinds_to_time
+from newsbert_ray.tune.estimate import Calibration, Parts, Times, kinds_to_time
 
 
 def settings(**values: Any) -> TrainSettings:

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from newsbert_ray.tune.memory import Ended, Memory
-from newsbert_ray.tune.schema import Goal, Point, SearchSpace
-from newsbert_ray.tune.space import point_label
+from newsbert_ray.tune.space import Goal, Point, SearchSpace, point_label
 from newsbert_ray.tune.space_file import read_space
 from newsbert_ray.tune.storage import JOURNAL, StudyError
+from newsbert_ray.tune.study import Ended, Memory
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -285,7 +284,7 @@ def test_the_gaussian_process_says_what_it_lacks(
     write_space: WriteSpace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without scipy a sweep breaks off in its midst, with frames."""
-    monkeypatch.setattr("newsbert_ray.tune.memory.find_spec", lambda name: None)
+    monkeypatch.setattr("newsbert_ray.tune.study.find_spec", lambda name: None)
     space = read_space(
         write_space(CONDITIONAL.replace(", when: {optimizer.decay: linear}", "").replace("tpe", "gp"))
     )

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from newsbert_ray.config import TrainSettings
-from newsbert_ray.connect import RaySession, environment, ray_session
+from newsbert_ray.ray_session import RaySession, environment, ray_session
 from newsbert_ray.record import METRICS, read_entries, read_record
 from newsbert_ray.training.placement import GROUP_FOLDER, first_worker_alone
-from newsbert_ray.tune import nested
-from newsbert_ray.tune.nested import Caretaker
+from newsbert_ray.tune import ray_tune as nested
+from newsbert_ray.tune.ray_tune import Caretaker
 
 MakeSettings = Callable[..., TrainSettings]
 SHARED = {"_AutoscalingCoordinatorActor"}

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from newsbert_ray.connect import RaySession
-from newsbert_ray.tune.nodes import NodeError, check_nodes, find_fault, require_seen
+from newsbert_ray.ray_session import RaySession
+from newsbert_ray.tune.resources import NodeError, check_nodes, find_fault, require_seen
 
 
 def test_a_machine_that_lacks_something_says_what(shards: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from newsbert_ray.config import SettingsError, TrainSettings, build_settings
-from newsbert_ray.tune.place import place_of
+from newsbert_ray.tune.resources import place_of
 
 
 @pytest.mark.parametrize(

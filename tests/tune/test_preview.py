@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from newsbert_ray.config import SettingsError
-from newsbert_ray.connect import RaySession
 from newsbert_ray.data.shards import ShardError
-from newsbert_ray.tune.plan import ESTIMATE, SweepError
+from newsbert_ray.ray_session import RaySession
 from newsbert_ray.tune.preview import _subject, compared, preview
-from newsbert_ray.tune.search import sweep
 from newsbert_ray.tune.space_file import read_space
+from newsbert_ray.tune.sweep import sweep
+from newsbert_ray.tune.sweep_folder import ESTIMATE, SweepError
 
 WriteSpace = Callable[..., Path]
 

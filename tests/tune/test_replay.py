@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from newsbert_ray.record import write_record
-from newsbert_ray.tune.jobs import MetricError
 from newsbert_ray.tune.replay import Recorded, Table, TableError, read_table, replay
 from newsbert_ray.tune.space import Axis, Search, Stopping, point_label
+from newsbert_ray.tune.trials import MetricError
 from tests.conftest import MakeRecord
 
 BETAS = (0.0, 0.1, 0.2, 0.3)

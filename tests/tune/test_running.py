@@ -15,13 +15,11 @@ from ray.tune.search import Searcher
 
 from newsbert_ray.config import SettingsError
 from newsbert_ray.training.loop import LeavingError
-from newsbert_ray.tune.jobs import Job, Jobs
-from newsbert_ray.tune.limits import Budget
-from newsbert_ray.tune.memory import Memory
-from newsbert_ray.tune.queueing import Queue
-from newsbert_ray.tune.running import _error, _machine_gone, _reason
+from newsbert_ray.tune.ray_tune import Queue, _error, _machine_gone, _reason
 from newsbert_ray.tune.space import trial_settings
 from newsbert_ray.tune.space_file import read_space
+from newsbert_ray.tune.study import Memory
+from newsbert_ray.tune.trials import Budget, Job, Jobs
 
 WriteSpace = Callable[..., Path]
 

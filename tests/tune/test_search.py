@@ -17,21 +17,20 @@ import pytest
 
 import newsbert_ray
 from newsbert_ray.config import SettingsError, TrainSettings
-from newsbert_ray.connect import ConnectError, RaySession
 from newsbert_ray.data.shards import ShardError
-from newsbert_ray.data.tokens import TokenizerError
+from newsbert_ray.data.tokenizer import TokenizerError
 from newsbert_ray.model.encoder import EncoderError
+from newsbert_ray.ray_session import ConnectError, RaySession
 from newsbert_ray.record import RECORD, TEACHERS, RunRecord, find_records, read_record
-from newsbert_ray.tune import search
 from newsbert_ray.tune import space as spaces
-from newsbert_ray.tune.asking import read_asked
-from newsbert_ray.tune.jobs import Jobs, metric_value
-from newsbert_ray.tune.memory import Memory
-from newsbert_ray.tune.plan import SweepError, make_plan
-from newsbert_ray.tune.search import sweep
+from newsbert_ray.tune import sweep as search
 from newsbert_ray.tune.space import SearchSpace, trial_settings
 from newsbert_ray.tune.space_file import read_space
 from newsbert_ray.tune.storage import JOURNAL
+from newsbert_ray.tune.study import Memory
+from newsbert_ray.tune.sweep import sweep
+from newsbert_ray.tune.sweep_folder import SweepError, make_plan, read_asked
+from newsbert_ray.tune.trials import Jobs, metric_value
 
 WriteSpace = Callable[..., Path]
 
@@ -90,7 +89,7 @@ def test_a_sweep_runs_each_trial_once_and_one_failure_stays_alone(
 KILLED = """
 import sys
 from pathlib import Path
-from newsbert_ray.tune.search import sweep
+from newsbert_ray.tune.sweep import sweep
 
 def make():
     def train(settings, *, report, quiet):
@@ -472,7 +471,7 @@ def test_trials_share_the_teachers_that_they_only_read(
 
 NEIGHBOUR = """
 import sys
-from newsbert_ray.connect import ray_session
+from newsbert_ray.ray_session import ray_session
 with ray_session(cpus=1):
     print("there", flush=True)
     sys.stdin.read()

@@ -15,9 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from newsbert_ray.config import SettingsError
-from newsbert_ray.tune.rules import check_search
-from newsbert_ray.tune.schema import Axis, Goal, Search, SearchSpace
 from newsbert_ray.tune.space import (
+    Axis,
+    Goal,
+    Search,
+    SearchSpace,
+    check_search,
     check_space,
     fix,
     flatten,

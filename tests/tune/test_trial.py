@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from ray import tune
 
-from newsbert_ray import storage
 from newsbert_ray.config import TrainSettings, build_settings
+from newsbert_ray.storage import workdir as storage
 from newsbert_ray.tune.trial import run_trial
 
 

@@ -1,0 +1,165 @@
+"""Encoders by name: a folder, a Hugging Face name, or one from scratch; and students as exported."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+
+from newsbert_ray.config import SCRATCH, ModelSettings, ScratchSettings
+from newsbert_ray.model.encoder import Encoder, EncoderError
+from newsbert_ray.model.unilm import is_unilm, load_unilm, unilm_config
+from newsbert_ray.model.word_models import BILSTM_KIND as BILSTM
+from newsbert_ray.model.word_models import NRMS_KIND as NRMS
+from newsbert_ray.model.word_models import load_nrms, load_recurrent
+
+if TYPE_CHECKING:
+    from transformers import BertConfig, PretrainedConfig, PreTrainedModel
+
+
+_POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet")
+"""Model types whose positions start after their padding id."""
+_DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout")
+
+
+def load_encoder(
+    name: str,
+    *,
+    model: ModelSettings,
+    scratch: ScratchSettings,
+    vocabulary: int,
+    pad_id: int = 0,
+    max_tokens: int = 0,
+) -> Encoder:
+    """The teacher's encoder, in training mode.
+
+    Args:
+        name: Hugging Face name or folder with safetensors weights; `scratch` for a small BERT with random
+            weights (drawn from torch's generator).
+        vocabulary: token ids in the shards; the embedding table must have at least as many rows.
+        pad_id: id of the shards' padding, for a scratch BERT.
+        max_tokens: longest title in the shards; the encoder must have as many positions.
+    Raises:
+        EncoderError: not found, no safetensors, too few layers, too small a vocabulary, or no list of layers.
+    """
+    config = _scratch_config(scratch, vocabulary, pad_id) if name == SCRATCH else _pretrained_config(name)
+    depth = int(config.num_hidden_layers)
+    wanted = model.teacher_layers or depth
+    if wanted > depth:
+        raise EncoderError(f"model.teacher_layers {wanted}: '{name}' has only {depth} layers")
+    config.num_hidden_layers = wanted
+    for attribute in _DROPOUTS:
+        if hasattr(config, attribute):
+            setattr(config, attribute, model.dropout)
+    if int(config.vocab_size) < vocabulary:
+        raise EncoderError(
+            f"'{name}' knows {config.vocab_size} tokens, the shards use {vocabulary}; prepare them "
+            "with this teacher"
+        )
+    positions = getattr(config, "max_position_embeddings", None)
+    reserved = 2 if config.model_type in _POSITIONS_AFTER_PADDING else 0
+    if isinstance(positions, int) and 0 < positions < max_tokens + reserved:
+        raise EncoderError(
+            f"'{name}' has {positions} positions, too few for texts of {max_tokens} tokens; "
+            "prepare the shards with a smaller --max_tokens"
+        )
+    encoder = (
+        load_unilm(Path(name), cast("BertConfig", config))
+        if is_unilm(name)
+        else Encoder(_build(name, config))
+    )
+    found = len(encoder.layers)
+    assert found == wanted, f"{found} layers found, {wanted} asked"
+    return encoder.train()
+
+
+def encoder_depth(name: str, model: ModelSettings, scratch: ScratchSettings) -> int:
+    """Layers of the teacher that `load_encoder` would give, known from its configuration alone.
+
+    Raises:
+        EncoderError: no such encoder.
+    """
+    if model.teacher_layers is not None:
+        return model.teacher_layers
+    return scratch.layers if name == SCRATCH else int(_pretrained_config(name).num_hidden_layers)
+
+
+def load_exported(folder: Path) -> Encoder:
+    """The encoder in a folder that a run exported, in evaluation mode.
+
+    Raises:
+        KeyError, OSError, RuntimeError, ValueError: it is not whole.
+    """
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if config["model_type"] == BILSTM:
+        return load_recurrent(folder, config)
+    if config["model_type"] == NRMS:
+        return load_nrms(folder, config)
+    if is_unilm(folder):
+        return load_unilm(folder, unilm_config(folder)).eval()
+    return Encoder(_build(str(folder), _pretrained_config(str(folder)))).eval()
+
+
+def _build(name: str, config: PretrainedConfig) -> PreTrainedModel:
+    from safetensors import SafetensorError
+    from transformers import AutoModel
+
+    if name == SCRATCH:
+        blank = AutoModel.from_config(config, attn_implementation="sdpa")  # type: ignore[no-untyped-call]
+        return cast("PreTrainedModel", blank)
+    options: dict[str, Any] = {"config": config, "use_safetensors": True, "output_loading_info": True}
+    options |= {"trust_remote_code": False, "dtype": torch.float32}
+    try:
+        try:
+            found, info = AutoModel.from_pretrained(name, attn_implementation="sdpa", **options)
+        except ValueError as error:
+            if "scaled_dot_product_attention" not in str(error):
+                raise
+            found, info = AutoModel.from_pretrained(name, **options)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise EncoderError(
+            f"teacher '{name}': its weights cannot be loaded as safetensors ({_first_line(error)}); "
+            "give a Hugging Face name or a folder that holds config.json and model.safetensors"
+        ) from error
+    missing = sorted(key for key in info["missing_keys"] if "pooler" not in key)
+    if missing:
+        raise EncoderError(
+            f"teacher '{name}': {len(missing)} of its weights are not in its file ({', '.join(missing[:3])}) "
+            "and would be random; give weights whose names are those of its config.json's model type"
+        )
+    return cast("PreTrainedModel", found)
+
+
+def _pretrained_config(name: str) -> PretrainedConfig:
+    from transformers import AutoConfig
+
+    if is_unilm(name):
+        return unilm_config(Path(name))
+    try:
+        return cast("PretrainedConfig", AutoConfig.from_pretrained(name, trust_remote_code=False))
+    except (OSError, ValueError, KeyError) as error:
+        raise EncoderError(
+            f"teacher '{name}': no encoder found ({_first_line(error)}); give a Hugging Face name, a "
+            "folder with "
+            f"config.json and model.safetensors, or '{SCRATCH}'"
+        ) from error
+
+
+def _scratch_config(scratch: ScratchSettings, vocabulary: int, pad_id: int) -> PretrainedConfig:
+    from transformers import BertConfig
+
+    return BertConfig(
+        vocab_size=vocabulary,
+        hidden_size=scratch.hidden,
+        num_hidden_layers=scratch.layers,
+        num_attention_heads=scratch.heads,
+        intermediate_size=scratch.feed_forward,
+        max_position_embeddings=512,
+        pad_token_id=pad_id,
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

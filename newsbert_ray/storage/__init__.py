@@ -1,0 +1,1 @@
+"""Folders in buckets and their local copies."""

@@ -1,0 +1,328 @@
+"""events.jsonl in a run's or a sweep's folder: what happened and when, one JSON line each. No secrets."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+
+from newsbert_ray.methods import HEADINGS
+
+if TYPE_CHECKING:
+    from ray.util.metrics import Counter, Gauge
+
+
+EVENTS = "events.jsonl"
+Event = Literal[
+    "start",
+    "resume",
+    "checkpoint",
+    "evaluation",
+    "trial_start",
+    "trial_end",
+    "trial_broke_off",
+    "trial_retry",
+    "worker_restart",
+    "preemption",
+    "node_came",
+    "node_gone",
+    "interrupted",
+    "end",
+    "error",
+]
+"""Everything that is logged; `start`, `resume`, `end` and `error` are the run's or the sweep's own."""
+MASK = "***"
+
+_SECRET_WORDS = {
+    "token",
+    "key",
+    "apikey",
+    "password",
+    "passwd",
+    "passphrase",
+    "pwd",
+    "secret",
+    "secrets",
+    "credential",
+    "credentials",
+    "authorization",
+}
+_FOLDER = "PWD"
+"""The shell's name for the folder it is in, which is no password."""
+_PLACES = ("path", "file", "mode")
+"""Last words of a name that holds where a secret is, not the secret."""
+_SECRET_TEXTS = (
+    # Up to the last @, because a password that was not percent-encoded may hold one.
+    (re.compile(r"(://[^:@/?#\s]*):\S*@"), rf"\1:{MASK}@"),
+    (re.compile(r"://[^:@/?#\s]+@"), f"://{MASK}@"),
+    (re.compile(r"(?i)\b(bearer|basic) [\w.~+/=-]{8,}"), rf"\1 {MASK}"),
+    (
+        re.compile(
+            r"(?i)\b((?:[\w-]*[_-])?(?:password|passwd|pwd|secret|token|key|signature)(?:_id)?=)[^&\s]+"
+        ),
+        rf"\1{MASK}",
+    ),
+)
+_LEAST_LETTERS = 8
+"""Of a secret in the environment that is looked for in texts: a shorter one would mask common words."""
+
+
+class EventLog:
+    """Appends events to folder/events.jsonl, whole lines, from as many processes as there are.
+
+    A log that cannot be written (a full disk) is left: it must not end the run, nor hide the error that it
+    was about to tell.
+    """
+
+    def __init__(self, folder: str | Path, *, run: str | None = None) -> None:
+        """
+        Args:
+            folder: of the run or sweep; it must be there when the first event comes.
+            run: name in each line; the folder's by default.
+        """
+        self.path = Path(folder) / EVENTS
+        self._run = run or Path(folder).absolute().name
+
+    def __call__(self, event: Event, **fields: Any) -> None:
+        """Add a line: `time` (UTC), `event`, `run` and the fields, with secrets masked."""
+        assert event in get_args(Event), event
+        assert not fields.keys() & {"time", "run"}, fields
+        time = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        line = {"time": time, "event": event, "run": self._run, **without_secrets(fields)}
+        try:
+            _append(self.path, json.dumps(line, default=str))
+        except OSError:
+            return
+
+    def report(self, entry: Mapping[str, Any]) -> None:
+        """Log the loop's evaluations and checkpoints; a report like any other (an evaluation has one too)."""
+        if entry["kind"] == "evaluation":
+            self("evaluation", step=entry["step"], epoch=entry["epoch"], validation=entry["validation"])
+        elif entry["kind"] == "checkpoint":
+            self("preemption" if entry["leaving"] else "checkpoint", step=entry["step"])
+
+
+def read_events(folder: str | Path) -> list[dict[str, Any]]:
+    """The events in a folder, in the order in which they were written; damaged lines are left out."""
+    return list(_whole_lines(Path(folder) / EVENTS))
+
+
+def without_secrets(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with every secret masked: by the name of a field, or by what a text looks like."""
+    return {
+        str(name): MASK if _holds_secret(str(name), value) else _masked(value)
+        for name, value in fields.items()
+    }
+
+
+def mask_text(text: str) -> str:
+    """A text without passwords in URLs, bearer tokens, and the secrets of this process's environment."""
+    for pattern, masked in _SECRET_TEXTS:
+        text = pattern.sub(masked, text)
+    for name, value in os.environ.items():
+        if len(value) >= _LEAST_LETTERS and value in text and name != _FOLDER and _names_secret(name):
+            text = text.replace(value, MASK)
+    return text
+
+
+def _masked(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return without_secrets(value)
+    if isinstance(value, str):
+        return mask_text(value)
+    if isinstance(value, Path | BaseException):
+        return mask_text(str(value))
+    if isinstance(value, Sequence) and not isinstance(value, bytes):
+        return [_masked(item) for item in value]
+    return value
+
+
+def _holds_secret(name: str, value: Any) -> bool:
+    return value is not None and not isinstance(value, bool) and _names_secret(name)
+
+
+def _names_secret(name: str) -> bool:
+    """Whether a setting or variable of that name holds a secret: `api_key`, `hfToken`, not `max_tokens`."""
+    words = re.split(r"[_.-]+", re.sub(r"([a-z0-9])([A-Z])", r"\1_\2", name).lower())
+    return bool(_SECRET_WORDS & set(words)) and words[-1] not in _PLACES
+
+
+def _append(path: Path, line: str) -> None:
+    """One write at the file's end; the line before may have been cut short by a kill."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        with suppress(OSError):  # a file system without locks: at worst an empty line
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        size = os.fstat(handle).st_size
+        cut = size > 0 and os.pread(handle, 1, size - 1) != b"\n"
+        os.write(handle, (("\n" if cut else "") + line + "\n").encode())
+    finally:
+        os.close(handle)
+
+
+def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
+    if not path.exists():
+        return
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            found = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(found, dict):
+            yield found
+
+
+STATES = ("running", "finished", "stopped_early", "failed", "waiting")
+"""What a sweep's trial can be."""
+REFRESH_SECONDS = 2.0
+_TRIALS = "trials"
+"""The folder in a sweep's that holds its trials'."""
+
+
+class Meter(NamedTuple):
+    """What a number is: `counter` only grows; `tags` tell its series apart."""
+
+    description: str
+    tags: tuple[str, ...]
+    counter: bool = False
+
+
+METERS: Mapping[str, Meter] = {
+    "newsbert_titles_per_second": Meter("Examples trained on a second, since the last log", ("run", "trial")),
+    "newsbert_titles": Meter("Examples trained on", ("run",), counter=True),
+    "newsbert_loss": Meter("Losses of the last logged step", ("run", "trial", "loss")),
+    "newsbert_step": Meter("Updates done", ("run", "trial")),
+    "newsbert_epoch": Meter("Epochs done, or the one under way", ("run", "trial")),
+    "newsbert_validation": Meter(
+        "Metrics of the last evaluation, 0 to 1", ("run", "trial", "model", "metric")
+    ),
+    "newsbert_seconds": Meter(
+        "Seconds by what they went to: train, data (waiting for it), evaluate, checkpoint, report",
+        ("run", "part"),
+        counter=True,
+    ),
+    "newsbert_trials": Meter("Trials of a sweep by state", ("run", "state")),
+    "newsbert_best": Meter("Best value of the sweep's first goal so far", ("run",)),
+}
+"""By the name that Ray is given; `run` is the name of the run's or the sweep's folder."""
+
+
+def exported_name(name: str) -> str:
+    """The name under which Prometheus finds a meter."""
+    return f"ray_{name}" + ("_total" if METERS[name].counter else "")
+
+
+class RunMeters:
+    """A report that passes a run's entries on to Prometheus; does nothing in a process without Ray."""
+
+    def __init__(self, folder: str | Path) -> None:
+        """
+        Args:
+            folder: of the run; below a sweep's `trials` it is a trial.
+        """
+        folder = Path(folder).absolute()
+        of_sweep = folder.parent.name == _TRIALS
+        self._run = folder.parent.parent.name if of_sweep else folder.name
+        self._trial = folder.name if of_sweep else ""
+        self._active = _ray_is_there()
+        self._gauges: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
+        self._seconds: dict[str, float] | None = None
+
+    def __call__(self, entry: Mapping[str, Any]) -> None:
+        """Take in an entry of the loop; the `seconds` of a log are those of all starts so far."""
+        if not self._active:
+            return
+        if entry["kind"] == "log":
+            self._keep("newsbert_titles_per_second", entry["titles_per_second"])
+            for loss, value in entry["train"].items():
+                self._keep("newsbert_loss", value, loss=loss)
+        elif entry["kind"] == "evaluation":
+            for model, metrics in entry["validation"].items():
+                for metric in metrics.keys() & HEADINGS.keys():
+                    self._keep("newsbert_validation", metrics[metric], model=model, metric=metric)
+        else:
+            return
+        self._keep("newsbert_step", entry["step"])
+        self._keep("newsbert_epoch", entry["epoch"])
+        # All of them, each time: the metrics of an evaluation would be forgotten before the next one.
+        for (name, tags), value in self._gauges.items():
+            _gauge(name).set(value, {**dict(tags), "run": self._run, "trial": self._trial})
+        if "seconds" in entry:
+            self._count(entry["seconds"], speed=entry["titles_per_second"], fresh=entry["step"] == 1)
+
+    def _keep(self, name: str, value: float, **tags: str) -> None:
+        self._gauges[name, tuple(tags.items())] = float(value)
+
+    def _count(self, seconds: Mapping[str, float], *, speed: float, fresh: bool) -> None:
+        """Add what has passed since the last log; an earlier start's seconds were counted by that start."""
+        before = self._seconds if self._seconds is not None else {} if fresh else seconds
+        passed = {part: value - before.get(part, 0.0) for part, value in seconds.items()}
+        counter = _counter("newsbert_seconds")
+        for part, value in passed.items():
+            if value > 0:
+                counter.inc(value, {"run": self._run, "part": part})
+        # The loop's speed is over the seconds of these two parts.
+        if (titles := speed * (passed.get("train", 0.0) + passed.get("data", 0.0))) > 0:
+            _counter("newsbert_titles").inc(titles, {"run": self._run})
+        self._seconds = dict(seconds)
+
+
+class SweepMeters:
+    """A sweep's trials by state, for Prometheus; does nothing in a process without Ray."""
+
+    def __init__(self, folder: str | Path) -> None:
+        """
+        Args:
+            folder: of the sweep.
+        """
+        self._run = Path(folder).absolute().name
+        self._active = _ray_is_there()
+        self._last: tuple[dict[str, int], float | None] = ({}, None)
+        self._told = 0.0
+
+    def update(self, states: Mapping[str, int], *, best: float | None = None) -> None:
+        """Tell how the trials stand; to be called often, an unchanged state is told every two seconds.
+
+        Args:
+            states: trials in each of STATES; those left out have none.
+            best: the first goal's best value, where there is one.
+        """
+        assert states.keys() <= set(STATES), f"states {sorted(states)}, known are {STATES}"
+        now = time.monotonic()
+        if not self._active or ((dict(states), best) == self._last and now - self._told < REFRESH_SECONDS):
+            return
+        self._last, self._told = (dict(states), best), now
+        trials = _gauge("newsbert_trials")
+        for state in STATES:
+            trials.set(states.get(state, 0), {"run": self._run, "state": state})
+        if best is not None:
+            _gauge("newsbert_best").set(best, {"run": self._run})
+
+
+def _ray_is_there() -> bool:
+    # Whoever connected has imported Ray; asking must not cost its import.
+    if "ray" not in sys.modules:
+        return False
+    import ray
+
+    return bool(ray.is_initialized())
+
+
+def _gauge(name: str) -> Gauge:
+    from ray.util.metrics import Gauge
+
+    return Gauge(name, description=METERS[name].description, tag_keys=METERS[name].tags)
+
+
+def _counter(name: str) -> Counter:
+    from ray.util.metrics import Counter
+
+    return Counter(name, description=METERS[name].description, tag_keys=METERS[name].tags)
