@@ -48,8 +48,8 @@ class Update:
 
 
 @dataclass(frozen=True)
-class Course:
-    """The course of a run: its task's examples in their training order, over prepared shards."""
+class TrainingSchedule:
+    """The schedule of a run: its task's examples in their training order, over prepared shards."""
 
     folder: str
     manifest: Manifest
@@ -100,8 +100,10 @@ class Course:
 _NEEDED: tuple[tuple[Split, str], ...] = (("train", "learn from"), ("validation", "be judged by"))
 
 
-def course_of(settings: TrainSettings, manifest: Manifest, *, rank: int = 0, world_size: int = 1) -> Course:
-    """The course that a run's settings ask for, as worker `rank` of `world_size` follows it; a batch is cut
+def make_schedule(
+    settings: TrainSettings, manifest: Manifest, *, rank: int = 0, world_size: int = 1
+) -> TrainingSchedule:
+    """The schedule that a run's settings ask for, as worker `rank` of `world_size` follows it; a batch is cut
     for `settings.workers`, however few there are.
 
     Raises:
@@ -119,7 +121,7 @@ def course_of(settings: TrainSettings, manifest: Manifest, *, rank: int = 0, wor
     accumulate = settings.optimizer.accumulate
     shares = max(settings.workers, world_size)
     order = Order(settings.seed, settings.batch_size, rank, world_size, accumulate, shares)
-    course = Course(
+    schedule = TrainingSchedule(
         settings.data,
         manifest,
         order,
@@ -131,26 +133,26 @@ def course_of(settings: TrainSettings, manifest: Manifest, *, rank: int = 0, wor
         budget=settings.token_budget,
     )
     share_examples(manifest.shards("train", settings.task), settings.train_rows)
-    return course
+    return schedule
 
 
-def read_updates(course: Course, *, done: int = 0) -> Iterator[Update]:
+def read_updates(schedule: TrainingSchedule, *, done: int = 0) -> Iterator[Update]:
     """All updates after `done` steps, read in this process."""
-    for window, first, skip in course.windows_from(done):
-        for step, parts in window_parts(course, window, first=first, skip=skip):
-            yield collate_update(parts, course, step=step, epoch=window.epoch)
+    for window, first, skip in schedule.windows_from(done):
+        for step, parts in window_parts(schedule, window, first=first, skip=skip):
+            yield collate_update(parts, schedule, step=step, epoch=window.epoch)
 
 
 def window_parts(
-    course: Course, window: Window, *, first: int, skip: int
+    schedule: TrainingSchedule, window: Window, *, first: int, skip: int
 ) -> Iterator[tuple[int, list[Part]]]:
     """(step, this worker's parts) of a window's updates, leaving out the first `skip`."""
-    examples = window_examples(course, window)
-    generator = window_generator(course.order, window)
-    arranged = _arrange(examples, course.order, generator)
-    for index, rows in enumerate(cut_updates(arranged, course.order, generator)):
+    examples = window_examples(schedule, window)
+    generator = window_generator(schedule.order, window)
+    arranged = _arrange(examples, schedule.order, generator)
+    for index, rows in enumerate(cut_updates(arranged, schedule.order, generator)):
         if index >= skip:
-            yield first + index, worker_parts(examples, rows, course.order)
+            yield first + index, worker_parts(examples, rows, schedule.order)
 
 
 def worker_parts(examples: Examples, rows: Ints, order: Order) -> list[Part]:
@@ -165,46 +167,50 @@ def worker_parts(examples: Examples, rows: Ints, order: Order) -> list[Part]:
     ]
 
 
-def collate_update(parts: Sequence[Part], course: Course, *, step: int, epoch: int) -> Update:
+def collate_update(parts: Sequence[Part], schedule: TrainingSchedule, *, step: int, epoch: int) -> Update:
     """An update's parts as batches."""
-    pad_id = course.manifest.tokenizer.pad_id
-    return Update(step, epoch, tuple(collate(part, pad_id=pad_id, budget=course.budget) for part in parts))
+    pad_id = schedule.manifest.tokenizer.pad_id
+    return Update(step, epoch, tuple(collate(part, pad_id=pad_id, budget=schedule.budget) for part in parts))
 
 
-def window_examples(course: Course, window: Window) -> Examples:
+def window_examples(schedule: TrainingSchedule, window: Window) -> Examples:
     """The examples of a window's shards, in shard order, with the negatives of its epoch; what was read is
     kept for a process's next run over the same shards."""
-    if course.task == "topics":
-        return _window_titles(course.folder, window.shards, window.quotas, course.starts(window))
-    table = read_texts(course.folder, course.manifest)
-    if course.task == "retrieval":
-        return _window_pairs(course.folder, table, window.shards, window.quotas)
-    impressions, chosen = _window_impressions(course.folder, window.shards, window.quotas, course.history)
-    drawing = generator_of(course.order.seed, window.epoch, window.number + 1, 1)
-    return examples.draw_clicks(impressions, table, npratio=course.npratio, generator=drawing, chosen=chosen)
+    if schedule.task == "topics":
+        return _window_titles(schedule.folder, window.shards, window.quotas, schedule.starts(window))
+    table = read_texts(schedule.folder, schedule.manifest)
+    if schedule.task == "retrieval":
+        return _window_pairs(schedule.folder, table, window.shards, window.quotas)
+    impressions, chosen = _window_impressions(schedule.folder, window.shards, window.quotas, schedule.history)
+    drawing = generator_of(schedule.order.seed, window.epoch, window.number + 1, 1)
+    return examples.draw_clicks(
+        impressions, table, npratio=schedule.npratio, generator=drawing, chosen=chosen
+    )
 
 
-def trained_texts(course: Course) -> Ints:
+def trained_texts(schedule: TrainingSchedule) -> Ints:
     """Rows of the table of texts that training may encode, ascending; of recommendation every candidate of
     the impressions that clicks are drawn from, whichever become negatives."""
     found: list[npt.NDArray[np.integer]] = [np.zeros(0, np.int64)]
-    for window in course.windows(0):
-        if course.task == "recommendation":
-            impressions, _ = _window_impressions(course.folder, window.shards, window.quotas, course.history)
+    for window in schedule.windows(0):
+        if schedule.task == "recommendation":
+            impressions, _ = _window_impressions(
+                schedule.folder, window.shards, window.quotas, schedule.history
+            )
             found += [impressions.history, impressions.candidates]
             continue
-        examples = window_examples(course, window)
+        examples = window_examples(schedule, window)
         assert isinstance(examples, Titles | Pairs)
         found += [examples.rows] if isinstance(examples, Titles) else [examples.queries, examples.texts]
     return np.unique(np.concatenate(found)).astype(np.int64)
 
 
-def restore_examples(course: Course, arrays: Sequence[npt.NDArray[np.integer]]) -> Examples:
+def restore_examples(schedule: TrainingSchedule, arrays: Sequence[npt.NDArray[np.integer]]) -> Examples:
     """Examples whose `arrays` travelled here from another process."""
-    if course.task == "topics":
+    if schedule.task == "topics":
         return examples.restore_titles(arrays)
-    table = read_texts(course.folder, course.manifest)
-    return (examples.restore_clicks if course.task == "recommendation" else examples.restore_pairs)(
+    table = read_texts(schedule.folder, schedule.manifest)
+    return (examples.restore_clicks if schedule.task == "recommendation" else examples.restore_pairs)(
         arrays, table
     )
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from newsbert_ray.data.batches import Part
 from newsbert_ray.data.order import Window
-from newsbert_ray.data.reading import Course, Update, collate_update, restore_examples, window_parts
+from newsbert_ray.data.reading import TrainingSchedule, Update, collate_update, restore_examples, window_parts
 
 Chunk = TypeVar("Chunk")
 Shared = TypeVar("Shared")
@@ -84,7 +84,7 @@ def quiet_ray_data() -> Iterator[None]:
         logger.setLevel(before[1])
 
 
-def stream_updates(plan: Course, *, done: int = 0) -> Iterator[Update]:
+def stream_updates(schedule: TrainingSchedule, *, done: int = 0) -> Iterator[Update]:
     """This worker's updates after `done` steps, as `data.reading.read_updates` gives them, made by Ray Data
     tasks.
 
@@ -99,7 +99,8 @@ def stream_updates(plan: Course, *, done: int = 0) -> Iterator[Update]:
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True
     rows = [
-        {"work": pickle.dumps((plan, window, first, skip))} for window, first, skip in plan.windows_from(done)
+        {"work": pickle.dumps((schedule, window, first, skip))}
+        for window, first, skip in schedule.windows_from(done)
     ]
     pipeline = ray.data.from_items(rows, override_num_blocks=max(1, len(rows))).map_batches(
         _window_parts, batch_size=1, num_cpus=0
@@ -109,15 +110,17 @@ def stream_updates(plan: Course, *, done: int = 0) -> Iterator[Update]:
         for step, group in groupby(range(table.num_rows), key=table.column("step").to_pylist().__getitem__):
             indices = list(group)
             epoch = table.column("epoch")[indices[0]].as_py()
-            yield collate_update([_part(table, i, plan) for i in indices], plan, step=step, epoch=epoch)
+            yield collate_update(
+                [_part(table, i, schedule) for i in indices], schedule, step=step, epoch=epoch
+            )
 
 
 def _window_parts(batch: dict[str, Any]) -> pa.Table:
     """A window's parts for one worker, a row a part."""
-    work: tuple[Course, Window, int, int] = pickle.loads(batch["work"][0])
-    plan, window, first, skip = work
+    work: tuple[TrainingSchedule, Window, int, int] = pickle.loads(batch["work"][0])
+    schedule, window, first, skip = work
     columns: dict[str, list[Any]] = {name: [] for name in _PART_SCHEMA.names}
-    for step, parts in window_parts(plan, window, first=first, skip=skip):
+    for step, parts in window_parts(schedule, window, first=first, skip=skip):
         for part in parts:
             arrays = [array.astype(np.int32) for array in part.examples.arrays()]
             row = (step, window.epoch, part.rows, part.texts, part.tokens, part.weight, part.piece, arrays)
@@ -142,7 +145,7 @@ _PART_SCHEMA = pa.schema(
 _COUNTS = ("rows", "texts", "tokens", "weight", "piece")
 
 
-def _part(table: pa.Table, index: int, plan: Course) -> Part:
+def _part(table: pa.Table, index: int, schedule: TrainingSchedule) -> Part:
     arrays = [np.array(one.values.to_numpy()) for one in table.column("arrays")[index]]
     counts = (table.column(name)[index].as_py() for name in _COUNTS)
-    return Part(restore_examples(plan, arrays), *counts)
+    return Part(restore_examples(schedule, arrays), *counts)

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from newsbert_ray.data.reading import Course, Update
+from newsbert_ray.data.reading import TrainingSchedule, Update
 from newsbert_ray.evaluation.encoding import Place, Scores
 from newsbert_ray.methods import TASKS
 from newsbert_ray.training.checkpoint import Progress, best_name, write_best, write_checkpoint
@@ -75,7 +75,7 @@ def run_loop(
     learner: Learner,
     updates: Iterable[Update],
     *,
-    plan: Course,
+    schedule: TrainingSchedule,
     progress: Progress,
     world: World,
     evaluate: Callable[[], Scores],
@@ -100,7 +100,7 @@ def run_loop(
         LeavingError: one worker's machine is; on every worker, with the checkpoint behind it.
     """
     settings = learner.settings
-    ends = _epoch_ends(plan)
+    ends = _epoch_ends(schedule)
     clock = _Clock(progress)
     calls = _Calls(settings.checkpoint.every_minutes, world, leaving)
     if progress.curve and progress.curve[-1]["step"] == progress.step:
@@ -121,7 +121,7 @@ def run_loop(
             spent = progress.seconds["train"] + progress.seconds["data"]
             speed = (progress.titles - since[0]) / max(1e-9, spent - since[1])
             since = (progress.titles, spent)
-            report(_log_entry(numbers, update, plan, world, speed=speed, seconds=progress.seconds))
+            report(_log_entry(numbers, update, schedule, world, speed=speed, seconds=progress.seconds))
         every = settings.checkpoint.every_steps
         evaluated = step in ends or (
             settings.evaluate_every is not None and step % settings.evaluate_every == 0
@@ -154,7 +154,7 @@ def run_loop(
         elif written:
             report({"kind": "checkpoint", "step": step, "leaving": last})
         clock.charge("report")
-        if last and step < plan.total_steps:
+        if last and step < schedule.total_steps:
             raise LeavingError(f"the machine is about to be taken away; step {step} is in its checkpoint")
     return progress
 
@@ -195,12 +195,12 @@ class _Clock:
         self.last = now
 
 
-def _epoch_ends(plan: Course) -> dict[int, int]:
+def _epoch_ends(schedule: TrainingSchedule) -> dict[int, int]:
     """Last step of each epoch -> epochs done then."""
     ends: dict[int, int] = {}
     step = 0
-    for epoch in range(plan.epochs):
-        step += plan.steps(epoch)
+    for epoch in range(schedule.epochs):
+        step += schedule.steps(epoch)
         ends[step] = epoch + 1
     return ends
 
@@ -228,7 +228,7 @@ def _add(progress: Progress, numbers: Mapping[str, Tensor | float]) -> None:
 def _log_entry(
     numbers: Mapping[str, Tensor | float],
     update: Update,
-    plan: Course,
+    schedule: TrainingSchedule,
     world: World,
     *,
     speed: float,
@@ -239,11 +239,11 @@ def _log_entry(
     return {
         "kind": "log",
         "step": update.step,
-        "steps": plan.total_steps,
+        "steps": schedule.total_steps,
         "epoch": update.epoch + 1,
-        "epochs": plan.epochs,
+        "epochs": schedule.epochs,
         "titles_per_second": speed,
-        "examples": TASKS[plan.task].examples,
+        "examples": TASKS[schedule.task].examples,
         "seconds": dict(seconds),
         "train": world.sum(losses),
         **others,

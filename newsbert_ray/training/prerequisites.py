@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import Tensor
 
-    from newsbert_ray.data.reading import Course
+    from newsbert_ray.data.reading import TrainingSchedule
     from newsbert_ray.data.shards import Manifest, Split
     from newsbert_ray.evaluation.encoding import Scores
     from newsbert_ray.model.pair import Pair, Remembered
@@ -178,7 +178,7 @@ def teacher_scores(settings: TrainSettings, manifest: Manifest) -> dict[Split, S
 
 
 def remembered(
-    pair: Pair, settings: TrainSettings, manifest: Manifest, course: Course, world: World
+    pair: Pair, settings: TrainSettings, manifest: Manifest, schedule: TrainingSchedule, world: World
 ) -> Remembered | None:
     """A frozen teacher's embeddings of every text that training may name, each made once, and kept beside the
     teacher for other runs; None where every stage looks into the teacher, or none is frozen.
@@ -196,7 +196,7 @@ def remembered(
         return None
     import torch
 
-    rows, table = trained_texts(course), read_texts(settings.data, manifest)
+    rows, table = trained_texts(schedule), read_texts(settings.data, manifest)
     kept = _kept_file(settings, manifest, rows)
     found = world.share(_read_kept(kept, len(rows)) if world.first else None)
     if found is None:

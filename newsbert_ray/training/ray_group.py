@@ -12,7 +12,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from newsbert_ray.config import SettingsError, TrainSettings
-from newsbert_ray.data.reading import course_of
+from newsbert_ray.data.reading import make_schedule
 from newsbert_ray.data.shards import Manifest
 from newsbert_ray.ray_session import RaySession, environment, ray_session
 from newsbert_ray.record import RECORD
@@ -90,7 +90,7 @@ def train_group(
             display = stack.enter_context(Display(total=_total_steps(settings, manifest)))
             link = f", dashboard {session.dashboard}" if session.dashboard else ""
             display.say(f"Ray Train group of {settings.workers} at {session.address}{link}")
-        stream = not quiet and len(course_of(settings, manifest).windows(0)) > READ_WINDOWS
+        stream = not quiet and len(make_schedule(settings, manifest).windows(0)) > READ_WINDOWS
         group = _Group(settings, session, trial=quiet, stream=stream, resources={"CPU": cpus, "GPU": gpus})
         try:
             group.follow(display=display, report=report)
@@ -274,7 +274,7 @@ def _updates(*, stream: bool) -> Any:
     from newsbert_ray.data.stream import stream_updates
 
     source = stream_updates if stream else read_updates
-    return lambda plan, done: source(plan, done=done)
+    return lambda schedule, done: source(schedule, done=done)
 
 
 def _group_size(settings: TrainSettings) -> Any:
@@ -284,7 +284,7 @@ def _group_size(settings: TrainSettings) -> Any:
 
 
 def _total_steps(settings: TrainSettings, manifest: Manifest) -> int:
-    return course_of(settings, manifest).total_steps
+    return make_schedule(settings, manifest).total_steps
 
 
 def _check_resources(settings: TrainSettings, session: RaySession, *, cpus: float) -> None:

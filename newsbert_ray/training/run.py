@@ -160,7 +160,7 @@ def _train_here(
         run_worker(
             settings,
             world,
-            updates=lambda plan, done: read_updates(plan, done=done),
+            updates=lambda schedule, done: read_updates(schedule, done=done),
             report=both(sent, display, evaluations) if display else both(sent, evaluations),
             say=display.say if display else _silent,
             leaving=leaving,
@@ -202,9 +202,9 @@ def evaluations_to(report: Report | None) -> Report:
 
 
 def _steps(settings: TrainSettings, manifest: Manifest) -> int:
-    from newsbert_ray.data.reading import course_of
+    from newsbert_ray.data.reading import make_schedule
 
-    return course_of(settings, manifest).total_steps
+    return make_schedule(settings, manifest).total_steps
 
 
 @contextmanager

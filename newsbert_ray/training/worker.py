@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from newsbert_ray.config import TrainSettings
-from newsbert_ray.data.reading import Course, Update, course_of
+from newsbert_ray.data.reading import TrainingSchedule, Update, make_schedule
 from newsbert_ray.data.shards import Manifest, Split, read_manifest
 from newsbert_ray.evaluation.encoding import Pace, Scores, device_name, map_titles
 from newsbert_ray.evaluation.scoring import score_pair
@@ -43,8 +43,8 @@ from newsbert_ray.training.loop import Report, World, never, run_loop
 from newsbert_ray.training.prerequisites import remembered, teacher_scores
 from newsbert_ray.training.step import Learner, build_learner
 
-Updates = Callable[[Course, int], Iterator[Update]]
-"""(plan, steps done) -> this worker's updates after them."""
+Updates = Callable[[TrainingSchedule, int], Iterator[Update]]
+"""(schedule, steps done) -> this worker's updates after them."""
 
 
 def run_worker(
@@ -66,18 +66,18 @@ def run_worker(
         leaving: whether this worker's machine is about to be taken away.
     """
     manifest = read_manifest(settings.data)
-    plan = course_of(settings, manifest, rank=world.rank, world_size=world.size)
+    schedule = make_schedule(settings, manifest, rank=world.rank, world_size=world.size)
     run = Path(settings.out)
     tell = say if world.first else _silent
-    learner = build_worker_learner(settings, manifest, plan, world)
+    learner = build_worker_learner(settings, manifest, schedule, world)
     blocks = block_map(len(learner.pair.teacher.layers), settings.student.layers)
     tell(f"{settings.student.layers} layers learn alone" if learner.pair.alone else describe_layers(blocks))
     progress = _resume(run / CHECKPOINTS, learner, world, say=tell)
     if progress.step:
-        tell(f"going on from step {progress.step} of {plan.total_steps}")
+        tell(f"going on from step {progress.step} of {schedule.total_steps}")
     if not world.first:
         progress.sums = dict.fromkeys(progress.sums, 0.0)
-    learner.pair.remembered = remembered(learner.pair, settings, manifest, plan, world)
+    learner.pair.remembered = remembered(learner.pair, settings, manifest, schedule, world)
     journal = Journal(run, done=progress.step) if world.first else None
     log, meters = EventLog(run), RunMeters(run)
     if world.first:
@@ -88,8 +88,8 @@ def run_worker(
     try:
         run_loop(
             learner,
-            updates(plan, progress.step),
-            plan=plan,
+            updates(schedule, progress.step),
+            schedule=schedule,
             progress=progress,
             world=world,
             evaluate=lambda: score("validation"),
@@ -148,14 +148,19 @@ def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def build_worker_learner(
-    settings: TrainSettings, manifest: Manifest, plan: Course, world: World, *, stand_in: bool = False
+    settings: TrainSettings,
+    manifest: Manifest,
+    schedule: TrainingSchedule,
+    world: World,
+    *,
+    stand_in: bool = False,
 ) -> Learner:
     """The learner on this worker's device, wrapped for gradient averaging where there are several workers;
     `stand_in` as for `assemble_pair`."""
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     pair = assemble_pair(settings, manifest, stand_in=stand_in).to(world.device)
-    learner = build_learner(pair, settings, total_steps=plan.total_steps, world_size=world.size)
+    learner = build_learner(pair, settings, total_steps=schedule.total_steps, world_size=world.size)
     if world.size > 1:
         tables = {id(table.weight) for table in learner.tables.tables}
         # What DDP's own `_set_params_and_buffers_to_ignore_for_model` sets.

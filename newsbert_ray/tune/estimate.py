@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import torch
 
     from newsbert_ray.data.order import Ints
-    from newsbert_ray.data.reading import Course
+    from newsbert_ray.data.reading import TrainingSchedule
     from newsbert_ray.data.shards import Manifest
     from newsbert_ray.training.step import Learner
     from newsbert_ray.tune.resources import Place
@@ -330,12 +330,14 @@ def _numbers(
 ) -> tuple[int, int, int]:
     """A trial's updates, evaluations and checkpoints."""
     from newsbert_ray.data.order import Order
-    from newsbert_ray.data.reading import Course
+    from newsbert_ray.data.reading import TrainingSchedule
 
-    course = Course(_at_hand(data), _manifest(data), Order(0, batch_size), epochs, train_rows, task=task)
+    schedule = TrainingSchedule(
+        _at_hand(data), _manifest(data), Order(0, batch_size), epochs, train_rows, task=task
+    )
     steps, ends = 0, set[int]()
     for epoch in range(epochs):
-        steps += course.steps(epoch)
+        steps += schedule.steps(epoch)
         ends.add(steps)
     evaluated = ends | set(range(every, steps + 1, every) if every else ())
     return steps, len(evaluated), len(evaluated | set(range(written, steps + 1, written) if written else ()))
@@ -470,12 +472,12 @@ def time_parts(settings: TrainSettings, *, folder: Path) -> Parts:
     try:
         marks = [time.perf_counter()]
         for _ in range(2):  # the second start is that of a process that has run a trial before
-            learner, plan = _start(settings, device, run)
+            learner, schedule = _start(settings, device, run)
             marks.append(device_seconds(device))
         warm = marks[2] - marks[1]
-        first, step = _steps(learner, plan, device)
-        title = _title(learner, plan, device)
-        checkpoint, best, end = _files(learner, plan, run, device)
+        first, step = _steps(learner, schedule, device)
+        title = _title(learner, schedule, device)
+        checkpoint, best, end = _files(learner, schedule, run, device)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return Parts(
@@ -489,23 +491,23 @@ def time_parts(settings: TrainSettings, *, folder: Path) -> Parts:
     )
 
 
-def _start(settings: TrainSettings, device: torch.device, run: Path) -> tuple[Learner, Course]:
+def _start(settings: TrainSettings, device: torch.device, run: Path) -> tuple[Learner, TrainingSchedule]:
     """What a trial does before its first step."""
-    from newsbert_ray.data.reading import course_of, read_updates
+    from newsbert_ray.data.reading import make_schedule, read_updates
     from newsbert_ray.data.shards import read_manifest
     from newsbert_ray.training.journal import Journal
     from newsbert_ray.training.loop import World
     from newsbert_ray.training.worker import build_worker_learner
 
     manifest = read_manifest(settings.data)
-    plan = course_of(settings, manifest)
-    learner = build_worker_learner(settings, manifest, plan, World(0, 1, device), stand_in=True)
+    schedule = make_schedule(settings, manifest)
+    learner = build_worker_learner(settings, manifest, schedule, World(0, 1, device), stand_in=True)
     Journal(run, done=0).close()
-    next(read_updates(plan))
-    return learner, plan
+    next(read_updates(schedule))
+    return learner, schedule
 
 
-def _steps(learner: Learner, plan: Course, device: torch.device) -> tuple[float, float]:
+def _steps(learner: Learner, schedule: TrainingSchedule, device: torch.device) -> tuple[float, float]:
     """Seconds of a trial's first update, and of a later one with its batch's making.
 
     Updates differ by the length of their titles: those timed lie evenly between the smallest and the largest
@@ -515,9 +517,9 @@ def _steps(learner: Learner, plan: Course, device: torch.device) -> tuple[float,
     from newsbert_ray.evaluation.encoding import device_seconds
     from newsbert_ray.training.step import train_step
 
-    count = min(SAMPLE, plan.steps(0))
+    count = min(SAMPLE, schedule.steps(0))
     began = time.perf_counter()
-    sample = list(itertools.islice(read_updates(plan), count))
+    sample = list(itertools.islice(read_updates(schedule), count))
     reading = (time.perf_counter() - began) / count
     sample.sort(key=lambda update: sum(part.padded_tokens for part in update.parts))
     chosen = [sample[-1]] * WARM_UP + [sample[int((i + 0.5) * count / STEPS)] for i in range(STEPS)]
@@ -529,7 +531,7 @@ def _steps(learner: Learner, plan: Course, device: torch.device) -> tuple[float,
     return marks[1] - marks[0], later + reading
 
 
-def _title(learner: Learner, plan: Course, device: torch.device) -> float:
+def _title(learner: Learner, schedule: TrainingSchedule, device: torch.device) -> float:
     """Seconds to evaluate one row of validation with all models that learn, by a sample all over it.
 
     In recommendation and retrieval that is the encoding of the different texts that its rows name, shared
@@ -543,41 +545,43 @@ def _title(learner: Learner, plan: Course, device: torch.device) -> float:
     pair, place = learner.pair, Place(device)
     models = {name: model for name, model in pair.models().items() if not (pair.frozen and name == "teacher")}
     pair.eval()
-    if plan.task == "topics":
-        shards = plan.manifest.splits["validation"]
+    if schedule.task == "topics":
+        shards = schedule.manifest.splits["validation"]
         count = sum(-(-shard.rows // BATCH) for shard in shards)
         wanted = {int((i + 0.5) * count / EVALUATIONS) for i in range(EVALUATIONS)}
-        batches = evaluation_batches(plan.folder, plan.manifest, "validation", batch_size=BATCH)
+        batches = evaluation_batches(schedule.folder, schedule.manifest, "validation", batch_size=BATCH)
         chosen = [batch for number, batch in enumerate(batches) if number in wanted]
         began = device_seconds(device)
-        score_topics(models, chosen, topics=len(plan.manifest.labels), place=place)
+        score_topics(models, chosen, topics=len(schedule.manifest.labels), place=place)
         seconds = (device_seconds(device) - began) / sum(batch.rows for batch in chosen)
     else:
-        named, rows = _named(plan)
-        table = read_texts(plan.folder, plan.manifest)
+        named, rows = _named(schedule)
+        table = read_texts(schedule.folder, schedule.manifest)
         sample = named[np.linspace(0, len(named) - 1, min(len(named), EVALUATIONS * BATCH)).astype(np.int64)]
         began = device_seconds(device)
-        encode_texts(models, table, sample, pad_id=plan.manifest.tokenizer.pad_id, place=place)
+        encode_texts(models, table, sample, pad_id=schedule.manifest.tokenizer.pad_id, place=place)
         seconds = (device_seconds(device) - began) / len(sample) * len(named) / rows
     pair.train()
     return seconds
 
 
-def _named(plan: Course) -> tuple[Ints, int]:
+def _named(schedule: TrainingSchedule) -> tuple[Ints, int]:
     """The different texts that rows of validation name, and how many rows: all impressions, or a shard's
     pairs."""
     from newsbert_ray.data.reading import read_pairs
     from newsbert_ray.evaluation.scoring import find_named
 
-    folder, manifest = Path(plan.folder), plan.manifest
-    if plan.task == "recommendation":
-        rows = manifest.rows("validation", plan.task)
-        return find_named(folder, manifest, "validation", history=plan.history), rows
+    folder, manifest = Path(schedule.folder), schedule.manifest
+    if schedule.task == "recommendation":
+        rows = manifest.rows("validation", schedule.task)
+        return find_named(folder, manifest, "validation", history=schedule.history), rows
     first = next(read_pairs(folder, manifest, "validation"))
     return np.unique(np.concatenate([first.queries, first.texts])), len(first)
 
 
-def _files(learner: Learner, plan: Course, run: Path, device: torch.device) -> tuple[float, float, float]:
+def _files(
+    learner: Learner, schedule: TrainingSchedule, run: Path, device: torch.device
+) -> tuple[float, float, float]:
     """Seconds of a checkpoint, of a best model, and of a trial's end."""
 
     from newsbert_ray.evaluation.encoding import device_seconds
@@ -597,8 +601,8 @@ def _files(learner: Learner, plan: Course, run: Path, device: torch.device) -> t
     write_checkpoint(folder, learner, Progress(step=1, best=name, best_step=1), keep=1)
     marks.append(time.perf_counter())
     load_best(folder, name, learner.pair)
-    tokenizer = Path(plan.folder) / "tokenizer"
-    write_student(run / "student", learner.pair, plan.manifest, tokenizer=tokenizer, task=plan.task)
+    tokenizer = Path(schedule.folder) / "tokenizer"
+    write_student(run / "student", learner.pair, schedule.manifest, tokenizer=tokenizer, task=schedule.task)
     shutil.rmtree(folder)
     marks.append(device_seconds(device))
     best, checkpoint, end = (after - before for before, after in itertools.pairwise(marks))

@@ -25,7 +25,13 @@ from torch import Tensor
 from newsbert_ray.config import TrainSettings, build_settings, merge
 from newsbert_ray.data.batches import Batch, Bucket, ClickChoices
 from newsbert_ray.data.examples import Clicks, Impressions
-from newsbert_ray.data.reading import Course, collate_update, course_of, read_impressions, window_parts
+from newsbert_ray.data.reading import (
+    TrainingSchedule,
+    collate_update,
+    make_schedule,
+    read_impressions,
+    window_parts,
+)
 from newsbert_ray.data.shards import TextTable, read_manifest, read_texts
 from newsbert_ray.distill.joint import joint_losses
 from newsbert_ray.distill.losses import weighted_total
@@ -84,20 +90,20 @@ def main() -> None:
 def compare_training(settings: TrainSettings, *, steps: int, part: int) -> None:
     """Alternate the two programs over the same updates."""
     manifest = read_manifest(settings.data)
-    course = course_of(settings, manifest)
-    learner = build_worker_learner(settings, manifest, course, World(0, 1, torch.device("cpu")))
-    plain = PlainLoop(settings, course, part)
+    schedule = make_schedule(settings, manifest)
+    learner = build_worker_learner(settings, manifest, schedule, World(0, 1, torch.device("cpu")))
+    plain = PlainLoop(settings, schedule, part)
     ours, theirs, losses, read = [], [], [], [[0, 0], [0, 0]]
-    window, first, skip = next(course.windows_from(0))
+    window, first, skip = next(schedule.windows_from(0))
     whole = (
         (step, parts)
-        for step, parts in window_parts(course, window, first=first, skip=skip)
+        for step, parts in window_parts(schedule, window, first=first, skip=skip)
         if parts[0].rows == settings.batch_size  # an epoch's one smaller update may stand anywhere
     )
     for step, parts in itertools.islice(whole, WARM_UP + steps):
         clicks = cast("Clicks", parts[0].examples)
         start = time.perf_counter()
-        update = collate_update(parts, course, step=step, epoch=0)
+        update = collate_update(parts, schedule, step=step, epoch=0)
         numbers = train_step(learner, update.parts, step=step)
         middle = time.perf_counter()
         loss, plain_tokens = plain.step(clicks)
@@ -126,11 +132,11 @@ def compare_training(settings: TrainSettings, *, steps: int, part: int) -> None:
 class PlainLoop:
     """The reference program's training."""
 
-    def __init__(self, settings: TrainSettings, course: Course, part: int) -> None:
+    def __init__(self, settings: TrainSettings, schedule: TrainingSchedule, part: int) -> None:
         self.settings = settings
         self.part = part
-        self.pad_id = course.manifest.tokenizer.pad_id
-        self.pair = assemble_pair(settings, course.manifest)
+        self.pad_id = schedule.manifest.tokenizer.pad_id
+        self.pair = assemble_pair(settings, schedule.manifest)
         self.optimizer = torch.optim.Adam(self.pair.parameters(), lr=settings.learning_rate)
 
     def step(self, clicks: Clicks) -> tuple[float, int]:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from newsbert_ray.config import TrainSettings, build_settings, merge
 from newsbert_ray.data.batches import Batch, Bucket
-from newsbert_ray.data.reading import Course, Update, course_of, read_updates
+from newsbert_ray.data.reading import TrainingSchedule, Update, make_schedule, read_updates
 from newsbert_ray.data.shards import read_manifest
 from newsbert_ray.distill.joint import joint_losses
 from newsbert_ray.distill.losses import weighted_total
@@ -60,18 +60,18 @@ def main() -> None:
     }
     settings = build_settings(TrainSettings, merge(values))
     manifest = read_manifest(settings.data)
-    plan = course_of(settings, manifest)
-    compare(settings, plan, steps=options.steps, plain_length=options.plain_length)
+    schedule = make_schedule(settings, manifest)
+    compare(settings, schedule, steps=options.steps, plain_length=options.plain_length)
 
 
-def compare(settings: TrainSettings, plan: Course, *, steps: int, plain_length: int) -> None:
+def compare(settings: TrainSettings, schedule: TrainingSchedule, *, steps: int, plain_length: int) -> None:
     """Alternate the two programs over the same updates and print their ratio and their last losses."""
-    learner = build_worker_learner(settings, plan.manifest, plan, World(0, 1, torch.device("cpu")))
-    plain = PlainLoop(settings, plan, plain_length)
+    learner = build_worker_learner(settings, schedule.manifest, schedule, World(0, 1, torch.device("cpu")))
+    plain = PlainLoop(settings, schedule, plain_length)
     ours: list[float] = []
     theirs: list[float] = []
     last: list[tuple[float, float]] = []
-    for update in islice(read_updates(plan), WARM_UP + steps):
+    for update in islice(read_updates(schedule), WARM_UP + steps):
         start = time.perf_counter()
         numbers = train_step(learner, update.parts, step=update.step)
         middle = time.perf_counter()
@@ -94,18 +94,18 @@ def compare(settings: TrainSettings, plan: Course, *, steps: int, plain_length: 
         largest_loss_difference=max(abs(a - b) for a, b in last),
     )
     say("mixing", share_of_step=mixing_seconds(learner.pair, settings) / statistics.median(ours))
-    say("dropout", step_with_over_without=dropout_cost(settings, plan, steps=max(10, steps // 2)))
-    say("matmul", **matmul_share(settings, plan, statistics.median(ours)))
+    say("dropout", step_with_over_without=dropout_cost(settings, schedule, steps=max(10, steps // 2)))
+    say("matmul", **matmul_share(settings, schedule, statistics.median(ours)))
 
 
 class PlainLoop:
     """The reference program."""
 
-    def __init__(self, settings: TrainSettings, plan: Course, length: int) -> None:
+    def __init__(self, settings: TrainSettings, schedule: TrainingSchedule, length: int) -> None:
         self.settings = settings
         self.length = length
-        self.pad_id = plan.manifest.tokenizer.pad_id
-        self.pair = assemble_pair(settings, plan.manifest)
+        self.pad_id = schedule.manifest.tokenizer.pad_id
+        self.pair = assemble_pair(settings, schedule.manifest)
         self.optimizer = torch.optim.Adam(self.pair.parameters(), lr=settings.learning_rate)
 
     def step(self, update: Update) -> float:
@@ -157,20 +157,20 @@ def mixing_seconds(pair: nn.Module, settings: TrainSettings) -> float:
     return statistics.median(times)
 
 
-def dropout_cost(settings: TrainSettings, plan: Course, *, steps: int) -> float:
+def dropout_cost(settings: TrainSettings, schedule: TrainingSchedule, *, steps: int) -> float:
     """A step with the paper's dropout 0.2 over one without, in turns: median ratio."""
     world = World(0, 1, torch.device("cpu"))
     learners = [
         build_worker_learner(
             settings.model_copy(update={"model": settings.model.model_copy(update={"dropout": rate})}),
-            plan.manifest,
-            plan,
+            schedule.manifest,
+            schedule,
             world,
         )
         for rate in (0.2, 0.0)
     ]
     ratios = []
-    for update in islice(read_updates(plan), WARM_UP + steps):
+    for update in islice(read_updates(schedule), WARM_UP + steps):
         times = []
         for learner in learners:
             start = time.perf_counter()
@@ -180,14 +180,16 @@ def dropout_cost(settings: TrainSettings, plan: Course, *, steps: int) -> float:
     return statistics.median(ratios[WARM_UP:])
 
 
-def matmul_share(settings: TrainSettings, plan: Course, step_seconds: float) -> dict[str, float]:
+def matmul_share(
+    settings: TrainSettings, schedule: TrainingSchedule, step_seconds: float
+) -> dict[str, float]:
     """The step's matrix products against what the same number of operations takes as plain products of its
     shapes."""
-    pair = assemble_pair(settings, plan.manifest)
+    pair = assemble_pair(settings, schedule.manifest)
     config = pair.teacher.backbone.config
     hidden, inner = int(config.hidden_size), int(config.intermediate_size)
     layers = len(pair.teacher.layers) + len(pair.student.layers)
-    tokens = statistics.mean(u.parts[0].padded_tokens for u in islice(read_updates(plan), 20))
+    tokens = statistics.mean(u.parts[0].padded_tokens for u in islice(read_updates(schedule), 20))
     operations = 3 * 2 * tokens * (4 * hidden * hidden + 2 * hidden * inner) * layers
     ceiling, bf16 = (product_speed(int(tokens), hidden, inner, t) for t in (torch.float32, torch.bfloat16))
     achieved = operations / step_seconds

@@ -23,7 +23,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from newsbert_ray.config import TrainSettings, build_settings, merge
-from newsbert_ray.data.reading import course_of, read_updates
+from newsbert_ray.data.reading import make_schedule, read_updates
 from newsbert_ray.data.shards import read_manifest
 from newsbert_ray.training.loop import World
 from newsbert_ray.training.step import Learner, train_step
@@ -111,9 +111,9 @@ def work(values: dict[str, Any], rank: int, port: int, steps: int, results: Any)
             "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world.size
         )
     manifest = read_manifest(settings.data)
-    course = course_of(settings, manifest, rank=rank, world_size=world.size)
-    learner = build_worker_learner(settings, manifest, course, world)
-    updates = read_updates(course)
+    schedule = make_schedule(settings, manifest, rank=rank, world_size=world.size)
+    learner = build_worker_learner(settings, manifest, schedule, world)
+    updates = read_updates(schedule)
     seconds: dict[str, list[float]] = {"data": [], "step": [], "alone": []}
     titles = 0
     for number in range(2 * steps + 2):
@@ -156,12 +156,12 @@ def without_exchange(learner: Learner) -> Any:
 def on_paper(settings: TrainSettings) -> None:
     """Seconds of a step on one GPU and of its exchange among 8 and 64, nothing of them overlapped."""
     manifest = read_manifest(settings.data)
-    course = course_of(settings, manifest)
-    learner = build_worker_learner(settings, manifest, course, World(0, 1, torch.device("cpu")))
+    schedule = make_schedule(settings, manifest)
+    learner = build_worker_learner(settings, manifest, schedule, World(0, 1, torch.device("cpu")))
     tables = {id(table.weight) for table in learner.tables.tables}
     pair = learner.pair
     dense = 4 * sum(p.numel() for p in pair.parameters() if id(p) not in tables)
-    part = next(read_updates(course)).parts[0]
+    part = next(read_updates(schedule)).parts[0]
     tokens = part.padded_tokens / part.rows * GPU_BATCH
     layers = [p for m in (pair.teacher.layers, pair.student.layers) for p in m.parameters()]
     flops = 6 * sum(p.numel() for p in layers) * tokens

@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.study_momentum --data SHARDS --teacher NAME_OR_DIR --layers 1 --steps 250
 
-One course of joint updates for each beta, from the same start over the same batches. On the way, for each
+One run of joint updates for each beta, from the same start over the same batches. On the way, for each
 block and every `--every` updates: norm ratio and cosine of the teacher block's mean gradient to the student
 layer's, the angle by which mixing turns the gradient, and the angle by which it turns Adam's update (a second
 Adam, fed with the student's own gradients along the same way, says what the update would have been); and the
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from newsbert_ray.config import TrainSettings, build_settings
-from newsbert_ray.data.reading import course_of, evaluation_batches, read_updates
+from newsbert_ray.data.reading import evaluation_batches, make_schedule, read_updates
 from newsbert_ray.data.shards import Manifest, read_manifest
 from newsbert_ray.distill import momentum
 from newsbert_ray.distill.joint import joint_losses
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add_subject(parser)
     parser.add_argument("--layers", type=int, default=1, help="student layers N")
     parser.add_argument("--betas", type=float, nargs="+", default=[0.0, 0.1, 0.3, 1.0])
-    parser.add_argument("--steps", type=int, default=250, help="updates of each course")
+    parser.add_argument("--steps", type=int, default=250, help="updates of each run")
     parser.add_argument("--every", type=int, default=25, help="updates between two looks")
     parser.add_argument("--learning_rate", type=float, default=2e-4)
     parser.add_argument("--teacher_learning_rate", type=float, default=1e-4)
@@ -62,31 +62,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     settings = build_settings(TrainSettings, {**values, "distill.beta": 0.0})
     manifest = read_manifest(settings.data)
-    plain = _course(settings, manifest, options)
-    twin = _course(settings, manifest, options, other_draws=True)
+    plain = _run(settings, manifest, options)
+    twin = _run(settings, manifest, options, other_draws=True)
     say("other draws of dropout alone", **_compare(twin, plain))
     for beta in options.betas:
         if beta > 0:
             own = build_settings(TrainSettings, {**values, "distill.beta": beta})
-            say(f"beta {beta:g} against beta 0", **_compare(_course(own, manifest, options), plain))
+            say(f"beta {beta:g} against beta 0", **_compare(_run(own, manifest, options), plain))
 
 
 Found = tuple[Tensor, Tensor]
 """Predictions on the test split, and the labels."""
 
 
-def _course(
+def _run(
     settings: TrainSettings, manifest: Manifest, options: argparse.Namespace, *, other_draws: bool = False
 ) -> Found:
-    """Train one course; say what was seen on the way."""
+    """Train one run; say what was seen on the way."""
     pair = assemble_pair(settings, manifest)
-    plan = course_of(settings, manifest)
-    learner = build_learner(pair, settings, total_steps=plan.total_steps)
+    schedule = make_schedule(settings, manifest)
+    learner = build_learner(pair, settings, total_steps=schedule.total_steps)
     if other_draws:
         learner.settings = settings.model_copy(update={"seed": settings.seed + _OTHER_DRAWS})
     shadow = _Shadow(pair, settings) if settings.distill.beta > 0 else None
     seen: list[dict[str, float]] = []
-    for update in read_updates(plan):
+    for update in read_updates(schedule):
         look = update.step % options.every == 0
         if look and not other_draws:
             seen.append({"step": float(update.step), **_loss_norms(learner, update.parts[0])})

@@ -224,25 +224,25 @@ def settings_of(data: str | Path, **values: Any) -> Any:
 
 
 def updates_of(settings: Any) -> tuple[Any, Any]:
-    """A run's course, and its updates as they are read and batched in this process."""
-    from newsbert_ray.data.reading import course_of, read_updates
+    """A run's schedule, and its updates as they are read and batched in this process."""
+    from newsbert_ray.data.reading import make_schedule, read_updates
     from newsbert_ray.data.shards import read_manifest
 
-    course = course_of(settings, read_manifest(settings.data))
-    return course, read_updates(course)
+    schedule = make_schedule(settings, read_manifest(settings.data))
+    return schedule, read_updates(schedule)
 
 
 def _read(folder: Path, share: float, _: int) -> dict[str, Any]:
     start = time.perf_counter()
-    course, updates = updates_of(settings_of(folder / "shards"))
+    schedule, updates = updates_of(settings_of(folder / "shards"))
     texts = mentions = 0
     for update in updates:
         texts += sum(len(bucket.input_ids) for bucket in update.parts[0].buckets)
         mentions += update.parts[0].texts
     return {
-        "seconds_a_click": (time.perf_counter() - start) / course.examples,
-        "texts_a_click": texts / course.examples,
-        "mentions_a_click": mentions / course.examples,
+        "seconds_a_click": (time.perf_counter() - start) / schedule.examples,
+        "texts_a_click": texts / schedule.examples,
+        "mentions_a_click": mentions / schedule.examples,
     }
 
 
@@ -255,9 +255,9 @@ def _pass(folder: Path, share: float, train_clicks: int) -> dict[str, Any]:
     from newsbert_ray.training.worker import build_worker_learner
 
     settings = settings_of(folder / "shards")
-    course, updates = updates_of(settings)
+    schedule, updates = updates_of(settings)
     world = World(0, 1, torch.device("cpu"))
-    learner = build_worker_learner(settings, read_manifest(settings.data), course, world)
+    learner = build_worker_learner(settings, read_manifest(settings.data), schedule, world)
     clicks = texts = 0
     reading, last = 0.0, time.perf_counter()
     start = last

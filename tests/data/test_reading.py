@@ -1,4 +1,4 @@
-"""The plan of a run's updates: counted right, and entered at any step."""
+"""The schedule of a run's updates: counted right, and entered at any step."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import torch
 
 from newsbert_ray.data import order as ordering
 from newsbert_ray.data.order import Order
-from newsbert_ray.data.reading import Course, Update, evaluation_batches, read_updates
+from newsbert_ray.data.reading import TrainingSchedule, Update, evaluation_batches, read_updates
 from newsbert_ray.data.shards import read_manifest
 
 
-def plan(shards: Path, **order: int) -> Course:
+def schedule(shards: Path, **order: int) -> TrainingSchedule:
     """Two epochs over the small corpus."""
-    return Course(str(shards), read_manifest(shards), Order(5, 32, **order), 2, None)
+    return TrainingSchedule(str(shards), read_manifest(shards), Order(5, 32, **order), 2, None)
 
 
 def key(update: Update) -> tuple[int, int, list[list[list[int]]]]:
@@ -30,15 +30,15 @@ def test_entered_anywhere_it_goes_on_as_it_would_have(
 ) -> None:
     """A resume that skipped or repeated a batch would not be the same run."""
     monkeypatch.setattr(ordering, "WINDOW_EXAMPLES", window_rows)
-    whole = [key(update) for update in read_updates(plan(shards))]
-    assert [step for step, _, _ in whole] == list(range(1, plan(shards).total_steps + 1))
-    assert [key(update) for update in read_updates(plan(shards), done=done)] == whole[done:]
+    whole = [key(update) for update in read_updates(schedule(shards))]
+    assert [step for step, _, _ in whole] == list(range(1, schedule(shards).total_steps + 1))
+    assert [key(update) for update in read_updates(schedule(shards), done=done)] == whole[done:]
 
 
 def test_an_epoch_has_every_title_once(shards: Path) -> None:
     """Windows must cover all shards, whatever their order."""
     manifest = read_manifest(shards)
-    updates = [update for update in read_updates(plan(shards)) if update.epoch == 1]
+    updates = [update for update in read_updates(schedule(shards)) if update.epoch == 1]
     labels = [part.target.labels for update in updates for part in update.parts]
     assert sum(map(len, labels)) == manifest.rows("train")
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from newsbert_ray.config import DistillSettings, LossWeights, TrainSettings
 from newsbert_ray.data.batches import Batch, Bucket
-from newsbert_ray.data.reading import course_of, read_updates
+from newsbert_ray.data.reading import make_schedule, read_updates
 from newsbert_ray.data.shards import read_manifest
 from newsbert_ray.distill.joint import joint_losses
 from newsbert_ray.distill.losses import weighted_total
@@ -23,8 +23,8 @@ MakeSettings = Callable[..., TrainSettings]
 def pair_and_batch(settings: TrainSettings) -> tuple[Pair, Batch]:
     """A fresh pair without dropout and the first batch."""
     manifest = read_manifest(settings.data)
-    plan = course_of(settings, manifest)
-    return assemble_pair(settings, manifest).eval(), next(read_updates(plan)).parts[0]
+    schedule = make_schedule(settings, manifest)
+    return assemble_pair(settings, manifest).eval(), next(read_updates(schedule)).parts[0]
 
 
 def forward(pair: Pair, batch: Batch, settings: DistillSettings | None = None) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from newsbert_ray.config import LossWeights, SettingsError, TrainSettings
-from newsbert_ray.data.reading import course_of, read_updates
+from newsbert_ray.data.reading import make_schedule, read_updates
 from newsbert_ray.data.shards import read_manifest
 from newsbert_ray.methods import LOSSES, METHODS, MethodName
 from newsbert_ray.model.assemble import assemble_pair
@@ -56,9 +56,9 @@ def learner_of(settings: TrainSettings, total_steps: int = 4) -> Learner:
 
 def steps(learner: Learner, count: int) -> list[set[str]]:
     """Train so many steps; the names of the losses of each."""
-    plan = course_of(learner.settings, read_manifest(learner.settings.data))
+    schedule = make_schedule(learner.settings, read_manifest(learner.settings.data))
     found = []
-    for update, _ in zip(read_updates(plan), range(count), strict=False):
+    for update, _ in zip(read_updates(schedule), range(count), strict=False):
         numbers = train_step(learner, update.parts, step=update.step)
         found.append(set(numbers) - {"total", "learning_rate_factor"})
     return found

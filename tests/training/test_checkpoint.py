@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from newsbert_ray.config import TrainSettings
-from newsbert_ray.data.reading import course_of, read_updates
+from newsbert_ray.data.reading import make_schedule, read_updates
 from newsbert_ray.data.shards import read_manifest
 from newsbert_ray.model.assemble import assemble_pair
 from newsbert_ray.training import checkpoint
@@ -23,9 +23,9 @@ MakeSettings = Callable[..., TrainSettings]
 def learner_after(settings: TrainSettings, steps: int) -> Learner:
     """A learner that has made some updates."""
     manifest = read_manifest(settings.data)
-    plan = course_of(settings, manifest)
-    learner = build_learner(assemble_pair(settings, manifest), settings, total_steps=plan.total_steps)
-    for update in islice(read_updates(plan), steps):
+    schedule = make_schedule(settings, manifest)
+    learner = build_learner(assemble_pair(settings, manifest), settings, total_steps=schedule.total_steps)
+    for update in islice(read_updates(schedule), steps):
         train_step(learner, update.parts, step=update.step)
     return learner
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from newsbert_ray.config import TrainSettings
-from newsbert_ray.data.reading import Update, course_of, read_updates
+from newsbert_ray.data.reading import Update, make_schedule, read_updates
 from newsbert_ray.data.shards import read_manifest
 from newsbert_ray.model.assemble import assemble_pair
 from newsbert_ray.training.sparse_embedding import TableGradients
@@ -48,9 +48,9 @@ def start(
 ) -> tuple[Learner, list[Update]]:
     """A fresh learner and its first updates."""
     manifest = read_manifest(settings.data)
-    plan = course_of(settings, manifest, rank=rank, world_size=world_size)
-    learner = build_learner(assemble_pair(settings, manifest), settings, total_steps=plan.total_steps)
-    return learner, list(islice(read_updates(plan), steps))
+    schedule = make_schedule(settings, manifest, rank=rank, world_size=world_size)
+    learner = build_learner(assemble_pair(settings, manifest), settings, total_steps=schedule.total_steps)
+    return learner, list(islice(read_updates(schedule), steps))
 
 
 def run(settings: TrainSettings) -> tuple[dict[str, Tensor], list[float]]:

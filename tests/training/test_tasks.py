@@ -13,7 +13,7 @@ from torch import Tensor
 from newsbert_ray.config import LossWeights, PrepareSettings, TrainSettings, build_settings
 from newsbert_ray.data.examples import Clicks
 from newsbert_ray.data.prepare import prepare
-from newsbert_ray.data.reading import course_of, read_updates, window_parts
+from newsbert_ray.data.reading import make_schedule, read_updates, window_parts
 from newsbert_ray.data.shards import read_manifest
 from newsbert_ray.data.synthetic import synthesize_pairs
 from newsbert_ray.distill.joint import joint_losses
@@ -43,11 +43,11 @@ def test_encoding_once_is_the_same_mathematics(make_settings: MakeSettings, loss
     weights = {f"distill.weights.{name}": float(name in chosen) for name in LOSSES}
     settings = make_settings(task="recommendation", **{"model.dropout": 0.0, **weights, "distill.beta": 0.0})
     manifest = read_manifest(settings.data)
-    course = course_of(settings, manifest)
+    schedule = make_schedule(settings, manifest)
     pair = assemble_pair(settings, manifest)
-    window, first, skip = next(course.windows_from(0))
-    _, (part,) = next(iter(window_parts(course, window, first=first, skip=skip)))
-    update = next(read_updates(course))
+    window, first, skip = next(schedule.windows_from(0))
+    _, (part,) = next(iter(window_parts(schedule, window, first=first, skip=skip)))
+    update = next(read_updates(schedule))
     (once,) = update.parts
     assert isinstance(part.examples, Clicks)
     each = each_mention(part.examples, (part.rows, part.texts, part.tokens), pad_id=0)
@@ -78,7 +78,7 @@ def test_parts_add_up_to_the_update(make_settings: MakeSettings, world_size: int
     def losses(size: int, settings: TrainSettings) -> dict[str, float]:
         total: dict[str, float] = {}
         for rank in range(size):
-            update = next(read_updates(course_of(settings, manifest, rank=rank, world_size=size)))
+            update = next(read_updates(make_schedule(settings, manifest, rank=rank, world_size=size)))
             for part in update.parts:
                 teacher, student = pair(part)
                 for name, loss in joint_losses(teacher, student, part, settings.distill).items():
@@ -98,7 +98,7 @@ def test_fewer_workers_than_shares_alter_nothing(make_settings: MakeSettings, si
     def gradients(size: int) -> dict[str, torch.Tensor]:
         total: dict[str, torch.Tensor] = {}
         for rank in range(size):
-            course = course_of(settings, manifest, rank=rank, world_size=size)
+            schedule = make_schedule(settings, manifest, rank=rank, world_size=size)
             torch.manual_seed(0)
             learner = build_learner(assemble_pair(settings, manifest), settings, total_steps=9)
             before = {name: p.clone() for name, p in learner.pair.named_parameters()}
@@ -107,7 +107,7 @@ def test_fewer_workers_than_shares_alter_nothing(make_settings: MakeSettings, si
             learner.settings = settings.model_copy(
                 update={"distill": settings.distill.model_copy(update={"beta": 0.0})}
             )
-            train_step(learner, next(read_updates(course)).parts, step=1)
+            train_step(learner, next(read_updates(schedule)).parts, step=1)
             for name, p in learner.pair.named_parameters():
                 total[name] = total.get(name, torch.zeros_like(p)) + (p.detach() - before[name])
         return total
@@ -121,9 +121,9 @@ def test_the_loss_falls_on_clicks(make_settings: MakeSettings) -> None:
     """The invented readers click by their interests: both models must learn some of it."""
     settings = make_settings(task="recommendation", epochs=12, **{"model.dropout": 0.0})
     manifest = read_manifest(settings.data)
-    course = course_of(settings, manifest)
-    learner = build_learner(assemble_pair(settings, manifest), settings, total_steps=course.total_steps)
-    found = [train_step(learner, u.parts, step=u.step) for u in read_updates(course)]
+    schedule = make_schedule(settings, manifest)
+    learner = build_learner(assemble_pair(settings, manifest), settings, total_steps=schedule.total_steps)
+    found = [train_step(learner, u.parts, step=u.step) for u in read_updates(schedule)]
     for name in ("teacher_task", "student_task"):
         losses = [float(numbers[name]) for numbers in found]
         assert sum(losses[-4:]) < 0.9 * sum(losses[:4])
@@ -135,11 +135,11 @@ def test_a_student_alone_computes_no_teacher(
     """Fine-tuning is the baseline of every table: a teacher in it would cost time, or worse, teach."""
     settings = make_settings(task="recommendation", method="finetune")
     manifest = read_manifest(settings.data)
-    course = course_of(settings, manifest)
-    learner = build_learner(assemble_pair(settings, manifest), settings, total_steps=course.total_steps)
+    schedule = make_schedule(settings, manifest)
+    learner = build_learner(assemble_pair(settings, manifest), settings, total_steps=schedule.total_steps)
     before = {n: p.clone() for n, p in learner.pair.teacher.state_dict().items()}
     monkeypatch.setattr(learner.pair.teacher, "forward", None)
-    for update in islice(read_updates(course), 3):
+    for update in islice(read_updates(schedule), 3):
         numbers = train_step(learner, update.parts, step=update.step, statistics=True)
     assert set(numbers) == {"student_task", "total", "learning_rate_factor"}
     assert all(torch.equal(before[n], p) for n, p in learner.pair.teacher.state_dict().items())
@@ -151,12 +151,12 @@ def test_a_student_alone_computes_no_teacher(
 def test_negatives_change_with_the_epoch_and_nothing_else(make_settings: MakeSettings) -> None:
     """Two runs of a seed are equal bit for bit; a second epoch sees other news beside the same clicks."""
     settings = make_settings(task="recommendation", **{"recommendation.npratio": 2})
-    course = course_of(settings, read_manifest(settings.data))
+    schedule = make_schedule(settings, read_manifest(settings.data))
 
     def drawn(epoch: int) -> set[tuple[int, ...]]:
         found: set[tuple[int, ...]] = set()
-        for window in course.windows(epoch):
-            for _, parts in window_parts(course, window, first=1, skip=0):
+        for window in schedule.windows(epoch):
+            for _, parts in window_parts(schedule, window, first=1, skip=0):
                 for part in parts:
                     assert isinstance(part.examples, Clicks)
                     found |= {tuple(row) for row in part.examples.candidates.tolist()}

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from newsbert_ray.config import SettingsError, TrainSettings
 from newsbert_ray.data.order import Order
-from newsbert_ray.data.reading import Course, read_updates
+from newsbert_ray.data.reading import TrainingSchedule, read_updates
 from newsbert_ray.data.shards import read_manifest
 from newsbert_ray.ray_session import ray_session
 from newsbert_ray.record import METRICS, read_entries, read_record
@@ -71,10 +71,10 @@ def test_ray_data_streams_the_very_same_batches(shards: Path, session: None) -> 
     from newsbert_ray.data.stream import stream_updates
 
     order, manifest = Order(7, 20, 1, 2, 2), read_manifest(shards)
-    titles = Course(str(shards), manifest, order, 2, None)
-    clicks = Course(str(shards), manifest, order, 2, None, task="recommendation", npratio=3)
-    for plan, done in ((titles, 0), (titles, 5), (clicks, 0), (clicks, 2)):
-        direct, streamed = list(read_updates(plan, done=done)), list(stream_updates(plan, done=done))
+    titles = TrainingSchedule(str(shards), manifest, order, 2, None)
+    clicks = TrainingSchedule(str(shards), manifest, order, 2, None, task="recommendation", npratio=3)
+    for schedule, done in ((titles, 0), (titles, 5), (clicks, 0), (clicks, 2)):
+        direct, streamed = list(read_updates(schedule, done=done)), list(stream_updates(schedule, done=done))
         assert len(direct) == len(streamed) > 0
         for a, b in zip(direct, streamed, strict=True):
             assert (a.step, a.epoch, len(a.parts)) == (b.step, b.epoch, len(b.parts))
