@@ -28,7 +28,7 @@ from newsbert_ray.tune.display import (
     starting,
     train_command,
 )
-from newsbert_ray.tune.estimate import compared
+from newsbert_ray.tune.preview import compared
 from newsbert_ray.tune.resources import Place, place_of
 from newsbert_ray.tune.space import SearchSpace
 from newsbert_ray.tune.stopping import EarlyStopping
