@@ -3,15 +3,15 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
-# What is ours: runs, exports and shards may lie beside it.
-SOURCES := newsbert_ray tests cluster README.md
-ABREAST := -n auto --maxprocesses 8 --dist loadfile
+SOURCES := newsbert_ray tests cluster docs README.md CONTRIBUTING.md
+# Ray tests that share a session or measure time name a group (xdist_group); a group runs in one process.
+PARALLEL := -n auto --maxprocesses 8 --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint bench soak clean
+.PHONY: help demo test check lint docs wheel check-lowest bench soak clean
 
 help: ## List these targets.
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # A second call installs nothing: the stamp is newer than the two files that say what to install.
 $(READY): pyproject.toml constraints.txt
@@ -34,10 +34,13 @@ lint: $(READY)
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy
 
-check: lint ## Lint, types and the quick tests, on all cores.
-	$(BIN)/pytest $(ABREAST) -m "not ray and not slow"
+docs: $(READY) ## Build the documentation into docs/_build/html; a warning is an error.
+	$(BIN)/sphinx-build -W --keep-going -q -d docs/_build/doctrees docs docs/_build/html
 
-test: check ## Lint, types and every test; those with a cluster one after the other.
+check: lint docs ## Lint, types, documentation and the quick tests, on all cores.
+	$(BIN)/pytest $(PARALLEL) -m "not ray and not slow"
+
+test: check ## Everything in check, and the tests that start Ray or take long.
 	$(BIN)/pytest -m "ray or slow"
 
 bench: $(READY) ## Every benchmark of tests/benchmarks, one after the other.

@@ -30,7 +30,7 @@ _ROOMS = {
     "prepare": "data.prepare",
     "train": "training.run",
     "evaluate": "evaluation.evaluate",
-    "sweep": "tune.search",
+    "sweep": "tune.sweep",
     "report": "reporting.report",
     "submit": "deploy.submit",
 }

@@ -10,7 +10,7 @@ from pathlib import PurePath
 from statistics import fmean, stdev
 from typing import Any
 
-from newsbert_ray.reporting.figures import (
+from newsbert_ray.reporting.figure_data import (
     Dots,
     FigureData,
     Line,
@@ -20,9 +20,8 @@ from newsbert_ray.reporting.figures import (
     Scatter,
     Trace,
     Trend,
-    short,
-    symbol,
 )
+from newsbert_ray.reporting.figures import short, symbol
 from newsbert_ray.reporting.sweep_data import Axis, Goal, Point, Sweep, Trial, listed
 from newsbert_ray.reporting.tables import summarise
 
