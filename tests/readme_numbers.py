@@ -19,7 +19,7 @@ from typing import Any
 
 from newsbert_ray.reporting.page import Table, block_markdown
 from newsbert_ray.reporting.records import read_kept
-from newsbert_ray.reporting.runs_page import runs_page
+from newsbert_ray.reporting.report import runs_page
 from newsbert_ray.reporting.statistics import read_against
 from newsbert_ray.serving.bench import Timing, timings_table
 

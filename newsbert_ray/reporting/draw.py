@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from newsbert_ray.record import write_text
-from newsbert_ray.reporting.figure_data import AnyPanel, Bars, Dots, FigureData, Look, Panel, Scatter
+from newsbert_ray.reporting.figures import AnyPanel, Bars, Dots, FigureData, Look, Panel, Scatter
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -13,7 +13,6 @@ from newsbert_ray.data.shards import SPLITS, Manifest
 from newsbert_ray.methods import TaskName
 from newsbert_ray.record import RunRecord
 from newsbert_ray.reporting.page import Block, Bullets, Page, Section, Table
-from newsbert_ray.reporting.points import bare
 from newsbert_ray.reporting.records import (
     NAMES,
     data_name,
@@ -25,8 +24,15 @@ from newsbert_ray.reporting.records import (
     tuned_settings,
     varying_settings,
 )
-from newsbert_ray.reporting.statistics import LEVEL, MARK, compare_rows, usual_base
-from newsbert_ray.reporting.tables import Column, Row, columns_of, rows_as_found, rows_of, show
+from newsbert_ray.reporting.statistics import (
+    LEVEL,
+    MARK,
+    Against,
+    compare_rows,
+    significance_table,
+    usual_base,
+)
+from newsbert_ray.reporting.tables import Column, Row, bare, columns_of, rows_as_found, rows_of, show
 
 PAPERS_LAYERS = 12
 """Of the encoder that the paper's speed-ups are counted from, in layers."""
@@ -209,6 +215,25 @@ def _describe(manifest: Manifest) -> str:
     parts.append(f"tokens of {manifest.tokenizer.name} ({manifest.tokenizer.vocabulary:,})")
     sources = ", ".join(f"{source.folder}/{source.file}" for source in manifest.sources)
     return "; ".join([*parts, f"from {sources}"])
+
+
+def method_tables(
+    records: Sequence[RunRecord], against: Against | None, failed: Sequence[Mapping[str, Any]] = ()
+) -> list[Table]:
+    """What the runs of one task come to beside each other, and beside the paper's; as far as they compare.
+
+    Args:
+        failed: what varied, of each run that failed.
+    """
+    tuned = tuned_settings(records)
+    rows = [
+        replace(row, settings={n: value for n, value in row.settings.items() if n not in tuned})
+        for row in rows_of(records)
+    ]
+    base = against or usual_base(rows)
+    compared = significance_table(rows, base, tuned=tuned) if base else None
+    found = [depths_table(records), table2(records, failed), compared]
+    return [table for table in found if table is not None]
 
 
 _DEPTH, _SIZE, _JOINT = "student.layers", "train_rows", "newsbert"

@@ -11,11 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from newsbert_ray.data.shards import MANIFEST, read_manifest
-from newsbert_ray.methods import TASKS, TaskName
+from newsbert_ray.methods import TASKS, Task, TaskName
 from newsbert_ray.record import MAP, RecordError, RunRecord, find_records, read_record, write_text
-from newsbert_ray.reporting.costs import COST_FIGURE, cost_figure
 from newsbert_ray.reporting.draw import draw_svg, figure_paths, write_figure
-from newsbert_ray.reporting.figure_data import AnyPanel, FigureData, NothingToDraw, Panel
 from newsbert_ray.reporting.figures import (
     BEFORE,
     BETA_FIGURE,
@@ -26,6 +24,10 @@ from newsbert_ray.reporting.figures import (
     MAP_FIGURE,
     METHOD_FIGURE,
     QUALITY_FIGURE,
+    AnyPanel,
+    FigureData,
+    NothingToDraw,
+    Panel,
     best_at_each_depth,
     beta_figure,
     blocks_figure,
@@ -35,12 +37,36 @@ from newsbert_ray.reporting.figures import (
     method_figure,
     quality_figure,
 )
-from newsbert_ray.reporting.page import Page, Picture, to_html, to_latex, to_markdown
-from newsbert_ray.reporting.paper import corpora_csv, corpora_page
-from newsbert_ray.reporting.points import points_csv
-from newsbert_ray.reporting.records import by_task, distinct, flat_settings, is_kept, read_kept, write_kept
-from newsbert_ray.reporting.runs_page import runs_page
-from newsbert_ray.reporting.statistics import IMPORTANCE_FIGURE, Against, importance_figure, read_against
+from newsbert_ray.reporting.page import (
+    Block,
+    Bullets,
+    Facts,
+    Page,
+    Picture,
+    Section,
+    Table,
+    to_html,
+    to_latex,
+    to_markdown,
+)
+from newsbert_ray.reporting.paper import corpora_csv, corpora_page, method_tables, table1_of_runs
+from newsbert_ray.reporting.records import (
+    by_task,
+    distinct,
+    flat_settings,
+    is_kept,
+    provenance,
+    read_kept,
+    write_kept,
+)
+from newsbert_ray.reporting.statistics import (
+    COST_FIGURE,
+    IMPORTANCE_FIGURE,
+    Against,
+    cost_figure,
+    importance_figure,
+    read_against,
+)
 from newsbert_ray.reporting.sweep_data import Sweep, is_sweep, read_sweep
 from newsbert_ray.reporting.sweep_figures import (
     CURVES_FIGURE,
@@ -52,8 +78,8 @@ from newsbert_ray.reporting.sweep_figures import (
     over_settings,
     pareto_front,
 )
-from newsbert_ray.reporting.sweep_page import sweep_page
-from newsbert_ray.reporting.tables import rows_of, to_csv
+from newsbert_ray.reporting.sweep_page import points_csv, sweep_page
+from newsbert_ray.reporting.tables import number, rows_of, summary_of, table_cells, to_csv
 from newsbert_ray.storage import workdir as storage
 from newsbert_ray.telemetry import read_events
 
@@ -269,3 +295,80 @@ def _write(page: Page, rows: str, pictures: Sequence[Path], out: Path) -> list[P
     for name, text in texts.items():
         write_text(out / name, text)
     return [*(out / name for name in texts), *pictures]
+
+
+def runs_page(
+    records: Sequence[RunRecord],
+    figures: Mapping[str, Picture | str],
+    *,
+    against: Against | None = None,
+    failed: Mapping[TaskName, Sequence[Mapping[str, Any]]] | None = None,
+) -> Page:
+    """The report of some runs; `figures` are drawn, or the reason why one is left out.
+
+    Args:
+        failed: of each task, what varied of each run that failed.
+    Raises:
+        SettingsError: no run is one that the others are to be compared with.
+    """
+    runs = len(distinct(records))
+    groups = by_task(records)
+    notes = [found for found in figures.values() if isinstance(found, str)]
+    if repeats := len(records) - runs:
+        notes.insert(0, f"{repeats} repeats of a run (same settings and seed) are left out")
+    blocks: list[Block] = [
+        _table(group, "" if list(groups) == ["topics"] else _caption(name, distinct(group)))
+        for name, group in groups.items()
+    ]
+    blocks += [
+        table
+        for name, group in groups.items()
+        for table in method_tables(group, against, (failed or {}).get(name, ()))
+    ]
+    blocks += [found for found in figures.values() if isinstance(found, Picture)]
+    behind: list[Block] = [Facts(tuple(provenance(records)))]
+    if table := table1_of_runs(records):
+        behind.append(table)
+    if notes:
+        behind.append(Bullets(tuple(notes)))
+    return Page(
+        "Report",
+        f"{runs} runs, test split. Mean ± standard deviation over seeds (one seed has none).",
+        (Section("Results", tuple(blocks)), Section("What was run", tuple(behind))),
+    )
+
+
+def _table(records: Sequence[RunRecord], caption: str) -> Table:
+    head, *rows = table_cells(rows_of(records))
+    return Table(tuple(head), tuple(map(tuple, rows)), words=head.index("seeds"), caption=caption)
+
+
+def _caption(name: TaskName, records: Sequence[RunRecord]) -> str:
+    """`Recommendation: 3 runs, 982 impressions (3 left out). Standard error over the impressions, ...`."""
+    task = TASKS[name]
+    sizes = {
+        f"{rows:,.0f} {task.rows}" + (f" ({out:,.0f} left out)" if out else "")
+        for record in records
+        if (rows := number(record, "test.student.rows"))
+        for out in [number(record, "test.student.left_out")]
+    }
+    counted = f", {' or '.join(sorted(sizes))}" if sizes else ""
+    runs = f"{len(records)} run{'s' if len(records) > 1 else ''}"
+    unlabelled = sum(not record.metrics.get("test") for record in records)
+    unknown = f", {unlabelled} on a test split without labels" if unlabelled else ""
+    return f"{name.capitalize()}: {runs}{counted}{unknown}.{_noise(task, records)}"
+
+
+def _noise(task: Task, records: Sequence[RunRecord]) -> str:
+    """How far the metrics hang on which rows there are, whatever the seed."""
+    errors = {
+        metric.heading: summary.error
+        for metric in task.metrics
+        if (summary := summary_of(records, f"test.student.{metric.name}")) and summary.error is not None
+    }
+    if not errors:
+        return ""
+    listed = ", ".join(f"{heading} {100 * error:.1f}" for heading, error in errors.items())
+    alone = any(len(row.seeds) == 1 for row in rows_of(records))
+    brackets = "; in brackets that of a single seed's number" if alone else ""
+    return f" Standard error over the {task.rows}, students' mean: {listed}{brackets}."

@@ -10,7 +10,7 @@ from pathlib import PurePath
 from statistics import fmean, stdev
 from typing import Any
 
-from newsbert_ray.reporting.figure_data import (
+from newsbert_ray.reporting.figures import (
     Dots,
     FigureData,
     Line,
@@ -20,8 +20,9 @@ from newsbert_ray.reporting.figure_data import (
     Scatter,
     Trace,
     Trend,
+    short,
+    symbol,
 )
-from newsbert_ray.reporting.figures import short, symbol
 from newsbert_ray.reporting.sweep_data import Axis, Goal, Point, Sweep, Trial, listed
 from newsbert_ray.reporting.tables import summarise
 

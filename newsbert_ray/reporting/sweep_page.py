@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from newsbert_ray.reporting.costs import COST_FIGURE, Costs, costs_of, duration
 from newsbert_ray.reporting.figures import (
     BETA_FIGURE,
     BLOCKS_FIGURE,
@@ -17,11 +18,16 @@ from newsbert_ray.reporting.figures import (
     short,
 )
 from newsbert_ray.reporting.page import Block, Command, Facts, Page, Picture, Section, Table, Text
-from newsbert_ray.reporting.paper import table1_of_runs
-from newsbert_ray.reporting.points import bare, full, points_table, say
+from newsbert_ray.reporting.paper import method_tables, table1_of_runs
 from newsbert_ray.reporting.records import distinct, flat_values, joined, provenance
-from newsbert_ray.reporting.runs_page import method_tables
-from newsbert_ray.reporting.statistics import IMPORTANCE_FIGURE, Against
+from newsbert_ray.reporting.statistics import (
+    COST_FIGURE,
+    IMPORTANCE_FIGURE,
+    Against,
+    Costs,
+    costs_of,
+    duration,
+)
 from newsbert_ray.reporting.sweep_data import Axis, Point, State, Sweep, listed, teacher_summary
 from newsbert_ray.reporting.sweep_figures import (
     CURVES_FIGURE,
@@ -30,7 +36,7 @@ from newsbert_ray.reporting.sweep_figures import (
     OVER_FIGURE,
     describe,
 )
-from newsbert_ray.reporting.tables import columns_of, show, summary_of
+from newsbert_ray.reporting.tables import Column, Summary, bare, columns_of, full, say, show, summary_of
 
 MAX_ROWS = 10
 """Points that the page's table shows; report.csv has all."""
@@ -387,3 +393,55 @@ def _repeats(sweep: Sweep, tried: int) -> str:
     if sweep.plan.get("state", "").startswith("finished") and fewer > 0:
         return f" ({fewer} times the sampler chose a point again, which is run once)"
     return ""
+
+
+def points_table(sweep: Sweep, points: Sequence[Point], caption: str) -> Table:
+    """Settings of the points, their goals, and what else their records know of the student."""
+    names = [axis.name for axis in sweep.axes]
+    columns = [
+        column
+        for column in _others(sweep)
+        if "teacher" not in column.path and any(_summary(point, column) for point in points)
+    ]
+    goals = [goal.column.heading for goal in sweep.goals]
+    head = (*names, *goals, *(full(column) for column in columns))
+    rows = tuple(
+        (
+            *(short(point.values[name], 4) if name in point.values else "" for name in names),
+            *(show(point.summary(index), goal.column) for index, goal in enumerate(sweep.goals)),
+            *(show(_summary(point, column), column) for column in columns),
+        )
+        for point in points
+    )
+    return Table(head, rows, words=len(names), caption=caption)
+
+
+def points_csv(sweep: Sweep) -> str:
+    """Every point, the finished ones first and the best of them on top: full precision, shares from 0 to 1.
+
+    `epochs` is how far the furthest of its trials came.
+    """
+    names = [axis.name for axis in sweep.axes]
+    columns = _others(sweep)
+    heads = [*(goal.metric for goal in sweep.goals), *(column.name for column in columns)]
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    pairs = [cell for head in heads for cell in (head, f"{head}_sd")]
+    writer.writerow([*names, "state", "n_seeds", "epochs", *pairs])
+    for point in [*sweep.finished, *sweep.of("stopped", "under way", "failed")]:
+        known = [point.summary(index) for index in range(len(sweep.goals))]
+        known += [_summary(point, column) for column in columns]
+        numbers = [cell for s in known for cell in ((s.mean, s.sd) if s else (None, None))]
+        settings = [point.values.get(name) for name in names]
+        reached = max(trial.epoch for trial in point.trials)
+        writer.writerow([*settings, point.state, len(point.trials), reached, *numbers])
+    return file.getvalue()
+
+
+def _others(sweep: Sweep) -> list[Column]:
+    judged = {goal.metric for goal in sweep.goals}
+    return [column for column in columns_of(sweep.task) if column.path not in judged]
+
+
+def _summary(point: Point, column: Column) -> Summary | None:
+    return summary_of(point.records, column.path)

@@ -153,6 +153,22 @@ def show(summary: Summary | None, column: Column) -> str:
     return mean if summary.sd is None else f"{mean} ± {summary.sd * column.factor:.{column.digits}f}"
 
 
+def say(summary: Summary | None, column: Column) -> str:
+    """As `show`, with its unit where a share is meant: `81.73 ± 0.12 %`."""
+    return f"{show(summary, column)} %" if summary and column.factor == 100.0 else show(summary, column)
+
+
+def bare(column: Column) -> str:
+    """A column's heading without its unit."""
+    return column.heading.removesuffix(" (%)").removesuffix(" %")
+
+
+def full(column: Column) -> str:
+    """A column's heading with the split that it is about, and its unit."""
+    split = "test " if column.path.startswith("test.") else ""
+    return f"{split}{bare(column)}{' (%)' if column.factor == 100.0 else ''}"
+
+
 def table_cells(rows: Sequence[Row]) -> list[list[str]]:
     """The rows, all of one task, as a table's cells, its head first. The number of a single seed has its
     standard error in brackets, where the record knows one."""

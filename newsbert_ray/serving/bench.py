@@ -29,7 +29,7 @@ from newsbert_ray.model.families import encoder_depth, load_encoder
 from newsbert_ray.model.pair import Top
 from newsbert_ray.record import describe_hardware, installed_versions, read_record, write_json, write_text
 from newsbert_ray.reporting.draw import draw_svg, write_figure
-from newsbert_ray.reporting.figure_data import FigureData, Line, Panel
+from newsbert_ray.reporting.figures import FigureData, Line, Panel
 from newsbert_ray.reporting.page import Facts, Page, Picture, Section, Table, to_markdown
 from newsbert_ray.reporting.records import joined
 from newsbert_ray.serving.embed import cut_file, read_rows

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from newsbert_ray.record import find_records, read_record, write_text
 from newsbert_ray.reporting.draw import write_figure
-from newsbert_ray.reporting.figure_data import FigureData, Line, Panel
+from newsbert_ray.reporting.figures import FigureData, Line, Panel
 from newsbert_ray.tune.replay import Replay, Table, read_table, replay
 from newsbert_ray.tune.space import Search, SearchSpace, Stopping, flatten, point_label
 from newsbert_ray.tune.trials import TRIALS, metric_value

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+from newsbert_ray.reporting.draw import draw_svg
+from newsbert_ray.reporting.figures import Bar, Bars, FigureData, Line, Panel
 from newsbert_ray.reporting.page import (
     Bullets,
     Command,
@@ -11,6 +17,9 @@ from newsbert_ray.reporting.page import (
     Section,
     Table,
     Text,
+    inline_svg,
+    to_html,
+    to_latex,
     to_markdown,
 )
 
@@ -71,3 +80,153 @@ def test_text_stays_what_it_is() -> None:
     """An error message with a tag, a bar or a star in it must not become one."""
     page = Page("x", "<nan> a|b *c* `d` [e](f) _g_ macro_f1\nend", ())
     assert "\\<nan> a\\|b \\*c\\* \\`d\\` \\[e\\](f) \\_g\\_ macro_f1 end" in to_markdown(page)
+
+
+VOID = {"meta", "br", "link", "img", "hr"}
+
+
+class _Reader(HTMLParser):
+    """Reads a page: its text, its attributes; fails where a tag is not closed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.words.append(data)
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        """Attributes of every element called `tag`."""
+        return [attributes for name, attributes in self.found if name == tag]
+
+
+def _svg(name: str) -> str:
+    line = Line("a", (0.0, 1.0), (1.0, 2.0), (0.1, None), (2, 1))
+    return draw_svg(FigureData(name, (Panel("", "x", "y", (line,)),), "Caption."))
+
+
+def _page() -> Page:
+    bars = draw_svg(FigureData("bars", (Bars("", "share", (Bar("a", 1.0),)),), "Caption.", wide=True))
+    blocks = (
+        Text("a < b & c"),
+        Facts((("sampler", "TPE"),)),
+        Command("newsbert-ray train --out '<x>'"),
+        Table(("trial", "value"), (("<script>alert(1)</script>", "1"),), caption="Failures"),
+        Bullets(("first",)),
+        Picture("lines.png", _svg("lines"), 'rises to "2"', "Lines & so on."),
+        Picture("bars.png", bars, "a bar", "Bars."),
+    )
+    return Page("Sweep <x>", "The best.", (Section("Best", blocks), Section("Cost", (Text("None."),))))
+
+
+def test_page_is_well_formed_and_needs_nothing_else() -> None:
+    """A page that loads a font or a script shows nothing on a train, and tells somebody who reads it."""
+    text = to_html(_page())
+    reader = _Reader(text)
+    names = {name for name, _ in reader.found}
+    assert not names & {"script", "link", "img", "iframe", "object", "embed", "base", "form"}
+    assert "@import" not in text
+    assert "default-src 'none'" in text
+    for _, attributes in reader.found:
+        for key, value in attributes.items():
+            if key in ("href", "xlink:href", "src"):
+                assert value is not None
+                assert value.startswith("#")
+            assert not key.startswith("on")
+    assert not re.search(r"url\((?!#)", text)
+
+
+def test_nothing_that_a_file_says_becomes_markup() -> None:
+    """A reason of a failure is somebody's text, and may hold a tag."""
+    reader = _Reader(to_html(_page()))
+    assert reader.all("script") == []
+    assert "<script>alert(1)</script>" in reader.words
+    assert any(attributes.get("aria-label") == 'rises to "2"' for attributes in reader.all("svg"))
+
+
+def test_ids_are_the_pages_own() -> None:
+    """Two drawings with the same ids borrow each other's letters and clip paths."""
+    reader = _Reader(to_html(_page()))
+    ids = [attributes["id"] for _, attributes in reader.found if attributes.get("id")]
+    assert len(ids) == len(set(ids)) > 20
+    used = {
+        value.removeprefix("#")
+        for _, attributes in reader.found
+        for key, value in attributes.items()
+        if value and key in ("href", "xlink:href", "aria-labelledby")
+    }
+    assert used <= set(ids)
+
+
+def test_page_reads_without_eyes() -> None:
+    """Headings in order, a language, a word for each figure, heads for each column."""
+    reader = _Reader(to_html(_page()))
+    assert reader.all("html") == [{"lang": "en"}]
+    headings = [name for name, _ in reader.found if re.fullmatch("h[1-6]", name)]
+    assert headings == ["h1", "h2", "h2"]
+    assert all(svg["role"] == "img" and svg["aria-label"] for svg in reader.all("svg"))
+    assert all(head["scope"] == "col" for head in reader.all("th"))
+    assert len(reader.all("figcaption")) == len(reader.all("figure")) == 2
+
+
+def test_both_forms_say_the_same() -> None:
+    """A reader of the Markdown must not be told less than one of the page."""
+    page = _page()
+    words = "".join(_Reader(to_html(page)).words)
+    markdown = to_markdown(page).replace("\\", "")
+    for text in ("Sweep <x>", "The best.", "a < b & c", "TPE", "newsbert-ray train --out '<x>'", "Failures"):
+        assert text in words
+        assert text in markdown
+
+
+def test_drawing_fits_its_place(tmp_path: Path) -> None:
+    """A drawing with a size of its own in points leaves a telephone's screen."""
+    svg = inline_svg(_svg("a"), name="a", alt="b\\1")
+    opening = svg[: svg.index(">")]
+    assert "viewBox=" in opening
+    assert "width=" not in opening
+    assert 'aria-label="b\\1"' in opening
+    assert "<metadata>" not in svg
+    assert "<?xml" not in svg
+
+
+def test_a_table_is_one_that_latex_takes() -> None:
+    """A per cent sign comments the rest of its line out, an underscore stops the whole paper."""
+    table = Table(
+        ("student_layers", "accuracy %"),
+        (("N & 1", "71.2 ± 0.3"), ("a\\b{}~^", "< 1")),
+        words=1,
+        caption="50 % of $5",
+    )
+    page = Page("Report", "lead", (Section("Results", (Text("no table"), table)),))
+    assert to_latex(page).splitlines()[2:] == [
+        r"\begin{table}",
+        r"\centering",
+        r"\caption{50 \% of \$5}",
+        r"\begin{tabular}{lr}",
+        r"\toprule",
+        r"student\_layers & accuracy \% \\",
+        r"\midrule",
+        r"N \& 1 & 71.2 $\pm$ 0.3 \\",
+        r"a\textbackslash{}b\{\}\textasciitilde{}\textasciicircum{} & \textless{} 1 \\",
+        r"\bottomrule",
+        r"\end{tabular}",
+        r"\end{table}",
+    ]

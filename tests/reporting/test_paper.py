@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from newsbert_ray.data.shards import read_manifest
 from newsbert_ray.methods import METHODS
-from newsbert_ray.record import RunRecord
-from newsbert_ray.reporting.paper import table2
+from newsbert_ray.record import RunRecord, write_record
+from newsbert_ray.reporting.paper import depths_table, table1, table1_of_runs, table2
 from newsbert_ray.reporting.records import NAMES
-from newsbert_ray.reporting.runs_page import method_tables
+from newsbert_ray.reporting.report import method_tables, report, runs_page
 
 if TYPE_CHECKING:
     from tests.conftest import MakeRecord
@@ -113,3 +116,104 @@ def test_other_tables_are_none_of_it(make_record: MakeRecord, varied: str) -> No
     assert table2([*runs, *_runs(make_record, ("newsbert", 1), **{varied: 0.5})]) is None
     assert table2(_runs(make_record, ("newsbert", 1), ("newsbert", 2))) is None
     assert table2(_runs(make_record, ("newsbert", 1), ("finetune", 1), task="retrieval")) is None
+
+
+MakeRecord = Callable[..., RunRecord]
+
+
+def test_each_corpus_has_a_column() -> None:
+    """What a corpus has not is blank, and what no corpus has is no row."""
+    table = table1({"a": {"users": 12, "words_per_title": 10.5}, "b": {"queries": 3}, "c": {}})
+    assert table is not None
+    assert table.head == ("", "a", "b", "the paper's")
+    assert table.rows == (
+        ("users", "12", "", "1,000,000"),
+        ("words per title", "10.50", "", "11.52"),
+        ("queries", "", "3", "1,990,942"),
+    )
+    assert table1({"c": {}}) is None
+
+
+def test_shards_have_a_report(shards: Path, tmp_path: Path) -> None:
+    """`newsbert-ray report SHARDS`: Table 1 in every form."""
+    written = report([shards], out=tmp_path / "out")
+    assert [path.name for path in written] == ["report.md", "report.html", "report.csv", "tables.tex"]
+    numbers = read_manifest(shards).statistics
+    page = written[0].read_text(encoding="utf-8")
+    assert f"| users | {numbers['users']:,.0f} | 1,000,000 |" in page
+    assert "the paper's corpora are others" in page
+    assert f"{shards},words_per_title,{numbers['words_per_title']}" in written[2].read_text(encoding="utf-8")
+    assert "11.52" in written[3].read_text(encoding="utf-8")
+
+
+def test_runs_tell_their_corpus(make_record: MakeRecord, tmp_path: Path) -> None:
+    """A run's record knows what it learned from when the shards are gone; an older one does not."""
+    known = {"name": "mine", "fingerprint": "0123456789", "statistics": {"news": 77}}
+    records = [make_record(described=known), make_record(described={"name": "old"}, learning_rate=1.0)]
+    table = table1_of_runs(records)
+    assert table is not None
+    assert table.head == ("", "mine (01234567)", "the paper's")
+    assert table.rows == (("news", "77", "161,013"),)
+    for number, record in enumerate(records):
+        write_record(tmp_path / str(number), record)
+    page = report([tmp_path], out=tmp_path / "out")[0].read_text(encoding="utf-8")
+    assert "| news | 77 | 161,013 |" in page
+
+
+def grid(make: MakeRecord, **more: object) -> list[RunRecord]:
+    """Two methods at two depths, three seeds, accuracies by hand; NewsBERT is clearly better at one layer."""
+    found = {("finetune", 1): 0.60, ("newsbert", 1): 0.70, ("finetune", 2): 0.71, ("newsbert", 2): 0.72}
+    return [
+        make(
+            accuracy=accuracy + 0.01 * (seed - 1) * layers,
+            teacher_accuracy=0.8,
+            seed=seed,
+            described={"name": "mind", "fingerprint": f"a{layers}", "train_rows": 1000 * layers},
+            **{"method": method, "student.layers": layers, "train_rows": 1000 * layers, **more},
+        )
+        for (method, layers), accuracy in found.items()
+        for seed in range(3)
+    ]
+
+
+def test_by_hand(make_record: MakeRecord) -> None:
+    """A system a row, a depth and metric a column; what was learned from differs by depth and is said."""
+    table = depths_table(grid(make_record))
+    assert table is not None
+    assert table.head == (
+        "system",
+        "1 layer (1,000 titles): accuracy %",
+        "1 layer (1,000 titles): macro-F1 %",
+        "2 layers (2,000 titles): accuracy %",
+        "2 layers (2,000 titles): macro-F1 %",
+    )
+    assert [(row[0], row[1], row[3]) for row in table.rows] == [
+        ("fine-tuned", "60.0 ± 1.0*", "71.0 ± 2.0"),
+        ("NewsBERT", "70.0 ± 1.0", "72.0 ± 2.0"),
+        ("the teacher beside NewsBERT", "80.0 ± 0.0", "80.0 ± 0.0"),
+    ]
+    assert "differs from NewsBERT (p < 0.01" in table.caption
+
+
+def test_a_method_that_is_not_at_every_depth_has_a_gap(make_record: MakeRecord) -> None:
+    """No other depth's number slips into its place."""
+    table = depths_table(grid(make_record)[3:])
+    assert table is not None
+    assert [row[1:] for row in table.rows if row[0] == "fine-tuned"] == [("", "", "71.0 ± 2.0", "50.0 ± 0.0")]
+
+
+@pytest.mark.parametrize(
+    "chosen", [slice(0, 6), slice(3, 6), slice(0, 0)], ids=["one depth", "one row", "another setting too"]
+)
+def test_no_table_of_what_does_not_compare(make_record: MakeRecord, chosen: slice) -> None:
+    """One depth is Table 2's; rows that differ in more would be read as the methods' difference."""
+    another = make_record(method="finetune", **{"student.layers": 1, "train_rows": 1000, "batch_size": 64})
+    records = grid(make_record)
+    assert depths_table(records[chosen] or [*records, another]) is None
+
+
+def test_it_opens_the_report(make_record: MakeRecord) -> None:
+    """Beside Table 2, where that can be."""
+    page = runs_page(grid(make_record), {})
+    captions = [getattr(block, "caption", "") for block in page.sections[0].blocks]
+    assert any(caption.startswith("Systems over student depth") for caption in captions)

@@ -10,7 +10,7 @@ from newsbert_ray.record import RecordError, RunRecord, write_record
 from newsbert_ray.reporting import report as reports
 from newsbert_ray.reporting import statistics as importance
 from newsbert_ray.reporting.draw import figure_paths
-from newsbert_ray.reporting.figure_data import AnyPanel, FigureData
+from newsbert_ray.reporting.figures import AnyPanel, FigureData
 from newsbert_ray.reporting.report import report
 
 MakeRecord = Callable[..., RunRecord]

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from newsbert_ray.reporting.figure_data import NothingToDraw
-from newsbert_ray.reporting.sweep_data import read_sweep
-from newsbert_ray.reporting.sweep_figures import learning_curves, pareto_front
+from newsbert_ray.reporting.figures import NothingToDraw, Scatter
+from newsbert_ray.reporting.sweep_data import Axis, Goal, Point, State, Sweep, Trial, read_sweep
+from newsbert_ray.reporting.sweep_figures import (
+    learning_curves,
+    node_steps,
+    nodes_figure,
+    over_settings,
+    pareto_front,
+    trial_steps,
+)
 
 MakeSweep = Callable[..., Path]
 GOALS = (
@@ -114,3 +123,236 @@ def test_clicks_and_students_without_a_teacher_have_curves_too(make_sweep: MakeS
     assert figure.panels[0].lines[-1].reference
     alone = read_sweep(make_sweep("alone", axes=["method"], points=1, task="retrieval"))
     assert [line.label for line in learning_curves(alone).panels[0].lines] == ["method = finetune"]
+
+
+def _sweep(
+    axis: Axis, points: Sequence[tuple[Any, Sequence[float], State]], *, seeds: Sequence[int] = (0,)
+) -> Sweep:
+    """Points on one axis: (value of the setting, the goal by seed, state)."""
+    made = []
+    for index, (x, ys, state) in enumerate(points):
+        trials = tuple(
+            Trial(f"{index},seed={seed}", {}, seed, state, {}, 9, 9.0, (), values=(y,))
+            for seed, y in enumerate(ys)
+        )
+        made.append(Point(str(index), {axis.name: x}, trials, state))
+    goals = (Goal("validation.student.accuracy", "max"),)
+    return Sweep(Path("x"), {"trials": 9}, (axis,), goals, tuple(seeds), tuple(made), {}, False)
+
+
+def _panel(sweep: Sweep) -> Scatter:
+    (panel,) = over_settings(sweep).panels
+    return panel
+
+
+GRID = Axis("distill.beta", values=(0.0, 0.1))
+RANGE = Axis("distill.beta", low=0.0, high=1.0)
+
+
+def test_dots_and_means_by_hand() -> None:
+    """Per cent, sd over seeds for each dot, mean and standard error over the dots of a value."""
+    sweep = _sweep(
+        GRID,
+        [
+            (0.0, (0.60, 0.62), "finished"),
+            (0.0, (0.65, 0.65), "finished"),
+            (0.1, (0.70, 0.72), "finished"),
+            (0.1, (0.73, 0.75), "finished"),
+        ],
+        seeds=(0, 1),
+    )
+    panel = _panel(sweep)
+    rest, best = panel.dots
+    assert (rest.look, best.look) == ("finished", "best")
+    assert rest.x == (0.0, 0.0, 1.0)
+    assert rest.y == pytest.approx((61.0, 65.0, 71.0))
+    assert rest.sd == pytest.approx((2**0.5, 0.0, 2**0.5))
+    assert best.y == pytest.approx((74.0,))
+    assert panel.ticks == ("0", "0.1")
+    assert panel.trend is not None
+    assert panel.trend.x == (0.0, 1.0)
+    assert panel.trend.y == pytest.approx((63.0, 72.5))
+    assert panel.trend.error == pytest.approx((2.0, 1.5))
+
+
+def test_single_seed_has_no_bar() -> None:
+    """A bar of length nothing would claim certainty."""
+    panel = _panel(_sweep(GRID, [(0.0, (0.6,), "finished"), (0.1, (0.7,), "finished")]))
+    assert [dots.sd for dots in panel.dots] == [(None,), (None,)]
+
+
+def test_one_dot_a_value_makes_no_mean() -> None:
+    """A line through single dots would look like a trend with an uncertainty."""
+    assert _panel(_sweep(GRID, [(0.0, (0.6,), "finished"), (0.1, (0.7,), "finished")])).trend is None
+
+
+def test_bins_hold_equally_many() -> None:
+    """On a continuous axis each mean rests on as many dots as its neighbours."""
+    points: list[tuple[Any, Sequence[float], State]] = [
+        (i / 100, (0.5 + (i // 4) / 10,), "finished") for i in range(12)
+    ]
+    trend = _panel(_sweep(RANGE, points)).trend
+    assert trend is not None
+    assert trend.x == pytest.approx((0.015, 0.055, 0.095))
+    assert trend.y == pytest.approx((50.0, 60.0, 70.0))
+    assert trend.error == pytest.approx((0.0, 0.0, 0.0))
+
+
+def test_log_axis_is_log_and_its_bins_too() -> None:
+    """Rates from 1e-5 to 1e-2 drawn on a plain axis are one heap at zero."""
+    axis = Axis("learning_rate", low=1e-5, high=1e-1, log=True)
+    points: list[tuple[Any, Sequence[float], State]] = [
+        (10.0**-i * (1 + j / 10), (0.5,), "finished") for i in (2, 4) for j in range(5)
+    ]
+    panel = _panel(_sweep(axis, points))
+    assert panel.log_x
+    assert panel.trend is not None
+    assert panel.trend.x[0] == pytest.approx(1.19e-4, rel=0.01)
+
+
+def test_words_are_not_joined_by_a_line() -> None:
+    """Between `linear` and `cosine` there is nothing."""
+    axis = Axis("optimizer.decay", values=("linear", "cosine"))
+    pairs: list[tuple[Any, Sequence[float], State]] = [
+        (word, (y,), "finished") for word in ("cosine", "linear") for y in (0.5, 0.6)
+    ]
+    panel = _panel(_sweep(axis, pairs))
+    assert panel.ticks == ("linear", "cosine")
+    assert panel.trend is not None
+    assert not panel.trend.joined
+
+
+def test_long_folder_names_are_cut() -> None:
+    """A path of eighty letters under an axis pushes the panel off the page."""
+    axis = Axis("teacher", values=("hub/a-very-long-name-of-a-model", "b"))
+    panel = _panel(_sweep(axis, [("b", (0.5,), "finished")]))
+    assert panel.ticks == ("a-very-long-n…", "b")
+
+
+def test_dots_that_would_hide_each_other_step_aside() -> None:
+    """Ten equal results must not look like one; far ones stay in place."""
+    points: list[tuple[Any, Sequence[float], State]] = [
+        (0.0, (y,), "finished") for y in (0.5, 0.5, 0.5, 0.6, 0.7)
+    ]
+    panel = _panel(_sweep(GRID, points))
+    assert panel.dots[0].x == pytest.approx((0.0, 0.09, -0.09, 0.0))
+
+
+def test_stopped_points_stay_out_of_the_mean() -> None:
+    """A value after one epoch is not comparable with one after nine."""
+    points: list[tuple[Any, Sequence[float], State]] = [
+        (0.0, (0.70,), "finished"),
+        (0.0, (0.72,), "finished"),
+        (0.1, (0.74,), "finished"),
+        (0.1, (0.76,), "finished"),
+        (0.0, (0.695,), "stopped"),
+        (0.1, (0.20,), "stopped"),
+    ]
+    figure = over_settings(_sweep(GRID, points))
+    (panel,) = figure.panels
+    stopped, below = panel.dots[:2]
+    assert stopped.look == "stopped"
+    assert stopped.y == pytest.approx((69.5,))
+    assert below.look == "below"
+    assert below.y == (panel.floor,)
+    assert panel.floor == pytest.approx(67.0)
+    assert panel.trend is not None
+    assert panel.trend.y == pytest.approx((71.0, 75.0))
+    assert "the 2 points that were stopped early" in figure.caption
+    assert "what was stopped is not in it" in figure.caption
+
+
+def test_failed_and_unfinished_points_are_not_drawn() -> None:
+    """Half a point's seeds are not its mean."""
+    points: list[tuple[Any, Sequence[float], State]] = [
+        (0.0, (0.7,), "finished"),
+        (0.0, (0.1,), "under way"),
+        (0.1, (), "failed"),
+    ]
+    assert [len(dots.x) for dots in _panel(_sweep(GRID, points)).dots] == [1]
+
+
+def test_conditional_axis_shows_its_own_points_only(make_sweep: MakeSweep) -> None:
+    """Points without the setting have no place on its axis."""
+    folder = make_sweep(axes=["optimizer.decay", "optimizer.warmup_share"], points=9, seeds=(0,))
+    sweep = read_sweep(folder)
+    decay, warmup = over_settings(sweep).panels
+    own = sum("optimizer.warmup_share" in point.values for point in sweep.points)
+    assert 0 < own < len(sweep.points)
+    assert sum(len(dots.x) for dots in decay.dots) == len(sweep.points)
+    assert sum(len(dots.x) for dots in warmup.dots) == own
+
+
+def test_a_setting_of_one_value_has_no_panel() -> None:
+    """`--vary student.layers=2` fixes an axis, and nothing lies over it; a lone one is shown all the same."""
+    plain = _sweep(GRID, [(0.0, (0.6,), "finished"), (0.1, (0.7,), "finished")])
+    points = tuple(replace(p, values={**p.values, "method": "finetune"}) for p in plain.points)
+    sweep = replace(plain, axes=(GRID, Axis("method", values=("finetune",))), points=points)
+    assert [panel.x_label for panel in over_settings(sweep).panels] == ["distill.beta"]
+    alone = replace(sweep, axes=sweep.axes[1:])
+    assert [panel.x_label for panel in over_settings(alone).panels] == ["method"]
+
+
+def test_alt_text_says_where_the_mean_is_best() -> None:
+    """Who cannot see the figure wants its answer, not its name."""
+    pairs: list[tuple[Any, Sequence[float], State]] = [
+        (x, (y,), "finished") for x, y in [(0.0, 0.5), (0.0, 0.6), (0.1, 0.7), (0.1, 0.8)]
+    ]
+    alt = over_settings(_sweep(GRID, pairs)).alt
+    assert alt == (
+        "validation accuracy (%) of 4 points over distill.beta. Best mean: 75 at distill.beta = 0.1."
+    )
+
+
+def test_nothing_to_draw_says_why() -> None:
+    """Empty axes would look like a failure of the method."""
+    with pytest.raises(NothingToDraw, match="no point has a value yet"):
+        over_settings(_sweep(GRID, [(0.0, (), "failed")]))
+    with pytest.raises(NothingToDraw, match="nothing varies"):
+        over_settings(replace(_sweep(GRID, [(0.0, (0.5,), "finished")]), axes=()))
+
+
+def event(second: int, name: str, **fields: Any) -> dict[str, Any]:
+    """A line of events.jsonl."""
+    return {"time": f"2026-01-01T00:{second // 60:02d}:{second % 60:02d}.000Z", "event": name, **fields}
+
+
+GROWN = [
+    event(0, "start"),
+    event(6, "node_came", nodes=1),
+    event(30, "node_came", nodes=2),
+    event(36, "trial_start", trial="a"),
+    event(60, "node_gone", nodes=1),
+    event(60, "trial_broke_off", trial="a"),
+    event(90, "node_came", nodes=2),
+    event(96, "trial_retry", trial="a"),
+    event(120, "trial_start", trial="b"),
+    event(150, "trial_end", trial="a"),
+    event(180, "interrupted"),
+]
+
+
+def test_steps_by_hand() -> None:
+    """A trial that broke off is not one that runs; an interrupted sweep runs none."""
+    assert node_steps(GROWN) == [(0.1, 1), (0.5, 2), (1.0, 1), (1.5, 2)]
+    assert trial_steps(GROWN) == [
+        (0.0, 0), (0.6, 1), (1.0, 0), (1.6, 1), (2.0, 2), (2.5, 1), (3.0, 0),
+    ]  # fmt: skip
+
+
+def test_the_figure_keeps_each_value_until_the_next() -> None:
+    """A slope between two counts would show half a node."""
+    figure = nodes_figure(GROWN)
+    (nodes,) = figure.panels[0].traces
+    assert list(zip(nodes.x, nodes.y, strict=True))[:6] == [
+        (0, 0), (0.1, 0), (0.1, 1), (0.5, 1), (0.5, 2), (1.0, 2),
+    ]  # fmt: skip
+    assert nodes.x[-1] == 3.0
+    assert "up to 2 nodes, and up to 2 trials" in figure.alt
+
+
+@pytest.mark.parametrize("events", [[], GROWN[:2]])
+def test_one_machine_makes_no_figure(events: list[dict[str, Any]]) -> None:
+    """Every sweep on a laptop would carry a picture of one node."""
+    with pytest.raises(NothingToDraw):
+        nodes_figure(events)

@@ -12,9 +12,8 @@ from typing import Any
 import pytest
 
 from newsbert_ray.reporting.page import Picture, to_html, to_markdown
-from newsbert_ray.reporting.points import points_csv
 from newsbert_ray.reporting.sweep_data import read_sweep
-from newsbert_ray.reporting.sweep_page import sweep_page
+from newsbert_ray.reporting.sweep_page import points_csv, sweep_page
 
 MakeSweep = Callable[..., Path]
 AXES = ["learning_rate", "optimizer.decay", "optimizer.warmup_share", "student.layers"]

@@ -1,3 +1,5 @@
+""""""
+
 from __future__ import annotations
 
 import struct
@@ -14,7 +16,7 @@ from matplotlib.transforms import Bbox
 
 from newsbert_ray.reporting import draw as drawing
 from newsbert_ray.reporting.draw import draw_svg, write_figure
-from newsbert_ray.reporting.figure_data import (
+from newsbert_ray.reporting.figures import (
     AnyPanel,
     Bar,
     Bars,
