@@ -13,11 +13,12 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "newsbert_ray"
 ORDER = (
-    ("settings", "config", "record", "ray_session", "methods", "telemetry", "storage"),
+    ("settings", "config", "record", "ray_session", "methods", "telemetry", "storage", "world"),
     ("data",),
     ("model",),
     ("distill",),
-    ("training", "evaluation"),
+    ("evaluation",),
+    ("training",),
     ("reporting",),
     ("tune", "deploy", "serving"),
     ("arguments", "flags", "screens", "verbs", "cli"),
@@ -40,6 +41,7 @@ RAY = (
     "cli",
 )
 TORCH = (
+    "world",
     "data.batches",
     "data.examples",
     "data.reading",

@@ -24,7 +24,7 @@ Models = Mapping[str, tuple[Encoder, Top]]
 
 
 @dataclass(frozen=True)
-class Place:
+class World:
     """Where this worker computes: its device, and its rank among `size` workers."""
 
     device: torch.device
@@ -88,7 +88,7 @@ def encode_texts(
     rows: npt.NDArray[np.integer],
     *,
     pad_id: int,
-    place: Place,
+    world: World,
     pace: Pace | None = None,
 ) -> Mapping[str, Tensor]:
     """Embeddings of texts, the same bits on every worker and for any number of workers.
@@ -102,25 +102,25 @@ def encode_texts(
     lengths = table.lengths(rows)
     order = np.argsort(lengths, kind="stable")
     found = {
-        name: torch.zeros(len(rows), encoder.hidden_size, device=place.device)
+        name: torch.zeros(len(rows), encoder.hidden_size, device=world.device)
         for name, (encoder, _) in models.items()
     }
     for number, (start, stop) in enumerate(cut_buckets(lengths[order], budget=EVALUATION_TOKENS)):
-        if not place.mine(number):
+        if not world.owns(number):
             continue
         chosen = order[start:stop]
         both = table.ids(rows[chosen], pad_id=pad_id)
-        ids, mask = (torch.from_numpy(array).to(place.device) for array in both)
-        where = torch.from_numpy(chosen).to(place.device)
+        ids, mask = (torch.from_numpy(array).to(world.device) for array in both)
+        where = torch.from_numpy(chosen).to(world.device)
         if pace:
             pace.titles += len(chosen)
         for name, (encoder, top) in models.items():
-            began = device_seconds(place.device) if pace else 0.0
+            began = device_seconds(world.device) if pace else 0.0
             attention_mask = mask.long()
             found[name][where] = top.embed(encoder(ids, attention_mask), attention_mask)
             if pace:
-                pace.charge(name, began, place.device)
-    return {name: place.sum(embedding) for name, embedding in found.items()}
+                pace.charge(name, began, world.device)
+    return {name: world.sum_tensor(embedding) for name, embedding in found.items()}
 
 
 TITLES = 1500

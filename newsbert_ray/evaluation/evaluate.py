@@ -18,7 +18,7 @@ from newsbert_ray.config import SettingsError, TrainSettings, build_settings
 from newsbert_ray.data.examples import impressions_of
 from newsbert_ray.data.reading import evaluation_batches, read_impressions
 from newsbert_ray.data.shards import SPLITS, Manifest, ShardError, Split, read_manifest, read_shard
-from newsbert_ray.evaluation.encoding import Models, Place
+from newsbert_ray.evaluation.encoding import Models
 from newsbert_ray.evaluation.metrics import rank_candidates, topic_f1
 from newsbert_ray.evaluation.scoring import (
     BATCH,
@@ -31,11 +31,12 @@ from newsbert_ray.evaluation.scoring import (
     score_rankings,
 )
 from newsbert_ray.evaluation.submission import check_submission, require_suffix, write_submission
-from newsbert_ray.model.assemble import load_student
 from newsbert_ray.model.encoder import EncoderError
+from newsbert_ray.model.saved import CHECKPOINTS, best_folders, load_best, load_student
 from newsbert_ray.record import read_record
 from newsbert_ray.storage import inputs
 from newsbert_ray.storage import workdir as storage
+from newsbert_ray.world import World
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Trained:
     data: str
     manifest: Manifest
     models: Models
-    place: Place
+    world: World
 
     @property
     def folder(self) -> Path:
@@ -104,9 +105,9 @@ def evaluate(
     if settings.task != "recommendation":
         if submission is not None:
             require_recommendation(settings, "a submission")
-        return {**head, **score_models(trained.models, settings, manifest, part, place=trained.place)}
+        return {**head, **score_models(trained.models, settings, manifest, part, world=trained.world)}
     history = settings.recommendation.history
-    where: dict[str, Any] = {"history": history, "place": trained.place}
+    where: dict[str, Any] = {"history": history, "world": trained.world}
     if submission is not None:
         trained.require(model)
         if storage.is_url(submission):
@@ -123,7 +124,7 @@ def evaluate(
 
         def ranked() -> Iterator[tuple[str, Any]]:
             for rows, block in read_blocks(trained.folder, manifest, part, history=history):
-                given = score_block(chosen, news, block, place=trained.place)[model]
+                given = score_block(chosen, news, block, world=trained.world)[model]
                 ranks = np.split(rank_candidates(given, block.offsets), block.offsets[1:-1])
                 yield from zip(rows.column("impression_id").to_pylist(), ranks, strict=True)
 
@@ -147,14 +148,14 @@ def load_trained(run: str | Path, *, data: str | Path | None = None) -> Trained:
     settings = build_settings(TrainSettings, read_record(folder).settings, where=str(folder / "record.json"))
     if data is not None:
         settings = settings.model_copy(update={"data": str(data)})
-    place, settings = settings.data, inputs.at_hand(settings)
+    data_location, settings = settings.data, inputs.at_hand(settings)
     manifest = read_manifest(settings.data)
     encoder, top, described = load_student(folder / "student")
-    _check_fit(described, manifest, settings.task, place)
+    _check_fit(described, manifest, settings.task, data_location)
     models = {**_teacher(folder, settings, manifest), "student": (encoder, top)}
     device = torch.device("cuda" if torch.cuda.is_available() and settings.device != "cpu" else "cpu")
     placed = {name: (model.to(device), head.to(device)) for name, (model, head) in models.items()}
-    return Trained(settings, place, manifest, placed, Place(device))
+    return Trained(settings, data_location, manifest, placed, World(device=device))
 
 
 def split_named(name: str) -> Split:
@@ -175,7 +176,6 @@ def _teacher(folder: Path, settings: TrainSettings, manifest: Manifest) -> dict[
     teacher that learned, or the teacher's configuration cannot be had any more."""
     from newsbert_ray.data.tokenizer import TokenizerError
     from newsbert_ray.model.assemble import assemble_pair
-    from newsbert_ray.training.checkpoint import CHECKPOINTS, best_folders, load_best
 
     kept = best_folders(folder / CHECKPOINTS)
     if not kept or settings.distill.alone or settings.distill.frozen:
@@ -237,11 +237,11 @@ def by_topic(
         raise SettingsError(
             f"--by_topic needs a run of task topics; this one learned {trained.settings.task}"
         )
-    chosen, place, labels = trained.require(model), trained.place, trained.manifest.labels
+    chosen, world, labels = trained.require(model), trained.world, trained.manifest.labels
     batches = evaluation_batches(
-        trained.folder, trained.manifest, part, batch_size=BATCH, rank=place.rank, world_size=place.size
+        trained.folder, trained.manifest, part, batch_size=BATCH, rank=world.rank, world_size=world.size
     )
-    confusion = count_topics(chosen, batches, topics=len(labels), place=place)[model]
+    confusion = count_topics(chosen, batches, topics=len(labels), world=world)[model]
     if not confusion.sum():
         raise ShardError(f"split '{split}' of {trained.data}: no title carries a topic")
     return topic_rows(confusion, labels)
@@ -325,8 +325,8 @@ def show(
     rows = _rows_of(trained, user, part)
     block = impressions_of(rows, history=trained.settings.recommendation.history)
     named = np.unique(np.concatenate([block.history, block.candidates]))
-    news = encode_rows(chosen, trained.folder, trained.manifest, named, place=trained.place)
-    scores = score_block(chosen, news, block, place=trained.place)[model]
+    news = encode_rows(chosen, trained.folder, trained.manifest, named, world=trained.world)
+    scores = score_block(chosen, news, block, world=trained.world)[model]
     titles = read_titles(trained.folder, trained.manifest, named.tolist())
     found = []
     for i in range(len(block)):

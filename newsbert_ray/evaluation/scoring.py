@@ -23,7 +23,7 @@ from newsbert_ray.data.examples import Impressions
 from newsbert_ray.data.order import Ints, generator_of
 from newsbert_ray.data.reading import evaluation_batches, read_impressions, read_pairs
 from newsbert_ray.data.shards import Manifest, Split, read_texts
-from newsbert_ray.evaluation.encoding import Models, Pace, Place, Scores, device_seconds, encode_texts
+from newsbert_ray.evaluation.encoding import Models, Pace, Scores, device_seconds, encode_texts
 from newsbert_ray.evaluation.metrics import (
     impression_metrics,
     pooled_auc,
@@ -33,6 +33,7 @@ from newsbert_ray.evaluation.metrics import (
 )
 from newsbert_ray.model.heads import ClickHead, PairHead
 from newsbert_ray.model.pair import Pair
+from newsbert_ray.world import World
 
 BATCH = 256
 """Titles scored together."""
@@ -44,7 +45,7 @@ def score_pair(
     manifest: Manifest,
     split: Split,
     *,
-    place: Place,
+    world: World,
     pace: Pace | None = None,
     models: Models | None = None,
 ) -> Scores:
@@ -55,7 +56,7 @@ def score_pair(
     """
     training = pair.training
     pair.eval()
-    scores = score_models(models or pair.models(), settings, manifest, split, place=place, pace=pace)
+    scores = score_models(models or pair.models(), settings, manifest, split, world=world, pace=pace)
     pair.train(training)
     return scores
 
@@ -66,7 +67,7 @@ def score_models(
     manifest: Manifest,
     split: Split,
     *,
-    place: Place,
+    world: World,
     pace: Pace | None = None,
 ) -> Scores:
     """The metrics of the settings' task, the same on every worker.
@@ -82,26 +83,26 @@ def score_models(
     folder = Path(settings.data)
     if settings.task == "recommendation":
         history = settings.recommendation.history
-        return score_rankings(models, folder, manifest, split, history=history, place=place, pace=pace)
+        return score_rankings(models, folder, manifest, split, history=history, world=world, pace=pace)
     if settings.task == "retrieval":
-        return score_matches(models, folder, manifest, split, place=place, pace=pace)
+        return score_matches(models, folder, manifest, split, world=world, pace=pace)
     batches = evaluation_batches(
-        folder, manifest, split, batch_size=BATCH, rank=place.rank, world_size=place.size
+        folder, manifest, split, batch_size=BATCH, rank=world.rank, world_size=world.size
     )
-    return score_topics(models, batches, topics=len(manifest.labels), place=place, pace=pace)
+    return score_topics(models, batches, topics=len(manifest.labels), world=world, pace=pace)
 
 
 def score_topics(
-    models: Models, batches: Iterable[Batch], *, topics: int, place: Place, pace: Pace | None = None
+    models: Models, batches: Iterable[Batch], *, topics: int, world: World, pace: Pace | None = None
 ) -> Scores:
     """Topic metrics of each model: {"accuracy", "macro_f1", "rows"}; arguments as in `count_topics`."""
-    counts = count_topics(models, batches, topics=topics, place=place, pace=pace)
+    counts = count_topics(models, batches, topics=topics, world=world, pace=pace)
     return {name: topic_metrics(matrix) for name, matrix in counts.items()}
 
 
 @torch.inference_mode()
 def count_topics(
-    models: Models, batches: Iterable[Batch], *, topics: int, place: Place, pace: Pace | None = None
+    models: Models, batches: Iterable[Batch], *, topics: int, world: World, pace: Pace | None = None
 ) -> dict[str, npt.NDArray[np.int64]]:
     """Each model's confusion matrix (Y, Y), rows true topics, columns predicted ones.
 
@@ -109,7 +110,7 @@ def count_topics(
         batches: this worker's part of a split; each title once over all workers.
         topics: Y.
     """
-    device = place.device
+    device = world.device
     counts = torch.zeros(len(models), topics, topics, dtype=torch.int64, device=device)
     for batch in batches:
         moved = batch.to(device)
@@ -121,7 +122,7 @@ def count_topics(
             if pace:
                 pace.charge(name, began, device)
             counts[number] += _confusion(moved.target.labels, output.logits.argmax(-1), topics)
-    return dict(zip(models, place.sum(counts).cpu().numpy(), strict=True))
+    return dict(zip(models, world.sum_tensor(counts).cpu().numpy(), strict=True))
 
 
 def _confusion(labels: Tensor, predicted: Tensor, topics: int) -> Tensor:
@@ -131,7 +132,7 @@ def _confusion(labels: Tensor, predicted: Tensor, topics: int) -> Tensor:
 
 @torch.inference_mode()
 def score_matches(
-    models: Models, folder: Path, manifest: Manifest, split: Split, *, place: Place, pace: Pace | None = None
+    models: Models, folder: Path, manifest: Manifest, split: Split, *, world: World, pace: Pace | None = None
 ) -> Scores:
     """AUC of each model over all pairs of a split: {"auc", "auc_error", "rows"}.
 
@@ -143,8 +144,8 @@ def score_matches(
     for pairs in read_pairs(folder, manifest, split):
         rows, places = np.unique(np.concatenate([pairs.queries, pairs.texts]), return_inverse=True)
         pad_id = manifest.tokenizer.pad_id
-        found = encode_texts(models, table, rows, pad_id=pad_id, place=place, pace=pace)
-        queries, texts = (torch.from_numpy(half).to(place.device) for half in np.split(places, 2))
+        found = encode_texts(models, table, rows, pad_id=pad_id, world=world, pace=pace)
+        queries, texts = (torch.from_numpy(half).to(world.device) for half in np.split(places, 2))
         for name, (_, top) in models.items():
             embedding = found[name]
             head = cast("PairHead", top.head)
@@ -174,7 +175,7 @@ def score_rankings(
     split: Split,
     *,
     history: int,
-    place: Place,
+    world: World,
     pace: Pace | None = None,
     baselines: bool = False,
     news: News | None = None,
@@ -189,20 +190,20 @@ def score_rankings(
         name -> {"auc", "mrr", "ndcg5", "ndcg10", each with its standard error as "<name>_error", "rows",
         "left_out"}; empty where no impression of the split carries labels.
     """
-    news = news or encode_news(models, folder, manifest, split, history=history, place=place, pace=pace)
+    news = news or encode_news(models, folder, manifest, split, history=history, world=world, pace=pace)
     clicks = count_clicks(folder, manifest) if baselines else None
     names = [*models, *(("popularity", "random") if baselines else ())]
     found: dict[str, list[Floats]] = {name: [] for name in names}
     for number, (_, block) in enumerate(read_blocks(folder, manifest, split, history=history)):
         scores: dict[str, Floats] = {}
-        if place.mine(number):
-            scores = score_block(models, news, block, place=place)
+        if world.owns(number):
+            scores = score_block(models, news, block, world=world)
             if clicks is not None:
                 scores["popularity"] = clicks[block.candidates].astype(np.float64)
                 scores["random"] = generator_of(0, number).random(len(block.candidates))
         for name in names:
             found[name].append(_tally(scores.get(name), block))
-    tallies = {name: _over_workers(parts, place) for name, parts in found.items()}
+    tallies = {name: _over_workers(parts, world) for name, parts in found.items()}
     if any(tallied[:, :2].sum() == 0 for tallied in tallies.values()):
         return {}
     return {name: ranking_scores(tallied) for name, tallied in tallies.items()}
@@ -215,23 +216,23 @@ def encode_news(
     split: Split,
     *,
     history: int,
-    place: Place,
+    world: World,
     pace: Pace | None = None,
 ) -> News:
     """Every news that a split's histories and candidates name, encoded once."""
     rows = find_named(folder, manifest, split, history=history)
-    return encode_rows(models, folder, manifest, rows, place=place, pace=pace)
+    return encode_rows(models, folder, manifest, rows, world=world, pace=pace)
 
 
 def encode_rows(
-    models: Models, folder: Path, manifest: Manifest, rows: Ints, *, place: Place, pace: Pace | None = None
+    models: Models, folder: Path, manifest: Manifest, rows: Ints, *, world: World, pace: Pace | None = None
 ) -> News:
     """The news at some rows of the table of texts (M,), each once."""
     table = read_texts(folder, manifest)
     places = np.zeros(len(table), np.int64)
     places[rows] = np.arange(len(rows))
     pad_id = manifest.tokenizer.pad_id
-    return News(places, encode_texts(models, table, rows, pad_id=pad_id, place=place, pace=pace))
+    return News(places, encode_texts(models, table, rows, pad_id=pad_id, world=world, pace=pace))
 
 
 def find_named(folder: Path, manifest: Manifest, split: Split, *, history: int) -> Ints:
@@ -244,9 +245,9 @@ def find_named(folder: Path, manifest: Manifest, split: Split, *, history: int) 
 
 
 @torch.inference_mode()
-def score_block(models: Models, news: News, block: Impressions, *, place: Place) -> dict[str, Floats]:
+def score_block(models: Models, news: News, block: Impressions, *, world: World) -> dict[str, Floats]:
     """Each model's scores (N,) of all candidates of some impressions, flat as they stand there."""
-    device = place.device
+    device = world.device
     lengths = np.diff(block.history_offsets)
     mask = np.arange(max(1, int(lengths.max(initial=1))))[None, :] < lengths[:, None]  # (I, T)
     history = np.zeros(mask.shape, np.int64)
@@ -304,7 +305,7 @@ def _tally(scores: Floats | None, block: Impressions) -> Floats:
     return np.zeros_like(total) if scores is None else total
 
 
-def _over_workers(parts: list[Floats], place: Place) -> Floats:
-    tallied = torch.from_numpy(np.array(parts)).to(place.device)
-    summed: Floats = place.sum(tallied).cpu().numpy()
+def _over_workers(parts: list[Floats], world: World) -> Floats:
+    tallied = torch.from_numpy(np.array(parts)).to(world.device)
+    summed: Floats = world.sum_tensor(tallied).cpu().numpy()
     return summed

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
-import os
-import shutil
-import tempfile
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -25,14 +21,12 @@ from newsbert_ray.config import (
 from newsbert_ray.data.shards import Manifest
 from newsbert_ray.data.tokenizer import load_tokenizer
 from newsbert_ray.data.word_vectors import VECTORS
-from newsbert_ray.methods import TaskName
 from newsbert_ray.model.encoder import Encoder, EncoderError
-from newsbert_ray.model.families import load_encoder, load_exported
+from newsbert_ray.model.families import load_encoder
 from newsbert_ray.model.pair import Pair, Top, block_map
+from newsbert_ray.model.saved import TOP, load_student, read_top
 from newsbert_ray.model.word_models import NrmsEncoder, RecurrentEncoder
 
-TOP = "top.safetensors"
-TOP_CONFIG = "top.json"
 _OVER_ATTENTION = frozenset({"attention_scores", "attention_maps", "value_relations"})
 _MAPPED = frozenset({"embedding", "hidden"})
 """Losses that compare mapped states, where a map is learned."""
@@ -202,7 +196,7 @@ def start_top(top: Top, settings: TrainSettings, manifest: Manifest) -> None:
     folder = Path(settings.teacher)
     if settings.teacher == SCRATCH or not (folder / TOP).is_file():
         return
-    described = _read_top(folder)
+    described = read_top(folder)
     same = described["task"] == settings.task and described["labels"] == manifest.labels
     own = top.state_dict()
     found = {
@@ -247,75 +241,3 @@ _cached = lru_cache(maxsize=2)(_load)
 def _frozen(folder: Path) -> tuple[Encoder, Top, dict[str, Any]]:
     """A process's frozen teacher, kept for its next trial: nothing changes it."""
     return load_student(folder)
-
-
-def write_student(
-    folder: Path, pair: Pair, manifest: Manifest, *, tokenizer: Path, task: TaskName = "topics"
-) -> None:
-    """Write the student as a Hugging Face folder (with its tokeniser) plus the shared top, whole or not at
-    all."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    for stale in folder.parent.glob(f".{folder.name}.*"):
-        shutil.rmtree(stale, ignore_errors=True)
-    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    top = {
-        "task": task,
-        "labels": manifest.labels,
-        "user": "self_attention" if getattr(pair.top.head, "attention", None) is not None else "pooling",
-        "query_size": pair.top.pooling.key.out_features,
-        "max_tokens": manifest.settings.get("max_tokens"),
-        "tokenizer_sha256": manifest.tokenizer.sha256,
-    }
-    try:
-        pair.student.save(partial)
-        if tokenizer.is_dir():
-            shutil.copytree(tokenizer, partial, dirs_exist_ok=True)
-        save_file({k: v.detach().cpu().contiguous() for k, v in pair.top.state_dict().items()}, partial / TOP)
-        (partial / TOP_CONFIG).write_text(json.dumps(top, indent=1), encoding="utf-8")
-        partial.chmod(0o755)
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(partial, folder)
-    except (SafetensorError, OSError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise EncoderError(
-            f"{folder}: the student cannot be written ({error}); make room or mend the disk, then run "
-            "the same "
-            "command again: it goes on from its last checkpoint"
-        ) from error
-
-
-def load_student(folder: Path) -> tuple[Encoder, Top, dict[str, Any]]:
-    """An exported student: its encoder, its top and top.json (`task`, `labels`, `tokenizer_sha256`, ...), for
-    evaluation.
-
-    Raises:
-        EncoderError: not an exported student.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        described = _read_top(folder)
-        weights = load_file(folder / TOP)
-        encoder = load_exported(folder)
-        top = Top(
-            encoder.hidden_size,
-            query_size=described["query_size"],
-            topics=len(described["labels"]),
-            task=described["task"],
-            user=described["user"],
-        )
-        top.load_state_dict(weights)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise EncoderError(
-            f"{folder}: no whole exported student there ({type(error).__name__}); train the run again"
-        ) from error
-    return encoder, top.eval(), described
-
-
-def _read_top(folder: Path) -> dict[str, Any]:
-    described: dict[str, Any] = json.loads((folder / TOP_CONFIG).read_text(encoding="utf-8"))
-    return {"task": "topics", "user": "pooling", **described}  # students of before there were others

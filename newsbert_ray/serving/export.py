@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from newsbert_ray.methods import task_of
-from newsbert_ray.model.assemble import load_student
 from newsbert_ray.model.encoder import Encoder, EncoderError
 from newsbert_ray.model.heads import TopicHead
 from newsbert_ray.model.pair import Top
+from newsbert_ray.model.saved import load_student
 from newsbert_ray.record import RECORD, RunRecord, read_record, write_json, write_text
 from newsbert_ray.reporting.records import NAMES, data_name, task_name, teacher_name
 from newsbert_ray.storage import inputs

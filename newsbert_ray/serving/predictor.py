@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from newsbert_ray.data.batches import cut_buckets
 from newsbert_ray.data.tokenizer import TitleTokenizer, load_tokenizer
-from newsbert_ray.model.assemble import load_student
 from newsbert_ray.model.encoder import Encoder
 from newsbert_ray.model.pair import Top
+from newsbert_ray.model.saved import load_student
 
 TOKENS = 2048
 """Tokens that a processor reads at once: what a core's cache holds matters more than a large batch."""

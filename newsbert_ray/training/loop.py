@@ -5,21 +5,21 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from newsbert_ray.data.reading import TrainingSchedule, Update
-from newsbert_ray.evaluation.encoding import Place, Scores
+from newsbert_ray.evaluation.encoding import Scores
 from newsbert_ray.methods import TASKS
-from newsbert_ray.training.checkpoint import Progress, best_name, write_best, write_checkpoint
+from newsbert_ray.model.saved import best_name, write_best
+from newsbert_ray.training.checkpoint import Progress, write_checkpoint
 from newsbert_ray.training.step import BLOCK, Learner, LossError, train_step
+from newsbert_ray.world import World
 
 Report = Callable[[dict[str, Any]], None]
-T = TypeVar("T")
 
 LOOK_STEPS = 5
 """Updates between two looks of a group at the clock and at its machines' fate, for each costs an exchange."""
@@ -32,43 +32,6 @@ class LeavingError(RuntimeError):
 def never() -> bool:
     """For a machine that nobody takes away."""
     return False
-
-
-@dataclass(frozen=True)
-class World:
-    """Where this worker stands: its rank among `size` workers, and its device."""
-
-    rank: int
-    size: int
-    device: torch.device
-
-    @property
-    def first(self) -> bool:
-        """Whether this worker writes and speaks for all."""
-        return self.rank == 0
-
-    @property
-    def place(self) -> Place:
-        """The same for scoring."""
-        return Place(self.device, self.rank, self.size)
-
-    def sum(self, values: Mapping[str, float]) -> dict[str, float]:
-        """Each value summed over all workers; every worker must call it with the same keys."""
-        if self.size == 1:
-            return dict(values)
-        tensor = torch.tensor(list(values.values()), dtype=torch.float64, device=self.device)
-        torch.distributed.all_reduce(tensor)
-        return dict(zip(values, tensor.tolist(), strict=True))
-
-    def share(self, value: T) -> T:
-        """The first worker's `value` on every worker; every worker must call it."""
-        if self.size == 1:
-            return value
-        box = [value]
-        torch.distributed.broadcast_object_list(
-            box, src=0, device=self.device if self.device.type == "cuda" else None
-        )
-        return box[0]
 
 
 def run_loop(
@@ -138,14 +101,14 @@ def run_loop(
             judged = entry["validation"]["student"][TASKS[settings.task].primary.name]
             if judged > progress.best_metric:
                 progress.best_metric, progress.best_step, progress.best = judged, step, best_name(step)
-                if world.first:
+                if world.is_rank_zero:
                     write_best(checkpoints, learner.pair, step=step)
             clock.charge("evaluate")
         if written:
             # The checkpoint holds all workers' sums; the first worker goes on with them.
-            total = world.sum(progress.sums)
-            progress.sums = total if world.first else dict.fromkeys(total, 0.0)
-            if world.first:
+            total = world.sum_values(progress.sums)
+            progress.sums = total if world.is_rank_zero else dict.fromkeys(total, 0.0)
+            if world.is_rank_zero:
                 write_checkpoint(checkpoints, learner, progress, keep=settings.checkpoint.keep)
             calls.written()
             clock.charge("checkpoint")
@@ -172,8 +135,8 @@ class _Calls:
         """Whether a checkpoint is due by the clock, and whether it is the last one here."""
         if self._world.size > 1 and step % LOOK_STEPS:
             return False, False
-        due = self._world.first and time.monotonic() - self._last >= self._seconds
-        found = self._world.sum({"due": float(due), "leaving": float(self._leaving())})
+        due = self._world.is_rank_zero and time.monotonic() - self._last >= self._seconds
+        found = self._world.sum_values({"due": float(due), "leaving": float(self._leaving())})
         return found["due"] > 0, found["leaving"] > 0
 
     def written(self) -> None:
@@ -245,7 +208,7 @@ def _log_entry(
         "titles_per_second": speed,
         "examples": TASKS[schedule.task].examples,
         "seconds": dict(seconds),
-        "train": world.sum(losses),
+        "train": world.sum_values(losses),
         **others,
     }
 
@@ -256,7 +219,7 @@ def _evaluation_entry(
     previous = max((end for end in ends if end < update.step), default=0)
     following = min(end for end in ends if end >= update.step)
     share = (update.step - previous) / (following - previous)
-    means = {name: value / progress.count for name, value in world.sum(progress.sums).items()}
+    means = {name: value / progress.count for name, value in world.sum_values(progress.sums).items()}
     entry = {"step": update.step, "epoch": update.epoch + share, "validation": scores, "train": means}
     blocks = {name: value / progress.looks for name, value in progress.blocks.items()}
     return {**entry, "blocks": blocks} if blocks else entry

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from newsbert_ray.data.shards import Manifest, Split
     from newsbert_ray.evaluation.encoding import Scores
     from newsbert_ray.model.pair import Pair, Remembered
-    from newsbert_ray.training.loop import World
+    from newsbert_ray.world import World
 
 
 NO_NUMBER = ("data", "out", "threads", "log_every", "checkpoint", "device", "min_workers")
@@ -198,12 +198,12 @@ def remembered(
 
     rows, table = trained_texts(schedule), read_texts(settings.data, manifest)
     kept = _kept_file(settings, manifest, rows)
-    found = world.share(_read_kept(kept, len(rows)) if world.first else None)
+    found = world.broadcast(_read_kept(kept, len(rows)) if world.is_rank_zero else None)
     if found is None:
         teacher = {"teacher": pair.models()["teacher"]}
         pad_id = manifest.tokenizer.pad_id
-        found = encode_texts(teacher, table, rows, pad_id=pad_id, place=world.place)["teacher"].clone()
-        if world.first:
+        found = encode_texts(teacher, table, rows, pad_id=pad_id, world=world)["teacher"].clone()
+        if world.is_rank_zero:
             _keep(kept, found)
     places = torch.zeros(len(table), dtype=torch.int64)
     places[torch.from_numpy(rows)] = torch.arange(len(rows))

@@ -228,8 +228,8 @@ def _work(config: dict[str, Any]) -> None:
     import torch
     from ray.train.torch import get_device
 
-    from newsbert_ray.training.loop import World
     from newsbert_ray.training.worker import run_worker
+    from newsbert_ray.world import World
 
     given = TrainSettings.model_validate(config["settings"])
     settings = inputs.at_hand(given)
@@ -239,19 +239,19 @@ def _work(config: dict[str, Any]) -> None:
     run = Path(settings.out)
 
     def report(entry: dict[str, Any]) -> None:
-        if world.first:
+        if world.is_rank_zero:
             if entry["kind"] in ("evaluation", "checkpoint"):
                 storage.publish(given.out)
             send_entry(config["group"], entry)
 
     with ExitStack() as stack:
-        if world.first:
+        if world.is_rank_zero:
             storage.bring(given.out)
             stack.enter_context(first_worker_alone(run))
             if config["after"]:
                 EventLog(run)("worker_restart", reason=config["after"])
         # The others wait here for the first one; an earlier start's workers may have finished meanwhile.
-        if world.sum({"finished": float(world.first and (run / RECORD).exists())})["finished"]:
+        if world.sum_values({"finished": float(world.is_rank_zero and (run / RECORD).exists())})["finished"]:
             return
         leaving = stack.enter_context(watched_node())
         run_worker(
@@ -262,7 +262,7 @@ def _work(config: dict[str, Any]) -> None:
             say=lambda line: report({"kind": "note", "step": 0, "text": line}),
             leaving=leaving,
         )
-        if world.first:
+        if world.is_rank_zero:
             inputs.as_given(run, given)
             storage.publish(given.out)
             if config["trial"]:

@@ -13,13 +13,13 @@ from typing import Any
 from newsbert_ray.config import SCRATCH, SettingsError, TrainSettings
 from newsbert_ray.data.shards import Manifest, read_manifest
 from newsbert_ray.methods import Task, task_of
+from newsbert_ray.model.saved import CHECKPOINTS
 from newsbert_ray.ray_session import inside_cluster
 from newsbert_ray.record import RECORD, RunRecord, read_record, write_json
 from newsbert_ray.storage import inputs
 from newsbert_ray.storage import workdir as storage
-from newsbert_ray.training.checkpoint import CHECKPOINTS
 from newsbert_ray.training.journal import Display, both
-from newsbert_ray.training.loop import Report, World
+from newsbert_ray.training.loop import Report
 from newsbert_ray.training.prerequisites import NO_NUMBER, after_first
 
 SETTINGS = "settings.json"
@@ -151,8 +151,9 @@ def _train_here(
     from newsbert_ray.data.reading import read_updates
     from newsbert_ray.training.placement import watched_node
     from newsbert_ray.training.worker import run_worker
+    from newsbert_ray.world import World
 
-    world = World(0, 1, pick_device(settings))
+    world = World(device=pick_device(settings))
     sent, evaluations = published(out), evaluations_to(report)
     with ExitStack() as stack:
         display = None if quiet else stack.enter_context(Display(total=_steps(settings, manifest)))

@@ -19,8 +19,9 @@ from newsbert_ray.data.reading import TrainingSchedule, Update, make_schedule
 from newsbert_ray.data.shards import Manifest, Split, read_manifest
 from newsbert_ray.evaluation.encoding import Pace, Scores, device_name, map_titles
 from newsbert_ray.evaluation.scoring import score_pair
-from newsbert_ray.model.assemble import assemble_pair, write_student
+from newsbert_ray.model.assemble import assemble_pair
 from newsbert_ray.model.pair import Pair, block_map
+from newsbert_ray.model.saved import CHECKPOINTS, load_best, write_student
 from newsbert_ray.record import (
     MAP,
     RunRecord,
@@ -30,18 +31,12 @@ from newsbert_ray.record import (
     write_record,
 )
 from newsbert_ray.telemetry import EventLog, RunMeters
-from newsbert_ray.training.checkpoint import (
-    CHECKPOINTS,
-    Progress,
-    learner_tensors,
-    load_best,
-    load_tensors,
-    resume,
-)
+from newsbert_ray.training.checkpoint import Progress, learner_tensors, load_tensors, resume
 from newsbert_ray.training.journal import Journal, both
-from newsbert_ray.training.loop import Report, World, never, run_loop
+from newsbert_ray.training.loop import Report, never, run_loop
 from newsbert_ray.training.prerequisites import remembered, teacher_scores
 from newsbert_ray.training.step import Learner, build_learner
+from newsbert_ray.world import World
 
 Updates = Callable[[TrainingSchedule, int], Iterator[Update]]
 """(schedule, steps done) -> this worker's updates after them."""
@@ -68,19 +63,19 @@ def run_worker(
     manifest = read_manifest(settings.data)
     schedule = make_schedule(settings, manifest, rank=world.rank, world_size=world.size)
     run = Path(settings.out)
-    tell = say if world.first else _silent
+    tell = say if world.is_rank_zero else _silent
     learner = build_worker_learner(settings, manifest, schedule, world)
     blocks = block_map(len(learner.pair.teacher.layers), settings.student.layers)
     tell(f"{settings.student.layers} layers learn alone" if learner.pair.alone else describe_layers(blocks))
     progress = _resume(run / CHECKPOINTS, learner, world, say=tell)
     if progress.step:
         tell(f"going on from step {progress.step} of {schedule.total_steps}")
-    if not world.first:
+    if not world.is_rank_zero:
         progress.sums = dict.fromkeys(progress.sums, 0.0)
     learner.pair.remembered = remembered(learner.pair, settings, manifest, schedule, world)
-    journal = Journal(run, done=progress.step) if world.first else None
+    journal = Journal(run, done=progress.step) if world.is_rank_zero else None
     log, meters = EventLog(run), RunMeters(run)
-    if world.first:
+    if world.is_rank_zero:
         log("resume" if progress.step else "start", step=progress.step, workers=world.size)
 
     score = _scorer(learner.pair, settings, manifest, world)
@@ -97,17 +92,17 @@ def run_worker(
             checkpoints=run / CHECKPOINTS,
             leaving=leaving,
         )
-        if world.first:
+        if world.is_rank_zero:
             load_best(run / CHECKPOINTS, progress.best, learner.pair)
         if world.size > 1:
-            learner.pair.load_state_dict(world.share(_on_cpu(learner.pair.state_dict())))
+            learner.pair.load_state_dict(world.broadcast(_on_cpu(learner.pair.state_dict())))
         pace = Pace()
         tested = manifest.rows("test", settings.task) > 0
         test = score("test", pace) if tested else {}
     finally:
         if journal:
             journal.close()
-    if world.first:
+    if world.is_rank_zero:
         _finish(settings, manifest, learner, progress, test, pace, world)
         log("end", steps=progress.step, seconds=sum(progress.seconds.values()))
 
@@ -119,13 +114,13 @@ class _Score(Protocol):
 def _scorer(pair: Pair, settings: TrainSettings, manifest: Manifest, world: World) -> _Score:
     """Metrics of the pair's models on a split; a frozen teacher's are found once, for they do not change, or
     on validation not at all, where its own run has them."""
-    read = pair.frozen and world.first
-    kept: dict[Split, Scores] = world.share(teacher_scores(settings, manifest) if read else {})
+    read = pair.frozen and world.is_rank_zero
+    kept: dict[Split, Scores] = world.broadcast(teacher_scores(settings, manifest) if read else {})
 
     def score(split: Split, pace: Pace | None = None) -> Scores:
         known = kept.get(split, {}) if pace is None else {}
         models = {name: model for name, model in pair.models().items() if name not in known}
-        found = score_pair(pair, settings, manifest, split, place=world.place, pace=pace, models=models)
+        found = score_pair(pair, settings, manifest, split, world=world, pace=pace, models=models)
         if pair.frozen:
             kept[split] = known or {"teacher": found["teacher"]}
         return {**known, **found}
@@ -136,9 +131,9 @@ def _scorer(pair: Pair, settings: TrainSettings, manifest: Manifest, world: Worl
 def _resume(folder: Path, learner: Learner, world: World, *, say: Callable[[str], None]) -> Progress:
     """The progress to go on from, its tensors in every worker's learner; the first alone reads the folder,
     which the others' machines need not see."""
-    progress = world.share(resume(folder, learner, say=say) if world.first else Progress())
+    progress = world.broadcast(resume(folder, learner, say=say) if world.is_rank_zero else Progress())
     if world.size > 1 and progress.step:
-        tensors = world.share(_on_cpu(learner_tensors(learner)) if world.first else {})
+        tensors = world.broadcast(_on_cpu(learner_tensors(learner)) if world.is_rank_zero else {})
         load_tensors(learner, tensors)
     return progress
 

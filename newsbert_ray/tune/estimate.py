@@ -496,12 +496,12 @@ def _start(settings: TrainSettings, device: torch.device, run: Path) -> tuple[Le
     from newsbert_ray.data.reading import make_schedule, read_updates
     from newsbert_ray.data.shards import read_manifest
     from newsbert_ray.training.journal import Journal
-    from newsbert_ray.training.loop import World
     from newsbert_ray.training.worker import build_worker_learner
+    from newsbert_ray.world import World
 
     manifest = read_manifest(settings.data)
     schedule = make_schedule(settings, manifest)
-    learner = build_worker_learner(settings, manifest, schedule, World(0, 1, device), stand_in=True)
+    learner = build_worker_learner(settings, manifest, schedule, World(device=device), stand_in=True)
     Journal(run, done=0).close()
     next(read_updates(schedule))
     return learner, schedule
@@ -539,10 +539,11 @@ def _title(learner: Learner, schedule: TrainingSchedule, device: torch.device) -
     """
     from newsbert_ray.data.reading import evaluation_batches
     from newsbert_ray.data.shards import read_texts
-    from newsbert_ray.evaluation.encoding import Place, device_seconds, encode_texts
+    from newsbert_ray.evaluation.encoding import device_seconds, encode_texts
     from newsbert_ray.evaluation.scoring import BATCH, score_topics
+    from newsbert_ray.world import World
 
-    pair, place = learner.pair, Place(device)
+    pair, world = learner.pair, World(device=device)
     models = {name: model for name, model in pair.models().items() if not (pair.frozen and name == "teacher")}
     pair.eval()
     if schedule.task == "topics":
@@ -552,14 +553,14 @@ def _title(learner: Learner, schedule: TrainingSchedule, device: torch.device) -
         batches = evaluation_batches(schedule.folder, schedule.manifest, "validation", batch_size=BATCH)
         chosen = [batch for number, batch in enumerate(batches) if number in wanted]
         began = device_seconds(device)
-        score_topics(models, chosen, topics=len(schedule.manifest.labels), place=place)
+        score_topics(models, chosen, topics=len(schedule.manifest.labels), world=world)
         seconds = (device_seconds(device) - began) / sum(batch.rows for batch in chosen)
     else:
         named, rows = _named(schedule)
         table = read_texts(schedule.folder, schedule.manifest)
         sample = named[np.linspace(0, len(named) - 1, min(len(named), EVALUATIONS * BATCH)).astype(np.int64)]
         began = device_seconds(device)
-        encode_texts(models, table, sample, pad_id=schedule.manifest.tokenizer.pad_id, place=place)
+        encode_texts(models, table, sample, pad_id=schedule.manifest.tokenizer.pad_id, world=world)
         seconds = (device_seconds(device) - began) / len(sample) * len(named) / rows
     pair.train()
     return seconds
@@ -585,14 +586,8 @@ def _files(
     """Seconds of a checkpoint, of a best model, and of a trial's end."""
 
     from newsbert_ray.evaluation.encoding import device_seconds
-    from newsbert_ray.model.assemble import write_student
-    from newsbert_ray.training.checkpoint import (
-        CHECKPOINTS,
-        Progress,
-        load_best,
-        write_best,
-        write_checkpoint,
-    )
+    from newsbert_ray.model.saved import CHECKPOINTS, load_best, write_best, write_student
+    from newsbert_ray.training.checkpoint import Progress, write_checkpoint
 
     folder = run / CHECKPOINTS
     marks = [device_seconds(device)]

@@ -35,14 +35,14 @@ from newsbert_ray.data.reading import (
 from newsbert_ray.data.shards import TextTable, read_manifest, read_texts
 from newsbert_ray.distill.joint import joint_losses
 from newsbert_ray.distill.losses import weighted_total
-from newsbert_ray.evaluation.encoding import Models, Place
+from newsbert_ray.evaluation.encoding import Models
 from newsbert_ray.evaluation.metrics import impression_metrics
 from newsbert_ray.evaluation.scoring import score_rankings
 from newsbert_ray.model.assemble import assemble_pair
 from newsbert_ray.model.heads import ClickHead
-from newsbert_ray.training.loop import World
 from newsbert_ray.training.step import train_step
 from newsbert_ray.training.worker import build_worker_learner
+from newsbert_ray.world import World
 from tests.benchmarks.bench_step import mix_one_by_one
 from tests.benchmarks.subject import add_subject, say, subject
 
@@ -91,7 +91,7 @@ def compare_training(settings: TrainSettings, *, steps: int, part: int) -> None:
     """Alternate the two programs over the same updates."""
     manifest = read_manifest(settings.data)
     schedule = make_schedule(settings, manifest)
-    learner = build_worker_learner(settings, manifest, schedule, World(0, 1, torch.device("cpu")))
+    learner = build_worker_learner(settings, manifest, schedule, World())
     plain = PlainLoop(settings, schedule, part)
     ours, theirs, losses, read = [], [], [], [[0, 0], [0, 0]]
     window, first, skip = next(schedule.windows_from(0))
@@ -192,9 +192,9 @@ def compare_evaluation(settings: TrainSettings, *, impressions: int) -> None:
     torch.set_num_threads(settings.threads or 2)
     manifest = read_manifest(settings.data)
     models = assemble_pair(settings, manifest).eval().models()
-    folder, place = Path(settings.data), Place(torch.device("cpu"))
+    folder, world = Path(settings.data), World()
     start = time.perf_counter()
-    scores = score_rankings(models, folder, manifest, "test", history=HISTORY, place=place)
+    scores = score_rankings(models, folder, manifest, "test", history=HISTORY, world=world)
     seconds = time.perf_counter() - start
     count = manifest.rows("test", "recommendation")
     _, block = next(read_impressions(folder, manifest, "test", history=HISTORY))
@@ -242,9 +242,9 @@ def few_scores(models: Models, settings: TrainSettings, few: Impressions) -> dic
     rows = np.unique(np.concatenate([few.history, few.candidates]))
     places = np.zeros(len(table), np.int64)
     places[rows] = np.arange(len(rows))
-    place = Place(torch.device("cpu"))
-    found = encode_texts(models, table, rows, pad_id=manifest.tokenizer.pad_id, place=place)
-    return dict(score_block(models, News(places, found), few, place=place))
+    world = World()
+    found = encode_texts(models, table, rows, pad_id=manifest.tokenizer.pad_id, world=world)
+    return dict(score_block(models, News(places, found), few, world=world))
 
 
 @torch.inference_mode()

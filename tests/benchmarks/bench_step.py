@@ -26,9 +26,9 @@ from newsbert_ray.distill.joint import joint_losses
 from newsbert_ray.distill.losses import weighted_total
 from newsbert_ray.distill.momentum import apply_momentum
 from newsbert_ray.model.assemble import assemble_pair
-from newsbert_ray.training.loop import World
 from newsbert_ray.training.step import train_step
 from newsbert_ray.training.worker import build_worker_learner
+from newsbert_ray.world import World
 from tests.benchmarks.subject import add_subject, say, subject
 
 WARM_UP = 5
@@ -66,7 +66,7 @@ def main() -> None:
 
 def compare(settings: TrainSettings, schedule: TrainingSchedule, *, steps: int, plain_length: int) -> None:
     """Alternate the two programs over the same updates and print their ratio and their last losses."""
-    learner = build_worker_learner(settings, schedule.manifest, schedule, World(0, 1, torch.device("cpu")))
+    learner = build_worker_learner(settings, schedule.manifest, schedule, World())
     plain = PlainLoop(settings, schedule, plain_length)
     ours: list[float] = []
     theirs: list[float] = []
@@ -159,7 +159,7 @@ def mixing_seconds(pair: nn.Module, settings: TrainSettings) -> float:
 
 def dropout_cost(settings: TrainSettings, schedule: TrainingSchedule, *, steps: int) -> float:
     """A step with the paper's dropout 0.2 over one without, in turns: median ratio."""
-    world = World(0, 1, torch.device("cpu"))
+    world = World()
     learners = [
         build_worker_learner(
             settings.model_copy(update={"model": settings.model.model_copy(update={"dropout": rate})}),

@@ -25,9 +25,9 @@ import torch.multiprocessing as mp
 from newsbert_ray.config import TrainSettings, build_settings, merge
 from newsbert_ray.data.reading import make_schedule, read_updates
 from newsbert_ray.data.shards import read_manifest
-from newsbert_ray.training.loop import World
 from newsbert_ray.training.step import Learner, train_step
 from newsbert_ray.training.worker import build_worker_learner
+from newsbert_ray.world import World
 from tests.benchmarks.subject import add_subject, say, subject
 
 GPU_FLOPS = 989e12
@@ -157,7 +157,7 @@ def on_paper(settings: TrainSettings) -> None:
     """Seconds of a step on one GPU and of its exchange among 8 and 64, nothing of them overlapped."""
     manifest = read_manifest(settings.data)
     schedule = make_schedule(settings, manifest)
-    learner = build_worker_learner(settings, manifest, schedule, World(0, 1, torch.device("cpu")))
+    learner = build_worker_learner(settings, manifest, schedule, World())
     tables = {id(table.weight) for table in learner.tables.tables}
     pair = learner.pair
     dense = 4 * sum(p.numel() for p in pair.parameters() if id(p) not in tables)

@@ -13,7 +13,7 @@ import torch
 
 from newsbert_ray.data.shards import read_manifest
 from newsbert_ray.evaluation.encoding import between_topics, map_titles
-from newsbert_ray.model.assemble import load_student
+from newsbert_ray.model.saved import load_student
 from newsbert_ray.record import MAP, RunRecord, write_record
 from newsbert_ray.reporting.figures import OTHERS, NothingToDraw, map_figure
 from newsbert_ray.reporting.report import report

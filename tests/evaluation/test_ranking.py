@@ -19,26 +19,27 @@ from newsbert_ray.data.reading import read_impressions
 from newsbert_ray.data.shards import ShardError, read_manifest, read_texts
 from newsbert_ray.data.synthetic import synthesize
 from newsbert_ray.evaluation import scoring as ranking
-from newsbert_ray.evaluation.encoding import Pace, Place
+from newsbert_ray.evaluation.encoding import Pace
 from newsbert_ray.evaluation.evaluate import evaluate, show
 from newsbert_ray.evaluation.scoring import encode_news, score_rankings
 from newsbert_ray.evaluation.submission import score_submission
 from newsbert_ray.model.assemble import assemble_pair
 from newsbert_ray.model.pair import Pair
 from newsbert_ray.training.run import train
+from newsbert_ray.world import World
 from tests.conftest import MakeSettings
 
-CPU = Place(torch.device("cpu"))
+CPU = World()
 
 
-class Together(Place):
+class Together(World):
     """A worker that is a thread: its sums are over all threads of its group."""
 
     def __init__(self, rank: int, size: int, group: Group) -> None:
-        super().__init__(torch.device("cpu"), rank, size)
+        super().__init__(rank, size)
         object.__setattr__(self, "group", group)
 
-    def sum(self, values: Tensor) -> Tensor:
+    def sum_tensor(self, values: Tensor) -> Tensor:
         return self.group.sum(self.rank, values)  # type: ignore[attr-defined,no-any-return]
 
 
@@ -71,14 +72,14 @@ def test_any_number_of_workers_gives_the_same_numbers(
     monkeypatch.setattr(ranking, "BLOCK", 3)
     pair, folder = pair_of(make_settings)
     manifest = read_manifest(folder)
-    alone = score_rankings(pair.models(), folder, manifest, "train", history=50, place=CPU, baselines=True)
+    alone = score_rankings(pair.models(), folder, manifest, "train", history=50, world=CPU, baselines=True)
     group = Group(size)
     found: dict[int, Any] = {}
 
     def work(rank: int) -> None:
-        place = Together(rank, size, group)
+        world = Together(rank, size, group)
         found[rank] = score_rankings(
-            pair.models(), folder, manifest, "train", history=50, place=place, baselines=True
+            pair.models(), folder, manifest, "train", history=50, world=world, baselines=True
         )
 
     threads = [threading.Thread(target=work, args=(rank,)) for rank in range(size)]
@@ -95,9 +96,9 @@ def test_scores_are_those_of_each_mention_encoded_alone(make_settings: MakeSetti
     pair, folder = pair_of(make_settings)
     manifest = read_manifest(folder)
     table = read_texts(folder, manifest)
-    news = encode_news(pair.models(), folder, manifest, "test", history=50, place=CPU)
+    news = encode_news(pair.models(), folder, manifest, "test", history=50, world=CPU)
     _, block = next(read_impressions(folder, manifest, "test", history=50))
-    found = ranking.score_block(pair.models(), news, block, place=CPU)["student"]
+    found = ranking.score_block(pair.models(), news, block, world=CPU)["student"]
 
     def embed(row: int) -> Tensor:
         ids, mask = (torch.from_numpy(a) for a in table.ids(np.array([row]), pad_id=0))
@@ -119,7 +120,7 @@ def test_each_news_is_encoded_once(make_settings: MakeSettings) -> None:
     pair, folder = pair_of(make_settings)
     manifest = read_manifest(folder)
     pace = Pace()
-    score_rankings(pair.models(), folder, manifest, "test", history=50, place=CPU, pace=pace)
+    score_rankings(pair.models(), folder, manifest, "test", history=50, world=CPU, pace=pace)
     named = ranking.find_named(folder, manifest, "test", history=50)
     assert pace.titles == len(named) == len(set(named.tolist()))
     blocks = [block for _, block in read_impressions(folder, manifest, "test", history=50)]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from newsbert_ray.data.shards import read_manifest
-from newsbert_ray.evaluation.encoding import Pace, Place
+from newsbert_ray.evaluation.encoding import Pace
 from newsbert_ray.evaluation.scoring import score_pair
 from newsbert_ray.model.assemble import assemble_pair
 from newsbert_ray.training.run import train
+from newsbert_ray.world import World
 from tests.conftest import MakeSettings
 
 
@@ -30,8 +30,7 @@ def test_timing_leaves_the_scores_alone(make_settings: MakeSettings) -> None:
     pair = assemble_pair(settings, manifest)
     pace = Pace()
     found = [
-        score_pair(pair, settings, manifest, "test", place=Place(torch.device("cpu")), pace=given)
-        for given in (None, pace)
+        score_pair(pair, settings, manifest, "test", world=World(), pace=given) for given in (None, pace)
     ]
     assert found[0] == found[1]
     assert pace.titles == manifest.rows("test")

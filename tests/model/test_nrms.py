@@ -14,10 +14,11 @@ from torch import nn
 from newsbert_ray.config import SettingsError
 from newsbert_ray.data.shards import read_manifest
 from newsbert_ray.data.word_vectors import VECTORS
-from newsbert_ray.model.assemble import assemble_pair, load_student
+from newsbert_ray.model.assemble import assemble_pair
 from newsbert_ray.model.encoder import EncoderError
 from newsbert_ray.model.families import load_exported
 from newsbert_ray.model.heads import ClickHead
+from newsbert_ray.model.saved import load_student
 from newsbert_ray.model.word_models import HEAD_SIZE, HEADS, NrmsEncoder, SelfAttention
 from newsbert_ray.training.run import train
 

@@ -11,10 +11,11 @@ import torch
 from newsbert_ray.config import ModelSettings, ScratchSettings, TrainSettings
 from newsbert_ray.data.shards import read_manifest
 from newsbert_ray.distill.losses import relation
-from newsbert_ray.model.assemble import assemble_pair, load_student, write_student
+from newsbert_ray.model.assemble import assemble_pair
 from newsbert_ray.model.encoder import Encoder, EncoderError
 from newsbert_ray.model.families import load_encoder
 from newsbert_ray.model.pair import block_map
+from newsbert_ray.model.saved import load_student, write_student
 from tests.conftest import topic_batch
 
 MakeSettings = Callable[..., TrainSettings]

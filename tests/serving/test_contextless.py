@@ -11,8 +11,8 @@ import torch
 from transformers import BertConfig, BertModel, DistilBertConfig, DistilBertModel
 
 from newsbert_ray.data.tokenizer import load_tokenizer
-from newsbert_ray.model.assemble import load_student
 from newsbert_ray.model.encoder import Encoder
+from newsbert_ray.model.saved import load_student
 from newsbert_ray.serving import predictor as encoding
 from newsbert_ray.serving.predictor import Contextless, TextEncoder
 

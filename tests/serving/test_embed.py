@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from newsbert_ray.data import sources
-from newsbert_ray.model.assemble import load_student
+from newsbert_ray.model.saved import load_student
 from newsbert_ray.serving import embed as embedding
 from newsbert_ray.serving import embed as texts
 from newsbert_ray.serving.embed import (

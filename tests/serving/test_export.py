@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from newsbert_ray.model.assemble import load_student
 from newsbert_ray.model.heads import TopicHead
+from newsbert_ray.model.saved import load_student
 from newsbert_ray.record import RunRecord, read_record
 from newsbert_ray.serving.export import ExportError, export, model_card
 from newsbert_ray.training.run import train

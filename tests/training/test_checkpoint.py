@@ -12,9 +12,10 @@ import torch
 from newsbert_ray.config import TrainSettings
 from newsbert_ray.data.reading import make_schedule, read_updates
 from newsbert_ray.data.shards import read_manifest
+from newsbert_ray.model import saved
 from newsbert_ray.model.assemble import assemble_pair
-from newsbert_ray.training import checkpoint
-from newsbert_ray.training.checkpoint import CheckpointError, Progress, resume, write_best, write_checkpoint
+from newsbert_ray.model.saved import CheckpointError, write_best
+from newsbert_ray.training.checkpoint import Progress, resume, write_checkpoint
 from newsbert_ray.training.step import Learner, build_learner, train_step
 
 MakeSettings = Callable[..., TrainSettings]
@@ -46,7 +47,7 @@ def test_round_trip_brings_back_adam_too(make_settings: MakeSettings, tmp_path: 
             assert torch.equal(value, fresh.optimizer.state[b][key])
 
 
-@pytest.mark.parametrize("name", [checkpoint.WEIGHTS, checkpoint.STATE])
+@pytest.mark.parametrize("name", [saved.WEIGHTS, saved.STATE])
 @pytest.mark.parametrize("damage", ["cut", "flip", "delete"])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_used(
     make_settings: MakeSettings, tmp_path: Path, name: str, damage: str
@@ -73,7 +74,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(
 def test_no_whole_checkpoint_is_an_error(make_settings: MakeSettings, tmp_path: Path) -> None:
     """Starting over in silence would throw away what a person thinks is kept."""
     learner = learner_after(make_settings(), 0)
-    (write_checkpoint(tmp_path, learner, Progress(step=1), keep=2) / checkpoint.WEIGHTS).unlink()
+    (write_checkpoint(tmp_path, learner, Progress(step=1), keep=2) / saved.WEIGHTS).unlink()
     with pytest.raises(CheckpointError, match="none of its 1 checkpoints is whole"):
         resume(tmp_path, learner, say=lambda _: None)
 
@@ -94,7 +95,7 @@ def test_pruning_never_counts_a_checkpoint_found_damaged(make_settings: MakeSett
     learner = learner_after(make_settings(), 0)
     for step in (2, 9):
         newest = write_checkpoint(tmp_path, learner, Progress(step=step), keep=2)
-    (newest / checkpoint.WEIGHTS).write_bytes(b"")
+    (newest / saved.WEIGHTS).write_bytes(b"")
     assert resume(tmp_path, learner, say=lambda _: None).step == 2
     write_checkpoint(tmp_path, learner, Progress(step=4), keep=1)
     assert resume(tmp_path, learner, say=lambda _: None).step == 4
@@ -111,6 +112,6 @@ def test_a_write_that_fails_leaves_the_checkpoint_before(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("safetensors.torch.save_file", full)
-    with pytest.raises(CheckpointError, match="make room"):
+    with pytest.raises(CheckpointError, match="free some disk space"):
         write_checkpoint(tmp_path, learner, Progress(step=2), keep=1)
     assert [path.name for path in tmp_path.iterdir()] == ["step-000000001"]

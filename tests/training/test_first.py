@@ -10,7 +10,8 @@ import torch
 
 from newsbert_ray.config import SettingsError
 from newsbert_ray.data.shards import read_manifest
-from newsbert_ray.model.assemble import assemble_pair, load_student
+from newsbert_ray.model.assemble import assemble_pair
+from newsbert_ray.model.saved import load_student
 from newsbert_ray.record import find_records, read_record
 from newsbert_ray.training.prerequisites import after_first, before_settings, first_runs
 from newsbert_ray.training.run import train

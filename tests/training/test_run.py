@@ -20,8 +20,8 @@ from newsbert_ray.config import TrainSettings
 from newsbert_ray.data.shards import ShardError, read_manifest
 from newsbert_ray.evaluation.evaluate import evaluate
 from newsbert_ray.model.encoder import EncoderError
+from newsbert_ray.model.saved import CheckpointError
 from newsbert_ray.record import METRICS, RunRecord, read_entries
-from newsbert_ray.training.checkpoint import CheckpointError
 from newsbert_ray.training.run import RunFolderError, train
 
 MakeSettings = Callable[..., TrainSettings]

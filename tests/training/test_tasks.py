@@ -20,8 +20,9 @@ from newsbert_ray.distill.joint import joint_losses
 from newsbert_ray.distill.losses import weighted_total
 from newsbert_ray.evaluation.evaluate import evaluate
 from newsbert_ray.methods import LOSSES
-from newsbert_ray.model.assemble import assemble_pair, load_student
+from newsbert_ray.model.assemble import assemble_pair
 from newsbert_ray.model.pair import Pair
+from newsbert_ray.model.saved import load_student
 from newsbert_ray.training.run import train
 from newsbert_ray.training.step import build_learner, train_step
 from tests.benchmarks.bench_recommend import each_mention

@@ -20,10 +20,11 @@ from newsbert_ray.config import SettingsError, TrainSettings
 from newsbert_ray.data.order import Order
 from newsbert_ray.data.reading import TrainingSchedule, read_updates
 from newsbert_ray.data.shards import read_manifest
+from newsbert_ray.model.saved import CHECKPOINTS
 from newsbert_ray.ray_session import ray_session
 from newsbert_ray.record import METRICS, read_entries, read_record
 from newsbert_ray.training import ray_group as worker
-from newsbert_ray.training.checkpoint import CHECKPOINTS, step_folders
+from newsbert_ray.training.checkpoint import step_folders
 from newsbert_ray.training.placement import at_rest
 from newsbert_ray.training.ray_group import GroupError, forget_entries, send_entry, take_entries
 from newsbert_ray.training.run import train

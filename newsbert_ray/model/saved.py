@@ -1,0 +1,229 @@
+"""Weights on disk: the exported student folder, and checksummed weight folders for checkpoints.
+
+A folder is written beside its final place and renamed, so that it is complete or absent. Weights are
+safetensors and the rest is JSON; nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from newsbert_ray.data.shards import Manifest
+from newsbert_ray.methods import TaskName
+from newsbert_ray.model.encoder import Encoder, EncoderError
+from newsbert_ray.model.families import load_exported
+from newsbert_ray.model.pair import Pair, Top
+
+CHECKPOINTS = "checkpoints"
+"""Folder of a run that holds its checkpoints and best models."""
+STATE = "state.json"
+WEIGHTS = "weights.safetensors"
+TOP = "top.safetensors"
+TOP_CONFIG = "top.json"
+_BEST = "best-"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be written or read; the message names the folder and the remedy."""
+
+
+def write_weights(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+    """Write a folder of weights.safetensors and state.json with checksums of both.
+
+    Args:
+        path: replaced if it exists.
+        state: JSON values.
+    Raises:
+        CheckpointError: the disk is full or not writable.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        with _complete_folder(path) as partial:
+            _save_tensors(tensors, partial / WEIGHTS)
+            body = {**state, "sha256": _digest(partial / WEIGHTS)}
+            document = {"body": body, "check": hashlib.sha256(json.dumps(body).encode()).hexdigest()}
+            (partial / STATE).write_text(json.dumps(document), encoding="utf-8")
+            for name in (WEIGHTS, STATE):
+                with (partial / name).open("rb") as file:
+                    os.fsync(file.fileno())
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path}: cannot be written ({error}); free some disk space, then run the same command again: it "
+            "continues from the previous checkpoint"
+        ) from error
+
+
+def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and state of a folder that `write_weights` wrote.
+
+    Raises:
+        CheckpointError: missing or damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    state = verify_weights(path)
+    try:
+        return load_file(path / WEIGHTS), state
+    except (SafetensorError, ValueError) as error:
+        raise CheckpointError(f"{path}: {WEIGHTS} is not a safetensors file ({error})") from error
+
+
+def verify_weights(path: Path) -> dict[str, Any]:
+    """The state of a weight folder, after checking both checksums.
+
+    Raises:
+        CheckpointError: missing or damaged.
+    """
+    try:
+        document = json.loads((path / STATE).read_text(encoding="utf-8"))
+        body: dict[str, Any] = document["body"]
+        intact = hashlib.sha256(json.dumps(body).encode()).hexdigest() == document["check"]
+        intact = intact and _digest(path / WEIGHTS) == body["sha256"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: incomplete or damaged ({type(error).__name__})") from error
+    if not intact:
+        raise CheckpointError(f"{path}: damaged, its checksum does not match")
+    return body
+
+
+def best_name(step: int) -> str:
+    """Folder name of the best model when it was found at `step`."""
+    return f"{_BEST}{step:09d}"
+
+
+def best_folders(folder: Path) -> list[Path]:
+    """The best models in a run's checkpoints folder, oldest first."""
+    return sorted(folder.glob(f"{_BEST}*"))
+
+
+def write_best(folder: Path, pair: nn.Module, *, step: int) -> str:
+    """Write the pair's weights as folder/best-N and return that name.
+
+    Older ones are deleted once no checkpoint names them.
+    """
+    name = best_name(step)
+    write_weights(folder / name, dict(pair.state_dict()), {"step": step})
+    return name
+
+
+def load_best(folder: Path, name: str, pair: nn.Module) -> None:
+    """Load the weights of folder/`name` into `pair`.
+
+    Raises:
+        CheckpointError: missing or damaged.
+    """
+    pair.load_state_dict(read_weights(folder / name)[0])
+
+
+def write_student(
+    folder: Path, pair: Pair, manifest: Manifest, *, tokenizer: Path, task: TaskName = "topics"
+) -> None:
+    """Write the student as a Hugging Face folder with its tokeniser and its top.
+
+    Args:
+        folder: replaced if it exists.
+        tokenizer: folder of the shards' tokeniser.
+    Raises:
+        EncoderError: the disk is full or not writable.
+    """
+    from safetensors import SafetensorError
+
+    top = {
+        "task": task,
+        "labels": manifest.labels,
+        "user": "self_attention" if getattr(pair.top.head, "attention", None) is not None else "pooling",
+        "query_size": pair.top.pooling.key.out_features,
+        "max_tokens": manifest.settings.get("max_tokens"),
+        "tokenizer_sha256": manifest.tokenizer.sha256,
+    }
+    try:
+        with _complete_folder(folder) as partial:
+            pair.student.save(partial)
+            if tokenizer.is_dir():
+                shutil.copytree(tokenizer, partial, dirs_exist_ok=True)
+            _save_tensors(pair.top.state_dict(), partial / TOP)
+            (partial / TOP_CONFIG).write_text(json.dumps(top, indent=1), encoding="utf-8")
+    except (SafetensorError, OSError) as error:
+        raise EncoderError(
+            f"{folder}: the student cannot be written ({error}); free some disk space, then run the same "
+            "command again: it continues from its last checkpoint"
+        ) from error
+
+
+def load_student(folder: Path) -> tuple[Encoder, Top, dict[str, Any]]:
+    """An exported student in evaluation mode.
+
+    Returns:
+        Its encoder, its top, and top.json (`task`, `labels`, `tokenizer_sha256`, ...).
+    Raises:
+        EncoderError: the folder is not a complete exported student.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        description = read_top(folder)
+        encoder = load_exported(folder)
+        top = Top(
+            encoder.hidden_size,
+            query_size=description["query_size"],
+            topics=len(description["labels"]),
+            task=description["task"],
+            user=description["user"],
+        )
+        top.load_state_dict(load_file(folder / TOP))
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise EncoderError(
+            f"{folder}: not a complete exported student ({type(error).__name__}); train the run again"
+        ) from error
+    return encoder, top.eval(), description
+
+
+def read_top(folder: Path) -> dict[str, Any]:
+    """The description of an exported student's top (top.json)."""
+    description: dict[str, Any] = json.loads((folder / TOP_CONFIG).read_text(encoding="utf-8"))
+    return {"task": "topics", "user": "pooling", **description}  # early versions wrote neither
+
+
+@contextmanager
+def _complete_folder(path: Path) -> Iterator[Path]:
+    """A new folder that replaces `path` when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in path.parent.glob(f".{path.name}.*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    partial.mkdir()
+    try:
+        yield partial
+        for file in partial.rglob("*"):  # safetensors writes mode 0600, whatever the umask
+            if file.is_file():
+                file.chmod(partial.stat().st_mode & 0o666)
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(partial, path)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
