@@ -10,13 +10,20 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from newsbert_ray.methods import METHODS, OF_BOTH, TASK_VALUES, MethodName, TaskName
+from newsbert_ray.methods import (
+    METHODS,
+    OF_BOTH,
+    STUDENT_LOSSES,
+    TASK_VALUES,
+    TEACHER_LOSSES,
+    LossWeights,
+    MethodName,
+    TaskName,
+)
 from newsbert_ray.settings import Settings, SettingsError, build_settings, dotted_names, merge, nearest
 
 __all__ = [
-    "INSIDE",
     "SCRATCH",
-    "STUDENT_LOSSES",
     "VECTOR_FILES",
     "BeforeSettings",
     "CheckpointSettings",
@@ -103,50 +110,6 @@ class StudentSettings(Settings):
         return self
 
 
-class LossWeights(Settings):
-    """A factor for each loss; the paper uses 1 for all. 0 leaves a loss out."""
-
-    teacher_task: float = Field(1.0, ge=0.0)
-    """The teacher's classification loss L_t (Eq. 6)."""
-    student_task: float = Field(1.0, ge=0.0)
-    """The student's classification loss, the second term of Eq. 5."""
-    embedding: float = Field(1.0, ge=0.0)
-    """MSE of the embedding layers' outputs (first term of Eq. 1)."""
-    hidden: float = Field(1.0, ge=0.0)
-    """MSE of block-wise hidden states (second term of Eq. 1)."""
-    news_embedding: float = Field(1.0, ge=0.0)
-    """MSE of the pooled news embeddings (Eq. 2)."""
-    user_embedding: float = Field(1.0, ge=0.0)
-    """MSE of the user embeddings (3.3); of effect in recommendation alone."""
-    soft_labels: float = Field(1.0, ge=0.0)
-    """Cross-entropy of the tempered predictions (Eq. 3)."""
-    teacher_soft_labels: float = Field(0.0, ge=0.0)
-    """The same for the teacher, from the student's predictions (deep mutual learning, Zhang et al. 2018)."""
-    logits: float = Field(0.0, ge=0.0)
-    """MSE of the logits (BiLSTM-soft, Tang et al. 2019)."""
-    cls: float = Field(0.0, ge=0.0)
-    """MSE of the first token's normalised states, matched layers but the last (BERT-PKD, Sun et al. 2019)."""
-    cosine: float = Field(0.0, ge=0.0)
-    """1 - cosine of the last layers' states (DistilBERT, Sanh et al. 2019)."""
-    attention_scores: float = Field(0.0, ge=0.0)
-    """MSE of the attention scores before the softmax at matched layers (TinyBERT, Jiao et al. 2020)."""
-    attention_maps: float = Field(0.0, ge=0.0)
-    """KL divergence of the last layers' attention (MiniLM, Wang et al. 2020)."""
-    value_relations: float = Field(0.0, ge=0.0)
-    """KL divergence of the last layers' value relations (MiniLM)."""
-
-
-STUDENT_LOSSES = (
-    *("student_task", "hidden", "news_embedding", "soft_labels", "logits", "cls", "cosine"),
-    *("attention_scores", "attention_maps", "value_relations"),
-)
-"""Losses of which one alone trains the student's layers."""
-
-
-INSIDE = (*("embedding", "hidden", "cls", "cosine", "attention_scores", "attention_maps", "value_relations"),)
-"""Losses that compare what is inside the encoders; the others need their embeddings and predictions alone."""
-
-
 class DistillSettings(Settings):
     """Joint learning and momentum distillation (NewsBERT 3.1, 3.2)."""
 
@@ -218,7 +181,7 @@ class DistillSettings(Settings):
                     "no loss reaches the student's layers; set one of "
                     f"{', '.join(f'weights.{name}' for name in STUDENT_LOSSES[:4])} above 0"
                 )
-        if self.frozen and self.losses & {"teacher_task", "teacher_soft_labels"}:
+        if self.frozen and not self.losses.isdisjoint(TEACHER_LOSSES):
             raise ValueError(
                 "a frozen teacher learns nothing; set weights.teacher_task and "
                 "weights.teacher_soft_labels to 0"

@@ -6,7 +6,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
+
+from pydantic import Field
+
+from newsbert_ray.settings import Settings
 
 MethodName = Literal[
     "newsbert",
@@ -28,13 +32,76 @@ MethodName = Literal[
     "glove",
 ]
 
-LOSSES = (
-    *("teacher_task", "student_task"),
-    *("embedding", "hidden", "news_embedding", "user_embedding", "soft_labels"),
-    *("teacher_soft_labels", "logits", "cls", "cosine", "attention_scores", "attention_maps"),
-    "value_relations",
-)
-"""Every loss; what each is stands at its weight in the settings."""
+
+def _weight(
+    default: float,
+    *,
+    trains: Literal["student", "teacher", "part"] = "student",
+    reads: Literal["predictions", "hidden_states", "attention"] = "predictions",
+    widths: Literal["any", "equal", "mapped"] = "any",
+) -> Any:
+    """A loss's default weight, and its properties.
+
+    Args:
+        default: weight of method `newsbert`.
+        trains: model whose layers this loss alone trains; part: only some layers, or only in some tasks.
+        reads: innermost outputs of the encoders that it compares.
+        widths: whether both models must be equally wide; mapped: unless `distill.map_hidden` is on.
+    """
+    return Field(default, ge=0.0, json_schema_extra={"trains": trains, "reads": reads, "widths": widths})
+
+
+class LossWeights(Settings):
+    """Weight of each loss. The paper uses 1 for all of its own; 0 turns a loss off.
+
+    This is the only list of losses. A new loss is one line here and its formula in `distill.joint`.
+    """
+
+    teacher_task: float = _weight(1.0, trains="teacher")
+    """Weight of the teacher's task loss L_t (Eq. 6)."""
+    student_task: float = _weight(1.0)
+    """Weight of the student's task loss (second term of Eq. 5)."""
+    embedding: float = _weight(1.0, trains="part", reads="hidden_states", widths="mapped")
+    """Weight of the MSE between the embedding layers' outputs (first term of Eq. 1)."""
+    hidden: float = _weight(1.0, reads="hidden_states", widths="mapped")
+    """Weight of the MSE between the hidden states of each block (second term of Eq. 1)."""
+    news_embedding: float = _weight(1.0, widths="equal")
+    """Weight of the MSE between the news embeddings (Eq. 2)."""
+    user_embedding: float = _weight(1.0, trains="part", widths="equal")
+    """Weight of the MSE between the user embeddings (3.3); recommendation only."""
+    soft_labels: float = _weight(1.0)
+    """Weight of the cross-entropy with the teacher's soft labels (Eq. 3)."""
+    teacher_soft_labels: float = _weight(0.0, trains="teacher")
+    """Weight of the teacher's loss on the student's soft labels (deep mutual learning, Zhang et al. 2018)."""
+    logits: float = _weight(0.0)
+    """Weight of the MSE between the logits (BiLSTM-soft, Tang et al. 2019)."""
+    cls: float = _weight(0.0, reads="hidden_states", widths="equal")
+    """Weight of the MSE between normalised [CLS] states of all matched layers but the last (BERT-PKD, Sun et
+    al. 2019)."""
+    cosine: float = _weight(0.0, reads="hidden_states", widths="equal")
+    """Weight of 1 - cosine between the last layers' hidden states (DistilBERT, Sanh et al. 2019)."""
+    attention_scores: float = _weight(0.0, reads="attention")
+    """Weight of the MSE between attention scores before the softmax (TinyBERT, Jiao et al. 2020)."""
+    attention_maps: float = _weight(0.0, reads="attention")
+    """Weight of the KL divergence between the last layers' attention (MiniLM, Wang et al. 2020)."""
+    value_relations: float = _weight(0.0, reads="attention")
+    """Weight of the KL divergence between the last layers' value relations (MiniLM)."""
+
+
+def losses_where(**properties: str) -> tuple[str, ...]:
+    """Names of the losses with these properties of `_weight`, in their order above."""
+    fields = LossWeights.model_fields.items()
+    wanted = properties.items()
+    return tuple(name for name, field in fields if wanted <= cast(Any, field.json_schema_extra).items())
+
+
+LOSSES = tuple(LossWeights.model_fields)
+"""Every loss."""
+STUDENT_LOSSES = losses_where(trains="student")
+TEACHER_LOSSES = losses_where(trains="teacher")
+ATTENTION_LOSSES = losses_where(reads="attention")
+STATE_LOSSES = losses_where(reads="hidden_states") + ATTENTION_LOSSES
+"""Losses that compare layers of the encoders; the others need embeddings and predictions only."""
 
 
 def _only(**weights: float) -> dict[str, float]:

@@ -21,17 +21,15 @@ from newsbert_ray.config import (
 from newsbert_ray.data.shards import Manifest
 from newsbert_ray.data.tokenizer import load_tokenizer
 from newsbert_ray.data.word_vectors import VECTORS
+from newsbert_ray.methods import ATTENTION_LOSSES, losses_where
 from newsbert_ray.model.encoder import Encoder, EncoderError
 from newsbert_ray.model.families import load_encoder
 from newsbert_ray.model.pair import Pair, Top, block_map
 from newsbert_ray.model.saved import TOP, load_student, read_top
 from newsbert_ray.model.word_models import NrmsEncoder, RecurrentEncoder
 
-_OVER_ATTENTION = frozenset({"attention_scores", "attention_maps", "value_relations"})
-_MAPPED = frozenset({"embedding", "hidden"})
-"""Losses that compare mapped states, where a map is learned."""
-_OF_ONE_WIDTH = frozenset({"news_embedding", "user_embedding", "cls", "cosine"})
-"""Losses that compare states as they are."""
+_MAPPED = frozenset(losses_where(widths="mapped"))
+_OF_ONE_WIDTH = frozenset(losses_where(widths="equal"))
 
 
 def assemble_pair(settings: TrainSettings, manifest: Manifest, *, stand_in: bool = False) -> Pair:
@@ -71,7 +69,7 @@ def assemble_pair(settings: TrainSettings, manifest: Manifest, *, stand_in: bool
         alone=distill.alone,
         frozen=distill.frozen,
         teacher_dropout=distill.teacher_dropout,
-        projections=bool(distill.losses & _OVER_ATTENTION),
+        projections=not distill.losses.isdisjoint(ATTENTION_LOSSES),
     )
     _require_comparable(pair, distill)
     return pair.train()
@@ -145,7 +143,7 @@ def _require_comparable(pair: Pair, distill: DistillSettings) -> None:
             f"beta {distill.beta}: a student's layer has other parameters than a teacher's, so gradients "
             "cannot be mixed; set distill.beta 0"
         )
-    if distill.losses & _OVER_ATTENTION and pair.student.heads != pair.teacher.heads:
+    if not distill.losses.isdisjoint(ATTENTION_LOSSES) and pair.student.heads != pair.teacher.heads:
         raise SettingsError(
             f"the student has {pair.student.heads} heads and the teacher {pair.teacher.heads}: losses over "
             "attention compare head with head; set their weights to 0"

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from newsbert_ray.config import INSIDE, LossWeights, TrainSettings
+from newsbert_ray.config import LossWeights, TrainSettings
 from newsbert_ray.data.batches import Batch
 from newsbert_ray.distill.joint import joint_losses
 from newsbert_ray.distill.losses import weighted_total
 from newsbert_ray.distill.momentum import apply_momentum, block_statistics
+from newsbert_ray.methods import STATE_LOSSES, TEACHER_LOSSES
 from newsbert_ray.model.pair import Pair
 from newsbert_ray.training.sparse_embedding import TableGradients
 
@@ -44,7 +45,7 @@ def build_learner(pair: Pair, settings: TrainSettings, *, total_steps: int, worl
     """A learner with a fresh Adam: one parameter group each for teacher, student and top; DDP is the
     caller's."""
     optimizer = settings.optimizer
-    if not settings.distill.losses & {"teacher_task", "teacher_soft_labels"}:
+    if settings.distill.losses.isdisjoint(TEACHER_LOSSES):
         pair.teacher.requires_grad_(False)  # nothing trains it
     modules = {
         "teacher": ((pair.teacher, pair.teacher_top), optimizer.teacher_learning_rate),
@@ -145,7 +146,7 @@ def _forward(learner: Learner, batch: Batch, weights: LossWeights) -> dict[str, 
 
 def needs_states(weights: LossWeights) -> bool:
     """Whether any loss looks into the teacher, beyond its embeddings and predictions."""
-    return any(getattr(weights, name) for name in INSIDE)
+    return any(getattr(weights, name) for name in STATE_LOSSES)
 
 
 def _without_reduction(model: nn.Module) -> contextlib.AbstractContextManager[None]:
