@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import secrets
@@ -13,10 +12,12 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
+
+from newsbert_ray.files import first_line, locked
 
 ANSWER_SECONDS = 10.0
 """How long a cluster's address may take to answer."""
@@ -118,7 +119,7 @@ def _join(stack: ExitStack, address: str) -> None:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
         raise ConnectError(
-            f"RAY_ADDRESS={address}: {_first_line(error)}; where the cluster asks for a token, set "
+            f"RAY_ADDRESS={address}: {first_line(error)}; where the cluster asks for a token, set "
             "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to a file with it; "
             "or unset RAY_ADDRESS to work on this machine alone"
         ) from error
@@ -192,7 +193,7 @@ def _start(stack: ExitStack, *, cpus: int | None, dashboard: bool) -> Path:
         )
     except (ConnectionError, TimeoutError, RuntimeError, ValueError, OSError) as error:
         raise ConnectError(
-            f"Ray does not start on this machine: {_first_line(error)}; "
+            f"Ray does not start on this machine: {first_line(error)}; "
             f"check free memory, and free disk in {folder.parent}"
         ) from error
     return folder
@@ -217,21 +218,17 @@ def _own_folder(stack: ExitStack) -> Path:
     while True:
         folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=_short_temporary_folder()))
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        lock = stack.enter_context((folder / LOCK).open("w"))
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if (folder / LOCK).exists():  # another start may have swept it up before it was marked
-            return folder
+        with suppress(OSError):  # another start may have removed it before it was marked as in use
+            stack.enter_context(locked(folder / LOCK))
+            if (folder / LOCK).exists():
+                return folder
 
 
 def _sweep_up(parent: Path) -> None:
     """Remove the folders of this user's sessions that were killed."""
     for lock in parent.glob(f"{PREFIX}*/{LOCK}"):
-        try:
-            with lock.open("r+") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(lock.parent, ignore_errors=True)
-        except OSError:
-            continue
+        with suppress(OSError), locked(lock):
+            shutil.rmtree(lock.parent, ignore_errors=True)
 
 
 def _short_temporary_folder() -> str:
@@ -316,7 +313,3 @@ def _describe(*, private: bool, folder: Path | None) -> RaySession:
         dashboard=f"http://{dashboard}" if dashboard else None,
         growing=not private and is_autoscaler_v2(fetch_from_server=True),
     )
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n", 1)[0] or type(error).__name__

@@ -6,12 +6,13 @@ from __future__ import annotations
 import json
 import os
 import platform
-import tempfile
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+
+from newsbert_ray.files import write_text
 
 RECORD = "record.json"
 TEACHER, BEFORE, TEACHERS = "teacher", "before", "teachers"
@@ -131,27 +132,6 @@ def find_records(folder: str | Path) -> list[Path]:
     there had to have first."""
     found = (path.parent for path in Path(folder).rglob(RECORD))
     return sorted(path for path in found if not set(path.relative_to(folder).parts) & _FIRST)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace `path` by `text` in one step: a reader sees the old file or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Replace `path` by `value` as JSON, whole or not at all."""
-    write_text(path, json.dumps(value, indent=1) + "\n")
 
 
 def installed_versions() -> dict[str, str]:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import re
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
+from newsbert_ray.files import locked
 from newsbert_ray.methods import HEADINGS
+from newsbert_ray.secrets import mask_fields
 
 if TYPE_CHECKING:
     from ray.util.metrics import Counter, Gauge
@@ -39,40 +39,7 @@ Event = Literal[
     "error",
 ]
 """Everything that is logged; `start`, `resume`, `end` and `error` are the run's or the sweep's own."""
-MASK = "***"
-
-_SECRET_WORDS = {
-    "token",
-    "key",
-    "apikey",
-    "password",
-    "passwd",
-    "passphrase",
-    "pwd",
-    "secret",
-    "secrets",
-    "credential",
-    "credentials",
-    "authorization",
-}
-_FOLDER = "PWD"
-"""The shell's name for the folder it is in, which is no password."""
-_PLACES = ("path", "file", "mode")
-"""Last words of a name that holds where a secret is, not the secret."""
-_SECRET_TEXTS = (
-    # Up to the last @, because a password that was not percent-encoded may hold one.
-    (re.compile(r"(://[^:@/?#\s]*):\S*@"), rf"\1:{MASK}@"),
-    (re.compile(r"://[^:@/?#\s]+@"), f"://{MASK}@"),
-    (re.compile(r"(?i)\b(bearer|basic) [\w.~+/=-]{8,}"), rf"\1 {MASK}"),
-    (
-        re.compile(
-            r"(?i)\b((?:[\w-]*[_-])?(?:password|passwd|pwd|secret|token|key|signature)(?:_id)?=)[^&\s]+"
-        ),
-        rf"\1{MASK}",
-    ),
-)
-_LEAST_LETTERS = 8
-"""Of a secret in the environment that is looked for in texts: a shorter one would mask common words."""
+_LOCK_SECONDS = 5.0
 
 
 class EventLog:
@@ -96,7 +63,7 @@ class EventLog:
         assert event in get_args(Event), event
         assert not fields.keys() & {"time", "run"}, fields
         time = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        line = {"time": time, "event": event, "run": self._run, **without_secrets(fields)}
+        line = {"time": time, "event": event, "run": self._run, **mask_fields(fields)}
         try:
             _append(self.path, json.dumps(line, default=str))
         except OSError:
@@ -115,55 +82,16 @@ def read_events(folder: str | Path) -> list[dict[str, Any]]:
     return list(_whole_lines(Path(folder) / EVENTS))
 
 
-def without_secrets(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The same with every secret masked: by the name of a field, or by what a text looks like."""
-    return {
-        str(name): MASK if _holds_secret(str(name), value) else _masked(value)
-        for name, value in fields.items()
-    }
-
-
-def mask_text(text: str) -> str:
-    """A text without passwords in URLs, bearer tokens, and the secrets of this process's environment."""
-    for pattern, masked in _SECRET_TEXTS:
-        text = pattern.sub(masked, text)
-    for name, value in os.environ.items():
-        if len(value) >= _LEAST_LETTERS and value in text and name != _FOLDER and _names_secret(name):
-            text = text.replace(value, MASK)
-    return text
-
-
-def _masked(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return without_secrets(value)
-    if isinstance(value, str):
-        return mask_text(value)
-    if isinstance(value, Path | BaseException):
-        return mask_text(str(value))
-    if isinstance(value, Sequence) and not isinstance(value, bytes):
-        return [_masked(item) for item in value]
-    return value
-
-
-def _holds_secret(name: str, value: Any) -> bool:
-    return value is not None and not isinstance(value, bool) and _names_secret(name)
-
-
-def _names_secret(name: str) -> bool:
-    """Whether a setting or variable of that name holds a secret: `api_key`, `hfToken`, not `max_tokens`."""
-    words = re.split(r"[_.-]+", re.sub(r"([a-z0-9])([A-Z])", r"\1_\2", name).lower())
-    return bool(_SECRET_WORDS & set(words)) and words[-1] not in _PLACES
-
-
 def _append(path: Path, line: str) -> None:
     """One write at the file's end; the line before may have been cut short by a kill."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
     try:
-        with suppress(OSError):  # a file system without locks: at worst an empty line
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        size = os.fstat(handle).st_size
-        cut = size > 0 and os.pread(handle, 1, size - 1) != b"\n"
-        os.write(handle, (("\n" if cut else "") + line + "\n").encode())
+        with ExitStack() as stack:
+            with suppress(OSError):  # a file system without locks: at worst an empty line
+                stack.enter_context(locked(path.with_name(f".{path.name}.lock"), wait_seconds=_LOCK_SECONDS))
+            size = os.fstat(handle).st_size
+            is_cut = size > 0 and os.pread(handle, 1, size - 1) != b"\n"
+            os.write(handle, (("\n" if is_cut else "") + line + "\n").encode())
     finally:
         os.close(handle)
 

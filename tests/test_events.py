@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from newsbert_ray.telemetry import EVENTS, EventLog, mask_text, read_events, without_secrets
+from newsbert_ray.secrets import mask_fields, mask_text
+from newsbert_ray.telemetry import EVENTS, EventLog, read_events
 
 
 def test_an_event_says_when_what_and_where(tmp_path: Path) -> None:
@@ -88,7 +89,7 @@ def test_a_log_that_cannot_be_written_ends_nothing(tmp_path: Path) -> None:
 )
 def test_fields_named_like_a_secret_are_masked(name: str) -> None:
     """A log is the first thing that people send to others."""
-    assert without_secrets({"settings": {name: "hunter2"}}) == {"settings": {name: "***"}}
+    assert mask_fields({"settings": {name: "hunter2"}}) == {"settings": {name: "***"}}
 
 
 @pytest.mark.parametrize(
@@ -96,7 +97,7 @@ def test_fields_named_like_a_secret_are_masked(name: str) -> None:
 )
 def test_fields_that_only_look_alike_stay(name: str) -> None:
     """A log in which `max_tokens` is masked tells nobody how long the titles were."""
-    assert without_secrets({name: "30"}) == {name: "30"}
+    assert mask_fields({name: "30"}) == {name: "30"}
 
 
 @pytest.mark.parametrize(

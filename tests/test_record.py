@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from newsbert_ray.files import write_json, write_text
 from newsbert_ray.record import (
     RecordError,
     RunRecord,
@@ -14,9 +15,7 @@ from newsbert_ray.record import (
     find_records,
     installed_versions,
     read_record,
-    write_json,
     write_record,
-    write_text,
 )
 
 MakeRecord = Callable[..., RunRecord]

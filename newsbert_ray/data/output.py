@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,11 @@ from newsbert_ray.data.sources import PrepareError
 from newsbert_ray.data.tables import is_pairs_table
 from newsbert_ray.data.tokenizer import TitleTokenizer
 from newsbert_ray.data.word_vectors import identity, is_vectors
+from newsbert_ray.files import locked
 from newsbert_ray.storage.inputs import brought
 
 REJECTED = "rejected.jsonl"
+_LOCK = ".lock"
 _MADE_OF = ("scratch.vocabulary", "vectors")
 """Row settings of tokenisers that are made of the corpus's texts."""
 TITLE_TOKENS = 30
@@ -109,25 +110,22 @@ def partial_folder(out: Path) -> Iterator[Path]:
     parent = out.absolute().parent
     parent.mkdir(parents=True, exist_ok=True)
     for stale in parent.glob(f"{_escape(out.name)}.partial-*"):
-        lock = _lock(stale)
-        if lock is not None:
+        with suppress(OSError), locked(stale / _LOCK):
             shutil.rmtree(stale, ignore_errors=True)
-            os.close(lock)
     partial = parent / f"{out.name}.partial-{secrets.token_hex(4)}"
     partial.mkdir()
-    held = _lock(partial)
-    try:
-        yield partial
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        if held is not None:
-            os.close(held)
+    with locked(partial / _LOCK):
+        try:
+            yield partial
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def move_into_place(partial: Path, out: Path) -> None:
     """Make `partial` the folder `out`; what was there goes last."""
     for path in partial.glob("source-*"):
         shutil.rmtree(path)
+    (partial / _LOCK).unlink()
     old = out.with_name(f"{partial.name}-old")
     if out.exists():
         os.rename(out, old)
@@ -191,20 +189,6 @@ def _is_whole(folder: Path, part: Shard | Part) -> bool:
             return hashlib.file_digest(file, "sha256").hexdigest() == part.sha256
     except FileNotFoundError:
         return False
-
-
-def _lock(folder: Path) -> int | None:
-    """A descriptor that holds the folder's lock; None if another process does. A death frees it."""
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except FileNotFoundError:
-        return None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(handle)
-        return None
-    return handle
 
 
 def _escape(name: str) -> str:

@@ -73,9 +73,9 @@ from newsbert_ray.data.split import (
 from newsbert_ray.data.tables import Line, Pair, PairsTable, is_pairs_table, open_table, read_pairs
 from newsbert_ray.data.tokenizer import TitleTokenizer, learn_tokenizer, load_tokenizer
 from newsbert_ray.data.word_vectors import VECTORS, fit_vectors, is_vectors
+from newsbert_ray.files import write_json
 from newsbert_ray.methods import METHODS
 from newsbert_ray.ray_session import inside_cluster
-from newsbert_ray.record import write_json
 from newsbert_ray.storage.inputs import brought
 from newsbert_ray.storage.workdir import is_url, local, publish, working
 

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from newsbert_ray.data.chunk import rows_of
 from newsbert_ray.data.mind import BadLine
 from newsbert_ray.data.sources import CHUNK_BYTES, PrepareError, SourceFile, read_chunk, read_through
+from newsbert_ray.files import first_line
 
 COLUMNS = ("query", "text", "clicked")
 SUFFIXES = (".tsv", ".csv", ".jsonl", ".parquet")
@@ -160,7 +161,7 @@ def _read_parquet(table: PairsTable) -> Iterator[Line]:
                         yield Line(number, "\t".join(_show(value) for value in values), bad)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise PrepareError(
-            f"{table.name}: damaged after row {number:,} ({_first_line(error)}); write it again"
+            f"{table.name}: damaged after row {number:,} ({first_line(error)}); write it again"
         ) from error
     if table.path.stat().st_mtime_ns != table.modified or table.path.stat().st_size != table.source.bytes:
         raise PrepareError(
@@ -191,7 +192,7 @@ def _parquet_columns(table: PairsTable) -> list[str]:
         schema = pq.read_schema(table.path)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise PrepareError(
-            f"{table.name}: no readable Parquet file ({_first_line(error)}); write it again"
+            f"{table.name}: no readable Parquet file ({first_line(error)}); write it again"
         ) from error
     for field in schema:
         kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
@@ -339,7 +340,3 @@ def _kind(path: Path) -> str:
 
 def _named(names: Sequence[str]) -> str:
     return ", ".join(names)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from newsbert_ray.files import first_line
+
 if TYPE_CHECKING:
     import tokenizers
 
@@ -177,7 +179,7 @@ def _load_with_transformers(teacher: str, folder: Path) -> TitleTokenizer:
             )
     except Exception as error:
         # A missing file, a hub's answer, a missing package: each is the same to a person here.
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        first = first_line(error)
         what = (
             "no tokeniser in this folder"
             if folder.is_dir()

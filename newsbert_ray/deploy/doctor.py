@@ -27,6 +27,7 @@ from urllib.request import Request, urlopen
 from newsbert_ray.config import SCRATCH
 from newsbert_ray.data.shards import SPLITS, Manifest, Part, Shard, ShardError, read_manifest
 from newsbert_ray.deploy.job_client import ADDRESS_VARIABLE, is_loopback
+from newsbert_ray.files import first_line
 from newsbert_ray.methods import TASKS
 
 State = Literal["ok", "note", "mend"]
@@ -453,7 +454,7 @@ def check_versions(checkout: Path) -> list[Finding]:
             importlib.import_module(name)
         except Exception as error:  # a broken library raises whatever it likes
             topic.mend(
-                f"{name} is installed and does not load ({_first_line(error)})",
+                f"{name} is installed and does not load ({first_line(error)})",
                 f"pip install --force-reinstall --no-deps {name}=={metadata.version(name)}",
             )
     pinned = list(_unlike_pinned(checkout / "constraints.txt", own.requires or []))
@@ -641,10 +642,6 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 def _plain(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 NEW_TOKEN = "(umask 077; ray get-auth-token --generate > /dev/null)"

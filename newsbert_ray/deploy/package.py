@@ -19,7 +19,8 @@ from pathspec import GitIgnoreSpec
 
 import newsbert_ray
 from newsbert_ray.config import SettingsError
-from newsbert_ray.telemetry import mask_text
+from newsbert_ray.files import format_size
+from newsbert_ray.secrets import is_secret_name, mask_text, mask_url
 
 LIMIT_BYTES = 100_000_000
 """Most that goes along, as it lies on disk: as `du` shows it, and known before anything is packed."""
@@ -125,10 +126,10 @@ def require_small(package: Package) -> None:
     for file in package.files:
         sizes[_top(file.name)] += file.bytes
     largest = sizes.most_common(3)
-    folders = ", ".join(f"{name} {size_text(size)}" for name, size in largest)
+    folders = ", ".join(f"{name} {format_size(size)}" for name, size in largest)
     raise PackageError(
-        f"{package.root}: {size_text(package.bytes)} in {len(package.files):,} files is more than the "
-        f"{size_text(LIMIT_BYTES)} that can be sent; largest: {folders}. Leave them here with "
+        f"{package.root}: {format_size(package.bytes)} in {len(package.files):,} files is more than the "
+        f"{format_size(LIMIT_BYTES)} that can be sent; largest: {folders}. Leave them here with "
         f"--exclude {largest[0][0]}, or put data into a bucket or on a shared disk and name it there"
     )
 
@@ -155,11 +156,6 @@ def write_archive(package: Package, path: str | Path) -> Path:
     if written.stat().st_size > REQUEST_BYTES:
         raise PackageError(f"{package.root}: files grew while they were packed; run the same command again")
     return written
-
-
-def size_text(count: float) -> str:
-    """Bytes for a person: 1.9 MB."""
-    return f"{count / 1e3:.1f} kB" if count < 1e5 else f"{count / 1e6:,.1f} MB"
 
 
 def _walk(root: Path, base: str, rules: list[_Rules], last: _Rules, links: list[str]) -> Iterator[File]:
@@ -355,10 +351,6 @@ _READ = (
 _WRITTEN = ("out", "submission")
 _NAMES = ("teacher",)
 """What may be a name of Hugging Face's instead of a path."""
-_SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|(^|_)KEY(_ID)?$|API_?KEY", re.IGNORECASE)
-_SECRET_IN_URL = re.compile(
-    r"\w://[^/\s@]+:[^/\s@]+@|[?&][^=&\s]*(secret|token|password|access_key)[^=&\s]*=", re.IGNORECASE
-)
 SHARED = "a URL such as s3://BUCKET/FOLDER, or an absolute path on a disk that all nodes share"
 
 
@@ -396,12 +388,12 @@ def check_words(words: Sequence[str], variables: Mapping[str, str]) -> None:
     """
     cure = "give the nodes a role, or a secret of the cluster's own, instead"
     for word in words:
-        if _SECRET_IN_URL.search(word):
+        if mask_url(word) != word:
             raise SettingsError(
                 f"{mask_text(word)}: a secret in a job's command is shown to everybody; {cure}"
             )
     for name, value in variables.items():
-        if _SECRET_NAME.search(name) or _SECRET_IN_URL.search(value):
+        if is_secret_name(name) or mask_url(value) != value:
             raise SettingsError(
                 f"--env {name}: a secret in a job's environment is shown to everybody; {cure}"
             )

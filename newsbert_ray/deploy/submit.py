@@ -29,11 +29,11 @@ from newsbert_ray.deploy.package import (
     read_entrypoint,
     require_small,
     runtime_of,
-    size_text,
     write_archive,
 )
+from newsbert_ray.files import format_size
 from newsbert_ray.ray_session import environment
-from newsbert_ray.telemetry import mask_text
+from newsbert_ray.secrets import mask_text
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -286,7 +286,7 @@ def _write(text: str) -> None:
 def _described(package: Package) -> str:
     whose = "newsbert_ray of that folder" if package.own else "newsbert_ray as it is here"
     links = f"; links not followed: {', '.join(package.links[:5])}" if package.links else ""
-    size = f"{len(package.files):,} files, {size_text(package.bytes)}"
+    size = f"{len(package.files):,} files, {format_size(package.bytes)}"
     return f"sending {package.root}: {size}, with {whose}{links}"
 
 

@@ -7,9 +7,7 @@ The lines stand in the order of behaviors.tsv, in `prediction.txt`, which is alo
 from __future__ import annotations
 
 import io
-import os
 import re
-import secrets
 import zipfile
 import zlib
 from collections.abc import Generator, Iterable, Iterator
@@ -22,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from newsbert_ray.evaluation.metrics import FloatArray, impression_metrics, ranking_scores, tally
+from newsbert_ray.files import replace_file
 
 MEMBER = "prediction.txt"
 LONGEST_LINE = 1 << 24
@@ -59,21 +58,15 @@ def write_submission(path: str | Path, impressions: Iterable[tuple[str, Ranks]])
     zipped = require_suffix(path)
     if path.is_dir():
         raise SubmissionError(f"{path}: a folder; give the name of a file")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     lines = 0
-    try:
-        with partial.open("xb") as file:
-            with _zip_member(file) if zipped else nullcontext(file) as target:
-                for impression, ranks in impressions:
-                    target.write(_format(impression, ranks))
-                    lines += 1
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    with (
+        replace_file(path) as partial,
+        partial.open("wb") as file,
+        _zip_member(file) if zipped else nullcontext(file) as target,
+    ):
+        for impression, ranks in impressions:
+            target.write(_format(impression, ranks))
+            lines += 1
     return lines
 
 

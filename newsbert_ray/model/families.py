@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from newsbert_ray.config import SCRATCH, ModelSettings, ScratchSettings
+from newsbert_ray.files import first_line
 from newsbert_ray.model.encoder import Encoder, EncoderError
 from newsbert_ray.model.unilm import is_unilm, load_unilm, unilm_config
 from newsbert_ray.model.word_models import BILSTM_KIND as BILSTM
@@ -120,7 +121,7 @@ def _build(name: str, config: PretrainedConfig) -> PreTrainedModel:
             found, info = AutoModel.from_pretrained(name, **options)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise EncoderError(
-            f"teacher '{name}': its weights cannot be loaded as safetensors ({_first_line(error)}); "
+            f"teacher '{name}': its weights cannot be loaded as safetensors ({first_line(error)}); "
             "give a Hugging Face name or a folder that holds config.json and model.safetensors"
         ) from error
     missing = sorted(key for key in info["missing_keys"] if "pooler" not in key)
@@ -141,7 +142,7 @@ def _pretrained_config(name: str) -> PretrainedConfig:
         return cast("PretrainedConfig", AutoConfig.from_pretrained(name, trust_remote_code=False))
     except (OSError, ValueError, KeyError) as error:
         raise EncoderError(
-            f"teacher '{name}': no encoder found ({_first_line(error)}); give a Hugging Face name, a "
+            f"teacher '{name}': no encoder found ({first_line(error)}); give a Hugging Face name, a "
             "folder with "
             f"config.json and model.safetensors, or '{SCRATCH}'"
         ) from error
@@ -159,7 +160,3 @@ def _scratch_config(scratch: ScratchSettings, vocabulary: int, pad_id: int) -> P
         max_position_embeddings=512,
         pad_token_id=pad_id,
     )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import secrets
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from newsbert_ray.data.shards import Manifest
+from newsbert_ray.files import replace_folder, sync
 from newsbert_ray.methods import TaskName
 from newsbert_ray.model.encoder import Encoder, EncoderError
 from newsbert_ray.model.families import load_exported
@@ -49,14 +47,13 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str,
     from safetensors import SafetensorError
 
     try:
-        with _complete_folder(path) as partial:
+        with replace_folder(path) as partial:
             _save_tensors(tensors, partial / WEIGHTS)
             body = {**state, "sha256": _digest(partial / WEIGHTS)}
             document = {"body": body, "check": hashlib.sha256(json.dumps(body).encode()).hexdigest()}
             (partial / STATE).write_text(json.dumps(document), encoding="utf-8")
             for name in (WEIGHTS, STATE):
-                with (partial / name).open("rb") as file:
-                    os.fsync(file.fileno())
+                sync(partial / name)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{path}: cannot be written ({error}); free some disk space, then run the same command again: it "
@@ -149,7 +146,7 @@ def write_student(
         "tokenizer_sha256": manifest.tokenizer.sha256,
     }
     try:
-        with _complete_folder(folder) as partial:
+        with replace_folder(folder) as partial:
             pair.student.save(partial)
             if tokenizer.is_dir():
                 shutil.copytree(tokenizer, partial, dirs_exist_ok=True)
@@ -195,27 +192,6 @@ def read_top(folder: Path) -> dict[str, Any]:
     """The description of an exported student's top (top.json)."""
     description: dict[str, Any] = json.loads((folder / TOP_CONFIG).read_text(encoding="utf-8"))
     return {"task": "topics", "user": "pooling", **description}  # early versions wrote neither
-
-
-@contextmanager
-def _complete_folder(path: Path) -> Iterator[Path]:
-    """A new folder that replaces `path` when the block ends without an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in path.parent.glob(f".{path.name}.*"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    partial.mkdir()
-    try:
-        yield partial
-        for file in partial.rglob("*"):  # safetensors writes mode 0600, whatever the umask
-            if file.is_file():
-                file.chmod(partial.stat().st_mode & 0o666)
-        if path.exists():
-            shutil.rmtree(path)
-        os.replace(partial, path)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:

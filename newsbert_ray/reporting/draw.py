@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import io
 import math
-import os
 import textwrap
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from newsbert_ray.record import write_text
+from newsbert_ray.files import write_bytes, write_text
 from newsbert_ray.reporting.figures import AnyPanel, Bars, Dots, FigureData, Look, Panel, Scatter
 
 if TYPE_CHECKING:
@@ -52,10 +51,7 @@ def write_figure(figure: FigureData[AnyPanel], folder: Path) -> list[Path]:
         drawn.savefig(png, format="png", dpi=200, metadata={"Software": None})
         drawn.savefig(svg, format="svg", metadata={"Date": None})
     paths = figure_paths(figure.name, folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    part = paths[0].with_suffix(".png.part")
-    part.write_bytes(png.getvalue())
-    os.replace(part, paths[0])
+    write_bytes(paths[0], png.getvalue())
     write_text(paths[1], svg.getvalue())
     return paths
 

@@ -8,12 +8,12 @@ reader goes through the files of a run in order and never back.
 from __future__ import annotations
 
 import io
-import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from newsbert_ray.files import write_bytes
 from newsbert_ray.methods import TASKS, TaskName
 from newsbert_ray.reporting.figures import short
 
@@ -214,7 +214,4 @@ def _write(path: Path, summaries: Sequence[Summary]) -> None:
         *(Event(wall_time=now, summary=summary) for summary in summaries),
     ):
         writer.write(event.SerializeToString())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name.replace('tfevents', 'part')}")
-    part.write_bytes(buffer.getvalue())
-    os.replace(part, path)
+    write_bytes(path, buffer.getvalue())

@@ -10,8 +10,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from newsbert_ray.config import TrainSettings, build_settings, merge
+from newsbert_ray.files import write_text
 from newsbert_ray.methods import METHODS, OF_BOTH, TASKS, Task, TaskName
-from newsbert_ray.record import RecordError, RunRecord, first_fault, write_text
+from newsbert_ray.record import RecordError, RunRecord, first_fault
 
 _NOT_COMPARED = frozenset({"seed", "out", "threads", "log_every", "min_workers", "checkpoint", "device"})
 """The seed is averaged over; the others alter no number: those that a run may go on with changed."""

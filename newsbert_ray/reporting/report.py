@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from newsbert_ray.data.shards import MANIFEST, read_manifest
+from newsbert_ray.files import write_text
 from newsbert_ray.methods import TASKS, Task, TaskName
-from newsbert_ray.record import MAP, RecordError, RunRecord, find_records, read_record, write_text
+from newsbert_ray.record import MAP, RecordError, RunRecord, find_records, read_record
 from newsbert_ray.reporting.draw import draw_svg, figure_paths, write_figure
 from newsbert_ray.reporting.figures import (
     BEFORE,

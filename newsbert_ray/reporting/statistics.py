@@ -518,10 +518,3 @@ def cost_figure(sweep: Sweep) -> FigureData[Bars]:
         wide=True,
         alt=f"{unit} by part: " + ", ".join(f"{name} {hours * factor:.3g}" for name, hours in parts.items()),
     )
-
-
-def duration(seconds: float) -> str:
-    """`42 s`, `12.3 min`, `1.4 h`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

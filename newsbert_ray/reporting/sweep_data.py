@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import re
@@ -15,6 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
+from newsbert_ray.files import is_locked
 from newsbert_ray.methods import HEADINGS, Task, task_of
 from newsbert_ray.record import (
     METRICS,
@@ -366,11 +366,4 @@ def _points(trials: Sequence[Trial], seeds: Sequence[int]) -> tuple[Point, ...]:
 
 def _held(lock: Path) -> bool:
     """Whether a process holds the sweep's folder; the system frees it however that ends."""
-    try:
-        with lock.open() as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
+    return is_locked(lock)

@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from newsbert_ray.files import format_duration
 from newsbert_ray.reporting.figures import (
     BETA_FIGURE,
     BLOCKS_FIGURE,
@@ -20,14 +21,7 @@ from newsbert_ray.reporting.figures import (
 from newsbert_ray.reporting.page import Block, Command, Facts, Page, Picture, Section, Table, Text
 from newsbert_ray.reporting.paper import method_tables, table1_of_runs
 from newsbert_ray.reporting.records import distinct, flat_values, joined, provenance
-from newsbert_ray.reporting.statistics import (
-    COST_FIGURE,
-    IMPORTANCE_FIGURE,
-    Against,
-    Costs,
-    costs_of,
-    duration,
-)
+from newsbert_ray.reporting.statistics import COST_FIGURE, IMPORTANCE_FIGURE, Against, Costs, costs_of
 from newsbert_ray.reporting.sweep_data import Axis, Point, State, Sweep, listed, teacher_summary
 from newsbert_ray.reporting.sweep_figures import (
     CURVES_FIGURE,
@@ -151,11 +145,11 @@ def _verdict(sweep: Sweep, point: Point) -> Table:
 
 def _cost(sweep: Sweep, figures: Figures) -> Section:
     costs = costs_of(sweep)
-    wall = "" if costs.wall_seconds is None else f"{duration(costs.wall_seconds)}, all starts together"
+    wall = "" if costs.wall_seconds is None else f"{format_duration(costs.wall_seconds)}, all starts together"
     left = f"; {costs.unknown} trials (failed, or under way) wrote none down" if costs.unknown else ""
     facts = [
         ("wall time", wall),
-        ("in training loops", f"{duration(costs.seconds)} over all trials{left}"),
+        ("in training loops", f"{format_duration(costs.seconds)} over all trials{left}"),
         ("in runs before", _before(costs)),
         ("processors", f"{costs.cpu_hours:.3g} CPU-hours, {costs.gpu_hours:.3g} GPU-hours"),
         ("money", _money(sweep, costs)),
@@ -171,7 +165,8 @@ def _before(costs: Costs) -> str:
     if not costs.firsts:
         return ""
     runs = f"{costs.firsts} runs" if costs.firsts > 1 else "1 run"
-    return f"{duration(costs.first_seconds)}, {runs} that trials share (teachers, students to start from)"
+    spent = format_duration(costs.first_seconds)
+    return f"{spent}, {runs} that trials share (teachers, students to start from)"
 
 
 def _money(sweep: Sweep, costs: Costs) -> str:
@@ -192,7 +187,8 @@ def _saved(costs: Costs) -> str:
         return ""
     share = costs.saved_seconds / (costs.saved_seconds + costs.seconds)
     return (
-        f"{costs.saved_epochs:g} epochs that were not trained, about {duration(costs.saved_seconds)} at "
+        f"{costs.saved_epochs:g} epochs that were not trained, "
+        f"about {format_duration(costs.saved_seconds)} at "
         f"{costs.seconds_per_epoch:.3g} s an epoch: {share:.0%} of what all would have taken"
     )
 

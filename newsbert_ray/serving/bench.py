@@ -24,10 +24,11 @@ from newsbert_ray.data.mind import BadLine
 from newsbert_ray.data.synthetic import invent_words
 from newsbert_ray.data.tokenizer import TitleTokenizer, learn_tokenizer, load_tokenizer
 from newsbert_ray.evaluation.encoding import device_name
+from newsbert_ray.files import write_json, write_text
 from newsbert_ray.model.encoder import Encoder
 from newsbert_ray.model.families import encoder_depth, load_encoder
 from newsbert_ray.model.pair import Top
-from newsbert_ray.record import describe_hardware, installed_versions, read_record, write_json, write_text
+from newsbert_ray.record import describe_hardware, installed_versions, read_record
 from newsbert_ray.reporting.draw import draw_svg, write_figure
 from newsbert_ray.reporting.figures import FigureData, Line, Panel
 from newsbert_ray.reporting.page import Facts, Page, Picture, Section, Table, to_markdown

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,6 +18,7 @@ import pyarrow.parquet as pq
 
 from newsbert_ray.data.mind import BadLine, parse_news
 from newsbert_ray.data.sources import Chunk, read_chunk, read_through
+from newsbert_ray.files import replace_file
 from newsbert_ray.record import read_record
 from newsbert_ray.serving.predictor import Arithmetic, Precision, best_device, load_encoder, weights_hash
 from newsbert_ray.storage import inputs
@@ -260,9 +260,8 @@ class Shelf:
     def put(self, name: str, table: pa.Table) -> None:
         """Write a shard, whole or not at all."""
         if self._remote is None:
-            partial = Path(self.place) / f".{name}.{os.getpid()}"
-            pq.write_table(table, partial)
-            os.replace(partial, Path(self.place) / name)
+            with replace_file(Path(self.place) / name) as partial:
+                pq.write_table(table, partial)
             return
         with tempfile.TemporaryDirectory() as folder:
             pq.write_table(table, Path(folder) / name)

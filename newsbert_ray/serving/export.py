@@ -5,9 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import logging
-import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,12 +16,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from newsbert_ray.files import replace_folder, write_json, write_text
 from newsbert_ray.methods import task_of
 from newsbert_ray.model.encoder import Encoder, EncoderError
 from newsbert_ray.model.heads import TopicHead
 from newsbert_ray.model.pair import Top
 from newsbert_ray.model.saved import load_student
-from newsbert_ray.record import RECORD, RunRecord, read_record, write_json, write_text
+from newsbert_ray.record import RECORD, RunRecord, read_record
 from newsbert_ray.reporting.records import NAMES, data_name, task_name, teacher_name
 from newsbert_ray.storage import inputs
 from newsbert_ray.storage import workdir as storage
@@ -127,16 +126,8 @@ def _fresh(target: Path, *, overwrite: bool) -> Iterator[Path]:
             raise ExportError(f"--out {target}: there already; add --overwrite, or give another --out")
         if not (target / RECORD).is_file():
             raise ExportError(f"--out {target}: holds no earlier export; give another --out")
-    target.absolute().parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=target.absolute().parent, prefix=f".{target.name}."))
-    try:
+    with replace_folder(target.absolute()) as partial:
         yield partial
-        partial.chmod(0o755)
-        if target.exists():
-            shutil.rmtree(target)
-        os.replace(partial, target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _hugging_face(student: Student) -> Any:

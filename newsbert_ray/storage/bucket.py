@@ -4,7 +4,6 @@ and wait while the storage is away. Knows no run and no working copy."""
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import logging
 import os
@@ -20,6 +19,9 @@ from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TypeVar
 
+from newsbert_ray.files import first_line, locked
+from newsbert_ray.secrets import mask_url
+
 PATIENCE = "NEWSBERT_STORAGE_PATIENCE"
 """Environment: seconds that an unreachable storage is waited for."""
 PATIENCE_SECONDS = 600.0
@@ -29,7 +31,6 @@ AT_ONCE = 8
 
 _log = logging.getLogger(__name__)
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
-_SECRET = re.compile(r"key|secret|token|passw|pwd|sig(nature)?$|credential", re.IGNORECASE)
 _CREDENTIALS = (
     "the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, GOOGLE_APPLICATION_CREDENTIALS), a "
     "profile, or the machine's role"
@@ -87,17 +88,7 @@ def join(place: str | Path, *names: str) -> str | Path:
 
 def shown(place: str | Path) -> str:
     """`place` as it may be printed: without a password, key or token that somebody wrote into it."""
-    if not is_url(place):
-        return str(place)
-    head, mark, query = str(place).partition("?")
-    # Up to the last @ before the path, because a secret that was not percent-encoded may hold one.
-    head = re.sub(r"://[^:/@]*:.*@", "://***@", head)
-    fields = [re.sub(r"=.*", "=***", f, flags=re.DOTALL) if _is_secret(f) else f for f in query.split("&")]
-    return head + mark + "&".join(fields)
-
-
-def _is_secret(field: str) -> bool:
-    return _SECRET.search(field.partition("=")[0]) is not None
+    return mask_url(place) if isinstance(place, str) and is_url(place) else str(place)
 
 
 class Remote:
@@ -285,14 +276,14 @@ class _Waiting:
             gone = now - self._since
         if gone >= self._patience:
             raise StorageError(
-                f"{self._url}: the storage has been away for {gone:.0f} s ({_first_line(error)}); the same "
+                f"{self._url}: the storage has been away for {gone:.0f} s ({first_line(error)}); the same "
                 f"command goes on once it is back (sweeps: with --resume), {PATIENCE}=SECONDS waits longer"
             ) from error
         if first:
             _log.warning(
                 "%s: the storage is away (%s); trying again for up to %.0f s",
                 self._url,
-                _first_line(error),
+                first_line(error),
                 self._patience,
             )
 
@@ -331,7 +322,7 @@ def _open(url: str, endpoint: str) -> tuple[Any, str]:
         fs, path = FileSystem.from_uri(url)
     except (ArrowInvalid, OSError, NotImplementedError) as error:
         raise StorageError(
-            f"{url}: no place that can be opened ({_first_line(error)}); expected a path, or a URL such as "
+            f"{url}: no place that can be opened ({first_line(error)}); expected a path, or a URL such as "
             "s3://bucket/folder, gs://bucket/folder or file:///folder"
         ) from error
     return fs, path.rstrip("/")
@@ -347,7 +338,7 @@ def _may_pass(error: Exception) -> bool:
 
 def _explain(error: Exception) -> str:
     """What a storage refused, with the cure."""
-    reason = _first_line(error)
+    reason = first_line(error)
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
         return f"{reason}; make room, then run the same command again"
     if "NO_SUCH_BUCKET" in reason:
@@ -358,10 +349,6 @@ def _explain(error: Exception) -> str:
             f"{_CREDENTIALS}, and the bucket's region by AWS_DEFAULT_REGION"
         )
     return f"{reason}; correct the URL, or give another place"
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", 1)[0] or type(error).__name__
 
 
 LEASE = ".lease.json"
@@ -385,16 +372,10 @@ def leased(url: str, lock: Path) -> Iterator[None]:
     """
     remote, own = Remote(url), uuid.uuid4().hex
     lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise _taken(url) from error
-        file.seek(0)
-        _await(remote, before=file.read())
-        file.truncate(0)
-        file.write(own)
-        file.flush()
+    holder = lock.with_suffix(".holder")
+    with locked(lock, error=_taken(url)):
+        _await(remote, before=holder.read_text(encoding="utf-8") if holder.exists() else "")
+        holder.write_text(own, encoding="utf-8")
         _write(remote, own, beat=0)
         over = threading.Event()
         renewal = threading.Thread(target=_renew, args=(url, own, over), name="lease", daemon=True)

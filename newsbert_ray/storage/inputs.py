@@ -3,9 +3,9 @@ downloaded once. `storage` has the folders that are written to."""
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -13,6 +13,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from newsbert_ray.config import TrainSettings, merge
+from newsbert_ray.files import locked
 from newsbert_ray.record import read_record, write_record
 from newsbert_ray.storage.bucket import Listed, Remote, StorageError, is_url
 from newsbert_ray.storage.workdir import cache_folder, copy_name, last_part, local
@@ -41,8 +42,7 @@ def fetch(place: str | Path, *, without: Sequence[str] = ()) -> Path:
         digest = hashlib.sha256(state.encode()).hexdigest()[:8]
         folder = cache_folder() / "inputs" / f"{copy_name(place)}-{digest}"
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with folder.with_name(f"{folder.name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked(folder.with_name(f"{folder.name}.lock"), wait_seconds=math.inf):
             if folder.is_dir():
                 return folder / last
             partial = folder.with_name(f"{folder.name}.partial")

@@ -19,7 +19,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from newsbert_ray.record import RECORD, STOPPED, write_json, write_text
+from newsbert_ray.files import write_json, write_text
+from newsbert_ray.record import RECORD, STOPPED
 from newsbert_ray.storage.bucket import Listed, Remote, StorageError, hidden, is_url, join, leased, shown
 
 __all__ = [

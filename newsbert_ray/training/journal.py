@@ -10,8 +10,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from newsbert_ray.files import write_text
 from newsbert_ray.methods import HEADINGS
-from newsbert_ray.record import METRICS, read_entries, write_text
+from newsbert_ray.record import METRICS, read_entries
 
 _PLAIN_SECONDS = 10.0
 

@@ -8,14 +8,13 @@ the cluster's own tables are read, which say who has made a placement group, and
 
 from __future__ import annotations
 
-import fcntl
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from newsbert_ray.files import is_locked, locked
 from newsbert_ray.ray_session import initialised
 
 LOCK = ".group"
@@ -27,7 +26,6 @@ LOCK_SECONDS = 60.0
 """How long the workers of an earlier start may take to end: they outlive a driver that is killed."""
 LOOK_SECONDS = 1.0
 """Between two looks whether this machine is to be taken away: little of a spot warning's 30 to 120 s."""
-_WAIT_SECONDS = 0.1
 
 
 class PlacementError(RuntimeError):
@@ -129,29 +127,14 @@ def first_worker_alone(run: Path, *, seconds: float = LOCK_SECONDS) -> Iterator[
     Raises:
         PlacementError: it has not ended within `seconds`.
     """
-    with (run / LOCK).open("a") as lock:
-        end = time.monotonic() + seconds
-        while not _locked(lock):
-            if time.monotonic() > end:
-                raise PlacementError(
-                    f"{run}: workers of an earlier start still train in it after {seconds:g} s; end them, "
-                    "or wait, then run the same command again"
-                )
-            time.sleep(_WAIT_SECONDS)
+    busy = PlacementError(
+        f"{run}: workers of an earlier start still train in it after {seconds:g} s; end them, "
+        "or wait, then run the same command again"
+    )
+    with locked(run / LOCK, wait_seconds=seconds, error=busy):
         yield
 
 
 def at_rest(run: Path) -> bool:
     """Whether no group works in the run's folder."""
-    if not (run / LOCK).exists():
-        return True
-    with (run / LOCK).open("a") as lock:
-        return _locked(lock)
-
-
-def _locked(file: IO[str]) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
+    return not is_locked(run / LOCK)

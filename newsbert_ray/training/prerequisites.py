@@ -3,11 +3,9 @@ starts from. Each is trained once for all runs that need the same one."""
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
-import time
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from newsbert_ray.config import TrainSettings, build_settings
 from newsbert_ray.data.shards import read_manifest
+from newsbert_ray.files import locked, replace_file
 from newsbert_ray.record import BEFORE, RECORD, TEACHER, RecordError, read_record
 from newsbert_ray.storage import workdir as storage
 from newsbert_ray.storage.inputs import brought, moved
@@ -155,13 +154,7 @@ def _fingerprints(settings: TrainSettings) -> list[str]:
 def _alone(path: Path) -> Iterator[None]:
     """Wait until nobody else of this machine is in here; a trial that is stopped meanwhile wakes up."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as lock:
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                time.sleep(_LOOK_SECONDS)
+    with locked(path, wait_seconds=math.inf):
         yield
 
 
@@ -235,8 +228,5 @@ def _keep(path: Path, embeddings: Tensor) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    with suppress(OSError, SafetensorError):
-        path.parent.mkdir(exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
+    with suppress(OSError, SafetensorError), replace_file(path) as partial:
         save_file({"embeddings": embeddings.cpu().contiguous()}, partial)
-        os.replace(partial, path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -12,10 +11,11 @@ from typing import Any
 
 from newsbert_ray.config import SCRATCH, SettingsError, TrainSettings
 from newsbert_ray.data.shards import Manifest, read_manifest
+from newsbert_ray.files import locked, write_json
 from newsbert_ray.methods import Task, task_of
 from newsbert_ray.model.saved import CHECKPOINTS
 from newsbert_ray.ray_session import inside_cluster
-from newsbert_ray.record import RECORD, RunRecord, read_record, write_json
+from newsbert_ray.record import RECORD, RunRecord, read_record
 from newsbert_ray.storage import inputs
 from newsbert_ray.storage import workdir as storage
 from newsbert_ray.training.journal import Display, both
@@ -217,13 +217,8 @@ def _claim(run: Path, settings: TrainSettings, manifest: Manifest) -> Iterator[N
     if run.is_dir() and any(run.iterdir()) and not (run / SETTINGS).exists() and not (run / ".lock").exists():
         raise RunFolderError(f"{place}: holds other files and no run; give an empty or new folder as --out")
     run.mkdir(parents=True, exist_ok=True)
-    with (run / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise RunFolderError(
-                f"{place}: another process trains in it; wait for it, or give another --out"
-            ) from error
+    busy = RunFolderError(f"{place}: another process trains in it; wait for it, or give another --out")
+    with locked(run / ".lock", error=busy):
         _check_settings(run, settings, manifest, place)
         yield
 

@@ -19,17 +19,11 @@ from newsbert_ray.data.reading import TrainingSchedule, Update, make_schedule
 from newsbert_ray.data.shards import Manifest, Split, read_manifest
 from newsbert_ray.evaluation.encoding import Pace, Scores, device_name, map_titles
 from newsbert_ray.evaluation.scoring import score_pair
+from newsbert_ray.files import write_json
 from newsbert_ray.model.assemble import assemble_pair
 from newsbert_ray.model.pair import Pair, block_map
 from newsbert_ray.model.saved import CHECKPOINTS, load_best, write_student
-from newsbert_ray.record import (
-    MAP,
-    RunRecord,
-    describe_hardware,
-    installed_versions,
-    write_json,
-    write_record,
-)
+from newsbert_ray.record import MAP, RunRecord, describe_hardware, installed_versions, write_record
 from newsbert_ray.telemetry import EventLog, RunMeters
 from newsbert_ray.training.checkpoint import Progress, learner_tensors, load_tensors, resume
 from newsbert_ray.training.journal import Journal, both

@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from newsbert_ray.config import merge
+from newsbert_ray.files import format_duration
 from newsbert_ray.record import RECORD, read_record
 from newsbert_ray.storage import workdir as storage
 from newsbert_ray.tune import space as spaces
@@ -259,7 +260,7 @@ class SweepDisplay:
         for limit, name in self._limits():
             if limit < left:
                 left, why = max(0.0, limit), f" (limits.{name})"
-        return f"about {_duration(left)} left{why}"
+        return f"about {format_duration(left)} left{why}"
 
     def _limits(self) -> list[tuple[float, str]]:
         """Seconds until a limit ends the sweep, at the cost of all slots."""
@@ -293,13 +294,6 @@ def _cut(name: str, width: int) -> str:
         return name
     tail = (width - 1) // 2
     return f"{name[: width - 1 - tail]}…{name[-tail:]}"
-
-
-def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 90 else f"{minutes / 60:.1f} h"
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from newsbert_ray.config import SCRATCH, SettingsError, TrainSettings, build_settings, merge
+from newsbert_ray.files import format_duration
 from newsbert_ray.methods import TaskName
 from newsbert_ray.storage import inputs
 from newsbert_ray.tune import space as spaces
@@ -124,7 +125,7 @@ class Estimate:
             lines.append(f"{planned.impossible} points are combinations that cannot be; they cost nothing")
         per_step = [1000 * parts.step for parts in self.calibration.parts]
         lines += [
-            f"timed in {shown_seconds(self.calibration.seconds)} on {self.place.slots} trials at once: "
+            f"timed in {format_duration(self.calibration.seconds)} on {self.place.slots} trials at once: "
             f"{len(per_step)} kinds of trial, a step {_span(per_step, '.0f')} ms",
             f"a trial to its end: {_span(seconds, '.1f')} s, mean {statistics.fmean(seconds):.1f} s",
         ]
@@ -143,7 +144,7 @@ class Estimate:
     def _amount(self, amount: Amount) -> str:
         hours, workers = amount.trial_seconds / 3600, self.place.workers
         found = [
-            f"{shown_seconds(amount.wall)} at {self.place.slots} trials at once",
+            f"{format_duration(amount.wall)} at {self.place.slots} trials at once",
             f"{hours * self.place.cpus * workers:.2f} CPU-hours",
         ]
         if self.place.gpus:
@@ -349,13 +350,6 @@ def wall_seconds(seconds: Sequence[float], slots: int) -> float:
     for duration in seconds:
         heapq.heapreplace(ends, ends[0] + duration)
     return max(ends)
-
-
-def shown_seconds(seconds: float) -> str:
-    """`45 s`, `12.0 min` or `3.4 h`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _span(values: Sequence[float], form: str) -> str:

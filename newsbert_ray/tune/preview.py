@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from newsbert_ray.config import SettingsError
+from newsbert_ray.files import write_json
 from newsbert_ray.ray_session import ray_session
-from newsbert_ray.record import write_json
 from newsbert_ray.storage import workdir as storage
 from newsbert_ray.tune import space as spaces
 from newsbert_ray.tune.resources import place_of
@@ -106,10 +106,10 @@ def compared(
         wall = float(plan["wall"])
     except (OSError, ValueError, KeyError, TypeError):
         return ""
-    from newsbert_ray.tune.estimate import shown_seconds
+    from newsbert_ray.files import format_duration
 
     error = seconds / wall - 1
-    return f"planned {shown_seconds(wall)}, took {shown_seconds(seconds)} ({error:+.0%})"
+    return f"planned {format_duration(wall)}, took {format_duration(seconds)} ({error:+.0%})"
 
 
 def _subject(space: SearchSpace, overrides: Mapping[str, Any]) -> dict[str, Any]:

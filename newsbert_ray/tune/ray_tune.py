@@ -20,6 +20,7 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from newsbert_ray.config import SettingsError
+from newsbert_ray.files import first_line
 from newsbert_ray.ray_session import environment
 from newsbert_ray.record import EarlyStop, write_stop
 from newsbert_ray.reporting.hparams import HParams
@@ -166,13 +167,9 @@ def _reason(error: BaseException | None) -> str:
     """Why a trial is given up, in one line."""
     if error is None or isinstance(error, RayActorError):
         died = f"its process died {RETRIES + 1} times, for want of memory perhaps"
-        return f"{died} ({_first_line(error)})" if error else died
+        return f"{died} ({first_line(error)})" if error else died
     cause = getattr(error, "cause", None) or error
-    return f"{type(cause).__name__}: {_first_line(cause)}"
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n", 1)[0]
+    return f"{type(cause).__name__}: {first_line(cause)}"
 
 
 class _Watch(tune.Callback):

@@ -3,19 +3,20 @@ and no study."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
+from newsbert_ray.files import first_line
+from newsbert_ray.secrets import MASK, find_secrets, mask_url
+
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
 
 JOURNAL = "optuna.journal"
 
-_SECRET = "(?i:password|passwd|pwd|token|secret)="
 _ELSEWHERE = "give another --search.storage, or none for a journal file in the sweep's folder"
 _LATER = "once it can be written again, go on with --resume"
 
@@ -27,10 +28,8 @@ class StudyError(ValueError):
 def shown_storage(url: str) -> str:
     """`url` with its password masked: the only form that is ever shown or written down."""
     if "://" not in url and "@" in url:
-        return "***"
-    # Up to the last @, because a password that was not percent-encoded may hold one.
-    masked = re.sub(r"(://[^:@/?#]*):.*@", r"\1:***@", url, flags=re.DOTALL)
-    return re.sub(f"({_SECRET})[^&]*", r"\1***", masked)
+        return MASK
+    return mask_url(url)
 
 
 def absolute_storage(url: str) -> str:
@@ -73,7 +72,7 @@ def one_message(url: str | None, folder: Path) -> Iterator[None]:
 
 
 def _fault(error: Exception, url: str | None, folder: Path, *, cure: str) -> StudyError:
-    reason = _first_line(error)
+    reason = first_line(_root_cause(error))
     if url is None and isinstance(error, OSError):
         return StudyError(f"{folder / JOURNAL}: cannot be read or written ({reason}); {_LATER}")
     if url is None:
@@ -81,8 +80,8 @@ def _fault(error: Exception, url: str | None, folder: Path, *, cure: str) -> Stu
         return StudyError(f"{folder / JOURNAL}: damaged ({type(error).__name__}: {reason}); {cure}")
     shown = shown_storage(url)
     reason = reason.replace(url, shown)
-    for secret in _secrets(url):
-        reason = reason.replace(secret, "***")
+    for secret in find_secrets(url):
+        reason = reason.replace(secret, MASK).replace(unquote(secret), MASK)
     if isinstance(error, ImportError):
         return StudyError(f"storage {shown}: its driver is not installed ({reason}); install it, or {cure}")
     return StudyError(f"storage {shown}: cannot be opened or written ({reason}); {cure}")
@@ -100,14 +99,8 @@ def mend_journal(path: Path) -> None:
             file.truncate(len(whole))
 
 
-def _secrets(url: str) -> list[str]:
-    found = re.findall(r"://[^:@/?#]*:(.*)@", url, flags=re.DOTALL)
-    return [*found, *(unquote(secret) for secret in found), *re.findall(_SECRET + "([^&]+)", url)]
-
-
-def _first_line(error: BaseException) -> str:
-    """What went wrong: the first cause's first line, without SQLAlchemy's page of SQL."""
+def _root_cause(error: BaseException) -> BaseException:
+    """SQLAlchemy's own message has a page of SQL; its cause says what went wrong."""
     while error.__cause__ is not None:
         error = error.__cause__
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return error

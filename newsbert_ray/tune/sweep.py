@@ -14,8 +14,9 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from newsbert_ray.config import SettingsError, TrainSettings
+from newsbert_ray.files import write_json
 from newsbert_ray.ray_session import ray_session
-from newsbert_ray.record import RECORD, STOPPED, write_json
+from newsbert_ray.record import RECORD, STOPPED
 from newsbert_ray.storage import workdir as storage
 from newsbert_ray.telemetry import EVENTS, EventLog
 from newsbert_ray.tune import space as spaces

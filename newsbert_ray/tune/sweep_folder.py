@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from newsbert_ray.config import SCRATCH, SettingsError, TrainSettings, merge
+from newsbert_ray.files import locked
 from newsbert_ray.record import installed_versions
 from newsbert_ray.storage import inputs
 from newsbert_ray.storage import workdir as storage
@@ -42,16 +42,11 @@ def claim_folder(out: Path) -> Iterator[None]:
         raise SweepError(f"{out}: holds other files and no sweep; give an empty or new folder as --out")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        lock = (out / ".lock").open("w")
+        (out / ".lock").touch()
     except OSError as error:
         raise SweepError(f"{out}: cannot be written ({error}); give another --out") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise SweepError(
-                f"{out}: another sweep runs in it; wait for it, or give another --out"
-            ) from error
+    busy = SweepError(f"{out}: another sweep runs in it; wait for it, or give another --out")
+    with locked(out / ".lock", error=busy):
         yield
 
 

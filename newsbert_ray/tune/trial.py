@@ -7,7 +7,6 @@ Only a process that dies is left for Tune to see; it starts the trial again, fro
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import time
 import traceback
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ from newsbert_ray.storage import workdir as storage
 
 if TYPE_CHECKING:
     from newsbert_ray.training.loop import Report
+from newsbert_ray.files import is_locked
 from newsbert_ray.tune.resources import require_seen
 from newsbert_ray.tune.space import flatten
 from newsbert_ray.tune.trials import metric_value
@@ -106,12 +106,6 @@ def numbers(entry: Mapping[str, Any]) -> dict[str, float]:
 
 def _await_folder(folder: Path) -> None:
     """Wait while another process holds the run's lock: one of a killed sweep, about to end."""
-    lock = folder / ".lock"
     end = time.monotonic() + LOCK_SECONDS
-    while lock.exists() and time.monotonic() < end:
-        with lock.open("r+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except OSError:
-                time.sleep(0.2)
+    while is_locked(folder / ".lock") and time.monotonic() < end:
+        time.sleep(0.2)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from newsbert_ray.files import format_size
 from newsbert_ray.record import (
     METRICS,
     RECORD,
@@ -428,8 +429,8 @@ class Keeper:
         ]
         kept = [size for size in sizes if size]
         return (
-            f"disk: checkpoints {_shown(now)} now, at most {_shown(self.bound)} while it ran ({self.slots} "
-            f"trials at once); {len(kept)} students kept, {_shown(sum(kept))} "
+            f"disk: checkpoints {format_size(now)} now, at most {format_size(self.bound)} while it ran "
+            f"({self.slots} trials at once); {len(kept)} students kept, {format_size(sum(kept))} "
             f"(keep_students: {self._jobs.space.keep_students})"
         )
 
@@ -468,11 +469,3 @@ def folder_sizes(place: str | Path) -> dict[str, int]:
         folder = name.split("/")[0]
         sizes[folder] = sizes.get(folder, 0) + size
     return sizes
-
-
-def _shown(size: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}"
-        size /= 1000
-    return f"{size:.1f} GB"

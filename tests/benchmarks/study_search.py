@@ -17,7 +17,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from newsbert_ray.record import find_records, read_record, write_text
+from newsbert_ray.files import write_text
+from newsbert_ray.record import find_records, read_record
 from newsbert_ray.reporting.draw import write_figure
 from newsbert_ray.reporting.figures import FigureData, Line, Panel
 from newsbert_ray.tune.replay import Replay, Table, read_table, replay

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from newsbert_ray.config import merge
+from newsbert_ray.files import write_json
 from newsbert_ray.methods import TASKS, TaskName, task_of
-from newsbert_ray.record import METRICS, EarlyStop, RunRecord, write_json, write_record, write_stop
+from newsbert_ray.record import METRICS, EarlyStop, RunRecord, write_record, write_stop
 from newsbert_ray.tune.space import Axis, SearchSpace, point_label
 
 MakeRecord = Callable[..., RunRecord]

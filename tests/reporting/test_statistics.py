@@ -14,6 +14,7 @@ import pytest
 from scipy import integrate, special  # type: ignore[import-untyped]
 
 from newsbert_ray.config import SettingsError
+from newsbert_ray.files import format_duration
 from newsbert_ray.methods import TASKS
 from newsbert_ray.record import RunRecord, write_record
 from newsbert_ray.reporting import statistics as importance
@@ -26,7 +27,6 @@ from newsbert_ray.reporting.statistics import (
     compare_rows,
     cost_figure,
     costs_of,
-    duration,
     holm,
     importance_figure,
     importances_of,
@@ -348,4 +348,4 @@ def test_no_time_makes_no_figure(make_sweep: MakeSweep) -> None:
 )
 def test_duration_is_short(seconds: float, text: str) -> None:
     """Nobody wants to read 6000 s."""
-    assert duration(seconds) == text
+    assert format_duration(seconds) == text

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from newsbert_ray.record import METRICS, write_text
+from newsbert_ray.files import write_text
+from newsbert_ray.record import METRICS
 from newsbert_ray.tune.replay import early_stopping, recorded_curves
 from newsbert_ray.tune.space import Axis, Search, SearchSpace, Stopping
 

@@ -1,0 +1,148 @@
+"""Files: atomic writes, the lock between processes, and one wording for errors, durations and sizes.
+
+Knows nothing of runs, sweeps or buckets.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from glob import escape
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+_POLL_SECONDS = 0.1
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace `path` by `text` (UTF-8) in one step: a reader sees the old file or the whole new one."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace `path` by `value` as indented JSON, in one step."""
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace `path` by `content` in one step; its folder is created where it is missing."""
+    with replace_file(path) as partial:
+        partial.write_bytes(content)
+
+
+@contextmanager
+def replace_file(path: Path) -> Iterator[Path]:
+    """An empty hidden file beside `path` to write; it becomes `path` at the end of the block.
+
+    If the block raises, the partial file is removed and `path` stays as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = _partial_name(path)
+    partial.touch(exist_ok=False)
+    mode = partial.stat().st_mode
+    try:
+        yield partial
+        partial.chmod(mode)  # safetensors writes mode 0600, whatever the umask
+        sync(partial)
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def replace_folder(path: Path) -> Iterator[Path]:
+    """An empty hidden folder beside `path` to fill; it becomes `path` at the end of the block.
+
+    A folder that was there before is removed only then. If the block raises, it stays. Partial folders of
+    processes that were killed are removed: only one process at a time may replace the same folder.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in path.parent.glob(f".{escape(path.name)}.{'[0-9a-f]' * 8}"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    partial = _partial_name(path)
+    partial.mkdir()
+    try:
+        yield partial
+        for file in partial.rglob("*"):
+            if file.is_file():
+                file.chmod(partial.stat().st_mode & 0o666)
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(partial, path)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def sync(path: Path) -> None:
+    """Write a file through to the disk, so that it survives a power failure."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def locked(path: Path, *, wait_seconds: float = 0.0, error: Exception | None = None) -> Iterator[None]:
+    """Hold the lock file `path`; the system releases it however this process ends.
+
+    Args:
+        wait_seconds: how long to wait for another process; 0 tries once, infinity waits for ever.
+        error: what to raise where another process holds it; TimeoutError by default.
+    Raises:
+        OSError: the lock file cannot be written.
+    """
+    lock = FileLock(path, timeout=-1 if wait_seconds == float("inf") else wait_seconds, thread_local=False)
+    try:
+        lock.acquire(poll_interval=_POLL_SECONDS)
+    except Timeout as timeout:
+        raise error or timeout from timeout
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process holds the lock file `path`; False where it is missing or may not be opened."""
+    if not path.exists():
+        return False
+    try:
+        with locked(path):
+            return False
+    except TimeoutError:
+        return True
+    except OSError:
+        return False
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message; its type where there is none."""
+    return str(error).strip().split("\n", 1)[0] or type(error).__name__
+
+
+def format_duration(seconds: float) -> str:
+    """Examples: `42 s`, `12.3 min`, `1.4 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def format_size(count: float) -> str:
+    """Bytes in decimal units, for example `310 B`, `1.9 MB`, `12.0 GB`."""
+    if count < 1000:
+        return f"{count:.0f} B"
+    for unit in ("kB", "MB"):
+        count /= 1000
+        if count < 1000:
+            return f"{count:.1f} {unit}"
+    return f"{count / 1000:,.1f} GB"
+
+
+def _partial_name(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
