@@ -13,6 +13,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "newsbert_ray"
 ORDER = (
+    ("files", "secrets", "ray_private"),
     ("settings", "config", "record", "ray_session", "methods", "telemetry", "storage", "world"),
     ("data",),
     ("model",),
@@ -35,6 +36,7 @@ RAY = (
     "training.placement",
     "tune",
     "deploy",
+    "ray_private",
     "ray_session",
     "telemetry",
     "verbs",

@@ -262,7 +262,7 @@ def test_patience_ends_with_a_message(bucket: Shelf, monkeypatch: pytest.MonkeyP
     ("place", "message"),
     [
         ("s3://no-such-bucket/run", "there is no bucket 'no-such-bucket'; create it"),
-        ("s3://KEY:hidden@shelf/run", r"s3://\*\*\*@shelf/run: a secret in a URL"),
+        ("s3://KEY:hidden@shelf/run", r"s3://KEY:\*\*\*@shelf/run: a secret in a URL"),
         ("s3://shelf/run?access_key=hidden&region=x", r"access_key=\*\*\*&region=x: a secret in a URL"),
         ("nfs://shelf/run", "nfs://shelf/run: no place that can be opened"),
     ],

@@ -175,7 +175,7 @@ def test_time_left_counts_trials_that_ran(make_jobs: MakeJobs, clock: Clock) -> 
     clock.now += 30
     shown.tick()
     # Six trials of ten minutes on two slots.
-    assert lines()[-1].endswith("about 30 min left")
+    assert lines()[-1].endswith("about 30.0 min left")
 
 
 def test_time_left_knows_unlike_trials(make_jobs: MakeJobs, clock: Clock) -> None:
@@ -200,7 +200,7 @@ def test_time_left_knows_unlike_trials(make_jobs: MakeJobs, clock: Clock) -> Non
     expected = sum(40.0 if point["student.layers"] == 1 else 400.0 for point in left)
     clock.now += 30
     shown.tick()
-    assert lines()[-1].endswith(f"about {expected / 60:.0f} min left")
+    assert lines()[-1].endswith(f"about {expected / 60:.1f} min left")
 
 
 def test_last_trial_takes_its_own_time(make_jobs: MakeJobs, clock: Clock) -> None:
@@ -234,7 +234,7 @@ def test_resume_knows_how_long_trials_took_before(make_jobs: MakeJobs, clock: Cl
     shown = SweepDisplay(jobs, slots=1, console=console)
     clock.now += 30
     shown.tick()
-    assert lines()[-1].endswith("about 3 min left")
+    assert lines()[-1].endswith("about 3.3 min left")
 
 
 def test_cost_so_far_and_in_the_end(make_jobs: MakeJobs, clock: Clock) -> None:
@@ -247,7 +247,7 @@ def test_cost_so_far_and_in_the_end(make_jobs: MakeJobs, clock: Clock) -> None:
     clock.now += 50
     shown.tick()
     # 0.002 a second: 100 s have ended, 50 s run, 50 + 200 s are to come.
-    assert lines()[-1].endswith("about 4 min left; cost 0.30 of about 0.80")
+    assert lines()[-1].endswith("about 4.2 min left; cost 0.30 of about 0.80")
 
 
 @pytest.mark.parametrize(
@@ -255,7 +255,7 @@ def test_cost_so_far_and_in_the_end(make_jobs: MakeJobs, clock: Clock) -> None:
     [
         ("hours: 0.05", "about 30 s left (limits.hours); cost 0.30 of about 0.80"),
         ("cost: 0.4", "about 50 s left (limits.cost); cost 0.30 of about 0.40 (limits.cost 0.4)"),
-        ("cost: 9", "about 4 min left; cost 0.30 of about 0.80"),
+        ("cost: 9", "about 4.2 min left; cost 0.30 of about 0.80"),
     ],
 )
 def test_limits_end_the_sweep_before_its_last_trial(
