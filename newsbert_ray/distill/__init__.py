@@ -1,1 +1,1 @@
-"""Losses and gradient momentum: the equations of the paper."""
+"""Distillation losses and gradient momentum: the equations of the paper."""

@@ -1,5 +1,7 @@
-"""The losses of one step, each by its name: NewsBERT's (Eqs. 1-6, 3.3) and the other methods'. Knows no
-optimiser, no Ray."""
+"""The losses of one step by name: NewsBERT's (Eqs. 1-6, section 3.3) and those of the other methods.
+
+To add a loss: its name and default weight in `LossWeights`, its formula in `losses`, and one entry here.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +15,8 @@ from newsbert_ray.data.batches import Batch
 from newsbert_ray.distill import losses
 from newsbert_ray.model.pair import Output
 
+Formulas = dict[str, Callable[[], Tensor]]
+
 
 def joint_losses(
     teacher: Output | None,
@@ -21,25 +25,28 @@ def joint_losses(
     settings: DistillSettings,
     weights: LossWeights | None = None,
 ) -> dict[str, Tensor]:
-    """Every loss with a weight above 0 that the batch's task has, unweighted, keyed as the weights are.
+    """Every loss with a weight above 0 that the task has, not yet weighted.
 
     Args:
-        teacher, student: outputs on `batch`; gradients reach the teacher through `teacher_task` and
-            `teacher_soft_labels` alone. None for a student that learns alone.
-        weights: of the stage that the step is in; the settings' by default.
+        teacher: output on `batch`; None for a student that learns alone. Gradients reach the teacher only
+            through `teacher_task` and `teacher_soft_labels`.
+        student: output on `batch`.
+        weights: weights of the current stage; by default those of `settings`.
+    Returns:
+        Loss by name, as the fields of `LossWeights`.
     """
-    every: dict[str, Callable[[], Tensor]] = {
+    weights = weights or settings.weights
+    formulas: Formulas = {
         "student_task": lambda: losses.cross_entropy(student.logits, batch.target.labels, rows=batch.rows)
     }
     if teacher is not None:
-        every |= _with_teacher(teacher, student, batch, settings)
-    factors = (weights or settings.weights).model_dump()
-    return {name: loss() for name, loss in every.items() if factors[name] > 0}
+        formulas |= _distillation_losses(teacher, student, batch, settings)
+    return {name: formula() for name, formula in formulas.items() if getattr(weights, name) > 0}
 
 
-def _with_teacher(
+def _distillation_losses(
     teacher: Output, student: Output, batch: Batch, settings: DistillSettings
-) -> dict[str, Callable[[], Tensor]]:
+) -> Formulas:
     rows, texts, tokens, buckets = batch.rows, batch.texts, batch.tokens, batch.buckets
     soft_labels = partial(
         losses.soft_label_loss,
@@ -48,12 +55,14 @@ def _with_teacher(
         t2=settings.soft_label_t2,
         kl=settings.soft_label_form == "kl",
     )
-    found: dict[str, Callable[[], Tensor]] = {
+    formulas: Formulas = {
         "teacher_task": lambda: losses.cross_entropy(teacher.logits, batch.target.labels, rows=rows),
         "embedding": lambda: losses.embedding_loss(
-            student.compared, teacher.hidden_states, buckets, tokens=tokens
+            student.compared_states, teacher.hidden_states, buckets, tokens=tokens
         ),
-        "hidden": lambda: losses.hidden_loss(student.compared, teacher.hidden_states, buckets, tokens=tokens),
+        "hidden": lambda: losses.hidden_loss(
+            student.compared_states, teacher.hidden_states, buckets, tokens=tokens
+        ),
         "news_embedding": lambda: losses.vector_mse(
             student.news_embedding, teacher.news_embedding, rows=texts, uses=losses.uses_of(buckets)
         ),
@@ -80,7 +89,7 @@ def _with_teacher(
             rows=texts,
         ),
     }
-    ours, theirs = student.user_embedding, teacher.user_embedding
-    if ours is not None and theirs is not None:
-        found["user_embedding"] = lambda: losses.vector_mse(ours, theirs, rows=rows)
-    return found
+    student_user, teacher_user = student.user_embedding, teacher.user_embedding
+    if student_user is not None and teacher_user is not None:
+        formulas["user_embedding"] = lambda: losses.vector_mse(student_user, teacher_user, rows=rows)
+    return formulas

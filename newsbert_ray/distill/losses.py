@@ -1,9 +1,9 @@
-"""Losses of joint learning as functions of tensors. "NewsBERT" is Wu et al. 2021, equation numbers its own.
+"""Each loss as a function of tensors. Equation numbers without a reference are NewsBERT's (Wu et al. 2021).
 
-Every mean is a sum over what is at hand divided by a count given from outside (`rows`, `tokens` of the whole
-update), so that workers and accumulated parts add up to the loss of the undivided batch. A text that is
-encoded once for several mentions counts once for each of them. K is the teacher's layers over the student's.
-Knows no Ray.
+A mean is the sum over the given tensors divided by a count of the whole update (`rows`, `tokens`), so that
+the losses of workers and of accumulated parts add up to the loss of the whole batch. A text that several
+examples mention is encoded once and counted once for each mention. The teacher is always detached. K is the
+number of teacher layers per student layer.
 """
 
 from __future__ import annotations
@@ -19,27 +19,28 @@ from newsbert_ray.config import LossWeights
 from newsbert_ray.data.batches import Bucket
 from newsbert_ray.model.encoder import Projections
 
-_NO_KEY = -1e9
-"""Score of a key that is padding; finite, because a probability of 0 times infinity is no number."""
+_PADDED_SCORE = -1e9
+"""Score of a padded key. Finite, because 0 times infinity is NaN."""
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, *, rows: int) -> Tensor:
     """Classification loss: L_t (Eq. 6) and the task term of L_s (Eq. 5).
 
     Args:
-        logits: (S, Y) of topics, of a click's candidates, or of no click and click.
-        labels: (S,) which of them is right.
-        rows: examples of the whole update; the sum over S is divided by it.
+        logits: (S, Y) over topics, over candidates, or over (no click, click).
+        labels: (S,) index of the correct class.
+        rows: examples in the whole update.
     """
     return F.cross_entropy(logits, labels, reduction="sum") / rows
 
 
 def token_mse(student: Tensor, teacher: Tensor, bucket: Bucket, *, tokens: int) -> Tensor:
-    """Mean squared difference of hidden states over real tokens and D (Eq. 1; padding is left open there:
-    not counted), each text as often as it is used.
+    """MSE of hidden states over real tokens and D (Eq. 1).
+
+    The paper does not say whether padding counts; here it does not.
 
     Args:
-        student, teacher: (B, L, D) of the bucket's texts; the teacher is taken as a constant.
+        student, teacher: (B, L, D) of the bucket's texts.
         tokens: real tokens of all mentions in the whole update.
     """
     weight = bucket.attention_mask.to(student.dtype)  # (B, L)
@@ -56,7 +57,7 @@ def embedding_loss(
     *,
     tokens: int,
 ) -> Tensor:
-    """MSE(E_t, E_s) of the embedding layers' outputs (first term of Eq. 1); arguments as in `hidden_loss`."""
+    """MSE(E_t, E_s) of the embedding layers' outputs (first term of Eq. 1). Arguments as in `hidden_loss`."""
     parts = [
         token_mse(s[0], t[0], bucket, tokens=tokens)
         for s, t, bucket in zip(student, teacher, buckets, strict=True)
@@ -86,20 +87,20 @@ def hidden_loss(
 
 
 def vector_mse(student: Tensor, teacher: Tensor, *, rows: int, uses: Tensor | None = None) -> Tensor:
-    """MSE of pooled embeddings: of news (Eq. 2), of users (3.3); the teacher is taken as a constant.
+    """MSE of pooled embeddings: of news (Eq. 2), of users (section 3.3).
 
     Args:
         student, teacher: (M, D).
-        rows: mentions of them in the whole update.
-        uses: (M,) mentions of each; once each where None.
+        rows: mentions in the whole update.
+        uses: (M,) mentions of each; None if each is mentioned once.
     """
     difference = (student - teacher.detach()).square().sum(-1)
-    counted = difference if uses is None else difference * uses
-    return counted.sum() / (rows * student.shape[-1])
+    weighted = difference if uses is None else difference * uses
+    return weighted.sum() / (rows * student.shape[-1])
 
 
 def uses_of(buckets: Sequence[Bucket]) -> Tensor | None:
-    """Mentions of each text of all buckets in order (M,); None where once each."""
+    """(M,) mentions of each text, buckets in order; None if each text is mentioned once."""
     if all(bucket.uses is None for bucket in buckets):
         return None
     return torch.cat(
@@ -118,9 +119,10 @@ def soft_label_loss(
     """Cross-entropy of tempered predictions, CE(softmax(z_t / t), softmax(z_s / t)) (Eq. 3).
 
     Args:
-        student, teacher: (S, Y) logits; the teacher is taken as a constant.
-        t2: multiply by t squared (Hinton et al. 2015; the paper does not).
-        kl: less the teacher's entropy: the divergence KL(teacher || student), with the same gradient.
+        student, teacher: (S, Y) logits.
+        temperature: t; both models' logits are divided by it.
+        t2: multiply by t squared (Hinton et al. 2015; NewsBERT does not).
+        kl: subtract the teacher's entropy, which gives KL(teacher || student) with the same gradient.
     """
     target = torch.softmax(teacher.detach() / temperature, dim=-1)
     loss = -(target * torch.log_softmax(student / temperature, dim=-1)).sum() / rows
@@ -130,7 +132,7 @@ def soft_label_loss(
 
 
 def logit_mse(student: Tensor, teacher: Tensor, *, rows: int) -> Tensor:
-    """MSE of logits (S, Y), the teacher's taken as constants (Tang et al. 2019, 3.2)."""
+    """MSE of logits (S, Y) (Tang et al. 2019, section 3.2)."""
     return (student - teacher.detach()).square().sum() / (rows * student.shape[-1])
 
 
@@ -141,8 +143,9 @@ def cls_loss(
     *,
     rows: int,
 ) -> Tensor:
-    """MSE of the first token's states, each divided by its norm, at layers i and iK for i < N (Sun et al.
-    2019, Eq. 7, PKD-skip; the mean over layers and D as in their code). 0 for a student of one layer.
+    """MSE of normalised [CLS] states at layers i and iK for i < N (Sun et al. 2019, Eq. 7, PKD-skip).
+
+    The mean is over layers and D, as in their code. 0 for a student of one layer.
 
     Args:
         student, teacher: as in `hidden_loss`.
@@ -153,9 +156,9 @@ def cls_loss(
         depth = len(s) - 1
         size = (len(t) - 1) // depth
         for i in range(1, depth):
-            own, other = (F.normalize(state[:, 0], dim=-1) for state in (s[i], t[i * size].detach()))
-            difference = (own - other).square().mean(-1)
-            parts.append(_mentions(difference, bucket) / (rows * (depth - 1)))
+            ours, theirs = (F.normalize(state[:, 0], dim=-1) for state in (s[i], t[i * size].detach()))
+            difference = (ours - theirs).square().mean(-1)
+            parts.append(_sum_mentions(difference, bucket) / (rows * (depth - 1)))
     return torch.stack(parts).sum()
 
 
@@ -166,12 +169,14 @@ def cosine_loss(
     *,
     tokens: int,
 ) -> Tensor:
-    """1 - cosine of the last layers' states, mean over real tokens (Sanh et al. 2019, 3); arguments as in
-    `hidden_loss`."""
+    """1 - cosine of the last layers' states, mean over real tokens (Sanh et al. 2019, section 3).
+
+    Arguments as in `hidden_loss`.
+    """
     parts = []
     for s, t, bucket in zip(student, teacher, buckets, strict=True):
         distance = 1.0 - F.cosine_similarity(s[-1], t[-1].detach(), dim=-1)  # (B, L)
-        parts.append(_mentions((distance * bucket.attention_mask).sum(-1), bucket) / tokens)
+        parts.append(_sum_mentions((distance * bucket.attention_mask).sum(-1), bucket) / tokens)
     return torch.stack(parts).sum()
 
 
@@ -182,11 +187,14 @@ def attention_score_loss(
     *,
     rows: int,
 ) -> Tensor:
-    """Sum over student layers i of the MSE of attention scores before the softmax at layers i and iK (Jiao et
-    al. 2020, Eq. 7): for each text the mean over heads and pairs of real tokens, then the mean over mentions.
+    """Sum over student layers i of the MSE of attention scores at layers i and iK (Jiao et al. 2020, Eq. 7).
+
+    Scores are those before the softmax. For each text the mean over heads and pairs of real tokens, then the
+    mean over mentions.
 
     Args:
-        student: for each bucket N layers' projections; teacher: NK.
+        student: for each bucket N layers' projections.
+        teacher: for each bucket NK layers' projections.
         rows: mentions of texts in the whole update.
     """
     parts = []
@@ -195,32 +203,35 @@ def attention_score_loss(
         real = bucket.attention_mask.to(s[0].query.dtype)
         pairs = real[:, None, :, None] * real[:, None, None, :]  # (B, 1, L, L)
         count = real.sum(-1).square()
-        for i, own in enumerate(s):
-            other = t[(i + 1) * size - 1]
-            difference = attention_scores(own) - attention_scores(other).detach()
-            each = (difference.square() * pairs).sum((1, 2, 3)) / (count * difference.shape[1])
-            parts.append(_mentions(each, bucket) / rows)
+        for i, ours in enumerate(s):
+            theirs = t[(i + 1) * size - 1]
+            difference = attention_scores(ours) - attention_scores(theirs).detach()
+            per_text = (difference.square() * pairs).sum((1, 2, 3)) / (count * difference.shape[1])
+            parts.append(_sum_mentions(per_text, bucket) / rows)
     return torch.stack(parts).sum()
 
 
 def attention_scores(layer: Projections) -> Tensor:
-    """A layer's attention scores (B, heads, L, L) before mask and softmax."""
+    """Attention scores (B, heads, L, L) of a layer, before mask and softmax."""
     scores = relation(layer.query, layer.key)
     return scores if layer.bias is None else scores + layer.bias
 
 
 def relation(left: Tensor, right: Tensor) -> Tensor:
-    """Scaled products (B, heads, L, L) of projections (B, heads, L, d): of queries and keys the attention
-    scores, of values and values their relations."""
+    """Scaled dot products (B, heads, L, L) of projections (B, heads, L, d).
+
+    Queries with keys give attention scores; values with values give value relations.
+    """
     return left @ right.transpose(-1, -2) / math.sqrt(left.shape[-1])
 
 
 def relation_kl(
     student: Sequence[Tensor], teacher: Sequence[Tensor], buckets: Sequence[Bucket], *, rows: int
 ) -> Tensor:
-    """KL(teacher || student) of a softmax over keys: of the last layers' attention scores, or of their value
-    relations (Wang et al. 2020, Eqs. 4-8). For each text the mean over heads and real tokens, then the mean
-    over mentions.
+    """KL(teacher || student) of softmax over keys (Wang et al. 2020, Eqs. 4-8).
+
+    Applied to the last layers' attention scores and to their value relations. For each text the mean over
+    heads and real tokens, then the mean over mentions.
 
     Args:
         student, teacher: for each bucket scores (B, heads, L, L).
@@ -228,23 +239,26 @@ def relation_kl(
     """
     parts = []
     for s, t, bucket in zip(student, teacher, buckets, strict=True):
-        hidden = bucket.attention_mask[:, None, None, :] == 0
-        own, other = (
-            torch.log_softmax(scores.masked_fill(hidden, _NO_KEY), dim=-1) for scores in (s, t.detach())
+        padded = bucket.attention_mask[:, None, None, :] == 0
+        ours, theirs = (
+            torch.log_softmax(scores.masked_fill(padded, _PADDED_SCORE), dim=-1) for scores in (s, t.detach())
         )
-        real = bucket.attention_mask.to(own.dtype)
-        divergence = (other.exp() * (other - own)).sum(-1).mean(1)  # (B, L)
-        each = (divergence * real).sum(-1) / real.sum(-1)
-        parts.append(_mentions(each, bucket) / rows)
+        real = bucket.attention_mask.to(ours.dtype)
+        divergence = (theirs.exp() * (theirs - ours)).sum(-1).mean(1)  # (B, L)
+        per_text = (divergence * real).sum(-1) / real.sum(-1)
+        parts.append(_sum_mentions(per_text, bucket) / rows)
     return torch.stack(parts).sum()
 
 
-def _mentions(each: Tensor, bucket: Bucket) -> Tensor:
-    """Values (B,) of texts, added up over their mentions."""
-    return (each if bucket.uses is None else each * bucket.uses).sum()
+def _sum_mentions(per_text: Tensor, bucket: Bucket) -> Tensor:
+    """Values (B,) of texts, summed over all mentions."""
+    return (per_text if bucket.uses is None else per_text * bucket.uses).sum()
 
 
 def weighted_total(losses: dict[str, Tensor], weights: LossWeights) -> Tensor:
-    """L_t + L_s (Eqs. 4-6): one backward of it gives the teacher L_t's gradient and the student L_s's."""
-    factors = weights.model_dump()
-    return torch.stack([factors[name] * loss for name, loss in losses.items()]).sum()
+    """L_t + L_s (Eqs. 4-6).
+
+    Because every loss detaches the teacher but the teacher's own, one backward pass gives the teacher the
+    gradient of L_t and the student that of L_s.
+    """
+    return torch.stack([getattr(weights, name) * loss for name, loss in losses.items()]).sum()

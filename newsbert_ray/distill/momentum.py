@@ -1,4 +1,4 @@
-"""Momentum distillation. "NewsBERT" is Wu et al. 2021, equation numbers its own. Knows no model, no Ray."""
+"""Momentum distillation on gradients (NewsBERT Eqs. 7-8). Knows no model and no Ray."""
 
 from __future__ import annotations
 
@@ -12,25 +12,26 @@ from torch import Tensor, nn
 def mix_gradients_(
     student: Sequence[Tensor], teacher_block: Sequence[Sequence[Tensor]], *, beta: float
 ) -> None:
-    """Put the teacher block's mean gradient into the student layer's, in place, all parameters at once (Eqs.
-    7-8).
+    """Mix the mean gradient of a teacher block into the student layer's gradients, in place (Eqs. 7-8).
 
     g_s <- beta * mean_j(g_t[j]) + (1 - beta) * g_s
 
     Args:
         student: gradients of one student layer's parameters, any shapes.
-        teacher_block: K lists, one a teacher layer of the block; each of the same shapes in the same order.
-        beta: share of the teacher, 0 to 1 (paper: 0.1 topics, 0.15 recommendation); 0 touches nothing.
+        teacher_block: K lists, one per teacher layer of the block; the same shapes in the same order.
+        beta: share of the teacher, 0 to 1 (paper: 0.1 topics, 0.15 recommendation); 0 changes nothing.
     Raises:
-        ValueError: a teacher gradient has another shape (it would broadcast silently), or none are given.
+        ValueError: a teacher gradient has another shape (it would broadcast silently), or the block is empty.
     """
     if not teacher_block:
         raise ValueError("a block needs at least one teacher layer")
     shapes = [tuple(gradient.shape) for gradient in student]
     for layer in teacher_block:
-        other = [tuple(gradient.shape) for gradient in layer]
-        if other != shapes:
-            raise ValueError(f"teacher gradients of shapes {other} do not match the student's {shapes}")
+        teacher_shapes = [tuple(gradient.shape) for gradient in layer]
+        if teacher_shapes != shapes:
+            raise ValueError(
+                f"teacher gradients of shapes {teacher_shapes} do not match the student's {shapes}"
+            )
     if beta == 0.0:
         return
     torch._foreach_mul_(list(student), 1.0 - beta)
@@ -39,12 +40,13 @@ def mix_gradients_(
 
 
 def apply_momentum(student: nn.ModuleList, teacher: nn.ModuleList, *, beta: float) -> None:
-    """Mix each block of teacher layers into its student layer, on `.grad` after backward and all-reduce.
+    """Mix each teacher block into its student layer, on `.grad`, after backward and all-reduce.
 
-    Transformer layers only: embeddings and shared top keep their own gradients.
+    Transformer layers only: embeddings and the shared top keep their own gradients.
 
     Args:
-        student: N layers; teacher: NK layers of the same kind, both with gradients.
+        student: N layers with gradients.
+        teacher: NK layers of the same architecture with gradients.
     """
     if beta == 0.0:
         return
@@ -56,41 +58,40 @@ def apply_momentum(student: nn.ModuleList, teacher: nn.ModuleList, *, beta: floa
 
 @dataclass(frozen=True)
 class BlockStatistics:
-    """How a block's mean gradient stands to its student layer's: norm ratio (block / student) and cosine."""
+    """Norm ratio (block / student) and cosine of a block's mean gradient and its student layer's."""
 
     ratio: float
     cosine: float
 
 
 def block_statistics(student: nn.ModuleList, teacher: nn.ModuleList) -> list[BlockStatistics]:
-    """Norm ratio and cosine for each block, before mixing: how much momentum can turn an update.
+    """Norm ratio and cosine of each block before mixing: how far momentum can turn an update.
 
-    Args:
-        student: N layers; teacher: NK layers of the same kind, both with gradients.
+    Arguments as in `apply_momentum`.
     """
     size = len(teacher) // len(student)
-    found = []
+    statistics = []
     for i, layer in enumerate(student):
-        own = _gradients(layer)
-        means = [torch.zeros_like(gradient) for gradient in own]
+        gradients = _gradients(layer)
+        means = [torch.zeros_like(gradient) for gradient in gradients]
         for j in range(size):
             torch._foreach_add_(means, _gradients(teacher[i * size + j]), alpha=1 / size)
-        dot = torch.stack([(a * b).sum() for a, b in zip(own, means, strict=True)]).sum()
-        norm_own = torch.stack(torch._foreach_norm(own)).norm()
+        dot = torch.stack([(a * b).sum() for a, b in zip(gradients, means, strict=True)]).sum()
+        norm_student = torch.stack(torch._foreach_norm(gradients)).norm()
         norm_mean = torch.stack(torch._foreach_norm(means)).norm()
         tiny = torch.finfo(dot.dtype).tiny
-        found.append(
+        statistics.append(
             BlockStatistics(
-                ratio=float(norm_mean / norm_own.clamp_min(tiny)),
-                cosine=float(dot / (norm_own * norm_mean).clamp_min(tiny)),
+                ratio=float(norm_mean / norm_student.clamp_min(tiny)),
+                cosine=float(dot / (norm_student * norm_mean).clamp_min(tiny)),
             )
         )
-    return found
+    return statistics
 
 
 def _gradients(layer: nn.Module) -> list[Tensor]:
-    found = [parameter.grad for parameter in layer.parameters()]
+    gradients = [parameter.grad for parameter in layer.parameters()]
     missing = [name for name, parameter in layer.named_parameters() if parameter.grad is None]
     if missing:
         raise ValueError(f"no gradient for {', '.join(missing[:3])}; momentum is mixed after backward")
-    return [gradient for gradient in found if gradient is not None]
+    return [gradient for gradient in gradients if gradient is not None]

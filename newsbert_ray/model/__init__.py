@@ -1,1 +1,1 @@
-"""Teacher, student and the top they share."""
+"""Teacher and student encoders, and the pooling and heads on top of them."""

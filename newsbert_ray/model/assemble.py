@@ -101,9 +101,9 @@ def load_frozen(settings: TrainSettings, manifest: Manifest) -> tuple[Encoder, T
 def _start_student(teacher: Encoder, settings: TrainSettings, manifest: Manifest) -> Encoder:
     student = settings.student
     if student.kind == "bilstm":
-        return RecurrentEncoder(teacher.word_table, teacher.hidden_size, dropout=settings.model.dropout)
+        return RecurrentEncoder(teacher.word_embedding, teacher.hidden_size, dropout=settings.model.dropout)
     if student.kind == "nrms":
-        return NrmsEncoder(teacher.word_table, dropout=settings.model.dropout)
+        return NrmsEncoder(teacher.word_embedding, dropout=settings.model.dropout)
     if student.encoder is not None:
         own = settings.model.model_copy(update={"teacher_layers": student.layers})
         return _pretrained(student.encoder, own, settings, manifest)
@@ -138,7 +138,7 @@ def _require_comparable(pair: Pair, distill: DistillSettings) -> None:
             f"the student is {own} wide and the teacher {other}: they cannot share a top; set "
             "distill.shared_top false, or distill.teacher frozen"
         )
-    if distill.beta > 0 and not pair.alike:
+    if distill.beta > 0 and not pair.layers_match:
         raise SettingsError(
             f"beta {distill.beta}: a student's layer has other parameters than a teacher's, so gradients "
             "cannot be mixed; set distill.beta 0"
@@ -174,7 +174,7 @@ def _take_vectors(encoder: Encoder, path: Path) -> None:
         table = torch.from_numpy(np.load(path, allow_pickle=False))
     except (OSError, ValueError) as error:
         raise EncoderError(f"{path}: damaged word vectors ({error}); prepare the shards again") from error
-    words = encoder.word_table.weight
+    words = encoder.word_embedding.weight
     if table.shape[1] != words.shape[1]:
         raise EncoderError(
             f"the shards' word vectors are {table.shape[1]} wide, the encoder {words.shape[1]}: give "

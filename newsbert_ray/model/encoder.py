@@ -1,4 +1,4 @@
-"""An encoder as a stack of layers: tokens in, embedding output and every layer's hidden states out."""
+"""A Hugging Face encoder as an embedding layer and a list of Transformer layers."""
 
 from __future__ import annotations
 
@@ -12,18 +12,22 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_PROJECTIONS = (
+_PROJECTION_NAMES = (
     ("query", "key", "value"),
     ("q_lin", "k_lin", "v_lin"),
     ("q_proj", "k_proj", "v_proj"),
     ("q", "k", "v"),
 )
-"""What encoders call the linear maps that give an attention its queries, keys and values."""
+"""Names of the query, key and value maps in different encoder families."""
 
 
 class Projections(NamedTuple):
-    """What one layer's attention works on: queries, keys and values, each (B, heads, L, D / heads), and what
-    is added to the scaled scores, (heads, L, L), where positions count relative to each other."""
+    """Inputs of one layer's attention.
+
+    Attributes:
+        query, key, value: (B, heads, L, D / heads).
+        bias: (heads, L, L) added to the scaled scores, in encoders with relative positions.
+    """
 
     query: Tensor
     key: Tensor
@@ -37,18 +41,18 @@ class Projections(NamedTuple):
 
 
 class States(NamedTuple):
-    """What an encoder makes of texts: n + 1 hidden states (B, L, D), and if asked n layers' projections."""
+    """An encoder's outputs: n + 1 hidden states (B, L, D) and, on request, n layers' projections."""
 
     hidden: tuple[Tensor, ...]
     projections: tuple[Projections, ...] = ()
 
 
 class EncoderError(ValueError):
-    """An encoder that cannot be had or cannot serve; the text says why and what to do."""
+    """An encoder that cannot be loaded, used or written; the message gives reason and remedy."""
 
 
 class Encoder(nn.Module):
-    """A Hugging Face encoder, seen as an embedding layer and a list of Transformer layers."""
+    """An encoder with named access to its layers, its word embeddings and its projections."""
 
     def __init__(self, backbone: PreTrainedModel) -> None:
         super().__init__()
@@ -57,7 +61,7 @@ class Encoder(nn.Module):
         self.backbone = backbone
 
     def save(self, folder: Path) -> None:
-        """Write it as a Hugging Face folder (config.json, model.safetensors)."""
+        """Write config.json and model.safetensors, as Hugging Face does."""
         self.backbone.save_pretrained(folder)
 
     @property
@@ -71,57 +75,58 @@ class Encoder(nn.Module):
         return int(self.backbone.config.hidden_size)
 
     @property
-    def word_table(self) -> nn.Embedding:
-        """The word embedding table."""
+    def word_embedding(self) -> nn.Embedding:
+        """The word embeddings."""
         return cast("nn.Embedding", self.backbone.get_input_embeddings())
 
+    @property
+    def heads(self) -> int:
+        """Attention heads per layer."""
+        config = self.backbone.config
+        return int(getattr(config, "num_attention_heads", 0) or config.n_heads)
+
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
-        """Hidden states of every level.
+        """Hidden states of all levels.
 
         Args:
             input_ids: (B, L) token ids.
-            attention_mask: (B, L) 1 where a token is real.
+            attention_mask: (B, L) 1 at real tokens.
         Returns:
             n + 1 tensors (B, L, D): the embedding layer's output, then each layer's.
         """
         output = self.backbone(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True)
         return cast("tuple[Tensor, ...]", output.hidden_states)
 
-    @property
-    def heads(self) -> int:
-        """Attention heads of a layer."""
-        config = self.backbone.config
-        return int(getattr(config, "num_attention_heads", 0) or config.n_heads)
-
-    def read(self, input_ids: Tensor, attention_mask: Tensor, *, projections: bool = False) -> States:
-        """Hidden states as `forward` gives them; with `projections` also each layer's queries, keys, values.
+    def encode(self, input_ids: Tensor, attention_mask: Tensor, *, projections: bool = False) -> States:
+        """Hidden states as `forward` returns them and, on request, each layer's queries, keys and values.
 
         Raises:
-            EncoderError: the encoder does not say where its projections are.
+            EncoderError: the layers have no separate query, key and value maps.
         """
         if not projections:
             return States(self(input_ids, attention_mask))
-        caught: list[dict[int, Tensor]] = [{} for _ in self.layers]
+        captured: list[dict[int, Tensor]] = [{} for _ in self.layers]
         handles = [
-            module.register_forward_hook(_catcher(found, number))
-            for layer, found in zip(self.layers, caught, strict=True)
-            for number, module in enumerate(_projection_maps(layer))
+            module.register_forward_hook(_capture_into(outputs, index))
+            for layer, outputs in zip(self.layers, captured, strict=True)
+            for index, module in enumerate(_projection_maps(layer))
         ]
         try:
             hidden = self(input_ids, attention_mask)
         finally:
             for handle in handles:
                 handle.remove()
-        heads = self.heads
-        split = [
-            Projections(*(found[n].view(*found[n].shape[:2], heads, -1).transpose(1, 2) for n in range(3)))
-            for found in caught
-        ]
-        return States(hidden, tuple(split))
+        batch, length, heads = *input_ids.shape, self.heads
+        return States(
+            hidden,
+            tuple(
+                Projections(*(outputs[n].view(batch, length, heads, -1).transpose(1, 2) for n in range(3)))
+                for outputs in captured
+            ),
+        )
 
     def pick_layers(self, numbers: Sequence[int]) -> Encoder:
-        """A copy with the embeddings and some layers, by their numbers from 1: how a student starts (NewsBERT
-        4.1: the first ones)."""
+        """A copy with the embeddings and the layers of these numbers (from 1); students start like this."""
         backbone = copy.deepcopy(self.backbone)
         parent, name, layers = _find_layers(backbone)
         setattr(parent, name, nn.ModuleList([layers[number - 1] for number in numbers]))
@@ -130,38 +135,34 @@ class Encoder(nn.Module):
 
 
 def _find_layers(backbone: nn.Module) -> tuple[nn.Module, str, nn.ModuleList]:
-    """The one list of as many modules as the configuration says layers: where it hangs, its name, the
-    list."""
+    """The module list with as many entries as the configuration has layers: parent, attribute, list."""
     config = cast("Any", backbone).config
     depth = int(config.num_hidden_layers)
-    found = [
-        (parent, name, child)
-        for parent in backbone.modules()
-        for name, child in parent.named_children()
-        if isinstance(child, nn.ModuleList) and len(child) == depth
-    ]
-    if not found:
-        raise EncoderError(
-            f"an encoder of type '{config.model_type}' shares or hides its layers; momentum needs one "
-            "module a "
-            "layer, as in BERT, DistilBERT, RoBERTa, MPNet or ELECTRA"
-        )
-    return found[0]
-
-
-def _projection_maps(layer: nn.Module) -> list[nn.Module]:
-    named = {name.rpartition(".")[2]: module for name, module in layer.named_modules()}
-    for names in _PROJECTIONS:
-        if all(name in named for name in names):
-            return [named[name] for name in names]
+    for parent in backbone.modules():
+        for name, child in parent.named_children():
+            if isinstance(child, nn.ModuleList) and len(child) == depth:
+                return parent, name, child
     raise EncoderError(
-        "losses over attention need an encoder with separate query, key and value maps, as BERT, RoBERTa, "
-        "DistilBERT, MPNet and ELECTRA have them"
+        f"an encoder of type '{config.model_type}' shares or hides its layers; momentum needs one module per "
+        "layer, as in BERT, DistilBERT, RoBERTa, MPNet or ELECTRA"
     )
 
 
-def _catcher(found: dict[int, Tensor], number: int) -> Any:
-    def catch(_module: nn.Module, _given: Any, output: Tensor) -> None:
-        found[number] = output
+def _projection_maps(layer: nn.Module) -> list[nn.Module]:
+    modules = {name.rpartition(".")[2]: module for name, module in layer.named_modules()}
+    for names in _PROJECTION_NAMES:
+        if all(name in modules for name in names):
+            return [modules[name] for name in names]
+    raise EncoderError(
+        "losses on attention need an encoder with separate query, key and value maps, as BERT, RoBERTa, "
+        "DistilBERT, MPNet and ELECTRA have"
+    )
 
-    return catch
+
+def _capture_into(outputs: dict[int, Tensor], index: int) -> Any:
+    """A forward hook that stores a module's output as outputs[index]."""
+
+    def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        outputs[index] = output
+
+    return hook

@@ -1,4 +1,4 @@
-"""Encoders by name: a folder, a Hugging Face name, or one from scratch; and students as exported."""
+"""Loads encoders: by Hugging Face name, from a folder, from scratch, or as a run exported them."""
 
 from __future__ import annotations
 
@@ -12,16 +12,14 @@ from newsbert_ray.config import SCRATCH, ModelSettings, ScratchSettings
 from newsbert_ray.files import first_line
 from newsbert_ray.model.encoder import Encoder, EncoderError
 from newsbert_ray.model.unilm import is_unilm, load_unilm, unilm_config
-from newsbert_ray.model.word_models import BILSTM_KIND as BILSTM
-from newsbert_ray.model.word_models import NRMS_KIND as NRMS
-from newsbert_ray.model.word_models import load_nrms, load_recurrent
+from newsbert_ray.model.word_models import WORD_MODELS, load_word_model
 
 if TYPE_CHECKING:
     from transformers import BertConfig, PretrainedConfig, PreTrainedModel
 
 
 _POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet")
-"""Model types whose positions start after their padding id."""
+"""Model types whose position ids start after the padding id."""
 _DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout")
 
 
@@ -39,11 +37,12 @@ def load_encoder(
     Args:
         name: Hugging Face name or folder with safetensors weights; `scratch` for a small BERT with random
             weights (drawn from torch's generator).
-        vocabulary: token ids in the shards; the embedding table must have at least as many rows.
-        pad_id: id of the shards' padding, for a scratch BERT.
-        max_tokens: longest title in the shards; the encoder must have as many positions.
+        vocabulary: number of token ids in the shards; the encoder needs at least as many word embeddings.
+        pad_id: padding id of the shards, for a scratch BERT.
+        max_tokens: longest text in the shards; the encoder needs as many positions.
     Raises:
-        EncoderError: not found, no safetensors, too few layers, too small a vocabulary, or no list of layers.
+        EncoderError: not found, no safetensors, too few layers or positions, too small a vocabulary, or no
+            list of layers.
     """
     config = _scratch_config(scratch, vocabulary, pad_id) if name == SCRATCH else _pretrained_config(name)
     depth = int(config.num_hidden_layers)
@@ -56,8 +55,8 @@ def load_encoder(
             setattr(config, attribute, model.dropout)
     if int(config.vocab_size) < vocabulary:
         raise EncoderError(
-            f"'{name}' knows {config.vocab_size} tokens, the shards use {vocabulary}; prepare them "
-            "with this teacher"
+            f"'{name}' has {config.vocab_size} tokens, the shards use {vocabulary}; prepare the shards with "
+            "this teacher"
         )
     positions = getattr(config, "max_position_embeddings", None)
     reserved = 2 if config.model_type in _POSITIONS_AFTER_PADDING else 0
@@ -71,13 +70,12 @@ def load_encoder(
         if is_unilm(name)
         else Encoder(_build(name, config))
     )
-    found = len(encoder.layers)
-    assert found == wanted, f"{found} layers found, {wanted} asked"
+    assert len(encoder.layers) == wanted, f"{len(encoder.layers)} layers instead of {wanted}"
     return encoder.train()
 
 
 def encoder_depth(name: str, model: ModelSettings, scratch: ScratchSettings) -> int:
-    """Layers of the teacher that `load_encoder` would give, known from its configuration alone.
+    """Number of layers of the teacher that `load_encoder` returns, read from its configuration.
 
     Raises:
         EncoderError: no such encoder.
@@ -88,16 +86,14 @@ def encoder_depth(name: str, model: ModelSettings, scratch: ScratchSettings) -> 
 
 
 def load_exported(folder: Path) -> Encoder:
-    """The encoder in a folder that a run exported, in evaluation mode.
+    """The encoder of an exported student, in evaluation mode.
 
     Raises:
-        KeyError, OSError, RuntimeError, ValueError: it is not whole.
+        KeyError, OSError, RuntimeError, ValueError: a file is missing or damaged.
     """
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if config["model_type"] == BILSTM:
-        return load_recurrent(folder, config)
-    if config["model_type"] == NRMS:
-        return load_nrms(folder, config)
+    if config["model_type"] in WORD_MODELS:
+        return load_word_model(folder, config)
     if is_unilm(folder):
         return load_unilm(folder, unilm_config(folder)).eval()
     return Encoder(_build(str(folder), _pretrained_config(str(folder)))).eval()
@@ -114,11 +110,11 @@ def _build(name: str, config: PretrainedConfig) -> PreTrainedModel:
     options |= {"trust_remote_code": False, "dtype": torch.float32}
     try:
         try:
-            found, info = AutoModel.from_pretrained(name, attn_implementation="sdpa", **options)
+            model, info = AutoModel.from_pretrained(name, attn_implementation="sdpa", **options)
         except ValueError as error:
             if "scaled_dot_product_attention" not in str(error):
                 raise
-            found, info = AutoModel.from_pretrained(name, **options)
+            model, info = AutoModel.from_pretrained(name, **options)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise EncoderError(
             f"teacher '{name}': its weights cannot be loaded as safetensors ({first_line(error)}); "
@@ -127,10 +123,10 @@ def _build(name: str, config: PretrainedConfig) -> PreTrainedModel:
     missing = sorted(key for key in info["missing_keys"] if "pooler" not in key)
     if missing:
         raise EncoderError(
-            f"teacher '{name}': {len(missing)} of its weights are not in its file ({', '.join(missing[:3])}) "
-            "and would be random; give weights whose names are those of its config.json's model type"
+            f"teacher '{name}': {len(missing)} weights are missing from its file ({', '.join(missing[:3])}) "
+            "and would be random; give weights with the names of the model type in config.json"
         )
-    return cast("PreTrainedModel", found)
+    return cast("PreTrainedModel", model)
 
 
 def _pretrained_config(name: str) -> PretrainedConfig:
@@ -142,9 +138,8 @@ def _pretrained_config(name: str) -> PretrainedConfig:
         return cast("PretrainedConfig", AutoConfig.from_pretrained(name, trust_remote_code=False))
     except (OSError, ValueError, KeyError) as error:
         raise EncoderError(
-            f"teacher '{name}': no encoder found ({first_line(error)}); give a Hugging Face name, a "
-            "folder with "
-            f"config.json and model.safetensors, or '{SCRATCH}'"
+            f"teacher '{name}': no encoder found ({first_line(error)}); give a Hugging Face name, a folder "
+            f"with config.json and model.safetensors, or '{SCRATCH}'"
         ) from error
 
 

@@ -1,5 +1,4 @@
-"""What stands on text embeddings, shared by teacher and student: topic classifier, click prediction from a
-user's history, query-text match. "NewsBERT" is Wu et al. 2021."""
+"""Task heads on text embeddings: topic classifier, click prediction, query-text match."""
 
 from __future__ import annotations
 
@@ -16,11 +15,11 @@ from newsbert_ray.model.pooling import AttentivePooling
 from newsbert_ray.model.word_models import HEAD_SIZE, HEADS, SelfAttention
 
 NO_CHOICE = -1e9
-"""Logit of a candidate that is not there; finite, because a soft label of 0 times infinity is no number."""
+"""Logit of a padded candidate. Finite, because a soft label of 0 times infinity is NaN."""
 
 
 class Prediction(NamedTuple):
-    """Logits (S, Y), and in recommendation the user embeddings (S, D)."""
+    """Logits (S, Y) and, in recommendation, user embeddings (S, D)."""
 
     logits: Tensor
     user_embedding: Tensor | None = None
@@ -39,13 +38,15 @@ class TopicHead(nn.Module):
 
 
 class ClickHead(nn.Module):
-    """User encoder and click predictor (NewsBERT 3.3): attentive pooling over the clicked news, then the
-    inner product with a candidate."""
+    """User encoder and click predictor (NewsBERT 3.3).
+
+    Attentive pooling over the clicked news, then the inner product with each candidate.
+    """
 
     def __init__(self, hidden_size: int, query_size: int, user: UserKind = "pooling") -> None:
         super().__init__()
         self.attention = _user_attention(hidden_size) if user == "self_attention" else None
-        """Over the clicked news first, as NRMS has it."""
+        """Self-attention over the clicked news before pooling (NRMS)."""
         self.user = AttentivePooling(hidden_size, query_size)
         self.newcomer = nn.Parameter(torch.zeros(hidden_size))
         """The embedding of a user without a history."""
@@ -55,7 +56,7 @@ class ClickHead(nn.Module):
 
         Args:
             history: (S, T, D) embeddings of clicked news.
-            history_mask: (S, T) 1 where there is one; a row of none gives the learned newcomer.
+            history_mask: (S, T) 1 at real entries; a row of zeros gives the learned newcomer.
         Returns:
             (S, D).
         """
@@ -66,18 +67,17 @@ class ClickHead(nn.Module):
         return torch.where(empty, self.newcomer, pooled)
 
     def forward(self, embedding: Tensor, target: ClickChoices) -> Prediction:
-        """News (M, D) to scores (S, C) of each user's candidates."""
+        """News embeddings (M, D) to scores (S, C) of each user's candidates."""
         users = self.encode_users(embedding[target.history], target.history_mask)
         scores = torch.bmm(embedding[target.candidates], users.unsqueeze(-1)).squeeze(-1)
         return Prediction(scores.masked_fill(~target.candidate_mask, NO_CHOICE), users)
 
 
 class PairHead(nn.Module):
-    """Two towers with shared weights (Fig. 3): the inner product of query and text embedding, over the square
-    root of D, less a learned threshold.
+    """Two towers with shared weights (Fig. 3): (query . text) / sqrt(D) - a learned threshold.
 
-    The paper names the inner product alone. The root changes no ranking; without it the scores of a wide
-    encoder begin in the hundreds, and all learning goes into their size.
+    The paper has the inner product only. The division changes no ranking; without it the scores of a wide
+    encoder start in the hundreds and training only shrinks them.
     """
 
     def __init__(self) -> None:
@@ -85,12 +85,12 @@ class PairHead(nn.Module):
         self.threshold = nn.Parameter(torch.zeros(()))
 
     def scores(self, queries: Tensor, texts: Tensor) -> Tensor:
-        """(S, D) and (S, D) to scores (S,); above 0 where a click is likelier than none."""
+        """(S, D) and (S, D) to scores (S,); above 0 where a click is more likely than none."""
         products: Tensor = (queries * texts).sum(-1)
         return products / math.sqrt(queries.shape[-1]) - self.threshold
 
     def forward(self, embedding: Tensor, target: PairChoices) -> Prediction:
-        """Texts (M, D) to logits (S, 2) of no click and click: their softmax is the logistic of the score."""
+        """Text embeddings (M, D) to logits (S, 2) of (no click, click); their softmax is sigmoid(score)."""
         scores = self.scores(embedding[target.queries], embedding[target.texts])
         return Prediction(torch.stack([torch.zeros_like(scores), scores], -1))
 
@@ -98,7 +98,7 @@ class PairHead(nn.Module):
 def build_head(
     task: TaskName, hidden_size: int, *, query_size: int, topics: int, user: UserKind = "pooling"
 ) -> nn.Module:
-    """A task's head with fresh weights from torch's generator; `user` as in the settings, of clicks alone."""
+    """A task's head with fresh weights from torch's generator; `user` is for recommendation only."""
     if task == "topics":
         return TopicHead(hidden_size, topics)
     return ClickHead(hidden_size, query_size, user) if task == "recommendation" else PairHead()

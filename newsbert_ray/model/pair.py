@@ -19,32 +19,32 @@ from newsbert_ray.model.pooling import AttentivePooling
 
 @dataclass(frozen=True)
 class Output:
-    """What one model makes of a batch.
+    """One model's outputs on a batch.
 
     Attributes:
         hidden_states: for each bucket n + 1 tensors (B, L, D), embeddings first.
-        news_embedding: (M, D), of all buckets' texts in order.
-        logits: (S, Y) of topics, of candidates, or of no click and click.
+        news_embedding: (M, D), the texts of all buckets in order.
+        logits: (S, Y) over topics, over candidates, or over (no click, click).
         user_embedding: (S, D) in recommendation.
-        mapped: a student's hidden states in the teacher's width, where a map is learned.
-        projections: for each bucket n layers' queries, keys and values, where losses compare them.
+        mapped_states: the student's hidden states in the teacher's width, if a map is learned.
+        projections: for each bucket the queries, keys and values of n layers, if a loss compares them.
     """
 
     hidden_states: tuple[tuple[Tensor, ...], ...]
     news_embedding: Tensor
     logits: Tensor
     user_embedding: Tensor | None = None
-    mapped: tuple[tuple[Tensor, ...], ...] | None = None
+    mapped_states: tuple[tuple[Tensor, ...], ...] | None = None
     projections: tuple[tuple[Projections, ...], ...] = ()
 
     @property
-    def compared(self) -> tuple[tuple[Tensor, ...], ...]:
-        """The hidden states that are compared with the other model's."""
-        return self.hidden_states if self.mapped is None else self.mapped
+    def compared_states(self) -> tuple[tuple[Tensor, ...], ...]:
+        """The hidden states that losses compare with the teacher's: the mapped ones if there are any."""
+        return self.hidden_states if self.mapped_states is None else self.mapped_states
 
 
 class Top(nn.Module):
-    """Attentive pooling and the task's head: one set of parameters that both models stand under."""
+    """Attentive pooling and the task's head; by default teacher and student share one."""
 
     def __init__(
         self,
@@ -60,48 +60,52 @@ class Top(nn.Module):
         self.head = build_head(task, hidden_size, query_size=query_size, topics=topics, user=user)
 
     def embed(self, hidden_states: tuple[Tensor, ...], attention_mask: Tensor) -> Tensor:
-        """Texts' embeddings (B, D) from an encoder's hidden states; in fp32 whatever it computed in."""
+        """Text embeddings (B, D) from an encoder's hidden states, computed in fp32."""
         with torch.autocast(attention_mask.device.type, enabled=False):
             embedding: Tensor = self.pooling(hidden_states[-1].float(), attention_mask)
             return embedding
 
     def forward(self, hidden_states: list[tuple[Tensor, ...]], batch: Batch) -> Output:
-        """Hidden states of each bucket to an Output; losses and top compute in fp32."""
+        """Outputs from the hidden states of each bucket; pooling, head and losses compute in fp32."""
         states = tuple(tuple(state.float() for state in bucket) for bucket in hidden_states)
         parts = [
             self.embed(state, bucket.attention_mask)
             for state, bucket in zip(states, batch.buckets, strict=True)
         ]
-        return replace(self.answer(torch.cat(parts), batch), hidden_states=states)
+        return replace(self.predict(torch.cat(parts), batch), hidden_states=states)
 
-    def answer(self, embedding: Tensor, batch: Batch) -> Output:
-        """Embeddings (M, D) of a batch's texts to an Output without hidden states; in fp32."""
+    def predict(self, embedding: Tensor, batch: Batch) -> Output:
+        """Outputs without hidden states, from the embeddings (M, D) of a batch's texts; in fp32."""
         with torch.autocast(embedding.device.type, enabled=False):
-            predicted = self.head(embedding, batch.target)
-        return Output((), embedding, predicted.logits, predicted.user_embedding)
+            prediction = self.head(embedding, batch.target)
+        return Output((), embedding, prediction.logits, prediction.user_embedding)
 
 
 @dataclass(frozen=True)
-class Remembered:
-    """Embeddings that a model once made: `places[row]` is a text's position in `embeddings` (M, D), by its
-    row of the table of texts."""
+class EmbeddingCache:
+    """Text embeddings of a frozen teacher, computed once.
 
-    places: Tensor
+    Attributes:
+        positions: position in `embeddings` of each row of the table of texts.
+        embeddings: (M, D).
+    """
+
+    positions: Tensor
     embeddings: Tensor
 
-    def take(self, batch: Batch) -> Tensor:
-        """The embeddings of a batch's texts, in the order of its buckets."""
+    def lookup(self, batch: Batch) -> Tensor:
+        """The embeddings of a batch's texts, buckets in order."""
         rows = torch.cat([bucket.rows for bucket in batch.buckets if bucket.rows is not None])
-        return self.embeddings[self.places[rows]]
+        return self.embeddings[self.positions[rows]]
 
 
 class Pair(nn.Module):
-    """The teacher with NK layers, the student with N, and what stands on them.
+    """The teacher with NK layers, the student with N, and their tops.
 
-    `top` is the student's; the teacher shares it, or has a `teacher_top` of its own. A teacher that does not
-    learn (because the student learns `alone`, or it is `frozen`) is no part of the pair's parameters and
-    state; a frozen one is computed, without dropout and gradients. One that learns has dropout in training
-    unless `teacher_dropout` is false.
+    `top` is the student's; the teacher shares it unless it has a `teacher_top`. A teacher that does not learn
+    (the student learns `alone`, or the teacher is `frozen`) is not among the pair's parameters and state. A
+    frozen teacher runs without dropout and gradients; one that learns has dropout in training unless
+    `teacher_dropout` is false.
     """
 
     teacher: Encoder
@@ -122,19 +126,20 @@ class Pair(nn.Module):
     ) -> None:
         """
         Args:
-            state_map: learned with the student, its width to the teacher's.
-            projections: give attention's inputs too.
+            state_map: learned map from the student's width to the teacher's.
+            projections: also return queries, keys and values of every layer.
         """
         super().__init__()
         self.alone = alone
         self.frozen = frozen
-        self.remembered: Remembered | None = None
-        """A frozen teacher's embeddings of all texts that training names."""
+        self.teacher_cache: EmbeddingCache | None = None
+        """A frozen teacher's embeddings of every text that training uses."""
         self._teacher_dropout = teacher_dropout
         self._projections = projections
         if alone or frozen:
-            aside = [module for module in (teacher, teacher_top) if module is not None]
-            self.__dict__["_aside"] = [module.eval().requires_grad_(False) for module in aside]
+            # In __dict__, nn.Module does not register them.
+            modules = [module for module in (teacher, teacher_top) if module is not None]
+            self.__dict__["_not_learning"] = [module.eval().requires_grad_(False) for module in modules]
             self.__dict__["teacher"], self.__dict__["teacher_top"] = teacher, teacher_top
         else:
             self.teacher = teacher
@@ -144,37 +149,37 @@ class Pair(nn.Module):
         self.state_map = state_map
 
     @property
-    def alike(self) -> bool:
-        """Whether a student's layer has the parameters of a teacher's, so that gradients can be compared."""
-        own, other = (
+    def layers_match(self) -> bool:
+        """Whether student and teacher layers have parameters of the same shapes, as momentum needs."""
+        student, teacher = (
             [parameter.shape for parameter in encoder.layers[0].parameters()]
             for encoder in (self.student, self.teacher)
         )
-        return own == other
+        return student == teacher
 
     def models(self) -> dict[str, tuple[Encoder, Top]]:
-        """The models that are computed, by name."""
+        """Encoder and top of each model that is computed, by name."""
         student = {"student": (self.student, self.top)}
         return student if self.alone else {"teacher": (self.teacher, self.teacher_top or self.top), **student}
 
-    def word_tables(self) -> list[nn.Embedding]:
-        """The word embedding tables that are learned."""
+    def word_embeddings(self) -> list[nn.Embedding]:
+        """The word embeddings that are learned."""
         encoders = (self.student,) if self.alone or self.frozen else (self.teacher, self.student)
-        return [encoder.word_table for encoder in encoders]
+        return [encoder.word_embedding for encoder in encoders]
 
     def forward(self, batch: Batch, *, states: bool = True) -> tuple[Output | None, Output]:
-        """Both models' outputs on the same texts: (teacher's, student's).
+        """Outputs of both models on the same texts: (teacher's, student's).
 
         Args:
-            states: whether the teacher's hidden states are asked for; without them a frozen one's outputs
-                come from `remembered` embeddings, where there are any.
+            states: whether the teacher's hidden states are needed. If not, a frozen teacher's outputs come
+                from `teacher_cache` where there is one.
         """
         teacher = None
         if not self.alone:
             top = self.teacher_top or self.top
             with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-                if self.remembered is not None and not states:
-                    teacher = top.answer(self.remembered.take(batch), batch)
+                if self.teacher_cache is not None and not states:
+                    teacher = top.predict(self.teacher_cache.lookup(batch), batch)
                 else:
                     teacher = self._outputs(self.teacher, top, batch)
         return teacher, self._outputs(self.student, self.top, batch, self.state_map)
@@ -183,32 +188,32 @@ class Pair(nn.Module):
         self, encoder: Encoder, top: Top, batch: Batch, state_map: nn.Linear | None = None
     ) -> Output:
         states = [
-            encoder.read(bucket.input_ids, bucket.attention_mask, projections=self._projections)
+            encoder.encode(bucket.input_ids, bucket.attention_mask, projections=self._projections)
             for bucket in batch.buckets
         ]
-        output: Output = top([found.hidden for found in states], batch)
+        output: Output = top([bucket.hidden for bucket in states], batch)
         mapped = None
         if state_map is not None:
             mapped = tuple(tuple(state_map(state) for state in bucket) for bucket in output.hidden_states)
-        projections = tuple(tuple(layer.float() for layer in found.projections) for found in states)
-        return replace(output, mapped=mapped, projections=projections)
+        projections = tuple(tuple(layer.float() for layer in bucket.projections) for bucket in states)
+        return replace(output, mapped_states=mapped, projections=projections)
 
     def train(self, mode: bool = True) -> Self:
-        """Both in training mode, but for a teacher without dropout."""
+        """Set training mode, except for a teacher without dropout."""
         super().train(mode)
         if not self._teacher_dropout:
             self.teacher.eval()
         return self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        for module in self.__dict__.get("_aside", ()):
+        for module in self.__dict__.get("_not_learning", ()):
             module._apply(fn, recurse)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
 
 def block_map(teacher_layers: int, student_layers: int) -> list[list[int]]:
-    """Teacher layers (from 1) of the block behind each student layer: [(i - 1)K + 1, ..., iK] (NewsBERT 3.2).
+    """Teacher layers (from 1) of each student layer's block: [(i - 1)K + 1, ..., iK] (NewsBERT 3.2).
 
     Raises:
         SettingsError: N does not divide NK; the message lists the depths that do.

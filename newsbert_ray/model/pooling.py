@@ -1,4 +1,4 @@
-"""Attentive pooling, the shared top's lower half (NewsBERT 3.1; Yang et al. 2016)."""
+"""Attentive pooling of tokens, and of a user's clicked news (NewsBERT 3.1; Yang et al. 2016)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class AttentivePooling(nn.Module):
-    """Tokens to one news embedding: a = softmax over tokens of q . tanh(W h + b), then the a-weighted sum."""
+    """Tokens to one embedding: a = softmax over tokens of q . tanh(W h + b), then the sum weighted by a."""
 
     def __init__(self, hidden_size: int, query_size: int) -> None:
         super().__init__()
@@ -19,9 +19,9 @@ class AttentivePooling(nn.Module):
 
         Args:
             hidden: (B, L, D).
-            attention_mask: (B, L) 1 where a token is real; each row needs one.
+            attention_mask: (B, L) 1 at real tokens; each row needs one.
         Returns:
-            (B, D). Masked positions have no share.
+            (B, D). Masked positions have weight 0.
         """
         scores = self.query(torch.tanh(self.key(hidden))).squeeze(-1)  # (B, L)
         scores = scores.float().masked_fill(attention_mask == 0, float("-inf"))

@@ -1,12 +1,12 @@
-"""What encoders of one layer over word embeddings have in common that are no Transformers."""
+"""One-layer encoders over word embeddings: a BiLSTM (Tang et al. 2019) and NRMS (Wu et al. 2019)."""
 
 from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,31 +16,40 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from newsbert_ray.model.encoder import Encoder, EncoderError, States
 
 WEIGHTS = "model.safetensors"
-E = TypeVar("E", bound="WordsEncoder")
+HEADS, HEAD_SIZE = 20, 20
+"""NRMS's attention heads (its section 3.2): 400 wide together."""
 
 
-class WordsEncoder(Encoder):
-    """Word embeddings under one layer, D wide; a subclass has the layer."""
+class WordModel(Encoder):
+    """Word embeddings followed by one layer of width D, which the subclass defines."""
 
     kind: ClassVar[str]
-    """`model_type` of its exported config.json."""
-    lacks: ClassVar[str]
-    """How its lack of attention is said."""
+    """`model_type` in the exported config.json."""
     words: nn.Embedding
 
+    def __init__(self, words: nn.Embedding, *, dropout: float) -> None:
+        """
+        Args:
+            words: (vocabulary, W) word embeddings, copied.
+            dropout: on the embeddings and on the layer's output.
+        """
+        nn.Module.__init__(self)
+        self.words = copy.deepcopy(words)
+        self.dropout = nn.Dropout(dropout)
+
     @property
-    def word_table(self) -> nn.Embedding:
-        """The word embedding table."""
+    def word_embedding(self) -> nn.Embedding:
+        """The word embeddings."""
         return self.words
 
-    def read(self, input_ids: Tensor, attention_mask: Tensor, *, projections: bool = False) -> States:
-        """Hidden states; there is no attention that a loss looks into.
+    def encode(self, input_ids: Tensor, attention_mask: Tensor, *, projections: bool = False) -> States:
+        """Hidden states.
 
         Raises:
-            EncoderError: projections are asked for.
+            EncoderError: projections are requested, which these models do not have.
         """
         if projections:
-            raise EncoderError(f"losses over attention need a Transformer; {self.lacks}")
+            raise EncoderError(f"losses on attention need a Transformer student, not {self.kind}")
         return States(self(input_ids, attention_mask))
 
     def save(self, folder: Path) -> None:
@@ -58,47 +67,21 @@ class WordsEncoder(Encoder):
         save_file({k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}, folder / WEIGHTS)
 
 
-def load_words_encoder(folder: Path, config: Mapping[str, Any], build: Callable[[nn.Embedding], E]) -> E:
-    """What `save` wrote, in evaluation mode.
+class RecurrentEncoder(WordModel):
+    """Word embeddings and one BiLSTM; its two directions together are D wide, as the teacher is."""
 
-    Args:
-        build: makes the encoder of its word table.
-    Raises:
-        KeyError, OSError, RuntimeError: it is not whole.
-    """
-    from safetensors.torch import load_file
-
-    with torch.device("meta"):
-        words = nn.Embedding(config["vocab_size"], config["embedding_size"])
-    encoder = build(words.to_empty(device="cpu"))
-    encoder.load_state_dict(load_file(folder / WEIGHTS))
-    return encoder.eval()
-
-
-BILSTM_KIND = "newsbert_bilstm"
-"""`model_type` of its exported config.json."""
-
-
-class RecurrentEncoder(WordsEncoder):
-    """Word embeddings and one BiLSTM whose two directions side by side are D wide, as the teacher is."""
-
-    kind = BILSTM_KIND
-    lacks = "a BiLSTM has none"
+    kind = "newsbert_bilstm"
 
     def __init__(self, words: nn.Embedding, hidden_size: int, *, dropout: float) -> None:
         """
         Args:
-            words: (vocabulary, W) word embeddings, copied.
             hidden_size: D, even.
-            dropout: of the embeddings, and of the LSTM's output.
         """
-        nn.Module.__init__(self)
+        super().__init__(words, dropout=dropout)
         if hidden_size % 2:
-            raise EncoderError(f"a BiLSTM of width {hidden_size}: its two directions need an even width")
+            raise EncoderError(f"a BiLSTM of width {hidden_size}: the width must be even for two directions")
         self._width = hidden_size
-        self.words = copy.deepcopy(words)
         self.lstm = nn.LSTM(words.embedding_dim, hidden_size // 2, batch_first=True, bidirectional=True)
-        self.dropout = nn.Dropout(dropout)
 
     @property
     def layers(self) -> nn.ModuleList:
@@ -111,7 +94,7 @@ class RecurrentEncoder(WordsEncoder):
         return self._width
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
-        """Word embeddings (B, L, W) and the LSTM's states (B, L, D), 0 where there is padding."""
+        """Word embeddings (B, L, W) and the LSTM's states (B, L, D), 0 at padding."""
         embedded = self.dropout(self.words(input_ids))
         lengths = attention_mask.sum(-1).cpu()
         packed = pack_padded_sequence(embedded, lengths, batch_first=True, enforce_sorted=False)
@@ -121,25 +104,8 @@ class RecurrentEncoder(WordsEncoder):
         return embedded, self.dropout(states)
 
 
-def load_recurrent(folder: Path, config: Mapping[str, Any]) -> RecurrentEncoder:
-    """What `save` wrote, in evaluation mode.
-
-    Raises:
-        KeyError, OSError, RuntimeError: it is not whole.
-    """
-    return load_words_encoder(
-        folder, config, lambda words: RecurrentEncoder(words, config["hidden_size"], dropout=0.0)
-    )
-
-
-NRMS_KIND = "newsbert_nrms"
-"""`model_type` of its exported config.json."""
-HEADS, HEAD_SIZE = 20, 20
-"""The authors' own (section 3.2); 400 wide in all."""
-
-
 class SelfAttention(nn.Module):
-    """Multi-head self-attention as NRMS has it (Eqs. 1 and 2): no output map, no residual, no norm."""
+    """NRMS's multi-head self-attention (its Eqs. 1 and 2): no output map, no residual, no norm."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -152,34 +118,26 @@ class SelfAttention(nn.Module):
 
         Args:
             states: (B, L, W).
-            mask: (B, L) 1 where there is one; each row needs one.
+            mask: (B, L) 1 at real positions; each row needs one.
         Returns:
-            (B, L, HEADS x HEAD_SIZE); masked positions are read by none.
+            (B, L, HEADS x HEAD_SIZE). Masked positions are not attended to.
         """
         query, key, value = (
-            found.view(*found.shape[:2], HEADS, HEAD_SIZE).transpose(1, 2)
-            for found in (self.query(states), self.key(states), self.value(states))
+            projected.view(*projected.shape[:2], HEADS, HEAD_SIZE).transpose(1, 2)
+            for projected in (self.query(states), self.key(states), self.value(states))
         )
-        read = scaled_dot_product_attention(query, key, value, attn_mask=mask.bool()[:, None, None, :])
-        return read.transpose(1, 2).flatten(2)
+        attended = scaled_dot_product_attention(query, key, value, attn_mask=mask.bool()[:, None, None, :])
+        return attended.transpose(1, 2).flatten(2)
 
 
-class NrmsEncoder(WordsEncoder):
-    """Word embeddings under one layer of self-attention (section 3.1)."""
+class NrmsEncoder(WordModel):
+    """Word embeddings and one layer of self-attention (NRMS, its section 3.1)."""
 
-    kind = NRMS_KIND
-    lacks = "NRMS is none"
+    kind = "newsbert_nrms"
 
     def __init__(self, words: nn.Embedding, *, dropout: float) -> None:
-        """
-        Args:
-            words: (vocabulary, W) word embeddings, copied.
-            dropout: of the embeddings, and of what attention gives.
-        """
-        nn.Module.__init__(self)
-        self.words = copy.deepcopy(words)
+        super().__init__(words, dropout=dropout)
         self.attention = SelfAttention(words.embedding_dim)
-        self.dropout = nn.Dropout(dropout)
 
     @property
     def layers(self) -> nn.ModuleList:
@@ -197,10 +155,24 @@ class NrmsEncoder(WordsEncoder):
         return embedded, self.dropout(self.attention(embedded, attention_mask))
 
 
-def load_nrms(folder: Path, config: Mapping[str, Any]) -> NrmsEncoder:
-    """What `save` wrote, in evaluation mode.
+WORD_MODELS = (RecurrentEncoder.kind, NrmsEncoder.kind)
+
+
+def load_word_model(folder: Path, config: Mapping[str, Any]) -> WordModel:
+    """The word model that `save` wrote, in evaluation mode.
 
     Raises:
-        KeyError, OSError, RuntimeError: it is not whole.
+        KeyError, OSError, RuntimeError: a file is incomplete.
     """
-    return load_words_encoder(folder, config, lambda words: NrmsEncoder(words, dropout=0.0))
+    from safetensors.torch import load_file
+
+    with torch.device("meta"):
+        words = nn.Embedding(config["vocab_size"], config["embedding_size"])
+    words = words.to_empty(device="cpu")
+    encoder: WordModel
+    if config["model_type"] == RecurrentEncoder.kind:
+        encoder = RecurrentEncoder(words, config["hidden_size"], dropout=0.0)
+    else:
+        encoder = NrmsEncoder(words, dropout=0.0)
+    encoder.load_state_dict(load_file(folder / WEIGHTS))
+    return encoder.eval()

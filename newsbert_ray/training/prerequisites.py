@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from newsbert_ray.data.reading import TrainingSchedule
     from newsbert_ray.data.shards import Manifest, Split
     from newsbert_ray.evaluation.encoding import Scores
-    from newsbert_ray.model.pair import Pair, Remembered
+    from newsbert_ray.model.pair import EmbeddingCache, Pair
     from newsbert_ray.world import World
 
 
@@ -170,9 +170,9 @@ def teacher_scores(settings: TrainSettings, manifest: Manifest) -> dict[Split, S
     return {"validation": {"teacher": record.metrics["validation"]["student"]}}
 
 
-def remembered(
+def cached_teacher(
     pair: Pair, settings: TrainSettings, manifest: Manifest, schedule: TrainingSchedule, world: World
-) -> Remembered | None:
+) -> EmbeddingCache | None:
     """A frozen teacher's embeddings of every text that training may name, each made once, and kept beside the
     teacher for other runs; None where every stage looks into the teacher, or none is frozen.
 
@@ -182,7 +182,7 @@ def remembered(
     from newsbert_ray.data.reading import trained_texts
     from newsbert_ray.data.shards import read_texts
     from newsbert_ray.evaluation.encoding import encode_texts
-    from newsbert_ray.model.pair import Remembered
+    from newsbert_ray.model.pair import EmbeddingCache
     from newsbert_ray.training.step import needs_states
 
     if not pair.frozen or all(map(needs_states, settings.distill.stages)):
@@ -200,7 +200,7 @@ def remembered(
             _keep(kept, found)
     places = torch.zeros(len(table), dtype=torch.int64)
     places[torch.from_numpy(rows)] = torch.arange(len(rows))
-    return Remembered(places.to(world.device), found.to(world.device))
+    return EmbeddingCache(places.to(world.device), found.to(world.device))
 
 
 def _kept_file(settings: TrainSettings, manifest: Manifest, rows: npt.NDArray[np.integer]) -> Path:

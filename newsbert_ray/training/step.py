@@ -65,7 +65,7 @@ def build_learner(pair: Pair, settings: TrainSettings, *, total_steps: int, worl
     adam = torch.optim.Adam(
         groups, betas=(optimizer.beta1, optimizer.beta2), eps=optimizer.epsilon, fused=True
     )
-    tables = [table for table in pair.word_tables() if table.weight.requires_grad]
+    tables = [table for table in pair.word_embeddings() if table.weight.requires_grad]
     gradients = TableGradients(tables, world_size=world_size)
     return Learner(pair, pair, adam, settings, total_steps, gradients, world_size)
 
@@ -123,7 +123,7 @@ def train_step(
             "optimizer.clip_norm, and another --out"
         )
     learner.tables.gather()
-    comparable = weights.teacher_task > 0 and learner.pair.alike
+    comparable = weights.teacher_task > 0 and learner.pair.layers_match
     found_statistics = _block_numbers(learner) if statistics and comparable else {}
     apply_momentum(learner.pair.student.layers, learner.pair.teacher.layers, beta=settings.distill.beta)
     if settings.optimizer.clip_norm is not None:

@@ -28,7 +28,7 @@ from newsbert_ray.telemetry import EventLog, RunMeters
 from newsbert_ray.training.checkpoint import Progress, learner_tensors, load_tensors, resume
 from newsbert_ray.training.journal import Journal, both
 from newsbert_ray.training.loop import Report, never, run_loop
-from newsbert_ray.training.prerequisites import remembered, teacher_scores
+from newsbert_ray.training.prerequisites import cached_teacher, teacher_scores
 from newsbert_ray.training.step import Learner, build_learner
 from newsbert_ray.world import World
 
@@ -66,7 +66,7 @@ def run_worker(
         tell(f"going on from step {progress.step} of {schedule.total_steps}")
     if not world.is_rank_zero:
         progress.sums = dict.fromkeys(progress.sums, 0.0)
-    learner.pair.remembered = remembered(learner.pair, settings, manifest, schedule, world)
+    learner.pair.teacher_cache = cached_teacher(learner.pair, settings, manifest, schedule, world)
     journal = Journal(run, done=progress.step) if world.is_rank_zero else None
     log, meters = EventLog(run), RunMeters(run)
     if world.is_rank_zero:

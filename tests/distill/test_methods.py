@@ -237,7 +237,7 @@ def test_a_frozen_teachers_outputs_are_made_once_a_text(
         patch.setattr("newsbert_ray.model.pair.Pair._outputs", _student_alone)
         train(settings.model_copy(update={"out": str(tmp_path / "second")}), quiet=True, teachers=teachers)
 
-    monkeypatch.setattr("newsbert_ray.training.worker.remembered", lambda *_: None)
+    monkeypatch.setattr("newsbert_ray.training.worker.cached_teacher", lambda *_: None)
     plain = train(settings.model_copy(update={"out": str(tmp_path / "plain")}), quiet=True, teachers=teachers)
     for mine, theirs in zip(kept.curve, plain.curve, strict=True):
         assert mine["train"] == pytest.approx(theirs["train"], rel=1e-4)

@@ -59,9 +59,9 @@ def test_it_comes_back_as_it_was_written(encoder: NrmsEncoder, tmp_path: Path) -
     assert isinstance(again, NrmsEncoder)
     assert not again.training
     torch.testing.assert_close(again(IDS, MASK)[1], encoder(IDS, MASK)[1])
-    assert (again.hidden_size, len(again.layers), again.word_table.num_embeddings) == (400, 1, 20)
-    with pytest.raises(EncoderError, match="NRMS is none"):
-        encoder.read(IDS, MASK, projections=True)
+    assert (again.hidden_size, len(again.layers), again.word_embedding.num_embeddings) == (400, 1, 20)
+    with pytest.raises(EncoderError, match="need a Transformer student"):
+        encoder.encode(IDS, MASK, projections=True)
 
 
 def test_a_user_is_what_was_clicked_and_nothing_else() -> None:
@@ -96,7 +96,7 @@ def test_glove_trains_over_the_shards_vectors(
     np.save(data / VECTORS, table)
     settings = make_settings(method="glove", task=task, data=str(data), epochs=1, **{"student.layers": 1})
     pair = assemble_pair(settings, read_manifest(data))
-    assert torch.equal(pair.student.word_table.weight, torch.from_numpy(table))
+    assert torch.equal(pair.student.word_embedding.weight, torch.from_numpy(table))
     kind = "nrms" if task == "recommendation" else "transformer"
     assert (settings.student.kind, type(pair.student) is NrmsEncoder) == (kind, kind == "nrms")
     record = train(settings, quiet=True)

@@ -122,7 +122,7 @@ def test_weights_of_other_names_are_refused(tmp_path: Path) -> None:
         name.replace("layer.1.attention.self.query", "other"): value for name, value in weights.items()
     }
     save_file(renamed, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(EncoderError, match="2 of its weights are not in its file"):
+    with pytest.raises(EncoderError, match="2 weights are missing from its file"):
         load_encoder(str(tmp_path), model=ModelSettings(), scratch=ScratchSettings(), vocabulary=50)
     (tmp_path / "model.safetensors").write_bytes(b"cut")
     with pytest.raises(EncoderError, match="cannot be loaded as safetensors"):
@@ -166,13 +166,13 @@ def test_projections_are_those_of_the_attention(tmp_path: Path, kind: str) -> No
     ids, mask = torch.tensor([[2, 9, 3], [4, 5, 0]]), torch.tensor([[1, 1, 1], [1, 1, 0]])
     encoder(ids, mask)
     hooks = [len(module._forward_hooks) for module in encoder.modules()]
-    found = encoder.read(ids, mask, projections=True)
+    found = encoder.encode(ids, mask, projections=True)
     assert [len(module._forward_hooks) for module in encoder.modules()] == hooks
     expected = eager(input_ids=ids, attention_mask=mask, output_attentions=True).attentions
     for layer, maps in zip(found.projections, expected, strict=True):
         scores = relation(layer.query, layer.key).masked_fill(mask[:, None, None] == 0, -1e9)
         torch.testing.assert_close(torch.softmax(scores, -1), maps)
-    assert encoder.read(ids, mask).projections == ()
+    assert encoder.encode(ids, mask).projections == ()
 
 
 def test_a_small_vocabulary_is_refused(tmp_path: Path) -> None:
@@ -183,7 +183,7 @@ def test_a_small_vocabulary_is_refused(tmp_path: Path) -> None:
         vocab_size=50, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=8
     )
     BertModel(config).save_pretrained(tmp_path)
-    with pytest.raises(EncoderError, match="knows 50 tokens, the shards use 51"):
+    with pytest.raises(EncoderError, match="has 50 tokens, the shards use 51"):
         load_encoder(str(tmp_path), model=ModelSettings(), scratch=ScratchSettings(), vocabulary=51)
 
 

@@ -39,20 +39,20 @@ def test_a_written_encoder_is_read_again(encoder: RecurrentEncoder, tmp_path: Pa
     assert isinstance(again, RecurrentEncoder)
     assert not again.training
     torch.testing.assert_close(again(IDS, MASK)[1], encoder(IDS, MASK)[1])
-    assert (again.hidden_size, len(again.layers), again.word_table.num_embeddings) == (6, 1, 20)
+    assert (again.hidden_size, len(again.layers), again.word_embedding.num_embeddings) == (6, 1, 20)
 
 
 def test_its_words_are_its_own(encoder: RecurrentEncoder) -> None:
     """They start as the teacher's and must not drag those along."""
     words = nn.Embedding(20, 4)
     own = RecurrentEncoder(words, 6, dropout=0.0)
-    assert torch.equal(own.word_table.weight, words.weight)
-    assert own.word_table.weight.data_ptr() != words.weight.data_ptr()
+    assert torch.equal(own.word_embedding.weight, words.weight)
+    assert own.word_embedding.weight.data_ptr() != words.weight.data_ptr()
 
 
 def test_what_it_has_not_is_said(encoder: RecurrentEncoder) -> None:
     """Attention, and a half of an odd width."""
-    with pytest.raises(EncoderError, match="a BiLSTM has none"):
-        encoder.read(IDS, MASK, projections=True)
-    with pytest.raises(EncoderError, match="even width"):
+    with pytest.raises(EncoderError, match="need a Transformer student"):
+        encoder.encode(IDS, MASK, projections=True)
+    with pytest.raises(EncoderError, match="must be even"):
         RecurrentEncoder(nn.Embedding(20, 4), 7, dropout=0.0)

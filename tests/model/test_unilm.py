@@ -202,7 +202,7 @@ def test_attention_losses_see_the_bias(tmp_path: Path) -> None:
     encoder = load(write(tmp_path, checkpoint(joined=False)))
     assert isinstance(encoder, UniLMEncoder)
     with torch.no_grad():
-        layer = encoder.read(IDS, MASK, projections=True).projections[0]
+        layer = encoder.encode(IDS, MASK, projections=True).projections[0]
         plain = layer._replace(bias=None)
         added = attention_scores(layer) - attention_scores(plain)
     torch.testing.assert_close(added[0], encoder.position_bias(IDS.shape[1]), rtol=1e-4, atol=1e-5)
@@ -216,7 +216,7 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
         load(write(tmp_path / "lost", weights))
     folder = write(tmp_path / "sizes", checkpoint(joined=True))
     (folder / "config.json").write_text("{}")
-    with pytest.raises(EncoderError, match="does not tell the sizes of UniLMv2"):
+    with pytest.raises(EncoderError, match="lacks UniLMv2's sizes"):
         load(folder)
 
 
@@ -238,5 +238,5 @@ def test_a_pair_learns_from_it(make_settings: MakeSettings, tmp_path: Path) -> N
     written = load_file(Path(settings.out) / "student" / "model.safetensors")
     assert "bert.rel_pos_bias.weight" in written
     pair = assemble_pair(settings, manifest)
-    assert pair.alike
+    assert pair.layers_match
     assert isinstance(pair.student, UniLMEncoder)
