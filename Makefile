@@ -43,6 +43,14 @@ check: lint docs ## Lint, types, documentation and the quick tests, on all cores
 test: check ## Everything in check, and the tests that start Ray or take long.
 	$(BIN)/pytest -m "ray or slow"
 
+wheel: $(READY) ## Build a wheel, install it into an empty environment and run a small demo there.
+	rm -rf build dist
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+	$(BIN)/python -m tests.try_wheel dist/*.whl
+
+check-lowest: $(READY) ## Run the quick tests with the lowest allowed version of each dependency.
+	$(BIN)/python -m tests.check_lowest
+
 bench: $(READY) ## Every benchmark of tests/benchmarks, one after the other.
 	@set -e; for file in tests/benchmarks/bench_*.py; do name=$$(basename $$file .py); echo "== $$name"; $(BIN)/python -m tests.benchmarks.$$name; done
 
@@ -50,5 +58,5 @@ soak: $(READY) ## Break a cluster of this machine at random under a sweep, and c
 	$(BIN)/python -m tests.benchmarks.soak_cluster --faults 20 --seed 1 --news 5000 --epochs 6 --out soak
 
 clean: ## Remove what the demo, the benchmarks and the tools wrote; .venv stays.
-	rm -rf demo bench soak build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf demo bench soak build dist docs/_build docs/reference .lowest .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find newsbert_ray tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -22,15 +22,15 @@ from newsbert_ray.verbs import VERBS
 _SETTINGS = """\
 # Settings
 
-Every setting is a flag (`--distill.beta 0.1`), a key in a YAML file (`--config run.yaml`) and an argument of the
-settings classes in Python. Defaults are the paper's values where the paper gives one. This page is generated from
-`newsbert_ray/config.py`.
+Every setting is a flag (`--distill.beta 0.1`), a key in a YAML file (`--config run.yaml`) and an argument of
+the settings classes in Python. Defaults are the paper's values where the paper gives one. This page is
+generated from `newsbert_ray/config.py`.
 """
 _COMMAND_LINE = """\
 # Command line
 
-The text below is what `newsbert-ray VERB --help-all` prints; `--help` prints the settings that most people need.
-Add `--debug` to any command to see the Python traceback of an error.
+The text below is what `newsbert-ray VERB --help-all` prints; `--help` prints the settings that most people
+need. Add `--debug` to any command to see the Python traceback of an error.
 """
 _PYTHON = """\
 # Python
@@ -41,7 +41,7 @@ docstrings.
 
 
 def write_pages(folder: Path) -> None:
-    """Write settings.md, command_line.md and python.md into `folder`; unchanged pages keep their time stamp."""
+    """Write settings.md, command_line.md and python.md into `folder`; unchanged pages are not touched."""
     folder.mkdir(exist_ok=True)
     pages = {
         "settings.md": settings_page(),

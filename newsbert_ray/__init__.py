@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from newsbert_ray.training.run import train
     from newsbert_ray.tune.sweep import sweep
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _ROOMS = {
     "PrepareSettings": "config",

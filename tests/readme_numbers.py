@@ -1,12 +1,15 @@
-"""The tables of README.md and search_spaces/results/README.md, made from the records that the repository
-keeps: `python -m tests.readme_numbers` writes them anew, `tests/test_readme.py` asks whether they still
-stand.
+"""Generates the tables of README.md and docs/ from the records in search_spaces/results.
 
-A table stands between `<!-- FILE: WHICH -->` and `<!-- end -->`: a file of search_spaces/results, or several
-joined by `+`, and how the caption of one of their report's tables begins, or `against SETTING=VALUE` for its
-table of differences to that; `bench` of what `newsbert-ray bench` wrote (bench.json), `times` the least of
-it; `lines` of what a benchmark printed, a row a line, `lines NAME ...` those of its figures that are named,
-from the lines that have any of them (`a/b` is b in a).
+`python -m tests.readme_numbers` rewrites the pages; tests/test_readme.py checks that they are up to date.
+A table is between `<!-- FILE: KIND -->` and `<!-- end -->`. FILE is a file of search_spaces/results, or
+several joined by `+`. KIND is one of:
+
+- the beginning of the caption of a table of the report; `results` is the table without a caption
+- `against SETTING=VALUE`: the report's table of differences to this value
+- `bench`: what `newsbert-ray bench` wrote to bench.json; `times`: the most important columns of it
+- `lines`: the lines that a benchmark printed, one row each; `lines NAME ...`: these columns, and the lines
+  that have one of them (`a/b` is b inside a)
+- `headline`: one sentence on the quality and speed of NewsBERT's student
 """
 
 from __future__ import annotations
@@ -15,8 +18,10 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
+from newsbert_ray.record import RunRecord
 from newsbert_ray.reporting.page import Table, block_markdown
 from newsbert_ray.reporting.records import read_kept
 from newsbert_ray.reporting.report import runs_page
@@ -25,15 +30,15 @@ from newsbert_ray.serving.bench import Timing, timings_table
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "search_spaces" / "results"
-PAGES = (ROOT / "README.md", RESULTS / "README.md")
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 BLOCK = re.compile(r"(<!-- (\S+\.jsonl?): ([^>]*?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 _SHORT = ("model", "threads", "titles/s", "ms p50", "times", "promised")
 
 
-def filled(text: str) -> str:
-    """`text` with each table as its records make it now."""
-    return BLOCK.sub(lambda found: f"{found[1]}{_table(found[2], found[3])}\n{found[4]}", text)
+def fill_tables(text: str) -> str:
+    """`text` with every table generated again from its records."""
+    return BLOCK.sub(lambda match: f"{match[1]}{_table(match[2], match[3])}\n{match[4]}", text)
 
 
 def _table(file: str, which: str) -> str:
@@ -42,18 +47,36 @@ def _table(file: str, which: str) -> str:
     if which.split()[0] == "lines":
         return _lines((RESULTS / file).read_text(encoding="utf-8").splitlines(), which.split()[1:])
     records = [record for name in file.split("+") for record in read_kept(RESULTS / name)]
+    if which == "headline":
+        return _headline(records)
     base = read_against(which.removeprefix("against ")) if which.startswith("against ") else None
     page = runs_page(records, {}, against=base)
     tables = [block for section in page.sections for block in section.blocks if isinstance(block, Table)]
     wanted = f"Difference to {base}" if base else "" if which == "results" else which
-    found = [table for table in tables if (table.caption.startswith(wanted) if wanted else not table.caption)]
-    if len(found) != 1:
-        raise ValueError(f"{file}: {len(found)} tables whose caption begins with {which!r}")
-    return block_markdown(found[0])
+    matches = [t for t in tables if (t.caption.startswith(wanted) if wanted else not t.caption)]
+    if len(matches) != 1:
+        raise ValueError(f"{file}: {len(matches)} tables whose caption begins with {which!r}")
+    return block_markdown(matches[0])
+
+
+def _headline(records: list[RunRecord]) -> str:
+    """Mean test accuracy and speed of NewsBERT's student compared with its teacher."""
+    runs = [record for record in records if record.settings["method"] == "newsbert"]
+    teacher, student = (
+        mean(run.metrics["test"][model]["accuracy"] for run in runs) for model in ("teacher", "student")
+    )
+    times = mean(run.metrics["speed"]["times_teacher"] for run in runs)
+    (layers,) = {run.settings["student"]["layers"] for run in runs}
+    teacher_layers = sum(map(len, runs[0].layer_map))
+    return (
+        f"**On MIND titles, a student of {layers} layer keeps {student / teacher:.0%} of the accuracy of its "
+        f"{teacher_layers}-layer teacher\n({student:.1%} of {teacher:.1%}) and encodes {times:.1f} times "
+        f"as many titles per second** (means of {len(runs)} seeds, CPU)."
+    )
 
 
 def _bench(kept: dict[str, Any], *, short: bool) -> str:
-    """What was measured, and on what; in `short` how many times as fast each is."""
+    """The table of bench.json, with the hardware in its caption; `short` has the columns _SHORT only."""
     table = timings_table([Timing(**timing) for timing in kept["timings"]])
     hardware = kept["hardware"]
     caption = (
@@ -61,17 +84,17 @@ def _bench(kept: dict[str, Any], *, short: bool) -> str:
         f"rounds, {hardware.get('processor')}, torch {kept['versions'].get('torch')}."
     )
     if short:
-        places = [table.head.index(name) for name in _SHORT]
-        rows = tuple(tuple(row[place] for place in places) for row in table.rows)
+        columns = [table.head.index(name) for name in _SHORT]
+        rows = tuple(tuple(row[column] for column in columns) for row in table.rows)
         table = replace(table, head=_SHORT, rows=rows, caption="")
     return block_markdown(replace(table, caption=f"{caption} {table.caption}".strip()))
 
 
 def _lines(lines: list[str], wanted: list[str]) -> str:
-    """A row a line, a column a figure; of those `wanted`, if any are, and of the lines that have one."""
-    found = [(str(line.pop("figure")), _flat(line)) for line in map(json.loads, lines)]
-    names = wanted or list(found[0][1])
-    rows = [(figure, line) for figure, line in found if any(name in line for name in names)]
+    """One row for each line, one column for each of the `wanted` values (all values if empty)."""
+    figures = [(str(line.pop("figure")), _flatten(line)) for line in map(json.loads, lines)]
+    names = wanted or list(figures[0][1])
+    rows = [(figure, line) for figure, line in figures if any(name in line for name in names)]
     if missing := [name for name in names if not any(name in line for _, line in rows)]:
         raise ValueError(f"no line has {', '.join(missing)}")
     head = ("", *(name.replace("/", " ").replace("_", " ") for name in names))
@@ -79,11 +102,11 @@ def _lines(lines: list[str], wanted: list[str]) -> str:
     return block_markdown(Table(head, cells, words=1, caption=""))
 
 
-def _flat(line: dict[str, Any], before: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _flatten(line: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
     for name, value in line.items():
-        found |= _flat(value, f"{before}{name}/") if isinstance(value, dict) else {before + name: value}
-    return found
+        flat |= _flatten(value, f"{prefix}{name}/") if isinstance(value, dict) else {prefix + name: value}
+    return flat
 
 
 def _cell(value: Any) -> str:
@@ -98,4 +121,4 @@ def _cell(value: Any) -> str:
 
 if __name__ == "__main__":
     for page in PAGES:
-        page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")
+        page.write_text(fill_tables(page.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,9 +1,13 @@
-"""What the README and the Makefile tell people to type is understood, and what they name is there."""
+"""README.md, docs/ and the Makefile: commands parse, named files exist, numbers come from records."""
 
 from __future__ import annotations
 
+import ast
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,98 +15,205 @@ import pytest
 from newsbert_ray.config import PrepareSettings, TrainSettings, dotted_names
 from newsbert_ray.flags import values_from
 from newsbert_ray.verbs import VERBS
-from tests.readme_numbers import BLOCK, PAGES, RESULTS, filled
+from tests.readme_numbers import BLOCK, RESULTS, fill_tables
+from tests.readme_numbers import PAGES as PAGES_WITH_TABLES
 
 ROOT = Path(__file__).parents[1]
-README, MEASURED = (page.read_text(encoding="utf-8") for page in PAGES)
-BOTH = README + MEASURED
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
+    for path in [
+        *PAGES_WITH_TABLES,
+        *(ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md", "cluster/README.md")),
+        RESULTS / "README.md",
+    ]
+}
+SEARCH_SPACES = {
+    str(path.relative_to(ROOT)): "\n".join(
+        line.removeprefix("#").strip() for line in path.read_text(encoding="utf-8").splitlines()
+    )
+    for path in sorted((ROOT / "search_spaces").glob("*.yaml"))
+}
 
 
-def _typed() -> list[list[str]]:
-    """The words of every command line in the README's shell blocks and the Makefile's recipes."""
-    blocks = re.findall(r"```sh\n(.*?)```", BOTH, flags=re.DOTALL)
-    recipes = re.findall(r"^\t(.+)$", MAKEFILE, flags=re.MULTILINE)
-    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()] + recipes
-    inline = re.findall(r"`(newsbert-ray [^`]+)`", BOTH)
-    return [shlex.split(line, comments=True) for line in [*lines, *inline] if "newsbert-ray " in line]
+def _shell_lines(page: str) -> list[str]:
+    blocks = re.findall(r"```sh\n(.*?)```", page, flags=re.DOTALL)
+    return [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
 
 
-COMMANDS = [words for words in _typed() if words[0].endswith("newsbert-ray")]
+def _commands() -> list[tuple[str, list[str]]]:
+    """Every `newsbert-ray` command of the pages and of the Makefile: where it is, and its words."""
+    lines = [(name, line) for name, page in PAGES.items() for line in _shell_lines(page)]
+    lines += [
+        (name, line)
+        for name, page in PAGES.items()
+        for line in re.findall(r"`(newsbert-ray [^`]+)`", page.replace("\n", " "))
+    ]
+    lines += [("Makefile", line) for line in re.findall(r"^\t(.+)$", MAKEFILE, flags=re.MULTILINE)]
+    commands = []
+    for name, line in lines:
+        if "newsbert-ray " not in line:
+            continue
+        words = shlex.split(line, comments=True)
+        program = [index for index, word in enumerate(words) if word.endswith("newsbert-ray")]
+        if program and words[program[-1] + 1 :]:
+            commands.append((name, words[program[-1] + 1 :]))
+    return commands
 
 
-@pytest.mark.parametrize("words", COMMANDS, ids=[f"{n} {words[1]}" for n, words in enumerate(COMMANDS)])
-def test_command_is_understood(words: list[str]) -> None:
-    """A command copied from the README must not end in `unknown setting`."""
-    _, verb, *rest = words
+COMMANDS = _commands()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [words for _, words in COMMANDS],
+    ids=[f"{n} {name} {w[0]}" for n, (name, w) in enumerate(COMMANDS)],
+)
+def test_command_parses(words: list[str]) -> None:
+    """A command copied from a page must not end in `unknown setting`."""
+    verb, *rest = words
+    if verb in ("VERB", "--help"):
+        return
     assert verb in VERBS
-    if rest and rest != ["--help"]:
-        values_from(verb, rest)
+    if not rest or {"--help", "--help-all", "--print_config"} & set(rest) or "..." in rest:
+        return
+    job = values_from(verb, rest).get("command", [])
+    if job:
+        assert job[0] in set(VERBS) - {"submit"}
+        values_from(job[0], job[1:])
 
 
-@pytest.mark.parametrize("page", [README, MEASURED], ids=["README", "results"])
-def test_tables_are_what_the_kept_records_make(page: str) -> None:
-    """A number typed by hand, or one that an older program made, is no measurement; after a change of the
-    report's form: python -m tests.readme_numbers."""
-    assert BLOCK.findall(page)
-    assert filled(page) == page
+def test_commands_are_extracted() -> None:
+    """Pages written in another form would make the test above test nothing."""
+    verbs = {words[0] for _, words in COMMANDS}
+    assert set(VERBS) <= verbs
+    assert len(COMMANDS) > 60
 
 
-def test_links_lead_somewhere() -> None:
-    """To files of the repository, and to headings of the page of measurements."""
-    headings = re.findall(r"^#+ (.+)$", MEASURED, flags=re.MULTILINE)
-    anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
-    for page, text in zip(PAGES, (README, MEASURED), strict=True):
-        for link in re.findall(r"\]\((?!https?:)([^)]+)\)", text):
-            place, _, anchor = link.partition("#")
-            assert not place or (page.parent / place).exists(), link
-            assert not anchor or anchor in anchors, link
+@pytest.mark.parametrize("path", PAGES_WITH_TABLES, ids=lambda path: path.name)
+def test_tables_match_the_kept_records(path: Path) -> None:
+    """No number is typed by hand. After a change of the report: python -m tests.readme_numbers."""
+    page = path.read_text(encoding="utf-8")
+    assert fill_tables(page) == page
+
+
+def test_tables_are_extracted() -> None:
+    """Markers in another form would make the test above test nothing."""
+    assert {path.name for path in PAGES_WITH_TABLES if BLOCK.search(path.read_text(encoding="utf-8"))} == {
+        "README.md",
+        "results.md",
+        "serving.md",
+    }
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_links_resolve(name: str) -> None:
+    """Links to files of the repository; reference pages are generated by `make docs`."""
+    for link in re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", PAGES[name]):
+        path = (ROOT / name).parent / link
+        assert path.exists() or path.parent.name == "reference", link
+
+
+def test_readme_is_short() -> None:
+    """Everything else belongs in docs/."""
+    assert len(README.splitlines()) <= 200
 
 
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json*")), ids=lambda path: path.name)
-def test_kept_records_are_small_and_tell_no_place(path: Path) -> None:
-    """Kept files are for the numbers alone."""
+def test_kept_records_are_small_and_without_local_paths(path: Path) -> None:
+    """Kept files hold numbers only."""
     text = path.read_text(encoding="utf-8")
     assert len(text) < 500_000
     assert not re.search(r"/(?:tmp|root|home|work|Users)/", text)
 
 
-def test_commands_were_found() -> None:
-    """A README written in another form would make the test above test nothing."""
-    assert {"prepare", "train", "sweep", "evaluate", "report", "synthesize"} <= {
-        words[1] for words in COMMANDS
+TARGETS = sorted(
+    {
+        target
+        for page in PAGES.values()
+        for target in re.findall(r"(?:`|^)make ([a-z-]+)", page, flags=re.MULTILINE)
     }
-
-
-@pytest.mark.parametrize(
-    "target", sorted(set(re.findall(r"(?:`|^)make ([a-z]+)", README, flags=re.MULTILINE)))
 )
-def test_make_target_is_there(target: str) -> None:
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_make_target_exists(target: str) -> None:
     """`make demo` is the first thing that anybody types."""
     assert re.search(rf"^{target}:", MAKEFILE, flags=re.MULTILINE)
 
 
-PATHS = sorted(set(re.findall(r"(?<![\w/.])\w[\w/-]*/[\w-]+\.(?:py|yaml)", BOTH + MAKEFILE)))
+NAMED_FILES = sorted(
+    {
+        path
+        for text in (*PAGES.values(), *SEARCH_SPACES.values(), MAKEFILE)
+        for path in re.findall(r"(?<![\w/.:-])\w[\w/-]*/[\w-]+\.(?:py|yaml|md)\b", text)
+        if "VERB" not in path and not path.startswith(("reference/", "OUT/"))
+    }
+)
 
 
-@pytest.mark.parametrize("path", PATHS)
-def test_named_file_is_there(path: str) -> None:
-    """A table that points at a moved file sends its reader away."""
-    assert (ROOT / path).exists()
+@pytest.mark.parametrize("path", NAMED_FILES)
+def test_named_file_exists(path: str) -> None:
+    """A page must not name a moved file. Paths inside the package may leave out its name."""
+    assert (ROOT / path).exists() or (ROOT / "newsbert_ray" / path).exists()
 
 
 def test_named_settings_exist() -> None:
-    """The table from the paper to the code is only worth its accuracy."""
+    """The table from the paper to the code is only useful if it is right."""
     known = {*dotted_names(TrainSettings), *dotted_names(PrepareSettings)}
     groups = {name.rpartition(".")[0] for name in known}
-    table = README.partition("## From the paper to the code")[2].partition("##")[0]
+    table = PAGES["docs/design.md"].partition("## From the paper to the code")[2].partition("##")[0]
     cells = [line.split("|")[2] for line in table.splitlines() if line.startswith("|")][2:]
     named = {name for cell in cells for name in re.findall(r"`([\w.]+)`", cell)}
     assert named
     assert named <= known | groups
 
 
-def test_readme_opens_with_the_two_commands() -> None:
-    """Everything else can be looked up; these two must be seen at once."""
-    first = README.partition("```sh\n")[2].partition("```")[0].splitlines()
-    assert [line.split()[:2] for line in first] == [["make", "demo"], ["make", "test"]]
+@pytest.mark.parametrize("name", [name for name, page in PAGES.items() if "```python" in page])
+def test_python_is_valid(name: str) -> None:
+    """A snippet that does not compile was never run."""
+    for block in re.findall(r"```python\n(.*?)```", PAGES[name], flags=re.DOTALL):
+        ast.parse(block)
+
+
+SMALLER = ["--vary", "student.layers=1", "--vary", "distill.beta=0,0.3", "--vary", "seeds=0", "--epochs", "1"]
+"""Flags that make the README's sweep shorter in the test."""
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+def test_readme_runs(tmp_path: Path) -> None:
+    """The README's first commands and its Python snippet, from an empty folder; output as printed there."""
+    (tmp_path / "search_spaces").symlink_to(ROOT / "search_spaces")
+    first_block = re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)[0]
+    lines = [shlex.split(line)[1:] for line in first_block.splitlines() if line.startswith("newsbert-ray")]
+    printed = ""
+    for words in lines:
+        printed += _run(
+            "-m", "newsbert_ray.cli", *words, *(SMALLER if words[0] == "sweep" else []), folder=tmp_path
+        )
+    shown = re.findall(r"```text\n(.*?)```", README, flags=re.DOTALL)[0]
+    actual = set(map(_without_numbers, printed.splitlines()))
+    assert [line for line in shown.splitlines() if _without_numbers(line) not in actual] == []
+    snippet = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)[0]
+    assert 0 < float(_run("-c", snippet, folder=tmp_path).splitlines()[-1]) <= 1
+
+
+def _run(*words: str, folder: Path) -> str:
+    done = subprocess.run(
+        [sys.executable, *words],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "110", "RAY_ADDRESS": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def _without_numbers(line: str) -> str:
+    return " ".join(re.sub(r"\d[\d.,:]*", "#", line).replace("[>", "").split())

@@ -1,0 +1,40 @@
+"""Installs a wheel into an empty environment and runs a small demo from there: `make wheel`."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+ROOT = Path(__file__).parents[1]
+DEMO = """
+newsbert-ray synthesize --news 2000 --out corpus
+newsbert-ray prepare --source corpus/synthetic_train --source corpus/synthetic_dev --teacher scratch --out shards
+newsbert-ray sweep demo --data shards --teacher scratch --vary seeds=0 --vary distill.beta=0,0.3 --out sweep
+newsbert-ray report sweep --out report
+newsbert-ray doctor --data shards --teacher scratch --out .
+"""
+
+
+def main(wheel: Path) -> None:
+    """Fails if a command fails, or if the package is not the one of the wheel."""
+    with TemporaryDirectory(prefix="newsbert-wheel-") as name:
+        folder = Path(name)
+        venv.create(folder / "venv", with_pip=True)
+        programs = folder / "venv" / "bin"
+        pip = [str(programs / "python"), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+        subprocess.run([*pip, "-c", str(ROOT / "constraints.txt"), str(wheel)], check=True)
+        environment = {**os.environ, "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
+        environment.pop("PYTHONPATH", None)
+        for command in DEMO.strip().splitlines():
+            print("$", command, flush=True)
+            subprocess.run(command.split(), cwd=folder, env=environment, check=True)
+        assert (folder / "report" / "report.html").exists()
+    print(f"{wheel.name}: installed into an empty environment, the demo ran")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]).resolve())
