@@ -10,13 +10,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 ROOT = Path(__file__).parents[1]
-DEMO = """
-newsbert-ray synthesize --news 2000 --out corpus
-newsbert-ray prepare --source corpus/synthetic_train --source corpus/synthetic_dev --teacher scratch --out shards
-newsbert-ray sweep demo --data shards --teacher scratch --vary seeds=0 --vary distill.beta=0,0.3 --out sweep
-newsbert-ray report sweep --out report
-newsbert-ray doctor --data shards --teacher scratch --out .
-"""
+SOURCES = "--source corpus/synthetic_train --source corpus/synthetic_dev"
+DEMO = (
+    "newsbert-ray synthesize --news 2000 --out corpus",
+    f"newsbert-ray prepare {SOURCES} --teacher scratch --out shards",
+    "newsbert-ray sweep demo --data shards --vary seeds=0 --vary student.layers=1 --out sweep",
+    "newsbert-ray report sweep --out report",
+)
 
 
 def main(wheel: Path) -> None:
@@ -29,7 +29,7 @@ def main(wheel: Path) -> None:
         subprocess.run([*pip, "-c", str(ROOT / "constraints.txt"), str(wheel)], check=True)
         environment = {**os.environ, "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
         environment.pop("PYTHONPATH", None)
-        for command in DEMO.strip().splitlines():
+        for command in DEMO:
             print("$", command, flush=True)
             subprocess.run(command.split(), cwd=folder, env=environment, check=True)
         assert (folder / "report" / "report.html").exists()
