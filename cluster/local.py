@@ -115,7 +115,6 @@ class LocalCluster:
 
     def add_node(self, *, cpus: int = 1, resources: Mapping[str, float] | None = None) -> Node:
         """Start a node and wait until the cluster counts it."""
-        # `ray start` refuses a second node on a loopback; Ray's own class starts one all the same.
         command = [sys.executable, "-c", _NODE, self.address, str(cpus), json.dumps(dict(resources or {}))]
         node = self._start([*command, str(STORE_BYTES)], secrets.token_hex(28))
         self.nodes.append(node)
@@ -262,21 +261,10 @@ _COMMANDS = (
 )
 """Lists that Ray wants to find in a cluster file, empty ones too."""
 _NODE = """
-import json, os, signal, sys, threading
-from ray._private.node import Node
-from ray._private.parameter import RayParams
+import json, sys
+from newsbert_ray.ray_private import run_node
 address, cpus, resources, store = sys.argv[1:]
-parameters = RayParams(
-    gcs_address=address, redis_address=address, node_ip_address="127.0.0.1", num_cpus=int(cpus), num_gpus=0,
-    resources=json.loads(resources), object_store_memory=int(store), min_worker_port=0, max_worker_port=0,
-    dashboard_agent_listen_port=0, runtime_env_dir_name=f"runtime_resources_{os.getpid()}",
-)
-over = threading.Event()
-signal.signal(signal.SIGTERM, lambda *_: over.set())
-node = Node(parameters, head=False, shutdown_at_exit=False, spawn_reaper=False)
-print("Ray runtime started", flush=True)
-over.wait()
-node.kill_all_processes(check_alive=False, allow_graceful=True)
+run_node(address, cpus=int(cpus), resources=json.loads(resources), store_bytes=int(store))
 """
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from newsbert_ray import ray_private
 from newsbert_ray.files import first_line, locked
 
 ANSWER_SECONDS = 10.0
@@ -113,7 +114,7 @@ def _join(stack: ExitStack, address: str) -> None:
     import ray
 
     if host is not None and _only_on_loopback(host, address):
-        stack.enter_context(_loopback_node())
+        stack.enter_context(ray_private.loopback_node())
     stack.callback(_shut_down)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
@@ -161,13 +162,10 @@ def _only_on_loopback(host: str, address: str) -> bool:
 
     Ray rewrites a loopback address to the network's, where such a cluster does not listen.
     """
-    from ray._private.services import get_node_ip_address
-
     if host not in ("127.0.0.1", "localhost", "::1"):
         return False
     port = urlsplit(address if "://" in address else f"//{address}").port
-    here = get_node_ip_address()  # type: ignore[no-untyped-call]
-    return _refusal(here, port or 0) is not None
+    return _refusal(ray_private.node_ip_address(), port or 0) is not None
 
 
 def _start(stack: ExitStack, *, cpus: int | None, dashboard: bool) -> Path:
@@ -179,8 +177,8 @@ def _start(stack: ExitStack, *, cpus: int | None, dashboard: bool) -> Path:
     stack.enter_context(environment(loopback_only(), over=True))
     import ray
 
-    _forget_authentication()
-    stack.enter_context(_loopback_node())
+    ray_private.forget_authentication()
+    stack.enter_context(ray_private.loopback_node())
     stack.callback(_shut_down)
     try:
         ray.init(
@@ -244,22 +242,6 @@ def loopback_only() -> dict[str, str]:
     return {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", **interfaces}
 
 
-@contextmanager
-def _loopback_node() -> Iterator[None]:
-    """This process's node address is 127.0.0.1 for as long as the block runs.
-
-    RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 tells Ray's other processes; this one read it on importing Ray.
-    """
-    from ray._private import ray_constants
-
-    before = ray_constants.ENABLE_RAY_CLUSTER
-    ray_constants.ENABLE_RAY_CLUSTER = False
-    try:
-        yield
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
-
-
 def _token(folder: Path) -> dict[str, str]:
     """A token of this session's own, readable by its user only; nothing where the user has set one up."""
     if any(name in os.environ for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
@@ -273,14 +255,6 @@ def write_token(folder: Path) -> dict[str, str]:
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write(secrets.token_hex(32))
     return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(path)}
-
-
-def _forget_authentication() -> None:
-    """Ray keeps the first token of a process for good; a second private session has another."""
-    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
-
-    Config.initialize("")
-    AuthenticationTokenLoader.instance().reset_cache()
 
 
 @contextmanager
@@ -299,11 +273,10 @@ def environment(values: Mapping[str, str], *, over: bool = False) -> Iterator[No
 
 def _describe(*, private: bool, folder: Path | None) -> RaySession:
     import ray
-    from ray.autoscaler.v2.utils import is_autoscaler_v2
 
     resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
     context = ray.get_runtime_context()
-    dashboard = ray._private.worker.get_dashboard_url()  # type: ignore[no-untyped-call]
+    dashboard = ray_private.dashboard_address()
     return RaySession(
         private=private,
         address=context.gcs_address,
@@ -311,5 +284,5 @@ def _describe(*, private: bool, folder: Path | None) -> RaySession:
         gpus=float(resources.get("GPU", 0)),
         folder=folder,
         dashboard=f"http://{dashboard}" if dashboard else None,
-        growing=not private and is_autoscaler_v2(fetch_from_server=True),
+        growing=not private and ray_private.has_autoscaler(),
     )

@@ -29,6 +29,7 @@ from newsbert_ray.data.shards import SPLITS, Manifest, Part, Shard, ShardError, 
 from newsbert_ray.deploy.job_client import ADDRESS_VARIABLE, is_loopback
 from newsbert_ray.files import first_line
 from newsbert_ray.methods import TASKS
+from newsbert_ray.ray_private import VERSIONS_PROGRAM
 
 State = Literal["ok", "note", "mend"]
 
@@ -100,13 +101,6 @@ def doctor(
 
 
 ANSWER_SECONDS = 10.0
-_ASK_VERSIONS = """
-import json, sys
-from ray._common.usage.usage_lib import get_cluster_metadata
-from ray._raylet import GcsClient
-print(json.dumps(get_cluster_metadata(GcsClient(address=sys.argv[1]))))
-"""
-"""In a process of its own: where a cluster breaks off, Ray's client may wait for ever or end the process."""
 
 
 def check_token(address: str | None, environment: Mapping[str, str], *, home: Path) -> list[Finding]:
@@ -228,7 +222,7 @@ def _ask_head(
 ) -> Mapping[str, str] | None:
     """The same of the cluster behind a head, with its Python."""
     place = _split(address)
-    command = [sys.executable, "-c", _ASK_VERSIONS, f"{place.hostname}:{place.port}"]
+    command = [sys.executable, "-c", VERSIONS_PROGRAM, f"{place.hostname}:{place.port}"]
     variables = {**environment, "HOME": str(home), "PYTHONWARNINGS": "ignore"}
     try:
         done = subprocess.run(

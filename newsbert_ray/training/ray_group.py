@@ -6,30 +6,33 @@ import json
 import threading
 import time
 import uuid
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+from newsbert_ray import ray_private
 from newsbert_ray.config import SettingsError, TrainSettings
 from newsbert_ray.data.reading import make_schedule
 from newsbert_ray.data.shards import Manifest
-from newsbert_ray.ray_session import RaySession, environment, ray_session
+from newsbert_ray.files import is_locked, locked
+from newsbert_ray.ray_session import RaySession, environment, initialised, ray_session
 from newsbert_ray.record import RECORD
 from newsbert_ray.storage import inputs
 from newsbert_ray.storage import workdir as storage
 from newsbert_ray.telemetry import EventLog
 from newsbert_ray.training.journal import Display
 from newsbert_ray.training.loop import LeavingError, Report
-from newsbert_ray.training.placement import (
-    GROUP_FOLDER,
-    at_rest,
-    end_controllers,
-    first_worker_alone,
-    release_orphans,
-    watched_node,
-)
 
+LOCK = ".group"
+"""File in a run's folder that a group's rank 0 holds locked; the system releases it however that ends."""
+GROUP_FOLDER = "ray"
+"""Folder in a run's folder for Ray Train's own files, while the group works."""
+LOCK_SECONDS = 60.0
+"""How long to wait for the workers of an earlier start to end: they outlive a driver that is killed."""
+WATCH_SECONDS = 1.0
+"""Between two checks for a preemption notice: a small part of a spot warning's 30 to 120 s."""
 READ_WINDOWS = 1
 """Windows of an epoch that workers read themselves: one is in memory anyway, and Ray Data, which streams more
 of them, takes half a minute to start."""
@@ -163,11 +166,11 @@ class _Group:
         end = time.monotonic() + ENDING_SECONDS
         stopped = self._fit.is_alive()
         while self._fit.is_alive() and time.monotonic() < end:
-            end_controllers()
+            ray_private.end_controllers()
             self._fit.join(0.2)
         if stopped:
-            release_orphans()
-        while stopped and not at_rest(storage.local(self._settings.out)) and time.monotonic() < end:
+            ray_private.release_orphans()
+        while stopped and not is_idle(storage.local(self._settings.out)) and time.monotonic() < end:
             time.sleep(0.1)
         forget_entries(self._name)
         self._clear()
@@ -193,23 +196,21 @@ class _Group:
                 self._config["after"] = reason
                 self._notes.put(f"{reason}; the group goes on from its last checkpoint")
                 # Where it was the controller that died, its CPUs are still taken.
-                release_orphans()
+                ray_private.release_orphans()
 
     def _fit_once(self, attempt: int) -> None:
         from ray.train import RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig
 
-        from newsbert_ray.training.rendezvous import GroupTrainer, LoopbackConfig
-
         gpus = self._resources["GPU"]
         # NCCL refuses two workers on one GPU.
-        torch_config = (LoopbackConfig if self._loopback else TorchConfig)(
+        torch_config = (ray_private.loopback_config() if self._loopback else TorchConfig)(
             backend="gloo" if 0 < gpus < 1 else None
         )
         elastic = self._settings.min_workers not in (None, self._settings.workers)
         more = {**(_ONE_MACHINE if self._loopback else {}), **(_ELASTIC if elastic else {})}
         with environment({**_ENVIRONMENT, **more}):
-            GroupTrainer(
+            ray_private.group_trainer()(
                 _work,
                 train_loop_config=self._config,
                 torch_config=torch_config,
@@ -247,13 +248,13 @@ def _work(config: dict[str, Any]) -> None:
     with ExitStack() as stack:
         if world.is_rank_zero:
             storage.bring(given.out)
-            stack.enter_context(first_worker_alone(run))
+            stack.enter_context(rank_zero_lock(run))
             if config["after"]:
                 EventLog(run)("worker_restart", reason=config["after"])
         # The others wait here for the first one; an earlier start's workers may have finished meanwhile.
         if world.sum_values({"finished": float(world.is_rank_zero and (run / RECORD).exists())})["finished"]:
             return
-        leaving = stack.enter_context(watched_node())
+        leaving = stack.enter_context(watch_for_preemption())
         run_worker(
             settings,
             world,
@@ -323,42 +324,68 @@ def _own_reason(error: BaseException) -> str | None:
     return None
 
 
-_SPACE = b"newsbert-entries"
+_NAMESPACE = b"newsbert-entries"
 
 
 def send_entry(group: str, entry: dict[str, Any]) -> None:
-    """Leave `entry` (JSON values) for the follower of `group`."""
-    from ray.experimental.internal_kv import _internal_kv_put
-
-    _internal_kv_put(f"{group}/{time.time_ns():020d}", json.dumps(entry), namespace=_SPACE)
+    """Send `entry` (JSON values) to the process that called `group`."""
+    ray_private.put_value(f"{group}/{time.time_ns():020d}", json.dumps(entry), namespace=_NAMESPACE)
 
 
 def take_entries(group: str) -> list[dict[str, Any]]:
-    """The entries that `group` has left since the last call, in the order of their sending.
-
-    None while the cluster's head does not answer: they stay there for the next call.
-    """
-    from ray.exceptions import RpcError
-    from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_list
-
-    found = []
-    try:
-        for key in sorted(_internal_kv_list(f"{group}/", namespace=_SPACE)):
-            value = _internal_kv_get(key, namespace=_SPACE)
-            _internal_kv_del(key, namespace=_SPACE)
-            if value:
-                found.append(json.loads(value))
-    except (RpcError, ConnectionError):
-        return found
-    return found
+    """The entries that `group` has sent since the last call, in order; none while the head is away."""
+    return [json.loads(value) for value in ray_private.take_values(f"{group}/", namespace=_NAMESPACE)]
 
 
 def forget_entries(group: str) -> None:
-    """Remove whatever `group` has left."""
-    from ray.exceptions import RpcError
-    from ray.experimental.internal_kv import _internal_kv_del
+    """Remove the entries of `group` that nobody has taken."""
+    ray_private.remove_values(f"{group}/", namespace=_NAMESPACE)
 
-    try:
-        _internal_kv_del(f"{group}/", del_by_prefix=True, namespace=_SPACE)
-    except (RpcError, ConnectionError):
+
+@contextmanager
+def watch_for_preemption() -> Iterator[Callable[[], bool]]:
+    """A function that tells whether this machine is about to be taken away (spot warning, drained node).
+
+    The function costs nothing: a thread asks. Outside a cluster it always returns False.
+    """
+    if not initialised():
+        yield lambda: False
         return
+    import ray
+
+    node = ray.get_runtime_context().get_node_id()
+    leaving, over = threading.Event(), threading.Event()
+
+    def watch() -> None:
+        while not over.wait(WATCH_SECONDS) and not leaving.is_set():
+            with suppress(Exception):  # the head may be away for a while; the next check asks again
+                if node in ray_private.draining_nodes():
+                    leaving.set()
+
+    thread = threading.Thread(target=watch, name="watch-for-preemption", daemon=True)
+    thread.start()
+    try:
+        yield leaving.is_set
+    finally:
+        over.set()
+        thread.join(WATCH_SECONDS)
+
+
+@contextmanager
+def rank_zero_lock(run: Path, *, wait_seconds: float = LOCK_SECONDS) -> Iterator[None]:
+    """Hold the run's folder for this group's rank 0, once the one of an earlier start has ended.
+
+    Raises:
+        GroupError: it has not ended within `wait_seconds`.
+    """
+    busy = GroupError(
+        f"{run}: workers of an earlier start still train in it after {wait_seconds:g} s; end them, "
+        "or wait, then run the same command again"
+    )
+    with locked(run / LOCK, wait_seconds=wait_seconds, error=busy):
+        yield
+
+
+def is_idle(run: Path) -> bool:
+    """Whether no group trains in the run's folder."""
+    return not is_locked(run / LOCK)

@@ -149,7 +149,7 @@ def _train_here(
 ) -> None:
     """Train in this process; each checkpoint is in the place `out` before anybody hears of it."""
     from newsbert_ray.data.reading import read_updates
-    from newsbert_ray.training.placement import watched_node
+    from newsbert_ray.training.ray_group import watch_for_preemption
     from newsbert_ray.training.worker import run_worker
     from newsbert_ray.world import World
 
@@ -157,7 +157,7 @@ def _train_here(
     sent, evaluations = published(out), evaluations_to(report)
     with ExitStack() as stack:
         display = None if quiet else stack.enter_context(Display(total=_steps(settings, manifest)))
-        leaving = stack.enter_context(watched_node())
+        leaving = stack.enter_context(watch_for_preemption())
         run_worker(
             settings,
             world,

@@ -21,12 +21,13 @@ from ray.tune.search import Searcher
 
 from newsbert_ray.config import SettingsError
 from newsbert_ray.files import first_line
+from newsbert_ray.ray_private import release_orphans
 from newsbert_ray.ray_session import environment
 from newsbert_ray.record import EarlyStop, write_stop
 from newsbert_ray.reporting.hparams import HParams
 from newsbert_ray.telemetry import Event, EventLog, SweepMeters
 from newsbert_ray.training.loop import LeavingError
-from newsbert_ray.training.placement import GROUP_FOLDER, at_rest, release_orphans
+from newsbert_ray.training.ray_group import GROUP_FOLDER, is_idle
 from newsbert_ray.tune.display import SweepDisplay
 from newsbert_ray.tune.resources import Place
 from newsbert_ray.tune.stopping import EarlyStopping
@@ -300,7 +301,7 @@ class _Watch(tune.Callback):
         )
         self._log("trial_end", trial=job.name, failure=result.failures.get(job.seed))
         self._board.end(job.name, _hparams(job), ok=job.seed not in result.failures, numbers=found)
-        self._keeper.ended(running.job, at_rest=self._caretaker is None)
+        self._keeper.ended(running.job, is_idle=self._caretaker is None)
         if self._caretaker is not None:
             self._caretaker.ended(running.job.out)
         self._display.ended(running.job)
@@ -465,7 +466,7 @@ class Caretaker:
     def _look(self) -> bool:
         """Give back what can be; whether something is still held."""
         groups = release_orphans()
-        for run in [run for run in self._ended if at_rest(run)]:
+        for run in [run for run in self._ended if is_idle(run)]:
             for folder in (CHECKPOINTS, GROUP_FOLDER):
                 shutil.rmtree(run / folder, ignore_errors=True)
             self._ended.remove(run)

@@ -25,8 +25,7 @@ from newsbert_ray.ray_session import ray_session
 from newsbert_ray.record import METRICS, read_entries, read_record
 from newsbert_ray.training import ray_group as worker
 from newsbert_ray.training.checkpoint import step_folders
-from newsbert_ray.training.placement import at_rest
-from newsbert_ray.training.ray_group import GroupError, forget_entries, send_entry, take_entries
+from newsbert_ray.training.ray_group import GroupError, forget_entries, is_idle, send_entry, take_entries
 from newsbert_ray.training.run import train
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
@@ -192,7 +191,7 @@ def test_an_interrupted_group_gives_everything_back(
     folder = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
         train(settings(shards, folder, workers=2), report=interrupt, quiet=True)
-    assert at_rest(folder)
+    assert is_idle(folder)
     names = {one["ActorClassName"] for one in actors().values() if one["State"] != "DEAD"}
     assert not names & {"TrainController", "RayTrainWorker", "PlacementGroupCleaner"}
     assert {one["state"] for one in ray.util.placement_group_table().values()} == {"REMOVED"}

@@ -13,7 +13,7 @@ import pytest
 from newsbert_ray.config import TrainSettings
 from newsbert_ray.ray_session import RaySession, environment, ray_session
 from newsbert_ray.record import METRICS, read_entries, read_record
-from newsbert_ray.training.placement import GROUP_FOLDER, first_worker_alone
+from newsbert_ray.training.ray_group import GROUP_FOLDER, rank_zero_lock
 from newsbert_ray.tune import ray_tune as nested
 from newsbert_ray.tune.ray_tune import Caretaker
 
@@ -67,7 +67,7 @@ def test_checkpoints_go_when_nobody_writes_any_more(held: list[int], tmp_path: P
     caretaker.tick()
     assert (tmp_path / "checkpoints").exists()
     caretaker.ended(tmp_path)
-    with first_worker_alone(tmp_path):
+    with rank_zero_lock(tmp_path):
         caretaker.tick()
         assert (tmp_path / "checkpoints").exists()
         assert not caretaker.settle(seconds=0.2)

@@ -1,0 +1,335 @@
+"""Everything that uses Ray's private modules, one function for each use. No other file may.
+
+Each function says why Ray's public API does not do. `tests/test_ray_private.py` names the function that a new
+version of Ray breaks. Imports are local: Ray is slow to load.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+VERSIONS_PROGRAM = """
+import json, sys
+from ray._common.usage.usage_lib import get_cluster_metadata
+from ray._raylet import GcsClient
+print(json.dumps(get_cluster_metadata(GcsClient(address=sys.argv[1]))))
+"""
+"""Prints the versions of the cluster whose head has the address in argv[1]. Ray's public clients refuse a
+cluster of another version without naming it. A program, because Ray may end the process that asks."""
+
+_LOOPBACK = "127.0.0.1"
+_TIMEOUT = timedelta(minutes=30)
+"""Ray Train's own timeout for joining a process group."""
+_NOT_STARTED = ("PlacementGroupCleanerCallback", "DatasetsCallback")
+
+
+# --- Addresses and tokens ---------------------------------------------------------------------------------
+
+
+def node_ip_address() -> str:
+    """The address under which Ray would register this machine; public only once Ray has started."""
+    from ray._private.services import get_node_ip_address
+
+    address: str = get_node_ip_address()  # type: ignore[no-untyped-call]
+    return address
+
+
+@contextmanager
+def loopback_node() -> Iterator[None]:
+    """This process's node address is 127.0.0.1 for the duration of the block.
+
+    RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 does the same for Ray's other processes, but Ray reads it on import.
+    """
+    from ray._private import ray_constants
+
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def forget_authentication() -> None:
+    """Let Ray read its token again: it keeps the first one, and a second private session has another."""
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+def dashboard_address() -> str | None:
+    """HOST:PORT of the dashboard of the cluster that this process joined; `ray.init` alone returns it."""
+    import ray
+
+    address: str | None = ray._private.worker.get_dashboard_url()  # type: ignore[no-untyped-call]
+    return address or None
+
+
+def has_autoscaler() -> bool:
+    """Whether the cluster starts nodes on demand; no public function tells."""
+    from ray.autoscaler.v2.utils import is_autoscaler_v2
+
+    return bool(is_autoscaler_v2(fetch_from_server=True))
+
+
+# --- Placement groups and actors --------------------------------------------------------------------------
+
+
+def release_orphans() -> int:
+    """Remove this job's placement groups whose creator, an actor, is dead; what runs in them ends.
+
+    Ray keeps such a group, with its CPUs and GPUs, until the job ends. Its own cleaner needs the dashboard.
+    `ray.util.placement_group_table` does not say who created a group.
+
+    Returns:
+        How many placement groups of actors this job has, including those just removed: 0 when all are
+        released. Groups that this process created itself (a sweep's trials) are kept and not counted.
+    """
+    import ray
+    from ray._raylet import PlacementGroupID
+    from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+    gcs, job = _messages(), bytes.fromhex(ray.get_runtime_context().get_job_id())
+    count = 0
+    for row in _tables().get_placement_group_table():
+        group = gcs.PlacementGroupTableData.FromString(row)
+        creator = ray.ActorID(group.creator_actor_id)
+        is_removed = group.state == gcs.PlacementGroupTableData.REMOVED
+        if is_removed or group.creator_job_id != job or creator.is_nil():
+            continue
+        count += 1
+        actor = _tables().get_actor_info(creator)
+        if actor is None or gcs.ActorTableData.FromString(actor).state == gcs.ActorTableData.DEAD:
+            remove_placement_group(PlacementGroup(PlacementGroupID(group.placement_group_id)))
+    return count
+
+
+def end_controllers() -> None:
+    """Kill the Ray Train controllers that this process started; their workers end with them.
+
+    Ray Train gives no handle to its controller, and `fit` cannot be interrupted.
+    """
+    import ray
+
+    gcs, context = _messages(), ray.get_runtime_context()
+    worker: Any = ray._private.worker.global_worker
+    own_id = bytes.fromhex(context.get_worker_id())
+    for row in _tables().get_actor_table(ray.JobID.from_hex(context.get_job_id()), None):
+        actor = gcs.ActorTableData.FromString(row)
+        is_alive = actor.state != gcs.ActorTableData.DEAD
+        if is_alive and actor.class_name == "TrainController" and actor.owner_address.worker_id == own_id:
+            worker.core_worker.kill_actor(ray.ActorID(actor.actor_id), True)
+
+
+def draining_nodes() -> set[str]:
+    """Ids of the nodes that are about to be taken away; Ray's public state shows only their end."""
+    return set(_tables().get_draining_nodes())
+
+
+def _tables() -> Any:
+    """Reads the cluster's own tables, which need no dashboard."""
+    from ray._private.state import state
+
+    return state._connect_and_get_accessor()
+
+
+def _messages() -> Any:
+    """The protocol buffers in which the tables' rows are written."""
+    from ray.core.generated import gcs_pb2
+
+    return gcs_pb2
+
+
+# --- Key-value store of the cluster's head ----------------------------------------------------------------
+# An actor that holds a queue would cost a process; the store is there, and survives its writers.
+
+
+def put_value(key: str, value: str, *, namespace: bytes) -> None:
+    """Store `value` under `key`."""
+    from ray.experimental.internal_kv import _internal_kv_put
+
+    _internal_kv_put(key, value, namespace=namespace)
+
+
+def take_values(prefix: str, *, namespace: bytes) -> list[bytes]:
+    """Remove and return the values of the keys that start with `prefix`, in the order of the keys.
+
+    While the head does not answer, the rest stays for the next call.
+    """
+    from ray.exceptions import RpcError
+    from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_list
+
+    values: list[bytes] = []
+    try:
+        for key in sorted(_internal_kv_list(prefix, namespace=namespace)):
+            value = _internal_kv_get(key, namespace=namespace)
+            _internal_kv_del(key, namespace=namespace)
+            if value:
+                values.append(value)
+    except (RpcError, ConnectionError):
+        return values
+    return values
+
+
+def remove_values(prefix: str, *, namespace: bytes) -> None:
+    """Remove the keys that start with `prefix`; nothing happens while the head does not answer."""
+    from ray.exceptions import RpcError
+    from ray.experimental.internal_kv import _internal_kv_del
+
+    try:
+        _internal_kv_del(prefix, del_by_prefix=True, namespace=namespace)
+    except (RpcError, ConnectionError):
+        return
+
+
+# --- Ray Train --------------------------------------------------------------------------------------------
+
+
+def group_trainer() -> type[TorchTrainer]:
+    """TorchTrainer without two of the actors that it starts beside the workers; no setting turns them off.
+
+    PlacementGroupCleaner has no owner: without a dashboard, or beside another Ray on the machine, it runs for
+    ever; `release_orphans` does its work. DatasetManager serves Ray datasets, which we do not pass.
+    """
+    from ray.train.torch import TorchTrainer
+
+    class GroupTrainer(TorchTrainer):
+        def _create_default_callbacks(self) -> list[Any]:
+            callbacks: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]
+            return [callback for callback in callbacks if type(callback).__name__ not in _NOT_STARTED]
+
+    return GroupTrainer
+
+
+def loopback_config() -> type[TorchConfig]:
+    """TorchConfig for a group whose workers all run on this machine.
+
+    Ray's own lets rank 0 listen on every network interface, without a token. torch has no setting for the
+    interface, but it takes a socket that is bound already.
+    """
+    from ray.train.torch import TorchConfig
+    from ray.train.torch.config import _set_torch_distributed_env_vars, _TorchBackend
+
+    class LoopbackBackend(_TorchBackend):
+        def on_start(self, worker_group: Any, backend_config: Any) -> None:
+            import ray
+
+            size = len(worker_group)
+            gpus = worker_group.get_resources_per_worker().get("GPU", 0)
+            worker_group.execute(_set_torch_distributed_env_vars)
+            options = {
+                "port": worker_group.execute_single(0, _open_rank_zero_socket),
+                "size": size,
+                "backend": getattr(backend_config, "backend", None) or ("nccl" if gpus else "gloo"),
+            }
+            ray.get(
+                [
+                    worker_group.execute_single_async(r, _join_group, worker_rank=r, **options)
+                    for r in range(size)
+                ]
+            )
+
+    class LoopbackConfig(TorchConfig):
+        @property
+        def backend_cls(self) -> type[_TorchBackend]:
+            return LoopbackBackend
+
+    return LoopbackConfig
+
+
+_rank_zero_socket: list[socket.socket] = []
+"""In rank 0's process: the socket, from when it is opened until torch's store takes it over."""
+
+
+def _open_rank_zero_socket() -> int:
+    """Open rank 0's socket and return its port."""
+    listener = socket.create_server((_LOOPBACK, 0))
+    _rank_zero_socket.append(listener)
+    port: int = listener.getsockname()[1]
+    return port
+
+
+def _join_group(*, worker_rank: int, size: int, port: int, backend: str) -> None:
+    import torch.distributed as dist
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, but not in __all__
+
+    store = TCPStore(
+        _LOOPBACK,
+        port,
+        size,
+        is_master=worker_rank == 0,
+        timeout=_TIMEOUT,
+        master_listen_fd=_rank_zero_socket.pop().detach() if worker_rank == 0 else None,
+        wait_for_workers=False,
+    )
+    dist.init_process_group(backend, store=store, rank=worker_rank, world_size=size, timeout=_TIMEOUT)
+
+
+# --- Several nodes on one machine (cluster/local.py: tests and trials) ------------------------------------
+
+
+def run_node(address: str, *, cpus: int, resources: Mapping[str, float], store_bytes: int) -> None:
+    """Run one more node of the cluster at `address` until SIGTERM; prints a line when it has started.
+
+    `ray start` refuses a second node on the loopback, and gives all nodes of a machine the same folder for
+    jobs' files; here each has its own.
+    """
+    from ray._private.node import Node
+    from ray._private.parameter import RayParams
+
+    parameters = RayParams(
+        gcs_address=address,
+        redis_address=address,
+        node_ip_address=_LOOPBACK,
+        num_cpus=cpus,
+        num_gpus=0,
+        resources=dict(resources),
+        object_store_memory=store_bytes,
+        min_worker_port=0,
+        max_worker_port=0,
+        dashboard_agent_listen_port=0,
+        runtime_env_dir_name=f"runtime_resources_{os.getpid()}",
+    )
+    over = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: over.set())
+    node = Node(parameters, head=False, shutdown_at_exit=False, spawn_reaper=False)
+    print("Ray runtime started", flush=True)
+    over.wait()
+    node.kill_all_processes(check_alive=False, allow_graceful=True)
+
+
+def separate_nodes() -> type:
+    """Ray's autoscaler provider that starts nodes as processes, with an own folder for jobs' files each.
+
+    All nodes of one machine share a session folder, and each unpacks a job's files anew when its first worker
+    starts: in one folder they would remove them while programs run from them.
+    """
+    from ray._private import ray_constants
+    from ray.autoscaler._private.fake_multi_node.node_provider import FakeMultiNodeProvider
+
+    class SeparateNodes(FakeMultiNodeProvider):
+        def _create_node_with_resources_and_labels(
+            self, node_config: Any, tags: Any, count: int, resources: Mapping[str, Any], labels: Any
+        ) -> None:
+            with self.lock:
+                name = ray_constants.DEFAULT_RUNTIME_ENV_DIR_NAME
+                ray_constants.DEFAULT_RUNTIME_ENV_DIR_NAME = f"{name}_{self._next_node_id + 1}"
+                try:
+                    super()._create_node_with_resources_and_labels(  # type: ignore[no-untyped-call]
+                        node_config, tags, count, resources, labels
+                    )
+                finally:
+                    ray_constants.DEFAULT_RUNTIME_ENV_DIR_NAME = name
+
+    return SeparateNodes

@@ -1,0 +1,200 @@
+"""One test for each use of Ray's private modules: the failing one names what a new version of Ray changed."""
+
+from __future__ import annotations
+
+import ast
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from newsbert_ray import ray_private
+from newsbert_ray.ray_session import RaySession, ray_session
+
+
+@pytest.fixture(scope="module")
+def session() -> Iterator[RaySession]:
+    """A private session with three CPUs."""
+    with ray_session(cpus=3) as session:
+        yield session
+
+
+def wait_until(condition: Callable[[], bool], *, seconds: float = 20.0) -> None:
+    """Fails if the condition does not become true in time."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def test_node_ip_address() -> None:
+    """A cluster on the loopback could not be told from one on the network."""
+    assert len(ray_private.node_ip_address().split(".")) == 4
+
+
+def test_loopback_node() -> None:
+    """A private session would listen on the network."""
+    from ray._private import ray_constants
+
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    with ray_private.loopback_node():
+        assert ray_constants.ENABLE_RAY_CLUSTER is False
+    assert before == ray_constants.ENABLE_RAY_CLUSTER
+
+
+def test_forget_authentication() -> None:
+    """The second private session of a process would show the first one's token and be refused."""
+    ray_private.forget_authentication()
+
+
+def test_versions_program_imports() -> None:
+    """`doctor` could not say which version a cluster has."""
+    imports = [
+        node for node in ast.parse(ray_private.VERSIONS_PROGRAM).body if isinstance(node, ast.ImportFrom)
+    ]
+    for node in imports:
+        module = __import__(str(node.module), fromlist=[name.name for name in node.names])
+        assert all(hasattr(module, name.name) for name in node.names)
+
+
+@pytest.mark.ray
+def test_dashboard_address(session: RaySession) -> None:
+    """The first line of a run would not name the dashboard."""
+    assert ray_private.dashboard_address() is None
+
+
+@pytest.mark.ray
+def test_has_autoscaler(session: RaySession) -> None:
+    """A run would refuse to wait for nodes that are started on demand, or wait for nodes that never come."""
+    assert not ray_private.has_autoscaler()
+
+
+@pytest.mark.ray
+def test_draining_nodes(session: RaySession) -> None:
+    """A run would not write a checkpoint before its machine is taken away."""
+    assert ray_private.draining_nodes() == set()
+
+
+@pytest.mark.ray
+def test_values_are_taken_in_the_order_of_their_keys(session: RaySession) -> None:
+    """A group's losses and evaluations would not reach the terminal and the sweep."""
+    space: dict[str, Any] = {"namespace": b"test"}
+    for key, value in (("group/2", "two"), ("group/1", "one"), ("other/1", "other")):
+        ray_private.put_value(key, value, **space)
+    assert ray_private.take_values("group/", **space) == [b"one", b"two"]
+    assert ray_private.take_values("group/", **space) == []
+    ray_private.remove_values("other/", **space)
+    assert ray_private.take_values("other/", **space) == []
+
+
+@pytest.mark.ray
+def test_release_orphans_removes_only_a_dead_creators_group(session: RaySession) -> None:
+    """Ray keeps it, with its CPUs, until the job ends; a living group's, or Tune's own, must stay."""
+    import ray
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    class Creator:
+        def create(self) -> Any:
+            group = placement_group([{"CPU": 1}])
+            group.wait(20)
+            return group
+
+    creator: Any = ray.remote(num_cpus=0)(Creator)
+    dead, living = creator.remote(), creator.remote()
+    left, held = ray.get(dead.create.remote()), ray.get(living.create.remote())
+    own = placement_group([{"CPU": 1}])
+    assert own.wait(20)
+    assert ray_private.release_orphans() == 2
+    ray.kill(dead)
+    wait_until(lambda: ray_private.release_orphans() == 1)
+    states = [ray.util.placement_group_table(group)["state"] for group in (left, held, own)]
+    assert states == ["REMOVED", "CREATED", "CREATED"]
+    ray.kill(living)
+    remove_placement_group(own)
+    wait_until(lambda: ray_private.release_orphans() == 0)
+
+
+@pytest.mark.ray
+def test_end_controllers_kills_this_processs_own(session: RaySession) -> None:
+    """Ctrl-C would leave a group's workers running until the whole job ends."""
+    import ray
+    from ray.exceptions import RayActorError
+
+    class TrainController:
+        def pid(self) -> int:
+            return os.getpid()
+
+    TrainController.__qualname__ = "TrainController"  # Ray Train's own is no local class
+    controller: Any = ray.remote(num_cpus=0)(TrainController).remote()
+    ray.get(controller.pid.remote())
+    ray_private.end_controllers()
+    with pytest.raises(RayActorError):
+        ray.get(controller.pid.remote())
+
+
+def test_group_trainer_starts_no_extra_actors() -> None:
+    """Each run would leave an actor behind, which asks a dashboard that is not there."""
+    from ray.train.torch import TorchTrainer
+
+    trainer = ray_private.group_trainer()
+    default = [type(c).__name__ for c in TorchTrainer(lambda: None)._create_default_callbacks()]  # type: ignore[attr-defined]
+    ours = [type(c).__name__ for c in trainer(lambda: None)._create_default_callbacks()]  # type: ignore[attr-defined]
+    assert set(default) - set(ours) == set(ray_private._NOT_STARTED)
+
+
+def test_loopback_config_joins_a_group_at_a_bound_socket(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's store would listen on every network interface, without a token."""
+    import ray
+    import torch.distributed as dist
+
+    class Group:
+        """Ray's worker group with one worker, this process."""
+
+        def __len__(self) -> int:
+            return 1
+
+        def get_resources_per_worker(self) -> dict[str, float]:
+            return {"CPU": 1}
+
+        def execute(self, function: Callable[..., Any]) -> None:
+            assert callable(function)
+
+        def execute_single(self, rank: int, function: Callable[..., Any], **given: Any) -> Any:
+            return function(**given)
+
+        execute_single_async = execute_single
+
+    monkeypatch.setattr(ray, "get", list)
+    config = ray_private.loopback_config()()
+    config.backend_cls().on_start(Group(), config)  # type: ignore[arg-type]
+    try:
+        assert (dist.get_rank(), dist.get_world_size(), dist.get_backend()) == (0, 1, "gloo")
+    finally:
+        dist.destroy_process_group()
+
+
+def test_separate_nodes_overrides_a_method_that_ray_calls() -> None:
+    """Local nodes would remove each other's programs."""
+    from ray._private import ray_constants
+
+    name = "_create_node_with_resources_and_labels"
+    provider = ray_private.separate_nodes()
+    parent = provider.__mro__[1]
+    assert name in vars(parent)
+    assert f"self.{name}(" in Path(str(__import__(parent.__module__, fromlist=["x"]).__file__)).read_text()
+    assert isinstance(ray_constants.DEFAULT_RUNTIME_ENV_DIR_NAME, str)
+
+
+def test_run_node_passes_parameters_that_ray_knows() -> None:
+    """cluster.local could start no second node; tests of several nodes show the rest."""
+    import inspect
+
+    from ray._private.node import Node
+    from ray._private.parameter import RayParams
+
+    known = inspect.signature(RayParams).parameters
+    assert {"gcs_address", "node_ip_address", "runtime_env_dir_name", "object_store_memory"} <= known.keys()
+    assert {"head", "shutdown_at_exit", "spawn_reaper"} <= inspect.signature(Node).parameters.keys()
