@@ -51,6 +51,18 @@ DIVISORS = "divisors"
 S = TypeVar("S", bound=Settings)
 
 
+def find_space_file(name: str | Path) -> Path:
+    """The file `name`, or the search space of this name that comes with the package (`demo`, or
+    `search_spaces/demo.yaml` outside the project's folder)."""
+    path = Path(name)
+    if not path.exists() and str(path.parent) in (".", "search_spaces"):
+        package = Path(__file__).parents[1]
+        for folder in (package / "search_spaces", package.parent / "search_spaces"):  # wheel, checkout
+            if (packaged := folder / f"{path.stem}.yaml").exists():
+                return packaged
+    return path
+
+
 def read_space(path: str | Path, *, task: str | None = None) -> SearchSpace:
     """The search space in a YAML file, every name, type and range checked.
 
@@ -59,6 +71,7 @@ def read_space(path: str | Path, *, task: str | None = None) -> SearchSpace:
     Raises:
         SettingsError: anything wrong, with file and line, and the nearest name for an unknown one.
     """
+    path = find_space_file(path)
     text = read_lined(path)
     known = sorted(SearchSpace.model_fields.keys() - {"file", "axes"} | {"space", "metric", "mode"})
     for key in text.values:

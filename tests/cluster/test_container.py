@@ -79,7 +79,7 @@ def test_its_tag_is_the_packages_version() -> None:
     named = set()
     for path in [
         ROOT / "cluster/Dockerfile",
-        ROOT / "cluster/README.md",
+        ROOT / "docs/cluster.md",
         *(ROOT / "cluster/kuberay").iterdir(),
     ]:
         named |= set(re.findall(r"YOUR-REGISTRY/\S+?:[\w.]+\d", path.read_text(encoding="utf-8")))
