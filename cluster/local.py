@@ -1,9 +1,10 @@
-"""A real Ray cluster on this one machine: head, nodes, Ray's own autoscaler. On loopback, with a token.
+"""A real Ray cluster on one machine: a head, nodes and Ray's autoscaler, on loopback and with a token.
 
     python -m cluster.local --workers 2              # a head without CPUs and two nodes of one CPU
-    python -m cluster.local --cpus 0 --autoscale 4   # nodes come and go, up to four
+    python -m cluster.local --cpus 0 --autoscale 4   # up to four nodes start and stop on demand
 
-It prints what to export, and ends all it started on Ctrl-C. Tests and the soak break its nodes on purpose.
+It prints the variables to export. Ctrl-C stops everything that it started. Tests and `make soak` kill its
+nodes on purpose.
 """
 
 from __future__ import annotations
@@ -29,37 +30,37 @@ from urllib.request import urlopen
 from newsbert_ray.ray_session import PRIVATE_ENVIRONMENT, loopback_only, write_token
 
 START_SECONDS = 90.0
-"""How long a head or a node may take to start; on a quiet machine it is five."""
+"""Longest time for a head or a node to start; about 5 seconds on an idle machine."""
 END_SECONDS = 15.0
 STORE_BYTES = 150_000_000
-"""Object store of each node; the streams of titles that pass through it are small."""
+"""Object store of each node; little data passes through it."""
 HEAD_ID = "f" * 51 + "00000"
-"""The head's node id under the autoscaler's provider for one machine."""
+"""The node id that Ray's provider for one machine expects for the head."""
 _HOST = "127.0.0.1"
 _ROOT = Path(__file__).absolute().parents[1]
-"""What the autoscaler finds `cluster.provider` by."""
+"""The folder from which the autoscaler imports `cluster.provider`."""
 
 
 class LocalClusterError(RuntimeError):
-    """A head or node that does not start; the text names its log."""
+    """A head or node did not start; the message contains the end of its log."""
 
 
 @dataclass(frozen=True)
 class Node:
-    """A node: its id, as Ray writes it, and the process that started it."""
+    """A node: Ray's id, and the process that started it."""
 
     id: str
     process: subprocess.Popen[bytes]
 
 
 class LocalCluster:
-    """A head and its nodes for as long as the block runs.
+    """A head and its nodes; a context manager that stops them at the end.
 
     Attributes:
-        folder: the cluster's own, for this user only: token, logs, Ray's session.
-        address: of the GCS, for RAY_ADDRESS.
-        dashboard: http:// address that jobs are submitted to.
-        environment: what a client needs, RAY_ADDRESS and RAY_API_SERVER_ADDRESS among it.
+        folder: token, logs and Ray's session; readable by this user only.
+        address: HOST:PORT of the head, for RAY_ADDRESS.
+        dashboard: http:// address for job submission.
+        environment: variables for a client, including RAY_ADDRESS and RAY_API_SERVER_ADDRESS.
     """
 
     def __init__(
@@ -74,12 +75,13 @@ class LocalCluster:
         """Start the head.
 
         Args:
-            cpus: CPUs that the head counts; 0 keeps work off it.
-            autoscale: most nodes that Ray's autoscaler may start, each of `node_cpus`; 0 is none of it.
-            idle_seconds: after which the autoscaler ends a node that does nothing.
-            variables: more environment for head and nodes.
+            cpus: CPUs of the head; with 0 no work runs on it.
+            autoscale: largest number of nodes that Ray's autoscaler may start; 0 for no autoscaler.
+            node_cpus: CPUs of each of these nodes.
+            idle_seconds: time after which the autoscaler stops an idle node.
+            variables: more environment variables for head and nodes.
         Raises:
-            LocalClusterError: the head does not answer in time.
+            LocalClusterError: the head did not start in time.
         """
         self.folder = Path(tempfile.mkdtemp(prefix="nbc-", dir="/tmp"))
         self._cpus, self._autoscale = cpus, autoscale
@@ -114,38 +116,38 @@ class LocalCluster:
         self.close()
 
     def add_node(self, *, cpus: int = 1, resources: Mapping[str, float] | None = None) -> Node:
-        """Start a node and wait until the cluster counts it."""
+        """Start a node and wait until it has joined the cluster."""
         command = [sys.executable, "-c", _NODE, self.address, str(cpus), json.dumps(dict(resources or {}))]
         node = self._start([*command, str(STORE_BYTES)], secrets.token_hex(28))
         self.nodes.append(node)
-        self._await(node)
+        self._wait_for(node)
         return node
 
     def kill_node(self, node: Node) -> None:
-        """A machine that is gone at once: SIGKILL to the node and all below it."""
-        kill_all([node.process.pid, *below(node.process.pid)])
+        """Simulate the loss of a machine: SIGKILL to the node and all its child processes."""
+        kill_all([node.process.pid, *descendants(node.process.pid)])
         node.process.wait()
         self.nodes.remove(node)
 
     def drain_node(self, node: Node, *, seconds: float) -> None:
-        """A spot warning: the node will be taken away in `seconds`; nothing new is placed on it."""
+        """Simulate a preemption notice: the node will stop in `seconds`, and Ray schedules nothing on it."""
         command = [*_RAY, "drain-node", "--address", self.address, "--node-id", node.id]
-        command += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot warning"]
+        command += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "preemption notice"]
         command += ["--deadline-remaining-seconds", str(int(seconds))]
-        subprocess.run(command, env=self._whole_environment(), check=True, capture_output=True, timeout=60)
+        subprocess.run(command, env=self._environment(), check=True, capture_output=True, timeout=60)
 
     def restart_head(self) -> None:
-        """The head's machine is gone, and with it every node; a new one starts at the same address."""
+        """Simulate the loss of the head and all nodes; a new head starts at the same address."""
         for node in [*self.nodes, self.head]:
-            kill_all([node.process.pid, *below(node.process.pid)])
+            kill_all([node.process.pid, *descendants(node.process.pid)])
             node.process.wait()
         self.nodes.clear()
         self.head = self._start_head()
 
     def close(self) -> None:
-        """End everything that was started here, nodes first, and remove the folder."""
+        """Stop everything that was started here, nodes first, and remove the folder."""
         started = [*reversed(self.nodes), *([self.head] if hasattr(self, "head") else [])]
-        family = {pid for node in started for pid in below(node.process.pid)} | self._known
+        family = {pid for node in started for pid in descendants(node.process.pid)} | self._known
         for node in started:
             node.process.terminate()
         end = time.monotonic() + END_SECONDS
@@ -180,7 +182,7 @@ class LocalCluster:
                 "PYTHONPATH": f"{_ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}".rstrip(os.pathsep),
             }
         head = self._start(words, HEAD_ID, **more)
-        self._await(head)
+        self._wait_for(head)
         end = time.monotonic() + START_SECONDS
         while not _answers(f"{self.dashboard}/api/gcs_healthz"):
             if time.monotonic() > end:
@@ -189,8 +191,8 @@ class LocalCluster:
         return head
 
     def _start(self, command: list[str], node_id: str, **more: str) -> Node:
-        environment = self._whole_environment() | more | {"RAY_OVERRIDE_NODE_ID_FOR_TESTING": node_id}
-        # Ray would take it for the cluster to join, and a head would refuse to start.
+        environment = self._environment() | more | {"RAY_OVERRIDE_NODE_ID_FOR_TESTING": node_id}
+        # With RAY_ADDRESS set, a head would try to join that cluster and refuse to start.
         environment.pop("RAY_ADDRESS", None)
         with (self.folder / f"{node_id[:4]}{node_id[-5:]}.log").open("ab") as log:
             process = subprocess.Popen(
@@ -203,7 +205,7 @@ class LocalCluster:
             )
         return Node(node_id, process)
 
-    def _await(self, node: Node) -> None:
+    def _wait_for(self, node: Node) -> None:
         log = self.folder / f"{node.id[:4]}{node.id[-5:]}.log"
         end = time.monotonic() + START_SECONDS
         while "Ray runtime started" not in log.read_text(encoding="utf-8", errors="replace"):
@@ -211,13 +213,13 @@ class LocalCluster:
                 last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-12:]
                 raise LocalClusterError("a node of the local cluster did not start:\n" + "\n".join(last))
             time.sleep(0.1)
-        self._known.update(below(node.process.pid))
+        self._known.update(descendants(node.process.pid))
 
-    def _whole_environment(self) -> dict[str, str]:
+    def _environment(self) -> dict[str, str]:
         return {**os.environ, **self._variables, **self.environment}
 
     def _autoscaling(self) -> dict[str, object]:
-        """Ray's cluster file for its provider that starts nodes as processes of this machine."""
+        """A Ray cluster file for the provider that starts nodes as processes of this machine."""
         return {
             "cluster_name": "local",
             "max_workers": self._autoscale,
@@ -259,7 +261,7 @@ _COMMANDS = (
     "worker_start_ray_commands",
     "cluster_synced_files",
 )
-"""Lists that Ray wants to find in a cluster file, empty ones too."""
+"""Lists that Ray requires in a cluster file, even if empty."""
 _NODE = """
 import json, sys
 from newsbert_ray.ray_private import run_node
@@ -268,7 +270,7 @@ run_node(address, cpus=int(cpus), resources=json.loads(resources), store_bytes=i
 """
 
 
-def below(pid: int) -> list[int]:
+def descendants(pid: int) -> list[int]:
     """The process ids of all descendants."""
     parents: dict[int, list[int]] = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
@@ -277,16 +279,16 @@ def below(pid: int) -> list[int]:
         except (OSError, ValueError):
             continue
         parents.setdefault(parent, []).append(int(path.parent.name))
-    found, queue = [], [pid]
+    below, queue = [], [pid]
     while queue:
         children = parents.get(queue.pop(), [])
-        found += children
+        below += children
         queue += children
-    return found
+    return below
 
 
 def kill_all(pids: list[int] | set[int]) -> None:
-    """SIGKILL; one may have gone by itself."""
+    """Send SIGKILL; processes that have already ended are ignored."""
     for pid in pids:
         try:
             os.kill(pid, signal.SIGKILL)
@@ -295,7 +297,7 @@ def kill_all(pids: list[int] | set[int]) -> None:
 
 
 def alive(pid: int) -> bool:
-    """Whether the process still does something: a zombie does not."""
+    """Whether the process is running (a zombie is not)."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
     except OSError:
@@ -318,18 +320,21 @@ def _answers(url: str) -> bool:
 
 
 def main() -> None:
-    """Start a cluster, print how to use it, wait for Ctrl-C."""
+    """Start a cluster, print how to use it, and wait for Ctrl-C."""
     parser = argparse.ArgumentParser(
         prog="python -m cluster.local", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--cpus", type=int, default=0, help="CPUs of the head (0: it runs no trial)")
-    parser.add_argument("--workers", type=int, default=0, help="nodes beside it")
+    parser.add_argument("--cpus", type=int, default=0, help="CPUs of the head (0: no trials run on it)")
+    parser.add_argument("--workers", type=int, default=0, help="number of nodes to start")
     parser.add_argument("--node_cpus", type=int, default=1, help="CPUs of each node")
     parser.add_argument(
-        "--autoscale", type=int, default=0, help="let Ray's autoscaler start up to so many nodes"
+        "--autoscale", type=int, default=0, help="largest number of nodes that Ray's autoscaler may start"
     )
     parser.add_argument(
-        "--idle_seconds", type=float, default=60.0, help="the autoscaler ends idle nodes then"
+        "--idle_seconds",
+        type=float,
+        default=60.0,
+        help="idle time before the autoscaler stops a node",
     )
     words = parser.parse_args()
     if not (words.cpus or words.workers or words.autoscale):
@@ -346,16 +351,16 @@ def main() -> None:
             while cluster.head.process.poll() is None:
                 time.sleep(0.5)
         except KeyboardInterrupt:
-            print("\nending the cluster ...", flush=True)
+            print("\nstopping the cluster ...", flush=True)
 
 
 def _usage(cluster: LocalCluster, workers: int) -> list[str]:
     names = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_API_SERVER_ADDRESS")
     return [
-        f"Ray runs on this machine: head at {cluster.address}, {workers} nodes; in another shell:",
+        f"The cluster is running: head at {cluster.address}, {workers} nodes. In another shell:",
         *(f"  export {name}={cluster.environment[name]}" for name in names),
         "  newsbert-ray submit -- sweep search_spaces/demo.yaml --data SHARDS --teacher scratch --out OUT",
-        f"dashboard: {cluster.dashboard} (token: that file's content); Ctrl-C ends everything",
+        f"dashboard: {cluster.dashboard} (the token is in the file above); Ctrl-C stops the cluster",
     ]
 
 

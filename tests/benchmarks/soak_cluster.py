@@ -28,7 +28,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from cluster.local import LocalCluster, Node, below
+from cluster.local import LocalCluster, Node, descendants
 from newsbert_ray.record import METRICS, RECORD, read_entries
 
 SPACE = """\
@@ -87,7 +87,9 @@ class Soak:
         """Break something, and bring back what a cluster would bring back."""
         if kind == "trial":
             wanted = b"ray::RayTrainWorker" if self.group else b"ray::ImplicitFunc"
-            pids = [pid for node in self.nodes for pid in below(node.process.pid) if wanted in _command(pid)]
+            pids = [
+                pid for node in self.nodes for pid in descendants(node.process.pid) if wanted in _command(pid)
+            ]
             for pid in pids[:1]:
                 os.kill(pid, signal.SIGKILL)
         elif kind in ("node", "spot"):

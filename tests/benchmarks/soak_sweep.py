@@ -23,7 +23,7 @@ import sys
 import time
 from pathlib import Path
 
-from cluster.local import alive, below, kill_all
+from cluster.local import alive, descendants, kill_all
 
 GRID = """\
 name: soak
@@ -114,7 +114,7 @@ def one_kill(file: Path, shards: Path, out: Path, kind: str, wait: float, *, fir
     time.sleep(wait)
     if process.poll() is not None:
         return f"{kind:<14} after {wait:4.1f} s  {ends(out)}  the sweep had ended"
-    family = below(process.pid)
+    family = descendants(process.pid)
     if kind == "trial":
         trials = [pid for pid in family if command(pid).startswith(b"ray::Impl")]
         for pid in trials[:1]:

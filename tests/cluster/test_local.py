@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cluster.local import LocalCluster, below
+from cluster.local import LocalCluster, descendants
 from newsbert_ray.record import METRICS, RECORD, read_entries, read_record
 from newsbert_ray.reporting.sweep_figures import node_steps, trial_steps
 from newsbert_ray.telemetry import read_events
@@ -64,7 +64,7 @@ def test_a_sweep_brings_nodes_and_gives_them_back(shards: Path, tmp_path: Path) 
         said = run([*words, "--out", str(out), "--concurrency", "2"], cluster.environment)
         assert "2 trials at once" in said
         assert "died" not in said
-        found = listeners([cluster.head.process.pid, *below(cluster.head.process.pid)])
+        found = listeners([cluster.head.process.pid, *descendants(cluster.head.process.pid)])
         assert found
         assert found <= LOOPBACK
         events = read_events(out)
@@ -80,7 +80,7 @@ def test_a_sweep_brings_nodes_and_gives_them_back(shards: Path, tmp_path: Path) 
 
 def raylets(cluster: LocalCluster) -> int:
     """Nodes of the cluster that are alive."""
-    commands = (Path(f"/proc/{pid}/cmdline") for pid in below(cluster.head.process.pid))
+    commands = (Path(f"/proc/{pid}/cmdline") for pid in descendants(cluster.head.process.pid))
     return sum(path.exists() and b"raylet/raylet" in path.read_bytes() for path in commands)
 
 
