@@ -22,7 +22,7 @@ from statistics import mean
 from typing import Any
 
 from newsbert_ray.record import RunRecord
-from newsbert_ray.reporting.page import Table, block_markdown
+from newsbert_ray.reporting.page import Table
 from newsbert_ray.reporting.records import read_kept
 from newsbert_ray.reporting.report import runs_page
 from newsbert_ray.reporting.statistics import read_against
@@ -56,7 +56,7 @@ def _table(file: str, which: str) -> str:
     matches = [t for t in tables if (t.caption.startswith(wanted) if wanted else not t.caption)]
     if len(matches) != 1:
         raise ValueError(f"{file}: {len(matches)} tables whose caption begins with {which!r}")
-    return block_markdown(matches[0])
+    return matches[0].markdown()
 
 
 def _headline(records: list[RunRecord]) -> str:
@@ -87,7 +87,7 @@ def _bench(kept: dict[str, Any], *, short: bool) -> str:
         columns = [table.head.index(name) for name in _SHORT]
         rows = tuple(tuple(row[column] for column in columns) for row in table.rows)
         table = replace(table, head=_SHORT, rows=rows, caption="")
-    return block_markdown(replace(table, caption=f"{caption} {table.caption}".strip()))
+    return replace(table, caption=f"{caption} {table.caption}".strip()).markdown()
 
 
 def _lines(lines: list[str], wanted: list[str]) -> str:
@@ -99,7 +99,7 @@ def _lines(lines: list[str], wanted: list[str]) -> str:
         raise ValueError(f"no line has {', '.join(missing)}")
     head = ("", *(name.replace("/", " ").replace("_", " ") for name in names))
     cells = tuple((figure, *(_cell(line.get(name)) for name in names)) for figure, line in rows)
-    return block_markdown(Table(head, cells, words=1, caption=""))
+    return Table(head, cells, words=1, caption="").markdown()
 
 
 def _flatten(line: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""FigureData -> PNG and SVG, in colours everybody can tell apart. Loads matplotlib only to draw."""
+"""FigureData -> PNG and SVG, in colours for colour-blind readers too. Imports matplotlib to draw only."""
 
 from __future__ import annotations
 
@@ -17,14 +17,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-
+_SMALL = ("font.size", "axes.labelsize", "axes.titlesize", "legend.fontsize", "xtick.labelsize")
 _STYLE: dict[Any, Any] = {
-    "font.size": 8,
-    "axes.labelsize": 8,
-    "axes.titlesize": 8,
-    "legend.fontsize": 8,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
+    **dict.fromkeys((*_SMALL, "ytick.labelsize"), 8),
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -36,18 +31,35 @@ _STYLE: dict[Any, Any] = {
 _WIDTH, _SINGLE_WIDTH, _PANEL_HEIGHT, _LINE_HEIGHT = 6.3, 4.0, 2.4, 0.16
 """Inches: the text width of a page, the width of a lone panel, a row of panels, a line of 8 pt text."""
 _BAR_HEIGHT, _BARS_HEIGHT = 0.24, 0.65
-"""Inches: a lying bar, and what stands around the bars of a panel."""
+"""Inches: a horizontal bar, and the space around the bars of a panel."""
 _LETTERS = 17.5
 """Letters of 8 pt text in an inch."""
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933")
+"""Okabe and Ito's colours, strongest on white first."""
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+_STYLES = ("-", "--", "-.", ":")
+_TICK_LETTERS = 30
+"""Letters that fit below an axis of a third of the page's width."""
+_LABEL_LETTERS = 24
+"""A longer dotted name is wider than a third of the page."""
+_TREND = "mean ± standard error"
+_GREY, _DARK = "#8A8A8A", "#555555"
+_LOOKS: Mapping[Look, dict[str, Any]] = {
+    "finished": {"marker": "o", "color": "#56B4E9", "markersize": 4, "markeredgewidth": 0, "alpha": 0.85},
+    "stopped": {"marker": "o", "color": _GREY, "markersize": 3.5, "markerfacecolor": "none"},
+    "below": {"marker": "v", "color": _GREY, "markersize": 4, "markerfacecolor": "none"},
+    "front": {"marker": "D", "color": "#0072B2", "markersize": 5, "linewidth": 1.0},
+    "best": {"marker": "*", "color": "#000000", "markersize": 9, "markeredgewidth": 0},
+}
 
 
 def write_figure(figure: FigureData[AnyPanel], folder: Path) -> list[Path]:
     """Draw `figure` as folder/NAME.png (200 dpi) and NAME.svg; the same data give the same bytes."""
     import matplotlib
 
+    png, svg = io.BytesIO(), io.StringIO()
     with matplotlib.rc_context(_STYLE):
         drawn = _draw(figure)
-        png, svg = io.BytesIO(), io.StringIO()
         drawn.savefig(png, format="png", dpi=200, metadata={"Software": None})
         drawn.savefig(svg, format="svg", metadata={"Date": None})
     paths = figure_paths(figure.name, folder)
@@ -57,11 +69,11 @@ def write_figure(figure: FigureData[AnyPanel], folder: Path) -> list[Path]:
 
 
 def draw_svg(figure: FigureData[AnyPanel]) -> str:
-    """`figure` as SVG without its caption, for a page that sets captions itself."""
+    """`figure` as SVG without its caption, for a page that shows the caption as text."""
     import matplotlib
 
+    svg = io.StringIO()
     with matplotlib.rc_context(_STYLE):
-        svg = io.StringIO()
         _draw(figure, captioned=False).savefig(svg, format="svg", metadata={"Date": None})
     return svg.getvalue()
 
@@ -78,22 +90,24 @@ def _draw(figure: FigureData[AnyPanel], *, captioned: bool = True) -> Figure:
 
     labels = legend_of(figure)
     across = 1 if isinstance(figure.panels[0], Bars) else min(len(figure.panels), figure.across)
-    rows = -(-len(figure.panels) // across)
     width = _WIDTH if across > 1 or figure.wide else _SINGLE_WIDTH
     caption = textwrap.fill(figure.caption, int(_LETTERS * width)) if captioned else ""
     legend_columns = _legend_columns(labels, width)
     caption_height = _LINE_HEIGHT * (caption.count("\n") + 1) + 0.08 if caption else 0.0
     below = caption_height + (_LINE_HEIGHT * -(-len(labels) // legend_columns) + 0.17 if labels else 0.0)
-    heights = [_height(figure, row * across) for row in range(rows)]
+    heights = [
+        _BARS_HEIGHT + _BAR_HEIGHT * len(panel.bars) if isinstance(panel, Bars) else _PANEL_HEIGHT
+        for panel in figure.panels[::across]
+    ]
     height = sum(heights) + below
     layout = ConstrainedLayoutEngine(rect=(0, below / height, 1, 1 - below / height), w_pad=0.06)
     drawn = Figure(figsize=(width, height), layout=layout)
-    grid = drawn.subplots(rows, across, squeeze=False, sharey=figure.share_y, height_ratios=heights)
+    grid = drawn.subplots(len(heights), across, squeeze=False, sharey=figure.share_y, height_ratios=heights)
     axes = list(grid.flat)
     handles: dict[str, Any] = {}
     for index, (panel, axis) in enumerate(zip(figure.panels, axes, strict=False)):
         draw_panel(panel, axis, labels, handles, error_bars=figure.error_bars)
-        _share(figure, axis, first=index % across == 0)
+        _set_ticks(figure, axis, first=index % across == 0)
     for axis in axes[len(figure.panels) :]:
         axis.set_visible(False)
     if labels:
@@ -112,63 +126,37 @@ def _draw(figure: FigureData[AnyPanel], *, captioned: bool = True) -> Figure:
     return drawn
 
 
-def _height(figure: FigureData[AnyPanel], index: int) -> float:
-    panel = figure.panels[index]
-    return _BARS_HEIGHT + _BAR_HEIGHT * len(panel.bars) if isinstance(panel, Bars) else _PANEL_HEIGHT
-
-
-def _share(figure: FigureData[AnyPanel], axis: Axes, *, first: bool) -> None:
-    """Whole numbers on x or y; y's numbers and name on a row's first panel alone, where all have them."""
+def _set_ticks(figure: FigureData[AnyPanel], axis: Axes, *, first: bool) -> None:
+    """Whole numbers where asked for; with a shared y, its numbers and label in a row's first panel only."""
     from matplotlib.ticker import MaxNLocator
 
-    if figure.whole_x:
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    if figure.whole_y:
-        axis.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    for whole, line in ((figure.whole_x, axis.xaxis), (figure.whole_y, axis.yaxis)):
+        if whole:
+            line.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if figure.share_y and not first:
         axis.set_ylabel("")
         axis.tick_params(axis="y", labelleft=False)
 
 
 def _legend_columns(labels: Sequence[str], width: float) -> int:
-    """All in one row where they fit, otherwise as many columns as the longest label leaves room for."""
-    letters = _LETTERS * width
-    handle = 12
+    """All labels in one row where they fit, otherwise as many columns as the longest label allows."""
+    letters, handle = _LETTERS * width, 12
     if sum(len(label) + handle for label in labels) <= letters:
         return max(1, len(labels))
     return max(1, int(letters / (max(map(len, labels)) + handle)))
 
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933")
-"""Okabe and Ito's colours, told apart with every common colour blindness, strongest on white first."""
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-_STYLES = ("-", "--", "-.", ":")
-_TICK_LETTERS = 30
-"""Letters that an axis has room for, a third of the page wide."""
-_LABEL_LETTERS = 24
-"""A dotted name with more letters is wider than a third of the page."""
-_TREND = "mean ± standard error"
-_GREY, _DARK = "#8A8A8A", "#555555"
-_LOOKS: Mapping[Look, dict[str, Any]] = {
-    "finished": {"marker": "o", "color": "#56B4E9", "markersize": 4, "markeredgewidth": 0, "alpha": 0.85},
-    "stopped": {"marker": "o", "color": _GREY, "markersize": 3.5, "markerfacecolor": "none"},
-    "below": {"marker": "v", "color": _GREY, "markersize": 4, "markerfacecolor": "none"},
-    "front": {"marker": "D", "color": "#0072B2", "markersize": 5, "linewidth": 1.0},
-    "best": {"marker": "*", "color": "#000000", "markersize": 9, "markeredgewidth": 0},
-}
-
-
 def legend_of(figure: FigureData[AnyPanel]) -> list[str]:
-    """What the legend names, in order, each once."""
-    found: list[str] = []
+    """The labels of the legend, in order, each once."""
+    labels: list[str] = []
     for panel in figure.panels:
         if isinstance(panel, Panel):
-            found += [line.label for line in panel.lines] + [trace.label for trace in panel.traces]
+            labels += [*(line.label for line in panel.lines), *(trace.label for trace in panel.traces)]
         elif isinstance(panel, Scatter):
-            found += [dots.label for dots in panel.dots] + ([_TREND] if panel.trend else [])
+            labels += [dots.label for dots in panel.dots] + ([_TREND] if panel.trend else [])
         else:
-            found += [panel.value_label, panel.interval_label, panel.chance_label]
-    return [label for label in dict.fromkeys(found) if label]
+            labels += [panel.value_label, panel.interval_label, panel.chance_label]
+    return [label for label in dict.fromkeys(labels) if label]
 
 
 def draw_panel(
@@ -179,7 +167,7 @@ def draw_panel(
     *,
     error_bars: bool,
 ) -> None:
-    """Draw `panel` on `axis`; `handles` gets what stands for each of the legend's `labels`."""
+    """Draw `panel` on `axis`; puts the legend's handle of each label into `handles`."""
     if isinstance(panel, Panel):
         _draw_traces(panel, axis, handles)
         _draw_lines(panel, axis, labels, handles, error_bars=error_bars)
@@ -195,22 +183,17 @@ def draw_panel(
         axis.set_ylabel(panel.y_label)
         axis.margins(x=0.05, y=0.1)
     if isinstance(panel, Scatter):
-        _frame_scatter(panel, axis)
+        _set_range(panel, axis)
 
 
 def _draw_traces(panel: Panel, axis: Axes, handles: dict[str, Any]) -> None:
+    cross = {"marker": "x", "markersize": 4, "markevery": [-1], "markeredgewidth": 0.9}
     for trace in panel.traces:
         look: dict[str, Any] = {"color": "#AAAAAA", "linewidth": 0.6, "alpha": 0.8}
         if trace.main:
             look = {"color": COLOURS[0], "linewidth": 1.4}
         elif trace.stopped:
-            look |= {
-                "markeredgecolor": "#777777",
-                "marker": "x",
-                "markersize": 4,
-                "markevery": [-1],
-                "markeredgewidth": 0.9,
-            }
+            look |= {"markeredgecolor": "#777777", **cross}
         elif len(trace.x) == 1:
             look |= {"marker": ".", "markersize": 3}
         (handles[trace.label],) = axis.plot(trace.x, trace.y, **look)
@@ -230,10 +213,10 @@ def _draw_lines(
         if line.reference:
             (handles[line.label],) = axis.plot(line.x, line.y, color=_DARK, linewidth=0.9, dashes=(6, 3))
             continue
-        # A hair to the side, so that the error bars of two lines at one x do not hide each other.
-        aside = 0.008 * reach * (drawn.index(line) - (len(drawn) - 1) / 2) if error_bars else 0.0
+        # Shifted slightly, so that the error bars of two lines at one x do not hide each other.
+        shift = 0.008 * reach * (drawn.index(line) - (len(drawn) - 1) / 2) if error_bars else 0.0
         handles[line.label] = axis.errorbar(
-            [x + aside for x in line.x],
+            [x + shift for x in line.x],
             line.y,
             yerr=_lengths(line.sd) if error_bars else None,
             color=COLOURS[index % len(COLOURS)],
@@ -245,20 +228,13 @@ def _draw_lines(
             elinewidth=0.8,
         )
         halo: dict[str, Any] = {"path_effects": [withStroke(linewidth=2.5, foreground="white")], "zorder": 9}
+        note_style = {"textcoords": "offset points", "color": _DARK, "fontsize": "small", **halo}
         for x, y, note in zip(line.x, line.y, line.notes, strict=bool(line.notes)):
-            axis.annotate(
-                note,
-                (x + aside, y),
-                (5, 4),
-                textcoords="offset points",
-                color=_DARK,
-                fontsize="small",
-                **halo,
-            )
+            axis.annotate(note, (x + shift, y), (5, 4), **note_style)
 
 
 def _lengths(spread: Sequence[float | None]) -> list[float] | None:
-    """Lengths of error bars, none at all where nobody knows one."""
+    """Lengths of error bars; None where no spread is known."""
     return [math.nan if sd is None else sd for sd in spread] if any(spread) else None
 
 
@@ -284,9 +260,22 @@ def _draw_scatter(panel: Scatter, axis: Axes, handles: dict[str, Any]) -> None:
         )
 
 
-def _frame_scatter(panel: Scatter, axis: Axes) -> None:
+def _draw_dots(dots: Dots, axis: Axes, order: int) -> Any:
+    look = {**_LOOKS[dots.look], "linestyle": "-" if dots.stairs else "none"}
+    if dots.stairs:
+        look["drawstyle"] = {"before": "steps-pre", "after": "steps-post"}[dots.stairs]
+    if dots.colour is not None:
+        which = dots.colour % len(COLOURS)
+        look |= {"color": COLOURS[which], "marker": _MARKERS[which], "markersize": 3, "alpha": 0.6}
+    zorder = 9 if dots.look == "best" else 3 + order
+    bars = _lengths(dots.sd)
+    return axis.errorbar(dots.x, dots.y, yerr=bars, elinewidth=0.6, capsize=0, zorder=zorder, **look)
+
+
+def _set_range(panel: Scatter, axis: Axes) -> None:
+    """The searched range on x, the floor on y, and names of positions."""
     if panel.x_range:
-        _frame_range(panel.x_range, axis, log=panel.log_x)
+        _set_x_range(panel.x_range, axis, log=panel.log_x)
     if panel.floor is not None:
         top = axis.get_ylim()[1]
         axis.set_ylim(panel.floor - 0.04 * (top - panel.floor), top)
@@ -299,8 +288,7 @@ def _frame_scatter(panel: Scatter, axis: Axes) -> None:
         axis.grid(False, axis="x")
 
 
-def _frame_range(ends: tuple[float, float], axis: Axes, *, log: bool) -> None:
-    """x from end to end of what was searched; numbers that fit below it."""
+def _set_x_range(ends: tuple[float, float], axis: Axes, *, log: bool) -> None:
     from matplotlib.ticker import LogFormatterSciNotation, LogLocator, NullFormatter, StrMethodFormatter
 
     low, high = ends
@@ -308,52 +296,31 @@ def _frame_range(ends: tuple[float, float], axis: Axes, *, log: bool) -> None:
         margin = 0.04 * (high - low)
         axis.set_xlim(low - margin, high + margin)
         return
-    margin = (high / low) ** 0.04
-    axis.set_xlim(low / margin, high * margin)
     span = high / low
+    margin = span**0.04
+    axis.set_xlim(low / margin, high * margin)
     steps = (1.0, 2.0, 5.0) if span <= 12 else (1.0, 3.0) if span <= 30 else (1.0,)
     axis.xaxis.set_major_locator(LogLocator(subs=steps))
     axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}") if span <= 30 else LogFormatterSciNotation())
     axis.xaxis.set_minor_formatter(NullFormatter())
 
 
-def _draw_dots(dots: Dots, axis: Axes, order: int) -> Any:
-    styles = {"before": "steps-pre", "after": "steps-post"}
-    look = {**_LOOKS[dots.look], "linestyle": "-" if dots.stairs else "none"}
-    if dots.stairs:
-        look["drawstyle"] = styles[dots.stairs]
-    if dots.colour is not None:
-        which = dots.colour % len(COLOURS)
-        look |= {"color": COLOURS[which], "marker": _MARKERS[which], "markersize": 3, "alpha": 0.6}
-    return axis.errorbar(
-        dots.x,
-        dots.y,
-        yerr=_lengths(dots.sd),
-        elinewidth=0.6,
-        capsize=0,
-        zorder=9 if dots.look == "best" else 3 + order,
-        **look,
-    )
-
-
 def _draw_bars(panel: Bars, axis: Axes, handles: dict[str, Any]) -> None:
-    places = range(len(panel.bars))
-    drawn = axis.barh(places, [bar.value for bar in panel.bars], height=0.6, color="#56B4E9")
+    rows = range(len(panel.bars))
+    drawn = axis.barh(rows, [bar.value for bar in panel.bars], height=0.6, color="#56B4E9")
     if panel.value_label:
         handles[panel.value_label] = drawn
     else:
         axis.bar_label(drawn, [f"{bar.value:.3g}" for bar in panel.bars], padding=3)
         axis.margins(x=0.1)
-    for place, bar in zip(places, panel.bars, strict=True):
+    interval: dict[str, Any] = {"color": "#000000", "linewidth": 1.2, "marker": "|", "markersize": 6}
+    for row, bar in zip(rows, panel.bars, strict=True):
         if bar.low is not None and bar.high is not None:
-            handles[panel.interval_label] = axis.plot(
-                (bar.low, bar.high), (place, place), color="#000000", linewidth=1.2, marker="|", markersize=6
-            )[0]
+            (handles[panel.interval_label],) = axis.plot((bar.low, bar.high), (row, row), **interval)
         if bar.chance is not None:
-            handles[panel.chance_label] = axis.plot(
-                (bar.chance, bar.chance), (place - 0.38, place + 0.38), color="#D55E00", linewidth=1.6
-            )[0]
-    axis.set_yticks(places, [bar.name for bar in panel.bars])
+            ends = ((bar.chance, bar.chance), (row - 0.38, row + 0.38))
+            (handles[panel.chance_label],) = axis.plot(*ends, color="#D55E00", linewidth=1.6)
+    axis.set_yticks(rows, [bar.name for bar in panel.bars])
     axis.set_ylim(len(panel.bars) - 0.4, -0.6)
     axis.set_xlim(left=0.0)
     axis.grid(False, axis="y")

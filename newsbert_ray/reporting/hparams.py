@@ -1,8 +1,7 @@
-"""TensorBoard's HParams tab over a sweep's trials: what varied, and each trial's settings and end, beside the
-scalars that the trial logs itself. Writes event files; loads TensorBoard's protocol only to write.
+"""TensorBoard's HParams tab of a sweep: what varies, and each trial's settings, metrics and status.
 
-`tensorboard --logdir OUT/trials` shows it. Our files sort before a trial's own, because TensorBoard's slower
-reader goes through the files of a run in order and never back.
+Writes event files beside those of the trials; `tensorboard --logdir OUT/trials` shows them. The names of our
+files sort before a trial's own, because TensorBoard reads the files of a run in order and never goes back.
 """
 
 from __future__ import annotations
@@ -19,15 +18,13 @@ from newsbert_ray.reporting.figures import short
 
 if TYPE_CHECKING:
     from tensorboard.compat.proto.summary_pb2 import Summary
-    from tensorboard.plugins.hparams.api_pb2 import Experiment, HParamInfo
-    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 _EVENTS = "events.out.tfevents.0000000000"
 EXPERIMENT, START, END = f"{_EVENTS}.hparams", f"{_EVENTS}.hparams-start", f"{_EVENTS}.hparams-end"
 
 
-def logged(task: TaskName) -> tuple[str, ...]:
-    """What every trial logs at each evaluation, and the tab shows; one without a teacher leaves its blank."""
+def logged_metrics(task: TaskName) -> tuple[str, ...]:
+    """What every trial logs at each evaluation; a trial without a teacher leaves the teacher's blank."""
     student = (f"validation.student.{metric.name}" for metric in TASKS[task].metrics)
     return (*student, f"validation.teacher.{TASKS[task].primary.name}")
 
@@ -46,8 +43,10 @@ class Axis(Protocol):
 
 
 class HParams:
-    """Writes a sweep's HParams as its trials start and end. A file that is there already is replaced, so that
-    a resume, or a second end of a trial, makes no second session."""
+    """Writes a sweep's HParams as its trials start and end.
+
+    An existing file is replaced, so that a resume, or a second end of a trial, makes no second session.
+    """
 
     def __init__(
         self,
@@ -63,155 +62,105 @@ class HParams:
             trials: folder of the sweep's trials.
             axes: what varies.
             seeds: of each point.
-            goals: metrics that the sweep judges by; those that no trial logs are written at its end.
+            goals: the sweep's metrics; those that no trial logs are written at its end.
             task: of all trials.
         """
         self._trials = trials
         self._axes = tuple(axes)
         self._seeds = tuple(seeds)
-        self._metrics = tuple(dict.fromkeys((*goals, *logged(task))))
-        self._worded = {axis.name for axis in axes if axis.values is not None and not _alike(axis.values)}
+        self._metrics = tuple(dict.fromkeys((*goals, *logged_metrics(task))))
+        self._as_text = {a.name for a in axes if a.values is not None and not _one_type(a.values)}
 
     def begin(self) -> None:
-        """Say what varies over which values, and which numbers count."""
-        from tensorboard.plugins.hparams.metadata import EXPERIMENT_TAG
-        from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+        """Write which settings vary over which values, and which metrics count."""
+        from tensorboard.plugins.hparams import summary_v2 as api
 
-        data = HParamsPluginData(experiment=self._experiment())
-        _write(self._trials / EXPERIMENT, [_summary(EXPERIMENT_TAG, data)])
+        settings = [api.HParam("seed", api.Discrete([float(seed) for seed in self._seeds]))]
+        for axis in self._axes:
+            domain: Any = None
+            if axis.values is not None:
+                domain = api.Discrete([self._plain(axis.name, value) for value in axis.values])
+            elif axis.low is not None and axis.high is not None:
+                domain = api.RealInterval(float(axis.low), float(axis.high))
+            settings.append(api.HParam(axis.name, domain))
+        metrics = [api.Metric(metric.replace(".", "/"), display_name=metric) for metric in self._metrics]
+        _write(self._trials / EXPERIMENT, [api.hparams_config_pb(settings, metrics, time.time())])
 
     def start(self, trial: str, values: Mapping[str, Any]) -> bool:
-        """The trial `trial` (its folder's name) runs, with these varied settings and `seed`.
+        """The trial in folder `trial` runs, with these varied settings and `seed`.
 
-        Call it once the trial's own process has begun its folder, at its first report say; until then
-        nothing is written, and False is returned.
+        Returns:
+            False before the trial itself has begun its folder (at its first report): nothing is written.
         """
-        from tensorboard.plugins.hparams.metadata import SESSION_START_INFO_TAG
-        from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionStartInfo
+        from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 
         settings = self._trials / trial / "settings.json"
         if not settings.exists():
             return False
-        info = SessionStartInfo(group_name=trial, start_time_secs=settings.stat().st_mtime)
-        for name, value in values.items():
-            self._set(info.hparams[name], name, value)
+        plain = {name: self._plain(name, value) for name, value in values.items()}
         events = self._trials / trial / "tensorboard"
         (events / END).unlink(missing_ok=True)
-        _write(events / START, [_summary(SESSION_START_INFO_TAG, HParamsPluginData(session_start_info=info))])
+        _write(events / START, [hparams_pb(plain, trial, settings.stat().st_mtime)])
         return True
 
     def end(
         self, trial: str, values: Mapping[str, Any], *, ok: bool, numbers: Mapping[str, float] | None = None
     ) -> bool:
-        """The trial has ended; `start` is not needed before.
+        """The trial has ended; a call of `start` before is not necessary.
 
         Args:
             values: as for `start`.
-            ok: it finished, or was stopped early; otherwise it failed.
+            ok: it finished or was stopped early; otherwise it failed.
             numbers: its goals by metric, of a trial that finished.
         Returns:
             False for a trial that never had a folder; nothing is written.
         """
         from tensorboard.compat.proto.summary_pb2 import Summary
-        from tensorboard.plugins.hparams.api_pb2 import STATUS_FAILURE, STATUS_SUCCESS
-        from tensorboard.plugins.hparams.metadata import SESSION_END_INFO_TAG
+        from tensorboard.plugins.hparams import api_pb2, metadata
         from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo
 
         if not self.start(trial, values):
             return False
-        info = SessionEndInfo(status=STATUS_SUCCESS if ok else STATUS_FAILURE, end_time_secs=time.time())
-        summaries = [_summary(SESSION_END_INFO_TAG, HParamsPluginData(session_end_info=info))]
-        summaries += [
-            Summary(value=[Summary.Value(tag=_tag(metric), simple_value=value)])
-            for metric, value in (numbers or {}).items()
-            if not metric.startswith("validation.")
+        status = api_pb2.STATUS_SUCCESS if ok else api_pb2.STATUS_FAILURE
+        info = HParamsPluginData(session_end_info=SessionEndInfo(status=status, end_time_secs=time.time()))
+        written = [
+            Summary.Value(
+                tag=metadata.SESSION_END_INFO_TAG,
+                metadata=metadata.create_summary_metadata(info),
+                tensor=metadata.NULL_TENSOR,
+            ),
+            *(
+                Summary.Value(tag=metric.replace(".", "/"), simple_value=value)
+                for metric, value in (numbers or {}).items()
+                if not metric.startswith("validation.")
+            ),
         ]
-        _write(self._trials / trial / "tensorboard" / END, summaries)
+        _write(self._trials / trial / "tensorboard" / END, [Summary(value=[value]) for value in written])
         return True
 
-    def _experiment(self) -> Experiment:
-        from tensorboard.plugins.hparams.api_pb2 import (
-            DATA_TYPE_FLOAT64,
-            Experiment,
-            HParamInfo,
-            MetricInfo,
-            MetricName,
-        )
-
-        infos = [self._info(axis) for axis in self._axes]
-        seed = HParamInfo(name="seed", type=DATA_TYPE_FLOAT64, differs=len(self._seeds) > 1)
-        seed.domain_discrete.extend(self._seeds)
-        metrics = [
-            MetricInfo(name=MetricName(tag=_tag(metric)), display_name=metric) for metric in self._metrics
-        ]
-        return Experiment(hparam_infos=[*infos, seed], metric_infos=metrics, time_created_secs=time.time())
-
-    def _info(self, axis: Axis) -> HParamInfo:
-        from tensorboard.plugins.hparams.api_pb2 import (
-            DATA_TYPE_BOOL,
-            DATA_TYPE_FLOAT64,
-            DATA_TYPE_STRING,
-            HParamInfo,
-        )
-
-        info = HParamInfo(name=axis.name, type=DATA_TYPE_FLOAT64, differs=True)
-        if axis.values is not None:
-            known = [self._plain(axis.name, value) for value in axis.values]
-            kinds = {bool: DATA_TYPE_BOOL, str: DATA_TYPE_STRING}
-            info.type = kinds.get(type(known[0]), DATA_TYPE_FLOAT64)
-            info.domain_discrete.extend(known)
-        elif axis.low is not None and axis.high is not None:
-            info.domain_interval.min_value = axis.low
-            info.domain_interval.max_value = axis.high
-        return info
-
-    def _plain(self, name: str, value: Any) -> Any:
-        """`value` as the tab can hold it: a setting with `null` or of several kinds becomes words."""
-        return short(value) if name in self._worded or value is None else value
-
-    def _set(self, slot: Any, name: str, value: Any) -> None:
-        plain = self._plain(name, value)
-        if isinstance(plain, bool):
-            slot.bool_value = plain
-        elif isinstance(plain, int | float):
-            slot.number_value = plain
-        else:
-            slot.string_value = str(plain)
+    def _plain(self, name: str, value: Any) -> bool | float | str:
+        """`value` as the tab can hold it: null, and every value of a setting of several types, as text."""
+        if value is None or name in self._as_text:
+            return short(value)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return float(value) if number else value
 
 
-def _alike(values: Sequence[Any]) -> bool:
-    """Whether all are truths, all numbers, or all words."""
-    kinds = {
-        "truth" if isinstance(v, bool) else "number" if isinstance(v, int | float) else type(v)
-        for v in values
-    }
-    return len(kinds) == 1 and type(None) not in kinds
-
-
-def _tag(metric: str) -> str:
-    """A metric as trials log it."""
-    return metric.replace(".", "/")
-
-
-def _summary(tag: str, data: HParamsPluginData) -> Summary:
-    from tensorboard.compat.proto.summary_pb2 import Summary
-    from tensorboard.plugins.hparams.metadata import NULL_TENSOR, create_summary_metadata
-
-    value = Summary.Value(tag=tag, metadata=create_summary_metadata(data), tensor=NULL_TENSOR)
-    return Summary(value=[value])
+def _one_type(values: Sequence[Any]) -> bool:
+    """Whether all are bools, all numbers, or all strings."""
+    types = {float if type(value) is int else type(value) for value in values}
+    return len(types) == 1 and type(None) not in types
 
 
 def _write(path: Path, summaries: Sequence[Summary]) -> None:
-    """An event file, whole or not at all."""
+    """Write an event file in one step."""
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.summary.writer.record_writer import RecordWriter
 
     buffer = io.BytesIO()
     writer = RecordWriter(buffer)
     now = time.time()
-    for event in (
-        Event(wall_time=now, file_version="brain.Event:2"),
-        *(Event(wall_time=now, summary=summary) for summary in summaries),
-    ):
+    events = [Event(wall_time=now, summary=summary) for summary in summaries]
+    for event in (Event(wall_time=now, file_version="brain.Event:2"), *events):
         writer.write(event.SerializeToString())
     write_bytes(path, buffer.getvalue())

@@ -1,9 +1,8 @@
-"""What a report says, as blocks, and the same as Markdown; `web` makes HTML of it."""
+"""A report as blocks of text, facts, tables and figures, and its Markdown, HTML and LaTeX forms."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -14,12 +13,29 @@ class Text:
 
     text: str
 
+    def markdown(self) -> str:
+        """The paragraph in one line."""
+        return _escape_markdown(self.text)
+
+    def html(self) -> str:
+        """A `p` element."""
+        return f"<p>{escape(self.text)}</p>"
+
 
 @dataclass(frozen=True)
 class Facts:
-    """Names and what stands for them."""
+    """Names and their values."""
 
     rows: tuple[tuple[str, str], ...]
+
+    def markdown(self) -> str:
+        """A list."""
+        return "\n".join(f"- {_escape_markdown(f'{name}: {value}')}" for name, value in self.rows)
+
+    def html(self) -> str:
+        """A `dl` element."""
+        rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>\n" for name, value in self.rows)
+        return f"<dl>\n{rows}</dl>"
 
 
 @dataclass(frozen=True)
@@ -28,32 +44,93 @@ class Bullets:
 
     items: tuple[str, ...]
 
+    def markdown(self) -> str:
+        """A list."""
+        return "\n".join(f"- {_escape_markdown(item)}" for item in self.items)
+
+    def html(self) -> str:
+        """A `ul` element."""
+        return "<ul>" + "".join(f"<li>{escape(item)}</li>" for item in self.items) + "</ul>"
+
 
 @dataclass(frozen=True)
 class Command:
-    """A line to type."""
+    """A command line."""
 
     text: str
+
+    def markdown(self) -> str:
+        """A code block."""
+        return f"```sh\n{self.text}\n```"
+
+    def html(self) -> str:
+        """A `pre` element."""
+        return f"<pre><code>{escape(self.text)}</code></pre>"
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under a head; the first `words` columns are words, the others numbers."""
+    """Rows under a head; the first `words` columns hold words, the others numbers."""
 
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     words: int = 1
     caption: str = ""
 
+    def markdown(self) -> str:
+        """The caption, then a pipe table."""
+        align = tuple("---" if column < self.words else "---:" for column in range(len(self.head)))
+        head, *body = (tuple(map(_escape_markdown, row)) for row in (self.head, *self.rows))
+        lines = "\n".join(f"| {' | '.join(line)} |" for line in (head, align, *body))
+        return f"{_escape_markdown(self.caption)}\n\n{lines}" if self.caption else lines
+
+    def html(self) -> str:
+        """A `table` element in a box that scrolls where the table is wider than the screen."""
+
+        def row(tag: str, cells: tuple[str, ...]) -> str:
+            kinds = ["" if column < self.words else ' class="number"' for column in range(len(cells))]
+            scope = ' scope="col"' if tag == "th" else ""
+            pairs = zip(kinds, cells, strict=True)
+            return "<tr>" + "".join(f"<{tag}{scope}{k}>{escape(c)}</{tag}>" for k, c in pairs) + "</tr>"
+
+        caption = f"<caption>{escape(self.caption)}</caption>" if self.caption else ""
+        label = escape(self.caption or ", ".join(self.head))
+        kind = ' class="words"' if self.words == len(self.head) else ""
+        rows = "\n".join(row("td", cells) for cells in self.rows)
+        return (
+            f'<div class="table" role="region" aria-label="{label}" tabindex="0"><table{kind}>{caption}\n'
+            f"<thead>{row('th', self.head)}</thead>\n<tbody>\n{rows}\n</tbody></table></div>"
+        )
+
+    def latex(self) -> str:
+        """A `table` environment in the style of booktabs."""
+        head, *body = (" & ".join(map(_escape_latex, row)) + r" \\" for row in (self.head, *self.rows))
+        caption = [f"\\caption{{{_escape_latex(self.caption)}}}"] if self.caption else []
+        columns = "l" * self.words + "r" * (len(self.head) - self.words)
+        lines = ["", r"\begin{table}", r"\centering", *caption, f"\\begin{{tabular}}{{{columns}}}"]
+        lines += [r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}", r"\end{table}"]
+        return "\n".join(lines)
+
 
 @dataclass(frozen=True)
 class Picture:
-    """A drawn figure: `file` is its PNG beside the page, `svg` what a page holds itself."""
+    """A drawn figure: `file` is its PNG beside the page, `svg` the drawing that the HTML page contains."""
 
     file: str
     svg: str
     alt: str
     caption: str
+
+    def markdown(self) -> str:
+        """A link to the PNG, which contains the caption."""
+        return f"![{_escape_markdown(self.alt)}]({self.file})"
+
+    def html(self) -> str:
+        """A `figure` element with the drawing inside."""
+        svg = inline_svg(self.svg, name=self.file.partition(".")[0], alt=self.alt)
+        width = re.search(r'viewBox="\S+ \S+ (\S+) ', svg)
+        kind = ' class="narrow"' if width is None or float(width[1]) <= 400 else ""
+        return f"<figure{kind}>\n{svg}\n<figcaption>{escape(self.caption)}</figcaption>\n</figure>"
 
 
 Block = Text | Facts | Bullets | Command | Table | Picture
@@ -69,7 +146,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """A whole report; `lead` says the most important thing first."""
+    """A whole report; `lead` states the main result."""
 
     title: str
     lead: str
@@ -77,45 +154,17 @@ class Page:
 
 
 def to_markdown(page: Page) -> str:
-    """The page as Markdown; figures are the files beside it, which hold their captions."""
-    parts = [f"# {_escaped(page.title)}", _escaped(page.lead)]
+    """The page as Markdown; its figures are the files beside it."""
+    parts = [f"# {_escape_markdown(page.title)}", _escape_markdown(page.lead)]
     for section in page.sections:
-        parts.append(f"## {_escaped(section.title)}")
-        parts += [block_markdown(block) for block in section.blocks]
+        parts += [f"## {_escape_markdown(section.title)}", *(block.markdown() for block in section.blocks)]
     return "\n\n".join(parts) + "\n"
 
 
-def block_markdown(block: Block) -> str:
-    """One block as Markdown."""
-    if isinstance(block, Text):
-        return _escaped(block.text)
-    if isinstance(block, Facts):
-        return "\n".join(f"- {_escaped(name)}: {_escaped(value)}" for name, value in block.rows)
-    if isinstance(block, Bullets):
-        return "\n".join(f"- {_escaped(item)}" for item in block.items)
-    if isinstance(block, Command):
-        return f"```sh\n{block.text}\n```"
-    if isinstance(block, Picture):
-        return f"![{_escaped(block.alt)}]({block.file})"
-    return _table(block)
-
-
-def _table(table: Table) -> str:
-    align = ["---" if column < table.words else "---:" for column in range(len(table.head))]
-    lines: Sequence[Sequence[str]] = [
-        [_escaped(cell) for cell in table.head],
-        align,
-        *([_escaped(cell) for cell in row] for row in table.rows),
-    ]
-    body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return f"{_escaped(table.caption)}\n\n{body}" if table.caption else body
-
-
-def _escaped(text: str) -> str:
-    """`text` so that Markdown shows it as it stands, in one line."""
-    text = re.sub(r"\s+", " ", text)
-    text = re.sub(r"([\\`*<\[\]|])", r"\\\1", text)
-    # An underscore inside a word is itself; at a word's end it would make the text slanted.
+def _escape_markdown(text: str) -> str:
+    """`text` in one line, so that Markdown shows it unchanged."""
+    text = re.sub(r"([\\`*<\[\]|])", r"\\\1", re.sub(r"\s+", " ", text))
+    # An underscore inside a word has no effect; at a word's end it would start or end emphasis.
     return re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", text)
 
 
@@ -172,11 +221,12 @@ figcaption { color: var(--soft); font-size: .9375rem; margin-top: .5rem; }
 
 def to_html(page: Page) -> str:
     """The page as one HTML document; every text in it is escaped."""
-    sections = "\n".join(_section(section, index) for index, section in enumerate(page.sections, 1))
-    links = "".join(
-        f'<li><a href="#part-{index}">{escape(section.title)}</a></li>'
-        for index, section in enumerate(page.sections, 1)
-    )
+    links, sections = "", []
+    for index, section in enumerate(page.sections, 1):
+        title, blocks = escape(section.title), "\n".join(block.html() for block in section.blocks)
+        links += f'<li><a href="#part-{index}">{title}</a></li>'
+        heading = f'<h2 id="part-{index}">{title}</h2>'
+        sections.append(f'<section aria-labelledby="part-{index}">\n{heading}\n{blocks}\n</section>')
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -193,63 +243,15 @@ def to_html(page: Page) -> str:
 <nav aria-label="Contents"><ul>{links}</ul></nav>
 </header>
 <main>
-{sections}
+{chr(10).join(sections)}
 </main>
 </body>
 </html>
 """
 
 
-def _section(section: Section, index: int) -> str:
-    blocks = "\n".join(_block(block) for block in section.blocks)
-    return (
-        f'<section aria-labelledby="part-{index}">\n<h2 id="part-{index}">{escape(section.title)}</h2>\n'
-        f"{blocks}\n</section>"
-    )
-
-
-def _block(block: Block) -> str:
-    if isinstance(block, Text):
-        return f"<p>{escape(block.text)}</p>"
-    if isinstance(block, Facts):
-        rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>\n" for name, value in block.rows)
-        return f"<dl>\n{rows}</dl>"
-    if isinstance(block, Bullets):
-        return "<ul>" + "".join(f"<li>{escape(item)}</li>" for item in block.items) + "</ul>"
-    if isinstance(block, Command):
-        return f"<pre><code>{escape(block.text)}</code></pre>"
-    if isinstance(block, Picture):
-        return _picture(block)
-    return _table_web(block)
-
-
-def _table_web(table: Table) -> str:
-    def cell(tag: str, text: str, column: int, scope: str = "") -> str:
-        kind = ' class="number"' if column >= table.words else ""
-        return f"<{tag}{scope}{kind}>{escape(text)}</{tag}>"
-
-    head = "".join(cell("th", text, column, ' scope="col"') for column, text in enumerate(table.head))
-    rows = "\n".join(
-        "<tr>" + "".join(cell("td", text, column) for column, text in enumerate(row)) + "</tr>"
-        for row in table.rows
-    )
-    caption = f"<caption>{escape(table.caption)}</caption>" if table.caption else ""
-    label = escape(table.caption or ", ".join(table.head))
-    kind = ' class="words"' if table.words == len(table.head) else ""
-    return (
-        f'<div class="table" role="region" aria-label="{label}" tabindex="0"><table{kind}>{caption}\n'
-        f"<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody></table></div>"
-    )
-
-
-def _picture(picture: Picture) -> str:
-    svg = inline_svg(picture.svg, name=picture.file.partition(".")[0], alt=picture.alt)
-    kind = "" if _width(svg) > 400 else ' class="narrow"'
-    return f"<figure{kind}>\n{svg}\n<figcaption>{escape(picture.caption)}</figcaption>\n</figure>"
-
-
 def inline_svg(svg: str, *, name: str, alt: str) -> str:
-    """A drawn SVG to stand in a page: no prolog, its size free, its ids its own, said in words."""
+    """A drawn SVG for use inside a page: no prolog, no fixed size, unique ids, and a text alternative."""
     svg = svg[svg.index("<svg") :].strip()
     svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\bid="', f'id="{name}-', svg)
@@ -260,53 +262,24 @@ def inline_svg(svg: str, *, name: str, alt: str) -> str:
     return re.sub(r"<svg[^>]*>", lambda _: opening, svg, count=1)
 
 
-def _width(svg: str) -> float:
-    """Points that the drawing is wide."""
-    found = re.search(r'viewBox="\S+ \S+ (\S+) ', svg)
-    return float(found[1]) if found else 0.0
-
-
-_SPECIAL = {
-    **{character: f"\\{character}" for character in "&%$#_{}"},
-    "\\": "\\textbackslash{}",
-    "~": "\\textasciitilde{}",
-    "^": "\\textasciicircum{}",
-    "<": "\\textless{}",
-    ">": "\\textgreater{}",
-    "±": "$\\pm$",
-    "\u2212": "$-$",
-    "\u2026": "\\dots{}",
-}
-
-
 def to_latex(page: Page) -> str:
     """Every table of the page, in its order; needs \\usepackage{booktabs}."""
     tables = [block for section in page.sections for block in section.blocks if isinstance(block, Table)]
-    return (
-        "\n".join(["% \\usepackage{booktabs}", *(line for table in tables for line in _lines(table))]) + "\n"
-    )
+    return "\n".join(["% \\usepackage{booktabs}", *(table.latex() for table in tables)]) + "\n"
 
 
-def _lines(table: Table) -> Iterator[str]:
-    columns = "l" * table.words + "r" * (len(table.head) - table.words)
-    yield ""
-    yield "\\begin{table}"
-    yield "\\centering"
-    if table.caption:
-        yield f"\\caption{{{_escaped_latex(table.caption)}}}"
-    yield f"\\begin{{tabular}}{{{columns}}}"
-    yield "\\toprule"
-    yield _row(table.head)
-    yield "\\midrule"
-    yield from map(_row, table.rows)
-    yield "\\bottomrule"
-    yield "\\end{tabular}"
-    yield "\\end{table}"
+_LATEX = {
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "±": r"$\pm$",
+    "\u2212": "$-$",
+    "\u2026": r"\dots{}",
+}
 
 
-def _row(cells: tuple[str, ...]) -> str:
-    return " & ".join(map(_escaped_latex, cells)) + r" \\"
-
-
-def _escaped_latex(text: str) -> str:
-    return re.sub(r"\s+", " ", "".join(_SPECIAL.get(character, character) for character in text))
+def _escape_latex(text: str) -> str:
+    return re.sub(r"\s+", " ", "".join(_LATEX.get(character, character) for character in text))

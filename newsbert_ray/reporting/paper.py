@@ -1,9 +1,10 @@
-"""The paper's Table 2 beside our own rows of the same systems (NewsBERT, Wu et al. 2021). Pure."""
+"""The tables of the paper with our own numbers: Table 1 (corpora), Table 2 (systems), systems over depth.
+
+"The paper" is NewsBERT, Wu et al. 2021.
+"""
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -12,12 +13,13 @@ from typing import Any
 from newsbert_ray.data.shards import SPLITS, Manifest
 from newsbert_ray.methods import TaskName
 from newsbert_ray.record import RunRecord
-from newsbert_ray.reporting.page import Block, Bullets, Page, Section, Table
+from newsbert_ray.reporting.page import Bullets, Page, Section, Table
 from newsbert_ray.reporting.records import (
     NAMES,
     data_name,
     distinct,
     flat_settings,
+    grouped,
     one_task,
     task_name,
     teacher_name,
@@ -29,13 +31,13 @@ from newsbert_ray.reporting.statistics import (
     MARK,
     Against,
     compare_rows,
+    default_base,
     significance_table,
-    usual_base,
 )
-from newsbert_ray.reporting.tables import Column, Row, bare, columns_of, rows_as_found, rows_of, show
+from newsbert_ray.reporting.tables import Column, columns_of, csv_text, rows_of, student_columns
 
-PAPERS_LAYERS = 12
-"""Of the encoder that the paper's speed-ups are counted from, in layers."""
+PAPER_LAYERS = 12
+"""Layers of the encoder that the paper's speed-ups refer to."""
 
 _TABLE2: Mapping[tuple[str, int], tuple[float, ...]] = {
     ("glove", 1): (71.13, 49.71, 67.92, 33.09, 36.03, 41.80),
@@ -54,90 +56,15 @@ _TABLE2: Mapping[tuple[str, int], tuple[float, ...]] = {
     ("newsbert", 2): (74.10, 51.26, 69.89, 34.50, 37.75, 43.50),
     ("newsbert", 1): (73.49, 50.65, 68.97, 33.54, 36.77, 42.51),
 }
-"""Table 2, per cent: accuracy, macro-F1; AUC, MRR, nDCG@5, nDCG@10. Its rows of UniLM and those marked *;
-GloVe's has no number of layers."""
-_PLACE: Mapping[TaskName, slice] = {"topics": slice(0, 2), "recommendation": slice(2, 6)}
-_ROWS = frozenset({"method", "student.layers"})
-_OF_OTHER_LAYERS = frozenset({"bilstm_soft", "glove"})
-_EXTRA = (
-    Column("parameters", "million parameters", "parameters.student", 1e-6),
-    Column("times_teacher", "times its teacher's titles/s", "speed.times_teacher"),
-)
+"""Table 2, per cent: accuracy, macro-F1; AUC, MRR, nDCG@5, nDCG@10. Only the rows of UniLM and those marked
+*; GloVe's has no number of layers."""
+_TABLE2_COLUMNS: Mapping[TaskName, slice] = {"topics": slice(0, 2), "recommendation": slice(2, 6)}
+_OTHER_LAYERS = frozenset({"bilstm_soft", "glove"})
+_PARAMETERS = Column("parameters", "million parameters", "parameters.student", 1e-6)
+_SPEED = Column("times_teacher", "times its teacher's titles/s", "speed.times_teacher")
+_DEPTH, _JOINT = "student.layers", "newsbert"
 
-
-def table2(records: Sequence[RunRecord], failed: Sequence[Mapping[str, Any]] = ()) -> Table | None:
-    """Our rows of the paper's systems, each with the paper's own numbers; None where other settings vary too,
-    or only one method was run.
-
-    Args:
-        records: of one task.
-        failed: `method` and `student.layers` of each run that failed, as far as they varied.
-    """
-    task, place = one_task(records), _PLACE.get(task_name(records[0]))
-    varying = set(varying_settings(records)) | {name for row in failed for name in row}
-    tuned = tuned_settings(records)
-    if "method" not in varying or not varying <= _ROWS | set(tuned) or place is None:
-        return None
-    metrics = [column for column in columns_of(task) if column.path.startswith("test.student.")]
-    rows = rows_as_found(records, (*metrics, *_EXTRA))
-    everyones = flat_settings(records[0])["student.layers"]
-    depths = {id(row): int(row.settings.get("student.layers", everyones)) for row in rows}
-    everyone = str(flat_settings(records[0])["method"])
-    found = {(str(row.settings.get("method", everyone)), depths[id(row)]): row for row in rows}
-    lost = Counter(
-        (str(row.get("method", everyone)), int(row.get("student.layers", everyones))) for row in failed
-    )
-    order = {name: number for number, name in enumerate(NAMES)}
-    keys = sorted(found.keys() | lost.keys(), key=lambda key: (order[key[0]], -key[1]))
-    head = (
-        *("system", "layers", "seeds", _EXTRA[0].heading, f"speed-up by layers, of {PAPERS_LAYERS}"),
-        _EXTRA[1].heading,
-        *(column.heading for column in metrics),
-        *(f"the paper's {bare(column)} %" for column in metrics),
-    )
-    body = []
-    for method, depth in keys:
-        row = found.get((method, depth))
-        theirs = _TABLE2.get((method, depth), ())[place]
-        ours = [show(row.columns.get(column.name), column) if row else "failed" for column in metrics]
-        extra = [show(row.columns.get(column.name), column) if row else "" for column in _EXTRA]
-        by_layers = "" if method in _OF_OTHER_LAYERS else f"{PAPERS_LAYERS / depth:.1f}"
-        paper = [f"{value:.2f}" for value in theirs] or [""] * len(metrics)
-        away = lost[method, depth]
-        seeds = str(len(row.seeds) if row else 0) + (f" ({away} failed)" if away else "")
-        counted = (str(depth), seeds, extra[0].removesuffix(" ± 0.0"), by_layers, extra[1])
-        body.append((NAMES[method], *counted, *ours, *paper))
-    return Table(head, tuple(body), words=1, caption=_caption(records, tuned))
-
-
-def _caption(records: Sequence[RunRecord], tuned: Sequence[str]) -> str:
-    data = " or ".join(dict.fromkeys(map(data_name, records)))
-    teachers = " or ".join(dict.fromkeys(map(teacher_name, records)))
-    rows = sorted({int(record.data.get("train_rows") or 0) for record in records} - {0})
-    counted = " or ".join(f"{n:,}" for n in rows)
-    trained = f", trained on {counted} {one_task(records).examples}" if rows else ""
-    return (
-        f"Table 2. Ours: {data}{trained}, encoder {teachers}{_rates(records, tuned)}; mean ± sd over seeds. "
-        "The paper's: the authors' own cut of MIND, UniLMv2 (first 8 layers as teacher), 5 seeds: other data "
-        "and another encoder, so that only the order of the rows compares."
-    )
-
-
-def _rates(records: Sequence[RunRecord], tuned: Sequence[str]) -> str:
-    """What each method has of its own, in words."""
-    said = []
-    for name in tuned:
-        values: dict[str, dict[str, None]] = {}
-        for record in records:
-            flat = flat_settings(record)
-            values.setdefault(f"{flat.get(name)}", {})[NAMES[str(flat["method"])]] = None
-        said.append(
-            f"{name} " + ", ".join(f"{value} ({'; '.join(who)})" for value, who in sorted(values.items()))
-        )
-    return "".join(f", {words}" for words in said)
-
-
-_PAPERS: Mapping[str, float | None] = {
+_TABLE1: Mapping[str, float | None] = {
     "users": 1_000_000,
     "news": 161_013,
     "news_categories": 20,
@@ -154,22 +81,164 @@ _PAPERS: Mapping[str, float | None] = {
     "tokens_per_query": None,
     "tokens_per_text": None,
 }
-"""Table 1 of the paper, MIND's part and NewsRetrieval's; None where it says nothing."""
-CAPTION = "Table 1. What is in the shards; the paper's corpora are others."
+"""Table 1 of the paper, the parts about MIND and NewsRetrieval; None where the paper has no number."""
+TABLE1_CAPTION = "Table 1. What is in the shards; the paper's corpora are others."
+
+
+def method_tables(
+    records: Sequence[RunRecord], against: Against | None, failed: Sequence[Mapping[str, Any]] = ()
+) -> list[Table]:
+    """The tables that compare the runs of one task with each other and with the paper, as far as they can be
+    compared.
+
+    Args:
+        failed: the varied settings of each run that failed.
+    """
+    tuned = tuned_settings(records)
+    rows = [
+        replace(row, settings={n: value for n, value in row.settings.items() if n not in tuned})
+        for row in rows_of(records)
+    ]
+    base = against or default_base(rows)
+    compared = significance_table(rows, base, tuned=tuned) if base else None
+    tables = [depths_table(records), table2(records, failed), compared]
+    return [table for table in tables if table is not None]
+
+
+def table2(records: Sequence[RunRecord], failed: Sequence[Mapping[str, Any]] = ()) -> Table | None:
+    """Our rows of the paper's systems, each with the paper's own numbers.
+
+    Args:
+        records: of one task.
+        failed: `method` and `student.layers` of each run that failed, as far as they varied.
+    Returns:
+        None where settings other than method, depth and learning rates vary, or only one method was run.
+    """
+    task, paper_columns = one_task(records), _TABLE2_COLUMNS.get(task_name(records[0]))
+    varying = set(varying_settings(records)) | {name for settings in failed for name in settings}
+    tuned = tuned_settings(records)
+    if "method" not in varying or not varying <= {"method", _DEPTH, *tuned} or paper_columns is None:
+        return None
+    metrics = student_columns(task)
+    first = flat_settings(records[0])
+
+    def key(settings: Mapping[str, Any]) -> tuple[str, int]:
+        return str(settings.get("method", first["method"])), int(settings.get(_DEPTH, first[_DEPTH]))
+
+    rows = {
+        key(row.settings): row for row in rows_of(records, (*metrics, _PARAMETERS, _SPEED), keep_order=True)
+    }
+    lost = Counter(map(key, failed))
+    order = list(NAMES)
+    body = []
+    for method, depth in sorted(rows.keys() | lost.keys(), key=lambda key: (order.index(key[0]), -key[1])):
+        row = rows.get((method, depth))
+        numbers = row.columns if row else {}
+        theirs = _TABLE2.get((method, depth), ())[paper_columns]
+        failures = f" ({lost[method, depth]} failed)" if lost[method, depth] else ""
+        body.append(
+            (
+                NAMES[method],
+                str(depth),
+                f"{len(row.seeds) if row else 0}{failures}",
+                _PARAMETERS.show(numbers.get(_PARAMETERS.name)).removesuffix(" ± 0.0"),
+                "" if method in _OTHER_LAYERS else f"{PAPER_LAYERS / depth:.1f}",
+                _SPEED.show(numbers.get(_SPEED.name)),
+                *(column.show(numbers.get(column.name)) if row else "failed" for column in metrics),
+                *([f"{value:.2f}" for value in theirs] or [""] * len(metrics)),
+            )
+        )
+    head = (
+        *("system", "layers", "seeds", _PARAMETERS.heading, f"speed-up by layers, of {PAPER_LAYERS}"),
+        _SPEED.heading,
+        *(column.heading for column in metrics),
+        *(f"the paper's {column.label} %" for column in metrics),
+    )
+    return Table(head, tuple(body), caption=_table2_caption(records, tuned))
+
+
+def _table2_caption(records: Sequence[RunRecord], tuned: Sequence[str]) -> str:
+    data = " or ".join(dict.fromkeys(map(data_name, records)))
+    teachers = " or ".join(dict.fromkeys(map(teacher_name, records)))
+    sizes = sorted({int(record.data.get("train_rows") or 0) for record in records} - {0})
+    counts = " or ".join(f"{size:,}" for size in sizes)
+    trained = f", trained on {counts} {one_task(records).examples}" if sizes else ""
+    rates = ""
+    for name in tuned:
+        methods: dict[str, dict[str, None]] = {}
+        for flat in map(flat_settings, records):
+            methods.setdefault(f"{flat.get(name)}", {})[NAMES[str(flat["method"])]] = None
+        values = ", ".join(f"{value} ({'; '.join(who)})" for value, who in sorted(methods.items()))
+        rates += f", {name} {values}"
+    return (
+        f"Table 2. Ours: {data}{trained}, encoder {teachers}{rates}; mean ± sd over seeds. "
+        "The paper's: the authors' own cut of MIND, UniLMv2 (first 8 layers as teacher), 5 seeds: other data "
+        "and another encoder, so that only the order of the rows compares."
+    )
+
+
+def depths_table(records: Sequence[RunRecord]) -> Table | None:
+    """One row for each system, one column for each student depth and metric.
+
+    The amount of data may differ from one depth to the next, which the head shows.
+
+    Args:
+        records: of one task.
+    Returns:
+        None for fewer than two methods or depths, or where other settings vary too.
+    """
+    task = one_task(records)
+    groups = dict(sorted(grouped(distinct(records), lambda r: int(flat_settings(r)[_DEPTH])).items()))
+    methods = {str(flat_settings(record)["method"]) for record in records}
+    if min(len(groups), len(methods)) < 2:
+        return None
+    several_sizes = len({str(flat_settings(record)["train_rows"]) for record in records}) > 1
+    metrics = student_columns(task)
+    teachers = [column for column in columns_of(task) if column.path.startswith("test.teacher.")]
+    head, cells, beside = ["system"], {name: [""] * 0 for name in methods}, list[str]()
+    for depth, group in groups.items():
+        tuned = tuned_settings(group)
+        if set(varying_settings(group)) - {"method", *tuned}:
+            return None
+        only = str(flat_settings(group[0])["method"])
+        rows = [replace(row, settings={"method": row.settings.get("method", only)}) for row in rows_of(group)]
+        by_method = {str(row.settings["method"]): row for row in rows}
+        base = default_base(rows)
+        size = f" ({int(group[0].data.get('train_rows') or 0):,} {task.examples})" if several_sizes else ""
+        for column, teacher in zip(metrics, teachers, strict=True):
+            head.append(f"{depth} layer{'s' if depth > 1 else ''}{size}: {column.label} %")
+            compared = compare_rows(rows, column, base) if base and base.value == _JOINT else []
+            marked = {str(c.row.settings["method"]) for c in compared if c.significant}
+            for name in methods:
+                row = by_method.get(name)
+                shown = column.show(row.columns.get(column.name)) if row else ""
+                cells[name].append(shown + (MARK if name in marked else ""))
+            joint = by_method.get(_JOINT)
+            beside.append(teacher.show(joint.columns.get(teacher.name)) if joint else "")
+    body = [(NAMES[name], *cells[name]) for name in sorted(cells, key=list(NAMES).index)]
+    if any(beside):
+        body.append((f"the teacher beside {NAMES[_JOINT]}", *beside))
+    caption = "Systems over student depth, test split, mean ± sd over seeds"
+    if _JOINT in methods:
+        caption += f"; {MARK} differs from {NAMES[_JOINT]} (p < {LEVEL:g}, Welch's t-test, Holm's correction)"
+    return Table(tuple(head), tuple(body), caption=f"{caption}.")
 
 
 def table1(corpora: Mapping[str, Mapping[str, float]]) -> Table | None:
-    """Counts and means of corpora by their names, each a column, beside the paper's; None where none is
-    known."""
+    """Counts and means of corpora, each a column under its name, and the paper's; None if none is known."""
+
+    def show(value: float | None) -> str:
+        if value is None:
+            return ""
+        return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.2f}"
+
     known = {name: numbers for name, numbers in corpora.items() if numbers}
-    rows = []
-    for kind, papers in _PAPERS.items():
-        cells = [shown(numbers[kind]) if kind in numbers else "" for numbers in known.values()]
-        if any(cells):
-            rows.append((kind.replace("_", " "), *cells, shown(papers) if papers is not None else ""))
-    if not rows:
-        return None
-    return Table(("", *known, "the paper's"), tuple(rows), caption=CAPTION)
+    rows = [
+        (kind.replace("_", " "), *(show(numbers.get(kind)) for numbers in known.values()), show(theirs))
+        for kind, theirs in _TABLE1.items()
+        if any(kind in numbers for numbers in known.values())
+    ]
+    return Table(("", *known, "the paper's"), tuple(rows), caption=TABLE1_CAPTION) if rows else None
 
 
 def table1_of_runs(records: Sequence[RunRecord]) -> Table | None:
@@ -177,127 +246,27 @@ def table1_of_runs(records: Sequence[RunRecord]) -> Table | None:
     return table1({data_name(record): record.data.get("statistics") or {} for record in records})
 
 
-def shown(value: float) -> str:
-    """A count without decimals, a mean with two."""
-    return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.2f}"
-
-
 def corpora_page(manifests: Mapping[str, Manifest]) -> Page:
-    """The report of prepared shards, by the names that their folders have."""
+    """The report of prepared shards, by the names of their folders."""
     table = table1({name: manifest.statistics for name, manifest in manifests.items()})
-    facts = [f"{name}: {_describe(manifest)}" for name, manifest in manifests.items()]
-    blocks: tuple[Block, ...] = (*([table] if table else []), Bullets(tuple(facts)))
-    names = ", ".join(manifests)
-    return Page("Corpora" if len(manifests) > 1 else "Corpus", names, (Section("What is there", blocks),))
+    facts = Bullets(tuple(f"{name}: {_describe(manifest)}" for name, manifest in manifests.items()))
+    section = Section("What is in the shards", (table, facts) if table else (facts,))
+    return Page("Corpora" if len(manifests) > 1 else "Corpus", ", ".join(manifests), (section,))
 
 
 def corpora_csv(manifests: Mapping[str, Manifest]) -> str:
-    """Every number of every corpus in full: a row each."""
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(("corpus", "statistic", "value"))
-    for name, manifest in manifests.items():
-        writer.writerows((name, kind, value) for kind, value in manifest.statistics.items())
-    return file.getvalue()
+    """Every number of every corpus in full precision, one row each."""
+    numbers = ((name, *pair) for name, manifest in manifests.items() for pair in manifest.statistics.items())
+    return csv_text(("corpus", "statistic", "value"), numbers)
 
 
 def _describe(manifest: Manifest) -> str:
-    """`40,120 news in train, ...; tokens of NAME`."""
+    """`news: 40,120 train, ...; tokens of NAME`."""
     parts = []
-    for what, shards in (
-        ("news", manifest.splits),
-        ("impressions", manifest.behaviors),
-        ("pairs", manifest.pairs),
-    ):
+    rows = {"news": manifest.splits, "impressions": manifest.behaviors, "pairs": manifest.pairs}
+    for kind, shards in rows.items():
         counts = [f"{sum(s.rows for s in shards.get(split, [])):,} {split}" for split in SPLITS]
-        if shards:
-            parts.append(f"{what}: {', '.join(counts)}")
+        parts += [f"{kind}: {', '.join(counts)}"] if shards else []
     parts.append(f"tokens of {manifest.tokenizer.name} ({manifest.tokenizer.vocabulary:,})")
     sources = ", ".join(f"{source.folder}/{source.file}" for source in manifest.sources)
     return "; ".join([*parts, f"from {sources}"])
-
-
-def method_tables(
-    records: Sequence[RunRecord], against: Against | None, failed: Sequence[Mapping[str, Any]] = ()
-) -> list[Table]:
-    """What the runs of one task come to beside each other, and beside the paper's; as far as they compare.
-
-    Args:
-        failed: what varied, of each run that failed.
-    """
-    tuned = tuned_settings(records)
-    rows = [
-        replace(row, settings={n: value for n, value in row.settings.items() if n not in tuned})
-        for row in rows_of(records)
-    ]
-    base = against or usual_base(rows)
-    compared = significance_table(rows, base, tuned=tuned) if base else None
-    found = [depths_table(records), table2(records, failed), compared]
-    return [table for table in found if table is not None]
-
-
-_DEPTH, _SIZE, _JOINT = "student.layers", "train_rows", "newsbert"
-
-
-def depths_table(records: Sequence[RunRecord]) -> Table | None:
-    """A system a row, a column for each student depth and metric; None for fewer than two methods or depths,
-    or where other settings vary too. From one depth to the next the data may differ: the head says so.
-
-    Args:
-        records: of one task.
-    """
-    task = one_task(records)
-    groups: dict[int, list[RunRecord]] = {}
-    for record in distinct(records):
-        groups.setdefault(int(flat_settings(record)[_DEPTH]), []).append(record)
-    flats = [flat_settings(record) for record in records]
-    methods = {str(flat["method"]) for flat in flats}
-    if min(len(groups), len(methods)) < 2:
-        return None
-    metrics = [column for column in columns_of(task) if column.path.startswith("test.student.")]
-    teachers = [column for column in columns_of(task) if column.path.startswith("test.teacher.")]
-    sizes = {str(flat[_SIZE]) for flat in flats}
-    head, cells, beside = ["system"], dict[str, list[str]](), list[str]()
-    for depth, group in sorted(groups.items()):
-        tuned = tuned_settings(group)
-        if set(varying_settings(group)) - {"method", *tuned}:
-            return None
-        own = {name for name in tuned if name != "method"}
-        rows = [replace(row, settings=_without(row.settings, own)) for row in rows_of(group)]
-        alone = str(flat_settings(group[0])["method"])
-        by_method = {str(row.settings.get("method", alone)): row for row in rows}
-        counted = f" ({_count(group[0])} {task.examples})" if len(sizes) > 1 else ""
-        for column, teacher in zip(metrics, teachers, strict=True):
-            head.append(f"{depth} layer{'s' if depth > 1 else ''}{counted}: {bare(column)} %")
-            marked = _marked(rows, column)
-            for name in methods:
-                row = by_method.get(name)
-                shown = show(row.columns.get(column.name), column) if row else ""
-                cells.setdefault(name, []).append(shown + (MARK if name in marked else ""))
-            joint = by_method.get(_JOINT)
-            beside.append(show(joint.columns.get(teacher.name), teacher) if joint else "")
-    order = list(NAMES)
-    body = [(NAMES[name], *cells[name]) for name in sorted(cells, key=order.index)]
-    if any(beside):
-        body.append((f"the teacher beside {NAMES[_JOINT]}", *beside))
-    caption = "Systems over student depth, test split, mean ± sd over seeds"
-    if _JOINT in methods:
-        caption += f"; {MARK} differs from {NAMES[_JOINT]} (p < {LEVEL:g}, Welch's t-test, Holm's correction)"
-    return Table(tuple(head), tuple(body), words=1, caption=f"{caption}.")
-
-
-def _marked(rows: Sequence[Row], column: Column) -> set[str]:
-    """Methods whose difference to NewsBERT is significant."""
-    base = usual_base(rows)
-    if base is None or base.value != _JOINT:
-        return set()
-    return {str(found.row.settings["method"]) for found in compare_rows(rows, column, base) if found.marked}
-
-
-def _without(settings: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if name not in names}
-
-
-def _count(record: RunRecord) -> str:
-    """Examples that it learned from."""
-    return f"{int(record.data.get('train_rows') or 0):,}"

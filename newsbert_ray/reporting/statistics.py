@@ -1,6 +1,7 @@
-"""Is one row better than another, or luckier: Welch's t-test over seeds, corrected for many comparisons.
+"""Numbers over many runs: which differences are significant, which settings matter, what a sweep cost.
 
-The paper repeats each experiment five times and marks p < 0.01 (4.1, 4.2). Pure; knows no record's folder.
+Differences are tested by Welch's t-test over seeds, corrected for many comparisons: the paper repeats each
+experiment five times and marks p < 0.01 (4.1, 4.2).
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,42 +18,16 @@ from newsbert_ray.methods import TASKS
 from newsbert_ray.reporting.figures import Bar, Bars, FigureData, NothingToDraw
 from newsbert_ray.reporting.page import Table
 from newsbert_ray.reporting.sweep_data import Axis, Point, Sweep, Trial
-from newsbert_ray.reporting.tables import Column, Row, Summary, bare, columns_of, number
+from newsbert_ray.reporting.tables import Column, Row, Summary, number, student_columns
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
-
-LEAST_SEEDS = 3
-"""With fewer repeats a spread is a guess, and a p-value would pretend to be none."""
+MIN_SEEDS = 3
+"""With fewer seeds no p-value is given: the estimate of the spread would be too poor."""
 LEVEL = 0.01
-"""What the paper calls significant."""
+"""The paper's level of significance."""
 MARK = "*"
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A row beside the one it is compared with, in one column.
-
-    Attributes:
-        difference: of the means, row less base, as in the record (shares from 0 to 1).
-        p: two-sided, of Welch's t-test; None where there are too few seeds, or no spread at all.
-        corrected: p after Holm's correction over all comparisons of the column.
-        paired: two-sided, of the t-test over each seed's difference: runs of one seed share their start and
-            order. None where too few seeds are in both.
-    """
-
-    row: Row
-    base: Row
-    difference: float
-    p: float | None
-    corrected: float | None = None
-    paired: float | None = None
-
-    @property
-    def marked(self) -> bool:
-        """Whether the corrected p is below LEVEL."""
-        return self.corrected is not None and self.corrected < LEVEL
 
 
 class Against(NamedTuple):
@@ -69,7 +44,7 @@ def read_against(text: str) -> Against:
     """`method=newsbert` -> Against.
 
     Raises:
-        SettingsError: no NAME=VALUE.
+        SettingsError: the text has another form.
     """
     name, equals, value = text.partition("=")
     if not (name and equals and value):
@@ -77,157 +52,184 @@ def read_against(text: str) -> Against:
     return Against(name.strip(), value.strip())
 
 
-def usual_base(rows: Sequence[Row]) -> Against | None:
-    """What rows of several methods are compared with where nothing else is asked: newsbert, as in the paper,
-    or else the student that is fine-tuned alone."""
-    methods = {row.settings.get("method") for row in rows} - {None}
-    found = next((name for name in ("newsbert", "finetune") if name in methods and len(methods) > 1), None)
-    return Against("method", found) if found else None
+def default_base(rows: Sequence[Row]) -> Against | None:
+    """The rows that others are compared with by default: newsbert, as in the paper, or else finetune.
 
-
-def significance_table(rows: Sequence[Row], against: Against, *, tuned: Sequence[str] = ()) -> Table | None:
-    """Each row beside the one it is compared with, in each of the student's metrics; None without any.
-
-    Args:
-        rows: as `tables.rows_of` gives them, of one task.
-        tuned: settings that each method has its own value of, which no row here tells.
-    Raises:
-        SettingsError: no row has that value.
+    None where the rows have fewer than two methods, or neither of these.
     """
-    if not any(str(row.settings.get(against.setting)) == against.value for row in rows):
-        values = sorted(
-            {str(row.settings[against.setting]) for row in rows if against.setting in row.settings}
+    methods = {row.settings.get("method") for row in rows} - {None}
+    base = next((name for name in ("newsbert", "finetune") if name in methods and len(methods) > 1), None)
+    return Against("method", base) if base else None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A row and the row it is compared with, in one column.
+
+    Attributes:
+        difference: of the means, row minus base, as in the record (shares from 0 to 1).
+        p: two-sided, of Welch's t-test; None where there are too few seeds, or no spread at all.
+        corrected: p after Holm's correction over the column.
+        paired: two-sided p of the paired t-test: a seed gives both rows the same batches and the same
+            initial weights. None where too few seeds are in both.
+    """
+
+    row: Row
+    base: Row
+    difference: float
+    p: float | None
+    corrected: float | None = None
+    paired: float | None = None
+
+    @property
+    def significant(self) -> bool:
+        """Whether the corrected p is below LEVEL."""
+        return self.corrected is not None and self.corrected < LEVEL
+
+    def show(self, column: Column) -> str:
+        """`-0.42 (p 0.012, 0.048)`; without a p the reason."""
+        difference = f"{self.difference * column.factor:+.2f}"
+        if self.p is None or self.corrected is None:
+            seeds = min(len(self.row.seeds), len(self.base.seeds))
+            few = f"{seeds} seed{'s' if seeds > 1 else ''}: too few" if seeds < MIN_SEEDS else "no spread"
+            return f"{difference} ({few})"
+        p, corrected, paired = (
+            "" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
+            for value in (self.p, self.corrected, self.paired)
         )
-        known = f"it is {', '.join(values)} here" if values else "it does not vary here"
-        raise SettingsError(f"--against {against.setting}={against.value}: no row has it; {known}")
-    metrics = {m.name for m in TASKS[rows[0].task].metrics}
-    columns = [column for column in columns_of(TASKS[rows[0].task]) if column.name in metrics]
-    cells: dict[int, list[str]] = {}
-    for index, column in enumerate(columns):
-        for found in compare_rows(rows, column, against):
-            line = cells.setdefault(rows.index(found.row), [""] * len(columns))
-            line[index] = _cell(found, column)
-    if not cells:
-        return None
-    names = list(rows[0].settings)
-    body = tuple(
-        (*(str(rows[index].settings[name]) for name in names), *line) for index, line in sorted(cells.items())
-    )
-    seeds = sorted({len(row.seeds) for row in rows})
-    own = f" but {', '.join(tuned)}, which each method has its own of" if tuned else ""
-    return Table(
-        (*names, *(f"{bare(column)}, points" for column in columns)),
-        body,
-        words=len(names),
-        caption=f"Difference to {against} (all else equal{own}), {_seeds(seeds)} a row, in points; p of "
-        f"Welch's t-test over seeds, and after Holm's correction over the column, {MARK} below {LEVEL:g}; "
-        "paired: of the t-test over each seed's difference, uncorrected. They ask whether other seeds would "
-        "turn the order, not whether other news would.",
-    )
+        mark = MARK if self.significant else ""
+        return f"{difference}{mark} (p {p}, {corrected}{f'; paired {paired}' if paired else ''})"
 
 
 def compare_rows(rows: Sequence[Row], column: Column, against: Against) -> list[Comparison]:
-    """Every row against the one that is as it is but for the setting that is compared.
+    """Every row against the one that differs from it only in the compared setting.
 
     Args:
-        rows: as `tables.rows_of` gives them, of one task.
-        column: what is compared; rows that do not know it are left out.
+        rows: as `tables.rows_of` returns them, of one task.
+        column: what is compared; rows without it are left out.
     """
-    setting, value = against
+
+    def others(row: Row) -> list[tuple[str, str]]:
+        return [(name, repr(value)) for name, value in row.settings.items() if name != against.setting]
+
     known = [row for row in rows if column.name in row.columns]
-    bases = {_others(row, setting): row for row in known if str(row.settings.get(setting)) == value}
+    bases = [row for row in known if str(row.settings.get(against.setting)) == against.value]
     pairs = [
         (row, base)
         for row in known
-        if (base := bases.get(_others(row, setting))) is not None and base is not row
+        for base in [base for base in bases if others(base) == others(row)][-1:]
+        if base is not row
     ]
-    tests = [welch(row.columns[column.name], base.columns[column.name]) for row, base in pairs]
+    summaries = [(row.columns[column.name], base.columns[column.name]) for row, base in pairs]
+    tests = [welch(one, other) for one, other in summaries]
     corrected = iter(holm([p for p in tests if p is not None]))
     return [
         Comparison(
             row,
             base,
-            row.columns[column.name].mean - base.columns[column.name].mean,
+            one.mean - other.mean,
             p,
             None if p is None else next(corrected),
-            paired(row.columns[column.name], base.columns[column.name]),
+            paired_test(one, other),
         )
-        for (row, base), p in zip(pairs, tests, strict=True)
+        for (row, base), (one, other), p in zip(pairs, summaries, tests, strict=True)
     ]
 
 
 def welch(one: Summary, other: Summary) -> float | None:
-    """Two-sided p that both are means of the same quantity, variances unknown and unlike (Welch 1947); None
-    for fewer than LEAST_SEEDS values on a side, or where neither has a spread."""
+    """Two-sided p that two means are equal, with unknown and unequal variances (Welch 1947).
+
+    None for fewer than MIN_SEEDS values on a side, or where neither side has a spread.
+    """
     from scipy.stats import ttest_ind_from_stats  # type: ignore[import-untyped]
 
-    if min(one.n, other.n) < LEAST_SEEDS or not (one.sd or other.sd):
+    if min(one.n, other.n) < MIN_SEEDS or not (one.sd or other.sd):
         return None
     test = ttest_ind_from_stats(one.mean, one.sd, one.n, other.mean, other.sd, other.n, equal_var=False)
     return None if math.isnan(test.pvalue) else float(test.pvalue)
 
 
-def paired(one: Summary, other: Summary) -> float | None:
-    """Two-sided p that the mean difference of a seed is 0 (Student's paired t-test); None for fewer than
-    LEAST_SEEDS seeds in both, or where all differ alike."""
+def paired_test(one: Summary, other: Summary) -> float | None:
+    """Two-sided p that the mean difference of a seed is 0 (Student's paired t-test).
+
+    None for fewer than MIN_SEEDS common seeds, or where all differences are equal.
+    """
     from scipy.stats import ttest_rel
 
     seeds = sorted(one.by_seed.keys() & other.by_seed.keys())
     values = [[summary.by_seed[seed] for seed in seeds] for summary in (one, other)]
     differences = {round(a - b, 12) for a, b in zip(*values, strict=True)}
-    if len(seeds) < LEAST_SEEDS or len(differences) < 2:
+    if len(seeds) < MIN_SEEDS or len(differences) < 2:
         return None
     return float(ttest_rel(*values).pvalue)
 
 
 def holm(values: Sequence[float]) -> list[float]:
-    """p-values such that the chance of any false one below a level is at most that level (Holm 1979), in the
-    order given."""
-    found = [0.0] * len(values)
+    """Corrected p-values, in the order of `values` (Holm 1979).
+
+    The chance of any false one below a level is at most that level.
+    """
+    corrected = [0.0] * len(values)
     highest = 0.0
     for rank, index in enumerate(sorted(range(len(values)), key=values.__getitem__)):
         highest = max(highest, min(1.0, (len(values) - rank) * values[index]))
-        found[index] = highest
-    return found
+        corrected[index] = highest
+    return corrected
 
 
-def _cell(found: Comparison, column: Column) -> str:
-    """`-0.42 (p 0.012, 0.048)`; why there is no p, where there is none."""
-    difference = f"{found.difference * column.factor:+.2f}"
-    if found.p is None or found.corrected is None:
-        seeds = min(len(found.row.seeds), len(found.base.seeds))
-        few = f"{seeds} seed{'s' if seeds > 1 else ''}: too few" if seeds < LEAST_SEEDS else "no spread"
-        return f"{difference} ({few})"
-    mark = MARK if found.marked else ""
-    alike = "" if found.paired is None else f"; paired {_p(found.paired)}"
-    return f"{difference}{mark} (p {_p(found.p)}, {_p(found.corrected)}{alike})"
+def significance_table(rows: Sequence[Row], against: Against, *, tuned: Sequence[str] = ()) -> Table | None:
+    """The difference of each row to its base, in each of the student's metrics; None without any.
 
-
-def _p(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def _seeds(numbers: Sequence[int]) -> str:
-    shown = str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
-    return f"{shown} seed{'' if numbers[-1] == 1 else 's'}"
-
-
-def _others(row: Row, setting: str) -> tuple[tuple[str, str], ...]:
-    return tuple((name, repr(value)) for name, value in row.settings.items() if name != setting)
+    Args:
+        rows: as `tables.rows_of` returns them, of one task.
+        tuned: settings that each method has its own value of, which the rows do not show.
+    Raises:
+        SettingsError: no row has the value that the others are compared with.
+    """
+    known = {str(row.settings[against.setting]) for row in rows if against.setting in row.settings}
+    if against.value not in known:
+        here = f"it is {', '.join(sorted(known))} here" if known else "it does not vary here"
+        raise SettingsError(f"--against {against.setting}={against.value}: no row has it; {here}")
+    columns = student_columns(TASKS[rows[0].task])
+    cells: dict[int, list[str]] = {}
+    for index, column in enumerate(columns):
+        for comparison in compare_rows(rows, column, against):
+            line = cells.setdefault(rows.index(comparison.row), [""] * len(columns))
+            line[index] = comparison.show(column)
+    if not cells:
+        return None
+    names = list(rows[0].settings)
+    counts = sorted({len(row.seeds) for row in rows})
+    seeds = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
+    seeds += f" seed{'' if counts[-1] == 1 else 's'}"
+    own = f" but {', '.join(tuned)}, which each method has its own of" if tuned else ""
+    return Table(
+        (*names, *(f"{column.label}, points" for column in columns)),
+        tuple((*map(str, rows[index].settings.values()), *line) for index, line in sorted(cells.items())),
+        words=len(names),
+        caption=f"Difference to {against} (all else equal{own}), {seeds} a row, "
+        f"in points; p of Welch's t-test over seeds, and after Holm's correction over the column, "
+        f"{MARK} below {LEVEL:g}; paired: of the t-test over each seed's difference, uncorrected. They ask "
+        "whether other seeds would turn the order, not whether other news would.",
+    )
 
 
 IMPORTANCE_FIGURE = "importances"
-LEAST_POINTS = 10
-"""Fewer points say nothing about several settings."""
-LEAST_TOP = 5
-"""The best points are told from the others; fewer of them than this are noise."""
+MIN_POINTS, MIN_FINISHED = 10, 5
+"""Fewer points do not tell settings apart; of the finished ones at least MIN_FINISHED count as the best."""
 REPEATS = 100
+"""Bootstrap samples and shuffles."""
 
 
 @dataclass(frozen=True)
 class Importance:
-    """Of one setting: its share of the whole, 5th and 95th percentile over resampled points, and the 95th
-    percentile where the values are shuffled among the points."""
+    """Importance of one setting.
+
+    Attributes:
+        share: of the total importance.
+        low, high: 5th and 95th percentile over resampled points.
+        chance: 95th percentile where the values are shuffled among the points.
+    """
 
     name: str
     share: float
@@ -238,10 +240,12 @@ class Importance:
 
 @dataclass(frozen=True)
 class Importances:
-    """For one goal, the most important first. The `top` of the `points`, equals included, were told
-    from the rest."""
+    """The settings for one goal, the most important first.
 
-    found: tuple[Importance, ...]
+    `top` is how many of the `points`, ties included, were compared with the rest.
+    """
+
+    settings: tuple[Importance, ...]
     points: int
     top: int
 
@@ -251,72 +255,72 @@ class TooFewPoints(NothingToDraw):
 
 
 def importances_of(sweep: Sweep, *, goal: int = 0) -> Importances:
-    """How much each varied setting decides whether a point is among the best.
+    """How much each varied setting decides whether a point is among the best (PED-ANOVA).
 
-    Points that were stopped early count as behind all finished ones: that is why they were stopped. Without
-    them a setting whose bad values were all stopped would seem not to matter.
+    Points that were stopped early count as worse than all finished ones, which is why they were stopped.
+    Without them a setting whose bad values were all stopped would seem not to matter.
 
     Raises:
-        TooFewPoints: fewer than LEAST_POINTS, or fewer than LEAST_TOP finished.
+        TooFewPoints: fewer than MIN_POINTS, or fewer than MIN_FINISHED finished.
         NothingToDraw: fewer than two settings varied.
     """
     finished, stopped = sweep.finished, sweep.of("stopped")
-    count = len(finished) + len(stopped)
-    if count < LEAST_POINTS or len(finished) < LEAST_TOP:
+    if len(finished) + len(stopped) < MIN_POINTS or len(finished) < MIN_FINISHED:
         raise TooFewPoints(
             f"too few points to say which settings mattered: {len(finished)} finished, {len(stopped)} were "
-            f"stopped early; {LEAST_POINTS} are needed, {LEAST_TOP} of them finished"
+            f"stopped early; {MIN_POINTS} are needed, {MIN_FINISHED} of them finished"
         )
     sign = 1.0 if sweep.goals[goal].mode == "max" else -1.0
     scores = [(point, sign * point.mean(goal)) for point in finished]
-    last = min(score for _, score in scores)
-    # Of those that were stopped the later and better ones first: they must not be equals.
+    worst = min(score for _, score in scores)
+    # Among stopped points the later and better ones come first, so that none are ties.
     stopped.sort(key=lambda p: (max(t.epoch for t in p.trials), sign * p.mean(goal)), reverse=True)
-    scores += [(point, last - rank) for rank, point in enumerate(stopped, 1)]
+    scores += [(point, worst - rank) for rank, point in enumerate(stopped, 1)]
     axes = [axis for axis in sweep.axes if len({repr(p.values.get(axis.name)) for p, _ in scores}) > 1]
     if len(axes) < 2:
         raise NothingToDraw("fewer than two settings varied over the points: there is nothing to compare")
-    top = min(len(finished), max(LEAST_TOP, math.ceil(count / 10)))
-    return _compare(axes, scores, top)
-
-
-def _compare(axes: Sequence[Axis], scores: Sequence[tuple[Point, float]], top: int) -> Importances:
-    """The estimate, its bootstrap and its shuffles; always the same for the same points."""
-    chance = random.Random(0)
+    top = min(len(finished), max(MIN_FINISHED, math.ceil(len(scores) / 10)))
     real = _divergences(axes, scores, top)
-    whole = sum(real.values()) or 1.0
-    resampled: dict[str, list[float]] = {name: [] for name in real}
-    shuffled: dict[str, list[float]] = {name: [] for name in real}
-    for _ in range(REPEATS):
-        again = _divergences(axes, [chance.choice(scores) for _ in scores], top)
-        total = sum(again.values()) or 1.0
-        values = [score for _, score in scores]
-        chance.shuffle(values)
-        mixed = _divergences(axes, [(p, v) for (p, _), v in zip(scores, values, strict=True)], top)
-        for name in real:
-            resampled[name].append(again.get(name, 0.0) / total)
-            shuffled[name].append(mixed.get(name, 0.0) / whole)
-    found = [
+    total = sum(real.values()) or 1.0
+    resampled, shuffled = zip(*_resamples(axes, scores, top, total), strict=True)
+
+    def percentile(samples: Sequence[Mapping[str, float]], name: str, share: float) -> float:
+        return sorted(sample[name] for sample in samples)[min(REPEATS - 1, int(share * REPEATS))]
+
+    settings = [
         Importance(
             name,
-            value / whole,
-            _percentile(resampled[name], 0.05),
-            _percentile(resampled[name], 0.95),
-            _percentile(shuffled[name], 0.95),
+            value / total,
+            percentile(resampled, name, 0.05),
+            percentile(resampled, name, 0.95),
+            percentile(shuffled, name, 0.95),
         )
         for name, value in real.items()
     ]
-    found.sort(key=lambda importance: -importance.share)
-    least = sorted((score for _, score in scores), reverse=True)[top - 1]
-    return Importances(tuple(found), len(scores), sum(score >= least for _, score in scores))
+    settings.sort(key=lambda importance: -importance.share)
+    threshold = sorted((score for _, score in scores), reverse=True)[top - 1]
+    return Importances(tuple(settings), len(scores), sum(score >= threshold for _, score in scores))
 
 
-def _percentile(values: Sequence[float], share: float) -> float:
-    return sorted(values)[min(len(values) - 1, int(share * len(values)))]
+def _resamples(
+    axes: Sequence[Axis], scores: Sequence[tuple[Point, float]], top: int, total: float
+) -> Iterator[tuple[dict[str, float], dict[str, float]]]:
+    """Shares of resampled points and of shuffled values, REPEATS times; the same on each call."""
+    generator = random.Random(0)
+    for _ in range(REPEATS):
+        again = _divergences(axes, [generator.choice(scores) for _ in scores], top)
+        values = [score for _, score in scores]
+        generator.shuffle(values)
+        mixed = _divergences(axes, [(p, v) for (p, _), v in zip(scores, values, strict=True)], top)
+        whole = sum(again.values()) or 1.0
+        yield (
+            {name: value / whole for name, value in again.items()},
+            {name: value / total for name, value in mixed.items()},
+        )
 
 
 def _divergences(axes: Sequence[Axis], scores: Sequence[tuple[Point, float]], top: int) -> dict[str, float]:
-    """How far the best points' distribution lies from that of all, by setting."""
+    """Distance of the best points' distribution from that of all points, by setting."""
     import optuna
     from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
@@ -330,10 +334,10 @@ def _divergences(axes: Sequence[Axis], scores: Sequence[tuple[Point, float]], to
         )
     evaluator = PedAnovaImportanceEvaluator(target_quantile=top / len(scores))
     with warnings.catch_warnings():
-        # Optuna calls shares that are not made to sum to 1 experimental, and says so each time.
+        # Optuna warns on each call that unnormalised importances are experimental.
         warnings.simplefilter("ignore")
-        found = get_param_importances(study, evaluator=evaluator, normalize=False)
-    return {axis.name: float(found.get(axis.name, 0.0)) for axis in axes}
+        shares = get_param_importances(study, evaluator=evaluator, normalize=False)
+    return {axis.name: float(shares.get(axis.name, 0.0)) for axis in axes}
 
 
 def _distribution(axis: Axis, points: Sequence[Point]) -> BaseDistribution:
@@ -353,127 +357,122 @@ def importance_figure(sweep: Sweep) -> FigureData[Bars]:
     Raises:
         TooFewPoints, NothingToDraw: as importances_of.
     """
-    panels, leading = [], []
-    for index, goal in enumerate(sweep.goals):
-        found = importances_of(sweep, goal=index)
-        panels.append(
-            Bars(
-                goal.column.heading if len(sweep.goals) > 1 else "",
-                "share of all importance",
-                tuple(Bar(i.name, i.share, i.low, i.high, i.chance) for i in found.found),
-                value_label="importance",
-                interval_label="90 % of 100 resamplings",
-                chance_label="chance: 95 % of 100 shufflings stay below",
-            )
+    results = [importances_of(sweep, goal=goal) for goal in range(len(sweep.goals))]
+    panels = tuple(
+        Bars(
+            goal.column.heading if len(sweep.goals) > 1 else "",
+            "share of the total importance",
+            tuple(Bar(i.name, i.share, i.low, i.high, i.chance) for i in result.settings),
+            value_label="importance",
+            interval_label="90 % of 100 resamplings",
+            chance_label="chance: 95 % of 100 shuffles stay below",
         )
-        leading.append(f"{found.found[0].name} ({found.found[0].share:.0%})")
+        for goal, result in zip(sweep.goals, results, strict=True)
+    )
+    leading = [f"{first.name} ({first.share:.0%})" for first in (result.settings[0] for result in results)]
+    clear = dict.fromkeys(bar.name for p in panels for bar in p.bars if bar.chance and bar.value > bar.chance)
     stopped = len(sweep.of("stopped"))
-    behind = f", {stopped} stopped early that count as behind the finished ones" if stopped else ""
-    clear = [bar.name for panel in panels for bar in panel.bars if bar.chance and bar.value > bar.chance]
+    behind = f", of which {stopped} were stopped early and count as worse than the others" if stopped else ""
     return FigureData(
         IMPORTANCE_FIGURE,
-        tuple(panels),
-        f"PED-ANOVA on {found.points} points{behind}: how far the settings of the best {found.top} lie from "
-        "those of all. A bar that does not pass the mark of chance cannot be told from no influence.",
+        panels,
+        f"PED-ANOVA on {results[0].points} points{behind}: how much the settings of the best "
+        f"{results[0].top} differ from those of all points. A bar that ends before its mark of chance shows "
+        "no influence.",
         wide=True,
         alt=f"Importance of each setting. First: {', '.join(leading)}. "
-        + (f"Above chance: {', '.join(dict.fromkeys(clear))}." if clear else "None is above chance."),
+        + (f"Above chance: {', '.join(clear)}." if clear else "None is above chance."),
     )
 
 
 COST_FIGURE = "seconds_by_part"
-_UNITS = (("CPU-hours", 1.0), ("CPU-minutes", 60.0), ("CPU-seconds", 3600.0))
-PARTS = ("train", "data", "evaluate", "checkpoint", "report")
-"""Parts of a training loop's time, in the order shown."""
-STOPPED, BEFORE = "stopped early", "runs before"
+_PARTS = ("train", "data", "evaluate", "checkpoint", "report")
+_STOPPED, _PREREQUISITES = "stopped early", "prerequisites"
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Sums over trials, and over the runs that came before them. Times are those of the training loops, as
-    the runs wrote them down."""
+    """What a sweep cost so far. Times are those of the training loops, as the runs recorded them.
+
+    Attributes:
+        wall_seconds: from start to end over all sessions; None while it is not recorded.
+        seconds: of all trials with a known time.
+        prerequisite_seconds: of the `prerequisites` runs before the trials: teachers, students to start from.
+        money: None where the search space states no price.
+        parts: CPU-hours by part of the finished trials, of trials stopped early, and of prerequisites.
+        unknown: trials without a known time: failed or running.
+        seconds_per_epoch: over all trials with a known time.
+        saved_epochs: epochs that early stopping left out, including those of seeds that never began.
+    """
 
     wall_seconds: float | None
-    """From start to end, all starts together; None while nobody has written it."""
     seconds: float
-    """Of all trials that know it."""
-    first_seconds: float
-    """Of the runs that came before trials: teachers, students to start from."""
-    firsts: int
-    """How many those are."""
+    prerequisite_seconds: float
+    prerequisites: int
     cpu_hours: float
     gpu_hours: float
     money: float | None
-    """None where the search space states no price."""
     parts: Mapping[str, float]
-    """CPU-hours by part of finished trials, of those that were stopped early, and of the runs before."""
     unknown: int
-    """Trials whose time is not known: failed, or under way."""
     seconds_per_epoch: float | None
-    """Of all trials that know their time."""
     saved_epochs: float
-    """Epochs that early stopping left out, those of seeds that never began included."""
 
     @property
     def saved_seconds(self) -> float:
-        """Time that the left-out epochs would have taken, at the mean of those that ran."""
+        """Time that the saved epochs would have taken at the mean time of an epoch."""
         return self.saved_epochs * (self.seconds_per_epoch or 0.0)
 
 
 def costs_of(sweep: Sweep) -> Costs:
     """What the sweep has cost so far."""
     timed = [(trial, trial.seconds) for trial in sweep.trials if trial.seconds is not None]
-    first = [(record, number(record, "seconds") or 0.0) for record in sweep.firsts]
-    cpu = sum(seconds * _cpus(_known(trial)) for trial, seconds in timed)
-    cpu += sum(seconds * _cpus(record.hardware) for record, seconds in first)
-    gpu = sum(seconds * _gpus(sweep, trial) for trial, seconds in timed)
-    if sweep.trials:
-        gpu += sum(seconds for _, seconds in first) * _gpus(sweep, sweep.trials[0])
-    cpu, gpu = cpu / 3600, gpu / 3600
+    before = sum(number(record, "seconds") or 0.0 for record in sweep.firsts)
+    parts = _cpu_hours(sweep)
+    gpu_hours = sum(seconds * _gpus(sweep, trial) for trial, seconds in timed) / 3600
+    gpu_hours += before * _gpus(sweep, sweep.trials[0]) / 3600 if sweep.trials else 0.0
+    cpu_hours = sum(seconds * _cpus({**trial.settings, **_hardware(trial)}) for trial, seconds in timed)
+    cpu_hours = cpu_hours / 3600 + parts.get(_PREREQUISITES, 0.0)
     prices = sweep.space.get("prices") or {}
-    hour = {name: float(prices.get(name, 0.0)) for name in ("cpu_hour", "gpu_hour")}
-    epochs = sum(trial.epoch for trial, _ in timed)
-    seconds = sum(seconds for _, seconds in timed)
-    wall = sweep.plan.get("seconds")
-    return Costs(
-        wall_seconds=float(wall) if isinstance(wall, int | float) else None,
-        seconds=seconds,
-        first_seconds=sum(seconds for _, seconds in first),
-        firsts=len(first),
-        cpu_hours=cpu,
-        gpu_hours=gpu,
-        money=cpu * hour["cpu_hour"] + gpu * hour["gpu_hour"] if any(hour.values()) else None,
-        parts=_parts(sweep),
-        unknown=len(sweep.trials) - len(timed),
-        seconds_per_epoch=seconds / epochs if epochs else None,
-        saved_epochs=_saved_epochs(sweep),
-    )
-
-
-def _parts(sweep: Sweep) -> dict[str, float]:
-    parts: dict[str, float] = {}
-    for trial in sweep.trials:
-        share = _cpus(_known(trial)) / 3600
-        if trial.record:
-            for name, seconds in trial.record.seconds.items():
-                if name != "total":
-                    parts[name] = parts.get(name, 0.0) + seconds * share
-        elif trial.seconds is not None:
-            parts[STOPPED] = parts.get(STOPPED, 0.0) + trial.seconds * share
-    for record in sweep.firsts:
-        share = _cpus(record.hardware) / 3600
-        parts[BEFORE] = parts.get(BEFORE, 0.0) + (number(record, "seconds") or 0.0) * share
-    last = (STOPPED, BEFORE)
-    order = [*PARTS, *(name for name in parts if name not in (*PARTS, *last)), *last]
-    return {name: parts[name] for name in order if name in parts}
-
-
-def _saved_epochs(sweep: Sweep) -> float:
+    cpu_price, gpu_price = (float(prices.get(name, 0.0)) for name in ("cpu_hour", "gpu_hour"))
+    epochs, seconds = sum(trial.epoch for trial, _ in timed), sum(seconds for _, seconds in timed)
     saved = 0.0
     for point in sweep.of("stopped"):
         saved += sum(max(0.0, t.epochs - t.epoch) for t in point.trials if t.state == "stopped")
         saved += (len(sweep.seeds) - len(point.trials)) * point.trials[0].epochs
-    return saved
+    wall = sweep.plan.get("seconds")
+    return Costs(
+        wall_seconds=float(wall) if isinstance(wall, int | float) else None,
+        seconds=seconds,
+        prerequisite_seconds=before,
+        prerequisites=len(sweep.firsts),
+        cpu_hours=cpu_hours,
+        gpu_hours=gpu_hours,
+        money=cpu_hours * cpu_price + gpu_hours * gpu_price if cpu_price or gpu_price else None,
+        parts=parts,
+        unknown=len(sweep.trials) - len(timed),
+        seconds_per_epoch=seconds / epochs if epochs else None,
+        saved_epochs=saved,
+    )
+
+
+def _cpu_hours(sweep: Sweep) -> dict[str, float]:
+    """CPU-hours by part, in the order shown."""
+    parts: dict[str, float] = {}
+    for trial in sweep.trials:
+        cpus = _cpus({**trial.settings, **_hardware(trial)})
+        seconds = {_STOPPED: trial.seconds} if trial.seconds is not None else {}
+        for name, value in (trial.record.seconds if trial.record else seconds).items():
+            if name != "total":
+                parts[name] = parts.get(name, 0.0) + value * cpus / 3600
+    for record in sweep.firsts:
+        hours = (number(record, "seconds") or 0.0) * _cpus(record.hardware) / 3600
+        parts[_PREREQUISITES] = parts.get(_PREREQUISITES, 0.0) + hours
+    others = [name for name in parts if name not in (*_PARTS, _STOPPED, _PREREQUISITES)]
+    return {name: parts[name] for name in (*_PARTS, *others, _STOPPED, _PREREQUISITES) if name in parts}
+
+
+def _hardware(trial: Trial) -> Mapping[str, Any]:
+    return trial.record.hardware if trial.record else {}
 
 
 def _cpus(hardware: Mapping[str, Any]) -> float:
@@ -481,40 +480,38 @@ def _cpus(hardware: Mapping[str, Any]) -> float:
 
 
 def _gpus(sweep: Sweep, trial: Trial) -> float:
-    """GPUs of a trial: what sweep.json says that it was given, else the space's share for each worker.
+    """GPUs of a trial: as sweep.json records them, else the search space's share for each worker.
 
-    Early-ended trials leave no record; they ran where the others did.
+    Trials that were stopped early leave no record; they ran where the others did.
     """
-    place = sweep.plan.get("place")
-    if isinstance(place, dict) and "gpus" in place:
-        return float(place["gpus"])
+    resources = sweep.plan.get("place")
+    if isinstance(resources, dict) and "gpus" in resources:
+        return float(resources["gpus"])
     devices = {str(t.record.hardware.get("device", "cpu")) for t in sweep.trials if t.record}
     if devices <= {"cpu"}:
         return 0.0
-    return float(sweep.space.get("gpus") or 1.0) * float(_known(trial).get("workers") or 1)
-
-
-def _known(trial: Trial) -> Mapping[str, Any]:
-    """What a trial ran with: its record's hardware, and its settings where that says nothing."""
-    return {**trial.settings, **(trial.record.hardware if trial.record else {})}
+    workers = {**trial.settings, **_hardware(trial)}.get("workers")
+    return float(sweep.space.get("gpus") or 1.0) * float(workers or 1)
 
 
 def cost_figure(sweep: Sweep) -> FigureData[Bars]:
-    """What the trials' time went into.
+    """Processor time of all trials by part.
 
     Raises:
-        NothingToDraw: no trial has written its time down.
+        NothingToDraw: no trial has recorded its time.
     """
     parts = costs_of(sweep).parts
     if not parts:
-        raise NothingToDraw("no trial has written down its time yet")
+        raise NothingToDraw("no trial has recorded its time yet")
+    units = (("CPU-hours", 1.0), ("CPU-minutes", 60.0), ("CPU-seconds", 3600.0))
     largest = max(parts.values())
-    unit, factor = next(pair for pair in _UNITS if largest * pair[1] >= 1 or pair == _UNITS[-1])
+    unit, factor = next((pair for pair in units if largest * pair[1] >= 1), units[-1])
+    bars = tuple(Bar(name, hours * factor) for name, hours in parts.items())
     return FigureData(
         COST_FIGURE,
-        (Bars("", unit, tuple(Bar(name, hours * factor) for name, hours in parts.items())),),
-        "Processor time of all trials by what it went into; of trials that were stopped early, and of the "
-        "runs that came before trials (teachers, students to start from), the sum.",
+        (Bars("", unit, bars),),
+        "Processor time of all trials by part; for trials that were stopped early, and for prerequisites "
+        "(teachers, students to start from), the total.",
         wide=True,
-        alt=f"{unit} by part: " + ", ".join(f"{name} {hours * factor:.3g}" for name, hours in parts.items()),
+        alt=f"{unit} by part: " + ", ".join(f"{bar.name} {bar.value:.3g}" for bar in bars),
     )

@@ -1,12 +1,9 @@
-"""A sweep -> the page about it: what was searched, what was best, what mattered, what it cost."""
+"""The page and the CSV of a sweep: what was searched, the best points, what mattered, what it cost."""
 
 from __future__ import annotations
 
-import csv
-import io
 import shlex
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from newsbert_ray.files import format_duration
 from newsbert_ray.reporting.figures import (
@@ -21,7 +18,7 @@ from newsbert_ray.reporting.figures import (
 from newsbert_ray.reporting.page import Block, Command, Facts, Page, Picture, Section, Table, Text
 from newsbert_ray.reporting.paper import method_tables, table1_of_runs
 from newsbert_ray.reporting.records import distinct, flat_values, joined, provenance
-from newsbert_ray.reporting.statistics import COST_FIGURE, IMPORTANCE_FIGURE, Against, Costs, costs_of
+from newsbert_ray.reporting.statistics import COST_FIGURE, IMPORTANCE_FIGURE, Against, costs_of
 from newsbert_ray.reporting.sweep_data import Axis, Point, State, Sweep, listed, teacher_summary
 from newsbert_ray.reporting.sweep_figures import (
     CURVES_FIGURE,
@@ -30,170 +27,327 @@ from newsbert_ray.reporting.sweep_figures import (
     OVER_FIGURE,
     describe,
 )
-from newsbert_ray.reporting.tables import Column, Summary, bare, columns_of, full, say, show, summary_of
+from newsbert_ray.reporting.tables import Column, columns_of, csv_text, student_columns, summary_of
 
 MAX_ROWS = 10
-"""Points that the page's table shows; report.csv has all."""
+"""Points in the page's table; report.csv has all."""
+MAX_FAILURES = 20
 CHOSEN = (
-    "The best of many is partly the luckiest: on what it was chosen by, its number is a little too good. The "
-    "test split chose nothing."
+    "The best of many points is partly the luckiest: its value of the metric that chose it is a little too "
+    "good. The test split was not used for choosing."
 )
 Figures = Mapping[str, Picture | str]
-"""Drawn figures by name, or why one could not be drawn."""
+"""Drawn figures by name, or the reason why one could not be drawn."""
+_SAMPLERS = {
+    "tpe": "multivariate tree-structured Parzen estimator (TPE)",
+    "nsga2": "NSGA-II",
+    "gp": "Gaussian process",
+    "random": "random",
+    "grid": "every combination",
+}
+_STATES: Mapping[State, str] = {
+    "finished": "finished",
+    "stopped": "stopped early",
+    "failed": "failed",
+    "under way": "running",
+}
 
 
 def sweep_page(sweep: Sweep, figures: Figures, *, against: Against | None = None) -> Page:
     """The whole report of a sweep.
 
     Raises:
-        SettingsError: no point is one that the others are to be compared with.
+        SettingsError: no point has the value that the others are to be compared with.
     """
-    over = [name for name in figures if name.startswith(OVER_FIGURE)]
-    sections = [searched(sweep), ended(sweep), _best(sweep, figures)]
-    sections += [
-        Section("Metric over each setting", tuple(_figure(figures, name) for name in over)),
-        Section("Which settings mattered", (_figure(figures, IMPORTANCE_FIGURE),)),
-        Section("Learning curves", (_figure(figures, CURVES_FIGURE),)),
-    ]
+
+    def drawn(*names: str) -> list[Block]:
+        return [figure for name in names if isinstance(figure := figures.get(name), Picture)]
+
+    over = [_figure(figures, name) for name in figures if name.startswith(OVER_FIGURE)]
     records = distinct([trial.record for trial in sweep.trials if trial.record])
     tables = method_tables(records, against, sweep.failed_rows) if records else []
-    wanted = [figures.get(name) for name in (METHOD_FIGURE, CHAIN_FIGURE, QUALITY_FIGURE)]
-    beside = [found for found in wanted if isinstance(found, Picture)]
-    if tables or beside:
-        sections.append(Section("Compared, on the test split", (*tables, *beside)))
-    if isinstance(figures.get(BETA_FIGURE), Picture):
-        sections.append(Section("Over beta, on the test split", (_figure(figures, BETA_FIGURE),)))
-    if isinstance(figures.get(BLOCKS_FIGURE), Picture):
-        sections.append(
-            Section("The teacher's gradients and the student's", (_figure(figures, BLOCKS_FIGURE),))
-        )
-    if isinstance(figures.get(MAP_FIGURE), Picture):
-        sections.append(Section("What the best point's student learned", (_figure(figures, MAP_FIGURE),)))
-    if isinstance(figures.get(NODES_FIGURE), Picture):
-        sections.append(Section("The cluster under it", (_figure(figures, NODES_FIGURE),)))
-    sections += [_cost(sweep, figures), _behind(sweep)]
-    return Page(f"Sweep {sweep.space['name']}", _lead(sweep), tuple(sections))
-
-
-def _lead(sweep: Sweep) -> str:
-    done, state = sweep.finished, f"The sweep: {state_of(sweep)}."
-    if not done:
-        return f"No point has finished yet, so there is no best one. {state}"
-    if len(sweep.goals) > 1:
-        goals = listed([bare(goal.column) for goal in sweep.goals])
-        front = len(sweep.front)
-        return f"{front} of {len(done)} finished points lie on the Pareto front of {goals}. {state}"
-    goal = sweep.goals[0]
-    teacher = teacher_summary(done[0], goal.metric)
-    beside = f", its teacher {say(teacher, goal.column)}" if teacher else ""
-    return (
-        f"The best of {len(done)} finished points has {describe(done[0].values)}. Its {bare(goal.column)}: "
-        f"{say(done[0].summary(), goal.column)}{beside}. {state}"
+    optional: dict[str, list[Block]] = {
+        "Comparison on the test split": [*tables, *drawn(METHOD_FIGURE, CHAIN_FIGURE, QUALITY_FIGURE)],
+        "Over beta, on the test split": drawn(BETA_FIGURE),
+        "The teacher's gradients and the student's": drawn(BLOCKS_FIGURE),
+        "What the best point's student learned": drawn(MAP_FIGURE),
+        "Nodes and trials over time": drawn(NODES_FIGURE),
+    }
+    sections = (
+        searched(sweep),
+        ended(sweep),
+        _best(sweep, figures),
+        Section("Metric over each setting", tuple(over)),
+        Section("Which settings mattered", (_figure(figures, IMPORTANCE_FIGURE),)),
+        Section("Learning curves", (_figure(figures, CURVES_FIGURE),)),
+        *(Section(title, tuple(blocks)) for title, blocks in optional.items() if blocks),
+        _cost(sweep, drawn(COST_FIGURE)),
+        _origin(sweep),
     )
+    return Page(f"Sweep {sweep.space['name']}", _lead(sweep), sections)
 
 
 def _figure(figures: Figures, name: str) -> Block:
-    found = figures[name]
-    return found if isinstance(found, Picture) else Text(f"{found[:1].upper()}{found[1:]}.")
+    """A figure, or a sentence with the reason why it is missing."""
+    figure = figures[name]
+    return figure if isinstance(figure, Picture) else Text(f"{figure[:1].upper()}{figure[1:]}.")
+
+
+def _lead(sweep: Sweep) -> str:
+    finished, state = sweep.finished, f"State of the sweep: {state_of(sweep)}."
+    if not finished:
+        return f"No point has finished yet, so there is no best one. {state}"
+    if len(sweep.goals) > 1:
+        goals = listed([goal.column.label for goal in sweep.goals])
+        front = len(sweep.front)
+        return f"{front} of {len(finished)} finished points lie on the Pareto front of {goals}. {state}"
+    column = sweep.goals[0].column
+    teacher = teacher_summary(finished[0], column.path)
+    beside = f", its teacher's {column.show(teacher, unit=True)}" if teacher else ""
+    value = column.show(finished[0].summary(), unit=True)
+    return (
+        f"The best of {len(finished)} finished points has {describe(finished[0].values)}. "
+        f"Its {column.label}: {value}{beside}. {state}"
+    )
+
+
+def searched(sweep: Sweep) -> Section:
+    """The search space, how points were chosen, which were stopped, and the seeds."""
+    space, search = sweep.space, sweep.space["search"]
+    sampler = _SAMPLERS.get(search["sampler"], search["sampler"])
+    if search["sampler"] != "grid":
+        sampler += f", seed {search['seed']}"
+    seeds = ", ".join(map(str, sweep.seeds)) + ("; their mean counts" if sweep.seeds[1:] else "")
+    starts = len(space.get("start") or ())
+    limits = space.get("limits") or {}
+    words = {"hours": "{:g} hours of wall time", "cost": "a cost of {:g}", "target": "a first goal of {:g}"}
+    settings = (space.get("settings") or {}, sweep.plan.get("overrides") or {})
+    fixed = {name: value for source in settings for name, value in flat_values(source).items()}
+    elsewhere = {axis.name for axis in sweep.axes} | {"data", "teacher"}
+    better = {"max": "more is better", "min": "less is better"}
+    facts = {
+        "search space": f"{space['name']} ({sweep.plan.get('file', 'unknown file')})",
+        "goal": "; ".join(f"{goal.metric}, {better[goal.mode]}" for goal in sweep.goals),
+        "seeds of each point": seeds,
+        "points chosen by": sampler,
+        "tried first": f"{starts} point{'s' if starts > 1 else ''} of the search space" if starts else "",
+        "early stopping": _stopping(sweep),
+        "limits": ", ".join(
+            text.format(limits[name]) for name, text in words.items() if limits.get(name) is not None
+        ),
+        "fixed settings": ", ".join(f"{n} {short(v)}" for n, v in fixed.items() if n not in elsewhere),
+    }
+    blocks: list[Block] = [Facts(tuple((name, value) for name, value in facts.items() if value))]
+    varied = Text("No setting varied: the trials differ only in their seeds.")
+    blocks.append(_axes(sweep) if sweep.axes else varied)
+    return Section("What was searched", tuple(blocks))
+
+
+def _stopping(sweep: Sweep) -> str:
+    stopping, goal = sweep.space.get("stopping") or {}, sweep.goals[0].metric
+    early = len(sweep.goals) == 1 and goal.startswith("validation.")
+    default = "asha" if early and sweep.space["search"]["sampler"] != "grid" else "none"
+    kind = sweep.plan.get("scheduler") or stopping.get("scheduler") or default
+    grace = int(stopping.get("grace", 1))
+    least = f"each trial had at least {grace} epoch{'s' if grace > 1 else ''}"
+    if kind == "asha":
+        return f"ASHA, one in {stopping.get('factor', 3)} continues from each rung; {least}"
+    return f"median rule; {least}" if kind == "median" else str(kind)
+
+
+def _axes(sweep: Sweep) -> Table:
+    grid = sweep.space["search"]["sampler"] == "grid"
+    conditional = any(axis.when for axis in sweep.axes)
+    rows = []
+    for axis in sweep.axes:
+        conditions = [
+            f"{name} is {listed(list(map(short, values))).replace(' and ', ' or ')}"
+            for name, values in axis.when.items()
+        ]
+        values, how = _range(axis, grid=grid)
+        rows.append((axis.name, values, how, *([", ".join(conditions)] if conditional else [])))
+    head = ("setting", "values", "how", *(["only where"] if conditional else []))
+    return Table(head, tuple(rows), words=len(head))
+
+
+def _range(axis: Axis, *, grid: bool) -> tuple[str, str]:
+    """The values of an axis, and how they were drawn."""
+    choice = "each" if grid else "one of them"
+    if axis.values is not None:
+        return ", ".join(map(short, axis.values)), choice
+    if axis.low is None:
+        return "divisors of the teacher's depth", choice
+    how = "whole numbers, " if axis.integer else ""
+    how += "evenly over the logarithm" if axis.log else "evenly"
+    return f"{short(axis.low)} to {short(axis.high)}", how + (
+        f", in steps of {short(axis.step)}" if axis.step else ""
+    )
+
+
+def ended(sweep: Sweep) -> Section:
+    """The sweep's state, points and trials by state, and failures with their reasons."""
+    without_folder = set(sweep.failures) - {trial.name for trial in sweep.trials}
+    trials = {state: sum(t.state == state for t in sweep.trials) for state in _STATES}
+    points = {state: len(sweep.of(state)) for state in _STATES}
+    trials["failed"] += len(without_folder)
+    points["failed"] += len({name.rsplit(",seed=", 1)[0] for name in without_folder})
+    fewer, repeats = sweep.asked - sum(points.values()), ""
+    if sweep.plan.get("state", "").startswith("finished") and fewer > 0:
+        repeats = f" ({fewer} times the sampler chose a known point again, which is run once)"
+
+    def counts(numbers: Mapping[State, int]) -> str:
+        shown = {state: numbers[state] for state in _STATES if numbers[state] or state == "finished"}
+        return ", ".join(f"{count} {_STATES[state]}" for state, count in shown.items())
+
+    facts = (
+        ("state", state_of(sweep)),
+        ("points", f"{counts(points)}; {sweep.asked} requested{repeats}"),
+        ("trials", f"{counts(trials)}; {sweep.asked * len(sweep.seeds)} requested"),
+    )
+    blocks: list[Block] = [Facts(facts)]
+    if text := _resume_text(sweep):
+        blocks += [Text(text), Command(resume_command(sweep))]
+    if sweep.failures:
+        rows = tuple(list(sweep.failures.items())[:MAX_FAILURES])
+        more = f", the first {len(rows)} of {len(sweep.failures)}" if len(sweep.failures) > len(rows) else ""
+        blocks.append(Table(("trial", "reason"), rows, words=2, caption=f"Trials that failed{more}"))
+    return Section("How it ended", tuple(blocks))
+
+
+def state_of(sweep: Sweep) -> str:
+    """The sweep's state in words."""
+    state, reason = str(sweep.plan.get("state", "unknown")), str(sweep.plan.get("ends", ""))
+    if state == "running":
+        return "still running; these are its results so far" if sweep.held else "was interrupted"
+    return f"{state} ({reason})" if reason else state
+
+
+def resume_command(sweep: Sweep) -> str:
+    """The command that continues the sweep."""
+    file, location = str(sweep.plan.get("file", "SPACE")), str(sweep.plan.get("url", sweep.folder))
+    return shlex.join(["newsbert-ray", "sweep", file, "--out", location, "--resume"])
+
+
+def _resume_text(sweep: Sweep) -> str:
+    """What the resume command would do; empty where nothing is left."""
+    state = str(sweep.plan.get("state", ""))
+    if state.startswith("ended at a limit"):
+        return "Continue with a wider limit:"
+    if state == "finished with failures":
+        return "Try the failed trials again:"
+    return "" if state == "finished" or (state == "running" and sweep.held) else "Continue with:"
 
 
 def _best(sweep: Sweep, figures: Figures) -> Section:
-    """The best settings and their command; for several goals all that lie on the front."""
+    """The best settings and their command; for several goals also the Pareto front."""
     if not sweep.finished:
         return Section("The best settings", (Text("No point has finished yet."),))
-    several = len(sweep.goals) > 1
-    best = sweep.finished[0]
+    several, best = len(sweep.goals) > 1, sweep.finished[0]
+    seeds = f"mean ± sd over {len(sweep.seeds)} seeds" if len(sweep.seeds) > 1 else "one seed"
     blocks: list[Block] = []
     if several:
-        caption = f"The Pareto front: {len(sweep.front)} points, {_seeds(sweep)}"
+        caption = f"The Pareto front: {len(sweep.front)} points, {seeds}"
         blocks += [_figure(figures, FRONT_FIGURE), points_table(sweep, sweep.front, caption)]
         blocks.append(Text(f"Best by the first goal, {sweep.goals[0].metric}:"))
     blocks.append(Facts(tuple((name, short(value, 4)) for name, value in best.values.items())))
-    blocks.append(_verdict(sweep, best))
+    rows = [
+        (column.full_label, column.show(student), column.show(teacher_summary(best, column.path)))
+        for column in (*(goal.column for goal in sweep.goals), *student_columns(sweep.task))
+        if (student := summary_of(best.records, column.path))
+    ]
+    blocks.append(Table(("", "student", "teacher"), tuple(rows), caption=f"The best point, {seeds}"))
     if command := sweep.plan.get("best"):
-        blocks += [Text("Train it again with:"), Command(str(command))]
+        blocks += [Text("Train it again:"), Command(str(command))]
     else:
-        blocks.append(Text("The command that trains it again stands here once the sweep has ended."))
+        blocks.append(Text("The command that trains it again appears here once the sweep has ended."))
     if not several and len(sweep.finished) > 1:
-        shown = sweep.finished[:MAX_ROWS]
-        more = len(sweep.finished) > len(shown)
-        which = f"best {len(shown)} of {len(sweep.finished)} finished points" if more else "finished points"
-        blocks.append(points_table(sweep, shown, f"The {which}, {_seeds(sweep)}; all stand in report.csv"))
+        shown, count = sweep.finished[:MAX_ROWS], len(sweep.finished)
+        which = f"best {len(shown)} of {count} finished points" if count > MAX_ROWS else "finished points"
+        blocks.append(points_table(sweep, shown, f"The {which}, {seeds}; report.csv has all points"))
         blocks.append(Text(CHOSEN))
     return Section("The Pareto front" if several else "The best settings", tuple(blocks))
 
 
-def _seeds(sweep: Sweep) -> str:
-    return f"mean ± sd over {len(sweep.seeds)} seeds" if len(sweep.seeds) > 1 else "one seed each"
-
-
-def _verdict(sweep: Sweep, point: Point) -> Table:
-    """The best point's student beside its teacher: each goal, then the test split."""
-    columns = [goal.column for goal in sweep.goals]
-    columns += [column for column in columns_of(sweep.task) if column.path.startswith("test.student.")]
-    rows = []
-    for column in columns:
-        if student := summary_of(point.records, column.path):
-            teacher = show(teacher_summary(point, column.path), column)
-            rows.append((full(column), show(student, column), teacher))
-    return Table(
-        ("", "student", "teacher"),
-        tuple(rows),
-        caption=f"The best point, {_seeds(sweep).removesuffix(' each')}",
+def points_table(sweep: Sweep, points: Sequence[Point], caption: str) -> Table:
+    """Settings of the points, their goals, and what else their records have of the student."""
+    names = [axis.name for axis in sweep.axes]
+    columns = [
+        column
+        for column in _other_columns(sweep)
+        if "teacher" not in column.path and any(summary_of(p.records, column.path) for p in points)
+    ]
+    goals = [goal.column for goal in sweep.goals]
+    rows = tuple(
+        (
+            *(short(point.values[name], 4) if name in point.values else "" for name in names),
+            *(column.show(point.summary(index)) for index, column in enumerate(goals)),
+            *(column.show(summary_of(point.records, column.path)) for column in columns),
+        )
+        for point in points
     )
+    head = (*names, *(goal.heading for goal in goals), *(column.full_label for column in columns))
+    return Table(head, rows, words=len(names), caption=caption)
 
 
-def _cost(sweep: Sweep, figures: Figures) -> Section:
+def points_csv(sweep: Sweep) -> str:
+    """Every point, the finished ones first and the best of them on top: full precision, shares from 0 to 1.
+
+    `epochs` is the last epoch of the point's longest trial.
+    """
+    names = [axis.name for axis in sweep.axes]
+    columns = _other_columns(sweep)
+    heads = [*(goal.metric for goal in sweep.goals), *(column.name for column in columns)]
+    lines = []
+    for point in [*sweep.finished, *sweep.of("stopped", "under way", "failed")]:
+        summaries = [point.summary(index) for index in range(len(sweep.goals))]
+        summaries += [summary_of(point.records, column.path) for column in columns]
+        numbers = [cell for s in summaries for cell in ((s.mean, s.sd) if s else (None, None))]
+        settings = [point.values.get(name) for name in names]
+        epochs = max(trial.epoch for trial in point.trials)
+        lines.append([*settings, point.state, len(point.trials), epochs, *numbers])
+    pairs = [cell for head in heads for cell in (head, f"{head}_sd")]
+    return csv_text([*names, "state", "n_seeds", "epochs", *pairs], lines)
+
+
+def _other_columns(sweep: Sweep) -> list[Column]:
+    goals = {goal.metric for goal in sweep.goals}
+    return [column for column in columns_of(sweep.task) if column.path not in goals]
+
+
+def _cost(sweep: Sweep, figure: Sequence[Block]) -> Section:
     costs = costs_of(sweep)
-    wall = "" if costs.wall_seconds is None else f"{format_duration(costs.wall_seconds)}, all starts together"
-    left = f"; {costs.unknown} trials (failed, or under way) wrote none down" if costs.unknown else ""
-    facts = [
-        ("wall time", wall),
-        ("in training loops", f"{format_duration(costs.seconds)} over all trials{left}"),
-        ("in runs before", _before(costs)),
-        ("processors", f"{costs.cpu_hours:.3g} CPU-hours, {costs.gpu_hours:.3g} GPU-hours"),
-        ("money", _money(sweep, costs)),
-        ("saved by early stopping", _saved(costs)),
-    ]
-    blocks: list[Block] = [Facts(tuple((name, value) for name, value in facts if value))]
-    if isinstance(figures.get(COST_FIGURE), Picture):
-        blocks.append(_figure(figures, COST_FIGURE))
-    return Section("What it cost", tuple(blocks))
+    left = f"; {costs.unknown} trials (failed or running) recorded none" if costs.unknown else ""
+    facts = {
+        "training loops": f"{format_duration(costs.seconds)} over all trials{left}",
+        "prerequisites": "",
+        "processors": f"{costs.cpu_hours:.3g} CPU-hours, {costs.gpu_hours:.3g} GPU-hours",
+        "money": "the search space states no prices",
+    }
+    if costs.wall_seconds is not None:
+        facts = {"wall time": f"{format_duration(costs.wall_seconds)}, all sessions together", **facts}
+    if costs.prerequisites:
+        runs = f"{costs.prerequisites} run{'s' if costs.prerequisites > 1 else ''}"
+        shared = "that trials share (teachers, students to start from)"
+        facts["prerequisites"] = f"{format_duration(costs.prerequisite_seconds)}, {runs} {shared}"
+    if costs.money is not None:
+        prices = {
+            "CPU-hour": sweep.space["prices"].get("cpu_hour"),
+            "GPU-hour": sweep.space["prices"].get("gpu_hour"),
+        }
+        each = ", ".join(f"{price:g} per {unit}" for unit, price in prices.items() if price)
+        amount = f"{costs.money:.2f}" if costs.money >= 0.1 else f"{costs.money:.2g}"
+        facts["money"] = f"{amount} ({each}; training loops only)"
+    if costs.saved_epochs and costs.seconds_per_epoch is not None:
+        share = costs.saved_seconds / (costs.saved_seconds + costs.seconds)
+        facts["saved by early stopping"] = (
+            f"{costs.saved_epochs:g} epochs, about {format_duration(costs.saved_seconds)} at "
+            f"{costs.seconds_per_epoch:.3g} s per epoch: {share:.0%} of the time without early stopping"
+        )
+    shown = Facts(tuple((name, value) for name, value in facts.items() if value))
+    return Section("What it cost", (shown, *figure))
 
 
-def _before(costs: Costs) -> str:
-    if not costs.firsts:
-        return ""
-    runs = f"{costs.firsts} runs" if costs.firsts > 1 else "1 run"
-    spent = format_duration(costs.first_seconds)
-    return f"{spent}, {runs} that trials share (teachers, students to start from)"
-
-
-def _money(sweep: Sweep, costs: Costs) -> str:
-    if costs.money is None:
-        return "the search space states no prices"
-    prices = sweep.space["prices"]
-    each = [
-        f"{prices[n]:g} a {word}"
-        for n, word in (("cpu_hour", "CPU-hour"), ("gpu_hour", "GPU-hour"))
-        if prices.get(n)
-    ]
-    paid = f"{costs.money:.2f}" if costs.money >= 0.1 else f"{costs.money:.2g}"
-    return f"{paid} ({', '.join(each)}; the training loops alone)"
-
-
-def _saved(costs: Costs) -> str:
-    if not costs.saved_epochs or costs.seconds_per_epoch is None:
-        return ""
-    share = costs.saved_seconds / (costs.saved_seconds + costs.seconds)
-    return (
-        f"{costs.saved_epochs:g} epochs that were not trained, "
-        f"about {format_duration(costs.saved_seconds)} at "
-        f"{costs.seconds_per_epoch:.3g} s an epoch: {share:.0%} of what all would have taken"
-    )
-
-
-def _behind(sweep: Sweep) -> Section:
+def _origin(sweep: Sweep) -> Section:
     """Hardware, versions, data and teacher, as the finished trials recorded them."""
     records = [trial.record for trial in sweep.trials if trial.record]
     if records:
@@ -203,241 +357,4 @@ def _behind(sweep: Sweep) -> Section:
         facts = [(name, str(settings[name])) for name in ("data", "teacher") if settings.get(name)]
         facts.append(("versions", joined(sweep.plan.get("versions") or {})))
     table = table1_of_runs(records)
-    return Section("What it ran on", (Facts(tuple(facts)), *([table] if table else [])))
-
-
-MAX_FAILURES = 20
-_SAMPLERS = {
-    "tpe": "multivariate tree-structured Parzen estimator (TPE)",
-    "nsga2": "NSGA-II",
-    "gp": "Gaussian process",
-    "random": "random",
-    "grid": "every combination",
-}
-_STATES: tuple[tuple[State, str], ...] = (
-    ("finished", "finished"),
-    ("stopped", "stopped early"),
-    ("failed", "failed"),
-    ("under way", "under way"),
-)
-
-
-def searched(sweep: Sweep) -> Section:
-    """The search space, how points were chosen, which were stopped, with which seeds."""
-    space = sweep.space
-    search = space["search"]
-    sampler = _SAMPLERS.get(search["sampler"], search["sampler"])
-    if search["sampler"] != "grid":
-        sampler += f", seed {search['seed']}"
-    seeds = [str(seed) for seed in sweep.seeds]
-    facts = [
-        ("search space", f"{space['name']} ({sweep.plan.get('file', 'unknown file')})"),
-        ("judged by", "; ".join(f"{g.metric}, {_direction(g.mode)}" for g in sweep.goals)),
-        ("seeds of each point", f"{', '.join(seeds)}" + ("; their mean counts" if len(seeds) > 1 else "")),
-        ("points chosen by", sampler),
-        ("tried first", _starts(space)),
-        ("early stopping", _stopping(sweep)),
-        ("limits", _limits(space)),
-        ("the same in all", _fixed(sweep)),
-    ]
-    blocks: list[Block] = [Facts(tuple((name, value) for name, value in facts if value))]
-    if sweep.axes:
-        blocks.append(_axes(sweep))
-    else:
-        blocks.append(Text("No setting varied: every trial differs only in its seed."))
-    return Section("What was searched", tuple(blocks))
-
-
-def ended(sweep: Sweep) -> Section:
-    """How it ended: its state, points and trials by what became of them, failures with their reasons."""
-    trials = {state: sum(t.state == state for t in sweep.trials) for state, _ in _STATES}
-    # Some failed before they had a folder.
-    trials["failed"] += len(set(sweep.failures) - {trial.name for trial in sweep.trials})
-    points = {state: len(sweep.of(state)) for state, _ in _STATES}
-    known = {trial.name for trial in sweep.trials}
-    points["failed"] += len({name.rsplit(",seed=", 1)[0] for name in sweep.failures if name not in known})
-    facts = [
-        ("state", state_of(sweep)),
-        ("points", f"{_counts(points)}; {sweep.asked} asked for{_repeats(sweep, sum(points.values()))}"),
-        ("trials", f"{_counts(trials)}; {sweep.asked * len(sweep.seeds)} asked for"),
-    ]
-    blocks: list[Block] = [Facts(tuple(facts))]
-    if how := _going_on(sweep):
-        blocks += [Text(how), Command(resume_command(sweep))]
-    if sweep.failures:
-        rows = tuple(list(sweep.failures.items())[:MAX_FAILURES])
-        more = len(sweep.failures) - len(rows)
-        caption = "Trials that failed" + (f", the first {len(rows)} of {len(sweep.failures)}" if more else "")
-        blocks.append(Table(("trial", "reason"), rows, words=2, caption=caption))
-    return Section("How it ended", tuple(blocks))
-
-
-def state_of(sweep: Sweep) -> str:
-    """The sweep's state as a person would say it."""
-    state = str(sweep.plan.get("state", "unknown"))
-    why = str(sweep.plan.get("ends", ""))
-    if state == "running":
-        return "runs still; these are its numbers so far" if sweep.held else "was cut off while it ran"
-    return f"{state} ({why})" if why else state
-
-
-def resume_command(sweep: Sweep) -> str:
-    """What to type to go on."""
-    file = str(sweep.plan.get("file", "SPACE"))
-    place = str(sweep.plan.get("url", sweep.folder))
-    return shlex.join(["newsbert-ray", "sweep", file, "--out", place, "--resume"])
-
-
-def _going_on(sweep: Sweep) -> str:
-    """What the resume's command would do; empty where nothing is left."""
-    state = str(sweep.plan.get("state", ""))
-    if state.startswith("ended at a limit"):
-        return "With a wider limit it goes on with:"
-    if state == "finished with failures":
-        return "What failed is tried again with:"
-    return "" if state == "finished" or (state == "running" and sweep.held) else "It goes on with:"
-
-
-def _direction(mode: str) -> str:
-    return "more is better" if mode == "max" else "less is better"
-
-
-def _starts(space: Any) -> str:
-    count = len(space.get("start") or ())
-    return f"{count} point{'s' if count > 1 else ''} that the search space names" if count else ""
-
-
-def _stopping(sweep: Sweep) -> str:
-    stopping = sweep.space.get("stopping") or {}
-    kind = sweep.plan.get("scheduler") or stopping.get("scheduler") or _default_scheduler(sweep)
-    grace = int(stopping.get("grace", 1))
-    least = f"each trial had {grace} epoch{'s' if grace > 1 else ''} at least"
-    if kind == "asha":
-        return f"ASHA, one in {stopping.get('factor', 3)} goes on from each rung; {least}"
-    return f"median rule; {least}" if kind == "median" else str(kind)
-
-
-def _default_scheduler(sweep: Sweep) -> str:
-    """As a search space has it that says nothing."""
-    early = len(sweep.goals) == 1 and sweep.goals[0].metric.startswith("validation.")
-    return "asha" if early and sweep.space["search"]["sampler"] != "grid" else "none"
-
-
-def _limits(space: Any) -> str:
-    limits = space.get("limits") or {}
-    words = {"hours": "{:g} hours of wall time", "cost": "a cost of {:g}", "target": "a first goal of {:g}"}
-    return ", ".join(
-        word.format(limits[name]) for name, word in words.items() if limits.get(name) is not None
-    )
-
-
-def _fixed(sweep: Sweep) -> str:
-    """Settings that the search space or the command line fixed; data and teacher stand elsewhere."""
-    given = {
-        **flat_values(sweep.space.get("settings") or {}),
-        **flat_values(sweep.plan.get("overrides") or {}),
-    }
-    left = {axis.name for axis in sweep.axes} | {"data", "teacher"}
-    return ", ".join(f"{name} {short(value)}" for name, value in given.items() if name not in left)
-
-
-def _axes(sweep: Sweep) -> Table:
-    conditional = any(axis.when for axis in sweep.axes)
-    grid = sweep.space["search"]["sampler"] == "grid"
-    rows = tuple(
-        (axis.name, _range(axis), _draw(axis, grid), *([_condition(axis)] if conditional else []))
-        for axis in sweep.axes
-    )
-    head = ("setting", "values", "how", *(["only where"] if conditional else []))
-    return Table(head, rows, words=len(head))
-
-
-def _range(axis: Axis) -> str:
-    if axis.values is not None:
-        return ", ".join(short(value) for value in axis.values)
-    return (
-        f"{short(axis.low)} to {short(axis.high)}"
-        if axis.low is not None
-        else "divisors of the teacher's depth"
-    )
-
-
-def _draw(axis: Axis, grid: bool) -> str:
-    if axis.values is not None or axis.low is None:
-        return "each" if grid else "one of them"
-    kind = "whole numbers, " if axis.integer else ""
-    scale = "evenly over the logarithm" if axis.log else "evenly"
-    return kind + scale + (f", in steps of {short(axis.step)}" if axis.step else "")
-
-
-def _condition(axis: Axis) -> str:
-    return ", ".join(f"{name} is {_either(values)}" for name, values in axis.when.items())
-
-
-def _either(values: Any) -> str:
-    return listed([short(value) for value in values]).replace(" and ", " or ")
-
-
-def _counts(counts: dict[State, int]) -> str:
-    return ", ".join(
-        f"{counts[state]} {word}" for state, word in _STATES if counts[state] or state == "finished"
-    )
-
-
-def _repeats(sweep: Sweep, tried: int) -> str:
-    fewer = sweep.asked - tried
-    if sweep.plan.get("state", "").startswith("finished") and fewer > 0:
-        return f" ({fewer} times the sampler chose a point again, which is run once)"
-    return ""
-
-
-def points_table(sweep: Sweep, points: Sequence[Point], caption: str) -> Table:
-    """Settings of the points, their goals, and what else their records know of the student."""
-    names = [axis.name for axis in sweep.axes]
-    columns = [
-        column
-        for column in _others(sweep)
-        if "teacher" not in column.path and any(_summary(point, column) for point in points)
-    ]
-    goals = [goal.column.heading for goal in sweep.goals]
-    head = (*names, *goals, *(full(column) for column in columns))
-    rows = tuple(
-        (
-            *(short(point.values[name], 4) if name in point.values else "" for name in names),
-            *(show(point.summary(index), goal.column) for index, goal in enumerate(sweep.goals)),
-            *(show(_summary(point, column), column) for column in columns),
-        )
-        for point in points
-    )
-    return Table(head, rows, words=len(names), caption=caption)
-
-
-def points_csv(sweep: Sweep) -> str:
-    """Every point, the finished ones first and the best of them on top: full precision, shares from 0 to 1.
-
-    `epochs` is how far the furthest of its trials came.
-    """
-    names = [axis.name for axis in sweep.axes]
-    columns = _others(sweep)
-    heads = [*(goal.metric for goal in sweep.goals), *(column.name for column in columns)]
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    pairs = [cell for head in heads for cell in (head, f"{head}_sd")]
-    writer.writerow([*names, "state", "n_seeds", "epochs", *pairs])
-    for point in [*sweep.finished, *sweep.of("stopped", "under way", "failed")]:
-        known = [point.summary(index) for index in range(len(sweep.goals))]
-        known += [_summary(point, column) for column in columns]
-        numbers = [cell for s in known for cell in ((s.mean, s.sd) if s else (None, None))]
-        settings = [point.values.get(name) for name in names]
-        reached = max(trial.epoch for trial in point.trials)
-        writer.writerow([*settings, point.state, len(point.trials), reached, *numbers])
-    return file.getvalue()
-
-
-def _others(sweep: Sweep) -> list[Column]:
-    judged = {goal.metric for goal in sweep.goals}
-    return [column for column in columns_of(sweep.task) if column.path not in judged]
-
-
-def _summary(point: Point, column: Column) -> Summary | None:
-    return summary_of(point.records, column.path)
+    return Section("Data, versions and hardware", (Facts(tuple(facts)), *([table] if table else [])))

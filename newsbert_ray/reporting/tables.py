@@ -1,6 +1,6 @@
-"""Records -> rows: one row for each setting that was tried, mean and standard deviation over its seeds.
+"""Records as table rows: one row for each combination of settings, mean and standard deviation over seeds.
 
-Runs of different tasks never share a row or a table. Pure; knows no tensor and no Ray.
+Runs of different tasks never share a row or a table. Needs neither torch nor Ray.
 """
 
 from __future__ import annotations
@@ -8,28 +8,40 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, Literal
 
 from newsbert_ray.methods import HEADINGS, TASKS, Task, TaskName
 from newsbert_ray.record import RunRecord
-from newsbert_ray.reporting.records import distinct, flat_settings, one_task, task_name, varying_settings
+from newsbert_ray.reporting.page import Table
+from newsbert_ray.reporting.records import (
+    distinct,
+    flat_settings,
+    grouped,
+    one_task,
+    task_name,
+    varying_settings,
+)
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
+    import rich.table
 
 Mode = Literal["max", "min"]
+_TERMINAL_WIDTH = 80
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+"""A spreadsheet runs a cell that begins with one of these."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Mean of `n` values; `sd` is the sample standard deviation (n - 1), None for a single value.
+    """Mean and spread of `n` values.
 
-    `error` is the mean of the values' own standard errors, over what was evaluated; None where none has one.
-    `by_seed` has each seed's value, where they are known by seed.
+    Attributes:
+        sd: sample standard deviation (n - 1); None for a single value.
+        error: mean of the values' own standard errors over the evaluated rows; None where none is known.
+        by_seed: each seed's value, where the values are known by seed.
     """
 
     mean: float
@@ -41,8 +53,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Row:
-    """Runs that differ only in their seed: the settings that vary in the table, a summary by column, and the
-    task of all."""
+    """Runs that differ only in their seed: the settings that vary in the table, and a summary by column."""
 
     settings: dict[str, Any]
     seeds: tuple[int, ...]
@@ -60,18 +71,42 @@ class Column:
     factor: float = 1.0
     digits: int = 1
 
+    @property
+    def label(self) -> str:
+        """The heading without its unit."""
+        return self.heading.removesuffix(" (%)").removesuffix(" %")
+
+    @property
+    def full_label(self) -> str:
+        """The heading with the split it is about, and its unit."""
+        split = "test " if self.path.startswith("test.") else ""
+        return f"{split}{self.label}{' (%)' if self.factor == 100.0 else ''}"
+
+    def show(self, summary: Summary | None, *, unit: bool = False) -> str:
+        """`81.73 ± 0.12`: the mean alone for one value, blank for none; with `unit`, `%` after a share."""
+        if summary is None:
+            return ""
+        text = f"{summary.mean * self.factor:.{self.digits}f}"
+        if summary.sd is not None:
+            text += f" ± {summary.sd * self.factor:.{self.digits}f}"
+        return f"{text} %" if unit and self.factor == 100.0 else text
+
 
 def columns_of(task: Task) -> tuple[Column, ...]:
-    """What a table of a task's runs can show: the student's metrics on the test split, the first of them
-    leading, its teacher's, speed and time."""
-    student = [Column(m.name, f"{m.heading} %", f"test.student.{m.name}", 100.0) for m in task.metrics]
-    teacher = [
-        Column(f"teacher_{m.name}", f"teacher's {m.heading} %", f"test.teacher.{m.name}", 100.0)
+    """Columns of a task's tables: student's and teacher's metrics on the test split, throughput and time."""
+    metrics = [
+        Column(f"{prefix}{m.name}", f"{whose}{m.heading} %", f"test.{model}.{m.name}", 100.0)
+        for model, prefix, whose in (("student", "", ""), ("teacher", "teacher_", "teacher's "))
         for m in task.metrics
     ]
     examples = task.examples
     speed = Column(f"{examples}_per_second", f"{examples}/s in training", "titles_per_second", digits=0)
-    return (*student, *teacher, speed, Column("seconds", "seconds a run", "seconds", digits=0))
+    return (*metrics, speed, Column("seconds", "seconds a run", "seconds", digits=0))
+
+
+def student_columns(task: Task) -> list[Column]:
+    """The student's metrics on the test split."""
+    return [column for column in columns_of(task) if column.path.startswith("test.student.")]
 
 
 def number(record: RunRecord, path: str) -> float | None:
@@ -91,155 +126,113 @@ def summarise(values: Sequence[float]) -> Summary:
     return Summary(fmean(values), stdev(values) if len(values) > 1 else None, len(values))
 
 
-def rows_of(records: Sequence[RunRecord]) -> list[Row]:
-    """One row for each combination of the varying settings, sorted by them; repeats of a run count once.
+def summary_of(records: Sequence[RunRecord], path: str) -> Summary | None:
+    """Mean and spread of the number at `path` over the records that have it; None where none has."""
+    pairs = [(record.seed, value) for record in records if (value := number(record, path)) is not None]
+    if not pairs:
+        return None
+    errors = [error for record in records if (error := number(record, f"{path}_error")) is not None]
+    plain = summarise([value for _, value in pairs])
+    return Summary(plain.mean, plain.sd, plain.n, fmean(errors) if errors else None, dict(pairs))
 
-    A column that no run of a row knows is absent from that row.
 
+def rows_of(
+    records: Sequence[RunRecord], columns: Sequence[Column] | None = None, *, keep_order: bool = False
+) -> list[Row]:
+    """One row for each combination of the varying settings; repeats of a run count once.
+
+    A column that no run of a row has is absent from that row.
+
+    Args:
+        records: of one task.
+        columns: what to summarise; by default `columns_of` the task.
+        keep_order: rows in the order of the records instead of sorted by their settings.
     Raises:
         ValueError: runs of several tasks.
     """
-    rows = rows_as_found(records, columns_of(one_task(records)))
-    return sorted(rows, key=lambda row: [_order(value) for value in row.settings.values()])
-
-
-def rows_as_found(records: Sequence[RunRecord], columns: Sequence[Column]) -> list[Row]:
-    """As `rows_of`, with these columns, in the order of the records."""
+    columns = columns_of(one_task(records)) if columns is None else columns
     records = distinct(records)
     varying = varying_settings(records)
-    groups: dict[tuple[str, ...], list[RunRecord]] = {}
-    for record in records:
-        flat = flat_settings(record)
-        groups.setdefault(tuple(repr(flat.get(name)) for name in varying), []).append(record)
-    return [_row(group, varying, columns) for group in groups.values()]
+    rows = []
+    for group in grouped(records, lambda r: tuple(repr(flat_settings(r).get(n)) for n in varying)).values():
+        flat = flat_settings(group[0])
+        summaries = {c.name: summary for c in columns if (summary := summary_of(group, c.path))}
+        seeds = tuple(sorted(record.seed for record in group))
+        rows.append(Row({name: flat.get(name) for name in varying}, seeds, summaries, task_name(group[0])))
+    return rows if keep_order else sorted(rows, key=lambda row: list(map(sort_key, row.settings.values())))
 
 
-def _row(group: Sequence[RunRecord], varying: Sequence[str], columns: Sequence[Column]) -> Row:
-    flat = flat_settings(group[0])
-    known = {column.name: summary_of(group, column.path) for column in columns}
-    summaries = {name: summary for name, summary in known.items() if summary}
-    seeds = tuple(sorted(record.seed for record in group))
-    return Row({name: flat.get(name) for name in varying}, seeds, summaries, task_name(group[0]))
-
-
-def _order(value: Any) -> tuple[int, float, str]:
-    """A key under which None, numbers and words can stand in one column."""
+def sort_key(value: Any) -> tuple[int, float, str]:
+    """A key that sorts None before numbers before words."""
     if value is None:
         return 0, 0.0, ""
-    if isinstance(value, int | float):
-        return 1, float(value), ""
-    return 2, 0.0, str(value)
+    return (1, float(value), "") if isinstance(value, int | float) else (2, 0.0, str(value))
 
 
-def summary_of(records: Sequence[RunRecord], path: str) -> Summary | None:
-    """Mean and spread of the number at `path` over the records that know it; None where none does."""
-    by_seed = {record.seed: value for record in records if (value := number(record, path)) is not None}
-    found = [value for record in records if (value := number(record, path)) is not None]
-    errors = [value for record in records if (value := number(record, f"{path}_error")) is not None]
-    error = fmean(errors) if errors else None
-    return replace(summarise(found), error=error, by_seed=by_seed) if found else None
+def results_table(rows: Sequence[Row], caption: str = "") -> Table:
+    """The rows, all of one task. A single seed's number has its standard error in brackets, where known."""
+    columns = _shown(rows, columns_of(TASKS[rows[0].task]))
+
+    def cell(summary: Summary | None, column: Column) -> str:
+        if summary is None or summary.sd is not None or summary.error is None:
+            return column.show(summary)
+        return f"{column.show(summary)} (± {summary.error * column.factor:.{column.digits}f})"
+
+    settings = list(rows[0].settings)
+    body = tuple(
+        (
+            *map(str, row.settings.values()),
+            str(len(row.seeds)),
+            *(cell(row.columns.get(column.name), column) for column in columns),
+        )
+        for row in rows
+    )
+    head = (*settings, "seeds", *(column.heading for column in columns))
+    return Table(head, body, words=len(settings), caption=caption)
 
 
-def shown_columns(rows: Sequence[Row], columns: Sequence[Column]) -> list[Column]:
-    """The columns of which at least one row knows the number."""
+def _shown(rows: Sequence[Row], columns: Sequence[Column]) -> list[Column]:
+    """The columns that at least one row has."""
     return [column for column in columns if any(column.name in row.columns for row in rows)]
 
 
-def show(summary: Summary | None, column: Column) -> str:
-    """`mean ± sd` in the column's unit; only the mean where there is one value, blank where there is none."""
-    if summary is None:
-        return ""
-    mean = f"{summary.mean * column.factor:.{column.digits}f}"
-    return mean if summary.sd is None else f"{mean} ± {summary.sd * column.factor:.{column.digits}f}"
-
-
-def say(summary: Summary | None, column: Column) -> str:
-    """As `show`, with its unit where a share is meant: `81.73 ± 0.12 %`."""
-    return f"{show(summary, column)} %" if summary and column.factor == 100.0 else show(summary, column)
-
-
-def bare(column: Column) -> str:
-    """A column's heading without its unit."""
-    return column.heading.removesuffix(" (%)").removesuffix(" %")
-
-
-def full(column: Column) -> str:
-    """A column's heading with the split that it is about, and its unit."""
-    split = "test " if column.path.startswith("test.") else ""
-    return f"{split}{bare(column)}{' (%)' if column.factor == 100.0 else ''}"
-
-
-def table_cells(rows: Sequence[Row]) -> list[list[str]]:
-    """The rows, all of one task, as a table's cells, its head first. The number of a single seed has its
-    standard error in brackets, where the record knows one."""
-    columns = shown_columns(rows, columns_of(TASKS[rows[0].task]))
-    head = [*rows[0].settings, "seeds", *(column.heading for column in columns)]
-    body = [
-        [
-            *(str(value) for value in row.settings.values()),
-            str(len(row.seeds)),
-            *(_cell(row.columns.get(column.name), column) for column in columns),
-        ]
-        for row in rows
-    ]
-    return [head, *body]
-
-
-def _cell(summary: Summary | None, column: Column) -> str:
-    shown = show(summary, column)
-    if summary is None or summary.sd is not None or summary.error is None:
-        return shown
-    return f"{shown} (± {summary.error * column.factor:.{column.digits}f})"
-
-
 def to_csv(rows: Sequence[Row]) -> str:
-    """The rows as CSV: full precision, shares from 0 to 1, mean and standard deviation in own columns, then
-    the mean of the runs' standard errors where they know one.
+    """The rows as CSV: full precision, shares from 0 to 1, standard deviation and error in own columns.
 
-    Rows of several tasks have a first column that says which, and leave the others' columns blank.
+    Rows of several tasks have a first column `task`, and leave the other tasks' columns blank.
     """
     tasks = list(dict.fromkeys(row.task for row in rows))
-    settings = list(dict.fromkeys(name for row in rows for name in row.settings))
-    lines = [
-        {
-            **({"task": row.task} if len(tasks) > 1 else {}),
-            **row.settings,
-            "n_seeds": len(row.seeds),
-            **{head: value for name, summary in row.columns.items() for head, value in _heads(name, summary)},
-        }
-        for row in rows
-    ]
-    named = [
-        (column.name, found)
+    lines: list[dict[str, Any]] = []
+    for row in rows:
+        line: dict[str, Any] = {"task": row.task} if len(tasks) > 1 else {}
+        line |= {**row.settings, "n_seeds": len(row.seeds)}
+        for name, summary in row.columns.items():
+            line |= {name: summary.mean, f"{name}_sd": summary.sd}
+            line |= {} if summary.error is None else {f"{name}_error": summary.error}
+        lines.append(line)
+    first = ["task"] if len(tasks) > 1 else []
+    settings = [name for row in rows for name in row.settings]
+    numbers = [
+        name
         for task in tasks
         for column in columns_of(TASKS[task])
-        if (found := [row.columns[column.name] for row in rows if column.name in row.columns])
+        for name in (column.name, f"{column.name}_sd", f"{column.name}_error")
+        if any(name in line for line in lines)
     ]
-    heads = [
-        head
-        for name, found in named
-        for head in (
-            name,
-            f"{name}_sd",
-            *([f"{name}_error"] if any(s.error is not None for s in found) else []),
-        )
-    ]
+    head = list(dict.fromkeys([*first, *settings, "n_seeds", *numbers]))
+    return csv_text(head, ([line.get(name) for name in head] for line in lines))
+
+
+def csv_text(head: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
+    """CSV in which no text cell is a formula for a spreadsheet: such a cell gets a leading apostrophe."""
     file = io.StringIO()
-    first = ["task"] if len(tasks) > 1 else []
-    names = list(dict.fromkeys([*first, *settings, "n_seeds", *heads]))
-    writer = csv.DictWriter(file, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
+    writer = csv.writer(file, lineterminator="\n")
+    for line in (head, *lines):
+        writer.writerow(
+            f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA_STARTS) else cell
+            for cell in line
+        )
     return file.getvalue()
-
-
-def _heads(name: str, summary: Summary) -> list[tuple[str, float | None]]:
-    """A summary's cells by their heads."""
-    error = [] if summary.error is None else [(f"{name}_error", summary.error)]
-    return [(name, summary.mean), (f"{name}_sd", summary.sd), *error]
-
-
-_TERMINAL_WIDTH = 80
 
 
 def sweep_table(
@@ -248,76 +241,65 @@ def sweep_table(
     *,
     mode: Mode = "max",
     seeds: int | None = None,
-) -> Table:
-    """The rows of a sweep for a terminal 80 letters wide, the best first, of equals the first tried.
+) -> rich.table.Table:
+    """The points of a sweep for a terminal of 80 columns, the best first, of equals the first tried.
 
-    Rows that miss a seed come after those that have all. Of the other numbers as many are shown as fit.
+    Points that miss a seed come after those that have all. Shows as many of the other columns as fit.
 
     Args:
-        metric: what the sweep is judged by, a dotted path into the metrics; by default the student's first
-            metric on the test split.
+        metric: the sweep's goal, a dotted path into the metrics; by default the student's first metric on
+            the test split.
         mode: whether the largest or the smallest is the best.
-        seeds: how many each point was to have; by default as many as there are in all the records.
+        seeds: how many each point should have; by default as many as occur in the records.
     """
     task = one_task(records)
-    metric = metric or f"test.student.{task.primary.name}"
+    first, examples = task.primary, task.examples
+    metric = metric or f"test.student.{first.name}"
     share = metric.rpartition(".")[2] in HEADINGS
     heading = metric.replace(".", "\n") + (" %" if share else "")
-    judge = Column("metric", heading, metric, *((100.0, 1) if share else (1.0, 4)))
-    columns = [judge, *(column for column in _further(task) if column.path != metric)]
-    rows = rows_as_found(records, columns)
-    wanted = seeds or len({record.seed for record in records})
-    rows.sort(key=lambda row: _rank(row, judge, mode, wanted))
-    columns = shown_columns(rows, columns)
-    title = f"{len(distinct(records))} runs, best {metric} first"
-    tables = (_dressed(rows, columns[:count], title) for count in range(len(columns), 0, -1))
-    return next(
-        (table for table in tables if _width(table) <= _TERMINAL_WIDTH), _dressed(rows, [judge], title)
+    goal = Column("metric", heading, metric, *((100.0, 1) if share else (1.0, 4)))
+    others = (
+        Column(first.name, f"test\n{first.heading} %", f"test.student.{first.name}", 100.0),
+        Column(f"teacher_{first.name}", f"teacher's\n{first.heading} %", f"test.teacher.{first.name}", 100.0),
+        Column(f"{examples}_per_second", f"{examples}/s", "titles_per_second", digits=0),
     )
+    columns = [goal, *(column for column in others if column.path != metric)]
+    rows = rows_of(records, columns, keep_order=True)
+    wanted = seeds or len({record.seed for record in records})
+
+    def rank(row: Row) -> tuple[bool, float]:
+        summary = row.columns.get(goal.name)
+        if summary is None:
+            return True, math.inf
+        return summary.n < wanted, -summary.mean if mode == "max" else summary.mean
+
+    rows.sort(key=rank)
+    columns = _shown(rows, columns)
+    title = f"{len(distinct(records))} runs, best {metric} first"
+    tables = [_rich_table(rows, columns[:count], title) for count in range(len(columns), 1, -1)]
+    narrow = _rich_table(rows, columns[:1] or [goal], title)
+    return next((table for table in tables if _width(table) <= _TERMINAL_WIDTH), narrow)
 
 
-def _dressed(rows: Sequence[Row], columns: Sequence[Column], title: str) -> Table:
-    """A table for a terminal; where it is too narrow the settings' cells break, the numbers never."""
+def _rich_table(rows: Sequence[Row], columns: Sequence[Column], title: str) -> rich.table.Table:
+    """A table for a terminal; where it is too narrow the settings' cells wrap, the numbers never."""
     from rich import box
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, title=title)
     for name in rows[0].settings if rows else ():
         table.add_column(name.replace(".", "\n"), justify="right", overflow="fold")
-    table.add_column("seeds", justify="right", no_wrap=True)
-    for column in columns:
-        table.add_column(column.heading, justify="right", no_wrap=True)
-    for position, row in enumerate(rows):
-        cells = [_brief(value) for value in row.settings.values()]
-        numbers = [show(row.columns.get(column.name), column) for column in columns]
-        table.add_row(*cells, str(len(row.seeds)), *numbers, style="bold" if position == 0 else None)
+    for heading in ("seeds", *(column.heading for column in columns)):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for index, row in enumerate(rows):
+        settings = [str(float(f"{v:.4g}") if isinstance(v, float) else v) for v in row.settings.values()]
+        numbers = [column.show(row.columns.get(column.name)) for column in columns]
+        table.add_row(*settings, str(len(row.seeds)), *numbers, style="bold" if index == 0 else None)
     return table
 
 
-def _width(table: Table) -> int:
-    """Letters that `table` takes where nothing breaks."""
+def _width(table: rich.table.Table) -> int:
+    """Columns of a terminal that `table` takes where nothing wraps."""
     from rich.console import Console
 
     return Console(width=1000).measure(table).maximum
-
-
-def _brief(value: Any) -> str:
-    return str(float(f"{value:.4g}")) if isinstance(value, float) else str(value)
-
-
-def _further(task: Task) -> tuple[Column, ...]:
-    """What stands beside the metric that a sweep is judged by, as far as there is room."""
-    first, examples = task.primary, task.examples
-    return (
-        Column(first.name, f"test\n{first.heading} %", f"test.student.{first.name}", 100.0),
-        Column(f"teacher_{first.name}", f"teacher's\n{first.heading} %", f"test.teacher.{first.name}", 100.0),
-        Column(f"{examples}_per_second", f"{examples}/s", "titles_per_second", digits=0),
-    )
-
-
-def _rank(row: Row, column: Column, mode: Mode, seeds: int) -> tuple[bool, float]:
-    """The key to sort by: rows with all seeds first, of these the best; a row without a value comes last."""
-    summary = row.columns.get(column.name)
-    if summary is None:
-        return True, math.inf
-    return summary.n < seeds, -summary.mean if mode == "max" else summary.mean

@@ -83,7 +83,7 @@ def test_eight_topics_have_colours(tmp_path: Path) -> None:
 
 def test_no_map_is_said(tmp_path: Path, make_record: MakeRecord) -> None:
     """Runs of before there was one report as they did."""
-    with pytest.raises(NothingToDraw, match="left none"):
+    with pytest.raises(NothingToDraw, match="has none"):
         map_figure(tmp_path)
     write_record(tmp_path / "old", make_record())
     assert not any("map" in path.name for path in report([tmp_path / "old"], out=tmp_path / "out"))

@@ -12,7 +12,6 @@ from newsbert_ray.record import RunRecord, write_record
 from newsbert_ray.reporting.figures import (
     Line,
     NothingToDraw,
-    best_at_each_depth,
     beta_figure,
     blocks_figure,
     chain_figure,
@@ -22,6 +21,7 @@ from newsbert_ray.reporting.figures import (
 )
 from newsbert_ray.reporting.report import report
 from newsbert_ray.reporting.sweep_data import read_sweep
+from newsbert_ray.reporting.sweep_figures import best_at_each_depth
 
 MakeRecord = Callable[..., RunRecord]
 
@@ -269,7 +269,7 @@ def test_gradients_of_blocks_by_hand(make_record: MakeRecord) -> None:
     assert ratio.lines[0].sd == pytest.approx((0.5**0.5, 0.5**0.5))
     assert cosine.lines[0].y == pytest.approx((0.2, 0.2))
     assert "block 1 ends at 1.00" in figure.alt
-    with pytest.raises(NothingToDraw, match="no teacher learned beside its student"):
+    with pytest.raises(NothingToDraw, match="no teacher learned with its student"):
         blocks_figure([make_record()])
 
 

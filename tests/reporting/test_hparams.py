@@ -15,7 +15,7 @@ from tensorboard.plugins import base_plugin
 from tensorboard.plugins.hparams import api_pb2, backend_context, get_experiment, list_session_groups
 from torch.utils.tensorboard import SummaryWriter
 
-from newsbert_ray.reporting.hparams import HParams, logged
+from newsbert_ray.reporting.hparams import HParams, logged_metrics
 from newsbert_ray.tune.space import Axis
 
 AXES = (
@@ -99,8 +99,8 @@ def test_tab_knows_what_varies_and_what_counts(hparams: HParams, tmp_path: Path)
     )
     domains = {name: list(info.domain_discrete) for name, info in found.items()}
     assert domains["student.layers"] == [1, 2]
-    assert domains["optimizer.decay"] == ["linear", "cosine"]
-    assert domains["model.teacher_layers"] == ["none", "4"]
+    assert domains["optimizer.decay"] == ["cosine", "linear"]
+    assert domains["model.teacher_layers"] == ["4", "none"]
     assert domains["distill.soft_label_t2"] == [False, True]
     assert domains["seed"] == [0, 1]
     assert [info.name.tag for info in experiment.metric_infos] == [
@@ -169,10 +169,10 @@ def test_trial_without_a_folder_gets_none(hparams: HParams, tmp_path: Path) -> N
 
 def test_the_tab_shows_what_a_task_logs() -> None:
     """A recommendation's trials in a tab of accuracies: every column blank."""
-    assert logged("topics") == (
+    assert logged_metrics("topics") == (
         "validation.student.accuracy",
         "validation.student.macro_f1",
         "validation.teacher.accuracy",
     )
-    assert logged("retrieval") == ("validation.student.auc", "validation.teacher.auc")
-    assert len(logged("recommendation")) == 5
+    assert logged_metrics("retrieval") == ("validation.student.auc", "validation.teacher.auc")
+    assert len(logged_metrics("recommendation")) == 5

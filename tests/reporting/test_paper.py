@@ -11,9 +11,9 @@ import pytest
 from newsbert_ray.data.shards import read_manifest
 from newsbert_ray.methods import METHODS
 from newsbert_ray.record import RunRecord, write_record
-from newsbert_ray.reporting.paper import depths_table, table1, table1_of_runs, table2
+from newsbert_ray.reporting.paper import depths_table, method_tables, table1, table1_of_runs, table2
 from newsbert_ray.reporting.records import NAMES
-from newsbert_ray.reporting.report import method_tables, report, runs_page
+from newsbert_ray.reporting.report import report, runs_page
 
 if TYPE_CHECKING:
     from tests.conftest import MakeRecord

@@ -11,9 +11,9 @@ from newsbert_ray.methods import TASKS
 from newsbert_ray.record import RecordError, RunRecord, write_record
 from newsbert_ray.reporting.records import (
     by_task,
+    count_units,
     one_task,
     read_kept,
-    units_of,
     varying_settings,
     write_kept,
 )
@@ -67,8 +67,8 @@ def test_what_a_method_sets_is_told_by_its_name(make_record: MakeRecord) -> None
 
 def test_counts_have_their_units() -> None:
     """1,800 clicks and 400 impressions are not 2,200 titles."""
-    assert units_of(TASKS["topics"]) == {"train": "", "validation": "", "test": "", "all": " titles"}
-    found = units_of(TASKS["recommendation"])
+    assert count_units(TASKS["topics"]) == {"train": "", "validation": "", "test": "", "all": " titles"}
+    found = count_units(TASKS["recommendation"])
     assert (found["train"], found["test"], found["all"]) == ("clicks of ", "impressions of ", "")
 
 
@@ -101,9 +101,9 @@ def test_a_damaged_or_wrong_file_is_said(make_record: MakeRecord, tmp_path: Path
     path = tmp_path / "kept.jsonl"
     write_kept(path, [make_record()])
     path.write_text(path.read_text() + "{}\n")
-    with pytest.raises(RecordError, match=r"kept\.jsonl, line 2: no run record"):
+    with pytest.raises(RecordError, match=r"kept\.jsonl, line 2: not a run record"):
         read_kept(path)
     with pytest.raises(RecordError, match="cannot be read"):
         read_kept(tmp_path / "none.jsonl")
-    with pytest.raises(RecordError, match=r"give a file that ends in \.jsonl"):
+    with pytest.raises(RecordError, match=r"the file name must end in \.jsonl"):
         write_kept(tmp_path / "kept.json", [])

@@ -14,7 +14,6 @@ import pytest
 from scipy import integrate, special  # type: ignore[import-untyped]
 
 from newsbert_ray.config import SettingsError
-from newsbert_ray.files import format_duration
 from newsbert_ray.methods import TASKS
 from newsbert_ray.record import RunRecord, write_record
 from newsbert_ray.reporting import statistics as importance
@@ -27,13 +26,13 @@ from newsbert_ray.reporting.statistics import (
     compare_rows,
     cost_figure,
     costs_of,
+    default_base,
     holm,
     importance_figure,
     importances_of,
-    paired,
+    paired_test,
     read_against,
     significance_table,
-    usual_base,
     welch,
 )
 from newsbert_ray.reporting.sweep_data import read_sweep
@@ -94,13 +93,13 @@ def test_all_else_is_equal() -> None:
         row([0.8, 0.81, 0.83], method="newsbert", layers=2),
         row([0.5, 0.51, 0.52], method="pkd", layers=3),
     ]
-    assert usual_base(rows) == Against("method", "newsbert")
+    assert default_base(rows) == Against("method", "newsbert")
     (found,) = compare_rows(rows, ACCURACY, Against("method", "newsbert"))
     assert (found.row, found.base) == (rows[0], rows[1])
     assert found.difference == pytest.approx(-0.09)
     assert found.p == found.corrected
     assert found.p == pytest.approx(by_hand([0.6, 0.62, 0.61], [0.7, 0.71, 0.69]), rel=1e-6)
-    assert found.marked
+    assert found.significant
 
 
 def test_the_correction_counts_a_column(make_record: MakeRecord) -> None:
@@ -165,12 +164,12 @@ def test_paired_by_hand() -> None:
     t, free = mean / (sd / 2), 3
     scale = special.gamma((free + 1) / 2) / (math.sqrt(free * math.pi) * special.gamma(free / 2))
     tail, _ = integrate.quad(lambda x: scale * (1 + x * x / free) ** (-(free + 1) / 2), t, math.inf)
-    assert paired(one, other) == pytest.approx(2 * tail, rel=1e-6)
-    assert paired(one, summarise([0.1] * 4)) is None
+    assert paired_test(one, other) == pytest.approx(2 * tail, rel=1e-6)
+    assert paired_test(one, summarise([0.1] * 4)) is None
     few = replace(other, by_seed={0: 0.69, 1: 0.74})
-    assert paired(one, few) is None
+    assert paired_test(one, few) is None
     alike = replace(one, by_seed={seed: value + 0.25 for seed, value in one.by_seed.items()})
-    assert paired(one, alike) is None
+    assert paired_test(one, alike) is None
 
 
 def test_rows_of_records_are_paired_by_seed(make_record: MakeRecord) -> None:
@@ -194,11 +193,11 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_matters_comes_first_and_above_chance(make_sweep: MakeSweep) -> None:
     """The metric of the invented sweep hangs on the rate alone; temperature does nothing."""
     found = importances_of(read_sweep(make_sweep(axes=AXES, points=40, seeds=(0,))))
-    first, *rest = found.found
+    first, *rest = found.settings
     assert first.name == "learning_rate"
     assert first.share > 0.5
     assert first.share > first.chance
-    assert sum(i.share for i in found.found) == pytest.approx(1.0)
+    assert sum(i.share for i in found.settings) == pytest.approx(1.0)
     temperature = next(i for i in rest if i.name == "distill.temperature")
     assert temperature.share < temperature.chance
     assert (found.points, found.top) == (40, 5)
@@ -210,15 +209,15 @@ def test_stopped_points_count(make_sweep: MakeSweep) -> None:
     assert len(sweep.finished) == 12
     found = importances_of(sweep)
     assert found.points == 40
-    assert found.found[0].name == "learning_rate"
-    assert "28 stopped early that count as behind the finished ones" in importance_figure(sweep).caption
+    assert found.settings[0].name == "learning_rate"
+    assert "of which 28 were stopped early and count as worse" in importance_figure(sweep).caption
 
 
 def test_conditional_settings_are_judged(make_sweep: MakeSweep) -> None:
     """Half of the points do not have the setting; that must neither raise nor drop it."""
     axes = ["learning_rate", "optimizer.decay", "optimizer.warmup_share"]
     found = importances_of(read_sweep(make_sweep(axes=axes, points=30, seeds=(0,))))
-    assert {i.name for i in found.found} == set(axes)
+    assert {i.name for i in found.settings} == set(axes)
 
 
 def test_same_points_give_the_same_bars(make_sweep: MakeSweep) -> None:
@@ -316,13 +315,13 @@ def test_runs_before_trials_cost_too(make_sweep: MakeSweep) -> None:
         (folder / "teachers" / name).mkdir(parents=True)
         (folder / "teachers" / name / "record.json").write_text(text)
     costs = costs_of(read_sweep(folder))
-    assert (costs.firsts, costs.first_seconds, costs.seconds) == (1, 33.0, 33.0)
+    assert (costs.prerequisites, costs.prerequisite_seconds, costs.seconds) == (1, 33.0, 33.0)
     assert costs.cpu_hours == pytest.approx(3 * 33 / 3600)
     assert costs.money == pytest.approx(99)
-    assert costs.parts["runs before"] == pytest.approx(66 / 3600)
+    assert costs.parts["prerequisites"] == pytest.approx(66 / 3600)
     page = sweep_page(read_sweep(folder), defaultdict(lambda: "none"))
     (facts,) = [block for block in page.sections[-2].blocks if isinstance(block, Facts)]
-    assert dict(facts.rows)["in runs before"].startswith("33 s, 1 run that trials share")
+    assert dict(facts.rows)["prerequisites"].startswith("33 s, 1 run that trials share")
 
 
 def test_no_price_is_not_no_cost(make_sweep: MakeSweep) -> None:
@@ -339,13 +338,5 @@ def test_figure_takes_a_unit_in_which_numbers_are_readable(make_sweep: MakeSweep
 
 def test_no_time_makes_no_figure(make_sweep: MakeSweep) -> None:
     """Nothing has ended yet: no bars."""
-    with pytest.raises(NothingToDraw, match="no trial has written down its time yet"):
+    with pytest.raises(NothingToDraw, match="no trial has recorded its time yet"):
         cost_figure(read_sweep(make_sweep(points=0, state="running")))
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(42, "42 s"), (740, "12.3 min"), (5040, "84.0 min"), (6000, "1.7 h")]
-)
-def test_duration_is_short(seconds: float, text: str) -> None:
-    """Nobody wants to read 6000 s."""
-    assert format_duration(seconds) == text

@@ -259,7 +259,7 @@ def test_stopped_points_stay_out_of_the_mean() -> None:
     assert panel.trend is not None
     assert panel.trend.y == pytest.approx((71.0, 75.0))
     assert "the 2 points that were stopped early" in figure.caption
-    assert "what was stopped is not in it" in figure.caption
+    assert "stopped points are not included" in figure.caption
 
 
 def test_failed_and_unfinished_points_are_not_drawn() -> None:

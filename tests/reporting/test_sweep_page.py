@@ -1,4 +1,4 @@
-"""What the page about a sweep says."""
+"""The page and the CSV of a sweep."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FIGURES: dict[str, Picture | str] = {
 }
 
 
-def _said(folder: Path) -> str:
+def _markdown(folder: Path) -> str:
     page = sweep_page(read_sweep(folder), FIGURES)
     assert to_html(page).count("<section") == len(page.sections)
     return to_markdown(page)
@@ -38,9 +38,9 @@ def _change(folder: Path, **changes: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
-def test_sections_answer_in_order(make_sweep: MakeSweep) -> None:
-    """What was searched, how it ended, the best, what mattered, what it cost: as a reader asks."""
-    text = _said(make_sweep(points=6))
+def test_sections_are_in_order(make_sweep: MakeSweep) -> None:
+    """A reader finds the search first, then the best settings, then what mattered and what it cost."""
+    text = _markdown(make_sweep(points=6))
     headings = [line.removeprefix("## ") for line in text.splitlines() if line.startswith("## ")]
     assert headings == [
         "What was searched",
@@ -50,14 +50,14 @@ def test_sections_answer_in_order(make_sweep: MakeSweep) -> None:
         "Which settings mattered",
         "Learning curves",
         "What it cost",
-        "What it ran on",
+        "Data, versions and hardware",
     ]
     assert "Too few points to say which settings mattered." in text
 
 
-def test_search_is_told_whole(make_sweep: MakeSweep) -> None:
+def test_search_is_described_completely(make_sweep: MakeSweep) -> None:
     """Without ranges, sampler, scheduler and seeds nobody can judge or repeat the search."""
-    text = _said(
+    text = _markdown(
         make_sweep(
             axes=AXES,
             points=12,
@@ -68,74 +68,76 @@ def test_search_is_told_whole(make_sweep: MakeSweep) -> None:
         )
     )
     assert "- search space: invented (space.yaml)" in text
-    assert "- judged by: validation.student.accuracy, more is better" in text
+    assert "- goal: validation.student.accuracy, more is better" in text
     assert "- seeds of each point: 0, 1; their mean counts" in text
     assert "- points chosen by: multivariate tree-structured Parzen estimator (TPE), seed 0" in text
-    assert "- tried first: 1 point that the search space names" in text
-    assert "- early stopping: ASHA, one in 4 goes on from each rung; each trial had 2 epochs at least" in text
+    assert "- tried first: 1 point of the search space" in text
+    assert "- early stopping: ASHA, one in 4 continues from each rung; each trial had at least 2" in text
     assert "- limits: 2.5 hours of wall time, a cost of 10" in text
-    assert "- the same in all: epochs 9" in text
+    assert "- fixed settings: epochs 9" in text
     assert "| learning_rate | 1e-05 to 0.01 | evenly over the logarithm |  |" in text
     assert "| optimizer.warmup_share | 0 to 0.5 | evenly | optimizer.decay is linear or cosine |" in text
 
 
 def test_end_counts_points_and_names_failures(make_sweep: MakeSweep) -> None:
-    """A failure without its reason is found again in a month."""
+    """A failure shown without its reason has to be investigated again."""
     folder = make_sweep(points=9, stopped=0.5, failed=1, state="finished with failures")
     _change(folder, ends="3 failures")
-    text = _said(folder)
+    text = _markdown(folder)
     assert "- state: finished with failures (3 failures)" in text
-    assert "- points: 4 finished, 4 stopped early, 1 failed; 9 asked for" in text
-    assert "- trials: 8 finished, 4 stopped early, 1 failed; 18 asked for" in text
+    assert "- points: 4 finished, 4 stopped early, 1 failed; 9 requested" in text
+    assert "- trials: 8 finished, 4 stopped early, 1 failed; 18 requested" in text
     assert "| LossError: the loss is \\<nan> at step 10 |" in text
     assert f"newsbert-ray sweep space.yaml --out {folder} --resume" in text
 
 
 def test_many_failures_do_not_fill_the_page(make_sweep: MakeSweep) -> None:
-    """Two hundred times the same reason hides the rest; how many are left out is said."""
+    """Two hundred equal reasons would hide the rest; the caption says how many are left out."""
     folder = make_sweep(points=1)
     _change(folder, failures={f"beta={i},seed=0": "no memory" for i in range(30)})
-    text = _said(folder)
+    text = _markdown(folder)
     assert "Trials that failed, the first 20 of 30" in text
     assert text.count("no memory") == 20
-    assert "- points: 1 finished, 30 failed; 1 asked for" in text
+    assert "- points: 1 finished, 30 failed; 1 requested" in text
 
 
 def test_point_chosen_again_is_explained(make_sweep: MakeSweep) -> None:
-    """Forty asked for and thirty there would look like ten that were lost."""
+    """Forty requested and thirty there would look like ten that were lost."""
     folder = make_sweep(points=3, seeds=(0,))
     _change(folder, trials=5)
-    assert "; 5 asked for (2 times the sampler chose a point again, which is run once)" in _said(folder)
+    assert "; 5 requested (2 times the sampler chose a known point again, which is run once)" in _markdown(
+        folder
+    )
 
 
 @pytest.mark.parametrize(
-    ("state", "said"),
+    ("state", "shown"),
     [
-        ("running", "was cut off while it ran"),
+        ("running", "was interrupted"),
         ("interrupted", "interrupted"),
         ("broken off", "broken off (disk full)"),
     ],
 )
-def test_sweep_that_can_go_on_says_how(make_sweep: MakeSweep, state: str, said: str) -> None:
-    """Whoever finds an interrupted sweep needs the command, not a guess."""
+def test_unfinished_sweep_shows_its_resume_command(make_sweep: MakeSweep, state: str, shown: str) -> None:
+    """Somebody who finds an interrupted sweep must not have to guess the command."""
     folder = make_sweep(points=2, state=state)
     _change(folder, ends="disk full" if state == "broken off" else "")
-    text = _said(folder)
-    assert f"- state: {said}" in text
+    text = _markdown(folder)
+    assert f"- state: {shown}" in text
     assert f"newsbert-ray sweep space.yaml --out {folder} --resume" in text
-    assert "The command that trains it again stands here once the sweep has ended." in text
+    assert "The command that trains it again appears here once the sweep has ended." in text
 
 
 def test_best_has_its_command_its_teacher_and_its_test_split(make_sweep: MakeSweep) -> None:
-    """A number without its teacher, its spread and its test split is half a result."""
+    """A number without its teacher, spread and test split cannot be judged."""
     folder = make_sweep(axes=["student.layers"], points=2, seeds=(0, 1))
     sweep = read_sweep(folder)
     best = sweep.finished[0]
     summary = best.summary()
     assert summary is not None
-    text = _said(folder)
+    text = _markdown(folder)
     value = f"{100 * summary.mean:.2f} ± {100 * (summary.sd or 0):.2f}"
-    assert f"Its validation accuracy: {value} %, its teacher 84.77 ± 0.00 %." in text
+    assert f"Its validation accuracy: {value} %, its teacher's 84.77 ± 0.00 %." in text
     assert f"| validation accuracy (%) | {value} | 84.77 ± 0.00 |" in text
     assert "| test accuracy (%) | " in text
     assert f"newsbert-ray train --student.layers {best.values['student.layers']}" in text
@@ -148,7 +150,7 @@ def test_front_is_a_table_and_a_figure(make_sweep: MakeSweep) -> None:
         {"metric": "speed.student_titles_per_second", "mode": "max"},
     ]
     folder = make_sweep(axes=["student.layers", "distill.beta"], points=9, goals=goals)
-    text = _said(folder)
+    text = _markdown(folder)
     front = len(read_sweep(folder).front)
     assert text.startswith(
         f"# Sweep invented\n\n{front} of 9 finished points lie on the Pareto front of validation accuracy "
@@ -159,26 +161,26 @@ def test_front_is_a_table_and_a_figure(make_sweep: MakeSweep) -> None:
     assert "Best by the first goal, validation.student.accuracy:" in text
 
 
-def test_cost_says_what_was_saved_and_what_is_unknown(make_sweep: MakeSweep) -> None:
-    """Early stopping pays only if somebody can see that it did."""
-    text = _said(make_sweep(points=5, stopped=0.5, failed=1, prices={"cpu_hour": 3.6}))
-    assert "- wall time: 20.6 min, all starts together" in text
-    assert "- in training loops: 2.3 min over all trials; 1 trials (failed, or under way) wrote none" in text
+def test_cost_shows_savings_and_unknown_times(make_sweep: MakeSweep) -> None:
+    """Without the saving nobody can judge whether early stopping pays."""
+    text = _markdown(make_sweep(points=5, stopped=0.5, failed=1, prices={"cpu_hour": 3.6}))
+    assert "- wall time: 20.6 min, all sessions together" in text
+    assert "- training loops: 2.3 min over all trials; 1 trials (failed or running) recorded none" in text
     assert "- processors: 0.0389 CPU-hours, 0 GPU-hours" in text
-    assert "- money: 0.14 (3.6 a CPU-hour; the training loops alone)" in text
-    assert "34 epochs that were not trained, about 2.1 min at 3.68 s an epoch: 47% of what all" in text
+    assert "- money: 0.14 (3.6 per CPU-hour; training loops only)" in text
+    assert "34 epochs, about 2.1 min at 3.68 s per epoch: 47% of the time without early stopping" in text
 
 
-def test_nothing_finished_still_says_what_is_searched(make_sweep: MakeSweep) -> None:
-    """A report of a sweep that has just begun is asked for most."""
-    text = _said(make_sweep(points=2, under_way=2, state="running"))
+def test_sweep_without_finished_points_has_a_page(make_sweep: MakeSweep) -> None:
+    """A report of a sweep that has just begun is requested most."""
+    text = _markdown(make_sweep(points=2, under_way=2, state="running"))
     assert "No point has finished yet, so there is no best one." in text
-    assert "- points: 0 finished, 2 under way; 2 asked for" in text
+    assert "- points: 0 finished, 2 running; 2 requested" in text
     assert "- versions: python 3.11.7, torch 2.13.0" in text
 
 
 def test_csv_holds_every_point(make_sweep: MakeSweep) -> None:
-    """What the figures show must be there in full precision, stopped and failed points too."""
+    """The CSV has the numbers of the figures in full precision, also of stopped and failed points."""
     sweep = read_sweep(make_sweep(points=6, stopped=0.5, failed=1))
     rows = list(csv.DictReader(io.StringIO(points_csv(sweep))))
     assert [row["state"] for row in rows] == ["finished"] * 3 + ["stopped"] * 2 + ["failed"]

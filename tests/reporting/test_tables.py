@@ -8,22 +8,22 @@ import re
 from collections.abc import Callable
 
 import pytest
+import rich.table
 from rich.console import Console
-from rich.table import Table
 
 from newsbert_ray.methods import TASKS
 from newsbert_ray.record import RunRecord
 from newsbert_ray.reporting import records as compared
+from newsbert_ray.reporting.page import Table
 from newsbert_ray.reporting.records import distinct, teacher_name, varying_settings
 from newsbert_ray.reporting.tables import (
     Mode,
     columns_of,
     number,
+    results_table,
     rows_of,
-    show,
     summarise,
     sweep_table,
-    table_cells,
     to_csv,
 )
 from newsbert_ray.training.prerequisites import NO_NUMBER
@@ -44,7 +44,7 @@ def test_one_seed_has_no_spread(make_record: MakeRecord) -> None:
     """± 0.0 after a single run would claim a certainty that nobody measured."""
     (row,) = rows_of([make_record(accuracy=0.712)])
     assert row.columns["accuracy"].sd is None
-    assert show(row.columns["accuracy"], ACCURACY) == "71.2"
+    assert ACCURACY.show(row.columns["accuracy"]) == "71.2"
 
 
 def test_seeds_are_averaged_and_settings_are_not(make_record: MakeRecord) -> None:
@@ -78,7 +78,7 @@ def test_what_alters_no_number_is_no_difference(make_record: MakeRecord) -> None
     assert varying_settings(records) == []
     assert [row.seeds for row in rows_of(records)] == [(0, 1)]
     # `data` counts by its content.
-    assert {*NO_NUMBER} - {"data"} <= compared._NOT_COMPARED
+    assert {*NO_NUMBER} - {"data"} <= compared.IGNORED
 
 
 def test_same_shards_in_another_place_are_the_same_data(make_record: MakeRecord) -> None:
@@ -103,14 +103,18 @@ def test_unknown_numbers_stay_blank(make_record: MakeRecord) -> None:
     (row,) = rows_of([record])
     assert "macro_f1" not in row.columns
     assert number(record, "test.student.accuracy.deeper") is None
-    assert "macro-F1 %" not in table_cells([row])[0]
+    assert "macro-F1 %" not in results_table([row]).head
+
+
+def _cells(table: Table) -> list[list[str]]:
+    return [list(table.head), *map(list, table.rows)]
 
 
 def test_cells_by_hand(make_record: MakeRecord) -> None:
     """The table is what people copy into papers."""
     records = [make_record(accuracy=a, seed=s, **{"student.layers": 1}) for a, s in [(0.70, 0), (0.72, 1)]]
     records.append(make_record(accuracy=0.75, **{"student.layers": 2}))
-    head, one, two = table_cells(rows_of(records))
+    head, one, two = _cells(results_table(rows_of(records)))
     assert head[:5] == ["student.layers", "seeds", "accuracy %", "macro-F1 %", "teacher's accuracy %"]
     assert one[:5] == ["1", "2", "71.0 ± 1.4", "50.0 ± 0.0", "80.0 ± 0.0"]
     assert two[:5] == ["2", "1", "75.0", "50.0", "80.0"]
@@ -152,17 +156,19 @@ def test_mixed_values_can_be_sorted(make_record: MakeRecord) -> None:
 
 def test_columns_are_the_tasks_own(make_record: MakeRecord) -> None:
     """A recommendation's AUC under the heading of accuracy would be read as one."""
-    head, row = table_cells(rows_of([make_record(task="recommendation", auc=0.6234, teacher_auc=0.7)]))
+    head, row = _cells(
+        results_table(rows_of([make_record(task="recommendation", auc=0.6234, teacher_auc=0.7)]))
+    )
     assert head[:6] == ["seeds", "AUC %", "MRR %", "nDCG@5 %", "nDCG@10 %", "teacher's AUC %"]
     assert head[-2:] == ["clicks/s in training", "seconds a run"]
     assert row[1:3] == ["62.3 (± 0.8)", "30.3 (± 0.8)"]
-    assert table_cells(rows_of([make_record(task="retrieval")]))[0] == [
+    assert results_table(rows_of([make_record(task="retrieval")])).head == (
         "seeds",
         "AUC %",
         "teacher's AUC %",
         "pairs/s in training",
         "seconds a run",
-    ]
+    )
 
 
 def test_spread_over_seeds_and_error_over_impressions_are_not_mixed_up(make_record: MakeRecord) -> None:
@@ -170,15 +176,15 @@ def test_spread_over_seeds_and_error_over_impressions_are_not_mixed_up(make_reco
     brackets, and only where there is one seed."""
     records = [make_record(task="recommendation", auc=a, seed=s) for a, s in ((0.60, 0), (0.62, 1))]
     (row,) = rows_of(records)
-    assert table_cells([row])[1][1] == "61.0 ± 1.4"
+    assert results_table([row]).rows[0][1] == "61.0 ± 1.4"
     assert row.columns["auc"].error == pytest.approx(0.008)
-    assert table_cells(rows_of(records[:1]))[1][1] == "60.0 (± 0.8)"
+    assert results_table(rows_of(records[:1])).rows[0][1] == "60.0 (± 0.8)"
 
 
 def test_student_that_learns_alone_has_blank_teacher_cells(make_record: MakeRecord) -> None:
     """Fine-tuning has no teacher: its cells are empty, not zero and not the other method's."""
     records = [make_record(task="recommendation", method=m) for m in ("finetune", "newsbert")]
-    head, alone, joint = table_cells(rows_of(records))
+    head, alone, joint = _cells(results_table(rows_of(records)))
     place = head.index("teacher's AUC %")
     assert (alone[0], alone[place]) == ("finetune", "")
     assert (joint[0], joint[place]) == ("newsbert", "66.0 (± 0.8)")
@@ -186,7 +192,7 @@ def test_student_that_learns_alone_has_blank_teacher_cells(make_record: MakeReco
 
 def test_test_split_without_labels_has_no_numbers(make_record: MakeRecord) -> None:
     """MIND's test set has none; the report of such a run must not end in an error, nor in zeros."""
-    head, row = table_cells(rows_of([make_record(task="recommendation", labelled=False)]))
+    head, row = _cells(results_table(rows_of([make_record(task="recommendation", labelled=False)])))
     assert head == ["seeds", "clicks/s in training", "seconds a run"]
     assert row == ["1", "800", "33"]
 
@@ -206,7 +212,7 @@ def test_csv_of_several_tasks_keeps_them_apart(make_record: MakeRecord) -> None:
     assert "task" not in to_csv(rows[:1]).split("\n")[0].split(",")
 
 
-def _printed(table: Table) -> list[list[str]]:
+def _printed(table: rich.table.Table) -> list[list[str]]:
     """The cells of the rows, from a terminal 80 letters wide."""
     console = Console(width=80, file=io.StringIO(), record=True)
     console.print(table)
