@@ -1,28 +1,41 @@
-"""Lines of MIND's news.tsv (8 columns) and behaviors.tsv (5) -> rows. Knows no file, split or tokeniser.
+"""MIND's two files: finding them in a folder or zip, and parsing their lines. Knows no split or tokeniser.
 
-A quote is a character like any other: MIND's files are tab-separated text without quoting or header.
+news.tsv has 8 columns, behaviors.tsv 5, separated by tabs, without header or quoting: a quote is a character
+like any other.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+import shutil
+import stat
+import zipfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from itertools import compress
-from typing import NamedTuple, TypeVar
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
+from newsbert_ray.data.sources import CHUNK_BYTES, BadLine, PrepareError
+
+NEWS = "news.tsv"
+BEHAVIORS = "behaviors.tsv"
 NEWS_COLUMNS = 8
 BEHAVIORS_COLUMNS = 5
 LONGEST_NAME = 200
-"""Characters of an id or a category; anything longer is damage."""
+"""Characters of an id or a category; a longer one is refused."""
 
 _DATE = re.compile(r"([0-9]{1,2})/([0-9]{1,2})/([0-9]{4}) ([0-9]{1,2}):([0-9]{2}):([0-9]{2}) ([AP])M")
-_EXCERPT = 120
 _LABELS = {"-0", "-1"}
+_LARGEST_RATIO = 200
+_SMALL_BYTES = 64 << 20
+"""A member of a zip up to this size may have any compression ratio."""
 
 
 class News(NamedTuple):
-    """One line of news.tsv, as far as it is used: entities, url and abstract stay behind."""
+    """The columns of news.tsv that are used; abstract, URL and entities are not."""
 
     news_id: str
     category: str
@@ -31,7 +44,7 @@ class News(NamedTuple):
 
 
 class Impression(NamedTuple):
-    """One line of behaviors.tsv; `clicked`, 0 or 1 a candidate, is None where the file carries no labels."""
+    """A line of behaviors.tsv. `clicked` is 0 or 1 for each candidate, None where the file has no labels."""
 
     impression_id: str
     user_id: str
@@ -42,7 +55,7 @@ class Impression(NamedTuple):
 
 
 class Header(NamedTuple):
-    """A line of behaviors.tsv whose columns, ids and date are good; history and candidates as they stand."""
+    """A line of behaviors.tsv with its ids and date checked; history and candidates are not parsed."""
 
     impression_id: str
     user_id: str
@@ -51,18 +64,45 @@ class Header(NamedTuple):
     candidates: str
 
 
-class BadLine(ValueError):
-    """A line that is no row; the text is the reason, `kind: details`."""
+@dataclass(frozen=True, slots=True)
+class MindFolder:
+    """The files of one source; `behaviors` may be missing."""
+
+    name: str
+    news: Path
+    behaviors: Path | None
 
 
-Row = TypeVar("Row")
+def find_folder(source: str, *, unpacked: Path) -> MindFolder:
+    """The files of one `--source`.
+
+    Args:
+        source: a folder that holds news.tsv, itself or in its only such subfolder; or a zip of one.
+        unpacked: folder to write a zip's files to.
+    Raises:
+        PrepareError: no such path, no news.tsv in it, or a zip that is damaged or hostile.
+    """
+    path = Path(source).expanduser()
+    expected = f"give a folder with {NEWS} and {BEHAVIORS}, or a zip of one"
+    if path.is_dir():
+        return _find_in_folder(path)
+    if not path.exists():
+        raise PrepareError(f"source {source}: no such folder or zip; {expected}")
+    if not zipfile.is_zipfile(path):
+        if path.suffix.lower() == ".zip":
+            raise PrepareError(
+                f"source {source}: damaged zip of {path.stat().st_size:,} bytes, perhaps an interrupted "
+                "download; download it again"
+            )
+        raise PrepareError(f"source {source}: neither a folder nor a zip; {expected}")
+    return _unpack(path, unpacked)
 
 
 def parse_news(line: str) -> News:
     """One line of news.tsv, without its line end.
 
     Raises:
-        BadLine: another number of columns, or an id, category or title that is missing or no name.
+        BadLine: another number of columns, or an id, category or title that is missing or malformed.
     """
     columns = line.split("\t")
     if len(columns) != NEWS_COLUMNS:
@@ -82,10 +122,10 @@ def parse_news(line: str) -> News:
 
 
 def parse_header(line: str) -> Header:
-    """One line of behaviors.tsv, without its line end, as far as its date: several times quicker than whole.
+    """One line of behaviors.tsv, without its line end, up to its date: several times faster than the whole.
 
     Raises:
-        BadLine: another number of columns, an id that is missing, or a date that is none.
+        BadLine: another number of columns, an id that is missing, or a malformed date.
     """
     columns = line.split("\t")
     if len(columns) != BEHAVIORS_COLUMNS:
@@ -112,8 +152,8 @@ def parse_behaviors(line: str) -> Impression:
 def count_examples(impression: Impression) -> int:
     """Clicks of an impression that training can learn from.
 
-    All of them, or none where no candidate can stand against them: one that is listed without a click, and
-    not clicked where it is listed a second time. None without labels.
+    All of its clicks if it has a negative: a candidate that is nowhere in it clicked. Otherwise none, and
+    none without labels.
     """
     if impression.clicked is None:
         return 0
@@ -125,7 +165,7 @@ def parse_time(text: str) -> datetime:
     """MIND's date, `11/15/2019 8:55:22 AM` (%m/%d/%Y %I:%M:%S %p).
 
     Raises:
-        BadLine: another form, or a day or hour that the calendar lacks.
+        BadLine: another form, or a day or hour that does not exist.
     """
     match = _DATE.fullmatch(text)
     if match is None:
@@ -139,68 +179,17 @@ def parse_time(text: str) -> datetime:
         raise BadLine(f"date: {text!r}, {error}") from error
 
 
-def parse_lines(
-    content: bytes, parse: Callable[[str], Row], *, is_start: bool
-) -> Iterator[tuple[str, Row | BadLine]]:
-    """Each line of `content` as (excerpt source, row or the reason why it is none).
-
-    Args:
-        content: whole lines, each ended by LF or CRLF (the last perhaps by nothing).
-        parse: `parse_news` or `parse_behaviors`.
-        is_start: `content` begins the file, where a UTF-8 byte order mark is passed over.
-    """
-    for line in _decode_lines(content, is_start=is_start):
-        if isinstance(line, str):
-            try:
-                yield line, parse(line)
-            except BadLine as bad:
-                yield line, bad
-        else:
-            yield line
-
-
-def excerpt(line: str) -> str:
-    """The first 120 characters of a line."""
-    return line[:_EXCERPT]
-
-
-def _decode_lines(content: bytes, *, is_start: bool) -> Iterator[str | tuple[str, BadLine]]:
-    if is_start:
-        content = content.removeprefix(b"\xef\xbb\xbf")
-    content = content.removesuffix(b"\n")
-    try:
-        text = content.decode("utf-8")
-    except UnicodeDecodeError:
-        text = "\0"
-    if "\0" not in text:
-        yield from (line.removesuffix("\r") for line in text.split("\n"))
-        return
-    for raw in content.split(b"\n"):
-        yield _decode_line(raw.removesuffix(b"\r"))
-
-
-def _decode_line(raw: bytes) -> str | tuple[str, BadLine]:
-    shown = raw[: 4 * _EXCERPT].decode("utf-8", errors="replace")
-    if b"\0" in raw:
-        return shown, BadLine(f"encoding: NUL byte at column {raw.index(0) + 1}")
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        byte = raw[error.start]
-        return shown, BadLine(f"encoding: byte 0x{byte:02x} at column {error.start + 1} is not UTF-8")
-
-
 def _parse_candidates(tokens: list[str]) -> tuple[list[str], list[int] | None]:
     if not tokens:
         raise BadLine("candidates: none")
-    ends = [token[-2:] for token in tokens]
-    kinds = set(ends)
-    if kinds <= _LABELS:
-        return [token[:-2] for token in tokens], [1 if end == "-1" else 0 for end in ends]
-    if kinds.isdisjoint(_LABELS):
+    endings = [token[-2:] for token in tokens]
+    different = set(endings)
+    if different <= _LABELS:
+        return [token[:-2] for token in tokens], [1 if ending == "-1" else 0 for ending in endings]
+    if different.isdisjoint(_LABELS):
         return tokens, None
-    odd = next(token for token, end in zip(tokens, ends, strict=True) if end not in _LABELS)
-    raise BadLine(f"candidates: {odd[:40]!r} has no label -0 or -1, others of the line do")
+    unlabelled = next(token for token, ending in zip(tokens, endings, strict=True) if ending not in _LABELS)
+    raise BadLine(f"candidates: {unlabelled[:40]!r} has no label -0 or -1, others of the line do")
 
 
 def _is_id(text: str) -> bool:
@@ -212,13 +201,86 @@ def _is_id(text: str) -> bool:
     )
 
 
-def _wrong_id(what: str, value: str) -> str:
-    return (
-        f"id: {what} is empty"
-        if not value
-        else f"id: {what} {value[:40]!r} has blanks or control characters, or is too long"
-    )
+def _wrong_id(name: str, value: str) -> str:
+    if not value:
+        return f"id: {name} is empty"
+    return f"id: {name} {value[:40]!r} has blanks or control characters, or is too long"
 
 
 def _wrong_columns(line: str, expected: int) -> str:
     return f"columns: {line.count(chr(9)) + 1 if line else 0} found, {expected} expected"
+
+
+def _find_in_folder(folder: Path) -> MindFolder:
+    if (folder / NEWS).is_file():
+        return _mind_folder(folder.resolve().name, folder)
+    inner = sorted(path.parent for path in folder.glob(f"*/{NEWS}"))
+    if len(inner) == 1:
+        return _mind_folder(inner[0].name, inner[0])
+    if inner:
+        names = ", ".join(path.name for path in inner)
+        raise PrepareError(
+            f"source {folder}: {len(inner)} folders with a {NEWS} in it ({names}); give each as a --source"
+        )
+    raise PrepareError(f"source {folder}: no {NEWS} in it; give a folder with {NEWS} and {BEHAVIORS}")
+
+
+def _mind_folder(name: str, folder: Path) -> MindFolder:
+    behaviors = folder / BEHAVIORS
+    return MindFolder(name, folder / NEWS, behaviors if behaviors.is_file() else None)
+
+
+def _unpack(path: Path, unpacked: Path) -> MindFolder:
+    """Write the zip's news.tsv and behaviors.tsv, and nothing else, under these names."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.infolist():
+                _require_harmless(path, member)
+            wanted = {name: _only_member(path, archive, name) for name in (NEWS, BEHAVIORS)}
+            if wanted[NEWS] is None:
+                raise PrepareError(f"source {path}: no {NEWS} in this zip; give one of MIND's own zips")
+            _require_room(path, [member for member in wanted.values() if member], unpacked)
+            unpacked.mkdir(parents=True)
+            for name, found in wanted.items():
+                if found is not None:
+                    with archive.open(found) as packed, (unpacked / name).open("wb") as file:
+                        shutil.copyfileobj(packed, file, CHUNK_BYTES)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise PrepareError(f"source {path}: damaged or encrypted zip ({error}); download it again") from error
+    return _mind_folder(path.stem, unpacked)
+
+
+def _only_member(path: Path, archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo | None:
+    members = [
+        member
+        for member in archive.infolist()
+        if PurePosixPath(member.filename).name == name and "__MACOSX" not in member.filename
+    ]
+    if len(members) > 1:
+        raise PrepareError(
+            f"source {path}: {len(members)} files named {name} in this zip; unpack it and give the folders"
+        )
+    return members[0] if members else None
+
+
+def _require_harmless(path: Path, member: zipfile.ZipInfo) -> None:
+    name = member.filename.replace("\\", "/")
+    parts = PurePosixPath(name).parts
+    fault = f"source {path}: member {member.filename!r}"
+    if name.startswith("/") or ".." in parts or (parts and parts[0].endswith(":")):
+        raise PrepareError(f"{fault} points outside of the zip; give one of MIND's own zips")
+    if stat.S_ISLNK(member.external_attr >> 16):
+        raise PrepareError(f"{fault} is a link; give one of MIND's own zips")
+    size = member.file_size
+    if size > _SMALL_BYTES and size > _LARGEST_RATIO * max(1, member.compress_size):
+        raise PrepareError(
+            f"{fault} would grow from {member.compress_size:,} bytes to {size:,}; unpack it yourself if you "
+            "trust it, and give the folder"
+        )
+
+
+def _require_room(path: Path, members: Sequence[zipfile.ZipInfo], unpacked: Path) -> None:
+    needed = sum(member.file_size for member in members)
+    free = shutil.disk_usage(unpacked.parent).free
+    if needed > free:
+        raise PrepareError(f"source {path}: needs {needed:,} bytes unpacked, {free:,} are free beside --out")

@@ -1,14 +1,14 @@
-"""Prepared shards and their manifest: what a reader needs to trust and read them. Writing is
-`data.prepare`'s."""
+"""Prepared shards, their manifest and the table of texts: their form, reading with checks, and writing."""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -56,14 +56,14 @@ BEHAVIORS_SCHEMA = pa.schema(
     ]
 )
 """A row of a behaviours shard: news are rows of the table of texts, in the order of the file; `clicked` is
-null where the impression carries no labels."""
+null for an impression without labels."""
 
 PAIRS_SCHEMA = pa.schema([("query", pa.int32()), ("text", pa.int32()), ("clicked", pa.int8())])
 """A row of a retrieval shard: query and news text are rows of the table of texts, `clicked` is 0 or 1."""
 
 
 class ShardError(ValueError):
-    """Shards that cannot be trusted or read; the text names the file and the cure."""
+    """Shards that are missing, damaged or of another format. The text names the file and the cure."""
 
 
 class _Part(BaseModel):
@@ -71,8 +71,8 @@ class _Part(BaseModel):
 
 
 class Shard(_Part):
-    """One Parquet file. `examples` counts what training finds in it: its titles, its clicks that have a
-    non-clicked candidate beside them, or its pairs."""
+    """One Parquet file. `examples` counts what training learns from: titles, clicks that have a negative, or
+    pairs."""
 
     file: str
     rows: int
@@ -90,8 +90,8 @@ class Part(_Part):
 
 
 class Texts(_Part):
-    """The table of texts: `tokens` holds all ids one after another (little-endian int32, .npy), `offsets`
-    where each text begins, and the end (rows + 1 int64, .npy)."""
+    """The table of texts. `tokens`: all ids one after another (little-endian int32, .npy). `offsets`: where
+    each text begins, and the end of the last (rows + 1 int64, .npy)."""
 
     rows: int
     tokens: Part
@@ -99,7 +99,7 @@ class Texts(_Part):
 
 
 class Source(_Part):
-    """One file that was read: its name as given (no absolute path), size and SHA-256."""
+    """One source file: its name (no absolute path), size and SHA-256."""
 
     folder: str
     file: str
@@ -119,13 +119,13 @@ class Tokenizer(_Part):
 
 
 class Manifest(_Part):
-    """What a folder of shards is and what it was made from.
+    """What a folder of shards holds and what it was made from.
 
-    `splits` maps train, validation and test to their news shards, in order; `behaviors` and `pairs`
-    likewise (splits without are absent). `others` are news of no split (label -1), which behaviours may
-    name. `texts` is the table of texts: the rows of the news shards of train, validation, test and of
-    `others`, in that order; or the queries and texts of the pairs. `fingerprint` is a SHA-256 over sources,
-    tokeniser and the settings that alter a row.
+    `splits` maps train, validation and test to their news shards, in order. So do `behaviors` and `pairs`,
+    without the splits that have none. `others` are news of no split (label -1), which behaviours may name.
+    `texts` is the table of texts: the rows of the news shards of train, validation, test and of `others`, in
+    that order; or the queries and texts of the pairs. `fingerprint` is a SHA-256 over sources, tokeniser and
+    the settings that alter a row.
     """
 
     format: int
@@ -144,23 +144,30 @@ class Manifest(_Part):
 
     @property
     def news(self) -> list[tuple[Shard, int]]:
-        """Every news shard, in the order of the table of texts, and the row there at which it begins."""
+        """Every news shard, in the order of the table of texts, and its first row there."""
         shards = [*(shard for split in SPLITS for shard in self.splits.get(split, [])), *self.others]
         ends = itertools.accumulate(shard.rows for shard in shards)
         return [(shard, end - shard.rows) for shard, end in zip(shards, ends, strict=True)]
+
+    def parts(self) -> Iterator[Shard | Part]:
+        """Every file that the manifest describes."""
+        for splits in (self.splits, self.behaviors, self.pairs):
+            yield from itertools.chain.from_iterable(splits.values())
+        yield from self.others
+        yield from (self.texts.tokens, self.texts.offsets)
 
     def rows(self, split: Split, task: TaskName = "topics") -> int:
         """News, impressions or pairs in `split`."""
         return sum(shard.rows for shard in self.shards(split, task))
 
     def examples(self, split: Split, task: TaskName = "topics") -> int:
-        """What training finds in `split`: titles, clicks or pairs."""
+        """What training learns from in `split`: titles, clicks or pairs."""
         return sum(shard.examples for shard in self.shards(split, task))
 
     def shards(self, split: Split, task: TaskName) -> list[Shard]:
         """The shards of a task's split, none where it has none."""
-        kinds = {"topics": self.splits, "recommendation": self.behaviors, "retrieval": self.pairs}
-        return kinds[task].get(split, [])
+        of_task = {"topics": self.splits, "recommendation": self.behaviors, "retrieval": self.pairs}
+        return of_task[task].get(split, [])
 
     def require(self, split: Split, task: TaskName, *, folder: str | Path) -> list[Shard]:
         """The shards of a task's split.
@@ -168,14 +175,14 @@ class Manifest(_Part):
         Raises:
             ShardError: the folder holds nothing of the task, or nothing in that split.
         """
-        found = self.shards(split, task)
-        if sum(shard.rows for shard in found):
-            return found
-        have = [name for name in TASKS if any(self.rows(one, name) for one in SPLITS)]
-        if task not in have:
+        shards = self.shards(split, task)
+        if sum(shard.rows for shard in shards):
+            return shards
+        available = [name for name in TASKS if any(self.rows(one, name) for one in SPLITS)]
+        if task not in available:
             raise ShardError(
-                f"{folder}: prepared for {' and '.join(have)}, not for {task}; {_NEEDS[task]}, then prepare "
-                "with another --out"
+                f"{folder}: prepared for {' and '.join(available)}, not for {task}; {_NEEDS[task]}, then "
+                "prepare with another --out"
             )
         raise ShardError(
             f"{folder}: no {TASKS[task].rows} in its {split} split; prepare sources that have some"
@@ -208,8 +215,23 @@ def read_manifest(folder: str | Path) -> Manifest:
     return manifest
 
 
+def write_shard(folder: Path, name: str, table: pa.Table, *, examples: int | None = None) -> Shard:
+    """Write `table` as the Parquet file `name` and describe it; `examples` is its number of rows if None."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    content = sink.getvalue().to_pybytes()
+    (folder / name).write_bytes(content)
+    return Shard(
+        file=name,
+        rows=len(table),
+        bytes=len(content),
+        sha256=hashlib.sha256(content).hexdigest(),
+        examples=len(table) if examples is None else examples,
+    )
+
+
 def read_shard(folder: str | Path, shard: Shard, columns: list[str] | None = None) -> pa.Table:
-    """The rows of one shard, after its size and hash were checked against the manifest.
+    """The rows of one shard, after its size and hash are checked against the manifest.
 
     Raises:
         ShardError: missing, cut short or altered.
@@ -245,11 +267,11 @@ class TextTable:
 
     def lengths(self, rows: npt.NDArray[np.integer]) -> Ints:
         """Tokens of each of `rows`, shape as `rows`."""
-        found: Ints = self.offsets[rows + 1] - self.offsets[rows]
-        return found
+        lengths: Ints = self.offsets[rows + 1] - self.offsets[rows]
+        return lengths
 
     def ids(self, rows: npt.NDArray[np.integer], *, pad_id: int) -> tuple[Ints, npt.NDArray[np.bool_]]:
-        """Texts side by side.
+        """Texts as a padded array.
 
         Args:
             rows: (B,) rows of the table.
@@ -266,7 +288,7 @@ class TextTable:
 
 
 class TextWriter:
-    """Writes a table's files, a block of texts at a time, in constant memory but for 8 bytes a text."""
+    """Writes the table of texts, a block of texts at a time; keeps 8 bytes a text in memory."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -281,11 +303,17 @@ class TextWriter:
         self._count += len(tokens)
         self._lengths.append(lengths.astype(np.int32))
 
-    def close(self) -> Texts:
-        """End both files and describe them."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the file of tokens."""
         self._file.seek(0)
         self._write_header()
         self._file.close()
+
+    def describe(self) -> Texts:
+        """Write the offsets, once the tokens are written, and describe both files."""
         lengths = np.concatenate([np.zeros(1, np.int32), *self._lengths])
         np.save(self._folder / OFFSETS, np.cumsum(lengths, dtype="<i8"), allow_pickle=False)
         return Texts(
@@ -295,15 +323,14 @@ class TextWriter:
         )
 
     def _write_header(self) -> None:
-        # A fixed width, because the count is known at the end only.
+        # Of fixed width: it is written again at the end, when the count is known.
         header = f"{{'descr': '<i4', 'fortran_order': False, 'shape': ({self._count:<16d},), }}"
         padded = header.ljust(117) + "\n"
         self._file.write(b"\x93NUMPY\x01\x00" + len(padded).to_bytes(2, "little") + padded.encode("latin1"))
 
 
 def read_texts(folder: str | Path, manifest: Manifest) -> TextTable:
-    """The table of texts of prepared shards, mapped, not read; its files' hashes are looked at once a
-    process.
+    """The table of texts of prepared shards, memory-mapped; its hashes are checked once a process.
 
     Raises:
         ShardError: missing, cut short or altered.
@@ -324,7 +351,7 @@ def _read(folder: str, texts: Texts) -> TextTable:
             raise ShardError(f"{path}: missing; prepare again with --overwrite true") from error
         except ValueError as error:
             raise ShardError(
-                f"{path}: no array of numbers ({error}); prepare again with --overwrite true"
+                f"{path}: not an array of numbers ({error}); prepare again with --overwrite true"
             ) from error
     return TextTable(arrays[0], np.array(arrays[1]))
 

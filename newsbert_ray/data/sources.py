@@ -1,35 +1,53 @@
-"""What `--source` names: folders or zips, made into files with a hash and a table of chunks. Knows no row."""
+"""What all kinds of source share: files read in chunks of whole lines, bad rows, progress, and what `prepare`
+asks of a kind of source. Knows no columns."""
 
 from __future__ import annotations
 
 import hashlib
-import shutil
-import stat
-import zipfile
+import json
+import os
+import sys
+import time
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, NoReturn, Protocol, TypeVar
 
-NEWS = "news.tsv"
-BEHAVIORS = "behaviors.tsv"
+from newsbert_ray.data.shards import Manifest, Shard, Split, Texts
+from newsbert_ray.data.tokenizer import TitleTokenizer
+from newsbert_ray.methods import TaskName
+
 CHUNK_BYTES = 2 << 20
-"""Bytes read at once: a chunk ends at the last line end within them. A line longer than this is damage."""
+"""Bytes read at once. A chunk ends at the last line end within them; a longer line is refused."""
+REJECTED = "rejected.jsonl"
+SHOWN_ROWS = 5
+"""Bad rows quoted on the screen."""
 
-_ABSURD_RATIO = 200
-_ALWAYS_FINE_BYTES = 64 << 20
+_EXCERPT = 120
+_SAY_SECONDS = 5.0
+
+Say = Callable[[str], None]
+MapAll = Callable[[Sequence[Any], Callable[[Any, Any], Any], Any], Iterable[Any]]
+"""`function(item, shared)` for every item, in any order: in this process or as Ray tasks."""
+Row = TypeVar("Row")
 
 
 class PrepareError(ValueError):
-    """Sources that cannot be prepared; the text is one whole message for a person."""
+    """Sources that cannot be prepared. The text is a whole message for the user."""
+
+
+class BadLine(ValueError):
+    """A line or table row that cannot be used. The text is the reason, `kind: details`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Whole lines of a file: `lines` of them from `first_line` (from 1) in `length` bytes at `offset`.
+    """Whole lines of a file: `lines` of them, from line `first_line` (from 1), in `length` bytes at `offset`.
 
-    `checksum` is their CRC-32. `overlong`: one line of more than CHUNK_BYTES, which is never read as a whole.
+    `checksum` is their CRC-32. `overlong`: a single line of more than CHUNK_BYTES, never read as a whole.
     """
 
     path: str
@@ -44,53 +62,125 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """A file that was read through once; `folder` is its folder's name as given, without the way there."""
+    """A file that was read once. `folder` is its folder's name; `number` orders the files of a corpus."""
 
     folder: str
     name: str
     bytes: int
     sha256: str
     chunks: tuple[Chunk, ...]
+    number: int = 0
+
+    @property
+    def label(self) -> str:
+        """How messages name the file."""
+        return f"{self.folder}/{self.name}"
 
     @property
     def lines(self) -> int:
-        """Lines, damaged ones included."""
+        """Lines, bad ones included."""
         return sum(chunk.lines for chunk in self.chunks)
 
 
-@dataclass(frozen=True, slots=True)
-class SourceFolder:
-    """Where one source's files lie; `behaviors` may be missing."""
+@dataclass
+class Rejected:
+    """Bad rows of a file: how many of each kind, and the first few."""
 
-    name: str
-    news: Path
-    behaviors: Path | None
+    counts: Counter[str] = field(default_factory=Counter)
+    examples: list[str] = field(default_factory=list)
+
+    def add(self, file: str, line: int, reason: str, text: str) -> str:
+        """Count a bad row; returns its line for rejected.jsonl."""
+        self.counts[reason.partition(":")[0]] += 1
+        if len(self.examples) < SHOWN_ROWS:
+            self.examples.append(f"{file}:{line}: {reason}")
+        return json.dumps({"file": file, "line": line, "reason": reason, "text": excerpt(text)}) + "\n"
+
+    def merge(self, later: Rejected) -> None:
+        """Add the bad rows of a later part of the file."""
+        self.counts += later.counts
+        self.examples = [*self.examples, *later.examples][:SHOWN_ROWS]
 
 
-def find_source(given: str, *, unpacked: Path) -> SourceFolder:
-    """The files of one `--source`.
+@dataclass(frozen=True)
+class Workspace:
+    """What a kind of source works with.
 
-    Args:
-        given: folder with news.tsv (itself or in its only such subfolder), or a zip of one.
-        unpacked: folder that a zip's files may be written to.
-    Raises:
-        PrepareError: nothing there, no news.tsv in it, or a zip that is damaged or hostile.
+    Attributes:
+        folder: shards and the list of bad rows are written here.
+        rejected: where the list of bad rows is kept if the sources are refused.
+        say: called with each line of progress.
+        map_all: runs a function over chunks.
     """
-    path = Path(given).expanduser()
-    if path.is_dir():
-        return _find_in_folder(path)
-    if not path.exists():
+
+    folder: Path
+    rejected: Path
+    say: Say
+    map_all: MapAll
+
+    def refuse(self, file: str, rows: int, rejected: Rejected, allowed: float, *, form: str = "") -> NoReturn:
+        """Refuse a file with too many bad lines and keep their list; `form` describes a good one."""
+        os.replace(self.folder / REJECTED, self.rejected)
         raise PrepareError(
-            f"source {given}: no such folder or zip; give a folder with {NEWS} and {BEHAVIORS}"
+            f"{file}: {rejected.counts.total():,} of {rows:,} lines are bad, at most {allowed:.1%} may be: "
+            f"{'; '.join(rejected.examples[:3])}. All are listed in {self.rejected}. Correct the file{form}, "
+            "or allow more with --max_rejected_share"
         )
-    if not zipfile.is_zipfile(path):
-        raise PrepareError(
-            f"source {given}: neither a folder nor a zip; give a folder with {NEWS} and {BEHAVIORS}"
-        )
-    return _unpack(path, unpacked)
 
 
-def read_through(path: Path, *, folder: str) -> SourceFile:
+@dataclass(frozen=True)
+class Contents:
+    """What a corpus has written, as the manifest describes it; `rows` and `rejected` have an entry a file."""
+
+    rows: list[int]
+    rejected: list[Rejected]
+    texts: Texts
+    statistics: dict[str, float]
+    labels: list[str] = field(default_factory=list)
+    splits: dict[Split, list[Shard]] = field(default_factory=dict)
+    others: list[Shard] = field(default_factory=list)
+    behaviors: dict[Split, list[Shard]] = field(default_factory=dict)
+    pairs: dict[Split, list[Shard]] = field(default_factory=dict)
+
+
+class Corpus(Protocol):
+    """The sources of one `prepare`, all of one kind. `prepare` calls the methods in this order.
+
+    Attributes:
+        noun, task: what its rows are called, and a task that counts them.
+        max_tokens: longest text where the settings name none.
+        query_tokens: whether the setting of this name alters its rows.
+        files: in the order of their numbers, training first.
+    """
+
+    noun: str
+    task: TaskName
+    max_tokens: int
+    query_tokens: bool
+    files: list[SourceFile]
+
+    def assign_rows(self) -> None:
+        """Read all rows once and decide the split of each.
+
+        Raises:
+            PrepareError: too many bad rows, or a split that would be empty.
+        """
+        ...
+
+    def all_texts(self, *, training_only: bool) -> Iterator[str]:
+        """The texts to make a tokeniser of."""
+        ...
+
+    def write(self, tokenizer: TitleTokenizer) -> Contents:
+        """Write the shards and the table of texts."""
+        ...
+
+    def summary(self, manifest: Manifest) -> Iterator[str]:
+        """Lines for the user about what `write` has written."""
+        ...
+
+
+def read_through(path: Path, *, folder: str, number: int = 0) -> SourceFile:
     """Hash a file and cut it into chunks, in constant memory."""
     digest = hashlib.sha256()
     chunks: list[Chunk] = []
@@ -102,7 +192,7 @@ def read_through(path: Path, *, folder: str) -> SourceFile:
             buffer = rest + block
             cut = buffer.rfind(b"\n") + 1
             if cut == 0 and len(buffer) > CHUNK_BYTES:
-                length, rest = _pass_over_line(file, digest, len(buffer))
+                length, rest = _skip_line(file, digest, len(buffer))
                 chunks.append(Chunk(str(path), label, offset, length, line, 1, 0, True))
                 offset, line = offset + length, line + 1
                 continue
@@ -113,14 +203,14 @@ def read_through(path: Path, *, folder: str) -> SourceFile:
     if rest:
         chunks.append(_chunk(path, label, rest, offset, line))
     size = offset + len(rest)
-    return SourceFile(folder, path.name, size, digest.hexdigest(), tuple(chunks))
+    return SourceFile(folder, path.name, size, digest.hexdigest(), tuple(chunks), number)
 
 
 def read_chunk(chunk: Chunk) -> bytes:
     """The bytes of `chunk`; of an overlong line only the beginning.
 
     Raises:
-        PrepareError: the file is another than when its chunks were cut.
+        PrepareError: the file has changed since its chunks were cut.
     """
     with open(chunk.path, "rb") as file:
         file.seek(chunk.offset)
@@ -128,10 +218,87 @@ def read_chunk(chunk: Chunk) -> bytes:
             return file.read(1024)
         content = file.read(chunk.length)
     if zlib.crc32(content) != chunk.checksum:
-        raise PrepareError(
-            f"{chunk.file}: changed while it was read; prepare again when nothing writes to it"
-        )
+        raise changed(chunk.file)
     return content
+
+
+def changed(file: str) -> PrepareError:
+    """The error for a file that was altered between two reads."""
+    return PrepareError(f"{file}: changed while it was read; prepare again when nothing writes to it")
+
+
+def parse_chunk(chunk: Chunk, parse: Callable[[str], Row]) -> Iterator[tuple[str, Row | BadLine]]:
+    """Each line of `chunk` as (its text, its row or the reason why it has none)."""
+    content = read_chunk(chunk)
+    if chunk.overlong:
+        text = content.decode("utf-8", errors="replace")
+        yield text, BadLine(f"columns: line of more than {CHUNK_BYTES:,} bytes")
+        return
+    yield from parse_lines(content, parse, is_start=chunk.offset == 0)
+
+
+def parse_lines(
+    content: bytes, parse: Callable[[str], Row], *, is_start: bool
+) -> Iterator[tuple[str, Row | BadLine]]:
+    """Each line of `content` as (its text, its row or the reason why it has none).
+
+    Args:
+        content: whole lines, each ended by LF or CRLF; the last may lack its end.
+        parse: makes a row of a line without its end, or raises BadLine.
+        is_start: `content` begins the file, where a UTF-8 byte order mark is skipped.
+    """
+    for line in _decode_lines(content, is_start=is_start):
+        if isinstance(line, str):
+            try:
+                yield line, parse(line)
+            except BadLine as bad:
+                yield line, bad
+        else:
+            yield line
+
+
+def excerpt(line: str) -> str:
+    """The first 120 characters of a line."""
+    return line[:_EXCERPT]
+
+
+@contextmanager
+def show_progress(say: Say, verb: str, *, total: int | None = None) -> Iterator[Callable[[int], None]]:
+    """Gives a function to call with the amount of work done since its last call.
+
+    On a terminal it draws a bar, elsewhere it says a line every few seconds: the share of `total` and the
+    time left, or how many rows are done where the total is unknown.
+    """
+    if not sys.stderr.isatty():
+        yield _progress_lines(say, verb, total)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn(verb), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(verb, total=total)
+        yield lambda amount: progress.advance(task, amount)
+
+
+def _progress_lines(say: Say, verb: str, total: int | None) -> Callable[[int], None]:
+    started = last_said = time.perf_counter()
+    done = 0
+
+    def advance(amount: int) -> None:
+        nonlocal done, last_said
+        done += amount
+        now = time.perf_counter()
+        if now - last_said < _SAY_SECONDS or done == total:
+            return
+        last_said = now
+        if total is None:
+            say(f"{verb} {done:,} rows")
+        else:
+            left = (now - started) * (total - done) / done
+            say(f"{verb} {100 * done / total:.0f} %, about {left:.0f} s left")
+
+    return advance
 
 
 def _chunk(path: Path, label: str, content: bytes, offset: int, line: int) -> Chunk:
@@ -139,8 +306,8 @@ def _chunk(path: Path, label: str, content: bytes, offset: int, line: int) -> Ch
     return Chunk(str(path), label, offset, len(content), line, lines, zlib.crc32(content), False)
 
 
-def _pass_over_line(file: BinaryIO, digest: hashlib._Hash, length: int) -> tuple[int, bytes]:
-    """Read on to the end of an overlong line: its length, and what was read after it."""
+def _skip_line(file: BinaryIO, digest: hashlib._Hash, length: int) -> tuple[int, bytes]:
+    """Read to the end of an overlong line: its length, and what was read after it."""
     while block := file.read(CHUNK_BYTES):
         digest.update(block)
         cut = block.find(b"\n") + 1
@@ -150,74 +317,27 @@ def _pass_over_line(file: BinaryIO, digest: hashlib._Hash, length: int) -> tuple
     return length, b""
 
 
-def _find_in_folder(folder: Path) -> SourceFolder:
-    if (folder / NEWS).is_file():
-        return _source_folder(folder.resolve().name, folder)
-    inner = sorted(path.parent for path in folder.glob(f"*/{NEWS}"))
-    if len(inner) == 1:
-        return _source_folder(inner[0].name, inner[0])
-    if inner:
-        names = ", ".join(path.name for path in inner)
-        raise PrepareError(
-            f"source {folder}: {len(inner)} folders with a {NEWS} in it ({names}); give each as a --source"
-        )
-    raise PrepareError(f"source {folder}: no {NEWS} in it; give a folder with {NEWS} and {BEHAVIORS}")
-
-
-def _source_folder(name: str, folder: Path) -> SourceFolder:
-    behaviors = folder / BEHAVIORS
-    return SourceFolder(name, folder / NEWS, behaviors if behaviors.is_file() else None)
-
-
-def _unpack(path: Path, unpacked: Path) -> SourceFolder:
-    """Write the zip's news.tsv and behaviors.tsv, and nothing else, under names of our own."""
+def _decode_lines(content: bytes, *, is_start: bool) -> Iterator[str | tuple[str, BadLine]]:
+    if is_start:
+        content = content.removeprefix(b"\xef\xbb\xbf")
+    content = content.removesuffix(b"\n")
     try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-            for member in members:
-                _require_harmless(path, member)
-            wanted = {name: _only_member(path, members, name) for name in (NEWS, BEHAVIORS)}
-            if wanted[NEWS] is None:
-                raise PrepareError(f"source {path}: no {NEWS} in this zip; give one of MIND's own zips")
-            _require_room(path, [member for member in wanted.values() if member], unpacked)
-            unpacked.mkdir(parents=True)
-            for name, found in wanted.items():
-                if found is not None:
-                    with archive.open(found) as packed, (unpacked / name).open("wb") as file:
-                        shutil.copyfileobj(packed, file, CHUNK_BYTES)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise PrepareError(f"source {path}: damaged or encrypted zip ({error}); fetch it again") from error
-    return _source_folder(path.stem, unpacked)
+        text = content.decode("utf-8")
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" not in text:
+        yield from (line.removesuffix("\r") for line in text.split("\n"))
+        return
+    for raw in content.split(b"\n"):
+        yield _decode_line(raw.removesuffix(b"\r"))
 
 
-def _only_member(path: Path, members: Sequence[zipfile.ZipInfo], name: str) -> zipfile.ZipInfo | None:
-    found = [m for m in members if PurePosixPath(m.filename).name == name and "__MACOSX" not in m.filename]
-    if len(found) > 1:
-        raise PrepareError(
-            f"source {path}: {len(found)} files named {name} in this zip; unpack it and give the folders"
-        )
-    return found[0] if found else None
-
-
-def _require_harmless(path: Path, member: zipfile.ZipInfo) -> None:
-    name = member.filename.replace("\\", "/")
-    parts = PurePosixPath(name).parts
-    if name.startswith("/") or ".." in parts or (parts and parts[0].endswith(":")):
-        raise PrepareError(
-            f"source {path}: member {member.filename!r} points outside of the zip; this is no zip of MIND's"
-        )
-    if stat.S_ISLNK(member.external_attr >> 16):
-        raise PrepareError(f"source {path}: member {member.filename!r} is a link; this is no zip of MIND's")
-    size = member.file_size
-    if size > _ALWAYS_FINE_BYTES and size > _ABSURD_RATIO * max(1, member.compress_size):
-        raise PrepareError(
-            f"source {path}: member {member.filename!r} would grow from {member.compress_size:,} bytes to "
-            f"{size:,}; unpack it yourself if you trust it, and give the folder"
-        )
-
-
-def _require_room(path: Path, members: Sequence[zipfile.ZipInfo], unpacked: Path) -> None:
-    needed = sum(member.file_size for member in members)
-    free = shutil.disk_usage(unpacked.parent).free
-    if needed > free:
-        raise PrepareError(f"source {path}: needs {needed:,} bytes unpacked, {free:,} are free beside --out")
+def _decode_line(raw: bytes) -> str | tuple[str, BadLine]:
+    shown = raw[: 4 * _EXCERPT].decode("utf-8", errors="replace")
+    if b"\0" in raw:
+        return shown, BadLine(f"encoding: NUL byte at column {raw.index(0) + 1}")
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        byte = raw[error.start]
+        return shown, BadLine(f"encoding: byte 0x{byte:02x} at column {error.start + 1} is not UTF-8")

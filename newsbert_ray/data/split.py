@@ -1,6 +1,6 @@
-"""Which split a news or an impression belongs to, for whole arrays at once. Knows no file, no tokeniser.
+"""The split of each row, or why it is left out, for whole arrays at once. Knows no file and no tokeniser.
 
-"NewsBERT" is Wu et al. 2021; 4.1 tests topics only on news that training does not have.
+NewsBERT (Wu et al. 2021), section 4.1, tests topics only on news that are not in the training set.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ Minutes = npt.NDArray[np.int32]
 Rows = npt.NDArray[np.int32]
 
 RARE = 20
-"""A topic with fewer news than this in the training source, or none left to train, is not split."""
+"""Topics with fewer news than this in the training source, or with none left to train on, are not split."""
 _BLOCK = 1 << 16
 NO_CODE = np.uint16(0xFFFF)
-"""Topic code of a line that is no row."""
+"""Topic code of a malformed line."""
 _MINUTES_1970 = datetime(1970, 1, 1).toordinal() * 1440
 
 
 class Fate(IntEnum):
-    """What becomes of one line; the first three are the splits, in the order of `shards.SPLITS`."""
+    """The split of a line, in the order of `shards.SPLITS`, or the reason why it is in none."""
 
     TRAIN = 0
     VALIDATION = 1
@@ -41,8 +41,8 @@ class Fate(IntEnum):
 
 
 KEPT = (Fate.TRAIN, Fate.VALIDATION, Fate.TEST, Fate.UNSEEN_TOPIC)
-"""Fates of the news that are kept, in the order of the table of texts: what no topic can be tested on is
-still read and offered."""
+"""Fates of the news that are kept, in the order of the table of texts. News of an unseen topic are no test of
+topics, but users read them and impressions offer them."""
 
 _HINTS = {"train": 0, "dev": 1, "valid": 1, "test": 2}
 
@@ -50,8 +50,8 @@ _HINTS = {"train": 0, "dev": 1, "valid": 1, "test": 2}
 def order_sources(names: Sequence[str]) -> list[int]:
     """Indices of the sources in the order training, validation, test.
 
-    Names that each say train, dev, valid or test, just one of them train, decide; else the order given
-    stands.
+    The names decide if each contains one of train, dev, valid and test, and only one of them train.
+    Otherwise the order stays as it is.
     """
     ranks = [{rank for hint, rank in _HINTS.items() if hint in name.lower()} for name in names]
     clear = all(len(rank) == 1 for rank in ranks) and sum(rank == {0} for rank in ranks) == 1
@@ -59,14 +59,21 @@ def order_sources(names: Sequence[str]) -> list[int]:
 
 
 def role_of(position: int, sources: int) -> Fate:
-    """The split that the source at `position` (after `order_sources`) stands for."""
+    """The split that the source at `position` (after `order_sources`) is for."""
     if position == 0:
         return Fate.TRAIN
     return Fate.TEST if position == sources - 1 else Fate.VALIDATION
 
 
+def describe_role(role: Fate, sources: int) -> str:
+    """The splits that a source of this role gives rows to, as words."""
+    if sources == 1:
+        return "train, validation and test"
+    return "train and validation" if role is Fate.TRAIN and sources == 2 else role.name.lower()
+
+
 def hash_ids(ids: Sequence[str]) -> Hashes:
-    """64-bit BLAKE2b hashes of `ids`, shape (len(ids),): the same on every machine and in every version."""
+    """64-bit BLAKE2b hashes of `ids`, shape (len(ids),); equal on every machine and in every version."""
     joined = b"".join([blake2b(text.encode(), digest_size=8).digest() for text in ids])
     return np.frombuffer(joined, dtype="<u8").astype(np.uint64, copy=False)
 
@@ -82,7 +89,7 @@ def draw_uniform(hashes: Hashes, *, seed: int) -> npt.NDArray[np.float64]:
 
 
 def split_by_hash(hashes: Hashes, *, seed: int, validation_share: float, test_share: float) -> Fates:
-    """TRAIN, VALIDATION or TEST for each hash, shape as `hashes`; shares hold in the mean."""
+    """TRAIN, VALIDATION or TEST for each hash, shape as `hashes`; the shares hold on average."""
     fates = np.full(len(hashes), Fate.TRAIN, dtype=np.uint8)
     for start in range(0, len(hashes), _BLOCK):
         drawn = draw_uniform(hashes[start : start + _BLOCK], seed=seed)
@@ -100,90 +107,90 @@ def split_by_time(
     validation_share: float,
     test_share: float,
 ) -> Fates:
-    """TRAIN, VALIDATION or TEST for each impression: the last by time are test, those before validation.
+    """TRAIN, VALIDATION or TEST for each impression: the latest are test, those before them validation.
 
-    The shares hold to the nearest whole number; at the minute of a cut the greater hashes come later.
+    The shares are rounded to whole impressions. Within the minute of a cut, larger hashes count as later.
 
     Args:
-        minutes: shape (lines,); as `minutes_of`.
+        minutes: shape (lines,); from `minutes_of`.
         hashes: shape (lines,); hash of the impression id.
-        counted: shape (lines,); the lines that the shares are of. Others are TRAIN.
+        counted: shape (lines,); whether a line counts in the shares. Others are TRAIN.
     Returns:
         Shape (lines,).
     """
     fates = np.full(len(minutes), Fate.TRAIN, dtype=np.uint8)
     total = int(np.count_nonzero(counted))
     test = round(total * test_share)
-    for fate, last in ((Fate.VALIDATION, test + round(total * validation_share)), (Fate.TEST, test)):
-        fates[_find_last(minutes, hashes, counted, min(last, total))] = fate
+    for fate, count in ((Fate.VALIDATION, test + round(total * validation_share)), (Fate.TEST, test)):
+        fates[_find_latest(minutes, hashes, counted, min(count, total))] = fate
     return fates
 
 
-def _find_last(
-    minutes: Minutes, hashes: Hashes, counted: npt.NDArray[np.bool_], last: int
+def _find_latest(
+    minutes: Minutes, hashes: Hashes, counted: npt.NDArray[np.bool_], count: int
 ) -> npt.NDArray[np.bool_]:
-    """Whether a line is among the `last` latest of those counted."""
-    if not last:
+    """Whether a line is among the latest `count` of those counted."""
+    if not count:
         return np.zeros(len(minutes), dtype=np.bool_)
     times = minutes[counted]
-    cut = np.partition(times, len(times) - last)[len(times) - last]
-    found: npt.NDArray[np.bool_] = counted & (minutes > cut)
+    cut = np.partition(times, len(times) - count)[len(times) - count]
+    latest: npt.NDArray[np.bool_] = counted & (minutes > cut)
     tied = np.flatnonzero(counted & (minutes == cut))
-    wanted = last - int(np.count_nonzero(found))
-    found[tied[np.argsort(hashes[tied], kind="stable")[len(tied) - wanted :]]] = True
-    return found
+    missing = count - int(np.count_nonzero(latest))
+    latest[tied[np.argsort(hashes[tied], kind="stable")[len(tied) - missing :]]] = True
+    return latest
 
 
 def minutes_of(times: Sequence[datetime]) -> Minutes:
-    """Minutes since 1970, shape (len(times),); years after 6052 count as its end."""
-    found = np.array([time.toordinal() * 1440 + time.hour * 60 + time.minute for time in times], np.int64)
-    return np.minimum(found - _MINUTES_1970, np.iinfo(np.int32).max).astype(np.int32)
+    """Minutes since 1970, shape (len(times),); times after the year 6052 are cut to its end."""
+    minutes = np.array([time.toordinal() * 1440 + time.hour * 60 + time.minute for time in times], np.int64)
+    return np.minimum(minutes - _MINUTES_1970, np.iinfo(np.int32).max).astype(np.int32)
 
 
 def find_duplicates(hashes: Hashes, well_formed: npt.NDArray[np.bool_]) -> dict[int, int]:
-    """Position of every repeated well-formed line -> position of the first with the same id."""
+    """Position of every repeated well-formed line -> position of the first with the same id; ascending."""
     good = hashes[well_formed]
     good.sort()
     repeated = np.unique(good[1:][good[1:] == good[:-1]])
-    if not len(repeated):
-        return {}
-    first: dict[int, int] = {}
-    found: dict[int, int] = {}
+    original: dict[int, int] = {}
+    duplicates: dict[int, int] = {}
     for position in np.flatnonzero(well_formed & np.isin(hashes, repeated)).tolist():
-        key = int(hashes[position])
-        if key in first:
-            found[position] = first[key]
-        else:
-            first[key] = position
-    return found
+        earliest = original.setdefault(int(hashes[position]), position)
+        if earliest != position:
+            duplicates[position] = earliest
+    return duplicates
 
 
 def is_known(hashes: Hashes, known: Hashes) -> npt.NDArray[np.bool_]:
     """Whether each of `hashes` is in `known` (sorted), shape as `hashes`."""
     if not len(known):
         return np.zeros(len(hashes), dtype=np.bool_)
-    places = np.minimum(np.searchsorted(known, hashes), len(known) - 1)
-    return np.equal(known[places], hashes)
+    positions = np.minimum(np.searchsorted(known, hashes), len(known) - 1)
+    return np.equal(known[positions], hashes)
 
 
 @dataclass(frozen=True)
 class KnownNews:
-    """The news kept: sorted hashes of their ids, and the row of each in the table of texts; 12 bytes a
-    news."""
+    """The news kept: sorted hashes of their ids, and the row of each in the table of texts; 12 bytes each."""
 
     hashes: Hashes
     rows: Rows
 
+    @staticmethod
+    def empty() -> KnownNews:
+        """No news."""
+        return KnownNews(np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.int32))
+
     def find(self, hashes: Hashes) -> Rows:
-        """The row of each of `hashes`, -1 where it is no news kept; shape as `hashes`."""
-        found = np.full(len(hashes), -1, dtype=np.int32)
+        """The row of each of `hashes`, -1 for other news; shape as `hashes`."""
+        rows = np.full(len(hashes), -1, dtype=np.int32)
         known = is_known(hashes, self.hashes)
-        found[known] = self.rows[np.searchsorted(self.hashes, hashes[known])]
-        return found
+        rows[known] = self.rows[np.searchsorted(self.hashes, hashes[known])]
+        return rows
 
 
 def number_news(hashes: Hashes) -> KnownNews:
-    """The news whose `hashes` stand in the order of the table of texts."""
+    """The news whose `hashes` are in the order of the table of texts."""
     order = np.argsort(hashes)
     return KnownNews(hashes[order], order.astype(np.int32))
 
@@ -204,11 +211,11 @@ def split_news(
     Args:
         hashes: shape (lines,); hash of the news id.
         topics: shape (lines,); code of the category, NO_CODE where the line is malformed.
-        role: split that the file stands for.
+        role: split that the file is for.
         earlier: sorted hashes of the news of earlier files, which are not repeated.
         trained: codes of the training topics; None for the training file itself.
-        validation_share, test_share: what the training file gives away by hash; 0 where another file
-            stands for it.
+        validation_share, test_share: shares of the training file held out by hash; 0 where another file is
+            for that split.
     Returns:
         Fates of shape (lines,), and the duplicates (position -> position of the first).
     """

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from newsbert_ray.config import ModelSettings, ScratchSettings, SettingsError, TrainSettings, build_settings
-from newsbert_ray.data.mind import BadLine
+from newsbert_ray.data.sources import BadLine
 from newsbert_ray.data.synthetic import invent_words
 from newsbert_ray.data.tokenizer import TitleTokenizer, learn_tokenizer, load_tokenizer
 from newsbert_ray.evaluation.encoding import device_name

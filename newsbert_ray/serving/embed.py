@@ -16,8 +16,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from newsbert_ray.data.mind import BadLine, parse_news
-from newsbert_ray.data.sources import Chunk, read_chunk, read_through
+from newsbert_ray.data.mind import parse_news
+from newsbert_ray.data.sources import BadLine, Chunk, read_chunk, read_through
 from newsbert_ray.files import replace_file
 from newsbert_ray.record import read_record
 from newsbert_ray.serving.predictor import Arithmetic, Precision, best_device, load_encoder, weights_hash

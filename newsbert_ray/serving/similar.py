@@ -11,7 +11,8 @@ import numpy.typing as npt
 import torch
 
 from newsbert_ray.config import SettingsError
-from newsbert_ray.data.mind import BadLine, Impression, parse_behaviors
+from newsbert_ray.data.mind import Impression, parse_behaviors
+from newsbert_ray.data.sources import BadLine
 from newsbert_ray.model.heads import ClickHead
 from newsbert_ray.serving.embed import Embedded, read_embedded
 from newsbert_ray.serving.predictor import TextEncoder, load_encoder, weights_hash

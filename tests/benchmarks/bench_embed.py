@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from newsbert_ray.data.mind import BadLine
+from newsbert_ray.data.sources import BadLine
 from newsbert_ray.serving.embed import cut_file, read_rows
 from newsbert_ray.serving.export import export
 from newsbert_ray.serving.predictor import load_encoder

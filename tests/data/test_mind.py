@@ -7,17 +7,15 @@ from datetime import datetime
 import pytest
 
 from newsbert_ray.data.mind import (
-    BadLine,
     Impression,
     News,
     count_examples,
-    excerpt,
     parse_behaviors,
     parse_header,
-    parse_lines,
     parse_news,
     parse_time,
 )
+from newsbert_ray.data.sources import BadLine, excerpt, parse_lines
 
 NEWS = "N1\tsports\tsoccer\tA title\tAn abstract\thttps://example.invalid/1\t[]\t[]"
 IMPRESSION = "7\tU3\t11/15/2019 8:55:22 AM\tN1 N2\tN3-1 N4-0"

@@ -19,8 +19,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from newsbert_ray.config import PrepareSettings
-from newsbert_ray.data import pairs_shards
-from newsbert_ray.data.pairs_shards import TextIndex
+from newsbert_ray.data import pairs_source
+from newsbert_ray.data.pairs_source import TextIndex
 from newsbert_ray.data.prepare import prepare
 from newsbert_ray.data.shards import (
     PAIRS_SCHEMA,
@@ -177,8 +177,8 @@ def test_seed_and_shares_decide_the_split(tmp_path: Path, teacher: Path) -> None
 
 def test_equal_strings_are_one_text(tmp_path: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A news that a thousand queries are offered must be tokenised and encoded once, blocks apart too."""
-    monkeypatch.setattr("newsbert_ray.data.prepare._BLOCK_ROWS", 7)
-    monkeypatch.setattr(pairs_shards, "SHARD_ROWS", 20)
+    monkeypatch.setattr("newsbert_ray.data.pairs_source._BLOCK_ROWS", 7)
+    monkeypatch.setattr(pairs_source, "SHARD_ROWS", 20)
     rows = [("news 1", "news 1", 1), *_rows(), ("news 1", "news 1", 0), *_rows(start=500)]
     paths = [_table(tmp_path / "a.tsv", rows), _table(tmp_path / "b.tsv", _rows(20))]
     manifest, _ = _prepare(tmp_path / "out", paths, teacher)
@@ -197,11 +197,11 @@ def test_equal_strings_are_one_text(tmp_path: Path, teacher: Path, monkeypatch: 
 def test_rows_of_the_table_of_texts_by_hand() -> None:
     """A row number that points elsewhere trains on another text, and nothing would fail."""
     index = TextIndex()
-    rows, new = index.place(["b", "a", "b", "c"])
+    rows, new = index.add(["b", "a", "b", "c"])
     assert (rows.tolist(), new) == ([0, 1, 0, 2], [0, 1, 3])
-    rows, new = index.place(["d", "c", "e", "d", "a"])
+    rows, new = index.add(["d", "c", "e", "d", "a"])
     assert (rows.tolist(), new) == ([3, 2, 4, 3, 1], [0, 2])
-    rows, new = index.place([])
+    rows, new = index.add([])
     assert (rows.tolist(), new) == ([], [])
 
 
@@ -213,7 +213,7 @@ def test_rows_are_those_of_a_dictionary(blocks: list[list[str]]) -> None:
         expected_new = [
             i for i, string in enumerate(block) if string not in known and string not in block[:i]
         ]
-        rows, new = index.place(block)
+        rows, new = index.add(block)
         for string in block:
             known.setdefault(string, len(known))
         assert (rows.tolist(), new) == ([known[string] for string in block], expected_new)
@@ -279,7 +279,7 @@ def test_a_second_run_does_nothing(tmp_path: Path, teacher: Path) -> None:
     assert again == first
     rows = ", ".join(f"{first.rows(split, 'retrieval'):,} {split}" for split in SPLITS)
     assert said[-1] == (
-        f"already prepared: {tmp_path / 'out'} holds {rows} pairs of these very sources; nothing to do"
+        f"already prepared: {tmp_path / 'out'} holds {rows} pairs of the same sources; nothing to do"
     )
     assert stamps == {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in stamps}
 
@@ -357,7 +357,7 @@ def test_too_many_bad_rows_are_an_error(tmp_path: Path, teacher: Path) -> None:
     """A table with its columns mixed up must not leave the few rows that happen to pass."""
     path = _table(tmp_path / "a.tsv", [*_rows(), *[("query", "text", "x")] * 5])
     with pytest.raises(
-        PrepareError, match=r"a.tsv: 5 of 185 rows are bad, at most 1.0% may be: .*a.tsv:182: lab"
+        PrepareError, match=r"a.tsv: 5 of 185 lines are bad, at most 1.0% may be: .*a.tsv:182: lab"
     ):
         _prepare(tmp_path / "out", [path], teacher)
     assert not (tmp_path / "out").exists()
@@ -387,7 +387,7 @@ def test_sources_that_do_not_go_together(tmp_path: Path, teacher: Path) -> None:
     path = _table(tmp_path / "a.tsv", _rows())
     with pytest.raises(PrepareError, match="one is given twice"):
         _prepare(tmp_path / "out", [path, tmp_path / "." / "a.tsv"], teacher)
-    with pytest.raises(PrepareError, match="prepare folders of MIND and tables apart"):
+    with pytest.raises(PrepareError, match="prepare folders of MIND and tables separately"):
         _prepare(tmp_path / "out", [path, tmp_path], teacher)
     with pytest.raises(TokenizerError, match="no such folder"):
         _prepare(tmp_path / "out", [path], tmp_path / "missing")
@@ -401,7 +401,7 @@ def test_a_full_disk_is_one_message(tmp_path: Path, teacher: Path, monkeypatch: 
     def fail(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "some/disk")
 
-    monkeypatch.setattr("newsbert_ray.data.pairs_shards.pq.write_table", fail)
+    monkeypatch.setattr("newsbert_ray.data.shards.pq.write_table", fail)
     with pytest.raises(PrepareError, match=r"cannot prepare .*No space left on device \(some/disk\)"):
         _prepare(tmp_path / "out", [path], teacher)
     assert [file.name for file in tmp_path.iterdir()] == ["a.tsv"]
@@ -411,17 +411,17 @@ def test_progress_is_told_now_and_then(
     tmp_path: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Silence for an hour cannot be told from a hang."""
-    monkeypatch.setattr("newsbert_ray.data.prepare._SAY_SECONDS", 0.0)
-    monkeypatch.setattr("newsbert_ray.data.prepare._BLOCK_ROWS", 50)
+    monkeypatch.setattr("newsbert_ray.data.sources._SAY_SECONDS", 0.0)
+    monkeypatch.setattr("newsbert_ray.data.pairs_source._BLOCK_ROWS", 50)
     _, said = _prepare(tmp_path / "out", [_table(tmp_path / "a.tsv", _rows(100))], teacher)
     assert [line for line in said if line.startswith("looked")] == [
         f"looked through {rows} rows" for rows in range(50, 301, 50)
     ]
     told = [line for line in said if line.startswith("prepared")]
     assert [line.partition(",")[0] for line in told] == [
-        f"prepared {share}%" for share in (17, 33, 50, 67, 83, 100)
+        f"prepared {share} %" for share in (17, 33, 50, 67, 83)
     ]
-    assert told[-1].endswith("about 0 s left")
+    assert told[-1].endswith("s left")
 
 
 LINES = st.lists(
@@ -453,8 +453,8 @@ def test_damage_leaves_other_pairs_alone(tmp_path: Path, teacher: Path, lines: l
 def test_memory_is_flat(tmp_path: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A log of a hundred million rows must not need as much memory as it has rows."""
     monkeypatch.setattr("newsbert_ray.data.sources.CHUNK_BYTES", 1 << 16)
-    monkeypatch.setattr("newsbert_ray.data.prepare._BLOCK_ROWS", 200)
-    monkeypatch.setattr(pairs_shards, "SHARD_ROWS", 500)
+    monkeypatch.setattr("newsbert_ray.data.pairs_source._BLOCK_ROWS", 200)
+    monkeypatch.setattr(pairs_source, "SHARD_ROWS", 500)
     peaks, sizes = [], (2_000, 10_000)
     for count in sizes:
         rows = (

@@ -15,8 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from newsbert_ray.data.mind import BadLine
-from newsbert_ray.data.sources import CHUNK_BYTES, PrepareError
+from newsbert_ray.data.sources import CHUNK_BYTES, BadLine, PrepareError
 from newsbert_ray.data.tables import COLUMNS, SUFFIXES, Pair, is_pairs_table, open_table, read_pairs
 
 GOOD = [
@@ -235,7 +234,7 @@ def test_a_column_twice_is_one_message(tmp_path: Path) -> None:
         ("blank.jsonl", b"\n\n", "no column query, text, clicked; found none"),
         ("empty.parquet", b"", "no readable Parquet file"),
         ("text.parquet", b"query\ttext\tclicked\n", "no readable Parquet file"),
-        ("table.txt", b"query\ttext\tclicked\n", "no table"),
+        ("table.txt", b"query\ttext\tclicked\n", "not a table"),
     ],
 )
 def test_files_that_are_no_table(tmp_path: Path, name: str, content: bytes, message: str) -> None:

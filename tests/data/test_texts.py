@@ -23,10 +23,10 @@ BLOCKS = [([5, 6, 7, 8, 9], [2, 3]), ([], []), ([1], [1]), ([2, 3], [2])]
 
 def written(folder: Path) -> Manifest:
     """A manifest that holds nothing but a table of four texts."""
-    writer = TextWriter(folder)
-    for ids, lengths in BLOCKS:
-        writer.add(np.array(ids, np.int32), np.array(lengths, np.int64))
-    texts = writer.close()
+    with TextWriter(folder) as writer:
+        for ids, lengths in BLOCKS:
+            writer.add(np.array(ids, np.int32), np.array(lengths, np.int64))
+    texts = writer.describe()
     return Manifest(
         format=2,
         fingerprint="",

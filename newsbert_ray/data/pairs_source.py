@@ -1,0 +1,278 @@
+"""Tables of query-text pairs as a kind of source: the split of every row, and shards of row numbers. Each
+different string is tokenised once.
+
+Two passes over the tables in this process, in constant memory but for 12 bytes a different string.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import chain
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from newsbert_ray.config import PrepareSettings
+from newsbert_ray.data.shards import PAIRS_SCHEMA, SPLITS, Manifest, Shard, Split, TextWriter, write_shard
+from newsbert_ray.data.sources import (
+    REJECTED,
+    BadLine,
+    Contents,
+    PrepareError,
+    Rejected,
+    Workspace,
+    show_progress,
+)
+from newsbert_ray.data.split import (
+    Fate,
+    Fates,
+    Hashes,
+    describe_role,
+    hash_ids,
+    is_known,
+    order_sources,
+    role_of,
+    split_by_hash,
+)
+from newsbert_ray.data.tables import Pair, TableRow, open_table, read_pairs
+from newsbert_ray.data.tokenizer import TitleTokenizer
+from newsbert_ray.methods import TaskName
+
+SHARD_ROWS = 50_000
+_BLOCK_ROWS, _BLOCK_CHARACTERS = 2048, 16 << 20
+
+Rows = npt.NDArray[np.int32]
+
+
+class PairsSource:
+    """Tables of pairs, as a `sources.Corpus`.
+
+    One table is split by a hash of the query; of two, the first gives validation; of three, each is a split.
+    """
+
+    noun = "pairs"
+    task: TaskName = "retrieval"
+    max_tokens = 512  # as many as BERT has positions
+    query_tokens = True
+
+    def __init__(self, settings: PrepareSettings, workspace: Workspace) -> None:
+        self._settings, self._workspace = settings, workspace
+        tables = [open_table(source) for source in settings.source]
+        self._tables = [tables[i] for i in order_sources([table.path.stem for table in tables])]
+        self.files = [replace(table.source, number=number) for number, table in enumerate(self._tables)]
+        self._rows: list[int] = []
+        self._rejected: list[Rejected] = []
+        self._clicks: Counter[tuple[int, int]] = Counter()  # rows by (fate, clicked)
+        for number, file in enumerate(self.files):
+            splits = describe_role(role_of(number, len(tables)), len(tables))
+            workspace.say(f"{file.label}: {file.bytes / 1e6:,.1f} MB, for {splits}")
+
+    def assign_rows(self) -> None:
+        """Count the rows of each split and list bad ones."""
+        with (
+            (self._workspace.folder / REJECTED).open("w", encoding="utf-8") as listed,
+            show_progress(self._workspace.say, "looked through") as advance,
+        ):
+            for number, file in enumerate(self.files):
+                rows, rejected = 0, Rejected()
+                for block in self._blocks(number):
+                    pairs = _good(block)
+                    fates = self._fates(number, pairs).tolist()
+                    self._clicks.update(zip(fates, (pair.clicked for pair in pairs), strict=True))
+                    for line in block:
+                        if isinstance(line.row, BadLine):
+                            listed.write(rejected.add(file.label, line.number, str(line.row), line.shown))
+                    rows += len(block)
+                    advance(len(block))
+                self._rows.append(rows)
+                self._rejected.append(rejected)
+                if rejected.counts.total() > self._settings.max_rejected_share * rows:
+                    listed.flush()
+                    self._workspace.refuse(file.label, rows, rejected, self._settings.max_rejected_share)
+        self._require_both_clicks()
+
+    def all_texts(self, *, training_only: bool) -> Iterator[str]:
+        """Queries and texts; equal neighbours come once."""
+        with show_progress(self._workspace.say, "learned from") as advance:
+            for number in range(1 if training_only else len(self._tables)):
+                for block in self._blocks(number):
+                    advance(len(block))
+                    pairs = _good(block)
+                    if training_only:
+                        trained = np.flatnonzero(self._fates(number, pairs) == Fate.TRAIN)
+                        pairs = [pairs[i] for i in trained.tolist()]
+                    yield from dict.fromkeys(pair.query for pair in pairs)
+                    yield from dict.fromkeys(pair.text for pair in pairs)
+
+    def write(self, tokenizer: TitleTokenizer) -> Contents:
+        """Write the shards and the table of texts."""
+        lengths = {
+            "query": self._settings.query_tokens,
+            "text": self._settings.max_tokens or self.max_tokens,
+        }
+        total = sum(self._rows)
+        with (
+            TextWriter(self._workspace.folder) as texts,
+            show_progress(self._workspace.say, "prepared", total=total) as advance,
+        ):
+            writer = PairsWriter(self._workspace, tokenizer, texts, lengths)
+            for number in range(len(self._tables)):
+                for block in self._blocks(number):
+                    pairs = _good(block)
+                    writer.add(number, pairs, self._fates(number, pairs))
+                    advance(len(block))
+                writer.end_table(number)
+        counts, clicks = writer.counts, self._clicks
+        return Contents(
+            rows=self._rows,
+            rejected=self._rejected,
+            texts=texts.describe(),
+            pairs=writer.shards,
+            statistics={
+                "queries": counts["query"],
+                "texts": counts["text"],
+                "pairs": sum(clicks.values()),
+                "clicked": sum(count for (_, clicked), count in clicks.items() if clicked),
+                "words_per_query": counts["query words"] / counts["query"],
+                "words_per_text": counts["text words"] / counts["text"],
+                "tokens_per_query": counts["query tokens"] / counts["query"],
+                "tokens_per_text": counts["text tokens"] / counts["text"],
+            },
+        )
+
+    def summary(self, manifest: Manifest) -> Iterator[str]:
+        """Counts of pairs, clicks, queries and texts."""
+        rows = {split: manifest.rows(split, "retrieval") for split in SPLITS}
+        shares = [
+            f"{self._clicks[fate, 1] / rows[split]:.1%} of {split}" for fate, split in enumerate(SPLITS)
+        ]
+        counts = ", ".join(f"{count:,} {split}" for split, count in rows.items())
+        yield f"{counts} pairs; clicked: {', '.join(shares)}"
+        for name, plural in (("query", "queries"), ("text", "texts")):
+            average = manifest.statistics[f"tokens_per_{name}"]
+            yield f"{manifest.statistics[plural]:,.0f} different {plural} of {average:.1f} tokens on average"
+
+    def _fates(self, number: int, pairs: Sequence[Pair]) -> Fates:
+        """The split of each row of table `number`; queries that differ only in case or blanks share it."""
+        tables = len(self._tables)
+        role = role_of(number, tables)
+        if role is not Fate.TRAIN or tables > 2:
+            return np.full(len(pairs), role, dtype=np.uint8)
+        return split_by_hash(
+            hash_ids([" ".join(pair.query.lower().split()) for pair in pairs]),
+            seed=self._settings.seed,
+            validation_share=self._settings.validation_share,
+            test_share=self._settings.test_share if tables == 1 else 0.0,
+        )
+
+    def _blocks(self, number: int) -> Iterator[list[TableRow]]:
+        """Rows of table `number` in blocks of bounded size."""
+        block: list[TableRow] = []
+        characters = 0
+        for line in read_pairs(self._tables[number]):
+            block.append(line)
+            characters += len(line.row.text) if isinstance(line.row, Pair) else len(line.shown)
+            if len(block) >= _BLOCK_ROWS or characters >= _BLOCK_CHARACTERS:
+                yield block
+                block, characters = [], 0
+        if block:
+            yield block
+
+    def _require_both_clicks(self) -> None:
+        """A split without clicked or without other pairs has no AUC, and teaches nothing."""
+        names = ", ".join(file.label for file in self.files)
+        for fate, split in enumerate(SPLITS):
+            without, clicked = self._clicks[fate, 0], self._clicks[fate, 1]
+            if not without and not clicked:
+                raise PrepareError(
+                    f"{split} would be empty: none of the {sum(self._rows):,} rows of {names} falls into it; "
+                    "give more queries, a larger share, or a table of its own"
+                )
+            if not without or not clicked:
+                raise PrepareError(
+                    f"{split} would have a single class: {clicked:,} clicked and {without:,} other pairs of "
+                    f"{names}; each split needs both"
+                )
+
+
+class PairsWriter:
+    """Writes blocks of pairs as shards of about SHARD_ROWS rows of one table and split, and their texts.
+
+    `lengths` are the longest query and text in tokens, special tokens included. `counts`: different queries
+    and texts, and the tokens and words of each.
+    """
+
+    def __init__(
+        self, workspace: Workspace, tokenizer: TitleTokenizer, texts: TextWriter, lengths: dict[str, int]
+    ) -> None:
+        self.shards: dict[Split, list[Shard]] = {split: [] for split in SPLITS}
+        self.counts: Counter[str] = Counter()
+        self._folder, self._tokenizer, self._texts = workspace.folder, tokenizer, texts
+        self._lengths, self._index = lengths, TextIndex()
+        self._waiting: dict[Split, list[pa.Table]] = {split: [] for split in SPLITS}
+        self._shards_of_table: Counter[Split] = Counter()
+
+    def add(self, table: int, pairs: Sequence[Pair], fates: Fates) -> None:
+        """Pairs of table number `table`, with the split of each."""
+        queries = self._add_texts("query", [pair.query for pair in pairs])
+        texts = self._add_texts("text", [pair.text for pair in pairs])
+        clicked = pa.array([pair.clicked for pair in pairs], pa.int8())
+        rows = pa.Table.from_arrays([pa.array(queries), pa.array(texts), clicked], schema=PAIRS_SCHEMA)
+        for fate, split in enumerate(SPLITS):
+            self._waiting[split].append(rows.filter(pa.array(fates == fate)))
+            if sum(len(part) for part in self._waiting[split]) >= SHARD_ROWS:
+                self._write(table, split)
+
+    def end_table(self, table: int) -> None:
+        """Write what still waits of table number `table`."""
+        for split in SPLITS:
+            if any(len(part) for part in self._waiting[split]):
+                self._write(table, split)
+        self._shards_of_table.clear()
+
+    def _add_texts(self, kind: str, strings: Sequence[str]) -> Rows:
+        # A query and a text that are equal may be cut to different lengths.
+        rows, new = self._index.add([f"{kind} {string}" for string in strings])
+        ids = list(self._tokenizer.encode([strings[i] for i in new], max_tokens=self._lengths[kind]))
+        lengths = np.array([len(one) for one in ids], dtype=np.int64)
+        tokens = np.fromiter(chain.from_iterable(ids), np.int32, int(lengths.sum()))
+        self._texts.add(tokens, lengths)
+        words = sum(len(strings[i].split()) for i in new)
+        self.counts.update({kind: len(lengths), f"{kind} tokens": len(tokens), f"{kind} words": words})
+        return rows
+
+    def _write(self, table: int, split: Split) -> None:
+        rows = pa.concat_tables(self._waiting[split]).combine_chunks()
+        self._waiting[split] = []
+        name = f"{split}-pairs-{table:02d}-{self._shards_of_table[split]:05d}.parquet"
+        self._shards_of_table[split] += 1
+        self.shards[split].append(write_shard(self._folder, name, rows))
+
+
+class TextIndex:
+    """The row of every different string in the table of texts, by its 64-bit hash: 12 bytes a string."""
+
+    def __init__(self) -> None:
+        self._hashes: Hashes = np.zeros(0, dtype=np.uint64)
+        self._rows: Rows = np.zeros(0, dtype=np.int32)
+
+    def add(self, strings: Sequence[str]) -> tuple[Rows, list[int]]:
+        """Each string's row, and the positions of new strings, which get the next rows in that order."""
+        different, first, inverse = np.unique(hash_ids(strings), return_index=True, return_inverse=True)
+        positions = np.searchsorted(self._hashes, different)
+        known = is_known(different, self._hashes)
+        new = np.flatnonzero(~known)
+        new_in_order = new[np.argsort(first[new])]
+        rows = np.empty(len(different), dtype=np.int32)
+        rows[known] = self._rows[positions[known]]
+        rows[new_in_order] = len(self._rows) + np.arange(len(new))
+        self._hashes = np.insert(self._hashes, positions[new], different[new])
+        self._rows = np.insert(self._rows, positions[new], rows[new])
+        return rows[inverse], first[new_in_order].tolist()
+
+
+def _good(block: Iterable[TableRow]) -> list[Pair]:
+    return [line.row for line in block if isinstance(line.row, Pair)]
