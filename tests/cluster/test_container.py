@@ -1,4 +1,4 @@
-"""The container's recipe: all it copies is there, all it installs is pinned, and no secret gets in."""
+"""The Dockerfile: everything it copies exists, everything it installs is pinned, no secret is copied."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ def _copied() -> list[str]:
 
 
 def test_base_is_one_version() -> None:
-    """`latest`, or a tag without a last number, is another image next month; nodes of another Python are
-    refused by Ray."""
+    """`latest`, or a tag without a patch version, is a different image next month; Ray refuses nodes with
+    a different Python."""
     (base,) = _all("FROM")
     assert re.fullmatch(r"python:\d+\.\d+\.\d+-slim-bookworm", base)
 
 
-def test_what_is_copied_is_there_and_let_in() -> None:
-    """A missing file, or one that .dockerignore keeps out, ends the build."""
-    let_in = {line.removeprefix("!").removesuffix("/*.yaml") for line in IGNORED if line.startswith("!")}
+def test_copied_files_exist_and_are_not_ignored() -> None:
+    """A missing file, or one that .dockerignore excludes, ends the build."""
+    allowed = {line.removeprefix("!").removesuffix("/*.yaml") for line in IGNORED if line.startswith("!")}
     assert len(_copied()) == 6
     for source in _copied():
         assert (ROOT / source).exists()
-        assert source in let_in
+        assert source in allowed
 
 
-def test_nothing_else_is_let_in() -> None:
-    """A .venv of gigabytes, shards, or a token in the folder would go into a layer for everybody."""
+def test_nothing_else_is_sent_to_docker() -> None:
+    """A .venv of gigabytes, shards or a token would end up in the image."""
     rules = [line for line in IGNORED if line and not line.startswith("#")]
     assert rules[0] == "*"
     assert {line.removeprefix("!").removesuffix("/*.yaml") for line in rules if line[0] == "!"} == set(
@@ -53,7 +53,7 @@ def test_nothing_else_is_let_in() -> None:
 
 
 def test_installs_are_pinned() -> None:
-    """An image of tomorrow must be the image of today; Ray's version is among them, once."""
+    """Tomorrow's image must equal today's; Ray's version is pinned exactly once."""
     installs = [part for step in _all("RUN") for part in step.split("&&") if "pip install" in part]
     assert installs
     for command in installs:
@@ -64,8 +64,8 @@ def test_installs_are_pinned() -> None:
     assert len(re.findall(r"^ray==\d+\.\d+\.\d+$", pinned, flags=re.MULTILINE)) == 1
 
 
-def test_it_runs_as_nobody_of_importance() -> None:
-    """Kubernetes refuses root here, and it must: a job's code is whatever was submitted."""
+def test_it_does_not_run_as_root() -> None:
+    """A job runs submitted code, so our Kubernetes files forbid root."""
     users = _all("USER")
     assert users == ["1000"]
     after = [step for step, _ in STEPS][[step for step, _ in STEPS].index("USER") :]
@@ -73,14 +73,14 @@ def test_it_runs_as_nobody_of_importance() -> None:
     assert not re.search(r"(?i)(token|secret|password|key)\s*=", TEXT)
 
 
-def test_its_tag_is_the_packages_version() -> None:
-    """An image of an old version under the new one's name would run the old code."""
+def test_its_tag_is_the_version_of_the_package() -> None:
+    """An old image under the new version's name would run old code."""
     tag = f"YOUR-REGISTRY/newsbert-ray:{newsbert_ray.__version__}"
-    named = set()
+    tags = set()
     for path in [
         ROOT / "cluster/Dockerfile",
         ROOT / "docs/cluster.md",
         *(ROOT / "cluster/kuberay").iterdir(),
     ]:
-        named |= set(re.findall(r"YOUR-REGISTRY/\S+?:[\w.]+\d", path.read_text(encoding="utf-8")))
-    assert named == {tag}
+        tags |= set(re.findall(r"YOUR-REGISTRY/\S+?:[\w.]+\d", path.read_text(encoding="utf-8")))
+    assert tags == {tag}

@@ -1,4 +1,4 @@
-"""The dashboard asks only for numbers that are there: ours, and those that a real head of Ray serves."""
+"""The Grafana dashboard queries only metrics that exist: ours, and those that a real Ray head exports."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ RAYS = {
     "ray_node_mem_total",
     "ray_node_mem_used",
 }
-"""What a head serves by itself, as the test below finds it."""
+"""Ray's own metrics that the dashboard shows; the last test checks that a head exports them."""
 RAYS_OF_GPUS = {"ray_node_gpus_utilization", "ray_node_gram_used"}
-"""Served where there is a GPU; elsewhere only their definition can be looked at."""
+"""Exported only with a GPU; without one only their definition can be checked."""
 END_SECONDS = 60.0
 
 RUN = """
@@ -75,27 +75,27 @@ def _expressions() -> Iterator[str]:
 
 
 def _names(expression: str) -> set[str]:
-    """The metrics in an expression; what stands in quotes or braces is no metric."""
+    """The metrics in an expression, without the label filters in braces."""
     return set(re.findall(r"\b(?:ray|autoscaler)_\w+", re.sub(r"\{[^}]*\}", "", expression)))
 
 
-ASKED = {name for expression in _expressions() for name in _names(expression)}
+QUERIED = {name for expression in _expressions() for name in _names(expression)}
 
 
-def test_every_expression_asks_for_what_there_is() -> None:
-    """A panel whose metric was renamed shows `no data`, and everybody believes that nothing happens."""
-    assert ASKED == (ASKED & OURS) | RAYS | RAYS_OF_GPUS
-    assert len(ASKED & OURS) >= 7
+def test_every_queried_metric_exists() -> None:
+    """A panel whose metric was renamed shows `no data`, which looks like an idle cluster."""
+    assert QUERIED == (QUERIED & OURS) | RAYS | RAYS_OF_GPUS
+    assert len(QUERIED & OURS) >= 7
 
 
 @pytest.mark.parametrize("name", METERS)
-def test_what_is_metered_is_shown(name: str) -> None:
-    """A number that nobody sees costs its series all the same; the speed of one trial is in its table."""
-    assert exported_name(name) in ASKED or name == "newsbert_titles_per_second"
+def test_every_metric_of_ours_is_shown(name: str) -> None:
+    """A metric that no panel shows is useless. The speed of one trial is in the terminal's table."""
+    assert exported_name(name) in QUERIED or name == "newsbert_titles_per_second"
 
 
 def test_tags_are_those_of_the_meters() -> None:
-    """A filter on a tag that no series has empties its panel without a word."""
+    """A filter on a tag that no series has empties its panel silently."""
     for expression in _expressions():
         for name, filters in re.findall(r"ray_(newsbert_\w+)\{([^}]*)\}", expression):
             tags = METERS[name.removesuffix("_total")].tags
@@ -103,7 +103,7 @@ def test_tags_are_those_of_the_meters() -> None:
 
 
 def test_it_can_be_imported_anywhere() -> None:
-    """An id or a data source of the Grafana where it was drawn ends the import, or overwrites another."""
+    """An id or data source of another Grafana would break the import or overwrite a dashboard."""
     ids = [panel["id"] for panel in _panels()]
     assert len(ids) == len(set(ids)) >= 10
     assert DASHBOARD["schemaVersion"] >= 39
@@ -111,19 +111,17 @@ def test_it_can_be_imported_anywhere() -> None:
     assert DASHBOARD.get("id") is None
     variables = {variable["name"]: variable for variable in DASHBOARD["templating"]["list"]}
     assert variables["datasource"]["type"] == "datasource"
-    sources = {json.dumps(found) for found in _values(DASHBOARD, "datasource")}
+    sources = {json.dumps(source) for source in _values(DASHBOARD, "datasource")}
     assert sources == {json.dumps({"type": "prometheus", "uid": "${datasource}"})}
 
 
-def test_panels_do_not_lie_on_one_another() -> None:
-    """Grafana moves panels that overlap, and the page looks otherwise on each screen."""
+def test_panels_do_not_overlap() -> None:
+    """Grafana moves overlapping panels, so the page would look different on each screen."""
     taken: set[tuple[int, int]] = set()
     for panel in _panels():
-        place = panel["gridPos"]
+        box = panel["gridPos"]
         cells = {
-            (x, y)
-            for x in range(place["x"], place["x"] + place["w"])
-            for y in range(place["y"], place["y"] + place["h"])
+            (x, y) for x in range(box["x"], box["x"] + box["w"]) for y in range(box["y"], box["y"] + box["h"])
         }
         assert not cells & taken, panel["title"]
         assert max(x for x, _ in cells) < 24
@@ -131,7 +129,7 @@ def test_panels_do_not_lie_on_one_another() -> None:
 
 
 def _values(node: Any, key: str) -> Iterator[Any]:
-    """Every value under `key`, the variable's own definition aside."""
+    """Every value under `key` in a nested structure."""
     if isinstance(node, dict):
         for name, value in node.items():
             if name == key:
@@ -144,35 +142,35 @@ def _values(node: Any, key: str) -> Iterator[Any]:
 
 
 def _scrape(cluster: LocalCluster) -> str:
-    """All that Prometheus would find on this head, by the file that tells it where."""
-    found = ""
-    (listed,) = cluster.folder.glob("ray/prom_metrics_service_discovery.json")
-    for group in json.loads(listed.read_text()):
+    """Everything that Prometheus would scrape from this head."""
+    text = ""
+    (targets,) = cluster.folder.glob("ray/prom_metrics_service_discovery.json")
+    for group in json.loads(targets.read_text()):
         for target in group["targets"]:
             assert target.startswith("127.0.0.1:")
             try:
                 with urlopen(f"http://{target}/metrics", timeout=10) as answer:
-                    found += answer.read().decode()
-            except OSError:  # some of its servers come up after the head
+                    text += answer.read().decode()
+            except OSError:  # some servers start after the head
                 continue
-    return found
+    return text
 
 
 def _read(text: str) -> dict[tuple[str, str], dict[str, float]]:
-    """(metric, labels of ours that are not `run`) -> run -> value, summed over processes."""
-    found: dict[tuple[str, str], dict[str, float]] = {}
+    """(metric, labels except `run`) -> run -> value, summed over processes."""
+    series: dict[tuple[str, str], dict[str, float]] = {}
     for name, labels, value in re.findall(r"^(ray_newsbert_\w+)\{(.*)\} (\S+)$", text, flags=re.MULTILINE):
         tags = dict(re.findall(r'(\w+)="([^"]*)"', labels))
         own = [tag for tag in METERS[name.removeprefix("ray_").removesuffix("_total")].tags if tag != "run"]
-        runs = found.setdefault((name, ",".join(tags[tag] for tag in own)), {})
+        runs = series.setdefault((name, ",".join(tags[tag] for tag in own)), {})
         runs[tags["run"]] = runs.get(tags["run"], 0.0) + float(value)
-    return found
+    return series
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_real_head_serves_all_of_it() -> None:
-    """Ray renames metrics between versions, and drops gauges that are set once: both leave panels empty."""
+def test_a_real_head_exports_every_queried_metric() -> None:
+    """Ray renames metrics between versions and drops gauges that are set once; both empty a panel."""
     pytest.importorskip("ray")
     from ray.dashboard.modules.reporter.reporter_agent import METRICS_GAUGES
 

@@ -1,4 +1,4 @@
-"""KubeRay's manifests: a schema of our own for the fields they use, Ray's autoscaler, and our own parsers."""
+"""KubeRay manifests: checked by our own schema, by Ray's autoscaler, and by our command-line parser."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ FILES = sorted((ROOT / "cluster/kuberay").iterdir())
 MANIFESTS: dict[str, dict[str, Any]] = {
     path.stem: yaml.safe_load(path.read_text(encoding="utf-8")) for path in FILES
 }
-JOBS = {name: found for name, found in MANIFESTS.items() if found["kind"] == "RayJob"}
-GROWING = ("raycluster", "sweep", "train")
+JOBS = {name: manifest for name, manifest in MANIFESTS.items() if manifest["kind"] == "RayJob"}
+AUTOSCALED = ("raycluster", "sweep", "train")
 SCHEMA = Draft202012Validator(
     yaml.safe_load((Path(__file__).parent / "kuberay_schema.yaml").read_text(encoding="utf-8"))
 )
@@ -37,12 +37,12 @@ def _cluster(name: str) -> dict[str, Any]:
 
 
 def _pods(cluster: dict[str, Any]) -> list[dict[str, Any]]:
-    """The pods' specifications, the head's first."""
+    """The pod specifications, the head first."""
     groups = [cluster["headGroupSpec"], *cluster.get("workerGroupSpecs", [])]
     return [group["template"]["spec"] for group in groups]
 
 
-def _faults(manifest: dict[str, Any]) -> list[str]:
+def _errors(manifest: dict[str, Any]) -> list[str]:
     return [error.message for error in SCHEMA.iter_errors(manifest)]
 
 
@@ -52,13 +52,13 @@ def _ray_version() -> str:
 
 
 @pytest.mark.parametrize("name", MANIFESTS)
-def test_manifest_holds_to_the_schema(name: str) -> None:
-    """Kubernetes drops a field that it does not know, and what it should have done is not done."""
-    assert _faults(MANIFESTS[name]) == []
+def test_manifest_matches_the_schema(name: str) -> None:
+    """Kubernetes silently drops an unknown field."""
+    assert _errors(MANIFESTS[name]) == []
 
 
 @pytest.mark.parametrize(
-    ("place", "value"),
+    ("path", "value"),
     [
         (("apiVersion",), "ray.io/v1alpha1"),
         (("spec", "backoffLimits"), 3),
@@ -76,97 +76,97 @@ def test_manifest_holds_to_the_schema(name: str) -> None:
         ((*HEAD, "containers", 0, "resources", "limits", "memory"), "8 GB"),
         (("metadata", "name"), "Newsbert_sweep"),
     ],
-    ids=lambda place: ".".join(map(str, place[-2:])) if isinstance(place, tuple) else "",
+    ids=lambda path: ".".join(map(str, path[-2:])) if isinstance(path, tuple) else "",
 )
-def test_schema_refuses_a_slip(place: tuple[str | int, ...], value: Any) -> None:
-    """A schema that passes everything checks nothing. None takes a field away."""
+def test_schema_rejects_a_mistake(path: tuple[str | int, ...], value: Any) -> None:
+    """A schema that accepts everything checks nothing. None removes the field."""
     manifest = copy.deepcopy(MANIFESTS["sweep"])
     inner: Any = manifest
-    for part in place[:-1]:
+    for part in path[:-1]:
         inner = inner[part]
     if value is None:
-        del inner[place[-1]]
+        del inner[path[-1]]
     else:
-        inner[place[-1]] = value
-    assert len(_faults(manifest)) == 1
+        inner[path[-1]] = value
+    assert len(_errors(manifest)) == 1
 
 
 def test_a_job_for_each_verb() -> None:
-    """What can be done on a machine can be done on a cluster."""
+    """The main verbs can run on Kubernetes."""
     assert set(JOBS) == {"prepare", "train", "sweep", "evaluate", "report"}
     assert set(MANIFESTS) == {*JOBS, "raycluster"}
 
 
 @pytest.mark.parametrize("verb", JOBS)
-def test_entrypoint_is_understood(verb: str) -> None:
-    """A cluster is started for it, and ends with `unknown setting`."""
+def test_entrypoint_parses(verb: str) -> None:
+    """A cluster must not be started for a command that ends in `unknown setting`."""
     program, named, *words = shlex.split(JOBS[verb]["spec"]["entrypoint"])
     assert (program, named) == ("newsbert-ray", verb)
     assert verb in VERBS
     values = values_from(verb, words)
     if verb == "sweep":
-        assert values["resume"] is True  # or the second attempt would be refused
+        assert values["resume"] is True  # otherwise the second attempt would be refused
         assert values["space"].startswith(IMAGE_FOLDER)
         assert (ROOT / values["space"].removeprefix(IMAGE_FOLDER)).exists()
 
 
 @pytest.mark.parametrize("verb", JOBS)
-def test_job_reads_and_writes_the_bucket_alone(verb: str) -> None:
-    """A pod's own disk is gone with the pod, and the result with it."""
+def test_job_uses_only_the_bucket(verb: str) -> None:
+    """A pod's disk disappears with the pod, and a result on it, too."""
     _, _, *words = shlex.split(JOBS[verb]["spec"]["entrypoint"])
-    places = [word for word in words if "/" in word and not word.startswith(IMAGE_FOLDER)]
-    assert places
-    assert all(place.startswith("gs://YOUR-BUCKET/newsbert/") for place in places)
+    locations = [word for word in words if "/" in word and not word.startswith(IMAGE_FOLDER)]
+    assert locations
+    assert all(location.startswith("gs://YOUR-BUCKET/newsbert/") for location in locations)
 
 
 @pytest.mark.parametrize("verb", JOBS)
 def test_job_leaves_nothing_running(verb: str) -> None:
-    """A cluster that outlives its job is paid for until somebody notices."""
+    """A cluster that outlives its job costs money until somebody notices."""
     spec = JOBS[verb]["spec"]
     assert spec["shutdownAfterJobFinishes"] is True
     assert 0 < spec["ttlSecondsAfterFinished"] <= 3600
     assert 0 < spec["activeDeadlineSeconds"] <= 48 * 3600
-    assert spec["backoffLimit"] == (3 if verb in GROWING else 1)
+    assert spec["backoffLimit"] == (3 if verb in AUTOSCALED else 1)
 
 
-@pytest.mark.parametrize("name", GROWING)
+@pytest.mark.parametrize("name", AUTOSCALED)
 def test_autoscaler_reads_the_groups(name: str) -> None:
-    """Ray's autoscaler reads the manifest in its own way; what it does not find there never grows."""
+    """Ray's autoscaler parses the manifest itself; a group that it does not see never grows."""
     from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 
     cluster = _cluster(name)
     assert cluster["enableInTreeAutoscaling"] is True
-    assert cluster["autoscalerOptions"]["version"] == "v2"  # the one that a sweep may ask up front
-    found = _derive_autoscaling_config_from_ray_cr(
+    assert cluster["autoscalerOptions"]["version"] == "v2"  # a sweep requests nodes from this version only
+    config = _derive_autoscaling_config_from_ray_cr(
         {"metadata": {"name": name, "namespace": "default"}, "spec": cluster}
     )
-    kinds = found["available_node_types"]
+    kinds = config["available_node_types"]
     assert kinds["headgroup"]["resources"]["CPU"] == 0
     assert kinds["gpu"]["resources"] | {"memory": 0} == {"CPU": 6, "GPU": 1, "memory": 0}
     assert (kinds["gpu"]["min_workers"], kinds["gpu"]["max_workers"]) == (0, 4)
-    assert found["idle_timeout_minutes"] == 5
+    assert config["idle_timeout_minutes"] == 5
 
 
-@pytest.mark.parametrize("name", GROWING)
+@pytest.mark.parametrize("name", AUTOSCALED)
 def test_only_workers_are_spot(name: str) -> None:
-    """A head that is taken away takes the sweep with it."""
+    """If a spot head is preempted, the sweep stops."""
     head, worker = _pods(_cluster(name))
     assert worker["nodeSelector"] == {"cloud.google.com/gke-spot": "true"}
     assert "cloud.google.com/gke-spot" in {one["key"] for one in worker["tolerations"]}
-    assert worker["terminationGracePeriodSeconds"] > 30  # Ray drains for so long
+    assert worker["terminationGracePeriodSeconds"] > 30  # Ray drains for 30 seconds
     assert not {"nodeSelector", "tolerations"} & head.keys()
 
 
 @pytest.mark.parametrize("name", MANIFESTS)
-def test_every_cluster_asks_for_a_token(name: str) -> None:
-    """Any pod of the Kubernetes cluster reaches the head's service, and could run code there."""
+def test_every_cluster_requires_a_token(name: str) -> None:
+    """Any pod of the Kubernetes cluster can reach the head and could run code there."""
     assert _cluster(name)["authOptions"] == {"mode": "token"}
     assert _cluster(name)["rayVersion"] == _ray_version()
 
 
 @pytest.mark.parametrize("name", MANIFESTS)
-def test_pods_have_no_more_rights_than_they_need(name: str) -> None:
-    """A job's code comes from whoever has the token; it must not own the machine or Kubernetes."""
+def test_pods_have_minimal_rights(name: str) -> None:
+    """Submitted code runs in a pod; it must not get control of the machine or of Kubernetes."""
     cluster = _cluster(name)
     for position, pod in enumerate(_pods(cluster)):
         assert pod["securityContext"]["runAsNonRoot"] is True
@@ -180,10 +180,10 @@ def test_pods_have_no_more_rights_than_they_need(name: str) -> None:
             assert container["resources"]["requests"] == container["resources"]["limits"]
 
 
-def test_clusters_do_not_drift_apart() -> None:
-    """The same cluster stands in several files; what is mended in one must be mended in all."""
-    growing = [_cluster(name) for name in GROWING]
-    alone = [_cluster(name) for name in MANIFESTS if name not in GROWING]
+def test_clusters_are_equal_in_all_files() -> None:
+    """The same cluster is described in several files; a fix in one must be made in all."""
+    growing = [_cluster(name) for name in AUTOSCALED]
+    alone = [_cluster(name) for name in MANIFESTS if name not in AUTOSCALED]
     assert all(cluster == growing[0] for cluster in growing)
     assert all(cluster == alone[0] for cluster in alone)
     images = {

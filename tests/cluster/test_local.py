@@ -1,4 +1,4 @@
-"""Real clusters on this machine under a sweep: nodes that come and go, and everything that breaks."""
+"""Sweeps on real clusters on this machine: autoscaled nodes; failures of processes, nodes and the head."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ space:
 
 
 def sweep_command(folder: Path, shards: Path, *, epochs: int) -> list[str]:
-    """The words that begin the sweep, but for --out."""
+    """The sweep's command without --out."""
     (folder / "small.yaml").write_text(SPACE.replace("EPOCHS", str(epochs)), encoding="utf-8")
     cli = [sys.executable, "-m", "newsbert_ray.cli"]
     return [*cli, "sweep", str(folder / "small.yaml"), "--data", str(shards)]
 
 
 def run(words: list[str], environment: Mapping[str, str], *, seconds: float = 300) -> str:
-    """What a command says; it must end well."""
+    """The output of a command that must succeed."""
     done = subprocess.run(
         words, env={**os.environ, **environment}, capture_output=True, text=True, timeout=seconds, check=False
     )
@@ -53,39 +53,39 @@ def run(words: list[str], environment: Mapping[str, str], *, seconds: float = 30
     return done.stdout
 
 
-def test_a_sweep_brings_nodes_and_gives_them_back(shards: Path, tmp_path: Path) -> None:
-    """A head alone runs nothing for ever; or the nodes stay, and cost, when the sweep has ended."""
+def test_a_sweep_starts_nodes_and_releases_them(shards: Path, tmp_path: Path) -> None:
+    """Without nodes the sweep would wait for ever; nodes that stay after the sweep cost money."""
     with LocalCluster(cpus=0, autoscale=2, idle_seconds=4) as cluster:
         out, sent = tmp_path / "sweep", tmp_path / "sent"
         sent.mkdir()
         python, module, name, *sweep = sweep_command(sent, shards, epochs=3)
-        # As people do it: the job's files travel to each node that comes, under the feet of the others.
+        # The job's files are unpacked on each new node while the other nodes use theirs.
         words = [python, module, name, "submit", "--working_dir", str(sent), "--", *sweep]
-        said = run([*words, "--out", str(out), "--concurrency", "2"], cluster.environment)
-        assert "2 trials at once" in said
-        assert "died" not in said
-        found = listeners([cluster.head.process.pid, *descendants(cluster.head.process.pid)])
-        assert found
-        assert found <= LOOPBACK
+        output = run([*words, "--out", str(out), "--concurrency", "2"], cluster.environment)
+        assert "2 trials at once" in output
+        assert "died" not in output
+        addresses = listeners([cluster.head.process.pid, *descendants(cluster.head.process.pid)])
+        assert addresses
+        assert addresses <= LOOPBACK
         events = read_events(out)
-        assert max(count for _, count in node_steps(events)) == 3, "two nodes beside the head"
+        assert max(count for _, count in node_steps(events)) == 3, "two nodes and the head"
         assert max(count for _, count in trial_steps(events)) == 2
         assert len(list(out.glob(f"trials/*/{RECORD}"))) == 4
         assert (out / "report" / "nodes_and_trials.png").exists()
         end = time.monotonic() + 60
         while (left := raylets(cluster)) > 1 and time.monotonic() < end:
             time.sleep(0.5)
-        assert left == 1, "the head alone is left"
+        assert left == 1, "only the head is left"
 
 
 def raylets(cluster: LocalCluster) -> int:
-    """Nodes of the cluster that are alive."""
+    """Number of nodes that are running."""
     commands = (Path(f"/proc/{pid}/cmdline") for pid in descendants(cluster.head.process.pid))
     return sum(path.exists() and b"raylet/raylet" in path.read_bytes() for path in commands)
 
 
-def test_nothing_that_breaks_alters_a_sweep(shards: Path, tmp_path: Path) -> None:
-    """A trial lost, counted twice, or another model, because of a process, a node, a warning or the head."""
+def test_failures_do_not_change_a_sweep(shards: Path, tmp_path: Path) -> None:
+    """A dead process, node or head, or a preemption notice, loses no trial and changes none."""
     command = sweep_command(tmp_path, shards, epochs=8)
     run([*command, "--out", str(tmp_path / "alone")], {})
     with LocalCluster(cpus=0) as cluster:
@@ -103,15 +103,15 @@ def test_nothing_that_breaks_alters_a_sweep(shards: Path, tmp_path: Path) -> Non
 
 
 def wait_for_trials(soak: Soak) -> None:
-    """Until a trial has learned something, or the sweep has ended."""
+    """Wait until a trial has trained a few steps, or the sweep has ended."""
     end = time.monotonic() + 120
     while not running(soak.out) and not soak.ended and time.monotonic() < end:
         time.sleep(0.2)
     time.sleep(1)
 
 
-def test_a_group_goes_on_with_fewer_workers_and_its_result_is_the_same(shards: Path, tmp_path: Path) -> None:
-    """A group that lost a node waits for ever, or trains on with other batches."""
+def test_a_group_continues_with_fewer_workers_and_the_same_result(shards: Path, tmp_path: Path) -> None:
+    """A group that lost a node must not wait for ever, nor train on different batches."""
     words = [sys.executable, "-m", "newsbert_ray.cli", "train", "--data", str(shards), "--teacher", "scratch"]
     words += ["--scratch.layers", "2", "--scratch.hidden", "32", "--scratch.heads", "2", "--epochs", "4"]
     words += ["--batch_size", "8", "--log_every", "1", "--threads", "1", "--checkpoint.every_steps", "10"]
@@ -126,7 +126,7 @@ def test_a_group_goes_on_with_fewer_workers_and_its_result_is_the_same(shards: P
             time.sleep(0.05)
         cluster.kill_node(nodes[0])
         assert group.wait(300) == 0
-    assert read_record(out).hardware["workers"] == 1, "it ended on the node that was left"
+    assert read_record(out).hardware["workers"] == 1, "the remaining node finished the run"
     assert any(event["event"] == "resume" for event in read_events(out)), "from a checkpoint"
     ours, theirs = (
         load_file(folder / "student" / "model.safetensors") for folder in (out, tmp_path / "whole")

@@ -1,4 +1,4 @@
-"""The files for `ray up`: Ray reads them, the clouds know each setting, and nothing stands open."""
+"""The files for `ray up`: Ray accepts them, the clouds know every setting, and access needs a token."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ TOKEN = "~/.ray/auth_token"
 
 
 def _read(cloud: str) -> dict[str, Any]:
-    found: dict[str, Any] = yaml.safe_load((ROOT / f"cluster/{cloud}.yaml").read_text(encoding="utf-8"))
-    return found
+    cluster: dict[str, Any] = yaml.safe_load((ROOT / f"cluster/{cloud}.yaml").read_text(encoding="utf-8"))
+    return cluster
 
 
 def _prepared(cluster: dict[str, Any]) -> dict[str, Any]:
-    """As Ray uses it, defaults filled in, once its schema has passed it."""
+    """Validated by Ray's schema, with Ray's defaults filled in."""
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     prepared: dict[str, Any] = prepare_config(copy.deepcopy(cluster))
@@ -63,7 +63,7 @@ def _faults_aws(settings: Mapping[str, Any]) -> list[str]:
 
 
 def _unlisted(value: Any, shape: Any, where: str) -> Iterator[str]:
-    """Values that are none of those their shape lists; botocore itself leaves that to the server."""
+    """Values outside an enumeration; botocore leaves this check to the server."""
     if isinstance(value, Mapping):
         for name, inner in value.items():
             if name in shape.members:
@@ -79,20 +79,20 @@ _KINDS: Mapping[str, type] = {"string": str, "boolean": bool, "integer": int, "n
 
 
 def _faults_gcp(value: Any, schema: Mapping[str, Any], where: str = "Instance") -> Iterator[str]:
-    """What the Compute Engine's own description does not know, or knows otherwise."""
+    """Fields and values that Compute Engine's discovery document does not allow."""
     if "$ref" in schema:
         yield from _faults_gcp(value, _compute()[schema["$ref"]], where)
     elif schema["type"] == "object" and isinstance(value, Mapping):
         for name, inner in value.items():
-            if found := schema.get("properties", {}).get(name, schema.get("additionalProperties")):
-                yield from _faults_gcp(inner, found, f"{where}.{name}")
+            if known := schema.get("properties", {}).get(name, schema.get("additionalProperties")):
+                yield from _faults_gcp(inner, known, f"{where}.{name}")
             else:
                 yield f"{where}.{name}: unknown"
     elif schema["type"] == "array" and isinstance(value, list):
         for inner in value:
             yield from _faults_gcp(inner, schema["items"], where)
     elif schema["type"] == "string" and schema.get("format") == "int64" and type(value) is int:
-        return  # JSON has no such whole numbers; Ray's own client writes them out
+        return  # Ray's client converts integers to JSON strings
     elif type(value) is not _KINDS.get(schema["type"]):
         yield f"{where} = {value!r}: expected {schema['type']}"
     elif "enum" in schema and value not in schema["enum"]:
@@ -109,14 +109,14 @@ def _is_spot(settings: Mapping[str, Any]) -> bool:
 
 
 @pytest.mark.parametrize("cloud", CLOUDS)
-def test_ray_reads_it(cloud: str) -> None:
-    """A file that Ray refuses is found out after the roles, the bucket and the token have been made."""
+def test_ray_accepts_it(cloud: str) -> None:
+    """Otherwise the user learns it only after creating roles, bucket and token."""
     _prepared(_read(cloud))
 
 
 @pytest.mark.parametrize("cloud", CLOUDS)
 @pytest.mark.parametrize(
-    ("place", "value"),
+    ("path", "value"),
     [
         (("idle_timeout_minute",), 5),
         (("available_node_types", "gpu", "max_worker"), 4),
@@ -126,23 +126,23 @@ def test_ray_reads_it(cloud: str) -> None:
         (("initialization_commands",), "pip install"),
     ],
 )
-def test_ray_refuses_a_slip(cloud: str, place: tuple[str, ...], value: Any) -> None:
-    """The test above says nothing unless Ray's check sees such things."""
+def test_ray_rejects_a_mistake(cloud: str, path: tuple[str, ...], value: Any) -> None:
+    """The test above is only useful if Ray's validation finds such mistakes."""
     from jsonschema import ValidationError
 
     with pytest.raises((ValidationError, ValueError, NotImplementedError)):
-        _prepared(_changed(_read(cloud), place, value))
+        _prepared(_changed(_read(cloud), path, value))
 
 
 @pytest.mark.parametrize("cloud", CLOUDS)
 @pytest.mark.parametrize("kind", ["head", "gpu"])
-def test_the_cloud_knows_each_setting(cloud: str, kind: str) -> None:
-    """Ray hands a machine's settings on unread: a slip shows when the first machine is to start, or never."""
+def test_the_cloud_knows_every_setting(cloud: str, kind: str) -> None:
+    """Ray passes a machine's settings on unchecked: a mistake appears when a machine starts, or never."""
     assert _faults(cloud, _read(cloud)["available_node_types"][kind]["node_config"]) == []
 
 
 @pytest.mark.parametrize(
-    ("cloud", "place", "value"),
+    ("cloud", "path", "value"),
     [
         ("aws", ("InstnceType",), "g6.xlarge"),
         ("aws", ("InstanceType",), "g6.xlage"),
@@ -157,15 +157,15 @@ def test_the_cloud_knows_each_setting(cloud: str, kind: str) -> None:
         ("gcp", ("serviceAccounts",), [{"email": "a@b", "scope": []}]),
     ],
 )
-def test_the_cloud_refuses_a_slip(cloud: str, place: tuple[str, ...], value: Any) -> None:
-    """As above: a check that passes everything checks nothing."""
+def test_the_cloud_rejects_a_mistake(cloud: str, path: tuple[str, ...], value: Any) -> None:
+    """A check that accepts everything checks nothing."""
     settings = _read(cloud)["available_node_types"]["gpu"]["node_config"]
-    assert _faults(cloud, _changed(settings, place, value)) != []
+    assert _faults(cloud, _changed(settings, path, value)) != []
 
 
 @pytest.mark.parametrize("cloud", CLOUDS)
-def test_workers_are_spot_machines_that_go(cloud: str) -> None:
-    """A GPU that stays, or an on-demand one, is paid for by the hour whether anybody looks or not."""
+def test_workers_are_spot_machines_that_stop(cloud: str) -> None:
+    """A GPU machine that keeps running, or an on-demand one, is expensive."""
     cluster = _prepared(_read(cloud))
     workers = cluster["available_node_types"]["gpu"]
     assert _is_spot(workers["node_config"])
@@ -177,8 +177,8 @@ def test_workers_are_spot_machines_that_go(cloud: str) -> None:
 
 
 @pytest.mark.parametrize("cloud", CLOUDS)
-def test_head_stays_and_runs_no_trial(cloud: str) -> None:
-    """A head that is taken away takes the sweep with it, and one full of trials starves Ray itself."""
+def test_head_is_on_demand_and_runs_no_trial(cloud: str) -> None:
+    """A preempted head stops the sweep, and trials on the head slow Ray down."""
     cluster = _prepared(_read(cloud))
     head = cluster["available_node_types"][cluster["head_node_type"]]
     assert not _is_spot(head["node_config"])
@@ -187,8 +187,8 @@ def test_head_stays_and_runs_no_trial(cloud: str) -> None:
 
 
 @pytest.mark.parametrize("cloud", CLOUDS)
-def test_every_node_asks_for_the_token(cloud: str) -> None:
-    """Whoever reaches a head without one runs any code on every machine, with their roles."""
+def test_every_node_requires_the_token(cloud: str) -> None:
+    """Without a token, everybody who reaches the head can run code on all machines."""
     cluster = _prepared(_read(cloud))
     assert cluster["file_mounts"][TOKEN] == TOKEN
     for commands in ("head_start_ray_commands", "worker_start_ray_commands"):
@@ -200,7 +200,7 @@ def test_every_node_asks_for_the_token(cloud: str) -> None:
 
 
 @pytest.mark.parametrize("cloud", CLOUDS)
-def test_head_runs_the_autoscaler_that_a_sweep_recognises(cloud: str) -> None:
+def test_head_runs_the_autoscaler_that_a_sweep_needs(cloud: str) -> None:
     """With Ray's older autoscaler a sweep on a head without CPUs would refuse to start."""
     (start,) = [c for c in _prepared(_read(cloud))["head_start_ray_commands"] if "ray start" in c]
     assert re.search(r"export [^;]*\bRAY_enable_autoscaler_v2=1\b[^;]*;.*ray start --head", start)
@@ -208,15 +208,15 @@ def test_head_runs_the_autoscaler_that_a_sweep_recognises(cloud: str) -> None:
 
 @pytest.mark.parametrize("cloud", CLOUDS)
 def test_dashboard_is_reached_by_tunnel_only(cloud: str) -> None:
-    """Ray's own default for `ray up` listens to everybody, and jobs are taken there."""
+    """Ray's default for `ray up` listens on all addresses and accepts jobs there."""
     (start,) = [c for c in _prepared(_read(cloud))["head_start_ray_commands"] if "ray start" in c]
     assert re.findall(r"--dashboard-host=(\S+)", start) == ["127.0.0.1"]
     assert "--autoscaling-config=~/ray_bootstrap_config.yaml" in start
 
 
 @pytest.mark.parametrize("cloud", CLOUDS)
-def test_every_node_gets_what_is_pinned(cloud: str) -> None:
-    """Ray refuses nodes of another Ray or Python, and another torch changes the numbers."""
+def test_every_node_installs_pinned_versions(cloud: str) -> None:
+    """Ray refuses nodes with another Ray or Python, and another torch changes results."""
     cluster = _prepared(_read(cloud))
     installs = [c for c in cluster["head_setup_commands"] if "uv pip install" in c]
     assert len(installs) == 2
@@ -232,8 +232,8 @@ def test_every_node_gets_what_is_pinned(cloud: str) -> None:
 
 
 @pytest.mark.parametrize("cloud", CLOUDS)
-def test_what_is_copied_is_there(cloud: str) -> None:
-    """`ray up` starts the head, and only then finds that a file is missing."""
+def test_copied_files_exist(cloud: str) -> None:
+    """`ray up` notices a missing file only after it has started the head."""
     mounts = _read(cloud)["file_mounts"]
     for target, source in mounts.items():
         assert source == TOKEN or (ROOT / source).exists(), target
@@ -241,11 +241,11 @@ def test_what_is_copied_is_there(cloud: str) -> None:
 
 
 def test_ray_starts_the_machines(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Ray adds key, network and role by itself, in its own way; here from a stand-in for AWS."""
+    """Ray adds key, network and role itself; tested against a simulated AWS."""
     import boto3
     from moto import mock_aws
 
-    monkeypatch.setenv("HOME", str(tmp_path))  # Ray writes the key that it makes there
+    monkeypatch.setenv("HOME", str(tmp_path))  # Ray writes its key there
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "none")
     with mock_aws():
@@ -280,11 +280,11 @@ def _make_roles(iam: Any) -> None:
         iam.add_role_to_instance_profile(InstanceProfileName=name, RoleName=name)
 
 
-def _changed(settings: Mapping[str, Any], place: tuple[str, ...], value: Any) -> dict[str, Any]:
-    """A copy in which `place` holds `value`."""
+def _changed(settings: Mapping[str, Any], path: tuple[str, ...], value: Any) -> dict[str, Any]:
+    """A copy with `value` at `path`."""
     changed: dict[str, Any] = copy.deepcopy(dict(settings))
     inner = changed
-    for name in place[:-1]:
+    for name in path[:-1]:
         inner = inner[name]
-    inner[place[-1]] = value
+    inner[path[-1]] = value
     return changed
