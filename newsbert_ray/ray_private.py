@@ -6,13 +6,15 @@ version of Ray breaks. Imports are local: Ray is slow to load.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -81,6 +83,53 @@ def has_autoscaler() -> bool:
     from ray.autoscaler.v2.utils import is_autoscaler_v2
 
     return bool(is_autoscaler_v2(fetch_from_server=True))
+
+
+# --- Jobs' files, and this machine ------------------------------------------------------------------------
+
+
+def walk_package(
+    start: Path,
+    visit: Callable[[Path], None],
+    *,
+    root: Path,
+    excludes: Sequence[str],
+    skip: Callable[[Path], bool],
+    gitignore: bool,
+) -> None:
+    """Visit the files and folders that Ray would pack as a job's working directory.
+
+    Ray reads .gitignore and .rayignore only while it packs; names and sizes are needed before.
+
+    Args:
+        start: file or folder to begin at.
+        visit: called with each file and folder.
+        root: folder that `excludes` are relative to.
+        excludes: patterns as in a .gitignore.
+        skip: whether to leave a path out, whatever the patterns say.
+        gitignore: whether .gitignore files hold too.
+    """
+    from ray._private.runtime_env import packaging
+
+    silent = logging.Logger("newsbert_ray.package", logging.CRITICAL)
+    matchers = [packaging._get_excludes(root, list(excludes)), skip]
+    packaging._dir_travel(start, matchers, visit, include_gitignore=gitignore, logger=silent)
+
+
+def container_cores() -> float:
+    """Cores that this machine or container may use; the standard library ignores a container's quota."""
+    from ray._private.utils import get_num_cpus
+
+    logging.getLogger("ray._private.utils").setLevel(logging.ERROR)  # it warns of a fraction of a core
+    return float(get_num_cpus(override_docker_cpu_warning=True, truncate=False))
+
+
+def available_memory() -> int:
+    """Bytes that this machine or container has free; psutil alone ignores a container's limit."""
+    import psutil
+    from ray._private.utils import estimate_available_memory
+
+    return max(0, min(int(psutil.virtual_memory().available), int(estimate_available_memory())))
 
 
 # --- Placement groups and actors --------------------------------------------------------------------------

@@ -10,17 +10,16 @@ if TYPE_CHECKING:
 
 
 def print_finding(finding: Any) -> None:
-    """One line of the doctor: how it stands, what was found, and the cure below."""
+    """One line of the doctor: state, topic and message; the cure below."""
     from rich.console import Console
     from rich.text import Text
 
-    style = {"ok": "green", "note": "yellow", "mend": "bold red"}[finding.state]
-    line = Text.assemble((f"{finding.state:<5}", style), f"{finding.topic:<9} {finding.found}")
+    style = {"ok": "green", "note": "yellow", "fix": "bold red"}[finding.state]
+    line = Text.assemble((f"{finding.state:<5}", style), f"{finding.topic:<9} {finding.message}")
     Console().print(line, soft_wrap=True)
     if finding.cure:
-        Console().print(
-            Text(f"{'':<15}{'cure: ' if finding.state == 'mend' else ''}{finding.cure}"), soft_wrap=True
-        )
+        label = "cure: " if finding.state == "fix" else ""
+        Console().print(Text(f"{'':<15}{label}{finding.cure}"), soft_wrap=True)
 
 
 def print_metrics(metrics: dict[str, Any]) -> None:

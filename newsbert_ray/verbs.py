@@ -215,8 +215,8 @@ def _doctor(words: list[str]) -> None:
             print_finding(finding)
     if as_json:
         print(json.dumps([finding._asdict() for finding in findings], indent=1))
-    if ill := sum(finding.state == "mend" for finding in findings):
-        raise DoctorError(f"{ill} to mend; what to do stands {'under cure' if as_json else 'below each'}")
+    if problems := sum(finding.state == "fix" for finding in findings):
+        raise DoctorError(f"{problems} problem{'s' if problems > 1 else ''}; each has its cure")
 
 
 def _submit(words: list[str]) -> int:
@@ -227,40 +227,32 @@ def _submit(words: list[str]) -> int:
     values = values_from("submit", words)
     command = values.pop("command", [])
     from newsbert_ray.config import SettingsError
-    from newsbert_ray.deploy.package import Parcel, read_variables
-    from newsbert_ray.deploy.submit import Cluster, list_jobs, show_log, stop_job, submit
+    from newsbert_ray.deploy.submit import list_jobs, show_log, stop_job, submit
 
-    cluster = Cluster(values.get("address"), values.get("token_file"))
-    job, log, ended = values.get("id"), values.get("logs"), values.get("stop")
-    if sum(map(bool, (command, log, ended, values.get("list")))) != 1:
+    cluster = {name: values.pop(name, None) for name in ("address", "token_file")}
+    log, stopped, listed = values.pop("logs", None), values.pop("stop", None), values.pop("list", False)
+    if sum(map(bool, (command, log, stopped, listed))) != 1:
         raise SettingsError("give one of: -- VERB SETTINGS, --logs JOB, --stop JOB, --list")
     if log:
-        return show_log(log, cluster=cluster)
-    if ended:
-        return stop_job(ended, cluster=cluster)
+        return show_log(log, **cluster)
+    if stopped:
+        return stop_job(stopped, **cluster)
     if not command:
-        return list_jobs(cluster=cluster)
+        return list_jobs(**cluster)
     verb, *rest = command
     able = [name for name in VERBS if name != "submit"]
     if verb not in able:
         raise SettingsError(f"-- {verb}: no verb to submit; one of {', '.join(able)}")
-    folder = values.get("working_dir", ".")
-    parcel = Parcel(
-        folder=folder,
-        include=tuple(values.get("include") or ()),
-        exclude=tuple(values.get("exclude") or ()),
-        variables=read_variables(values.get("env") or ()),
-        pip=values.get("pip"),
-    )
+    folder = values.get("working_dir") or "."
     if not os.path.isdir(folder):
-        raise SettingsError(f"--working_dir {folder}: no folder there")
+        raise SettingsError(f"--working_dir {folder}: no such folder")
     try:
         with chdir(folder):
-            named = named_by(verb, [word for word in rest if word != "--debug"])
+            settings = named_by(verb, [word for word in rest if word != "--debug"])
     except (UsageError, SettingsError) as error:
         raise SettingsError(f"{verb}: {error}") from error
-    wait = not values.get("no_wait")
-    return submit(command, cluster=cluster, parcel=parcel, named=named, job=job, wait=wait)
+    chosen = {name: value for name, value in values.items() if value is not None}
+    return submit(command, **cluster, **chosen, settings=settings)
 
 
 VERBS = {

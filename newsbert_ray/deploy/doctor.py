@@ -1,4 +1,4 @@
-"""What the doctor says of one thing: that it is fit, that it is worth knowing, or what to mend and how."""
+"""`newsbert-ray doctor`: checks everything a run needs, and says for each problem what to do. Changes nothing."""
 
 from __future__ import annotations
 
@@ -14,57 +14,51 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from http.client import HTTPException
+from collections.abc import Iterator, Mapping
 from importlib import metadata
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Literal, NamedTuple
-from urllib.error import HTTPError
 from urllib.parse import SplitResult, urlsplit
-from urllib.request import Request, urlopen
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from newsbert_ray.config import SCRATCH
-from newsbert_ray.data.shards import SPLITS, Manifest, Part, Shard, ShardError, read_manifest
-from newsbert_ray.deploy.job_client import ADDRESS_VARIABLE, is_loopback
+from newsbert_ray.data.shards import SPLITS, Part, Shard, ShardError, read_manifest
+from newsbert_ray.deploy.job_client import ADDRESS_VARIABLE, DashboardError, connect, is_loopback
 from newsbert_ray.files import first_line
 from newsbert_ray.methods import TASKS
-from newsbert_ray.ray_private import VERSIONS_PROGRAM
+from newsbert_ray.ray_private import VERSIONS_PROGRAM, available_memory, container_cores
 
-State = Literal["ok", "note", "mend"]
+COMPILED = ("torch", "transformers", "ray", "pyarrow")
+"""Packages with compiled parts, which can be installed and yet fail to load."""
+LOW_MEMORY, ENOUGH_MEMORY = 1 << 30, 4 << 30
+"""Bytes: a run of a small encoder takes about 1 GB, a sweep that much for each trial."""
+LOW_DISK, ENOUGH_DISK = 1 << 30, 10 << 30
+"""Bytes: a checkpoint of a BERT-size pair takes 2 GB."""
+PORTS: Mapping[int, tuple[str, str]] = {
+    6379: ("Ray head", "--port"),
+    8265: ("dashboard", "--dashboard-port"),
+    10001: ("Ray Client", "--ray-client-server-port"),
+}
+"""Ray's default ports, and the option of `ray start` that chooses another."""
+NEW_TOKEN = "(umask 077; ray get-auth-token --generate > /dev/null)"
+"""Writes ~/.ray/auth_token for this user alone; without the umask everyone may read it."""
+ANSWER_SECONDS = 10.0
+_GB = 1 << 30
 
 
 class Finding(NamedTuple):
-    """One line: its `topic` (versions, devices, ...), what was `found`, and the `cure`, always for `mend`."""
+    """One line about a topic: fine (`ok`), worth knowing (`note`), or a problem (`fix`), which has a cure."""
 
     topic: str
-    state: State
-    found: str
+    state: Literal["ok", "note", "fix"]
+    message: str
     cure: str = ""
 
 
-class Topic:
-    """Collects the findings of one topic, in order."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self.findings: list[Finding] = []
-
-    def ok(self, found: str) -> None:
-        """Fit as it is."""
-        self.findings.append(Finding(self._name, "ok", found))
-
-    def note(self, found: str, cure: str = "") -> None:
-        """Worth knowing; nothing fails for it."""
-        self.findings.append(Finding(self._name, "note", found, cure))
-
-    def mend(self, found: str, cure: str) -> None:
-        """Something will fail or is open to others, until `cure`."""
-        self.findings.append(Finding(self._name, "mend", found, cure))
-
-
 class DoctorError(RuntimeError):
-    """There is something to mend; the text says how much."""
+    """There are problems; the text says how many."""
 
 
 def doctor(
@@ -75,331 +69,417 @@ def doctor(
     teacher: str | None = None,
     deep: bool = False,
 ) -> Iterator[Finding]:
-    """Look at everything that a run needs, one finding after another; changes nothing.
+    """Check versions, devices, storage, ports, token and cluster; and shards and teacher where given.
 
     Args:
-        data: folder of shards to look at.
-        out: where results are to go, a folder or a URL; the folder at hand by default.
-        address: the cluster, http(s)://HOST:PORT of its dashboard or HOST:PORT of its head; RAY_ADDRESS or
+        data: folder of shards to check.
+        out: where results will be written, a folder or a URL; the current folder by default.
+        address: the cluster: http(s)://HOST:PORT of its dashboard, or HOST:PORT of its head; RAY_ADDRESS or
             RAY_API_SERVER_ADDRESS by default.
-        teacher: the encoder that is to teach, a folder, a Hugging Face name or `scratch`.
-        deep: compare each shard's hash too; reads them all.
+        teacher: the teacher's encoder: a folder, a Hugging Face name, or `scratch`.
+        deep: also compare the hash of each shard, which reads them all.
     """
-    named = (os.environ.get(name, "").strip() for name in ("RAY_ADDRESS", ADDRESS_VARIABLE))
-    address = address or next((found for found in named if found), None)
-    home, environment = Path.home(), dict(os.environ)
-    yield from check_versions(Path(__file__).parents[2])
+    variables = (os.environ.get(name, "").strip() for name in ("RAY_ADDRESS", ADDRESS_VARIABLE))
+    address = address or next(filter(None, variables), None)
+    yield from check_versions(Path(__file__).parents[2] / "constraints.txt")
     yield from check_devices()
     yield from check_storage(out)
     yield from check_ports()
-    yield from check_token(address, environment, home=home)
-    yield from check_cluster(address, environment, home=home)
+    yield from check_token(address, os.environ)
+    yield from check_cluster(address, os.environ)
     if data is not None:
         yield from check_shards(data, deep=deep)
     if teacher is not None:
         yield from check_teacher(teacher, data)
 
 
-ANSWER_SECONDS = 10.0
+def check_versions(constraints: Path) -> Iterator[Finding]:
+    """Python and packages against our requirements, and against the pinned versions in `constraints`."""
+    topic, install = "versions", "pip install -c constraints.txt -e ."
+    try:
+        own = metadata.distribution("newsbert-ray")
+    except metadata.PackageNotFoundError:
+        yield Finding(topic, "fix", "newsbert-ray is not installed, its files are only on the path", install)
+        return
+    python, needed = platform.python_version(), str(own.metadata["Requires-Python"])
+    problems = []
+    if not SpecifierSet(needed).contains(python):
+        problems.append((f"Python {python}, {needed} is needed", f"make a new .venv with Python {needed}"))
+    requirements = [Requirement(text) for text in own.requires or ()]
+    for requirement in requirements:
+        version = _version(requirement.name)
+        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        if version is None or not requirement.specifier.contains(version, prereleases=True):
+            state = f"{requirement.name} {version}" if version else f"{requirement.name} is not installed"
+            problems.append((f"{state}, {requirement.specifier} is needed", f"pip install '{requirement}'"))
+    for name in filter(_version, COMPILED):
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # a broken library may raise anything
+            cure = f"pip install --force-reinstall --no-deps {name}=={_version(name)}"
+            problems.append((f"{name} is installed but does not load ({first_line(error)})", cure))
+    yield from (Finding(topic, "fix", *problem) for problem in problems)
+    if other := list(_not_pinned(constraints, {requirement.name for requirement in requirements})):
+        yield Finding(topic, "note", f"not the pinned versions: {', '.join(other)}", install)
+    if not problems:
+        names = ", ".join(f"{name} {_version(name)}" for name in COMPILED)
+        yield Finding(topic, "ok", f"Python {python}, newsbert-ray {own.version}, {names}")
 
 
-def check_token(address: str | None, environment: Mapping[str, str], *, home: Path) -> list[Finding]:
-    """Whether this process would show a token to a cluster, and who else can read it.
+def check_devices() -> Iterator[Finding]:
+    """Cores, memory, GPUs and bf16, as far as this machine or container may use them."""
+    topic = "devices"
+    cores, limit = os.cpu_count() or 1, container_cores()
+    if limit < cores:
+        yield Finding(
+            topic,
+            "note",
+            f"{cores} cores, of which this container may use {limit:g}: PyTorch would start too many threads",
+            f"train with --threads {max(1, int(limit))}, sweep with --concurrency {max(1, int(limit))}",
+        )
+    else:
+        yield Finding(topic, "ok", f"{cores} cores")
+    memory = available_memory()
+    free = f"{memory / _GB:.1f} GB of memory free"
+    if memory < LOW_MEMORY:
+        cure = "close other programs, or give the container more memory"
+        yield Finding(topic, "fix", f"{free}: the first trial would be killed", cure)
+    elif memory < ENOUGH_MEMORY:
+        yield Finding(topic, "note", f"{free}: enough for one to three trials at once")
+    else:
+        yield Finding(topic, "ok", free)
+    try:
+        yield from _check_gpu(topic)
+    except ImportError:  # reported under versions
+        return
 
-    Args:
-        address: the cluster's, if there is one to reach.
-        home: of the user; Ray looks there for .ray/auth_token.
-    """
-    topic = Topic("token")
+
+def check_storage(out: str | None) -> Iterator[Finding]:
+    """Whether results can be written to `out`, a folder (existing or not) or a URL, and the free space."""
+    topic = "storage"
+    if out is not None and "://" in out:
+        from newsbert_ray.storage.workdir import check_writable
+
+        try:
+            check_writable(out)
+            yield Finding(topic, "ok", f"{out} is writable")
+        except (ValueError, RuntimeError, OSError) as error:
+            cure = "correct --out, the credentials of its storage, or its permissions"
+            yield Finding(topic, "fix", str(error), cure)
+        return
+    folder = Path(out or ".").absolute()
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not existing.is_dir():
+        yield Finding(topic, "fix", f"{existing} is a file, not a folder", "give another --out")
+        return
+    try:
+        with tempfile.NamedTemporaryFile(dir=existing, prefix=".doctor-") as file:
+            file.write(b"x")
+            file.flush()
+    except OSError as error:
+        cure = f"give another --out, or: chmod u+w {existing}"
+        yield Finding(topic, "fix", f"{existing} is not writable ({error.strerror})", cure)
+        return
+    free = shutil.disk_usage(existing).free
+    message = f"{existing} is writable, {free / _GB:.1f} GB free"
+    if free < LOW_DISK:
+        cure = "free some space, or give another --out: a checkpoint takes up to 2 GB"
+        yield Finding(topic, "fix", message, cure)
+    elif free < ENOUGH_DISK:
+        yield Finding(topic, "note", f"{message}: enough for few checkpoints of a large encoder")
+    else:
+        yield Finding(topic, "ok", message)
+
+
+def check_ports() -> Iterator[Finding]:
+    """Whether Ray's default ports are free, and whether a head on this machine is open to other machines."""
+    import psutil
+
+    topic = "ports"
+    listening: dict[int, set[str]] = {}
+    try:
+        for socket_ in psutil.net_connections(kind="tcp"):
+            if socket_.status == psutil.CONN_LISTEN:
+                address = socket_.laddr.ip.removeprefix("::ffff:")
+                listening.setdefault(socket_.laddr.port, set()).add(address)
+    except psutil.AccessDenied:  # macOS tells it to root only
+        yield Finding(topic, "note", "this system does not tell which ports are in use")
+        return
+    taken = sorted(PORTS.keys() & listening.keys())
+    for port in taken:
+        name, option = PORTS[port]
+        message = f"port {port} ({name}) is in use, at {', '.join(sorted(listening[port]))}"
+        yield Finding(topic, "note", message, f"to start a second head here: ray start --head {option} PORT")
+    if not taken:
+        yield Finding(topic, "ok", f"Ray's default ports are free ({', '.join(map(str, PORTS))})")
+    for port, mode in _local_heads():
+        outside = ", ".join(sorted(a for a in listening.get(port, ()) if not is_loopback(a)))
+        head = f"a Ray head runs here, port {port}"
+        if not outside:
+            yield Finding(topic, "ok", f"{head}, on the loopback only")
+        elif mode is None:
+            yield Finding(
+                topic, "note", f"{head}, open to other machines; whether it asks for a token is unknown"
+            )
+        elif mode == "token":
+            yield Finding(topic, "ok", f"{head}, open to other machines at {outside}, and asks for a token")
+        else:
+            yield Finding(
+                topic,
+                "fix",
+                f"{head}, open to other machines at {outside}, and asks for no token: everyone who can reach it "
+                "can run programs as you",
+                f"stop this head; {NEW_TOKEN}; RAY_AUTH_MODE=token ray start --head ...",
+            )
+
+
+def check_token(address: str | None, environment: Mapping[str, str]) -> Iterator[Finding]:
+    """Whether Ray would send a token to the cluster at `address`, and whether other users can read it."""
+    topic = "token"
     mode = environment.get("RAY_AUTH_MODE", "").strip().lower()
-    remote = address is not None and not is_loopback(_split(address).hostname or "")
     if mode != "token":
-        said = f"RAY_AUTH_MODE is {mode}" if mode else "RAY_AUTH_MODE is not set"
-        if remote:
-            topic.mend(f"{said}: no token is shown to {address}", "export RAY_AUTH_MODE=token")
+        state = f"RAY_AUTH_MODE is {mode or 'not set'}"
+        if address is not None and not is_loopback(_split(address).hostname or ""):
+            yield Finding(
+                topic, "fix", f"{state}: Ray sends no token to {address}", "export RAY_AUTH_MODE=token"
+            )
         else:
-            topic.note(f"{said}: a private session makes a token of its own, a cluster is shown none")
-    if "RAY_AUTH_TOKEN" in environment and mode == "token":
+            yield Finding(topic, "note", f"{state}: a private session makes its own token")
+    elif "RAY_AUTH_TOKEN" in environment:
         if environment["RAY_AUTH_TOKEN"].strip():
-            topic.ok("the token is in RAY_AUTH_TOKEN")
+            yield Finding(topic, "ok", "the token is in RAY_AUTH_TOKEN")
         else:
-            topic.mend("RAY_AUTH_TOKEN is empty", "unset RAY_AUTH_TOKEN, or put the cluster's token into it")
-        return topic.findings
+            cure = "unset RAY_AUTH_TOKEN, or set it to the cluster's token"
+            yield Finding(topic, "fix", "RAY_AUTH_TOKEN is empty", cure)
+        return
     named = environment.get("RAY_AUTH_TOKEN_PATH")
-    path = Path(named) if named else home / ".ray/auth_token"
+    path = Path(named or Path(environment.get("HOME") or Path.home()) / ".ray/auth_token")
+    new = f"copy the cluster's token there with mode 0600, or {NEW_TOKEN}"
     if not path.is_file():
         if mode == "token" or named:
-            topic.mend(
-                f"{path}: no token there", f"copy the cluster's token there with mode 0600, or {NEW_TOKEN}"
-            )
-        return topic.findings
-    _check_token_file(topic, path)
-    return topic.findings
+            yield Finding(topic, "fix", f"{path}: no such file", new)
+    elif (permissions := stat.S_IMODE(path.stat().st_mode)) & 0o077:
+        message = f"{path}: other users of this machine can read it (mode {permissions:04o})"
+        yield Finding(topic, "fix", message, f"chmod 600 {path}")
+    elif not os.access(path, os.R_OK):
+        yield Finding(topic, "fix", f"{path}: this user cannot read it", f"chown $USER {path}")
+    elif not path.read_text(encoding="utf-8", errors="replace").strip():
+        yield Finding(topic, "fix", f"{path}: is empty", new)
+    else:
+        yield Finding(topic, "ok", f"{path}: only this user can read it")
 
 
-def check_cluster(address: str | None, environment: Mapping[str, str], *, home: Path) -> list[Finding]:
-    """Whether the cluster at `address` answers, takes our token and has our versions.
+def check_cluster(address: str | None, environment: Mapping[str, str]) -> Iterator[Finding]:
+    """Whether the cluster answers, accepts our token, and has our versions.
 
     Args:
-        address: http(s)://HOST:PORT of a dashboard, as to submit, or HOST:PORT of a head, as RAY_ADDRESS.
+        address: http(s)://HOST:PORT of a dashboard, or HOST:PORT of a head; None for no cluster.
+        environment: variables that name the token.
     """
-    topic = Topic("cluster")
+    topic = "cluster"
     if address is None or address == "local":
-        topic.ok("none named (--address, RAY_ADDRESS, RAY_API_SERVER_ADDRESS): work stays on this machine")
-        return topic.findings
-    place = _split(address)
-    try:
-        host, port = place.hostname, place.port
-    except ValueError:
-        host, port = None, None
-    web = place.scheme in ("http", "https")
-    if not host or not (port or web):
-        topic.mend(
-            f"{address}: not an address", "give http://HOST:8265 (to submit) or HOST:6379 (RAY_ADDRESS)"
-        )
-        return topic.findings
-    if place.scheme == "http" and not is_loopback(host):
-        topic.mend(
-            f"{address}: the token and the code go there unencrypted",
-            f"ssh -L 8265:127.0.0.1:{port or 80} {host}, then --address http://127.0.0.1:8265; or https",
-        )
-    try:
-        socket.create_connection((host, port or {"http": 80}.get(place.scheme, 443)), ANSWER_SECONDS).close()
-    except OSError as error:
-        topic.mend(
-            f"{address}: nothing answers there ({error.strerror or error})",
-            "start the cluster, correct the address, or open the tunnel to it",
-        )
-        return topic.findings
-    ask = _ask_dashboard if web else _ask_head
-    versions = ask(topic, address, environment, home)
-    if versions is not None:
-        _compare(topic, address, versions)
-    return topic.findings
-
-
-def _check_token_file(topic: Topic, path: Path) -> None:
-    status = path.stat()
-    mode = stat.S_IMODE(status.st_mode)
-    if mode & 0o077:
-        topic.mend(f"{path}: other users of this machine may read it (mode {mode:04o})", f"chmod 600 {path}")
-    elif not os.access(path, os.R_OK):
-        topic.mend(f"{path}: cannot be read by this user", f"chown $USER {path}")
-    elif not path.read_text(encoding="utf-8", errors="replace").strip():
-        topic.mend(f"{path}: is empty", f"copy the cluster's token there, or {NEW_TOKEN}")
-    else:
-        topic.ok(f"{path}: there, for this user only")
-
-
-def _ask_dashboard(
-    topic: Topic, address: str, environment: Mapping[str, str], home: Path
-) -> Mapping[str, str] | None:
-    """{"ray_version": ...} of the cluster behind a dashboard; None where that ended in a finding."""
-    token = _token(environment, home)
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-    url = f"{address.rstrip('/')}/api/version"
-    try:
-        with urlopen(Request(url, headers=headers), timeout=ANSWER_SECONDS) as answer:
-            found: Mapping[str, str] = {"ray_version": json.loads(answer.read())["ray_version"]}
-    except HTTPError as error:
-        if error.code in (401, 403):
-            _refused(topic, address, shown=bool(token))
-        else:
-            topic.mend(
-                f"{address}: answers {error.code} to a question for its version", "is it Ray's dashboard?"
+        yield Finding(topic, "ok", "none given (--address, RAY_ADDRESS, RAY_API_SERVER_ADDRESS)")
+    elif "://" in address:
+        problems: list[tuple[str, str]] = []
+        try:
+            dashboard = connect(
+                address, warn=lambda *problem: problems.append(problem), environment=environment
             )
-        return None
-    except (OSError, ValueError, KeyError, TypeError, HTTPException) as error:
-        topic.mend(
-            f"{address}: no Ray dashboard answers there ({error})", "give http://HOST:8265 of the head"
-        )
-        return None
-    return found
-
-
-def _ask_head(
-    topic: Topic, address: str, environment: Mapping[str, str], home: Path
-) -> Mapping[str, str] | None:
-    """The same of the cluster behind a head, with its Python."""
-    place = _split(address)
-    command = [sys.executable, "-c", VERSIONS_PROGRAM, f"{place.hostname}:{place.port}"]
-    variables = {**environment, "HOME": str(home), "PYTHONWARNINGS": "ignore"}
-    try:
-        done = subprocess.run(
-            command, env=variables, capture_output=True, text=True, timeout=2 * ANSWER_SECONDS
-        )
-    except subprocess.TimeoutExpired:
-        topic.mend(
-            f"{address}: something listens there, and no Ray head answers", "give HOST:6379 of the head"
-        )
-        return None
-    if done.returncode == 0:
-        found: Mapping[str, str] = json.loads(done.stdout.splitlines()[-1])
-        return found
-    if "AuthenticationError" in done.stderr or "InvalidAuthToken" in done.stderr:
-        _refused(topic, address, shown=_token(environment, home) is not None)
+        except DashboardError as error:
+            problems.append((error.problem, error.cure))
+        yield from (Finding(topic, "fix", *problem) for problem in problems)
+        if not problems:
+            yield Finding(topic, "ok", f"{address} answers and accepts us: Ray {dashboard.ray_version}")
     else:
-        reason = next(iter(reversed(done.stderr.strip().splitlines())), f"exit code {done.returncode}")
-        topic.mend(f"{address}: no Ray head answers there ({reason[:200]})", "give HOST:6379 of the head")
-    return None
+        yield from _check_head(topic, address, environment)
 
 
-def _refused(topic: Topic, address: str, *, shown: bool) -> None:
-    if shown:
-        topic.mend(
-            f"{address}: refuses our token", "copy the cluster's token to the file of RAY_AUTH_TOKEN_PATH"
-        )
-    else:
-        topic.mend(
-            f"{address}: asks for a token, and none is shown",
-            "export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=FILE, a file with the cluster's token",
-        )
-
-
-def _compare(topic: Topic, address: str, versions: Mapping[str, str]) -> None:
-    """Ray refuses another Ray or another Python, down to its last number."""
-    own = {"ray_version": metadata.version("ray"), "python_version": platform.python_version()}
-    names = {"ray_version": "Ray", "python_version": "Python"}
-    unlike = [name for name in own if name in versions and versions[name] != own[name]]
-    for name in unlike:
-        cure = (
-            f"pip install ray=={versions[name]}" if name == "ray_version" else f"use Python {versions[name]}"
-        )
-        topic.mend(
-            f"{address}: {names[name]} {versions[name]} there, {own[name]} here",
-            f"{cure} here, or change it there",
-        )
-    if not unlike:
-        said = ", ".join(f"{names[name]} {versions[name]}" for name in own if name in versions)
-        topic.ok(f"{address} answers and lets us in: {said}")
-
-
-def _token(environment: Mapping[str, str], home: Path) -> str | None:
-    """The token that Ray would show, looked for where and as Ray does."""
-    if environment.get("RAY_AUTH_MODE", "").lower() != "token":
-        return None
-    if text := environment.get("RAY_AUTH_TOKEN", "").strip():
-        return text
-    path = Path(environment.get("RAY_AUTH_TOKEN_PATH") or home / ".ray/auth_token")
-    try:
-        return path.read_text(encoding="utf-8").strip() or None
-    except (OSError, UnicodeDecodeError):
-        return None
-
-
-def _split(address: str) -> SplitResult:
-    return urlsplit(address if "://" in address else f"//{address}")
-
-
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
-PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-_PREPARE = "newsbert-ray prepare ... --out {folder} --overwrite true"
-
-
-def check_shards(data: str, *, deep: bool = False) -> list[Finding]:
-    """Whether the shards in `data` are all there in the right sizes; with `deep`, byte for byte."""
-    topic = Topic("shards")
+def check_shards(data: str, *, deep: bool = False) -> Iterator[Finding]:
+    """Whether all files of the shards in `data` exist in the right size; with `deep` also their hashes."""
+    topic, cure = "shards", f"newsbert-ray prepare ... --out {data} --overwrite true"
     try:
         manifest = read_manifest(data)
     except (ShardError, OSError) as error:
-        topic.mend(str(error), _PREPARE.format(folder=data))
-        return topic.findings
-    damaged = [
-        f"{part.file} ({fault})" for part in _parts(manifest) if (fault := _fault(Path(data), part, deep))
+        yield Finding(topic, "fix", str(error), cure)
+        return
+    parts: list[Shard | Part] = [
+        part for task in TASKS for split in SPLITS for part in manifest.shards(split, task)
     ]
+    parts += [*manifest.others, manifest.texts.tokens, manifest.texts.offsets]
+    damaged = [f"{part.file} ({fault})" for part in parts if (fault := _fault(Path(data), part, deep))]
     if not (Path(data) / "tokenizer/tokenizer.json").is_file():
         damaged.append("tokenizer/tokenizer.json (missing)")
     if damaged:
         more = f" and {len(damaged) - 3} more" if len(damaged) > 3 else ""
-        topic.mend(f"{data}: {', '.join(damaged[:3])}{more}", _PREPARE.format(folder=data))
-        return topic.findings
-    counted = "; ".join(
+        yield Finding(topic, "fix", f"{data}: {', '.join(damaged[:3])}{more}", cure)
+        return
+    rows = "; ".join(
         f"{task} " + ", ".join(f"{manifest.rows(split, task):,} {split}" for split in SPLITS)
         for task in TASKS
         if any(manifest.rows(split, task) for split in SPLITS)
     )
-    how = "each hash is right" if deep else "each file is there in its size (--deep compares hashes)"
-    topic.ok(f"{data}: {counted}; {how}")
-    return topic.findings
+    compared = "all hashes are right" if deep else "all files have their size (--deep compares hashes)"
+    yield Finding(topic, "ok", f"{data}: {rows}; {compared}")
 
 
-def check_teacher(teacher: str, data: str | None) -> list[Finding]:
-    """Whether `teacher` can be loaded without pickle or foreign code, and made the shards' tokens.
-
-    Args:
-        data: the shards; None compares nothing.
-    """
-    topic = Topic("teacher")
+def check_teacher(teacher: str, data: str | None) -> Iterator[Finding]:
+    """Whether `teacher` loads without pickle or foreign code, and has the tokeniser of the shards in `data`."""
+    topic = "teacher"
     if teacher == SCRATCH:
-        topic.ok("scratch: a small encoder with random weights, nothing to fetch")
-        return topic.findings
+        yield Finding(topic, "ok", "scratch: a small encoder with random weights, nothing to load")
+        return
     folder = Path(teacher).expanduser()
-    if folder.is_dir() and not _check_folder(topic, folder):
-        return topic.findings
+    if folder.is_dir():
+        findings = list(_check_encoder_folder(topic, folder))
+        yield from findings
+        if any(finding.state == "fix" for finding in findings):
+            return
     from newsbert_ray.data.tokenizer import TokenizerError, load_tokenizer
     from newsbert_ray.model.assemble import check_tokenizer
     from newsbert_ray.model.encoder import EncoderError
 
     try:
         manifest = read_manifest(data) if data is not None else None
-    except (ShardError, OSError):  # said under shards
+    except (ShardError, OSError):  # reported under shards
         manifest = None
     try:
         if manifest is None:
             load_tokenizer(teacher)
-            topic.ok(f"{teacher}: loads; not compared with shards (--data)")
+            yield Finding(topic, "ok", f"{teacher}: loads; not compared with shards (--data)")
         else:
             check_tokenizer(teacher, manifest)
-            topic.ok(f"{teacher}: loads, and its tokeniser made the shards")
+            yield Finding(topic, "ok", f"{teacher}: loads, and has the tokeniser of the shards")
     except EncoderError as error:
-        topic.mend(str(error), f"newsbert-ray prepare ... --teacher {teacher} --out ANOTHER")
+        yield Finding(topic, "fix", str(error), f"newsbert-ray prepare ... --teacher {teacher} --out NEW")
     except TokenizerError as error:
-        topic.mend(str(error), "give an encoder's folder, or fetch it where there is a network")
-    return topic.findings
+        cure = "give an encoder's folder, or download it where there is a network"
+        yield Finding(topic, "fix", str(error), cure)
 
 
-def _check_folder(topic: Topic, folder: Path) -> bool:
-    """Whether a folder holds what an encoder is loaded from."""
-    path = folder / "config.json"
-    if not path.is_file():
-        topic.mend(f"{folder}: no config.json there", "give a Hugging Face encoder's folder, or `scratch`")
-        return False
-    from transformers import AutoConfig
-
+def _version(name: str) -> str | None:
     try:
-        kind = AutoConfig.from_pretrained(str(folder), trust_remote_code=False).model_type
-        foreign = "auto_map" in json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        topic.mend(f"{path}: cannot be used ({reason[:200]})", "fetch the encoder's folder again")
-        return False
-    if foreign:
-        topic.note(f"{folder}: brings Python files of its own; they are never run, only the usual {kind} is")
-    if any((folder / name).is_file() for name in WEIGHTS):
-        return True
-    pickled = sorted(p.name for pattern in PICKLED for p in folder.glob(pattern))
-    what = f"only pickled weights ({', '.join(pickled)}), which can run code" if pickled else "no weights"
-    topic.mend(
-        f"{folder}: {what}; model.safetensors is needed",
-        "where you trust them, load them with transformers, then save_pretrained(FOLDER)",
-    )
-    return False
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
 
 
-def _parts(manifest: Manifest) -> Iterator[Shard | Part]:
-    for task in TASKS:
-        for split in SPLITS:
-            yield from manifest.shards(split, task)
-    yield from manifest.others
-    yield from (manifest.texts.tokens, manifest.texts.offsets)
+def _not_pinned(constraints: Path, names: set[str]) -> Iterator[str]:
+    """`torch 2.12.0 (pinned 2.13.0)` for each of these packages that has another version than is pinned."""
+    lines = constraints.read_text(encoding="utf-8").splitlines() if constraints.is_file() else []
+    for name, _, pin in (line.partition("==") for line in lines):
+        version = _version(name) if name in names else None
+        if version is not None and version.partition("+")[0] != pin:
+            yield f"{name} {version} (pinned {pin})"
+
+
+def _check_gpu(topic: str) -> Iterator[Finding]:
+    import torch
+    from torch.utils.collect_env import get_cpu_info, get_nvidia_driver_version, run
+
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            card = torch.cuda.get_device_properties(index)
+            bf16 = "with" if card.major >= 8 else "without"
+            memory = f"{card.total_memory / _GB:.0f} GB"
+            yield Finding(topic, "ok", f"GPU {index}: {card.name}, {memory}, {bf16} bf16 in hardware")
+        return
+    driver = get_nvidia_driver_version(run)
+    if driver is None:
+        bf16 = "with" if re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", get_cpu_info(run) or "") else "without"
+        yield Finding(topic, "ok", f"no GPU, the processor is used ({bf16} bf16 in hardware)")
+        if torch.version.cuda is not None:
+            message = "PyTorch is built for CUDA and no GPU is visible: fine on a cluster's head"
+            yield Finding(topic, "note", message, "in a container: docker run --gpus all")
+    elif torch.version.cuda is None:
+        message = f"an NVIDIA GPU is here, but PyTorch {torch.__version__} is built without CUDA"
+        cure = "pip install --force-reinstall torch, without PyTorch's CPU index in PIP_EXTRA_INDEX_URL"
+        yield Finding(topic, "fix", message, cure)
+    else:
+        message = f"an NVIDIA GPU is here, but PyTorch {torch.__version__} cannot use it (driver {driver})"
+        cure = (
+            f"install a driver for CUDA {torch.version.cuda} (see nvidia-smi), or unset CUDA_VISIBLE_DEVICES"
+        )
+        yield Finding(topic, "fix", message, cure)
+
+
+def _local_heads() -> Iterator[tuple[int, str | None]]:
+    """Port and RAY_AUTH_MODE of each Ray head on this machine; None where another user's cannot be read."""
+    import psutil
+
+    for process in psutil.process_iter(["name", "cmdline"]):
+        port = re.search(r"--gcs_server_port=(\d+)", " ".join(process.info["cmdline"] or ()))
+        if process.info["name"] == "gcs_server" and port:
+            try:
+                mode = process.environ().get("RAY_AUTH_MODE", "").lower()
+            except psutil.Error:
+                mode = None
+            yield int(port[1]), mode
+
+
+def _check_head(topic: str, address: str, environment: Mapping[str, str]) -> Iterator[Finding]:
+    try:
+        host, port = _split(address).hostname, _split(address).port
+    except ValueError:
+        host, port = None, None
+    if not host or not port:
+        cure = "give http://HOST:8265 (to submit) or HOST:6379 (RAY_ADDRESS)"
+        yield Finding(topic, "fix", f"{address}: not an address", cure)
+        return
+    try:
+        socket.create_connection((host, port), ANSWER_SECONDS).close()
+    except OSError as error:
+        cure = "start the cluster, correct the address, or open the tunnel to it"
+        yield Finding(topic, "fix", f"{address}: nothing answers ({error.strerror or error})", cure)
+        return
+    # In a process of its own: Ray's client may wait for ever, or end the process.
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", VERSIONS_PROGRAM, f"{host}:{port}"],
+            env={**environment, "PYTHONWARNINGS": "ignore"},
+            capture_output=True,
+            text=True,
+            timeout=2 * ANSWER_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        yield Finding(topic, "fix", f"{address}: no Ray head answers", "give HOST:6379 of the head")
+        return
+    if done.returncode == 0:
+        yield from _compare_versions(topic, address, json.loads(done.stdout.splitlines()[-1]))
+    elif "AuthenticationError" in done.stderr or "InvalidAuthToken" in done.stderr:
+        cure = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to a file with the cluster's token"
+        yield Finding(topic, "fix", f"{address}: the cluster does not accept our token, or got none", cure)
+    else:
+        reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1][:200]
+        yield Finding(
+            topic, "fix", f"{address}: no Ray head answers ({reason})", "give HOST:6379 of the head"
+        )
+
+
+def _compare_versions(topic: str, address: str, versions: Mapping[str, str]) -> Iterator[Finding]:
+    """Ray accepts only its own version and the same Python."""
+    versions = {"Ray": versions["ray_version"], "Python": versions["python_version"]}
+    own = {"Ray": metadata.version("ray"), "Python": platform.python_version()}
+    other = [name for name in own if versions[name] != own[name]]
+    for name in other:
+        install = f"pip install ray=={versions[name]}" if name == "Ray" else f"use Python {versions[name]}"
+        message = f"{address}: the cluster has {name} {versions[name]}, this machine {own[name]}"
+        yield Finding(topic, "fix", message, f"{install} here, or change the cluster's")
+    if not other:
+        yield Finding(
+            topic, "ok", f"{address} answers and accepts us: Ray {own['Ray']}, Python {own['Python']}"
+        )
+
+
+def _split(address: str) -> SplitResult:
+    return urlsplit(address if "://" in address else f"//{address}")
 
 
 def _fault(folder: Path, part: Shard | Part, deep: bool) -> str:
-    """What is wrong with a file of the shards; nothing where nothing is."""
+    """What is wrong with a file of the shards; empty if nothing."""
     path = folder / part.file
     try:
-        size = path.stat().st_size
-        if size != part.bytes:
+        if (size := path.stat().st_size) != part.bytes:
             return f"{size:,} bytes instead of {part.bytes:,}"
         if not deep:
             return ""
@@ -409,316 +489,33 @@ def _fault(folder: Path, part: Shard | Part, deep: bool) -> str:
         return "missing"
     except OSError as error:
         return error.strerror or type(error).__name__
-    return "" if digest == part.sha256 else "other bytes than were written"
+    return "" if digest == part.sha256 else "its content has changed"
 
 
-DISTRIBUTION = "newsbert-ray"
-IMPORTED = ("torch", "transformers", "ray", "pyarrow")
-"""Packages with compiled parts, which can be installed and yet not load."""
-LEAST_MEMORY, SCANT_MEMORY = 1 << 30, 4 << 30
-"""Bytes: a run of a small encoder takes about one GB; a sweep takes it for each trial at once."""
-LEAST_DISK, SCANT_DISK = 1 << 30, 10 << 30
-"""Bytes: checkpoints of a BERT-size pair take 2 GB each."""
-_GB = 1 << 30
-
-
-def check_versions(checkout: Path) -> list[Finding]:
-    """Python and packages against the lower bounds of our own metadata; where `checkout` holds a
-    constraints.txt, also against what is pinned there."""
-    topic = Topic("versions")
-    try:
-        own = metadata.distribution(DISTRIBUTION)
-    except metadata.PackageNotFoundError:
-        topic.mend(
-            f"{DISTRIBUTION} is not installed here, only its files", "pip install -c constraints.txt -e ."
-        )
-        return topic.findings
-    least = str(own.metadata["Requires-Python"]).removeprefix(">=")
-    python = ".".join(map(str, sys.version_info[:3]))
-    if _numbers(python) < _numbers(least):
-        topic.mend(f"Python {python}, {least} or newer is needed", f"make a new .venv with Python {least}")
-    old = list(_too_old(own.requires or []))
-    for name, version, wanted in old:
-        found = f"{name} {version}" if version else f"{name} is not installed"
-        topic.mend(f"{found}, {wanted} or newer is needed", f"pip install '{name}>={wanted}'")
-    for name in IMPORTED:
-        if name in [missing for missing, version, _ in old if not version]:
-            continue
-        try:
-            importlib.import_module(name)
-        except Exception as error:  # a broken library raises whatever it likes
-            topic.mend(
-                f"{name} is installed and does not load ({first_line(error)})",
-                f"pip install --force-reinstall --no-deps {name}=={metadata.version(name)}",
-            )
-    pinned = list(_unlike_pinned(checkout / "constraints.txt", own.requires or []))
-    if pinned:
-        topic.note(f"not the pinned versions: {', '.join(pinned)}", "pip install -c constraints.txt -e .")
-    if not any(finding.state == "mend" for finding in topic.findings):
-        names = ", ".join(f"{name} {metadata.version(name)}" for name in IMPORTED)
-        topic.ok(f"Python {python}, {DISTRIBUTION} {own.version}, {names}")
-    return topic.findings
-
-
-def check_devices(root: Path = Path("/")) -> list[Finding]:
-    """Cores, memory, GPUs and bf16, as a process of this machine or container may use them.
-
-    Args:
-        root: of the file system that says so (/proc, /sys, /dev).
-    """
-    topic = Topic("devices")
-    _check_cores(topic, root)
-    _check_memory(topic, root)
-    _check_gpu(topic, root)
-    return topic.findings
-
-
-def check_storage(out: str | None) -> list[Finding]:
-    """Whether results can be written to `out`, a folder (there or not yet) or a URL, and how much room is
-    left there; without `out` to the folder at hand."""
-    topic = Topic("storage")
-    if out is not None and "://" in out:
-        from newsbert_ray.storage.workdir import check_writable
-
-        try:
-            check_writable(out)
-        except (ValueError, OSError) as error:
-            topic.mend(str(error), "correct --out, the credentials of its storage, or its permissions")
-        else:
-            topic.ok(f"{out} can be written")
-        return topic.findings
-    folder = Path(out or ".").absolute()
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    if not there.is_dir():
-        topic.mend(f"{there} is a file, not a folder", "give another --out")
-        return topic.findings
-    try:
-        with tempfile.NamedTemporaryFile(dir=there, prefix=".doctor-") as file:
-            file.write(b"x")
-            file.flush()
-    except OSError as error:
-        topic.mend(
-            f"{there} cannot be written ({error.strerror})", f"give another --out, or: chmod u+w {there}"
-        )
-        return topic.findings
-    free = shutil.disk_usage(there).free
-    said = f"{there} can be written, {free / _GB:.1f} GB free"
-    if free < LEAST_DISK:
-        topic.mend(said, "make room there, or give another --out: a checkpoint takes up to 2 GB")
-    elif free < SCANT_DISK:
-        topic.note(f"{said}: enough for few checkpoints of a large encoder")
-    else:
-        topic.ok(said)
-    return topic.findings
-
-
-def _too_old(requires: Sequence[str]) -> Iterator[tuple[str, str, str]]:
-    """(name, installed version or nothing, least version) of what is below its bound."""
-    for requirement in requires:
-        found = re.match(r"([\w.-]+)(?:\[[^\]]*\])?>=([\d.]+)", requirement.replace(" ", ""))
-        if found is None or "extra==" in requirement.replace(" ", ""):
-            continue
-        name, least = found.groups()
-        try:
-            version = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            version = ""
-        if not version or _numbers(version) < _numbers(least):
-            yield name, version, least
-
-
-def _unlike_pinned(path: Path, requires: Sequence[str]) -> Iterator[str]:
-    """`torch 2.12.0 (pinned 2.13.0)` of each own requirement that is installed in another version."""
-    if not path.is_file():
+def _check_encoder_folder(topic: str, folder: Path) -> Iterator[Finding]:
+    """Whether a folder contains what an encoder is loaded from."""
+    config = folder / "config.json"
+    if not config.is_file():
+        cure = "give a Hugging Face encoder's folder, or `scratch`"
+        yield Finding(topic, "fix", f"{folder}: contains no config.json", cure)
         return
-    lines = path.read_text(encoding="utf-8").splitlines()
-    pins = {_plain(name): pin for name, equals, pin in (line.partition("==") for line in lines) if equals}
-    for requirement in requires:
-        name = re.split(r"[\s\[><=;]", requirement)[0]
-        pin = pins.get(_plain(name))
-        try:
-            version = metadata.version(name).partition("+")[0]
-        except metadata.PackageNotFoundError:
-            continue
-        if pin is not None and version != pin:
-            yield f"{name} {version} (pinned {pin})"
+    from transformers import AutoConfig
 
-
-def _check_cores(topic: Topic, root: Path) -> None:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    limit = _cgroup_cores(root)
-    if limit is not None and limit < cores:
-        topic.note(
-            f"{cores} cores are seen, this container may use {limit:g}: Ray and torch start too much",
-            f"give --threads {max(1, int(limit))} to train, --concurrency {max(1, int(limit))} to sweep",
-        )
-    else:
-        topic.ok(f"{cores} cores")
-
-
-def _cgroup_cores(root: Path) -> float | None:
-    """Cores that the container's quota comes to; None without one."""
-    groups = root / "sys/fs/cgroup"
-    words = _read(groups / "cpu.max").split()
-    if not words:
-        words = [_read(groups / f"cpu/cpu.cfs_{name}_us").strip() for name in ("quota", "period")]
-    quota, period = [*words, "", ""][:2]
-    return int(quota) / int(period) if quota.isdigit() and period.isdigit() and int(period) else None
-
-
-def _check_memory(topic: Topic, root: Path) -> None:
-    found = re.search(r"MemAvailable:\s+(\d+) kB", _read(root / "proc/meminfo"))
-    available = int(found[1]) * 1024 if found else None
-    groups = root / "sys/fs/cgroup"
-    limit = _read(groups / "memory.max").strip() or _read(groups / "memory/memory.limit_in_bytes").strip()
-    used = _read(groups / "memory.current").strip() or _read(groups / "memory/memory.usage_in_bytes").strip()
-    if limit.isdigit() and used.isdigit():
-        left = max(0, int(limit) - int(used))
-        available = left if available is None else min(left, available)
-    if available is None:
-        topic.note("how much memory is free is not known here")
-    elif available < LEAST_MEMORY:
-        topic.mend(
-            f"{available / _GB:.1f} GB of memory free: the first trial would be killed",
-            "end other programs, or give the container more memory",
-        )
-    elif available < SCANT_MEMORY:
-        topic.note(f"{available / _GB:.1f} GB of memory free: enough for one to three trials at once")
-    else:
-        topic.ok(f"{available / _GB:.1f} GB of memory free")
-
-
-def _check_gpu(topic: Topic, root: Path) -> None:
     try:
-        import torch
-    except Exception:  # said under versions already
+        family = AutoConfig.from_pretrained(str(folder), trust_remote_code=False).model_type
+        foreign = "auto_map" in json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        message = f"{config}: cannot be used ({first_line(error)[:200]})"
+        yield Finding(topic, "fix", message, "download the encoder again")
         return
-    flags = _read(root / "proc/cpuinfo")
-    if torch.cuda.is_available():
-        for index in range(torch.cuda.device_count()):
-            card = torch.cuda.get_device_properties(index)
-            bf16 = "with" if card.major >= 8 else "without"
-            topic.ok(f"GPU {index}: {card.name}, {card.total_memory / _GB:.0f} GB, {bf16} bf16 in hardware")
+    if foreign:
+        message = f"{folder}: contains Python files, which are never run; it is loaded as {family}"
+        yield Finding(topic, "note", message)
+    if any((folder / f"model.safetensors{suffix}").is_file() for suffix in ("", ".index.json")):
         return
-    card_there = any((root / "dev").glob("nvidia[0-9]*"))
-    if card_there and torch.version.cuda is None:
-        topic.mend(
-            f"an NVIDIA GPU is here, torch {torch.__version__} was built without CUDA",
-            "pip install --force-reinstall torch, without PIP_EXTRA_INDEX_URL set to PyTorch's CPU index",
-        )
-    elif card_there:
-        topic.mend(
-            f"an NVIDIA GPU is here, torch {torch.__version__} cannot use it",
-            f"install a driver for CUDA {torch.version.cuda} (see nvidia-smi), or unset CUDA_VISIBLE_DEVICES",
-        )
-    else:
-        bf16 = "with" if re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", flags) else "without"
-        topic.ok(f"no GPU, the processor is used ({bf16} bf16 in hardware)")
-    if torch.version.cuda is not None and not card_there:
-        topic.note(
-            "torch was built for CUDA and no GPU is visible: right for a cluster's head, else wasted room",
-            "in a container: docker run --gpus all",
-        )
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    """`2.13.0+cpu` -> (2, 13, 0)."""
-    found = re.match(r"[\d.]*\d", version)
-    return tuple(map(int, found[0].split("."))) if found else ()
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
-
-
-NEW_TOKEN = "(umask 077; ray get-auth-token --generate > /dev/null)"
-"""Writes ~/.ray/auth_token for its user alone; without the umask Ray lets everybody read it."""
-PORTS: Mapping[int, tuple[str, str]] = {
-    6379: ("a head's own", "--port"),
-    8265: ("its dashboard's, for jobs", "--dashboard-port"),
-    10001: ("Ray Client's", "--ray-client-server-port"),
-}
-"""Ray's usual ports: what listens there, and the option of `ray start` that takes another."""
-
-
-def check_ports(root: Path = Path("/")) -> list[Finding]:
-    """Ray's usual ports on this machine, and whether a head here can be reached from other machines.
-
-    Args:
-        root: of the file system that says so (/proc).
-    """
-    topic = Topic("ports")
-    listening = _listeners(root / "proc/net")
-    taken = sorted(PORTS.keys() & listening.keys())
-    for port in taken:
-        whose, option = PORTS[port]
-        topic.note(
-            f"port {port} ({whose}) is taken, at {', '.join(sorted(listening[port]))}",
-            f"where a second head is to start here: ray start --head {option} ANOTHER",
-        )
-    if not taken:
-        topic.ok(f"Ray's usual ports are free ({', '.join(map(str, PORTS))})")
-    for port, variables in _heads(root / "proc"):
-        outside = sorted(address for address in listening.get(port, ()) if not is_loopback(address))
-        where = "a Ray head runs here" + (f", port {port}" if port else "")
-        if not outside:
-            topic.ok(f"{where}, on the loopback only")
-        elif variables is None:
-            topic.note(f"{where}, reachable from other machines; another user's: is a token asked for?")
-        elif variables.get("RAY_AUTH_MODE", "").lower() == "token":
-            topic.ok(f"{where}, reachable from other machines at {', '.join(outside)}, and asks for a token")
-        else:
-            topic.mend(
-                f"{where}, reachable from other machines at {', '.join(outside)} and asks for no token: "
-                "whoever reaches it runs programs as you",
-                f"end that head; {NEW_TOKEN}; RAY_AUTH_MODE=token ray start --head ...",
-            )
-    return topic.findings
-
-
-def _listeners(folder: Path) -> dict[int, set[str]]:
-    """Port -> addresses on which some process of this machine listens for TCP."""
-    found: dict[int, set[str]] = {}
-    for table in ("tcp", "tcp6"):
-        try:
-            lines = (folder / table).read_text().splitlines()[1:]
-        except OSError:
-            continue
-        for line in lines:
-            fields = line.split()
-            if fields[3] == "0A":
-                address, _, port = fields[1].partition(":")
-                found.setdefault(int(port, 16), set()).add(_address(address))
-    return found
-
-
-def _address(digits: str) -> str:
-    """`0100007F` -> `127.0.0.1`: the kernel writes words of four bytes, each the wrong way round."""
-    raw = bytes.fromhex(digits)
-    found = ip_address(b"".join(raw[start : start + 4][::-1] for start in range(0, len(raw), 4)))
-    return str(getattr(found, "ipv4_mapped", None) or found)
-
-
-def _heads(folder: Path) -> Iterator[tuple[int, Mapping[str, str] | None]]:
-    """Port and environment of each Ray head's central process on this machine; None for another user's."""
-    for path in sorted(folder.glob("[0-9]*/cmdline")):
-        try:
-            words = path.read_bytes().decode(errors="replace").split("\0")
-        except OSError:
-            continue
-        port = re.search(r"--gcs_server_port=(\d+)", " ".join(words))
-        if Path(words[0]).name != "gcs_server" or port is None:
-            continue
-        try:
-            lines = path.with_name("environ").read_bytes().decode(errors="replace").split("\0")
-        except OSError:
-            yield int(port[1]), None
-            continue
-        yield int(port[1]), dict(line.split("=", 1) for line in lines if "=" in line)
+    pickled = sorted(
+        path.name for pattern in ("bin", "pt", "pth", "ckpt") for path in folder.glob(f"*.{pattern}")
+    )
+    weights = f"only pickled weights ({', '.join(pickled)}), which can run code" if pickled else "no weights"
+    cure = "if you trust them, load them with transformers, then save_pretrained(FOLDER)"
+    yield Finding(topic, "fix", f"{folder}: {weights}; model.safetensors is needed", cure)

@@ -1,6 +1,6 @@
-"""The first word with a cluster's dashboard: its address, the token it asks for, its version. Knows no Ray.
+"""Connects to a cluster's dashboard (address, token, version) and follows a job's log. Does not import Ray.
 
-Ray's own client has no time-out, lets RAY_ADDRESS go over what it is given, and answers a slip with a page.
+Ray's own client has no time-out, prefers RAY_ADDRESS to the given address, and shows the token to any server.
 """
 
 from __future__ import annotations
@@ -22,178 +22,201 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
+from newsbert_ray.files import first_line
+
 ANSWER_SECONDS = 15.0
 ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
+Warn = Callable[[str, str], None]
+"""Takes a warning and its cure."""
 
 
-class ContactError(ValueError):
-    """A cluster that cannot be spoken to; the text names the address and the cure."""
+class DashboardError(ValueError):
+    """A dashboard that cannot be used: the problem, which names the address, and the cure."""
+
+    def __init__(self, problem: str, cure: str) -> None:
+        super().__init__(problem, cure)
+        self.problem, self.cure = problem, cure
+
+    def __str__(self) -> str:
+        return f"{self.problem}; {self.cure}"
 
 
 @dataclass(frozen=True)
-class Contact:
-    """A dashboard that has answered. `token`: what it asks for, None where it lets everybody in."""
+class Dashboard:
+    """A dashboard that has answered. `token` is None where it asks for none."""
 
     address: str
     token: str | None
-    ray: str
+    ray_version: str
 
     def __repr__(self) -> str:
-        """Without the token, which would end up in a log."""
-        return f"Contact({self.address!r}, ray={self.ray!r})"
+        """Without the token, which must not reach a log."""
+        return f"Dashboard({self.address!r}, ray_version={self.ray_version!r})"
 
 
-def make_contact(
+def connect(
     address: str | None,
     *,
     token_file: str | Path | None = None,
-    say: Callable[[str], None],
+    warn: Warn,
     environment: Mapping[str, str] = os.environ,
-) -> Contact:
-    """Ask the dashboard for its version: first without the token, which is shown to who asks for it only.
+) -> Dashboard:
+    """Ask a dashboard for its version. The token is shown only to a dashboard that asks for one.
 
     Args:
         address: http(s)://HOST:PORT, or HOST:PORT; RAY_API_SERVER_ADDRESS by default.
         token_file: file with the token; RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token by default.
-        say: hears of what is unsafe, or unlike on the two sides.
+        warn: called with what is unsafe or differs between both sides, and the cure.
     Raises:
-        ContactError: no address, nobody answers, a token is asked for and none known, or it is the wrong one.
+        DashboardError: no address, no answer, a token is required and missing, or the token is wrong.
     """
-    address = _whole(address or environment.get(ADDRESS_VARIABLE))
-    host = urlsplit(address).hostname or ""
-    if urlsplit(address).scheme != "https" and not is_loopback(host):
-        say(
-            f"warning: {address} is neither https nor on this machine: token, code and log travel readable; "
-            f"take https, or a tunnel (ssh -L 8265:127.0.0.1:8265 {host}, then --address "
-            "http://127.0.0.1:8265)"
+    address = _full_address(address or environment.get(ADDRESS_VARIABLE))
+    parts = urlsplit(address)
+    host = parts.hostname or ""
+    if parts.scheme != "https" and not is_loopback(host):
+        warn(
+            f"{address} is neither https nor on this machine: token, code and log are sent unencrypted",
+            f"use https, or a tunnel (ssh -L 8265:127.0.0.1:{parts.port or 80} {host}, then --address "
+            "http://127.0.0.1:8265)",
         )
-    token = _named_token(token_file, say) if token_file else None
-    version = _version(address, None)
+    token = _read_token(token_file, warn) if token_file else None
+    version = _ask_version(address, None)
     if version is not None:
+        token = None
         if not is_loopback(host):
-            say(f"warning: {address} asks for no token: whoever reaches it runs programs on the cluster")
+            warn(
+                f"{address} asks for no token: everyone who can reach it can run programs on the cluster",
+                "start the head with RAY_AUTH_MODE=token",
+            )
     else:
-        token = token or _usual_token(environment, say)
+        token = token or _find_token(environment, warn)
         if token is None:
-            raise ContactError(
-                f"{address}: the cluster asks for a token, and none is known here; give --token_file FILE, "
-                "or RAY_AUTH_MODE=token with RAY_AUTH_TOKEN_PATH=FILE"
+            raise DashboardError(
+                f"{address}: the cluster requires a token, and none was found",
+                "give --token_file FILE, or RAY_AUTH_MODE=token with RAY_AUTH_TOKEN_PATH=FILE",
             )
-        version = _version(address, token)
+        version = _ask_version(address, token)
         if version is None:
-            raise ContactError(
-                f"{address}: the cluster refuses the token; copy its own (of the head: ~/.ray/auth_token) to "
-                "the file of --token_file or RAY_AUTH_TOKEN_PATH"
+            raise DashboardError(
+                f"{address}: the cluster refuses the token",
+                "copy the cluster's token (on the head: ~/.ray/auth_token) to the file of --token_file or "
+                "RAY_AUTH_TOKEN_PATH",
             )
-        return _compared(Contact(address, token, version), say)
-    return _compared(Contact(address, None, version), say)
-
-
-def _compared(contact: Contact, say: Callable[[str], None]) -> Contact:
-    here = metadata.version("ray")
-    if contact.ray != here:
-        say(
-            f"warning: Ray is {contact.ray} there and {here} here; take an image with ray=={here} for the "
-            f"cluster, or pip install ray=={contact.ray} here"
+    own_version = metadata.version("ray")
+    if version != own_version:
+        warn(
+            f"{address} runs Ray {version}, this machine has Ray {own_version}",
+            f"pip install ray=={version} here, or use an image with ray=={own_version} for the cluster",
         )
-    return contact
+    return Dashboard(address, token, version)
 
 
-def _whole(given: str | None) -> str:
-    if not given or not given.strip():
-        raise ContactError(
-            f"no cluster named; give --address http://HOST:8265 (its dashboard), or set {ADDRESS_VARIABLE}"
-        )
-    address = given.strip()
-    address = (address if "://" in address else f"http://{address}").rstrip("/")
+def is_loopback(host: str) -> bool:
+    """Whether a host name or IP address reaches this machine only."""
     try:
-        place = urlsplit(address)
-        host, _ = place.hostname, place.port
+        return host == "localhost" or ip_address(host).is_loopback
     except ValueError:
-        place, host = urlsplit(""), None
-    if place.scheme == "ray":
-        raise ContactError(f"--address {address}: jobs go to the dashboard, http://{host or 'HOST'}:8265")
-    if place.scheme not in ("http", "https") or not host:
-        raise ContactError(f"--address {given}: expected http://HOST:8265, the cluster's dashboard")
-    if "@" in place.netloc:
-        raise ContactError(f"--address: a password in it would be shown in logs; leave {host} without it")
+        return False
+
+
+def _full_address(text: str | None) -> str:
+    if not text or not text.strip():
+        raise DashboardError(
+            "no cluster given", f"give --address http://HOST:8265 (its dashboard), or set {ADDRESS_VARIABLE}"
+        )
+    address = text.strip().rstrip("/")
+    address = address if "://" in address else f"http://{address}"
+    try:
+        parts = urlsplit(address)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        parts, host = urlsplit(""), None
+    if parts.scheme == "ray":
+        raise DashboardError(
+            f"--address {address} is Ray Client's", f"give the dashboard's: http://{host or 'HOST'}:8265"
+        )
+    if parts.scheme not in ("http", "https") or not host:
+        raise DashboardError(f"--address {text} is not an address", "give the dashboard's: http://HOST:8265")
+    if "@" in parts.netloc:
+        raise DashboardError("--address holds a password, which logs would show", f"give {host} without it")
     return address
 
 
-def _named_token(path: str | Path, say: Callable[[str], None]) -> str:
+def _read_token(path: str | Path, warn: Warn) -> str:
     path = Path(path).expanduser()
     try:
         text = path.read_text(encoding="ascii").strip()
         mode = stat.S_IMODE(path.stat().st_mode)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = "holds no token" if isinstance(error, UnicodeDecodeError) else error.strerror
-        raise ContactError(f"{path}: {reason}; expected a file with the cluster's token") from error
-    if not text or len(text.split()) > 1:
-        raise ContactError(f"{path}: holds no token; expected one word, the cluster's token")
+    except UnicodeDecodeError:
+        text, mode = "", 0
+    except OSError as error:
+        raise DashboardError(f"{path}: {error.strerror}", "give a file with the cluster's token") from error
+    if len(text.split()) != 1:
+        raise DashboardError(f"{path}: contains no token", "write the cluster's token there, as one word")
     if mode & 0o077:
-        say(f"warning: {path} can be read by other users of this machine; chmod 600 {path}")
+        warn(f"{path} can be read by other users of this machine", f"chmod 600 {path}")
     return text
 
 
-def _usual_token(environment: Mapping[str, str], say: Callable[[str], None]) -> str | None:
-    """The token where Ray looks for it, in Ray's order."""
+def _find_token(environment: Mapping[str, str], warn: Warn) -> str | None:
+    """The token from the variables and files that Ray reads, in Ray's order."""
     if text := environment.get("RAY_AUTH_TOKEN", "").strip():
         return text
     if path := environment.get("RAY_AUTH_TOKEN_PATH"):
-        return _named_token(path, say)
-    usual = Path(environment.get("HOME") or Path.home()) / ".ray/auth_token"
-    return _named_token(usual, say) if usual.is_file() else None
+        return _read_token(path, warn)
+    default = Path(environment.get("HOME") or Path.home()) / ".ray/auth_token"
+    return _read_token(default, warn) if default.is_file() else None
 
 
-class _Still(HTTPRedirectHandler):
-    """Follows no redirect: the token would go with it, to another host too."""
+class _NoRedirect(HTTPRedirectHandler):
+    """Follows no redirect: the token would be sent along, possibly to another host."""
 
     def redirect_request(self, *_: Any) -> None:
         return None
 
 
-def _version(address: str, token: str | None) -> str | None:
-    """Ray's version there; None where the token is missing or wrong."""
+def _ask_version(address: str, token: str | None) -> str | None:
+    """The cluster's Ray version; None if the token is missing or wrong."""
     headers = {"Authorization": f"Bearer {token}"} if token else {}
+    request = Request(f"{address}/api/version", headers=headers)
     try:
-        with build_opener(_Still()).open(
-            Request(f"{address}/api/version", headers=headers), timeout=ANSWER_SECONDS
-        ) as answer:
+        with build_opener(_NoRedirect()).open(request, timeout=ANSWER_SECONDS) as answer:
             return str(json.loads(answer.read(100_000))["ray_version"])
     except HTTPError as error:
         if error.code in (401, 403):
             return None
-        elsewhere = error.headers.get("Location")
-        cure = f"it sends on to {elsewhere}" if elsewhere else "is it the cluster's dashboard?"
-        raise ContactError(f"{address}: answers {error.code} when asked for its version; {cure}") from error
+        target = error.headers.get("Location")
+        cure = f"it redirects to {target}" if target else "is this the cluster's dashboard?"
+        raise DashboardError(f"{address}: answers {error.code} when asked for its version", cure) from error
     except (URLError, OSError, HTTPException) as error:
-        reason = getattr(error, "reason", None) or error
-        raise ContactError(
-            f"{address}: no cluster answers there ({reason}); start it, correct --address (the dashboard's, "
-            "usually port 8265), or open the tunnel to it"
+        raise DashboardError(
+            f"{address}: no cluster answers ({getattr(error, 'reason', None) or error})",
+            "start it, correct --address (the dashboard's, usually port 8265), or open the tunnel to it",
         ) from error
     except (ValueError, KeyError, TypeError) as error:
-        raise ContactError(f"{address}: something else than Ray's dashboard answers there") from error
+        raise DashboardError(
+            f"{address}: answers, but is not Ray's dashboard", "give http://HOST:8265 of the head"
+        ) from error
 
 
 PENDING_SECONDS = 20.0
-"""A job that has not begun by then is explained, and again each time as long as all before."""
+"""A job that is pending for so long is explained; again after twice, four times ... as long."""
 POLL_SECONDS = 0.5
-"""Between two looks at a job that has not begun, and before the first new connection."""
-LOOK_SECONDS = 2.0
-"""Silence after which the job is asked for its state: a connection may be dead without a word."""
+"""Between two checks of a pending job, and before the first reconnection."""
+CHECK_SECONDS = 2.0
+"""After so long without output the job's state is checked: a dead connection may not report an error."""
 SILENT_SECONDS = 300.0
-"""Silence after which the log is asked for anew."""
+"""After so long without output the log is requested again."""
 GIVE_UP_SECONDS = 300.0
-"""How long a cluster may be away."""
+"""How long a cluster may be unreachable."""
 
 
 class FollowError(RuntimeError):
-    """A job that can no longer be followed; the text says how to come back, or that it is gone."""
+    """A job that can no longer be followed; the text says why."""
 
 
 class Jobs(Protocol):
-    """What is needed of ray.job_submission.JobSubmissionClient."""
+    """The part of ray.job_submission.JobSubmissionClient that following a log needs."""
 
     def get_job_info(self, job_id: str) -> Any: ...
 
@@ -204,114 +227,109 @@ class Jobs(Protocol):
 
 @dataclass(frozen=True)
 class JobEnd:
-    """How a job ended: Ray's word for it, our exit code, and the reason."""
+    """How a job ended: Ray's status, our exit code, and the reason."""
 
     status: str
     code: int
     reason: str
 
 
-def follow(
-    jobs: Jobs, job: str, *, write: Callable[[str], None], say: Callable[[str], None], address: str
+def follow_log(
+    jobs: Jobs, job: str, *, write: Callable[[str], None], echo: Callable[[str], None], address: str
 ) -> JobEnd:
-    """Write the log of `job` from its beginning until the job has ended.
+    """Write the log of `job` from its beginning until the job ends.
 
     Args:
-        write: takes pieces of the log, which need not end with a line.
-        say: hears why nothing comes, and that a connection was lost.
+        write: called with pieces of the log, which need not end with a line.
+        echo: called with a line that explains a delay or a lost connection.
+        address: of the cluster, for these lines.
     Raises:
-        FollowError: the cluster has no such job, or has been away for GIVE_UP_SECONDS.
-        KeyboardInterrupt: the job goes on.
+        FollowError: the cluster does not know the job, or was unreachable for GIVE_UP_SECONDS.
+        KeyboardInterrupt: the job continues.
     """
-    return asyncio.run(_Follower(jobs, job, write=write, say=say, address=address).run())
+    return asyncio.run(_Follower(jobs, job, write, echo, address).run())
 
 
-def end_of(info: Any) -> JobEnd | None:
-    """The end of a job as Ray describes it; None while it has not ended."""
-    status = str(getattr(info.status, "value", info.status))
+def job_status(info: Any) -> str:
+    """Ray's word for a job's state, such as RUNNING."""
+    return str(getattr(info.status, "value", info.status))
+
+
+def job_end(info: Any) -> JobEnd | None:
+    """The end of a job from Ray's description of it; None while it has not ended."""
+    status, code = job_status(info), info.driver_exit_code
     if status not in ("SUCCEEDED", "FAILED", "STOPPED"):
         return None
-    code = info.driver_exit_code
-    failed = code if isinstance(code, int) and 0 < code < 256 else 1
+    failure = code if isinstance(code, int) and 0 < code < 256 else 1
     if isinstance(code, int) and code:
         reason = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
     else:
         reason = (info.message or "").strip()
-    return JobEnd(status, 0 if status == "SUCCEEDED" else failed, reason)
+    return JobEnd(status, 0 if status == "SUCCEEDED" else failure, reason)
 
 
+@dataclass
 class _Follower:
-    """One job's log: how much of it is written, and when the cluster last answered."""
+    """Follows one job: how many characters of its log are written, and when the cluster last answered."""
 
-    def __init__(
-        self,
-        jobs: Jobs,
-        job: str,
-        *,
-        write: Callable[[str], None],
-        say: Callable[[str], None],
-        address: str,
-    ) -> None:
-        self._jobs, self._job, self._write, self._say = jobs, job, write, say
-        self._address = address
-        self._written = 0
-        self._answered = time.monotonic()
+    jobs: Jobs
+    job: str
+    write: Callable[[str], None]
+    echo: Callable[[str], None]
+    address: str
+    written: int = 0
 
     async def run(self) -> JobEnd:
-        await self._begin()
+        self.answered = time.monotonic()
+        await self._wait_until_started()
         wait = POLL_SECONDS
         while True:
-            before = self._written
-            dropped = await self._read()
+            before = self.written
+            lost = await self._read_log()
             info = self._info()
-            end = end_of(info) if info is not None else None
-            if end is not None:
+            if info is not None and (end := job_end(info)) is not None:
                 self._write_rest()
                 return end
-            wait = POLL_SECONDS if self._written > before else min(2 * wait, 15.0)
-            if dropped:
-                self._say(f"the connection to {self._address} was lost; trying again ...")
+            wait = POLL_SECONDS if self.written > before else min(2 * wait, 15.0)
+            if lost:
+                self.echo(f"the connection to {self.address} was lost; trying again ...")
             await asyncio.sleep(wait)
 
-    async def _begin(self) -> None:
-        """Wait until the job runs, and explain where that takes long."""
-        began, hint = time.monotonic(), PENDING_SECONDS
-        while True:
-            info = self._info()
-            if info is not None and str(getattr(info.status, "value", info.status)) != "PENDING":
-                return
-            waited = time.monotonic() - began
+    async def _wait_until_started(self) -> None:
+        start, hint = time.monotonic(), PENDING_SECONDS
+        while (info := self._info()) is None or job_status(info) == "PENDING":
+            waited = time.monotonic() - start
             if info is not None and waited >= hint:
-                said = (info.message or "").strip().split("\n")[0]
-                self._say(
-                    f"still pending after {waited:.0f} s: {said or 'the head has not started it'} "
-                    "(a first start unpacks what was sent; --pip installs, which takes minutes)"
+                reason = (info.message or "").strip().split("\n")[0] or "the head has not started it"
+                self.echo(
+                    f"still pending after {waited:.0f} s: {reason} (the first start unpacks the files; "
+                    "--pip installs packages, which takes minutes)"
                 )
                 hint *= 2
             await asyncio.sleep(POLL_SECONDS)
 
-    async def _read(self) -> bool:
-        """Write what comes until the connection ends, and whether that was against its will."""
+    async def _read_log(self) -> bool:
+        """Write the log until the connection ends; True if it was lost."""
         position = 0
         try:
-            async with aclosing(self._jobs.tail_job_logs(self._job)) as stream:  # type: ignore[type-var]
-                while (text := await self._next(stream)) is not None:
+            async with aclosing(self.jobs.tail_job_logs(self.job)) as stream:  # type: ignore[type-var]
+                while (text := await self._next_piece(stream)) is not None:
                     self._put(text, position)
                     position += len(text)
         except Exception:
-            # aiohttp's, the socket's or Ray's, all for a connection that is gone: the job's state decides.
+            # From aiohttp, the socket or Ray, and all mean a lost connection: the job's state decides.
             return True
         return False
 
-    async def _next(self, stream: AsyncIterator[str]) -> str | None:
-        """The next piece; None where there is none, the job has ended, or nothing came for long."""
+    async def _next_piece(self, stream: AsyncIterator[str]) -> str | None:
+        """The next piece; None at the end of the log or of the job, or after a long silence."""
         piece = asyncio.ensure_future(anext(stream, None))
-        quiet = 0.0
+        silent = 0.0
         try:
-            while not (await asyncio.wait({piece}, timeout=LOOK_SECONDS))[0]:
-                quiet += LOOK_SECONDS
+            while not (await asyncio.wait({piece}, timeout=CHECK_SECONDS))[0]:
+                silent += CHECK_SECONDS
                 info = self._info()
-                if quiet >= SILENT_SECONDS or (info is not None and end_of(info)):
+                if silent >= SILENT_SECONDS or (info is not None and job_end(info)):
                     return None
             return piece.result()
         finally:
@@ -320,44 +338,32 @@ class _Follower:
                 await asyncio.wait({piece})
 
     def _put(self, text: str, position: int) -> None:
-        """Write what of `text`, which stands at `position` of the log, is new."""
-        if new := text[max(0, self._written - position) :]:
-            self._write(new)
-            self._written = position + len(text)
+        """Write the part of `text`, which starts at `position` of the log, that is not yet written."""
+        if new := text[max(0, self.written - position) :]:
+            self.write(new)
+            self.written = position + len(text)
 
     def _write_rest(self) -> None:
-        """Last lines that the connection did not bring; a head that has just gone has none."""
+        """The last lines, which the connection may not have brought."""
         try:
-            self._put(self._jobs.get_job_logs(self._job), 0)
-        except (RuntimeError, OSError):
-            self._say("the end of the log could not be read")
+            self._put(self.jobs.get_job_logs(self.job), 0)
+        except (RuntimeError, OSError) as error:
+            self.echo(f"the end of the log could not be read ({first_line(error)})")
 
     def _info(self) -> Any:
-        """The job as Ray describes it; None where the cluster does not answer just now."""
+        """Ray's description of the job; None while the cluster does not answer."""
         try:
-            found = self._jobs.get_job_info(self._job)
+            info = self.jobs.get_job_info(self.job)
         except (RuntimeError, OSError) as error:
             if "status code 404" in str(error):
                 raise FollowError(
-                    f"{self._job}: the cluster knows no such job; --list shows those it knows (a head that "
-                    "was started anew knows none from before)"
+                    f"{self.job}: the cluster knows no such job; --list shows its jobs (a restarted head has "
+                    "forgotten the jobs before)"
                 ) from error
-            if time.monotonic() - self._answered > GIVE_UP_SECONDS:
+            if time.monotonic() - self.answered > GIVE_UP_SECONDS:
                 raise FollowError(
-                    f"{self._address}: no answer for {GIVE_UP_SECONDS:g} s; whether {self._job} still runs "
-                    "is not known"
+                    f"{self.address}: no answer for {GIVE_UP_SECONDS:g} s; {self.job} may still be running"
                 ) from error
             return None
-        self._answered = time.monotonic()
-        return found
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host or address is this machine's own, which no other can reach."""
-    if host == "localhost":
-        return True
-    try:
-        found = ip_address(host)
-    except ValueError:
-        return False
-    return found.is_loopback
+        self.answered = time.monotonic()
+        return info

@@ -1,4 +1,7 @@
-"""The working directory as it goes to a cluster: which files, how large, in one zip. Knows no Ray."""
+"""What a submitted job takes along: files, variables, requirements; and the checks before anything is sent.
+
+Ray packs and uploads the files. This module selects them, so that names and size are known before.
+"""
 
 from __future__ import annotations
 
@@ -6,47 +9,40 @@ import os
 import re
 import secrets
 import shlex
-import stat
 import time
-import zipfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
-
-from pathspec import GitIgnoreSpec
+from typing import Any, NamedTuple
 
 import newsbert_ray
 from newsbert_ray.config import SettingsError
 from newsbert_ray.files import format_size
-from newsbert_ray.secrets import is_secret_name, mask_text, mask_url
+from newsbert_ray.ray_private import walk_package
+from newsbert_ray.secrets import find_secrets, is_secret_name, mask_text
 
 LIMIT_BYTES = 100_000_000
-"""Most that goes along, as it lies on disk: as `du` shows it, and known before anything is packed."""
-REQUEST_BYTES = 104_857_600
-"""Most that Ray takes in one request."""
-MOST_FILES = 20_000
-"""Where counting ends: no project, but a home folder or a data set."""
-LEFT_OUT = (
-    *(".git", ".venv/", "venv/", "__pycache__/", "*.egg-info/", ".*_cache/", ".hypothesis/"),
-    *("/runs/", "/data/", "/demo/", "/bench/", "/shards/", "/build/", "/dist/"),
+"""Largest package: Ray takes 104,857,600 bytes in one request, with the names of all files."""
+MAX_FILES = 20_000
+"""More files are not a project, but a home folder or a data set."""
+SECRETS = (".env", ".env.*", ".netrc", ".aws", ".ssh", ".ray", "*.pem", "*.key", "auth_token")
+"""Where secrets usually are, as .gitignore patterns; never sent."""
+EXCLUDES = (
+    *(".git", ".venv", "venv", "__pycache__", "*.egg-info", ".*_cache", ".hypothesis"),
+    *("/runs", "/data", "/demo", "/bench", "/shards", "/build", "/dist"),
     *("*.pt", "*.pth", "*.ckpt", "*.bin", "*.safetensors", "*.parquet"),
-    *(".env", ".env.*", ".netrc", ".aws/", ".ssh/", ".ray/", "*.pem", "*.key", "auth_token"),
 )
-"""Patterns of a .gitignore: caches; results, data and weights; where secrets usually lie."""
+"""Caches, results, data and weights: sent only with --include."""
 _IGNORE_FILES = (".gitignore", ".rayignore")
-_OWN = "newsbert_ray"
-_SAME_TIME = (1980, 1, 1, 0, 0, 0)
 
 
 class PackageError(ValueError):
-    """A working directory that cannot be sent; the text names what is in the way and the cure."""
+    """A working directory that cannot be sent; the text names the reason and the cure."""
 
 
-@dataclass(frozen=True)
-class File:
-    """One file: its name in the package, with slashes, where it lies, and its bytes."""
+class File(NamedTuple):
+    """One file: its name in the package, its path, and its size in bytes."""
 
     name: str
     path: Path
@@ -54,177 +50,147 @@ class File:
 
 
 @dataclass(frozen=True)
-class Package:
-    """What goes along from `root`, sorted by name.
+class PackageFiles:
+    """The files that are sent from `root`, sorted by name.
 
-    `links` were left out because they lead out of the folder, or to a folder. `own`: whether `root` itself
-    holds newsbert_ray.
+    `links` are symbolic links that were left out, because they lead to a folder or out of `root`.
+    `has_newsbert_ray`: whether newsbert_ray is one of root's own folders.
     """
 
     root: Path
     files: tuple[File, ...]
     links: tuple[str, ...]
-    own: bool
+    has_newsbert_ray: bool
 
     @property
     def bytes(self) -> int:
-        """All files, as they lie on disk."""
+        """The size of all files."""
         return sum(file.bytes for file in self.files)
 
-    def holds(self, name: str) -> bool:
-        """Whether the file or folder `name`, relative to the root, goes along."""
+    def contains(self, name: str) -> bool:
+        """Whether the file or folder `name`, relative to the root, is sent."""
         return name in (".", "") or any(f.name == name or f.name.startswith(f"{name}/") for f in self.files)
 
 
-@dataclass(frozen=True)
-class _Rules:
-    """Patterns that hold below `base` (a name that ends with a slash, or nothing)."""
+def find_files(root: str | Path, *, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> PackageFiles:
+    """The files of a folder that are sent, and those of newsbert_ray if the folder does not contain it.
 
-    base: str
-    spec: GitIgnoreSpec
-
-
-def find_files(root: str | Path, *, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> Package:
-    """What of a folder goes along, and newsbert_ray with it where the folder does not hold it.
-
-    The last pattern that fits decides: LEFT_OUT, then each .gitignore and .rayignore on the way down, then
-    `include`, then `exclude`.
+    Not sent is what EXCLUDES, a .gitignore or a .rayignore names, unless `include` names it; and what SECRETS
+    or `exclude` names.
 
     Args:
-        include: patterns, as in a .gitignore, of what goes along though it would be left out.
-        exclude: patterns of what stays here.
+        include: patterns below `root`, such as /shards/ or *.parquet.
+        exclude: patterns as in a .gitignore.
     Raises:
-        PackageError: no folder, a pattern that is none, more than MOST_FILES files.
+        PackageError: no such folder, a folder that cannot be read, more than MAX_FILES files.
     """
     root = Path(root).absolute()
     if not root.is_dir():
-        raise PackageError(f"--working_dir {root}: no folder there")
-    first = _Rules("", _spec(LEFT_OUT, "LEFT_OUT"))
-    asked = [*(f"!{pattern}" for pattern in include), *exclude]
-    last = _Rules("", _spec(asked, "--include and --exclude"))
-    files: list[File] = []
-    links: list[str] = []
-    for file in _walk(root, "", [first], last, links):
-        files.append(file)
-        if len(files) > MOST_FILES:
-            raise PackageError(_too_many(root, files))
-    own = any(file.name == f"{_OWN}/__init__.py" for file in files)
+        raise PackageError(f"--working_dir {root}: no such folder")
+    links: set[str] = set()
+    never = [*SECRETS, *exclude]
+    files: dict[str, File] = {}
+    _add_files(files, root, root, [*EXCLUDES, *never], links, gitignore=True)
+    for path in (path for pattern in include for path in _matches(root, pattern)):
+        _add_files(files, path, root, never, links, gitignore=False)
+    own = "newsbert_ray/__init__.py" in files
     if not own:
-        files += _own_files(first)
-    return Package(root, tuple(sorted(files, key=lambda file: file.name)), tuple(sorted(links)), own)
+        folder = Path(newsbert_ray.__file__).parent
+        _add_files(files, folder, folder.parent, [*EXCLUDES, *SECRETS], links, gitignore=True)
+    return PackageFiles(root, tuple(sorted(files.values())), tuple(sorted(links)), own)
 
 
-def require_small(package: Package) -> None:
-    """Refuse what Ray would refuse, before anything is packed or sent.
+def check_size(package: PackageFiles) -> None:
+    """Refuse a package that Ray would refuse after the upload.
 
     Raises:
-        PackageError: more than LIMIT_BYTES, with the largest folders.
+        PackageError: more than LIMIT_BYTES; names the largest folders.
     """
     if package.bytes <= LIMIT_BYTES:
         return
     sizes: Counter[str] = Counter()
     for file in package.files:
-        sizes[_top(file.name)] += file.bytes
+        sizes[_top_folder(file.name)] += file.bytes
     largest = sizes.most_common(3)
     folders = ", ".join(f"{name} {format_size(size)}" for name, size in largest)
     raise PackageError(
         f"{package.root}: {format_size(package.bytes)} in {len(package.files):,} files is more than the "
-        f"{format_size(LIMIT_BYTES)} that can be sent; largest: {folders}. Leave them here with "
-        f"--exclude {largest[0][0]}, or put data into a bucket or on a shared disk and name it there"
+        f"{format_size(LIMIT_BYTES)} that can be sent; largest: {folders}. Leave them out with "
+        f"--exclude {largest[0][0]}, or move data to a bucket or a shared disk and give its location there"
     )
 
 
-def write_archive(package: Package, path: str | Path) -> Path:
-    """The package as a zip: the same files make the same bytes, so that Ray sends an unchanged one once.
+def link_files(package: PackageFiles, folder: Path) -> None:
+    """Fill `folder` with links to the files, for Ray to pack; without .gitignore files, which Ray would obey.
 
     Raises:
-        PackageError: a file that cannot be read, or has become larger than can be sent.
+        PackageError: a file that cannot be read, or whose name is not Unicode.
     """
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as archive:
-        for file in package.files:
-            entry = zipfile.ZipInfo(file.name, _SAME_TIME)
-            entry.compress_type = zipfile.ZIP_DEFLATED
-            try:
-                executable = file.path.stat().st_mode & stat.S_IXUSR
-                entry.external_attr = (stat.S_IFREG | (0o755 if executable else 0o644)) << 16
-                archive.writestr(entry, file.path.read_bytes())
-            except (OSError, UnicodeEncodeError) as error:
-                raise PackageError(
-                    f"{str(file.path)!r}: cannot be sent ({error}); leave it here with --exclude PATTERN"
-                ) from error
-    written = Path(path)
-    if written.stat().st_size > REQUEST_BYTES:
-        raise PackageError(f"{package.root}: files grew while they were packed; run the same command again")
-    return written
+    for file in package.files:
+        try:
+            file.name.encode()
+            file.path.open("rb").close()
+        except (OSError, UnicodeEncodeError) as error:
+            raise PackageError(
+                f"{str(file.path)!r}: cannot be sent ({error}); leave it out with --exclude PATTERN"
+            ) from error
+        link = folder / file.name
+        if link.name not in _IGNORE_FILES:
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(file.path)
 
 
-def _walk(root: Path, base: str, rules: list[_Rules], last: _Rules, links: list[str]) -> Iterator[File]:
-    folder = root / base
-    rules = [*rules, *_ignore_rules(folder, base)]
+def _add_files(
+    files: dict[str, File],
+    start: Path,
+    root: Path,
+    excludes: Sequence[str],
+    links: set[str],
+    *,
+    gitignore: bool,
+) -> None:
+    """Add the files at or below `start`; patterns and names are relative to `root`."""
+
+    def is_skipped_link(path: Path) -> bool:
+        """A link out of the folder may lead to a secret; a link to a folder may lead in a circle."""
+        if not path.is_symlink() or (path.is_file() and path.resolve().is_relative_to(root.resolve())):
+            return False
+        links.add(path.relative_to(root).as_posix())
+        return True
+
+    def add(path: Path) -> None:
+        if path.is_file():
+            name = path.relative_to(root).as_posix()
+            files[name] = File(name, path, path.stat().st_size)
+            if len(files) > MAX_FILES:
+                raise PackageError(_too_many(root, files))
+
     try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        walk_package(start, add, root=root, excludes=excludes, skip=is_skipped_link, gitignore=gitignore)
     except OSError as error:
         raise PackageError(
-            f"{folder}: cannot be read ({error.strerror}); leave it here with --exclude {base}"
+            f"{error.filename}: cannot be read ({error.strerror}); leave it out with --exclude PATTERN"
         ) from error
-    for entry in entries:
-        name = base + entry.name
-        is_folder = entry.is_dir(follow_symlinks=False)
-        if _is_left_out(f"{name}/" if is_folder else name, [*rules, last]):
-            continue
-        if is_folder:
-            yield from _walk(root, f"{name}/", rules, last, links)
-        elif entry.is_symlink() and not _stays_within(root, Path(entry.path)):
-            links.append(name)
-        elif entry.is_file():
-            yield File(name, Path(entry.path), entry.stat().st_size)
 
 
-def _stays_within(root: Path, link: Path) -> bool:
-    """Whether a link leads to a file of the folder; another may be a secret, or half a disk."""
-    target = link.resolve()
-    return target.is_file() and target.is_relative_to(root.resolve())
+def _matches(root: Path, pattern: str) -> Iterator[Path]:
+    """The paths that a pattern names: without a slash at any depth, as in a .gitignore."""
+    name = pattern.strip("/")
+    if not name or ".." in name.split("/"):
+        raise PackageError(f"--include {pattern}: expected a pattern such as /shards/ or *.parquet")
+    return root.glob(name) if "/" in pattern.rstrip("/") else root.rglob(name)
 
 
-def _is_left_out(name: str, rules: Sequence[_Rules]) -> bool:
-    for rule in reversed(rules):
-        decided = rule.spec.check_file(name.removeprefix(rule.base)).include
-        if decided is not None:
-            return decided
-    return False
-
-
-def _ignore_rules(folder: Path, base: str) -> Iterator[_Rules]:
-    for name in _IGNORE_FILES:
-        path = folder / name
-        if path.is_file():
-            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-            yield _Rules(base, _spec(lines, str(path)))
-
-
-def _spec(lines: Sequence[str], where: str) -> GitIgnoreSpec:
-    try:
-        return GitIgnoreSpec.from_lines(lines)
-    except ValueError as error:
-        raise PackageError(f"{where}: not a pattern of a .gitignore ({error})") from error
-
-
-def _own_files(first: _Rules) -> Iterator[File]:
-    """newsbert_ray as it is imported here, so that what runs there is what was checked here."""
-    folder = Path(newsbert_ray.__file__).parent
-    return _walk(folder.parent, f"{folder.name}/", [first], _Rules("", _spec((), "")), [])
-
-
-def _top(name: str) -> str:
+def _top_folder(name: str) -> str:
     return f"{name.partition('/')[0]}/" if "/" in name else name
 
 
-def _too_many(root: Path, files: Sequence[File]) -> str:
-    counts = Counter(_top(file.name) for file in files)
-    folders = ", ".join(f"{name} {count:,}" for name, count in counts.most_common(3))
+def _too_many(root: Path, names: Iterable[str]) -> str:
+    counts = Counter(map(_top_folder, names)).most_common(3)
+    folders = ", ".join(f"{name} {count:,}" for name, count in counts)
     return (
-        f"{root}: more than {MOST_FILES:,} files, so far most in {folders}; go to the project's folder, or "
-        f"leave some here with --exclude {counts.most_common(1)[0][0]}"
+        f"{root}: more than {MAX_FILES:,} files, most of them in {folders}; go to the project's folder, or "
+        f"leave some out with --exclude {counts[0][0]}"
     )
 
 
@@ -233,72 +199,59 @@ ENVIRONMENT: Mapping[str, str] = {
     "TERM": "dumb",
     "COLUMNS": "110",
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
-    # To stop is a Ctrl-C, on which a sweep ends tidily; who has not ended after that is killed.
+    # `--stop` acts as Ctrl-C, after which a sweep saves its state; after 30 s the job is killed.
     "RAY_JOB_STOP_SIGNAL": "SIGINT",
     "RAY_JOB_STOP_WAIT_TIME_S": "30",
 }
-"""Of every job: lines as they come, without cursor movements, wide enough for a table."""
-HEAD: Mapping[str, float] = {"node:__internal_head__": 0.001}
-"""What a job's own program occupies: the head, which is not taken away, and none of its CPUs."""
+"""Variables of every job: unbuffered lines, no cursor movements, room for a table."""
+HEAD_RESOURCES: Mapping[str, float] = {"node:__internal_head__": 0.001}
+"""A job's own program runs on the head, which is not preempted, and uses none of its CPUs."""
 _PROGRAM = ("python", "-m", "newsbert_ray.cli")
 
 
-@dataclass(frozen=True)
-class Parcel:
-    """What goes along: `folder` with what `include` and `exclude` say over the usual; variables; packages.
-
-    `pip`: a file of requirements that the nodes install first; slow, and needless with an image.
-    """
-
-    folder: str = "."
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    variables: Mapping[str, str] = field(default_factory=dict)
-    pip: str | None = None
-
-
-def read_variables(given: Sequence[str]) -> dict[str, str]:
-    """{"NAME": "VALUE"} of NAME=VALUE words.
+def read_variables(words: Sequence[str]) -> dict[str, str]:
+    """{"NAME": "VALUE"} from NAME=VALUE words.
 
     Raises:
-        SettingsError: a word that is none.
+        SettingsError: a word of another form.
     """
-    found = {}
-    for word in given:
+    variables = {}
+    for word in words:
         name, equals, value = word.partition("=")
         if not equals or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
             raise SettingsError(f"--env {name}: expected NAME=VALUE")
-        found[name] = value
-    return found
+        variables[name] = value
+    return variables
 
 
-def runtime_of(parcel: Parcel) -> dict[str, Any]:
-    """Ray's runtime environment but for the working directory: variables, and what pip is to install.
+def runtime_environment(variables: Mapping[str, str], requirements: str | None) -> dict[str, Any]:
+    """Ray's runtime environment without the working directory.
 
-    Ray itself is left out of the requirements: the cluster has its own.
-
+    Args:
+        variables: of the job and its workers, beside ENVIRONMENT.
+        requirements: file of what pip installs on every node; Ray itself is left out of it.
     Raises:
         SettingsError: requirements that cannot be read.
     """
-    variables = {"env_vars": {**ENVIRONMENT, **parcel.variables}}
-    if parcel.pip is None:
-        return variables
+    runtime: dict[str, Any] = {"env_vars": {**ENVIRONMENT, **variables}}
+    if requirements is None:
+        return runtime
     try:
-        lines = Path(parcel.pip).read_text(encoding="utf-8").splitlines()
+        lines = Path(requirements).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"--pip {parcel.pip}: no file of requirements ({error})") from error
+        raise SettingsError(f"--pip {requirements}: not a file of requirements ({error})") from error
     packages = [line.partition("#")[0].strip() for line in lines]
     kept = [name for name in packages if name and not re.match(r"ray\b(?!-)", name)]
-    return {**variables, "pip": {"packages": kept, "pip_check": False}}
+    return {**runtime, "pip": {"packages": kept, "pip_check": False}}
 
 
-def entrypoint_of(command: Sequence[str]) -> str:
-    """The command line that a cluster runs: newsbert_ray from the job's own folder."""
+def make_entrypoint(command: Sequence[str]) -> str:
+    """The command line of a job: newsbert_ray from the job's own folder."""
     return shlex.join([*_PROGRAM, *command])
 
 
 def read_entrypoint(text: str) -> tuple[str, str | None]:
-    """The verb of a job of ours and its --out, from its command line; an empty verb for another's job."""
+    """The verb and --out in the command line of one of our jobs; an empty verb for other jobs."""
     try:
         words = shlex.split(text)
     except ValueError:
@@ -311,127 +264,83 @@ def read_entrypoint(text: str) -> tuple[str, str | None]:
     return words[3], None
 
 
-def job_name(given: str | None, command: Sequence[str]) -> str:
-    """The job's name as given, or one of its verb and the time, such as newsbert-sweep-20261125-1231-ab12.
-
-    Raises:
-        SettingsError: no command, or a name that cannot be.
-    """
-    if not command:
-        raise SettingsError("nothing to submit; write the verb after --, as in: -- sweep FILE --out s3://...")
-    if given is not None:
-        return checked_name(given)
+def make_job_name(command: Sequence[str]) -> str:
+    """A name from the verb and the time, such as newsbert-sweep-20261125-1231-ab12."""
     return f"newsbert-{command[0]}-{time.strftime('%Y%m%d-%H%M')}-{secrets.token_hex(2)}"
 
 
-def checked_name(job: str) -> str:
-    """`job`, which becomes a part of addresses and of file names on the head.
+def check_job_name(job: str) -> str:
+    """Return `job`, which becomes a part of addresses and file names on the head.
 
     Raises:
-        SettingsError: a name that cannot be.
+        SettingsError: a name with other characters.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", job):
-        raise SettingsError(f"{job!r} is no job's name; expected letters, digits, '-', '_' and '.'")
+        raise SettingsError(f"{job!r} is not a job's name; expected letters, digits, '-', '_' and '.'")
     return job
 
 
-_READ = (
-    "config",
-    "space",
-    "curves",
-    "data",
-    "source",
-    "run",
-    "folders",
-    "input",
-    "vectors",
-    "behaviors",
+_INPUTS = (
+    *("config", "space", "curves", "data", "source", "run", "folders", "input", "vectors", "behaviors"),
     "teacher",
 )
-_WRITTEN = ("out", "submission")
-_NAMES = ("teacher",)
-"""What may be a name of Hugging Face's instead of a path."""
+_OUTPUTS = ("out", "submission")
+_POSITIONAL = {"space": "search space", "run": "run", "folders": "folder", "vectors": "vectors"}
 SHARED = "a URL such as s3://BUCKET/FOLDER, or an absolute path on a disk that all nodes share"
 
 
-def check_reach(values: Mapping[str, Any], package: Package) -> list[str]:
-    """Refuse what the cluster cannot see, and say what it must.
+def check_paths(settings: Mapping[str, Any], package: PackageFiles) -> list[str]:
+    """Refuse paths that the cluster cannot read, and results that would be lost.
 
     Args:
-        values: what the command names, by the setting's name: {"data": "shards", "out": "s3://..."}.
+        settings: the command's settings by name: {"data": "shards", "out": "s3://..."}.
     Returns:
-        Lines to show: absolute paths, which only a shared disk makes the same everywhere.
+        Lines to show: absolute paths, which must be on a disk that all nodes share.
     Raises:
-        SettingsError: a file or folder that is not sent, or a result that nobody would find.
+        SettingsError: an input that is not sent, or an output in the job's temporary folder.
     """
     absolute = []
-    for name, path in _paths(values):
-        if "://" in path:
-            continue
-        if PurePosixPath(path).is_absolute() or path.startswith("~"):
-            absolute.append(f"{_flag(name)} {path}")
-        elif name in _WRITTEN:
-            raise SettingsError(
-                f"{_flag(name)} {path}: would lie in the job's own folder on the cluster, which Ray removes; "
-                f"give {SHARED}"
-            )
-        else:
-            _require_sent(name, path, package)
-    return [f"note: every node must see {', '.join(absolute)} at that path"] if absolute else []
+    for name in (*_INPUTS, *_OUTPUTS):
+        value = settings.get(name)
+        flag = _POSITIONAL.get(name, f"--{name}")
+        for path in value if isinstance(value, list) else [value]:
+            if not isinstance(path, str) or "://" in path:
+                continue
+            if PurePosixPath(path).is_absolute() or path.startswith("~"):
+                absolute.append(f"{flag} {path}")
+            elif name in _OUTPUTS:
+                raise SettingsError(
+                    f"{flag} {path}: a relative path is in the job's own folder on the cluster, which Ray "
+                    f"removes; give {SHARED}"
+                )
+            else:
+                _check_sent(name, flag, path, package)
+    return [f"note: every node must be able to read {', '.join(absolute)} at that path"] if absolute else []
 
 
-def check_words(words: Sequence[str], variables: Mapping[str, str]) -> None:
-    """Refuse secrets: Ray shows a job's words and variables to everybody who may look at the cluster.
-
-    Raises:
-        SettingsError: a password in a URL, or a variable that by its name is a secret.
-    """
-    cure = "give the nodes a role, or a secret of the cluster's own, instead"
-    for word in words:
-        if mask_url(word) != word:
-            raise SettingsError(
-                f"{mask_text(word)}: a secret in a job's command is shown to everybody; {cure}"
-            )
-    for name, value in variables.items():
-        if is_secret_name(name) or mask_url(value) != value:
-            raise SettingsError(
-                f"--env {name}: a secret in a job's environment is shown to everybody; {cure}"
-            )
-
-
-def _paths(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    for name in (*_READ, *_WRITTEN):
-        given = values.get(name)
-        for path in given if isinstance(given, list) else [given]:
-            if isinstance(path, str):
-                yield name, path
-
-
-def _require_sent(name: str, path: str, package: Package) -> None:
+def _check_sent(name: str, flag: str, path: str, package: PackageFiles) -> None:
     inside = os.path.normpath(path)
-    if package.holds(inside):
+    local = package.root / inside
+    if package.contains(inside) or (name == "teacher" and not local.exists()):  # a Hugging Face name
         return
-    there = (package.root / inside).exists()
-    if name in _NAMES and not there:
-        return
-    if not there:
-        raise SettingsError(f"{_flag(name)} {path}: not in {package.root}, which is sent; give {SHARED}")
-    if inside.startswith(".."):
-        raise SettingsError(f"{_flag(name)} {path}: outside of {package.root}, which is sent; give {SHARED}")
+    if not local.exists() or inside.startswith(".."):
+        raise SettingsError(f"{flag} {path}: not in {package.root}, which is sent; give {SHARED}")
     raise SettingsError(
-        f"{_flag(name)} {path}: the cluster cannot see it, it is not among the files that are sent; give "
-        f"{SHARED}, or send it along with --include /{_pattern(package.root / inside, inside)}"
+        f"{flag} {path}: is not sent, so the cluster cannot read it; give {SHARED}, or send it with "
+        f"--include /{inside}{'/' if local.is_dir() else ''}"
     )
 
 
-def _pattern(path: Path, name: str) -> str:
-    return f"{name}/" if path.is_dir() else name
+def check_secrets(words: Sequence[str], variables: Mapping[str, str]) -> None:
+    """Refuse secrets: everyone who may look at the cluster sees a job's command and variables.
 
-
-def _flag(name: str) -> str:
-    return {
-        "space": "the search space",
-        "run": "the run",
-        "folders": "the folder",
-        "vectors": "the vectors",
-    }.get(name, f"--{name}")
+    Raises:
+        SettingsError: a password in a URL, or a variable whose name says that it is a secret.
+    """
+    cure = "is visible to everyone who may look at the cluster; give the nodes a role or a cluster secret"
+    for word in words:
+        if find_secrets(word):
+            raise SettingsError(f"{mask_text(word)}: a secret in a job's command {cure}")
+    for name, value in variables.items():
+        if is_secret_name(name) or find_secrets(value):
+            raise SettingsError(f"--env {name}: a secret in a job's environment {cure}")
