@@ -198,3 +198,29 @@ def test_run_node_passes_parameters_that_ray_knows() -> None:
     known = inspect.signature(RayParams).parameters
     assert {"gcs_address", "node_ip_address", "runtime_env_dir_name", "object_store_memory"} <= known.keys()
     assert {"head", "shutdown_at_exit", "spawn_reaper"} <= inspect.signature(Node).parameters.keys()
+
+
+def test_walk_package(tmp_path: Path) -> None:
+    """A job's package would hold other files than were counted."""
+    (tmp_path / "data").mkdir()
+    for name in ("a.py", "b.log", "data/c.txt", "data/d.txt"):
+        (tmp_path / name).touch()
+    (tmp_path / "data/.rayignore").write_text("c.txt\n")
+    visited: list[str] = []
+    ray_private.walk_package(
+        tmp_path,
+        lambda path: visited.append(path.name),
+        root=tmp_path,
+        excludes=["*.log"],
+        skip=lambda path: path.name == ".rayignore",
+        gitignore=True,
+    )
+    assert sorted(visited) == sorted([tmp_path.name, "a.py", "data", "d.txt"])
+
+
+def test_cores_and_memory_of_this_machine() -> None:
+    """`doctor` would advise by the machine's size instead of the container's."""
+    import psutil
+
+    assert 0 < ray_private.container_cores() <= (os.cpu_count() or 1)
+    assert 0 < ray_private.available_memory() <= psutil.virtual_memory().total

@@ -1,4 +1,4 @@
-"""`newsbert-ray doctor`: checks everything a run needs, and says for each problem what to do. Changes nothing."""
+"""`newsbert-ray doctor`: checks everything a run needs and names a cure for each problem. Changes nothing."""
 
 from __future__ import annotations
 
@@ -130,7 +130,8 @@ def check_versions(constraints: Path) -> Iterator[Finding]:
 def check_devices() -> Iterator[Finding]:
     """Cores, memory, GPUs and bf16, as far as this machine or container may use them."""
     topic = "devices"
-    cores, limit = os.cpu_count() or 1, container_cores()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    limit = container_cores()
     if limit < cores:
         yield Finding(
             topic,
@@ -219,17 +220,15 @@ def check_ports() -> Iterator[Finding]:
         if not outside:
             yield Finding(topic, "ok", f"{head}, on the loopback only")
         elif mode is None:
-            yield Finding(
-                topic, "note", f"{head}, open to other machines; whether it asks for a token is unknown"
-            )
+            yield Finding(topic, "note", f"{head}, open to other machines; it is another user's")
         elif mode == "token":
             yield Finding(topic, "ok", f"{head}, open to other machines at {outside}, and asks for a token")
         else:
             yield Finding(
                 topic,
                 "fix",
-                f"{head}, open to other machines at {outside}, and asks for no token: everyone who can reach it "
-                "can run programs as you",
+                f"{head}, open to other machines at {outside}, and asks for no token: everyone who can reach "
+                "it can run programs as you",
                 f"stop this head; {NEW_TOKEN}; RAY_AUTH_MODE=token ray start --head ...",
             )
 
@@ -324,7 +323,7 @@ def check_shards(data: str, *, deep: bool = False) -> Iterator[Finding]:
 
 
 def check_teacher(teacher: str, data: str | None) -> Iterator[Finding]:
-    """Whether `teacher` loads without pickle or foreign code, and has the tokeniser of the shards in `data`."""
+    """Whether `teacher` loads without pickle or foreign code, and has the tokeniser of the shards."""
     topic = "teacher"
     if teacher == SCRATCH:
         yield Finding(topic, "ok", "scratch: a small encoder with random weights, nothing to load")

@@ -124,8 +124,8 @@ def _full_address(text: str | None) -> str:
         raise DashboardError(
             "no cluster given", f"give --address http://HOST:8265 (its dashboard), or set {ADDRESS_VARIABLE}"
         )
-    address = text.strip().rstrip("/")
-    address = address if "://" in address else f"http://{address}"
+    address = text.strip()
+    address = (address if "://" in address else f"http://{address}").rstrip("/")
     try:
         parts = urlsplit(address)
         host, _ = parts.hostname, parts.port

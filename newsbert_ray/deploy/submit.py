@@ -247,8 +247,8 @@ def _call(request: Callable[[], Any], job: str) -> Any:
         text = str(error)
         if "already exists" in text:
             raise SubmitError(
-                f"--id {job}: the cluster already has a job of this name; --logs {job} shows its log, another "
-                "--id starts a new job"
+                f"--id {job}: the cluster already has a job of this name; --logs {job} shows its log, "
+                "another --id starts a new job"
             ) from error
         if "status code 404" in text:
             raise SubmitError(f"{job}: the cluster knows no such job; --list shows its jobs") from error

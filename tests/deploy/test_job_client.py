@@ -1,145 +1,101 @@
-""""""
+"""The token is not given away, every failure names its cure, and a log is followed completely."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import signal
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from newsbert_ray.deploy import job_client as following
-from newsbert_ray.deploy.job_client import ContactError, FollowError, JobEnd, end_of, follow, make_contact
+from newsbert_ray.deploy import job_client
+from newsbert_ray.deploy.job_client import DashboardError, FollowError, JobEnd, connect, follow_log, job_end
+from tests.deploy.conftest import dashboard, guarded, version
 
-HERE = metadata.version("ray")
-Answer = Callable[[str | None], tuple[int, Mapping[str, str], bytes]]
-"""Of a dashboard: its answer, with headers and body, to an Authorization header."""
-
-
-@contextmanager
-def _dashboard(answer: Answer) -> Iterator[tuple[str, list[str | None]]]:
-    """A loopback server, its address, and the Authorization headers that it was shown."""
-    shown: list[str | None] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            shown.append(self.headers.get("Authorization"))
-            code, headers, body = answer(shown[-1])
-            self.send_response(code)
-            for name, value in headers.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None:
-            return
-
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}", shown
-        finally:
-            server.shutdown()
-            thread.join()
+OWN = metadata.version("ray")
 
 
-def _version(ray: str = HERE) -> bytes:
-    return json.dumps({"version": "4", "ray_version": ray}).encode()
+def no_warning(*warning: str) -> None:
+    """For connections that are safe."""
+    pytest.fail(f"{warning}")
 
 
-def _guarded(token: str) -> Answer:
-    def answer(shown: str | None) -> tuple[int, Mapping[str, str], bytes]:
-        if shown is None:
-            return 401, {}, b"Unauthorized: Missing authentication token"
-        return (200, {}, _version()) if shown == f"Bearer {token}" else (403, {}, b"Forbidden")
-
-    return answer
-
-
-def _token(folder: Path, text: str = "abc123", mode: int = 0o600) -> Path:
+def token_file(folder: Path, text: str = "abc123", mode: int = 0o600) -> Path:
+    """A file with a token."""
     path = folder / "its-token"
     path.write_text(f"{text}\n")
     path.chmod(mode)
     return path
 
 
-def test_token_is_shown_to_who_asks_only(tmp_path: Path) -> None:
-    """A token sent to whatever answers at an address is a token given away."""
-    with _dashboard(lambda _: (200, {}, _version())) as (address, shown):
-        contact = make_contact(address, token_file=_token(tmp_path), say=pytest.fail)
-    assert shown == [None]
-    assert contact.token is None
-    with _dashboard(_guarded("abc123")) as (address, shown):
-        contact = make_contact(address, token_file=_token(tmp_path), say=pytest.fail)
-    assert shown == [None, "Bearer abc123"]
-    assert contact.token == "abc123"
-    assert "abc123" not in repr(contact)
+def test_only_a_dashboard_that_asks_for_a_token_gets_it(tmp_path: Path) -> None:
+    """A token sent to any server at an address is a token given away."""
+    with dashboard(lambda _: (200, {}, version())) as (address, received):
+        client = connect(address, token_file=token_file(tmp_path), warn=no_warning)
+    assert (received, client.token) == ([None], None)
+    with dashboard(guarded("abc123")) as (address, received):
+        client = connect(address, token_file=token_file(tmp_path), warn=no_warning)
+    assert (received, client.token) == ([None, "Bearer abc123"], "abc123")
+    assert "abc123" not in repr(client)
 
 
 def test_token_does_not_follow_a_redirect(tmp_path: Path) -> None:
-    """The library would send the token on to the other host."""
-    with _dashboard(_guarded("abc123")) as (other, reached):
-        moved = {"Location": f"{other}/api/version"}
+    """urllib would send the token to the other host."""
+    with dashboard(guarded("abc123")) as (other, received):
+        target = {"Location": f"{other}/api/version"}
         with (
-            _dashboard(lambda shown: (302, moved, b"") if shown else (401, {}, b"")) as (address, _),
-            pytest.raises(ContactError, match=f"answers 302 .*sends on to {other}"),
+            dashboard(lambda header: (302, target, b"") if header else (401, {}, b"")) as (address, _),
+            pytest.raises(DashboardError, match=f"answers 302 .*redirects to {other}"),
         ):
-            make_contact(address, token_file=_token(tmp_path), say=pytest.fail)
-        assert reached == []
+            connect(address, token_file=token_file(tmp_path), warn=no_warning)
+        assert received == []
 
 
-def test_token_is_found_where_ray_looks(tmp_path: Path) -> None:
-    """RAY_AUTH_MODE is no condition: Ray's own client would stand there with the token and not show it."""
+def test_token_is_read_where_ray_reads_it(tmp_path: Path) -> None:
+    """Whatever RAY_AUTH_MODE says: Ray's own client would have the token and not send it."""
     (tmp_path / ".ray").mkdir()
-    _token(tmp_path / ".ray", "home").rename(tmp_path / ".ray/auth_token")
-    file = str(_token(tmp_path, "file"))
+    token_file(tmp_path / ".ray", "home").rename(tmp_path / ".ray/auth_token")
+    file = str(token_file(tmp_path, "file"))
     for token, more in (
         ("word", {"RAY_AUTH_TOKEN": "word", "RAY_AUTH_TOKEN_PATH": file}),
         ("file", {"RAY_AUTH_TOKEN_PATH": file}),
         ("home", {}),
     ):
-        with _dashboard(_guarded(token)) as (address, _):
+        with dashboard(guarded(token)) as (address, _):
             variables = {"HOME": str(tmp_path), "RAY_API_SERVER_ADDRESS": address, **more}
-            assert make_contact(None, say=pytest.fail, environment=variables).token == token
+            assert connect(None, warn=no_warning, environment=variables).token == token
 
 
-def test_missing_and_wrong_token_say_what_to_do(tmp_path: Path) -> None:
-    """401 and 403 tell nobody which file is missing."""
-    with _dashboard(_guarded("right")) as (address, _):
-        with pytest.raises(
-            ContactError, match=r"none is known here; give --token_file .*RAY_AUTH_TOKEN_PATH"
-        ):
-            make_contact(address, say=pytest.fail, environment={"HOME": str(tmp_path)})
-        with pytest.raises(ContactError, match="refuses the token; copy its own") as caught:
-            make_contact(address, token_file=_token(tmp_path, "wrong1"), say=pytest.fail)
+def test_missing_and_wrong_token_have_a_cure(tmp_path: Path) -> None:
+    """401 and 403 do not tell which file is missing."""
+    with dashboard(guarded("right")) as (address, _):
+        with pytest.raises(DashboardError, match=r"none was found; give --token_file .*RAY_AUTH_TOKEN_PATH"):
+            connect(address, warn=no_warning, environment={"HOME": str(tmp_path)})
+        with pytest.raises(DashboardError, match="refuses the token; copy the cluster's token") as caught:
+            connect(address, token_file=token_file(tmp_path, "wrong1"), warn=no_warning)
         assert "wrong1" not in str(caught.value)
 
 
-def test_token_file_of_others_is_warned_of(tmp_path: Path) -> None:
-    """Who can read the token runs programs as its owner."""
-    said: list[str] = []
-    with _dashboard(_guarded("abc123")) as (address, _):
-        make_contact(address, token_file=_token(tmp_path, mode=0o644), say=said.append)
-    assert len(said) == 1
-    assert "can be read by other users" in said[0]
-    assert "chmod 600" in said[0]
+def test_warning_about_a_token_file_that_others_can_read(tmp_path: Path) -> None:
+    """Whoever can read the token can run programs as its owner."""
+    warnings: list[tuple[str, str]] = []
+    path = token_file(tmp_path, mode=0o644)
+    with dashboard(guarded("abc123")) as (address, _):
+        connect(address, token_file=path, warn=lambda *warning: warnings.append(warning))
+    assert warnings == [(f"{path} can be read by other users of this machine", f"chmod 600 {path}")]
 
 
 @pytest.mark.parametrize("text", ["", "two words", "ümlaut"])
 def test_file_without_a_token_is_refused(text: str, tmp_path: Path) -> None:
-    """A wrong file as token must not be sent to a cluster, nor shown in a message."""
-    with pytest.raises(ContactError, match=r"its-token: holds no token") as caught:
-        make_contact("127.0.0.1:1", token_file=_token(tmp_path, text), say=pytest.fail)
+    """A wrong file must not be sent to a cluster as its token, nor be shown in a message."""
+    with pytest.raises(DashboardError, match=r"its-token: contains no token") as caught:
+        connect("127.0.0.1:1", token_file=token_file(tmp_path, text), warn=no_warning)
     assert not text or text not in str(caught.value)
 
 
@@ -154,74 +110,70 @@ def test_file_without_a_token_is_refused(text: str, tmp_path: Path) -> None:
         ("http://127.0.0.1.evil.invalid", True),
     ],
 )
-def test_readable_way_is_warned_of(address: str, warned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Over plain http to another machine token and code can be read on the way, and nobody would know."""
-    monkeypatch.setattr("newsbert_ray.deploy.job_client._version", lambda *_: None)
-    said: list[str] = []
-    with pytest.raises(ContactError, match="none is known here"):
-        make_contact(address, say=said.append, environment={"HOME": "/nonexistent"})
-    assert bool(said) == warned
-    assert all("neither https nor on this machine" in line and "ssh -L" in line for line in said)
+def test_warning_about_unencrypted_connections(
+    address: str, warned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over plain http others can read the token and the code on their way."""
+    monkeypatch.setattr(job_client, "_ask_version", lambda *_: None)
+    warnings: list[tuple[str, str]] = []
+    with pytest.raises(DashboardError, match="none was found"):
+        connect(
+            address,
+            warn=lambda *warning: warnings.append(warning),
+            environment={"HOME": "/nonexistent"},
+        )
+    assert bool(warnings) == warned
+    assert all("unencrypted" in problem and "ssh -L" in cure for problem, cure in warnings)
 
 
 @pytest.mark.parametrize(
     ("address", "message"),
     [
-        (None, "no cluster named; give --address"),
-        ("ray://head:10001", "jobs go to the dashboard, http://head:8265"),
-        ("ftp://head", "expected http://HOST:8265"),
-        ("http://", "expected http://HOST:8265"),
-        ("http://head:port", "expected http://HOST:8265"),
-        ("http://me:hunter2@head:8265", "a password in it would be shown in logs"),
+        (None, "no cluster given; give --address"),
+        ("ray://head:10001", "is Ray Client's; give the dashboard's: http://head:8265"),
+        ("ftp://head", "not an address; give the dashboard's: http://HOST:8265"),
+        ("http://", "not an address"),
+        ("http://head:port", "not an address"),
+        ("http://me:hunter2@head:8265", "a password, which logs would show"),
     ],
 )
-def test_address_that_cannot_be_names_one_that_can(address: str | None, message: str) -> None:
-    """A slip in the address must not end in a library's trace, nor show a password."""
-    with pytest.raises(ContactError, match=message) as caught:
-        make_contact(address, say=pytest.fail, environment={})
+def test_wrong_address_names_the_right_form(address: str | None, message: str) -> None:
+    """A slip in the address must not end in a stack trace, nor show a password."""
+    with pytest.raises(DashboardError, match=message) as caught:
+        connect(address, warn=no_warning, environment={})
     assert "hunter2" not in str(caught.value)
 
 
 @pytest.mark.parametrize("body", [b"<html>", b"[]", b"{}", b"null"])
-def test_another_server_is_told_from_a_dashboard(body: bytes) -> None:
-    """Jupyter or a proxy at the port must not be taken for a cluster."""
+def test_another_server_is_not_taken_for_a_dashboard(body: bytes) -> None:
+    """Jupyter or a proxy may use the port."""
     with (
-        _dashboard(lambda _: (200, {}, body)) as (address, _),
-        pytest.raises(ContactError, match="something else than Ray's dashboard"),
+        dashboard(lambda _: (200, {}, body)) as (address, _),
+        pytest.raises(DashboardError, match="is not Ray's dashboard"),
     ):
-        make_contact(address, say=pytest.fail)
+        connect(address, warn=no_warning)
     with (
-        _dashboard(lambda _: (404, {}, body)) as (address, _),
-        pytest.raises(ContactError, match=r"answers 404 .*is it the cluster's dashboard\?"),
+        dashboard(lambda _: (404, {}, body)) as (address, _),
+        pytest.raises(DashboardError, match=r"answers 404 .*is this the cluster's dashboard\?"),
     ):
-        make_contact(address, say=pytest.fail)
+        connect(address, warn=no_warning)
 
 
-def test_nobody_there_is_said() -> None:
-    """A tunnel that is not open is the usual reason, and the message must lead to it."""
-    with pytest.raises(ContactError, match=r"127\.0\.0\.1:1: no cluster answers there .*open the tunnel"):
-        make_contact("127.0.0.1:1", say=pytest.fail)
+def test_no_answer_names_the_tunnel() -> None:
+    """A closed tunnel is the usual reason."""
+    with pytest.raises(DashboardError, match=r"127\.0\.0\.1:1: no cluster answers .*open the tunnel"):
+        connect("127.0.0.1:1", warn=no_warning)
 
 
-def test_cluster_that_lets_everybody_in_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray's heads ask for no token unless told to: whoever finds the port has the machines."""
-    monkeypatch.setattr("newsbert_ray.deploy.job_client._version", lambda *_: HERE)
-    said: list[str] = []
-    assert make_contact("https://head:8265", say=said.append).token is None
-    assert said == [
-        "warning: https://head:8265 asks for no token: whoever reaches it runs programs on the cluster"
-    ]
-
-
-def test_other_version_of_ray_is_said() -> None:
-    """What works here may not work there, and the reason would be sought elsewhere."""
-    said: list[str] = []
-    with _dashboard(lambda _: (200, {}, _version("2.9.0"))) as (address, _):
-        make_contact(address, say=said.append)
-    assert said == [
-        f"warning: Ray is 2.9.0 there and {HERE} here; take an image with ray=={HERE} for the cluster, or "
-        "pip install ray==2.9.0 here"
-    ]
+def test_warnings_about_a_missing_token_and_another_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A head without a token is open to everyone; another Ray fails with a misleading error."""
+    monkeypatch.setattr(job_client, "_ask_version", lambda *_: "2.9.0")
+    warnings: list[tuple[str, str]] = []
+    assert connect("https://head:8265", warn=lambda *warning: warnings.append(warning)).token is None
+    (problem, _), (versions, cure) = warnings
+    assert problem.startswith("https://head:8265 asks for no token: everyone who can reach it")
+    assert versions == f"https://head:8265 runs Ray 2.9.0, this machine has Ray {OWN}"
+    assert cure.startswith("pip install ray==2.9.0 here")
 
 
 LOG = "first\nsecond\nthird\nlast ünd\n"
@@ -229,6 +181,8 @@ LOG = "first\nsecond\nthird\nlast ünd\n"
 
 @dataclass
 class Info:
+    """A job as Ray describes it."""
+
     status: str = "RUNNING"
     driver_exit_code: int | None = None
     message: str | None = None
@@ -237,24 +191,24 @@ class Info:
 DONE = Info("SUCCEEDED", 0)
 
 
-class StandIn:
+class FakeJobs:
     """A cluster that behaves as told.
 
-    `connections`: what each tail brings, in pieces; an exception among them breaks it, None hangs.
-    `infos`: what is answered when asked for the job, the last one for ever.
+    `connections`: the pieces that each connection brings; an exception breaks it, None hangs.
+    `infos`: the answers to requests for the job's state; the last one for ever.
     """
 
-    def __init__(self, connections: Sequence[Sequence[Any]], infos: Sequence[Any], log: str = LOG) -> None:
-        self._connections, self._infos, self._log = list(connections), list(infos), log
+    def __init__(self, connections: Sequence[Sequence[Any]], infos: Sequence[Any]) -> None:
+        self._connections, self._infos = list(connections), list(infos)
 
     def get_job_info(self, job_id: str) -> Any:
-        found = self._infos.pop(0) if len(self._infos) > 1 else self._infos[0]
-        if isinstance(found, Exception):
-            raise found
-        return found
+        info = self._infos.pop(0) if len(self._infos) > 1 else self._infos[0]
+        if isinstance(info, Exception):
+            raise info
+        return info
 
     def get_job_logs(self, job_id: str) -> str:
-        return self._log
+        return LOG
 
     async def tail_job_logs(self, job_id: str) -> AsyncIterator[str]:
         for piece in self._connections.pop(0) if self._connections else ():
@@ -265,92 +219,87 @@ class StandIn:
             yield piece
 
 
-def _follow(jobs: StandIn) -> tuple[JobEnd, str, list[str]]:
+def follow(jobs: FakeJobs) -> tuple[JobEnd, str, list[str]]:
+    """The job's end, its log, and the lines of explanation."""
     written: list[str] = []
-    said: list[str] = []
-    end = follow(jobs, "job", write=written.append, say=said.append, address="http://head")
-    return end, "".join(written), said
+    lines: list[str] = []
+    end = follow_log(jobs, "job", write=written.append, echo=lines.append, address="http://head")
+    return end, "".join(written), lines
 
 
 @pytest.fixture(autouse=True)
-def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("PENDING_SECONDS", "LOOK_SECONDS", "POLL_SECONDS"):
-        monkeypatch.setattr(following, name, 0.05)
+def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PENDING_SECONDS", "CHECK_SECONDS", "POLL_SECONDS"):
+        monkeypatch.setattr(job_client, name, 0.05)
 
 
-def test_whole_log_once() -> None:
-    """A line lost or doubled, and the log is no log."""
-    end, written, said = _follow(StandIn([["first\n", "second\nthi", "rd\nlast ünd\n"]], [Info(), DONE]))
-    assert (end.code, written, said) == (0, LOG, [])
+def test_log_is_written_once() -> None:
+    """No line is lost or repeated."""
+    end, written, lines = follow(FakeJobs([["first\n", "second\nthi", "rd\nlast ünd\n"]], [Info(), DONE]))
+    assert (end.code, written, lines) == (0, LOG, [])
 
 
-def test_dropped_connection_repeats_no_line() -> None:
-    """A proxy ends each quiet connection after a minute: a log of hours would be shown sixty times."""
+def test_lost_connection_repeats_no_line() -> None:
+    """A proxy ends each quiet connection after a minute."""
     broken = ["first\nsec", ConnectionResetError("gone")]
-    jobs = StandIn(
+    jobs = FakeJobs(
         [broken, ["first\n", RuntimeError("closed with 1006")], [LOG]], [Info(), Info(), Info(), DONE]
     )
-    end, written, said = _follow(jobs)
+    end, written, lines = follow(jobs)
     assert (end.code, written) == (0, LOG)
-    assert said == ["the connection to http://head was lost; trying again ..."] * 2
+    assert lines == ["the connection to http://head was lost; trying again ..."] * 2
 
 
-def test_end_is_noticed_where_the_connection_died_silently() -> None:
-    """A laptop that slept would otherwise wait for ever for a job that has long ended."""
-    end, written, _ = _follow(StandIn([["first\n", None]], [Info(), Info(), Info(), DONE]))
+def test_silent_connections_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a laptop slept: the end of the job is seen, and the lines of a running job come again."""
+    end, written, _ = follow(FakeJobs([["first\n", None]], [Info(), Info(), Info(), DONE]))
     assert (end.code, written) == (0, LOG)
+    monkeypatch.setattr(job_client, "SILENT_SECONDS", 0.1)
+    assert follow(FakeJobs([["first\n", None], [LOG]], [*[Info()] * 4, DONE]))[1] == LOG
 
 
-def test_silent_connection_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    """While the job runs on, its lines must come again too."""
-    monkeypatch.setattr(following, "SILENT_SECONDS", 0.1)
-    jobs = StandIn([["first\n", None], [LOG]], [*[Info()] * 4, DONE])
-    assert _follow(jobs)[1] == LOG
-
-
-def test_pending_is_explained() -> None:
+def test_pending_job_is_explained() -> None:
     """An installation of minutes looks like a cluster that hangs."""
     pending = Info("PENDING", message="Waiting for the runtime environment to be set up.\nmore")
+    start = time.monotonic()
 
-    class Slow(StandIn):
-        began = time.monotonic()
-
+    class Slow(FakeJobs):
         def get_job_info(self, job_id: str) -> Any:
-            return pending if time.monotonic() < self.began + 0.3 else super().get_job_info(job_id)
+            return pending if time.monotonic() < start + 0.3 else super().get_job_info(job_id)
 
-    _, written, said = _follow(Slow([[LOG]], [DONE]))
+    _, written, lines = follow(Slow([[LOG]], [DONE]))
     assert written == LOG
-    assert 1 <= len(said) <= 3
-    assert "still pending after" in said[0]
-    assert "Waiting for the runtime environment to be set up. (" in said[0]
+    assert 1 <= len(lines) <= 3
+    assert "still pending after" in lines[0]
+    assert "Waiting for the runtime environment to be set up. (" in lines[0]
 
 
-def test_cluster_away_for_a_while_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A dashboard that restarts must not end the following of a day's sweep; one that is gone must."""
+def test_unreachable_cluster_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dashboard that restarts must not end the log of a day's sweep; one that stays away must."""
     away = ConnectionError("refused")
-    jobs = StandIn([["first\n", away], [LOG]], [Info(), away, away, Info(), DONE])
-    assert _follow(jobs)[1] == LOG
-    monkeypatch.setattr(following, "GIVE_UP_SECONDS", 0.05)
-    with pytest.raises(FollowError, match=r"http://head: no answer for 0\.05 s; whether job still runs"):
-        _follow(StandIn([], [Info(), away]))
+    jobs = FakeJobs([["first\n", away], [LOG]], [Info(), away, away, Info(), DONE])
+    assert follow(jobs)[1] == LOG
+    monkeypatch.setattr(job_client, "GIVE_UP_SECONDS", 0.05)
+    with pytest.raises(FollowError, match=r"http://head: no answer for 0\.05 s; job may still be running"):
+        follow(FakeJobs([], [Info(), away]))
 
 
-def test_job_that_is_gone_is_said() -> None:
-    """A head that was started anew knows nothing of the job: no reason to ask it for five minutes."""
-    with pytest.raises(FollowError, match=r"job: the cluster knows no such job; .*started anew"):
-        _follow(StandIn([], [RuntimeError("Request failed with status code 404: Job job does not exist")]))
+def test_unknown_job_ends_at_once() -> None:
+    """A restarted head has forgotten the job: no reason to ask for five minutes."""
+    with pytest.raises(FollowError, match=r"job: the cluster knows no such job; .*restarted head"):
+        follow(FakeJobs([], [RuntimeError("Request failed with status code 404: Job job does not exist")]))
 
 
-def test_interrupt_ends_the_following_at_once() -> None:
-    """Ctrl-C that is swallowed as a dropped connection would never let go of the terminal."""
+def test_ctrl_c_ends_at_once() -> None:
+    """Taken for a lost connection, it would never give the terminal back."""
     main = threading.main_thread().ident
     assert main is not None
-    timer = threading.Timer(0.3, lambda: signal.pthread_kill(main, signal.SIGINT))
+    timer = threading.Timer(0.2, lambda: signal.pthread_kill(main, signal.SIGINT))
     timer.start()
-    began = time.monotonic()
+    start = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        _follow(StandIn([["first\n", None]], [Info()]))
-    assert time.monotonic() - began < 5
+        follow(FakeJobs([["first\n", None]], [Info()]))
+    assert time.monotonic() - start < 5
     timer.join()
 
 
@@ -367,6 +316,6 @@ def test_interrupt_ends_the_following_at_once() -> None:
         (Info("STOPPED", None, None), JobEnd("STOPPED", 1, "")),
     ],
 )
-def test_end_hands_the_exit_code_back(info: Info, end: JobEnd | None) -> None:
-    """A script that submits must not take a failed job for a done one."""
-    assert end_of(info) == end
+def test_end_has_the_exit_code(info: Info, end: JobEnd | None) -> None:
+    """A script must not take a failed job for a successful one."""
+    assert job_end(info) == end

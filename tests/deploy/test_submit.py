@@ -1,4 +1,4 @@
-"""Jobs on a real head; what needs none stands in the tests of the rooms around."""
+"""Jobs on a real head; and what is refused before anything is sent."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cluster.local import LocalCluster
 from newsbert_ray import cli
 from newsbert_ray.deploy.job_client import JobEnd
 from newsbert_ray.deploy.package import ENVIRONMENT, LIMIT_BYTES
-from newsbert_ray.deploy.submit import SubmitError, _closing, _once_ready
+from newsbert_ray.deploy.submit import SubmitError, _closing_lines, _retry_until_ready
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -36,7 +36,7 @@ def head() -> Iterator[LocalCluster]:
 def submit(
     head: LocalCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Submit:
-    """`newsbert-ray submit`, its exit code and what it prints, from a folder that holds no newsbert_ray."""
+    """Runs `newsbert-ray submit` in a folder without newsbert_ray: its exit code and its output."""
     for name, value in _environment(head).items():
         monkeypatch.setenv(name, value)
     (tmp_path / "here").mkdir()
@@ -44,8 +44,8 @@ def submit(
 
     def run(*words: str) -> tuple[int, str]:
         code = cli.main(["submit", *words])
-        said = capsys.readouterr()
-        return code, said.out + said.err
+        output = capsys.readouterr()
+        return code, output.out + output.err
 
     return run
 
@@ -72,8 +72,8 @@ def _logs(head: LocalCluster) -> str:
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_verb_runs_there_from_any_folder(submit: Submit, head: LocalCluster, tmp_path: Path) -> None:
-    """The whole way: sent, run, log and results handed back, and nothing of a secret on the way."""
+def test_verb_runs_on_the_cluster_from_any_folder(submit: Submit, head: LocalCluster, tmp_path: Path) -> None:
+    """Sent, run, log and exit code returned; no secret is logged anywhere."""
     out = tmp_path / "corpus"
     words = [
         "--id",
@@ -87,32 +87,32 @@ def test_verb_runs_there_from_any_folder(submit: Submit, head: LocalCluster, tmp
         "--news",
         "300",
     ]
-    code, said = submit(*words)
-    assert code == 0, said
-    assert f"note: every node must see --out {out} at that path" in said
-    assert re.search(r"sending .*here: 1\d\d files, .* MB, with newsbert_ray as it is here", said)
-    assert said.count(f"\n{out}/synthetic_train\n") == 1
-    assert said.endswith(f"first: done; results: {out}\n")
+    code, output = submit(*words)
+    assert code == 0, output
+    assert f"note: every node must be able to read --out {out} at that path" in output
+    assert re.search(r"sending .*here: \d+ files, .* MB, with newsbert_ray from this installation", output)
+    assert output.count(f"\n{out}/synthetic_train\n") == 1
+    assert output.endswith(f"first: done; results: {out}\n")
     assert (out / "synthetic_train/news.tsv").is_file()
     code, again = submit(*words)
     assert code == 1
-    assert "--id first: the cluster has a job of that name" in again.splitlines()[-1]
+    assert "--id first: the cluster already has a job of this name" in again.splitlines()[-1]
     runtime = _client(head).get_job_info("first").runtime_env
     assert runtime is not None
     assert runtime["env_vars"] == {**ENVIRONMENT, "AWS_REGION": "eu"}
     for secret in (_token(head), "hunter2"):
-        assert secret not in _logs(head) + said + again + str(runtime)
+        assert secret not in _logs(head) + output + again + str(runtime)
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_exit_code_comes_as_it_is(submit: Submit, head: LocalCluster) -> None:
-    """A failed job that counts as done is found out at the end of the month."""
+def test_exit_code_is_the_jobs(submit: Submit, head: LocalCluster) -> None:
+    """A script must not take a failed job for a successful one."""
     program = "import sys; print('out of luck'); sys.exit(3)"
     _client(head).submit_job(entrypoint=f'python -c "{program}"', submission_id="three")
-    code, said = submit("--logs", "three")
+    code, output = submit("--logs", "three")
     assert code == 3
-    assert said.splitlines()[-2:] == ["out of luck", "three: failed (exit code 3)"]
+    assert output.splitlines()[-2:] == ["out of luck", "three: failed (exit code 3)"]
 
 
 @pytest.mark.ray
@@ -120,7 +120,7 @@ def test_exit_code_comes_as_it_is(submit: Submit, head: LocalCluster) -> None:
 def test_interrupted_submission_leaves_the_sweep_running(
     submit: Submit, head: LocalCluster, shards: Path, tmp_path: Path
 ) -> None:
-    """Ctrl-C in a terminal must not end a night's sweep; --stop must, tidily, so that it goes on later."""
+    """Ctrl-C must not end a night's sweep; --stop must, so that it can be resumed."""
     out = tmp_path / "sweep"
     sweep = ["sweep", "search_spaces/demo.yaml", "--data", str(shards), "--teacher", "scratch"]
     sweep += ["--epochs", "300", "--out", str(out)]
@@ -139,24 +139,24 @@ def test_interrupted_submission_leaves_the_sweep_running(
         rest = following.stdout.read()
         assert following.wait(60) == 130, rest
     again = f"newsbert-ray submit --address {head.dashboard}"
-    assert f"night goes on running; follow it again: {again} --logs night" in rest
-    assert f"to end it: {again} --stop night" in rest
+    assert f"night continues; its log: {again} --logs night" in rest
+    assert f"to stop it: {again} --stop night" in rest
     assert re.search(r"^night +RUNNING +.* newsbert-ray sweep ", submit("--list")[1], re.MULTILINE)
-    code, said = submit("--stop", "night")
-    assert code == 0, said
-    assert "night: STOPPED; the same command with --resume goes on where it was" in said
-    code, said = submit("--logs", "night")
+    code, output = submit("--stop", "night")
+    assert code == 0, output
+    assert "night: STOPPED; the same command with --resume continues it" in output
+    code, output = submit("--logs", "night")
     assert code == 1
-    assert said.count("Ctrl-C ends the sweep") == 1
-    assert "\ninterrupted; " in said
-    assert "night: stopped; the same command with --resume goes on" in said
-    assert "night had ended already: STOPPED" in submit("--stop", "night")[1]
+    assert output.count("Ctrl-C ends the sweep") == 1
+    assert "\ninterrupted; " in output
+    assert "night: stopped; the same command with --resume continues it" in output
+    assert "night has already ended: STOPPED" in submit("--stop", "night")[1]
 
 
 @pytest.mark.ray
 @pytest.mark.slow
 def test_plain_ray_job_submit_works_too(head: LocalCluster, tmp_path: Path) -> None:
-    """Who has Ray's own command in a script need not learn ours."""
+    """For scripts that use Ray's own command."""
     (tmp_path / "work").mkdir()
     (tmp_path / "work/notes.txt").write_text("of mine")
     command = [sys.executable, "-c", "from ray.scripts.scripts import main; main()", "job", "submit"]
@@ -174,34 +174,34 @@ def test_plain_ray_job_submit_works_too(head: LocalCluster, tmp_path: Path) -> N
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_without_the_token_nobody_gets_in(
+def test_token_is_required(
     submit: Submit, head: LocalCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever can submit runs programs as the cluster's owner: neither no token nor a wrong one may do."""
-    # Ray's variable for the address would go over --address in its own client.
+    """Whoever can submit can run programs as the cluster's owner."""
+    # Ray's own client would prefer this variable to --address.
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:1")
     address = ("--address", head.dashboard)
     assert submit(*address, "--list")[0] == 0
-    code, said = submit(*address, "--logs", "nobody")
+    code, output = submit(*address, "--logs", "nobody")
     assert code == 1
-    assert "nobody: the cluster knows no such job; --list shows those it knows" in said
+    assert "nobody: the cluster knows no such job; --list shows its jobs" in output
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
-    code, said = submit(*address, "--list")
+    code, output = submit(*address, "--list")
     assert code == 1
-    assert "asks for a token, and none is known here; give --token_file" in said
+    assert "requires a token, and none was found; give --token_file" in output
     (tmp_path / "wrong").write_text("f" * 64)
     (tmp_path / "wrong").chmod(0o600)
     wrong = ("--token_file", str(tmp_path / "wrong"), "--", "synthesize", "--out", "/x")
-    code, said = submit(*address, *wrong)
+    code, output = submit(*address, *wrong)
     assert code == 1
-    assert "the cluster refuses the token" in said
+    assert "the cluster refuses the token" in output
 
 
 @pytest.fixture(autouse=True)
 def _own_environment() -> Iterator[None]:
-    """The command line silences libraries through the environment; other tests keep theirs."""
+    """The command line sets variables for libraries; other tests keep theirs."""
     before = dict(os.environ)
     yield
     for name in os.environ.keys() - before.keys():
@@ -221,38 +221,41 @@ def _own_environment() -> Iterator[None]:
             "unknown setting '--nws', did you mean '--news'?",
         ),
         (["--", "sweep", "no.yaml", "--out", "/b"], "sweep: no.yaml: cannot be read"),
-        (["--id", "a/b", "--", "synthesize", "--out", "/b"], "'a/b' is no job's name"),
+        (["--id", "a/b", "--", "synthesize", "--out", "/b"], "'a/b' is not a job's name"),
         (["--env", "HF_TOKEN=hunter2", "--", "synthesize", "--out", "/b"], "--env HF_TOKEN: a secret"),
-        (["--", "synthesize", "--out", "corpus"], "--out corpus: would lie in the job's own folder"),
-        (["--working_dir", "nowhere", "--", "synthesize", "--out", "/b"], "--working_dir nowhere: no folder"),
+        (["--", "synthesize", "--out", "corpus"], "--out corpus: a relative path is in the job's own folder"),
+        (
+            ["--working_dir", "nowhere", "--", "synthesize", "--out", "/b"],
+            "--working_dir nowhere: no such folder",
+        ),
     ],
 )
-def test_slip_ends_here_and_not_on_the_cluster(
+def test_wrong_command_is_refused_before_it_is_sent(
     words: list[str],
     message: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Minutes of an idle cluster, and a log to be read, for a letter too few."""
+    """On the cluster it would cost minutes, and a log to read."""
     monkeypatch.chdir(tmp_path)
     assert cli.main(["submit", "--address", "127.0.0.1:1", *words]) == 2
-    said = capsys.readouterr().err
-    assert message in said
-    assert said.count("\n") == 1
+    output = capsys.readouterr().err
+    assert message in output
+    assert output.count("\n") == 1
 
 
-def test_sweep_is_checked_with_its_file(
+def test_search_space_is_checked_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What stands in the search space is as much a part of the command as its words: ranges, and folders."""
+    """Its settings and folders are a part of the command."""
     monkeypatch.chdir(tmp_path)
     space = tmp_path / "a.yaml"
     common = "name: a\nspace: {distill.beta: {grid: [0, 0.1]}}\nseeds: [0]\n"
     for settings, message in (
         ("{teacher: scratch, data: shards}", "--data shards: not in"),
         ("{teacher: scratch, data: /shards, epochs: 0}", "epochs"),
-        ("{teacher: scratch, data: s3://b/shards}", "no cluster answers there"),
+        ("{teacher: scratch, data: s3://b/shards}", "no cluster answers"),
     ):
         space.write_text(f"{common}settings: {settings}\n")
         code = cli.main(["submit", "--address", "127.0.0.1:1", "--", "sweep", "a.yaml", "--out", "s3://b/o"])
@@ -263,7 +266,7 @@ def test_sweep_is_checked_with_its_file(
 def test_large_folder_is_refused_before_anything_is_sent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The address is one where nobody answers: the folder is looked at first."""
+    """The folder is checked before the connection."""
     monkeypatch.chdir(tmp_path)
     with (tmp_path / "corpus.tsv").open("wb") as file:
         file.truncate(LIMIT_BYTES + 1)
@@ -271,28 +274,28 @@ def test_large_folder_is_refused_before_anything_is_sent(
     assert cli.main(["submit", "--address", "127.0.0.1:1", *words]) == 1
     assert "largest: corpus.tsv 100.0 MB" in capsys.readouterr().err
     assert cli.main(["submit", "--address", "127.0.0.1:1", "--exclude", "corpus.tsv", *words]) == 1
-    assert "no cluster answers there" in capsys.readouterr().err
+    assert "no cluster answers" in capsys.readouterr().err
 
 
-def test_head_that_has_just_started_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A dashboard answers seconds before its head takes jobs; an agent that never comes must be named."""
+def test_new_head_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dashboard answers seconds before its head takes jobs; an agent that never starts is named."""
     monkeypatch.setattr("time.sleep", lambda _: None)
     refusals = [SubmitError("job: No available agent to submit job, please try again later.")] * 2
-    said: list[str] = []
+    output: list[str] = []
 
     def call() -> None:
         if refusals:
             raise refusals.pop()
 
-    _once_ready(call, said.append)
-    assert said == ["the head does not take jobs yet; waiting ..."]
+    _retry_until_ready(call, output.append)
+    assert output == ["the head does not take jobs yet; waiting ..."]
     refusals.append(SubmitError("job: something else"))
     with pytest.raises(SubmitError, match="something else"):
-        _once_ready(call, said.append)
+        _retry_until_ready(call, output.append)
     refusals.append(SubmitError("job: No available agent to submit job, please try again later."))
     monkeypatch.setattr("newsbert_ray.deploy.submit.START_SECONDS", -1.0)
     with pytest.raises(SubmitError, match=r"agent does not run: .*--dashboard-agent-listen-port 0"):
-        _once_ready(call, said.append)
+        _retry_until_ready(call, output.append)
 
 
 @pytest.mark.parametrize(
@@ -310,17 +313,17 @@ def test_head_that_has_just_started_is_waited_for(monkeypatch: pytest.MonkeyPatc
             JobEnd("FAILED", 3, "exit code 3"),
             "sweep",
             "s3://b/o",
-            ["job: failed (exit code 3); the same command with --resume goes on where it was"],
+            ["job: failed (exit code 3); the same command with --resume continues it"],
         ),
         (JobEnd("FAILED", 2, "exit code 2"), "sweep", "s3://b/o", ["job: failed (exit code 2)"]),
         (
             JobEnd("STOPPED", 1, ""),
             "train",
             "s3://b/o",
-            ["job: stopped; the same command goes on where it was"],
+            ["job: stopped; the same command continues it"],
         ),
     ],
 )
-def test_closing_says_how_to_go_on(end: JobEnd, verb: str, out: str | None, lines: list[str]) -> None:
-    """After a night's job the next command must stand there."""
-    assert list(_closing("job", end, verb=verb, out=out)) == lines
+def test_last_lines_name_the_next_command(end: JobEnd, verb: str, out: str | None, lines: list[str]) -> None:
+    """To resume, or to see the results."""
+    assert list(_closing_lines("job", end, verb=verb, out=out)) == lines
