@@ -166,8 +166,8 @@ def test_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 def machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """Eight cores, 16 GB, no GPU, no bf16."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
-    monkeypatch.setattr(ray_private, "container_cores", lambda: 8.0)
-    monkeypatch.setattr(ray_private, "available_memory", lambda: 16 * GB)
+    monkeypatch.setattr(doctors, "container_cores", lambda: 8.0)
+    monkeypatch.setattr(doctors, "available_memory", lambda: 16 * GB)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.version, "cuda", None)
     monkeypatch.setattr(collect_env, "get_nvidia_driver_version", lambda _: None)
@@ -188,7 +188,7 @@ def test_ordinary_machine(machine: pytest.MonkeyPatch) -> None:
 
 def test_container_with_fewer_cores(machine: pytest.MonkeyPatch) -> None:
     """PyTorch would start 8 threads on 2.5 cores."""
-    machine.setattr(ray_private, "container_cores", lambda: 2.5)
+    machine.setattr(doctors, "container_cores", lambda: 2.5)
     assert "this container may use 2.5" in notes(check_devices())
     assert "--threads 2" in notes(check_devices())
 
@@ -196,7 +196,7 @@ def test_container_with_fewer_cores(machine: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("free", "state"), [(GB // 2, "fix"), (2 * GB, "note"), (8 * GB, "ok")])
 def test_free_memory(machine: pytest.MonkeyPatch, free: int, state: str) -> None:
     """Without it the system kills trials one after another."""
-    machine.setattr(ray_private, "available_memory", lambda: free)
+    machine.setattr(doctors, "available_memory", lambda: free)
     assert list(check_devices())[1].state == state
 
 
