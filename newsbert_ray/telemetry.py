@@ -74,7 +74,7 @@ class EventLog:
         if entry["kind"] == "evaluation":
             self("evaluation", step=entry["step"], epoch=entry["epoch"], validation=entry["validation"])
         elif entry["kind"] == "checkpoint":
-            self("preemption" if entry["leaving"] else "checkpoint", step=entry["step"])
+            self("preemption" if entry["preempted"] else "checkpoint", step=entry["step"])
 
 
 def read_events(folder: str | Path) -> list[dict[str, Any]]:

@@ -35,8 +35,8 @@ def test_the_loop_s_entries_become_events(tmp_path: Path) -> None:
     report(
         {"kind": "evaluation", "step": 20, "epoch": 1.0, "validation": {"student": {"auc": 0.6}}, "train": {}}
     )
-    report({"kind": "checkpoint", "step": 25, "leaving": False})
-    report({"kind": "checkpoint", "step": 31, "leaving": True})
+    report({"kind": "checkpoint", "step": 25, "preempted": False})
+    report({"kind": "checkpoint", "step": 31, "preempted": True})
     found = [(event["event"], event["step"]) for event in read_events(tmp_path)]
     assert found == [("evaluation", 20), ("checkpoint", 25), ("preemption", 31)]
 

@@ -193,7 +193,7 @@ def test_pickled_checkpoint(
     config = run.parent / "same.yaml"
     config.write_text(yaml.safe_dump(own))
     said = message_of(["train", "--config", str(config)], capsys)
-    assert f"{run / 'checkpoints'}: none of its 1 checkpoints is whole" in said
+    assert f"{run / 'checkpoints'}: none of the 1 checkpoints is intact" in said
     assert not marker.exists()
 
 

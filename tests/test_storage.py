@@ -417,7 +417,7 @@ def test_a_run_killed_in_mid_upload_ends_as_if_it_had_not_been(
     elsewhere()
     monkeypatch.setattr(lease, "WAIT_SECONDS", 1.0)
     record = train(settings)
-    assert f"{second} is not usable" in capsys.readouterr().out
+    assert f"{second} cannot be used" in capsys.readouterr().out
     assert record.settings == settings.model_dump()
     assert json.loads(Remote(settings.out).read("settings.json") or b"")["settings"] == settings.model_dump()
     assert read_record(inputs.fetch(settings.out)) == record

@@ -18,28 +18,10 @@ from newsbert_ray.data.reading import EVALUATION_TOKENS, evaluation_batches
 from newsbert_ray.data.shards import Manifest, Split, TextTable
 from newsbert_ray.model.encoder import Encoder
 from newsbert_ray.model.pair import Top
+from newsbert_ray.world import World
 
 Scores = dict[str, dict[str, float]]
 Models = Mapping[str, tuple[Encoder, Top]]
-
-
-@dataclass(frozen=True)
-class World:
-    """Where this worker computes: its device, and its rank among `size` workers."""
-
-    device: torch.device
-    rank: int = 0
-    size: int = 1
-
-    def mine(self, number: int) -> bool:
-        """Whether the piece of work with this number is this worker's."""
-        return number % self.size == self.rank
-
-    def sum(self, values: Tensor) -> Tensor:
-        """`values` summed over all workers; exact where each entry is one worker's and 0 elsewhere."""
-        if self.size > 1:
-            torch.distributed.all_reduce(values)
-        return values
 
 
 @dataclass

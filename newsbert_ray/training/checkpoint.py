@@ -1,5 +1,4 @@
-"""Everything a resume needs <-> a folder that is there whole or not at all. Safetensors and JSON; nothing is
-pickled."""
+"""Checkpoints: everything that a resume needs, in folders that are complete or absent."""
 
 from __future__ import annotations
 
@@ -8,7 +7,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor
 
@@ -23,23 +22,22 @@ from newsbert_ray.model.saved import (
 from newsbert_ray.training.step import Learner
 
 _PREFIX = "step-"
-_ADAM = ("exp_avg", "exp_avg_sq", "step")
+_ADAM_STATE = ("exp_avg", "exp_avg_sq", "step")
 
 
 @dataclass
 class Progress:
-    """How far a run is: all of its memory besides tensors.
+    """How far a run is: all of its state besides tensors.
 
     Attributes:
         step: updates done.
-        curve: one entry an evaluation (see RunRecord.curve).
-        best: name of the best model's folder, with its validation metric and step; empty before the first
+        curve: one entry per evaluation (see RunRecord.curve).
+        best: folder of the best model so far, with its validation metric and step; empty before the first
             evaluation.
-        sums: loss sums since the last evaluation, and `count` of updates in them.
-        blocks: sums of the blocks' gradient ratios and cosines at the logged updates since then, and `looks`
-            of them.
-        seconds: seconds spent over all starts, by what they went to (`train`, `data`, `evaluate`,
-            `checkpoint`, `report`).
+        sums: sum of each loss since the last evaluation, over `count` updates.
+        blocks: sums of the gradient statistics since then, over `log_steps` logged updates.
+        seconds: time over all starts by what it was spent on (`train`, `data`, `evaluate`, `checkpoint`,
+            `report`).
         titles: titles trained on.
     """
 
@@ -51,21 +49,38 @@ class Progress:
     sums: dict[str, float] = field(default_factory=dict)
     count: int = 0
     blocks: dict[str, float] = field(default_factory=dict)
-    looks: int = 0
+    log_steps: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     titles: int = 0
 
+    def to_json(self) -> dict[str, Any]:
+        """As state.json stores it, where `log_steps` is called `looks`."""
+        values = asdict(self)
+        values["looks"] = values.pop("log_steps")
+        return values
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """From what `to_json` returned.
+
+        Raises:
+            TypeError: an unknown key.
+        """
+        values = dict(values)
+        return cls(log_steps=values.pop("looks", 0), **values)
+
 
 def write_checkpoint(folder: Path, learner: Learner, progress: Progress, *, keep: int) -> Path:
-    """Write folder/step-N and prune: the `keep` newest steps stay, and the best models they name.
+    """Write folder/step-N and delete older ones.
 
     Args:
         folder: the run's checkpoints/.
+        keep: number of newest checkpoints that stay, with the best models that they name.
     """
     path = folder / f"{_PREFIX}{progress.step:09d}"
-    write_weights(path, learner_tensors(learner), {"progress": asdict(progress)})
+    write_weights(path, learner_tensors(learner), {"progress": progress.to_json()})
     for later in step_folders(folder):
-        if later.name > path.name:  # found unusable by the resume that led here
+        if later.name > path.name:  # found damaged when this run was resumed
             shutil.rmtree(later, ignore_errors=True)
     _prune(folder, keep)
     return path
@@ -80,31 +95,52 @@ def learner_tensors(learner: Learner) -> dict[str, Tensor]:
     return tensors
 
 
+def load_tensors(learner: Learner, tensors: Mapping[str, Tensor]) -> None:
+    """Load what `learner_tensors` returned.
+
+    Raises:
+        KeyError, RuntimeError: the tensors belong to another model.
+    """
+    prefix = "model."
+    model = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+    learner.pair.load_state_dict(model)
+    for name, parameter in learner.pair.named_parameters():
+        keys = {key: f"adam.{name}.{key}" for key in _ADAM_STATE if f"adam.{name}.{key}" in tensors}
+        if keys:
+            learner.optimizer.state[parameter] = {
+                key: tensors[full]
+                if key == "step" and not parameter.is_cuda
+                else tensors[full].to(parameter.device)
+                for key, full in keys.items()
+            }
+
+
 def resume(folder: Path, learner: Learner, *, say: Callable[[str], None]) -> Progress:
-    """Load the newest whole checkpoint into `learner`; a damaged one is named to `say` and the one before it
-    used.
+    """Load the newest intact checkpoint into `learner`.
+
+    A damaged checkpoint is reported through `say`, and the one before it is used.
 
     Returns:
-        The progress to go on from; an empty one where there is no checkpoint.
+        The progress to continue from; an empty one if there is no checkpoint.
     Raises:
-        CheckpointError: checkpoints are there and none is whole.
+        CheckpointError: there are checkpoints, but none is intact.
     """
-    found = step_folders(folder)
-    for path in reversed(found):
+    paths = step_folders(folder)
+    for path in reversed(paths):
         try:
             tensors, state = read_weights(path)
-            progress = Progress(**state["progress"])
+            progress = Progress.from_json(state["progress"])
             if progress.best:
                 verify_weights(folder / progress.best)
             load_tensors(learner, tensors)
         except (CheckpointError, KeyError, TypeError, RuntimeError) as error:
-            say(f"checkpoint {path} is not usable ({error}); trying the one before it")
+            say(f"checkpoint {path} cannot be used ({error}); trying the one before it")
             continue
         return progress
-    if found:
+    if paths:
         raise CheckpointError(
-            f"{folder}: none of its {len(found)} checkpoints is whole; delete the run's folder and "
-            "train again"
+            f"{folder}: none of the {len(paths)} checkpoints is intact; delete the run's folder and train "
+            "again"
         )
     return Progress()
 
@@ -112,23 +148,6 @@ def resume(folder: Path, learner: Learner, *, say: Callable[[str], None]) -> Pro
 def step_folders(folder: Path) -> list[Path]:
     """The checkpoints in `folder`, oldest first."""
     return sorted(folder.glob(f"{_PREFIX}*"))
-
-
-def load_tensors(learner: Learner, tensors: Mapping[str, Tensor]) -> None:
-    """Put what `learner_tensors` gave into `learner`.
-
-    Raises:
-        KeyError, RuntimeError: they are another learner's.
-    """
-    model = {key.removeprefix("model."): value for key, value in tensors.items() if key.startswith("model.")}
-    learner.pair.load_state_dict(model)
-    for name, parameter in learner.pair.named_parameters():
-        values = {key: tensors[f"adam.{name}.{key}"] for key in _ADAM if f"adam.{name}.{key}" in tensors}
-        if values:
-            learner.optimizer.state[parameter] = {
-                key: value if key == "step" and not parameter.is_cuda else value.to(parameter.device)
-                for key, value in values.items()
-            }
 
 
 def _prune(folder: Path, keep: int) -> None:
@@ -143,6 +162,6 @@ def _prune(folder: Path, keep: int) -> None:
     for path in best_folders(folder):
         if path.name not in named:
             shutil.rmtree(path, ignore_errors=True)
-    for stale in folder.glob(".*"):
-        if stale.is_dir():
-            shutil.rmtree(stale, ignore_errors=True)
+    for leftover in folder.glob(".*"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)

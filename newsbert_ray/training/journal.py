@@ -1,4 +1,4 @@
-"""Where a run's entries go: metrics.jsonl and TensorBoard in its folder, and a person's screen."""
+"""Where the loop's entries go: metrics.jsonl and TensorBoard in the run's folder, and the screen."""
 
 from __future__ import annotations
 
@@ -18,15 +18,19 @@ _PLAIN_SECONDS = 10.0
 
 
 class Journal:
-    """Appends entries to metrics.jsonl and TensorBoard; on a resume, entries after the resumed step go
-    first."""
+    """Appends entries to metrics.jsonl and TensorBoard; a resume first deletes later entries."""
 
     def __init__(self, folder: Path, *, done: int) -> None:
+        """
+        Args:
+            folder: the run's.
+            done: step to continue from.
+        """
         from torch.utils.tensorboard import SummaryWriter
 
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / METRICS
-        # The loop reports an evaluation at the resumed step once more.
+        # An evaluation at step `done` goes too: the loop reports it again.
         kept = [e for e in read_entries(self.path) if (e["step"], e["kind"] == "evaluation") < (done, True)]
         write_text(self.path, "".join(json.dumps(entry) + "\n" for entry in kept))
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1 if done else None)
@@ -34,7 +38,8 @@ class Journal:
     def __call__(self, entry: Mapping[str, Any]) -> None:
         if entry["kind"] not in ("log", "evaluation"):
             return
-        append_entry(self.path, entry)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
         for name, value in flatten(entry):
             if name not in ("step", "steps", "epochs"):
                 self.board.add_scalar(name, value, entry["step"])
@@ -42,19 +47,12 @@ class Journal:
             self.board.flush()
 
     def close(self) -> None:
-        """Flush and end the TensorBoard file."""
+        """Flush and close the TensorBoard file."""
         self.board.close()
 
 
-def append_entry(path: Path, entry: Mapping[str, Any]) -> None:
-    """Add a line to a metrics.jsonl."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(entry) + "\n")
-
-
 def flatten(entry: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """Numbers of a nested mapping by their path, as TensorBoard wants them
-    (`validation/student/accuracy`)."""
+    """Numbers of a nested mapping by path, as TensorBoard names them (`validation/student/accuracy`)."""
     for key, value in entry.items():
         if isinstance(value, Mapping):
             yield from flatten(value, f"{prefix}{key}/")
@@ -63,17 +61,22 @@ def flatten(entry: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, f
 
 
 class Display:
-    """A run's entries on the screen: a live bar on a terminal, otherwise a plain line every ten seconds."""
+    """Shows entries on the screen: a progress bar on a terminal, otherwise a line every ten seconds."""
 
     def __init__(self, *, total: int, live: bool | None = None) -> None:
+        """
+        Args:
+            total: steps of the run.
+            live: show a bar; by default if standard output is a terminal.
+        """
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
         self.console = Console(file=sys.stdout, highlight=False)
         self.live = self.console.is_terminal if live is None else live
         self.total = total
-        self.first: tuple[int, float] | None = None  # step and time of this start's first entry
-        self.last_line = 0.0
+        self._start: tuple[int, float] | None = None  # step and time of the first entry
+        self._last_line = 0.0
         columns = (
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -97,27 +100,14 @@ class Display:
         self.bar.stop()
 
     def __call__(self, entry: Mapping[str, Any]) -> None:
-        if entry["kind"] == "checkpoint":
-            if entry["leaving"]:
-                self.say(f"step {entry['step']}: this machine is about to be taken away; checkpoint written")
-            return
-        if entry["kind"] != "log":
-            self.say(entry["text"] if entry["kind"] == "note" else _evaluation_line(entry))
-            return
-        numbers = _log_numbers(entry)
-        if self.first is None:
-            self.first = (entry["step"], time.monotonic())
-            self.bar.reset(self.task, total=self.total, completed=entry["step"])
-        self.bar.update(
-            self.task,
-            completed=entry["step"],
-            numbers=numbers,
-            description=f"epoch {entry['epoch']}/{entry['epochs']}",
-        )
-        now = time.monotonic()
-        if not self.live and now - self.last_line >= _PLAIN_SECONDS:
-            self.last_line = now
-            self.say(f"step {entry['step']}/{self.total}  {numbers}  left {self._left(entry['step'])}")
+        if entry["kind"] == "log":
+            self._show_step(entry)
+        elif entry["kind"] == "evaluation":
+            self.say(_evaluation_line(entry))
+        elif entry["kind"] == "note":
+            self.say(entry["text"])
+        elif entry["preempted"]:
+            self.say(f"step {entry['step']}: this machine is being taken away; checkpoint written")
 
     def say(self, line: str) -> None:
         """Print a line above the bar."""
@@ -125,20 +115,32 @@ class Display:
         if not self.live:
             sys.stdout.flush()
 
-    def _left(self, step: int) -> str:
-        if self.first is None or step <= self.first[0]:
+    def _show_step(self, entry: Mapping[str, Any]) -> None:
+        step, numbers = entry["step"], _log_numbers(entry)
+        if self._start is None:
+            self._start = (step, time.monotonic())
+            self.bar.reset(self.task, total=self.total, completed=step)
+        description = f"epoch {entry['epoch']}/{entry['epochs']}"
+        self.bar.update(self.task, completed=step, numbers=numbers, description=description)
+        now = time.monotonic()
+        if not self.live and now - self._last_line >= _PLAIN_SECONDS:
+            self._last_line = now
+            self.say(f"step {step}/{self.total}  {numbers}  left {self._time_left(step)}")
+
+    def _time_left(self, step: int) -> str:
+        if self._start is None or step <= self._start[0]:
             return "-"
-        speed = (time.monotonic() - self.first[1]) / (step - self.first[0])
-        seconds = int(speed * (self.total - step))
+        seconds_per_step = (time.monotonic() - self._start[1]) / (step - self._start[0])
+        seconds = int(seconds_per_step * (self.total - step))
         return f"{seconds // 60}:{seconds % 60:02d}"
 
 
-def both(*reports: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
-    """One report that gives an entry to each of several, in order."""
+def combine(*reports: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
+    """One report that passes each entry to several, in order."""
 
     def report(entry: dict[str, Any]) -> None:
-        for one in reports:
-            one(entry)
+        for receiver in reports:
+            receiver(entry)
 
     return report
 
@@ -146,7 +148,7 @@ def both(*reports: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]
 def _log_numbers(entry: Mapping[str, Any]) -> str:
     losses = entry["train"]
     tasks = [
-        f"{name.split('_')[0]} {losses[name]:.3f}"
+        f"{name.removesuffix('_task')} {losses[name]:.3f}"
         for name in ("teacher_task", "student_task")
         if name in losses
     ]
@@ -155,20 +157,10 @@ def _log_numbers(entry: Mapping[str, Any]) -> str:
 
 
 def _evaluation_line(entry: Mapping[str, Any]) -> str:
-    """The metrics of each model that is there; a student that learns alone has no teacher beside it."""
-    scores = entry["validation"]
-    models = [
-        " ".join(
-            [
-                model,
-                *(
-                    f"{HEADINGS[name]} {scores[model][name]:.4f}"
-                    for name in HEADINGS
-                    if name in scores[model]
-                ),
-            ]
-        )
-        for model in ("teacher", "student")
-        if model in scores
-    ]
+    """Validation metrics of each model; a student that learns alone has no teacher."""
+    models = []
+    for model in ("teacher", "student"):
+        if scores := entry["validation"].get(model):
+            metrics = [f"{HEADINGS[name]} {scores[name]:.4f}" for name in HEADINGS if name in scores]
+            models.append(" ".join([model, *metrics]))
     return f"epoch {entry['epoch']:g} (step {entry['step']}): validation " + ", ".join(models)

@@ -1,10 +1,11 @@
-"""The one training loop: updates in, steps, evaluations and checkpoints, an injected report. Knows no Ray."""
+"""The training loop: updates in; steps, evaluations, checkpoints and reports out. Knows no Ray."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,145 +22,208 @@ from newsbert_ray.world import World
 
 Report = Callable[[dict[str, Any]], None]
 
-LOOK_STEPS = 5
-"""Updates between two looks of a group at the clock and at its machines' fate, for each costs an exchange."""
+TRIGGER_STEPS = 5
+"""Steps between two checks of the timer and of preemption notices in a group; each costs an exchange."""
 
 
-class LeavingError(RuntimeError):
-    """The machine is about to be taken away; the checkpoint behind this is newer than the last update."""
+class PreemptedError(RuntimeError):
+    """The machine is being taken away; the last update is in a checkpoint."""
 
 
 def never() -> bool:
-    """For a machine that nobody takes away."""
+    """For a machine that is not taken away."""
     return False
 
 
-def run_loop(
-    learner: Learner,
-    updates: Iterable[Update],
-    *,
-    schedule: TrainingSchedule,
-    progress: Progress,
-    world: World,
-    evaluate: Callable[[], Scores],
-    report: Report,
-    checkpoints: Path,
-    leaving: Callable[[], bool] = never,
-) -> Progress:
-    """Train over `updates` and keep `progress`.
+@dataclass
+class TrainingLoop:
+    """One worker's loop over its updates.
 
-    At each epoch's end, and every `evaluate_every` steps, the pair is evaluated, the best student kept, a
-    checkpoint written and then the entry reported, so that whoever stops a run at its report finds it
-    resumable. A checkpoint is also written every so many steps and minutes, and before the machine goes.
-
-    Args:
-        updates: this worker's updates after `progress.step`, in order.
+    Attributes:
+        progress: continued and kept up to date.
         evaluate: metrics of both models on validation, the same on all workers.
-        report: gets {"kind": "log", ...} every `log_every` steps, {"kind": "evaluation", ...}, and for a
-            checkpoint without one {"kind": "checkpoint", ...}, on every worker.
-        checkpoints: the run's checkpoint folder; only the first worker writes.
-        leaving: whether this worker's machine is about to be taken away.
-    Raises:
-        LeavingError: one worker's machine is; on every worker, with the checkpoint behind it.
+        report: called on every worker with {"kind": "log", ...} every `log_every` steps,
+            {"kind": "evaluation", ...}, and {"kind": "checkpoint", ...} for a checkpoint without evaluation.
+        checkpoints: the run's checkpoint folder; only rank 0 writes.
+        preempted: whether this worker's machine is about to be taken away.
     """
-    settings = learner.settings
-    ends = _epoch_ends(schedule)
-    clock = _Clock(progress)
-    calls = _Calls(settings.checkpoint.every_minutes, world, leaving)
-    if progress.curve and progress.curve[-1]["step"] == progress.step:
-        # A kill may have come between the checkpoint and the report.
-        report({"kind": "evaluation", **progress.curve[-1]})
-    since = (progress.titles, progress.seconds.get("train", 0.0) + progress.seconds.get("data", 0.0))
-    for update in updates:
-        clock.charge("data")
-        step = update.step
-        log = step % settings.log_every == 0 or step == 1
-        parts = [part.to(world.device) for part in update.parts]
-        numbers = train_step(learner, parts, step=step, statistics=log)
-        progress.step = step
+
+    learner: Learner
+    schedule: TrainingSchedule
+    progress: Progress
+    world: World
+    evaluate: Callable[[], Scores]
+    report: Report
+    checkpoints: Path
+    preempted: Callable[[], bool] = never
+
+    def run(self, updates: Iterable[Update]) -> None:
+        """Train over `updates`, the worker's updates after `progress.step`.
+
+        At each epoch's end, and every `evaluate_every` steps, the pair is evaluated, the best student kept, a
+        checkpoint written and then the entry reported: whoever stops a run in its report can resume it.
+        Checkpoints are also written by step count, by a timer, and before the machine is taken away.
+
+        Raises:
+            PreemptedError: some worker's machine is taken away; on every worker, after a checkpoint.
+            LossError: the loss or a weight is not finite.
+        """
+        progress, settings = self.progress, self.learner.settings
+        ends, clock = _epoch_ends(self.schedule), _Clock(progress)
+        triggers = CheckpointTriggers(settings.checkpoint.every_minutes, self.world, self.preempted)
+        speed = _Speed(progress)
+        if progress.curve and progress.curve[-1]["step"] == progress.step:
+            # The process may have been killed between the checkpoint and the report.
+            self.report({"kind": "evaluation", **progress.curve[-1]})
+        for update in updates:
+            clock.charge("data")
+            step = update.step
+            is_log_step = step % settings.log_every == 0 or step == 1
+            numbers = self._train(update, statistics=is_log_step)
+            clock.charge("train")
+            if is_log_step:
+                self.report(self._log_entry(numbers, update, speed.since_last()))
+            is_evaluation = step in ends or _is_multiple(step, settings.evaluate_every)
+            timer, preempted = triggers.check(step)
+            is_checkpoint = (
+                is_evaluation or timer or preempted or _is_multiple(step, settings.checkpoint.every_steps)
+            )
+            if is_checkpoint:
+                _require_finite(self.learner, step)
+            if is_evaluation:
+                self._evaluate(update, ends)
+                clock.charge("evaluate")
+            if is_checkpoint:
+                self._write_checkpoint()
+                triggers.restart_timer()
+                clock.charge("checkpoint")
+            if is_evaluation:
+                self.report({"kind": "evaluation", **progress.curve[-1]})
+            elif is_checkpoint:
+                self.report({"kind": "checkpoint", "step": step, "preempted": preempted})
+            clock.charge("report")
+            if preempted and step < self.schedule.total_steps:
+                raise PreemptedError(f"this machine is being taken away; step {step} is in a checkpoint")
+
+    def _train(self, update: Update, *, statistics: bool) -> dict[str, Tensor | float]:
+        parts = [part.to(self.world.device) for part in update.parts]
+        numbers = train_step(self.learner, parts, step=update.step, statistics=statistics)
+        progress = self.progress
+        progress.step = update.step
         progress.titles += parts[0].rows
-        _add(progress, numbers)
-        clock.charge("train")
-        if log:
-            spent = progress.seconds["train"] + progress.seconds["data"]
-            speed = (progress.titles - since[0]) / max(1e-9, spent - since[1])
-            since = (progress.titles, spent)
-            report(_log_entry(numbers, update, schedule, world, speed=speed, seconds=progress.seconds))
-        every = settings.checkpoint.every_steps
-        evaluated = step in ends or (
-            settings.evaluate_every is not None and step % settings.evaluate_every == 0
-        )
-        due, last = calls.look(step)
-        written = evaluated or due or last or (every is not None and step % every == 0)
-        if written:
-            _require_finite(learner, step)
-        if evaluated:
-            entry = _evaluation_entry(evaluate(), update, progress, ends, world)
-            progress.curve.append(entry)
-            progress.sums, progress.count = {}, 0
-            progress.blocks, progress.looks = {}, 0
-            judged = entry["validation"]["student"][TASKS[settings.task].primary.name]
-            if judged > progress.best_metric:
-                progress.best_metric, progress.best_step, progress.best = judged, step, best_name(step)
-                if world.is_rank_zero:
-                    write_best(checkpoints, learner.pair, step=step)
-            clock.charge("evaluate")
-        if written:
-            # The checkpoint holds all workers' sums; the first worker goes on with them.
-            total = world.sum_values(progress.sums)
-            progress.sums = total if world.is_rank_zero else dict.fromkeys(total, 0.0)
-            if world.is_rank_zero:
-                write_checkpoint(checkpoints, learner, progress, keep=settings.checkpoint.keep)
-            calls.written()
-            clock.charge("checkpoint")
-        if evaluated:
-            report({"kind": "evaluation", **progress.curve[-1]})
-        elif written:
-            report({"kind": "checkpoint", "step": step, "leaving": last})
-        clock.charge("report")
-        if last and step < schedule.total_steps:
-            raise LeavingError(f"the machine is about to be taken away; step {step} is in its checkpoint")
-    return progress
+        losses = _losses(numbers)
+        for name, value in zip(losses, torch.stack(list(losses.values())).tolist(), strict=True):
+            progress.sums[name] = progress.sums.get(name, 0.0) + value
+        progress.count += 1
+        blocks = {name: float(value) for name, value in numbers.items() if name.startswith(BLOCK)}
+        for name, value in blocks.items():
+            progress.blocks[name] = progress.blocks.get(name, 0.0) + value
+        progress.log_steps += bool(blocks)
+        return numbers
+
+    def _evaluate(self, update: Update, ends: Mapping[int, int]) -> None:
+        progress, step = self.progress, update.step
+        scores = self.evaluate()
+        previous = max((end for end in ends if end < step), default=0)
+        following = min(end for end in ends if end >= step)
+        entry: dict[str, Any] = {
+            "step": step,
+            "epoch": update.epoch + (step - previous) / (following - previous),
+            "validation": scores,
+            "train": {n: value / progress.count for n, value in self.world.sum_values(progress.sums).items()},
+        }
+        if progress.blocks:
+            entry["blocks"] = {n: value / progress.log_steps for n, value in progress.blocks.items()}
+        progress.curve.append(entry)
+        progress.sums, progress.count = {}, 0
+        progress.blocks, progress.log_steps = {}, 0
+        metric = scores["student"][TASKS[self.schedule.task].primary.name]
+        if metric > progress.best_metric:
+            progress.best_metric, progress.best_step, progress.best = metric, step, best_name(step)
+            if self.world.is_rank_zero:
+                write_best(self.checkpoints, self.learner.pair, step=step)
+
+    def _write_checkpoint(self) -> None:
+        # The checkpoint holds the sums of all workers; rank 0 continues with them.
+        total = self.world.sum_values(self.progress.sums)
+        self.progress.sums = total if self.world.is_rank_zero else dict.fromkeys(total, 0.0)
+        if self.world.is_rank_zero:
+            keep = self.learner.settings.checkpoint.keep
+            write_checkpoint(self.checkpoints, self.learner, self.progress, keep=keep)
+
+    def _log_entry(
+        self, numbers: Mapping[str, Tensor | float], update: Update, speed: float
+    ) -> dict[str, Any]:
+        losses = {name: float(value) for name, value in _losses(numbers).items()}
+        return {
+            "kind": "log",
+            "step": update.step,
+            "steps": self.schedule.total_steps,
+            "epoch": update.epoch + 1,
+            "epochs": self.schedule.epochs,
+            "titles_per_second": speed,
+            "examples": TASKS[self.schedule.task].examples,
+            "seconds": dict(self.progress.seconds),
+            "train": self.world.sum_values(losses),
+            **{name: value for name, value in numbers.items() if name not in losses},
+        }
 
 
-class _Calls:
-    """Reasons to write a checkpoint that no step number tells, agreed on by all workers."""
+class CheckpointTriggers:
+    """Triggers besides the step count: a timer and a preemption notice. All workers agree on them."""
 
-    def __init__(self, minutes: float | None, world: World, leaving: Callable[[], bool]) -> None:
+    def __init__(self, minutes: float | None, world: World, preempted: Callable[[], bool]) -> None:
         self._seconds = math.inf if minutes is None else 60 * minutes
         self._world = world
-        self._leaving = leaving
+        self._preempted = preempted
         self._last = time.monotonic()
 
-    def look(self, step: int) -> tuple[bool, bool]:
-        """Whether a checkpoint is due by the clock, and whether it is the last one here."""
-        if self._world.size > 1 and step % LOOK_STEPS:
+    def check(self, step: int) -> tuple[bool, bool]:
+        """Whether the timer asks for a checkpoint, and whether some worker's machine is taken away."""
+        if self._world.size > 1 and step % TRIGGER_STEPS:
             return False, False
-        due = self._world.is_rank_zero and time.monotonic() - self._last >= self._seconds
-        found = self._world.sum_values({"due": float(due), "leaving": float(self._leaving())})
-        return found["due"] > 0, found["leaving"] > 0
+        timer = self._world.is_rank_zero and time.monotonic() - self._last >= self._seconds
+        workers = self._world.sum_values({"timer": float(timer), "preempted": float(self._preempted())})
+        return workers["timer"] > 0, workers["preempted"] > 0
 
-    def written(self) -> None:
-        """One has just been."""
+    def restart_timer(self) -> None:
+        """After a checkpoint."""
         self._last = time.monotonic()
 
 
 class _Clock:
-    """Charges the time since the last charge to a name in progress.seconds."""
+    """Adds the time since the last call to an entry of progress.seconds."""
 
     def __init__(self, progress: Progress) -> None:
-        self.progress = progress
-        self.last = time.perf_counter()
+        self._seconds = progress.seconds
+        self._last = time.perf_counter()
 
     def charge(self, name: str) -> None:
         now = time.perf_counter()
-        seconds = self.progress.seconds
-        seconds[name] = seconds.get(name, 0.0) + now - self.last
-        self.last = now
+        self._seconds[name] = self._seconds.get(name, 0.0) + now - self._last
+        self._last = now
+
+
+class _Speed:
+    """Titles per second of training and reading data between two log entries."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._last = self._now()
+
+    def since_last(self) -> float:
+        titles, seconds = self._now()
+        speed = (titles - self._last[0]) / max(1e-9, seconds - self._last[1])
+        self._last = titles, seconds
+        return speed
+
+    def _now(self) -> tuple[int, float]:
+        seconds = self._progress.seconds
+        return self._progress.titles, seconds.get("train", 0.0) + seconds.get("data", 0.0)
 
 
 def _epoch_ends(schedule: TrainingSchedule) -> dict[int, int]:
-    """Last step of each epoch -> epochs done then."""
+    """Last step of each epoch -> number of epochs done then."""
     ends: dict[int, int] = {}
     step = 0
     for epoch in range(schedule.epochs):
@@ -168,58 +232,18 @@ def _epoch_ends(schedule: TrainingSchedule) -> dict[int, int]:
     return ends
 
 
+def _is_multiple(step: int, every: int | None) -> bool:
+    return every is not None and step % every == 0
+
+
+def _losses(numbers: Mapping[str, Tensor | float]) -> dict[str, Tensor]:
+    return {name: value for name, value in numbers.items() if isinstance(value, Tensor)}
+
+
 def _require_finite(learner: Learner, step: int) -> None:
-    """A checkpoint of weights that are no numbers would end every resume."""
+    """Refuse to write weights that are not finite: every resume would end on them."""
     if not all(bool(torch.isfinite(parameter).all()) for parameter in learner.pair.parameters()):
         raise LossError(
-            f"weights are no longer finite at step {step}; use a lower learning_rate or optimizer.clip_norm, "
-            "and another --out"
+            f"weights are not finite at step {step}; use a lower learning_rate or optimizer.clip_norm, and "
+            "another --out"
         )
-
-
-def _add(progress: Progress, numbers: Mapping[str, Tensor | float]) -> None:
-    losses = {name: value for name, value in numbers.items() if isinstance(value, Tensor)}
-    for name, value in zip(losses, torch.stack(list(losses.values())).tolist(), strict=True):
-        progress.sums[name] = progress.sums.get(name, 0.0) + value
-    progress.count += 1
-    blocks = {name: float(value) for name, value in numbers.items() if name.startswith(BLOCK)}
-    for name, value in blocks.items():
-        progress.blocks[name] = progress.blocks.get(name, 0.0) + value
-    progress.looks += bool(blocks)
-
-
-def _log_entry(
-    numbers: Mapping[str, Tensor | float],
-    update: Update,
-    schedule: TrainingSchedule,
-    world: World,
-    *,
-    speed: float,
-    seconds: Mapping[str, float],
-) -> dict[str, Any]:
-    losses = {name: float(value) for name, value in numbers.items() if isinstance(value, Tensor)}
-    others = {name: value for name, value in numbers.items() if not isinstance(value, Tensor)}
-    return {
-        "kind": "log",
-        "step": update.step,
-        "steps": schedule.total_steps,
-        "epoch": update.epoch + 1,
-        "epochs": schedule.epochs,
-        "titles_per_second": speed,
-        "examples": TASKS[schedule.task].examples,
-        "seconds": dict(seconds),
-        "train": world.sum_values(losses),
-        **others,
-    }
-
-
-def _evaluation_entry(
-    scores: Scores, update: Update, progress: Progress, ends: Mapping[int, int], world: World
-) -> dict[str, Any]:
-    previous = max((end for end in ends if end < update.step), default=0)
-    following = min(end for end in ends if end >= update.step)
-    share = (update.step - previous) / (following - previous)
-    means = {name: value / progress.count for name, value in world.sum_values(progress.sums).items()}
-    entry = {"step": update.step, "epoch": update.epoch + share, "validation": scores, "train": means}
-    blocks = {name: value / progress.looks for name, value in progress.blocks.items()}
-    return {**entry, "blocks": blocks} if blocks else entry

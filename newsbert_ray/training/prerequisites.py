@@ -1,5 +1,7 @@
-"""Runs that come before another, which needs what they leave: a frozen teacher, or the student that the other
-starts from. Each is trained once for all runs that need the same one."""
+"""Runs that must finish before another: a frozen teacher, or the student that the other starts from.
+
+Each is trained once for all runs that need the same one.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -30,136 +32,133 @@ if TYPE_CHECKING:
     from newsbert_ray.world import World
 
 
-NO_NUMBER = ("data", "out", "threads", "log_every", "checkpoint", "device", "min_workers")
-"""Settings of which no number of a run depends (of the data the shards' fingerprint does)."""
-_LOOK_SECONDS = 0.5
+NEUTRAL_SETTINGS = ("data", "out", "threads", "log_every", "checkpoint", "device", "min_workers")
+"""Settings that do not affect results; data is compared by the fingerprint of its shards."""
 
 
-class First(NamedTuple):
-    """A run that comes first: its settings, and what it makes for the other, under which name beside it."""
+class Prerequisite(NamedTuple):
+    """A run that must finish first.
+
+    Attributes:
+        settings: its settings, with an empty `out`.
+        purpose: what it is for, as shown to people.
+        name: its folder inside the run that needs it.
+    """
 
     settings: TrainSettings
-    makes: str
+    purpose: str
     name: str
 
 
-def first_run(settings: TrainSettings) -> First | None:
-    """The run that has to come before this one, with an empty folder; None where none has to. It may need
-    another itself."""
+def prerequisite_of(settings: TrainSettings) -> Prerequisite | None:
+    """The run that must finish before this one, if any; it may have a prerequisite itself."""
     if settings.before.method != "none":
-        return First(before_settings(settings, ""), "the student to start from", BEFORE)
+        return Prerequisite(before_settings(settings, ""), "the student to start from", BEFORE)
     if settings.distill.frozen and settings.distill.teacher_run is None:
-        return First(teacher_settings(settings, ""), "the teacher", TEACHER)
+        return Prerequisite(teacher_settings(settings, ""), "the teacher", TEACHER)
     return None
 
 
-def first_runs(settings: TrainSettings) -> Iterator[TrainSettings]:
-    """All runs that have to come before this one, the last of them first."""
-    first = first_run(settings)
-    if first is not None:
-        yield first.settings
-        yield from first_runs(first.settings)
+def all_prerequisites(settings: TrainSettings) -> Iterator[TrainSettings]:
+    """Settings of all runs that must finish before this one, the last of them first."""
+    prerequisite = prerequisite_of(settings)
+    if prerequisite is not None:
+        yield prerequisite.settings
+        yield from all_prerequisites(prerequisite.settings)
 
 
 def teacher_settings(settings: TrainSettings, out: str | Path) -> TrainSettings:
-    """The run into `out` that fine-tunes a frozen teacher: method finetune, as deep as the teacher, with its
-    learning rate and epochs; data, seed and all else are the student's."""
+    """The run into `out` that fine-tunes a frozen teacher.
+
+    Method finetune with the teacher's depth, learning rate and epochs; everything else as in `settings`.
+    """
     from newsbert_ray.model.families import encoder_depth
 
     values = settings.model_dump(exclude={"distill", "student", "method"})
-    rate = settings.optimizer.teacher_learning_rate or settings.learning_rate
-    own = {"teacher_learning_rate": None, "student_learning_rate": None, "top_learning_rate": None}
+    no_rates = {"teacher_learning_rate": None, "student_learning_rate": None, "top_learning_rate": None}
     depth = encoder_depth(brought(settings.teacher), settings.model, settings.scratch)
-    changed = {
+    changes = {
         "out": str(out),
         "method": "finetune",
         "student": {"layers": depth},
-        "learning_rate": rate,
+        "learning_rate": settings.optimizer.teacher_learning_rate or settings.learning_rate,
         "epochs": settings.distill.teacher_epochs or settings.epochs,
-        "optimizer": {**values["optimizer"], **own},
+        "optimizer": {**values["optimizer"], **no_rates},
         "checkpoint": {**values["checkpoint"], "keep_finished": False},
     }
-    return build_settings(TrainSettings, {**values, **changed}, where="the teacher's fine-tuning")
+    return build_settings(TrainSettings, {**values, **changes}, where="the teacher's fine-tuning")
 
 
 def before_settings(settings: TrainSettings, out: str | Path) -> TrainSettings:
-    """The run into `out` whose student this one starts from: the method, task and shards that `before` names,
-    with the task's own momentum; the student's depth, the seed and what `before` leaves open are this
-    run's."""
+    """The run into `out` whose student this one starts from.
+
+    Method, task, data, epochs, learning rate and examples are those of `before` where it gives them, and the
+    task's own momentum; everything else as in `settings`.
+    """
     before = settings.before
     values = settings.model_dump(exclude={"distill", "student", "method", "task", "before"})
-    given = {
-        "method": before.method,
-        "task": before.task,
-        "data": before.data,
-        "epochs": before.epochs,
-        "learning_rate": before.learning_rate,
-        "train_rows": before.train_rows,
-    }
-    changed = {
-        **{name: value for name, value in given.items() if value is not None},
+    changes = {
+        **before.model_dump(exclude_none=True),
         "out": str(out),
         "student": {"layers": settings.student.layers},
         "checkpoint": {**values["checkpoint"], "keep_finished": False},
     }
-    return build_settings(TrainSettings, {**values, **changed}, where="the run before")
+    return build_settings(TrainSettings, {**values, **changes}, where="the run before")
 
 
-def after_first(
+def train_prerequisite(
     settings: TrainSettings,
     *,
     shared: str | Path | None,
     train: Callable[[TrainSettings], object],
     say: Callable[[str], None],
 ) -> TrainSettings:
-    """The same settings with what an earlier run left, after that has been trained if need be; other runs
-    that need the same one wait for it.
+    """Train the run that must finish first, unless it is finished, and return settings that use its result.
+
+    Other processes on this machine that need the same one wait for it.
 
     Args:
-        shared: folder of this machine where such runs of many others lie; beside the run's own by default.
-        train: trains a run that is not finished.
+        shared: local folder where many runs share their prerequisites; None puts it beside this run.
+        train: trains a run, or returns at once if it is finished.
     """
-    first = first_run(settings)
-    if first is None:
+    prerequisite = prerequisite_of(settings)
+    if prerequisite is None:
         return settings
     if shared is None:
-        beside = f"{settings.out.rstrip('/')}-{first.name}" if storage.is_url(settings.out) else None
-        place = beside or str(Path(settings.out) / first.name)
-        say(f"{first.makes} comes first, trained into {place}")
-        train(first.settings.model_copy(update={"out": place}))
-        return _with(settings, first, place)
-    told = [first.settings.model_dump(mode="json", exclude=set(NO_NUMBER)), *_fingerprints(first.settings)]
-    name = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
-    folder = Path(shared) / name
-    with _alone(folder.with_name(f"{name}.lock")):
+        location = _location_beside(settings, prerequisite)
+        say(f"first training {prerequisite.purpose}, into {location}")
+        train(prerequisite.settings.model_copy(update={"out": location}))
+        return _use_result(settings, prerequisite, location)
+    folder = Path(shared) / _shared_name(prerequisite.settings)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with locked(folder.with_name(f"{folder.name}.lock"), wait_seconds=math.inf):
         if not (folder / RECORD).exists():
-            train(first.settings.model_copy(update={"out": str(folder)}))
-    return _with(settings, first, str(folder))
+            train(prerequisite.settings.model_copy(update={"out": str(folder)}))
+    return _use_result(settings, prerequisite, str(folder))
 
 
-def _with(settings: TrainSettings, first: First, place: str) -> TrainSettings:
-    """The same settings that go on from the run at `place`."""
-    if first.name == TEACHER:
-        return moved(settings, {"distill.teacher_run": place})
-    return moved(settings, {"teacher": f"{place.rstrip('/')}/student"})
+def _location_beside(settings: TrainSettings, prerequisite: Prerequisite) -> str:
+    if storage.is_url(settings.out):
+        return f"{settings.out.rstrip('/')}-{prerequisite.name}"
+    return str(Path(settings.out) / prerequisite.name)
 
 
-def _fingerprints(settings: TrainSettings) -> list[str]:
-    """Of the shards of a run that comes first, and of those before it."""
-    runs = (settings, *first_runs(settings))
-    return [read_manifest(brought(run.data)).fingerprint for run in runs]
+def _shared_name(settings: TrainSettings) -> str:
+    """A hash of everything that affects the run's result, its own prerequisites included."""
+    runs = (settings, *all_prerequisites(settings))
+    fingerprints = [read_manifest(brought(run.data)).fingerprint for run in runs]
+    values = [settings.model_dump(mode="json", exclude=set(NEUTRAL_SETTINGS)), *fingerprints]
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Wait until nobody else of this machine is in here; a trial that is stopped meanwhile wakes up."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with locked(path, wait_seconds=math.inf):
-        yield
+def _use_result(settings: TrainSettings, prerequisite: Prerequisite, location: str) -> TrainSettings:
+    if prerequisite.name == TEACHER:
+        return moved(settings, {"distill.teacher_run": location})
+    return moved(settings, {"teacher": f"{location.rstrip('/')}/student"})
 
 
 def teacher_scores(settings: TrainSettings, manifest: Manifest) -> dict[Split, Scores]:
-    """A frozen teacher's metrics on validation as its own run has them; nothing where it saw other shards."""
+    """A frozen teacher's metrics on validation from its own record; empty if it used other shards."""
     assert settings.distill.teacher_run is not None
     try:
         record = read_record(settings.distill.teacher_run)
@@ -173,11 +172,13 @@ def teacher_scores(settings: TrainSettings, manifest: Manifest) -> dict[Split, S
 def cached_teacher(
     pair: Pair, settings: TrainSettings, manifest: Manifest, schedule: TrainingSchedule, world: World
 ) -> EmbeddingCache | None:
-    """A frozen teacher's embeddings of every text that training may name, each made once, and kept beside the
-    teacher for other runs; None where every stage looks into the teacher, or none is frozen.
+    """A frozen teacher's embeddings of every text that training may use, computed once.
 
-    The texts go through the teacher in an order of their own, so that the same bits come out whoever makes
-    them, and an interrupted run goes on with what it had.
+    They are kept in the teacher's folder for other runs. The texts are encoded in a fixed order, so that the
+    bits do not depend on who computes them.
+
+    Returns:
+        None if the teacher is not frozen, or if losses of every stage read its layers.
     """
     from newsbert_ray.data.reading import trained_texts
     from newsbert_ray.data.shards import read_texts
@@ -190,41 +191,41 @@ def cached_teacher(
     import torch
 
     rows, table = trained_texts(schedule), read_texts(settings.data, manifest)
-    kept = _kept_file(settings, manifest, rows)
-    found = world.broadcast(_read_kept(kept, len(rows)) if world.is_rank_zero else None)
-    if found is None:
+    path = _cache_file(settings, manifest, rows)
+    embeddings = world.broadcast(_read_cache(path, len(rows)) if world.is_rank_zero else None)
+    if embeddings is None:
         teacher = {"teacher": pair.models()["teacher"]}
         pad_id = manifest.tokenizer.pad_id
-        found = encode_texts(teacher, table, rows, pad_id=pad_id, world=world)["teacher"].clone()
+        embeddings = encode_texts(teacher, table, rows, pad_id=pad_id, world=world)["teacher"].clone()
         if world.is_rank_zero:
-            _keep(kept, found)
-    places = torch.zeros(len(table), dtype=torch.int64)
-    places[torch.from_numpy(rows)] = torch.arange(len(rows))
-    return EmbeddingCache(places.to(world.device), found.to(world.device))
+            _write_cache(path, embeddings)
+    positions = torch.zeros(len(table), dtype=torch.int64)
+    positions[torch.from_numpy(rows)] = torch.arange(len(rows))
+    return EmbeddingCache(positions.to(world.device), embeddings.to(world.device))
 
 
-def _kept_file(settings: TrainSettings, manifest: Manifest, rows: npt.NDArray[np.integer]) -> Path:
-    """Where the embeddings of these texts by this very teacher lie, if they do."""
+def _cache_file(settings: TrainSettings, manifest: Manifest, rows: npt.NDArray[np.integer]) -> Path:
+    """File of the embeddings of these texts by these teacher weights."""
     assert settings.distill.teacher_run is not None
     folder = Path(settings.distill.teacher_run)
     weights = (folder / "student" / "model.safetensors").stat()
-    told = f"{manifest.fingerprint} {weights.st_size} {weights.st_mtime_ns} ".encode() + rows.tobytes()
-    return folder / "texts" / f"{hashlib.sha256(told).hexdigest()[:16]}.safetensors"
+    key = f"{manifest.fingerprint} {weights.st_size} {weights.st_mtime_ns} ".encode() + rows.tobytes()
+    return folder / "texts" / f"{hashlib.sha256(key).hexdigest()[:16]}.safetensors"
 
 
-def _read_kept(path: Path, rows: int) -> Tensor | None:
+def _read_cache(path: Path, rows: int) -> Tensor | None:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
-        found = load_file(path)["embeddings"]
+        embeddings = load_file(path)["embeddings"]
     except (OSError, SafetensorError, KeyError):
         return None
-    return found if len(found) == rows else None
+    return embeddings if len(embeddings) == rows else None
 
 
-def _keep(path: Path, embeddings: Tensor) -> None:
-    """Write them for the next run; a teacher's folder that cannot be written to is no reason to end."""
+def _write_cache(path: Path, embeddings: Tensor) -> None:
+    """Write them for the next run; not being able to is no error."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 

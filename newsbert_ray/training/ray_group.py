@@ -23,7 +23,19 @@ from newsbert_ray.storage import inputs
 from newsbert_ray.storage import workdir as storage
 from newsbert_ray.telemetry import EventLog
 from newsbert_ray.training.journal import Display
+<<<<<<< HEAD
 from newsbert_ray.training.loop import LeavingError, Report
+=======
+from newsbert_ray.training.loop import PreemptedError, Report
+from newsbert_ray.training.placement import (
+    GROUP_FOLDER,
+    at_rest,
+    end_controllers,
+    first_worker_alone,
+    release_orphans,
+    watched_node,
+)
+>>>>>>> 755f5d0 (training in plain English: TrainingLoop, LossModel under DDP (two-stage methods with several workers), PreemptedError)
 
 LOCK = ".group"
 """File in a run's folder that a group's rank 0 holds locked; the system releases it however that ends."""
@@ -261,7 +273,7 @@ def _work(config: dict[str, Any]) -> None:
             updates=_updates(stream=config["stream"]),
             report=report,
             say=lambda line: report({"kind": "note", "step": 0, "text": line}),
-            leaving=leaving,
+            preempted=leaving,
         )
         if world.is_rank_zero:
             inputs.as_given(run, given)
@@ -319,7 +331,7 @@ def _reason(error: BaseException) -> str:
 def _own_reason(error: BaseException) -> str | None:
     """The message of an error of this package that a worker raised: it would come again on every start."""
     for one in (getattr(error, "worker_failures", None) or {}).values():
-        if type(one).__module__.startswith("newsbert_ray.") and not isinstance(one, LeavingError):
+        if type(one).__module__.startswith("newsbert_ray.") and not isinstance(one, PreemptedError):
             return str(one)
     return None
 

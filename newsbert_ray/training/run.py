@@ -18,9 +18,9 @@ from newsbert_ray.ray_session import inside_cluster
 from newsbert_ray.record import RECORD, RunRecord, read_record
 from newsbert_ray.storage import inputs
 from newsbert_ray.storage import workdir as storage
-from newsbert_ray.training.journal import Display, both
+from newsbert_ray.training.journal import Display, combine
 from newsbert_ray.training.loop import Report
-from newsbert_ray.training.prerequisites import NO_NUMBER, after_first
+from newsbert_ray.training.prerequisites import NEUTRAL_SETTINGS, train_prerequisite
 
 SETTINGS = "settings.json"
 
@@ -69,7 +69,7 @@ def train(
             if not finished:
                 storage.publish(settings.out)
                 work = partial(train, quiet=quiet, gpus=gpus, teachers=teachers)
-                ready = after_first(settings, shared=teachers, train=work, say=say)
+                ready = train_prerequisite(settings, shared=teachers, train=work, say=say)
                 if here:
                     ours = inputs.at_hand(ready)
                     _train_here(ours, manifest, report=report, quiet=quiet, out=settings.out)
@@ -162,9 +162,9 @@ def _train_here(
             settings,
             world,
             updates=lambda schedule, done: read_updates(schedule, done=done),
-            report=both(sent, display, evaluations) if display else both(sent, evaluations),
+            report=combine(sent, display, evaluations) if display else combine(sent, evaluations),
             say=display.say if display else _silent,
-            leaving=leaving,
+            preempted=leaving,
         )
 
 
@@ -234,7 +234,7 @@ def _check_settings(run: Path, settings: TrainSettings, manifest: Manifest, plac
         differ = [
             f"{name} was {theirs['settings'].get(name)!r}, now {value!r}"
             for name, value in json.loads(json.dumps(own["settings"])).items()
-            if name not in NO_NUMBER and theirs["settings"].get(name) != value
+            if name not in NEUTRAL_SETTINGS and theirs["settings"].get(name) != value
         ]
         if theirs["fingerprint"] != manifest.fingerprint:
             differ.append("the shards were prepared anew")

@@ -1,4 +1,4 @@
-"""One update: forward, losses, backward, momentum, clipping, Adam. Knows no epoch, no file, no Ray."""
+"""One update: forward, losses, backward, momentum, clipping, Adam. Knows no epoch, no file and no Ray."""
 
 from __future__ import annotations
 
@@ -17,36 +17,61 @@ from newsbert_ray.distill.losses import weighted_total
 from newsbert_ray.distill.momentum import apply_momentum, block_statistics
 from newsbert_ray.methods import STATE_LOSSES, TEACHER_LOSSES
 from newsbert_ray.model.pair import Pair
-from newsbert_ray.training.sparse_embedding import TableGradients
+from newsbert_ray.training.sparse_embedding import SparseEmbeddingGradients
 
 TOTAL = "total"
 BLOCK = "block_"
-"""What the numbers of a block of layers begin with: block_1_ratio, block_1_cosine, ..."""
+"""Prefix of a block's gradient statistics: block_1_ratio, block_1_cosine, ..."""
 
 
 class LossError(ValueError):
-    """A loss that is not a number; nothing was updated with it."""
+    """The loss or a weight is NaN or infinite."""
+
+
+class LossModel(nn.Module):
+    """The pair and its losses in one module, so that DDP sees which parameters the losses use."""
+
+    def __init__(self, pair: Pair, settings: TrainSettings) -> None:
+        super().__init__()
+        self.pair = pair
+        self._settings = settings
+
+    def forward(self, batch: Batch, weights: LossWeights) -> dict[str, Tensor]:
+        """Each unweighted loss by name and, as `total`, their weighted sum."""
+        device = batch.buckets[0].input_ids.device
+        with torch.autocast(device.type, torch.bfloat16, enabled=self._settings.precision == "bf16"):
+            teacher, student = self.pair(batch, states=needs_states(weights))
+        losses = joint_losses(teacher, student, batch, self._settings.distill, weights)
+        total = weighted_total(losses, weights)
+        return {**{name: loss.detach() for name, loss in losses.items()}, TOTAL: total}
 
 
 @dataclass
 class Learner:
-    """What an update changes: the pair (`model` is it, or its DDP wrapping) and Adam's state."""
+    """Everything that an update changes.
+
+    Attributes:
+        model: computes the losses; with several workers it is wrapped by DDP.
+        sparse_embedding: gradients of the word embeddings, which DDP leaves out.
+    """
 
     pair: Pair
     model: nn.Module
     optimizer: torch.optim.Adam
     settings: TrainSettings
     total_steps: int
-    tables: TableGradients
+    sparse_embedding: SparseEmbeddingGradients
     world_size: int = 1
 
 
 def build_learner(pair: Pair, settings: TrainSettings, *, total_steps: int, world_size: int = 1) -> Learner:
-    """A learner with a fresh Adam: one parameter group each for teacher, student and top; DDP is the
-    caller's."""
+    """A learner with a fresh Adam, one parameter group each for teacher, student and top.
+
+    The caller wraps `model` by DDP if there are several workers.
+    """
     optimizer = settings.optimizer
     if settings.distill.losses.isdisjoint(TEACHER_LOSSES):
-        pair.teacher.requires_grad_(False)  # nothing trains it
+        pair.teacher.requires_grad_(False)
     modules = {
         "teacher": ((pair.teacher, pair.teacher_top), optimizer.teacher_learning_rate),
         "student": ((pair.student, pair.state_map), optimizer.student_learning_rate),
@@ -54,24 +79,24 @@ def build_learner(pair: Pair, settings: TrainSettings, *, total_steps: int, worl
     }
     groups = [
         {
-            "params": [p for m in found if m is not None for p in m.parameters() if p.requires_grad],
+            "params": [p for m in members if m is not None for p in m.parameters() if p.requires_grad],
             "lr": rate or settings.learning_rate,
             "name": name,
         }
-        for name, (found, rate) in modules.items()
+        for name, (members, rate) in modules.items()
     ]
     for group in groups:
         group["full_lr"] = group["lr"]
     adam = torch.optim.Adam(
         groups, betas=(optimizer.beta1, optimizer.beta2), eps=optimizer.epsilon, fused=True
     )
-    tables = [table for table in pair.word_embeddings() if table.weight.requires_grad]
-    gradients = TableGradients(tables, world_size=world_size)
-    return Learner(pair, pair, adam, settings, total_steps, gradients, world_size)
+    embeddings = [embedding for embedding in pair.word_embeddings() if embedding.weight.requires_grad]
+    gradients = SparseEmbeddingGradients(embeddings, world_size=world_size)
+    return Learner(pair, LossModel(pair, settings), adam, settings, total_steps, gradients, world_size)
 
 
 def learning_rate_factor(step: int, settings: TrainSettings, *, total_steps: int) -> float:
-    """Factor on every learning rate at `step` (from 1): warm-up, then the decay asked for; 0 to 1."""
+    """Factor, 0 to 1, on every learning rate at `step` (from 1): warm-up, then the chosen decay."""
     warmup = round(settings.optimizer.warmup_share * total_steps)
     if step <= warmup:
         return step / warmup
@@ -88,43 +113,42 @@ def train_step(
 ) -> dict[str, Tensor | float]:
     """One update from this worker's parts of a batch.
 
-    Backward of L_t + L_s once a part (workers' gradients are averaged by DDP, those of the tables by
-    TableGradients), mix, clip, Adam. Dropout is a
-    function of seed, step and the part's number in the update, so that a resumed run, or one on fewer
-    workers, draws what an unbroken one would.
+    One backward of L_t + L_s for each part, gradients averaged over workers, then mix, clip, Adam. Dropout
+    depends on seed, step and the part's number in the update only, so that a resumed run, or one on fewer
+    workers, draws the same.
 
     Args:
         parts: batches of one update; their losses add up to the whole batch's.
         step: number of the update, from 1.
-        statistics: also give each block's gradient ratio and cosine before mixing.
+        statistics: also return each block's gradient ratio and cosine before mixing.
     Returns:
-        This worker's share of each unweighted loss and of their weighted `total` (a sum over workers is the
+        This worker's share of each unweighted loss and of the weighted `total` (the sum over workers is the
         whole), and the learning rate factor.
     Raises:
-        LossError: the loss is not finite; parameters are as they were.
+        LossError: the loss is not finite; parameters are unchanged.
     """
     settings = learner.settings
     weights = settings.distill.weights_at(step, learner.total_steps)
-    learner.tables.clear()
+    learner.sparse_embedding.clear()
     learner.optimizer.zero_grad(set_to_none=True)
     sums: dict[str, Tensor] = {}
     for index, batch in enumerate(parts):
-        last = index == len(parts) - 1
+        is_last = index == len(parts) - 1
         torch.manual_seed((settings.seed * 1_000_003 + step) * 1_009 + batch.piece)
-        with contextlib.nullcontext() if last else _without_reduction(learner.model):
-            losses = _forward(learner, batch, weights)
-            (losses[TOTAL] * (learner.world_size * batch.weight)).backward()  # type: ignore[no-untyped-call]
+        with contextlib.nullcontext() if is_last else _without_averaging(learner.model):
+            losses = learner.model(batch, weights)
+            (losses[TOTAL] * (learner.world_size * batch.weight)).backward()
         for name, loss in losses.items():
             sums[name] = sums.get(name, torch.zeros_like(loss)) + loss.detach() * batch.weight
     if not torch.isfinite(sums[TOTAL]):
-        found = ", ".join(f"{name} {float(loss):.4g}" for name, loss in sums.items())
+        values = ", ".join(f"{name} {float(loss):.4g}" for name, loss in sums.items())
         raise LossError(
-            f"the loss is not finite at step {step} ({found}); use a lower learning_rate or "
+            f"the loss is not finite at step {step} ({values}); use a lower learning_rate or "
             "optimizer.clip_norm, and another --out"
         )
-    learner.tables.gather()
+    learner.sparse_embedding.gather()
     comparable = weights.teacher_task > 0 and learner.pair.layers_match
-    found_statistics = _block_numbers(learner) if statistics and comparable else {}
+    block_numbers = _block_numbers(learner) if statistics and comparable else {}
     apply_momentum(learner.pair.student.layers, learner.pair.teacher.layers, beta=settings.distill.beta)
     if settings.optimizer.clip_norm is not None:
         torch.nn.utils.clip_grad_norm_(learner.pair.parameters(), settings.optimizer.clip_norm)
@@ -132,24 +156,15 @@ def train_step(
     for group in learner.optimizer.param_groups:
         group["lr"] = group["full_lr"] * factor
     learner.optimizer.step()
-    return {**sums, **found_statistics, "learning_rate_factor": factor}
-
-
-def _forward(learner: Learner, batch: Batch, weights: LossWeights) -> dict[str, Tensor]:
-    settings = learner.settings
-    device = batch.buckets[0].input_ids.device
-    with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-        teacher, student = learner.model(batch, states=needs_states(weights))
-    losses = joint_losses(teacher, student, batch, settings.distill, weights)
-    return {**losses, TOTAL: weighted_total(losses, weights)}
+    return {**sums, **block_numbers, "learning_rate_factor": factor}
 
 
 def needs_states(weights: LossWeights) -> bool:
-    """Whether any loss looks into the teacher, beyond its embeddings and predictions."""
+    """Whether any loss reads the teacher's layers, not only its embeddings and predictions."""
     return any(getattr(weights, name) for name in STATE_LOSSES)
 
 
-def _without_reduction(model: nn.Module) -> contextlib.AbstractContextManager[None]:
+def _without_averaging(model: nn.Module) -> contextlib.AbstractContextManager[None]:
     if isinstance(model, nn.parallel.DistributedDataParallel):
         return model.no_sync()
     return contextlib.nullcontext()
@@ -158,7 +173,7 @@ def _without_reduction(model: nn.Module) -> contextlib.AbstractContextManager[No
 def _block_numbers(learner: Learner) -> dict[str, float]:
     blocks = block_statistics(learner.pair.student.layers, learner.pair.teacher.layers)
     return {
-        f"{BLOCK}{i}_{name}": getattr(b, name)
-        for i, b in enumerate(blocks, 1)
+        f"{BLOCK}{i}_{name}": getattr(block, name)
+        for i, block in enumerate(blocks, 1)
         for name in ("ratio", "cosine")
     }

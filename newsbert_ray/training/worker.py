@@ -1,7 +1,6 @@
-"""One worker's whole run: assemble, resume, train, test the best student, leave the record. Knows no Ray.
+"""One worker's whole run: assemble, resume, train, test the best student, write the record. Knows no Ray.
 
-The updates come from outside (this process's reading or Ray Data's) and so does the report; the rest is the
-same alone and in a group.
+Updates and report are passed in, so that one process and a Ray Train group run the same code.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +25,8 @@ from newsbert_ray.model.saved import CHECKPOINTS, load_best, write_student
 from newsbert_ray.record import MAP, RunRecord, describe_hardware, installed_versions, write_record
 from newsbert_ray.telemetry import EventLog, RunMeters
 from newsbert_ray.training.checkpoint import Progress, learner_tensors, load_tensors, resume
-from newsbert_ray.training.journal import Journal, both
-from newsbert_ray.training.loop import Report, never, run_loop
+from newsbert_ray.training.journal import Journal, combine
+from newsbert_ray.training.loop import Report, TrainingLoop, never
 from newsbert_ray.training.prerequisites import cached_teacher, teacher_scores
 from newsbert_ray.training.step import Learner, build_learner
 from newsbert_ray.world import World
@@ -43,97 +42,59 @@ def run_worker(
     updates: Updates,
     report: Report,
     say: Callable[[str], None],
-    leaving: Callable[[], bool] = never,
+    preempted: Callable[[], bool] = never,
 ) -> None:
-    """Everything a worker does between its start and the run's record.json; only the first worker reads and
-    writes in the run's folder.
+    """Everything that a worker does from its start to the run's record.json.
+
+    Only rank 0 reads and writes the run's folder.
 
     Args:
-        updates: gives this worker's updates.
-        report: gets every entry of the loop, on every worker.
-        say: prints a line for a person; called on the first worker only.
-        leaving: whether this worker's machine is about to be taken away.
+        settings: with local paths.
+        report: receives every entry of the loop, on every worker.
+        say: prints a line; called on rank 0 only.
+        preempted: whether this worker's machine is about to be taken away.
     """
     manifest = read_manifest(settings.data)
     schedule = make_schedule(settings, manifest, rank=world.rank, world_size=world.size)
     run = Path(settings.out)
-    tell = say if world.is_rank_zero else _silent
-    learner = build_worker_learner(settings, manifest, schedule, world)
-    blocks = block_map(len(learner.pair.teacher.layers), settings.student.layers)
-    tell(f"{settings.student.layers} layers learn alone" if learner.pair.alone else describe_layers(blocks))
-    progress = _resume(run / CHECKPOINTS, learner, world, say=tell)
-    if progress.step:
-        tell(f"going on from step {progress.step} of {schedule.total_steps}")
     if not world.is_rank_zero:
-        progress.sums = dict.fromkeys(progress.sums, 0.0)
+        say = _silent
+    learner = build_worker_learner(settings, manifest, schedule, world)
+    say(_describe_layers(learner.pair))
+    progress = _resume(run / CHECKPOINTS, learner, world, say=say)
+    if progress.step:
+        say(f"continuing from step {progress.step} of {schedule.total_steps}")
     learner.pair.teacher_cache = cached_teacher(learner.pair, settings, manifest, schedule, world)
-    journal = Journal(run, done=progress.step) if world.is_rank_zero else None
-    log, meters = EventLog(run), RunMeters(run)
+    events = EventLog(run)
+    journal = None
     if world.is_rank_zero:
-        log("resume" if progress.step else "start", step=progress.step, workers=world.size)
-
-    score = _scorer(learner.pair, settings, manifest, world)
-
+        journal = Journal(run, done=progress.step)
+        report = combine(journal, RunMeters(run), events.report, report)
+        events("resume" if progress.step else "start", step=progress.step, workers=world.size)
+    scorer = Scorer(learner.pair, settings, manifest, world)
     try:
-        run_loop(
+        TrainingLoop(
             learner,
-            updates(schedule, progress.step),
-            schedule=schedule,
-            progress=progress,
-            world=world,
-            evaluate=lambda: score("validation"),
-            report=both(journal, meters, log.report, report) if journal else report,
+            schedule,
+            progress,
+            world,
+            evaluate=lambda: scorer.score("validation"),
+            report=report,
             checkpoints=run / CHECKPOINTS,
-            leaving=leaving,
-        )
-        if world.is_rank_zero:
-            load_best(run / CHECKPOINTS, progress.best, learner.pair)
-        if world.size > 1:
-            learner.pair.load_state_dict(world.broadcast(_on_cpu(learner.pair.state_dict())))
+            preempted=preempted,
+        ).run(updates(schedule, progress.step))
+        _load_best_everywhere(run / CHECKPOINTS, learner, progress, world)
         pace = Pace()
-        tested = manifest.rows("test", settings.task) > 0
-        test = score("test", pace) if tested else {}
+        test = scorer.score("test", pace) if manifest.rows("test", settings.task) else {}
     finally:
         if journal:
             journal.close()
     if world.is_rank_zero:
-        _finish(settings, manifest, learner, progress, test, pace, world)
-        log("end", steps=progress.step, seconds=sum(progress.seconds.values()))
-
-
-class _Score(Protocol):
-    def __call__(self, split: Split, pace: Pace | None = None) -> Scores: ...
-
-
-def _scorer(pair: Pair, settings: TrainSettings, manifest: Manifest, world: World) -> _Score:
-    """Metrics of the pair's models on a split; a frozen teacher's are found once, for they do not change, or
-    on validation not at all, where its own run has them."""
-    read = pair.frozen and world.is_rank_zero
-    kept: dict[Split, Scores] = world.broadcast(teacher_scores(settings, manifest) if read else {})
-
-    def score(split: Split, pace: Pace | None = None) -> Scores:
-        known = kept.get(split, {}) if pace is None else {}
-        models = {name: model for name, model in pair.models().items() if name not in known}
-        found = score_pair(pair, settings, manifest, split, world=world, pace=pace, models=models)
-        if pair.frozen:
-            kept[split] = known or {"teacher": found["teacher"]}
-        return {**known, **found}
-
-    return score
-
-
-def _resume(folder: Path, learner: Learner, world: World, *, say: Callable[[str], None]) -> Progress:
-    """The progress to go on from, its tensors in every worker's learner; the first alone reads the folder,
-    which the others' machines need not see."""
-    progress = world.broadcast(resume(folder, learner, say=say) if world.is_rank_zero else Progress())
-    if world.size > 1 and progress.step:
-        tensors = world.broadcast(_on_cpu(learner_tensors(learner)) if world.is_rank_zero else {})
-        load_tensors(learner, tensors)
-    return progress
-
-
-def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.detach().cpu() for name, value in tensors.items()}
+        _export(settings, manifest, learner.pair, world, split="test" if test else "validation")
+        write_record(run, _record(settings, manifest, learner, progress, test, pace, world))
+        if not settings.checkpoint.keep_finished:
+            shutil.rmtree(run / CHECKPOINTS, ignore_errors=True)
+        events("end", steps=progress.step, seconds=sum(progress.seconds.values()))
 
 
 def build_worker_learner(
@@ -144,37 +105,110 @@ def build_worker_learner(
     *,
     stand_in: bool = False,
 ) -> Learner:
-    """The learner on this worker's device, wrapped for gradient averaging where there are several workers;
-    `stand_in` as for `assemble_pair`."""
+    """The learner on this worker's device, wrapped by DDP if there are several workers.
+
+    Args:
+        stand_in: as in `assemble_pair`.
+    """
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     pair = assemble_pair(settings, manifest, stand_in=stand_in).to(world.device)
     learner = build_learner(pair, settings, total_steps=schedule.total_steps, world_size=world.size)
     if world.size > 1:
-        tables = {id(table.weight) for table in learner.tables.tables}
-        # What DDP's own `_set_params_and_buffers_to_ignore_for_model` sets.
-        pair._ddp_params_and_buffers_to_ignore = [  # type: ignore[assignment]
-            name for name, parameter in pair.named_parameters() if id(parameter) in tables
+        words = {id(embedding.weight) for embedding in learner.sparse_embedding.embeddings}
+        # As DDP's own _set_params_and_buffers_to_ignore_for_model does.
+        learner.model._ddp_params_and_buffers_to_ignore = [  # type: ignore[assignment]
+            name for name, parameter in learner.model.named_parameters() if id(parameter) in words
         ]
         learner.model = nn.parallel.DistributedDataParallel(
-            pair,
+            learner.model,
             device_ids=[world.device] if world.device.type == "cuda" else None,
-            # A first stage leaves the top without a gradient.
-            find_unused_parameters=settings.distill.first_share > 0,
+            find_unused_parameters=not _uses_all_parameters(settings, pair),
         )
     return learner
 
 
-def describe_layers(layer_map: list[list[int]]) -> str:
-    """The layer map as a line: which teacher layers stand behind each student layer."""
+def _uses_all_parameters(settings: TrainSettings, pair: Pair) -> bool:
+    """Whether every learned parameter surely takes part in every update's loss."""
+    distill = settings.distill
+    return (
+        len(distill.stages) == 1
+        and distill.weights.student_task > 0
+        and pair.state_map is None
+        and (pair.alone or pair.frozen or distill.weights.teacher_task > 0)
+    )
+
+
+class Scorer:
+    """Metrics of the pair's models on a split.
+
+    A frozen teacher's metrics do not change: they are computed once, or taken from its own run's record.
+    """
+
+    def __init__(self, pair: Pair, settings: TrainSettings, manifest: Manifest, world: World) -> None:
+        self._pair, self._settings, self._manifest, self._world = pair, settings, manifest, world
+        known = teacher_scores(settings, manifest) if pair.frozen and world.is_rank_zero else {}
+        self._teacher: dict[Split, Scores] = world.broadcast(known)
+
+    def score(self, split: Split, pace: Pace | None = None) -> Scores:
+        """Metrics of each model; with `pace` every model is computed, to measure its speed."""
+        pair = self._pair
+        known = self._teacher.get(split, {}) if pace is None else {}
+        models = {name: model for name, model in pair.models().items() if name not in known}
+        scores = score_pair(
+            pair, self._settings, self._manifest, split, world=self._world, pace=pace, models=models
+        )
+        if pair.frozen:
+            self._teacher[split] = known or {"teacher": scores["teacher"]}
+        return {**known, **scores}
+
+
+def _resume(folder: Path, learner: Learner, world: World, *, say: Callable[[str], None]) -> Progress:
+    """Load the newest checkpoint on every worker. Only rank 0's machine needs to see the folder."""
+    progress = world.broadcast(resume(folder, learner, say=say) if world.is_rank_zero else Progress())
+    if world.size > 1 and progress.step:
+        load_tensors(
+            learner, world.broadcast(_on_cpu(learner_tensors(learner)) if world.is_rank_zero else {})
+        )
+    if not world.is_rank_zero:
+        progress.sums = dict.fromkeys(progress.sums, 0.0)  # rank 0 has the sums of all workers
+    return progress
+
+
+def _load_best_everywhere(folder: Path, learner: Learner, progress: Progress, world: World) -> None:
+    if world.is_rank_zero:
+        load_best(folder, progress.best, learner.pair)
+    if world.size > 1:
+        learner.pair.load_state_dict(world.broadcast(_on_cpu(learner.pair.state_dict())))
+
+
+def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().cpu() for name, value in tensors.items()}
+
+
+def _describe_layers(pair: Pair) -> str:
+    """Which teacher layers form the block of each student layer, on one line."""
+    student = len(pair.student.layers)
+    if pair.alone:
+        return f"{student} layers learn without a teacher"
     blocks = [
         f"{i} <- {block[0]}-{block[-1]}" if len(block) > 1 else f"{i} <- {block[0]}"
-        for i, block in enumerate(layer_map, 1)
+        for i, block in enumerate(block_map(len(pair.teacher.layers), student), 1)
     ]
     return "student layer <- teacher layers: " + ", ".join(blocks)
 
 
-def _finish(
+def _export(settings: TrainSettings, manifest: Manifest, pair: Pair, world: World, *, split: Split) -> None:
+    """Write student/ and, of topics, the map of titles of `split`."""
+    run, tokenizer = Path(settings.out), Path(settings.data) / "tokenizer"
+    write_student(run / "student", pair, manifest, tokenizer=tokenizer, task=settings.task)
+    if settings.task == "topics":
+        encoder, top = pair.eval().models()["student"]
+        titles = map_titles(encoder, top, settings.data, manifest, split, device=world.device)
+        write_json(run / MAP, titles)
+
+
+def _record(
     settings: TrainSettings,
     manifest: Manifest,
     learner: Learner,
@@ -182,56 +216,37 @@ def _finish(
     test: Scores,
     pace: Pace,
     world: World,
-) -> None:
-    run = Path(settings.out)
-    write_student(
-        run / "student",
-        learner.pair,
-        manifest,
-        tokenizer=Path(settings.data) / "tokenizer",
-        task=settings.task,
-    )
-    if settings.task == "topics":
-        encoder, top = learner.pair.eval().models()["student"]
-        split: Split = "test" if test else "validation"
-        device = world.device
-        write_json(run / MAP, map_titles(encoder, top, settings.data, manifest, split, device=device))
+) -> RunRecord:
     best = next(entry for entry in progress.curve if entry["step"] == progress.best_step)
-    teacher, student = len(learner.pair.teacher.layers), settings.student.layers
-    write_record(
-        run,
-        RunRecord(
-            settings=settings.model_dump(),
-            seed=settings.seed,
-            versions=installed_versions(),
-            hardware={
-                **describe_hardware(),
-                "device": device_name(world.device),
-                "workers": world.size,
-                "threads": torch.get_num_threads(),
-            },
-            seconds={**progress.seconds, "total": sum(progress.seconds.values())},
-            layer_map=block_map(teacher, student),
-            metrics={
-                "validation": best["validation"],
-                "test": test,
-                "speed": pace.speed if pace.seconds else {},
-                "best_step": progress.best_step,
-                "train": progress.curve[-1]["train"],
-                "parameters": _parameters(learner),
-            },
-            curve=progress.curve,
-            data=_data(settings, manifest),
-            steps=progress.step,
-            titles_per_second=progress.titles
-            / max(1e-9, progress.seconds["train"] + progress.seconds["data"]),
-        ),
+    seconds = progress.seconds
+    return RunRecord(
+        settings=settings.model_dump(),
+        seed=settings.seed,
+        versions=installed_versions(),
+        hardware={
+            **describe_hardware(),
+            "device": device_name(world.device),
+            "workers": world.size,
+            "threads": torch.get_num_threads(),
+        },
+        seconds={**seconds, "total": sum(seconds.values())},
+        layer_map=block_map(len(learner.pair.teacher.layers), settings.student.layers),
+        metrics={
+            "validation": best["validation"],
+            "test": test,
+            "speed": pace.speed if pace.seconds else {},
+            "best_step": progress.best_step,
+            "train": progress.curve[-1]["train"],
+            "parameters": _count_parameters(learner.pair),
+        },
+        curve=progress.curve,
+        data=_describe_data(settings, manifest),
+        steps=progress.step,
+        titles_per_second=progress.titles / max(1e-9, seconds["train"] + seconds["data"]),
     )
-    if not settings.checkpoint.keep_finished:
-        shutil.rmtree(run / CHECKPOINTS, ignore_errors=True)
 
 
-def _data(settings: TrainSettings, manifest: Manifest) -> dict[str, Any]:
+def _describe_data(settings: TrainSettings, manifest: Manifest) -> dict[str, Any]:
     return {
         "name": " + ".join(dict.fromkeys(source.folder for source in manifest.sources)),
         "fingerprint": manifest.fingerprint,
@@ -244,13 +259,10 @@ def _data(settings: TrainSettings, manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def _parameters(learner: Learner) -> dict[str, int]:
-    pair = learner.pair
-    parts: dict[str, nn.Module] = {
-        **{name: encoder for name, (encoder, _) in pair.models().items()},
-        "top": pair.top,
-    }
-    return {name: sum(p.numel() for p in module.parameters()) for name, module in parts.items()}
+def _count_parameters(pair: Pair) -> dict[str, int]:
+    encoders = {name: encoder for name, (encoder, _) in pair.models().items()}
+    modules: dict[str, nn.Module] = {**encoders, "top": pair.top}
+    return {name: sum(p.numel() for p in module.parameters()) for name, module in modules.items()}
 
 
 def _silent(_: str) -> None:

@@ -225,11 +225,11 @@ def planned_trials(space: SearchSpace, *, overrides: Mapping[str, Any]) -> Plann
 
 
 def _first_runs(trials: Sequence[TrainSettings]) -> Iterator[tuple[TrainSettings, ...]]:
-    from newsbert_ray.training.prerequisites import first_runs
+    from newsbert_ray.training.prerequisites import all_prerequisites
 
     seen = set[str]()
     for settings in trials:
-        fresh = {run.model_dump_json(): run for run in first_runs(settings)}
+        fresh = {run.model_dump_json(): run for run in all_prerequisites(settings)}
         yield tuple(run for key, run in fresh.items() if key not in seen)
         seen |= fresh.keys()
 

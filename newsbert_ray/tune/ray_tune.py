@@ -26,7 +26,7 @@ from newsbert_ray.ray_session import environment
 from newsbert_ray.record import EarlyStop, write_stop
 from newsbert_ray.reporting.hparams import HParams
 from newsbert_ray.telemetry import Event, EventLog, SweepMeters
-from newsbert_ray.training.loop import LeavingError
+from newsbert_ray.training.loop import PreemptedError
 from newsbert_ray.training.ray_group import GROUP_FOLDER, is_idle
 from newsbert_ray.tune.display import SweepDisplay
 from newsbert_ray.tune.resources import Place
@@ -154,12 +154,12 @@ def _machine_gone(error: BaseException | None) -> bool:
     """Whether a trial's end was its machine's: drained, which the trial heeded, or dead."""
     if isinstance(error, RayActorError):
         return error.preempted or "node has died" in str(error) or "node died" in str(error)
-    return isinstance(getattr(error, "cause", None), LeavingError)
+    return isinstance(getattr(error, "cause", None), PreemptedError)
 
 
 def _cause(error: BaseException | None) -> str:
     """Why a trial broke off that will go on."""
-    if isinstance(getattr(error, "cause", None), LeavingError):
+    if isinstance(getattr(error, "cause", None), PreemptedError):
         return "its machine is about to be taken away"
     return "its machine is gone" if _machine_gone(error) else "its process died"
 

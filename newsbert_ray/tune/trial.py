@@ -51,7 +51,7 @@ def run_trial(config: Mapping[str, Any], *, train: Train | None = None) -> None:
     """
     from ray import tune
 
-    from newsbert_ray.training.loop import LeavingError
+    from newsbert_ray.training.loop import PreemptedError
 
     settings = build_settings(TrainSettings, config["settings"], where="trial")
     note = f"{PurePosixPath(settings.out.partition('?')[0]).name}.txt"
@@ -62,7 +62,7 @@ def run_trial(config: Mapping[str, Any], *, train: Train | None = None) -> None:
         record = work(settings, report=lambda entry: tune.report(numbers(entry)), quiet=True)
         values = [metric_value(record, metric) for metric in config["metrics"]]
         storage.discard(settings.out)
-    except LeavingError:
+    except PreemptedError:
         raise  # Tune starts the trial again, on another machine
     except SystemExit:
         storage.discard(settings.out)

@@ -145,12 +145,12 @@ def work(values: dict[str, Any], rank: int, port: int, steps: int, results: Any)
 @contextlib.contextmanager
 def without_exchange(learner: Learner) -> Any:
     """The same step, each worker for itself."""
-    model, size = learner.model, learner.tables._world_size
-    learner.model, learner.tables._world_size = learner.pair, 1
+    model, size = learner.model, learner.sparse_embedding.world_size
+    learner.model, learner.sparse_embedding.world_size = model.module, 1
     try:
         yield
     finally:
-        learner.model, learner.tables._world_size = model, size
+        learner.model, learner.sparse_embedding.world_size = model, size
 
 
 def on_paper(settings: TrainSettings) -> None:
@@ -158,7 +158,7 @@ def on_paper(settings: TrainSettings) -> None:
     manifest = read_manifest(settings.data)
     schedule = make_schedule(settings, manifest)
     learner = build_worker_learner(settings, manifest, schedule, World())
-    tables = {id(table.weight) for table in learner.tables.tables}
+    tables = {id(table.weight) for table in learner.sparse_embedding.embeddings}
     pair = learner.pair
     dense = 4 * sum(p.numel() for p in pair.parameters() if id(p) not in tables)
     part = next(read_updates(schedule)).parts[0]
@@ -166,7 +166,7 @@ def on_paper(settings: TrainSettings) -> None:
     layers = [p for m in (pair.teacher.layers, pair.student.layers) for p in m.parameters()]
     flops = 6 * sum(p.numel() for p in layers) * tokens
     compute = max(LAUNCH_SECONDS, flops / (GPU_FLOPS * GPU_SHARE))
-    words = tokens * 4 * sum(table.embedding_dim for table in learner.tables.tables)
+    words = tokens * 4 * sum(table.embedding_dim for table in learner.sparse_embedding.embeddings)
     for gpus in (8, 64):
         ring = 2 * (NODE_GPUS - 1) / NODE_GPUS * dense / NVLINK_BYTES + words * (NODE_GPUS - 1) / NVLINK_BYTES
         nodes = gpus // NODE_GPUS

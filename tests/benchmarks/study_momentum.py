@@ -166,7 +166,7 @@ def _loss_norms(learner: Learner, batch: Any) -> dict[str, float]:
     """Norm of each loss's gradient in the student's layers, and its cosine to that of the labels' loss."""
     torch.manual_seed(0)
     parameters = [p for layer in learner.pair.student.layers for p in layer.parameters()]
-    teacher, student = learner.model(batch)
+    teacher, student = learner.pair(batch)
     losses = joint_losses(teacher, student, batch, learner.settings.distill)
     gradients = {}
     for name, loss in losses.items():

@@ -204,7 +204,7 @@ def test_a_run_of_its_own_has_its_teacher_beside_it(
     """Whoever types one command must find the teacher that it made, and can use it for the next."""
     settings = make_settings(method="bilstm_soft", epochs=1, **{"student.layers": 1})
     record = train(settings)
-    assert f"the teacher comes first, trained into {settings.out}/teacher" in capsys.readouterr().out
+    assert f"first training the teacher, into {settings.out}/teacher" in capsys.readouterr().out
     assert record.metrics["parameters"]["teacher"] > 0
     again = make_settings(
         method="disjoint",

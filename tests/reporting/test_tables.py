@@ -26,7 +26,7 @@ from newsbert_ray.reporting.tables import (
     sweep_table,
     to_csv,
 )
-from newsbert_ray.training.prerequisites import NO_NUMBER
+from newsbert_ray.training.prerequisites import NEUTRAL_SETTINGS
 
 MakeRecord = Callable[..., RunRecord]
 ACCURACY = columns_of(TASKS["topics"])[0]
@@ -78,7 +78,7 @@ def test_what_alters_no_number_is_no_difference(make_record: MakeRecord) -> None
     assert varying_settings(records) == []
     assert [row.seeds for row in rows_of(records)] == [(0, 1)]
     # `data` counts by its content.
-    assert {*NO_NUMBER} - {"data"} <= compared.IGNORED
+    assert {*NEUTRAL_SETTINGS} - {"data"} <= compared.IGNORED
 
 
 def test_same_shards_in_another_place_are_the_same_data(make_record: MakeRecord) -> None:

@@ -75,7 +75,7 @@ def test_no_whole_checkpoint_is_an_error(make_settings: MakeSettings, tmp_path: 
     """Starting over in silence would throw away what a person thinks is kept."""
     learner = learner_after(make_settings(), 0)
     (write_checkpoint(tmp_path, learner, Progress(step=1), keep=2) / saved.WEIGHTS).unlink()
-    with pytest.raises(CheckpointError, match="none of its 1 checkpoints is whole"):
+    with pytest.raises(CheckpointError, match="none of the 1 checkpoints is intact"):
         resume(tmp_path, learner, say=lambda _: None)
 
 

@@ -13,7 +13,7 @@ from newsbert_ray.data.shards import read_manifest
 from newsbert_ray.model.assemble import assemble_pair
 from newsbert_ray.model.saved import load_student
 from newsbert_ray.record import find_records, read_record
-from newsbert_ray.training.prerequisites import after_first, before_settings, first_runs
+from newsbert_ray.training.prerequisites import all_prerequisites, before_settings, train_prerequisite
 from newsbert_ray.training.run import train
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def test_the_run_before_is_told_by_its_own_settings(make_settings: MakeSettings)
     assert (own.student.layers, own.seed, own.learning_rate, own.epochs) == (1, 3, 0.5, 2)
     assert (own.before.method, own.data, own.out) == ("none", settings.data, "there")
     twin = make_settings(**CHAIN)
-    assert [(run.task, run.method) for run in first_runs(twin)] == [
+    assert [(run.task, run.method) for run in all_prerequisites(twin)] == [
         ("recommendation", "twinbert"),
         ("recommendation", "finetune"),
     ]
@@ -45,7 +45,7 @@ def test_a_run_starts_from_the_student_of_the_one_before(
     settings = make_settings(**CHAIN)
     record = train(settings)
     said = capsys.readouterr().out
-    assert f"the student to start from comes first, trained into {settings.out}/before" in said
+    assert f"first training the student to start from, into {settings.out}/before" in said
     before = Path(settings.out) / "before"
     first = read_record(before)
     assert (first.settings["task"], first.settings["method"]) == ("recommendation", "twinbert")
@@ -53,7 +53,7 @@ def test_a_run_starts_from_the_student_of_the_one_before(
     assert (record.settings["task"], record.settings["teacher"]) == ("topics", "scratch")
     assert find_records(settings.out) == [Path(settings.out)]
 
-    ready = after_first(settings, shared=None, train=lambda _: None, say=lambda _: None)
+    ready = train_prerequisite(settings, shared=None, train=lambda _: None, say=lambda _: None)
     started = assemble_pair(ready, read_manifest(settings.data)).student.state_dict()
     left, top, _ = load_student(before / "student")
     assert all(torch.equal(started[name], value) for name, value in left.state_dict().items())

@@ -15,7 +15,7 @@ from newsbert_ray.config import TrainSettings
 from newsbert_ray.data.reading import Update, make_schedule, read_updates
 from newsbert_ray.data.shards import read_manifest
 from newsbert_ray.model.assemble import assemble_pair
-from newsbert_ray.training.sparse_embedding import TableGradients
+from newsbert_ray.training.sparse_embedding import SparseEmbeddingGradients
 from newsbert_ray.training.step import Learner, LossError, build_learner, learning_rate_factor, train_step
 
 MakeSettings = Callable[..., TrainSettings]
@@ -127,9 +127,9 @@ def test_table_gradients_equal_autograds_dense_ones(make_settings: MakeSettings)
     learner, updates = start(settings)
     manifest = read_manifest(settings.data)
     dense = build_learner(assemble_pair(settings, manifest), settings, total_steps=12)
-    for table in dense.tables.tables:
+    for table in dense.sparse_embedding.embeddings:
         table.sparse = False
-    dense.tables = TableGradients([])
+    dense.sparse_embedding = SparseEmbeddingGradients([])
     for update in updates:
         train_step(learner, update.parts, step=update.step)
         train_step(dense, update.parts, step=update.step)

@@ -14,7 +14,7 @@ from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
 from newsbert_ray.config import SettingsError
-from newsbert_ray.training.loop import LeavingError
+from newsbert_ray.training.loop import PreemptedError
 from newsbert_ray.tune.ray_tune import Queue, _error, _machine_gone, _reason
 from newsbert_ray.tune.space import trial_settings
 from newsbert_ray.tune.space_file import read_space
@@ -129,7 +129,7 @@ def test_an_error_that_cannot_be_read_is_said_to_be_one(tmp_path: Path) -> None:
 def test_a_machine_that_is_gone_is_not_the_trials_fault() -> None:
     """Three spot machines taken away, and a sound trial counts as failed."""
     warned = RuntimeError("a trace")
-    warned.cause = LeavingError("about to be taken away")  # type: ignore[attr-defined]
+    warned.cause = PreemptedError("about to be taken away")  # type: ignore[attr-defined]
     assert _machine_gone(warned)
     assert _machine_gone(RayActorError(error_msg="The actor died because its node has died."))
     assert not _machine_gone(RayActorError(error_msg="The actor died: worker exit by SIGKILL"))
