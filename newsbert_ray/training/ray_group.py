@@ -23,19 +23,7 @@ from newsbert_ray.storage import inputs
 from newsbert_ray.storage import workdir as storage
 from newsbert_ray.telemetry import EventLog
 from newsbert_ray.training.journal import Display
-<<<<<<< HEAD
-from newsbert_ray.training.loop import LeavingError, Report
-=======
 from newsbert_ray.training.loop import PreemptedError, Report
-from newsbert_ray.training.placement import (
-    GROUP_FOLDER,
-    at_rest,
-    end_controllers,
-    first_worker_alone,
-    release_orphans,
-    watched_node,
-)
->>>>>>> 755f5d0 (training in plain English: TrainingLoop, LossModel under DDP (two-stage methods with several workers), PreemptedError)
 
 LOCK = ".group"
 """File in a run's folder that a group's rank 0 holds locked; the system releases it however that ends."""
