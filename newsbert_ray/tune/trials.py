@@ -391,15 +391,15 @@ class Keeper:
             kinds[kind] = max(kinds.get(kind, 0), size)
         self._largest = max(self._largest, sum(kinds.values()))
 
-    def ended(self, job: Job, *, at_rest: bool = True) -> None:
+    def ended(self, job: Job, *, is_idle: bool = True) -> None:
         """Remove what nobody goes on from, and the students that are no longer among the best.
 
         Args:
-            at_rest: nobody writes into the trial's folder any more; otherwise its checkpoints are left alone.
+            is_idle: nobody writes into the trial's folder any more; otherwise its checkpoints are left alone.
         """
-        if storage.is_url(self._jobs.place) and not at_rest:
+        if storage.is_url(self._jobs.place) and not is_idle:
             self._left.append(job)
-        if at_rest:
+        if is_idle:
             storage.remove(self._jobs.place, f"{TRIALS}/{job.name}/{CHECKPOINTS}")
         for name in students(self._jobs)[self._jobs.space.keep_students :]:
             if name not in self._removed:
