@@ -82,7 +82,7 @@ def epoch_windows(shards: Sequence[Shard], quotas: Sequence[int], *, seed: int, 
     """The windows of an epoch in their order; a function of seed and epoch alone."""
     windows: list[Window] = []
     members: list[int] = []
-    for index in generator_of(seed, epoch, 0).permutation(len(shards)).tolist():
+    for index in seeded_generator(seed, epoch, 0).permutation(len(shards)).tolist():
         if members and sum(quotas[m] for m in [*members, index]) > WINDOW_EXAMPLES:
             windows.append(_window(epoch, len(windows), shards, quotas, members))
             members = []
@@ -93,7 +93,7 @@ def epoch_windows(shards: Sequence[Shard], quotas: Sequence[int], *, seed: int, 
 
 def window_generator(order: Order, window: Window) -> np.random.Generator:
     """What arranges a window's examples."""
-    return generator_of(order.seed, window.epoch, window.number + 1)
+    return seeded_generator(order.seed, window.epoch, window.number + 1)
 
 
 def cut_updates(rows: Ints, order: Order, generator: np.random.Generator) -> Iterator[Ints]:
@@ -141,7 +141,7 @@ def worker_rows(rows: Ints, order: Order, *, together: bool = False) -> dict[int
     return found
 
 
-def generator_of(*key: int) -> np.random.Generator:
+def seeded_generator(*key: int) -> np.random.Generator:
     """A generator that is a function of `key` alone."""
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(list(key))))
 

@@ -22,7 +22,7 @@ from newsbert_ray.data.order import (
     Window,
     cut_updates,
     epoch_windows,
-    generator_of,
+    seeded_generator,
     share_examples,
     shuffle_alike,
     shuffle_groups,
@@ -182,7 +182,7 @@ def window_examples(schedule: TrainingSchedule, window: Window) -> Examples:
     if schedule.task == "retrieval":
         return _window_pairs(schedule.folder, table, window.shards, window.quotas)
     impressions, chosen = _window_impressions(schedule.folder, window.shards, window.quotas, schedule.history)
-    drawing = generator_of(schedule.order.seed, window.epoch, window.number + 1, 1)
+    drawing = seeded_generator(schedule.order.seed, window.epoch, window.number + 1, 1)
     return examples.draw_clicks(
         impressions, table, npratio=schedule.npratio, generator=drawing, chosen=chosen
     )

@@ -20,7 +20,7 @@ from torch import Tensor
 from newsbert_ray.config import TrainSettings
 from newsbert_ray.data.batches import Batch
 from newsbert_ray.data.examples import Impressions
-from newsbert_ray.data.order import Ints, generator_of
+from newsbert_ray.data.order import Ints, seeded_generator
 from newsbert_ray.data.reading import evaluation_batches, read_impressions, read_pairs
 from newsbert_ray.data.shards import Manifest, Split, read_texts
 from newsbert_ray.evaluation.encoding import Models, Pace, Scores, device_seconds, encode_texts
@@ -200,7 +200,7 @@ def score_rankings(
             scores = score_block(models, news, block, world=world)
             if clicks is not None:
                 scores["popularity"] = clicks[block.candidates].astype(np.float64)
-                scores["random"] = generator_of(0, number).random(len(block.candidates))
+                scores["random"] = seeded_generator(0, number).random(len(block.candidates))
         for name in names:
             found[name].append(_tally(scores.get(name), block))
     tallies = {name: _over_workers(parts, world) for name, parts in found.items()}

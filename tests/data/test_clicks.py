@@ -21,7 +21,7 @@ from newsbert_ray.data.examples import (
     join_impressions,
     restore_clicks,
 )
-from newsbert_ray.data.order import Order, generator_of, shuffle_groups
+from newsbert_ray.data.order import Order, seeded_generator, shuffle_groups
 from newsbert_ray.data.reading import worker_parts
 from newsbert_ray.data.shards import BEHAVIORS_SCHEMA, TextTable
 
@@ -51,7 +51,7 @@ def behaviors(*rows: tuple[list[int], list[int], list[int] | None]) -> pa.Table:
 def draw(table: pa.Table, *, seed: int = 0, npratio: int = 2, history: int = 50) -> Clicks:
     """All clicks of a shard."""
     impressions = impressions_of(table, history=history)
-    return draw_clicks(impressions, TABLE, npratio=npratio, generator=generator_of(seed))
+    return draw_clicks(impressions, TABLE, npratio=npratio, generator=seeded_generator(seed))
 
 
 def reads(clicks: Clicks, i: int) -> list[int]:
@@ -110,7 +110,7 @@ def test_a_draw_of_clicks_grows(quota: int) -> None:
 
     def drawn(count: int) -> set[tuple[int, int]]:
         held, chosen = choose_clicks(table, impressions, count)
-        clicks = draw_clicks(held, TABLE, npratio=1, generator=generator_of(0), chosen=chosen)
+        clicks = draw_clicks(held, TABLE, npratio=1, generator=seeded_generator(0), chosen=chosen)
         found = set(zip(clicks.history.tolist(), clicks.candidates[:, 0].tolist(), strict=True))
         assert len(clicks) == len(found) == count
         assert len(held) == len({reader for reader, _ in found})
@@ -180,7 +180,7 @@ def test_a_batch_of_newcomers_alone() -> None:
 def test_groups_stay_whole_when_shuffled() -> None:
     """Clicks of one impression share all of their history: apart, it would be encoded for each of them."""
     groups = np.array([0, 0, 0, 3, 4, 4, 9])
-    orders = {tuple(shuffle_groups(groups, generator_of(seed)).tolist()) for seed in range(200)}
+    orders = {tuple(shuffle_groups(groups, seeded_generator(seed)).tolist()) for seed in range(200)}
     assert len(orders) == 24
     assert all(sorted(order) == list(range(7)) for order in orders)
     for order in orders:
