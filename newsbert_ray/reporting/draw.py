@@ -160,12 +160,7 @@ def legend_of(figure: FigureData[AnyPanel]) -> list[str]:
 
 
 def draw_panel(
-    panel: AnyPanel,
-    axis: Axes,
-    labels: Sequence[str],
-    handles: dict[str, Any],
-    *,
-    error_bars: bool,
+    panel: AnyPanel, axis: Axes, labels: Sequence[str], handles: dict[str, Any], *, error_bars: bool
 ) -> None:
     """Draw `panel` on `axis`; puts the legend's handle of each label into `handles`."""
     if isinstance(panel, Panel):

@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
@@ -180,15 +181,29 @@ class FigureData(Generic[P_co]):
     alt: str = ""
 
 
+Make = Callable[[], FigureData[AnyPanel]]
 BETA, DEPTH, PREREQUISITE = "distill.beta", "student.layers", "before.method"
-BETA_FIGURE, METHOD_FIGURE, CHAIN_FIGURE = "fig7_beta", "methods_over_depth", "fig3_after_another_task"
-CURVE_FIGURE, BLOCKS_FIGURE, MAP_FIGURE = "learning_curves", "block_gradients", "map_of_titles"
-QUALITY_FIGURE = "quality_kept"
 X_BETA = "share of the teacher's gradient, β"
 MAX_LINES = 8
 """Lines of one panel that can be told apart; also topics of the map."""
 OTHERS = "other topics"
 _BLOCK_VALUES = {"ratio": "norms, block mean / student", "cosine": "cosine, block mean and student"}
+
+
+def runs_figures(records: Sequence[RunRecord]) -> dict[str, Make]:
+    """Figures of any runs of one task: those that compare only where there is something to compare."""
+    flats = [flat_settings(record) for record in records]
+    several = {name for name in ("method", PREREQUISITE, DEPTH) if len({flat[name] for flat in flats}) > 1}
+    blocks = any("blocks" in entry for record in records for entry in record.curve)
+    wanted = [
+        ("fig7_beta", beta_figure, True),
+        ("methods_over_depth", method_figure, "method" in several),
+        ("fig3_after_another_task", chain_figure, PREREQUISITE in several),
+        ("quality_kept", quality_figure, DEPTH in several),
+        ("learning_curves", curve_figure, True),
+        ("block_gradients", blocks_figure, blocks),
+    ]
+    return {name: partial(make, records) for name, make, needed in wanted if needed}
 
 
 def beta_figure(records: Sequence[RunRecord]) -> FigureData[Panel]:
@@ -225,7 +240,7 @@ def beta_figure(records: Sequence[RunRecord]) -> FigureData[Panel]:
         raise NothingToDraw("Fig. 7 (metric over beta) is left out: no run has test metrics")
     across = 2 if len(panels) == 4 else 3
     caption, alt = figure_caption(records, panels), _best_ends(panels, "β")
-    return FigureData(BETA_FIGURE, tuple(panels), caption, across=across, alt=alt)
+    return FigureData("fig7_beta", tuple(panels), caption, across=across, alt=alt)
 
 
 def method_figure(records: Sequence[RunRecord]) -> FigureData[Panel]:
@@ -238,14 +253,14 @@ def method_figure(records: Sequence[RunRecord]) -> FigureData[Panel]:
         NothingToDraw: settings other than method and depth vary, or too many methods.
         ValueError: runs of several tasks.
     """
-    return _over_depth(records, METHOD_FIGURE, "method", NAMES)
+    return _over_depth(records, "methods_over_depth", "method", NAMES)
 
 
 def chain_figure(records: Sequence[RunRecord]) -> FigureData[Panel]:
     """As method_figure, a line for each method by which the students learned another task before (NewsBERT
     Fig. 3: retrieval after recommendation)."""
     names = {name: f"after {shown}" for name, shown in NAMES.items()} | {"none": "the encoder as it is"}
-    return _over_depth(records, CHAIN_FIGURE, PREREQUISITE, names)
+    return _over_depth(records, "fig3_after_another_task", PREREQUISITE, names)
 
 
 def _over_depth(
@@ -307,7 +322,7 @@ def curve_figure(records: Sequence[RunRecord]) -> FigureData[Panel]:
         raise NothingToDraw("learning curves are left out: no run has metrics of its student")
     note = f" {left_out} settings that ended lower are not drawn." if left_out else ""
     return FigureData(
-        CURVE_FIGURE,
+        "learning_curves",
         tuple(panels),
         figure_caption(records, panels, error_bars=False) + note,
         error_bars=False,
@@ -347,7 +362,7 @@ def blocks_figure(records: Sequence[RunRecord]) -> FigureData[Panel]:
             panels += [Panel(f"N = {depth}", "epoch", label, lines)] if lines else []
     data, teachers = _names(records)
     return FigureData(
-        BLOCKS_FIGURE,
+        "block_gradients",
         tuple(panels),
         f"Data: {data}. Teacher: {teachers}. {len(records)} runs, mean ± sd over them; gradients of logged "
         "steps before mixing. Momentum adds beta x ratio of its own length to a student layer's gradient; "
@@ -400,7 +415,7 @@ def map_figure(run: Path) -> FigureData[Scatter]:
     )
     alt = f"titles of {', '.join(name for name, _, _ in groups[1:])} and others on a plane"
     panel = Scatter("", "first axis", "second axis", dots)
-    return FigureData(MAP_FIGURE, (panel,), caption, wide=True, alt=alt)
+    return FigureData("map_of_titles", (panel,), caption, wide=True, alt=alt)
 
 
 def quality_figure(records: Sequence[RunRecord], *, chosen: bool = False) -> FigureData[Panel]:
@@ -452,7 +467,7 @@ def quality_figure(records: Sequence[RunRecord], *, chosen: bool = False) -> Fig
         + ", ".join(f"{y:.1f} % at {x:.1f} times the speed" for x, y in zip(line.x, line.y, strict=True))
         for line in lines
     )
-    return FigureData(QUALITY_FIGURE, (panel,), caption, alt=f"{alt}.")
+    return FigureData("quality_kept", (panel,), caption, alt=f"{alt}.")
 
 
 def symbol(name: str) -> str:

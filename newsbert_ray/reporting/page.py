@@ -152,13 +152,50 @@ class Page:
     lead: str
     sections: tuple[Section, ...]
 
+    def markdown(self) -> str:
+        """The page as Markdown; its figures are the files beside it."""
+        parts = [f"# {_escape_markdown(self.title)}", _escape_markdown(self.lead)]
+        for section in self.sections:
+            parts += [
+                f"## {_escape_markdown(section.title)}",
+                *(block.markdown() for block in section.blocks),
+            ]
+        return "\n\n".join(parts) + "\n"
 
-def to_markdown(page: Page) -> str:
-    """The page as Markdown; its figures are the files beside it."""
-    parts = [f"# {_escape_markdown(page.title)}", _escape_markdown(page.lead)]
-    for section in page.sections:
-        parts += [f"## {_escape_markdown(section.title)}", *(block.markdown() for block in section.blocks)]
-    return "\n\n".join(parts) + "\n"
+    def html(self) -> str:
+        """The page as one HTML document; every text in it is escaped."""
+        links, sections = "", []
+        for index, section in enumerate(self.sections, 1):
+            title, blocks = escape(section.title), "\n".join(block.html() for block in section.blocks)
+            links += f'<li><a href="#part-{index}">{title}</a></li>'
+            heading = f'<h2 id="part-{index}">{title}</h2>'
+            sections.append(f'<section aria-labelledby="part-{index}">\n{heading}\n{blocks}\n</section>')
+        return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<title>{escape(self.title)}</title>
+<style>{STYLE}</style>
+</head>
+<body>
+<header>
+<h1>{escape(self.title)}</h1>
+<p class="lead">{escape(self.lead)}</p>
+<nav aria-label="Contents"><ul>{links}</ul></nav>
+</header>
+<main>
+{chr(10).join(sections)}
+</main>
+</body>
+</html>
+"""
+
+    def latex(self) -> str:
+        """Every table of the page, in its order; needs \\usepackage{booktabs}."""
+        tables = [block for section in self.sections for block in section.blocks if isinstance(block, Table)]
+        return "\n".join(["% \\usepackage{booktabs}", *(table.latex() for table in tables)]) + "\n"
 
 
 def _escape_markdown(text: str) -> str:
@@ -219,37 +256,6 @@ figcaption { color: var(--soft); font-size: .9375rem; margin-top: .5rem; }
 """
 
 
-def to_html(page: Page) -> str:
-    """The page as one HTML document; every text in it is escaped."""
-    links, sections = "", []
-    for index, section in enumerate(page.sections, 1):
-        title, blocks = escape(section.title), "\n".join(block.html() for block in section.blocks)
-        links += f'<li><a href="#part-{index}">{title}</a></li>'
-        heading = f'<h2 id="part-{index}">{title}</h2>'
-        sections.append(f'<section aria-labelledby="part-{index}">\n{heading}\n{blocks}\n</section>')
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<title>{escape(page.title)}</title>
-<style>{STYLE}</style>
-</head>
-<body>
-<header>
-<h1>{escape(page.title)}</h1>
-<p class="lead">{escape(page.lead)}</p>
-<nav aria-label="Contents"><ul>{links}</ul></nav>
-</header>
-<main>
-{chr(10).join(sections)}
-</main>
-</body>
-</html>
-"""
-
-
 def inline_svg(svg: str, *, name: str, alt: str) -> str:
     """A drawn SVG for use inside a page: no prolog, no fixed size, unique ids, and a text alternative."""
     svg = svg[svg.index("<svg") :].strip()
@@ -260,12 +266,6 @@ def inline_svg(svg: str, *, name: str, alt: str) -> str:
     spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
     opening = f'<svg {spaces} {box[0] if box else ""} role="img" aria-label="{escape(alt)}">'
     return re.sub(r"<svg[^>]*>", lambda _: opening, svg, count=1)
-
-
-def to_latex(page: Page) -> str:
-    """Every table of the page, in its order; needs \\usepackage{booktabs}."""
-    tables = [block for section in page.sections for block in section.blocks if isinstance(block, Table)]
-    return "\n".join(["% \\usepackage{booktabs}", *(table.latex() for table in tables)]) + "\n"
 
 
 _LATEX = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -16,89 +16,22 @@ from newsbert_ray.files import write_text
 from newsbert_ray.methods import TASKS, TaskName
 from newsbert_ray.record import MAP, RecordError, RunRecord, find_records, read_record
 from newsbert_ray.reporting.draw import draw_svg, figure_paths, write_figure
-from newsbert_ray.reporting.figures import (
-    BETA_FIGURE,
-    BLOCKS_FIGURE,
-    CHAIN_FIGURE,
-    CURVE_FIGURE,
-    DEPTH,
-    MAP_FIGURE,
-    METHOD_FIGURE,
-    PREREQUISITE,
-    QUALITY_FIGURE,
-    AnyPanel,
-    FigureData,
-    NothingToDraw,
-    beta_figure,
-    blocks_figure,
-    chain_figure,
-    curve_figure,
-    map_figure,
-    method_figure,
-    quality_figure,
-)
-from newsbert_ray.reporting.page import (
-    Block,
-    Bullets,
-    Facts,
-    Page,
-    Picture,
-    Section,
-    to_html,
-    to_latex,
-    to_markdown,
-)
+from newsbert_ray.reporting.figures import Make, NothingToDraw, map_figure, runs_figures
+from newsbert_ray.reporting.page import Block, Bullets, Facts, Page, Picture, Section
 from newsbert_ray.reporting.paper import corpora_csv, corpora_page, method_tables, table1_of_runs
-from newsbert_ray.reporting.records import (
-    by_task,
-    distinct,
-    flat_settings,
-    is_kept,
-    provenance,
-    read_kept,
-    write_kept,
-)
-from newsbert_ray.reporting.statistics import (
-    COST_FIGURE,
-    IMPORTANCE_FIGURE,
-    Against,
-    cost_figure,
-    importance_figure,
-    read_against,
-)
-from newsbert_ray.reporting.sweep_data import Sweep, is_sweep, read_sweep
-from newsbert_ray.reporting.sweep_figures import (
-    CURVES_FIGURE,
-    FRONT_FIGURE,
-    NODES_FIGURE,
-    OVER_FIGURE,
-    best_at_each_depth,
-    learning_curves,
-    nodes_figure,
-    over_settings,
-    pareto_front,
-)
+from newsbert_ray.reporting.records import by_task, distinct, is_kept, provenance, read_kept, write_kept
+from newsbert_ray.reporting.statistics import Against, read_against
+from newsbert_ray.reporting.sweep_data import is_sweep, read_sweep
+from newsbert_ray.reporting.sweep_figures import sweep_figures
 from newsbert_ray.reporting.sweep_page import points_csv, sweep_page
 from newsbert_ray.reporting.tables import number, results_table, rows_of, summary_of, to_csv
 from newsbert_ray.storage import workdir as storage
-from newsbert_ray.telemetry import read_events
 
 _log = logging.getLogger(__name__)
 
-Make = Callable[[], FigureData[AnyPanel]]
-FIGURES = (
-    *(BETA_FIGURE, METHOD_FIGURE, CHAIN_FIGURE, QUALITY_FIGURE, BLOCKS_FIGURE, CURVE_FIGURE, MAP_FIGURE),
-    *(OVER_FIGURE, IMPORTANCE_FIGURE, CURVES_FIGURE, FRONT_FIGURE, COST_FIGURE, NODES_FIGURE),
-)
-"""Names of the figures' files; one of several goals or tasks has its number or name at the end."""
-
 
 def report(
-    folders: Sequence[str | Path],
-    *,
-    out: str | Path,
-    against: str | None = None,
-    keep: str | None = None,
+    folders: Sequence[str | Path], *, out: str | Path, against: str | None = None, keep: str | None = None
 ) -> list[Path]:
     """Write report.md, report.html (the same, in one file), report.csv, tables.tex (the page's tables for
     LaTeX) and each figure as PNG and SVG.
@@ -137,18 +70,18 @@ def _report(folders: Mapping[str, Path], out: Path, against: Against | None) -> 
         return _write(corpora_page(shards), corpora_csv(shards), {}, out)
     if len(paths) == 1 and is_sweep(paths[0]):
         sweep = read_sweep(paths[0])
-        figures = _draw(_sweep_figures(sweep), out)
+        figures = _draw(sweep_figures(sweep), out)
         return _write(sweep_page(sweep, figures, against=against), points_csv(sweep), figures, out)
     records = collect(folders)
     groups = by_task(records)
     figures = {}
     for task, group in groups.items():
         several = len(groups) > 1
-        for name, drawn in _draw(_run_figures(group), out, suffix=f"_{task}" if several else "").items():
+        for name, drawn in _draw(runs_figures(group), out, suffix=f"_{task}" if several else "").items():
             figures[name] = f"{task}: {drawn}" if several and isinstance(drawn, str) else drawn
     with_map = [folder for folder in paths if (folder / MAP).is_file()]
     if len(records) == 1 and with_map:
-        figures |= _draw({MAP_FIGURE: partial(map_figure, with_map[0])}, out)
+        figures |= _draw({"map_of_titles": partial(map_figure, with_map[0])}, out)
     for reason in figures.values():
         if isinstance(reason, str):
             _log.info("%s", reason)
@@ -179,46 +112,6 @@ def collect(folders: Mapping[str, Path]) -> list[RunRecord]:
     return [*kept, *map(read_record, runs)]
 
 
-def _run_figures(records: Sequence[RunRecord]) -> dict[str, Make]:
-    """Figures of any runs of one task: those that compare only where there is something to compare."""
-    flats = [flat_settings(record) for record in records]
-    several = {name for name in ("method", PREREQUISITE, DEPTH) if len({flat[name] for flat in flats}) > 1}
-    blocks = any("blocks" in entry for record in records for entry in record.curve)
-    wanted = [
-        (BETA_FIGURE, beta_figure, True),
-        (METHOD_FIGURE, method_figure, "method" in several),
-        (CHAIN_FIGURE, chain_figure, PREREQUISITE in several),
-        (QUALITY_FIGURE, quality_figure, DEPTH in several),
-        (CURVE_FIGURE, curve_figure, True),
-        (BLOCKS_FIGURE, blocks_figure, blocks),
-    ]
-    return {name: partial(make, records) for name, make, needed in wanted if needed}
-
-
-def _sweep_figures(sweep: Sweep) -> dict[str, Make]:
-    records = distinct([trial.record for trial in sweep.trials if trial.record])
-    makes: dict[str, Make] = {FRONT_FIGURE: partial(pareto_front, sweep)}
-    for goal in range(len(sweep.goals)):
-        makes[OVER_FIGURE if goal == 0 else f"{OVER_FIGURE}_{goal + 1}"] = partial(
-            over_settings, sweep, goal=goal
-        )
-    makes |= {
-        IMPORTANCE_FIGURE: partial(importance_figure, sweep),
-        CURVES_FIGURE: partial(learning_curves, sweep),
-        COST_FIGURE: partial(cost_figure, sweep),
-        NODES_FIGURE: lambda: nodes_figure(read_events(sweep.folder)),
-        QUALITY_FIGURE: lambda: quality_figure(best_at_each_depth(sweep), chosen=True),
-        BLOCKS_FIGURE: partial(blocks_figure, records),
-    }
-    if sweep.finished and sweep.task is TASKS["topics"]:
-        makes[MAP_FIGURE] = partial(map_figure, sweep.folder / "trials" / sweep.finished[0].trials[0].name)
-    if sweep.space["search"]["sampler"] == "grid":  # other samplers' points would be a line each
-        makes[BETA_FIGURE] = partial(beta_figure, records)
-        makes[METHOD_FIGURE] = partial(method_figure, records)
-        makes[CHAIN_FIGURE] = partial(chain_figure, records)
-    return makes
-
-
 def _draw(makes: Mapping[str, Make], out: Path, *, suffix: str = "") -> dict[str, Picture | str]:
     """Write every figure that can be made; for the others the reason why not."""
     figures: dict[str, Picture | str] = {}
@@ -235,17 +128,16 @@ def _draw(makes: Mapping[str, Make], out: Path, *, suffix: str = "") -> dict[str
 
 def _write(page: Page, rows: str, figures: Mapping[str, Picture | str], out: Path) -> list[Path]:
     """Write the page in all its forms; remove the figures of an earlier report."""
-    texts = {"report.md": to_markdown(page), "report.html": to_html(page), "report.csv": rows}
-    texts["tables.tex"] = to_latex(page)
+    earlier = out / "report.md"
+    stale = re.findall(r"\]\((\w+)\.png\)", earlier.read_text(encoding="utf-8")) if earlier.exists() else []
+    texts = {"report.md": page.markdown(), "report.html": page.html(), "report.csv": rows}
+    texts["tables.tex"] = page.latex()
     for name, text in texts.items():
         write_text(out / name, text)
     drawn = [name for name, figure in figures.items() if isinstance(figure, Picture)]
-    paths = [path for name in drawn for path in figure_paths(name, out)]
-    ours = re.compile(rf"({'|'.join(FIGURES)})(_\d+|_{'|_'.join(TASKS)})?\.(png|svg)")
-    for path in set(out.iterdir()) - set(paths):
-        if ours.fullmatch(path.name):
-            path.unlink()
-    return [*(out / name for name in texts), *paths]
+    for path in (path for name in set(stale) - set(drawn) for path in figure_paths(name, out)):
+        path.unlink(missing_ok=True)
+    return [*(out / name for name in texts), *(path for name in drawn for path in figure_paths(name, out))]
 
 
 def runs_page(

@@ -214,7 +214,6 @@ def significance_table(rows: Sequence[Row], against: Against, *, tuned: Sequence
     )
 
 
-IMPORTANCE_FIGURE = "importances"
 MIN_POINTS, MIN_FINISHED = 10, 5
 """Fewer points do not tell settings apart; of the finished ones at least MIN_FINISHED count as the best."""
 REPEATS = 100
@@ -374,7 +373,7 @@ def importance_figure(sweep: Sweep) -> FigureData[Bars]:
     stopped = len(sweep.of("stopped"))
     behind = f", of which {stopped} were stopped early and count as worse than the others" if stopped else ""
     return FigureData(
-        IMPORTANCE_FIGURE,
+        "importances",
         panels,
         f"PED-ANOVA on {results[0].points} points{behind}: how much the settings of the best "
         f"{results[0].top} differ from those of all points. A bar that ends before its mark of chance shows "
@@ -385,7 +384,6 @@ def importance_figure(sweep: Sweep) -> FigureData[Bars]:
     )
 
 
-COST_FIGURE = "seconds_by_part"
 _PARTS = ("train", "data", "evaluate", "checkpoint", "report")
 _STOPPED, _PREREQUISITES = "stopped early", "prerequisites"
 
@@ -508,7 +506,7 @@ def cost_figure(sweep: Sweep) -> FigureData[Bars]:
     unit, factor = next((pair for pair in units if largest * pair[1] >= 1), units[-1])
     bars = tuple(Bar(name, hours * factor) for name, hours in parts.items())
     return FigureData(
-        COST_FIGURE,
+        "seconds_by_part",
         (Bars("", unit, bars),),
         "Processor time of all trials by part; for trials that were stopped early, and for prerequisites "
         "(teachers, students to start from), the total.",

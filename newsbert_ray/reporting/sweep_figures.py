@@ -6,31 +6,40 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from itertools import pairwise
 from pathlib import PurePath
 from statistics import fmean, stdev
 from typing import Any
 
+from newsbert_ray.methods import TASKS
 from newsbert_ray.record import RunRecord
 from newsbert_ray.reporting.figures import (
     DEPTH,
     Dots,
     FigureData,
     Look,
+    Make,
     NothingToDraw,
     Panel,
     Scatter,
     Trace,
     Trend,
+    beta_figure,
+    blocks_figure,
+    chain_figure,
+    map_figure,
     mean_line,
+    method_figure,
+    quality_figure,
     short,
     symbol,
 )
-from newsbert_ray.reporting.records import flat_settings
+from newsbert_ray.reporting.records import distinct, flat_settings
+from newsbert_ray.reporting.statistics import cost_figure, importance_figure
 from newsbert_ray.reporting.sweep_data import Axis, Goal, Point, Sweep, listed
+from newsbert_ray.telemetry import read_events
 
-CURVES_FIGURE, FRONT_FIGURE, OVER_FIGURE = "learning_curves", "pareto_front", "metric_over_settings"
-NODES_FIGURE = "nodes_and_trials"
 BEST = 4
 """Points whose learning curves are coloured."""
 MAX_LETTERS = 95
@@ -43,6 +52,34 @@ _SHIFTS = (0.0, 0.09, -0.09, 0.18, -0.18, 0.27, -0.27, 0.36, -0.36)
 """Shifts of dots that would hide each other; neighbouring positions are 1 apart."""
 _STARTS, _ENDS = ("trial_start", "trial_retry"), ("trial_end", "trial_broke_off")
 _ALL_END = ("start", "resume", "interrupted", "error", "end")
+
+
+def sweep_figures(sweep: Sweep) -> dict[str, Make]:
+    """The figures of a sweep by name."""
+    records = distinct([trial.record for trial in sweep.trials if trial.record])
+    makes: dict[str, Make] = {"pareto_front": partial(pareto_front, sweep)}
+    for goal in range(len(sweep.goals)):
+        makes[_over_name(goal)] = partial(over_settings, sweep, goal=goal)
+    makes |= {
+        "importances": partial(importance_figure, sweep),
+        "learning_curves": partial(learning_curves, sweep),
+        "seconds_by_part": partial(cost_figure, sweep),
+        "nodes_and_trials": lambda: nodes_figure(read_events(sweep.folder)),
+        "quality_kept": lambda: quality_figure(best_at_each_depth(sweep), chosen=True),
+        "block_gradients": partial(blocks_figure, records),
+    }
+    if sweep.finished and sweep.task is TASKS["topics"]:
+        best = sweep.folder / "trials" / sweep.finished[0].trials[0].name
+        makes["map_of_titles"] = partial(map_figure, best)
+    if sweep.space["search"]["sampler"] == "grid":  # other samplers' points would be a line each
+        makes["fig7_beta"] = partial(beta_figure, records)
+        makes["methods_over_depth"] = partial(method_figure, records)
+        makes["fig3_after_another_task"] = partial(chain_figure, records)
+    return makes
+
+
+def _over_name(goal: int) -> str:
+    return "metric_over_settings" if goal == 0 else f"metric_over_settings_{goal + 1}"
 
 
 def learning_curves(sweep: Sweep) -> FigureData[Panel]:
@@ -89,7 +126,7 @@ def learning_curves(sweep: Sweep) -> FigureData[Panel]:
         texts.append(f"Crosses: where {stopped} of them were stopped early.")
     alt = f"Learning curves: {goal.column.heading} over epochs. "
     return FigureData(
-        CURVES_FIGURE,
+        "learning_curves",
         (Panel("", "epoch", goal.column.heading, lines, traces),),
         " ".join(texts),
         error_bars=False,
@@ -142,7 +179,7 @@ def pareto_front(sweep: Sweep) -> FigureData[Scatter]:
         panels.append(Scatter("", goal.column.heading, first.heading, tuple(dots)))
     bars = ", bars ± sd over seeds" if len(sweep.seeds) > 1 else ""
     return FigureData(
-        FRONT_FIGURE,
+        "pareto_front",
         tuple(panels),
         f"Each dot is a finished point{bars}. On the Pareto front: no other point is as good in every goal "
         "and better in one.",
@@ -176,7 +213,7 @@ def over_settings(sweep: Sweep, *, goal: int = 0) -> FigureData[Scatter]:
         where = panel.ticks[round(x)] if panel.ticks else short(x, 3)
         trends.append(f"{y:.4g} at {panel.x_label} = {where}")
     return FigureData(
-        OVER_FIGURE if goal == 0 else f"{OVER_FIGURE}_{goal + 1}",
+        _over_name(goal),
         panels,
         _over_caption(sweep, shown, panels, floor),
         share_y=True,
@@ -352,7 +389,7 @@ def nodes_figure(events: Sequence[Mapping[str, Any]]) -> FigureData[Panel]:
         panels.append(Panel("", "minutes", heading, (), (trace,)))
     busiest = int(max((count for _, count in trials), default=0))
     return FigureData(
-        NODES_FIGURE,
+        "nodes_and_trials",
         tuple(panels),
         "Nodes of the cluster, including its head, and running trials, from events.jsonl.",
         error_bars=False,

@@ -6,27 +6,13 @@ import shlex
 from collections.abc import Mapping, Sequence
 
 from newsbert_ray.files import format_duration
-from newsbert_ray.reporting.figures import (
-    BETA_FIGURE,
-    BLOCKS_FIGURE,
-    CHAIN_FIGURE,
-    MAP_FIGURE,
-    METHOD_FIGURE,
-    QUALITY_FIGURE,
-    short,
-)
+from newsbert_ray.reporting.figures import short
 from newsbert_ray.reporting.page import Block, Command, Facts, Page, Picture, Section, Table, Text
 from newsbert_ray.reporting.paper import method_tables, table1_of_runs
 from newsbert_ray.reporting.records import distinct, flat_values, joined, provenance
-from newsbert_ray.reporting.statistics import COST_FIGURE, IMPORTANCE_FIGURE, Against, costs_of
+from newsbert_ray.reporting.statistics import Against, costs_of
 from newsbert_ray.reporting.sweep_data import Axis, Point, State, Sweep, listed, teacher_summary
-from newsbert_ray.reporting.sweep_figures import (
-    CURVES_FIGURE,
-    FRONT_FIGURE,
-    NODES_FIGURE,
-    OVER_FIGURE,
-    describe,
-)
+from newsbert_ray.reporting.sweep_figures import describe
 from newsbert_ray.reporting.tables import Column, columns_of, csv_text, student_columns, summary_of
 
 MAX_ROWS = 10
@@ -63,25 +49,26 @@ def sweep_page(sweep: Sweep, figures: Figures, *, against: Against | None = None
     def drawn(*names: str) -> list[Block]:
         return [figure for name in names if isinstance(figure := figures.get(name), Picture)]
 
-    over = [_figure(figures, name) for name in figures if name.startswith(OVER_FIGURE)]
+    over = [_figure(figures, name) for name in figures if name.startswith("metric_over_settings")]
     records = distinct([trial.record for trial in sweep.trials if trial.record])
     tables = method_tables(records, against, sweep.failed_rows) if records else []
+    compared = drawn("methods_over_depth", "fig3_after_another_task", "quality_kept")
     optional: dict[str, list[Block]] = {
-        "Comparison on the test split": [*tables, *drawn(METHOD_FIGURE, CHAIN_FIGURE, QUALITY_FIGURE)],
-        "Over beta, on the test split": drawn(BETA_FIGURE),
-        "The teacher's gradients and the student's": drawn(BLOCKS_FIGURE),
-        "What the best point's student learned": drawn(MAP_FIGURE),
-        "Nodes and trials over time": drawn(NODES_FIGURE),
+        "Comparison on the test split": [*tables, *compared],
+        "Over beta, on the test split": drawn("fig7_beta"),
+        "The teacher's gradients and the student's": drawn("block_gradients"),
+        "What the best point's student learned": drawn("map_of_titles"),
+        "Nodes and trials over time": drawn("nodes_and_trials"),
     }
     sections = (
         searched(sweep),
         ended(sweep),
         _best(sweep, figures),
         Section("Metric over each setting", tuple(over)),
-        Section("Which settings mattered", (_figure(figures, IMPORTANCE_FIGURE),)),
-        Section("Learning curves", (_figure(figures, CURVES_FIGURE),)),
+        Section("Which settings mattered", (_figure(figures, "importances"),)),
+        Section("Learning curves", (_figure(figures, "learning_curves"),)),
         *(Section(title, tuple(blocks)) for title, blocks in optional.items() if blocks),
-        _cost(sweep, drawn(COST_FIGURE)),
+        _cost(sweep, drawn("seconds_by_part")),
         _origin(sweep),
     )
     return Page(f"Sweep {sweep.space['name']}", _lead(sweep), sections)
@@ -247,7 +234,7 @@ def _best(sweep: Sweep, figures: Figures) -> Section:
     blocks: list[Block] = []
     if several:
         caption = f"The Pareto front: {len(sweep.front)} points, {seeds}"
-        blocks += [_figure(figures, FRONT_FIGURE), points_table(sweep, sweep.front, caption)]
+        blocks += [_figure(figures, "pareto_front"), points_table(sweep, sweep.front, caption)]
         blocks.append(Text(f"Best by the first goal, {sweep.goals[0].metric}:"))
     blocks.append(Facts(tuple((name, short(value, 4)) for name, value in best.values.items())))
     rows = [

@@ -236,11 +236,7 @@ def csv_text(head: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
 
 
 def sweep_table(
-    records: Sequence[RunRecord],
-    metric: str | None = None,
-    *,
-    mode: Mode = "max",
-    seeds: int | None = None,
+    records: Sequence[RunRecord], metric: str | None = None, *, mode: Mode = "max", seeds: int | None = None
 ) -> rich.table.Table:
     """The points of a sweep for a terminal of 80 columns, the best first, of equals the first tried.
 

@@ -31,7 +31,7 @@ from newsbert_ray.model.pair import Top
 from newsbert_ray.record import describe_hardware, installed_versions, read_record
 from newsbert_ray.reporting.draw import draw_svg, write_figure
 from newsbert_ray.reporting.figures import FigureData, Line, Panel
-from newsbert_ray.reporting.page import Facts, Page, Picture, Section, Table, to_markdown
+from newsbert_ray.reporting.page import Facts, Page, Picture, Section, Table
 from newsbert_ray.reporting.records import joined
 from newsbert_ray.serving.embed import cut_file, read_rows
 from newsbert_ray.serving.export import read_student
@@ -349,7 +349,7 @@ def write_page(timings: Sequence[Timing], out: Path, what: Mapping[str, Any]) ->
     picture = Picture(path.name, draw_svg(figure), figure.alt, figure.caption)
     blocks = (timings_table(timings), picture, Facts(facts))
     page = Page("Speed", "End to end, tokenising included.", (Section("Measured", blocks),))
-    write_text(out / "bench.md", to_markdown(page))
+    write_text(out / "bench.md", page.markdown())
 
 
 RANDOM = re.compile(r"random:(\d+)x(\d+)")

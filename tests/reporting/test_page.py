@@ -18,9 +18,6 @@ from newsbert_ray.reporting.page import (
     Table,
     Text,
     inline_svg,
-    to_html,
-    to_latex,
-    to_markdown,
 )
 
 
@@ -44,7 +41,7 @@ def test_markdown_by_hand() -> None:
         ),
     )
     assert (
-        to_markdown(page)
+        page.markdown()
         == """\
 # Sweep x
 
@@ -79,7 +76,7 @@ Both
 def test_text_stays_what_it_is() -> None:
     """An error message with a tag, a bar or a star in it must not become one."""
     page = Page("x", "<nan> a|b *c* `d` [e](f) _g_ macro_f1\nend", ())
-    assert "\\<nan> a\\|b \\*c\\* \\`d\\` \\[e\\](f) \\_g\\_ macro_f1 end" in to_markdown(page)
+    assert "\\<nan> a\\|b \\*c\\* \\`d\\` \\[e\\](f) \\_g\\_ macro_f1 end" in page.markdown()
 
 
 VOID = {"meta", "br", "link", "img", "hr"}
@@ -138,7 +135,7 @@ def _page() -> Page:
 
 def test_page_is_well_formed_and_needs_nothing_else() -> None:
     """A page that loads a font or a script shows nothing on a train, and tells somebody who reads it."""
-    text = to_html(_page())
+    text = _page().html()
     reader = _Reader(text)
     names = {name for name, _ in reader.found}
     assert not names & {"script", "link", "img", "iframe", "object", "embed", "base", "form"}
@@ -155,7 +152,7 @@ def test_page_is_well_formed_and_needs_nothing_else() -> None:
 
 def test_nothing_that_a_file_says_becomes_markup() -> None:
     """A reason of a failure is somebody's text, and may hold a tag."""
-    reader = _Reader(to_html(_page()))
+    reader = _Reader(_page().html())
     assert reader.all("script") == []
     assert "<script>alert(1)</script>" in reader.words
     assert any(attributes.get("aria-label") == 'rises to "2"' for attributes in reader.all("svg"))
@@ -163,7 +160,7 @@ def test_nothing_that_a_file_says_becomes_markup() -> None:
 
 def test_ids_are_the_pages_own() -> None:
     """Two drawings with the same ids borrow each other's letters and clip paths."""
-    reader = _Reader(to_html(_page()))
+    reader = _Reader(_page().html())
     ids = [attributes["id"] for _, attributes in reader.found if attributes.get("id")]
     assert len(ids) == len(set(ids)) > 20
     used = {
@@ -177,7 +174,7 @@ def test_ids_are_the_pages_own() -> None:
 
 def test_page_reads_without_eyes() -> None:
     """Headings in order, a language, a word for each figure, heads for each column."""
-    reader = _Reader(to_html(_page()))
+    reader = _Reader(_page().html())
     assert reader.all("html") == [{"lang": "en"}]
     headings = [name for name, _ in reader.found if re.fullmatch("h[1-6]", name)]
     assert headings == ["h1", "h2", "h2"]
@@ -189,8 +186,8 @@ def test_page_reads_without_eyes() -> None:
 def test_both_forms_say_the_same() -> None:
     """A reader of the Markdown must not be told less than one of the page."""
     page = _page()
-    words = "".join(_Reader(to_html(page)).words)
-    markdown = to_markdown(page).replace("\\", "")
+    words = "".join(_Reader(page.html()).words)
+    markdown = page.markdown().replace("\\", "")
     for text in ("Sweep <x>", "The best.", "a < b & c", "TPE", "newsbert-ray train --out '<x>'", "Failures"):
         assert text in words
         assert text in markdown
@@ -216,7 +213,7 @@ def test_a_table_is_one_that_latex_takes() -> None:
         caption="50 % of $5",
     )
     page = Page("Report", "lead", (Section("Results", (Text("no table"), table)),))
-    assert to_latex(page).splitlines()[2:] == [
+    assert page.latex().splitlines()[2:] == [
         r"\begin{table}",
         r"\centering",
         r"\caption{50 \% of \$5}",

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from newsbert_ray.reporting.page import Picture, to_html, to_markdown
+from newsbert_ray.reporting.page import Picture
 from newsbert_ray.reporting.sweep_data import read_sweep
 from newsbert_ray.reporting.sweep_page import points_csv, sweep_page
 
@@ -29,8 +29,8 @@ FIGURES: dict[str, Picture | str] = {
 
 def _markdown(folder: Path) -> str:
     page = sweep_page(read_sweep(folder), FIGURES)
-    assert to_html(page).count("<section") == len(page.sections)
-    return to_markdown(page)
+    assert page.html().count("<section") == len(page.sections)
+    return page.markdown()
 
 
 def _change(folder: Path, **changes: Any) -> None:
