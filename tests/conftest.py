@@ -1,4 +1,4 @@
-"""Marks are registered in pyproject.toml; here stand the few things that tests of several rooms share."""
+"""Fixtures that tests of several packages share: prepared shards, run settings, records, an S3 bucket."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ MakeSettings = Callable[..., TrainSettings]
 
 
 def topic_batch(ids: torch.Tensor, mask: torch.Tensor | None = None) -> Batch:
-    """Titles (B, L) as a batch of one bucket, all of topic 0."""
-    present = torch.ones_like(ids) if mask is None else mask
-    bucket, labels = Bucket(ids, present), torch.zeros(len(ids), dtype=torch.int64)
-    return Batch((bucket,), Topics(labels), len(ids), len(ids), int(present.sum()))
+    """A batch of titles, token ids (B, L), in one bucket, all of topic 0."""
+    attention_mask = torch.ones_like(ids) if mask is None else mask
+    bucket, labels = Bucket(ids, attention_mask), torch.zeros(len(ids), dtype=torch.int64)
+    return Batch((bucket,), Topics(labels), len(ids), len(ids), int(attention_mask.sum()))
 
 
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small synthetic corpus, prepared in this process with a learned vocabulary."""
+    """Shards of a small synthetic corpus with a learned vocabulary."""
     folder = tmp_path_factory.mktemp("corpus")
     sources = synthesize(folder / "mind", news=320, users=10, topics=4, seed=3)
     values = {
@@ -53,7 +53,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def make_settings(shards: Path, tmp_path: Path) -> MakeSettings:
-    """Settings of a run of seconds: make_settings(**{"distill.beta": 0.2}); its folder is tmp_path/run."""
+    """Settings of a short run in tmp_path/run: make_settings(**{"distill.beta": 0.2})."""
 
     def make(**values: Any) -> TrainSettings:
         small = {
@@ -74,8 +74,8 @@ def make_settings(shards: Path, tmp_path: Path) -> MakeSettings:
     return make
 
 
-def _ranked(task: str, auc: float) -> dict[str, float]:
-    """A model's invented metrics in ranking: the others hang on `auc`, each with its standard error."""
+def _ranking_metrics(task: str, auc: float) -> dict[str, float]:
+    """Invented ranking metrics that depend on `auc`, each with a standard error."""
     metrics = {"auc": auc}
     if task == "recommendation":
         metrics |= {"mrr": auc - 0.32, "ndcg5": auc - 0.3, "ndcg10": auc - 0.24}
@@ -85,10 +85,10 @@ def _ranked(task: str, auc: float) -> dict[str, float]:
 
 @pytest.fixture
 def make_record() -> MakeRecord:
-    """An invented record in the real schema: make_record(accuracy=0.7, seed=1, **{"distill.beta": 0.2}).
+    """An invented record: make_record(accuracy=0.7, seed=1, **{"distill.beta": 0.2}).
 
-    make_record(task="recommendation", auc=0.62) has that task's metrics; method="finetune" no teacher;
-    labelled=False nothing of the test split.
+    With task="recommendation" it has that task's metrics, with method="finetune" no teacher, with
+    labelled=False no metrics of the test split.
     """
 
     def make(
@@ -104,21 +104,23 @@ def make_record() -> MakeRecord:
         described: Mapping[str, Any] | None = None,
         **values: Any,
     ) -> RunRecord:
-        given = merge({"data": "shards", "teacher": "scratch", "out": f"runs/{seed}", "seed": seed}, values)
-        task = given.get("task", "topics")
-        alone = build_settings(TrainSettings, given).distill.alone
+        settings = merge(
+            {"data": "shards", "teacher": "scratch", "out": f"runs/{seed}", "seed": seed}, values
+        )
+        task = settings.get("task", "topics")
+        alone = build_settings(TrainSettings, settings).distill.alone
         models = ("student",) if alone else ("student", "teacher")
 
         def scores(share: float) -> dict[str, Any]:
-            """Both models' metrics, of which the first has come so far."""
-            known = {
+            """Both models' metrics; `share` is the progress of the first metric."""
+            metrics = {
                 "student": {"accuracy": accuracy * share, "macro_f1": macro_f1},
                 "teacher": {"accuracy": teacher_accuracy * share, "macro_f1": teacher_accuracy},
             }
             if task != "topics":
-                firsts = {"student": auc * share, "teacher": teacher_auc * share}
-                known = {model: _ranked(task, first) for model, first in firsts.items()}
-            return {model: known[model] for model in models}
+                values = {"student": auc * share, "teacher": teacher_auc * share}
+                metrics = {model: _ranking_metrics(task, value) for model, value in values.items()}
+            return {model: metrics[model] for model in models}
 
         curve = [
             {
@@ -130,9 +132,9 @@ def make_record() -> MakeRecord:
             for epoch in range(1, epochs + 1)
         ]
         test = scores(1.0) if labelled else {}
-        known = {"name": "synthetic_train", "fingerprint": "ab12cd34ef", "train_rows": 1800, "test_rows": 400}
+        data = {"name": "synthetic_train", "fingerprint": "ab12cd34ef", "train_rows": 1800, "test_rows": 400}
         return RunRecord(
-            settings=build_settings(TrainSettings, given).model_dump(),
+            settings=build_settings(TrainSettings, settings).model_dump(),
             seed=seed,
             versions={"python": "3.11.7", "torch": "2.13.0"},
             hardware={"processor": "some processor", "cores": 2, "device": "cpu"},
@@ -140,7 +142,7 @@ def make_record() -> MakeRecord:
             layer_map=[[1, 2], [3, 4]],
             metrics={"test": test, "validation": curve[-1]["validation"]},
             curve=curve,
-            data=dict(known if described is None else described),
+            data=dict(data if described is None else described),
             steps=10 * epochs,
             titles_per_second=800.0,
         )
@@ -149,31 +151,31 @@ def make_record() -> MakeRecord:
 
 
 @dataclass
-class Shelf:
-    """An S3 bucket of its own on the loopback; it forgets nothing while it is stopped."""
+class S3:
+    """An S3 bucket on a local server; it keeps its content while the server is stopped."""
 
     url: str
     server: ThreadedMotoServer
 
     @property
     def files(self) -> Any:
-        """pyarrow's file system of it, and its name."""
+        """pyarrow's file system, and the bucket's name."""
         from pyarrow.fs import FileSystem
 
         return FileSystem.from_uri(self.url)
 
     def stop(self) -> None:
-        """Take the storage away."""
+        """Simulate an outage."""
         self.server.stop()
 
     def start(self) -> None:
-        """Bring it back, at the same address."""
+        """End the outage; the address stays the same."""
         self.server.start()
 
 
 @pytest.fixture
-def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shelf]:
-    """An S3 server on the loopback with an empty bucket, and a cache of this test's own."""
+def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
+    """An empty bucket on a local S3 server, and a cache folder for this test."""
     from moto.server import ThreadedMotoServer
     from pyarrow.fs import FileSystem
 
@@ -183,7 +185,7 @@ def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shelf]:
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
-    server._port = port  # a second start is at the same address
+    server._port = port  # so that a restart uses the same address
     values = {
         "AWS_ENDPOINT_URL": f"http://{host}:{port}",
         "AWS_ACCESS_KEY_ID": "nobody",
@@ -194,7 +196,7 @@ def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shelf]:
     }
     for name, value in values.items():
         monkeypatch.setenv(name, value)
-    name = f"shelf-{tmp_path.name}".lower().replace("_", "-")[:60].strip("-")
+    name = f"bucket-{tmp_path.name}".lower().replace("_", "-")[:60].strip("-")
     FileSystem.from_uri(f"s3://{name}?allow_bucket_creation=true")[0].create_dir(name)
-    yield Shelf(f"s3://{name}", server)
+    yield S3(f"s3://{name}", server)
     server.stop()

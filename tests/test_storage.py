@@ -33,7 +33,7 @@ from newsbert_ray.storage.workdir import StorageError
 from newsbert_ray.training.run import RunFolderError, train
 
 if TYPE_CHECKING:
-    from tests.conftest import MakeSettings, Shelf
+    from tests.conftest import S3, MakeSettings
 
 
 def _write(folder: Path, **contents: str) -> None:
@@ -70,7 +70,7 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.mark.parametrize("kind", ["s3", "file"])
 def test_what_is_published_is_brought_elsewhere(
-    bucket: Shelf, tmp_path: Path, elsewhere: Callable[[], None], kind: str
+    bucket: S3, tmp_path: Path, elsewhere: Callable[[], None], kind: str
 ) -> None:
     """A run that only its own machine can go on with is lost with that machine."""
     place = f"{bucket.url}/runs/first" if kind == "s3" else f"file://{tmp_path}/mount/first"
@@ -86,7 +86,7 @@ def test_what_is_published_is_brought_elsewhere(
     assert (found / "checkpoints/step/state.json").read_text() == "22"
 
 
-def test_only_what_has_changed_is_sent(bucket: Shelf, sent: list[str]) -> None:
+def test_only_what_has_changed_is_sent(bucket: S3, sent: list[str]) -> None:
     """Every evaluation would cost the upload of all checkpoints that are there."""
     place = f"{bucket.url}/run"
     folder = storage.bring(place)
@@ -99,7 +99,7 @@ def test_only_what_has_changed_is_sent(bucket: Shelf, sent: list[str]) -> None:
     assert sent == ["a.json", "b.json", "b.json"]
 
 
-def test_what_is_gone_here_goes_there_and_nothing_else(bucket: Shelf, elsewhere: Callable[[], None]) -> None:
+def test_what_is_gone_here_goes_there_and_nothing_else(bucket: S3, elsewhere: Callable[[], None]) -> None:
     """Checkpoints that nobody goes on from fill the bucket; what another machine has written is not ours."""
     place = f"{bucket.url}/run"
     folder = storage.bring(place)
@@ -111,7 +111,7 @@ def test_what_is_gone_here_goes_there_and_nothing_else(bucket: Shelf, elsewhere:
     assert Remote(place).files().keys() == {"settings.json", "checkpoints/two/state.json", "theirs.json"}
 
 
-def test_what_names_others_is_sent_last(bucket: Shelf, sent: list[str]) -> None:
+def test_what_names_others_is_sent_last(bucket: S3, sent: list[str]) -> None:
     """A kill between two files leaves a state without its weights, or a record without its student."""
     place = f"{bucket.url}/run"
     folder = storage.bring(place)
@@ -129,7 +129,7 @@ def test_what_names_others_is_sent_last(bucket: Shelf, sent: list[str]) -> None:
     ]
 
 
-def test_a_copy_that_is_ahead_stays(bucket: Shelf) -> None:
+def test_a_copy_that_is_ahead_stays(bucket: S3) -> None:
     """An epoch that ended while the storage was away would be trained again."""
     place = f"{bucket.url}/run"
     folder = storage.bring(place)
@@ -139,7 +139,7 @@ def test_a_copy_that_is_ahead_stays(bucket: Shelf) -> None:
     assert (storage.bring(place) / "checkpoints/later/state.json").exists()
 
 
-def test_a_copy_that_is_behind_follows(bucket: Shelf, elsewhere: Callable[[], None], tmp_path: Path) -> None:
+def test_a_copy_that_is_behind_follows(bucket: S3, elsewhere: Callable[[], None], tmp_path: Path) -> None:
     """A machine that comes back would go on from its own old checkpoint, and overwrite the newer ones."""
     place = f"{bucket.url}/run"
     first = storage.bring(place)
@@ -155,7 +155,7 @@ def test_a_copy_that_is_behind_follows(bucket: Shelf, elsewhere: Callable[[], No
     assert [path.name for path in (first / "checkpoints").iterdir()] == ["two"]
 
 
-def test_who_has_been_overtaken_writes_no_more(bucket: Shelf, elsewhere: Callable[[], None]) -> None:
+def test_who_has_been_overtaken_writes_no_more(bucket: S3, elsewhere: Callable[[], None]) -> None:
     """A process that the cluster thinks dead would mix its checkpoints into its successor's."""
     place = f"{bucket.url}/run"
     folder = storage.bring(place)
@@ -171,7 +171,7 @@ def test_who_has_been_overtaken_writes_no_more(bucket: Shelf, elsewhere: Callabl
     assert Remote(place).read("settings.json") == b"1"
 
 
-def test_of_a_finished_run_only_the_small_files_come(bucket: Shelf, elsewhere: Callable[[], None]) -> None:
+def test_of_a_finished_run_only_the_small_files_come(bucket: S3, elsewhere: Callable[[], None]) -> None:
     """ "Already finished" would be said after the download of gigabytes."""
     place = f"{bucket.url}/run"
     _write(storage.bring(place), record="1", student__top="1", checkpoints__one__state="1")
@@ -181,14 +181,14 @@ def test_of_a_finished_run_only_the_small_files_come(bucket: Shelf, elsewhere: C
     assert [path.name for path in folder.rglob("*") if path.is_file()] == ["record.json"]
 
 
-def test_foreign_files_are_left_alone(bucket: Shelf) -> None:
+def test_foreign_files_are_left_alone(bucket: S3) -> None:
     """A wrong --out would be downloaded whole, and a run mixed into it."""
     Remote(f"{bucket.url}/photos").write("cat.jpg", b"1")
     with pytest.raises(StorageError, match=r"photos: holds other files; give an empty or new folder"):
         storage.bring(f"{bucket.url}/photos", marks=("settings.json",))
 
 
-def test_a_trials_small_files_come_to_the_driver(bucket: Shelf, elsewhere: Callable[[], None]) -> None:
+def test_a_trials_small_files_come_to_the_driver(bucket: S3, elsewhere: Callable[[], None]) -> None:
     """The driver would not know what a trial has come to, or delete what it wrote itself."""
     place = f"{bucket.url}/sweep"
     _write(storage.bring(place), sweep="1")
@@ -213,7 +213,7 @@ def test_a_trials_small_files_come_to_the_driver(bucket: Shelf, elsewhere: Calla
     assert Remote(place).files().keys() == left
 
 
-def test_inputs_are_fetched_once_and_again_when_they_change(bucket: Shelf) -> None:
+def test_inputs_are_fetched_once_and_again_when_they_change(bucket: S3) -> None:
     """Each trial would download the shards; or none would notice that they were prepared anew."""
     place = f"{bucket.url}/shards"
     Remote(place).write("train/0.parquet", b"1")
@@ -228,7 +228,7 @@ def test_inputs_are_fetched_once_and_again_when_they_change(bucket: Shelf) -> No
         inputs.fetch(f"{bucket.url}/nowhere")
 
 
-def test_an_outage_is_waited_out(bucket: Shelf, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_outage_is_waited_out(bucket: S3, caplog: pytest.LogCaptureFixture) -> None:
     """A storage that is away for a minute would end a run of a day."""
     place = f"{bucket.url}/run"
     folder = storage.bring(place)
@@ -245,7 +245,7 @@ def test_an_outage_is_waited_out(bucket: Shelf, caplog: pytest.LogCaptureFixture
     assert "the storage is back after" in again
 
 
-def test_patience_ends_with_a_message(bucket: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_patience_ends_with_a_message(bucket: S3, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that waits for ever holds its machines for ever."""
     monkeypatch.setenv("NEWSBERT_STORAGE_PATIENCE", "0")
     bucket.stop()
@@ -267,7 +267,7 @@ def test_patience_ends_with_a_message(bucket: Shelf, monkeypatch: pytest.MonkeyP
         ("nfs://shelf/run", "nfs://shelf/run: no place that can be opened"),
     ],
 )
-def test_a_place_that_cannot_be_is_refused_at_once(bucket: Shelf, place: str, message: str) -> None:
+def test_a_place_that_cannot_be_is_refused_at_once(bucket: S3, place: str, message: str) -> None:
     """A typing error would be waited for like an outage; a secret would be printed."""
     began = time.monotonic()
     with pytest.raises(StorageError, match=message) as caught:
@@ -276,7 +276,7 @@ def test_a_place_that_cannot_be_is_refused_at_once(bucket: Shelf, place: str, me
     assert "hidden" not in str(caught.value)
 
 
-def test_no_permission_is_said_at_once(bucket: Shelf) -> None:
+def test_no_permission_is_said_at_once(bucket: S3) -> None:
     """Wrong credentials would be waited for like an outage."""
     address = f"{os.environ['AWS_ENDPOINT_URL']}/moto-api/reset-auth"
 
@@ -297,7 +297,7 @@ def test_no_permission_is_said_at_once(bucket: Shelf) -> None:
     assert time.monotonic() - began < 5
 
 
-def test_a_place_is_checked_for_writing(bucket: Shelf, tmp_path: Path) -> None:
+def test_a_place_is_checked_for_writing(bucket: S3, tmp_path: Path) -> None:
     """A sweep would find out after its first trial that nothing can be kept."""
     for place in (f"{bucket.url}/run", str(tmp_path / "new")):
         storage.check_writable(place)
@@ -308,7 +308,7 @@ def test_a_place_is_checked_for_writing(bucket: Shelf, tmp_path: Path) -> None:
 
 
 def test_a_place_is_held_by_one(
-    bucket: Shelf, elsewhere: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+    bucket: S3, elsewhere: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two machines that train into one folder leave a mixture of both."""
     place = f"{bucket.url}/run"
@@ -331,7 +331,7 @@ def test_a_place_is_held_by_one(
 
 
 def test_a_dead_holder_is_waited_for(
-    bucket: Shelf, elsewhere: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+    bucket: S3, elsewhere: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A killed head would hold its folder for ever; at home the system knows at once that it is dead."""
     place = f"{bucket.url}/run"
@@ -393,7 +393,7 @@ train(TrainSettings.model_validate_json(sys.argv[1]), quiet=False)
 
 @pytest.mark.slow
 def test_a_run_killed_in_mid_upload_ends_as_if_it_had_not_been(
-    bucket: Shelf,
+    bucket: S3,
     make_settings: MakeSettings,
     shards: Path,
     tmp_path: Path,
@@ -432,7 +432,7 @@ def _steps(settings: TrainSettings) -> int:
 
 
 def test_a_run_keeps_to_its_settings(
-    bucket: Shelf, make_settings: MakeSettings, elsewhere: Callable[[], None]
+    bucket: S3, make_settings: MakeSettings, elsewhere: Callable[[], None]
 ) -> None:
     """Another run's checkpoints would be gone on from, on a machine that has never seen them."""
     settings = make_settings(out=f"{bucket.url}/run")
@@ -446,7 +446,7 @@ def test_a_run_keeps_to_its_settings(
 
 
 def test_the_way_from_files_to_a_report_goes_through_a_bucket(
-    bucket: Shelf, make_settings: MakeSettings, tmp_path: Path, elsewhere: Callable[[], None]
+    bucket: S3, make_settings: MakeSettings, tmp_path: Path, elsewhere: Callable[[], None]
 ) -> None:
     """One verb that knows only paths, and what another has left in the bucket is of no use."""
     sources = synthesize(tmp_path / "mind", news=200, users=8, topics=3, seed=3)
@@ -477,7 +477,7 @@ def test_the_way_from_files_to_a_report_goes_through_a_bucket(
         report([f"{bucket.url}/nowhere"], out=tmp_path / "report")
 
 
-def test_a_student_in_a_bucket_is_a_teacher(bucket: Shelf, make_settings: MakeSettings, shards: Path) -> None:
+def test_a_student_in_a_bucket_is_a_teacher(bucket: S3, make_settings: MakeSettings, shards: Path) -> None:
     """Retrieval goes on from an earlier run's student, which lies where that run was told to leave it."""
     first = make_settings(out=f"{bucket.url}/run", epochs=1, **{"scratch.layers": 2})
     train(first, quiet=True)

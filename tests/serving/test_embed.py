@@ -31,7 +31,7 @@ from newsbert_ray.storage.bucket import Remote
 from newsbert_ray.training.run import train
 
 if TYPE_CHECKING:
-    from tests.conftest import MakeSettings, Shelf
+    from tests.conftest import S3, MakeSettings
 
 ROWS = [(f"N{n}", f"title number {n} of the news " + "again " * (n % 7)) for n in range(40)]
 
@@ -227,7 +227,7 @@ def test_a_group_of_parquet_is_a_piece(tmp_path: Path) -> None:
 
 
 def test_everything_may_lie_in_a_bucket(
-    run: Path, tmp_path: Path, bucket: Shelf, monkeypatch: pytest.MonkeyPatch
+    run: Path, tmp_path: Path, bucket: S3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a cluster whose machines share no disk; what is done is not done again there either."""
     monkeypatch.setattr(sources, "CHUNK_BYTES", 600)

@@ -16,7 +16,7 @@ from newsbert_ray.tune import trials as jobs_module
 from newsbert_ray.tune.sweep import sweep
 
 if TYPE_CHECKING:
-    from tests.conftest import Shelf
+    from tests.conftest import S3
 
 SPACE = """\
 name: small
@@ -38,7 +38,7 @@ keep_students: 1
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_sweep_in_a_bucket_goes_on_on_another_machine(
-    bucket: Shelf,
+    bucket: S3,
     shards: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
