@@ -87,6 +87,7 @@ def named_by(verb: str, words: list[str]) -> dict[str, Any]:
 def _named_by_sweep(words: list[str]) -> dict[str, Any]:
     from newsbert_ray.tune import space as spaces
     from newsbert_ray.tune.space_file import read_space
+    from newsbert_ray.tune.trial import check_space
 
     given = sweep_from(words)
     asked, overrides = given["asked"], given["asked"]["overrides"]
@@ -95,7 +96,7 @@ def _named_by_sweep(words: list[str]) -> dict[str, Any]:
     if not given["resume"]:  # which goes on with what stands in its folder
         space, _ = spaces.fix(spaces.vary(spaces.steer(space, asked["control"]), asked["vary"]), overrides)
         if all(axis.values is not None or not axis.divisors for axis in space.axes):
-            spaces.check_space(space, out=Path(given["out"]), overrides=overrides)
+            check_space(space, out=Path(given["out"]), overrides=overrides)
     return {**given, **{name: named.get(name) for name in ("data", "teacher")}}
 
 

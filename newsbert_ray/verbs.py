@@ -44,12 +44,11 @@ def _sweep(words: list[str]) -> None:
     given = sweep_from(words)
     space, out, asked = given["space"], given["out"], given["asked"]
     if given["plan"]:
-        from newsbert_ray.tune.preview import preview
+        from newsbert_ray.tune.estimate import plan_sweep
 
-        preview(space, out=out, curves=given["curves"], **asked)
+        plan_sweep(space, out=out, curves=given["curves"], **asked)
         return
-    from newsbert_ray.tune.sweep import sweep
-    from newsbert_ray.tune.sweep_folder import SweepError
+    from newsbert_ray.tune.sweep import SweepError, sweep
 
     result = sweep(space, out=out, resume=bool(given["resume"]), **asked)
     if result.best is None:

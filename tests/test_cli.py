@@ -289,7 +289,7 @@ def test_sweep_passes_on_only_what_was_given(monkeypatch: pytest.MonkeyPatch) ->
     assert cli.main(["sweep", *words, "--limits.hours", "0.5", "--resume"]) == 0
     assert seen == {**asked, "control": {**asked["control"], "limits": {"hours": 0.5}}, "resume": True}
     seen.clear()
-    monkeypatch.setattr("newsbert_ray.tune.preview.preview", sweep)
+    monkeypatch.setattr("newsbert_ray.tune.estimate.plan_sweep", sweep)
     assert cli.main(["sweep", *words, "--plan", "--curves", "earlier"]) == 0
     assert seen == {**asked, "curves": "earlier"}
 

@@ -424,7 +424,7 @@ class Costs:
 def costs_of(sweep: Sweep) -> Costs:
     """What the sweep has cost so far."""
     timed = [(trial, trial.seconds) for trial in sweep.trials if trial.seconds is not None]
-    before = sum(number(record, "seconds") or 0.0 for record in sweep.firsts)
+    before = sum(number(record, "seconds") or 0.0 for record in sweep.prerequisites)
     parts = _cpu_hours(sweep)
     gpu_hours = sum(seconds * _gpus(sweep, trial) for trial, seconds in timed) / 3600
     gpu_hours += before * _gpus(sweep, sweep.trials[0]) / 3600 if sweep.trials else 0.0
@@ -442,7 +442,7 @@ def costs_of(sweep: Sweep) -> Costs:
         wall_seconds=float(wall) if isinstance(wall, int | float) else None,
         seconds=seconds,
         prerequisite_seconds=before,
-        prerequisites=len(sweep.firsts),
+        prerequisites=len(sweep.prerequisites),
         cpu_hours=cpu_hours,
         gpu_hours=gpu_hours,
         money=cpu_hours * cpu_price + gpu_hours * gpu_price if cpu_price or gpu_price else None,
@@ -462,7 +462,7 @@ def _cpu_hours(sweep: Sweep) -> dict[str, float]:
         for name, value in (trial.record.seconds if trial.record else seconds).items():
             if name != "total":
                 parts[name] = parts.get(name, 0.0) + value * cpus / 3600
-    for record in sweep.firsts:
+    for record in sweep.prerequisites:
         hours = (number(record, "seconds") or 0.0) * _cpus(record.hardware) / 3600
         parts[_PREREQUISITES] = parts.get(_PREREQUISITES, 0.0) + hours
     others = [name for name in parts if name not in (*_PARTS, _STOPPED, _PREREQUISITES)]

@@ -1,21 +1,28 @@
-"""What a sweep searched and what became of each point, as `sweep_folder` read it. Pure; knows no figure."""
+"""A sweep as data: axes, goals, trials and points, and reading them back from the sweep's folder.
+
+`tune` and `reporting` share these types. This module does not import Ray, Optuna or matplotlib.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
+from pydantic import Field, field_validator
+
 from newsbert_ray.files import is_locked
-from newsbert_ray.methods import HEADINGS, Task, task_of
+from newsbert_ray.methods import HEADINGS, TASKS, Task, task_of
 from newsbert_ray.record import (
     METRICS,
     RECORD,
@@ -26,22 +33,60 @@ from newsbert_ray.record import (
     read_record,
     read_stop,
 )
-from newsbert_ray.reporting.records import flat_values
 from newsbert_ray.reporting.tables import Column, Mode, Summary, number, summarise, summary_of
+from newsbert_ray.settings import Settings, flatten, nearest
 
-State = Literal["finished", "stopped", "failed", "under way"]
+SWEEP = "sweep.json"
+TRIALS, FAILURES = "trials", "failures"
+"""Folders of a sweep: one folder for each trial, and a text file for each failure."""
+
+State = Literal["finished", "stopped", "failed", "skipped", "under way"]
+"""A trial is skipped when the point's first seed was stopped early and this seed had not started."""
 
 
-@dataclass(frozen=True)
-class Goal:
-    """What a point is judged by."""
+def validation_metrics(*tasks: Task) -> tuple[str, ...]:
+    """Metrics that a trial of these tasks reports at each evaluation, so early stopping can use them."""
+    names = dict.fromkeys(metric.name for task in tasks for metric in task.metrics)
+    return tuple(f"validation.{model}.{name}" for model in ("student", "teacher") for name in names)
 
-    metric: str
-    mode: Mode
+
+def goal_metrics(*tasks: Task) -> tuple[str, ...]:
+    """Metrics that can be a sweep's goal: names inside a record's `metrics`.
+
+    `speed` is measured by the trial on the texts of the test split: the student's titles/s, and how many
+    times the teacher's speed that is.
+    """
+    validation = validation_metrics(*tasks)
+    test = (name.replace("validation", "test") for name in validation)
+    return (*validation, *test, "speed.student_titles_per_second", "speed.times_teacher")
+
+
+class Goal(Settings):
+    """A metric to maximise or minimise."""
+
+    metric: str = ""
+    """Metric to optimise; by default the task's main metric of the student on the validation split."""
+    mode: Mode = "max"
+    """Whether a larger value is better."""
+
+    @field_validator("metric")
+    @classmethod
+    def _metric_is_reported(cls, metric: str) -> str:
+        known = goal_metrics(*TASKS.values())
+        if metric and metric not in known:
+            near = nearest(metric, list(known))
+            hint = f", did you mean '{near}'?" if near else ""
+            raise ValueError(f"no trial reports this metric{hint} (known: {', '.join(known)})")
+        return metric
+
+    @property
+    def sign(self) -> float:
+        """1 where a larger value is better, -1 where a smaller one is."""
+        return 1.0 if self.mode == "max" else -1.0
 
     @property
     def column(self) -> Column:
-        """The goal as people read it: heading, factor and digits."""
+        """The goal as a table column: heading, factor and digits."""
         split, _, rest = self.metric.partition(".")
         if split == "speed":
             name = {
@@ -56,67 +101,140 @@ class Goal:
         return Column(self.metric, heading, self.metric, factor=100.0, digits=2)
 
 
-@dataclass(frozen=True)
-class Axis:
-    """A varied setting as the search space states it; `values`, or `low` to `high`."""
+class Axis(Settings):
+    """One varied setting: a list of `values`, or a range from `low` to `high`, both included."""
 
     name: str
+    """Dotted name of a training setting."""
     values: tuple[Any, ...] | None = None
+    """Values to try, in order."""
     low: float | None = None
+    """Lower end of a range."""
     high: float | None = None
+    """Upper end of a range."""
     integer: bool = False
+    """Whole numbers only."""
     log: bool = False
+    """Sampled evenly on a logarithmic scale."""
     step: float | None = None
-    when: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    """Distance between two values of a range."""
+    divisors: bool = False
+    """The depths that divide the teacher's layers; `values` holds them once the teacher's depth is known."""
+    when: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
+    """The axis varies only where each of these earlier axes has one of these values."""
 
-    def active(self, point: Mapping[str, Any]) -> bool:
-        """Whether the setting varies in `point`, which holds the axes before it."""
+    def is_active(self, point: Mapping[str, Any]) -> bool:
+        """Whether the axis varies at `point`, which holds the values of the axes before it."""
         return all(name in point and point[name] in values for name, values in self.when.items())
+
+    def samples(self) -> tuple[Any, ...]:
+        """Values to check: every value of a list or of a short integer range, else the ends of the range."""
+        if self.values is not None:
+            return self.values
+        if self.divisors:
+            return (1,)
+        assert self.low is not None
+        assert self.high is not None
+        if not self.integer:
+            return (self.low, self.high)
+        every = range(int(self.low), int(self.high) + 1, int(self.step or 1))
+        return tuple(every) if len(every) <= 100 else (every[0], every[-1])
+
+    def convert(self, value: Any) -> Any:
+        """`value` in the type of this axis (1 becomes 1.0 in a range of floats).
+
+        Raises:
+            ValueError: the value is not on the axis; the message says what was expected.
+        """
+        if self.values is not None:
+            for known in self.values:
+                if known == value and isinstance(known, bool) == isinstance(value, bool):
+                    return known
+            raise ValueError(f"expected one of {', '.join(map(str, self.values))}")
+        low, high = (1.0, math.inf) if self.low is None or self.high is None else (self.low, self.high)
+        whole = self.integer or self.divisors
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or (whole and value != round(value)):
+            raise ValueError(f"expected a {'whole ' if whole else ''}number")
+        if not low <= value <= high:
+            raise ValueError(f"expected {low:g} to {high:g}")
+        steps = (value - low) / self.step if self.step else 0.0
+        if abs(steps - round(steps)) > 1e-8:
+            raise ValueError(f"expected {low:g} plus a whole number of steps of {self.step:g}")
+        return int(value) if whole else float(value)
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One point with one seed. `epoch` is the last one evaluated, `epochs` what was planned."""
+    """One point with one seed."""
 
     name: str
     point: Mapping[str, Any]
     seed: int
     state: State
-    settings: Mapping[str, Any]
-    epochs: int
-    epoch: float
-    entries: tuple[Mapping[str, Any], ...]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    epochs: int = 0
+    """Epochs that were planned."""
+    epoch: float = 0.0
+    """Epoch of the last evaluation."""
+    entries: tuple[Mapping[str, Any], ...] = ()
+    """Its evaluations, as metrics.jsonl holds them."""
     values: tuple[float, ...] = ()
-    """A number for each goal where it finished; the first goal's last one where it was stopped."""
+    """One number for each goal where it finished; the first goal's last value where it was stopped."""
     seconds: float | None = None
-    """Time in its training loop; None where nobody wrote it down."""
+    """Wall time of the trial; None where it is not known."""
     reason: str = ""
+    """Why it failed, or which scheduler stopped it."""
     record: RunRecord | None = None
 
     def curve(self, metric: str) -> list[tuple[float, float]]:
-        """(epoch, value) of each evaluation that knows `metric`."""
-        pairs = [(entry.get("epoch"), _at(entry, metric)) for entry in self.entries]
-        return [(float(x), y) for x, y in pairs if isinstance(x, int | float) and y is not None]
+        """(epoch, value) of each evaluation that has `metric`."""
+        return curve_of(self.entries, metric)
 
 
 @dataclass(frozen=True)
 class Point:
-    """Settings that were tried, with each seed; `state` says what became of them."""
+    """One combination of settings, with its trials (one for each seed that has ended or started)."""
 
     label: str
     values: Mapping[str, Any]
     trials: tuple[Trial, ...]
     state: State
 
+    @classmethod
+    def of(
+        cls, label: str, values: Mapping[str, Any], trials: Sequence[Trial], *, seeds: Sequence[int]
+    ) -> Point:
+        """A point whose state follows from its trials: failed or stopped if one is, finished if all are."""
+        states = {trial.state for trial in trials}
+        state: State = "under way"
+        if "failed" in states:
+            state = "failed"
+        elif "stopped" in states:
+            state = "stopped"
+        elif states == {"finished"} and {trial.seed for trial in trials} >= set(seeds):
+            state = "finished"
+        return cls(label, values, tuple(trials), state)
+
+    def of_state(self, state: State) -> list[Trial]:
+        """Its trials in this state."""
+        return [trial for trial in self.trials if trial.state == state]
+
     def summary(self, goal: int = 0) -> Summary | None:
-        """Mean and standard deviation of a goal over the seeds that know it."""
-        found = [trial.values[goal] for trial in self.trials if len(trial.values) > goal]
-        return summarise(found) if found else None
+        """Mean and standard deviation of a goal over the seeds that have a value."""
+        values = [trial.values[goal] for trial in self.trials if len(trial.values) > goal]
+        return summarise(values) if values else None
 
     def mean(self, goal: int = 0) -> float:
-        """Mean of a goal over the seeds; NaN where none knows it."""
+        """Mean of a goal over the seeds that have a value; NaN without any."""
         summary = self.summary(goal)
         return summary.mean if summary else math.nan
+
+    @property
+    def means(self) -> tuple[float, ...]:
+        """Each goal's mean over the finished trials; empty without any."""
+        columns = zip(*(trial.values for trial in self.of_state("finished")), strict=True)
+        return tuple(fmean(column) for column in columns)
 
     @property
     def records(self) -> list[RunRecord]:
@@ -126,7 +244,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep as its folder tells it."""
+    """A sweep as its folder describes it."""
 
     folder: Path
     plan: Mapping[str, Any]
@@ -135,11 +253,11 @@ class Sweep:
     seeds: tuple[int, ...]
     points: tuple[Point, ...]
     failures: Mapping[str, str]
-    """Why trials failed, by name; some never had a folder."""
+    """Reason of each failed trial, by name; some of them have no folder."""
     held: bool
     """Whether a process works in the folder."""
-    firsts: tuple[RunRecord, ...] = ()
-    """Runs that came before trials and are shared by them: teachers, students to start from."""
+    prerequisites: tuple[RunRecord, ...] = ()
+    """Runs that several trials share: fine-tuned teachers, students to start from."""
 
     @property
     def space(self) -> Mapping[str, Any]:
@@ -149,17 +267,17 @@ class Sweep:
 
     @property
     def task(self) -> Task:
-        """What all its trials learn."""
+        """The task of all its trials."""
         return task_of(self.plan.get("settings") or {})
 
     @property
-    def asked(self) -> int:
-        """Points that were asked for."""
+    def planned_points(self) -> int:
+        """How many points the sweep was started with."""
         return int(self.plan["trials"]) // max(1, len(self.seeds))
 
     @cached_property
     def trials(self) -> tuple[Trial, ...]:
-        """Every trial that began."""
+        """Every trial that has started."""
         return tuple(trial for point in self.points for trial in point.trials)
 
     def of(self, *states: State) -> list[Point]:
@@ -168,58 +286,102 @@ class Sweep:
 
     @property
     def failed_rows(self) -> list[Mapping[str, Any]]:
-        """The axes' values of every trial that failed; of one without a folder as its name tells them."""
-        begun = {trial.name: trial.point for trial in self.trials}
-        return [begun.get(name) or self._told(name) for name in self.failures]
+        """The axis values of every failed trial; read from its name where it has no folder."""
+        started = {trial.name: trial.point for trial in self.trials}
+        return [started.get(name) or self._values_in(name) for name in self.failures]
 
-    def _told(self, name: str) -> dict[str, Any]:
+    def _values_in(self, name: str) -> dict[str, Any]:
         words = dict(part.partition("=")[::2] for part in name.split(",") if "=" in part)
-        found: dict[str, Any] = {}
+        values: dict[str, Any] = {}
         for axis in self.axes:
             word = words.get(axis.name, words.get(axis.name.rsplit(".", 1)[-1]))
             if word is not None:
-                shown = {str(value): value for value in axis.values or ()}
-                found[axis.name] = shown.get(word, word)
-        return found
+                values[axis.name] = {str(value): value for value in axis.values or ()}.get(word, word)
+        return values
 
     @cached_property
     def finished(self) -> list[Point]:
-        """Points that every seed has finished, the best by the first goal first, of equals the one that the
-        sweep's command for its best point trains."""
-        sign = -1.0 if self.goals[0].mode == "max" else 1.0
-        words = shlex.split(str(self.plan.get("best", "")))
-        given = dict(pairwise(words))
-        return sorted(self.of("finished"), key=lambda p: (sign * p.mean(), not _is_asked(p, given)))
+        """Points that finished with every seed, the best by the first goal first.
+
+        Of equal points the one that the sweep's printed command trains comes first.
+        """
+        flags = dict(pairwise(shlex.split(str(self.plan.get("best", "")))))
+        sign = self.goals[0].sign
+        return sorted(self.of("finished"), key=lambda p: (-sign * p.mean(), not _is_trained_by(flags, p)))
 
     @cached_property
     def front(self) -> list[Point]:
-        """Finished points that no other beats in one goal without losing in another, by the first goal."""
-        return [p for p in self.finished if not any(self._beats(other, p) for other in self.finished)]
-
-    def _beats(self, one: Point, other: Point) -> bool:
-        signs = [1.0 if goal.mode == "max" else -1.0 for goal in self.goals]
-        gains = [sign * (one.mean(i) - other.mean(i)) for i, sign in enumerate(signs)]
-        return min(gains) >= 0 and max(gains) > 0
+        """The Pareto front of the finished points, the best by the first goal first."""
+        return pareto_front(self.finished, self.goals)
 
 
-def _is_asked(point: Point, given: Mapping[str, str]) -> bool:
-    """Whether a command's words, each with the one after it, ask for the point."""
+def pareto_front(points: Sequence[Point], goals: Sequence[Goal]) -> list[Point]:
+    """Finished points that no other point equals in every goal and beats in one, in their order."""
+    scores = [tuple(goal.sign * point.mean(i) for i, goal in enumerate(goals)) for point in points]
+    return [points[i] for i in undominated(scores)]
+
+
+def undominated(scores: Sequence[tuple[float, ...]]) -> list[int]:
+    """Indices of the scores that no other equals everywhere and beats somewhere; larger is better."""
+    return [
+        i
+        for i, one in enumerate(scores)
+        if not any(other != one and all(o >= v for o, v in zip(other, one, strict=True)) for other in scores)
+    ]
+
+
+def best_point(points: Sequence[Point], goal: Goal) -> Point | None:
+    """The best point among those that every seed finished, or among those with any value if there is none."""
+    with_values = [point for point in points if point.means]
+    whole = [point for point in with_values if point.state == "finished"]
+    return max(whole or with_values, key=lambda point: goal.sign * point.means[0], default=None)
+
+
+def point_label(point: Mapping[str, Any], *, seed: int | None = None) -> str:
+    """Folder name of a point (and seed): `beta=0.1,layers=2,seed=0`; different points have different
+    names."""
+    tails = [name.rsplit(".", 1)[-1] for name in point]
+    short = {name: tail if tails.count(tail) == 1 else name for name, tail in zip(point, tails, strict=True)}
+    exact = ",".join(f"{short[name]}={_value_text(value)}" for name, value in point.items()) or "only"
+    rounded = ",".join(f"{short[name]}={_value_text(v, digits=6)}" for name, v in point.items()) or "only"
+    safe = re.sub(r"[^A-Za-z0-9_.,=+-]", "_", rounded)[:150]
+    if safe != exact:
+        safe += "~" + hashlib.sha256(exact.encode()).hexdigest()[:6]
+    return safe if seed is None else f"{safe},seed={seed}"
+
+
+def _value_text(value: Any, digits: int | None = None) -> str:
+    if isinstance(value, float):
+        return f"{value:.{digits}g}" if digits else repr(value).removesuffix(".0")
+    return str(value)
+
+
+def curve_of(entries: Sequence[Mapping[str, Any]], metric: str) -> list[tuple[float, float]]:
+    """(epoch, value) of each entry of metrics.jsonl that has `metric` as a finite number."""
+    pairs = [(entry.get("epoch"), number_at(entry, metric)) for entry in entries]
+    return [(float(x), y) for x, y in pairs if isinstance(x, int | float) and y is not None]
+
+
+def _is_trained_by(flags: Mapping[str, str], point: Point) -> bool:
+    """Whether a command with these flags trains the point."""
     return all(
-        given.get(f"--{name}") in (str(value), json.dumps(value)) for name, value in point.values.items()
+        flags.get(f"--{name}") in (str(value), json.dumps(value)) for name, value in point.values.items()
     )
 
 
-def _at(entry: Mapping[str, Any], path: str) -> float | None:
+def number_at(entry: Mapping[str, Any], path: str) -> float | None:
+    """The finite number at a dotted path of nested values; None where there is none."""
     value: Any = entry
     for part in path.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if is_number else None
 
 
 def teacher_summary(point: Point, metric: str) -> Summary | None:
-    """The teacher's number beside a student's `metric`, over the seeds; None where there is none."""
-    beside = metric.replace("student", "teacher")
-    return summary_of(point.records, beside) if beside != metric else None
+    """The teacher's number for a student's `metric`, over the seeds; None where there is none."""
+    teacher_metric = metric.replace("student", "teacher")
+    return summary_of(point.records, teacher_metric) if teacher_metric != metric else None
 
 
 def listed(names: Sequence[str]) -> str:
@@ -227,11 +389,8 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(names[:-1]) + f" and {names[-1]}" if len(names) > 1 else "".join(names)
 
 
-SWEEP = "sweep.json"
-
-
 def is_sweep(folder: str | Path) -> bool:
-    """Whether `folder` is a sweep's."""
+    """Whether `folder` holds a sweep."""
     return (Path(folder) / SWEEP).is_file()
 
 
@@ -246,99 +405,102 @@ def read_sweep(folder: str | Path) -> Sweep:
     try:
         plan = json.loads(path.read_text(encoding="utf-8"))
         space = plan["space"]
-        axes = tuple(_axis(values) for values in space["axes"])
-        goals = tuple(Goal(goal["metric"], goal["mode"]) for goal in space["goals"])
+        known = Axis.model_fields.keys()
+        axes = tuple(
+            Axis(**{k: v for k, v in axis.items() if k in known and v is not None}) for axis in space["axes"]
+        )
+        # Not validated: a sweep of another version may have a metric that this one does not know.
+        goals = tuple(Goal.model_construct(metric=g["metric"], mode=g["mode"]) for g in space["goals"])
         seeds = tuple(int(seed) for seed in space["seeds"])
-        failures = {**_notes(folder / "failures"), **{n: str(r) for n, r in plan.get("failures", {}).items()}}
+        failures = {
+            **_failure_notes(folder / FAILURES),
+            **{n: str(r) for n, r in plan.get("failures", {}).items()},
+        }
         if "failures" in plan:
             failures = {name: reason for name, reason in failures.items() if name in plan["failures"]}
         int(plan["trials"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RecordError(
             f"{path}: damaged, or written by another version ({type(error).__name__}: {error}); "
-            f"its finished trials alone: newsbert-ray report {folder / 'trials'}"
+            f"its finished trials alone: newsbert-ray report {folder / TRIALS}"
         ) from error
     trials = [
         trial
-        for found in sorted((folder / "trials").glob("*"))
-        if found.is_dir() and (trial := _trial(found, axes, goals, failures)) is not None
+        for path in sorted((folder / TRIALS).glob("*"))
+        if path.is_dir() and (trial := _read_trial(path, axes, goals, failures)) is not None
     ]
-    points = _points(trials, seeds)
-    held, firsts = _held(folder / ".lock"), _firsts(folder / TEACHERS)
-    return Sweep(folder, plan, axes, goals, seeds, points, failures, held, firsts)
+    points = tuple(_group_points(trials, seeds))
+    held, prerequisites = is_locked(folder / ".lock"), _prerequisites(folder / TEACHERS)
+    return Sweep(folder, plan, axes, goals, seeds, points, failures, held, prerequisites)
 
 
-def _axis(values: Mapping[str, Any]) -> Axis:
-    given = values.get("values")
-    names = ("low", "high", "integer", "log", "step", "when")
-    rest = {name: values[name] for name in names if values.get(name) is not None}
-    return Axis(values["name"], None if given is None else tuple(given), **rest)
-
-
-def _firsts(folder: Path) -> tuple[RunRecord, ...]:
-    """The finished runs that trials share; a damaged record is its own trial's business."""
-    found = []
+def _prerequisites(folder: Path) -> tuple[RunRecord, ...]:
+    """Records of the finished runs that trials share; a damaged one is reported by the trial that needs
+    it."""
+    records = []
     for path in sorted(folder.glob(f"*/{RECORD}")):
         with suppress(RecordError):
-            found.append(read_record(path.parent))
-    return tuple(found)
+            records.append(read_record(path.parent))
+    return tuple(records)
 
 
-def _notes(folder: Path) -> dict[str, str]:
-    """The last line of each failure's frames, by trial."""
-    found = {}
+def _failure_notes(folder: Path) -> dict[str, str]:
+    """The last line of each failure's stack trace, by trial."""
+    reasons = {}
     for path in sorted(folder.glob("*.txt")):
         lines = [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line]
         reason = re.sub(r"^[\w.]+\.(\w+:)", r"\1", lines[-1]) if lines else "unknown reason"
-        found[path.name.removesuffix(".txt")] = reason
-    return found
+        reasons[path.name.removesuffix(".txt")] = reason
+    return reasons
 
 
-def _trial(
+def _read_trial(
     folder: Path, axes: Sequence[Axis], goals: Sequence[Goal], failures: Mapping[str, str]
 ) -> Trial | None:
-    """What a trial's folder tells; None for one in which nothing has begun."""
+    """The trial in a folder; None where nothing has started in it."""
     failed = folder.name in failures
     record = read_record(folder) if (folder / RECORD).exists() and not failed else None
-    settings = record.settings if record else _settings(folder)
+    settings = record.settings if record else _read_settings(folder)
     if settings is None:
         return None
-    flat = flat_values(settings)
+    flat = flatten(settings)
     point: dict[str, Any] = {}
     for axis in axes:
-        if axis.active(point):
+        if axis.is_active(point):
             point[axis.name] = flat.get(axis.name)
     entries = record.curve if record else read_entries(folder / METRICS)
     evaluations = tuple(entry for entry in entries if "validation" in entry)
+    state, values, seconds = ("failed", (), None) if failed else _ending(folder, record, goals)
     return Trial(
         name=folder.name,
         point=point,
         seed=int(settings.get("seed", 0)),
+        state=state,
         settings=settings,
         epochs=int(settings.get("epochs", 0)),
-        entries=evaluations,
         epoch=max((float(entry.get("epoch", 0.0)) for entry in evaluations), default=0.0),
+        entries=evaluations,
+        values=values,
+        seconds=seconds,
         reason=failures.get(folder.name, ""),
         record=record,
-        **({"state": "failed"} if failed else _finish(record, goals) if record else _stop(folder)),
     )
 
 
-def _finish(record: RunRecord, goals: Sequence[Goal]) -> dict[str, Any]:
-    values = [number(record, goal.metric) for goal in goals]
-    if None in values:
-        return {"state": "failed"}
-    return {"state": "finished", "values": tuple(values), "seconds": number(record, "seconds")}
-
-
-def _stop(folder: Path) -> dict[str, Any]:
+def _ending(
+    folder: Path, record: RunRecord | None, goals: Sequence[Goal]
+) -> tuple[State, tuple[float, ...], float | None]:
+    """State, values and seconds of a trial that has not failed by itself."""
+    if record is not None:
+        values = tuple(v for goal in goals if (v := number(record, goal.metric)) is not None)
+        if len(values) < len(goals):
+            return "failed", (), None
+        return "finished", values, number(record, "seconds")
     stop = read_stop(folder)
-    if stop is None:
-        return {"state": "under way"}
-    return {"state": "stopped", "values": (stop.value,), "seconds": stop.seconds}
+    return ("under way", (), None) if stop is None else ("stopped", (stop.value,), stop.seconds)
 
 
-def _settings(folder: Path) -> Mapping[str, Any] | None:
+def _read_settings(folder: Path) -> Mapping[str, Any] | None:
     try:
         settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))["settings"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -346,24 +508,9 @@ def _settings(folder: Path) -> Mapping[str, Any] | None:
     return settings if isinstance(settings, dict) else None
 
 
-def _points(trials: Sequence[Trial], seeds: Sequence[int]) -> tuple[Point, ...]:
+def _group_points(trials: Sequence[Trial], seeds: Sequence[int]) -> Iterator[Point]:
     groups: dict[str, list[Trial]] = {}
     for trial in trials:
         groups.setdefault(trial.name.removesuffix(f",seed={trial.seed}"), []).append(trial)
-    points = []
     for label, group in groups.items():
-        states = {trial.state for trial in group}
-        state: State = "under way"
-        if "failed" in states:
-            state = "failed"
-        elif "stopped" in states:
-            state = "stopped"
-        elif states == {"finished"} and {trial.seed for trial in group} >= set(seeds):
-            state = "finished"
-        points.append(Point(label, group[0].point, tuple(group), state))
-    return tuple(points)
-
-
-def _held(lock: Path) -> bool:
-    """Whether a process holds the sweep's folder; the system frees it however that ends."""
-    return is_locked(lock)
+        yield Point.of(label, group[0].point, group, seeds=seeds)

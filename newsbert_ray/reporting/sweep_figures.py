@@ -92,7 +92,7 @@ def learning_curves(sweep: Sweep) -> FigureData[Panel]:
     """
     goal = sweep.goals[0]
     if not goal.metric.startswith("validation."):
-        goal = Goal(f"validation.student.{sweep.task.primary.name}", "max")
+        goal = Goal(metric=f"validation.student.{sweep.task.primary.name}", mode="max")
     factor, best = goal.column.factor, sweep.finished[:BEST]
     names = [describe(point.values) for point in best]
     if max(map(len, names), default=0) > MAX_LETTERS:

@@ -178,7 +178,7 @@ def ended(sweep: Sweep) -> Section:
     points = {state: len(sweep.of(state)) for state in _STATES}
     trials["failed"] += len(without_folder)
     points["failed"] += len({name.rsplit(",seed=", 1)[0] for name in without_folder})
-    fewer, repeats = sweep.asked - sum(points.values()), ""
+    fewer, repeats = sweep.planned_points - sum(points.values()), ""
     if sweep.plan.get("state", "").startswith("finished") and fewer > 0:
         repeats = f" ({fewer} times the sampler chose a known point again, which is run once)"
 
@@ -188,8 +188,8 @@ def ended(sweep: Sweep) -> Section:
 
     facts = (
         ("state", state_of(sweep)),
-        ("points", f"{counts(points)}; {sweep.asked} requested{repeats}"),
-        ("trials", f"{counts(trials)}; {sweep.asked * len(sweep.seeds)} requested"),
+        ("points", f"{counts(points)}; {sweep.planned_points} requested{repeats}"),
+        ("trials", f"{counts(trials)}; {sweep.planned_points * len(sweep.seeds)} requested"),
     )
     blocks: list[Block] = [Facts(facts)]
     if text := _resume_text(sweep):

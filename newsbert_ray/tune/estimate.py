@@ -1,10 +1,11 @@
-"""What a sweep will take, before anything is spent: from a few timed steps to hours and money. Knows no Ray
-(`calibrate` times)."""
+"""`newsbert-ray sweep --plan`: what a sweep will take, from a few timed steps, before anything is spent; and
+how close the estimate was after the sweep."""
 
 from __future__ import annotations
 
 import heapq
 import itertools
+import json
 import math
 import shutil
 import statistics
@@ -19,14 +20,33 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from newsbert_ray.config import SCRATCH, SettingsError, TrainSettings, build_settings, merge
-from newsbert_ray.files import format_duration
-from newsbert_ray.methods import TaskName
+from newsbert_ray.files import format_duration, write_json
+from newsbert_ray.ray_session import ray_session
+from newsbert_ray.reporting.sweep_data import point_label
+from newsbert_ray.settings import flatten
 from newsbert_ray.storage import inputs
-from newsbert_ray.tune import space as spaces
-from newsbert_ray.tune.replay import Saving, early_stopping
-from newsbert_ray.tune.resources import Place
-from newsbert_ray.tune.space import Point, SearchSpace, check_depth, flatten
-from newsbert_ray.tune.study import Memory
+from newsbert_ray.storage import workdir as storage
+from newsbert_ray.tune.resources import Resources, plan_resources
+from newsbert_ray.tune.space import PointValues, SearchSpace
+from newsbert_ray.tune.stopping import Saving, estimate_saving, recorded_curves
+from newsbert_ray.tune.study import SweepStudy
+from newsbert_ray.tune.sweep import (
+    ESTIMATE,
+    MARKS,
+    build_space,
+    check_corpora,
+    fixed_part,
+    lock_folder,
+    read_changes,
+)
+from newsbert_ray.tune.trial import (
+    CATEGORICAL_COST,
+    LINEAR_COST,
+    RECOMMENDATION_COST,
+    check_depth,
+    check_space,
+    trial_settings,
+)
 from newsbert_ray.tune.trials import Curve, hourly_price
 
 if TYPE_CHECKING:
@@ -36,54 +56,161 @@ if TYPE_CHECKING:
     from newsbert_ray.data.reading import TrainingSchedule
     from newsbert_ray.data.shards import Manifest
     from newsbert_ray.training.step import Learner
-    from newsbert_ray.tune.resources import Place
-    from newsbert_ray.tune.space import SearchSpace
-
 
 BETWEEN_SECONDS = 0.1
-"""From a trial's end to the next one's start in its slot: Ray Tune's own."""
+"""Between the end of a trial and the start of the next one in its slot; spent in Ray Tune."""
 AROUND_SECONDS = 6.0
 """Before the first trial and after the last one: Tune's imports and its end, the report."""
 GROUP_SECONDS = 20.0
-"""A nested Ray Train group's start and end, which no step shows."""
+"""Start and end of a nested Ray Train group."""
+STEPS = 12
+"""Steps that are timed, after WARM_UP more; chosen by their size from SAMPLE steps."""
+WARM_UP = 3
+SAMPLE = 60
+EVALUATIONS = 4
+"""Batches of the validation split that are timed."""
+CORNERS = 2
+"""Up to so many linear settings are timed at all combinations of their ends; more are varied one at a
+time."""
+SWITCHES = ("model.dropout", "distill.teacher_dropout", "distill.weights.teacher_task")
+"""Settings that change the work only by being zero or not."""
+
+
+def plan_sweep(
+    space: str | Path,
+    *,
+    out: str | Path,
+    overrides: Mapping[str, Any] | None = None,
+    vary: Mapping[str, Sequence[Any]] | None = None,
+    control: Mapping[str, Any] | None = None,
+    concurrency: int | None = None,
+    curves: str | Path | None = None,
+) -> Estimate:
+    """Time a few steps of each group of trials, as many at once as in the sweep; print what the sweep will
+    take.
+
+    Args:
+        space, overrides, vary, control, concurrency: as for `sweep`.
+        out: folder that the sweep will have; plan.json in it is compared with the sweep afterwards.
+        curves: an earlier sweep, whose learning curves tell what early stopping saves; without one, curves
+            that never cross are assumed.
+    Raises:
+        SettingsError, SweepError, ConnectError, ShardError: as `sweep`.
+    """
+    location = out if storage.is_url(out) else Path(out)
+    with storage.working(location, marks=MARKS, small=True) as folder, lock_folder(folder):
+        changes = read_changes(overrides, vary, control, before={})
+        search_space, messages = build_space(space, changes)
+        first = check_space(search_space, out=location, overrides=changes.overrides)
+        check_corpora(search_space, first)
+        recorded = _read_curves(curves, search_space.metric) if curves is not None else None
+        from newsbert_ray.tune.ray_tune import node_resources
+
+        print("starting Ray", flush=True)
+        began = time.monotonic()
+        with ray_session():
+            session_seconds = time.monotonic() - began
+            resources = plan_resources(
+                first,
+                node_resources(),
+                trials=search_space.points * len(search_space.seeds),
+                concurrency=concurrency,
+                gpus=search_space.gpus,
+            )
+            estimate = estimate_sweep(
+                search_space,
+                resources,
+                overrides=changes.overrides,
+                folder=folder / ".plan",
+                session_seconds=session_seconds,
+                curves=recorded,
+                say=lambda line: print(line, flush=True),
+            )
+        shutil.rmtree(folder / ".plan", ignore_errors=True)
+        print("\n".join([*messages, *estimate.lines()]))
+        expected = estimate.expected
+        write_json(
+            folder / ESTIMATE,
+            {
+                "of": _subject(search_space, changes.overrides),
+                "slots": resources.slots,
+                "wall": expected.wall,
+                "trial_seconds": expected.trial_seconds,
+                "money": expected.money,
+                "lines": estimate.lines(),
+            },
+        )
+        storage.publish(location)
+        print(f"saved in {storage.join(location, ESTIMATE)}; the same command without --plan runs the sweep")
+    return estimate
+
+
+def compare_with_estimate(
+    out: Path, space: SearchSpace, overrides: Mapping[str, Any], *, seconds: float, slots: int
+) -> str:
+    """How close plan.json in `out` was to what the sweep took; empty where there is none for this sweep."""
+    try:
+        plan = json.loads((out / ESTIMATE).read_text(encoding="utf-8"))
+        if plan["of"] != _subject(space, overrides) or plan["slots"] != slots:
+            return ""
+        wall = float(plan["wall"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    return f"planned {format_duration(wall)}, took {format_duration(seconds)} ({seconds / wall - 1:+.0%})"
+
+
+def _subject(space: SearchSpace, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """What an estimate is for: everything that affects how long the sweep takes."""
+    values = {**fixed_part("space", space.model_dump(mode="json", exclude={"file"})), "points": space.points}
+    return dict(json.loads(json.dumps({**values, "overrides": overrides})))
+
+
+def _read_curves(folder: str | Path, metric: str) -> list[Curve]:
+    with storage.snapshot(folder) as here:
+        curves = recorded_curves(here, metric)
+    if not curves:
+        raise SettingsError(f"--curves {folder}: no trial there has reported {metric}")
+    return curves
 
 
 @dataclass(frozen=True)
-class Planned:
-    """The trials of a sweep as far as they can be known before it: settings of each, how many that the
-    sampler drew were the same as another or cannot be; and for each trial the settings of the runs that have
-    to come before it (a frozen teacher's, say), where it is the first to need them."""
+class PlannedTrials:
+    """The trials of a sweep as far as they are known before it.
+
+    `duplicates`: points that the sampler drew twice; `impossible`: combinations that are refused;
+    `prerequisites`: for each trial the runs that it is the first to need, such as a fine-tuned teacher.
+    """
 
     trials: tuple[TrainSettings, ...]
     points: int
-    again: int
+    duplicates: int
     impossible: int
-    firsts: tuple[tuple[TrainSettings, ...], ...] = ()
+    prerequisites: tuple[tuple[TrainSettings, ...], ...]
 
     @property
-    def work(self) -> list[TrainSettings]:
+    def runs(self) -> list[TrainSettings]:
         """Everything that is trained."""
-        return [*self.trials, *(run for runs in self.firsts for run in runs)]
+        return [*self.trials, *(run for runs in self.prerequisites for run in runs)]
 
 
 @dataclass(frozen=True)
-class Cost:
-    """Seconds of one trial: before its first step, per whole course, and after its last one."""
+class TrialCost:
+    """Seconds of one trial before its first step, in training, and after its last step."""
 
     start: float
-    course: float
+    training: float
     end: float
     steps: int
     epochs: int
 
-    def seconds(self, *, course: float = 1.0, end: float = 1.0) -> float:
-        """The whole trial's, or those of one with such shares of its course and its end."""
-        return self.start + course * self.course + end * self.end
+    def seconds(self, *, training: float = 1.0, end: float = 1.0) -> float:
+        """The whole trial's seconds, or those with these shares of its training and its end."""
+        return self.start + training * self.training + end * self.end
 
 
 @dataclass(frozen=True)
 class Amount:
-    """What a sweep takes: seconds of all trials together, wall time, money."""
+    """Seconds of all trials together, wall time, and money."""
 
     trial_seconds: float
     wall: float
@@ -91,89 +218,114 @@ class Amount:
 
 
 @dataclass(frozen=True)
+class Parts:
+    """Seconds of a trial's parts; with several workers those of one worker's share.
+
+    Attributes:
+        cold: what a process's first trial takes in addition: imports, the teacher's weights, the shards.
+        start: from a trial's start to its first step in a process that has run another.
+        step: one step, with its batch.
+        row: one validation row evaluated with all models that learn.
+        checkpoint: one checkpoint written.
+        best: the best model written.
+        end: the best model read back, the student written, the checkpoints removed.
+    """
+
+    cold: float
+    start: float
+    step: float
+    row: float
+    checkpoint: float
+    best: float
+    end: float
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Parts of each group of trials that was timed, the seconds until a process has started, and the seconds
+    that all timing took."""
+
+    settings: tuple[TrainSettings, ...]
+    parts: tuple[Parts, ...]
+    process: float
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Estimate:
-    """A sweep's plan. `whole`: every trial to its end; `stopped`: with early stopping, where there is any."""
+    """What a sweep will take. `full`: every trial to its end; `stopped`: with early stopping, if there is
+    any."""
 
     space: SearchSpace
-    place: Place
-    planned: Planned
-    costs: tuple[Cost, ...]
+    resources: Resources
+    planned: PlannedTrials
+    costs: tuple[TrialCost, ...]
     calibration: Calibration
-    whole: Amount
+    full: Amount
     saving: Saving | None
     stopped: Amount | None
 
     @property
     def expected(self) -> Amount:
-        """What the sweep as it is asked for should take."""
-        return self.stopped or self.whole
+        """What the sweep should take with its own early stopping."""
+        return self.stopped or self.full
 
     def lines(self) -> list[str]:
-        """The plan for a person, a line each."""
-        return [*self._work(), *self._amounts(), *self._limits()]
-
-    def _work(self) -> list[str]:
+        """The estimate for a person, a line each."""
         planned, seconds = self.planned, [cost.seconds() for cost in self.costs]
-        steps = sum(cost.steps for cost in self.costs)
+        step_times = [1000 * parts.step for parts in self.calibration.parts]
         lines = [
-            f"{self.space.name}: {planned.points} points, {len(self.costs)} trials, {steps:,} steps, "
+            f"{self.space.name}: {planned.points} points, {len(self.costs)} trials, "
+            f"{sum(cost.steps for cost in self.costs):,} steps, "
             f"{sum(cost.epochs for cost in self.costs):,} epochs",
         ]
-        if planned.again:
-            lines.append(f"{planned.again} points come twice when drawn by chance; they cost nothing")
+        if planned.duplicates:
+            lines.append(f"{planned.duplicates} points are drawn twice at random; they cost nothing")
         if planned.impossible:
-            lines.append(f"{planned.impossible} points are combinations that cannot be; they cost nothing")
-        per_step = [1000 * parts.step for parts in self.calibration.parts]
+            lines.append(f"{planned.impossible} points are impossible combinations; they cost nothing")
         lines += [
-            f"timed in {format_duration(self.calibration.seconds)} on {self.place.slots} trials at once: "
-            f"{len(per_step)} kinds of trial, a step {_span(per_step, '.0f')} ms",
-            f"a trial to its end: {_span(seconds, '.1f')} s, mean {statistics.fmean(seconds):.1f} s",
+            f"timed in {format_duration(self.calibration.seconds)} with {self.resources.slots} trials at "
+            f"once: {len(step_times)} groups of trials, {_span(step_times, '.0f')} ms a step",
+            f"seconds a trial, without early stopping: {_span(seconds, '.1f')}, "
+            f"mean {statistics.fmean(seconds):.1f}",
+            f"every trial to its end: {self._amount_text(self.full)}",
         ]
-        return lines
-
-    def _amounts(self) -> list[str]:
-        lines = [f"every trial to its end: {self._amount(self.whole)}"]
         if self.saving and self.stopped:
             lines += [
-                f"with {self.space.scheduler}: {self._amount(self.stopped)}",
-                f"  {self.saving.epochs:.0%} of the epochs, {self.saving.finished:.0%} of the trials to the "
-                f"end; {self.saving.source}",
+                f"with {self.space.scheduler}: {self._amount_text(self.stopped)}",
+                f"  {self.saving.epochs:.0%} of the epochs, {self.saving.finished:.0%} of the trials reach "
+                f"their end; {self.saving.source}",
             ]
-        return lines
+        return [*lines, *self._limit_lines()]
 
-    def _amount(self, amount: Amount) -> str:
-        hours, workers = amount.trial_seconds / 3600, self.place.workers
-        found = [
-            f"{format_duration(amount.wall)} at {self.place.slots} trials at once",
-            f"{hours * self.place.cpus * workers:.2f} CPU-hours",
+    def _amount_text(self, amount: Amount) -> str:
+        hours, resources, prices = amount.trial_seconds / 3600, self.resources, self.space.prices
+        words = [
+            f"{format_duration(amount.wall)} with {resources.slots} trials at once",
+            f"{hours * resources.trial_cpus:.2f} CPU-hours",
         ]
-        if self.place.gpus:
-            found.append(f"{hours * self.place.gpus * workers:.2f} GPU-hours")
-        prices = self.space.prices
-        found.append(f"cost {amount.money:.2f}" if prices.cpu_hour or prices.gpu_hour else "no prices given")
-        return ", ".join(found)
+        if resources.gpus:
+            words.append(f"{hours * resources.trial_gpus:.2f} GPU-hours")
+        words.append(f"cost {amount.money:.2f}" if prices.cpu_hour or prices.gpu_hour else "no prices given")
+        return ", ".join(words)
 
-    def _limits(self) -> list[str]:
-        limits, lines = self.space.limits, []
-        asked = (
-            ("hours", limits.hours, self.expected.wall / 3600),
-            ("cost", limits.cost, self.expected.money),
-        )
-        for name, limit, expected in asked:
-            if limit is not None and expected > limit:
-                share = limit / expected
-                lines.append(
-                    f"limits.{name} = {limit:g} ends it early: after about {share * len(self.costs):.0f} of "
-                    f"{len(self.costs)} trials"
+    def _limit_lines(self) -> Iterator[str]:
+        limits, count = self.space.limits, len(self.costs)
+        expected = {"hours": self.expected.wall / 3600, "cost": self.expected.money}
+        for name, value in expected.items():
+            limit = getattr(limits, name)
+            if limit is not None and value > limit:
+                yield (
+                    f"limits.{name} = {limit:g} ends it early, after about {limit / value * count:.0f} of "
+                    f"{count} trials"
                 )
         if limits.target is not None:
-            lines.append(f"limits.target = {limits.target:g} may end it earlier")
-        return lines
+            yield f"limits.target = {limits.target:g} may end it earlier"
 
 
 def estimate_sweep(
     space: SearchSpace,
-    place: Place,
+    resources: Resources,
     *,
     overrides: Mapping[str, Any],
     folder: Path,
@@ -181,167 +333,160 @@ def estimate_sweep(
     curves: Sequence[Curve] | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Estimate:
-    """Time a few steps of each kind of trial, where and as many at once as the sweep would, and add up.
+    """Time a few steps of each group of trials, with as many at once as in the sweep, and add up.
 
-    Call it inside a Ray session; it takes some ten seconds a kind.
+    Call it inside a Ray session; it takes some ten seconds a group.
 
     Args:
         overrides: training settings over the space's.
-        folder: for the calibration's files, on the sweep's disk; what it leaves there is removed.
+        folder: for files of the timing, on the sweep's disk; they are removed.
         session_seconds: what Ray's start took.
-        curves: recorded ones, for early stopping (see `recorded_curves`).
-        say: gets a line before it starts.
+        curves: recorded ones, to simulate early stopping.
+        say: called with progress messages.
     Raises:
-        SettingsError: no point of the space can be.
+        SettingsError: every point of the space is impossible.
     """
     planned = planned_trials(space, overrides=overrides)
-    kinds = kinds_to_time(planned.work)
-    say(f"timing a few steps of {len(kinds)} kinds of trial, {place.slots} at once")
-    calibration = calibrate(kinds, place, folder=folder)
-    return predict(space, planned, calibration, place, session_seconds=session_seconds, curves=curves)
+    groups = settings_to_time(planned.runs)
+    say(f"timing a few steps of {len(groups)} groups of trials, {resources.slots} at once")
+    calibration = calibrate(groups, resources, folder=folder)
+    return predict(space, planned, calibration, resources, session_seconds=session_seconds, curves=curves)
 
 
-def planned_trials(space: SearchSpace, *, overrides: Mapping[str, Any]) -> Planned:
-    """The trials that a sweep over `space` runs: a grid's own, or as many drawn by chance as are asked for.
+def planned_trials(space: SearchSpace, *, overrides: Mapping[str, Any]) -> PlannedTrials:
+    """The trials of a sweep over `space`: a grid's own, or as many random ones as it asks for.
 
     Raises:
-        SettingsError: no point can be.
+        SettingsError: every point is impossible.
     """
-    points = _points(space)
-    distinct = {spaces.point_label(point): point for point in points}
-    found, fault = [], None
-    for point in distinct.values():
-        for seed in space.seeds:
-            try:
-                out = Path("plan")
-                found.append(spaces.trial_settings(space, point, seed=seed, out=out, overrides=overrides))
-            except SettingsError as error:
-                fault = error
-    if fault and not found:
-        raise fault
-    impossible = len(distinct) - len(found) // len(space.seeds)
-    again = len(points) - len(distinct)
-    return Planned(tuple(found), len(points), again, impossible, tuple(_first_runs(found)))
-
-
-def _first_runs(trials: Sequence[TrainSettings]) -> Iterator[tuple[TrainSettings, ...]]:
     from newsbert_ray.training.prerequisites import all_prerequisites
 
+    points = _draw_points(space)
+    distinct = {point_label(point): point for point in points}
+    trials: list[TrainSettings] = []
+    fault = None
+    for point, seed in itertools.product(distinct.values(), space.seeds):
+        try:
+            trials.append(trial_settings(space, point, seed=seed, out=Path("plan"), overrides=overrides))
+        except SettingsError as error:
+            fault = error
+    if fault and not trials:
+        raise fault
     seen = set[str]()
+    prerequisites = []
     for settings in trials:
-        fresh = {run.model_dump_json(): run for run in all_prerequisites(settings)}
-        yield tuple(run for key, run in fresh.items() if key not in seen)
-        seen |= fresh.keys()
+        runs = {run.model_dump_json(): run for run in all_prerequisites(settings)}
+        prerequisites.append(tuple(run for key, run in runs.items() if key not in seen))
+        seen |= runs.keys()
+    return PlannedTrials(
+        trials=tuple(trials),
+        points=len(points),
+        duplicates=len(points) - len(distinct),
+        impossible=len(distinct) - len(trials) // len(space.seeds),
+        prerequisites=tuple(prerequisites),
+    )
 
 
-def _points(space: SearchSpace) -> list[Point]:
+def _draw_points(space: SearchSpace) -> list[PointValues]:
     if space.search.sampler == "grid":
         return list(space.grid())
     search = space.search.model_copy(update={"sampler": "random", "storage": None})
     with tempfile.TemporaryDirectory(prefix="plan-") as name:
-        memory, found = Memory(space.model_copy(update={"search": search}), Path(name)), []
-        while (drawn := memory.next_point()) is not None:
-            found.append(drawn[1])
-        return found
+        study = SweepStudy(space.model_copy(update={"search": search}), Path(name))
+        return [point for _, point in iter(study.next_point, None)]
 
 
 def predict(
     space: SearchSpace,
-    planned: Planned,
+    planned: PlannedTrials,
     calibration: Calibration,
-    place: Place,
+    resources: Resources,
     *,
     session_seconds: float = 0.0,
     curves: Sequence[Curve] | None = None,
 ) -> Estimate:
-    """Add up what was timed: each trial's steps, evaluations, checkpoints, start and end, slot by slot."""
+    """Add up the timed parts: each trial's steps, evaluations, checkpoints, start and end, slot by slot."""
     times = Times(calibration)
-    firsts = planned.firsts or ((),) * len(planned.trials)
-    costs = tuple(_cost(settings, times, runs) for settings, runs in zip(planned.trials, firsts, strict=True))
+    pairs = zip(planned.trials, planned.prerequisites, strict=True)
+    costs = tuple(_trial_cost(settings, times, runs) for settings, runs in pairs)
     around = session_seconds + calibration.process + calibration.parts[0].cold + AROUND_SECONDS
-    hourly = hourly_price(space.prices, cpus=place.cpus * place.workers, gpus=place.gpus * place.workers)
+    hourly = hourly_price(space.prices, cpus=resources.trial_cpus, gpus=resources.trial_gpus)
 
-    def amount(*, course: float = 1.0, end: float = 1.0) -> Amount:
-        seconds = [cost.seconds(course=course, end=end) for cost in costs]
-        return Amount(sum(seconds), around + wall_seconds(seconds, place.slots), hourly * sum(seconds) / 3600)
+    def amount(*, training: float = 1.0, end: float = 1.0) -> Amount:
+        seconds = [cost.seconds(training=training, end=end) for cost in costs]
+        wall = around + wall_seconds(seconds, resources.slots)
+        return Amount(sum(seconds), wall, hourly * sum(seconds) / 3600)
 
     saving, stopped = None, None
     if space.scheduler != "none":
-        saving = early_stopping(space, [cost.epochs for cost in costs], slots=place.slots, curves=curves)
-        stopped = amount(course=saving.epochs, end=saving.finished)
-    return Estimate(space, place, planned, costs, calibration, amount(), saving, stopped)
+        epochs = [cost.epochs for cost in costs]
+        saving = estimate_saving(space, epochs, slots=resources.slots, curves=curves)
+        stopped = amount(training=saving.epochs, end=saving.finished)
+    return Estimate(space, resources, planned, costs, calibration, amount(), saving, stopped)
 
 
-def _cost(settings: TrainSettings, times: Times, firsts: Sequence[TrainSettings] = ()) -> Cost:
-    """Seconds of one trial from its parts and their numbers; `firsts` are trained before it."""
+def _trial_cost(
+    settings: TrainSettings, times: Times, prerequisites: Sequence[TrainSettings] = ()
+) -> TrialCost:
+    """Seconds of one trial; `prerequisites` are trained before it."""
     parts, workers = times.parts(settings), settings.workers
-    rows = _rows(settings.data, settings.task)
-    steps, evaluations, checkpoints = _numbers(
-        settings.data,
-        settings.task,
-        settings.batch_size,
-        settings.epochs,
-        settings.train_rows,
-        settings.evaluate_every,
-        settings.checkpoint.every_steps,
-    )
-    validation, test = (parts.title * count / workers for count in rows)
-    return Cost(
-        start=parts.start
-        + BETWEEN_SECONDS
-        + (GROUP_SECONDS if workers > 1 else 0.0)
-        + sum(_cost(first, times).seconds() for first in firsts),
-        course=steps * parts.step + evaluations * (validation + parts.best) + checkpoints * parts.checkpoint,
+    work = _work(settings.model_copy(update={"out": "-", "seed": 0}).model_dump_json())
+    validation, test = (parts.row * rows / workers for rows in (work.validation_rows, work.test_rows))
+    evaluations = work.evaluations * (validation + parts.best)
+    group = GROUP_SECONDS if workers > 1 else 0.0
+    before = sum(_trial_cost(run, times).seconds() for run in prerequisites)
+    return TrialCost(
+        start=parts.start + BETWEEN_SECONDS + group + before,
+        training=work.steps * parts.step + evaluations + work.checkpoints * parts.checkpoint,
         end=test + parts.end,
-        steps=steps,
+        steps=work.steps,
         epochs=settings.epochs,
     )
 
 
-@lru_cache(maxsize=8)
-def _at_hand(data: str) -> str:
-    return str(inputs.fetch(data))
+@dataclass(frozen=True)
+class _Work:
+    """How many steps, evaluations, checkpoints and evaluated rows a trial has; an unlabelled test split has
+    none."""
 
-
-@lru_cache(maxsize=8)
-def _manifest(folder: str) -> Manifest:
-    from newsbert_ray.data.shards import read_manifest
-
-    return read_manifest(_at_hand(folder))
-
-
-@lru_cache(maxsize=64)
-def _rows(data: str, task: TaskName) -> tuple[int, int]:
-    """What an evaluation reads of validation and of test: titles, impressions or pairs; of a test split
-    without labels nothing."""
-    manifest = _manifest(data)
-    test = manifest.rows("test", task) if manifest.examples("test", task) else 0
-    return manifest.rows("validation", task), test
+    steps: int
+    evaluations: int
+    checkpoints: int
+    validation_rows: int
+    test_rows: int
 
 
 @lru_cache(maxsize=1024)
-def _numbers(
-    data: str,
-    task: TaskName,
-    batch_size: int,
-    epochs: int,
-    train_rows: int | None,
-    every: int | None,
-    written: int | None,
-) -> tuple[int, int, int]:
-    """A trial's updates, evaluations and checkpoints."""
+def _work(settings_json: str) -> _Work:
     from newsbert_ray.data.order import Order
     from newsbert_ray.data.reading import TrainingSchedule
 
-    schedule = TrainingSchedule(
-        _at_hand(data), _manifest(data), Order(0, batch_size), epochs, train_rows, task=task
+    settings = TrainSettings.model_validate_json(settings_json)
+    folder, manifest = _read_data(settings.data)
+    task, order = settings.task, Order(0, settings.batch_size)
+    schedule = TrainingSchedule(folder, manifest, order, settings.epochs, settings.train_rows, task=task)
+    ends = set(itertools.accumulate(schedule.steps(epoch) for epoch in range(settings.epochs)))
+    steps = max(ends)
+
+    def every(interval: int | None) -> set[int]:
+        return set(range(interval, steps + 1, interval)) if interval else set()
+
+    evaluated = ends | every(settings.evaluate_every)
+    return _Work(
+        steps=steps,
+        evaluations=len(evaluated),
+        checkpoints=len(evaluated | every(settings.checkpoint.every_steps)),
+        validation_rows=manifest.rows("validation", task),
+        test_rows=manifest.rows("test", task) if manifest.examples("test", task) else 0,
     )
-    steps, ends = 0, set[int]()
-    for epoch in range(epochs):
-        steps += schedule.steps(epoch)
-        ends.add(steps)
-    evaluated = ends | set(range(every, steps + 1, every) if every else ())
-    return steps, len(evaluated), len(evaluated | set(range(written, steps + 1, written) if written else ()))
+
+
+@lru_cache(maxsize=8)
+def _read_data(data: str) -> tuple[str, Manifest]:
+    from newsbert_ray.data.shards import read_manifest
+
+    folder = str(inputs.fetch(data))
+    return folder, read_manifest(folder)
 
 
 def wall_seconds(seconds: Sequence[float], slots: int) -> float:
@@ -357,55 +502,13 @@ def _span(values: Sequence[float], form: str) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-STEPS = 12
-"""Updates that are timed, after WARM_UP more; they stand for SAMPLE updates by their sizes."""
-WARM_UP = 3
-SAMPLE = 60
-EVALUATIONS = 4
-"""Batches of the validation split that are timed."""
+def calibrate(groups: Sequence[TrainSettings], resources: Resources, *, folder: Path) -> Calibration:
+    """Time each group of trials on as many workers at once as the sweep will have, where Ray places them.
 
-
-@dataclass(frozen=True)
-class Parts:
-    """Seconds of a trial's parts; with several workers those of each worker's share.
-
-    Attributes:
-        cold: what a process's first trial takes more: imports, the teacher's weights, the shards.
-        start: from a trial's start to its first step in a process that has run another.
-        step: one update, its batch included.
-        title: one title evaluated with both models.
-        checkpoint: one checkpoint written.
-        best: the best model written.
-        end: the best model read back, the student written, the checkpoints removed.
-    """
-
-    cold: float
-    start: float
-    step: float
-    title: float
-    checkpoint: float
-    best: float
-    end: float
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Parts of each kind of trial that was timed, `process` seconds until a process is there at all, and how
-    long all of it took."""
-
-    settings: tuple[TrainSettings, ...]
-    parts: tuple[Parts, ...]
-    process: float
-    seconds: float
-
-
-def calibrate(kinds: Sequence[TrainSettings], place: Place, *, folder: Path) -> Calibration:
-    """Time each kind of trial on as many workers at once as the sweep will have, where Ray places them.
-
-    Call it inside a Ray session; its actors are gone when it returns.
+    Call it inside a Ray session; its actors have ended when it returns.
 
     Args:
-        kinds: settings that differ in their work.
+        groups: settings that differ in their work.
         folder: for checkpoints, on the sweep's disk; all nodes must see it.
     Raises:
         ShardError, EncoderError, SettingsError, LossError: as the trials themselves would.
@@ -414,47 +517,44 @@ def calibrate(kinds: Sequence[TrainSettings], place: Place, *, folder: Path) -> 
     from ray.exceptions import RayTaskError
 
     began = time.monotonic()
-    options: dict[str, Any] = {"num_cpus": place.cpus, "num_gpus": place.gpus}
-    actor: Any = ray.remote(**options)(_Timer)
-    timers = [actor.remote() for _ in range(place.slots * place.workers)]
+    actor: Any = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus)(_Timer)
+    timers = [actor.remote() for _ in range(resources.slots * resources.workers)]
     try:
         ray.get([timer.ready.remote() for timer in timers])
         process = time.monotonic() - began
-        folders = [str(folder.absolute() / f"slot-{number}") for number in range(len(timers))]
+        folders = [folder.absolute() / f"slot-{number}" for number in range(len(timers))]
         parts = []
-        for settings in kinds:
-            calls = [t.time.remote(settings.model_dump(), f) for t, f in zip(timers, folders, strict=True)]
-            parts.append(_mean(ray.get(calls)))
+        for settings in groups:
+            calls = [timer.time.remote(settings, f) for timer, f in zip(timers, folders, strict=True)]
+            parts.append(_mean_parts(ray.get(calls)))
     except RayTaskError as error:
         raise error.cause from error
     finally:
         for timer in timers:
             ray.kill(timer)
-    return Calibration(tuple(kinds), tuple(parts), process, time.monotonic() - began)
+    return Calibration(tuple(groups), tuple(parts), process, time.monotonic() - began)
 
 
 class _Timer:
-    """An actor in a slot: like a sweep's, it keeps its process from one kind of trial to the next."""
+    """An actor in a slot: like a sweep's, it keeps its process from one group of trials to the next."""
 
     def ready(self) -> None:
-        """Returns once the process is there."""
+        """Returns once the process has started."""
 
-    def time(self, settings: dict[str, Any], folder: str) -> Parts:
-        return time_parts(build_settings(TrainSettings, settings, where="calibration"), folder=Path(folder))
+    def time(self, settings: TrainSettings, folder: Path) -> Parts:
+        return time_parts(settings, folder=folder)
 
 
-def _mean(found: Sequence[Parts]) -> Parts:
-    names = [field.name for field in fields(Parts)]
-    return Parts(**{name: statistics.fmean(getattr(parts, name) for parts in found) for name in names})
+def _mean_parts(parts: Sequence[Parts]) -> Parts:
+    return Parts(**{f.name: statistics.fmean(getattr(p, f.name) for p in parts) for f in fields(Parts)})
 
 
 def time_parts(settings: TrainSettings, *, folder: Path) -> Parts:
-    """Time the parts of a trial of `settings` in this process: WARM_UP + STEPS updates of its first epoch, a
-    few batches evaluated, files written into `folder`, where nothing stays.
+    """Time the parts of a trial of `settings` in this process: WARM_UP + STEPS steps of its first epoch, a
+    few evaluated batches, files written into `folder` and removed.
 
-    Of several workers one's share is timed, without what they say to each other.
+    Of several workers the share of one is timed, without their communication.
     """
-
     from newsbert_ray.evaluation.encoding import device_seconds
     from newsbert_ray.training.run import pick_device
 
@@ -464,28 +564,30 @@ def time_parts(settings: TrainSettings, *, folder: Path) -> Parts:
     settings = inputs.at_hand(settings)
     device, run = pick_device(settings), folder / "run"
     try:
-        marks = [time.perf_counter()]
+        times = [time.perf_counter()]
         for _ in range(2):  # the second start is that of a process that has run a trial before
-            learner, schedule = _start(settings, device, run)
-            marks.append(device_seconds(device))
-        warm = marks[2] - marks[1]
-        first, step = _steps(learner, schedule, device)
-        title = _title(learner, schedule, device)
-        checkpoint, best, end = _files(learner, schedule, run, device)
+            learner, schedule = _start_training(settings, device, run)
+            times.append(device_seconds(device))
+        warm = times[2] - times[1]
+        first, step = _time_steps(learner, schedule, device)
+        row = _time_evaluation(learner, schedule, device)
+        checkpoint, best, end = _time_files(learner, schedule, run, device)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return Parts(
-        cold=max(0.0, marks[1] - marks[0] - warm),
+        cold=max(0.0, times[1] - times[0] - warm),
         start=warm + max(0.0, first - step),
         step=step,
-        title=title,
+        row=row,
         checkpoint=checkpoint,
         best=best,
         end=end,
     )
 
 
-def _start(settings: TrainSettings, device: torch.device, run: Path) -> tuple[Learner, TrainingSchedule]:
+def _start_training(
+    settings: TrainSettings, device: torch.device, run: Path
+) -> tuple[Learner, TrainingSchedule]:
     """What a trial does before its first step."""
     from newsbert_ray.data.reading import make_schedule, read_updates
     from newsbert_ray.data.shards import read_manifest
@@ -501,11 +603,11 @@ def _start(settings: TrainSettings, device: torch.device, run: Path) -> tuple[Le
     return learner, schedule
 
 
-def _steps(learner: Learner, schedule: TrainingSchedule, device: torch.device) -> tuple[float, float]:
-    """Seconds of a trial's first update, and of a later one with its batch's making.
+def _time_steps(learner: Learner, schedule: TrainingSchedule, device: torch.device) -> tuple[float, float]:
+    """Seconds of a trial's first step, and of a later one with the making of its batch.
 
-    Updates differ by the length of their titles: those timed lie evenly between the smallest and the largest
-    of a sample.
+    Steps differ by the length of their titles: those that are timed are spread evenly over the sizes of a
+    sample.
     """
     from newsbert_ray.data.reading import read_updates
     from newsbert_ray.evaluation.encoding import device_seconds
@@ -517,19 +619,19 @@ def _steps(learner: Learner, schedule: TrainingSchedule, device: torch.device) -
     reading = (time.perf_counter() - began) / count
     sample.sort(key=lambda update: sum(part.padded_tokens for part in update.parts))
     chosen = [sample[-1]] * WARM_UP + [sample[int((i + 0.5) * count / STEPS)] for i in range(STEPS)]
-    marks = [device_seconds(device)]
+    times = [device_seconds(device)]
     for number, update in enumerate(chosen, 1):
         train_step(learner, [part.to(device) for part in update.parts], step=number)
-        marks.append(device_seconds(device))
-    later = (marks[-1] - marks[WARM_UP]) / STEPS
-    return marks[1] - marks[0], later + reading
+        times.append(device_seconds(device))
+    later = (times[-1] - times[WARM_UP]) / STEPS
+    return times[1] - times[0], later + reading
 
 
-def _title(learner: Learner, schedule: TrainingSchedule, device: torch.device) -> float:
-    """Seconds to evaluate one row of validation with all models that learn, by a sample all over it.
+def _time_evaluation(learner: Learner, schedule: TrainingSchedule, device: torch.device) -> float:
+    """Seconds to evaluate one validation row with all models that learn, from a sample spread over the split.
 
-    In recommendation and retrieval that is the encoding of the different texts that its rows name, shared
-    out among them; scoring and metrics are small beside it.
+    In recommendation and retrieval that is the encoding of the different texts of its rows, divided among the
+    rows; scoring and metrics take little in comparison.
     """
     from newsbert_ray.data.reading import evaluation_batches
     from newsbert_ray.data.shards import read_texts
@@ -537,32 +639,30 @@ def _title(learner: Learner, schedule: TrainingSchedule, device: torch.device) -
     from newsbert_ray.evaluation.scoring import BATCH, score_topics
     from newsbert_ray.world import World
 
-    pair, world = learner.pair, World(device=device)
+    pair, world, manifest = learner.pair, World(device=device), schedule.manifest
     models = {name: model for name, model in pair.models().items() if not (pair.frozen and name == "teacher")}
     pair.eval()
     if schedule.task == "topics":
-        shards = schedule.manifest.splits["validation"]
-        count = sum(-(-shard.rows // BATCH) for shard in shards)
+        count = sum(-(-shard.rows // BATCH) for shard in manifest.splits["validation"])
         wanted = {int((i + 0.5) * count / EVALUATIONS) for i in range(EVALUATIONS)}
-        batches = evaluation_batches(schedule.folder, schedule.manifest, "validation", batch_size=BATCH)
+        batches = evaluation_batches(schedule.folder, manifest, "validation", batch_size=BATCH)
         chosen = [batch for number, batch in enumerate(batches) if number in wanted]
         began = device_seconds(device)
-        score_topics(models, chosen, topics=len(schedule.manifest.labels), world=world)
+        score_topics(models, chosen, topics=len(manifest.labels), world=world)
         seconds = (device_seconds(device) - began) / sum(batch.rows for batch in chosen)
     else:
-        named, rows = _named(schedule)
-        table = read_texts(schedule.folder, schedule.manifest)
-        sample = named[np.linspace(0, len(named) - 1, min(len(named), EVALUATIONS * BATCH)).astype(np.int64)]
+        texts, rows = _validation_texts(schedule)
+        table = read_texts(schedule.folder, manifest)
+        sample = texts[np.linspace(0, len(texts) - 1, min(len(texts), EVALUATIONS * BATCH)).astype(np.int64)]
         began = device_seconds(device)
-        encode_texts(models, table, sample, pad_id=schedule.manifest.tokenizer.pad_id, world=world)
-        seconds = (device_seconds(device) - began) / len(sample) * len(named) / rows
+        encode_texts(models, table, sample, pad_id=manifest.tokenizer.pad_id, world=world)
+        seconds = (device_seconds(device) - began) / len(sample) * len(texts) / rows
     pair.train()
     return seconds
 
 
-def _named(schedule: TrainingSchedule) -> tuple[Ints, int]:
-    """The different texts that rows of validation name, and how many rows: all impressions, or a shard's
-    pairs."""
+def _validation_texts(schedule: TrainingSchedule) -> tuple[Ints, int]:
+    """The different texts of validation rows, and the number of rows: all impressions, or a shard's pairs."""
     from newsbert_ray.data.reading import read_pairs
     from newsbert_ray.evaluation.scoring import find_named
 
@@ -574,74 +674,109 @@ def _named(schedule: TrainingSchedule) -> tuple[Ints, int]:
     return np.unique(np.concatenate([first.queries, first.texts])), len(first)
 
 
-def _files(
+def _time_files(
     learner: Learner, schedule: TrainingSchedule, run: Path, device: torch.device
 ) -> tuple[float, float, float]:
     """Seconds of a checkpoint, of a best model, and of a trial's end."""
-
     from newsbert_ray.evaluation.encoding import device_seconds
     from newsbert_ray.model.saved import CHECKPOINTS, load_best, write_best, write_student
     from newsbert_ray.training.checkpoint import Progress, write_checkpoint
 
     folder = run / CHECKPOINTS
-    marks = [device_seconds(device)]
+    times = [device_seconds(device)]
     name = write_best(folder, learner.pair, step=1)
-    marks.append(time.perf_counter())
+    times.append(time.perf_counter())
     write_checkpoint(folder, learner, Progress(step=1, best=name, best_step=1), keep=1)
-    marks.append(time.perf_counter())
+    times.append(time.perf_counter())
     load_best(folder, name, learner.pair)
     tokenizer = Path(schedule.folder) / "tokenizer"
     write_student(run / "student", learner.pair, schedule.manifest, tokenizer=tokenizer, task=schedule.task)
     shutil.rmtree(folder)
-    marks.append(device_seconds(device))
-    best, checkpoint, end = (after - before for before, after in itertools.pairwise(marks))
+    times.append(device_seconds(device))
+    best, checkpoint, end = (after - before for before, after in itertools.pairwise(times))
     return checkpoint, best, end
 
 
-NAMED = (
-    "data",
-    "teacher",
-    "task",
-    "method",
-    "precision",
-    "device",
-    "threads",
-    "workers",
-    "token_budget",
-    "student.kind",
-    "student.encoder",
-    "distill.teacher",
-)
-"""Settings that decide a trial's work, each value in its own way."""
-COUNTED = ("student.layers", "model.teacher_layers", "model.query_size", "batch_size", "optimizer.accumulate")
-"""Settings that the work grows with, nearly in a straight line; those of a scratch teacher besides."""
-READ = ("recommendation.npratio", "recommendation.history")
-"""Settings that the work of recommendation grows with, by the news that a click brings along: less than in a
-straight line, since each is encoded once and few users have the longest history."""
-SWITCHES = ("model.dropout", "distill.teacher_dropout", "distill.weights.teacher_task")
-"""Settings of which only zero makes another work."""
-CORNERS = 2
-"""With more settings that grow, they are varied one at a time instead of all together."""
-
-Kind = Mapping[str, Any]
+CostFactors = Mapping[str, Any]
+"""The settings that decide the seconds of a trial's parts, by dotted name."""
 
 
-def kind_of(settings: TrainSettings) -> Kind:
-    """What decides a trial's seconds a step; other settings (beta, rates, epochs, ...) leave them alone."""
+def cost_factors(settings: TrainSettings) -> CostFactors:
+    """What decides a trial's seconds a step; other settings (beta, rates, epochs, ...) do not matter."""
     flat = flatten(settings.model_dump())
-    names = [*NAMED, *COUNTED, *(READ if settings.task == "recommendation" else ())]
+    names = [*CATEGORICAL_COST, *LINEAR_COST]
+    if settings.task == "recommendation":
+        names += RECOMMENDATION_COST
     if settings.teacher == SCRATCH:
         names += [name for name in flat if name.startswith("scratch.")]
     return {**{name: flat[name] for name in names}, **{name: flat[name] > 0 for name in SWITCHES}}
 
 
-def kinds_to_time(trials: Sequence[TrainSettings]) -> list[TrainSettings]:
-    """Settings to time, so that the seconds of all `trials` are known or lie between known ones."""
+def _key(settings: TrainSettings) -> tuple[Any, ...]:
+    return tuple(cost_factors(settings).items())
+
+
+def _is_linear(name: str) -> bool:
+    return name in (*LINEAR_COST, *RECOMMENDATION_COST) or name.startswith("scratch.")
+
+
+def _group_key(settings: TrainSettings) -> tuple[Any, ...]:
+    # Without a number of teacher layers all of them are used: a group of its own.
+    return tuple(v for name, v in cost_factors(settings).items() if not _is_linear(name) or v is None)
+
+
+def _cost_groups(trials: Sequence[TrainSettings]) -> dict[tuple[Any, ...], list[TrainSettings]]:
+    """Trials that differ only in linear factors together; of trials with equal factors one."""
+    groups: dict[tuple[Any, ...], dict[tuple[Any, ...], TrainSettings]] = {}
+    for settings in trials:
+        groups.setdefault(_group_key(settings), {}).setdefault(_key(settings), settings)
+    return {key: list(members.values()) for key, members in groups.items()}
+
+
+def settings_to_time(trials: Sequence[TrainSettings]) -> list[TrainSettings]:
+    """Settings to time, so that the cost of every trial is known or lies between known ones."""
     chosen: dict[tuple[Any, ...], TrainSettings] = {}
-    for members in _cells(trials).values():
-        for settings in _chosen(members):
+    for members in _cost_groups(trials).values():
+        for settings in _corner_settings(members):
             chosen.setdefault(_key(settings), settings)
     return list(chosen.values())
+
+
+def _ranges(members: Sequence[CostFactors]) -> dict[str, tuple[float, float]]:
+    """Least and greatest value of each linear factor that varies."""
+    values = {name: [member[name] for member in members] for name in members[0] if _is_linear(name)}
+    return {name: (min(v), max(v)) for name, v in values.items() if len(set(v)) > 1}
+
+
+def _corner_settings(members: Sequence[TrainSettings]) -> list[TrainSettings]:
+    """Members at the ends of the linear factors: at all corners for few factors, else one factor at a
+    time."""
+    ranges = _ranges([cost_factors(member) for member in members])
+    corners = list(itertools.product(*ranges.values()))
+    if len(ranges) > CORNERS:
+        lows = tuple(low for low, _ in ranges.values())
+        highs = [high for _, high in ranges.values()]
+        corners = [lows] + [(*lows[:i], high, *lows[i + 1 :]) for i, high in enumerate(highs)]
+    if len(members) <= len(corners):
+        return list(members)
+    return [_settings_at(dict(zip(ranges, corner, strict=True)), members, ranges) for corner in corners]
+
+
+def _settings_at(
+    corner: Mapping[str, Any], members: Sequence[TrainSettings], ranges: Mapping[str, tuple[float, float]]
+) -> TrainSettings:
+    """Settings at a corner; where that combination is impossible, those of the nearest member."""
+    try:
+        settings = build_settings(TrainSettings, merge(members[0].model_dump(), corner))
+        check_depth(settings)
+    except SettingsError:
+
+        def distance(member: TrainSettings) -> float:
+            factors = cost_factors(member)
+            return float(sum(abs(factors[n] - v) / (ranges[n][1] - ranges[n][0]) for n, v in corner.items()))
+
+        return min(members, key=distance)
+    return settings
 
 
 class Times:
@@ -649,83 +784,20 @@ class Times:
 
     def __init__(self, calibration: Calibration) -> None:
         self._exact = {_key(s): p for s, p in zip(calibration.settings, calibration.parts, strict=True)}
-        self._cells = _cells(calibration.settings)
+        self._groups = _cost_groups(calibration.settings)
 
     def parts(self, settings: TrainSettings) -> Parts:
-        """Its own where it was timed, else on a plane through those that differ in numbers alone."""
-        if (found := self._exact.get(_key(settings))) is not None:
-            return found
-        members = self._cells[_cell(settings)]
-        kinds = [kind_of(member) for member in members]
-        names = _growing(kinds)
-        low = {name: min(kind[name] for kind in kinds) for name in names}
-        reach = {name: max(kind[name] for kind in kinds) - low[name] for name in names}
+        """Its own where it was timed, else from a plane through the timed settings of its group."""
+        if (exact := self._exact.get(_key(settings))) is not None:
+            return exact
+        members = self._groups[_group_key(settings)]
+        ranges = _ranges([cost_factors(member) for member in members])
 
-        def features(kind: Kind) -> list[float]:
-            x = [(kind[name] - low[name]) / reach[name] for name in names]
+        def features(factors: CostFactors) -> list[float]:
+            x = [(factors[name] - low) / (high - low) for name, (low, high) in ranges.items()]
             return [1.0, *x] + ([math.prod(x)] if len(x) == CORNERS and len(members) >= 2**CORNERS else [])
 
-        matrix = np.array([features(kind) for kind in kinds])
+        matrix = np.array([features(cost_factors(member)) for member in members])
         known = np.array([astuple(self._exact[_key(member)]) for member in members])
         plane = np.linalg.lstsq(matrix, known, rcond=None)[0]
-        return Parts(*np.maximum(0.0, np.array(features(kind_of(settings))) @ plane).tolist())
-
-
-def _cell(settings: TrainSettings) -> tuple[Any, ...]:
-    kind = kind_of(settings)
-    # Without a number for the teacher's layers, all of them are taken: a kind of its own.
-    return tuple(v for name, v in kind.items() if not _grows(name) or v is None)
-
-
-def _cells(trials: Sequence[TrainSettings]) -> dict[tuple[Any, ...], list[TrainSettings]]:
-    """Trials that differ in numbers alone together, each kind once."""
-    cells: dict[tuple[Any, ...], dict[tuple[Any, ...], TrainSettings]] = {}
-    for settings in trials:
-        cells.setdefault(_cell(settings), {}).setdefault(_key(settings), settings)
-    return {cell: list(members.values()) for cell, members in cells.items()}
-
-
-def _key(settings: TrainSettings) -> tuple[Any, ...]:
-    return tuple(kind_of(settings).items())
-
-
-def _grows(name: str) -> bool:
-    return name in (*COUNTED, *READ) or name.startswith("scratch.")
-
-
-def _growing(kinds: Sequence[Kind]) -> list[str]:
-    return [name for name in kinds[0] if _grows(name) and len({kind[name] for kind in kinds}) > 1]
-
-
-def _chosen(members: Sequence[TrainSettings]) -> list[TrainSettings]:
-    """Those at the ends of what grows: at all corners for few such settings, else one at a time."""
-    kinds = [kind_of(member) for member in members]
-    names = _growing(kinds)
-    ends = [(min(kind[name] for kind in kinds), max(kind[name] for kind in kinds)) for name in names]
-    corners = list(itertools.product(*ends))
-    if len(names) > CORNERS:
-        first = tuple(low for low, _ in ends)
-        corners = [first] + [(*first[:i], high, *first[i + 1 :]) for i, (_, high) in enumerate(ends)]
-    if len(members) <= len(corners):
-        return list(members)
-    return [
-        _at(dict(zip(names, corner, strict=True)), members, dict(zip(names, ends, strict=True)))
-        for corner in corners
-    ]
-
-
-def _at(
-    corner: Mapping[str, Any], members: Sequence[TrainSettings], ends: Mapping[str, tuple[float, float]]
-) -> TrainSettings:
-    """Settings at a corner; where that combination cannot be, those of the member nearest to it."""
-    try:
-        settings = build_settings(TrainSettings, merge(members[0].model_dump(), corner))
-        check_depth(settings)
-    except SettingsError:
-
-        def distance(member: TrainSettings) -> float:
-            kind = kind_of(member)
-            return float(sum(abs(kind[n] - v) / (ends[n][1] - ends[n][0]) for n, v in corner.items()))
-
-        return min(members, key=distance)
-    return settings
+        return Parts(*np.maximum(0.0, np.array(features(cost_factors(settings))) @ plane).tolist())

@@ -1,4 +1,4 @@
-"""The Ray Tune shell of a sweep: places trials on warm actors and passes their reports on. No arithmetic."""
+"""Runs a sweep's trials with Ray Tune: hands them to actors, passes their reports on. No arithmetic."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 import ray
 from ray import tune
 from ray.exceptions import RayActorError
-from ray.tune.experiment import Trial
+from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
@@ -29,104 +29,99 @@ from newsbert_ray.telemetry import Event, EventLog, SweepMeters
 from newsbert_ray.training.loop import PreemptedError
 from newsbert_ray.training.ray_group import GROUP_FOLDER, is_idle
 from newsbert_ray.tune.display import SweepDisplay
-from newsbert_ray.tune.resources import Place
-from newsbert_ray.tune.stopping import EarlyStopping
-from newsbert_ray.tune.trial import Train, run_trial
-from newsbert_ray.tune.trials import CHECKPOINTS, Budget, Job, Jobs, Keeper
+from newsbert_ray.tune.resources import Resources
+from newsbert_ray.tune.stopping import EPOCH, EarlyStopping
+from newsbert_ray.tune.trial import CONFIG, Train, TrialConfig, run_trial
+from newsbert_ray.tune.trials import CHECKPOINTS, Budget, Retention, Trials, TrialSpec
 
 RETRIES = 2
-"""How often a trial whose process died starts again, from its own checkpoints, without getting an epoch
-further; a machine that was taken away is not counted."""
+"""How often a trial whose process died starts again from its own checkpoints without getting an epoch
+further; losing the machine does not count."""
 
-LOOK_SECONDS = 2.0
-"""Between two looks at the cluster's nodes and at the trials by state."""
+STATUS_SECONDS = 2.0
+"""Between two updates of the meters and of the list of nodes."""
 
-QUIET: Mapping[str, str] = {
+TUNE_ENVIRONMENT: Mapping[str, str] = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     # The newer output prints boxes even at verbosity 0.
     "RAY_AIR_NEW_OUTPUT": "0",
-    # Tune's own memory is not used: a resume goes on from ours.
+    # Tune's own experiment state is not used: a resume uses ours.
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",
     "TUNE_RESULT_BUFFER_LENGTH": "0",
 }
 
 
 def node_resources() -> list[dict[str, float]]:
-    """What each node that is alive has, as Ray names it: {"CPU": 8.0, "GPU": 1.0, ...}."""
+    """The resources of each living node, as Ray names them: {"CPU": 8.0, "GPU": 1.0, ...}."""
     nodes = ray.nodes()  # type: ignore[no-untyped-call]
     return [dict(node["Resources"]) for node in nodes if node["Alive"]]
 
 
-def run_jobs(
-    jobs: Jobs,
-    *,
-    config: Callable[[Job], Mapping[str, Any]],
-    place: Place,
-    judge: EarlyStopping,
-    budget: Budget,
-    keeper: Keeper,
-    display: SweepDisplay,
-    board: HParams,
-    folder: Path,
-    check: Callable[[], None],
-    train: Train | None = None,
-) -> None:
-    """Run every job that is due; returns when all have ended, when a limit is reached (see `jobs.closed`), or
-    early after Ctrl-C (see `jobs.unfinished`).
+@dataclass(frozen=True)
+class SweepParts:
+    """What runs a sweep together."""
+
+    trials: Trials
+    make_config: Callable[[TrialSpec], TrialConfig]
+    """The configuration of a trial's actor; raises SettingsError for an impossible combination."""
+    resources: Resources
+    early_stopping: EarlyStopping
+    budget: Budget
+    retention: Retention
+    display: SweepDisplay
+    board: HParams
+    """TensorBoard's HParams tab."""
+    check: Callable[[], None]
+    """Called often; raises KeyboardInterrupt where the sweep has to end."""
+
+
+def run_trials(sweep: SweepParts, *, train: Train | None = None) -> None:
+    """Run every trial that is due. Returns when all have ended, when a limit is reached
+    (`trials.end_reason`), or early after Ctrl-C (`trials.unfinished`).
 
     Args:
-        config: what `run_trial` gets for a job.
-        place: what a trial occupies.
-        judge: who ends early.
-        budget: whether another may start.
-        keeper: tidies up after each.
-        display: shows them.
-        board: TensorBoard's HParams tab.
-        folder: where Tune may keep files while it runs; all nodes must see it.
-        check: called often; raises where the sweep is to end.
-        train: what trains; the real one by default.
+        train: what trains; the real training by default.
     """
-    queue = Queue(jobs, config, place.slots, budget, refused=display.ended)
-    caretaker = Caretaker() if place.nested else None
-    watch = _Watch(queue, keeper, display, board, check, caretaker)
-    trainable = tune.with_resources(partial(run_trial, train=train), place.resources)
+    folder = sweep.trials.folder / ".tune"  # for Tune's files while it runs; all nodes must see it
+    nested = sweep.resources.nested
+    cleanup = GroupCleanup() if nested else None
+    searcher = TrialSearcher(sweep)
+    trainable = tune.with_resources(partial(run_trial, train=train), sweep.resources.tune_request)
+    # With a searcher, Tune starts one process after another unless it is told how many may be pending.
+    variables = {**TUNE_ENVIRONMENT, "TUNE_MAX_PENDING_TRIALS_PG": str(sweep.resources.slots)}
     try:
-        # Asked by a searcher, Tune starts one process after another unless it is told how many may wait.
-        tuned = {**QUIET, "TUNE_MAX_PENDING_TRIALS_PG": str(place.slots)}
-        with environment(tuned), _quiet_tune(), display.shown():
+        with environment(variables), _quiet_tune(), sweep.display.shown():
             tune.Tuner(
                 trainable,
                 tune_config=tune.TuneConfig(
-                    search_alg=queue,
-                    scheduler=Judge(queue, judge),
+                    search_alg=searcher,
+                    scheduler=StoppingScheduler(searcher, sweep.early_stopping),
                     num_samples=-1,
-                    # A group's driver must die with its trial, and the group's controller with it.
-                    reuse_actors=not place.nested,
-                    trial_dirname_creator=_trial_id,
+                    # The driver of a worker group has to die with its trial, and its controller with it.
+                    reuse_actors=not nested,
+                    # By default Tune writes every setting into the folder's name.
+                    trial_dirname_creator=lambda trial: str(trial.trial_id),
                 ),
                 run_config=tune.RunConfig(
                     name="tune",
                     storage_path=str(folder.absolute()),
                     verbose=0,
-                    callbacks=[watch],
+                    callbacks=[SweepCallback(sweep, searcher, cleanup)],
                     failure_config=tune.FailureConfig(max_failures=0),
                 ),
             ).fit()
-            if caretaker is not None and not caretaker.settle():
-                display.say("some of Ray's placement groups are held still; they go with this session")
+            if cleanup is not None and not cleanup.wait():
+                sweep.display.say(
+                    "some of Ray's placement groups are still reserved; they end with this session"
+                )
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _hparams(job: Job) -> dict[str, Any]:
-    """What TensorBoard's HParams tab shows of a trial."""
-    return {**job.point, "seed": job.seed}
-
-
 @contextmanager
 def _quiet_tune() -> Iterator[None]:
-    """Tune logs a page of frames for each process that dies; the display says it in a line."""
+    """Tune logs a long stack trace for each process that dies; the display says it in one line."""
     logger = logging.getLogger("ray.tune")
     before = logger.level
     logger.setLevel(logging.CRITICAL)
@@ -136,182 +131,11 @@ def _quiet_tune() -> Iterator[None]:
         logger.setLevel(before)
 
 
-def _trial_id(trial: Trial) -> str:
-    """Tune's own folder of a trial; by default every setting stands in its name."""
-    return str(trial.trial_id)
-
-
-def _error(trial: Trial) -> BaseException | None:
-    """What a trial ended with, as far as it can be read, from the file that Tune has just written for it."""
-    try:
-        found: BaseException | None = ray.cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
-    except Exception as unreadable:  # whatever the unpickling of somebody's exception raises
-        return unreadable
-    return found
-
-
-def _machine_gone(error: BaseException | None) -> bool:
-    """Whether a trial's end was its machine's: drained, which the trial heeded, or dead."""
-    if isinstance(error, RayActorError):
-        return error.preempted or "node has died" in str(error) or "node died" in str(error)
-    return isinstance(getattr(error, "cause", None), PreemptedError)
-
-
-def _cause(error: BaseException | None) -> str:
-    """Why a trial broke off that will go on."""
-    if isinstance(getattr(error, "cause", None), PreemptedError):
-        return "its machine is about to be taken away"
-    return "its machine is gone" if _machine_gone(error) else "its process died"
-
-
-def _reason(error: BaseException | None) -> str:
-    """Why a trial is given up, in one line."""
-    if error is None or isinstance(error, RayActorError):
-        died = f"its process died {RETRIES + 1} times, for want of memory perhaps"
-        return f"{died} ({first_line(error)})" if error else died
-    cause = getattr(error, "cause", None) or error
-    return f"{type(cause).__name__}: {first_line(cause)}"
-
-
-class _Watch(tune.Callback):
-    """Passes what happens to trials on to the jobs and to the display."""
-
-    def __init__(
-        self,
-        queue: Queue,
-        keeper: Keeper,
-        display: SweepDisplay,
-        board: HParams,
-        check: Callable[[], None],
-        caretaker: Caretaker | None,
-    ) -> None:
-        self._queue = queue
-        self._keeper = keeper
-        self._display = display
-        self._board = board
-        self._check = check
-        self._caretaker = caretaker
-        self._log, self._meters = EventLog(queue.jobs.folder), SweepMeters(queue.jobs.folder)
-        self._nodes: set[str] = set()
-        self._looked = 0.0
-        self._fault: Exception | None = None
-        self._on_board: set[str] = set()
-        self._reached: dict[str, float] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}
-
-    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        running = self._queue.running[trial.trial_id]
-        self._log("trial_retry" if running.began else "trial_start", trial=running.job.name)
-        running.began = running.began or time.monotonic()
-        self._display.started(running.job)
-
-    def on_trial_result(
-        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
-    ) -> None:
-        job = self._queue.running[trial.trial_id].job
-        self._keeper.reported(job)
-        if job.name not in self._on_board and self._board.start(job.name, _hparams(job)):
-            self._on_board.add(job.name)
-        if "epoch" in result:
-            self._reached[job.name] = result["epoch"]
-            self._display.reported(job, result)
-
-    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        with self._noted():
-            self._end(trial)
-
-    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        with self._noted():
-            error = _error(trial)
-            running = self._queue.running.pop(trial.trial_id)
-            reached = self._reached.get(running.job.name, 0.0)
-            again = self._queue.again(
-                running, counted=not _machine_gone(error), most=RETRIES, reached=reached
-            )
-            if not again:
-                self._queue.jobs.finish(running.job, values=None, failure=_reason(error))
-                self._close(running)
-            else:
-                self._log("trial_broke_off", trial=running.job.name, reason=_cause(error))
-                self._display.say(f"{running.job.name}: {_cause(error)}; it goes on from its last checkpoint")
-
-    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        self._check()
-        if self._fault is not None:
-            raise self._fault
-        if self._caretaker is not None:
-            self._caretaker.tick()
-        self._display.tick()
-        if time.monotonic() - self._looked >= LOOK_SECONDS:
-            self._looked = time.monotonic()
-            self._look()
-
-    def _look(self) -> None:
-        """Tell the cluster's meters how the sweep stands, and the log which nodes came and went."""
-        jobs, running = self._queue.jobs, len(self._queue.running)
-        results, best = jobs.results.values(), jobs.best()
-        states = {
-            "running": running,
-            "waiting": max(0, jobs.unfinished - running),
-            "finished": sum(len(result.values) for result in results),
-            "stopped_early": sum(len(result.stops) for result in results),
-            "failed": sum(len(result.failures) for result in results),
-        }
-        self._meters.update(states, best=best.mean if best else None)
-        nodes = {node["NodeID"] for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]
-        for node in sorted(nodes ^ self._nodes):
-            event: Event = "node_came" if node in nodes else "node_gone"
-            self._log(event, node=node[:12], nodes=len(nodes), running=running)
-        self._nodes = nodes
-
-    @contextmanager
-    def _noted(self) -> Iterator[None]:
-        """What is raised here ends the sweep; Tune itself would log it and go on with the trial uncounted."""
-        try:
-            yield
-        except Exception as error:
-            self._fault = error
-            raise
-
-    def _end(self, trial: Trial) -> None:
-        """A trial that Tune knows as complete: finished, failed by its own report, or stopped early."""
-        running = self._queue.running.pop(trial.trial_id)
-        result = trial.last_result or {}
-        values = result.get("values")
-        if running.stop is not None:
-            write_stop(running.job.out, running.stop)
-            self._queue.jobs.stop(running.job, running.stop)
-        else:
-            self._queue.jobs.finish(
-                running.job,
-                values=None if values is None else tuple(values),
-                failure=result.get("failure", "ended without a report"),
-                seconds=running.seconds,
-            )
-        self._close(running)
-
-    def _close(self, running: Running) -> None:
-        """What an ended trial leaves behind: bounded, and shown."""
-        jobs, job = self._queue.jobs, running.job
-        result = jobs.results[job.label]
-        found = dict(
-            zip([goal.metric for goal in jobs.space.goals], result.values.get(job.seed, ()), strict=False)
-        )
-        self._log("trial_end", trial=job.name, failure=result.failures.get(job.seed))
-        self._board.end(job.name, _hparams(job), ok=job.seed not in result.failures, numbers=found)
-        self._keeper.ended(running.job, is_idle=self._caretaker is None)
-        if self._caretaker is not None:
-            self._caretaker.ended(running.job.out)
-        self._display.ended(running.job)
-
-
 @dataclass
-class Running:
-    """A trial under way: its job, how many epochs it has, when it began, its early end once that is known."""
+class RunningTrial:
+    """A trial in progress: its epochs, when it started, and its early end once that is decided."""
 
-    job: Job
+    spec: TrialSpec
     epochs: int
     began: float = 0.0
     stop: EarlyStop | None = None
@@ -322,28 +146,17 @@ class Running:
         return time.monotonic() - self.began if self.began else 0.0
 
 
-class Queue(Searcher):
-    """Hands jobs to Tune as it asks, as long as the budget allows."""
+class TrialSearcher(Searcher):
+    """Hands trials to Tune when it asks for one, as long as the budget allows."""
 
-    def __init__(
-        self,
-        jobs: Jobs,
-        config: Callable[[Job], Mapping[str, Any]],
-        slots: int,
-        budget: Budget,
-        *,
-        refused: Callable[[Job], None],
-    ) -> None:
+    def __init__(self, sweep: SweepParts) -> None:
         super().__init__()
-        self.running: dict[str, Running] = {}
-        self.jobs = jobs
-        self._config = config
-        self._slots = slots
-        self._budget = budget
-        self._refused = refused
+        self.running: dict[str, RunningTrial] = {}
+        self._sweep = sweep
+        self._trials = sweep.trials
         self._deaths: dict[str, int] = {}
         self._began: dict[str, float] = {}
-        self._reached: dict[str, float] = {}
+        self._epochs_done: dict[str, float] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -352,49 +165,49 @@ class Queue(Searcher):
         return True
 
     def suggest(self, trial_id: str) -> Any:
-        if len(self.running) >= self._slots:
+        if len(self.running) >= self._sweep.resources.slots:
             return None
-        while (job := self.jobs.next_job()) is not None:
-            if self._held_back():
-                self.jobs.put_back(job)
-                return Searcher.FINISHED if self.jobs.closed else None
+        while (spec := self._trials.next_trial()) is not None:
+            if self._over_budget():
+                self._trials.put_back(spec)
+                return Searcher.FINISHED if self._trials.end_reason else None
             try:
-                config = dict(self._config(job))
+                config = self._sweep.make_config(spec)
             except SettingsError as error:
-                # A combination that cannot be, which only the sampler has brought together.
-                self.jobs.finish(job, values=None, failure=str(error))
-                self._refused(job)
+                # An impossible combination that only the sampler has drawn.
+                self._trials.fail(spec, str(error))
+                self._sweep.display.ended(spec)
                 continue
-            began = self._began.get(job.name, 0.0)
-            self.running[trial_id] = Running(job, epochs=config["settings"]["epochs"], began=began)
-            return config
-        # One that runs may yet have to be handed out again.
+            began = self._began.get(spec.name, 0.0)
+            self.running[trial_id] = RunningTrial(spec, epochs=config.settings.epochs, began=began)
+            return {CONFIG: config}
+        # A running trial may still have to be handed out again.
         return None if self.running else Searcher.FINISHED
 
-    def again(self, running: Running, *, counted: bool, most: int, reached: float = 0.0) -> bool:
-        """Hand a trial out again that has broken off; False where it has done so too often.
+    def retry(self, running: RunningTrial, *, machine_lost: bool, epochs_done: float = 0.0) -> bool:
+        """Hand a trial out again whose process has died; False where that has happened too often.
 
         Args:
-            counted: it was its own fault, as far as is known: that a machine died is known only later.
-            most: how often it may go on after those without getting further.
-            reached: epochs that it has reported.
+            machine_lost: its machine has gone, so this death does not count.
+            epochs_done: epochs that it has reported; after progress the deaths are counted from zero.
         """
-        name = running.job.name
-        if reached > self._reached.get(name, 0.0):
-            self._reached[name], self._deaths[name] = reached, 0
-        self._deaths[name] = self._deaths.get(name, 0) + counted
-        if self._deaths[name] > most:
+        name = running.spec.name
+        if epochs_done > self._epochs_done.get(name, 0.0):
+            self._epochs_done[name], self._deaths[name] = epochs_done, 0
+        self._deaths[name] = self._deaths.get(name, 0) + (not machine_lost)
+        if self._deaths[name] > RETRIES:
             return False
         self._began[name] = running.began
-        self.jobs.put_back(running.job)
+        self._trials.put_back(running.spec)
         return True
 
-    def _held_back(self) -> bool:
-        """Whether no trial may start now; closes the sweep where none ever may."""
-        reached = self._budget.reached()
-        refusal = reached or self._budget.refusal(trial.seconds for trial in self.running.values())
+    def _over_budget(self) -> bool:
+        """Whether no trial may start now; ends the sweep where none ever may."""
+        budget = self._sweep.budget
+        reached = budget.target_reached()
+        refusal = reached or budget.refusal(trial.seconds for trial in self.running.values())
         if reached or (refusal and not self.running):
-            self.jobs.closed = refusal
+            self._trials.end_reason = refusal
         return bool(refusal)
 
     def on_trial_complete(
@@ -406,39 +219,201 @@ class Queue(Searcher):
         pass
 
     def restore(self, checkpoint_path: str) -> None:
-        raise NotImplementedError("a sweep is resumed from its own memory, not from Tune's")
+        raise NotImplementedError("a sweep is resumed from its own study, not from Tune's state")
 
 
-class Judge(FIFOScheduler):
-    """Asks the sweep's judge at each report; Tune ends the trial where it says so."""
+class StoppingScheduler(FIFOScheduler):
+    """Asks the sweep's early stopping at each report."""
 
-    def __init__(self, queue: Queue, judge: EarlyStopping) -> None:
+    def __init__(self, searcher: TrialSearcher, early_stopping: EarlyStopping) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._queue = queue
-        self._judge = judge
+        self._searcher = searcher
+        self._early_stopping = early_stopping
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
-    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        running = self._queue.running[trial.trial_id]
-        if not self._judge.stops(running.job.name, result, epochs=running.epochs):
+    def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
+        running = self._searcher.running[trial.trial_id]
+        if not self._early_stopping.should_stop(running.spec.name, result, epochs=running.epochs):
             return str(self.CONTINUE)
         running.stop = EarlyStop(
-            epoch=result["epoch"],
-            value=result[self._queue.jobs.space.metric],
+            epoch=result[EPOCH],
+            value=result[self._searcher._trials.space.metric],
             seconds=running.seconds,
-            reason=self._judge.reason,
+            reason=self._early_stopping.reason,
         )
         return str(self.STOP)
 
 
+class SweepCallback(tune.Callback):
+    """Tells the trials, the display, the log and the meters what happens in Tune."""
+
+    def __init__(self, sweep: SweepParts, searcher: TrialSearcher, cleanup: GroupCleanup | None) -> None:
+        self._sweep = sweep
+        self._searcher = searcher
+        self._cleanup = cleanup
+        folder = sweep.trials.folder
+        self._log, self._meters = EventLog(folder), SweepMeters(folder)
+        self._nodes: set[str] = set()
+        self._status_time = 0.0
+        self._error: Exception | None = None
+        self._on_board: set[str] = set()
+        self._epochs_done: dict[str, float] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+        running = self._searcher.running[trial.trial_id]
+        self._log("trial_retry" if running.began else "trial_start", trial=running.spec.name)
+        running.began = running.began or time.monotonic()
+        self._sweep.display.started(running.spec)
+
+    def on_trial_result(
+        self,
+        iteration: int,
+        trials: list[TuneTrial],
+        trial: TuneTrial,
+        result: dict[str, Any],
+        **info: Any,
+    ) -> None:
+        spec = self._searcher.running[trial.trial_id].spec
+        self._sweep.retention.reported(spec)
+        if spec.name not in self._on_board and self._sweep.board.start(spec.name, _hparams(spec)):
+            self._on_board.add(spec.name)
+        if EPOCH in result:
+            self._epochs_done[spec.name] = result[EPOCH]
+            self._sweep.display.reported(spec, result)
+
+    def on_trial_complete(
+        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
+    ) -> None:
+        with self._errors_end_sweep():
+            running = self._searcher.running.pop(trial.trial_id)
+            spec, result = running.spec, trial.last_result or {}
+            if running.stop is not None:
+                write_stop(spec.out, running.stop)
+                self._sweep.trials.stop(spec, running.stop)
+            elif (values := result.get("values")) is not None:
+                self._sweep.trials.finish(spec, tuple(values), seconds=running.seconds)
+            else:
+                self._sweep.trials.fail(spec, result.get("failure", "ended without a report"))
+            self._after_end(spec)
+
+    def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+        with self._errors_end_sweep():
+            error = _read_error(trial)
+            running = self._searcher.running.pop(trial.trial_id)
+            name = running.spec.name
+            if self._searcher.retry(
+                running, machine_lost=_machine_lost(error), epochs_done=self._epochs_done.get(name, 0.0)
+            ):
+                self._log("trial_broke_off", trial=name, reason=_retry_reason(error))
+                self._sweep.display.say(
+                    f"{name}: {_retry_reason(error)}; it continues from its last checkpoint"
+                )
+            else:
+                self._sweep.trials.fail(running.spec, _failure_reason(error))
+                self._after_end(running.spec)
+
+    def on_step_end(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:
+        self._sweep.check()
+        if self._error is not None:
+            raise self._error
+        if self._cleanup is not None:
+            self._cleanup.tick()
+        self._sweep.display.tick()
+        if time.monotonic() - self._status_time >= STATUS_SECONDS:
+            self._status_time = time.monotonic()
+            self._update_status()
+
+    def _update_status(self) -> None:
+        """Update the cluster's meters, and log which nodes have joined or left."""
+        trials, running = self._sweep.trials, len(self._searcher.running)
+        states = [trial.state for trial in trials.ended.values()]
+        counts = {
+            "running": running,
+            "waiting": max(0, trials.unfinished - running),
+            "finished": states.count("finished"),
+            "stopped_early": states.count("stopped"),
+            "failed": states.count("failed"),
+        }
+        best = trials.best()
+        self._meters.update(counts, best=best.means[0] if best else None)
+        nodes = {node["NodeID"] for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]
+        for node in sorted(nodes ^ self._nodes):
+            event: Event = "node_came" if node in nodes else "node_gone"
+            self._log(event, node=node[:12], nodes=len(nodes), running=running)
+        self._nodes = nodes
+
+    @contextmanager
+    def _errors_end_sweep(self) -> Iterator[None]:
+        """Keep an exception for `on_step_end`; Tune would log it and go on without counting the trial."""
+        try:
+            yield
+        except Exception as error:
+            self._error = error
+            raise
+
+    def _after_end(self, spec: TrialSpec) -> None:
+        """Log and show an ended trial, and remove files that are no longer needed."""
+        sweep = self._sweep
+        trial = sweep.trials.ended[spec.name]
+        failed = trial.state == "failed"
+        finished_values = trial.values if trial.state == "finished" else ()
+        metrics = [goal.metric for goal in sweep.trials.space.goals]
+        numbers = dict(zip(metrics, finished_values, strict=False))
+        self._log("trial_end", trial=spec.name, failure=trial.reason if failed else None)
+        sweep.board.end(spec.name, _hparams(spec), ok=not failed, numbers=numbers)
+        sweep.retention.ended(spec, writers_gone=self._cleanup is None)
+        if self._cleanup is not None:
+            self._cleanup.ended(spec.out)
+        sweep.display.ended(spec)
+
+
+def _hparams(spec: TrialSpec) -> dict[str, Any]:
+    """What TensorBoard's HParams tab shows of a trial."""
+    return {**spec.point, "seed": spec.seed}
+
+
+def _read_error(trial: TuneTrial) -> BaseException | None:
+    """A trial's exception, from the file that Tune has just written for it."""
+    try:
+        error: BaseException | None = ray.cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
+    except Exception as unreadable:  # unpickling a foreign exception may raise anything
+        return unreadable
+    return error
+
+
+def _machine_lost(error: BaseException | None) -> bool:
+    """Whether a trial ended with its machine: drained, which the trial noticed, or dead."""
+    if isinstance(error, RayActorError):
+        return error.preempted or "node has died" in str(error) or "node died" in str(error)
+    return isinstance(getattr(error, "cause", None), PreemptedError)
+
+
+def _retry_reason(error: BaseException | None) -> str:
+    if isinstance(getattr(error, "cause", None), PreemptedError):
+        return "its machine is about to be taken away"
+    return "its machine is gone" if _machine_lost(error) else "its process died"
+
+
+def _failure_reason(error: BaseException | None) -> str:
+    """Why a trial is given up, in one line."""
+    if error is None or isinstance(error, RayActorError):
+        died = f"its process died {RETRIES + 1} times, perhaps out of memory"
+        return f"{died} ({first_line(error)})" if error else died
+    cause = getattr(error, "cause", None) or error
+    return f"{type(cause).__name__}: {first_line(cause)}"
+
+
 TICK_SECONDS = 2.0
-SETTLE_SECONDS = 30.0
+WAIT_SECONDS = 30.0
 
 
-class Caretaker:
-    """Gives back, while a sweep runs and at its end, what groups hold whose trials are gone."""
+class GroupCleanup:
+    """Releases the placement groups and files of worker groups whose trials have ended."""
 
     def __init__(self, *, seconds: float = TICK_SECONDS) -> None:
         self._seconds = seconds
@@ -446,25 +421,25 @@ class Caretaker:
         self._ended: list[Path] = []
 
     def ended(self, run: Path) -> None:
-        """This trial has ended for good: its checkpoints go as soon as no worker writes any more."""
+        """This trial has ended: remove its checkpoints as soon as no worker writes any more."""
         self._ended.append(run)
 
     def tick(self) -> None:
-        """Look, where some time has passed since the last look; takes milliseconds."""
+        """Release what can be released, if some time has passed since the last try; takes milliseconds."""
         if time.monotonic() - self._last >= self._seconds:
-            self._look()
+            self._release()
 
-    def settle(self, *, seconds: float = SETTLE_SECONDS) -> bool:
-        """Wait, once all trials have ended, until everything is given back; False if it was not in time."""
+    def wait(self, *, seconds: float = WAIT_SECONDS) -> bool:
+        """Wait, once all trials have ended, until everything is released; False if that takes too long."""
         end = time.monotonic() + seconds
-        while self._look():
+        while self._release():
             if time.monotonic() > end:
                 return False
             time.sleep(0.1)
         return True
 
-    def _look(self) -> bool:
-        """Give back what can be; whether something is still held."""
+    def _release(self) -> bool:
+        """Release what can be released; whether something remains."""
         groups = release_orphans()
         for run in [run for run in self._ended if is_idle(run)]:
             for folder in (CHECKPOINTS, GROUP_FOLDER):

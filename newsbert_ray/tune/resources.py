@@ -1,4 +1,5 @@
-"""What a trial occupies, and how many run at once: decided before the first, so that none waits for ever."""
+"""What a trial occupies and how many run at once, decided before the first trial so that none waits for ever;
+and whether every machine of the cluster can read and write what a trial needs."""
 
 from __future__ import annotations
 
@@ -10,20 +11,20 @@ from typing import Any
 
 from newsbert_ray.config import SettingsError, TrainSettings
 from newsbert_ray.data.shards import MANIFEST
+from newsbert_ray.reporting.sweep_data import SWEEP
 from newsbert_ray.storage import inputs
 from newsbert_ray.storage import workdir as storage
-from newsbert_ray.tune.sweep_folder import SWEEP
 
 TRIALS_PER_GPU = 4
-"""Trials that share a GPU where nothing else is asked for."""
+"""Trials that share a GPU by default."""
 
 Node = Mapping[str, float]
-"""What a node of the cluster has, as Ray names it: {"CPU": 8.0, "GPU": 1.0}."""
+"""Resources of a cluster node, as Ray names them: {"CPU": 8.0, "GPU": 1.0}."""
 
 
 @dataclass(frozen=True)
-class Place:
-    """What one worker of a trial occupies, how many workers a trial has, and how many trials run at once."""
+class Resources:
+    """How many trials run at once, what one worker of a trial occupies, and how many workers a trial has."""
 
     slots: int
     cpus: float
@@ -32,112 +33,127 @@ class Place:
 
     @property
     def nested(self) -> bool:
-        """Whether a trial is a Ray Train group of its own, driven from an actor that holds no CPU."""
+        """Whether a trial is a Ray Train group of its own, started by an actor that holds no CPU."""
         return self.workers > 1
 
     @property
-    def resources(self) -> dict[str, float]:
-        """What Tune holds for a trial, as Ray names it; a group asks for its workers' share itself."""
+    def trial_cpus(self) -> float:
+        """CPUs of one trial, all workers together."""
+        return self.cpus * self.workers
+
+    @property
+    def trial_gpus(self) -> float:
+        """GPUs of one trial, all workers together."""
+        return self.gpus * self.workers
+
+    @property
+    def tune_request(self) -> dict[str, float]:
+        """What Tune reserves for a trial; a Ray Train group reserves its workers' share itself."""
         if self.nested:
             return {"CPU": 0, "node:__internal_head__": 0.001}
         return {"CPU": self.cpus, "GPU": self.gpus} if self.gpus else {"CPU": self.cpus}
 
 
-def place_of(
+def plan_resources(
     settings: TrainSettings,
     nodes: Sequence[Node],
     *,
-    jobs: int,
+    trials: int,
     concurrency: int | None = None,
     gpus: float | None = None,
     growing: bool = False,
-) -> Place:
-    """The place of each trial of a sweep whose first has `settings`.
+) -> Resources:
+    """The resources of each trial of a sweep whose first trial has `settings`.
 
     Args:
         nodes: the cluster's nodes.
-        jobs: trials that are due.
-        concurrency: trials at once, at most.
-        gpus: GPUs of each worker; where there are GPUs an equal share of them by default, at most
-            TRIALS_PER_GPU trials on each, or one for each worker of a group.
-        growing: the cluster starts nodes for what is asked of it: with `concurrency`, the asked many run at
-            once however few fit now.
+        trials: how many are to run.
+        concurrency: the most trials at once.
+        gpus: GPUs of each worker; where there are GPUs an equal share by default, at most TRIALS_PER_GPU
+            trials on each, or one GPU for each worker of a group.
+        growing: the cluster starts nodes on demand: with `concurrency`, that many trials run at once, however
+            few fit now.
     Raises:
         SettingsError: not even one trial would fit, and Ray would wait for ever.
     """
     cpus, workers = float(settings.threads or 1), settings.workers
     if growing and concurrency is not None:
-        usual = 1.0 if workers > 1 else 1.0 / TRIALS_PER_GPU
-        share = (gpus or (usual if settings.device == "cuda" else 0.0)) if settings.device != "cpu" else 0.0
-        return Place(slots=min(jobs, concurrency), cpus=cpus, gpus=share, workers=workers)
-    there = sum(node.get("GPU", 0.0) for node in nodes) if settings.device != "cpu" else 0.0
-    if (settings.device == "cuda" or gpus) and not there:
-        asked = f"gpus = {gpus:g}" if gpus else "device = cuda"
-        cure = ", or say how many trials at once with --concurrency and the cluster grows" if growing else ""
-        raise SettingsError(f"{asked}: Ray has no GPU; take --device cpu and leave gpus out{cure}")
-    share = (gpus or (1.0 if workers > 1 else 0.0)) if there else 0.0
-    usable = [node for node in nodes if node.get("GPU") or not there]
-    fitting = sum(_fitting(node, cpus, share) for node in usable)
+        default = (1.0 if workers > 1 else 1.0 / TRIALS_PER_GPU) if settings.device == "cuda" else 0.0
+        share = (gpus or default) if settings.device != "cpu" else 0.0
+        return Resources(slots=min(trials, concurrency), cpus=cpus, gpus=share, workers=workers)
+    total = sum(node.get("GPU", 0.0) for node in nodes) if settings.device != "cpu" else 0.0
+    if (settings.device == "cuda" or gpus) and not total:
+        setting = f"gpus = {gpus:g}" if gpus else "device = cuda"
+        cure = ", or set --concurrency, so that the cluster grows" if growing else ""
+        raise SettingsError(f"{setting}: Ray has no GPU; use --device cpu and leave gpus out{cure}")
+    share = (gpus or (1.0 if workers > 1 else 0.0)) if total else 0.0
+    usable = [node for node in nodes if node.get("GPU") or not total]
+    fitting = sum(_workers_on(node, cpus, share) for node in usable)
     if fitting < workers:
-        cure = "; or let the cluster grow: say how many trials at once with --concurrency" if growing else ""
-        raise SettingsError(_too_large(usable, cpus, share, workers, fitting) + cure)
+        cure = (
+            "; or let the cluster grow: set the number of trials at once with --concurrency"
+            if growing
+            else ""
+        )
+        raise SettingsError(_does_not_fit(usable, cpus, share, workers, fitting) + cure)
     slots = fitting // workers
-    if there and not share and concurrency is None:
-        slots = min(slots, int(there * TRIALS_PER_GPU))
-    slots = max(1, min(slots, jobs, concurrency or slots))
-    if there and not share:
-        share = min(1.0, int(there / slots * 1000) / 1000)
-    return Place(slots=slots, cpus=cpus, gpus=share, workers=workers)
+    if total and not share and concurrency is None:
+        slots = min(slots, int(total * TRIALS_PER_GPU))
+    slots = max(1, min(slots, trials, concurrency or slots))
+    if total and not share:
+        share = min(1.0, int(total / slots * 1000) / 1000)
+    return Resources(slots=slots, cpus=cpus, gpus=share, workers=workers)
 
 
-def _fitting(node: Node, cpus: float, gpus: float) -> int:
+def _workers_on(node: Node, cpus: float, gpus: float) -> int:
     """Workers that fit on a node."""
     by_cpu = int(node.get("CPU", 0.0) // cpus)
     return min(by_cpu, int(node.get("GPU", 0.0) / gpus + 1e-9)) if gpus else by_cpu
 
 
-def _too_large(nodes: Sequence[Node], cpus: float, gpus: float, workers: int, fitting: int) -> str:
+def _does_not_fit(nodes: Sequence[Node], cpus: float, gpus: float, workers: int, fitting: int) -> str:
     """Why no trial fits, and the cure."""
     kind = "node with a GPU" if any(node.get("GPU") for node in nodes) else "node"
     largest = max((node.get("CPU", 0.0) for node in nodes), default=0.0)
     if not fitting and largest < cpus:
         return (
-            f"threads = {cpus:g}: a trial needs {cpus:g} CPUs of one node, Ray's largest {kind} has "
-            f"{largest:g}; take fewer threads"
+            f"threads = {cpus:g}: a trial needs {cpus:g} CPUs of one node, and Ray's largest {kind} has "
+            f"{largest:g}; use fewer threads"
         )
     share = f" and {gpus:g} GPUs" if gpus else ""
     return (
         f"workers = {workers}: each needs {cpus:g} CPUs{share} of one node, and {fitting} fit on Ray's "
-        "nodes; take fewer workers, threads or gpus"
+        "nodes; use fewer workers, threads or gpus"
     )
 
 
 class NodeError(RuntimeError):
-    """A machine that cannot read or write what it has to; the text names it, the place and the cure."""
+    """A machine that cannot read or write what a trial needs; the text names both, and the cure."""
 
 
-def check_nodes(place: str | Path, *, data: Sequence[str] = (), teachers: Sequence[str] = ()) -> None:
-    """Let every machine of the cluster write into a sweep's folder, and find shards and teachers; those in a
-    bucket are downloaded there. Machines that go meanwhile are not waited for.
+def check_nodes(location: str | Path, *, data: Sequence[str] = (), teachers: Sequence[str] = ()) -> None:
+    """Check that every node of the cluster can write to the sweep's folder and finds shards and teachers.
+
+    Those in a bucket are downloaded there. Nodes that leave meanwhile are skipped.
 
     Raises:
-        NodeError: one cannot.
+        NodeError: a node cannot.
     """
     import ray
     from ray.exceptions import RayError, RayTaskError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    probe = Path(f".probe-{secrets.token_hex(8)}")
-    shared = None if storage.is_url(place) else Path(place).absolute() / probe
-    look: Any = ray.remote(num_cpus=0, max_retries=0)(find_fault)
-    if shared:
-        shared.touch()
+    probe = None
+    if not storage.is_url(location):
+        probe = Path(location).absolute() / f".probe-{secrets.token_hex(8)}"
+        probe.touch()
+    task: Any = ray.remote(num_cpus=0, max_retries=0)(node_fault)
     try:
         nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
         answers = [
-            look.options(
+            task.options(
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            ).remote(storage.absolute(place), str(shared or ""), list(data), list(teachers))
+            ).remote(storage.absolute(location), str(probe or ""), list(data), list(teachers))
             for node in nodes
         ]
         for node, answer in zip(nodes, answers, strict=True):
@@ -146,51 +162,51 @@ def check_nodes(place: str | Path, *, data: Sequence[str] = (), teachers: Sequen
             except RayTaskError:
                 raise
             except RayError:
-                continue  # the machine is gone
+                continue  # the node has left
             if fault:
                 raise NodeError(f"node {node['NodeManagerAddress']} ({node['NodeID'][:12]}): {fault}")
     finally:
-        if shared:
-            shared.unlink(missing_ok=True)
+        if probe:
+            probe.unlink(missing_ok=True)
 
 
-def find_fault(place: str, shared: str, data: Sequence[str], teachers: Sequence[str]) -> str:
-    """What keeps this machine from working on a sweep; empty where nothing does.
+def node_fault(location: str, probe: str, data: Sequence[str], teachers: Sequence[str]) -> str:
+    """Why this machine cannot run the sweep's trials; empty where it can.
 
     Args:
-        place: the sweep's folder.
-        shared: a file in it that the driver has left; empty where it is in a bucket.
+        location: the sweep's folder.
+        probe: a file in it that the driver has written; empty where the folder is in a bucket.
         data, teachers: folders of shards, and of teachers.
     """
-    if shared and not Path(shared).exists():
-        return _unseen(place, "--out")
+    if probe and not Path(probe).exists():
+        return _not_visible(location, "--out")
     try:
-        storage.check_writable(place)
+        storage.check_writable(location)
         for folder in data:
             if not (inputs.fetch(folder) / MANIFEST).exists():
-                return _unseen(folder, "--data")
+                return _not_visible(folder, "--data")
         for folder in teachers:
             if not inputs.fetch(folder).is_dir():
-                return _unseen(folder, "--teacher")
+                return _not_visible(folder, "--teacher")
     except storage.StorageError as error:
         return str(error)
     return ""
 
 
-def require_seen(sweep: str | None) -> None:
-    """Refuse to work on a machine that does not see the sweep's folder: its results would be lost there.
+def require_seen(sweep_folder: str | None) -> None:
+    """Refuse to work on a machine that does not see the sweep's folder: results would be lost there.
 
     Args:
-        sweep: the folder; None, or one in a bucket, is seen from everywhere.
+        sweep_folder: None, and a folder in a bucket, are visible everywhere.
     Raises:
-        NodeError: it does not.
+        NodeError: it is not visible.
     """
-    if sweep and not storage.is_url(sweep) and not (Path(sweep) / SWEEP).exists():
-        raise NodeError(f"this node {_unseen(sweep, '--out')}")
+    if sweep_folder and not storage.is_url(sweep_folder) and not (Path(sweep_folder) / SWEEP).exists():
+        raise NodeError(f"this node {_not_visible(sweep_folder, '--out')}")
 
 
-def _unseen(place: str, flag: str) -> str:
+def _not_visible(location: str, flag: str) -> str:
     return (
-        f"does not see {place}: give as {flag} a folder that all nodes share, or a URL such as "
+        f"does not see {location}: give as {flag} a folder that all nodes share, or a URL such as "
         "s3://bucket/folder"
     )

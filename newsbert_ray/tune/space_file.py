@@ -1,4 +1,4 @@
-"""Search spaces as files: YAML -> SearchSpace, each slip named by file and line."""
+"""Reads search spaces from YAML files; every error names the file and line."""
 
 from __future__ import annotations
 
@@ -24,29 +24,29 @@ from newsbert_ray.config import (
     nearest,
 )
 from newsbert_ray.methods import Task
+from newsbert_ray.reporting.sweep_data import Axis, Goal, goal_metrics, validation_metrics
+from newsbert_ray.settings import flatten
 from newsbert_ray.tune.space import (
-    OWN_NAMES,
-    Axis,
-    Goal,
+    SWEEP_SETTINGS,
     Limits,
-    Point,
+    PointValues,
     Prices,
     Search,
     SearchSpace,
     Stopping,
     conditions,
-    curves_of,
     distinct_values,
     faults,
-    flatten,
-    metrics_of,
     named_task,
     require_name,
 )
 
 _AXIS_KEYS = ("grid", "choice", "float", "int", "log", "step", "when")
 DIVISORS = "divisors"
-"""Instead of a list of depths: those that divide the teacher's."""
+"""Given instead of a list of depths: those that divide the teacher's."""
+
+KeyPath = tuple[str, ...]
+"""Keys from the top of the file; in a list the index (`("goals", "0", "metric")`)."""
 
 S = TypeVar("S", bound=Settings)
 
@@ -64,12 +64,12 @@ def find_space_file(name: str | Path) -> Path:
 
 
 def read_space(path: str | Path, *, task: str | None = None) -> SearchSpace:
-    """The search space in a YAML file, every name, type and range checked.
+    """The search space in a YAML file, with every name, type and range checked.
 
     Args:
-        task: what is asked over the file's settings: it decides which goals there are.
+        task: replaces the file's task; it decides which goals there are.
     Raises:
-        SettingsError: anything wrong, with file and line, and the nearest name for an unknown one.
+        SettingsError: any error, with file and line, and the nearest name for an unknown one.
     """
     path = find_space_file(path)
     text = read_lined(path)
@@ -80,29 +80,42 @@ def read_space(path: str | Path, *, task: str | None = None) -> SearchSpace:
     settings = text.mapping(("settings",))
     if task is not None:
         settings = {**settings, "task": task}
-    _check_fixed(text, settings)
-    found: dict[str, Any] = {"file": str(path), "axes": _read_axes(text, settings), "settings": settings}
-    asked = text.mapping(("search",))
-    search = {"sampler": "tpe" if "trials" in asked else "grid", **asked}
-    found["search"] = _build(text, ("search",), Search, search)
+    for name, cure in SWEEP_SETTINGS.items():
+        if name in settings:
+            text.fail(("settings", name), f"'{name}' cannot be in settings: {cure}")
+    _build(text, ("settings",), TrainSettings, merge(_REQUIRED, settings))
+    axes: list[Axis] = []
+    for name in text.mapping(("space",)):
+        axes.append(_read_axis(text, str(name), settings, axes))
+    search = text.mapping(("search",))
+    parts: dict[str, Any] = {
+        "file": str(path),
+        "axes": tuple(axes),
+        "settings": settings,
+        "search": _build(
+            text, ("search",), Search, {"sampler": "tpe" if "trials" in search else "grid", **search}
+        ),
+        "start": _read_start(text, axes),
+        "skip": _read_skip(text, axes),
+    }
     sections: dict[str, type[Settings]] = {"stopping": Stopping, "limits": Limits, "prices": Prices}
     for name, model in sections.items():
-        found[name] = _build(text, (name,), model, text.mapping((name,)))
+        parts[name] = _build(text, (name,), model, text.mapping((name,)))
     if goals := _read_goals(text, named_task(settings)):
-        found["goals"] = goals
-    found["start"] = _read_start(text, found["axes"])
-    found["skip"] = _read_skip(text, found["axes"])
-    rest = {
-        key: value for key, value in text.values.items() if key not in {*found, "space", "metric", "mode"}
-    }
-    space = _build(text, (), SearchSpace, {**rest, **found})
+        parts["goals"] = goals
+    others = {k: v for k, v in text.values.items() if k not in {*parts, "space", "metric", "mode"}}
+    space = _build(text, (), SearchSpace, {**others, **parts})
     for at, message in faults(space):
         text.fail(("metric",) if at[0] == "goals" and "metric" in text.values else at, message)
     return space
 
 
+_REQUIRED = {"data": "-", "teacher": SCRATCH, "out": "-"}
+"""Values for the required training settings, while a file is checked."""
+
+
 def parse_vary(text: str) -> tuple[str, list[Any]]:
-    """`student.layers=1,2,3` -> ("student.layers", [1, 2, 3]); values are read as YAML reads them.
+    """`student.layers=1,2,3` -> ("student.layers", [1, 2, 3]); values are read as in YAML.
 
     Raises:
         SettingsError: no `=`, or nothing after it.
@@ -112,13 +125,6 @@ def parse_vary(text: str) -> tuple[str, list[Any]]:
     if not equals or not name.strip() or not all(parts):
         raise SettingsError(f"--vary {text}: expected NAME=VALUE,VALUE, such as student.layers=1,2,3")
     return name.strip(), [scalar(part) for part in parts]
-
-
-def _read_axes(text: Lined, settings: Mapping[str, Any]) -> tuple[Axis, ...]:
-    axes: list[Axis] = []
-    for name in text.mapping(("space",)):
-        axes.append(_read_axis(text, str(name), settings, axes))
-    return tuple(axes)
 
 
 def _read_axis(text: Lined, name: str, settings: Mapping[str, Any], before: Sequence[Axis]) -> Axis:
@@ -134,110 +140,107 @@ def _read_axis(text: Lined, name: str, settings: Mapping[str, Any], before: Sequ
             at,
             f"{name} needs one of `grid: [..]`, `choice: [..]`, `float: [low, high]`, `int: [low, high]`",
         )
-    kind = kinds[0]
-    read = _listed if kind in ("grid", "choice") else _ranged
-    axis = read(text, at, name, spec, kind).model_copy(update={"when": _read_when(text, at, before)})
-    around = {other: values[0] for other, values in (conditions((*before, axis), axis) or {}).items()}
+    read = _read_list if kinds[0] in ("grid", "choice") else _read_range
+    axis = read(text, at, name, spec, kinds[0]).model_copy(update={"when": _read_when(text, at, before)})
+    required = {other: values[0] for other, values in (conditions((*before, axis), axis) or {}).items()}
     for value in axis.samples():
-        built = merge({"data": "-", "teacher": SCRATCH, "out": "-"}, settings, around, {name: value})
-        _build(text, at, TrainSettings, built)
+        _build(text, at, TrainSettings, merge(_REQUIRED, settings, required, {name: value}))
     return axis
 
 
-def _read_when(text: Lined, at: tuple[str, ...], before: Sequence[Axis]) -> dict[str, tuple[Any, ...]]:
-    """The values that listed axes standing before this one must have."""
+def _read_when(text: Lined, at: KeyPath, before: Sequence[Axis]) -> dict[str, tuple[Any, ...]]:
+    """The values that earlier axes with a list of values must have."""
     known = {axis.name: axis for axis in before}
-    found = {}
+    when = {}
     for name, values in text.mapping((*at, "when")).items():
-        place = (*at, "when", str(name))
+        where, what = (*at, "when", str(name)), f"{at[-1]}: when {name}"
         axis = known.get(name)
         if axis is None and name in text.mapping(("space",)):
-            text.fail(
-                place, f"{at[-1]}: when {name}: that stands no earlier in `space`; put it before {at[-1]}"
-            )
+            text.fail(where, f"{what}: it must come before {at[-1]} in `space`")
         if axis is None:
-            _unknown(text, place, f"axis in {at[-1]}'s when", name, list(known))
+            _unknown(text, where, f"axis in {at[-1]}'s when", name, list(known))
         if axis.values is None and not axis.divisors:
-            text.fail(place, f"{at[-1]}: when {name}: that is a range; `when` needs a grid or choice")
+            text.fail(where, f"{what}: that is a range; `when` needs a grid or choice")
         listed = values if isinstance(values, list) else [values]
         if not listed:
-            text.fail(place, f"{at[-1]}: when {name} = []: give at least one of its values")
-        distinct = distinct_values(listed, partial(text.fail, place))
-        found[str(name)] = tuple(_find(text, place, axis, v, f"{at[-1]}: when {name}") for v in distinct)
-    return found
+            text.fail(where, f"{what} = []: give at least one of its values")
+        distinct = distinct_values(listed, partial(text.fail, where))
+        when[str(name)] = tuple(_convert(text, where, axis, value, what) for value in distinct)
+    return when
 
 
-def _find(text: Lined, at: tuple[str, ...], axis: Axis, value: Any, what: str) -> Any:
+def _convert(text: Lined, at: KeyPath, axis: Axis, value: Any, what: str) -> Any:
     try:
-        return axis.find(value)
+        return axis.convert(value)
     except ValueError as error:
         near = nearest(value, [str(known) for known in axis.values or ()]) if isinstance(value, str) else None
         text.fail(at, f"{what} = {value!r}, {error}" + (f"; did you mean '{near}'?" if near else ""))
 
 
 def _read_goals(text: Lined, task: Task) -> list[Goal]:
-    alone: dict[str, Any] = {key: text.values[key] for key in ("metric", "mode") if key in text.values}
+    single: dict[str, Any] = {key: text.values[key] for key in ("metric", "mode") if key in text.values}
     if "goals" not in text.values:
-        return [_build(text, (), Goal, alone)] if alone else []
-    if alone:
-        text.fail((next(iter(alone)),), "give `goals: [...]` or `metric:` and `mode:`, not both")
+        return [_build(text, (), Goal, single)] if single else []
+    if single:
+        text.fail((next(iter(single)),), "give `goals: [...]` or `metric:` and `mode:`, not both")
     goals = []
     for at, item in _items(text, "goals", "{metric: ..., mode: max}"):
         if "metric" not in item:
-            known = ", ".join(metrics_of(task))
+            known = ", ".join(goal_metrics(task))
             text.fail(at, f"goals: {item!r} has no `metric:`; give one of {known}")
         goals.append(_build(text, at, Goal, item))
     if not goals:
-        text.fail(("goals",), f"goals: none given; leave it out for {curves_of(task)[0]}")
+        text.fail(("goals",), f"goals: the list is empty; leave it out for {validation_metrics(task)[0]}")
     return goals
 
 
-def _read_start(text: Lined, axes: Sequence[Axis]) -> tuple[Point, ...]:
-    """Starting points, each value as its axis takes it, in the order of the axes."""
-    points: list[Point] = []
+def _read_start(text: Lined, axes: Sequence[Axis]) -> tuple[PointValues, ...]:
+    """Starting points, each value converted by its axis, in the order of the axes."""
+    points: list[PointValues] = []
     for at, item in _items(text, "start", "{distill.beta: 0.1}"):
-        given = flatten(item)
-        for name in given:
+        values = flatten(item)
+        for name in values:
             if name not in [axis.name for axis in axes]:
                 _unknown(text, (*at, name), "axis in start", name, [axis.name for axis in axes])
-        point = Point()
+        point = PointValues()
         for axis in axes:
-            if axis.name not in given:
+            if axis.name not in values:
                 continue
-            place = (*at, axis.name)
-            point[axis.name] = _find(text, place, axis, given[axis.name], f"start: {axis.name}")
-            for parent, values in axis.when.items():
-                if parent in point and point[parent] not in values:
+            where = (*at, axis.name)
+            point[axis.name] = _convert(text, where, axis, values[axis.name], f"start: {axis.name}")
+            for parent, allowed in axis.when.items():
+                if parent in point and point[parent] not in allowed:
                     text.fail(
-                        place,
+                        where,
                         f"start: {axis.name} does not vary where {parent} is {point[parent]}; leave it out",
                     )
         if not point or point in points:
-            text.fail(at, f"start: {item!r} " + ("stands there twice" if point else "names no axis"))
+            text.fail(at, f"start: {item!r} " + ("is given twice" if point else "names no axis"))
         points.append(point)
     return tuple(points)
 
 
 def _read_skip(text: Lined, axes: Sequence[Axis]) -> tuple[dict[str, tuple[Any, ...]], ...]:
-    """Combinations to leave out, each value as its axis takes it."""
+    """Combinations that a grid leaves out, each value converted by its axis."""
     known = {axis.name: axis for axis in axes}
-    found = []
+    skip = []
     for at, item in _items(text, "skip", "{method: bilstm_soft, student.layers: [2, 4]}"):
         skipped = {}
         for name, values in flatten(item).items():
             if name not in known:
                 _unknown(text, (*at, name), "axis in skip", name, list(known))
-            listed = values if isinstance(values, list) else [values]
-            place = (*at, name)
-            skipped[name] = tuple(_find(text, place, known[name], value, f"skip: {name}") for value in listed)
+            listed, where = values if isinstance(values, list) else [values], (*at, name)
+            skipped[name] = tuple(
+                _convert(text, where, known[name], value, f"skip: {name}") for value in listed
+            )
         if not skipped:
-            text.fail(at, "skip: {} would leave out everything; name values of some axes")
-        found.append(skipped)
-    return tuple(found)
+            text.fail(at, "skip: {} would leave out every point; name values of some axes")
+        skip.append(skipped)
+    return tuple(skip)
 
 
-def _items(text: Lined, key: str, example: str) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
-    """The mappings in the list under `key`, each with its place."""
+def _items(text: Lined, key: str, example: str) -> Iterator[tuple[KeyPath, dict[str, Any]]]:
+    """The mappings in the list under `key`, each with its key path."""
     items = text.values.get(key) or []
     if not isinstance(items, list):
         text.fail((key,), f"{key} = {items!r}, expected a list such as `{key}: [{example}]`")
@@ -247,7 +250,7 @@ def _items(text: Lined, key: str, example: str) -> Iterator[tuple[tuple[str, ...
         yield (key, str(index)), item
 
 
-def _listed(text: Lined, at: tuple[str, ...], name: str, spec: Mapping[str, Any], kind: str) -> Axis:
+def _read_list(text: Lined, at: KeyPath, name: str, spec: Mapping[str, Any], kind: str) -> Axis:
     values, depths = spec[kind], name == "student.layers"
     if "log" in spec or "step" in spec:
         text.fail(at, f"{name}: log and step belong to float and int, not to {kind}")
@@ -264,7 +267,7 @@ def _listed(text: Lined, at: tuple[str, ...], name: str, spec: Mapping[str, Any]
     )
 
 
-def _ranged(text: Lined, at: tuple[str, ...], name: str, spec: Mapping[str, Any], kind: str) -> Axis:
+def _read_range(text: Lined, at: KeyPath, name: str, spec: Mapping[str, Any], kind: str) -> Axis:
     def wrong(what: str) -> NoReturn:
         text.fail((*at, kind), f"{name}: {kind} = {spec[kind]!r}, {what}")
 
@@ -292,15 +295,8 @@ def _is_number(value: Any, kinds: tuple[type, ...]) -> bool:
     return isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)  # type: ignore[arg-type]
 
 
-def _check_fixed(text: Lined, settings: Mapping[str, Any]) -> None:
-    for name, cure in OWN_NAMES.items():
-        if name in settings:
-            text.fail(("settings", name), f"'{name}' does not belong into settings: {cure}")
-    _build(text, ("settings",), TrainSettings, merge({"data": "-", "teacher": SCRATCH, "out": "-"}, settings))
-
-
-def _build(text: Lined, at: tuple[str, ...], model: type[S], values: Mapping[str, Any]) -> S:
-    """build_settings, with the line of the first thing that is wrong."""
+def _build(text: Lined, at: KeyPath, model: type[S], values: Mapping[str, Any]) -> S:
+    """build_settings, with the line of the first error."""
     try:
         return build_settings(model, values, where="")
     except SettingsError as error:
@@ -309,7 +305,7 @@ def _build(text: Lined, at: tuple[str, ...], model: type[S], values: Mapping[str
         text.fail((*at, *map(str, inner)), str(error).removeprefix(": "))
 
 
-def _unknown(text: Lined, at: tuple[str, ...], what: str, name: Any, known: list[str]) -> NoReturn:
+def _unknown(text: Lined, at: KeyPath, what: str, name: Any, known: list[str]) -> NoReturn:
     near = nearest(str(name), known)
     hint = f", did you mean '{near}'?" if near else ""
     text.fail(at, f"unknown {what} '{name}'{hint} (known: {', '.join(known)})")
@@ -317,20 +313,19 @@ def _unknown(text: Lined, at: tuple[str, ...], what: str, name: Any, known: list
 
 @dataclass(frozen=True)
 class Lined:
-    """The values of a file, and the line of each key by its path (`("space", "distill.beta")`); in a list
-    the key is the place (`("goals", "0", "metric")`)."""
+    """The values of a file, and the line of each key by its path (`("space", "distill.beta")`)."""
 
     file: str
     values: dict[str, Any]
-    lines: Mapping[tuple[str, ...], int]
+    lines: Mapping[KeyPath, int]
 
-    def fail(self, at: tuple[str, ...], message: str) -> NoReturn:
-        """Raise SettingsError with file and line of `at`, or of the nearest key around it."""
+    def fail(self, at: KeyPath, message: str) -> NoReturn:
+        """Raise SettingsError with the file and the line of `at`, or of the nearest key above it."""
         while at and at not in self.lines:
             at = at[:-1]
         raise SettingsError(f"{self.file}:{self.lines.get(at, 1)}: {message}")
 
-    def mapping(self, at: tuple[str, ...]) -> dict[str, Any]:
+    def mapping(self, at: KeyPath) -> dict[str, Any]:
         """The mapping at `at`, empty where there is none."""
         value: Any = self.values
         for key in at:
@@ -343,7 +338,7 @@ class Lined:
 
 
 class _Loader(yaml.SafeLoader):
-    """The safe loader, reading 1e-3 as the number it is (YAML 1.1 asks for 1.0e-3)."""
+    """The safe loader, which also reads 1e-3 as a number (YAML 1.1 requires 1.0e-3)."""
 
 
 _Loader.add_implicit_resolver(
@@ -355,7 +350,7 @@ def read_lined(path: str | Path) -> Lined:
     """The mapping in the YAML file at `path`.
 
     Raises:
-        SettingsError: no such file, no text, no YAML, no mapping, or a key that stands there twice.
+        SettingsError: no such file, not text, not YAML, not a mapping, or a key that is given twice.
     """
     try:
         loader = _Loader(Path(path).read_text(encoding="utf-8"))
@@ -374,13 +369,13 @@ def read_lined(path: str | Path) -> Lined:
         raise SettingsError(
             f"{path}:1: expected names with values (name, settings, space, ...), got {values!r}"
         )
-    lines: dict[tuple[str, ...], int] = {}
+    lines: dict[KeyPath, int] = {}
     _collect(node, (), lines, set(), str(path))
     return Lined(file=str(path), values=values, lines=lines)
 
 
 def scalar(text: str) -> Any:
-    """One value as YAML reads it: `0.1` a number, `true` a truth, `linear` a word."""
+    """One value as YAML reads it: `0.1` a number, `true` a boolean, `linear` a string."""
     loader = _Loader(text)
     try:
         return loader.get_single_data()
@@ -390,9 +385,7 @@ def scalar(text: str) -> Any:
         loader.dispose()
 
 
-def _collect(
-    node: Any, at: tuple[str, ...], lines: dict[tuple[str, ...], int], seen: set[int], file: str
-) -> None:
+def _collect(node: Any, at: KeyPath, lines: dict[KeyPath, int], seen: set[int], file: str) -> None:
     if not isinstance(node, yaml.CollectionNode) or id(node) in seen:
         return
     seen.add(id(node))
@@ -405,8 +398,6 @@ def _collect(
         path = (*at, str(key.value))
         line = key.start_mark.line + 1
         if path in lines:
-            raise SettingsError(
-                f"{file}:{line}: '{key.value}' stands there twice, first in line {lines[path]}"
-            )
+            raise SettingsError(f"{file}:{line}: '{key.value}' is given twice, first in line {lines[path]}")
         lines[path] = line
         _collect(value, path, lines, seen, file)

@@ -1,19 +1,22 @@
-"""A sweep's memory: its points in an Optuna study, in a storage that optuna-dashboard opens and a resume goes
-on from. Knows points and their values; knows no seed, no folder of a trial, no Ray."""
+"""A sweep's points in an Optuna study, kept in a journal file or a database: optuna-dashboard can open it,
+and a resumed sweep continues from it. Knows points and their values, not seeds or trial folders; does not
+import Ray."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import unquote
 
-from newsbert_ray.tune.space import Axis, Point, SearchSpace, point_label
-from newsbert_ray.tune.storage import JOURNAL as JOURNAL
-from newsbert_ray.tune.storage import StudyError, one_message, open_storage, shown_storage
+from newsbert_ray.files import first_line
+from newsbert_ray.reporting.sweep_data import Axis, point_label
+from newsbert_ray.secrets import MASK, find_secrets, mask_url
+from newsbert_ray.tune.space import PointValues, SearchSpace
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -21,32 +24,38 @@ if TYPE_CHECKING:
     from optuna.storages import BaseStorage
     from optuna.trial import FrozenTrial, Trial
 
+JOURNAL = "optuna.journal"
+IDENTITY = "newsbert_ray_sweep"
+"""Attribute of the study that names the sweep it belongs to."""
 
 _DIRECTION: Mapping[str, Literal["maximize", "minimize"]] = {"max": "maximize", "min": "minimize"}
+_USE_ANOTHER = "give another --search.storage, or none for a journal file in the sweep's folder"
+_TRY_LATER = "once it can be written again, continue with --resume"
 
-IDENTITY = "newsbert_ray_sweep"
-"""The study's attribute that says whose it is."""
+
+class StudyError(ValueError):
+    """A storage that cannot be opened or written, or that holds another sweep; the text is one message."""
 
 
 @dataclass(frozen=True)
-class Ended:
-    """A point that has its values; where it was stopped early, the values that it had then."""
+class StudyPoint:
+    """A point that has ended, with one value for each goal; of a stopped point the last values it had."""
 
     number: int
-    point: Point
-    values: tuple[float, ...]
+    values: PointValues
+    results: tuple[float, ...]
     stopped: bool
 
 
-class Memory:
-    """The points of one sweep: suggested, under way, ended. One process at a time writes to it."""
+class SweepStudy:
+    """The points of one sweep: drawn, running, ended. Only one process at a time writes to it."""
 
     def __init__(self, space: SearchSpace, folder: Path, identity: str = "") -> None:
-        """Open the sweep's study, or begin it; points under way or failed when it was left are due.
+        """Open or create the sweep's study. Points that were running, or had failed, are run again.
 
         Args:
-            folder: the sweep's; the journal file lies there where the space names no other storage.
-            identity: what only this sweep is called; another one's study is refused.
+            folder: the sweep's; holds the journal file where the space names no other storage.
+            identity: unique name of this sweep; the study of another sweep is refused.
         Raises:
             StudyError: the storage cannot be opened, or holds another sweep of this name.
         """
@@ -55,30 +64,30 @@ class Memory:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._space, self._folder = space, folder
         self._storage = open_storage(space.search.storage, folder)
-        with self._plainly():
-            self._study = _open(space, self._storage, folder, identity)
+        with self._storage_errors():
+            self._study = _open_study(space, self._storage, identity)
             wanted = space.points - len(self.ended)
-            # A resume may ask for fewer points than were begun; the others stay as they are.
-            self._left = self._take_up()[: max(0, wanted)]
-            self._due = wanted - len(self._left)
+            # A resume may ask for fewer points than were started; the others stay as they are.
+            self._restarted = self._restart_points()[: max(0, wanted)]
+            self._to_draw = wanted - len(self._restarted)
 
     @property
-    def ended(self) -> list[Ended]:
-        """Points with values, finished or stopped early, in the order of their numbers."""
+    def ended(self) -> list[StudyPoint]:
+        """Points that finished or were stopped early, in the order of their numbers."""
         return [
-            Ended(t.number, self._point(t), tuple(t.values or ()), stopped=t.state.name == "PRUNED")
+            StudyPoint(t.number, self._values(t), tuple(t.values or ()), stopped=t.state.name == "PRUNED")
             for t in self._trials("COMPLETE", "PRUNED")
         ]
 
-    def next_point(self) -> tuple[int, Point] | None:
-        """Number and settings of the next point to run; None when all have been handed out."""
-        if self._left:
-            return self._left.pop(0)
-        if self._due <= 0:
+    def next_point(self) -> tuple[int, PointValues] | None:
+        """Number and values of the next point to run; None when all have been handed out."""
+        if self._restarted:
+            return self._restarted.pop(0)
+        if self._to_draw <= 0:
             return None
-        self._due -= 1
-        with self._plainly():
-            trial, point = self._study.ask(), Point()
+        self._to_draw -= 1
+        with self._storage_errors():
+            trial, point = self._study.ask(), PointValues()
             for axis in self._space.axes:
                 if axis.is_active(point):
                     point[axis.name] = _suggest(trial, axis)
@@ -88,97 +97,107 @@ class Memory:
     def tell(
         self,
         number: int,
-        values: tuple[float, ...] | None,
+        results: tuple[float, ...] | None,
         *,
         curve: Sequence[tuple[float, float]] = (),
         stopped: bool = False,
     ) -> None:
-        """How a point ended.
+        """Record how a point ended.
 
         Args:
-            values: one number per goal, the mean over the seeds; None where it has failed.
-            curve: epoch and first goal's mean at each evaluation; of one goal only.
-            stopped: ended early; its value is then the curve's last.
+            results: one number for each goal, the mean over the seeds; None where the point failed.
+            curve: epoch and first goal's mean at each evaluation; only used with a single goal.
+            stopped: it was stopped early; its result is then the last value of the curve.
         """
         from optuna.trial import TrialState
 
-        if stopped and values and not curve:
-            curve = [(1.0, values[0])]
-        with self._plainly():
+        if stopped and results and not curve:
+            curve = [(1.0, results[0])]
+        with self._storage_errors():
             if len(self._space.goals) == 1:
                 study_id = self._storage.get_study_id_from_name(self._space.name)
                 trial_id = self._storage.get_trial_id_from_study_id_trial_number(study_id, number)
                 for step, value in {round(epoch): value for epoch, value in curve}.items():
                     self._storage.set_trial_intermediate_value(trial_id, step, value)
-            if stopped or values is None:
+            if stopped or results is None:
                 self._study.tell(number, state=TrialState.PRUNED if stopped else TrialState.FAIL)
             else:
-                self._study.tell(number, list(values))
+                self._study.tell(number, list(results))
 
-    def _take_up(self) -> list[tuple[int, Point]]:
-        """Points that were under way; enqueues failed ones, starting points and those of a grid that are not
-        there."""
-        known = self._trials("COMPLETE", "PRUNED", "WAITING")
-        left, live = [], {point_label(self._point(trial)) for trial in known}
+    def _restart_points(self) -> list[tuple[int, PointValues]]:
+        """Points that were running; enqueues failed points, starting points and the points of a grid that are
+        not in the study yet."""
+        running: list[tuple[int, PointValues]] = []
+        known = {point_label(self._values(t)) for t in self._trials("COMPLETE", "PRUNED", "WAITING")}
 
-        def enqueue(point: Point) -> None:
-            if point_label(point) not in live:
+        def enqueue(point: PointValues) -> None:
+            if point_label(point) not in known:
                 self._study.enqueue_trial(point)
-                live.add(point_label(point))
+                known.add(point_label(point))
 
         for trial in self._trials("RUNNING"):
-            point = self._point(trial)
-            if self._is_whole(trial) and point_label(point) not in live:
-                left.append((trial.number, point))
-                live.add(point_label(point))
+            point = self._values(trial)
+            if self._is_complete(trial) and point_label(point) not in known:
+                running.append((trial.number, point))
+                known.add(point_label(point))
                 continue
-            # Killed between its birth and its last parameter, or one of two with the same parameters.
-            if not self._is_whole(trial) and "fixed_params" in trial.system_attrs:
+            # Killed before its last parameter was drawn, or one of two trials with the same parameters.
+            if not self._is_complete(trial) and "fixed_params" in trial.system_attrs:
                 enqueue(dict(trial.system_attrs["fixed_params"]))
             self.tell(trial.number, None)
-        begun = [trial.system_attrs.get("fixed_params") for trial in self._study.get_trials(deepcopy=False)]
+        enqueued = [
+            trial.system_attrs.get("fixed_params") for trial in self._study.get_trials(deepcopy=False)
+        ]
         for point in self._space.start:
-            if point not in begun:
+            if point not in enqueued:
                 enqueue(point)
-        failed = [self._point(trial) for trial in self._trials("FAIL") if self._is_whole(trial)]
+        failed = [self._values(trial) for trial in self._trials("FAIL") if self._is_complete(trial)]
         for point in self._space.grid() if self._space.search.sampler == "grid" else failed:
             enqueue(point)
-        return left
+        return running
 
-    def _point(self, trial: FrozenTrial) -> Point:
-        """A trial's parameters, or those that it waits with; a database may give them in any order."""
-        found = trial.params or trial.system_attrs.get("fixed_params", {})
-        return {axis.name: found[axis.name] for axis in self._space.axes if axis.name in found}
+    def _values(self, trial: FrozenTrial) -> PointValues:
+        """A trial's parameters, or those it was enqueued with, in the order of the axes."""
+        params = trial.params or trial.system_attrs.get("fixed_params", {})
+        return {axis.name: params[axis.name] for axis in self._space.axes if axis.name in params}
 
-    def _is_whole(self, trial: FrozenTrial) -> bool:
-        """Whether it has a value for each axis that varies at its point."""
+    def _is_complete(self, trial: FrozenTrial) -> bool:
+        """Whether it has a value for each axis that is active at its point."""
         return set(trial.params) == {a.name for a in self._space.axes if a.is_active(trial.params)}
 
     def _trials(self, *states: str) -> list[FrozenTrial]:
-        with self._plainly():
+        with self._storage_errors():
             trials = self._study.get_trials(deepcopy=False)
         return [trial for trial in trials if trial.state.name in states]
 
-    def _plainly(self) -> AbstractContextManager[None]:
-        return one_message(self._space.search.storage, self._folder)
+    @contextmanager
+    def _storage_errors(self) -> Iterator[None]:
+        """Raise an error of the open storage (disk full, server gone) as one StudyError without its
+        password."""
+        from optuna.exceptions import StorageInternalError
+        from sqlalchemy.exc import SQLAlchemyError
+
+        try:
+            yield
+        except (OSError, StorageInternalError, SQLAlchemyError) as error:
+            raise _study_error(error, self._space.search.storage, self._folder, cure=_TRY_LATER) from None
 
 
-def _open(space: SearchSpace, storage: BaseStorage, folder: Path, identity: str) -> Study:
+def _open_study(space: SearchSpace, storage: BaseStorage, identity: str) -> Study:
     import optuna
     from optuna.exceptions import ExperimentalWarning
 
+    started = 0
     if space.name in optuna.get_all_study_names(storage):
         known = optuna.load_study(study_name=space.name, storage=storage)
-        begun = len(known.get_trials(deepcopy=False))
-        _require_own(space, known, identity, begun=begun)
-    else:
-        begun = 0
+        started = len(known.get_trials(deepcopy=False))
+        _require_own_study(space, known, identity, started=started)
     study = optuna.create_study(
         storage=storage,
         study_name=space.name,
         directions=[_DIRECTION[goal.mode] for goal in space.goals],
-        # A resumed sampler with the very same seed would draw its first points again.
-        sampler=_sampler(space, seed=space.search.seed + begun),
+        # A resumed sampler with the same seed would draw its first points again.
+        sampler=_sampler(space, seed=space.search.seed + started),
         load_if_exists=True,
     )
     if study.user_attrs.get(IDENTITY) != identity:
@@ -189,17 +208,18 @@ def _open(space: SearchSpace, storage: BaseStorage, folder: Path, identity: str)
     return study
 
 
-def _require_own(space: SearchSpace, study: Study, identity: str, *, begun: int) -> None:
-    """Refuse a study that another sweep began; one killed at its very birth has no identity and no trial."""
+def _require_own_study(space: SearchSpace, study: Study, identity: str, *, started: int) -> None:
+    """Refuse the study of another sweep. A study without identity and trials was killed while it was
+    created."""
     directions = [_DIRECTION[goal.mode] for goal in space.goals]
-    of_another = identity and study.user_attrs.get(IDENTITY, "" if begun else identity) != identity
-    if of_another or [d.name.lower() for d in study.directions] != directions:
+    foreign = identity and study.user_attrs.get(IDENTITY, "" if started else identity) != identity
+    if foreign or [d.name.lower() for d in study.directions] != directions:
         where, cure = JOURNAL, "another --out"
         if space.search.storage is not None:
             where = f"storage {shown_storage(space.search.storage)}"
             cure = "the search space another `name:`, or another --search.storage"
         raise StudyError(
-            f"{where}: holds another sweep's study '{space.name}' already ({begun} points); give {cure}"
+            f"{where}: holds the study '{space.name}' of another sweep ({started} points); give {cure}"
         )
 
 
@@ -211,17 +231,16 @@ def _sampler(space: SearchSpace, *, seed: int) -> BaseSampler:
         warnings.simplefilter("ignore", ExperimentalWarning)
         match space.search.sampler:
             case "tpe":
-                # Without groups, TPE would draw conditional axes one by one.
+                # Without groups, TPE would draw conditional axes independently.
                 grouped = any(axis.when for axis in space.axes)
                 return TPESampler(seed=seed, multivariate=True, constant_liar=True, group=grouped)
             case "nsga2":
-                # Optuna's 50 a generation would leave a short search with nothing but its random first one.
+                # With Optuna's 50 points a generation, a short search would only see the random first one.
                 return NSGAIISampler(seed=seed, population_size=max(8, min(50, space.points // 5)))
             case "gp":
                 if find_spec("scipy") is None:
                     raise StudyError(
-                        "the gp sampler needs the package scipy: pip install scipy, or take "
-                        "--search.sampler tpe"
+                        "the gp sampler needs scipy: pip install scipy, or use --search.sampler tpe"
                     )
                 return GPSampler(seed=seed)
             case _:
@@ -229,13 +248,80 @@ def _sampler(space: SearchSpace, *, seed: int) -> BaseSampler:
 
 
 def _suggest(trial: Trial, axis: Axis) -> Any:
-    """A value for `axis`, by the study's sampler."""
+    """A value for `axis`, drawn by the study's sampler."""
     if axis.values is not None:
         return trial.suggest_categorical(axis.name, axis.values)
     assert axis.low is not None
     assert axis.high is not None
     if axis.integer:
-        return trial.suggest_int(
-            axis.name, int(axis.low), int(axis.high), step=int(axis.step or 1), log=axis.log
-        )
+        step = int(axis.step or 1)
+        return trial.suggest_int(axis.name, int(axis.low), int(axis.high), step=step, log=axis.log)
     return trial.suggest_float(axis.name, axis.low, axis.high, step=axis.step, log=axis.log)
+
+
+def shown_storage(url: str) -> str:
+    """`url` with its password masked: the only form that is shown or written to a file."""
+    return MASK if "://" not in url and "@" in url else mask_url(url)
+
+
+def absolute_storage(url: str) -> str:
+    """`url` with an SQLite file's path absolute, so that a resume from another folder finds it."""
+    scheme, separator, path = url.partition(":///")
+    relative = separator and path and not path.startswith((":", "/", "file:"))
+    if not relative or scheme.partition("+")[0] != "sqlite":
+        return url
+    return f"{scheme}:///{Path(path).absolute()}"
+
+
+def open_storage(url: str | None, folder: Path) -> BaseStorage:
+    """Optuna's storage at `url`; without a URL the journal file in `folder`, repaired after a kill.
+
+    Raises:
+        StudyError: it cannot be opened, or its driver is not installed.
+    """
+    from optuna.storages import JournalStorage, RDBStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    try:
+        if url is not None:
+            return RDBStorage(url)
+        repair_journal(folder / JOURNAL)
+        return JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
+    except Exception as error:
+        # Database drivers raise exceptions of their own; as a cause one might show the password.
+        raise _study_error(error, url, folder, cure=_USE_ANOTHER) from None
+
+
+def repair_journal(path: Path) -> None:
+    """Remove what a kill during a write leaves behind: an incomplete last line, and Optuna's lock."""
+    path.with_name(path.name + ".lock").unlink(missing_ok=True)
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    complete = content.rfind(b"\n") + 1
+    if complete < len(content):
+        with open(path, "r+b") as file:
+            file.truncate(complete)
+
+
+def _study_error(error: Exception, url: str | None, folder: Path, *, cure: str) -> StudyError:
+    reason = first_line(_root_cause(error))
+    if url is None and isinstance(error, OSError):
+        return StudyError(f"{folder / JOURNAL}: cannot be read or written ({reason}); {_TRY_LATER}")
+    if url is None:
+        cure = "move it away and continue with --resume: the results in the trials' folders count"
+        return StudyError(f"{folder / JOURNAL}: damaged ({type(error).__name__}: {reason}); {cure}")
+    shown = shown_storage(url)
+    reason = reason.replace(url, shown)
+    for secret in find_secrets(url):
+        reason = reason.replace(secret, MASK).replace(unquote(secret), MASK)
+    if isinstance(error, ImportError):
+        return StudyError(f"storage {shown}: its driver is not installed ({reason}); install it, or {cure}")
+    return StudyError(f"storage {shown}: cannot be opened or written ({reason}); {cure}")
+
+
+def _root_cause(error: BaseException) -> BaseException:
+    """The first cause: SQLAlchemy's own message contains a page of SQL."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error

@@ -1,57 +1,84 @@
-"""`newsbert-ray sweep`: the folder of a sweep, its trials on Ray, and what came of them."""
+"""`newsbert-ray sweep`: opens the sweep's folder, runs its trials on Ray, and prints and reports the
+results."""
 
 from __future__ import annotations
 
+import json
 import signal
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from newsbert_ray.config import SettingsError, TrainSettings
-from newsbert_ray.files import write_json
+from newsbert_ray.config import SCRATCH, SettingsError, TrainSettings, merge
+from newsbert_ray.files import locked, write_json
 from newsbert_ray.ray_session import ray_session
-from newsbert_ray.record import RECORD, STOPPED
+from newsbert_ray.record import RECORD, STOPPED, installed_versions
+from newsbert_ray.reporting.sweep_data import FAILURES, SWEEP, TRIALS, Point
+from newsbert_ray.storage import inputs
 from newsbert_ray.storage import workdir as storage
 from newsbert_ray.telemetry import EVENTS, EventLog
-from newsbert_ray.tune import space as spaces
-from newsbert_ray.tune.display import (
-    SweepResult,
-    close,
-    opening,
-    resume_command,
-    say,
-    starting,
-    train_command,
-)
-from newsbert_ray.tune.preview import compared
-from newsbert_ray.tune.resources import Place, place_of
-from newsbert_ray.tune.space import SearchSpace
+from newsbert_ray.tune import display
+from newsbert_ray.tune.display import say
+from newsbert_ray.tune.resources import Resources
+from newsbert_ray.tune.space import SearchSpace, absolute_folders, fix, steer, vary
+from newsbert_ray.tune.space_file import read_space
 from newsbert_ray.tune.stopping import EarlyStopping
-from newsbert_ray.tune.storage import JOURNAL
-from newsbert_ray.tune.study import Memory
-from newsbert_ray.tune.sweep_folder import (
-    MARKS,
-    SWEEP,
-    build_space,
-    claim_folder,
-    make_plan,
-    read_asked,
-    read_corpora,
-    read_plan,
-    require_same,
-)
-from newsbert_ray.tune.trials import FAILURES, TRIALS, Budget, Job, Jobs, Keeper
+from newsbert_ray.tune.study import JOURNAL, SweepStudy, absolute_storage, shown_storage
+from newsbert_ray.tune.trial import TrialConfig, check_space, resolve_depths, trial_settings
+from newsbert_ray.tune.trials import Budget, Retention, Trials, TrialSpec
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from newsbert_ray.tune.trial import Train
+
+ESTIMATE = "plan.json"
+MARKS = (SWEEP, ESTIMATE)
+"""One of these files is in every sweep's folder."""
+FORMAT = 2
+FREE = ("limits", "prices", "gpus", "keep_students")
+"""Parts of a search space that may change when a sweep is resumed: they do not affect results."""
+
+
+class SweepError(ValueError):
+    """A sweep that cannot start or continue; the text names the folder and the cure."""
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """What a sweep has found.
+
+    `out` is its folder on this machine, `location` the folder or URL that the user named; `command` trains
+    the best point again, empty where no trial finished.
+    """
+
+    out: Path
+    location: str | Path
+    points: tuple[Point, ...]
+    best: Point | None
+    command: str
+    seconds: float
+    report: tuple[Path, ...] = ()
+
+    @property
+    def failures(self) -> dict[str, str]:
+        """Reason of each failed trial, by name."""
+        return {trial.name: trial.reason for point in self.points for trial in point.of_state("failed")}
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What is given in addition to the search space's file, as sweep.json keeps it."""
+
+    overrides: Mapping[str, Any]
+    vary: Mapping[str, Sequence[Any]]
+    control: Mapping[str, Any]
 
 
 def sweep(
@@ -71,254 +98,218 @@ def sweep(
         space: YAML file of the search space.
         out: folder of the sweep: sweep.json, optuna.journal, trials/, report/; one that all nodes share, or a
             URL.
-        overrides: training settings, nested or dotted, over the file's; one that varies is fixed by it.
+        overrides: training settings, nested or dotted, over the file's; an axis that is named here is fixed.
         vary: other values for an axis, a new axis, or other `seeds`.
         control: the file's `search`, `stopping`, `limits`, `prices`, `gpus` and `keep_students`, nested or
             dotted, over the file's own ({"search.trials": 20}).
-        resume: go on with the sweep in `out`, with its own overrides, axes and control where none are given;
-            finished trials count once, others go on from their checkpoints, failed ones are tried again.
-        concurrency: trials at once, at most; as many as CPUs and GPUs allow by default.
+        resume: continue the sweep in `out`, with its own overrides, axes and control where none are given;
+            finished trials count, others continue from their checkpoints, failed ones are tried again.
+        concurrency: the most trials at once; as many as CPUs and GPUs allow by default.
         train: what trains; `newsbert_ray.train` by default.
     Raises:
-        SettingsError: the search space or a setting cannot be.
-        SweepError: the folder holds another sweep, or one that was not asked to be resumed, or is in use.
+        SettingsError: the search space or a setting is impossible.
+        SweepError: the folder holds another sweep, or this one and `resume` is not given, or is in use.
         StudyError: Optuna's storage cannot be used, or holds another sweep's study of that name.
-        StorageError: a place in a bucket cannot be read or written, or another sweep runs in it.
+        StorageError: a folder in a bucket cannot be read or written, or another sweep runs in it.
         NodeError: a node cannot read or write what it has to.
         ConnectError: no Ray.
-        KeyboardInterrupt: ended by Ctrl-C, tidily; what has finished counts, and a resume goes on.
+        KeyboardInterrupt: ended by Ctrl-C; finished trials count, and a resume continues.
     """
     from rich.console import Console
 
     if concurrency is not None and concurrency < 1:
         raise SettingsError(f"concurrency = {concurrency}: expected 1 or more")
-    began, place, console = time.monotonic(), out if storage.is_url(out) else Path(out), Console()
-    with heeded() as check, storage.working(place, marks=MARKS, small=True) as out, claim_folder(out):
-        before = read_plan(out)
-        asked = read_asked(overrides, vary, control, before=before if resume else {})
-        found, said = build_space(space, asked)
-        first = spaces.check_space(found, out=place, overrides=asked["overrides"])
-        plan = make_plan(found, asked, first, corpora=read_corpora(found, first) if train is None else [])
-        require_same(place, before, plan, resume=resume)
-        plan["corpora"] = plan["corpora"] or before.get("corpora", [])
-        plan["identity"] = before.get("identity", plan["identity"])
-        plan["place"] = before.get("place", {})
-        if storage.is_url(place):
-            plan["url"] = place  # its folder's name on this machine means nothing
-        folder = _Folder(out, plan, place=place, before=float(before.get("seconds", 0.0)), began=began)
+    began, location, console = time.monotonic(), out if storage.is_url(out) else Path(out), Console()
+    with (
+        interrupt_check() as check,
+        storage.working(location, marks=MARKS, small=True) as here,
+        lock_folder(here),
+    ):
+        before = read_plan(here)
+        changes = read_changes(overrides, vary, control, before=before if resume else {})
+        search_space, messages = build_space(space, changes)
+        first = check_space(search_space, out=location, overrides=changes.overrides)
+        corpora = check_corpora(search_space, first) if train is None else []
+        plan = make_plan(search_space, changes, first, corpora=corpora)
+        require_same(location, before, plan, resume=resume)
+        folder = _SweepFile(here, location, plan, before, began=began)
         folder.write("running")
-        log = EventLog(out)
+        log = EventLog(here)
         log("resume" if before else "start", space=str(space))
         try:
-            jobs = Jobs(found, Memory(found, out, plan["identity"]), out, place=place)
-            for line in [*said, *opening(jobs)]:
+            study = SweepStudy(search_space, here, folder.identity)
+            trials = Trials(search_space, study, here, location=location)
+            for line in [*messages, *display.opening(trials)]:
                 say(console, line)
-            keeper = _run(
-                jobs,
-                first,
-                overrides=asked["overrides"],
-                concurrency=concurrency,
-                train=train,
-                console=console,
-                check=check,
-                placed=folder.placed,
-            )
+            runner = _Runner(trials, first, changes.overrides, folder, console, check, concurrency, train)
+            retention = runner.run()
         except KeyboardInterrupt:
             folder.write("interrupted")
             log("interrupted")
-            say(console, f"interrupted; {_standing(out)}go on with:")
-            say(console, f"  {resume_command(found, place)}")
-            storage.publish(place)
+            say(console, f"interrupted: {_progress(here)}. Continue with:")
+            say(console, f"  {display.resume_command(search_space, location)}")
+            storage.publish(location)
             raise
         except Exception as error:
-            if not before and not (out / TRIALS).exists():
-                _forget(out)
+            reason = f"{type(error).__name__}: {error}"
+            if not before and not (here / TRIALS).exists():
+                _remove_traces(here)
             else:
-                folder.write("broken off", ends=f"{type(error).__name__}: {error}")
-                log("error", reason=f"{type(error).__name__}: {error}")
+                folder.write("broken off", ends=reason)
+                log("error", reason=reason)
             if not isinstance(error, storage.StorageError):
-                storage.publish(place)
+                storage.publish(location)
             raise
-        result = _result(jobs, asked["overrides"], seconds=folder.seconds)
-        state = "ended at a limit" if jobs.closed else "finished"
+        result = _result(trials, changes.overrides, seconds=folder.seconds)
+        state = "ended at a limit" if trials.end_reason else "finished"
         folder.write(
             state + (" with failures" if result.failures else ""),
-            ends=jobs.closed,
+            ends=trials.end_reason,
             best=result.command,
             failures=result.failures,
         )
         log("end", state=state, failures=len(result.failures))
-        result = _reported(result)
-        storage.publish(place)
-    planned = ""
-    if keeper and not before and not jobs.closed:
-        planned = compared(
-            out, found, asked["overrides"], seconds=time.monotonic() - began, slots=keeper.slots
-        )
-    close(result, jobs, keeper, console, planned=planned)
+        result = _with_report(result)
+        storage.publish(location)
+        comparison = ""
+        if retention and not before and not trials.end_reason:
+            from newsbert_ray.tune.estimate import compare_with_estimate
+
+            seconds, slots = time.monotonic() - began, retention.slots
+            comparison = compare_with_estimate(
+                here, search_space, changes.overrides, seconds=seconds, slots=slots
+            )
+    display.print_result(result, trials, retention, console, comparison=comparison)
     return result
 
 
-class _Folder:
-    """sweep.json: what the sweep is, how it stands, and the wall time of all its starts."""
+@dataclass(frozen=True)
+class _Runner:
+    """Runs the trials that are due on Ray."""
 
-    def __init__(
-        self, out: Path, plan: Mapping[str, Any], *, place: str | Path, before: float, began: float
-    ) -> None:
-        self._path = out / SWEEP
-        self._place = place
-        self._plan = dict(plan)
-        self._before = before
-        self._began = began
+    trials: Trials
+    first: TrainSettings
+    overrides: Mapping[str, Any]
+    folder: _SweepFile
+    console: Console
+    check: Callable[[], None]
+    concurrency: int | None
+    train: Train | None
 
-    @property
-    def seconds(self) -> float:
-        return self._before + time.monotonic() - self._began
+    def run(self) -> Retention | None:
+        """Run them; None, without starting Ray, where no trial is due."""
+        trials, space = self.trials, self.trials.space
+        trials.collect()
+        if not trials.due:
+            return None
+        from newsbert_ray.tune.ray_tune import node_resources, run_trials
+        from newsbert_ray.tune.resources import check_nodes, plan_resources
 
-    def placed(self, place: Place) -> None:
-        """Note what a trial occupies: the report counts hours with it."""
-        cpus, gpus = place.cpus * place.workers, place.gpus * place.workers
-        self._plan["place"] = {"slots": place.slots, "cpus": cpus, "gpus": gpus}
-        self.write("running")
-        storage.publish(self._place)
+        with ray_session() as session:
+            if not session.private:
+                check_nodes(trials.location, **self._inputs() if self.train is None else {})
+            resources = plan_resources(
+                self.first,
+                node_resources(),
+                trials=trials.due,
+                concurrency=self.concurrency,
+                gpus=space.gpus,
+                growing=session.growing,
+            )
+            self.folder.write_resources(resources)
+            for line in display.starting(trials, resources, session.dashboard):
+                say(self.console, line)
+            retention = Retention(trials, slots=resources.slots, checkpoints=self.first.checkpoint.keep)
+            run_trials(self._parts(resources, retention, shared=not session.private), train=self.train)
+            retention.finish()
+        if trials.unfinished and not trials.end_reason:
+            raise KeyboardInterrupt
+        return retention
 
-    def write(self, state: str, **more: Any) -> None:
-        write_json(self._path, {**self._plan, "state": state, "seconds": self.seconds, **more})
+    def _parts(self, resources: Resources, retention: Retention, *, shared: bool) -> Any:
+        from newsbert_ray.reporting.hparams import HParams
+        from newsbert_ray.tune.ray_tune import SweepParts
 
-
-def _standing(out: Path) -> str:
-    """How many trials have left an end, from their folders alone: right whatever was interrupted."""
-    done = len(list((out / TRIALS).glob(f"*/{RECORD}")))
-    early = len(list((out / TRIALS).glob(f"*/{STOPPED}")))
-    return f"{done} trials finished, {early} stopped early; "
-
-
-def _forget(out: Path) -> None:
-    """Undo a sweep that ended before its first trial, so that the corrected command is not refused."""
-    for name in (SWEEP, JOURNAL, EVENTS):
-        (out / name).unlink(missing_ok=True)
-
-
-def _run(
-    jobs: Jobs,
-    first: TrainSettings,
-    *,
-    overrides: Mapping[str, Any],
-    concurrency: int | None,
-    train: Train | None,
-    console: Console,
-    check: Callable[[], None],
-    placed: Callable[[Place], None],
-) -> Keeper | None:
-    """Everything that is due, on Ray; without starting Ray where nothing is."""
-    jobs.settle()
-    if not jobs.due:
-        return None
-    from newsbert_ray.reporting.hparams import HParams
-    from newsbert_ray.tune.display import SweepDisplay
-    from newsbert_ray.tune.ray_tune import node_resources, run_jobs
-    from newsbert_ray.tune.resources import check_nodes
-
-    judge = EarlyStopping(jobs.space, epochs=_most_epochs(jobs.space, first))
-    for name, curve in jobs.curves():
-        judge.recall(name, curve)
-    with ray_session() as session:
-        if not session.private:
-            check_nodes(jobs.place, **_inputs(jobs.space, first) if train is None else {})
-        place = place_of(
-            first,
-            node_resources(),
-            jobs=jobs.due,
-            concurrency=concurrency,
-            gpus=jobs.space.gpus,
-            growing=session.growing,
-        )
-        placed(place)
-        budget = Budget(jobs, cpus=place.cpus * place.workers, gpus=place.gpus * place.workers)
-        keeper = Keeper(jobs, slots=place.slots, keep=first.checkpoint.keep)
-        for line in starting(jobs, place, session.dashboard):
-            say(console, line)
-        epochs = None if any(axis.name == "epochs" for axis in jobs.space.axes) else first.epochs
-        display = SweepDisplay(jobs, slots=place.slots, console=console, epochs=epochs, budget=budget)
-        goals = [goal.metric for goal in jobs.space.goals]
+        trials, space = self.trials, self.trials.space
+        early_stopping = EarlyStopping(space, epochs=_most_epochs(space, self.first))
+        for name, curve in trials.curves():
+            early_stopping.load_curve(name, curve)
+        budget = Budget(trials, cpus=resources.trial_cpus, gpus=resources.trial_gpus)
+        epochs = None if any(axis.name == "epochs" for axis in space.axes) else self.first.epochs
         board = HParams(
-            jobs.folder / TRIALS, jobs.space.axes, seeds=jobs.space.seeds, goals=goals, task=first.task
+            trials.folder / TRIALS,
+            space.axes,
+            seeds=space.seeds,
+            goals=[goal.metric for goal in space.goals],
+            task=self.first.task,
         )
         board.begin()
-        run_jobs(
-            jobs,
-            config=partial(_trial_config, jobs, overrides, place, shared=not session.private),
-            place=place,
-            judge=judge,
+        return SweepParts(
+            trials=trials,
+            make_config=lambda spec: self._trial_config(spec, resources, shared=shared),
+            resources=resources,
+            early_stopping=early_stopping,
             budget=budget,
-            keeper=keeper,
-            display=display,
+            retention=retention,
+            display=display.SweepDisplay(
+                trials, slots=resources.slots, console=self.console, epochs=epochs, budget=budget
+            ),
             board=board,
-            folder=jobs.folder / ".tune",
-            check=check,
-            train=train,
+            check=self.check,
         )
-        keeper.settle()
-    if jobs.unfinished and not jobs.closed:
-        raise KeyboardInterrupt
-    return keeper
 
+    def _trial_config(self, spec: TrialSpec, resources: Resources, *, shared: bool) -> TrialConfig:
+        """What a trial's actor receives; `shared`: it may run on a machine without the sweep's folder.
 
-def _inputs(space: SearchSpace, first: TrainSettings) -> dict[str, list[str]]:
-    """The shards and teachers that trials read, where they are no Hugging Face names."""
-    varied = {axis.name: [str(value) for value in axis.samples()] for axis in space.axes}
-    given = {name: varied.get(name, [getattr(first, name)]) for name in ("data", "teacher")}
-    return {
-        "data": given["data"],
-        "teachers": [place for place in given["teacher"] if storage.is_url(place) or Path(place).is_dir()],
-    }
-
-
-def _trial_config(
-    jobs: Jobs, overrides: Mapping[str, Any], place: Place, job: Job, *, shared: bool
-) -> dict[str, Any]:
-    """What `run_trial` gets; `shared` where it may run on a machine that does not see the sweep's folder.
-
-    Raises:
-        SettingsError: a combination that cannot be.
-    """
-    out = storage.join(jobs.place, TRIALS, job.name) if storage.is_url(jobs.place) else job.out
-    settings = spaces.trial_settings(jobs.space, job.point, seed=job.seed, out=out, overrides=overrides)
-    if settings.workers > place.workers:
-        raise SettingsError(
-            f"workers = {settings.workers}: the sweep's place is for {place.workers}; do not vary it"
+        Raises:
+            SettingsError: the combination is impossible.
+        """
+        location, space = self.trials.location, self.trials.space
+        out = storage.join(location, TRIALS, spec.name) if storage.is_url(location) else spec.out
+        settings = trial_settings(space, spec.point, seed=spec.seed, out=out, overrides=self.overrides)
+        if settings.workers > resources.workers:
+            raise SettingsError(
+                f"workers = {settings.workers}: this sweep reserves {resources.workers} for each trial; "
+                "do not vary it"
+            )
+        return TrialConfig(
+            settings=settings,
+            metrics=tuple(goal.metric for goal in space.goals),
+            failures=storage.absolute(storage.join(location, FAILURES)),
+            sweep_folder=storage.absolute(location) if shared else None,
+            gpus=resources.gpus,
         )
-    return {
-        "settings": settings.model_dump(),
-        "metrics": [goal.metric for goal in jobs.space.goals],
-        "notes": storage.absolute(storage.join(jobs.place, FAILURES)),
-        "sweep": storage.absolute(jobs.place) if shared else None,
-        "gpus": place.gpus,
-    }
+
+    def _inputs(self) -> dict[str, list[str]]:
+        """The shards and teachers that trials read; teachers known by a Hugging Face name are left out."""
+        varied = {axis.name: [str(value) for value in axis.samples()] for axis in self.trials.space.axes}
+        teachers = varied.get("teacher", [self.first.teacher])
+        return {
+            "data": varied.get("data", [self.first.data]),
+            "teachers": [name for name in teachers if storage.is_url(name) or Path(name).is_dir()],
+        }
 
 
 def _most_epochs(space: SearchSpace, first: TrainSettings) -> int:
-    """The most epochs that a trial has: the scheduler's last rung."""
+    """The most epochs of any trial: the scheduler's last rung."""
     varied = [int(value) for axis in space.axes if axis.name == "epochs" for value in axis.samples()]
     return max([first.epochs, *varied])
 
 
-def _result(jobs: Jobs, overrides: Mapping[str, Any], *, seconds: float) -> SweepResult:
-    best = jobs.best()
+def _result(trials: Trials, overrides: Mapping[str, Any], *, seconds: float) -> SweepResult:
+    best = trials.best()
     return SweepResult(
-        out=jobs.folder,
-        place=jobs.place,
-        space=jobs.space,
-        points=tuple(jobs.results.values()),
+        out=trials.folder,
+        location=trials.location,
+        points=tuple(trials.points.values()),
         best=best,
-        command=train_command(jobs.space, best, overrides, jobs.place) if best else "",
+        command=display.train_command(trials.space, best, overrides, trials.location) if best else "",
         seconds=seconds,
-        report=(),
     )
 
 
-def _reported(result: SweepResult) -> SweepResult:
-    """The same with its report written, where there is something to report."""
+def _with_report(result: SweepResult) -> SweepResult:
+    """The same with its report written, where any trial finished."""
     if result.best is None:
         return result
     from newsbert_ray.reporting.report import report
@@ -326,29 +317,289 @@ def _reported(result: SweepResult) -> SweepResult:
     return replace(result, report=tuple(report([result.out], out=result.out / "report")))
 
 
+def _progress(out: Path) -> str:
+    """How many trials have ended, from their folders alone: right whatever was interrupted."""
+    finished = len(list((out / TRIALS).glob(f"*/{RECORD}")))
+    stopped = len(list((out / TRIALS).glob(f"*/{STOPPED}")))
+    return f"{finished} trials finished, {stopped} stopped early"
+
+
+def _remove_traces(out: Path) -> None:
+    """Undo a sweep that failed before its first trial, so that the corrected command works."""
+    for name in (SWEEP, JOURNAL, EVENTS):
+        (out / name).unlink(missing_ok=True)
+
+
 @contextmanager
-def heeded() -> Iterator[Callable[[], None]]:
-    """Notes each Ctrl-C for as long as the block runs, and raises KeyboardInterrupt as usual.
+def interrupt_check() -> Iterator[Callable[[], None]]:
+    """Remember each Ctrl-C while the block runs, and raise KeyboardInterrupt as usual.
 
     Yields:
-        A check to call now and then: raises KeyboardInterrupt where one came and was swallowed.
+        A function to call often: raises KeyboardInterrupt where one was raised and swallowed by a library.
     """
-    hits: list[int] = []
+    interrupts: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None
         return
     before = signal.getsignal(signal.SIGINT)
 
-    def note(number: int, frame: FrameType | None) -> None:
-        hits.append(number)
+    def remember(number: int, frame: FrameType | None) -> None:
+        interrupts.append(number)
         raise KeyboardInterrupt
 
     def check() -> None:
-        if hits:
+        if interrupts:
             raise KeyboardInterrupt
 
-    signal.signal(signal.SIGINT, note)
+    signal.signal(signal.SIGINT, remember)
     try:
         yield check
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def lock_folder(out: Path) -> Iterator[None]:
+    """Hold the sweep's folder for this process alone; the system releases it however the process ends.
+
+    Raises:
+        SweepError: another sweep runs in it, it holds other files, or it cannot be written.
+    """
+    if out.exists() and not out.is_dir():
+        raise SweepError(f"{out}: is a file; give another --out")
+    ours = {SWEEP, ESTIMATE, ".lock"}
+    if out.is_dir() and any(out.iterdir()) and not ours & {path.name for path in out.iterdir()}:
+        raise SweepError(f"{out}: holds other files and no sweep; give an empty or new folder as --out")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / ".lock").touch()
+    except OSError as error:
+        raise SweepError(f"{out}: cannot be written ({error}); give another --out") from error
+    busy = SweepError(f"{out}: another sweep runs in it; wait for it, or give another --out")
+    with locked(out / ".lock", error=busy):
+        yield
+
+
+class _SweepFile:
+    """sweep.json: what the sweep is, its state, and the wall time of all its starts."""
+
+    def __init__(
+        self,
+        out: Path,
+        location: str | Path,
+        plan: Mapping[str, Any],
+        before: Mapping[str, Any],
+        *,
+        began: float,
+    ) -> None:
+        """`before`: sweep.json of an earlier start, empty for a new sweep."""
+        self._path, self._location = out / SWEEP, location
+        self._plan = dict(plan)
+        self._plan["corpora"] = plan["corpora"] or before.get("corpora", [])
+        self._plan["identity"] = before.get("identity", plan["identity"])
+        self._plan["place"] = before.get("place", {})
+        if storage.is_url(location):
+            self._plan["url"] = location  # the folder's name on this machine means nothing elsewhere
+        self._earlier = float(before.get("seconds", 0.0))
+        self._began = began
+
+    @property
+    def identity(self) -> str:
+        """Unique name of the sweep."""
+        return str(self._plan["identity"])
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of all starts."""
+        return self._earlier + time.monotonic() - self._began
+
+    def write_resources(self, resources: Resources) -> None:
+        """Record what a trial occupies: the report computes CPU-hours from it."""
+        self._plan["place"] = {
+            "slots": resources.slots,
+            "cpus": resources.trial_cpus,
+            "gpus": resources.trial_gpus,
+        }
+        self.write("running")
+        storage.publish(self._location)
+
+    def write(self, state: str, **more: Any) -> None:
+        """Write the file with this state."""
+        write_json(self._path, {**self._plan, "state": state, "seconds": self.seconds, **more})
+
+
+def make_plan(
+    space: SearchSpace, changes: Changes, first: TrainSettings, *, corpora: list[str]
+) -> dict[str, Any]:
+    """The content of sweep.json: the search space, the changes to it, and the settings that all trials share.
+
+    Args:
+        corpora: fingerprints of the shards; empty where they were not read.
+    """
+    control = _without_password(changes.control)
+    return {
+        "format": FORMAT,
+        "space": _without_password(space.model_dump(mode="json", exclude={"file"})),
+        "file": space.file,
+        **json.loads(json.dumps({"overrides": changes.overrides, "vary": changes.vary, "control": control})),
+        "settings": first.model_dump(mode="json", exclude={"out", "seed"}),
+        "varied": [axis.name for axis in space.axes],
+        "metric": space.metric,
+        "mode": space.goals[0].mode,
+        "scheduler": space.scheduler,
+        "identity": uuid.uuid4().hex,
+        "trials": space.points * len(space.seeds),
+        "corpora": corpora,
+        "versions": installed_versions(),
+    }
+
+
+def _without_password(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with the storage's password masked: everybody who reads the results reads sweep.json."""
+    url = values.get("search", {}).get("storage")
+    return merge(values, {"search.storage": shown_storage(url)}) if url else dict(values)
+
+
+def read_plan(out: Path) -> dict[str, Any]:
+    """sweep.json in the sweep's folder, with absolute folders of data and teacher; empty where there is none.
+
+    Raises:
+        SweepError: damaged, or written by another version.
+    """
+    path = out / SWEEP
+    if not path.exists():
+        return {}
+    try:
+        plan = json.loads(path.read_text(encoding="utf-8"))
+        if (
+            isinstance(plan, dict)
+            and plan["format"] == FORMAT
+            and {"space", "overrides", "vary", "control", "identity"} <= plan.keys()
+        ):
+            space = {**plan["space"], "settings": absolute_folders(plan["space"]["settings"])}
+            return {**plan, "space": space, "overrides": absolute_folders(plan["overrides"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    raise SweepError(f"{path}: damaged, or written by another version; give another --out")
+
+
+def require_same(
+    out: str | Path, before: Mapping[str, Any], plan: Mapping[str, Any], *, resume: bool
+) -> None:
+    """Refuse to continue another sweep, on other shards, or without --resume.
+
+    Raises:
+        SweepError: what differs, and the cure.
+    """
+    if not before:
+        return
+    differences = [
+        f"{name}.{key} was {_short(old.get(key))}, now {_short(new.get(key))}"
+        for name in ("space", "overrides")
+        for old, new in [(fixed_part(name, before[name]), fixed_part(name, plan[name]))]
+        for key in dict.fromkeys([*old, *new])
+        if old.get(key) != new.get(key)
+    ]
+    if differences:
+        raise SweepError(f"{out}: holds another sweep ({'; '.join(differences)}); give another --out")
+    if before.get("corpora") and plan["corpora"] and before["corpora"] != plan["corpora"]:
+        old, new = (", ".join(name[:12] for name in names) for names in (before["corpora"], plan["corpora"]))
+        raise SweepError(
+            f"{out}: holds trials on other shards (fingerprint {old}, now {new}): the shards were prepared "
+            "again; give another --out"
+        )
+    if not resume:
+        raise SweepError(
+            f"{out}: holds this sweep already ({before.get('state', 'unknown')}); continue with --resume, "
+            "or give another --out"
+        )
+
+
+def fixed_part(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of `space` or `overrides` that must stay the same; a sweep may be given more trials."""
+    if name != "space":
+        return dict(values)
+    kept = {key: value for key, value in values.items() if key not in FREE}
+    search = {key: value for key, value in values.get("search", {}).items() if key != "trials"}
+    return {**kept, "search": search}
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 200 else text[:197] + "..."
+
+
+def read_changes(
+    overrides: Mapping[str, Any] | None,
+    vary: Mapping[str, Sequence[Any]] | None,
+    control: Mapping[str, Any] | None,
+    *,
+    before: Mapping[str, Any],
+) -> Changes:
+    """The changes to the search space's file; a resume without any uses those of `before`.
+
+    Raises:
+        SettingsError: the storage's password is missing.
+    """
+    own = absolute_folders(merge(overrides or {}))
+    axes = {name: list(values) for name, values in (vary or {}).items()}
+    search = merge(control or {})
+    if url := search.get("search", {}).get("storage"):
+        search["search"]["storage"] = absolute_storage(url)
+    if not before:
+        return Changes(own, axes, search)
+    search = merge(before["control"], search)
+    url = search.get("search", {}).get("storage")
+    if url and "***" in url:
+        raise SettingsError(
+            f"search.storage = {url}: a sweep's folder does not keep the password; give the whole URL again "
+            "as --search.storage"
+        )
+    if not own and not axes:
+        own, axes = before["overrides"], before["vary"]
+    return Changes(own, axes, search)
+
+
+def build_space(file: str | Path, changes: Changes) -> tuple[SearchSpace, list[str]]:
+    """The search space of a file with the changes applied and its depths known, and messages to show.
+
+    Raises:
+        SettingsError: a setting is impossible.
+    """
+    space = steer(read_space(file, task=changes.overrides.get("task")), changes.control)
+    if space.search.storage:
+        search = space.search.model_copy(update={"storage": absolute_storage(space.search.storage)})
+        space = space.model_copy(update={"search": search})
+    space, messages = fix(vary(space, changes.vary), changes.overrides)
+    space = space.model_copy(update={"settings": absolute_folders(space.settings)})
+    return resolve_depths(space, changes.overrides), messages
+
+
+def check_corpora(space: SearchSpace, first: TrainSettings) -> list[str]:
+    """Fingerprints of the shards that trials read; each teacher's tokeniser is compared with the shards'.
+
+    A teacher known only by its Hugging Face name is left to the trials, because it may have to be downloaded.
+
+    Raises:
+        ShardError: no shards there.
+        EncoderError, TokenizerError: no such teacher, or its tokeniser did not make the shards.
+        StorageError: a folder in a bucket cannot be read.
+    """
+    from newsbert_ray.data.shards import read_manifest
+
+    varied = {axis.name: [str(value) for value in axis.samples()] for axis in space.axes}
+    before = [first.before.data] if first.before.data else []
+    folders = [*varied.get("data", [first.data]), *varied.get("before.data", before)]
+    manifests = [read_manifest(inputs.fetch(folder)) for folder in folders]
+    for teacher in varied.get("teacher", [first.teacher]):
+        if teacher != SCRATCH and _is_folder_name(teacher):
+            from newsbert_ray.model.assemble import check_tokenizer
+
+            folder = str(inputs.fetch(teacher)) if storage.is_url(teacher) else teacher
+            for manifest in manifests:
+                check_tokenizer(folder, manifest)
+    return [manifest.fingerprint for manifest in manifests]
+
+
+def _is_folder_name(teacher: str) -> bool:
+    return Path(teacher).is_dir() or teacher.startswith(("/", ".", "~")) or teacher.count("/") > 1

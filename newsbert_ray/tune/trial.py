@@ -1,33 +1,236 @@
-"""One trial of a sweep, inside a Tune actor that serves the next one too: trains, and passes evaluations on.
+"""One trial of a sweep: its settings, from the search space and a point; and running it inside a Tune actor.
 
-A trial that raises ends with its reason as a report, not as a broken actor: the sweep goes on at no cost.
-Only a process that dies is left for Tune to see; it starts the trial again, from the trial's own checkpoints.
+An exception in a trial becomes a reported failure, so that the actor lives on and serves the next trial. Only
+a process that dies is seen by Tune, which starts the trial again from the trial's own checkpoints.
 """
 
 from __future__ import annotations
 
 import ctypes
+import json
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from functools import partial
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Protocol
 
-from newsbert_ray.config import TrainSettings, build_settings
+from newsbert_ray.config import SCRATCH, SettingsError, TrainSettings, build_settings, merge
+from newsbert_ray.files import first_line, is_locked
 from newsbert_ray.record import TEACHERS, RunRecord
+from newsbert_ray.reporting.sweep_data import point_label
+from newsbert_ray.settings import flatten
+from newsbert_ray.storage import inputs
 from newsbert_ray.storage import workdir as storage
+from newsbert_ray.tune.resources import require_seen
+from newsbert_ray.tune.space import (
+    PointValues,
+    SearchSpace,
+    absolute_folders,
+    check_search,
+    conditions,
+    conditions_text,
+)
+from newsbert_ray.tune.trials import metric_value
 
 if TYPE_CHECKING:
     from newsbert_ray.training.loop import Report
-from newsbert_ray.files import is_locked
-from newsbert_ray.tune.resources import require_seen
-from newsbert_ray.tune.space import flatten
-from newsbert_ray.tune.trials import metric_value
 
 LOCK_SECONDS = 30.0
-"""How long the trial's folder may still be held by a process of a sweep that was killed."""
+"""How long to wait for a process of a killed sweep that still holds the trial's folder."""
+
+_TRIAL_DEFAULTS: Mapping[str, Any] = {"threads": 1, "checkpoint": {"keep": 1, "keep_finished": False}}
+"""Defaults of a trial that differ from those of a single run: one core, little disk."""
+
+CATEGORICAL_COST = (
+    "data",
+    "teacher",
+    "task",
+    "method",
+    "precision",
+    "device",
+    "threads",
+    "workers",
+    "token_budget",
+    "student.kind",
+    "student.encoder",
+    "distill.teacher",
+)
+"""Settings that decide the duration of a step; each value has its own."""
+LINEAR_COST = (
+    "student.layers",
+    "model.teacher_layers",
+    "model.query_size",
+    "batch_size",
+    "optimizer.accumulate",
+)
+"""Settings with which the duration of a step grows almost linearly; also those of a scratch teacher."""
+RECOMMENDATION_COST = ("recommendation.npratio", "recommendation.history")
+"""Settings with which a step of recommendation grows, by the news of each click: less than linearly, since
+each news is encoded once and few users have the longest history."""
+DURATION_SETTINGS = frozenset({*CATEGORICAL_COST, *LINEAR_COST, *RECOMMENDATION_COST, "epochs", "train_rows"})
+"""Settings that decide how long a trial takes."""
+
+
+def trial_settings(
+    space: SearchSpace, point: PointValues, *, seed: int, out: str | Path, overrides: Mapping[str, Any]
+) -> TrainSettings:
+    """Settings of one trial: the space's own, then `overrides`, the point, the seed and the trial's folder.
+
+    Raises:
+        SettingsError: the combination is impossible.
+    """
+    # A worker that Ray starts has another working directory, so folders must be absolute.
+    own = {"seed": seed, "out": storage.absolute(out)}
+    values = absolute_folders(merge(_TRIAL_DEFAULTS, space.settings, overrides, point, own))
+    settings = build_settings(TrainSettings, values, where=f"{space.file}, point {point_label(point)}")
+    check_depth(settings)
+    return settings
+
+
+def check_space(space: SearchSpace, *, out: str | Path, overrides: Mapping[str, Any]) -> TrainSettings:
+    """Build the settings of every grid point, or of each axis's values in turn; return the first ones.
+
+    Raises:
+        SettingsError: the first impossible combination, or nothing to run.
+    """
+    check_search(space)
+    points = list(space.grid() if space.search.sampler == "grid" else _sample_points(space))
+    built = [trial_settings(space, p, seed=space.seeds[0], out=out, overrides=overrides) for p in points]
+    teacher_goals = [goal.metric for goal in space.goals if "teacher" in goal.metric]
+    if teacher_goals and any(settings.method == "finetune" for settings in built):
+        raise SettingsError(
+            f"{space.file}: metric = {teacher_goals[0]!r}: method finetune trains no teacher; "
+            "use a metric of the student, or another method"
+        )
+    return built[0]
+
+
+def _sample_points(space: SearchSpace) -> Iterator[PointValues]:
+    """A first point, and for each axis a point with each of its values; all other axes at their first
+    value."""
+    for axis in (None, *space.axes):
+        required = dict(conditions(space.axes, axis) or {}) if axis else {}
+        for value in axis.samples() if axis else (None,):
+            point = PointValues()
+            for other in space.axes:
+                if other.is_active(point):
+                    default = required.get(other.name, other.samples())[0]
+                    point[other.name] = value if other is axis else default
+            yield point
+
+
+def resolve_depths(space: SearchSpace, overrides: Mapping[str, Any]) -> SearchSpace:
+    """`space` with values for `choice: divisors`: the depths below the teacher's that divide it.
+
+    Raises:
+        SettingsError: the teacher's depth is unknown, or varies; a starting point or a `when` names a depth
+            that does not divide it.
+    """
+    axis = next((axis for axis in space.axes if axis.divisors and axis.values is None), None)
+    if axis is None:
+        return space
+    for other in space.axes:
+        if other.name in ("teacher", "model.teacher_layers", "scratch.layers"):
+            raise SettingsError(
+                f"{axis.name}: `divisors` needs one teacher depth, but {other.name} varies; list the depths "
+                f"(`choice: [1, 2]`, --vary {axis.name}=1,2), or fix --{other.name}"
+            )
+    values = merge({"data": "-", "out": "-"}, space.settings, overrides)
+    depth = teacher_depth(build_settings(TrainSettings, values, where=space.file), fetch=True)
+    assert depth is not None
+    known = axis.model_copy(update={"values": divisors(depth)[:-1] or (1,)})
+    why = f"the divisors of the {depth} teacher layers are {', '.join(map(str, known.values or ()))}"
+    axes = tuple(known if other is axis else other for other in space.axes)
+    for other in axes:
+        if conditions(axes, other) is None:
+            raise SettingsError(
+                f"{other.name} varies only where {conditions_text(other.when)}, but {why}; fix --{other.name}"
+            )
+    for point in space.start:
+        if axis.name in point and point[axis.name] not in (known.values or ()):
+            raise SettingsError(f"start: {axis.name} = {point[axis.name]}, but {why}; use one of them")
+    return build_settings(SearchSpace, {**dict(space), "axes": axes}, where=space.file)
+
+
+def divisors(depth: int) -> tuple[int, ...]:
+    """Whole numbers that divide `depth`, itself included: the student depths that it can teach."""
+    return tuple(n for n in range(1, depth + 1) if depth % n == 0)
+
+
+def check_depth(settings: TrainSettings) -> None:
+    """Raise SettingsError where the student's layers do not divide the teacher's, or a student that trains
+    alone has more layers than its encoder. Depths that are not known here are left to the trial."""
+    student = settings.student.layers
+    if settings.before.method != "none":
+        from newsbert_ray.training.prerequisites import before_settings
+
+        check_depth(before_settings(settings, ""))
+        return
+    if settings.distill.alone:
+        layers = _encoder_depth(settings)
+        if layers is not None and student > layers:
+            raise SettingsError(f"student.layers {student}: {settings.teacher} has {layers} layers")
+        return
+    depth = teacher_depth(settings)
+    if depth is None or depth % student == 0:
+        return
+    choices = [str(n) for n in divisors(depth)]
+    choice = f"{', '.join(choices[:-1])} or {choices[-1]}" if len(choices) > 1 else choices[0]
+    raise SettingsError(
+        f"{depth} teacher layers do not divide into {student} student layers; choose {choice}"
+    )
+
+
+def teacher_depth(settings: TrainSettings, *, fetch: bool = False) -> int | None:
+    """Layers of the teacher (NK); None where only its configuration at Hugging Face tells.
+
+    Args:
+        fetch: read that configuration, from the local cache or over the network.
+    Raises:
+        SettingsError: more layers requested than there are; or, with `fetch`, the depth cannot be read.
+    """
+    wanted = settings.model.teacher_layers
+    layers = _encoder_depth(settings)
+    if layers is None and wanted is None and fetch:
+        layers = _fetch_depth(settings.teacher)
+    if layers is not None and wanted is not None and wanted > layers:
+        raise SettingsError(
+            f"model.teacher_layers = {wanted}: {settings.teacher} has {layers} layers; "
+            f"give --model.teacher_layers {layers} or fewer"
+        )
+    return layers if wanted is None else wanted
+
+
+def _encoder_depth(settings: TrainSettings) -> int | None:
+    if settings.teacher == SCRATCH:
+        return settings.scratch.layers
+    folder = _fetch(settings.teacher) if storage.is_url(settings.teacher) else Path(settings.teacher)
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        depths = [config[key] for key in ("num_hidden_layers", "n_layers", "num_layers") if key in config]
+    except (OSError, ValueError, TypeError):
+        return None
+    return depths[0] if depths and isinstance(depths[0], int) and depths[0] > 0 else None
+
+
+_fetch = lru_cache(maxsize=8)(inputs.fetch)
+"""A teacher in a bucket, fetched once for all points of a grid."""
+
+
+def _fetch_depth(teacher: str) -> int:
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(teacher, trust_remote_code=False)
+        return int(config.num_hidden_layers)
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise SettingsError(
+            f"teacher = {teacher!r}: its depth is not known here ({first_line(error)}), and `choice: "
+            "divisors` needs it; give --model.teacher_layers N, or list the depths"
+        ) from error
 
 
 class Train(Protocol):
@@ -36,76 +239,96 @@ class Train(Protocol):
     def __call__(self, settings: TrainSettings, *, report: Report | None, quiet: bool) -> RunRecord: ...
 
 
-def run_trial(config: Mapping[str, Any], *, train: Train | None = None) -> None:
+@dataclass(frozen=True)
+class TrialConfig:
+    """What a trial's actor receives."""
+
+    settings: TrainSettings
+    """Settings of the run, its seed and its folder among them."""
+    metrics: tuple[str, ...]
+    """The goals' metrics; the trial reports one number for each."""
+    failures: str
+    """Folder or URL for the stack trace of a failure."""
+    sweep_folder: str | None = None
+    """The sweep's folder, where this machine has to check that it sees it; None on a single machine."""
+    gpus: float = 0.0
+    """Each worker's share of a GPU, for a trial of several workers."""
+
+
+CONFIG = "trial"
+"""Key of the TrialConfig in Tune's configuration of a trial."""
+
+
+def run_trial(config: Mapping[str, TrialConfig], *, train: Train | None = None) -> None:
     """Run one trial and report to Tune.
 
     Every evaluation is reported with dotted names (`validation.student.accuracy`, `epoch`, `step`); the last
-    report holds `values`, the record's number for each goal, or `failure`, why there is none. A trial that
-    Tune stops at a report ends there, by SystemExit out of the report, with its checkpoint behind it.
+    report holds `values`, the record's number for each goal, or `failure`, the reason for having none. Tune
+    stops a trial by raising SystemExit from a report, after the trial has written its checkpoint.
 
     Args:
-        config: `settings` (of TrainSettings, nested), `metrics` (one for each goal), `notes` (a folder for a
-            failure's frames), for a group of workers `gpus` (each one's share of a GPU), and on a cluster
-            `sweep`, the folder that this machine must see.
-        train: what trains; the real one by default.
+        config: Tune's configuration; holds the TrialConfig.
+        train: what trains; the real training by default.
     """
     from ray import tune
 
     from newsbert_ray.training.loop import PreemptedError
 
-    settings = build_settings(TrainSettings, config["settings"], where="trial")
+    trial = config[CONFIG]
+    settings = trial.settings
     note = f"{PurePosixPath(settings.out.partition('?')[0]).name}.txt"
-    _await_folder(storage.local(settings.out))
+    _wait_for_lock(storage.local(settings.out))
     try:
-        require_seen(config.get("sweep"))
-        work = train or _train(config, settings)
-        record = work(settings, report=lambda entry: tune.report(numbers(entry)), quiet=True)
-        values = [metric_value(record, metric) for metric in config["metrics"]]
+        require_seen(trial.sweep_folder)
+        work = train or _real_train(trial)
+        record = work(settings, report=lambda entry: tune.report(numbers_of(entry)), quiet=True)
+        values = [metric_value(record, metric) for metric in trial.metrics]
         storage.discard(settings.out)
     except PreemptedError:
-        raise  # Tune starts the trial again, on another machine
+        raise  # Tune starts the trial again on another machine.
     except SystemExit:
         storage.discard(settings.out)
         raise
     except Exception as error:
-        # The one place that stops an exception: it belongs to this trial alone, and is shown by the sweep.
-        with suppress(OSError, storage.StorageError):  # the reason may be a full disk
-            storage.leave(config["notes"], note, traceback.format_exc())
+        # The only place that stops an exception: it ends this trial alone, and the sweep shows it.
+        with suppress(OSError, storage.StorageError):  # the disk may be full
+            storage.leave(trial.failures, note, traceback.format_exc())
         tune.report({"failure": f"{type(error).__name__}: {error}"})
     else:
-        if not storage.is_url(config["notes"]):
+        if not storage.is_url(trial.failures):
             with suppress(OSError):
-                (Path(config["notes"]) / note).unlink(missing_ok=True)
+                (Path(trial.failures) / note).unlink(missing_ok=True)
         tune.report({"values": values})
     finally:
-        give_back_memory()
+        release_memory()
 
 
-def give_back_memory() -> None:
-    """Return freed pages to the system: every trial is a new thread of its actor, and the C library (glibc)
-    would keep what each of them has freed, at most gigabytes after some trials of different lengths."""
+def release_memory() -> None:
+    """Return freed pages to the system. Every trial is a new thread of its actor, and glibc would keep what
+    each of them has freed: gigabytes after some trials of different lengths."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
 
 
-def _train(config: Mapping[str, Any], settings: TrainSettings) -> Train:
+def _real_train(trial: TrialConfig) -> Train:
     from newsbert_ray.training.run import train
 
-    # Beside the trials' folders; of a sweep in a bucket each machine keeps its own.
-    beside = storage.cache_folder() if storage.is_url(settings.out) else Path(settings.out).parents[1]
-    gpus = config["gpus"] if settings.workers > 1 else None
-    return partial(train, gpus=gpus, teachers=beside / TEACHERS)
+    out = trial.settings.out
+    # Next to the trials' folders; for a sweep in a bucket each machine keeps its own.
+    parent = storage.cache_folder() if storage.is_url(out) else Path(out).parents[1]
+    gpus = trial.gpus if trial.settings.workers > 1 else None
+    return partial(train, gpus=gpus, teachers=parent / TEACHERS)
 
 
-def numbers(entry: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of an evaluation's entry, by dotted name."""
+def numbers_of(entry: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of an evaluation, by dotted name."""
     flat = flatten(entry)
     return {n: v for n, v in flat.items() if isinstance(v, int | float) and not isinstance(v, bool)}
 
 
-def _await_folder(folder: Path) -> None:
-    """Wait while another process holds the run's lock: one of a killed sweep, about to end."""
+def _wait_for_lock(folder: Path) -> None:
+    """Wait while a process of a killed sweep, which is about to end, still holds the run's lock."""
     end = time.monotonic() + LOCK_SECONDS
     while is_locked(folder / ".lock") and time.monotonic() < end:
         time.sleep(0.2)

@@ -4,7 +4,7 @@ metric found for the trial-epochs spent.
     python -m tests.benchmarks.study_search --sweep runs/grid --noise runs/seeds --title MIND --out study
 
 Nothing is trained: each search is replayed on the curves of a finished grid sweep
-(`newsbert_ray.tune.replay`), with the sweep's own sampler, jobs and early stopping. `--noise` is a sweep of
+(`tests.benchmarks.replay`), with the sweep's own sampler, jobs and early stopping. `--noise` is a sweep of
 some of the grid's points with several seeds, or a number (`--noise-source` then says where it comes from).
 """
 
@@ -21,9 +21,11 @@ from newsbert_ray.files import write_text
 from newsbert_ray.record import find_records, read_record
 from newsbert_ray.reporting.draw import write_figure
 from newsbert_ray.reporting.figures import FigureData, Line, Panel
-from newsbert_ray.tune.replay import Replay, Table, read_table, replay
-from newsbert_ray.tune.space import Search, SearchSpace, Stopping, flatten, point_label
-from newsbert_ray.tune.trials import TRIALS, metric_value
+from newsbert_ray.reporting.sweep_data import TRIALS, point_label
+from newsbert_ray.settings import flatten
+from newsbert_ray.tune.space import Search, SearchSpace, Stopping
+from newsbert_ray.tune.trials import metric_value
+from tests.benchmarks.replay import Replay, Table, read_table, replay
 
 SHARE = 1 / 3
 """The share of the grid's budget at which the goal is judged."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from newsbert_ray.evaluation.evaluate import TopicRow, by_topic
 from newsbert_ray.record import find_records, read_record
 from newsbert_ray.reporting.records import flat_settings
-from newsbert_ray.tune.trials import TRIALS
+from newsbert_ray.reporting.sweep_data import TRIALS
 from tests.benchmarks.subject import say
 
 

@@ -15,7 +15,8 @@ from newsbert_ray.config import merge
 from newsbert_ray.files import write_json
 from newsbert_ray.methods import TASKS, TaskName, task_of
 from newsbert_ray.record import METRICS, EarlyStop, RunRecord, write_record, write_stop
-from newsbert_ray.tune.space import Axis, SearchSpace, point_label
+from newsbert_ray.reporting.sweep_data import Axis, point_label
+from newsbert_ray.tune.space import SearchSpace
 
 MakeRecord = Callable[..., RunRecord]
 MakeSweep = Callable[..., Path]
@@ -118,7 +119,7 @@ def invent(
         "settings": settings,
         "varied": list(axes),
         "metric": whole.metric,
-        "mode": whole.mode,
+        "mode": whole.goals[0].mode,
         "trials": points * len(seeds),
         "versions": {"python": "3.11.7", "torch": "2.13.0"},
         "state": state,

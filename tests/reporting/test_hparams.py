@@ -16,7 +16,7 @@ from tensorboard.plugins.hparams import api_pb2, backend_context, get_experiment
 from torch.utils.tensorboard import SummaryWriter
 
 from newsbert_ray.reporting.hparams import HParams, logged_metrics
-from newsbert_ray.tune.space import Axis
+from newsbert_ray.reporting.sweep_data import Axis
 
 AXES = (
     Axis(name="distill.beta", low=0.0, high=0.3),

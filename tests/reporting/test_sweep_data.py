@@ -30,7 +30,7 @@ def test_points_by_what_became_of_them(make_sweep: MakeSweep) -> None:
     sweep = read_sweep(folder)
     states = [point.state for point in sweep.points]
     assert sorted(states) == ["failed", *["finished"] * 4, *["stopped"] * 4, "under way"]
-    assert sweep.asked == 10
+    assert sweep.planned_points == 10
     assert all(len(point.trials) == 2 for point in sweep.of("finished"))
     (failed,) = sweep.of("failed")
     assert failed.trials[0].reason == "LossError: the loss is <nan> at step 10"
@@ -139,7 +139,7 @@ def _point(label: str, *values: tuple[float, ...], **settings: object) -> Point:
 
 
 def _sweep(points: list[Point], *modes: Mode, **plan: object) -> Sweep:
-    goals = tuple(Goal("validation.student.accuracy", mode) for mode in modes)
+    goals = tuple(Goal(metric="validation.student.accuracy", mode=mode) for mode in modes)
     return Sweep(Path("x"), {"trials": 4, **plan}, (), goals, (0, 1), tuple(points), {}, False)
 
 
@@ -193,17 +193,17 @@ def test_spread_over_seeds_by_hand() -> None:
 )
 def test_goal_in_words(metric: str, heading: str) -> None:
     """A dotted name on an axis tells a reader of a paper nothing; a share in per cent says so."""
-    column = Goal(metric, "max").column
+    column = Goal(metric=metric, mode="max").column
     assert column.heading == heading
     assert column.factor == (100.0 if "%" in heading else 1.0)
 
 
 def test_condition_hangs_on_a_setting_that_varies() -> None:
     """An axis below another that is itself ruled out does not vary either."""
-    axis = Axis("b", low=0, high=1, when={"a": (1, 2)})
-    assert axis.active({"a": 2})
-    assert not axis.active({"a": 3})
-    assert not axis.active({})
+    axis = Axis(name="b", low=0, high=1, when={"a": (1, 2)})
+    assert axis.is_active({"a": 2})
+    assert not axis.is_active({"a": 3})
+    assert not axis.is_active({})
 
 
 def test_list_reads_like_a_sentence() -> None:

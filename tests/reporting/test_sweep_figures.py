@@ -136,7 +136,7 @@ def _sweep(
             for seed, y in enumerate(ys)
         )
         made.append(Point(str(index), {axis.name: x}, trials, state))
-    goals = (Goal("validation.student.accuracy", "max"),)
+    goals = (Goal(metric="validation.student.accuracy", mode="max"),)
     return Sweep(Path("x"), {"trials": 9}, (axis,), goals, tuple(seeds), tuple(made), {}, False)
 
 
@@ -145,8 +145,8 @@ def _panel(sweep: Sweep) -> Scatter:
     return panel
 
 
-GRID = Axis("distill.beta", values=(0.0, 0.1))
-RANGE = Axis("distill.beta", low=0.0, high=1.0)
+GRID = Axis(name="distill.beta", values=(0.0, 0.1))
+RANGE = Axis(name="distill.beta", low=0.0, high=1.0)
 
 
 def test_dots_and_means_by_hand() -> None:
@@ -200,7 +200,7 @@ def test_bins_hold_equally_many() -> None:
 
 def test_log_axis_is_log_and_its_bins_too() -> None:
     """Rates from 1e-5 to 1e-2 drawn on a plain axis are one heap at zero."""
-    axis = Axis("learning_rate", low=1e-5, high=1e-1, log=True)
+    axis = Axis(name="learning_rate", low=1e-5, high=1e-1, log=True)
     points: list[tuple[Any, Sequence[float], State]] = [
         (10.0**-i * (1 + j / 10), (0.5,), "finished") for i in (2, 4) for j in range(5)
     ]
@@ -212,7 +212,7 @@ def test_log_axis_is_log_and_its_bins_too() -> None:
 
 def test_words_are_not_joined_by_a_line() -> None:
     """Between `linear` and `cosine` there is nothing."""
-    axis = Axis("optimizer.decay", values=("linear", "cosine"))
+    axis = Axis(name="optimizer.decay", values=("linear", "cosine"))
     pairs: list[tuple[Any, Sequence[float], State]] = [
         (word, (y,), "finished") for word in ("cosine", "linear") for y in (0.5, 0.6)
     ]
@@ -224,7 +224,7 @@ def test_words_are_not_joined_by_a_line() -> None:
 
 def test_long_folder_names_are_cut() -> None:
     """A path of eighty letters under an axis pushes the panel off the page."""
-    axis = Axis("teacher", values=("hub/a-very-long-name-of-a-model", "b"))
+    axis = Axis(name="teacher", values=("hub/a-very-long-name-of-a-model", "b"))
     panel = _panel(_sweep(axis, [("b", (0.5,), "finished")]))
     assert panel.ticks == ("a-very-long-n…", "b")
 
@@ -287,7 +287,7 @@ def test_a_setting_of_one_value_has_no_panel() -> None:
     """`--vary student.layers=2` fixes an axis, and nothing lies over it; a lone one is shown all the same."""
     plain = _sweep(GRID, [(0.0, (0.6,), "finished"), (0.1, (0.7,), "finished")])
     points = tuple(replace(p, values={**p.values, "method": "finetune"}) for p in plain.points)
-    sweep = replace(plain, axes=(GRID, Axis("method", values=("finetune",))), points=points)
+    sweep = replace(plain, axes=(GRID, Axis(name="method", values=("finetune",))), points=points)
     assert [panel.x_label for panel in over_settings(sweep).panels] == ["distill.beta"]
     alone = replace(sweep, axes=sweep.axes[1:])
     assert [panel.x_label for panel in over_settings(alone).panels] == ["method"]

@@ -67,7 +67,7 @@ def stand_in(*, fails: dict[str, Any] | None = None) -> Train:
         from pathlib import Path
 
         from newsbert_ray.record import RECORD, read_record, write_record
-        from newsbert_ray.tune.space import flatten
+        from newsbert_ray.settings import flatten
 
         folder = Path(settings.out)
         folder.mkdir(parents=True, exist_ok=True)

@@ -13,30 +13,30 @@ from newsbert_ray.record import EarlyStop
 from newsbert_ray.tune import display
 from newsbert_ray.tune.display import SweepDisplay
 from newsbert_ray.tune.space_file import read_space
-from newsbert_ray.tune.study import Memory
-from newsbert_ray.tune.trials import Budget, Job, Jobs
+from newsbert_ray.tune.study import SweepStudy
+from newsbert_ray.tune.trials import Budget, Trials, TrialSpec
 
 WriteSpace = Callable[..., Path]
-MakeJobs = Callable[..., Jobs]
+MakeTrials = Callable[..., Trials]
 ACCURACY = "validation.student.accuracy"
 
 
 @pytest.fixture
-def make_jobs(write_space: WriteSpace, tmp_path: Path) -> MakeJobs:
-    """make_jobs(seeds="[0, 1]", more="prices: {cpu_hour: 1.0}"): four points."""
+def make_trials(write_space: WriteSpace, tmp_path: Path) -> MakeTrials:
+    """make_trials(seeds="[0, 1]", more="prices: {cpu_hour: 1.0}"): four points."""
 
-    def make(*, seeds: str = "[0]", more: str = "") -> Jobs:
+    def make(*, seeds: str = "[0]", more: str = "") -> Trials:
         space = read_space(write_space(**{"seeds: [0]": f"seeds: {seeds}\n{more}"}))
-        return Jobs(space, Memory(space, tmp_path, "test"), tmp_path)
+        return Trials(space, SweepStudy(space, tmp_path, "test"), tmp_path)
 
     return make
 
 
-def take(jobs: Jobs) -> Job:
+def take(trials: Trials) -> TrialSpec:
     """The next trial."""
-    job = jobs.next_job()
-    assert job is not None
-    return job
+    spec = trials.next_trial()
+    assert spec is not None
+    return spec
 
 
 class Clock:
@@ -58,23 +58,23 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def finish(shown: SweepDisplay, jobs: Jobs, clock: Clock, seconds: float, value: float | None) -> None:
+def finish(shown: SweepDisplay, trials: Trials, clock: Clock, seconds: float, value: float | None) -> None:
     """A trial runs for so long, and ends with the value, or fails where there is none."""
-    job = take(jobs)
-    shown.started(job)
+    spec = take(trials)
+    shown.started(spec)
     clock.now += seconds
     values = None if value is None else (value,)
-    jobs.finish(job, values=values, failure="no memory", seconds=seconds)
-    shown.ended(job)
+    trials.finish(spec, values=values, failure="no study", seconds=seconds)
+    shown.ended(spec)
 
 
-def play(jobs: Jobs, console: Console, clock: Clock) -> None:
+def play(trials: Trials, console: Console, clock: Clock) -> None:
     """One trial finishes, one fails, each after 20 seconds; one runs."""
-    shown = SweepDisplay(jobs, slots=1, console=console, epochs=2)
+    shown = SweepDisplay(trials, slots=1, console=console, epochs=2)
     with shown.shown():
-        finish(shown, jobs, clock, 20, 0.5)
-        finish(shown, jobs, clock, 20, None)
-        running = take(jobs)
+        finish(shown, trials, clock, 20, 0.5)
+        finish(shown, trials, clock, 20, None)
+        running = take(trials)
         shown.started(running)
         shown.reported(running, {"epoch": 1.0, ACCURACY: 0.4321})
         clock.now += 5
@@ -88,38 +88,38 @@ def plain() -> tuple[Console, Callable[[], list[str]]]:
 
 
 def test_a_log_gets_one_plain_line_a_trial_and_now_and_then_one_about_the_whole(
-    make_jobs: MakeJobs, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    make_trials: MakeTrials, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A log file fills with frames of a table, or shows nothing for hours."""
     monkeypatch.setattr(display, "EVERY_SECONDS", 5.0)
     console, lines = plain()
-    play(make_jobs(), console, clock)
+    play(make_trials(), console, clock)
     assert lines() == [
         "[1/4]  beta=0,layers=1,seed=0  validation.student.accuracy 0.5000  20.0 s",
-        "[2/4]  beta=0,layers=2,seed=0  failed: no memory  20.0 s",
+        "[2/4]  beta=0,layers=2,seed=0  failed: no study  20.0 s",
         "[2/4]  1 done, 1 failed, 1 running, 1 waiting; best so far beta=0,layers=1: "
         "validation.student.accuracy 0.5000; about 35 s left",
     ]
 
 
-def test_a_log_is_not_flooded(make_jobs: MakeJobs, clock: Clock) -> None:
+def test_a_log_is_not_flooded(make_trials: MakeTrials, clock: Clock) -> None:
     """A line at each of Tune's steps is ten lines a second."""
     console, lines = plain()
-    shown = SweepDisplay(make_jobs(), slots=1, console=console)
+    shown = SweepDisplay(make_trials(), slots=1, console=console)
     for _ in range(100):
         clock.now += 0.5
         shown.tick()
     assert len(lines()) == 1
 
 
-def test_a_terminal_gets_a_quiet_table_and_keeps_the_failures(make_jobs: MakeJobs, clock: Clock) -> None:
+def test_a_terminal_gets_a_quiet_table_and_keeps_the_failures(make_trials: MakeTrials, clock: Clock) -> None:
     """A failure scrolls by, or a finished table fills the screen."""
     console = Console(
         file=io.StringIO(), width=100, height=30, force_terminal=True, color_system=None, record=True
     )
-    play(make_jobs(), console, clock)
+    play(make_trials(), console, clock)
     text = console.export_text()
-    failure = "[2/4]  beta=0,layers=2,seed=0  failed: no memory  20.0 s"
+    failure = "[2/4]  beta=0,layers=2,seed=0  failed: no study  20.0 s"
     assert text.count(failure) == 1
     assert "[1/4]  beta=0,layers=1,seed=0" not in text
     frame = text[text.rindex("small [2/4]") :]
@@ -127,17 +127,17 @@ def test_a_terminal_gets_a_quiet_table_and_keeps_the_failures(make_jobs: MakeJob
         "small [2/4]  1 done, 1 failed, 1 running, 1 waiting",
         "best so far beta=0,layers=1: validation.student.accuracy 0.5000",
         "about 35 s left",
-        "last: beta=0,layers=2,seed=0  failed: no memory  20.0 s",
+        "last: beta=0,layers=2,seed=0  failed: no study  20.0 s",
         "trial                       epoch   validation.student.accuracy   seconds",
         "─" * 73,
         "beta=0.2,layers=1,seed=0   1 of 2                        0.4321         5",
     ]
 
 
-def test_nothing_is_drawn_between_events(make_jobs: MakeJobs, clock: Clock) -> None:
-    """A thread that reads the jobs while they change ends with an error in the midst of the night."""
+def test_nothing_is_drawn_between_events(make_trials: MakeTrials, clock: Clock) -> None:
+    """A thread that reads the trials while they change ends with an error in the midst of the night."""
     console = Console(file=io.StringIO(), force_terminal=True, color_system=None)
-    shown = SweepDisplay(make_jobs(), slots=1, console=console)
+    shown = SweepDisplay(make_trials(), slots=1, console=console)
     with shown.shown():
         before = console.file.getvalue()  # type: ignore[attr-defined]
         shown.tick()
@@ -147,16 +147,16 @@ def test_nothing_is_drawn_between_events(make_jobs: MakeJobs, clock: Clock) -> N
         assert console.file.getvalue() != before  # type: ignore[attr-defined]
 
 
-def test_early_stops_and_what_they_spare_are_said(make_jobs: MakeJobs, clock: Clock) -> None:
+def test_early_stops_and_what_they_spare_are_said(make_trials: MakeTrials, clock: Clock) -> None:
     """Who sees a trial end at epoch 1 must know that it is no failure, and why others never begin."""
-    jobs = make_jobs(seeds="[0, 1, 2]")
+    trials = make_trials(seeds="[0, 1, 2]")
     console, lines = plain()
-    shown = SweepDisplay(jobs, slots=1, console=console)
-    job = take(jobs)
-    shown.started(job)
+    shown = SweepDisplay(trials, slots=1, console=console)
+    spec = take(trials)
+    shown.started(spec)
     clock.now += 4
-    jobs.stop(job, EarlyStop(epoch=1.0, value=0.61, seconds=4.0, reason="asha"))
-    shown.ended(job)
+    trials.stop(spec, EarlyStop(epoch=1.0, value=0.61, seconds=4.0, reason="asha"))
+    shown.ended(spec)
     clock.now += 30
     shown.tick()
     assert lines() == [
@@ -165,37 +165,37 @@ def test_early_stops_and_what_they_spare_are_said(make_jobs: MakeJobs, clock: Cl
     ]
 
 
-def test_time_left_counts_trials_that_ran(make_jobs: MakeJobs, clock: Clock) -> None:
+def test_time_left_counts_trials_that_ran(make_trials: MakeTrials, clock: Clock) -> None:
     """Trials that fail at once make the rest look like a matter of seconds."""
-    jobs = make_jobs(seeds="[0, 1]")
+    trials = make_trials(seeds="[0, 1]")
     console, lines = plain()
-    shown = SweepDisplay(jobs, slots=2, console=console)
-    finish(shown, jobs, clock, 1, None)
-    finish(shown, jobs, clock, 600, 0.5)
+    shown = SweepDisplay(trials, slots=2, console=console)
+    finish(shown, trials, clock, 1, None)
+    finish(shown, trials, clock, 600, 0.5)
     clock.now += 30
     shown.tick()
     # Six trials of ten minutes on two slots.
     assert lines()[-1].endswith("about 30.0 min left")
 
 
-def test_time_left_knows_unlike_trials(make_jobs: MakeJobs, clock: Clock) -> None:
+def test_time_left_knows_unlike_trials(make_trials: MakeTrials, clock: Clock) -> None:
     """A mean over short and long ones misleads while the grid has only come to one kind."""
-    jobs = make_jobs(seeds="[0, 1, 2]")
+    trials = make_trials(seeds="[0, 1, 2]")
     console, lines = plain()
-    shown = SweepDisplay(jobs, slots=1, console=console)
+    shown = SweepDisplay(trials, slots=1, console=console)
     for _ in range(12):
-        job = take(jobs)
-        took = 40.0 if job.point["student.layers"] == 1 else 400.0
-        shown.started(job)
+        spec = take(trials)
+        took = 40.0 if spec.point["student.layers"] == 1 else 400.0
+        shown.started(spec)
         clock.now += took
-        jobs.finish(job, values=(0.5,), seconds=took)
-        shown.ended(job)
+        trials.finish(spec, values=(0.5,), seconds=took)
+        shown.ended(spec)
         shown.tick()
-        ended = jobs.results.values()
+        ended = trials.points.values()
         kinds = {r.point["student.layers"] for r in ended if r.values}
         if len(kinds) == 2:
             break
-    left = jobs.waiting(set())
+    left = trials.waiting(set())
     assert left
     expected = sum(40.0 if point["student.layers"] == 1 else 400.0 for point in left)
     clock.now += 30
@@ -203,47 +203,47 @@ def test_time_left_knows_unlike_trials(make_jobs: MakeJobs, clock: Clock) -> Non
     assert lines()[-1].endswith(f"about {expected / 60:.1f} min left")
 
 
-def test_last_trial_takes_its_own_time(make_jobs: MakeJobs, clock: Clock) -> None:
+def test_last_trial_takes_its_own_time(make_trials: MakeTrials, clock: Clock) -> None:
     """One trial on four slots is not done in a quarter of its time."""
-    jobs = make_jobs()
+    trials = make_trials()
     console, lines = plain()
-    shown = SweepDisplay(jobs, slots=4, console=console)
+    shown = SweepDisplay(trials, slots=4, console=console)
     for _ in range(3):
-        finish(shown, jobs, clock, 100, 0.5)
-    shown.started(take(jobs))
+        finish(shown, trials, clock, 100, 0.5)
+    shown.started(take(trials))
     clock.now += 40
     shown.tick()
     assert "1 running, 0 waiting" in lines()[-1]
     assert lines()[-1].endswith("about 60 s left")
 
 
-def test_unknown_time_is_not_guessed(make_jobs: MakeJobs, clock: Clock) -> None:
+def test_unknown_time_is_not_guessed(make_trials: MakeTrials, clock: Clock) -> None:
     """`0 s left` at the start of a night would be believed."""
     console, lines = plain()
-    shown = SweepDisplay(make_jobs(), slots=1, console=console)
+    shown = SweepDisplay(make_trials(), slots=1, console=console)
     clock.now += 30
     shown.tick()
     assert lines() == ["[0/4]  0 done, 0 running, 4 waiting; time left unknown until a trial ends"]
 
 
-def test_resume_knows_how_long_trials_took_before(make_jobs: MakeJobs, clock: Clock) -> None:
+def test_resume_knows_how_long_trials_took_before(make_trials: MakeTrials, clock: Clock) -> None:
     """A resumed sweep has records; it need not begin with `unknown`."""
-    jobs = make_jobs()
-    jobs.seconds["earlier"] = 50.0
+    trials = make_trials()
+    trials.seconds["earlier"] = 50.0
     console, lines = plain()
-    shown = SweepDisplay(jobs, slots=1, console=console)
+    shown = SweepDisplay(trials, slots=1, console=console)
     clock.now += 30
     shown.tick()
     assert lines()[-1].endswith("about 3.3 min left")
 
 
-def test_cost_so_far_and_in_the_end(make_jobs: MakeJobs, clock: Clock) -> None:
+def test_cost_so_far_and_in_the_end(make_trials: MakeTrials, clock: Clock) -> None:
     """Money that is spent unseen is the last sweep somebody runs."""
-    jobs = make_jobs(more="prices: {cpu_hour: 3.6}")
+    trials = make_trials(more="prices: {cpu_hour: 3.6}")
     console, lines = plain()
-    shown = SweepDisplay(jobs, slots=1, console=console, budget=Budget(jobs, cpus=2.0, gpus=0.0))
-    finish(shown, jobs, clock, 100, 0.5)
-    shown.started(take(jobs))
+    shown = SweepDisplay(trials, slots=1, console=console, budget=Budget(trials, cpus=2.0, gpus=0.0))
+    finish(shown, trials, clock, 100, 0.5)
+    shown.started(take(trials))
     clock.now += 50
     shown.tick()
     # 0.002 a second: 100 s have ended, 50 s run, 50 + 200 s are to come.
@@ -259,66 +259,66 @@ def test_cost_so_far_and_in_the_end(make_jobs: MakeJobs, clock: Clock) -> None:
     ],
 )
 def test_limits_end_the_sweep_before_its_last_trial(
-    make_jobs: MakeJobs, clock: Clock, limit: str, said: str
+    make_trials: MakeTrials, clock: Clock, limit: str, said: str
 ) -> None:
     """Four minutes left, and the limit in thirty seconds: the second number is the true one."""
-    jobs = make_jobs(more=f"prices: {{cpu_hour: 3.6}}\nlimits: {{{limit}}}")
+    trials = make_trials(more=f"prices: {{cpu_hour: 3.6}}\nlimits: {{{limit}}}")
     console, lines = plain()
-    shown = SweepDisplay(jobs, slots=1, console=console, budget=Budget(jobs, cpus=2.0, gpus=0.0))
-    finish(shown, jobs, clock, 100, 0.5)
-    shown.started(take(jobs))
+    shown = SweepDisplay(trials, slots=1, console=console, budget=Budget(trials, cpus=2.0, gpus=0.0))
+    finish(shown, trials, clock, 100, 0.5)
+    shown.started(take(trials))
     clock.now += 50
     shown.tick()
     assert lines()[-1].endswith(said)
 
 
-def test_sweep_that_starts_no_more_says_why(make_jobs: MakeJobs, clock: Clock) -> None:
+def test_sweep_that_starts_no_more_says_why(make_trials: MakeTrials, clock: Clock) -> None:
     """Two trials left and none starts: the reason must stand there, not a time."""
-    jobs = make_jobs()
-    jobs.closed = "limits.hours = 1 leaves no time for another trial"
+    trials = make_trials()
+    trials.end_reason = "limits.hours = 1 leaves no time for another trial"
     console, lines = plain()
-    shown = SweepDisplay(jobs, slots=1, console=console)
+    shown = SweepDisplay(trials, slots=1, console=console)
     clock.now += 30
     shown.tick()
     assert lines()[-1].endswith("; ending: limits.hours = 1 leaves no time for another trial")
 
 
-def test_several_goals_are_all_shown(make_jobs: MakeJobs, clock: Clock) -> None:
+def test_several_goals_are_all_shown(make_trials: MakeTrials, clock: Clock) -> None:
     """A trial that is accurate and slow must not look like the best."""
     goals = (
         "goals: [{metric: validation.student.accuracy}, {metric: speed.times_teacher}]\n"
         "stopping: {scheduler: none}"
     )
-    jobs = make_jobs(more=goals)
+    trials = make_trials(more=goals)
     console, lines = plain()
-    shown = SweepDisplay(jobs, slots=1, console=console)
-    job = take(jobs)
-    shown.started(job)
-    jobs.finish(job, values=(0.5, 3.25))
-    shown.ended(job)
+    shown = SweepDisplay(trials, slots=1, console=console)
+    spec = take(trials)
+    shown.started(spec)
+    trials.finish(spec, values=(0.5, 3.25))
+    shown.ended(spec)
     assert lines()[-1].split("  ")[2] == "validation.student.accuracy 0.5000, speed.times_teacher 3.2500"
 
 
-def test_combination_that_cannot_be_is_said(make_jobs: MakeJobs, clock: Clock) -> None:
+def test_combination_that_cannot_be_is_said(make_trials: MakeTrials, clock: Clock) -> None:
     """It never started; it has no seconds, and must not vanish."""
-    jobs = make_jobs()
+    trials = make_trials()
     console, lines = plain()
-    shown = SweepDisplay(jobs, slots=1, console=console)
-    job = take(jobs)
-    jobs.finish(job, values=None, failure="3 does not divide 4")
-    shown.ended(job)
+    shown = SweepDisplay(trials, slots=1, console=console)
+    spec = take(trials)
+    trials.finish(spec, values=None, failure="3 does not divide 4")
+    shown.ended(spec)
     assert lines() == ["[1/4]  beta=0,layers=1,seed=0  failed: 3 does not divide 4"]
 
 
-def test_table_stays_small(make_jobs: MakeJobs, clock: Clock) -> None:
+def test_table_stays_small(make_trials: MakeTrials, clock: Clock) -> None:
     """Sixty-four trials at once, each with a long name, must not push the head off the screen."""
     seeds = ", ".join(map(str, range(10)))
-    jobs = make_jobs(seeds=f"[{seeds}]")
+    trials = make_trials(seeds=f"[{seeds}]")
     console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None, record=True)
-    shown = SweepDisplay(jobs, slots=40, console=console)
+    shown = SweepDisplay(trials, slots=40, console=console)
     with shown.shown():
         for _ in range(20):
-            shown.started(take(jobs))
+            shown.started(take(trials))
     frame = console.export_text()
     frame = frame[frame.rindex("small [0/40]") :]
     assert "and 8 more" in frame

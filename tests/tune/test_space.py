@@ -15,22 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from newsbert_ray.config import SettingsError
-from newsbert_ray.tune.space import (
-    Axis,
-    Goal,
-    Search,
-    SearchSpace,
-    check_search,
-    check_space,
-    fix,
-    flatten,
-    point_label,
-    resolve_depths,
-    steer,
-    trial_settings,
-    vary,
-)
+from newsbert_ray.reporting.sweep_data import Axis, Goal, point_label
+from newsbert_ray.settings import flatten
+from newsbert_ray.tune.space import Search, SearchSpace, check_search, fix, steer, vary
 from newsbert_ray.tune.space_file import read_space
+from newsbert_ray.tune.trial import check_space, resolve_depths, trial_settings
 
 WriteSpace = Callable[..., Path]
 

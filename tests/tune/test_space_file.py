@@ -12,9 +12,9 @@ import pytest
 
 from newsbert_ray.config import SettingsError
 from newsbert_ray.flags import values_from
-from newsbert_ray.tune.space import check_space
 from newsbert_ray.tune.space_file import parse_vary, read_space
-from newsbert_ray.tune.sweep_folder import build_space
+from newsbert_ray.tune.sweep import build_space
+from newsbert_ray.tune.trial import check_space
 
 WriteSpace = Callable[..., Path]
 SPACES = sorted((Path(__file__).parents[2] / "search_spaces").glob("*.yaml"))

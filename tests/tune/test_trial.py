@@ -1,4 +1,4 @@
-"""One trial: what it leaves behind, and that its failure stays its own."""
+"""One trial: its configuration, its reports, and that its failure ends it alone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ray import tune
 
 from newsbert_ray.config import TrainSettings, build_settings
 from newsbert_ray.storage import workdir as storage
-from newsbert_ray.tune.trial import run_trial
+from newsbert_ray.tune.trial import CONFIG, TrialConfig, run_trial
 
 
 @pytest.fixture
@@ -22,21 +22,18 @@ def reports(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def config(tmp_path: Path) -> dict[str, Any]:
-    """What a trial gets."""
+def config(tmp_path: Path) -> dict[str, TrialConfig]:
+    """Tune's configuration of a trial."""
     values = {"data": "nowhere", "teacher": "scratch", "out": str(tmp_path / "trials" / "one")}
-    settings = build_settings(TrainSettings, values).model_dump()
-    return {
-        "settings": settings,
-        "metrics": ["validation.student.accuracy"],
-        "notes": str(tmp_path / "failures"),
-    }
+    settings = build_settings(TrainSettings, values)
+    trial = TrialConfig(settings, ("validation.student.accuracy",), failures=str(tmp_path / "failures"))
+    return {CONFIG: trial}
 
 
-def test_the_frames_of_a_failure_go_once_the_trial_succeeds(
-    reports: list[dict[str, Any]], config: dict[str, Any], make_train: Any, tmp_path: Path
+def test_a_failures_stack_trace_is_removed_once_the_trial_succeeds(
+    reports: list[dict[str, Any]], config: dict[str, TrialConfig], make_train: Any, tmp_path: Path
 ) -> None:
-    """A person looks for the fault of a trial that has long been mended."""
+    """A person looks for the fault of a trial that has been fixed."""
     note = tmp_path / "failures" / "one.txt"
     run_trial(config, train=make_train(fails={"epochs": 2}))
     assert reports[-1] == {"failure": "ValueError: the loss is not a number"}
@@ -48,11 +45,11 @@ def test_the_frames_of_a_failure_go_once_the_trial_succeeds(
 
 def test_a_full_disk_is_the_trials_reason_and_no_more(
     reports: list[dict[str, Any]],
-    config: dict[str, Any],
+    config: dict[str, TrialConfig],
     make_train: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The frames cannot be written either, and the trial is said to have died for want of memory."""
+    """The stack trace cannot be written either, and the trial seems to have died for lack of memory."""
 
     def full(path: Path, text: str) -> None:
         raise OSError(28, "No space left on device")

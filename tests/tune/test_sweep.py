@@ -8,10 +8,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -22,15 +25,20 @@ from newsbert_ray.data.tokenizer import TokenizerError
 from newsbert_ray.model.encoder import EncoderError
 from newsbert_ray.ray_session import ConnectError, RaySession
 from newsbert_ray.record import RECORD, TEACHERS, RunRecord, find_records, read_record
-from newsbert_ray.tune import space as spaces
-from newsbert_ray.tune import sweep as search
-from newsbert_ray.tune.space import SearchSpace, trial_settings
+from newsbert_ray.storage import bucket as lease
+from newsbert_ray.storage import workdir as storage
+from newsbert_ray.storage.bucket import Remote
+from newsbert_ray.tune import sweep as sweep_module
+from newsbert_ray.tune.space import steer
 from newsbert_ray.tune.space_file import read_space
-from newsbert_ray.tune.storage import JOURNAL
-from newsbert_ray.tune.study import Memory
-from newsbert_ray.tune.sweep import sweep
-from newsbert_ray.tune.sweep_folder import SweepError, make_plan, read_asked
-from newsbert_ray.tune.trials import Jobs, metric_value
+from newsbert_ray.tune.study import JOURNAL, SweepStudy
+from newsbert_ray.tune.sweep import Changes, SweepError, interrupt_check, make_plan, read_changes, sweep
+from newsbert_ray.tune.trial import check_space, trial_settings
+from newsbert_ray.tune.trials import Trials, metric_value
+
+if TYPE_CHECKING:
+    from tests.conftest import S3
+
 
 WriteSpace = Callable[..., Path]
 
@@ -47,15 +55,15 @@ def test_a_sweep_runs_each_trial_once_and_one_failure_stays_alone(
     file, out = write_space(), tmp_path / "sweep"
     failing = make_train(fails={"distill.beta": 0.2, "student.layers": 2})
     result = sweep(file, out=out, train=failing)
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert result.best is not None
     assert result.best.label == "beta=0.2,layers=1"
-    assert result.best.mean == pytest.approx(0.71)
+    assert result.best.means == pytest.approx((0.71,))
     assert result.failures == {"beta=0.2,layers=2,seed=0": "ValueError: the loss is not a number"}
     assert "--distill.beta 0.2 --student.layers 1 --seed 0" in result.command
-    assert f"newsbert-ray sweep {file} --out {out} --resume" in said
-    assert "beta=0.2,layers=2,seed=0: ValueError: the loss is not a number" in said
-    assert result.command in said
+    assert f"newsbert-ray sweep {file} --out {out} --resume" in output
+    assert "beta=0.2,layers=2,seed=0: ValueError: the loss is not a number" in output
+    assert result.command in output
     assert [read_record(folder).settings["distill"]["beta"] for folder in find_records(out)] == [
         0.0,
         0.0,
@@ -83,7 +91,7 @@ def test_a_sweep_runs_each_trial_once_and_one_failure_stays_alone(
         "beta=0.2,layers=1,seed=0": 1,
         "beta=0.2,layers=2,seed=0": 2,
     }
-    assert len(Memory(again.space, out).ended) == 4
+    assert len(SweepStudy(read_space(file), out).ended) == 4
 
 
 KILLED = """
@@ -133,19 +141,19 @@ def test_a_sweep_that_was_ended_goes_on_with_each_trial_counted_once(
             time.sleep(0.1)
             assert process.poll() is None, process.communicate()[0]
         process.send_signal(with_signal)
-        said, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=120)
     finally:
         process.kill()
     assert len(find_records(out)) == 2
     if with_signal is signal.SIGINT:
-        assert "interrupted; 2 trials finished, 0 stopped early; go on with:" in said
-        assert f"newsbert-ray sweep {file} --out {out} --resume" in said
+        assert "interrupted: 2 trials finished, 0 stopped early. Continue with:" in output
+        assert f"newsbert-ray sweep {file} --out {out} --resume" in output
         assert json.loads((out / "sweep.json").read_text())["state"] == "interrupted"
     result = sweep(file, out=out, resume=True, train=make_train())
     starts = {path.parent.name: len(path.read_text().splitlines()) for path in out.rglob("starts.txt")}
     assert set(starts.values()) == {1}
     assert len(starts) == 4
-    assert len(Memory(result.space, out).ended) == 4
+    assert len(SweepStudy(read_space(file), out).ended) == 4
     assert result.best is not None
     assert result.best.label == "beta=0.2,layers=2"
 
@@ -203,7 +211,7 @@ def test_a_sweep_that_ends_before_its_first_trial_leaves_the_folder_free(
     def refuse() -> None:
         raise ConnectError("no Ray")
 
-    monkeypatch.setattr(search, "ray_session", refuse)
+    monkeypatch.setattr(sweep_module, "ray_session", refuse)
     file, out = write_space(), tmp_path / "sweep"
     with pytest.raises(ConnectError):
         sweep(file, out=out, overrides={"threads": 64}, train=make_train())
@@ -229,7 +237,7 @@ def test_shards_prepared_anew_are_refused(
     fingerprint = json.loads(text)["fingerprint"]
     assert json.loads((out / "sweep.json").read_text())["corpora"] == [fingerprint]
     (data / "manifest.json").write_text(text.replace(fingerprint, "f" * 64))
-    with pytest.raises(SweepError, match="the shards were prepared anew; give another --out"):
+    with pytest.raises(SweepError, match="the shards were prepared again; give another --out"):
         sweep(file, out=out, resume=True)
     (data / "manifest.json").write_text(text)
     sweep(file, out=out, resume=True)
@@ -262,18 +270,17 @@ def test_the_report_leaves_out_what_a_failed_trial_left(
     file, out = write_space(), tmp_path / "sweep"
     finished_sweep(file, out, make_train)
     space = read_space(file)
-    jobs = Jobs(space, Memory(space, out), out)
-    jobs.settle()
-    damaged = jobs.results["beta=0,layers=2"]
-    damaged.values.clear()
-    damaged.failures[0] = "its process died"
-    (out / "trials" / "beta=0,layers=2,seed=0" / RECORD).write_text("{")
-    result = search._result(jobs, {}, seconds=1.0)
+    trials = Trials(space, SweepStudy(space, out), out)
+    trials.collect()
+    name = "beta=0,layers=2,seed=0"
+    trials.ended[name] = replace(trials.ended[name], state="failed", values=(), reason="its process died")
+    (out / "trials" / name / RECORD).write_text("{")
+    result = sweep_module._result(trials, {}, seconds=1.0)
     plan = json.loads((out / "sweep.json").read_text())
     (out / "sweep.json").write_text(json.dumps({**plan, "failures": result.failures}))
-    search._reported(result)
+    sweep_module._with_report(result)
     assert "3 finished, 1 failed" in (out / "report" / "report.md").read_text()
-    assert list(result.failures) == ["beta=0,layers=2,seed=0"]
+    assert list(result.failures) == [name]
 
 
 def finished_sweep(file: Path, out: Path, make_train: Any, overrides: dict[str, Any] | None = None) -> None:
@@ -281,12 +288,12 @@ def finished_sweep(file: Path, out: Path, make_train: Any, overrides: dict[str, 
     space = read_space(file)
     (out / ".lock").parent.mkdir(exist_ok=True)
     (out / ".lock").touch()
-    jobs = Jobs(space, Memory(space, out), out)
+    trials = Trials(space, SweepStudy(space, out), out)
     train = make_train()
-    while (job := jobs.next_job()) is not None:
-        settings = trial_settings(space, job.point, seed=job.seed, out=job.out, overrides=overrides or {})
+    while (spec := trials.next_trial()) is not None:
+        settings = trial_settings(space, spec.point, seed=spec.seed, out=spec.out, overrides=overrides or {})
         train(settings, report=lambda entry: None, quiet=True)
-        jobs.finish(job, values=(metric_value(read_record(job.out), space.metric),))
+        trials.finish(spec, (metric_value(read_record(spec.out), space.metric),))
     (out / JOURNAL).unlink()  # it names no sweep
     sweep(file, out=out, overrides=overrides, train=train)
 
@@ -298,11 +305,11 @@ def test_a_finished_sweep_is_never_overwritten_and_says_what_to_type(
     file, out = write_space(), tmp_path / "sweep"
     finished_sweep(file, out, make_train)
     capsys.readouterr()
-    with pytest.raises(SweepError, match=r"holds this sweep already \(finished\); go on with --resume"):
+    with pytest.raises(SweepError, match=r"holds this sweep already \(finished\); continue with --resume"):
         sweep(file, out=out, train=make_train())
     result = sweep(file, out=out, resume=True, train=make_train())
     assert result.best is not None
-    assert "4 of them had ended before" in capsys.readouterr().out
+    assert "4 of them have ended before" in capsys.readouterr().out
     with pytest.raises(SweepError, match=r"holds another sweep \(overrides.epochs was null, now 7\)"):
         sweep(file, out=out, overrides={"epochs": 7}, resume=True, train=make_train())
     other = write_space(**{"[1, 2]": "[1, 4]"})
@@ -340,19 +347,15 @@ def test_a_storages_password_never_enters_the_folder(
     """Whoever may read the results may write the database."""
     file, out = write_space(), tmp_path / "sweep"
     url = f"sqlite:///{tmp_path}/study.db?password=hush"
-    space = spaces.steer(read_space(file), {"search.storage": url})
-    plan = make_plan(space, {"control": {"search": {"storage": url}}}, first(space, out), corpora=[])
+    space = steer(read_space(file), {"search.storage": url})
+    changes = Changes({}, {}, {"search": {"storage": url}})
+    plan = make_plan(space, changes, check_space(space, out=out, overrides={}), corpora=[])
     assert "hush" not in json.dumps(plan)
     assert plan["control"]["search"]["storage"].endswith("password=***")
     with pytest.raises(SettingsError, match=r"does not keep the password; give the whole URL again"):
-        read_asked(None, None, None, before={**plan, "overrides": {}, "vary": {}})
-    again = read_asked(None, None, {"search.storage": url}, before={**plan, "overrides": {}, "vary": {}})
-    assert again["control"]["search"]["storage"] == url
-
-
-def first(space: SearchSpace, out: Path) -> TrainSettings:
-    """Settings of a space's first trial."""
-    return spaces.check_space(space, out=out, overrides={})
+        read_changes(None, None, None, before=plan)
+    again = read_changes(None, None, {"search.storage": url}, before=plan)
+    assert again.control["search"]["storage"] == url
 
 
 def test_two_sweeps_in_one_folder_are_refused(
@@ -373,7 +376,7 @@ def test_two_sweeps_in_one_folder_are_refused(
 def test_a_trial_whose_process_is_killed_starts_again(
     ray: RaySession, write_space: WriteSpace, make_train: Any, tmp_path: Path
 ) -> None:
-    """One kill for want of memory costs the trial, or the sweep."""
+    """One kill for lack of memory costs the trial, or the sweep."""
     whole = make_train()
 
     def train(settings: TrainSettings, *, report: Any, quiet: bool) -> RunRecord:
@@ -433,14 +436,15 @@ def test_a_trial_is_the_run_that_train_alone_makes(
     """The best point trained again has other numbers; or a night's checkpoints fill the disk."""
     small = small_space(shards, "distill.beta: {grid: [0.0, 0.2]}")
     out = tmp_path / "sweep"
-    result = sweep(write_space(small), out=out)
+    file = write_space(small)
+    result = sweep(file, out=out)
     assert result.failures == {}
     assert {path.stem for path in result.report if path.suffix == ".png"} >= {"fig7_beta"}
     folders = find_records(out)
     assert [folder.name for folder in folders] == ["beta=0,seed=0", "beta=0.2,seed=0"]
     assert not list(out.rglob("checkpoints"))
     settings = trial_settings(
-        result.space, {"distill.beta": 0.2}, seed=0, out=tmp_path / "alone", overrides={}
+        read_space(file), {"distill.beta": 0.2}, seed=0, out=tmp_path / "alone", overrides={}
     )
     assert settings.threads == 1
     newsbert_ray.train(settings, quiet=True)
@@ -509,7 +513,7 @@ def test_groups_that_were_stopped_leave_nothing_beside_another_ray(
         assert neighbour.poll() is None
         neighbour.communicate("")
     assert result.failures == {}
-    assert sorted(len(point.stops) for point in result.points) == [0, 1, 1]
+    assert sorted(point.state for point in result.points) == ["finished", "stopped", "stopped"]
     assert {group["state"] for group in cluster.util.placement_group_table().values()} == {"REMOVED"}
     alive = {one["ActorClassName"] for one in actors().values() if one["State"] != "DEAD"}
     assert alive <= {"_AutoscalingCoordinatorActor"}  # Ray keeps one in a cluster, whatever runs in it
@@ -518,3 +522,96 @@ def test_groups_that_were_stopped_leave_nothing_beside_another_ray(
         assert time.monotonic() < end, "CPUs are held still"
         time.sleep(0.2)
     assert not list(tmp_path.rglob("checkpoints"))
+
+
+def test_a_swallowed_ctrl_c_is_raised_again() -> None:
+    """Ctrl-C while Ray starts is swallowed there, and the sweep runs on until the morning."""
+    before = signal.getsignal(signal.SIGINT)
+    with interrupt_check() as check:
+        check()
+        with suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            check()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_sweep_in_a_thread_of_a_notebook_goes_without() -> None:
+    """Python sets signals from its main thread only, and the sweep ends before it has begun."""
+    said: list[str] = []
+
+    def inside() -> None:
+        with interrupt_check() as check:
+            check()
+            said.append("through")
+
+    thread = threading.Thread(target=inside)
+    thread.start()
+    thread.join()
+    assert said == ["through"]
+
+
+SPACE = """\
+name: small
+settings:
+  data: {data}
+  teacher: scratch
+  scratch: {{layers: 2, hidden: 16, heads: 2, feed_forward: 32}}
+  model.query_size: 8
+  student.layers: 1
+  learning_rate: 2.0e-3
+  epochs: 1
+space:
+  distill.beta: {{grid: [0.0, 0.2]}}
+seeds: [0]
+keep_students: 1
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_sweep_in_a_bucket_goes_on_on_another_machine(
+    bucket: S3,
+    shards: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A head that dies takes its disk along: its trials would be trained again, or counted twice."""
+    place = f"{bucket.url}/sweep"
+    names = [path.relative_to(shards).as_posix() for path in shards.rglob("*") if path.is_file()]
+    Remote(f"{bucket.url}/shards").upload(shards, names)
+    (tmp_path / "space.yaml").write_text(SPACE.format(data=f"{bucket.url}/shards"))
+    finish = Trials.finish
+
+    def interrupted(self: Trials, *args: object, **values: object) -> None:
+        finish(self, *args, **values)  # type: ignore[arg-type]
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as first:
+        first.setattr(Trials, "finish", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            sweep(tmp_path / "space.yaml", out=place, concurrency=1)
+    assert f"--out {place} --resume" in capsys.readouterr().out
+    there = Remote(place).files()
+    assert [name.split("/")[1] for name in there if name.endswith(RECORD)] == ["beta=0,seed=0"]
+    monkeypatch.setenv("NEWSBERT_CACHE", str(tmp_path / "another machine"))
+    monkeypatch.setattr(lease, "WAIT_SECONDS", 1.0)
+    result = sweep(tmp_path / "space.yaml", out=place, concurrency=1, resume=True)
+    output = capsys.readouterr().out
+    assert "1 of them have ended before" in output
+    assert "checkpoints 0 B now" in output
+    assert "at most 0 B" not in output
+    assert result.failures == {}
+    assert len([point for point in result.points if point.state == "finished"]) == 2
+    there = Remote(place).files()
+    assert {"sweep.json", "optuna.journal", "report/report.html", "events.jsonl"} <= there.keys()
+    assert len([name for name in there if name.endswith("student/top.json")]) == 1
+    assert not [name for name in there if "/checkpoints/" in name]
+    for trial in ("beta=0,seed=0", "beta=0.2,seed=0"):
+        record = json.loads(Remote(place).read(f"trials/{trial}/{RECORD}") or b"")
+        assert record["settings"]["out"] == f"{place}/trials/{trial}"
+        assert record["settings"]["data"] == f"{bucket.url}/shards"
+        assert not storage.local(f"{place}/trials/{trial}").exists()
+    plan = json.loads(Remote(place).read("sweep.json") or b"")
+    assert plan["state"] == "finished"

@@ -1,21 +1,36 @@
-"""The memory of a sweep: no point lost, none twice, whatever killed the process before."""
+"""The study of a sweep: no point lost, none twice, whatever killed the process before."""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from optuna_dashboard import wsgi
+from optuna_dashboard._storage_url import get_storage
+from werkzeug.test import Client
 
-from newsbert_ray.tune.space import Goal, Point, SearchSpace, point_label
+from newsbert_ray.reporting.sweep_data import Goal, point_label
+from newsbert_ray.tune.space import PointValues, SearchSpace
 from newsbert_ray.tune.space_file import read_space
-from newsbert_ray.tune.storage import JOURNAL, StudyError
-from newsbert_ray.tune.study import Ended, Memory
+from newsbert_ray.tune.study import (
+    JOURNAL,
+    StudyError,
+    StudyPoint,
+    SweepStudy,
+    absolute_storage,
+    open_storage,
+    shown_storage,
+)
 
 if TYPE_CHECKING:
     from optuna import Study
+
 
 WriteSpace = Callable[..., Path]
 
@@ -58,22 +73,22 @@ def conditional(write_space: WriteSpace) -> SearchSpace:
     return read_space(write_space(CONDITIONAL))
 
 
-def drain(memory: Memory) -> list[tuple[int, str]]:
+def drain(study: SweepStudy) -> list[tuple[int, str]]:
     """Number and name of every point that is still due; each is told a value."""
     found: list[tuple[int, str]] = []
-    while (due := memory.next_point()) is not None:
+    while (due := study.next_point()) is not None:
         number, point = due
-        memory.tell(number, (float(len(found)),))
+        study.tell(number, (float(len(found)),))
         found.append((number, point_label(point)))
     return found
 
 
 def test_a_grid_hands_out_each_point_once_in_order(grid: SearchSpace, tmp_path: Path) -> None:
     """Points of a grid are drawn twice or left out."""
-    names = [name for _, name in drain(Memory(grid, tmp_path))]
+    names = [name for _, name in drain(SweepStudy(grid, tmp_path))]
     assert names == [point_label(point) for point in grid.grid()]
-    assert drain(Memory(grid, tmp_path)) == []
-    assert len(Memory(grid, tmp_path).ended) == 4
+    assert drain(SweepStudy(grid, tmp_path)) == []
+    assert len(SweepStudy(grid, tmp_path).ended) == 4
 
 
 @pytest.mark.parametrize("kind", ["grid", "tpe"])
@@ -84,16 +99,16 @@ def test_a_memory_left_at_any_moment_ends_with_every_point_once(
 ) -> None:
     """A resume runs a finished point again, forgets one that was under way, or makes the sweep longer."""
     space: SearchSpace = request.getfixturevalue(kind)
-    memory = Memory(space, tmp_path)
+    study = SweepStudy(space, tmp_path)
     seen = []
     for index in range(min(told + under_way, space.points)):
-        due = memory.next_point()
+        due = study.next_point()
         assert due is not None
         seen.append(point_label(due[1]))
         if index < told:
-            memory.tell(due[0], (0.5,))
-    del memory
-    again = Memory(space, tmp_path)
+            study.tell(due[0], (0.5,))
+    del study
+    again = SweepStudy(space, tmp_path)
     rest = [name for _, name in drain(again)]
     assert rest[: len(seen[told:])] == seen[told:], "what was under way comes first"
     assert len(again.ended) == space.points
@@ -102,32 +117,32 @@ def test_a_memory_left_at_any_moment_ends_with_every_point_once(
 
 def test_a_failed_point_is_due_again_after_a_resume_only(grid: SearchSpace, tmp_path: Path) -> None:
     """A point that failed for want of disk stays lost; or one that always fails keeps a sweep from ending."""
-    memory = Memory(grid, tmp_path)
-    number, point = memory.next_point() or pytest.fail("no point")
-    memory.tell(number, None)
-    assert len(drain(memory)) == 3
-    assert [name for _, name in drain(Memory(grid, tmp_path))] == [point_label(point)]
-    assert drain(Memory(grid, tmp_path)) == []
+    study = SweepStudy(grid, tmp_path)
+    number, point = study.next_point() or pytest.fail("no point")
+    study.tell(number, None)
+    assert len(drain(study)) == 3
+    assert [name for _, name in drain(SweepStudy(grid, tmp_path))] == [point_label(point)]
+    assert drain(SweepStudy(grid, tmp_path)) == []
 
 
 def test_half_a_line_and_a_lock_left_by_a_kill_are_mended(grid: SearchSpace, tmp_path: Path) -> None:
     """A sweep killed in the midst of a write can never be resumed, or waits half a minute for a dead lock."""
-    memory = Memory(grid, tmp_path)
-    number, _ = memory.next_point() or pytest.fail("no point")
-    memory.tell(number, (0.5,))
+    study = SweepStudy(grid, tmp_path)
+    number, _ = study.next_point() or pytest.fail("no point")
+    study.tell(number, (0.5,))
     journal = tmp_path / JOURNAL
     with journal.open("ab") as file:
         file.write(b'{"op_code": 4, "work')
     (tmp_path / f"{JOURNAL}.lock").symlink_to(journal)
-    assert len(drain(Memory(grid, tmp_path))) == 3
+    assert len(drain(SweepStudy(grid, tmp_path))) == 3
 
 
 def test_a_resumed_sampler_does_not_draw_its_first_points_again(tpe: SearchSpace, tmp_path: Path) -> None:
     """A resumed search spends its trials on points that it knows."""
-    memory = Memory(tpe, tmp_path)
-    number, first = memory.next_point() or pytest.fail("no point")
-    memory.tell(number, (0.1,))
-    _, second = Memory(tpe, tmp_path).next_point() or pytest.fail("no point")
+    study = SweepStudy(tpe, tmp_path)
+    number, first = study.next_point() or pytest.fail("no point")
+    study.tell(number, (0.1,))
+    _, second = SweepStudy(tpe, tmp_path).next_point() or pytest.fail("no point")
     assert second["distill.beta"] != first["distill.beta"]
 
 
@@ -142,7 +157,7 @@ def test_the_same_seed_suggests_the_same_points(
         space = read_space(
             write_space(CONDITIONAL.replace("tpe, trials: 6", f"{sampler}, trials: 14, seed: {seed}"))
         )
-        names.append(drain(Memory(space, tmp_path / folder)))
+        names.append(drain(SweepStudy(space, tmp_path / folder)))
     assert names[0] == names[1]
     assert names[0] != names[2]
 
@@ -153,38 +168,38 @@ def test_the_better_value_wins_in_both_modes(write_space: WriteSpace, tmp_path: 
         folder = tmp_path / mode
         folder.mkdir()
         space = read_space(write_space(**{"seeds: [0]": f"mode: {mode}"}))
-        drain(Memory(space, folder))
+        drain(SweepStudy(space, folder))
         assert load(folder, "small").best_value == best
 
 
 def test_a_point_holds_only_what_varies_there(conditional: SearchSpace, tmp_path: Path) -> None:
     """A trial is named by, and Optuna learns from, a warm-up that its schedule never had."""
-    drain(Memory(conditional, tmp_path))
-    for end in Memory(conditional, tmp_path).ended:
+    drain(SweepStudy(conditional, tmp_path))
+    for end in SweepStudy(conditional, tmp_path).ended:
         assert ("optimizer.warmup_share" in end.point) == (end.point["optimizer.decay"] == "linear")
 
 
 def test_starting_points_come_first_and_once(conditional: SearchSpace, tmp_path: Path) -> None:
     """The paper's values are tried late, never, or again after each resume."""
-    memory = Memory(conditional, tmp_path)
-    first = memory.next_point() or pytest.fail("no point")
+    study = SweepStudy(conditional, tmp_path)
+    first = study.next_point() or pytest.fail("no point")
     assert first[1].items() >= conditional.start[0].items()
     assert first[1].keys() == {axis.name for axis in conditional.axes}
-    again = Memory(conditional, tmp_path)
+    again = SweepStudy(conditional, tmp_path)
     assert again.next_point() == first
     _, second = again.next_point() or pytest.fail("no point")
     assert second.items() >= conditional.start[1].items()
     for number in (0, 1):
         again.tell(number, (0.5,))
-    betas = [point["distill.beta"] for point in points_left(Memory(conditional, tmp_path))]
+    betas = [point["distill.beta"] for point in points_left(SweepStudy(conditional, tmp_path))]
     assert len(betas) == 4
     assert not {0.1, 0.15} & set(betas)
 
 
-def points_left(memory: Memory) -> list[Point]:
+def points_left(study: SweepStudy) -> list[PointValues]:
     """Every point that is still due."""
     found = []
-    while (due := memory.next_point()) is not None:
+    while (due := study.next_point()) is not None:
         found.append(due[1])
     return found
 
@@ -195,20 +210,20 @@ def test_a_memory_cut_off_after_any_of_its_writes_ends_with_every_point_once(
     """A kill between a point's birth and last parameter, or at the study's birth, loses or doubles it."""
     whole = tmp_path / "whole"
     whole.mkdir()
-    memory = Memory(conditional, whole, "mine")
-    running = [memory.next_point(), memory.next_point()]
+    study = SweepStudy(conditional, whole, "mine")
+    running = [study.next_point(), study.next_point()]
     while running:
         number, _ = running.pop(0) or pytest.fail("no point")
-        memory.tell(
+        study.tell(
             number, (0.5,) if number != 3 else None, curve=[(1.0, 0.4), (2.0, 0.5)], stopped=number == 4
         )
-        running += [due] if (due := memory.next_point()) else []
+        running += [due] if (due := study.next_point()) else []
     lines = (whole / JOURNAL).read_bytes().splitlines(keepends=True)
     for count in range(0, len(lines), 3):
         folder = tmp_path / str(count)
         folder.mkdir()
         (folder / JOURNAL).write_bytes(b"".join(lines[:count]) + lines[count][: len(lines[count]) // 2])
-        resumed = Memory(conditional, folder, "mine")
+        resumed = SweepStudy(conditional, folder, "mine")
         before = [point_label(end.point) for end in resumed.ended]
         after = [name for _, name in drain(resumed)]
         assert len({*before, *after}) == len(before) + len(after) == conditional.points
@@ -219,18 +234,18 @@ def test_a_memory_cut_off_after_any_of_its_writes_ends_with_every_point_once(
 def test_a_stopped_point_counts_and_keeps_its_curve(tpe: SearchSpace, tmp_path: Path) -> None:
     """A point that was ended early is tried again; or the sampler and optuna-dashboard never learn how far it
     came."""
-    memory = Memory(tpe, tmp_path)
-    number, point = memory.next_point() or pytest.fail("no point")
-    memory.tell(number, (0.6,), curve=[(0.6, 0.4), (1.4, 0.5), (2.0, 0.6)], stopped=True)
-    number, other = memory.next_point() or pytest.fail("no point")
-    memory.tell(number, (0.7,), curve=[(1.0, 0.5), (2.0, 0.7)])
-    number, third = memory.next_point() or pytest.fail("no point")
-    memory.tell(number, (0.3,), stopped=True)
-    again = Memory(tpe, tmp_path)
+    study = SweepStudy(tpe, tmp_path)
+    number, point = study.next_point() or pytest.fail("no point")
+    study.tell(number, (0.6,), curve=[(0.6, 0.4), (1.4, 0.5), (2.0, 0.6)], stopped=True)
+    number, other = study.next_point() or pytest.fail("no point")
+    study.tell(number, (0.7,), curve=[(1.0, 0.5), (2.0, 0.7)])
+    number, third = study.next_point() or pytest.fail("no point")
+    study.tell(number, (0.3,), stopped=True)
+    again = SweepStudy(tpe, tmp_path)
     assert again.ended == [
-        Ended(0, point, (0.6,), stopped=True),
-        Ended(1, other, (0.7,), stopped=False),
-        Ended(2, third, (0.3,), stopped=True),
+        StudyPoint(0, point, (0.6,), stopped=True),
+        StudyPoint(1, other, (0.7,), stopped=False),
+        StudyPoint(2, third, (0.3,), stopped=True),
     ]
     assert len(drain(again)) == 3
     trials = load(tmp_path).trials
@@ -259,11 +274,11 @@ GOALS = """goals:
 def test_several_goals_make_a_front(sampler: str, write_space: WriteSpace, tmp_path: Path) -> None:
     """Only the first goal reaches the sampler, one is turned round, or optuna-dashboard names none."""
     space = read_space(write_space(CONDITIONAL.replace("tpe", sampler) + GOALS))
-    memory = Memory(space, tmp_path)
+    study = SweepStudy(space, tmp_path)
     for value in range(6):
-        number, _ = memory.next_point() or pytest.fail("no point")
-        memory.tell(number, (float(value), float(-value), 1.0 if value else 2.0), curve=[(1.0, 0.5)])
-    assert [end.values for end in memory.ended][1] == (1.0, -1.0, 1.0)
+        number, _ = study.next_point() or pytest.fail("no point")
+        study.tell(number, (float(value), float(-value), 1.0 if value else 2.0), curve=[(1.0, 0.5)])
+    assert [end.values for end in study.ended][1] == (1.0, -1.0, 1.0)
     study = load(tmp_path)
     assert study.metric_names == [goal.metric for goal in space.goals]
     assert {trial.number for trial in study.best_trials} == {0, 1, 2, 3, 4, 5}
@@ -277,7 +292,7 @@ def test_the_gaussian_process_searches_where_it_can(write_space: WriteSpace, tmp
         "tpe, trials: 6", "gp, trials: 12"
     )
     space = read_space(write_space(text))
-    assert len(drain(Memory(space, tmp_path))) == 12
+    assert len(drain(SweepStudy(space, tmp_path))) == 12
 
 
 def test_the_gaussian_process_says_what_it_lacks(
@@ -289,7 +304,7 @@ def test_the_gaussian_process_says_what_it_lacks(
         write_space(CONDITIONAL.replace(", when: {optimizer.decay: linear}", "").replace("tpe", "gp"))
     )
     with pytest.raises(StudyError, match="pip install scipy"):
-        Memory(space, tmp_path)
+        SweepStudy(space, tmp_path)
 
 
 @pytest.mark.parametrize(("now", "rest"), [(9, 7), (3, 1), (1, 0)])
@@ -297,13 +312,13 @@ def test_a_resume_may_ask_for_more_points_or_fewer(
     now: int, rest: int, tpe: SearchSpace, tmp_path: Path
 ) -> None:
     """More trials are asked for and none runs; or fewer, and the sweep goes on to the old number."""
-    memory = Memory(tpe, tmp_path)
+    study = SweepStudy(tpe, tmp_path)
     for index in range(4):
-        number, _ = memory.next_point() or pytest.fail("no point")
+        number, _ = study.next_point() or pytest.fail("no point")
         if index < 2:
-            memory.tell(number, (0.5,))
+            study.tell(number, (0.5,))
     changed = tpe.model_copy(update={"search": tpe.search.model_copy(update={"trials": now})})
-    assert len(drain(Memory(changed, tmp_path))) == rest
+    assert len(drain(SweepStudy(changed, tmp_path))) == rest
 
 
 @pytest.fixture
@@ -315,12 +330,12 @@ def sqlite(tpe: SearchSpace, tmp_path: Path) -> SearchSpace:
 
 def test_a_database_remembers_like_the_journal(sqlite: SearchSpace, tmp_path: Path) -> None:
     """A sweep in a database forgets what was under way, or what it was told."""
-    memory = Memory(sqlite, tmp_path, "mine")
-    first = memory.next_point() or pytest.fail("no point")
-    second = memory.next_point() or pytest.fail("no point")
-    memory.tell(first[0], (0.5,), curve=[(1.0, 0.4)], stopped=True)
-    again = Memory(sqlite, tmp_path, "mine")
-    assert again.ended == [Ended(first[0], first[1], (0.4,), stopped=True)]
+    study = SweepStudy(sqlite, tmp_path, "mine")
+    first = study.next_point() or pytest.fail("no point")
+    second = study.next_point() or pytest.fail("no point")
+    study.tell(first[0], (0.5,), curve=[(1.0, 0.4)], stopped=True)
+    again = SweepStudy(sqlite, tmp_path, "mine")
+    assert again.ended == [StudyPoint(first[0], first[1], (0.4,), stopped=True)]
     assert again.next_point() == second
     assert list(again.ended[0].point) == [axis.name for axis in sqlite.axes], (
         "its folder is named by this order"
@@ -331,29 +346,143 @@ def test_a_database_remembers_like_the_journal(sqlite: SearchSpace, tmp_path: Pa
 
 def test_a_study_of_another_sweep_is_refused(sqlite: SearchSpace, tpe: SearchSpace, tmp_path: Path) -> None:
     """Two sweeps of one name mix their points in one database."""
-    Memory(sqlite, tmp_path, "first").next_point()
+    SweepStudy(sqlite, tmp_path, "first").next_point()
     with pytest.raises(
         StudyError, match=r"another sweep's study 's' already \(1 points\); give .* another `name:`"
     ):
-        Memory(sqlite, tmp_path, "second")
-    Memory(sqlite.model_copy(update={"name": "t"}), tmp_path, "second")
-    Memory(tpe, tmp_path, "first").next_point()
+        SweepStudy(sqlite, tmp_path, "second")
+    SweepStudy(sqlite.model_copy(update={"name": "t"}), tmp_path, "second")
+    SweepStudy(tpe, tmp_path, "first").next_point()
     with pytest.raises(StudyError, match="another --out"):
-        Memory(tpe, tmp_path, "second")
+        SweepStudy(tpe, tmp_path, "second")
     goal = Goal(metric="speed.times_teacher")
     with pytest.raises(StudyError, match="another sweep's"):
-        Memory(sqlite.model_copy(update={"goals": (*sqlite.goals, goal)}), tmp_path, "first")
+        SweepStudy(sqlite.model_copy(update={"goals": (*sqlite.goals, goal)}), tmp_path, "first")
 
 
 def test_a_study_that_goes_away_is_one_message(sqlite: SearchSpace, tpe: SearchSpace, tmp_path: Path) -> None:
     """A full disk or a database that is gone ends a sweep with a page of SQL."""
-    memory = Memory(sqlite, tmp_path)
-    number, _ = memory.next_point() or pytest.fail("no point")
+    study = SweepStudy(sqlite, tmp_path)
+    number, _ = study.next_point() or pytest.fail("no point")
     (tmp_path / "study.db").unlink()
     with pytest.raises(StudyError, match=r"storage sqlite:.*cannot be opened or written.*--resume") as caught:
-        memory.tell(number, (0.5,))
+        study.tell(number, (0.5,))
     assert len(str(caught.value).splitlines()) == 1
-    memory = Memory(tpe, tmp_path)
+    study = SweepStudy(tpe, tmp_path)
     (tmp_path / JOURNAL).unlink()
     with pytest.raises(StudyError, match=r"optuna.journal: cannot be read or written.*--resume"):
-        memory.next_point()
+        study.next_point()
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("sqlite:///study.db", "sqlite:///study.db"),
+        ("postgresql://me:secret@host:5432/db", "postgresql://me:***@host:5432/db"),
+        ("postgresql+psycopg://me:se:cr@et@host/db", "postgresql+psycopg://me:***@host/db"),
+        ("mysql://me@host/db?password=secret&ssl=1", "mysql://me@host/db?password=***&ssl=1"),
+        ("postgresql://me@host/db", "postgresql://me@host/db"),
+        ("postgresql:/me:secret@host", "***"),
+        ("me:secret@host", "***"),
+    ],
+)
+def test_a_password_is_masked(url: str, shown: str) -> None:
+    """A password stands in a terminal, a log or sweep.json."""
+    assert shown_storage(url) == shown
+
+
+@given(secret=st.text(st.characters(codec="utf-8", exclude_characters="*"), min_size=4, max_size=12))
+def test_no_password_is_ever_shown(secret: str) -> None:
+    """A password with a sign that nobody thought of is shown."""
+    assert secret not in shown_storage(f"a://b:{secret}@c/d").removeprefix("a://b:").removesuffix("@c/d")
+
+
+def test_a_relative_file_is_found_from_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A resume from another folder begins an empty study beside the old one."""
+    monkeypatch.chdir(tmp_path)
+    assert absolute_storage("sqlite:///study.db") == f"sqlite:///{tmp_path / 'study.db'}"
+    for same in ("sqlite:////tmp/study.db", "sqlite:///:study:", "postgresql://host/db", "sqlite://"):
+        assert absolute_storage(same) == same
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("sqlite:////nowhere/study.db", "unable to open database file"),
+        ("nonsense://me:secret@host/db", "storage nonsense://me:[*]{3}@host/db: cannot be opened"),
+        ("postgresql+psycopg9://me:secret@host/db", "psycopg9"),
+        ("sqlite://me:secret@host/db", "Invalid SQLite URL"),
+        ("postgresql://me:secret@host:port/db", "port"),
+    ],
+)
+def test_a_storage_that_cannot_be_opened_is_one_message(url: str, message: str, tmp_path: Path) -> None:
+    """A database that is not there ends in a page of frames, with its password."""
+    with pytest.raises(StudyError, match=message) as caught:
+        open_storage(url, tmp_path)
+    assert "secret" not in str(caught.value)
+    assert caught.value.__cause__ is None
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_missing_driver_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody knows what to install."""
+    import optuna
+
+    def refuse(url: str) -> None:
+        raise ImportError("Failed to import DB access module") from ModuleNotFoundError(
+            "No module named 'pymysql'"
+        )
+
+    monkeypatch.setattr(optuna.storages, "RDBStorage", refuse)
+    with pytest.raises(StudyError, match=r"driver is not installed \(No module .*'pymysql'\); install it"):
+        open_storage("mysql+pymysql://me:secret@host/db", tmp_path)
+
+
+def test_a_damaged_or_unwritable_journal_is_one_message(tmp_path: Path) -> None:
+    """A journal that something else has written to ends in frames at each resume."""
+    (tmp_path / JOURNAL).write_text('{"op_code": "x"}\n{}\n')
+    with pytest.raises(StudyError, match=r"optuna\.journal: damaged .*put it aside"):
+        open_storage(None, tmp_path)
+    with pytest.raises(StudyError, match=r"optuna\.journal: cannot be read or written"):
+        open_storage(None, tmp_path / "missing")
+
+
+WriteSpace = Callable[..., Path]
+SPACE = """\
+name: shown
+settings: {data: nowhere, teacher: scratch}
+space:
+  distill.beta: {float: [0.0, 0.3]}
+search: {trials: 3}
+"""
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # the dashboard leaves its own page's file open
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("where", ["journal", "database"])
+def test_the_dashboard_shows_every_trial(where: str, write_space: WriteSpace, tmp_path: Path) -> None:
+    """The link that a sweep prints leads to an error page, or to a study without its early ends."""
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    storage = f", storage: '{url}'" if where == "database" else ""
+    space = read_space(write_space(SPACE.replace("trials: 3", f"trials: 3{storage}")))
+    study = SweepStudy(space, tmp_path, "this one")
+    for values, curve, stopped in (
+        ((0.5,), [(1.0, 0.3), (2.0, 0.5)], False),
+        ((), [(1.0, 0.2)], True),
+        (None, [], False),
+    ):
+        found = study.next_point()
+        assert found is not None
+        study.tell(found[0], values, curve=curve, stopped=stopped)
+    opened = get_storage(str(tmp_path / JOURNAL) if where == "journal" else url)
+    client = Client(wsgi(opened))
+    page = client.get("/dashboard", follow_redirects=True)
+    assert (page.status_code, b"<html" in page.data) == (200, True)
+    (study,) = json.loads(client.get("/api/studies").data)["study_summaries"]
+    assert study["study_name"] == "shown"
+    detail = json.loads(client.get(f"/api/studies/{study['study_id']}?after=0").data)
+    assert [trial["state"] for trial in detail["trials"]] == ["Complete", "Pruned", "Fail"]
+    first = detail["trials"][0]
+    assert first["values"] == [0.5]
+    assert [value["value"] for value in first["intermediate_values"]] == [0.3, 0.5]
+    assert detail["objective_names"] == ["validation.student.accuracy"]

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from newsbert_ray.record import write_record
-from newsbert_ray.tune.replay import Recorded, Table, TableError, read_table, replay
-from newsbert_ray.tune.space import Axis, Search, Stopping, point_label
+from newsbert_ray.reporting.sweep_data import Axis, point_label
+from newsbert_ray.tune.space import Search, Stopping
+from newsbert_ray.tune.stopping import RecordedTrial
 from newsbert_ray.tune.trials import MetricError
+from tests.benchmarks.replay import Table, TableError, read_table, replay
 from tests.conftest import MakeRecord
 
 BETAS = (0.0, 0.1, 0.2, 0.3)
@@ -25,7 +27,7 @@ def table(finals: dict[float, float], *, epochs: int = 4, seeds: tuple[int, ...]
             name = point_label({"distill.beta": beta}, seed=seed)
             end = final + 0.01 * seed
             curve = [(float(epoch), end * epoch / epochs) for epoch in range(1, epochs + 1)]
-            trials[name] = Recorded(name, curve, end)
+            trials[name] = RecordedTrial(name, curve, end)
     axis = Axis(name="distill.beta", values=tuple(finals))
     return Table((axis,), seeds, "validation.student.accuracy", trials)
 

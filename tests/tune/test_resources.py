@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from newsbert_ray.config import SettingsError, TrainSettings, build_settings
-from newsbert_ray.tune.resources import place_of
+from newsbert_ray.ray_session import RaySession
+from newsbert_ray.tune.resources import NodeError, check_nodes, node_fault, plan_resources, require_seen
 
 
 @pytest.mark.parametrize(
-    ("nodes", "values", "asked", "jobs", "expected"),
+    ("nodes", "values", "asked", "trials", "expected"),
     [
         ([(8, 0)], {}, None, 100, (8, 1, 0)),
         ([(8, 0)], {}, 3, 100, (3, 1, 0)),
@@ -34,11 +36,11 @@ def test_trials_at_once_follow_the_resources(
     nodes: list[tuple[int, int]],
     values: dict[str, Any],
     asked: int | None,
-    jobs: int,
+    trials: int,
     expected: tuple[float, ...],
 ) -> None:
     """Trials wait for ever for a place that is not there, or leave the machine idle."""
-    place = place_of(settings_with(values), cluster(*nodes), jobs=jobs, concurrency=asked)
+    place = plan_resources(settings_with(values), cluster(*nodes), trials=trials, concurrency=asked)
     assert (place.slots, place.cpus, place.gpus) == expected
 
 
@@ -59,7 +61,7 @@ def test_not_even_one_trial_fits_is_said_at_once(
 ) -> None:
     """Ray waits for ever for a machine that never comes."""
     with pytest.raises(SettingsError, match=message):
-        place_of(settings_with(values), cluster(*nodes), jobs=1, concurrency=None)
+        plan_resources(settings_with(values), cluster(*nodes), trials=1, concurrency=None)
 
 
 @pytest.mark.parametrize(
@@ -75,20 +77,20 @@ def test_not_even_one_trial_fits_is_said_at_once(
 def test_a_share_of_a_gpu_is_what_was_asked(
     nodes: list[tuple[int, int]], gpus: float, asked: int | None, expected: tuple[float, ...]
 ) -> None:
-    """Five trials share a GPU that holds four, and all die for want of its memory."""
-    place = place_of(settings_with({}), cluster(*nodes), jobs=100, concurrency=asked, gpus=gpus)
+    """Five trials share a GPU that holds four, and all die for want of its study."""
+    place = plan_resources(settings_with({}), cluster(*nodes), trials=100, concurrency=asked, gpus=gpus)
     assert (place.slots, place.gpus) == expected
 
 
 def test_a_share_of_a_gpu_that_is_not_there_is_refused() -> None:
     """Trials priced as on a GPU run for days on a CPU."""
     with pytest.raises(SettingsError, match=r"gpus = 0.25: Ray has no GPU"):
-        place_of(settings_with({}), cluster((8, 0)), jobs=1, gpus=0.25)
+        plan_resources(settings_with({}), cluster((8, 0)), trials=1, gpus=0.25)
 
 
 def test_a_groups_driver_holds_no_cpu() -> None:
     """Drivers hold all CPUs, their workers wait for one, and nothing ever moves."""
-    place = place_of(settings_with({"workers": 2}), cluster((4, 0)), jobs=9)
+    place = plan_resources(settings_with({"workers": 2}), cluster((4, 0)), trials=9)
     assert (place.nested, place.slots, place.resources["CPU"]) == (True, 2, 0)
 
 
@@ -100,3 +102,36 @@ def settings_with(values: dict[str, Any]) -> TrainSettings:
 def cluster(*nodes: tuple[int, int]) -> list[dict[str, float]]:
     """Nodes of so many CPUs and GPUs, as Ray describes them."""
     return [{"CPU": float(cpus)} | ({"GPU": float(gpus)} if gpus else {}) for cpus, gpus in nodes]
+
+
+def test_a_machine_that_lacks_something_says_what(shards: Path, tmp_path: Path) -> None:
+    """A trial on a machine without the shared disk leaves its results where nobody finds them."""
+    (tmp_path / "probe").touch()
+    seen, out = str(tmp_path / "probe"), str(tmp_path)
+    assert node_fault(out, seen, [str(shards)], [str(tmp_path)]) == ""
+    assert "does not see" in node_fault(out, str(tmp_path / "gone"), [], [])
+    assert "nowhere: give as --data a folder that all nodes share" in node_fault(out, seen, ["nowhere"], [])
+    assert "nowhere: give as --teacher" in node_fault(out, seen, [], ["nowhere"])
+    assert "cannot be written" in node_fault("/proc/here", seen, [], [])
+
+
+def test_a_machine_that_comes_later_is_asked_too(tmp_path: Path) -> None:
+    """The cluster grows while the sweep runs, and nobody has looked at the new machine."""
+    require_seen(None)
+    require_seen("s3://shelf/sweep")
+    with pytest.raises(
+        NodeError, match=r"this node does not see .*give as --out a folder that all nodes share"
+    ):
+        require_seen(str(tmp_path))
+    (tmp_path / "sweep.json").touch()
+    require_seen(str(tmp_path))
+
+
+@pytest.mark.ray
+def test_every_machine_is_asked(ray: RaySession, shards: Path, tmp_path: Path) -> None:
+    """The driver's own machine sees everything; the others are those that count."""
+    check_nodes(tmp_path, data=[str(shards)])
+    assert not list(tmp_path.glob(".probe*"))
+    with pytest.raises(NodeError, match=r"node 127\.0\.0\.1 \(\w+\): does not see .*nowhere"):
+        check_nodes(tmp_path, data=[str(tmp_path / "nowhere")])
+    assert not list(tmp_path.glob(".probe*"))

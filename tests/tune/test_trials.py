@@ -1,0 +1,291 @@
+"""The trials of a sweep: every seed of every point, judged by the mean; records are the truth."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from newsbert_ray.config import TrainSettings, build_settings
+from newsbert_ray.record import METRICS, RECORD, EarlyStop, RunRecord, write_stop
+from newsbert_ray.reporting.sweep_data import Point, undominated
+from newsbert_ray.tune.space_file import read_space
+from newsbert_ray.tune.study import SweepStudy
+from newsbert_ray.tune.trials import MetricError, Retention, Trials, TrialSpec, metric_value
+
+WriteSpace = Callable[..., Path]
+MakeTrials = Callable[..., Trials]
+
+
+@pytest.fixture
+def make_trials(write_space: WriteSpace, tmp_path: Path) -> MakeTrials:
+    """make_trials(old=new) -> the trials of the usual space with two seeds, in tmp_path/sweep."""
+
+    def make(**changes: str) -> Trials:
+        space = read_space(write_space(**{"seeds: [0]": "seeds: [0, 1]", **changes}))
+        (tmp_path / "sweep").mkdir(exist_ok=True)
+        return Trials(space, SweepStudy(space, tmp_path / "sweep"), tmp_path / "sweep")
+
+    return make
+
+
+def states(point: Point) -> dict[int, str]:
+    """The state of each trial, by seed."""
+    return {trial.seed: trial.state for trial in point.trials}
+
+
+def values_by_seed(point: Point) -> dict[int, tuple[float, ...]]:
+    """The values of each finished trial, by seed."""
+    return {trial.seed: trial.values for trial in point.of_state("finished")}
+
+
+def run(spec: TrialSpec, train: Any) -> None:
+    """Leave the record that a trial leaves."""
+    values = {"data": "nowhere", "teacher": "scratch", "out": str(spec.out), "seed": spec.seed}
+    layers = {"layers": spec.point["student.layers"]}
+    beta = {"beta": spec.point["distill.beta"]}
+    settings = build_settings(TrainSettings, {**values, "student": layers, "distill": beta})
+    train(settings, report=lambda entry: None, quiet=True)
+
+
+def test_a_point_is_told_once_all_its_seeds_have_ended(make_trials: MakeTrials, tmp_path: Path) -> None:
+    """The sampler learns from one lucky seed."""
+    trials = make_trials()
+    study = trials._study
+    first, second = trials.next_trial(), trials.next_trial()
+    assert first is not None
+    assert second is not None
+    assert (first.label, first.seed, second.label, second.seed) == (
+        "beta=0,layers=1",
+        0,
+        "beta=0,layers=1",
+        1,
+    )
+    assert first.out == tmp_path / "sweep" / "trials" / "beta=0,layers=1,seed=0"
+    trials.finish(first, (0.1,))
+    assert study.ended == []
+    trials.finish(second, (0.3,))
+    assert [ended.results for ended in study.ended] == [pytest.approx((0.2,))]
+    result = trials.points["beta=0,layers=1"]
+    assert result.means == pytest.approx((0.2,))
+    summary = result.summary()
+    assert summary is not None
+    assert summary.sd == pytest.approx(0.1 * math.sqrt(2))
+    assert (trials.total, trials.unfinished) == (8, 6)
+
+
+def test_the_best_point_is_one_that_all_seeds_finished(make_trials: MakeTrials) -> None:
+    """A point with one lucky seed and one failure wins the sweep."""
+    for mode, best in (("max", "beta=0.2,layers=1"), ("min", "beta=0,layers=1")):
+        trials = make_trials(**{"name: small": f"name: {mode}\nmode: {mode}"})
+        outcomes: list[float | None] = [0.1, 0.1, 0.9, None, 0.5, 0.6, 0.3, 0.3]
+        for outcome in outcomes:
+            spec = trials.next_trial()
+            assert spec is not None
+            if outcome is None:
+                trials.fail(spec, "the reason")
+            else:
+                trials.finish(spec, (outcome,))
+        found = trials.best()
+        assert found is not None
+        assert found.label == best
+        assert [t.reason for t in trials.points["beta=0,layers=2"].of_state("failed")] == ["the reason"]
+        assert (trials.next_trial(), trials.exhausted, trials.unfinished) == (None, True, 0)
+
+
+def test_a_trial_with_a_record_is_not_run_again(make_trials: MakeTrials, make_train: Any) -> None:
+    """A resume repeats what has finished, or forgets it."""
+    train = make_train()
+    trials = make_trials()
+    handed = [trials.next_trial() for _ in range(3)]
+    for spec in handed[1:]:
+        assert spec is not None
+        run(spec, train)
+    again = make_trials()
+    names = []
+    while (spec := again.next_trial()) is not None:
+        names.append(spec.name)
+        run(spec, train)
+        again.finish(spec, (0.5,))
+    assert handed[0] is not None
+    assert names[0] == handed[0].name
+    assert len(names) == 6
+    assert again.resumed == 2
+    assert values_by_seed(again.points["beta=0,layers=1"]) == {0: (0.5,), 1: pytest.approx((0.61,))}
+    last = make_trials()
+    last.collect()
+    assert (last.due, last.resumed) == (0, 8)
+
+
+@pytest.mark.parametrize("damage", ["half a record", "no number"])
+def test_a_damaged_record_is_put_aside_and_its_trial_run_again(
+    damage: str, make_trials: MakeTrials, make_train: Any
+) -> None:
+    """One bad file ends every resume of a sweep of days, or leaves a hole that nothing can fill."""
+    trials = make_trials()
+    done = []
+    while (spec := trials.next_trial()) is not None:
+        run(spec, make_train())
+        trials.finish(spec, (0.5,))
+        done.append(spec)
+    path = done[3].out / RECORD
+    text = path.read_text()
+    path.write_text(text[:100] if damage == "half a record" else text.replace('"accuracy"', '"other"'))
+    again = make_trials()
+    again.collect()
+    assert again.resumed == 3
+    spec = again.next_trial()
+    assert spec == done[3]
+    assert not path.exists()
+    assert (done[3].out / "record.json.damaged").exists()
+    run(spec, make_train())
+    again.finish(spec, (0.5,))
+    assert again.next_trial() is None
+    assert (again.unfinished, again.resumed) == (0, 7)
+    assert [point.state for point in again.points.values()] == ["finished"] * 4
+
+
+def test_a_point_that_the_sampler_chooses_again_is_run_once_and_counts_twice(make_trials: MakeTrials) -> None:
+    """Two trials write into one folder at the same time."""
+    trials = make_trials(
+        **{
+            "distill.beta: {grid: [0.0, 0.2]}": "distill.beta: {grid: [0.1]}",
+            "name: small": "name: again\nsearch: {sampler: random, trials: 6}",
+        }
+    )
+    names = []
+    while (spec := trials.next_trial()) is not None:
+        names.append(spec.name)
+        trials.finish(spec, (0.5,))
+    assert len(names) == len(set(names)) <= 4
+    assert len(trials._study.ended) == 6
+    assert trials.unfinished == 0
+
+
+EARLY = EarlyStop(epoch=1.0, value=0.3, seconds=4.0, reason="asha")
+
+
+def test_a_point_that_lost_early_is_not_tried_with_other_seeds(make_trials: MakeTrials) -> None:
+    """Money goes into the further seeds of a point that the scheduler has given up; or a resume runs them."""
+    trials = make_trials()
+    first = trials.next_trial()
+    assert first is not None
+    write_stop(first.out, EARLY)
+    trials.stop(first, EARLY)
+    result = trials.points[first.label]
+    assert states(result) == {0: "stopped", 1: "skipped"}
+    assert (trials.total, trials.unfinished) == (8, 6)
+    (ended,) = trials._study.ended
+    assert (ended.stopped, ended.results) == (True, (0.3,))
+    following = trials.next_trial()
+    assert following is not None
+    assert following.label != first.label
+    again = make_trials()
+    again.collect()
+    assert states(again.points[first.label]) == {0: "stopped", 1: "skipped"}
+    assert (again.resumed, again.unfinished) == (1, 6)
+    assert again.next_trial() == following
+    assert again.seconds == {first.name: 4.0}
+
+
+def test_a_seed_that_had_finished_counts_although_another_was_stopped(
+    make_trials: MakeTrials, make_train: Any
+) -> None:
+    """Killed between the two ends, a resume forgets the seed that was trained to its end."""
+    trials = make_trials()
+    first, second = trials.next_trial(), trials.next_trial()
+    assert first is not None
+    assert second is not None
+    write_stop(first.out, EARLY)
+    run(second, make_train())
+    again = make_trials()
+    again.collect()
+    result = again.points[first.label]
+    assert states(result) == {0: "stopped", 1: "finished"}
+    assert result.means == pytest.approx((0.61,))
+    assert [ended.stopped for ended in again._study.ended] == [True]
+
+
+def test_the_memory_is_told_the_mean_curve(make_trials: MakeTrials) -> None:
+    """The sampler takes a point that was stopped at its first epoch for as good as one that was trained."""
+    trials = make_trials()
+    first, second = trials.next_trial(), trials.next_trial()
+    assert first is not None
+    assert second is not None
+    for spec, values in ((first, [0.1, 0.5]), (second, [0.3, 0.7])):
+        spec.out.mkdir(parents=True)
+        lines = [
+            {"kind": "evaluation", "epoch": float(n), "validation": {"student": {"accuracy": value}}}
+            for n, value in enumerate(values, 1)
+        ]
+        (spec.out / METRICS).write_text(
+            "".join(json.dumps(line) + "\n" for line in [{"kind": "log"}, *lines])
+        )
+    trials.finish(first, (0.5,))
+    trials.finish(second, (0.7,))
+    (trial,) = [trial for trial in trials._study._study.trials if trial.state.is_finished()]
+    assert trial.intermediate_values == {1: pytest.approx(0.2), 2: pytest.approx(0.6)}
+    assert dict(trials.curves()) == {
+        first.name: [(1.0, 0.1), (2.0, 0.5)],
+        second.name: [(1.0, 0.3), (2.0, 0.7)],
+    }
+
+
+def test_nothing_more_is_handed_out_once_the_sweep_is_closed(make_trials: MakeTrials) -> None:
+    """A sweep goes on spending past its limit; or what is left is lost to a resume."""
+    trials = make_trials()
+    first = trials.next_trial()
+    assert first is not None
+    trials.put_back(first)
+    trials.end_reason = "a limit"
+    assert trials.next_trial() is None
+    trials.end_reason = ""
+    assert trials.next_trial() == first
+
+
+def test_the_value_is_the_records(make_record: Callable[..., RunRecord]) -> None:
+    """A sweep judges by another number than its table shows, or by none."""
+    record = make_record(accuracy=0.5, macro_f1=math.nan)
+    assert metric_value(record, "validation.student.accuracy") == 0.5
+    for missing in ("validation.student.macro_f1", "validation.teacher.recall", "validation.student"):
+        with pytest.raises(MetricError, match=f"no finite number {missing}"):
+            metric_value(record, missing)
+
+
+WriteSpace = Callable[..., Path]
+
+
+def test_checkpoints_go_with_their_trial_and_students_of_the_best_stay(
+    write_space: WriteSpace, tmp_path: Path
+) -> None:
+    """A sweep of hundreds of trials fills the disk; or the best model is the one that was removed."""
+    space = read_space(write_space(**{"seeds: [0]": "seeds: [0]\nkeep_students: 2"}))
+    trials = Trials(space, SweepStudy(space, tmp_path), tmp_path)
+    keeper = Retention(trials, slots=2, checkpoints=1)
+    folders = []
+    for value in (0.2, 0.4, 0.1, 0.3):
+        spec = trials.next_trial()
+        assert spec is not None
+        for name, size in (("checkpoints/step-1", 3000), ("checkpoints/best-1", 1000), ("student", 500)):
+            (spec.out / name).mkdir(parents=True)
+            (spec.out / name / "weights").write_bytes(bytes(size))
+        keeper.reported(spec)
+        trials.finish(spec, (value,))
+        keeper.ended(spec)
+        folders.append(spec.out)
+    assert [(folder / "student").exists() for folder in folders] == [False, True, False, True]
+    assert not any((folder / "checkpoints").exists() for folder in folders)
+    assert keeper.bound == 2 * 2 * 4000
+    assert keeper.line() == (
+        "disk: checkpoints 0 B now, at most 16 kB while it ran (2 trials at once); 2 students kept, 1 kB "
+        "(keep_students: 2)"
+    )
+
+
+def test_the_pareto_front_is_what_nothing_beats() -> None:
+    """A slower and worse student is offered as a choice, or one of two equals vanishes."""
+    assert undominated([(1.0, 5.0), (2.0, 4.0), (0.5, 4.5), (2.0, 3.0), (1.0, 5.0)]) == [0, 1, 4]
