@@ -1,14 +1,14 @@
-"""Places: a path is worked in where it is, a URL (s3://, gs://, ...) in a copy on this machine, brought and
-published. Each function takes both; with a path it does nothing that a path does not need.
+"""Folders by location: a path is used where it is, a URL (s3://, gs://, ...) through a copy on this machine.
 
-A run's folder in a bucket can be gone on from at any moment: what is published goes in an order in which the
-files that name others come after those, and removals come last.
+`WorkDir` is a folder that is written to, `fetch` copies what is only read. Public functions call them once,
+at the start; everything below works on local paths.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import secrets
 import shutil
@@ -17,310 +17,357 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
-from newsbert_ray.files import write_json, write_text
-from newsbert_ray.record import RECORD, STOPPED
+from newsbert_ray.config import TrainSettings, merge
+from newsbert_ray.files import locked, write_json, write_text
+from newsbert_ray.record import RECORD, STOPPED, read_record, write_record
 from newsbert_ray.storage.bucket import Listed, Remote, StorageError, hidden, is_url, join, leased, shown
 
 __all__ = [
     "StorageError",
+    "WorkDir",
     "absolute",
-    "bring",
     "cache_folder",
-    "check_writable",
-    "collect",
-    "copy_name",
-    "discard",
+    "download_input",
+    "fetch",
     "is_url",
     "join",
     "last_part",
-    "leave",
-    "local",
-    "publish",
-    "remove",
+    "locations_of",
+    "open_workdir",
+    "restore_urls",
     "shown",
-    "sizes",
     "snapshot",
-    "working",
+    "with_local_paths",
+    "with_locations",
 ]
 
 CACHE = "NEWSBERT_CACHE"
-"""Environment: where copies lie; ~/.cache/newsbert_ray by default."""
+"""Environment variable: the folder of all copies; ~/.cache/newsbert_ray by default."""
 WRITER = ".writer.json"
-"""In a bucket's folder: which copy writes there. The last one that has begun to is the only one that may."""
+"""In a bucket's folder: which copy writes there. Only the process that began last may write."""
+HUB_NAMES = ("teacher", "student.encoder")
+"""Settings that may be a Hugging Face name instead of a location."""
 _LARGE = ("checkpoints", "student")
-"""Folders of a run that only those need who train or evaluate."""
-_FIRST, _LAST = ("settings.json", "sweep.json"), (RECORD, STOPPED)
-_NAMING = ("state.json", "manifest.json")
-"""Files that are read first, and name the hashes of others."""
+"""Folders of a run that only training and evaluation need."""
+_RANK_FIRST, _RANK_LAST = ("settings.json", "sweep.json"), (RECORD, STOPPED)
+_INDEX_FILES = ("state.json", "manifest.json")
+"""Files that are read first and hold the hashes of other files."""
+_DOWNLOAD_TRIES = 5
+"""Downloads of a folder that changes in the meantime."""
 
 
-def absolute(place: str | Path) -> str:
-    """`place` as any working directory understands it."""
-    return str(place) if is_url(place) else str(Path(place).absolute())
+@dataclass(frozen=True)
+class WorkDir:
+    """A folder of results: `location` is what the user gave, absolute; `path` is where this machine works.
 
+    For a local folder both are the same, and the methods that exchange files with a bucket do nothing. A
+    WorkDir may be sent to another machine, where `path` is that machine's copy.
 
-def local(place: str | Path) -> Path:
-    """Where `place` is worked in on this machine: itself if it is a path."""
-    return cache_folder() / "runs" / copy_name(place) if is_url(place) else Path(place)
+    A run in a bucket can be continued at any moment: files are sent in an order in which those that name
+    others come after them, and files are removed last.
+    """
+
+    location: str
+
+    @classmethod
+    def at(cls, location: str | Path) -> WorkDir:
+        """The folder at a path or URL; nothing is read or created."""
+        return cls(absolute(location))
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether the folder is in a bucket and `path` is a copy."""
+        return is_url(self.location)
+
+    @property
+    def path(self) -> Path:
+        """The folder on this machine."""
+        return cache_folder() / "runs" / copy_name(self.location) if self.is_remote else Path(self.location)
+
+    def child(self, *names: str) -> WorkDir:
+        """A folder below this one."""
+        return WorkDir(str(join(self.location, *names)))
+
+    def companion(self, name: str) -> WorkDir:
+        """A folder for a run that this one needs: below a local folder, beside one in a bucket."""
+        return WorkDir(f"{self.location.rstrip('/')}-{name}") if self.is_remote else self.child(name)
+
+    def download(self, *, markers: Sequence[str] = (), small: bool = False) -> Path:
+        """Bring the copy up to date with the bucket, and become the folder's writer.
+
+        Where nobody else has written there since, the copy is kept: it is newer if the storage was
+        unavailable at the end. Checkpoints and students of a finished run are not downloaded.
+
+        Args:
+            markers: file names of which one must be there where any file is.
+            small: leave out checkpoints and students.
+        Returns:
+            `path`.
+        Raises:
+            StorageError: the folder holds other files; no such bucket, no permission; unavailable too long.
+        """
+        if not self.is_remote:
+            return self.path
+        remote, path, copy = Remote(self.location), self.path, _Copy.read(self)
+        files = remote.files()
+        if markers and files and not any(name in files for name in markers):
+            raise StorageError(f"{self.location}: holds other files; give an empty or new folder as --out")
+        wanted = {n: f for n, f in files.items() if not (small or RECORD in files) or not is_large(n)}
+        path.mkdir(parents=True, exist_ok=True)
+        if copy.id and _read_writer(remote).get("copy") == copy.id:
+            wanted = {n: f for n, f in wanted.items() if n not in copy.files and not (path / n).exists()}
+        else:
+            copy = _Copy(id=uuid.uuid4().hex)
+            _keep_only(path, wanted)
+        remote.download(wanted, path)
+        copy.files |= _stamps(path, wanted)
+        copy.session = ""
+        copy.write(self)
+        if files and RECORD not in files:
+            self._claim(remote, copy)
+        return path
+
+    def publish(self) -> None:
+        """Send what has changed since the last download or publication, then remove what is gone.
+
+        Raises:
+            StorageError: another process has begun to write there; no permission; unavailable too long.
+        """
+        if not self.is_remote:
+            return
+        path, copy = self.path, _Copy.read(self)
+        now = _stamps(path, _file_names(path))
+        changed = [name for name, stamp in now.items() if copy.files.get(name) != stamp]
+        gone = [name for name in copy.files if name not in now]
+        if not changed and not gone:
+            return
+        remote = Remote(self.location)
+        self._claim(remote, copy)
+        for rank in sorted({_rank(name) for name in changed}):
+            names = [name for name in changed if _rank(name) == rank]
+            remote.upload(path, names)
+            copy.files |= {name: now[name] for name in names}
+            copy.write(self)
+        folders = {str(PurePosixPath(name).parent) for name in gone}
+        for name in sorted(name for name in folders if not (path / name).exists()):
+            remote.remove_folder(name)
+        remote.remove(name for name in gone if (path / name).parent.exists())
+        if gone:
+            copy.files = {name: stamp for name, stamp in copy.files.items() if name not in gone}
+            copy.write(self)
+
+    def collect(self, part: str = "") -> None:
+        """Download the small files that others have written below `part`; other files in the copy stay."""
+        if not self.is_remote:
+            return
+        remote, copy = Remote(self.location), _Copy.read(self)
+        files = {name: file for name, file in remote.files(part).items() if not is_large(name)}
+        remote.download(files, self.path)
+        copy.files |= _stamps(self.path, files)
+        copy.write(self)
+
+    def remove(self, part: str) -> None:
+        """Remove the folder `part`, in the bucket and on this machine, if it is there."""
+        shutil.rmtree(self.path / part, ignore_errors=True)
+        if self.is_remote:
+            Remote(self.location).remove_folder(part)
+            copy = _Copy.read(self)
+            if any(name.startswith(f"{part}/") for name in copy.files):
+                copy.files = {n: stamp for n, stamp in copy.files.items() if not n.startswith(f"{part}/")}
+                copy.write(self)
+
+    def discard(self) -> None:
+        """Delete the copy: everything in it that counts has been published."""
+        if self.is_remote:
+            shutil.rmtree(self.path, ignore_errors=True)
+            self._beside(".json").unlink(missing_ok=True)
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a small file at the location itself, in one step."""
+        if self.is_remote:
+            Remote(self.location).write(name, text.encode())
+        else:
+            write_text(self.path / name, text)
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each file at the location itself, by name."""
+        if self.is_remote:
+            return {name: file.size for name, file in Remote(self.location).files().items()}
+        return {name: size for name, (size, _) in _stamps(self.path, _file_names(self.path)).items()}
+
+    def check_writable(self) -> None:
+        """Write a file at the location, read it back and remove it.
+
+        Raises:
+            StorageError: one of them does not work.
+        """
+        name, content = f".probe-{secrets.token_hex(8)}", secrets.token_bytes(16)
+        if self.is_remote:
+            remote = Remote(self.location)
+            remote.write(name, content)
+            read = remote.read(name)
+            remote.remove([name])
+        else:
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                (self.path / name).write_bytes(content)
+                read = (self.path / name).read_bytes()
+                (self.path / name).unlink()
+            except OSError as error:
+                raise StorageError(
+                    f"{self.location}: cannot be written ({error}); give another --out"
+                ) from error
+        if read != content:
+            raise StorageError(f"{self.location}: a test file came back changed; give another --out")
+
+    def _claim(self, remote: Remote, copy: _Copy) -> None:
+        """Become the folder's writer; after that, make sure that nobody else has become it since."""
+        if copy.session:
+            if _read_writer(remote).get("session") not in (copy.session, None):
+                raise StorageError(
+                    f"{self.location}: another process has begun to write there, so this one ends; its work "
+                    "continues there"
+                )
+            return
+        copy.id, copy.session = copy.id or uuid.uuid4().hex, uuid.uuid4().hex
+        copy.write(self)
+        remote.write(WRITER, json.dumps({"copy": copy.id, "session": copy.session}).encode())
+
+    def _beside(self, suffix: str) -> Path:
+        return self.path.with_name(f"{self.path.name}{suffix}")
 
 
 @contextmanager
-def working(
-    place: str | Path, *, marks: Sequence[str], small: bool = False, alone: bool = True
-) -> Iterator[Path]:
-    """The working copy of a place that this process alone writes to.
+def open_workdir(
+    location: str | Path, *, markers: Sequence[str], small: bool = False, exclusive: bool = True
+) -> Iterator[WorkDir]:
+    """The folder at `location`, downloaded where it is in a bucket, which no other process may write to.
 
     Args:
-        marks, small: as for `bring`.
-        alone: whether another process may have begun there; a sweep's trial knows that none has.
+        markers, small: as for `WorkDir.download`.
+        exclusive: False where the caller knows that no other process works there (a sweep's trial).
     Raises:
-        StorageError: another process works there, or as `bring`.
+        StorageError: another process works there, or as for `WorkDir.download`.
     """
-    if not is_url(place):
-        yield Path(place)
-        return
-    if not alone:
-        yield bring(place, marks=marks, small=small)
-        return
-    with leased(str(place), _beside(place, ".lock")):
-        yield bring(place, marks=marks, small=small)
-
-
-def bring(place: str | Path, *, marks: Sequence[str] = (), small: bool = False) -> Path:
-    """Make the working copy what the place holds, and this process the place's writer.
-
-    Where nobody else has written there since this copy was, the copy stays as it is: it is the newer one, if
-    the storage was away at the end. Of a finished run no checkpoints and no student come.
-
-    Args:
-        marks: names of which one must be there where anything is.
-        small: leave checkpoints and students where they are.
-    Raises:
-        StorageError: the place holds other files; no bucket, no permission; away for too long.
-    """
-    if not is_url(place):
-        return Path(place)
-    remote, folder, copy = Remote(str(place)), local(place), _Copy.read(place)
-    files = remote.files()
-    if marks and files and not any(mark in files for mark in marks):
-        raise StorageError(f"{place}: holds other files; give an empty or new folder as --out")
-    wanted = {n: f for n, f in files.items() if not (small or RECORD in files) or not is_large(n)}
-    folder.mkdir(parents=True, exist_ok=True)
-    if copy.id and _writer(remote).get("copy") == copy.id:
-        wanted = {n: f for n, f in wanted.items() if n not in copy.files and not (folder / n).exists()}
+    workdir = WorkDir.at(location)
+    if workdir.is_remote and exclusive:
+        with leased(workdir.location, workdir._beside(".lock")):
+            workdir.download(markers=markers, small=small)
+            yield workdir
     else:
-        copy = _Copy(id=uuid.uuid4().hex)
-        _keep_only(folder, wanted)
-    remote.download(wanted, folder)
-    copy.files |= _stamps(folder, wanted)
-    copy.session = ""
-    copy.write(place)
-    if files and RECORD not in files:
-        _claim(remote, copy, place)
-    return folder
-
-
-def publish(place: str | Path) -> None:
-    """Send what has changed in the working copy since it was brought or published, then remove what is gone.
-
-    Raises:
-        StorageError: another process has begun to write there; no permission; away for too long.
-    """
-    if not is_url(place):
-        return
-    folder, copy = local(place), _Copy.read(place)
-    now = _stamps(folder, _names(folder))
-    changed = [name for name, stamp in now.items() if copy.files.get(name) != stamp]
-    gone = [name for name in copy.files if name not in now]
-    if not changed and not gone:
-        return
-    remote = Remote(str(place))
-    _claim(remote, copy, place)
-    for rank in sorted({_rank(name) for name in changed}):
-        names = [name for name in changed if _rank(name) == rank]
-        remote.upload(folder, names)
-        copy.files |= {name: now[name] for name in names}
-        copy.write(place)
-    folders = {str(PurePosixPath(name).parent) for name in gone}
-    for name in sorted(name for name in folders if not (folder / name).exists()):
-        remote.remove_folder(name)
-    remote.remove(name for name in gone if (folder / name).parent.exists())
-    if gone:
-        copy.files = {name: stamp for name, stamp in copy.files.items() if name not in gone}
-        copy.write(place)
-
-
-def collect(place: str | Path, part: str = "") -> None:
-    """Bring the small files that others have written below place/part; what else is in the copy stays."""
-    if not is_url(place):
-        return
-    remote, folder, copy = Remote(str(place)), local(place), _Copy.read(place)
-    files = {name: file for name, file in remote.files(part).items() if not is_large(name)}
-    remote.download(files, folder)
-    copy.files |= _stamps(folder, files)
-    copy.write(place)
-
-
-def remove(place: str | Path, part: str) -> None:
-    """Remove the folder place/part, there and in the working copy, if it is there."""
-    shutil.rmtree(local(place) / part, ignore_errors=True)
-    if is_url(place):
-        Remote(str(place)).remove_folder(part)
-        copy = _Copy.read(place)
-        if any(name.startswith(f"{part}/") for name in copy.files):
-            copy.files = {n: stamp for n, stamp in copy.files.items() if not n.startswith(f"{part}/")}
-            copy.write(place)
-
-
-def discard(place: str | Path) -> None:
-    """Forget the working copy: everything in it that counts has been published."""
-    if is_url(place):
-        shutil.rmtree(local(place), ignore_errors=True)
-        _beside(place, ".json").unlink(missing_ok=True)
-
-
-def leave(place: str | Path, name: str, text: str) -> None:
-    """Write the small file place/name, whole or not at all."""
-    if is_url(place):
-        Remote(str(place)).write(name, text.encode())
-    else:
-        write_text(Path(place) / name, text)
+        workdir.download(markers=markers, small=small)
+        yield workdir
 
 
 @contextmanager
-def snapshot(place: str | Path) -> Iterator[Path]:
-    """The small files of a run or sweep as they are now, under the place's own name; gone at the end."""
-    if not is_url(place):
-        yield Path(place)
+def snapshot(location: str | Path) -> Iterator[Path]:
+    """The small files of a run or sweep as they are now, in a folder of the same name, deleted at the end."""
+    if not is_url(location):
+        yield Path(location)
         return
     with tempfile.TemporaryDirectory() as parent:
-        folder = Path(parent) / last_part(place)
-        remote = Remote(str(place))
+        folder = Path(parent) / last_part(location)
+        remote = Remote(str(location))
         remote.download({n: f for n, f in remote.files().items() if not is_large(n)}, folder)
         yield folder
 
 
-def sizes(place: str | Path) -> dict[str, int]:
-    """Bytes of each file at or below `place`, by name; one that vanishes meanwhile counts nothing."""
-    if is_url(place):
-        return {name: file.size for name, file in Remote(str(place)).files().items()}
-    return {name: size for name, (size, _) in _stamps(Path(place), _names(Path(place))).items()}
+def fetch(location: str | Path, *, without: Sequence[str] = ()) -> Path:
+    """A local path to something that is only read: shards, a teacher, a finished run, one file.
+
+    A URL is downloaded once to a machine, and again where it has changed; the copy from before stays for the
+    processes that read it.
+
+    Args:
+        without: patterns of files that are not needed.
+    Raises:
+        StorageError: nothing there; no such bucket, no permission; unavailable too long.
+    """
+    if not is_url(location):
+        return Path(location)
+    remote, last = Remote(str(location)), last_part(location)
+    for _ in range(_DOWNLOAD_TRIES):
+        files = _list_inputs(remote, without)
+        state = json.dumps(sorted((name, *file) for name, file in files.items()))
+        digest = hashlib.sha256(state.encode()).hexdigest()[:8]
+        folder = cache_folder() / "inputs" / f"{copy_name(location)}-{digest}"
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with locked(folder.with_name(f"{folder.name}.lock"), wait_seconds=math.inf):
+            if folder.is_dir():
+                return folder / last
+            partial = folder.with_name(f"{folder.name}.partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            remote.download(files, partial / last)
+            if _list_inputs(remote, without) == files:
+                os.replace(partial, folder)
+                return folder / last
+    raise StorageError(f"{location}: changes while it is read; try again when it is complete")
 
 
-def check_writable(place: str | Path) -> None:
-    """Write a file there, read it back, remove it.
+def download_input(location: str) -> str:
+    """A URL as its copy on this machine; a path, or a Hugging Face name, unchanged."""
+    return str(fetch(location)) if is_url(location) else location
+
+
+def locations_of(settings: TrainSettings) -> dict[str, str]:
+    """Every location in the settings, by the setting's dotted name."""
+    locations = {
+        "data": settings.data,
+        "teacher": settings.teacher,
+        "out": settings.out,
+        "student.encoder": settings.student.encoder,
+        "distill.teacher_run": settings.distill.teacher_run,
+        "before.data": settings.before.data,
+    }
+    return {name: location for name, location in locations.items() if location is not None}
+
+
+def with_locations(settings: TrainSettings, locations: Mapping[str, str]) -> TrainSettings:
+    """The same settings with other locations, by dotted name; the same object where none differs."""
+    if all(locations_of(settings).get(name) == location for name, location in locations.items()):
+        return settings
+    return TrainSettings.model_validate(merge(settings.model_dump(), locations))
+
+
+def with_local_paths(settings: TrainSettings) -> TrainSettings:
+    """The same settings with every URL replaced by this machine's copy; inputs are downloaded.
 
     Raises:
-        StorageError: one of them does not work.
+        StorageError: as for `fetch`.
     """
-    name, content = f".probe-{secrets.token_hex(8)}", secrets.token_bytes(16)
-    if is_url(place):
-        remote = Remote(str(place))
-        remote.write(name, content)
-        found = remote.read(name)
-        remote.remove([name])
-    else:
-        try:
-            Path(place).mkdir(parents=True, exist_ok=True)
-            (Path(place) / name).write_bytes(content)
-            found = (Path(place) / name).read_bytes()
-            (Path(place) / name).unlink()
-        except OSError as error:
-            raise StorageError(f"{place}: cannot be written ({error}); give another --out") from error
-    if found != content:
-        raise StorageError(f"{place}: what was written there reads otherwise; give another --out")
+    urls = {name: location for name, location in locations_of(settings).items() if is_url(location)}
+    without = {"distill.teacher_run": ("checkpoints/*",)}
+    copies = {
+        name: str(WorkDir(url).path if name == "out" else fetch(url, without=without.get(name, ())))
+        for name, url in urls.items()
+    }
+    return with_locations(settings, copies)
 
 
-@dataclass
-class _Copy:
-    """What this machine remembers of a working copy: the size and time of each file when it was last the same
-    here and there."""
-
-    id: str = ""
-    session: str = ""
-    files: dict[str, list[int]] = field(default_factory=dict)
-
-    @classmethod
-    def read(cls, place: str | Path) -> _Copy:
-        try:
-            return cls(**json.loads(_beside(place, ".json").read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
-            return cls()
-
-    def write(self, place: str | Path) -> None:
-        write_json(_beside(place, ".json"), self.__dict__)
+def restore_urls(run: Path, settings: TrainSettings) -> None:
+    """Write the locations of `settings` into the record in `run`, where `with_local_paths` had put copies."""
+    record = read_record(run)
+    locations: dict[str, str | None] = {**locations_of(settings)}
+    if record.settings.get("distill", {}).get("teacher_run"):
+        locations.setdefault("distill.teacher_run", None)  # a prerequisite: fine-tuned before this run
+    values = merge(record.settings, locations)
+    if values != record.settings:
+        write_record(run, record.model_copy(update={"settings": values}))
 
 
-def _claim(remote: Remote, copy: _Copy, place: str | Path) -> None:
-    """Become the place's writer; once that, make sure that nobody else has become it since."""
-    if copy.session:
-        if _writer(remote).get("session") not in (copy.session, None):
-            raise StorageError(
-                f"{place}: another process has begun to write there, so this one ends; its work goes on there"
-            )
-        return
-    copy.id, copy.session = copy.id or uuid.uuid4().hex, uuid.uuid4().hex
-    copy.write(place)
-    remote.write(WRITER, json.dumps({"copy": copy.id, "session": copy.session}).encode())
-
-
-def _writer(remote: Remote) -> Mapping[str, str]:
-    try:
-        found = json.loads(remote.read(WRITER) or b"{}")
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _rank(name: str) -> int:
-    """When a file is sent: weights before their state, the best model before the checkpoint that
-    names it, the word that all has ended last."""
-    path = PurePosixPath(name)
-    if path.name in _FIRST:
-        return 0
-    if path.name in _NAMING:
-        return 3 if path.parent.name.startswith("step-") else 2
-    return 4 if path.name in _LAST else 1
-
-
-def is_large(name: str) -> bool:
-    """Whether a file of a run, or of a sweep's trial, is none of its small ones."""
-    return any(part in _LARGE for part in PurePosixPath(name).parent.parts)
-
-
-def _names(folder: Path) -> list[str]:
-    paths = (path for path in folder.rglob("*") if path.is_file())
-    return [name for name in (path.relative_to(folder).as_posix() for path in paths) if not hidden(name)]
-
-
-def _stamps(folder: Path, names: Iterable[str]) -> dict[str, list[int]]:
-    """Size and time of those files that are there."""
-    found = {}
-    for name in names:
-        try:
-            status = (folder / name).stat()
-        except FileNotFoundError:
-            continue
-        found[name] = [status.st_size, status.st_mtime_ns]
-    return found
-
-
-def _keep_only(folder: Path, names: Mapping[str, Listed]) -> None:
-    for name in _names(folder):
-        if name not in names:
-            (folder / name).unlink(missing_ok=True)
-    for path in sorted(folder.rglob("*"), reverse=True):
-        if path.is_dir() and not any(path.iterdir()):
-            path.rmdir()
+def absolute(location: str | Path) -> str:
+    """The location independent of the working directory."""
+    return str(location) if is_url(location) else str(Path(location).absolute())
 
 
 def cache_folder() -> Path:
-    """The folder of all copies: NEWSBERT_CACHE, or one of this user's alone."""
-    if given := os.environ.get(CACHE):
-        Path(given).mkdir(parents=True, exist_ok=True, mode=0o700)
-        return Path(given)
+    """The folder of all copies: NEWSBERT_CACHE, or a folder that only this user may write to."""
+    if named := os.environ.get(CACHE):
+        Path(named).mkdir(parents=True, exist_ok=True, mode=0o700)
+        return Path(named)
     usual = Path("~/.cache/newsbert_ray").expanduser()
     for folder in (usual, Path(tempfile.gettempdir()) / f"newsbert_ray-{os.getuid()}"):
         try:
@@ -330,21 +377,146 @@ def cache_folder() -> Path:
             continue
         if status.st_uid == os.getuid() and not status.st_mode & 0o022 and os.access(folder, os.W_OK):
             return folder
-    raise StorageError(f"{usual}: no folder for copies of what is in a bucket; set {CACHE} to one of yours")
+    raise StorageError(f"{usual}: no folder for copies of files in buckets; set {CACHE} to one of yours")
 
 
-def copy_name(place: str | Path) -> str:
-    """A copy's folder: the place's last part for a person, its hash for the rest."""
-    url = str(place).rstrip("/")
-    return f"{last_part(place)}-{hashlib.sha256(url.encode()).hexdigest()[:16]}"
+def copy_name(location: str | Path) -> str:
+    """A copy's folder name: the location's last part for people, and its hash."""
+    url = str(location).rstrip("/")
+    return f"{last_part(location)}-{hashlib.sha256(url.encode()).hexdigest()[:16]}"
 
 
-def last_part(place: str | Path) -> str:
-    """The last part of a place's name, as a file's or folder's name on this machine."""
-    last = str(place).partition("?")[0].rstrip("/").rpartition("/")[2]
+def last_part(location: str | Path) -> str:
+    """The last part of a location, as the name of a file or folder on this machine."""
+    last = str(location).partition("?")[0].rstrip("/").rpartition("/")[2]
     return "".join(c if c.isalnum() or c in "._=,-" else "_" for c in last).strip(".")[:80] or "folder"
 
 
-def _beside(place: str | Path, suffix: str) -> Path:
-    folder = local(place)
-    return folder.with_name(f"{folder.name}{suffix}")
+def is_large(name: str) -> bool:
+    """Whether a file of a run, or of a sweep's trial, belongs to its checkpoints or student."""
+    return any(part in _LARGE for part in PurePosixPath(name).parent.parts)
+
+
+@dataclass
+class _Copy:
+    """What this machine knows of a copy: size and time of each file when it last equalled the bucket's."""
+
+    id: str = ""
+    session: str = ""
+    files: dict[str, list[int]] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, workdir: WorkDir) -> _Copy:
+        try:
+            return cls(**json.loads(workdir._beside(".json").read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return cls()
+
+    def write(self, workdir: WorkDir) -> None:
+        write_json(workdir._beside(".json"), self.__dict__)
+
+
+def _read_writer(remote: Remote) -> Mapping[str, str]:
+    try:
+        writer = json.loads(remote.read(WRITER) or b"{}")
+    except ValueError:
+        return {}
+    return writer if isinstance(writer, dict) else {}
+
+
+def _rank(name: str) -> int:
+    """The order of sending: weights before their state, the best model before the checkpoint that names it,
+    and last the file that says that all has ended."""
+    path = PurePosixPath(name)
+    if path.name in _RANK_FIRST:
+        return 0
+    if path.name in _INDEX_FILES:
+        return 3 if path.parent.name.startswith("step-") else 2
+    return 4 if path.name in _RANK_LAST else 1
+
+
+def _list_inputs(remote: Remote, without: Sequence[str]) -> dict[str, Listed]:
+    """The files of a folder; where the location is one file, that file under an empty name."""
+    if (itself := remote.itself()) is not None:
+        return {"": itself}
+    files = {n: f for n, f in remote.files().items() if not any(fnmatch(n, pattern) for pattern in without)}
+    if not files:
+        raise StorageError(f"{remote.url}: nothing there; correct the URL")
+    return files
+
+
+def _file_names(folder: Path) -> list[str]:
+    paths = (path for path in folder.rglob("*") if path.is_file())
+    return [name for name in (path.relative_to(folder).as_posix() for path in paths) if not hidden(name)]
+
+
+def _stamps(folder: Path, names: Iterable[str]) -> dict[str, list[int]]:
+    """Size and time of the files that exist."""
+    stamps = {}
+    for name in names:
+        try:
+            status = (folder / name).stat()
+        except FileNotFoundError:
+            continue
+        stamps[name] = [status.st_size, status.st_mtime_ns]
+    return stamps
+
+
+def _keep_only(folder: Path, names: Mapping[str, Listed]) -> None:
+    for name in _file_names(folder):
+        if name not in names:
+            (folder / name).unlink(missing_ok=True)
+    for path in sorted(folder.rglob("*"), reverse=True):
+        if path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
+
+
+# Old names, until every caller has moved to WorkDir.
+
+
+def local(place: str | Path) -> Path:
+    return WorkDir.at(place).path
+
+
+@contextmanager
+def working(
+    place: str | Path, *, marks: Sequence[str], small: bool = False, alone: bool = True
+) -> Iterator[Path]:
+    with open_workdir(place, markers=marks, small=small, exclusive=alone) as workdir:
+        yield workdir.path
+
+
+def bring(place: str | Path, *, marks: Sequence[str] = (), small: bool = False) -> Path:
+    return WorkDir.at(place).download(markers=marks, small=small)
+
+
+def publish(place: str | Path) -> None:
+    WorkDir.at(place).publish()
+
+
+def collect(place: str | Path, part: str = "") -> None:
+    WorkDir.at(place).collect(part)
+
+
+def remove(place: str | Path, part: str) -> None:
+    WorkDir.at(place).remove(part)
+
+
+def discard(place: str | Path) -> None:
+    WorkDir.at(place).discard()
+
+
+def leave(place: str | Path, name: str, text: str) -> None:
+    WorkDir.at(place).write_text(name, text)
+
+
+def sizes(place: str | Path) -> dict[str, int]:
+    return WorkDir.at(place).sizes()
+
+
+def check_writable(place: str | Path) -> None:
+    WorkDir.at(place).check_writable()
+
+
+NAMES, brought, places, moved = HUB_NAMES, download_input, locations_of, with_locations
+at_hand, as_given = with_local_paths, restore_urls
