@@ -54,8 +54,7 @@ from newsbert_ray.data.word_vectors import VECTORS, fit_vectors, identity, is_ve
 from newsbert_ray.files import locked, write_json
 from newsbert_ray.methods import METHODS, TASKS
 from newsbert_ray.ray_session import inside_cluster
-from newsbert_ray.storage.inputs import brought
-from newsbert_ray.storage.workdir import is_url, publish, working
+from newsbert_ray.storage.workdir import download_input, is_url, publish, working
 
 __all__ = ["PrepareError", "prepare"]
 
@@ -77,8 +76,8 @@ def prepare(settings: PrepareSettings, *, say: Say = print) -> Manifest:
         StorageError: a source in a bucket cannot be read, an output folder there not be written, or another
             process works in it.
     """
-    sources = [brought(source) for source in settings.source]
-    local = settings.model_copy(update={"source": sources, "teacher": brought(settings.teacher)})
+    sources = [download_input(source) for source in settings.source]
+    local = settings.model_copy(update={"source": sources, "teacher": download_input(settings.teacher)})
     if inside_cluster() and any(map(is_url, (settings.out, *settings.source))):
         # Other machines would read and write on their own disks, so this process does all.
         local = local.model_copy(update={"workers": 0})

@@ -34,8 +34,8 @@ from newsbert_ray.evaluation.submission import check_submission, require_suffix,
 from newsbert_ray.model.encoder import EncoderError
 from newsbert_ray.model.saved import CHECKPOINTS, best_folders, load_best, load_student
 from newsbert_ray.record import read_record
-from newsbert_ray.storage import inputs
 from newsbert_ray.storage import workdir as storage
+from newsbert_ray.storage.workdir import fetch, with_local_paths
 from newsbert_ray.world import World
 
 
@@ -144,11 +144,11 @@ def load_trained(run: str | Path, *, data: str | Path | None = None) -> Trained:
     Raises:
         RecordError, ShardError, EncoderError, CheckpointError, StorageError: as `evaluate`.
     """
-    folder = inputs.fetch(run, without=("checkpoints/step-*",))
+    folder = fetch(run, without=("checkpoints/step-*",))
     settings = build_settings(TrainSettings, read_record(folder).settings, where=str(folder / "record.json"))
     if data is not None:
         settings = settings.model_copy(update={"data": str(data)})
-    data_location, settings = settings.data, inputs.at_hand(settings)
+    data_location, settings = settings.data, with_local_paths(settings)
     manifest = read_manifest(settings.data)
     encoder, top, described = load_student(folder / "student")
     _check_fit(described, manifest, settings.task, data_location)

@@ -25,6 +25,7 @@ from newsbert_ray.reporting.sweep_data import is_sweep, read_sweep
 from newsbert_ray.reporting.sweep_figures import sweep_figures
 from newsbert_ray.reporting.sweep_page import points_csv, sweep_page
 from newsbert_ray.reporting.tables import number, results_table, rows_of, summary_of, to_csv
+from newsbert_ray.secrets import mask_url
 from newsbert_ray.storage import workdir as storage
 
 _log = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ def report(
         StorageError: a bucket cannot be read.
     """
     if storage.is_url(out):
-        raise RecordError(f"--out {storage.shown(out)}: a report is read on this machine; give a folder")
+        raise RecordError(f"--out {mask_url(str(out))}: a report is read on this machine; give a folder")
     with ExitStack() as stack:
         local = {str(folder): stack.enter_context(storage.snapshot(folder)) for folder in folders}
         written = _report(local, Path(out), read_against(against) if against else None)

@@ -33,11 +33,12 @@ from newsbert_ray.reporting.draw import draw_svg, write_figure
 from newsbert_ray.reporting.figures import FigureData, Line, Panel
 from newsbert_ray.reporting.page import Facts, Page, Picture, Section, Table
 from newsbert_ray.reporting.records import joined
+from newsbert_ray.secrets import mask_url
 from newsbert_ray.serving.embed import cut_file, read_rows
 from newsbert_ray.serving.export import read_student
 from newsbert_ray.serving.predictor import Arithmetic, Precision, TextEncoder, best_device
-from newsbert_ray.storage import inputs
 from newsbert_ray.storage import workdir as storage
+from newsbert_ray.storage.workdir import download_input, fetch
 
 if TYPE_CHECKING:
     from newsbert_ray.serving.predictor import Precision
@@ -79,7 +80,7 @@ def bench(
         RecordError, EncoderError, TextsError: as they say.
     """
     if out is not None and storage.is_url(out):
-        raise SettingsError(f"--out {storage.shown(out)}: a page is read on this machine; give a folder")
+        raise SettingsError(f"--out {mask_url(str(out))}: a page is read on this machine; give a folder")
     place = _device(device)
     texts = _texts(input, titles)
     candidates = {one.name: one for name in models for one in named_by(name, texts)}
@@ -402,14 +403,14 @@ def named_by(given: str, texts: Sequence[str]) -> Iterator[Candidate]:
     yield Candidate(label, given, lambda how: _student(label, given, how))
     settings = build_settings(TrainSettings, read_record(_folder(given)).settings)
     if not settings.distill.alone:
-        teacher = inputs.brought(settings.teacher)
+        teacher = download_input(settings.teacher)
         depth = encoder_depth(teacher, settings.model, settings.scratch)
         name = f"{Path(teacher).name}, {depth} layers"
         yield Candidate(name, given, lambda how: _teacher(name, given, settings, how))
 
 
 def _folder(run: str) -> Path:
-    return inputs.fetch(run, without=("checkpoints/*",))
+    return fetch(run, without=("checkpoints/*",))
 
 
 def _student(name: str, run: str, arithmetic: Arithmetic) -> Subject:
@@ -424,7 +425,7 @@ def _teacher(name: str, run: str, settings: TrainSettings, arithmetic: Arithmeti
     tokenizer, longest = load_tokenizer(str(student.folder / "student")), student.longest
     del student
     encoder = load_encoder(
-        inputs.brought(settings.teacher),
+        download_input(settings.teacher),
         model=settings.model,
         scratch=settings.scratch,
         vocabulary=tokenizer.vocabulary,

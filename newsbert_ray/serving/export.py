@@ -24,8 +24,9 @@ from newsbert_ray.model.pair import Top
 from newsbert_ray.model.saved import load_student
 from newsbert_ray.record import RECORD, RunRecord, read_record
 from newsbert_ray.reporting.records import NAMES, data_name, task_name, teacher_name
-from newsbert_ray.storage import inputs
+from newsbert_ray.secrets import mask_url
 from newsbert_ray.storage import workdir as storage
+from newsbert_ray.storage.workdir import fetch
 
 FORMS = ("hf", "sentence-transformers", "onnx")
 _OPSET = 20
@@ -82,7 +83,7 @@ def export(
     if int8 and to != "onnx":
         raise ExportError("--int8 true: only of --to onnx")
     if storage.is_url(out):
-        raise ExportError(f"--out {storage.shown(out)}: a model is written on this machine; give a folder")
+        raise ExportError(f"--out {mask_url(str(out))}: a model is written on this machine; give a folder")
     student = read_student(run)
     writers: dict[str, Callable[[Student, Path], None]] = {
         "hf": _write_hf,
@@ -109,7 +110,7 @@ def read_student(run: str | Path) -> Student:
         RecordError: no finished run there.
         EncoderError: its student is not whole, or not kept.
     """
-    folder = inputs.fetch(run, without=("checkpoints/*",))
+    folder = fetch(run, without=("checkpoints/*",))
     record = read_record(folder)
     if not (folder / "student").is_dir():
         raise EncoderError(

@@ -16,7 +16,7 @@ from newsbert_ray.data.sources import BadLine
 from newsbert_ray.model.heads import ClickHead
 from newsbert_ray.serving.embed import Embedded, read_embedded
 from newsbert_ray.serving.predictor import TextEncoder, load_encoder, weights_hash
-from newsbert_ray.storage import inputs
+from newsbert_ray.storage.workdir import download_input, fetch
 
 Floats = npt.NDArray[np.float32]
 
@@ -117,7 +117,7 @@ def _best(scores: Floats, known: Embedded, left: set[int], top: int) -> list[Fou
 
 def _encoder(known: Embedded, run: str | Path | None) -> TextEncoder:
     place: Any = run or known.described.get("run")
-    folder = inputs.fetch(place) / "student" if place else Path()
+    folder = fetch(place) / "student" if place else Path()
     if not place or not folder.is_dir():
         raise SettingsError(f"the run that embedded these is not at {place}; give --run")
     if weights_hash(folder) != known.described["model_sha256"]:
@@ -132,7 +132,7 @@ def _history(user: str, behaviors: str | Path | None) -> list[str]:
     if behaviors is None:
         raise SettingsError(f"--user {user}: give --behaviors, a behaviors.tsv with this user's impressions")
     last: Impression | None = None
-    with Path(inputs.brought(str(behaviors))).open(encoding="utf-8", errors="replace") as lines:
+    with Path(download_input(str(behaviors))).open(encoding="utf-8", errors="replace") as lines:
         for line in lines:
             if f"\t{user}\t" not in line:
                 continue

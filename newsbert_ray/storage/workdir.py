@@ -26,6 +26,7 @@ from newsbert_ray.record import RECORD, STOPPED, read_record, write_record
 from newsbert_ray.storage.bucket import Listed, Remote, StorageError, hidden, is_url, join, leased, shown
 
 __all__ = [
+    "HUB_NAMES",
     "StorageError",
     "WorkDir",
     "absolute",

@@ -18,7 +18,7 @@ from newsbert_ray.data.shards import read_manifest
 from newsbert_ray.files import locked, replace_file
 from newsbert_ray.record import BEFORE, RECORD, TEACHER, RecordError, read_record
 from newsbert_ray.storage import workdir as storage
-from newsbert_ray.storage.inputs import brought, moved
+from newsbert_ray.storage.workdir import download_input, with_locations
 
 if TYPE_CHECKING:
     import numpy as np
@@ -76,7 +76,7 @@ def teacher_settings(settings: TrainSettings, out: str | Path) -> TrainSettings:
 
     values = settings.model_dump(exclude={"distill", "student", "method"})
     no_rates = {"teacher_learning_rate": None, "student_learning_rate": None, "top_learning_rate": None}
-    depth = encoder_depth(brought(settings.teacher), settings.model, settings.scratch)
+    depth = encoder_depth(download_input(settings.teacher), settings.model, settings.scratch)
     changes = {
         "out": str(out),
         "method": "finetune",
@@ -146,15 +146,15 @@ def _location_beside(settings: TrainSettings, prerequisite: Prerequisite) -> str
 def _shared_name(settings: TrainSettings) -> str:
     """A hash of everything that affects the run's result, its own prerequisites included."""
     runs = (settings, *all_prerequisites(settings))
-    fingerprints = [read_manifest(brought(run.data)).fingerprint for run in runs]
+    fingerprints = [read_manifest(download_input(run.data)).fingerprint for run in runs]
     values = [settings.model_dump(mode="json", exclude=set(NEUTRAL_SETTINGS)), *fingerprints]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _use_result(settings: TrainSettings, prerequisite: Prerequisite, location: str) -> TrainSettings:
     if prerequisite.name == TEACHER:
-        return moved(settings, {"distill.teacher_run": location})
-    return moved(settings, {"teacher": f"{location.rstrip('/')}/student"})
+        return with_locations(settings, {"distill.teacher_run": location})
+    return with_locations(settings, {"teacher": f"{location.rstrip('/')}/student"})
 
 
 def teacher_scores(settings: TrainSettings, manifest: Manifest) -> dict[Split, Scores]:

@@ -19,8 +19,8 @@ from newsbert_ray.data.shards import Manifest
 from newsbert_ray.files import is_locked, locked
 from newsbert_ray.ray_session import RaySession, environment, initialised, ray_session
 from newsbert_ray.record import RECORD
-from newsbert_ray.storage import inputs
 from newsbert_ray.storage import workdir as storage
+from newsbert_ray.storage.workdir import restore_urls, with_local_paths
 from newsbert_ray.telemetry import EventLog
 from newsbert_ray.training.journal import Display
 from newsbert_ray.training.loop import PreemptedError, Report
@@ -233,7 +233,7 @@ def _work(config: dict[str, Any]) -> None:
     from newsbert_ray.world import World
 
     given = TrainSettings.model_validate(config["settings"])
-    settings = inputs.at_hand(given)
+    settings = with_local_paths(given)
     torch.set_num_threads(config["threads"])
     context = ray.train.get_context()
     world = World(context.get_world_rank(), context.get_world_size(), get_device())
@@ -264,7 +264,7 @@ def _work(config: dict[str, Any]) -> None:
             preempted=leaving,
         )
         if world.is_rank_zero:
-            inputs.as_given(run, given)
+            restore_urls(run, given)
             storage.publish(given.out)
             if config["trial"]:
                 storage.discard(given.out)  # a trial's: its node may see hundreds of them

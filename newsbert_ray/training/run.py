@@ -16,8 +16,15 @@ from newsbert_ray.methods import Task, task_of
 from newsbert_ray.model.saved import CHECKPOINTS
 from newsbert_ray.ray_session import inside_cluster
 from newsbert_ray.record import RECORD, RunRecord, read_record
-from newsbert_ray.storage import inputs
 from newsbert_ray.storage import workdir as storage
+from newsbert_ray.storage.workdir import (
+    HUB_NAMES,
+    download_input,
+    locations_of,
+    restore_urls,
+    with_local_paths,
+    with_locations,
+)
 from newsbert_ray.training.journal import Display, combine
 from newsbert_ray.training.loop import Report
 from newsbert_ray.training.prerequisites import NEUTRAL_SETTINGS, train_prerequisite
@@ -63,7 +70,7 @@ def train(
     here = settings.workers == 1 and (quiet or not inside_cluster())
     # A trial's place is held by its sweep; a group's first worker has a copy of its own.
     with storage.working(settings.out, marks=(SETTINGS, RECORD), small=not here, alone=not quiet) as run:
-        manifest = read_manifest(inputs.brought(settings.data))
+        manifest = read_manifest(download_input(settings.data))
         with _claim(run, settings, manifest):
             finished = (run / RECORD).exists()
             if not finished:
@@ -71,7 +78,7 @@ def train(
                 work = partial(train, quiet=quiet, gpus=gpus, teachers=teachers)
                 ready = train_prerequisite(settings, shared=teachers, train=work, say=say)
                 if here:
-                    ours = inputs.at_hand(ready)
+                    ours = with_local_paths(ready)
                     _train_here(ours, manifest, report=report, quiet=quiet, out=settings.out)
                 else:
                     from newsbert_ray.training.ray_group import train_group
@@ -80,7 +87,7 @@ def train(
                     storage.bring(settings.out, small=True)
             elif not settings.checkpoint.keep_finished:
                 storage.remove(settings.out, CHECKPOINTS)
-            inputs.as_given(run, settings)
+            restore_urls(run, settings)
             storage.publish(settings.out)
             record = read_record(run)
     if finished:
@@ -92,13 +99,13 @@ def train(
 
 def _with_absolute_places(settings: TrainSettings) -> TrainSettings:
     """The same settings with absolute folders: workers run elsewhere, and a record is read from anywhere."""
-    given = inputs.places(settings)
-    return inputs.moved(
+    given = locations_of(settings)
+    return with_locations(
         settings,
         {
             name: storage.absolute(place)
             for name, place in given.items()
-            if name not in inputs.NAMES or (place != SCRATCH and Path(place).is_dir())
+            if name not in HUB_NAMES or (place != SCRATCH and Path(place).is_dir())
         },
     )
 

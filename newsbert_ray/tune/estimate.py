@@ -24,8 +24,8 @@ from newsbert_ray.files import format_duration, write_json
 from newsbert_ray.ray_session import ray_session
 from newsbert_ray.reporting.sweep_data import point_label
 from newsbert_ray.settings import flatten
-from newsbert_ray.storage import inputs
 from newsbert_ray.storage import workdir as storage
+from newsbert_ray.storage.workdir import fetch, with_local_paths
 from newsbert_ray.tune.resources import Resources, plan_resources
 from newsbert_ray.tune.space import PointValues, SearchSpace
 from newsbert_ray.tune.stopping import Saving, estimate_saving, recorded_curves
@@ -485,7 +485,7 @@ def _work(settings_json: str) -> _Work:
 def _read_data(data: str) -> tuple[str, Manifest]:
     from newsbert_ray.data.shards import read_manifest
 
-    folder = str(inputs.fetch(data))
+    folder = str(fetch(data))
     return folder, read_manifest(folder)
 
 
@@ -561,7 +561,7 @@ def time_parts(settings: TrainSettings, *, folder: Path) -> Parts:
     if settings.workers > 1:
         share = max(settings.optimizer.accumulate, settings.batch_size // settings.workers)
         settings = settings.model_copy(update={"workers": 1, "batch_size": share})
-    settings = inputs.at_hand(settings)
+    settings = with_local_paths(settings)
     device, run = pick_device(settings), folder / "run"
     try:
         times = [time.perf_counter()]

@@ -12,8 +12,8 @@ from typing import Any
 from newsbert_ray.config import SettingsError, TrainSettings
 from newsbert_ray.data.shards import MANIFEST
 from newsbert_ray.reporting.sweep_data import SWEEP
-from newsbert_ray.storage import inputs
 from newsbert_ray.storage import workdir as storage
+from newsbert_ray.storage.workdir import fetch
 
 TRIALS_PER_GPU = 4
 """Trials that share a GPU by default."""
@@ -183,10 +183,10 @@ def node_fault(location: str, probe: str, data: Sequence[str], teachers: Sequenc
     try:
         storage.check_writable(location)
         for folder in data:
-            if not (inputs.fetch(folder) / MANIFEST).exists():
+            if not (fetch(folder) / MANIFEST).exists():
                 return _not_visible(folder, "--data")
         for folder in teachers:
-            if not inputs.fetch(folder).is_dir():
+            if not fetch(folder).is_dir():
                 return _not_visible(folder, "--teacher")
     except storage.StorageError as error:
         return str(error)

@@ -20,8 +20,8 @@ from newsbert_ray.files import locked, write_json
 from newsbert_ray.ray_session import ray_session
 from newsbert_ray.record import RECORD, STOPPED, installed_versions
 from newsbert_ray.reporting.sweep_data import FAILURES, SWEEP, TRIALS, Point
-from newsbert_ray.storage import inputs
 from newsbert_ray.storage import workdir as storage
+from newsbert_ray.storage.workdir import fetch
 from newsbert_ray.telemetry import EVENTS, EventLog
 from newsbert_ray.tune import display
 from newsbert_ray.tune.display import say
@@ -590,12 +590,12 @@ def check_corpora(space: SearchSpace, first: TrainSettings) -> list[str]:
     varied = {axis.name: [str(value) for value in axis.samples()] for axis in space.axes}
     before = [first.before.data] if first.before.data else []
     folders = [*varied.get("data", [first.data]), *varied.get("before.data", before)]
-    manifests = [read_manifest(inputs.fetch(folder)) for folder in folders]
+    manifests = [read_manifest(fetch(folder)) for folder in folders]
     for teacher in varied.get("teacher", [first.teacher]):
         if teacher != SCRATCH and _is_folder_name(teacher):
             from newsbert_ray.model.assemble import check_tokenizer
 
-            folder = str(inputs.fetch(teacher)) if storage.is_url(teacher) else teacher
+            folder = str(fetch(teacher)) if storage.is_url(teacher) else teacher
             for manifest in manifests:
                 check_tokenizer(folder, manifest)
     return [manifest.fingerprint for manifest in manifests]

@@ -22,8 +22,8 @@ from newsbert_ray.files import first_line, is_locked
 from newsbert_ray.record import TEACHERS, RunRecord
 from newsbert_ray.reporting.sweep_data import point_label
 from newsbert_ray.settings import flatten
-from newsbert_ray.storage import inputs
 from newsbert_ray.storage import workdir as storage
+from newsbert_ray.storage.workdir import fetch
 from newsbert_ray.tune.resources import require_seen
 from newsbert_ray.tune.space import (
     PointValues,
@@ -216,7 +216,7 @@ def _encoder_depth(settings: TrainSettings) -> int | None:
     return depths[0] if depths and isinstance(depths[0], int) and depths[0] > 0 else None
 
 
-_fetch = lru_cache(maxsize=8)(inputs.fetch)
+_fetch = lru_cache(maxsize=8)(fetch)
 """A teacher in a bucket, fetched once for all points of a grid."""
 
 
