@@ -1,14 +1,14 @@
-"""What a batch holds: texts to encode, in buckets of like length, and what is asked of them.
+"""Batches: texts to encode, in buckets of similar length, and the target of the task.
 
-A text that several examples of a batch name stands there once, and `uses` says how often it is named: losses
-over texts are weighted by it, so that they are those of the batch with every mention encoded separately.
-Knows no model, no Ray.
+A text that several examples of a batch mention is in it once, and `uses` counts its mentions. Losses over
+texts are weighted by it, so that they equal those of a batch in which every mention is encoded separately.
+Knows no model and no Ray.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Protocol, Self
 
@@ -22,32 +22,32 @@ from newsbert_ray.data.shards import TextTable
 Ints = npt.NDArray[np.int64]
 
 START_SHARE = 1 / 128
-"""What starting one more bucket costs, in padding, as a share of the token budget: a device that likes large
-passes is given a large budget, and then gets few buckets."""
+"""Cost of one more bucket, in tokens of padding, as a share of the token budget. A device that is fast with
+large batches has a large budget, and so gets few buckets."""
 
 
-class _Moving:
-    """A frozen dataclass of tensors that can be sent to a device."""
+class _Tensors:
+    """A frozen dataclass of tensors that can be copied to a device."""
 
     def to(self, device: torch.device) -> Self:
         """The same on `device`."""
-        moved = {
+        tensors = {
             field.name: value.to(device, non_blocking=True)
             for field in fields(self)  # type: ignore[arg-type]
             if isinstance(value := getattr(self, field.name), Tensor)
         }
-        return replace(self, **moved)  # type: ignore[type-var]
+        return replace(self, **tensors)  # type: ignore[type-var]
 
 
 @dataclass(frozen=True)
-class Bucket(_Moving):
-    """Texts that are encoded together.
+class Bucket(_Tensors):
+    """Texts that are encoded in one pass.
 
     Attributes:
         input_ids: (B, L) int64, padded to the longest text here.
         attention_mask: (B, L) int64, 1 where a token is real.
-        uses: (B,) float32, how often the batch names each text; None where once each.
-        rows: (B,) int64, each text's place in the table of texts; None where it has none.
+        uses: (B,) float32, mentions of each text in the batch; None where one each.
+        rows: (B,) int64, row of each text in the table of texts; None where it is not in it.
     """
 
     input_ids: Tensor
@@ -57,21 +57,21 @@ class Bucket(_Moving):
 
 
 @dataclass(frozen=True)
-class Topics(_Moving):
-    """What is asked in topic classification: the topic of each text, (B,) int64."""
+class Topics(_Tensors):
+    """Target of topic classification: the topic of each text, (B,) int64."""
 
     labels: Tensor
 
 
 @dataclass(frozen=True)
-class ClickChoices(_Moving):
-    """What is asked in recommendation: which of its candidates a user clicked, given what they read before.
+class ClickChoices(_Tensors):
+    """Target of recommendation: which of its candidates a user clicked, given their history.
 
     Attributes:
-        history: (S, T) int64, positions among the batch's texts; 0 where there is none.
-        history_mask: (S, T) int64, 1 where there is one; a row may have none.
+        history: (S, T) int64, positions among the batch's texts, padded with 0.
+        history_mask: (S, T) int64, 1 where a click is real; a row may have none.
         candidates: (S, C) int64, positions among the batch's texts, the clicked one first.
-        candidate_mask: (S, C) bool, False where an impression had too few to draw from.
+        candidate_mask: (S, C) bool, False where an impression has too few candidates.
         labels: (S,) int64, all 0.
     """
 
@@ -83,8 +83,8 @@ class ClickChoices(_Moving):
 
 
 @dataclass(frozen=True)
-class PairChoices(_Moving):
-    """What is asked in retrieval: whether a query's text was clicked.
+class PairChoices(_Tensors):
+    """Target of retrieval: whether a query's text was clicked.
 
     Attributes:
         queries, texts: (S,) int64, positions among the batch's texts.
@@ -105,13 +105,13 @@ class Batch:
 
     Attributes:
         buckets: the texts; positions in `target` count through them in order.
-        target: what is asked.
+        target: of the task.
         rows: examples in the whole update.
         texts: mentions of texts in the whole update.
         tokens: real tokens of all mentions in the whole update.
-        weight: 1, or 0 for a stand-in that keeps a worker in step when an update has fewer examples than
+        weight: 1, or 0 for a placeholder that a worker computes when an update has fewer examples than
             workers.
-        piece: number of this part in the update: dropout is drawn from it, whichever worker computes it.
+        piece: number of this part in the update. It seeds dropout, whichever worker computes the part.
     """
 
     buckets: tuple[Bucket, ...]
@@ -134,10 +134,10 @@ class Batch:
 
 
 class Examples(Protocol):
-    """Examples of one task: rows that can be taken, counted, sent, and made into buckets and a target."""
+    """Examples of one task, which can be selected, counted, sent to another process and made into a batch."""
 
     @property
-    def together(self) -> bool:
+    def grouped(self) -> bool:
         """Whether neighbours share texts, and so should stay with one worker."""
         ...
 
@@ -152,11 +152,11 @@ class Examples(Protocol):
         ...
 
     def collate(self, *, pad_id: int, budget: int) -> tuple[tuple[Bucket, ...], Target]:
-        """Buckets of at most about `budget` tokens, and what is asked."""
+        """Buckets of at most about `budget` tokens, and the target."""
         ...
 
-    def arrays(self) -> tuple[npt.NDArray[np.integer], ...]:
-        """All that `restore` needs to make the same examples elsewhere, beside the table of texts."""
+    def arrays(self) -> Sequence[npt.NDArray[np.integer]]:
+        """What `restore` needs to make the same examples in another process, besides the table of texts."""
         ...
 
 
@@ -181,7 +181,7 @@ def collate(part: Part, *, pad_id: int, budget: int) -> Batch:
 def unique_texts(
     table: TextTable, mentions: npt.NDArray[np.integer], *, pad_id: int, budget: int
 ) -> tuple[tuple[Bucket, ...], Ints]:
-    """Each different text of `mentions` once, in buckets of like length.
+    """Each different text of `mentions` once, in buckets of similar length.
 
     Args:
         mentions: (M,) rows of the table.
@@ -210,16 +210,15 @@ def make_bucket(
 ) -> Bucket:
     """Arrays as a Bucket."""
     counts = None if uses is None or (uses == 1).all() else torch.from_numpy(uses.astype(np.float32))
-    places = None if rows is None else torch.from_numpy(rows.astype(np.int64))
-    return Bucket(torch.from_numpy(ids), torch.from_numpy(mask.astype(np.int64)), counts, places)
+    of_table = None if rows is None else torch.from_numpy(rows.astype(np.int64))
+    return Bucket(torch.from_numpy(ids), torch.from_numpy(mask.astype(np.int64)), counts, of_table)
 
 
 def cut_buckets(lengths: Ints, *, budget: int, start_tokens: int | None = None) -> Iterator[tuple[int, int]]:
-    """Cuts of ascending `lengths` into buckets (start, stop) with the least padding for their number.
+    """Cuts of ascending `lengths` into buckets (start, stop).
 
-    The cuts minimise padded tokens plus `start_tokens` a bucket (START_SHARE of the budget by default),
-    exactly, by dynamic programming over the different lengths; a bucket of more than `budget` tokens is then
-    cut evenly.
+    The cuts minimise padded tokens plus `start_tokens` a bucket (START_SHARE of the budget by default), by
+    dynamic programming over the different lengths. A bucket of more than `budget` tokens is then cut evenly.
     """
     start_tokens = round(START_SHARE * budget) if start_tokens is None else start_tokens
     if not len(lengths):

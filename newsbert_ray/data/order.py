@@ -1,8 +1,8 @@
-"""The order of examples, as a pure function of seed, epoch and position. Knows no text, no torch and no Ray.
+"""The order of examples, as a pure function of seed, epoch and position. Knows no text, torch or Ray.
 
-An epoch is a seeded order of *windows* (a few shards each); inside a window examples are arranged, cut into
-updates, and the updates shuffled. Whoever reads the shards, this process or Ray Data, calls the same
-functions and gets the same batches.
+An epoch is a seeded order of *windows* (a few shards each). Inside a window examples are arranged and cut
+into updates, and the updates are shuffled. This process and Ray Data read shards with the same functions, and
+so get the same batches.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from newsbert_ray.data.split import hash_ids
 Ints = npt.NDArray[np.int64]
 
 WINDOW_EXAMPLES = 65_536
-"""Examples shuffled together; what a reader holds in memory."""
+"""Examples shuffled together, and held in memory."""
 POOL_BATCHES = 50
 """Batches sorted by length together."""
 
 
 @dataclass(frozen=True)
 class Order:
-    """What decides an epoch's batches, and which part of each this worker computes.
+    """Decides an epoch's batches, and the part of each that this worker computes.
 
-    An update is cut into `shares` (as many as workers by default), each in `accumulate` pieces. With fewer
-    workers a worker has several shares: the cut, and so the result, hangs on `shares` alone.
+    An update is cut into `shares` (by default one a worker), each in `accumulate` pieces. With fewer workers
+    than shares a worker has several, so the result depends on `shares` alone.
     """
 
     seed: int
@@ -56,10 +56,10 @@ class Window:
 
 
 def share_examples(shards: Sequence[Shard], count: int | None) -> list[int]:
-    """How many of `count` training examples each shard gives, in proportion to its own; all where None.
+    """How many of `count` training examples come from each shard, in proportion to its own; all where None.
 
     Raises:
-        SettingsError: more asked than there are.
+        SettingsError: `count` is more than there are.
     """
     sizes = [shard.examples for shard in shards]
     total = sum(sizes)
@@ -92,19 +92,19 @@ def epoch_windows(shards: Sequence[Shard], quotas: Sequence[int], *, seed: int, 
 
 
 def window_generator(order: Order, window: Window) -> np.random.Generator:
-    """What arranges a window's examples."""
+    """The generator that arranges a window's examples."""
     return seeded_generator(order.seed, window.epoch, window.number + 1)
 
 
 def cut_updates(rows: Ints, order: Order, generator: np.random.Generator) -> Iterator[Ints]:
-    """Arranged `rows` as each update's rows, the updates in a drawn order."""
+    """Arranged `rows` cut into the rows of each update; the updates are shuffled."""
     cuts = [rows[start : start + order.batch_size] for start in range(0, len(rows), order.batch_size)]
     for index in generator.permutation(len(cuts)).tolist():
         yield cuts[index]
 
 
 def shuffle_alike(lengths: Ints, order: Order, generator: np.random.Generator) -> Ints:
-    """All rows shuffled, then those of like length together, in pools of POOL_BATCHES updates."""
+    """All rows shuffled, then sorted by length within pools of POOL_BATCHES updates."""
     rows = generator.permutation(len(lengths))
     pool = order.batch_size * POOL_BATCHES
     for start in range(0, len(rows), pool):
@@ -114,7 +114,7 @@ def shuffle_alike(lengths: Ints, order: Order, generator: np.random.Generator) -
 
 
 def shuffle_groups(groups: Ints, generator: np.random.Generator) -> Ints:
-    """All rows in a drawn order of their groups (numbers that ascend along the rows), each group whole."""
+    """All rows with their groups shuffled and each group whole; `groups` ascend along the rows."""
     starts = np.flatnonzero(np.diff(groups, prepend=-1))
     sizes = np.diff(starts, append=len(groups))
     drawn = generator.permutation(len(starts))
@@ -122,27 +122,28 @@ def shuffle_groups(groups: Ints, generator: np.random.Generator) -> Ints:
     return np.repeat(starts[drawn] - before, sizes[drawn]) + np.arange(len(groups))
 
 
-def worker_rows(rows: Ints, order: Order, *, together: bool = False) -> dict[int, Ints]:
-    """This worker's pieces of an update's rows by their number in the update; every row belongs to one piece
-    of one worker.
+def worker_rows(rows: Ints, order: Order, *, grouped: bool = False) -> dict[int, Ints]:
+    """This worker's pieces of an update's rows, by their number in the update.
+
+    Every row belongs to one piece of one worker.
 
     Args:
-        together: neighbours stay together (those of a group share what they read); otherwise they are dealt
-            out, so that all pieces have texts of like lengths.
+        grouped: neighbours stay together, because those of a group share a history; otherwise they are dealt
+            out in turn, so that all pieces have similar lengths.
     """
     shares, accumulate = order.shares or order.world_size, order.accumulate
-    found: dict[int, Ints] = {}
+    own_pieces: dict[int, Ints] = {}
     for share in range(order.rank, shares, order.world_size):
-        own = np.array_split(rows, shares)[share] if together else rows[share::shares]
-        pieces = (
-            np.array_split(own, accumulate) if together else [own[i::accumulate] for i in range(accumulate)]
-        )
-        found |= {share * accumulate + i: piece for i, piece in enumerate(pieces)}
-    return found
+        if grouped:
+            pieces = np.array_split(np.array_split(rows, shares)[share], accumulate)
+        else:
+            pieces = [rows[share::shares][i::accumulate] for i in range(accumulate)]
+        own_pieces |= {share * accumulate + i: piece for i, piece in enumerate(pieces)}
+    return own_pieces
 
 
 def seeded_generator(*key: int) -> np.random.Generator:
-    """A generator that is a function of `key` alone."""
+    """A generator that depends on `key` alone."""
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(list(key))))
 
 

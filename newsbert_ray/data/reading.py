@@ -1,5 +1,4 @@
-"""Shards read straight from Parquet: training updates and evaluation batches for this process. Knows no
-Ray."""
+"""Training updates and evaluation batches, read from the shards in this process. Knows no Ray."""
 
 from __future__ import annotations
 
@@ -34,13 +33,12 @@ from newsbert_ray.methods import TASKS, TaskName
 
 _CACHED_WINDOWS = 4
 EVALUATION_TOKENS = 8192
-"""Most tokens, padding included, that an encoder reads at once in evaluation."""
+"""Tokens, padding included, that an encoder reads at once in evaluation."""
 
 
 @dataclass(frozen=True)
 class Update:
-    """One update's work for this worker: `parts` to accumulate, of a batch at `step` (from 1 over the whole
-    run)."""
+    """This worker's part of an update: batches to accumulate. `step` counts from 1 over the run."""
 
     step: int
     epoch: int
@@ -49,7 +47,15 @@ class Update:
 
 @dataclass(frozen=True)
 class TrainingSchedule:
-    """The schedule of a run: its task's examples in their training order, over prepared shards."""
+    """The order in which a run reads its task's examples from prepared shards.
+
+    Attributes:
+        folder, manifest: the shards.
+        order: decides the batches, and this worker's part of each.
+        train_rows: examples of an epoch; all where None.
+        npratio, history: negatives of a click, and longest history, in recommendation.
+        budget: tokens of a bucket, padding included.
+    """
 
     folder: str
     manifest: Manifest
@@ -72,9 +78,9 @@ class TrainingSchedule:
         return sum(window.batches(self.order.batch_size) for window in self.windows(epoch))
 
     def starts(self, window: Window) -> tuple[int, ...]:
-        """Where each news shard of a window begins in the table of texts."""
-        known = dict(self.manifest.news)
-        return tuple(known[shard] for shard in window.shards)
+        """The first row in the table of texts of each news shard of a window."""
+        start_of = dict(self.manifest.news)
+        return tuple(start_of[shard] for shard in window.shards)
 
     @property
     def examples(self) -> int:
@@ -87,41 +93,43 @@ class TrainingSchedule:
         return sum(self.steps(epoch) for epoch in range(self.epochs))
 
     def windows_from(self, done: int) -> Iterator[tuple[Window, int, int]]:
-        """(window, its first step, batches to skip in it) for all work after `done` steps."""
-        first = 1
+        """(window, its first step, updates to skip in it) for everything after `done` steps."""
+        first_step = 1
         for epoch in range(self.epochs):
             for window in self.windows(epoch):
-                after = first + window.batches(self.order.batch_size)
-                if after - 1 > done:
-                    yield window, first, max(0, done + 1 - first)
-                first = after
+                next_step = first_step + window.batches(self.order.batch_size)
+                if next_step - 1 > done:
+                    yield window, first_step, max(0, done + 1 - first_step)
+                first_step = next_step
 
 
-_NEEDED: tuple[tuple[Split, str], ...] = (("train", "learn from"), ("validation", "be judged by"))
+_NEEDED: tuple[tuple[Split, str], ...] = (("train", "train on"), ("validation", "evaluate"))
 
 
 def make_schedule(
     settings: TrainSettings, manifest: Manifest, *, rank: int = 0, world_size: int = 1
 ) -> TrainingSchedule:
-    """The schedule that a run's settings ask for, as worker `rank` of `world_size` follows it; a batch is cut
-    for `settings.workers`, however few there are.
+    """The schedule of a run with these settings, for worker `rank` of `world_size`.
+
+    Batches are cut for `settings.workers` workers, even if there are fewer.
 
     Raises:
-        ShardError: the shards hold nothing to train the task on.
-        SettingsError: more training examples asked than there are.
+        ShardError: the shards hold nothing to train or evaluate the task on.
+        SettingsError: `train_rows` is more than the shards hold.
     """
     for split, verb in _NEEDED:
         manifest.require(split, settings.task, folder=settings.data)
         if manifest.examples(split, settings.task) == 0:
             raise ShardError(
                 f"{settings.data}: its {split} split has no {TASKS[settings.task].examples} to {verb} "
-                "(impressions without labels, or without a click beside a candidate that was not clicked); "
-                f"prepare labelled behaviours for {split}"
+                "(its impressions have no labels, or none has both a click and a candidate that was not "
+                f"clicked); prepare labelled behaviours for {split}"
             )
     accumulate = settings.optimizer.accumulate
     shares = max(settings.workers, world_size)
     order = Order(settings.seed, settings.batch_size, rank, world_size, accumulate, shares)
-    schedule = TrainingSchedule(
+    share_examples(manifest.shards("train", settings.task), settings.train_rows)
+    return TrainingSchedule(
         settings.data,
         manifest,
         order,
@@ -132,38 +140,36 @@ def make_schedule(
         history=settings.recommendation.history,
         budget=settings.token_budget,
     )
-    share_examples(manifest.shards("train", settings.task), settings.train_rows)
-    return schedule
 
 
 def read_updates(schedule: TrainingSchedule, *, done: int = 0) -> Iterator[Update]:
     """All updates after `done` steps, read in this process."""
-    for window, first, skip in schedule.windows_from(done):
-        for step, parts in window_parts(schedule, window, first=first, skip=skip):
+    for window, first_step, skip in schedule.windows_from(done):
+        for step, parts in window_parts(schedule, window, first_step=first_step, skip=skip):
             yield collate_update(parts, schedule, step=step, epoch=window.epoch)
 
 
 def window_parts(
-    schedule: TrainingSchedule, window: Window, *, first: int, skip: int
+    schedule: TrainingSchedule, window: Window, *, first_step: int, skip: int
 ) -> Iterator[tuple[int, list[Part]]]:
-    """(step, this worker's parts) of a window's updates, leaving out the first `skip`."""
+    """(step, this worker's parts) of a window's updates, without the first `skip`."""
     examples = window_examples(schedule, window)
     generator = window_generator(schedule.order, window)
     arranged = _arrange(examples, schedule.order, generator)
     for index, rows in enumerate(cut_updates(arranged, schedule.order, generator)):
         if index >= skip:
-            yield first + index, worker_parts(examples, rows, schedule.order)
+            yield first_step + index, worker_parts(examples, rows, schedule.order)
 
 
 def worker_parts(examples: Examples, rows: Ints, order: Order) -> list[Part]:
-    """This worker's part of the update over `rows`, in the pieces to accumulate; at least one."""
+    """This worker's pieces of the update over `rows`; at least one, of weight 0 where none is its own."""
     texts, tokens = examples.take(rows).count()
-    pieces = worker_rows(rows, order, together=examples.together)
-    held = {number: piece for number, piece in pieces.items() if len(piece)}
-    weight = 1.0 if held else 0.0
+    pieces = worker_rows(rows, order, grouped=examples.grouped)
+    own = {number: piece for number, piece in pieces.items() if len(piece)}
+    weight = 1.0 if own else 0.0
     return [
         Part(examples.take(piece), len(rows), texts, tokens, weight, number)
-        for number, piece in (held or {order.rank: rows[:1]}).items()
+        for number, piece in (own or {order.rank: rows[:1]}).items()
     ]
 
 
@@ -174,86 +180,48 @@ def collate_update(parts: Sequence[Part], schedule: TrainingSchedule, *, step: i
 
 
 def window_examples(schedule: TrainingSchedule, window: Window) -> Examples:
-    """The examples of a window's shards, in shard order, with the negatives of its epoch; what was read is
-    kept for a process's next run over the same shards."""
+    """The examples of a window's shards, in shard order, with negatives drawn for its epoch.
+
+    What is read from the shards is cached for the process's later epochs and runs.
+    """
+    folder, shards, quotas = schedule.folder, window.shards, window.quotas
     if schedule.task == "topics":
-        return _window_titles(schedule.folder, window.shards, window.quotas, schedule.starts(window))
-    table = read_texts(schedule.folder, schedule.manifest)
+        return _window_titles(folder, shards, quotas, schedule.starts(window))
+    table = read_texts(folder, schedule.manifest)
     if schedule.task == "retrieval":
-        return _window_pairs(schedule.folder, table, window.shards, window.quotas)
-    impressions, chosen = _window_impressions(schedule.folder, window.shards, window.quotas, schedule.history)
-    drawing = seeded_generator(schedule.order.seed, window.epoch, window.number + 1, 1)
+        return _window_pairs(folder, table, shards, quotas)
+    impressions, chosen = _window_impressions(folder, shards, quotas, schedule.history)
+    generator = seeded_generator(schedule.order.seed, window.epoch, window.number + 1, 1)
     return examples.draw_clicks(
-        impressions, table, npratio=schedule.npratio, generator=drawing, chosen=chosen
+        impressions, table, npratio=schedule.npratio, generator=generator, chosen=chosen
     )
 
 
 def trained_texts(schedule: TrainingSchedule) -> Ints:
-    """Rows of the table of texts that training may encode, ascending; of recommendation every candidate of
-    the impressions that clicks are drawn from, whichever become negatives."""
-    found: list[npt.NDArray[np.integer]] = [np.zeros(0, np.int64)]
+    """Rows of the table of texts that training may encode, ascending.
+
+    In recommendation these include every candidate that may be drawn as a negative.
+    """
+    texts: list[npt.NDArray[np.integer]] = [np.zeros(0, np.int64)]
     for window in schedule.windows(0):
         if schedule.task == "recommendation":
             impressions, _ = _window_impressions(
                 schedule.folder, window.shards, window.quotas, schedule.history
             )
-            found += [impressions.history, impressions.candidates]
+            texts += [impressions.history, impressions.candidates]
             continue
         examples = window_examples(schedule, window)
         assert isinstance(examples, Titles | Pairs)
-        found += [examples.rows] if isinstance(examples, Titles) else [examples.queries, examples.texts]
-    return np.unique(np.concatenate(found)).astype(np.int64)
+        texts += [examples.rows] if isinstance(examples, Titles) else [examples.queries, examples.texts]
+    return np.unique(np.concatenate(texts)).astype(np.int64)
 
 
 def restore_examples(schedule: TrainingSchedule, arrays: Sequence[npt.NDArray[np.integer]]) -> Examples:
-    """Examples whose `arrays` travelled here from another process."""
+    """Examples whose `arrays` came from another process."""
     if schedule.task == "topics":
-        return examples.restore_titles(arrays)
+        return Titles.restore(arrays, None)
     table = read_texts(schedule.folder, schedule.manifest)
-    return (examples.restore_clicks if schedule.task == "recommendation" else examples.restore_pairs)(
-        arrays, table
-    )
-
-
-def _arrange(examples: Examples, order: Order, generator: np.random.Generator) -> Ints:
-    if isinstance(examples, Clicks):
-        return shuffle_groups(examples.groups, generator)
-    assert isinstance(examples, Titles | Pairs)
-    return shuffle_alike(examples.lengths, order, generator)
-
-
-@lru_cache(maxsize=_CACHED_WINDOWS)
-def _window_titles(
-    folder: str, shards: tuple[Shard, ...], quotas: tuple[int, ...], starts: tuple[int, ...]
-) -> Titles:
-    found = []
-    for shard, quota, start in zip(shards, quotas, starts, strict=True):
-        table = read_shard(folder, shard, examples.TITLE_COLUMNS)
-        found.append(examples.titles_of(table, quota=quota, start=start))
-    return examples.join_titles(found)
-
-
-def _window_pairs(folder: str, table: TextTable, shards: tuple[Shard, ...], quotas: tuple[int, ...]) -> Pairs:
-    found = []
-    for shard, quota in zip(shards, quotas, strict=True):
-        found.append(examples.pairs_of(read_shard(folder, shard, examples.PAIR_COLUMNS), table, quota=quota))
-    return examples.join_pairs(found, table)
-
-
-@lru_cache(maxsize=_CACHED_WINDOWS)
-def _window_impressions(
-    folder: str, shards: tuple[Shard, ...], quotas: tuple[int, ...], history: int
-) -> tuple[Impressions, Ints]:
-    """A window's impressions, as far as their clicks are drawn, and which of their clicks are."""
-    found, chosen, before = [], [], 0
-    for shard, quota in zip(shards, quotas, strict=True):
-        table = read_shard(folder, shard, examples.CLICK_COLUMNS)
-        whole = examples.impressions_of(table, history=history)
-        impressions, drawn = examples.choose_clicks(table, whole, quota)
-        found.append(impressions)
-        chosen.append(before + drawn)
-        before += len(examples.find_clicks(impressions)[0])
-    return examples.join_impressions(found), np.concatenate(chosen)
+    return (Clicks if schedule.task == "recommendation" else Pairs).restore(arrays, table)
 
 
 def evaluation_batches(
@@ -265,24 +233,26 @@ def evaluation_batches(
     rank: int = 0,
     world_size: int = 1,
 ) -> Iterator[Batch]:
-    """Every title of a split once over all workers, like lengths together; a worker may get one batch
-    more."""
+    """Every title of a split once over all workers, similar lengths together.
+
+    Workers may differ by one batch.
+    """
     number, starts = 0, dict(manifest.news)
     for shard in manifest.splits[split]:
-        found = _shard_titles(str(folder), shard, starts[shard])
-        rows = np.argsort(found.lengths, kind="stable")
+        titles = _shard_titles(str(folder), shard, starts[shard])
+        rows = np.argsort(titles.lengths, kind="stable")
         for start in range(0, len(rows), batch_size):
             if number % world_size == rank:
-                part = found.take(rows[start : start + batch_size])
-                counted = Part(part, len(part), *part.count())
-                yield collate(counted, pad_id=manifest.tokenizer.pad_id, budget=EVALUATION_TOKENS)
+                batch = titles.take(rows[start : start + batch_size])
+                part = Part(batch, len(batch), *batch.count())
+                yield collate(part, pad_id=manifest.tokenizer.pad_id, budget=EVALUATION_TOKENS)
             number += 1
 
 
 def read_impressions(
     folder: str | Path, manifest: Manifest, split: Split, *, history: int
 ) -> Iterator[tuple[pa.Table, Impressions]]:
-    """Each behaviours shard of a split, in the order of the file: its whole table, and the impressions in it.
+    """Each behaviours shard of a split, in the order of the file: its whole table, and its impressions.
 
     Raises:
         ShardError: no behaviours in this split.
@@ -301,6 +271,47 @@ def read_pairs(folder: str | Path, manifest: Manifest, split: Split) -> Iterator
     table = read_texts(folder, manifest)
     for shard in manifest.require(split, "retrieval", folder=folder):
         yield examples.pairs_of(read_shard(folder, shard, examples.PAIR_COLUMNS), table)
+
+
+def _arrange(examples: Examples, order: Order, generator: np.random.Generator) -> Ints:
+    if isinstance(examples, Clicks):
+        return shuffle_groups(examples.groups, generator)
+    assert isinstance(examples, Titles | Pairs)
+    return shuffle_alike(examples.lengths, order, generator)
+
+
+@lru_cache(maxsize=_CACHED_WINDOWS)
+def _window_titles(
+    folder: str, shards: tuple[Shard, ...], quotas: tuple[int, ...], starts: tuple[int, ...]
+) -> Titles:
+    parts = []
+    for shard, quota, start in zip(shards, quotas, starts, strict=True):
+        table = read_shard(folder, shard, examples.TITLE_COLUMNS)
+        parts.append(examples.titles_of(table, quota=quota, start=start))
+    return examples.join_titles(parts)
+
+
+def _window_pairs(folder: str, table: TextTable, shards: tuple[Shard, ...], quotas: tuple[int, ...]) -> Pairs:
+    parts = []
+    for shard, quota in zip(shards, quotas, strict=True):
+        parts.append(examples.pairs_of(read_shard(folder, shard, examples.PAIR_COLUMNS), table, quota=quota))
+    return examples.join_pairs(parts)
+
+
+@lru_cache(maxsize=_CACHED_WINDOWS)
+def _window_impressions(
+    folder: str, shards: tuple[Shard, ...], quotas: tuple[int, ...], history: int
+) -> tuple[Impressions, Ints]:
+    """The impressions of a window that hold its chosen clicks, and these clicks' positions among all."""
+    parts, chosen, before = [], [], 0
+    for shard, quota in zip(shards, quotas, strict=True):
+        table = read_shard(folder, shard, examples.CLICK_COLUMNS)
+        whole = examples.impressions_of(table, history=history)
+        impressions, positions = examples.choose_clicks(table, whole, quota)
+        parts.append(impressions)
+        chosen.append(before + positions)
+        before += len(examples.find_clicks(impressions)[0])
+    return examples.join_impressions(parts), np.concatenate(chosen)
 
 
 @lru_cache(maxsize=_CACHED_WINDOWS)

@@ -1,4 +1,4 @@
-"""Ray Data: maps chunks of files to shards over a cluster, and streams shards to a worker. No arithmetic
+"""Ray Data: runs a function over chunks of files on a cluster, and streams shards to a worker. No arithmetic
 here."""
 
 from __future__ import annotations
@@ -32,15 +32,14 @@ def map_chunks(
     workers: int | None,
     gpus: float = 0,
 ) -> Iterator[Summary]:
-    """`function(chunk, shared)` for every chunk, as a Ray Data pipeline; summaries come as they are ready.
+    """`function(chunk, shared)` for every chunk, as a Ray Data pipeline; results come as they are ready.
 
     Args:
         chunks: small descriptions of work, one task each.
-        function: importable on every worker; what it writes must lie where the driver sees it.
-        shared: what all chunks need; sent to the object store once.
-        workers: tasks at once; as many as the cluster has CPUs where None.
-        gpus: of each task, such as 0.25; with some, as many tasks as the cluster's GPUs hold where `workers`
-            is None.
+        function: importable on every worker; it must write where the driver can read.
+        shared: needed by all chunks; sent to the object store once.
+        workers: concurrent tasks; if None as many as the cluster's CPUs, or its GPUs, allow.
+        gpus: of each task, such as 0.25.
     """
     import ray
     from ray.data import TaskPoolStrategy
@@ -48,10 +47,10 @@ def map_chunks(
     reference = ray.put(shared)
 
     def run(batch: dict[str, Any]) -> dict[str, Any]:
-        # The tasks are the parallelism: threads inside of each would only fight for the same cores.
+        # One task a core: threads inside a task would only compete for the same cores.
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        known = ray.get(reference)
-        return {"summary": [pickle.dumps(function(pickle.loads(one), known)) for one in batch["chunk"]]}
+        shared = ray.get(reference)
+        return {"summary": [pickle.dumps(function(pickle.loads(one), shared)) for one in batch["chunk"]]}
 
     if not chunks:
         return
@@ -66,7 +65,7 @@ def map_chunks(
 
 @contextmanager
 def quiet_ray_data() -> Iterator[None]:
-    """Ray Data without progress bars and execution plans, for as long as the block runs."""
+    """Turns off Ray Data's progress bars and execution plans while the block runs."""
     from ray.data import DataContext
 
     with warnings.catch_warnings():
@@ -85,12 +84,11 @@ def quiet_ray_data() -> Iterator[None]:
 
 
 def stream_updates(schedule: TrainingSchedule, *, done: int = 0) -> Iterator[Update]:
-    """This worker's updates after `done` steps, as `data.reading.read_updates` gives them, made by Ray Data
-    tasks.
+    """The same updates as `data.reading.read_updates` gives, made by Ray Data tasks.
 
-    One pipeline over all windows of all epochs left, so that it starts once; a task reads a window, orders
-    it and sends this worker's examples alone (of behaviours row numbers, no texts: the table of texts is
-    mapped by each worker). Tasks count no CPU: workers may hold all there are.
+    One pipeline over all windows of all remaining epochs, so that it starts once. A task reads and orders a
+    window and sends this worker's examples only: of behaviours row numbers without texts, because each worker
+    maps the table of texts. Tasks reserve no CPU, because the workers may hold all of them.
     """
     import ray
     from ray.data import DataContext
@@ -99,8 +97,8 @@ def stream_updates(schedule: TrainingSchedule, *, done: int = 0) -> Iterator[Upd
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True
     rows = [
-        {"work": pickle.dumps((schedule, window, first, skip))}
-        for window, first, skip in schedule.windows_from(done)
+        {"work": pickle.dumps((schedule, window, first_step, skip))}
+        for window, first_step, skip in schedule.windows_from(done)
     ]
     pipeline = ray.data.from_items(rows, override_num_blocks=max(1, len(rows))).map_batches(
         _window_parts, batch_size=1, num_cpus=0
@@ -118,9 +116,9 @@ def stream_updates(schedule: TrainingSchedule, *, done: int = 0) -> Iterator[Upd
 def _window_parts(batch: dict[str, Any]) -> pa.Table:
     """A window's parts for one worker, a row a part."""
     work: tuple[TrainingSchedule, Window, int, int] = pickle.loads(batch["work"][0])
-    schedule, window, first, skip = work
+    schedule, window, first_step, skip = work
     columns: dict[str, list[Any]] = {name: [] for name in _PART_SCHEMA.names}
-    for step, parts in window_parts(schedule, window, first=first, skip=skip):
+    for step, parts in window_parts(schedule, window, first_step=first_step, skip=skip):
         for part in parts:
             arrays = [array.astype(np.int32) for array in part.examples.arrays()]
             row = (step, window.epoch, part.rows, part.texts, part.tokens, part.weight, part.piece, arrays)
@@ -141,7 +139,7 @@ _PART_SCHEMA = pa.schema(
         ("arrays", pa.list_(pa.list_(pa.int32()))),
     ]
 )
-"""`arrays` are those of the examples: ids, row numbers, lengths and labels all fit 32 bits."""
+"""`arrays` are those of the examples: ids, row numbers, lengths and labels, which all fit 32 bits."""
 _COUNTS = ("rows", "texts", "tokens", "weight", "piece")
 
 

@@ -97,7 +97,7 @@ def compare_training(settings: TrainSettings, *, steps: int, part: int) -> None:
     window, first, skip = next(schedule.windows_from(0))
     whole = (
         (step, parts)
-        for step, parts in window_parts(schedule, window, first=first, skip=skip)
+        for step, parts in window_parts(schedule, window, first_step=first, skip=skip)
         if parts[0].rows == settings.batch_size  # an epoch's one smaller update may stand anywhere
     )
     for step, parts in itertools.islice(whole, WARM_UP + steps):

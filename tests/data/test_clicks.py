@@ -19,7 +19,6 @@ from newsbert_ray.data.examples import (
     find_clicks,
     impressions_of,
     join_impressions,
-    restore_clicks,
 )
 from newsbert_ray.data.order import Order, seeded_generator, shuffle_groups
 from newsbert_ray.data.reading import worker_parts
@@ -205,7 +204,7 @@ def test_parts_make_up_the_update(world_size: int, accumulate: int) -> None:
 def test_arrays_travel() -> None:
     """What Ray Data sends must be what was drawn."""
     clicks = draw(behaviors(([1, 2], [4, 5, 6], [0, 1, 0]), ([], [4, 7], [1, 0])))
-    back = restore_clicks([array.astype(np.int32) for array in clicks.arrays()], TABLE)
+    back = Clicks.restore([array.astype(np.int32) for array in clicks.arrays()], TABLE)
     for name in ("history", "offsets", "candidates", "groups"):
         assert getattr(back, name).tolist() == getattr(clicks, name).tolist()
 

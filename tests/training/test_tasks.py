@@ -47,7 +47,7 @@ def test_encoding_once_is_the_same_mathematics(make_settings: MakeSettings, loss
     schedule = make_schedule(settings, manifest)
     pair = assemble_pair(settings, manifest)
     window, first, skip = next(schedule.windows_from(0))
-    _, (part,) = next(iter(window_parts(schedule, window, first=first, skip=skip)))
+    _, (part,) = next(iter(window_parts(schedule, window, first_step=first, skip=skip)))
     update = next(read_updates(schedule))
     (once,) = update.parts
     assert isinstance(part.examples, Clicks)
@@ -157,7 +157,7 @@ def test_negatives_change_with_the_epoch_and_nothing_else(make_settings: MakeSet
     def drawn(epoch: int) -> set[tuple[int, ...]]:
         found: set[tuple[int, ...]] = set()
         for window in schedule.windows(epoch):
-            for _, parts in window_parts(schedule, window, first=1, skip=0):
+            for _, parts in window_parts(schedule, window, first_step=1, skip=0):
                 for part in parts:
                     assert isinstance(part.examples, Clicks)
                     found |= {tuple(row) for row in part.examples.candidates.tolist()}
