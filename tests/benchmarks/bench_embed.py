@@ -1,11 +1,10 @@
-"""Embedding titles: `newsbert-ray embed`'s encoder against Sentence Transformers and transformers, with the
-same weights on the same cores.
+"""Speed of embedding titles: `newsbert-ray embed` compared with Sentence Transformers and transformers.
 
     python -m tests.benchmarks.bench_embed --run RUN --input MINDsmall_dev/news.tsv --titles 8000 --threads 1
 
-Every round all of them in turn; ratios are medians over rounds. `transformers` is its feature extraction
-with the exported pooling, texts in batches of 32 as they come, padded to the longest. Numbers come as lines
-of JSON.
+All three use the same weights and cores. In each round they take turns; ratios are medians over rounds.
+`transformers` is its feature extraction with the exported pooling: batches of 32 texts in the order of the
+file, padded to the longest. Prints JSON lines.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""What an exported model is worth: test metrics and speed of a topics run's student as model.onnx and as
-model_int8.onnx, beside those of its own code.
+"""Quality and speed of a topics run's student exported to ONNX (model.onnx, model_int8.onnx).
 
     python -m tests.benchmarks.bench_export --run RUN --data SHARDS
 
-Every test title, in batches of one length; all three read the same batches in turn. Numbers come as lines of
-JSON: metrics in per cent, points from the first, titles/s times the first's, megabytes of the file.
+The baseline is the student in PyTorch. All three read every test title in the same batches of one length, in
+turns. Prints JSON lines: metrics in percent, points relative to PyTorch, titles/s relative to PyTorch,
+megabytes of the file.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""A Ray Train group of one worker, fed by Ray Data, against the same loop in this process.
-
-Both train the same updates with the same settings, in turn. Compared are titles a second over steps and
-waiting for data: over the whole run, and (`steady`) without the first entries of the log, in which Ray Data
-starts. Start-up of the group and evaluation are left out of both.
+"""A Ray Train group of one worker with Ray Data, compared with the same training loop in this process.
 
     python -m tests.benchmarks.bench_group [--data SHARDS --teacher NAME_OR_DIR] [--steps 60] [--repeats 2]
+
+Both train the same updates with the same settings, in turns. The measure is titles per second over training
+steps and waiting for data, for the whole run and (`steady`) without the first log entries, while Ray Data
+starts. The start of the group and evaluation are excluded from both.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""MIND's metrics over all impressions at once against loops over one impression after another.
-
-One loop goes as MIND's script does: for each impression an area under the ROC curve, an argsort and sums in
-numpy for MRR and for both nDCG, and at the end the mean. The area is worked out in numpy; where scikit-learn
-is installed, which the script itself uses, another loop takes its. The last loop is plain Python, written
-from the definitions, on lists: at impressions this short faster than numpy. They take turns with ours.
+"""MIND's metrics over all impressions at once, compared with loops over single impressions.
 
     python -m tests.benchmarks.bench_metrics [--impressions 70000] [--candidates 37] [--rounds 3]
+
+The first loop works like MIND's own script: for each impression the area under the ROC curve, an argsort and
+sums in numpy for MRR and both nDCG, then the mean. The area is computed with numpy. If scikit-learn is
+installed, which MIND's script uses, a second loop takes its function. The last loop is plain Python on lists,
+written from the definitions; for short impressions it is faster than numpy. All take turns.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Loop = Callable[[Floats, Ints, Ints], Floats]
 
 
 def main() -> None:
-    """Print one JSON line a figure."""
+    """Print one JSON line per figure."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -57,7 +57,7 @@ def invent(impressions: int, candidates: int) -> tuple[Floats, Ints, Ints]:
 
 
 def areas() -> Iterator[tuple[str, Area]]:
-    """Ways to an impression's AUC, by name."""
+    """Functions for an impression's AUC, by name."""
     yield "numpy", area_under_curve
     try:
         from sklearn.metrics import roc_auc_score  # type: ignore[import-not-found,import-untyped,unused-ignore]
@@ -67,7 +67,7 @@ def areas() -> Iterator[tuple[str, Area]]:
 
 
 def compare(name: str, loop: Loop, scores: Floats, clicked: Ints, offsets: Ints, rounds: int) -> None:
-    """Time both in turns and print their ratio and how far they are apart."""
+    """Time both in turns; print their ratio and their largest difference."""
     ours, plain = [], []
     for _ in range(rounds):
         start = time.perf_counter()
@@ -96,7 +96,7 @@ def compare(name: str, loop: Loop, scores: Floats, clicked: Ints, offsets: Ints,
 
 
 def plain_loop(scores: Floats, clicked: Ints, offsets: Ints, area: Area) -> Floats:
-    """(I, 4) metrics, an impression at a time."""
+    """Metrics (I, 4), one impression at a time."""
     rows = np.full((len(offsets) - 1, len(RANKING)), np.nan)
     for i, (start, end) in enumerate(pairwise(offsets)):
         truth, given = clicked[start:end], scores[start:end]
@@ -111,17 +111,17 @@ def plain_loop(scores: Floats, clicked: Ints, offsets: Ints, area: Area) -> Floa
 
 
 def python_loop(scores: Floats, clicked: Ints, offsets: Ints) -> Floats:
-    """(I, 4) metrics, an impression at a time, as the tests define them."""
+    """Metrics (I, 4), one impression at a time, from the definitions."""
     given, truth = scores.tolist(), clicked.tolist()
     found = (
         definitions(list(zip(given[start:end], truth[start:end], strict=True)))
         for start, end in pairwise(offsets.tolist())
-    )  # none is kept: Python would look for garbage among them
+    )  # not kept, so that the garbage collector does not scan them
     return np.array([one[name] for one in found for name in RANKING]).reshape(-1, len(RANKING))
 
 
 def area_under_curve(truth: Ints, scores: Floats) -> float:
-    """Trapezoids under the ROC curve, a point for each different score."""
+    """Area under the ROC curve by trapezoids, one point for each distinct score."""
     order = np.argsort(scores, kind="stable")[::-1]
     ends = np.append(np.flatnonzero(np.diff(scores[order])), len(order) - 1)
     hits = np.cumsum(truth[order])[ends]

@@ -1,7 +1,8 @@
-"""Rows a second of `prepare` and of datasets.map with the same tokeniser, titles and processes; peak memory.
+"""Rows per second and peak memory of `prepare`, compared with datasets.map.
 
-Prints a JSON line for each measurement. Each runs in a process of its own, so that imports and the start of
-Ray or of worker processes count for both; the best of `--repeats` is taken, in turns.
+Both use the same tokeniser, titles and number of processes. Each measurement runs in a process of its own, so
+that imports and the start of Ray or of worker processes count for both. They take turns, and the best of
+`--repeats` is taken. Prints JSON lines.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ rows.to_parquet(out + "/rows.parquet")
 
 
 def main() -> None:
-    """Measure, and print a JSON line for each number."""
+    """Measure and print JSON lines."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=200_000, help="titles of the comparison")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
@@ -109,7 +110,7 @@ def _measure(code: str, folder: Path, sources: list[str], teacher: str, workers:
 
 
 def _watch(process: subprocess.Popen[str], peaks: dict[str, int], spent: dict[int, float]) -> None:
-    """Note peak memory, and the CPU seconds of every descendant while it is seen."""
+    """Record peak memory and the CPU seconds of every child process."""
     import psutil
 
     try:
@@ -120,7 +121,7 @@ def _watch(process: subprocess.Popen[str], peaks: dict[str, int], spent: dict[in
             for child in root.children(recursive=True):
                 with suppress(psutil.NoSuchProcess):
                     spent[child.pid] = sum(child.cpu_times()[:2])
-                # Ray's own servers are not what is measured.
+                # Ray's own servers are not measured.
                 if _is_task(child):
                     peaks["worker"] = max(peaks["worker"], child.memory_info().rss)
             time.sleep(0.05)

@@ -1,12 +1,12 @@
-"""Recommendation with each different news encoded once, against every mention encoded separately.
-
-The plain program: the same models and losses over the same clicks, every mention of a news an encoding of its
-own, titles padded to 30 tokens and histories to 50 news, in parts of `--plain_part` clicks so that it fits
-memory; Adam without fusing, gradients mixed one tensor at a time. Training: the two take turns, update by
-update, without dropout, and their losses are compared. Evaluation: ours scores the whole split, the plain
-program the first `--impressions` of it; compared are seconds an impression.
+"""Recommendation that encodes each distinct news once, compared with encoding every mention.
 
     python -m tests.benchmarks.bench_recommend [--data SHARDS --teacher NAME_OR_DIR] [--steps 4]
+
+The plain program uses the same models and losses on the same clicks, encodes every mention of a news, pads
+titles to 30 tokens and histories to 50 news, works in parts of `--plain_part` clicks to fit into memory, uses
+unfused Adam and mixes gradients one tensor at a time. In training both take turns, update by update, without
+dropout, and their losses are compared. In evaluation ours scores the whole split and the plain program the
+first `--impressions`; the measure is seconds per impression.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ WARM_UP = 1
 
 
 def main() -> None:
-    """Print one JSON line a figure."""
+    """Print one JSON line per figure."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -98,7 +98,7 @@ def compare_training(settings: TrainSettings, *, steps: int, part: int) -> None:
     whole = (
         (step, parts)
         for step, parts in window_parts(schedule, window, first_step=first, skip=skip)
-        if parts[0].rows == settings.batch_size  # an epoch's one smaller update may stand anywhere
+        if parts[0].rows == settings.batch_size  # the smaller batch of an epoch may be anywhere
     )
     for step, parts in itertools.islice(whole, WARM_UP + steps):
         clicks = cast("Clicks", parts[0].examples)
@@ -140,7 +140,7 @@ class PlainLoop:
         self.optimizer = torch.optim.Adam(self.pair.parameters(), lr=settings.learning_rate)
 
     def step(self, clicks: Clicks) -> tuple[float, int]:
-        """The update's loss, and how many tokens were read for it."""
+        """The loss of the update, and the number of tokens read."""
         weights, distill = self.settings.distill.weights, self.settings.distill
         self.optimizer.zero_grad()
         total, tokens = 0.0, 0
@@ -159,7 +159,7 @@ class PlainLoop:
 
 
 def each_mention(clicks: Clicks, counts: tuple[int, int, int], *, pad_id: int) -> Batch:
-    """A batch in which every mention, and every place of a history that is empty, is a text of its own."""
+    """A batch in which every mention, and every empty slot of a history, is a text of its own."""
     lengths = np.diff(clicks.offsets)
     present = np.arange(HISTORY)[None, :] < lengths[:, None]
     news = np.zeros((len(clicks), HISTORY + clicks.candidates.shape[1]), np.int64)
@@ -180,7 +180,7 @@ def each_mention(clicks: Clicks, counts: tuple[int, int, int], *, pad_id: int) -
 
 
 def padded(table: TextTable, news: np.ndarray, pad_id: int) -> tuple[Tensor, Tensor]:
-    """Titles at a fixed length."""
+    """Titles padded to a fixed length."""
     ids, mask = table.ids(news, pad_id=pad_id)
     missing = ((0, 0), (0, LENGTH - ids.shape[1]))
     wide = np.pad(ids, missing, constant_values=pad_id), np.pad(mask, missing)
@@ -188,7 +188,7 @@ def padded(table: TextTable, news: np.ndarray, pad_id: int) -> tuple[Tensor, Ten
 
 
 def compare_evaluation(settings: TrainSettings, *, impressions: int) -> None:
-    """Our evaluation of the whole test split, and the plain one of its first impressions."""
+    """Our evaluation of the whole test split, and the plain one of the first impressions."""
     torch.set_num_threads(settings.threads or 2)
     manifest = read_manifest(settings.data)
     models = assemble_pair(settings, manifest).eval().models()
@@ -251,7 +251,7 @@ def few_scores(models: Models, settings: TrainSettings, few: Impressions) -> dic
 def plain_scores(
     models: Models, table: TextTable, block: Impressions, count: int, *, pad_id: int
 ) -> dict[str, np.ndarray]:
-    """Scores of the first impressions, each with all its mentions encoded anew."""
+    """Scores of the first impressions, with every mention encoded."""
     found: dict[str, list[np.ndarray]] = {name: [] for name in models}
     for i in range(count):
         read = block.history[block.history_offsets[i] : block.history_offsets[i + 1]]

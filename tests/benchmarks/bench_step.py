@@ -1,10 +1,10 @@
-"""Joint step against a plain loop over the same batches, and where a step's time goes.
-
-The plain loop: the same models and losses, every title padded to `--plain_length`, fp32, Adam without
-fusing, gradients
-mixed one tensor at a time, all of an embedding table's gradient zeroed. The two take turns, update by update.
+"""A joint training step compared with a plain loop over the same batches, and the parts of a step's time.
 
     python -m tests.benchmarks.bench_step [--data SHARDS --teacher NAME_OR_DIR] [--layers 1] [--steps 60]
+
+The plain loop uses the same models and losses in fp32, pads every title to `--plain_length`, uses unfused
+Adam, mixes gradients one tensor at a time and zeroes the whole gradient of an embedding table. Both take
+turns, update by update.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ WARM_UP = 5
 
 
 def main() -> None:
-    """Print one JSON line a figure."""
+    """Print one JSON line per figure."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -122,7 +122,7 @@ class PlainLoop:
 
 
 def mix_one_by_one(student: nn.ModuleList, teacher: nn.ModuleList, beta: float) -> None:
-    """Eqs. 7-8, a tensor at a time."""
+    """Eqs. 7-8, one tensor at a time."""
     size = len(teacher) // len(student)
     for i, layer in enumerate(student):
         for name, parameter in layer.named_parameters():
@@ -158,7 +158,7 @@ def mixing_seconds(pair: nn.Module, settings: TrainSettings) -> float:
 
 
 def dropout_cost(settings: TrainSettings, schedule: TrainingSchedule, *, steps: int) -> float:
-    """A step with the paper's dropout 0.2 over one without, in turns: median ratio."""
+    """Median ratio of a step with dropout 0.2 to one without, in turns."""
     world = World()
     learners = [
         build_worker_learner(
@@ -183,8 +183,7 @@ def dropout_cost(settings: TrainSettings, schedule: TrainingSchedule, *, steps: 
 def matmul_share(
     settings: TrainSettings, schedule: TrainingSchedule, step_seconds: float
 ) -> dict[str, float]:
-    """The step's matrix products against what the same number of operations takes as plain products of its
-    shapes."""
+    """Time of the step's matrix products compared with plain products of the same shapes."""
     pair = assemble_pair(settings, schedule.manifest)
     config = pair.teacher.backbone.config
     hidden, inner = int(config.hidden_size), int(config.intermediate_size)

@@ -1,15 +1,15 @@
-"""What a sweep costs over training itself: the same short trials by `newsbert-ray sweep` at two slots, in one
-plain process, and by plain Optuna with a pool of two processes.
+"""Overhead of a sweep: the same short trials by `newsbert-ray sweep`, a plain process, and an Optuna pool.
 
     python -m tests.benchmarks.bench_sweep [--data SHARDS --teacher NAME_OR_DIR] [--trials 16] [--steps 20]
 
-All three train the same settings on the same shards with one thread a trial. Processes stay warm in all
-three; a process's first trial, with its imports and the teacher's weights, is told apart from the later ones.
-`start` is from the call of a trial to its first step; `between` from a trial's end to the next one's call in
-the same process. The rounds of `--repeats` run in turn, and the table holds their medians.
+The sweep and the Optuna pool have two slots. All three train the same settings on the same shards with one
+thread per trial, in processes that stay warm. The first trial of a process, with imports and loading of the
+teacher, is reported separately. `start` is the time from the call of a trial to its first step, `between` the
+time from the end of a trial to the next call in the same process. The rounds of `--repeats` take turns, and
+the table has their medians.
 
-Mind that two trials side by side may slow each other down, which one plain process does not know: the pool
-shows how much that is.
+Two trials side by side may slow each other down, which cannot happen in one plain process. The pool shows how
+much that is.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ seeds: [0]
 
 @dataclass(frozen=True)
 class Stamp:
-    """When a trial was called, took its first step and ended (seconds of the system's clock), and where."""
+    """When a trial was called, took its first step and ended (system clock, seconds), and its process."""
 
     process: int
     called: float
@@ -55,8 +55,7 @@ class Stamp:
 
 @dataclass(frozen=True)
 class Round:
-    """One way of running all trials: when it was begun, what each trial left, and Ray's start where it has
-    one."""
+    """One way of running all trials: its start, the stamps of the trials, and the time of Ray's start."""
 
     began: float
     stamps: tuple[Stamp, ...]
@@ -64,7 +63,7 @@ class Round:
     ray: float = 0.0
 
     def figures(self) -> dict[str, float]:
-        """Seconds that the table shows."""
+        """The seconds in the table."""
         ordered = sorted(self.stamps, key=lambda stamp: stamp.called)
         by_process: dict[int, list[Stamp]] = {}
         for stamp in ordered:
@@ -119,7 +118,7 @@ def main() -> None:
 
 
 def stamped(settings: TrainSettings, *, report: Any, quiet: bool) -> RunRecord:
-    """`train`, leaving a Stamp in the run's folder. All it needs is inside: it travels to other processes."""
+    """`train` that writes a Stamp into the run's folder. Self-contained: it is sent to other processes."""
     import json
     import os
     import time
@@ -151,7 +150,7 @@ def train_one(values: Mapping[str, Any]) -> float:
 
 
 def train_all(every: Sequence[Mapping[str, Any]]) -> None:
-    """All trials, one after another."""
+    """All trials, one after the other."""
     for values in every:
         train_one(values)
 
@@ -165,7 +164,7 @@ def in_one_process(common: Mapping[str, Any], betas: Sequence[float], folder: Pa
 
 
 def in_a_pool(common: Mapping[str, Any], betas: Sequence[float], folder: Path) -> Round:
-    """Optuna asks and is told in this process, as many trials at once as the sweep has slots."""
+    """Optuna in this process, with as many trials at once as the sweep has slots."""
     began = time.time()
     import optuna
 
@@ -188,7 +187,7 @@ def in_a_pool(common: Mapping[str, Any], betas: Sequence[float], folder: Path) -
 
 
 def in_a_sweep(common: Mapping[str, Any], betas: Sequence[float], folder: Path) -> Round:
-    """The sweep itself, in a session that this process has opened, so that Ray's start is known apart."""
+    """The sweep, in a Ray session of this process, so that Ray's start is measured separately."""
     from newsbert_ray.tune.sweep import sweep
 
     space = folder / "space.yaml"

@@ -1,11 +1,11 @@
-"""One worker against two, each on one core of its own: how much faster, and where the time goes.
+"""One worker compared with two, each on one core: speed-up, and where the time goes.
 
     python -m tests.benchmarks.bench_workers [--data SHARDS --teacher NAME_OR_DIR] [--batch_size 32 128]
 
-The same updates of the same global batch, by one process and by two (gloo, one thread and one core each), in
-turns. `exchange` is what a step takes longer than the same step without averaging gradients, in turns too;
-`data` is waiting for batches. Last, the same step on 8 and 64 GPUs on paper: bytes of the exchange and the
-assumptions below, all of them named constants.
+The same updates of the same global batch by one process and by two (gloo, one thread and one core each), in
+turns. `exchange` is the time that averaging gradients adds to a step, `data` the time spent waiting for
+batches. The last lines estimate the same step on 8 and 64 GPUs from the bytes exchanged and the assumptions
+below, which are named constants.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ from tests.benchmarks.subject import add_subject, say, subject
 
 GPU_FLOPS = 989e12
 GPU_SHARE = 0.3
-"""An H100's dense bf16 peak (its data sheet), and the share of it that a step is assumed to reach."""
+"""Dense bf16 peak of an H100 (data sheet), and the share of it that a step is assumed to reach."""
 LAUNCH_SECONDS = 2500 * 5e-6
-"""A step's operations (counted in a profile of this one), each launched in 5 microseconds: a small model's
-step on a GPU takes no less."""
+"""Operations of a step (counted in a profile) at 5 microseconds per launch: the least time of a step on a
+GPU."""
 NODE_GPUS = 8
 NVLINK_BYTES = 450e9
-"""Bytes a second that a GPU sends to the others of its node (its data sheet: 900 GB/s both ways)."""
+"""Bytes per second from a GPU to the others in its node (data sheet: 900 GB/s in both directions)."""
 NETWORK_BYTES = 50e9
-"""Bytes a second between nodes (400 Gb/s)."""
+"""Bytes per second between nodes (400 Gb/s)."""
 GPU_BATCH = 128
-"""Titles of a GPU's share of a batch."""
+"""Titles per GPU in a batch."""
 
 
 def main() -> None:
-    """Print one JSON line a batch size, then those on paper."""
+    """Print one JSON line per batch size, then the estimates."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -81,7 +81,7 @@ def main() -> None:
 
 
 def run(settings: TrainSettings, steps: int) -> dict[str, float]:
-    """Seconds of a step, its exchange and its data, and titles a second, of the slowest worker."""
+    """Seconds of a step, of its exchange and of its data, and titles per second, of the slowest worker."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -144,7 +144,7 @@ def work(values: dict[str, Any], rank: int, port: int, steps: int, results: Any)
 
 @contextlib.contextmanager
 def without_exchange(learner: Learner) -> Any:
-    """The same step, each worker for itself."""
+    """The same step without averaging gradients."""
     model, size = learner.model, learner.sparse_embedding.world_size
     learner.model, learner.sparse_embedding.world_size = model.module, 1
     try:
@@ -154,7 +154,7 @@ def without_exchange(learner: Learner) -> Any:
 
 
 def on_paper(settings: TrainSettings) -> None:
-    """Seconds of a step on one GPU and of its exchange among 8 and 64, nothing of them overlapped."""
+    """Seconds of a step on one GPU and of its exchange among 8 and 64 GPUs, without overlap."""
     manifest = read_manifest(settings.data)
     schedule = make_schedule(settings, manifest)
     learner = build_worker_learner(settings, manifest, schedule, World())

@@ -1,14 +1,14 @@
-"""Break a cluster at random under a sweep: is a trial lost, counted twice, or another model than undisturbed?
+"""Breaks a local cluster at random during a sweep and checks that no trial is lost, repeated or changed.
 
     python -m tests.benchmarks.soak_cluster --faults 20 --seed 1 --news 5000 --epochs 6   # make soak
 
-A real head and two nodes on this machine (cluster/local.py) run a sweep; every few seconds one of these is
-hit: a trial's process, a node in mid-epoch, a node after a spot warning, the sweep's driver, the head with
-all below it, a worker of a group. What was hit comes back as on a cluster: another node starts, the job
-is submitted again with --resume. Printed for each: what was hit, the steps that the running trials had to
-repeat, the seconds until they were where they had been, and finished epochs that were lost (goal: none). In
-the end every trial must have finished once, with the weights of the same sweep left alone: bit for bit, those
-of groups to 2e-5.
+A real head and two nodes on this machine (cluster/local.py) run a sweep. Every few seconds one of these
+fails: a trial's process, a node in mid-epoch, a node after a preemption notice, the sweep's driver, the
+head with all its processes, a worker of a group. What failed is replaced as on a real cluster: another node
+starts, the job is submitted again with --resume. For each fault a line is printed: what failed, the steps
+that the running trials had to repeat, the seconds until they were back at the same step, and finished
+epochs that were lost (goal: none). At the end every trial must have finished once, with the weights of the
+same sweep without faults: bit for bit, and to 2e-5 for groups.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ space:
 """
 KINDS = ("trial", "node", "spot", "driver", "head")
 PATIENCE = 240.0
-"""Seconds within which running trials must be where they were before a fault."""
+"""Longest time for the running trials to get back to their step before a fault."""
 
 
 @dataclass
 class Row:
-    """A fault: what was hit, and what it cost."""
+    """A fault: what failed, and what it cost."""
 
     kind: str
     running: int
@@ -70,7 +70,7 @@ class Row:
 
 
 class Soak:
-    """A sweep on a cluster that is broken again and again."""
+    """A sweep on a cluster with repeated faults."""
 
     def __init__(self, cluster: LocalCluster, command: list[str], out: Path, *, group: bool) -> None:
         self.cluster, self.out, self.group = cluster, out, group
@@ -84,7 +84,7 @@ class Soak:
         return self.driver.poll() is not None
 
     def hit(self, kind: str) -> None:
-        """Break something, and bring back what a cluster would bring back."""
+        """Cause a fault, and replace what a cluster would replace."""
         if kind == "trial":
             wanted = b"ray::RayTrainWorker" if self.group else b"ray::ImplicitFunc"
             pids = [
@@ -118,7 +118,7 @@ class Soak:
 
 
 def one_fault(soak: Soak, kind: str) -> Row:
-    """Hit, then wait until every trial that was running is further than it was."""
+    """Cause a fault, then wait until every running trial is past its earlier step."""
     before = {folder: state(folder) for folder in running(soak.out)}
     began = time.monotonic()
     soak.hit(kind)
@@ -138,7 +138,7 @@ def one_fault(soak: Soak, kind: str) -> Row:
 
 
 def running(out: Path) -> list[Path]:
-    """Trials that have begun and not ended."""
+    """Trials that have started and not ended."""
     return [path.parent for path in out.glob(f"trials/*/{METRICS}") if not (path.parent / RECORD).exists()]
 
 
@@ -150,7 +150,7 @@ def state(folder: Path) -> tuple[int, int]:
 
 
 def check(out: Path, alone: Path, *, exact: bool) -> None:
-    """Every trial once, with the weights of the sweep that was left alone."""
+    """Check that every trial finished once, with the weights of the undisturbed sweep."""
     records, twins = sorted(out.glob(f"trials/*/{RECORD}")), sorted(alone.glob(f"trials/*/{RECORD}"))
     assert [r.parent.name for r in records] == [t.parent.name for t in twins], "trials lost or doubled"
     largest = 0.0

@@ -1,12 +1,12 @@
-"""Kill a sweep again and again, resume it each time, and count: is a trial lost, is one counted twice?
+"""Kills a sweep again and again, resumes it each time, and checks that no trial is lost or counted twice.
 
     python -m tests.benchmarks.soak_sweep --kills 12 --out /tmp/soak
 
-A sweep over a synthetic corpus runs from the command line. At random moments one of these is hit: the driver
-(SIGKILL), a trial's process (SIGKILL), the driver with everything below it (SIGKILL), or the driver by
-Ctrl-C, once or twice at once. Only processes below the sweep's own are ever hit. In the end every point must
-have been told to Optuna once, every trial must have left exactly one end, no process may be left, and with
-the grid the students must be those of the same sweep left alone, byte for byte.
+A sweep on a synthetic corpus runs from the command line. At random times one of these is killed: the driver
+(SIGKILL), a trial's process (SIGKILL), the driver with all its child processes (SIGKILL), or the driver by
+Ctrl-C, once or twice in a row. Only child processes of the sweep are ever killed. At the end Optuna must know
+every point once, every trial must have ended exactly once, no process may be left, and with the grid the
+students must equal those of the same sweep without kills, byte for byte.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ space:
 search: {trials: 16}
 """
 GONE = 120.0
-"""Seconds in which all processes of a killed sweep must be gone: Ray's agents look now and then."""
+"""Longest time for all processes of a killed sweep to end; Ray's agents check periodically."""
 PATIENCE = 600.0
-"""Seconds after which a start of the sweep that has not ended counts as hanging."""
+"""Time after which a sweep that has not ended counts as hanging."""
 
 
 def main() -> None:
@@ -96,20 +96,20 @@ def prepare(out: Path, news: int) -> Path:
 
 
 def cli(*words: str) -> subprocess.Popen[bytes]:
-    """newsbert-ray in a process group of its own; its words go to the screen's log."""
+    """Start newsbert-ray in a process group of its own; its output goes to a log."""
     return subprocess.Popen(
         [sys.executable, "-m", "newsbert_ray.cli", *words], start_new_session=True, stdout=subprocess.DEVNULL
     )
 
 
 def start(file: Path, shards: Path, out: Path, *, first: bool) -> subprocess.Popen[bytes]:
-    """The sweep, begun or resumed."""
+    """Start or resume the sweep."""
     how = [] if first else ["--resume"]
     return cli("sweep", str(file), "--data", str(shards), "--out", str(out), *how)
 
 
 def one_kill(file: Path, shards: Path, out: Path, kind: str, wait: float, *, first: bool) -> str:
-    """Start the sweep, hit it after `wait` seconds, wait until all of its processes are gone."""
+    """Start the sweep, kill it after `wait` seconds, and wait until all its processes have ended."""
     process = start(file, shards, out, first=first)
     time.sleep(wait)
     if process.poll() is not None:
@@ -151,7 +151,7 @@ def finish(file: Path, shards: Path, out: Path, *, first: bool) -> None:
 
 
 def check(out: Path, kind: str) -> None:
-    """Every trial once, in the folders and in Optuna."""
+    """Check that every trial is there once, in the folders and in Optuna."""
     import optuna
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
@@ -177,7 +177,7 @@ def check(out: Path, kind: str) -> None:
 
 
 def compare(one: Path, other: Path) -> None:
-    """The students of both sweeps, byte for byte; of those that both kept."""
+    """Compare the students that both sweeps kept, byte for byte."""
     same = 0
     for path in sorted(one.glob("trials/*/student/model.safetensors")):
         twin = other / path.relative_to(one)
@@ -194,13 +194,13 @@ def digest(path: Path) -> str:
 
 
 def ends(out: Path) -> str:
-    """How many trials have ended."""
+    """Number of trials that have ended."""
     done = [*out.glob("trials/*/record.json"), *out.glob("trials/*/stopped.json")]
     return f"{len(done):2d} trials ended"
 
 
 def command(pid: int) -> bytes:
-    """A process's command line; empty once it is gone."""
+    """A process's command line; empty if it has ended."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:

@@ -1,14 +1,14 @@
-"""What becomes of the teacher's gradients in the student's update, and what that changes in the end.
+"""Measures what the teacher's gradients do to the student's updates, and the effect at the end of training.
 
     python -m tests.benchmarks.study_momentum --data SHARDS --teacher NAME_OR_DIR --layers 1 --steps 250
 
-One run of joint updates for each beta, from the same start over the same batches. On the way, for each
-block and every `--every` updates: norm ratio and cosine of the teacher block's mean gradient to the student
-layer's, the angle by which mixing turns the gradient, and the angle by which it turns Adam's update (a second
-Adam, fed with the student's own gradients along the same way, says what the update would have been); and the
-norm of each loss's gradient in the student's layers. At the end: test accuracy, and on how many test titles
-the prediction is another than with beta 0, beside how many are when nothing but the dropout's draws differ.
-Numbers come as lines of JSON.
+One run of joint training for each beta, from the same initial weights, on the same batches. For each block,
+every `--every` updates: the norm ratio and cosine of the teacher block's mean gradient to the student
+layer's, the angle by which mixing turns the gradient, and the angle by which it turns Adam's update (a
+second Adam that receives the student's own gradients gives the update without mixing); and the norm of each
+loss's gradient in the student's layers. At the end: test accuracy, and the share of test titles whose
+prediction differs from beta 0, compared with the share that differs when only the dropout samples change.
+Prints JSON lines.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from newsbert_ray.training.step import Learner, build_learner, train_step
 from tests.benchmarks.subject import add_subject, say, subject
 
 _OTHER_DRAWS = 7_919
-"""Added to the seed that draws dropout, and to nothing else."""
+"""Added to the seed of dropout only."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -78,7 +78,7 @@ Found = tuple[Tensor, Tensor]
 def _run(
     settings: TrainSettings, manifest: Manifest, options: argparse.Namespace, *, other_draws: bool = False
 ) -> Found:
-    """Train one run; say what was seen on the way."""
+    """Train one run and print the measurements."""
     pair = assemble_pair(settings, manifest)
     schedule = make_schedule(settings, manifest)
     learner = build_learner(pair, settings, total_steps=schedule.total_steps)
@@ -107,7 +107,7 @@ def _run(
 
 
 class _Shadow:
-    """What Adam would do with the student layers' own gradients, along the way of a learner that mixes."""
+    """Adam's updates without mixing, along the weights of a learner that mixes."""
 
     def __init__(self, pair: Pair, settings: TrainSettings) -> None:
         self._pair = pair
@@ -118,7 +118,7 @@ class _Shadow:
         self._found: dict[str, float] = {}
 
     def listening(self) -> Any:
-        """While a step is made: read each layer's gradients before and after they are mixed."""
+        """During a step: read each layer's gradients before and after mixing."""
         from unittest.mock import patch
 
         return patch("newsbert_ray.training.step.apply_momentum", self._mix)
@@ -149,7 +149,7 @@ class _Shadow:
         return (first, second), first / (1 - one**self._step) / root
 
     def angles(self) -> dict[str, float]:
-        """Of the last update."""
+        """Measurements of the last update."""
         return self._found
 
 
@@ -163,7 +163,7 @@ def _degrees(one: Tensor, other: Tensor) -> float:
 
 
 def _loss_norms(learner: Learner, batch: Any) -> dict[str, float]:
-    """Norm of each loss's gradient in the student's layers, and its cosine to that of the labels' loss."""
+    """Norm of each loss's gradient in the student's layers, and its cosine to the label loss's gradient."""
     torch.manual_seed(0)
     parameters = [p for layer in learner.pair.student.layers for p in layer.parameters()]
     teacher, student = learner.pair(batch)
@@ -196,7 +196,7 @@ def _predict(pair: Pair, settings: TrainSettings, manifest: Manifest) -> Found:
 
 
 def _compare(one: Found, plain: Found) -> dict[str, float]:
-    """Per cent: accuracies, and titles of another prediction."""
+    """Accuracies, and the share of titles with a different prediction, in percent."""
     right = [100 * float((found == labels).float().mean()) for found, labels in (one, plain)]
     other = 100 * float((one[0] != plain[0]).float().mean())
     return {

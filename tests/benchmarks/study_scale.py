@@ -1,11 +1,12 @@
-"""Recommendation at MIND-large's shape (1 M users, 161,013 news, 16 M impressions to train on), made
-synthetically at shares of it: what each step takes, how that grows, and what follows on paper for the whole.
-
-Every step is a process of its own, so that its peak memory is its own; what its imports take is told apart.
-The encoder is tiny: what is measured is everything around it. `pass` are the first `--train_clicks` clicks of
-an ordinary pass over all, `sample` is a whole run (two evaluations included) on as many, drawn from all.
+"""Time and memory of recommendation at MIND-large's shape, measured on synthetic data at a share of its size.
 
     python -m tests.benchmarks.study_scale [--shares 0.01 0.1] [--train_clicks 20000] [--data SHARDS]
+
+MIND-large has 1 M users, 161,013 news and 16 M training impressions. The study measures each step at several
+shares, how it grows, and estimates the full size. Every step runs in a process of its own, so that its peak
+memory is its own; the cost of imports is reported separately. The encoder is tiny, because everything else is
+measured. `pass` is the first `--train_clicks` clicks of an ordinary pass over all clicks; `sample` is a whole
+run, with two evaluations, on as many clicks sampled from all.
 """
 
 from __future__ import annotations

@@ -1,11 +1,10 @@
-"""Does a search pay? TPE with ASHA, TPE, chance and the whole grid on a grid sweep's own curves: the best
-metric found for the trial-epochs spent.
+"""Compares TPE with ASHA, TPE, random search and a grid on the recorded curves of a finished grid sweep.
 
     python -m tests.benchmarks.study_search --sweep runs/grid --noise runs/seeds --title MIND --out study
 
-Nothing is trained: each search is replayed on the curves of a finished grid sweep
-(`tests.benchmarks.replay`), with the sweep's own sampler, jobs and early stopping. `--noise` is a sweep of
-some of the grid's points with several seeds, or a number (`--noise-source` then says where it comes from).
+The measure is the best metric over the trial-epochs spent. Nothing is trained: each search is replayed on the
+curves (`tests.benchmarks.replay`), with the sweep's own sampler, trials and early stopping. `--noise` is a
+sweep of some points of the grid with several seeds, or a number (`--noise-source` then names its source).
 """
 
 from __future__ import annotations
@@ -28,14 +27,14 @@ from newsbert_ray.tune.trials import metric_value
 from tests.benchmarks.replay import Replay, Table, read_table, replay
 
 SHARE = 1 / 3
-"""The share of the grid's budget at which the goal is judged."""
+"""Share of the grid's budget at which the goal is checked."""
 MARKS = 12
-"""Budgets that are drawn, evenly up to the whole grid's; the third is among them."""
+"""Number of budgets in the figure, evenly up to the whole grid's."""
 
 
 @dataclass(frozen=True)
 class Noise:
-    """Standard deviation over seeds, and what it was measured on."""
+    """Standard deviation over seeds, and its source."""
 
     sd: float
     source: str
@@ -43,7 +42,7 @@ class Noise:
 
 @dataclass(frozen=True)
 class Study:
-    """A grid, and what each search found on it, once for every seed of the search."""
+    """A grid, and the result of each search on it for every seed."""
 
     title: str
     table: Table
@@ -57,7 +56,7 @@ class Study:
 
     @property
     def third(self) -> float:
-        """Trial-epochs at which the goal is judged."""
+        """Trial-epochs at which the goal is checked."""
         return SHARE * self.table.epochs
 
     @property
@@ -68,17 +67,17 @@ class Study:
 
     @property
     def top(self) -> float:
-        """What the grid's best point came to."""
+        """Metric of the grid's best point."""
         return point_means(self.table)[self.best]
 
     @property
     def goal(self) -> float:
-        """The least that is within the seed noise of the grid's best."""
+        """Lowest metric within the seed noise of the grid's best."""
         return self.top - self.noise.sd
 
 
 def main() -> None:
-    """Replay, print the tables, write them with the figure."""
+    """Replay, print the tables, and write them with the figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--sweep", nargs="+", required=True, help="folders of finished grid sweeps")
     parser.add_argument(
@@ -108,7 +107,7 @@ def main() -> None:
 
 
 def searches(table: Table, *, repeats: int) -> dict[str, list[SearchSpace]]:
-    """The searches that are compared, each once for every seed; all may go on to the whole grid's budget."""
+    """The searches, each once for every seed, with the whole grid's budget."""
     trials = 5 * len(table.points)  # points chosen again count among them, and cost nothing
     asha = Stopping(scheduler="asha")
     seeds = range(repeats)
@@ -123,14 +122,14 @@ def searches(table: Table, *, repeats: int) -> dict[str, list[SearchSpace]]:
 
 
 def _shuffled(table: Table, seed: int) -> SearchSpace:
-    """Every point once, in an order of chance: how far a grid is before it has ended."""
+    """The grid in random order, every point once."""
     points = table.points
     random.Random(seed).shuffle(points)
     return table.space(Search(sampler="random", trials=len(points)), start=points)
 
 
 def seed_noise(given: str, table: Table, *, source: str) -> Noise:
-    """The spread over seeds: of the grid's best point if it was run with several, else of all that were."""
+    """Spread over seeds: of the grid's best point if it has several seeds, else of all points that have."""
     try:
         return Noise(float(given), source)
     except ValueError:

@@ -1,10 +1,10 @@
-"""Which topics a setting helps or costs: F1 of each topic on a split, the mean over the seeds of a sweep, for
-each of the points it was run with.
+"""F1 of each topic for each value of a setting: which topics does it help or hurt?
 
     python -m tests.benchmarks.study_topics --sweep runs/why ... --by method [--split test]
 
-Reads the students that the sweeps keep (`keep_students`); a line of JSON a topic, those of most titles first,
-and one of macro-F1, in per cent; `seeds` says how many of each there were, all points with the same ones.
+Reads the students that the sweeps kept (`keep_students`). Prints one JSON line per topic, most frequent
+topics first, and one with macro-F1, in percent, as the mean over seeds. `seeds` is the number of students
+for each value; all values must have the same seeds.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tests.benchmarks.subject import say
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Read what the sweeps kept, and print a line a topic."""
+    """Read the students and print one line per topic."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _mean(runs: Sequence[Sequence[TopicRow]], topic: str) -> float:
-    """A topic's F1, 0 where it neither occurs nor is predicted."""
+    """F1 of a topic; 0 if it neither occurs nor is predicted."""
     return _percent(statistics.fmean(next((r.f1 for r in run if r.topic == topic), 0.0) for run in runs))
 
 

@@ -1,5 +1,7 @@
-"""What the benchmarks run on: shards and a teacher that are given, or an invented corpus and a BERT of the
-size of a small pretrained one (6 layers, 384 wide), which for speed is as good."""
+"""What the benchmarks run on: given shards and teacher, or a synthetic corpus and a BERT from random weights.
+
+The BERT has the size of a small pretrained one (6 layers, 384 wide); its speed is the same.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ SIZE = {"layers": 6, "hidden": 384, "heads": 12, "feed_forward": 1536, "vocabula
 
 
 def add_subject(parser: argparse.ArgumentParser) -> None:
-    """The flags that name shards and teacher."""
+    """Add the flags for shards and teacher."""
     parser.add_argument("--data", help="prepared shards; an invented corpus by default")
     parser.add_argument("--teacher", help="name or folder of the shards' encoder; needed with --data")
 
@@ -46,7 +48,7 @@ def subject(options: argparse.Namespace, **corpus: Any) -> dict[str, Any]:
 
 
 def finished_run(run: str | None, options: argparse.Namespace) -> Path:
-    """A finished run: the given one; else a short one of a student of one layer, trained once, in bench/."""
+    """The given run, or a short run with a one-layer student, trained once in bench/."""
     if run is not None:
         return Path(run)
     out = FOLDER / "run"
