@@ -49,7 +49,7 @@ SCRATCH = "scratch"
 """The teacher's name that asks for a small BERT built from settings instead of pretrained weights."""
 
 
-VECTOR_FILES = (".txt", ".vec", ".txt.gz", ".vec.gz")
+VECTOR_FILES = (".txt", ".vec", ".txt.gz", ".vec.gz", ".bin", ".bin.gz", ".zip")
 """Endings of files of word vectors, which `prepare` takes where an encoder stands."""
 
 UserKind = Literal["pooling", "self_attention"]

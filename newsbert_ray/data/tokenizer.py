@@ -1,6 +1,6 @@
-"""Titles -> token ids, by a pretrained encoder's tokeniser or a WordPiece vocabulary learned from titles.
+"""Texts -> token ids, by a pretrained encoder's tokeniser or a WordPiece vocabulary learned from the corpus.
 
-The work is done by the `tokenizers` library; a folder with a tokenizer.json is read without transformers.
+The `tokenizers` library does the work. A folder with a tokenizer.json is read without transformers.
 """
 
 from __future__ import annotations
@@ -34,14 +34,16 @@ _FILES = (
 
 
 class TokenizerError(ValueError):
-    """A tokeniser that cannot be had; the text names it and the cure."""
+    """A tokeniser that cannot be loaded or made. The text names it and the cure."""
 
 
 class TitleTokenizer:
-    """A tokeniser, what identifies it, and the folder or Hugging Face object it came from.
+    """A tokeniser and its identity.
 
-    `sha256` is over its serialised form without padding and truncation; `vocabulary` counts the added
-    tokens too.
+    Attributes:
+        name: of its folder, or at Hugging Face.
+        serialised, sha256: its form without padding and truncation, and that form's hash.
+        vocabulary: number of tokens, added ones included.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, *, name: str, pad_id: int, origin: Any = None) -> None:
@@ -93,7 +95,7 @@ def load_tokenizer(teacher: str) -> TitleTokenizer:
 
 
 def restore_tokenizer(serialised: str, *, name: str, pad_id: int) -> TitleTokenizer:
-    """The tokeniser whose `serialised` form travelled to another process."""
+    """The tokeniser whose `serialised` form came from another process."""
     from tokenizers import Tokenizer
 
     return TitleTokenizer(Tokenizer.from_str(serialised), name=name, pad_id=pad_id)
@@ -103,16 +105,17 @@ def learn_tokenizer(titles: Callable[[], Iterator[str]], *, vocabulary: int) -> 
     """A lower-casing WordPiece tokeniser learned from `titles`; the same titles give the same vocabulary.
 
     Args:
-        titles: gives the training titles, each time it is called; it is called twice.
-        vocabulary: WordPieces at most, special tokens included; every single character is kept even beyond.
+        titles: gives the training titles; it is called twice.
+        vocabulary: largest number of WordPieces, special tokens included; single characters are kept even
+            beyond it.
     """
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
     backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     backend.normalizer = normalizers.BertNormalizer(lowercase=True)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    # The library numbers the pieces "##x" in the random order of a hash map, and settles ties by number:
-    # the same titles would give another vocabulary in every process. So they get their numbers here.
+    # The library numbers the pieces "##x" in the random order of a hash map and breaks ties by number, so the
+    # same titles would give another vocabulary in each process. They get their numbers here instead.
     letters = {letter for title in titles() for letter in backend.normalizer.normalize_str(title)}
     pieces = [f"##{letter}" for letter in sorted(letters) if not letter.isspace()]
     trainer = trainers.WordPieceTrainer(
@@ -122,10 +125,17 @@ def learn_tokenizer(titles: Callable[[], Iterator[str]], *, vocabulary: int) -> 
     learned = Tokenizer(models.WordPiece(vocab=backend.get_vocab(), unk_token="[UNK]"))
     learned.normalizer, learned.pre_tokenizer = backend.normalizer, backend.pre_tokenizer
     learned.decoder = decoders.WordPiece(prefix="##")
-    learned.add_special_tokens(SPECIAL_TOKENS)
-    cls, sep = SPECIAL_TOKENS.index("[CLS]"), SPECIAL_TOKENS.index("[SEP]")
-    learned.post_processor = processors.BertProcessing(("[SEP]", sep), ("[CLS]", cls))
+    add_special_tokens(learned)
     return TitleTokenizer(learned, name="scratch", pad_id=0)
+
+
+def add_special_tokens(backend: tokenizers.Tokenizer) -> None:
+    """Make SPECIAL_TOKENS the ids 0 to 4, and let texts begin with [CLS] and end with [SEP]."""
+    from tokenizers import processors
+
+    backend.add_special_tokens(SPECIAL_TOKENS)
+    cls, sep = SPECIAL_TOKENS.index("[CLS]"), SPECIAL_TOKENS.index("[SEP]")
+    backend.post_processor = processors.BertProcessing(("[SEP]", sep), ("[CLS]", cls))
 
 
 def _read_folder(folder: Path) -> TitleTokenizer:
@@ -136,7 +146,7 @@ def _read_folder(folder: Path) -> TitleTokenizer:
         backend = Tokenizer.from_file(str(path))
     except Exception as error:  # the Rust library raises bare Exception
         raise TokenizerError(
-            f"{path}: not a tokeniser ({error}); fetch the encoder's folder again"
+            f"{path}: not a tokeniser ({error}); download the encoder's folder again"
         ) from error
     return TitleTokenizer(
         backend, name=folder.resolve().name, pad_id=_find_pad_id(folder, backend), origin=folder
@@ -150,9 +160,9 @@ def _find_pad_id(folder: Path, backend: tokenizers.Tokenizer) -> int:
     ]
     for name in [*names, "[PAD]", "<pad>"]:
         text = name.get("content") if isinstance(name, dict) else name
-        found = backend.token_to_id(text) if isinstance(text, str) else None
-        if found is not None:
-            return int(found)
+        token = backend.token_to_id(text) if isinstance(text, str) else None
+        if token is not None:
+            return int(token)
     return 0
 
 
@@ -162,7 +172,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except ValueError as error:
-        raise TokenizerError(f"{path}: not JSON ({error}); fetch the encoder's folder again") from error
+        raise TokenizerError(f"{path}: not JSON ({error}); download the encoder's folder again") from error
     return value if isinstance(value, dict) else {}
 
 
@@ -171,41 +181,40 @@ def _load_with_transformers(teacher: str, folder: Path) -> TitleTokenizer:
 
     try:
         if (folder / "vocab.txt").is_file() and not (folder / "tokenizer_config.json").is_file():
-            # As released with UniLMv2 and early BERTs, whose configuration names no kind of tokeniser.
-            found: Any = BertTokenizer.from_pretrained(str(folder), local_files_only=True)
+            # As released with UniLMv2 and early BERTs, whose configuration names no class of tokeniser.
+            loaded: Any = BertTokenizer.from_pretrained(str(folder), local_files_only=True)
         else:
-            found = AutoTokenizer.from_pretrained(
+            loaded = AutoTokenizer.from_pretrained(
                 teacher, use_fast=True, trust_remote_code=False, local_files_only=folder.is_dir()
             )
     except Exception as error:
-        # A missing file, a hub's answer, a missing package: each is the same to a person here.
-        first = first_line(error)
-        what = (
+        # A missing file, the hub's answer, a missing package: the message is the same.
+        fault = (
             "no tokeniser in this folder"
             if folder.is_dir()
             else "no such folder, and no such name could be loaded"
         )
         raise TokenizerError(
-            f"teacher {teacher!r}: {what} ({first}); give a folder with a tokenizer.json, a Hugging "
-            "Face name (that needs the network or a cached copy), or `scratch`"
+            f"teacher {teacher!r}: {fault} ({first_line(error)}); give a folder with a tokenizer.json, a "
+            "Hugging Face name (that needs the network or a cached copy), or `scratch`"
         ) from error
-    backend = getattr(found, "backend_tokenizer", None)
+    backend = getattr(loaded, "backend_tokenizer", None)
     if backend is None:
         raise TokenizerError(
             f"teacher {teacher!r}: has only a slow tokeniser; save it with a tokenizer.json first"
         )
-    if not backend.get_vocab().keys() - set(found.get_added_vocab()):
-        # transformers builds an empty one where the vocabulary's file is missing.
+    if not backend.get_vocab().keys() - set(loaded.get_added_vocab()):
+        # transformers builds an empty one if the vocabulary's file is missing.
         raise TokenizerError(
             f"teacher {teacher!r}: its tokeniser knows no words, tokenizer.json or vocab.txt is missing; "
-            "fetch the encoder's folder again, whole"
+            "download the encoder's whole folder again"
         )
     name = folder.resolve().name if folder.is_dir() else teacher
-    return TitleTokenizer(backend, name=name, pad_id=found.pad_token_id or 0, origin=found)
+    return TitleTokenizer(backend, name=name, pad_id=loaded.pad_token_id or 0, origin=loaded)
 
 
 def _save_learned(backend: tokenizers.Tokenizer, serialised: str, folder: Path) -> None:
-    """The files that transformers expects of a BERT tokeniser, or of one of whole words."""
+    """Write the files of a BERT tokeniser of transformers, or of one of whole words."""
     (folder / "tokenizer.json").write_text(serialised, encoding="utf-8")
     by_id = sorted(backend.get_vocab().items(), key=lambda item: item[1])
     (folder / "vocab.txt").write_text("".join(f"{token}\n" for token, _ in by_id), encoding="utf-8")

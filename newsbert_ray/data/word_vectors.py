@@ -1,26 +1,27 @@
-"""Word vectors in GloVe's text form (Pennington et al. 2014): which of a corpus's words they know, as a
-tokeniser, and those words' vectors. Knows no tensor and no Ray."""
+"""Files of word vectors (GloVe, Pennington et al. 2014; word2vec; fastText): the words of a corpus that they
+know, as a tokeniser, and these words' vectors. Knows no tensor and no Ray."""
 
 from __future__ import annotations
 
 import gzip
 import hashlib
+import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from newsbert_ray.config import VECTOR_FILES
-from newsbert_ray.data.tokenizer import SPECIAL_TOKENS, TitleTokenizer, TokenizerError
+from newsbert_ray.data.tokenizer import SPECIAL_TOKENS, TitleTokenizer, TokenizerError, add_special_tokens
 
 if TYPE_CHECKING:
     from tokenizers.normalizers import Normalizer
     from tokenizers.pre_tokenizers import PreTokenizer
-
 
 VECTORS = "vectors.npy"
 """Beside the shards: (V, W) float32, a row for each id of their tokeniser."""
@@ -30,8 +31,8 @@ Array = npt.NDArray[np.float32]
 
 
 class WordVectors(NamedTuple):
-    """The words of a corpus that a file knows, as a tokeniser; `table` (V, W) by its ids; and how many of the
-    corpus's words, and of their occurrences, that is."""
+    """The words of a corpus that a file knows, as a tokeniser; `table` (V, W) by its ids; the corpus's
+    different `words`, how many of them are `known`, and the `share` of their occurrences that is."""
 
     tokenizer: TitleTokenizer
     table: Array
@@ -57,96 +58,163 @@ def identity(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise TokenizerError(
-            f"{path}: cannot be read ({error.strerror}); give a file of word vectors in GloVe's text form"
+            f"{path}: cannot be read ({error.strerror}); give a file of word vectors ({_expected()})"
         ) from error
 
 
 def fit_vectors(path: Path, texts: Iterable[str]) -> WordVectors:
-    """A word tokeniser of what `texts` and the file have in common, in the order of the file.
+    """A word tokeniser of the words that `texts` and the file have in common, in the order of the file.
 
-    Words are cut at blanks and punctuation, and put in lower case where the file has no capitals. Each text
-    is framed by [CLS] and [SEP] as an encoder's are; these, [UNK] and [MASK] get random vectors of the
-    others' spread, padding gets zeros.
+    Words are cut at blanks and punctuation. They are put in lower case unless the file knows at least as many
+    of their occurrences as they are written. Each text begins with [CLS] and ends with [SEP], as an encoder's
+    do. These, [UNK] and [MASK] get random vectors of the same spread as the others, padding gets zeros.
 
     Args:
-        path: lines `word v1 ... vW`, a first line `words W` is passed over; plain or gzip.
+        path: lines `word v1 ... vW`, separated by blanks or tabs, with or without a first line `words W`; or
+            word2vec's binary form (.bin). Plain, .gz, or the only file in a .zip.
         texts: of all splits.
     Raises:
-        TokenizerError: the file is missing or not in that form, or knows none of the words.
+        TokenizerError: the file is missing or malformed, or knows none of the words.
     """
-    cased = any(word != word.lower() for word, _ in _read_lines(path))
-    counts = _count_words(texts, cased=cased)
+    counts = _count_words(texts)
+    cased, share = _find_case(path, counts)
     words: dict[str, Array] = {}
-    for word, numbers in _read_lines(path):
-        if word in counts and word not in words:
+    for word, numbers in _read_rows(path):
+        if word in counts[cased] and word not in words:
             words[word] = _vector(path, word, numbers)
     if not words:
         raise TokenizerError(
-            f"{path}: knows none of the corpus's {len(counts):,} words; is it another language's?"
+            f"{path}: knows none of the corpus's {len(counts[cased]):,} words; is it of another language?"
         )
     known = np.stack(list(words.values()))
     special = np.random.default_rng(_SEED).normal(0.0, known.std(), (len(SPECIAL_TOKENS), known.shape[1]))
     special[0] = 0.0
-    share = sum(counts[word] for word in words) / counts.total()
     table = np.concatenate([special.astype(np.float32), known])
-    return WordVectors(_tokenizer(path.name, words, cased=cased), table, len(counts), len(words), share)
+    tokenizer = _tokenizer(path.name, words, cased=cased)
+    return WordVectors(tokenizer, table, len(counts[cased]), len(words), share)
 
 
-def _read_lines(path: Path) -> Iterator[tuple[str, list[str]]]:
-    """Each word of the file with its numbers as they stand; a word may hold blanks, as some of GloVe's do."""
-    opened = gzip.open if path.suffix == ".gz" else open
-    size = 0
+def _count_words(texts: Iterable[str]) -> dict[bool, Counter[str]]:
+    """Occurrences of each word: as written (True), and in lower case (False)."""
+    written, lower = Counter[str](), Counter[str]()
+    normalise, cut = _normaliser(cased=True), _pre_tokenizer()
+    for text in texts:
+        written.update(word for word, _ in cut.pre_tokenize_str(normalise.normalize_str(text)))
+    normalise = _normaliser(cased=False)
+    for word, count in written.items():
+        lower[normalise.normalize_str(word)] += count
+    return {True: written, False: lower}
+
+
+def _find_case(path: Path, counts: dict[bool, Counter[str]]) -> tuple[bool, float]:
+    """Whether words keep their case, and the share of their occurrences that the file then knows."""
+    known: dict[bool, set[str]] = {True: set(), False: set()}
+    for word, _ in _read_rows(path):
+        for cased, words in known.items():
+            if word in counts[cased]:
+                words.add(word)
+    occurrences = {cased: sum(counts[cased][word] for word in words) for cased, words in known.items()}
+    has_capitals = any(word != word.lower() for word in known[True])
+    cased = has_capitals and occurrences[True] >= occurrences[False]
+    return cased, occurrences[cased] / max(1, counts[cased].total())
+
+
+def _read_rows(path: Path) -> Iterator[tuple[str, list[str] | Array]]:
+    """Each word of the file with its numbers; words that are blank are skipped."""
     try:
-        with opened(path, "rt", encoding="utf-8", errors="replace", newline="\n") as lines:
-            for number, line in enumerate(lines, 1):
-                fields = line.rstrip("\r\n ").split(" ")
-                if number == 1 and len(fields) == 2:
-                    continue
-                size = size or len(fields) - 1
-                if not size or len(fields) <= size or not fields[0]:
-                    raise _not_vectors(path, f"line {number} is no word and {max(1, size)} numbers")
-                yield " ".join(fields[: len(fields) - size]), fields[len(fields) - size :]
-    except (OSError, EOFError) as error:
-        raise _not_vectors(path, str(error)) from error
+        with _open(path) as (file, name):
+            yield from _read_binary(path, file) if name.endswith(".bin") else _read_text(path, file)
+    except (OSError, EOFError, zipfile.BadZipFile) as error:
+        raise _malformed(path, str(error)) from error
 
 
-def _vector(path: Path, word: str, numbers: list[str]) -> Array:
+def _read_text(path: Path, file: BinaryIO) -> Iterator[tuple[str, list[str] | Array]]:
+    size = 0
+    for number, line in enumerate(file, 1):
+        fields = line.decode("utf-8", errors="replace").rstrip("\r\n \t").replace("\t", " ").split(" ")
+        if number == 1 and len(fields) == 2 and all(field.isdecimal() for field in fields):
+            size = int(fields[1])
+            continue
+        size = size or len(fields) - 1
+        if not size or len(fields) <= size:
+            raise _malformed(path, f"line {number} is not a word and {max(1, size)} numbers")
+        # A word may hold blanks, as some of GloVe's do.
+        word = " ".join(fields[: len(fields) - size])
+        if word.strip():
+            yield word, fields[len(fields) - size :]
+
+
+def _read_binary(path: Path, file: BinaryIO) -> Iterator[tuple[str, list[str] | Array]]:
+    header = file.readline(100).split()
+    if len(header) != 2 or not all(field.isdigit() for field in header):
+        raise _malformed(path, "the first line of a .bin has two numbers, words and width")
+    count, width = map(int, header)
+    for number in range(1, count + 1):
+        letters = bytearray()
+        while (letter := file.read(1)) not in (b" ", b""):
+            letters += letter
+        numbers = file.read(4 * width)
+        if len(numbers) < 4 * width:
+            raise _malformed(path, f"it ends in word {number:,} of {count:,}")
+        word = letters.decode("utf-8", errors="replace").lstrip("\n")
+        if word.strip():
+            yield word, np.frombuffer(numbers, dtype="<f4").astype(np.float32)
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[tuple[BinaryIO, str]]:
+    """The file's bytes, decompressed, and its name without .gz or .zip."""
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path) as archive:
+            members = [name for name in archive.namelist() if name.lower().endswith(VECTOR_FILES)]
+            if len(members) != 1:
+                names = ", ".join(members[:8]) or "none"
+                raise _malformed(path, f"one such file expected in this zip, found {names}; unpack one")
+            with archive.open(members[0]) as file:
+                yield cast("BinaryIO", file), members[0].lower()
+    elif path.suffix == ".gz":
+        with gzip.open(path) as file:
+            yield cast("BinaryIO", file), path.stem.lower()
+    else:
+        with path.open("rb") as file:
+            yield file, path.name.lower()
+
+
+def _vector(path: Path, word: str, numbers: list[str] | Array) -> Array:
     try:
         vector = np.array(numbers, dtype=np.float32)
     except ValueError as error:
-        raise _not_vectors(path, f"of {word!r}: {error}") from error
+        raise _malformed(path, f"of {word!r}: {error}") from error
     if not np.isfinite(vector).all():
-        raise _not_vectors(path, f"of {word!r}: a number that is not finite")
+        raise _malformed(path, f"of {word!r}: a number that is not finite")
     return vector
 
 
-def _not_vectors(path: Path, why: str) -> TokenizerError:
-    return TokenizerError(
-        f"{path}: no word vectors in GloVe's text form ({why}); give a file of lines `word v1 v2 ...`"
-    )
+def _malformed(path: Path, reason: str) -> TokenizerError:
+    return TokenizerError(f"{path}: not a file of word vectors ({reason}); give {_expected()}")
 
 
-def _count_words(texts: Iterable[str], *, cased: bool) -> Counter[str]:
-    normalise, cut = _pieces(cased=cased)
-    counts: Counter[str] = Counter()
-    for text in texts:
-        counts.update(word for word, _ in cut.pre_tokenize_str(normalise.normalize_str(text)))
-    return counts
+def _expected() -> str:
+    return "lines `word v1 v2 ...` (GloVe, fastText) or word2vec's .bin"
 
 
-def _pieces(*, cased: bool) -> tuple[Normalizer, PreTokenizer]:
-    from tokenizers import normalizers, pre_tokenizers
+def _normaliser(*, cased: bool) -> Normalizer:
+    from tokenizers import normalizers
 
-    normalise = normalizers.BertNormalizer(lowercase=not cased, strip_accents=False)
-    return normalise, pre_tokenizers.BertPreTokenizer()
+    return normalizers.BertNormalizer(lowercase=not cased, strip_accents=False)
+
+
+def _pre_tokenizer() -> PreTokenizer:
+    from tokenizers import pre_tokenizers
+
+    return pre_tokenizers.BertPreTokenizer()
 
 
 def _tokenizer(name: str, words: Iterable[str], *, cased: bool) -> TitleTokenizer:
-    from tokenizers import Tokenizer, models, processors
+    from tokenizers import Tokenizer, models
 
     ids = {word: number for number, word in enumerate([*SPECIAL_TOKENS, *words])}
     backend = Tokenizer(models.WordLevel(ids, unk_token="[UNK]"))
-    backend.normalizer, backend.pre_tokenizer = _pieces(cased=cased)
-    backend.add_special_tokens(SPECIAL_TOKENS)
-    backend.post_processor = processors.BertProcessing(("[SEP]", ids["[SEP]"]), ("[CLS]", ids["[CLS]"]))
+    backend.normalizer, backend.pre_tokenizer = _normaliser(cased=cased), _pre_tokenizer()
+    add_special_tokens(backend)
     return TitleTokenizer(backend, name=name, pad_id=ids["[PAD]"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import re
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -58,13 +59,48 @@ def test_a_first_line_of_sizes_and_gzip_are_read(tmp_path: Path) -> None:
     assert plain.tokenizer.sha256 == again.tokenizer.sha256
 
 
+@pytest.mark.parametrize("extra", ["", "<UNK> 5 5\n", "  8 8\n"])
+def test_one_capital_or_blank_word_changes_nothing(tmp_path: Path, extra: str) -> None:
+    """A lower-case file with one line <UNK> more, read as cased, lost every word with a capital."""
+    vectors = fit_vectors(write(tmp_path, FILE + extra), [title.title() for title in TITLES])
+    assert vectors.share == 7 / 9
+    assert vectors.known == 5
+
+
+def _binary(text: str) -> bytes:
+    """word2vec's binary form of lines of text, as gensim writes it."""
+    rows = [line.rsplit(" ", 2) for line in text.splitlines()]
+    content = b"".join(f"{w} ".encode() + np.array(v, "<f4").tobytes() + b"\n" for w, *v in rows)
+    return f"{len(rows)} 2\n".encode() + content
+
+
+def test_files_as_people_have_them(tmp_path: Path) -> None:
+    """Tabs, a zip, word2vec's binary form: each must give the vectors of the plain file."""
+    plain = fit_vectors(write(tmp_path, FILE), TITLES)
+    rows = (line.rsplit(" ", 2) for line in FILE.splitlines())
+    tabs = write(tmp_path, "".join("\t".join(row) + "\n" for row in rows), "tabs.txt")
+    binary, zipped = tmp_path / "v.bin", tmp_path / "glove.zip"
+    binary.write_bytes(_binary(FILE))
+    with zipfile.ZipFile(zipped, "w") as archive:
+        archive.writestr("tiny.txt", FILE)
+    for path in (tabs, binary, zipped):
+        assert np.array_equal(fit_vectors(path, TITLES).table, plain.table)
+    with zipfile.ZipFile(zipped, "a") as archive:
+        archive.writestr("other.txt", FILE)
+    with pytest.raises(TokenizerError, match=r"expected in this zip, found tiny.txt, other.txt"):
+        fit_vectors(zipped, TITLES)
+    binary.write_bytes(_binary(FILE)[:-9])
+    with pytest.raises(TokenizerError, match="ends in word 7 of 7"):
+        fit_vectors(binary, TITLES)
+
+
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("the 1 0\nrams 1\n", "line 2 is no word and 2 numbers"),
+        ("the 1 0\nrams 1\n", "line 2 is not a word and 2 numbers"),
         ("the 1 0\nrams one two\n", "of 'rams': could not convert"),
         ("the 1 nan\n", "not finite"),
-        ("<html>\n", "line 1 is no word"),
+        ("<html>\n", "line 1 is not a word"),
         ("", "knows none of the corpus's 7 words"),
         ("zebra 1 2\n", "knows none of the corpus's 7 words"),
     ],
@@ -96,7 +132,7 @@ def test_shards_of_word_vectors(tmp_path: Path, corpus: tuple[Path, Path]) -> No
         load_tokenizer(str(out / "tokenizer")).sha256,
     )
     assert np.load(out / VECTORS).shape == (manifest.tokenizer.vocabulary, 4)
-    assert any("100.0% of all there stand; vectors 4 wide" in line for line in said)
+    assert any("100.0% of all occurrences; vectors 4 wide" in line for line in said)
     flags = "--method glove --teacher scratch --scratch.hidden 4 --scratch.heads 4 --out RUN"
     assert said[-1].endswith(f"--task recommendation --data {out} {flags}")
     assert prepare(settings, say=said.append) == manifest
