@@ -26,6 +26,13 @@ SIMULATIONS = 20
 """Random orders of the trials over which a saving is averaged."""
 
 
+class _NamedTrial:
+    """A trial as far as Ray's schedulers use it."""
+
+    def __init__(self, name: str) -> None:
+        self.trial_id = name
+
+
 class EarlyStopping:
     """Decides which trials of a sweep end early. Keeps the rungs of all trials it has seen, by name.
 
@@ -51,7 +58,7 @@ class EarlyStopping:
         if self._scheduler is None or EPOCH not in result or self._metric not in result:
             return False
         if name not in self._trials:
-            self._trials[name] = SimpleNamespace(trial_id=name)
+            self._trials[name] = _NamedTrial(name)
             self._scheduler.on_trial_add(self._controller, self._trials[name])
         decision = self._scheduler.on_trial_result(self._controller, self._trials[name], dict(result))
         return decision == "STOP" and result[EPOCH] < epochs

@@ -326,7 +326,7 @@ def _progress(out: Path) -> str:
 
 def _remove_traces(out: Path) -> None:
     """Undo a sweep that failed before its first trial, so that the corrected command works."""
-    for name in (SWEEP, JOURNAL, EVENTS):
+    for name in (SWEEP, JOURNAL, EVENTS, f".{EVENTS}.lock"):
         (out / name).unlink(missing_ok=True)
 
 

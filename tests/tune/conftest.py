@@ -1,4 +1,4 @@
-"""What the tests of sweeps share: a search space in a file, a training of no time, a Ray session."""
+"""Shared by the tests of sweeps: a search space in a file, a stand-in for training, one Ray session."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def write_space(tmp_path: Path) -> WriteSpace:
     return write
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def ray() -> Iterator[RaySession]:
-    """One private session for a module's tests, gone before another starts its own; two trials at once."""
+    """One private session for all tests of this folder, closed before another folder starts its own."""
     with ray_session(cpus=2) as session:
         yield session
 

@@ -1,4 +1,4 @@
-"""What a person sees of a running sweep, on a terminal and in a log file."""
+"""What a running sweep prints, on a terminal and into a log file."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from newsbert_ray.record import EarlyStop
+from newsbert_ray.reporting.sweep_data import Trial
 from newsbert_ray.tune import display
 from newsbert_ray.tune.display import SweepDisplay
 from newsbert_ray.tune.space_file import read_space
@@ -63,8 +64,10 @@ def finish(shown: SweepDisplay, trials: Trials, clock: Clock, seconds: float, va
     spec = take(trials)
     shown.started(spec)
     clock.now += seconds
-    values = None if value is None else (value,)
-    trials.finish(spec, values=values, failure="no study", seconds=seconds)
+    if value is None:
+        trials.fail(spec, "no memory")
+    else:
+        trials.finish(spec, (value,), seconds=seconds)
     shown.ended(spec)
 
 
@@ -91,12 +94,12 @@ def test_a_log_gets_one_plain_line_a_trial_and_now_and_then_one_about_the_whole(
     make_trials: MakeTrials, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A log file fills with frames of a table, or shows nothing for hours."""
-    monkeypatch.setattr(display, "EVERY_SECONDS", 5.0)
+    monkeypatch.setattr(display, "LINE_SECONDS", 5.0)
     console, lines = plain()
     play(make_trials(), console, clock)
     assert lines() == [
         "[1/4]  beta=0,layers=1,seed=0  validation.student.accuracy 0.5000  20.0 s",
-        "[2/4]  beta=0,layers=2,seed=0  failed: no study  20.0 s",
+        "[2/4]  beta=0,layers=2,seed=0  failed: no memory  20.0 s",
         "[2/4]  1 done, 1 failed, 1 running, 1 waiting; best so far beta=0,layers=1: "
         "validation.student.accuracy 0.5000; about 35 s left",
     ]
@@ -113,13 +116,13 @@ def test_a_log_is_not_flooded(make_trials: MakeTrials, clock: Clock) -> None:
 
 
 def test_a_terminal_gets_a_quiet_table_and_keeps_the_failures(make_trials: MakeTrials, clock: Clock) -> None:
-    """A failure scrolls by, or a finished table fills the screen."""
+    """A failure scrolls away, or a finished table fills the screen."""
     console = Console(
         file=io.StringIO(), width=100, height=30, force_terminal=True, color_system=None, record=True
     )
     play(make_trials(), console, clock)
     text = console.export_text()
-    failure = "[2/4]  beta=0,layers=2,seed=0  failed: no study  20.0 s"
+    failure = "[2/4]  beta=0,layers=2,seed=0  failed: no memory  20.0 s"
     assert text.count(failure) == 1
     assert "[1/4]  beta=0,layers=1,seed=0" not in text
     frame = text[text.rindex("small [2/4]") :]
@@ -127,7 +130,7 @@ def test_a_terminal_gets_a_quiet_table_and_keeps_the_failures(make_trials: MakeT
         "small [2/4]  1 done, 1 failed, 1 running, 1 waiting",
         "best so far beta=0,layers=1: validation.student.accuracy 0.5000",
         "about 35 s left",
-        "last: beta=0,layers=2,seed=0  failed: no study  20.0 s",
+        "last: beta=0,layers=2,seed=0  failed: no memory  20.0 s",
         "trial                       epoch   validation.student.accuracy   seconds",
         "─" * 73,
         "beta=0.2,layers=1,seed=0   1 of 2                        0.4321         5",
@@ -135,7 +138,7 @@ def test_a_terminal_gets_a_quiet_table_and_keeps_the_failures(make_trials: MakeT
 
 
 def test_nothing_is_drawn_between_events(make_trials: MakeTrials, clock: Clock) -> None:
-    """A thread that reads the trials while they change ends with an error in the midst of the night."""
+    """A thread that reads the trials while they change ends with an error in the middle of the night."""
     console = Console(file=io.StringIO(), force_terminal=True, color_system=None)
     shown = SweepDisplay(make_trials(), slots=1, console=console)
     with shown.shown():
@@ -147,8 +150,8 @@ def test_nothing_is_drawn_between_events(make_trials: MakeTrials, clock: Clock) 
         assert console.file.getvalue() != before  # type: ignore[attr-defined]
 
 
-def test_early_stops_and_what_they_spare_are_said(make_trials: MakeTrials, clock: Clock) -> None:
-    """Who sees a trial end at epoch 1 must know that it is no failure, and why others never begin."""
+def test_early_stops_and_skipped_seeds_are_shown(make_trials: MakeTrials, clock: Clock) -> None:
+    """A trial that ends at epoch 1 looks like a failure, and nobody knows why others never start."""
     trials = make_trials(seeds="[0, 1, 2]")
     console, lines = plain()
     shown = SweepDisplay(trials, slots=1, console=console)
@@ -178,8 +181,8 @@ def test_time_left_counts_trials_that_ran(make_trials: MakeTrials, clock: Clock)
     assert lines()[-1].endswith("about 30.0 min left")
 
 
-def test_time_left_knows_unlike_trials(make_trials: MakeTrials, clock: Clock) -> None:
-    """A mean over short and long ones misleads while the grid has only come to one kind."""
+def test_time_left_distinguishes_short_and_long_trials(make_trials: MakeTrials, clock: Clock) -> None:
+    """A mean over short and long trials misleads while a grid has only run the short ones."""
     trials = make_trials(seeds="[0, 1, 2]")
     console, lines = plain()
     shown = SweepDisplay(trials, slots=1, console=console)
@@ -188,12 +191,10 @@ def test_time_left_knows_unlike_trials(make_trials: MakeTrials, clock: Clock) ->
         took = 40.0 if spec.point["student.layers"] == 1 else 400.0
         shown.started(spec)
         clock.now += took
-        trials.finish(spec, values=(0.5,), seconds=took)
+        trials.finish(spec, (0.5,), seconds=took)
         shown.ended(spec)
         shown.tick()
-        ended = trials.points.values()
-        kinds = {r.point["student.layers"] for r in ended if r.values}
-        if len(kinds) == 2:
+        if len({trial.point["student.layers"] for trial in trials.ended.values()}) == 2:
             break
     left = trials.waiting(set())
     assert left
@@ -223,13 +224,13 @@ def test_unknown_time_is_not_guessed(make_trials: MakeTrials, clock: Clock) -> N
     shown = SweepDisplay(make_trials(), slots=1, console=console)
     clock.now += 30
     shown.tick()
-    assert lines() == ["[0/4]  0 done, 0 running, 4 waiting; time left unknown until a trial ends"]
+    assert lines() == ["[0/4]  0 done, 0 running, 4 waiting; time left: known after the first trial"]
 
 
 def test_resume_knows_how_long_trials_took_before(make_trials: MakeTrials, clock: Clock) -> None:
-    """A resumed sweep has records; it need not begin with `unknown`."""
+    """A resumed sweep has records, so it can tell the time left from the start."""
     trials = make_trials()
-    trials.seconds["earlier"] = 50.0
+    trials.ended["earlier"] = Trial("earlier", {}, 0, "finished", seconds=50.0)
     console, lines = plain()
     shown = SweepDisplay(trials, slots=1, console=console)
     clock.now += 30
@@ -251,7 +252,7 @@ def test_cost_so_far_and_in_the_end(make_trials: MakeTrials, clock: Clock) -> No
 
 
 @pytest.mark.parametrize(
-    ("limit", "said"),
+    ("limit", "expected"),
     [
         ("hours: 0.05", "about 30 s left (limits.hours); cost 0.30 of about 0.80"),
         ("cost: 0.4", "about 50 s left (limits.cost); cost 0.30 of about 0.40 (limits.cost 0.4)"),
@@ -259,7 +260,7 @@ def test_cost_so_far_and_in_the_end(make_trials: MakeTrials, clock: Clock) -> No
     ],
 )
 def test_limits_end_the_sweep_before_its_last_trial(
-    make_trials: MakeTrials, clock: Clock, limit: str, said: str
+    make_trials: MakeTrials, clock: Clock, limit: str, expected: str
 ) -> None:
     """Four minutes left, and the limit in thirty seconds: the second number is the true one."""
     trials = make_trials(more=f"prices: {{cpu_hour: 3.6}}\nlimits: {{{limit}}}")
@@ -269,11 +270,11 @@ def test_limits_end_the_sweep_before_its_last_trial(
     shown.started(take(trials))
     clock.now += 50
     shown.tick()
-    assert lines()[-1].endswith(said)
+    assert lines()[-1].endswith(expected)
 
 
-def test_sweep_that_starts_no_more_says_why(make_trials: MakeTrials, clock: Clock) -> None:
-    """Two trials left and none starts: the reason must stand there, not a time."""
+def test_a_sweep_that_starts_no_more_trials_says_why(make_trials: MakeTrials, clock: Clock) -> None:
+    """Two trials are left and none starts: the line must give the reason, not a time."""
     trials = make_trials()
     trials.end_reason = "limits.hours = 1 leaves no time for another trial"
     console, lines = plain()
@@ -294,24 +295,24 @@ def test_several_goals_are_all_shown(make_trials: MakeTrials, clock: Clock) -> N
     shown = SweepDisplay(trials, slots=1, console=console)
     spec = take(trials)
     shown.started(spec)
-    trials.finish(spec, values=(0.5, 3.25))
+    trials.finish(spec, (0.5, 3.25))
     shown.ended(spec)
     assert lines()[-1].split("  ")[2] == "validation.student.accuracy 0.5000, speed.times_teacher 3.2500"
 
 
-def test_combination_that_cannot_be_is_said(make_trials: MakeTrials, clock: Clock) -> None:
+def test_an_impossible_combination_is_shown(make_trials: MakeTrials, clock: Clock) -> None:
     """It never started; it has no seconds, and must not vanish."""
     trials = make_trials()
     console, lines = plain()
     shown = SweepDisplay(trials, slots=1, console=console)
     spec = take(trials)
-    trials.finish(spec, values=None, failure="3 does not divide 4")
+    trials.fail(spec, "3 does not divide 4")
     shown.ended(spec)
     assert lines() == ["[1/4]  beta=0,layers=1,seed=0  failed: 3 does not divide 4"]
 
 
 def test_table_stays_small(make_trials: MakeTrials, clock: Clock) -> None:
-    """Sixty-four trials at once, each with a long name, must not push the head off the screen."""
+    """Sixty-four trials at once, each with a long name, must not push the heading off the screen."""
     seeds = ", ".join(map(str, range(10)))
     trials = make_trials(seeds=f"[{seeds}]")
     console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None, record=True)

@@ -110,7 +110,7 @@ def test_money_and_hours_are_those_of_what_a_trial_occupies(make_settings: MakeS
     assert f"{3 * hours:.2f} CPU-hours" in lines
     assert f"{0.5 * hours:.2f} GPU-hours" in lines
     assert f"cost {estimate.full.money:.2f}" in lines
-    assert "at 2 trials at once" in lines
+    assert "with 2 trials at once" in lines
 
 
 def test_the_points_are_those_that_the_sweep_will_run(make_settings: MakeSettings) -> None:
@@ -138,7 +138,7 @@ def test_early_stopping_spends_less(make_settings: MakeSettings) -> None:
     lines = "\n".join(estimate.lines())
     assert "with asha" in lines
     assert f"{estimate.saving.epochs:.0%} of the epochs" in lines
-    assert "assumed" in lines
+    assert "assuming" in lines
     flat = [[(float(epoch), 0.5) for epoch in range(1, 5)]] * 30
     replayed = plan(space(make_settings, values={"epochs": 4}, **search), curves=flat)
     assert "30 recorded curves" in "\n".join(replayed.lines())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -16,7 +16,7 @@ from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
 from newsbert_ray.config import TrainSettings
-from newsbert_ray.ray_session import RaySession, environment, ray_session
+from newsbert_ray.ray_session import RaySession, environment
 from newsbert_ray.record import METRICS, read_entries, read_record
 from newsbert_ray.training.loop import PreemptedError
 from newsbert_ray.training.ray_group import GROUP_FOLDER, rank_zero_lock
@@ -183,13 +183,6 @@ SHARED = {"_AutoscalingCoordinatorActor"}
 
 
 @pytest.fixture
-def two_cpus() -> Iterator[RaySession]:
-    """A private session with just the CPUs of one group, and without the dashboard."""
-    with ray_session(cpus=2) as session:
-        yield session
-
-
-@pytest.fixture
 def held(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many placement groups each call finds, instead of asking a cluster."""
     left: list[int] = []
@@ -240,14 +233,14 @@ def test_checkpoints_are_removed_when_nobody_writes_any_more(held: list[int], tm
 @pytest.mark.ray
 @pytest.mark.timeout(400)
 def test_a_trial_stopped_then_killed_then_finished(
-    two_cpus: RaySession, make_settings: MakeSettings, tmp_path: Path
+    ray: RaySession, make_settings: MakeSettings, tmp_path: Path
 ) -> None:
     """What a stopped or killed trial's group holds, every later trial waits for: in silence, for ever.
 
     Three starts of one run, each after the other's end: Tune stops the first at its first report, the second
     dies at its first, and Tune starts it again. There are CPUs for one group alone.
     """
-    import ray
+    import ray as cluster
     from ray import tune
 
     settings = make_settings(workers=2, epochs=4)
@@ -275,7 +268,7 @@ def test_a_trial_stopped_then_killed_then_finished(
     cleanup.ended(run)
     assert cleanup.wait()
     assert actors_alive() <= SHARED
-    assert {one["state"] for one in ray.util.placement_group_table().values()} == {"REMOVED"}
+    assert {one["state"] for one in cluster.util.placement_group_table().values()} == {"REMOVED"}
     assert_free(cpus=2.0)
     record = read_record(run)
     assert record.hardware["workers"] == 2

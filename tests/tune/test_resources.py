@@ -47,8 +47,8 @@ def test_trials_at_once_follow_the_resources(
 @pytest.mark.parametrize(
     ("nodes", "values", "message"),
     [
-        ([(2, 0)], {"threads": 4}, "needs 4 CPUs of one node, Ray's largest node has 2"),
-        ([(4, 0), (4, 0)], {"threads": 8}, "needs 8 CPUs of one node, Ray's largest node has 4"),
+        ([(2, 0)], {"threads": 4}, "needs 4 CPUs of one node, and Ray's largest node has 2"),
+        ([(4, 0), (4, 0)], {"threads": 8}, "needs 8 CPUs of one node, and Ray's largest node has 4"),
         ([(8, 0), (4, 1)], {"threads": 8}, "largest node with a GPU has 4"),
         ([(0, 0)], {}, "largest node has 0"),
         ([(2, 0)], {"device": "cuda"}, "Ray has no GPU"),
@@ -91,7 +91,7 @@ def test_a_share_of_a_gpu_that_is_not_there_is_refused() -> None:
 def test_a_groups_driver_holds_no_cpu() -> None:
     """Drivers hold all CPUs, their workers wait for one, and nothing ever moves."""
     place = plan_resources(settings_with({"workers": 2}), cluster((4, 0)), trials=9)
-    assert (place.nested, place.slots, place.resources["CPU"]) == (True, 2, 0)
+    assert (place.nested, place.slots, place.tune_request["CPU"]) == (True, 2, 0)
 
 
 def settings_with(values: dict[str, Any]) -> TrainSettings:

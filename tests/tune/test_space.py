@@ -52,9 +52,9 @@ def test_vary_replaces_adds_and_checks(space: SearchSpace) -> None:
     assert changed.seeds == (3, 4)
     for slip, message in (
         ({"student.layer": [1]}, "did you mean 'student.layers'"),
-        ({"student.layers": [1, 1]}, "1 stands there twice"),
+        ({"student.layers": [1, 1]}, "1 is given twice"),
         ({"student.layers": []}, "at least one value"),
-        ({"seeds": [1, 1]}, "each once"),
+        ({"seeds": [1, 1]}, "expected different seeds"),
         ({"seeds": ["a"]}, "seeds"),
     ):
         with pytest.raises(SettingsError, match=message):
@@ -176,8 +176,8 @@ def test_what_depends_on_a_fixed_axis_varies_or_is_dropped(conditional: SearchSp
     assert [axis.name for axis in fixed.axes] == ["distill.beta"]
     assert said == [
         "optimizer.decay is 'none', not varied",
-        "optimizer.warmup_share is not varied: it would be only where optimizer.decay is linear or cosine",
-        "distill.temperature is not varied: it would be only where optimizer.warmup_share is 0.1 and "
+        "optimizer.warmup_share is not varied: it varies only where optimizer.decay is linear or cosine",
+        "distill.temperature is not varied: it varies only where optimizer.warmup_share is 0.1 and "
         "distill.beta is 0.1",
     ]
     fixed, said = fix(vary(conditional, {"optimizer.warmup_share": [0.3]}), {})
@@ -262,7 +262,7 @@ def test_divisors_that_cannot_be_known_say_the_way_out(
     ):
         resolve_depths(deep, {"teacher": "some/name"})
     for name, values in (("model.teacher_layers", [4, 8]), ("scratch.layers", [4]), ("teacher", ["a"])):
-        with pytest.raises(SettingsError, match=rf"where {name} varies.*--vary student.layers=1,2"):
+        with pytest.raises(SettingsError, match=rf"{name} varies.*--vary student.layers=1,2"):
             resolve_depths(vary(deep, {name: values}), {})
     assert resolve_depths(vary(deep, {"student.layers": [1, 2], "teacher": ["a"]}), {})
     with pytest.raises(SettingsError, match="'teacher' is required"):
@@ -274,11 +274,11 @@ def test_what_names_a_depth_is_held_against_the_divisors(write_space: WriteSpace
     text = "search: {trials: 3}\nstart: [{student.layers: 4}]"
     space = read_space(write_space(**{"[1, 2]": "divisors", "seeds: [0]": text}))
     assert resolve_depths(space, {"scratch.layers": 8}).start == ({"student.layers": 4},)
-    with pytest.raises(SettingsError, match=r"start: student.layers = 4.*divisors are 1, 2, 3"):
+    with pytest.raises(SettingsError, match=r"start: student.layers = 4.*layers are 1, 2, 3"):
         resolve_depths(space, {"scratch.layers": 6})
     text = "  batch_size: {choice: [8, 16], when: {student.layers: 4}}\nseeds: [0]"
     space = read_space(write_space(**{"[1, 2]": "divisors", "seeds: [0]": text}))
-    with pytest.raises(SettingsError, match=r"batch_size would vary only where student.layers is 4.*1, 2, 3"):
+    with pytest.raises(SettingsError, match=r"batch_size varies only where student.layers is 4.*1, 2, 3"):
         resolve_depths(space, {"scratch.layers": 6})
 
 
@@ -373,5 +373,5 @@ def test_a_task_on_the_command_line_moves_a_goal_that_was_not_given(space: Searc
 
 def test_the_task_does_not_vary(space: SearchSpace) -> None:
     """The mean over two tasks' metrics, and a best point that is only the easier task."""
-    with pytest.raises(SettingsError, match="'task' is not varied like a setting"):
+    with pytest.raises(SettingsError, match="'task' cannot vary"):
         vary(space, {"task": ["topics", "retrieval"]})

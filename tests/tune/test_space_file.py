@@ -13,7 +13,7 @@ import pytest
 from newsbert_ray.config import SettingsError
 from newsbert_ray.flags import values_from
 from newsbert_ray.tune.space_file import parse_vary, read_space
-from newsbert_ray.tune.sweep import build_space
+from newsbert_ray.tune.sweep import Changes, build_space
 from newsbert_ray.tune.trial import check_space
 
 WriteSpace = Callable[..., Path]
@@ -51,7 +51,7 @@ def test_a_space_is_read_as_written(write_space: WriteSpace) -> None:
     assert decay.values == ("none", "linear")
     assert (rate.low, rate.high, rate.log, rate.integer) == (1e-5, 1e-3, True, False)
     assert layers.samples() == (1, 2, 3, 4)
-    assert (space.points, space.seeds, space.mode, space.search.seed) == (7, (4, 2), "min", 3)
+    assert (space.points, space.seeds, space.goals[0].mode, space.search.seed) == (7, (4, 2), "min", 3)
 
 
 def test_a_grid_runs_through_its_points_the_last_axis_fastest(write_space: WriteSpace) -> None:
@@ -125,8 +125,8 @@ SLIPS = {
     "a whole group": ("distill.beta", "distill", 4, "unknown setting 'distill'"),
     "value out of range": ("[0.0, 0.2]", "[0.0, 1.2]", 4, "distill.beta = 1.2"),
     "value of another type": ("[1, 2]", "[1, two]", 5, "student.layers = 'two'"),
-    "value twice": ("[1, 2]", "[1, 1]", 5, "1 stands there twice"),
-    "value that is a list": ("[1, 2]", "[[1], 2]", 5, "is no single value"),
+    "value twice": ("[1, 2]", "[1, 1]", 5, "1 is given twice"),
+    "value that is a list": ("[1, 2]", "[[1], 2]", 5, "is not a single value"),
     "empty grid": ("[1, 2]", "[]", 5, "expected a list of values"),
     "no kind": ("{grid: [1, 2]}", "{}", 5, "needs one of"),
     "two kinds": ("{grid: [1, 2]}", "{grid: [1, 2], int: [1, 2]}", 5, "needs one of"),
@@ -146,12 +146,12 @@ SLIPS = {
     "fixed setting misspelt": ("epochs: 2", "epoch: 2", 2, "unknown setting 'epoch', did you mean 'epochs'"),
     "fixed setting out of range": ("epochs: 2", "epochs: 0", 2, "epochs = 0"),
     "seed among settings": ("epochs: 2", "seed: 2", 2, r"use `seeds: \[...\]`"),
-    "task as an axis": ("student.layers", "task", 5, "its metrics do not compare with another's"),
+    "task as an axis": ("student.layers", "task", 5, "metrics of different tasks cannot be compared"),
     "seed as an axis": ("student.layers", "seed", 5, r"use `seeds: \[...\]`"),
-    "seeds twice": ("seeds: [0]", "seeds: [0, 0]", 6, "each once"),
+    "seeds twice": ("seeds: [0]", "seeds: [0, 0]", 6, "expected different seeds"),
     "no seeds": ("seeds: [0]", "seeds: []", 6, "seeds"),
     "key misspelt": ("seeds: [0]", "seed: [0]", 6, "unknown key 'seed', did you mean 'seeds'"),
-    "key twice": ("seeds: [0]", "name: other", 6, "'name' stands there twice, first in line 1"),
+    "key twice": ("seeds: [0]", "name: other", 6, "'name' is given twice, first in line 1"),
     "metric misspelt": (
         "seeds: [0]",
         "metric: validation.student.acuracy",
@@ -176,7 +176,7 @@ SLIPS = {
         "scheduler = 'ahsa'.*did you mean 'asha'",
     ),
     "price below nothing": ("seeds: [0]", "prices: {cpu_hour: -1}", 6, "cpu_hour = -1"),
-    "cost without prices": ("seeds: [0]", "limits: {cost: 5}", 6, "without prices nothing costs anything"),
+    "cost without prices": ("seeds: [0]", "limits: {cost: 5}", 6, "a limit on the cost needs prices"),
     "share of many GPUs": ("seeds: [0]", "gpus: 1.5", 6, "gpus = 1.5: .*give 0.5 or 2"),
     "no GPU": ("seeds: [0]", "gpus: 0", 6, "gpus = 0"),
     "no students": ("seeds: [0]", "keep_students: 0", 6, "keep_students = 0"),
@@ -193,7 +193,7 @@ SLIPS = {
         "not both",
     ),
     "goal without a metric": ("seeds: [0]", "goals: [{mode: max}]", 6, "has no `metric:`"),
-    "goals that are none": ("seeds: [0]", "goals: []", 6, "none given"),
+    "goals that are none": ("seeds: [0]", "goals: []", 6, "the list is empty"),
     "goals as a word": ("seeds: [0]", "goals: accuracy", 6, "expected a list such as `goals:"),
     "goal as a word": ("seeds: [0]", "goals:\n  - accuracy", 7, "'accuracy', expected names with values"),
     "goal misspelt": (
@@ -212,26 +212,26 @@ SLIPS = {
         "seeds: [0]",
         "goals:\n  - {metric: test.student.accuracy}\n  - {metric: test.student.accuracy, mode: min}",
         8,
-        "stands there twice",
+        "is given twice",
     ),
     "target of several goals": (
         "seeds: [0]",
         "limits: {target: 0.8}\ngoals: [{metric: test.student.accuracy}, {metric: speed.times_teacher}]",
         6,
-        "several goals have no one target",
+        "a target needs one goal",
     ),
     "several goals stopped early": (
         "seeds: [0]",
         "stopping: {scheduler: asha}\n"
         "goals: [{metric: test.student.accuracy}, {metric: speed.times_teacher}]",
         6,
-        "several goals run without early stopping",
+        "early stopping needs one goal",
     ),
     "stopped by what comes last": (
         "seeds: [0]",
         "stopping: {scheduler: median}\nmetric: test.student.accuracy",
         6,
-        "is not known before a trial's end.*validation.student.accuracy",
+        "is known only at a trial's end.*validation.student.accuracy",
     ),
     "divisors of something else": ("[0.0, 0.2]", "divisors", 4, "only student.layers has divisors"),
     "divisors misspelt": ("[1, 2]", "divisor", 5, "a list of values or the word divisors"),
@@ -246,7 +246,7 @@ SLIPS = {
         "{grid: [0.0, 0.2]}",
         "{grid: [0.0, 0.2], when: {student.layers: 1}}",
         4,
-        "put it before distill.beta",
+        "it must come before distill.beta",
     ),
     "condition on a value that is none": (
         "{grid: [1, 2]}",
@@ -285,7 +285,7 @@ SLIPS = {
         "{grid: [1, 2]}\nseeds: [0]",
         "{grid: [1, 2], when: {distill.beta: 0.2}}\nsearch: {sampler: gp, trials: 3}",
         6,
-        "gp sampler would draw student.layers by chance",
+        "gp sampler would draw student.layers at random",
     ),
     "start of a grid": ("seeds: [0]", "start: [{distill.beta: 0.2}]", 6, "a grid tries all its points"),
     "start with another name": (
@@ -323,7 +323,7 @@ SLIPS = {
         "seeds: [0]",
         "search: {trials: 3}\nstart:\n- {distill.beta: 0.0}\n- {distill.beta: 0}",
         9,
-        "stands there twice",
+        "is given twice",
     ),
     "start from nothing": ("seeds: [0]", "search: {trials: 3}\nstart: [{}]", 7, "names no axis"),
     "start as a word": ("seeds: [0]", "search: {trials: 3}\nstart: paper", 7, "expected a list such as"),
@@ -384,8 +384,7 @@ def test_a_goal_that_is_not_given_is_the_tasks_own(
     changes = {"epochs: 2": f"epochs: 2, task: {task}"} if where == "file" else {}
     overrides = {"task": task} if where == "command line" else {}
     path = write_space(**changes, **{"seeds: [0]": "mode: max\nsearch: {trials: 3}"})
-    asked = {"overrides": overrides, "vary": {}, "control": {}}
-    space, _ = build_space(path, asked)
+    space, _ = build_space(path, Changes(overrides, {}, {}))
     assert [found.metric for found in space.goals] == [goal]
     assert space.scheduler == "asha"
     assert check_space(space, out=path.parent / "out", overrides=overrides).task == task
@@ -417,35 +416,30 @@ def test_the_command_lines_task_decides_which_goals_there_are(write_space: Write
         read_space(ours)
     assert read_space(ours, task="recommendation").metric == "test.student.mrr"
     theirs = write_space(**{"seeds: [0]": "metric: test.student.accuracy"})
-    asked = {"overrides": {"task": "retrieval"}, "vary": {}, "control": {}}
     with pytest.raises(SettingsError, match=r"did you mean 'test\.student\.auc'"):
-        build_space(theirs, asked)
-    asked["overrides"] = {"task": "retrievl"}
+        build_space(theirs, Changes({"task": "retrieval"}, {}, {}))
     with pytest.raises(SettingsError, match="did you mean 'retrieval'"):
-        build_space(write_space(), asked)
+        build_space(write_space(), Changes({"task": "retrievl"}, {}, {}))
 
 
 def test_early_stopping_asks_for_the_tasks_own_curves(write_space: WriteSpace) -> None:
     """The advice to judge by an accuracy would only lead to the next error."""
     text = "metric: test.student.auc\nsearch: {trials: 3}\nstopping: {scheduler: asha}"
     file = write_space(**{"epochs: 2": "epochs: 2, task: retrieval", "seeds: [0]": text})
-    with pytest.raises(
-        SettingsError, match=r"judge by one of validation\.student\.auc, validation\.teacher\.auc$"
-    ):
+    with pytest.raises(SettingsError, match=r"or one of validation\.student\.auc, validation\.teacher\.auc$"):
         read_space(file)
 
 
 def test_methods_may_vary_and_a_teacher_that_is_not_there_judges_nobody(write_space: WriteSpace) -> None:
     """Fine-tuning beside distillation is one axis; by a teacher's metric all its trials would fail."""
     axes = {"distill.beta: {grid: [0.0, 0.2]}": "method: {grid: [newsbert, finetune]}"}
-    asked: dict[str, dict[str, object]] = {"overrides": {}, "vary": {}, "control": {}}
-    space, _ = build_space(write_space(**axes), asked)
+    space, _ = build_space(write_space(**axes), Changes({}, {}, {}))
     out = Path("out")
     points = [point["method"] for point in space.grid()]
     assert points == ["newsbert", "newsbert", "finetune", "finetune"]
     check_space(space, out=out, overrides={})
     file = write_space(**axes, **{"seeds: [0]": "metric: test.teacher.accuracy"})
-    with pytest.raises(SettingsError, match="a student of method finetune has no teacher beside it"):
+    with pytest.raises(SettingsError, match="method finetune trains no teacher"):
         check_space(read_space(file), out=out, overrides={})
 
 
@@ -455,12 +449,12 @@ def test_a_grid_leaves_combinations_out(write_space: WriteSpace) -> None:
     skip = "skip:\n  - {method: [newsbert, pkd], student.layers: 2}\n"
     file = write_space(**axes, **{"seeds: [0]": f"seeds: [0]\n{skip}"})
     space = read_space(file)
-    asked = [(point["method"], point["student.layers"]) for point in space.grid()]
-    assert asked == [("finetune", 1), ("finetune", 2), ("newsbert", 1), ("pkd", 1)]
+    points = [(point["method"], point["student.layers"]) for point in space.grid()]
+    assert points == [("finetune", 1), ("finetune", 2), ("newsbert", 1), ("pkd", 1)]
     assert space.points == 4
-    fixed, _ = build_space(file, {"overrides": {"method": "pkd"}, "vary": {}, "control": {}})
+    fixed, _ = build_space(file, Changes({"method": "pkd"}, {}, {}))
     assert [point["student.layers"] for point in fixed.grid()] == [1]
-    fixed, _ = build_space(file, {"overrides": {"method": "finetune"}, "vary": {}, "control": {}})
+    fixed, _ = build_space(file, Changes({"method": "finetune"}, {}, {}))
     assert [point["student.layers"] for point in fixed.grid()] == [1, 2]
 
 
@@ -469,7 +463,7 @@ def test_a_grid_leaves_combinations_out(write_space: WriteSpace) -> None:
     [
         ("[{methods: pkd}]", r"unknown axis in skip 'methods'"),
         ("[{student.layers: 7}]", r"skip: student\.layers = 7, expected one of 1, 2"),
-        ("[{}]", "would leave out everything"),
+        ("[{}]", "would leave out every point"),
         ("5", r"skip = 5, expected a list"),
     ],
 )
@@ -483,7 +477,7 @@ def test_a_slip_in_skip_is_named(write_space: WriteSpace, skip: str, message: st
 def test_only_a_grid_skips(write_space: WriteSpace) -> None:
     """A sampler would draw the combination all the same."""
     more = "seeds: [0]\nskip: [{student.layers: 1}]\nsearch: {sampler: random, trials: 3}"
-    with pytest.raises(SettingsError, match="only a grid leaves combinations out"):
+    with pytest.raises(SettingsError, match="only a grid can skip combinations"):
         read_space(write_space(**{"seeds: [0]": more}))
 
 

@@ -1,4 +1,4 @@
-"""Early stopping: who ends when, and that a resume judges as if nothing had happened."""
+"""Early stopping: which trials end when, that a resume decides alike, and what it saves."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def make_space(write_space: WriteSpace) -> Callable[[str], SearchSpace]:
     return make
 
 
-def run(judge: EarlyStopping, values: list[float], *, epochs: int = 9) -> list[int]:
+def run(early: EarlyStopping, values: list[float], *, epochs: int = 9) -> list[int]:
     """At which epoch each of several trials ends, one after the other; each has its value at every epoch."""
     return [
         next(
             (
                 epoch
                 for epoch in range(1, epochs + 1)
-                if judge.stops(str(number), {"epoch": float(epoch), METRIC: value}, epochs=epochs)
+                if early.should_stop(str(number), {"epoch": float(epoch), METRIC: value}, epochs=epochs)
             ),
             epochs,
         )
@@ -48,39 +48,40 @@ def run(judge: EarlyStopping, values: list[float], *, epochs: int = 9) -> list[i
     ]
 
 
-def test_asha_lets_one_in_three_go_on(make_space: Callable[[str], SearchSpace]) -> None:
+def test_asha_continues_one_trial_in_three(make_space: Callable[[str], SearchSpace]) -> None:
     """Every trial is trained to its end, or a good one is stopped.
 
-    By hand, rungs at 1, 3 and 9: a trial goes on where it is not below the upper third (numpy's linear
-    percentile 66.7) of those that were at the rung before it.
+    By hand, rungs at 1, 3 and 9: a trial continues where it is not below the upper third (numpy's linear
+    percentile 66.7) of those that have reached the rung before it.
     """
-    judge = EarlyStopping(make_space("{scheduler: asha, grace: 1, factor: 3}"), epochs=9)
-    assert run(judge, [0.5, 0.4, 0.6, 0.55, 0.7, 0.1]) == [9, 1, 9, 3, 9, 1]
+    early = EarlyStopping(make_space("{scheduler: asha, grace: 1, factor: 3}"), epochs=9)
+    assert run(early, [0.5, 0.4, 0.6, 0.55, 0.7, 0.1]) == [9, 1, 9, 3, 9, 1]
 
 
 def test_the_last_epoch_is_never_an_early_end(make_space: Callable[[str], SearchSpace]) -> None:
     """A trial that is paid for ends without a record because its last rung is not its best."""
-    judge = EarlyStopping(make_space("{scheduler: asha, grace: 1, factor: 3}"), epochs=1)
+    early = EarlyStopping(make_space("{scheduler: asha, grace: 1, factor: 3}"), epochs=1)
     assert not any(
-        judge.stops(str(n), {"epoch": 1.0, METRIC: value}, epochs=1) for n, value in enumerate([0.9, 0.1])
+        early.should_stop(str(n), {"epoch": 1.0, METRIC: value}, epochs=1)
+        for n, value in enumerate([0.9, 0.1])
     )
 
 
 @pytest.mark.parametrize("kind", ["asha", "median"])
-def test_a_resume_judges_as_if_nothing_had_happened(
+def test_a_resume_decides_like_an_uninterrupted_sweep(
     kind: str, make_space: Callable[[str], SearchSpace]
 ) -> None:
-    """After a kill everybody starts with empty rungs: bad trials go on, and a stopped one's rung is lost."""
+    """After a kill all start with empty rungs: bad trials continue, and a stopped one's rung is lost."""
     space = make_space(f"{{scheduler: {kind}, grace: 1}}")
     values = [0.5, 0.4, 0.6, 0.55, 0.7, 0.1, 0.65, 0.3]
     whole = run(EarlyStopping(space, epochs=9), values)
-    judge, again = EarlyStopping(space, epochs=9), EarlyStopping(space, epochs=9)
-    before = run(judge, values[:5])
+    early, again = EarlyStopping(space, epochs=9), EarlyStopping(space, epochs=9)
+    before = run(early, values[:5])
     for number, (value, last) in enumerate(zip(values[:5], before, strict=True)):
-        again.recall(str(number), [(float(epoch), value) for epoch in range(1, last + 1)])
+        again.load_curve(str(number), [(float(epoch), value) for epoch in range(1, last + 1)])
     after = [
         next(
-            (e for e in range(1, 10) if again.stops(str(n), {"epoch": float(e), METRIC: v}, epochs=9)),
+            (e for e in range(1, 10) if again.should_stop(str(n), {"epoch": float(e), METRIC: v}, epochs=9)),
             9,
         )
         for n, v in list(enumerate(values))[5:]
@@ -90,23 +91,23 @@ def test_a_resume_judges_as_if_nothing_had_happened(
     assert 9 in whole
 
 
-def test_the_median_rule_judges_by_those_before(make_space: Callable[[str], SearchSpace]) -> None:
-    """The worst goes on to the end, or the rule pauses a trial, which Tune could not wake."""
-    judge = EarlyStopping(make_space("{scheduler: median, grace: 2}"), epochs=9)
-    assert run(judge, [0.5, 0.6, 0.7, 0.4, 0.65]) == [9, 9, 9, 2, 9]
+def test_the_median_rule_compares_with_earlier_trials(make_space: Callable[[str], SearchSpace]) -> None:
+    """The worst trial runs to its end, or the rule pauses a trial, which Tune could not resume."""
+    early = EarlyStopping(make_space("{scheduler: median, grace: 2}"), epochs=9)
+    assert run(early, [0.5, 0.6, 0.7, 0.4, 0.65]) == [9, 9, 9, 2, 9]
 
 
 def test_reports_without_the_metric_end_nothing(make_space: Callable[[str], SearchSpace]) -> None:
     """A trial's last report, which holds its value alone, ends the sweep with a KeyError."""
     for kind in ("asha", "median"):
-        judge = EarlyStopping(make_space(f"{{scheduler: {kind}}}"), epochs=9)
-        assert not judge.stops("a", {"value": 0.1}, epochs=9)
+        early = EarlyStopping(make_space(f"{{scheduler: {kind}}}"), epochs=9)
+        assert not early.should_stop("a", {"value": 0.1}, epochs=9)
 
 
-def test_nothing_is_stopped_where_nothing_is_asked(make_space: Callable[[str], SearchSpace]) -> None:
+def test_without_a_scheduler_nothing_is_stopped(make_space: Callable[[str], SearchSpace]) -> None:
     """A grid for a figure misses points."""
-    judge = EarlyStopping(make_space("{scheduler: none}"), epochs=9)
-    assert run(judge, [0.9, 0.1]) == [9, 9]
+    early = EarlyStopping(make_space("{scheduler: none}"), epochs=9)
+    assert run(early, [0.9, 0.1]) == [9, 9]
 
 
 def space(scheduler: str, **stopping: int) -> SearchSpace:
@@ -120,39 +121,39 @@ def space(scheduler: str, **stopping: int) -> SearchSpace:
     )
 
 
-def test_without_early_stopping_everything_is_paid() -> None:
-    """A saving that nothing makes must not stand in a plan."""
+def test_without_early_stopping_nothing_is_saved() -> None:
+    """A plan must not promise a saving that does not exist."""
     saving = estimate_saving(space("none"), [4] * 30, slots=2)
     assert (saving.epochs, saving.finished) == (1.0, 1.0)
 
 
-def test_asha_leaves_what_its_rungs_let_through() -> None:
-    """With ranks that never change, about one in three goes on from each rung (1 and 3 of 9 epochs: 5/9 of a
-    third of a third and so on), more while the rungs are still empty."""
-    found = estimate_saving(space("asha"), [9] * 300, slots=1)
+def test_asha_saves_what_its_rungs_stop() -> None:
+    """With ranks that never change, about one in three continues from each rung (1 and 3 of 9
+    epochs), more while the rungs are still empty."""
+    saving = estimate_saving(space("asha"), [9] * 300, slots=1)
     ideal = (1 + (1 / 3) * 2 + (1 / 9) * 6) / 9
-    assert ideal < found.epochs < 1.25 * ideal
-    assert 1 / 9 < found.finished < 0.2
-    assert "assumed" in found.source
+    assert ideal < saving.epochs < 1.25 * ideal
+    assert 1 / 9 < saving.finished < 0.2
+    assert "assuming" in saving.source
 
 
-def test_recorded_curves_decide() -> None:
-    """Curves that cross cost more than those that do not: the saving has to come from what was seen."""
+def test_recorded_curves_decide_the_saving() -> None:
+    """Curves that cross cost more than those that do not: the saving must be based on what was recorded."""
     calm = [[(float(e), 0.01 * i) for e in range(1, 10)] for i in range(30)]
     assert estimate_saving(space("asha"), [9] * 30, slots=1, curves=calm).epochs < 0.5
     rising = [[(float(e), e + 0.01 * i) for e in range(1, 10)] for i in range(30)]
-    found = estimate_saving(space("median", grace=1), [9] * 30, slots=30, curves=rising)
-    assert 0.5 < found.epochs < 1.0
-    assert "30 recorded curves" in found.source
+    saving = estimate_saving(space("median", grace=1), [9] * 30, slots=30, curves=rising)
+    assert 0.5 < saving.epochs < 1.0
+    assert "30 recorded curves" in saving.source
 
 
-def test_curves_of_an_earlier_sweep_are_found(tmp_path: Path) -> None:
-    """Trials that were stopped early left their curve too; without them only winners would be replayed."""
+def test_curves_of_an_earlier_sweep_are_read(tmp_path: Path) -> None:
+    """Without the curves of stopped trials, only winners would be simulated."""
     line = '{"kind": "evaluation", "epoch": 1.0, "validation": {"student": {"accuracy": 0.5}}}\n'
     write_text(tmp_path / "trials" / "a" / METRICS, line)
     write_text(tmp_path / "trials" / "b" / METRICS, line + '{"kind": "log", "epoch": 2}\n')
     write_text(tmp_path / "trials" / "c" / METRICS, "")
-    found = recorded_curves(tmp_path, "validation.student.accuracy")
-    assert found == [[(1.0, 0.5)], [(1.0, 0.5)]]
-    saving = estimate_saving(space("asha"), [4] * 6, slots=2, curves=found)
-    assert saving.epochs == pytest.approx(1.0)  # equal curves: nobody is worse than the rung
+    curves = recorded_curves(tmp_path, "validation.student.accuracy")
+    assert curves == [[(1.0, 0.5)], [(1.0, 0.5)]]
+    saving = estimate_saving(space("asha"), [4] * 6, slots=2, curves=curves)
+    assert saving.epochs == pytest.approx(1.0)  # equal curves: no trial is worse than the rung

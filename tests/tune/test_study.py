@@ -112,7 +112,7 @@ def test_a_memory_left_at_any_moment_ends_with_every_point_once(
     rest = [name for _, name in drain(again)]
     assert rest[: len(seen[told:])] == seen[told:], "what was under way comes first"
     assert len(again.ended) == space.points
-    assert max(Counter(point_label(end.point) for end in again.ended).values()) == 1
+    assert max(Counter(point_label(end.values) for end in again.ended).values()) == 1
 
 
 def test_a_failed_point_is_due_again_after_a_resume_only(grid: SearchSpace, tmp_path: Path) -> None:
@@ -176,7 +176,7 @@ def test_a_point_holds_only_what_varies_there(conditional: SearchSpace, tmp_path
     """A trial is named by, and Optuna learns from, a warm-up that its schedule never had."""
     drain(SweepStudy(conditional, tmp_path))
     for end in SweepStudy(conditional, tmp_path).ended:
-        assert ("optimizer.warmup_share" in end.point) == (end.point["optimizer.decay"] == "linear")
+        assert ("optimizer.warmup_share" in end.values) == (end.values["optimizer.decay"] == "linear")
 
 
 def test_starting_points_come_first_and_once(conditional: SearchSpace, tmp_path: Path) -> None:
@@ -224,10 +224,10 @@ def test_a_memory_cut_off_after_any_of_its_writes_ends_with_every_point_once(
         folder.mkdir()
         (folder / JOURNAL).write_bytes(b"".join(lines[:count]) + lines[count][: len(lines[count]) // 2])
         resumed = SweepStudy(conditional, folder, "mine")
-        before = [point_label(end.point) for end in resumed.ended]
+        before = [point_label(end.values) for end in resumed.ended]
         after = [name for _, name in drain(resumed)]
         assert len({*before, *after}) == len(before) + len(after) == conditional.points
-        betas = [end.point["distill.beta"] for end in resumed.ended]
+        betas = [end.values["distill.beta"] for end in resumed.ended]
         assert betas.count(0.1) == betas.count(0.15) == 1
 
 
@@ -278,7 +278,7 @@ def test_several_goals_make_a_front(sampler: str, write_space: WriteSpace, tmp_p
     for value in range(6):
         number, _ = study.next_point() or pytest.fail("no point")
         study.tell(number, (float(value), float(-value), 1.0 if value else 2.0), curve=[(1.0, 0.5)])
-    assert [end.values for end in study.ended][1] == (1.0, -1.0, 1.0)
+    assert [end.results for end in study.ended][1] == (1.0, -1.0, 1.0)
     study = load(tmp_path)
     assert study.metric_names == [goal.metric for goal in space.goals]
     assert {trial.number for trial in study.best_trials} == {0, 1, 2, 3, 4, 5}
@@ -337,7 +337,7 @@ def test_a_database_remembers_like_the_journal(sqlite: SearchSpace, tmp_path: Pa
     again = SweepStudy(sqlite, tmp_path, "mine")
     assert again.ended == [StudyPoint(first[0], first[1], (0.4,), stopped=True)]
     assert again.next_point() == second
-    assert list(again.ended[0].point) == [axis.name for axis in sqlite.axes], (
+    assert list(again.ended[0].values) == [axis.name for axis in sqlite.axes], (
         "its folder is named by this order"
     )
     assert len(drain(again)) == 4
@@ -348,7 +348,7 @@ def test_a_study_of_another_sweep_is_refused(sqlite: SearchSpace, tpe: SearchSpa
     """Two sweeps of one name mix their points in one database."""
     SweepStudy(sqlite, tmp_path, "first").next_point()
     with pytest.raises(
-        StudyError, match=r"another sweep's study 's' already \(1 points\); give .* another `name:`"
+        StudyError, match=r"the study 's' of another sweep \(1 points\); give .* another `name:`"
     ):
         SweepStudy(sqlite, tmp_path, "second")
     SweepStudy(sqlite.model_copy(update={"name": "t"}), tmp_path, "second")
@@ -356,7 +356,7 @@ def test_a_study_of_another_sweep_is_refused(sqlite: SearchSpace, tpe: SearchSpa
     with pytest.raises(StudyError, match="another --out"):
         SweepStudy(tpe, tmp_path, "second")
     goal = Goal(metric="speed.times_teacher")
-    with pytest.raises(StudyError, match="another sweep's"):
+    with pytest.raises(StudyError, match="of another sweep"):
         SweepStudy(sqlite.model_copy(update={"goals": (*sqlite.goals, goal)}), tmp_path, "first")
 
 
@@ -441,7 +441,7 @@ def test_a_missing_driver_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_damaged_or_unwritable_journal_is_one_message(tmp_path: Path) -> None:
     """A journal that something else has written to ends in frames at each resume."""
     (tmp_path / JOURNAL).write_text('{"op_code": "x"}\n{}\n')
-    with pytest.raises(StudyError, match=r"optuna\.journal: damaged .*put it aside"):
+    with pytest.raises(StudyError, match=r"optuna\.journal: damaged .*move it away"):
         open_storage(None, tmp_path)
     with pytest.raises(StudyError, match=r"optuna\.journal: cannot be read or written"):
         open_storage(None, tmp_path / "missing")

@@ -281,8 +281,8 @@ def test_checkpoints_go_with_their_trial_and_students_of_the_best_stay(
     assert not any((folder / "checkpoints").exists() for folder in folders)
     assert keeper.bound == 2 * 2 * 4000
     assert keeper.line() == (
-        "disk: checkpoints 0 B now, at most 16 kB while it ran (2 trials at once); 2 students kept, 1 kB "
-        "(keep_students: 2)"
+        "disk: 2 students kept, 1.0 kB (keep_students: 2); checkpoints 0 B now, at most 16.0 kB during the "
+        "sweep (2 trials at once)"
     )
 
 
