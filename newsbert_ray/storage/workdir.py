@@ -33,6 +33,7 @@ __all__ = [
     "cache_folder",
     "download_input",
     "fetch",
+    "is_location",
     "is_url",
     "join",
     "last_part",
@@ -62,10 +63,10 @@ _DOWNLOAD_TRIES = 5
 
 @dataclass(frozen=True)
 class WorkDir:
-    """A folder of results: `location` is what the user gave, absolute; `path` is where this machine works.
+    """A folder of results: `location` is the user's path or URL; `path` is where this machine works.
 
-    For a local folder both are the same, and the methods that exchange files with a bucket do nothing. A
-    WorkDir may be sent to another machine, where `path` is that machine's copy.
+    For a local folder both are the same, and the methods that exchange files with a bucket do nothing. An
+    `absolute` WorkDir may be sent to another process or machine, where `path` is that machine's copy.
 
     A run in a bucket can be continued at any moment: files are sent in an order in which those that name
     others come after them, and files are removed last.
@@ -76,7 +77,7 @@ class WorkDir:
     @classmethod
     def at(cls, location: str | Path) -> WorkDir:
         """The folder at a path or URL; nothing is read or created."""
-        return cls(absolute(location))
+        return cls(str(location) if is_url(location) else str(Path(location)))
 
     @property
     def is_remote(self) -> bool:
@@ -87,6 +88,10 @@ class WorkDir:
     def path(self) -> Path:
         """The folder on this machine."""
         return cache_folder() / "runs" / copy_name(self.location) if self.is_remote else Path(self.location)
+
+    def absolute(self) -> WorkDir:
+        """The same folder, independent of the working directory."""
+        return WorkDir(absolute(self.location))
 
     def child(self, *names: str) -> WorkDir:
         """A folder below this one."""
@@ -357,6 +362,11 @@ def restore_urls(run: Path, settings: TrainSettings) -> None:
     values = merge(record.settings, locations)
     if values != record.settings:
         write_record(run, record.model_copy(update={"settings": values}))
+
+
+def is_location(name: str) -> bool:
+    """Whether a setting that may be a Hugging Face name is a URL or a folder of this machine."""
+    return is_url(name) or Path(name).is_dir()
 
 
 def absolute(location: str | Path) -> str:

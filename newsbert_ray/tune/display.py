@@ -25,7 +25,7 @@ from newsbert_ray.files import format_duration
 from newsbert_ray.record import RECORD, read_record
 from newsbert_ray.reporting.sweep_data import FAILURES, TRIALS, Point, Trial, pareto_front
 from newsbert_ray.settings import flatten
-from newsbert_ray.storage import workdir as storage
+from newsbert_ray.storage.workdir import WorkDir
 from newsbert_ray.tune.resources import Resources
 from newsbert_ray.tune.space import PointValues, SearchSpace, absolute_folders
 from newsbert_ray.tune.study import JOURNAL, shown_storage
@@ -304,7 +304,7 @@ def opening(trials: Trials) -> list[str]:
     seeds = "seed" if len(space.seeds) == 1 else "seeds"
     lines = [
         f"{space.name}: {space.points} points over {axes} by {space.search.sampler}, "
-        f"{seeds} {', '.join(map(str, space.seeds))}: {trials.total} trials in {trials.location}",
+        f"{seeds} {', '.join(map(str, space.seeds))}: {trials.total} trials in {trials.workdir.location}",
         f"goal: {', '.join(f'{goal.metric} ({goal.mode})' for goal in space.goals)}; "
         f"early stopping: {rule[space.scheduler]}"
         + (" (not possible with several goals)" if len(space.goals) > 1 else ""),
@@ -320,7 +320,7 @@ def starting(trials: Trials, resources: Resources, dashboard: str | None) -> lis
     workers = f", {resources.workers} Ray Train workers each" if resources.nested else ""
     lines = [
         f"{slots}{workers}. Ctrl-C stops the sweep; continue it with:",
-        f"  {resume_command(trials.space, trials.location)}",
+        f"  {resume_command(trials.space, trials.workdir.location)}",
         *watch_commands(trials),
     ]
     return lines + ([f"Ray's dashboard: {dashboard}"] if dashboard else [])
@@ -370,7 +370,7 @@ def _end_lines(result: SweepResult, trials: Trials) -> list[str]:
         lines.append(f"  continue with a wider limit: {resume}")
     lines += [f"failed: {trial}: {reason}" for trial, reason in result.failures.items()]
     if result.failures:
-        folder = storage.join(result.location, FAILURES)
+        folder = WorkDir.at(result.location).child(FAILURES).location
         lines.append(f"stack traces are in {folder}; try these trials again with: {resume}")
     return lines
 
@@ -402,7 +402,7 @@ def front(space: SearchSpace, points: tuple[Point, ...]) -> list[Point]:
 def train_command(space: SearchSpace, best: Point, overrides: Mapping[str, Any], location: str | Path) -> str:
     """The command that trains the best point again, with the first seed."""
     settings = flatten(absolute_folders(merge(space.settings, overrides, best.values)))
-    settings |= {"seed": space.seeds[0], "out": str(storage.join(location, "best"))}
+    settings |= {"seed": space.seeds[0], "out": WorkDir.at(location).child("best").location}
     words = [word for name, value in settings.items() for word in (f"--{name}", _word(value))]
     return shlex.join(["newsbert-ray", "train", *words])
 

@@ -24,8 +24,7 @@ from newsbert_ray.files import format_duration, write_json
 from newsbert_ray.ray_session import ray_session
 from newsbert_ray.reporting.sweep_data import point_label
 from newsbert_ray.settings import flatten
-from newsbert_ray.storage import workdir as storage
-from newsbert_ray.storage.workdir import fetch, with_local_paths
+from newsbert_ray.storage.workdir import fetch, open_workdir, snapshot, with_local_paths
 from newsbert_ray.tune.resources import Resources, plan_resources
 from newsbert_ray.tune.space import PointValues, SearchSpace
 from newsbert_ray.tune.stopping import Saving, estimate_saving, recorded_curves
@@ -97,11 +96,11 @@ def plan_sweep(
     Raises:
         SettingsError, SweepError, ConnectError, ShardError: as `sweep`.
     """
-    location = out if storage.is_url(out) else Path(out)
-    with storage.working(location, marks=MARKS, small=True) as folder, lock_folder(folder):
+    with open_workdir(out, markers=MARKS, small=True) as workdir, lock_folder(workdir.path):
+        folder = workdir.path
         changes = read_changes(overrides, vary, control, before={})
         search_space, messages = build_space(space, changes)
-        first = check_space(search_space, out=location, overrides=changes.overrides)
+        first = check_space(search_space, out=workdir.location, overrides=changes.overrides)
         check_corpora(search_space, first)
         recorded = _read_curves(curves, search_space.metric) if curves is not None else None
         from newsbert_ray.tune.ray_tune import node_resources
@@ -140,8 +139,8 @@ def plan_sweep(
                 "lines": estimate.lines(),
             },
         )
-        storage.publish(location)
-        print(f"saved in {storage.join(location, ESTIMATE)}; the same command without --plan runs the sweep")
+        workdir.publish()
+        print(f"saved in {workdir.child(ESTIMATE).location}; the same command without --plan runs the sweep")
     return estimate
 
 
@@ -166,7 +165,7 @@ def _subject(space: SearchSpace, overrides: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _read_curves(folder: str | Path, metric: str) -> list[Curve]:
-    with storage.snapshot(folder) as here:
+    with snapshot(folder) as here:
         curves = recorded_curves(here, metric)
     if not curves:
         raise SettingsError(f"--curves {folder}: no trial there has reported {metric}")

@@ -12,8 +12,7 @@ from typing import Any
 from newsbert_ray.config import SettingsError, TrainSettings
 from newsbert_ray.data.shards import MANIFEST
 from newsbert_ray.reporting.sweep_data import SWEEP
-from newsbert_ray.storage import workdir as storage
-from newsbert_ray.storage.workdir import fetch
+from newsbert_ray.storage.workdir import StorageError, WorkDir, fetch
 
 TRIALS_PER_GPU = 4
 """Trials that share a GPU by default."""
@@ -131,7 +130,7 @@ class NodeError(RuntimeError):
     """A machine that cannot read or write what a trial needs; the text names both, and the cure."""
 
 
-def check_nodes(location: str | Path, *, data: Sequence[str] = (), teachers: Sequence[str] = ()) -> None:
+def check_nodes(workdir: WorkDir, *, data: Sequence[str] = (), teachers: Sequence[str] = ()) -> None:
     """Check that every node of the cluster can write to the sweep's folder and finds shards and teachers.
 
     Those in a bucket are downloaded there. Nodes that leave meanwhile are skipped.
@@ -144,8 +143,8 @@ def check_nodes(location: str | Path, *, data: Sequence[str] = (), teachers: Seq
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     probe = None
-    if not storage.is_url(location):
-        probe = Path(location).absolute() / f".probe-{secrets.token_hex(8)}"
+    if not workdir.is_remote:
+        probe = workdir.path.absolute() / f".probe-{secrets.token_hex(8)}"
         probe.touch()
     task: Any = ray.remote(num_cpus=0, max_retries=0)(node_fault)
     try:
@@ -153,7 +152,7 @@ def check_nodes(location: str | Path, *, data: Sequence[str] = (), teachers: Seq
         answers = [
             task.options(
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            ).remote(storage.absolute(location), str(probe or ""), list(data), list(teachers))
+            ).remote(workdir.absolute(), probe, list(data), list(teachers))
             for node in nodes
         ]
         for node, answer in zip(nodes, answers, strict=True):
@@ -170,39 +169,39 @@ def check_nodes(location: str | Path, *, data: Sequence[str] = (), teachers: Seq
             probe.unlink(missing_ok=True)
 
 
-def node_fault(location: str, probe: str, data: Sequence[str], teachers: Sequence[str]) -> str:
+def node_fault(workdir: WorkDir, probe: Path | None, data: Sequence[str], teachers: Sequence[str]) -> str:
     """Why this machine cannot run the sweep's trials; empty where it can.
 
     Args:
-        location: the sweep's folder.
-        probe: a file in it that the driver has written; empty where the folder is in a bucket.
+        workdir: the sweep's folder.
+        probe: a file in it that the driver has written; None where the folder is in a bucket.
         data, teachers: folders of shards, and of teachers.
     """
-    if probe and not Path(probe).exists():
-        return _not_visible(location, "--out")
+    if probe and not probe.exists():
+        return _not_visible(workdir.location, "--out")
     try:
-        storage.check_writable(location)
+        workdir.check_writable()
         for folder in data:
             if not (fetch(folder) / MANIFEST).exists():
                 return _not_visible(folder, "--data")
         for folder in teachers:
             if not fetch(folder).is_dir():
                 return _not_visible(folder, "--teacher")
-    except storage.StorageError as error:
+    except StorageError as error:
         return str(error)
     return ""
 
 
-def require_seen(sweep_folder: str | None) -> None:
+def require_seen(sweep: WorkDir | None) -> None:
     """Refuse to work on a machine that does not see the sweep's folder: results would be lost there.
 
     Args:
-        sweep_folder: None, and a folder in a bucket, are visible everywhere.
+        sweep: None, and a folder in a bucket, are visible everywhere.
     Raises:
         NodeError: it is not visible.
     """
-    if sweep_folder and not storage.is_url(sweep_folder) and not (Path(sweep_folder) / SWEEP).exists():
-        raise NodeError(f"this node {_not_visible(sweep_folder, '--out')}")
+    if sweep and not sweep.is_remote and not (sweep.path / SWEEP).exists():
+        raise NodeError(f"this node {_not_visible(sweep.location, '--out')}")
 
 
 def _not_visible(location: str, flag: str) -> str:

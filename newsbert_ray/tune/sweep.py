@@ -20,8 +20,14 @@ from newsbert_ray.files import locked, write_json
 from newsbert_ray.ray_session import ray_session
 from newsbert_ray.record import RECORD, STOPPED, installed_versions
 from newsbert_ray.reporting.sweep_data import FAILURES, SWEEP, TRIALS, Point
-from newsbert_ray.storage import workdir as storage
-from newsbert_ray.storage.workdir import fetch
+from newsbert_ray.storage.workdir import (
+    StorageError,
+    WorkDir,
+    download_input,
+    fetch,
+    is_location,
+    open_workdir,
+)
 from newsbert_ray.telemetry import EVENTS, EventLog
 from newsbert_ray.tune import display
 from newsbert_ray.tune.display import say
@@ -119,26 +125,27 @@ def sweep(
 
     if concurrency is not None and concurrency < 1:
         raise SettingsError(f"concurrency = {concurrency}: expected 1 or more")
-    began, location, console = time.monotonic(), out if storage.is_url(out) else Path(out), Console()
+    began, console = time.monotonic(), Console()
     with (
         interrupt_check() as check,
-        storage.working(location, marks=MARKS, small=True) as here,
-        lock_folder(here),
+        open_workdir(out, markers=MARKS, small=True) as workdir,
+        lock_folder(workdir.path),
     ):
+        here = workdir.path
         before = read_plan(here)
         changes = read_changes(overrides, vary, control, before=before if resume else {})
         search_space, messages = build_space(space, changes)
-        first = check_space(search_space, out=location, overrides=changes.overrides)
+        first = check_space(search_space, out=workdir.location, overrides=changes.overrides)
         corpora = check_corpora(search_space, first) if train is None else []
         plan = make_plan(search_space, changes, first, corpora=corpora)
-        require_same(location, before, plan, resume=resume)
-        folder = _SweepFile(here, location, plan, before, began=began)
+        require_same(workdir.location, before, plan, resume=resume)
+        folder = _SweepFile(workdir, plan, before, began=began)
         folder.write("running")
         log = EventLog(here)
         log("resume" if before else "start", space=str(space))
         try:
             study = SweepStudy(search_space, here, folder.identity)
-            trials = Trials(search_space, study, here, location=location)
+            trials = Trials(search_space, study, workdir)
             for line in [*messages, *display.opening(trials)]:
                 say(console, line)
             runner = _Runner(trials, first, changes.overrides, folder, console, check, concurrency, train)
@@ -147,8 +154,8 @@ def sweep(
             folder.write("interrupted")
             log("interrupted")
             say(console, f"interrupted: {_progress(here)}. Continue with:")
-            say(console, f"  {display.resume_command(search_space, location)}")
-            storage.publish(location)
+            say(console, f"  {display.resume_command(search_space, workdir.location)}")
+            workdir.publish()
             raise
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
@@ -157,8 +164,8 @@ def sweep(
             else:
                 folder.write("broken off", ends=reason)
                 log("error", reason=reason)
-            if not isinstance(error, storage.StorageError):
-                storage.publish(location)
+            if not isinstance(error, StorageError):
+                workdir.publish()
             raise
         result = _result(trials, changes.overrides, seconds=folder.seconds)
         state = "ended at a limit" if trials.end_reason else "finished"
@@ -170,7 +177,7 @@ def sweep(
         )
         log("end", state=state, failures=len(result.failures))
         result = _with_report(result)
-        storage.publish(location)
+        workdir.publish()
         comparison = ""
         if retention and not before and not trials.end_reason:
             from newsbert_ray.tune.estimate import compare_with_estimate
@@ -207,7 +214,7 @@ class _Runner:
 
         with ray_session() as session:
             if not session.private:
-                check_nodes(trials.location, **self._inputs() if self.train is None else {})
+                check_nodes(trials.workdir, **self._inputs() if self.train is None else {})
             resources = plan_resources(
                 self.first,
                 node_resources(),
@@ -264,8 +271,8 @@ class _Runner:
         Raises:
             SettingsError: the combination is impossible.
         """
-        location, space = self.trials.location, self.trials.space
-        out = storage.join(location, TRIALS, spec.name) if storage.is_url(location) else spec.out
+        workdir, space = self.trials.workdir, self.trials.space
+        out = workdir.child(TRIALS, spec.name).location
         settings = trial_settings(space, spec.point, seed=spec.seed, out=out, overrides=self.overrides)
         if settings.workers > resources.workers:
             raise SettingsError(
@@ -275,8 +282,8 @@ class _Runner:
         return TrialConfig(
             settings=settings,
             metrics=tuple(goal.metric for goal in space.goals),
-            failures=storage.absolute(storage.join(location, FAILURES)),
-            sweep_folder=storage.absolute(location) if shared else None,
+            failures=workdir.child(FAILURES).absolute(),
+            sweep=workdir.absolute() if shared else None,
             gpus=resources.gpus,
         )
 
@@ -286,7 +293,7 @@ class _Runner:
         teachers = varied.get("teacher", [self.first.teacher])
         return {
             "data": varied.get("data", [self.first.data]),
-            "teachers": [name for name in teachers if storage.is_url(name) or Path(name).is_dir()],
+            "teachers": [name for name in teachers if is_location(name)],
         }
 
 
@@ -300,10 +307,10 @@ def _result(trials: Trials, overrides: Mapping[str, Any], *, seconds: float) -> 
     best = trials.best()
     return SweepResult(
         out=trials.folder,
-        location=trials.location,
+        location=trials.workdir.location,
         points=tuple(trials.points.values()),
         best=best,
-        command=display.train_command(trials.space, best, overrides, trials.location) if best else "",
+        command=display.train_command(trials.space, best, overrides, trials.workdir.location) if best else "",
         seconds=seconds,
     )
 
@@ -385,21 +392,20 @@ class _SweepFile:
 
     def __init__(
         self,
-        out: Path,
-        location: str | Path,
+        workdir: WorkDir,
         plan: Mapping[str, Any],
         before: Mapping[str, Any],
         *,
         began: float,
     ) -> None:
         """`before`: sweep.json of an earlier start, empty for a new sweep."""
-        self._path, self._location = out / SWEEP, location
+        self._path, self._workdir = workdir.path / SWEEP, workdir
         self._plan = dict(plan)
         self._plan["corpora"] = plan["corpora"] or before.get("corpora", [])
         self._plan["identity"] = before.get("identity", plan["identity"])
         self._plan["place"] = before.get("place", {})
-        if storage.is_url(location):
-            self._plan["url"] = location  # the folder's name on this machine means nothing elsewhere
+        if workdir.is_remote:
+            self._plan["url"] = workdir.location  # the folder's name on this machine means nothing elsewhere
         self._earlier = float(before.get("seconds", 0.0))
         self._began = began
 
@@ -421,7 +427,7 @@ class _SweepFile:
             "gpus": resources.trial_gpus,
         }
         self.write("running")
-        storage.publish(self._location)
+        self._workdir.publish()
 
     def write(self, state: str, **more: Any) -> None:
         """Write the file with this state."""
@@ -595,7 +601,7 @@ def check_corpora(space: SearchSpace, first: TrainSettings) -> list[str]:
         if teacher != SCRATCH and _is_folder_name(teacher):
             from newsbert_ray.model.assemble import check_tokenizer
 
-            folder = str(fetch(teacher)) if storage.is_url(teacher) else teacher
+            folder = download_input(teacher)
             for manifest in manifests:
                 check_tokenizer(folder, manifest)
     return [manifest.fingerprint for manifest in manifests]

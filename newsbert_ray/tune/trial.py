@@ -22,8 +22,7 @@ from newsbert_ray.files import first_line, is_locked
 from newsbert_ray.record import TEACHERS, RunRecord
 from newsbert_ray.reporting.sweep_data import point_label
 from newsbert_ray.settings import flatten
-from newsbert_ray.storage import workdir as storage
-from newsbert_ray.storage.workdir import fetch
+from newsbert_ray.storage.workdir import StorageError, WorkDir, absolute, fetch
 from newsbert_ray.tune.resources import require_seen
 from newsbert_ray.tune.space import (
     PointValues,
@@ -83,7 +82,7 @@ def trial_settings(
         SettingsError: the combination is impossible.
     """
     # A worker that Ray starts has another working directory, so folders must be absolute.
-    own = {"seed": seed, "out": storage.absolute(out)}
+    own = {"seed": seed, "out": absolute(out)}
     values = absolute_folders(merge(_TRIAL_DEFAULTS, space.settings, overrides, point, own))
     settings = build_settings(TrainSettings, values, where=f"{space.file}, point {point_label(point)}")
     check_depth(settings)
@@ -207,7 +206,7 @@ def teacher_depth(settings: TrainSettings, *, fetch: bool = False) -> int | None
 def _encoder_depth(settings: TrainSettings) -> int | None:
     if settings.teacher == SCRATCH:
         return settings.scratch.layers
-    folder = _fetch(settings.teacher) if storage.is_url(settings.teacher) else Path(settings.teacher)
+    folder = _fetch(settings.teacher)
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         depths = [config[key] for key in ("num_hidden_layers", "n_layers", "num_layers") if key in config]
@@ -247,9 +246,9 @@ class TrialConfig:
     """Settings of the run, its seed and its folder among them."""
     metrics: tuple[str, ...]
     """The goals' metrics; the trial reports one number for each."""
-    failures: str
-    """Folder or URL for the stack trace of a failure."""
-    sweep_folder: str | None = None
+    failures: WorkDir
+    """Folder for the stack trace of a failure."""
+    sweep: WorkDir | None = None
     """The sweep's folder, where this machine has to check that it sees it; None on a single machine."""
     gpus: float = 0.0
     """Each worker's share of a GPU, for a trial of several workers."""
@@ -276,28 +275,29 @@ def run_trial(config: Mapping[str, TrialConfig], *, train: Train | None = None) 
 
     trial = config[CONFIG]
     settings = trial.settings
+    workdir = WorkDir(settings.out)
     note = f"{PurePosixPath(settings.out.partition('?')[0]).name}.txt"
-    _wait_for_lock(storage.local(settings.out))
+    _wait_for_lock(workdir.path)
     try:
-        require_seen(trial.sweep_folder)
+        require_seen(trial.sweep)
         work = train or _real_train(trial)
         record = work(settings, report=lambda entry: tune.report(numbers_of(entry)), quiet=True)
         values = [metric_value(record, metric) for metric in trial.metrics]
-        storage.discard(settings.out)
+        workdir.discard()
     except PreemptedError:
         raise  # Tune starts the trial again on another machine.
     except SystemExit:
-        storage.discard(settings.out)
+        workdir.discard()
         raise
     except Exception as error:
         # The only place that stops an exception: it ends this trial alone, and the sweep shows it.
-        with suppress(OSError, storage.StorageError):  # the disk may be full
-            storage.leave(trial.failures, note, traceback.format_exc())
+        with suppress(OSError, StorageError):  # the disk may be full
+            trial.failures.write_text(note, traceback.format_exc())
         tune.report({"failure": f"{type(error).__name__}: {error}"})
     else:
-        if not storage.is_url(trial.failures):
+        if not trial.failures.is_remote:
             with suppress(OSError):
-                (Path(trial.failures) / note).unlink(missing_ok=True)
+                (trial.failures.path / note).unlink(missing_ok=True)
         tune.report({"values": values})
     finally:
         release_memory()
@@ -314,9 +314,8 @@ def release_memory() -> None:
 def _real_train(trial: TrialConfig) -> Train:
     from newsbert_ray.training.run import train
 
-    out = trial.settings.out
     # Next to the trials' folders; for a sweep in a bucket each machine keeps its own.
-    parent = storage.cache_folder() if storage.is_url(out) else Path(out).parents[1]
+    parent = WorkDir(trial.settings.out).path.parents[1]
     gpus = trial.gpus if trial.settings.workers > 1 else None
     return partial(train, gpus=gpus, teachers=parent / TEACHERS)
 

@@ -32,7 +32,7 @@ from newsbert_ray.reporting.sweep_data import (
     point_label,
     undominated,
 )
-from newsbert_ray.storage import workdir as storage
+from newsbert_ray.storage.workdir import WorkDir
 from newsbert_ray.tune.space import PointValues, Prices, SearchSpace
 from newsbert_ray.tune.study import SweepStudy
 
@@ -79,17 +79,11 @@ class Trials:
     """Every trial of a sweep. Each is handed out at most once; a record or an early end in its folder
     counts."""
 
-    def __init__(
-        self, space: SearchSpace, study: SweepStudy, folder: Path, *, location: str | Path | None = None
-    ) -> None:
-        """
-        Args:
-            folder: the sweep's folder on this machine.
-            location: the folder or URL that the user named; `folder` by default.
-        """
+    def __init__(self, space: SearchSpace, study: SweepStudy, workdir: WorkDir) -> None:
+        """`workdir`: the sweep's folder."""
         self.space = space
-        self.folder = folder
-        self.location = folder if location is None else location
+        self.workdir = workdir
+        self.folder = workdir.path
         self.ended: dict[str, Trial] = {}
         """Trials that have ended in any way, by name."""
         self.total = space.points * len(space.seeds)
@@ -164,7 +158,7 @@ class Trials:
                 self._add_point(*drawn)
                 self._collect_ended()
                 # If this machine dies now, a resume must not draw another point instead.
-                storage.publish(self.location)
+                self.workdir.publish()
         return self._queue.pop(0) if self._queue and not self.end_reason else None
 
     def put_back(self, spec: TrialSpec) -> None:
@@ -265,9 +259,9 @@ class Trials:
 
     def _download(self, spec: TrialSpec, *, failed: bool) -> None:
         """Copy what a trial has left in the sweep's bucket, where the sweep is in one."""
-        storage.collect(self.location, f"{TRIALS}/{spec.name}")
+        self.workdir.collect(f"{TRIALS}/{spec.name}")
         if failed:
-            storage.collect(self.location, FAILURES)
+            self.workdir.collect(FAILURES)
         else:
             (self.folder / FAILURES / f"{spec.name}.txt").unlink(missing_ok=True)
 
@@ -371,12 +365,12 @@ class Retention:
 
     def reported(self, spec: TrialSpec) -> None:
         """A trial has written a checkpoint: measure it; in a bucket once for each trial."""
-        if storage.is_url(self._trials.location) and spec.name in self._measured:
+        if self._trials.workdir.is_remote and spec.name in self._measured:
             return
         self._measured.add(spec.name)
         largest: dict[str, int] = {}
-        location = storage.join(self._trials.location, TRIALS, spec.name, CHECKPOINTS)
-        for name, size in _folder_sizes(location).items():
+        checkpoints = self._trials.workdir.child(TRIALS, spec.name, CHECKPOINTS)
+        for name, size in _folder_sizes(checkpoints).items():
             kind = name.split("-")[0]  # step-12 or best-12
             largest[kind] = max(largest.get(kind, 0), size)
         self._largest = max(self._largest, sum(largest.values()))
@@ -387,21 +381,21 @@ class Retention:
         Args:
             writers_gone: no process writes into the trial's folder; otherwise its checkpoints stay for now.
         """
-        location = self._trials.location
+        workdir = self._trials.workdir
         if writers_gone:
-            storage.remove(location, f"{TRIALS}/{spec.name}/{CHECKPOINTS}")
-        elif storage.is_url(location):
+            workdir.remove(f"{TRIALS}/{spec.name}/{CHECKPOINTS}")
+        elif workdir.is_remote:
             self._postponed.append(spec)
         for name in ranked_trials(self._trials)[self._trials.space.keep_students :]:
             if name not in self._removed:
-                storage.remove(location, f"{TRIALS}/{name}/{STUDENT}")
+                workdir.remove(f"{TRIALS}/{name}/{STUDENT}")
                 self._removed.add(name)
-        storage.publish(location)
+        workdir.publish()
 
     def finish(self) -> None:
         """All trials have ended: remove the checkpoints whose removal was postponed."""
         for spec in self._postponed:
-            storage.remove(self._trials.location, f"{TRIALS}/{spec.name}/{CHECKPOINTS}")
+            self._trials.workdir.remove(f"{TRIALS}/{spec.name}/{CHECKPOINTS}")
         self._postponed = []
 
     @property
@@ -412,7 +406,7 @@ class Retention:
 
     def line(self) -> str:
         """Disk space of checkpoints and of the students that are kept."""
-        files = storage.sizes(storage.join(self._trials.location, TRIALS))
+        files = self._trials.workdir.child(TRIALS).sizes()
         now = sum(size for name, size in files.items() if name.split("/")[1:2] == [CHECKPOINTS])
         sizes = [
             sum(size for name, size in files.items() if name.startswith(f"{trial}/{STUDENT}/"))
@@ -436,10 +430,10 @@ def ranked_trials(trials: Trials) -> list[str]:
     return [finished[i].name for i in order]
 
 
-def _folder_sizes(location: str | Path) -> dict[str, int]:
-    """Bytes of each folder in `location`, by name."""
+def _folder_sizes(workdir: WorkDir) -> dict[str, int]:
+    """Bytes of each folder in `workdir`, by name."""
     sizes: dict[str, int] = {}
-    for name, size in storage.sizes(location).items():
+    for name, size in workdir.sizes().items():
         folder = name.split("/")[0]
         sizes[folder] = sizes.get(folder, 0) + size
     return sizes

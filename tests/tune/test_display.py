@@ -11,6 +11,7 @@ from rich.console import Console
 
 from newsbert_ray.record import EarlyStop
 from newsbert_ray.reporting.sweep_data import Trial
+from newsbert_ray.storage.workdir import WorkDir
 from newsbert_ray.tune import display
 from newsbert_ray.tune.display import SweepDisplay
 from newsbert_ray.tune.space_file import read_space
@@ -28,7 +29,7 @@ def make_trials(write_space: WriteSpace, tmp_path: Path) -> MakeTrials:
 
     def make(*, seeds: str = "[0]", more: str = "") -> Trials:
         space = read_space(write_space(**{"seeds: [0]": f"seeds: {seeds}\n{more}"}))
-        return Trials(space, SweepStudy(space, tmp_path, "test"), tmp_path)
+        return Trials(space, SweepStudy(space, tmp_path, "test"), WorkDir.at(tmp_path))
 
     return make
 

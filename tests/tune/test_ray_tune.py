@@ -18,6 +18,7 @@ from ray.tune.search import Searcher
 from newsbert_ray.config import TrainSettings
 from newsbert_ray.ray_session import RaySession, environment
 from newsbert_ray.record import METRICS, read_entries, read_record
+from newsbert_ray.storage.workdir import WorkDir
 from newsbert_ray.training.loop import PreemptedError
 from newsbert_ray.training.ray_group import GROUP_FOLDER, rank_zero_lock
 from newsbert_ray.tune import ray_tune
@@ -54,12 +55,12 @@ def make_searcher(write_space: WriteSpace, tmp_path: Path) -> MakeSearcher:
 
     def make(text: str = SPACE, *, slots: int = 2, cpus: float = 1) -> tuple[TrialSearcher, list[str]]:
         space = read_space(write_space(text))
-        trials = Trials(space, SweepStudy(space, tmp_path), tmp_path)
+        trials = Trials(space, SweepStudy(space, tmp_path), WorkDir.at(tmp_path))
         shown: list[str] = []
 
         def config(spec: TrialSpec) -> TrialConfig:
             settings = trial_settings(space, spec.point, seed=spec.seed, out=spec.out, overrides={})
-            return TrialConfig(settings, metrics=(space.metric,), failures="failures")
+            return TrialConfig(settings, metrics=(space.metric,), failures=WorkDir("failures"))
 
         parts: Any = SimpleNamespace(
             trials=trials,

@@ -28,6 +28,7 @@ from newsbert_ray.record import RECORD, TEACHERS, RunRecord, find_records, read_
 from newsbert_ray.storage import bucket as lease
 from newsbert_ray.storage import workdir as storage
 from newsbert_ray.storage.bucket import Remote
+from newsbert_ray.storage.workdir import WorkDir
 from newsbert_ray.tune import sweep as sweep_module
 from newsbert_ray.tune.space import steer
 from newsbert_ray.tune.space_file import read_space
@@ -270,7 +271,7 @@ def test_the_report_leaves_out_what_a_failed_trial_left(
     file, out = write_space(), tmp_path / "sweep"
     finished_sweep(file, out, make_train)
     space = read_space(file)
-    trials = Trials(space, SweepStudy(space, out), out)
+    trials = Trials(space, SweepStudy(space, out), WorkDir.at(out))
     trials.collect()
     name = "beta=0,layers=2,seed=0"
     trials.ended[name] = replace(trials.ended[name], state="failed", values=(), reason="its process died")
@@ -288,7 +289,7 @@ def finished_sweep(file: Path, out: Path, make_train: Any, overrides: dict[str, 
     space = read_space(file)
     (out / ".lock").parent.mkdir(exist_ok=True)
     (out / ".lock").touch()
-    trials = Trials(space, SweepStudy(space, out), out)
+    trials = Trials(space, SweepStudy(space, out), WorkDir.at(out))
     train = make_train()
     while (spec := trials.next_trial()) is not None:
         settings = trial_settings(space, spec.point, seed=spec.seed, out=spec.out, overrides=overrides or {})

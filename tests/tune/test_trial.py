@@ -10,6 +10,7 @@ from ray import tune
 
 from newsbert_ray.config import TrainSettings, build_settings
 from newsbert_ray.storage import workdir as storage
+from newsbert_ray.storage.workdir import WorkDir
 from newsbert_ray.tune.trial import CONFIG, TrialConfig, run_trial
 
 
@@ -26,7 +27,8 @@ def config(tmp_path: Path) -> dict[str, TrialConfig]:
     """Tune's configuration of a trial."""
     values = {"data": "nowhere", "teacher": "scratch", "out": str(tmp_path / "trials" / "one")}
     settings = build_settings(TrainSettings, values)
-    trial = TrialConfig(settings, ("validation.student.accuracy",), failures=str(tmp_path / "failures"))
+    failures = WorkDir.at(tmp_path / "failures")
+    trial = TrialConfig(settings, ("validation.student.accuracy",), failures)
     return {CONFIG: trial}
 
 

@@ -13,6 +13,7 @@ import pytest
 from newsbert_ray.config import TrainSettings, build_settings
 from newsbert_ray.record import METRICS, RECORD, EarlyStop, RunRecord, write_stop
 from newsbert_ray.reporting.sweep_data import Point, undominated
+from newsbert_ray.storage.workdir import WorkDir
 from newsbert_ray.tune.space_file import read_space
 from newsbert_ray.tune.study import SweepStudy
 from newsbert_ray.tune.trials import MetricError, Retention, Trials, TrialSpec, metric_value
@@ -28,7 +29,7 @@ def make_trials(write_space: WriteSpace, tmp_path: Path) -> MakeTrials:
     def make(**changes: str) -> Trials:
         space = read_space(write_space(**{"seeds: [0]": "seeds: [0, 1]", **changes}))
         (tmp_path / "sweep").mkdir(exist_ok=True)
-        return Trials(space, SweepStudy(space, tmp_path / "sweep"), tmp_path / "sweep")
+        return Trials(space, SweepStudy(space, tmp_path / "sweep"), WorkDir.at(tmp_path / "sweep"))
 
     return make
 
@@ -264,7 +265,7 @@ def test_checkpoints_go_with_their_trial_and_students_of_the_best_stay(
 ) -> None:
     """A sweep of hundreds of trials fills the disk; or the best model is the one that was removed."""
     space = read_space(write_space(**{"seeds: [0]": "seeds: [0]\nkeep_students: 2"}))
-    trials = Trials(space, SweepStudy(space, tmp_path), tmp_path)
+    trials = Trials(space, SweepStudy(space, tmp_path), WorkDir.at(tmp_path))
     keeper = Retention(trials, slots=2, checkpoints=1)
     folders = []
     for value in (0.2, 0.4, 0.1, 0.3):
