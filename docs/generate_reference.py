@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import newsbert_ray
-from newsbert_ray.cli import main
+from newsbert_ray.cli import VERBS, main
 from newsbert_ray.config import PrepareSettings, Settings, TrainSettings
-from newsbert_ray.verbs import VERBS
 
 _SETTINGS = """\
 # Settings

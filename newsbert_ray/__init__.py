@@ -1,58 +1,717 @@
-"""Distil a pretrained language model into a fast news encoder, teacher and student learning together
-(NewsBERT, Wu et
-al. 2021), and search how best to do it over a Ray cluster. Every verb of the command line is one function
-here."""
+"""Distil a pretrained language model into a fast news encoder (NewsBERT, Wu et al. 2021).
+
+Every verb of the command line is a function here, with the same names, defaults and error messages. The
+command line is built from these signatures and docstrings. Importing the package loads neither torch nor Ray.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import wraps
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
     from newsbert_ray.config import PrepareSettings, TrainSettings
-    from newsbert_ray.data.prepare import prepare
-    from newsbert_ray.data.synthetic import synthesize
-    from newsbert_ray.deploy.submit import submit
-    from newsbert_ray.evaluation.evaluate import evaluate
+    from newsbert_ray.data.shards import Manifest
+    from newsbert_ray.deploy.doctor import Finding
+    from newsbert_ray.evaluation.evaluate import Shown, TopicRow
     from newsbert_ray.record import RunRecord, read_record
-    from newsbert_ray.reporting.report import report
-    from newsbert_ray.training.run import train
-    from newsbert_ray.tune.sweep import sweep
+    from newsbert_ray.serving.bench import Timing
+    from newsbert_ray.serving.similar import Answer
+    from newsbert_ray.settings import (
+        NonNegativeFloat,
+        NonNegativeInt,
+        PositiveInt,
+        SettingsError,
+        Share,
+    )
+    from newsbert_ray.tune.estimate import Estimate
+    from newsbert_ray.tune.sweep import SweepResult
 
 __version__ = "0.2.0"
-
-_ROOMS = {
-    "PrepareSettings": "config",
-    "TrainSettings": "config",
-    "RunRecord": "record",
-    "read_record": "record",
-    "synthesize": "data.synthetic",
-    "prepare": "data.prepare",
-    "train": "training.run",
-    "evaluate": "evaluation.evaluate",
-    "sweep": "tune.sweep",
-    "report": "reporting.report",
-    "submit": "deploy.submit",
-}
 
 __all__ = [
     "PrepareSettings",
     "RunRecord",
+    "SettingsError",
     "TrainSettings",
     "__version__",
+    "bench",
+    "doctor",
+    "embed",
     "evaluate",
+    "export",
     "prepare",
+    "preview",
     "read_record",
     "report",
+    "similar",
     "submit",
     "sweep",
     "synthesize",
+    "synthesize_pairs",
     "train",
 ]
 
+_CLASSES = {
+    "PrepareSettings": "config",
+    "TrainSettings": "config",
+    "SettingsError": "settings",
+    "RunRecord": "record",
+    "read_record": "record",
+}
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
 
 def __getattr__(name: str) -> Any:
-    """Import a verb's room when it is first used: `import newsbert_ray` alone stays light."""
-    if name in _ROOMS:
-        return getattr(import_module(f"newsbert_ray.{_ROOMS[name]}"), name)
+    """Load a class when it is first used, so that importing the package stays fast."""
+    if name in _CLASSES:
+        return getattr(import_module(f"newsbert_ray.{_CLASSES[name]}"), name)
     raise AttributeError(f"module 'newsbert_ray' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+def _checked(function: Callable[P, R]) -> Callable[P, R]:
+    """Check the arguments by the signature: SettingsError, in the words of the command line."""
+
+    @wraps(function)
+    def call(*positional: P.args, **keywords: P.kwargs) -> R:
+        from newsbert_ray.settings import check_arguments
+
+        return function(**check_arguments(function, positional, keywords))  # type: ignore[call-arg]
+
+    return call
+
+
+@_checked
+def synthesize(
+    out: str | Path,
+    *,
+    news: PositiveInt = 2000,
+    users: PositiveInt = 200,
+    impressions_per_user: PositiveInt = 5,
+    topics: PositiveInt = 8,
+    seed: NonNegativeInt = 0,
+    folders: Sequence[str] = ("train", "dev"),
+    history: NonNegativeInt = 10,
+    candidates: PositiveInt = 6,
+    unlabelled: Sequence[str] = (),
+    popularity: NonNegativeFloat = 0.0,
+) -> list[Path]:
+    """Write a small synthetic corpus in MIND's file format, to try things out.
+
+    The first folder has `news` news. Each later one has a quarter as many new ones, and shares an eighth with
+    the folder before it. The same arguments give the same bytes.
+
+    Args:
+        out: folder to write; it gets a folder synthetic_NAME with news.tsv and behaviors.tsv for each NAME.
+        news: news in the first folder, at least 8.
+        users: readers, the same in all folders.
+        impressions_per_user: impressions of each reader in the first folder; the others have a quarter.
+        topics: categories, 2 to 40.
+        seed: random seed.
+        folders: names of the folders, in the order of time.
+        history: longest history of an impression.
+        candidates: news offered in each impression.
+        unlabelled: folders whose behaviours do not say what was clicked, like MIND's test set.
+        popularity: exponent of Zipf's law for how often news are offered; 0 offers all equally often.
+    Returns:
+        The folders written.
+    Raises:
+        SettingsError: an argument out of range.
+    """
+    from newsbert_ray.data import synthetic
+
+    return _value_errors(
+        synthetic.synthesize,
+        out,
+        news=news,
+        users=users,
+        impressions_per_user=impressions_per_user,
+        topics=topics,
+        seed=seed,
+        folders=folders,
+        history=history,
+        candidates=candidates,
+        unlabelled=unlabelled,
+        popularity=popularity,
+    )
+
+
+@_checked
+def synthesize_pairs(
+    out: str | Path,
+    *,
+    pairs: PositiveInt = 2000,
+    queries: PositiveInt | None = None,
+    topics: PositiveInt = 8,
+    words: PositiveInt = 600,
+    seed: NonNegativeInt = 0,
+    tables: Sequence[str] = ("train", "dev"),
+) -> list[Path]:
+    """Write small synthetic tables of query, text and clicked, to try retrieval.
+
+    The first table has `pairs` rows. Each later one has a quarter as many, with new queries and half of its
+    texts new. The same arguments give the same bytes.
+
+    Args:
+        out: folder to write; it gets a file synthetic_pairs_NAME.tsv for each NAME.
+        pairs: rows of the first table, at least 8.
+        queries: queries of the first table; by default a fifth of `pairs`.
+        topics: 2 to 40.
+        words: mean length of a text; a query has about 12 words.
+        seed: random seed.
+        tables: names of the tables, in the order of time.
+    Returns:
+        The files written.
+    Raises:
+        SettingsError: an argument out of range.
+    """
+    from newsbert_ray.data import synthetic
+
+    return _value_errors(
+        synthetic.synthesize_pairs,
+        out,
+        pairs=pairs,
+        queries=queries,
+        topics=topics,
+        words=words,
+        seed=seed,
+        tables=tables,
+    )
+
+
+def _value_errors(function: Callable[..., R], *positional: Any, **keywords: Any) -> R:
+    """Call a function; its ValueError becomes a SettingsError."""
+    from newsbert_ray.settings import SettingsError
+
+    try:
+        return function(*positional, **keywords)
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
+
+
+def prepare(
+    settings: PrepareSettings | None = None, *, say: Callable[[str], None] = print, **values: Any
+) -> Manifest:
+    """Turn MIND's files, or tables of query-text pairs, into tokenised Parquet shards.
+
+    Shards that were made from the same sources and settings are kept as they are.
+
+    Args:
+        settings: all settings in one object; `values` override it.
+        say: receives progress and the closing summary, line by line.
+        values: settings by name, nested or dotted, as in `PrepareSettings`.
+    Returns:
+        The manifest of the shards.
+    Raises:
+        SettingsError: a wrong setting.
+        PrepareError: the sources, the output folder or the disk do not allow it; nothing in the output folder
+            has changed.
+        TokenizerError: the teacher's tokeniser cannot be loaded.
+        StorageError: a bucket cannot be read or written, or another process works in the output folder.
+    """
+    from newsbert_ray.config import PrepareSettings
+    from newsbert_ray.data import prepare as module
+
+    return module.prepare(_settings(PrepareSettings, settings, values), say=say)
+
+
+def train(
+    settings: TrainSettings | None = None,
+    *,
+    report: Callable[[dict[str, Any]], None] | None = None,
+    quiet: bool = False,
+    gpus: float | None = None,
+    teachers: str | Path | None = None,
+    **values: Any,
+) -> RunRecord:
+    """Distil one student: teacher and student learn together.
+
+    Writes the student and a record of the run. An interrupted run continues from its last checkpoint. A run
+    that the method needs first (a fine-tuned teacher, a student to start from) is trained first. Several
+    workers form a Ray Train group.
+
+    Args:
+        settings: all settings in one object; `values` override it.
+        report: receives every evaluation: {"step", "epoch", "validation", "train", "kind"}. It stops the run
+            by raising; the next call continues there.
+        quiet: print nothing.
+        gpus: GPUs of each worker, such as 0.25; by default what the cluster has.
+        teachers: folder where several runs share the runs they need first; by default each has its own.
+        values: settings by name, nested or dotted, as in `TrainSettings`.
+    Returns:
+        The record of the finished run; at once if the folder holds it already.
+    Raises:
+        SettingsError: a wrong setting.
+        RunFolderError: the folder belongs to another run, or another process works in it.
+        StorageError: a bucket cannot be read or written.
+        ShardError, EncoderError, CheckpointError, LossError, GroupError: see there.
+    """
+    from newsbert_ray.config import TrainSettings
+    from newsbert_ray.training import run
+
+    chosen = _settings(TrainSettings, settings, values)
+    return run.train(chosen, report=report, quiet=quiet, gpus=gpus, teachers=teachers)
+
+
+def _settings(model: type[Any], settings: Any, values: Mapping[str, Any]) -> Any:
+    """A settings object from another one, or from nothing, with `values` over it."""
+    from newsbert_ray.settings import build_settings, merge
+
+    if settings is not None and not values:
+        return settings
+    start = {} if settings is None else settings.model_dump(exclude_unset=True)
+    return build_settings(model, merge(start, values))
+
+
+@_checked
+def sweep(
+    space: str | Path,
+    *,
+    out: str | Path,
+    resume: bool = False,
+    concurrency: PositiveInt | None = None,
+    vary: Mapping[str, Sequence[Any]] | Sequence[str] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    control: Mapping[str, Any] | None = None,
+    train: Callable[..., Any] | None = None,
+    **values: Any,
+) -> SweepResult:
+    """Run every trial of a search space, on this machine or a cluster.
+
+    Prints the table of trials and writes the report with its figures.
+
+    Args:
+        space: YAML file of the search space, such as those in search_spaces/.
+        out: folder of the sweep, with a folder for each run; a disk that all nodes share, or a URL.
+        resume: continue the sweep in `out`. Finished trials are kept, others continue from their checkpoints,
+            failed ones are repeated.
+        concurrency: most trials at once; by default as many as CPUs and GPUs allow.
+        vary: other values for an axis, a new axis, or other seeds: NAME=VALUE,VALUE.
+        overrides: training settings by name; the same as `values`.
+        control: `search`, `stopping`, `limits`, `prices`, `gpus`, `keep_students`; the same as `values`.
+        train: function that trains a trial; by default `train`.
+        values: training settings and the parts of the search space in `control`, nested or dotted. They
+            override the file; an axis that is set this way no longer varies.
+    Raises:
+        SettingsError: a wrong setting or search space.
+        SweepError: the folder belongs to another sweep, needs `resume`, or is in use.
+        StudyError: Optuna's storage cannot be used, or its study belongs to another sweep.
+        StorageError, NodeError: a bucket, or a node's disk, cannot be read or written.
+        ConnectError: Ray cannot be started or reached.
+        KeyboardInterrupt: stopped by Ctrl-C; finished trials are kept, and `resume` continues.
+    """
+    from newsbert_ray.tune import sweep as module
+
+    parts = _sweep_values(values, vary, overrides, control)
+    return module.sweep(space, out=out, resume=resume, concurrency=concurrency, train=train, **parts)
+
+
+@_checked
+def preview(
+    space: str | Path,
+    *,
+    out: str | Path,
+    concurrency: PositiveInt | None = None,
+    curves: str | Path | None = None,
+    vary: Mapping[str, Sequence[Any]] | Sequence[str] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    control: Mapping[str, Any] | None = None,
+    **values: Any,
+) -> Estimate:
+    """Estimate what a sweep will take: trials, time, cost, and what early stopping saves.
+
+    Measures a few training steps of each kind of trial, as many at once as the sweep would run.
+
+    Args:
+        space: YAML file of the search space.
+        out: folder that the sweep will use; plan.json there is later compared with what the sweep took.
+        concurrency: most trials at once; by default as many as CPUs and GPUs allow.
+        curves: an earlier sweep, to replay early stopping on its learning curves; without one, curves that
+            never cross are assumed.
+        vary: as for `sweep`.
+        overrides: as for `sweep`.
+        control: as for `sweep`.
+        values: as for `sweep`.
+    Raises:
+        SettingsError, SweepError, ConnectError, ShardError: as `sweep`.
+    """
+    from newsbert_ray.tune import estimate as module
+
+    parts = _sweep_values(values, vary, overrides, control)
+    return module.plan_sweep(space, out=out, concurrency=concurrency, curves=curves, **parts)
+
+
+def _sweep_values(
+    values: Mapping[str, Any],
+    vary: Mapping[str, Sequence[Any]] | Sequence[str] | None,
+    overrides: Mapping[str, Any] | None,
+    control: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """Keyword arguments of a sweep as `tune.sweep` takes them: training settings apart from `control`."""
+    from newsbert_ray.cli import SPACE_PARTS, settings_of
+    from newsbert_ray.settings import check_each, merge
+    from newsbert_ray.tune.space_file import parse_vary
+
+    settings = merge(overrides or {}, control or {}, values)
+    check_each(settings_of("sweep"), settings)
+    parts = {name: settings.pop(name) for name in SPACE_PARTS if name in settings}
+    if vary is not None and not isinstance(vary, Mapping):
+        vary = dict(map(parse_vary, vary))
+    return {"overrides": settings, "vary": vary or {}, "control": parts}
+
+
+@_checked
+def evaluate(
+    run: str | Path,
+    *,
+    data: str | Path | None = None,
+    split: Literal["train", "validation", "test"] = "test",
+    submission: str | Path | None = None,
+    model: Literal["student", "teacher"] = "student",
+    by_topic: bool = False,
+    show: str | None = None,
+) -> dict[str, Any] | list[TopicRow] | list[Shown]:
+    """Measure a finished run's models; write MIND's prediction file; show a user's ranking.
+
+    Args:
+        run: folder of a finished run, or its URL.
+        data: folder of shards; by default the run's own.
+        split: split to evaluate.
+        submission: also write MIND's prediction file here (.zip or .txt), and check it; recommendation only.
+        model: model of the submission, of `by_topic` and of `show`.
+        by_topic: instead: precision, recall and F1 of each topic, and the topic it is most often taken for.
+        show: instead: this user's history, and the candidates as the model ranks them.
+    Returns:
+        {"split", "data", "student": metrics, "teacher": metrics if its weights were kept}; for recommendation
+        also "popularity" and "random"; with a submission {"file", "model", "lines"}. No metrics if the split
+        has no labels. With `by_topic` a row for each topic, with `show` the user's impressions.
+    Raises:
+        SettingsError: options that do not fit the run's task, or a model that was not kept.
+        RecordError: no finished run there.
+        ShardError: no such split, or shards with other topics than the run's.
+        EncoderError, CheckpointError: the student or the teacher cannot be loaded.
+        SubmissionError: the prediction file cannot be written, or did not pass its check.
+        StorageError: a bucket cannot be read.
+    """
+    from newsbert_ray.evaluation import evaluate as module
+    from newsbert_ray.settings import SettingsError
+
+    if sum((submission is not None, by_topic, show is not None)) > 1:
+        raise SettingsError("give only one of submission, by_topic and show")
+    if by_topic:
+        return module.by_topic(run, data=data, split=split, model=model)
+    if show is not None:
+        return module.show(run, show, data=data, split=split, model=model)
+    return module.evaluate(run, data=data, split=split, submission=submission, model=model)
+
+
+@_checked
+def report(
+    folders: Sequence[str | Path],
+    *,
+    out: str | Path,
+    against: str | None = None,
+    keep: str | Path | None = None,
+) -> list[Path]:
+    """Write a page with tables and figures from the records of runs and sweeps, or about shards.
+
+    Writes report.md, report.html (the same, in one file), report.csv, tables.tex and each figure as PNG and
+    SVG. Files of an earlier report are replaced.
+
+    Args:
+        folders: one sweep; or runs and sweeps, with every record at or below them; or files written by
+            `keep`; or shards. URLs too.
+        out: folder for the tables and figures.
+        against: SETTING=VALUE of the rows that others are compared with, by a t-test over seeds, such as
+            distill.beta=0; by default method newsbert.
+        keep: also write the records to this .jsonl file, without this machine's paths, to report again later.
+    Returns:
+        The written files, report.md first.
+    Raises:
+        RecordError, SettingsError, ShardError: see there.
+    """
+    from newsbert_ray.reporting import report as module
+
+    return module.report(folders, out=out, against=against, keep=None if keep is None else str(keep))
+
+
+@_checked
+def export(
+    run: str | Path,
+    *,
+    to: Literal["hf", "sentence-transformers", "onnx"],
+    out: str | Path,
+    int8: bool = False,
+    overwrite: bool = False,
+) -> list[Path]:
+    """Write a run's student as a folder for transformers, Sentence Transformers or onnxruntime.
+
+    Args:
+        run: folder of a finished run, or its URL.
+        to: library that will load it. hf: AutoModel, and with trust_remote_code the pooled news embedding and
+            pipeline("text-classification"). onnx: model.onnx, from input_ids and attention_mask (B, L) to
+            news_embedding (B, D), and logits (B, topics) for a topics run.
+        out: folder for the exported model.
+        int8: onnx only: also write a model with 8-bit weights, model_int8.onnx.
+        overwrite: replace an earlier export.
+    Returns:
+        The written files, README.md first.
+    Raises:
+        ExportError: `out` holds something else, the student has a form of its own, or a package is missing.
+        RecordError, EncoderError: no complete finished run there.
+    """
+    from newsbert_ray.serving import export as module
+
+    return module.export(run, to=to, out=out, int8=int8, overwrite=overwrite)
+
+
+@_checked
+def embed(
+    run: str | Path,
+    *,
+    input: Sequence[str | Path],
+    out: str | Path,
+    workers: NonNegativeInt | None = None,
+    gpus: NonNegativeFloat = 0,
+    precision: Literal["fp32", "bf16"] = "fp32",
+    max_rejected_share: Share = 0.01,
+    overwrite: bool = False,
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Embed files of texts with a run's student, on all cores or a cluster.
+
+    Restarted, it continues where it stopped. On a cluster of several machines, all of them must reach run,
+    input and out by these names: on a shared disk, or as URLs.
+
+    Args:
+        run: folder of a finished run, or its URL.
+        input: MIND's news.tsv, or .jsonl or .parquet with news_id or id, and title or text; URLs too.
+        out: folder or URL (s3://...) for the embeddings: part-NNNNN.parquet (id, text, embedding of D
+            floats) in the order of the input, and embedded.json.
+        workers: parts embedded at once, each on one core; by default all cores; 0 uses this process only.
+        gpus: GPUs of each worker, such as 0.25.
+        precision: arithmetic of the encoder; bf16 is faster where `newsbert-ray doctor` says so.
+        max_rejected_share: a larger share of bad rows is an error.
+        overwrite: replace embeddings of other texts or another model.
+        say: receives progress, line by line.
+    Returns:
+        The content of embedded.json: rows, dimensions, parts, hashes of the model and the files.
+    Raises:
+        EmbedError, TextsError: see there.
+        RecordError, EncoderError: no complete finished run there.
+        StorageError: a bucket cannot be read or written.
+    """
+    from newsbert_ray.serving import embed as module
+
+    return module.embed(
+        run,
+        input=[str(file) for file in input],
+        out=out,
+        workers=workers,
+        gpus=gpus,
+        precision=precision,
+        max_rejected_share=max_rejected_share,
+        overwrite=overwrite,
+        say=say,
+    )
+
+
+@_checked
+def similar(
+    vectors: str | Path,
+    *,
+    to: str | None = None,
+    read: Sequence[str] = (),
+    user: str | None = None,
+    behaviors: str | Path | None = None,
+    run: str | Path | None = None,
+    top: PositiveInt = 10,
+) -> Answer:
+    """Find the texts among embeddings that are most like a text, or that a user would read.
+
+    Args:
+        vectors: folder that `embed` wrote.
+        to: id of one of these texts, or any other text.
+        read: instead of `to`: ids of the texts that a user read, oldest first; unknown ones are left out.
+        user: instead of `to`: a user of MIND's behaviors.tsv, with the last of their histories.
+        behaviors: file that has the histories of `user`.
+        run: run whose student made the embeddings, if it has moved.
+        top: number of texts.
+    Returns:
+        The texts by descending cosine; for a user by the model's click score if it learned recommendation,
+        otherwise by cosine to the mean of what they read.
+    Raises:
+        SettingsError: not exactly one of `to`, `read` and `user`, or one that these embeddings cannot answer.
+        EmbedError: no complete embeddings there.
+    """
+    from newsbert_ray.serving import similar as module
+
+    return module.similar(vectors, to=to, read=read, user=user, behaviors=behaviors, run=run, top=top)
+
+
+@_checked
+def bench(
+    models: Sequence[str],
+    *,
+    input: str | Path | None = None,
+    titles: PositiveInt = 2000,
+    alone: PositiveInt = 200,
+    rounds: PositiveInt = 5,
+    threads: Sequence[PositiveInt] = (1,),
+    precision: Sequence[Literal["fp32", "bf16"]] = ("fp32",),
+    device: Literal["cpu", "cuda"] | None = None,
+    out: str | Path | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> list[Timing]:
+    """Measure the speed of students, their teachers and random encoders, side by side on the same titles.
+
+    Args:
+        models: finished runs (each gives its student and its teacher), or random:LAYERSxWIDTH for an encoder
+            with random weights.
+        input: news.tsv, .jsonl or .parquet to take titles from; by default invented titles.
+        titles: titles in a round.
+        alone: number of titles that are also encoded one at a time, for percentiles.
+        rounds: rounds, in which all models take turns; the first is not counted.
+        threads: numbers of CPU threads to try.
+        precision: arithmetic of the encoders to try; the first is the reference for the others.
+        device: device of the encoders; by default a GPU if there is one.
+        out: folder for bench.json, a table and a figure; by default none.
+        say: receives progress, line by line.
+    Returns:
+        A timing for each model, number of threads and precision.
+    Raises:
+        SettingsError: a model that cannot be measured, or a device that is missing.
+        RecordError, EncoderError, TextsError: see there.
+    """
+    from newsbert_ray.serving import bench as module
+
+    return module.bench(
+        models,
+        input=None if input is None else str(input),
+        titles=titles,
+        alone=alone,
+        rounds=rounds,
+        threads=threads,
+        precision=precision,
+        device=device,
+        out=out,
+        say=say,
+    )
+
+
+@_checked
+def doctor(
+    *,
+    data: str | Path | None = None,
+    out: str | Path | None = None,
+    address: str | None = None,
+    teacher: str | None = None,
+    deep: bool = False,
+) -> Iterator[Finding]:
+    """Check versions, devices, storage, shards, teacher and cluster, and say how to fix problems.
+
+    Changes nothing.
+
+    Args:
+        data: folder of shards to check.
+        out: folder or URL (s3://...) for results; by default the current folder.
+        address: cluster: http(s)://HOST:PORT of its dashboard, or HOST:PORT of its head node; by default
+            RAY_ADDRESS or RAY_API_SERVER_ADDRESS.
+        teacher: encoder to check: a Hugging Face name, a folder or `scratch`.
+        deep: also compare the hash of every shard, which reads them all.
+    Returns:
+        The findings, one by one as they are made.
+    """
+    from newsbert_ray.deploy import doctor as module
+
+    return module.doctor(
+        data=None if data is None else str(data),
+        out=None if out is None else str(out),
+        address=address,
+        teacher=teacher,
+        deep=deep,
+    )
+
+
+@_checked
+def submit(
+    command: Sequence[str] = (),
+    *,
+    address: str | None = None,
+    token_file: str | Path | None = None,
+    working_dir: str | Path = ".",
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    env: Sequence[str] = (),
+    pip: str | Path | None = None,
+    id: str | None = None,
+    wait: bool = True,
+    logs: str | None = None,
+    stop: str | None = None,
+    list: bool = False,
+) -> int:
+    """Run another verb on a Ray cluster, as a job.
+
+    Sends this folder, follows the log and returns the job's exit code.
+
+    Args:
+        command: verb and settings as on the command line: ["sweep", "search_spaces/cloud.yaml", ...].
+        address: cluster's dashboard, http(s)://HOST:PORT; by default RAY_API_SERVER_ADDRESS.
+        token_file: file with the cluster's token; by default RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or
+            ~/.ray/auth_token. It is sent only to a cluster that asks for one.
+        working_dir: folder to send (at most 100 MB), and start of the command's relative paths. Runs, data,
+            caches, weights and what .gitignore or .rayignore lists stay here. The package itself is sent from
+            anywhere.
+        include: send this too, such as /shards/; may be repeated.
+        exclude: do not send this, a pattern as in .gitignore; may be repeated.
+        env: NAME=VALUE for the job and its workers; may be repeated. Everybody on the cluster can read it, so
+            give no secret.
+        pip: requirements file that each node installs first, for clusters without our image; takes minutes.
+        id: name of the job; by default made from the verb and the time.
+        wait: follow the log until the job ends.
+        logs: instead: follow the log of this job from its beginning.
+        stop: instead: stop this job as Ctrl-C would, and wait until it has ended.
+        list: instead: list the cluster's jobs.
+    Returns:
+        0: done, or sent with `wait` off; 130: Ctrl-C, the job goes on; otherwise the job's own exit code.
+    Raises:
+        SettingsError: a wrong command, a path that the cluster cannot see, or a secret in the command.
+        PackageError: the folder cannot be sent.
+        ContactError, SubmitError, FollowError: the cluster does not answer, or refuses.
+    """
+    from newsbert_ray.deploy import submit as module
+    from newsbert_ray.settings import SettingsError
+
+    token = None if token_file is None else str(token_file)
+    if sum(map(bool, (command, logs, stop, list))) != 1:
+        raise SettingsError("give one of: -- VERB SETTINGS, --logs JOB, --stop JOB, --list")
+    if logs:
+        return module.show_log(logs, address=address, token_file=token)
+    if stop:
+        return module.stop_job(stop, address=address, token_file=token)
+    if list:
+        return module.list_jobs(address=address, token_file=token)
+    from newsbert_ray.cli import check_command
+
+    return module.submit(
+        command,
+        address=address,
+        token_file=token,
+        working_dir=str(working_dir),
+        include=include,
+        exclude=exclude,
+        env=env,
+        pip=None if pip is None else str(pip),
+        id=id,
+        no_wait=not wait,
+        settings=check_command(command, folder=Path(working_dir)),
+    )

@@ -1,62 +1,150 @@
-"""newsbert-ray VERB: parse, call one function of the package, print. Each verb loads only what it needs."""
+"""newsbert-ray VERB: reads flags, calls one public function, and prints its result.
+
+Flags come from the functions' signatures and docstrings. Nothing is imported before it is needed, so that
+--help answers at once.
+"""
 
 from __future__ import annotations
 
 import difflib
 import errno
+import inspect
+import json
 import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import chdir
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from newsbert_ray.verbs import VERBS
+import newsbert_ray
+
+if TYPE_CHECKING:
+    from newsbert_ray.settings import Setting, Settings
+
+
+class Verb(NamedTuple):
+    """Words of an example, and the settings that --help shows (all if there are none here)."""
+
+    example: str
+    basics: str = ""
+
+
+GROUPS: Mapping[str, Mapping[str, Verb]] = {
+    "Prepare data": {
+        "prepare": Verb(
+            "--source MINDsmall_train --source MINDsmall_dev --teacher bert-base-uncased --out shards",
+            "source teacher out max_tokens validation_share test_share workers overwrite",
+        ),
+        "synthesize": Verb("--out corpus"),
+        "synthesize-pairs": Verb("--out tables"),
+    },
+    "Train": {
+        "train": Verb(
+            "--data shards --teacher bert-base-uncased --student.layers 2 --out runs/first",
+            "data teacher out task method student.layers distill.beta epochs batch_size learning_rate seed"
+            " workers",
+        ),
+        "sweep": Verb(
+            "search_spaces/paper_beta.yaml --data shards --teacher bert-base-uncased --out runs/beta",
+            "space out data teacher plan resume concurrency vary search.trials limits.hours epochs gpus",
+        ),
+    },
+    "Look at results": {
+        "evaluate": Verb("runs/first --split test"),
+        "report": Verb("runs/beta --out report"),
+        "bench": Verb("runs/first random:12x768 random:2x768 --out speed"),
+    },
+    "Use a student": {
+        "export": Verb("runs/first --to sentence-transformers --out encoder"),
+        "embed": Verb("runs/first --input MINDsmall_dev/news.tsv --out vectors"),
+        "similar": Verb("vectors --to N55528"),
+    },
+    "Machine and cluster": {
+        "doctor": Verb("--data shards --teacher bert-base-uncased --out runs"),
+        "submit": Verb(
+            "--address http://127.0.0.1:8265 -- sweep search_spaces/cloud.yaml --data s3://BUCKET/shards"
+            " --teacher bert-base-uncased --out s3://BUCKET/cloud",
+            "address working_dir include env pip id wait logs stop list",
+        ),
+    },
+}
+VERBS = {name: verb for verbs in GROUPS.values() for name, verb in verbs.items()}
+SPACE_PARTS = ("search", "stopping", "limits", "prices", "gpus", "keep_students")
+"""Parts of a search space that flags may set over its file."""
+_PYTHON_ONLY = ("say", "train", "overrides", "control")
+_SWITCHES = {
+    "plan": (("sweep",), "Only measure a few steps, and print what the sweep will take."),
+    "json": (("evaluate", "similar", "doctor"), "Print JSON instead of text."),
+}
+"""Flags that only the command line has, and their verbs."""
+_CONTINUE = {"sweep": "the same command with --resume"}
+_BOOL = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+_QUIET = {
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "PYTHONWARNINGS": "ignore",
+}
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one verb.
 
     Returns:
-        The exit code: 0 done, 1 failed, 2 a command that cannot be, 130 stopped by Ctrl-C; of a submitted
-        job its own.
+        The exit code: 0 done, 1 failed, 2 wrong command, 130 stopped by Ctrl-C; of a submitted job its own.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    cut = words.index("--") if "--" in words else len(words)  # behind it stand a submitted job's words
-    words, sent = words[:cut], words[cut:]
+    end = words.index("--") if "--" in words else len(words)  # a submitted job's own command comes after it
+    words, job_words = words[:end], words[end:]
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
-    if not words:
-        print(_overview(), file=sys.stderr)
-        return 2
-    if words[0] in ("-h", "--help", "help"):
+    verb, *rest = words or [""]
+    if verb in VERBS:
+        if {"-h", "--help", "--help-all"} & {*rest}:
+            _print_help(verb, everything="--help-all" in rest)
+            return 0
+        return _run(verb, [*rest, *job_words], debug=debug)
+    option, _, shell = verb.partition("=")
+    if verb in ("-h", "--help", "--help-all", "help"):
         print(_overview())
-        return 0
-    if words[0] == "--version":
-        from newsbert_ray import __version__
-
-        print(f"newsbert-ray {__version__}")
-        return 0
-    name, *rest = words
-    if name not in VERBS:
-        near = difflib.get_close_matches(name, VERBS, n=1)
-        hint = f", did you mean '{near[0]}'?" if near else f"; one of {', '.join(VERBS)}"
-        print(f"newsbert-ray: unknown verb '{name}'{hint}", file=sys.stderr)
+    elif verb == "--version":
+        print(f"newsbert-ray {newsbert_ray.__version__}")
+    elif option == "--print_completion" and (shell or "".join(rest)) in ("bash", "zsh"):
+        _print_completion(shell or rest[0])
+    else:
+        print(_wrong_verb(option), file=sys.stderr)
         return 2
-    if "--help" in rest or "-h" in rest:
-        _print_help(name)
-        return 0
-    return _run(name, [*rest, *sent], debug=debug)
+    return 0
 
 
-def _run(name: str, words: list[str], *, debug: bool) -> int:
-    """The verb's exit code; what it raises becomes one message, with `debug` its frames."""
+def _wrong_verb(verb: str) -> str:
+    if not verb:
+        return _overview()
+    if verb == "--print_completion":
+        return "newsbert-ray: --print_completion needs bash or zsh"
+    near = difflib.get_close_matches(verb, VERBS, n=1)
+    hint = f", did you mean '{near[0]}'?" if near else f"; one of {', '.join(VERBS)}"
+    return f"newsbert-ray: unknown verb '{verb}'{hint}"
+
+
+def _run(verb: str, words: list[str], *, debug: bool) -> int:
+    """Run a verb and return its exit code; print an exception as one line, with `debug` as a traceback."""
     _configure_logging(debug=debug)
     try:
-        code = VERBS[name].run(words)
+        code = _call(verb, parse(verb, words))
         sys.stdout.flush()
     except KeyboardInterrupt:
-        again = _GO_ON.get(name, "the same command")
-        print(f"\nnewsbert-ray {name}: stopped; {again} goes on where it was", file=sys.stderr)
+        again = _CONTINUE.get(verb, "the same command")
+        print(f"\nnewsbert-ray {verb}: stopped; {again} continues where it was", file=sys.stderr)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -65,30 +153,49 @@ def _run(name: str, words: list[str], *, debug: bool) -> int:
         if debug:
             raise
         failure, message = _describe(error)
-        hint = f" (every setting: newsbert-ray {name} --help)" if failure == 2 else ""
-        print(f"newsbert-ray {name}: {message}{hint}", file=sys.stderr)
+        hint = f" (all settings: newsbert-ray {verb} --help-all)" if failure == 2 else ""
+        print(f"newsbert-ray {verb}: {message}{hint}", file=sys.stderr)
         return failure
-    return code or 0
+    return code
+
+
+def _call(verb: str, values: dict[str, Any]) -> int:
+    """Call the verb's function, print its result, and return the exit code."""
+    as_json, plan, curves = (values.pop(name, None) for name in ("json", "plan", "curves"))
+    function = _function(verb)
+    if plan:
+        function = newsbert_ray.preview
+        values = {**values, "curves": curves}
+        values.pop("resume", None)
+    if verb == "bench":
+        values["say"] = lambda line: print(line, file=sys.stderr)
+    result = function(**values)
+    if verb == "submit":
+        return int(result)
+    if verb not in ("prepare", "train", "embed") and not plan:  # these print their own results
+        from newsbert_ray import screens
+
+        screens.print_result(verb, result, values, as_json=bool(as_json))
+    return 0
 
 
 def _describe(error: BaseException) -> tuple[int, str]:
-    """Exit code and message: our own errors and the system's as they are, the rest as ours to mend."""
-    from newsbert_ray.config import SettingsError
-    from newsbert_ray.flags import UsageError
+    """Exit code and message: our own errors and the system's as they are, others as internal errors."""
+    from newsbert_ray.settings import SettingsError
 
     for cause in _causes(error):
-        if isinstance(cause, UsageError | SettingsError):
+        if isinstance(cause, SettingsError):
             return 2, str(cause)
         if type(cause).__module__.startswith("newsbert_ray."):
             return 1, str(cause)
     if isinstance(error, OSError):
         return 1, _describe_system(error)
-    first = next(iter(str(error).splitlines()), "")
-    return 1, f"internal error: {type(error).__name__}: {first}; run it again with --debug for the frames"
+    line = next(iter(str(error).splitlines()), "")
+    return 1, f"internal error: {type(error).__name__}: {line}; run it again with --debug for the traceback"
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """An exception and those below it; of Ray's wrappers only what they wrap, their text is a whole trace."""
+    """An exception and its causes; Ray's wrappers are left out, because their text is a whole traceback."""
     current: BaseException | None = error
     for _ in range(10):
         if current is None:
@@ -109,7 +216,7 @@ def _describe_system(error: OSError) -> str:
 
 
 def _configure_logging(*, debug: bool) -> None:
-    """Our own lines plain on stderr; the libraries speak only of trouble, and not at all in progress bars."""
+    """Print our own log lines on stderr; silence the libraries' progress bars and advice."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("newsbert_ray").setLevel(logging.DEBUG if debug else logging.INFO)
     if debug:
@@ -119,34 +226,250 @@ def _configure_logging(*, debug: bool) -> None:
         os.environ.setdefault(name, value)
 
 
-_GO_ON = {"sweep": "the same command with --resume"}
+def _function(verb: str) -> Callable[..., Any]:
+    """The public function behind a verb."""
+    return cast(Callable[..., Any], getattr(newsbert_ray, verb.replace("-", "_")))
 
-_QUIET = {
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-    "TRANSFORMERS_VERBOSITY": "error",
-    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
-    "PYTHONWARNINGS": "ignore",
-}
+
+@cache
+def settings_of(verb: str) -> type[Settings]:
+    """Everything that the function of a verb takes, as one settings class."""
+    from pydantic import Field, create_model
+
+    from newsbert_ray.config import PrepareSettings, TrainSettings
+    from newsbert_ray.settings import Settings, arguments_of
+
+    if verb in ("prepare", "train"):
+        return PrepareSettings if verb == "prepare" else TrainSettings
+    fields = dict(arguments_of(_function(verb)).model_fields)
+    optional: dict[str, Any] = {}
+    if verb == "sweep":
+        from newsbert_ray.tune.space import SearchSpace
+
+        training, space = TrainSettings.model_fields, SearchSpace.model_fields
+        fields |= {name: field for name, field in training.items() if name != "out"}
+        fields |= {name: space[name] for name in SPACE_PARTS}
+        fields["curves"] = arguments_of(newsbert_ray.preview).model_fields["curves"]
+        for name in ("data", "teacher"):
+            text = f"{training[name].description} By default the search space's."
+            optional[name] = (str | None, Field(None, description=text))
+    kept = {name: (f.annotation, f) for name, f in fields.items() if name not in (*_PYTHON_ONLY, *optional)}
+    return create_model(verb, __base__=Settings, **kept, **optional)
+
+
+def _flags(verb: str) -> dict[str, Setting]:
+    """The flags of a verb by their names: its settings, and what only the command line has."""
+    from newsbert_ray.settings import Setting, settings_in
+
+    flags = {setting.name: setting for setting in settings_in(settings_of(verb))}
+    for name, (verbs, text) in _SWITCHES.items():
+        if verb in verbs:
+            flags[name] = Setting(name, bool, False, text, False)
+    return flags
+
+
+def _positionals(verb: str) -> list[str]:
+    """Settings of a verb that are given as words without a flag."""
+    parameters = inspect.signature(_function(verb)).parameters.values()
+    words = [p.name for p in parameters if p.kind == p.POSITIONAL_OR_KEYWORD]
+    return [name for name in words if name not in ("settings", "command", "out")]
+
+
+def parse(verb: str, words: Sequence[str]) -> dict[str, Any]:
+    """The values that `words` (and the file of --config) set, nested as in the settings; no defaults.
+
+    Raises:
+        SettingsError: a wrong, unknown or missing setting, in the words of the Python functions.
+    """
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    from newsbert_ray.settings import SettingsError, check_each, merge
+
+    model = settings_of(verb)
+    end = words.index("--") if "--" in words else len(words)
+    values, config = _read_words(verb, words[:end])
+    switches = {name: values.pop(name) == "true" for name in _SWITCHES if name in values}
+    print_config = [word for word in words[:end] if word.startswith("--print_config")]
+    if verb == "submit" and words[end + 1 :]:
+        values["command"] = list(words[end + 1 :])
+    file_values = {} if config is None else _read_config(config, model)
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, default_env=False)
+    parser.add_argument("--config", action="config")
+    parser.add_class_arguments(model)
+    flags = [f"--{name}={v if isinstance(v, str) else json.dumps(v)}" for name, v in values.items()]
+    before = [] if config is None else [f"--config={config}"]
+    try:
+        parsed = parser.parse_args([*before, *flags, *print_config], defaults=bool(print_config)).as_dict()
+    except ArgumentError as error:
+        check_each(model, merge(file_values, values), complete=True)
+        raise SettingsError(" ".join(str(error).split())) from error
+    parsed.pop("config", None)
+    check_each(model, parsed)  # ranges, which the parser does not check everywhere
+    return {**parsed, **switches}
+
+
+def _read_words(verb: str, words: Sequence[str]) -> tuple[dict[str, Any], str | None]:
+    """The text of each value by its setting's name (a list for a setting that takes several), and the file of
+    --config."""
+    from newsbert_ray.settings import SettingsError
+
+    flags, positionals = _flags(verb), _positionals(verb)
+    values: dict[str, Any] = {}
+    config = None
+    waiting = deque(word for word in words if not word.startswith("--print_config"))
+    while waiting:
+        word = waiting.popleft()
+        if not word.startswith("--"):
+            free = [name for name in positionals if flags[name].is_list or name not in values]
+            if not free:
+                raise SettingsError(f"unexpected word '{word}'")
+            values[free[0]] = [*values.get(free[0], []), word] if flags[free[0]].is_list else word
+            continue
+        name, equals, value = word[2:].partition("=")
+        following = value if equals else next(iter(waiting), "")
+        flag, negated = (None, False) if name == "config" else _find_flag(name, following, flags)
+        if flag is not None and flag.is_bool:
+            if not equals:
+                value = waiting.popleft() if waiting and waiting[0].lower() in _BOOL else "true"
+            switch = _BOOL.get(value.lower())
+            values[flag.name] = value if switch is None else str(switch != negated).lower()
+            continue
+        if not equals and (not waiting or waiting[0].startswith("--")):
+            raise SettingsError(f"--{name} needs a value")
+        value = value if equals else waiting.popleft()
+        if flag is None:
+            config = value
+        elif flag.is_list:
+            several = _items(value)
+            while not equals and waiting and waiting[0][:2] != "--" and values.keys() >= {*positionals}:
+                several.append(waiting.popleft())
+            values[name] = [*values.get(name, []), *several]
+        else:
+            values[name] = value
+    return values, config
+
+
+def _find_flag(name: str, value: str, flags: Mapping[str, Setting]) -> tuple[Setting, bool]:
+    """The flag that a word names, and whether the word negates it (--no-resume).
+
+    A group of settings is a flag for a mapping or a YAML file: --distill '{beta: 0.2}'.
+    """
+    from newsbert_ray.settings import Setting, SettingsError, unknown_setting
+
+    if name in flags:
+        return flags[name], False
+    if any(known.startswith(f"{name}.") for known in flags) and (value[:1] == "{" or os.path.isfile(value)):
+        return Setting(name, str, None, "", False), False
+    if name[:3] in ("no-", "no_") and (flag := flags.get(name[3:])) and flag.is_bool:
+        return flag, True
+    raise SettingsError(unknown_setting(name, [*flags, "config"]))
+
+
+def _items(value: str) -> list[str]:
+    """One value of a list, or several that are written as a YAML list ([a, b])."""
+    import yaml
+
+    if value.startswith("[") and value.endswith("]"):
+        try:
+            return [str(item) for item in yaml.safe_load(value)]
+        except yaml.YAMLError:
+            pass
+    return [value]
+
+
+def _read_config(path: str, model: type[Settings]) -> dict[str, Any]:
+    """The settings in the file of --config, each checked by itself."""
+    import yaml
+
+    from newsbert_ray.settings import SettingsError, check_each
+
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"--config {_describe_system(error)}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"--config {path}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise SettingsError(f"--config {path}: expected settings, such as `epochs: 3`")
+    check_each(model, values, where=path)
+    return values
+
+
+def check_command(command: Sequence[str], *, folder: Path) -> dict[str, Any]:
+    """Check a job's command as far as possible without its data and teacher; its settings by name.
+
+    Args:
+        command: verb and settings.
+        folder: folder that the command's relative paths start from.
+    Raises:
+        SettingsError: what would fail on the cluster for the command alone.
+    """
+    from newsbert_ray.settings import SettingsError, build_settings
+
+    verb, *words = command
+    possible = [name for name in VERBS if name != "submit"]
+    if verb not in possible:
+        raise SettingsError(f"-- {verb}: cannot be submitted; one of {', '.join(possible)}")
+    if not folder.is_dir():
+        raise SettingsError(f"--working_dir {folder}: no such folder")
+    words = [word for word in words if word != "--debug"]
+    try:
+        with chdir(folder):
+            values = parse(verb, words)
+            if verb in ("prepare", "train"):
+                values = build_settings(settings_of(verb), values).model_dump()
+            elif verb == "sweep":
+                values |= _check_sweep(values)
+            return {**values, "config": _read_words(verb, words)[1]}
+    except SettingsError as error:
+        raise SettingsError(f"{verb}: {error}") from error
+
+
+def _check_sweep(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Check a sweep's search space; its data and teacher."""
+    from newsbert_ray.tune import space as spaces
+    from newsbert_ray.tune.space_file import parse_vary, read_space
+    from newsbert_ray.tune.trial import check_space
+
+    others = ("space", "out", "resume", "plan", "curves", "concurrency", "vary")
+    settings = {name: value for name, value in values.items() if name not in (*others, *SPACE_PARTS)}
+    space = read_space(values["space"], task=settings.get("task"))
+    named = {**space.settings, **settings}
+    if not values.get("resume"):  # a resumed sweep uses the search space in its folder
+        control = {name: values[name] for name in SPACE_PARTS if name in values}
+        vary = dict(map(parse_vary, values.get("vary") or ()))
+        space, _ = spaces.fix(spaces.vary(spaces.steer(space, control), vary), settings)
+        if all(axis.values is not None or not axis.divisors for axis in space.axes):
+            check_space(space, out=Path(values["out"]), overrides=settings)
+    return {name: named.get(name) for name in ("data", "teacher")}
+
+
+def _sentence(verb: str) -> str:
+    """What a verb does: the first paragraph of its function's docstring."""
+    return " ".join((_function(verb).__doc__ or "").partition("\n\n")[0].split())
 
 
 def _overview() -> str:
-    width = max(map(len, VERBS))
-    verbs = "\n".join(f"  {name:<{width}}  {verb.sentence}" for name, verb in VERBS.items())
-    return (
-        "Distil a pretrained language model into a fast news encoder (NewsBERT), and sweep for the best.\n"
-        f"\nusage: newsbert-ray VERB [settings] [--debug]\n\n{verbs}\n\n"
-        "newsbert-ray VERB --help lists the verb's settings; --debug shows the frames behind an error."
-    )
+    from newsbert_ray.screens import overview
+
+    return overview({title: {verb: _sentence(verb) for verb in verbs} for title, verbs in GROUPS.items()})
 
 
-def _print_help(name: str) -> None:
-    from newsbert_ray.flags import help_text
+def _print_help(verb: str, *, everything: bool) -> None:
+    from newsbert_ray.screens import help_text
 
-    print(f"{VERBS[name].sentence}\n\n  {VERBS[name].example}\n\n{help_text(name)}", end="")
+    flags, basics = _flags(verb), VERBS[verb].basics.split()
+    shown = [flags[name] for name in (basics if basics and not everything else flags)]
+    example = f"newsbert-ray {verb} {VERBS[verb].example}"
+    print(help_text(_sentence(verb), example, shown, positionals=_positionals(verb), grouped=everything))
+    if len(shown) < len(flags):
+        print(f"\nnewsbert-ray {verb} --help-all shows all {len(flags)} settings.")
+
+
+def _print_completion(shell: str) -> None:
+    from newsbert_ray.screens import completion
+
+    print(completion(shell, {verb: list(_flags(verb).values()) for verb in VERBS}))
 
 
 if __name__ == "__main__":

@@ -1,16 +1,195 @@
-"""What the verbs print for a person: metrics, a user's ranking, the doctor's findings."""
+"""What the command line prints: help, shell completion, and the results of the verbs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+import json
+import shutil
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from newsbert_ray.evaluation.evaluate import TopicRow
+    from newsbert_ray.deploy.doctor import Finding
+    from newsbert_ray.evaluation.evaluate import Shown, TopicRow
+    from newsbert_ray.serving.similar import Answer
+    from newsbert_ray.settings import Setting
+    from newsbert_ray.tune.sweep import SweepResult
 
 
-def print_finding(finding: Any) -> None:
-    """One line of the doctor: state, topic and message; the cure below."""
+_COMMON = {
+    "--config FILE": "YAML file of settings; flags override it.",
+    "--print_config": "Print all settings as YAML, and stop.",
+    "--debug": "Show the Python traceback of an error.",
+    "--help, --help-all": "Show the most used settings, or all of them.",
+}
+
+
+def overview(groups: Mapping[str, Mapping[str, str]]) -> str:
+    """The verbs by group, with a sentence each.
+
+    Args:
+        groups: title of a group -> verb -> sentence.
+    """
+    lines = ["Distil a pretrained language model into a fast news encoder (NewsBERT).", ""]
+    lines += ["Usage: newsbert-ray VERB [settings]"]
+    for title, sentences in groups.items():
+        lines += ["", title]
+        for verb, sentence in sentences.items():
+            lines += _wrapped(sentence, indent=20, start=f"  {verb:<18}")
+    lines += ["", "newsbert-ray VERB --help shows its settings. For completion with Tab:"]
+    return "\n".join([*lines, '  eval "$(newsbert-ray --print_completion bash)"'])
+
+
+def help_text(
+    sentence: str, example: str, settings: Sequence[Setting], *, positionals: Sequence[str], grouped: bool
+) -> str:
+    """What a verb and each of its settings do; settings that must be given come first.
+
+    Args:
+        sentence, example: of the verb.
+        settings: settings to show.
+        positionals: names of those that are given without a flag.
+        grouped: put nested settings under a title.
+    """
+    command = _wrapped(example, indent=4, start="  ", width=78)
+    lines = [*_wrapped(sentence), "", *(f"{line} \\" for line in command[:-1]), command[-1]]
+    group = None
+    for setting in sorted(settings, key=lambda s: (s.name not in positionals, not s.required)):
+        if (name := setting.name.rpartition(".")[0] if grouped else "") != group:
+            lines += ["", f"{name}:" if name else "Settings:"]
+            group = name
+        lines += _entry(setting, positional=setting.name in positionals)
+    lines += ["", "Common:", *(f"  {name:<19} {text}" for name, text in _COMMON.items())]
+    return "\n".join(lines)
+
+
+def _entry(setting: Setting, *, positional: bool) -> list[str]:
+    """The lines of one setting: its flag and value, its description and default."""
+    choices = "|".join(setting.choices)
+    value = choices if 0 < len(choices) <= 50 else setting.name.rpartition(".")[2].upper()
+    flag = f"--[no-]{setting.name}" if setting.is_bool else f"--{setting.name} {value}"
+    text = setting.text[:1].upper() + setting.text[1:].rstrip(".") + "."
+    if len(choices) > 50:
+        text += f" One of {', '.join(setting.choices)}."
+    if setting.required and not positional:
+        text += " Required."
+    if setting.default is not None and setting.default is not False and setting.default != ():
+        default = setting.default if isinstance(setting.default, tuple) else (setting.default,)
+        text += f" Default: {' '.join('on' if one is True else str(one) for one in default)}."
+    name = (value if positional else flag) + (" ..." if setting.is_list else "")
+    return [f"  {name}", *_wrapped(text, indent=6)]
+
+
+def _wrapped(text: str, *, indent: int = 0, start: str | None = None, width: int = 100) -> list[str]:
+    pad = " " * indent
+    return textwrap.wrap(
+        text,
+        min(width, shutil.get_terminal_size().columns),
+        initial_indent=pad if start is None else start,
+        subsequent_indent=pad,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def completion(shell: str, flags: Mapping[str, Sequence[Setting]]) -> str:
+    """A script for bash or zsh that completes verbs, flags and their choices, and otherwise file names.
+
+    Args:
+        shell: bash or zsh.
+        flags: the settings of each verb.
+    """
+    names, choices = [], []
+    for verb, settings in flags.items():
+        words = " ".join(f"--{setting.name}" for setting in settings)
+        names.append(f'{verb}) words="{words} --config --help --help-all --debug" ;;')
+        for setting in settings:
+            if setting.choices:
+                words = " ".join(setting.choices)
+                choices.append(f'{verb}:--{setting.name}) words="{words}" ;;')
+    script = [
+        "_newsbert_ray() {",
+        'local word="${COMP_WORDS[COMP_CWORD]}" verb="${COMP_WORDS[1]}" words=""',
+        f'if [ "$COMP_CWORD" = 1 ]; then words="{" ".join(flags)} --help --version"',
+        'elif [[ "$word" == --* ]]; then case "$verb" in',
+        *names,
+        'esac; else case "$verb:${COMP_WORDS[COMP_CWORD-1]}" in',
+        *choices,
+        "esac; fi",
+        'COMPREPLY=($(compgen -W "$words" -- "$word"))',
+        "}",
+        "complete -o default -F _newsbert_ray newsbert-ray",
+    ]
+    return "\n".join(["autoload -U +X bashcompinit && bashcompinit"] * (shell == "zsh") + script)
+
+
+class VerbError(RuntimeError):
+    """A verb that finished and whose result is a failure; the text is a complete message."""
+
+
+def print_result(verb: str, result: Any, values: Mapping[str, Any], *, as_json: bool) -> None:
+    """Print what the function of `verb` returned, as text or as JSON.
+
+    Raises:
+        VerbError: trials of a sweep failed, or the doctor found a problem.
+    """
+    if verb == "sweep":
+        check_sweep(result, values["out"])
+    elif verb == "doctor":
+        print_findings(result, as_json=as_json)
+    elif as_json:
+        print(json.dumps(_plain(result.found if verb == "similar" else result), indent=1))
+    elif verb == "evaluate" and values.get("show") is not None:
+        print_impressions(result, model=values.get("model", "student"))
+    elif verb == "evaluate":
+        (print_topics if values.get("by_topic") else print_metrics)(result)
+    elif verb == "similar":
+        print_answer(result)
+    elif verb == "bench":
+        from newsbert_ray.serving.bench import SPARE, timings_table
+
+        print_table(timings_table(result), spare=SPARE)
+        if values.get("out"):
+            print(f"bench.md, bench.json and the figure are in {values['out']}")
+    else:
+        print("\n".join(map(str, result)))
+        if verb == "export":
+            print(f"{result[0]} says how to load it")
+
+
+def _plain(result: Any) -> Any:
+    """Dataclasses and named tuples as mappings, for JSON."""
+    if isinstance(result, list):
+        return [_plain(row) for row in result]
+    if dataclasses.is_dataclass(result) and not isinstance(result, type):
+        return dataclasses.asdict(result)
+    return result._asdict() if hasattr(result, "_asdict") else result
+
+
+def check_sweep(result: SweepResult, out: str) -> None:
+    """Raise VerbError if a sweep has failed trials, so that a script notices."""
+    if result.best is None:
+        raise VerbError(f"{out}: no trial finished; the reasons are above")
+    if result.failures:
+        raise VerbError(f"{out}: {len(result.failures)} trials failed; the reasons are above")
+
+
+def print_findings(findings: Iterable[Finding], *, as_json: bool) -> None:
+    """A line for each finding of the doctor as it is made; VerbError if something needs fixing."""
+    kept = []
+    for finding in findings:
+        kept.append(finding)
+        if not as_json:
+            _print_finding(finding)
+    if as_json:
+        print(json.dumps(_plain(kept), indent=1))
+    if problems := sum(finding.state == "fix" for finding in kept):
+        raise VerbError(f"{problems} problem{'s' if problems > 1 else ''}; each has its cure")
+
+
+def _print_finding(finding: Finding) -> None:
+    """One line: state, topic and finding, with the cure below."""
     from rich.console import Console
     from rich.text import Text
 
@@ -69,14 +248,14 @@ def _number(numbers: dict[str, float], column: str) -> str:
     return f"{value:.4f}" + (f" ±{error:.4f}" if error is not None else "")
 
 
-def print_shown(found: list[Any], *, model: str) -> None:
+def print_impressions(impressions: Sequence[Shown], *, model: str) -> None:
     """A user's impressions: what they read, then the candidates in the model's order."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     console = Console(highlight=False)
-    for one in found:
+    for one in impressions:
         console.print(f"user {one.user_id}, impression {one.impression_id}, {one.time}", style="bold")
         read = Table(f"read before ({len(one.history)}, newest last)", "category", title_justify="left")
         for news in one.history:
@@ -96,7 +275,7 @@ def print_shown(found: list[Any], *, model: str) -> None:
         console.print(ranked)
 
 
-def print_answer(answer: Any) -> None:
+def print_answer(answer: Answer) -> None:
     """What is like a text, or for a user: the texts asked by, then those found with their scores."""
     from rich.console import Console
     from rich.table import Table

@@ -1,22 +1,54 @@
-"""What all settings have in common: frozen models, errors that name the cure, nested and dotted names laid
-over one another. Knows no setting."""
+"""Base class of all settings, their validation, and the one wording of errors about them.
+
+The command line and the Python functions report wrong settings through this module, in the same words.
+"""
 
 from __future__ import annotations
 
 import difflib
+import inspect
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
+from types import NoneType, SimpleNamespace, UnionType
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
+
+PositiveInt = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+_HABITS = {
+    "lr": "learning_rate",
+    "layers": "student.layers",
+    "num_layers": "student.layers",
+    "bs": "batch_size",
+    "batch": "batch_size",
+    "num_epochs": "epochs",
+    "num_train_epochs": "epochs",
+    "num_workers": "workers",
+    "model": "teacher",
+    "model_name": "teacher",
+    "model_name_or_path": "teacher",
+    "output": "out",
+    "output_dir": "out",
+    "dataset": "data",
+    "alpha": "distill.beta",
+    "max_length": "max_tokens",
+    "fp16": "precision",
+}
+"""Names that other programs use, and ours."""
 
 
 class SettingsError(ValueError):
-    """A setting that cannot be; its text is one whole message for a person."""
+    """A wrong setting or argument; its text is a complete one-line message for a person."""
 
 
 class Settings(BaseModel):
-    """Base of all settings: frozen, and unknown keys are errors."""
+    """Base of all settings: frozen, and unknown names are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
@@ -24,64 +56,215 @@ class Settings(BaseModel):
 S = TypeVar("S", bound=Settings)
 
 
-def build_settings(model: type[S], values: Mapping[str, Any], *, where: str = "settings") -> S:
+def build_settings(model: type[S], values: Mapping[str, Any], *, where: str = "") -> S:
     """A validated `model` from nested `values`.
 
     Args:
-        values: nested mapping, keys as the fields of `model`.
-        where: what the values came from (a file, "command line"), for the message.
+        model: class of the settings.
+        values: nested mapping; its keys are the fields of `model`.
+        where: source of the values, such as a file; the message begins with it.
     Raises:
-        SettingsError: each wrong setting by its dotted name with its value, and the nearest name for an
-            unknown one.
+        SettingsError: names every wrong setting with its value, every missing one, and for an unknown one
+            the nearest name.
     """
     try:
         return model.model_validate(dict(values))
     except ValidationError as error:
-        names = sorted(dotted_names(model))
-        lines = [_explain(e, names) for e in error.errors()]
-        raise SettingsError(f"{where}: " + "; ".join(lines)) from error
+        raise _error(error, dotted_names(model), where) from error
 
 
-def _explain(error: Any, names: list[str]) -> str:
+def check_each(
+    model: type[Settings], values: Mapping[str, Any], *, where: str = "", complete: bool = False
+) -> None:
+    """Check every value in nested `values` by itself: its name, type and range, not whether all fit together.
+
+    Args:
+        model, values, where: as for `build_settings`.
+        complete: a missing setting is an error.
+    Raises:
+        SettingsError: in the words of `build_settings`.
+    """
+    names = dotted_names(model)
+    faults = _faults_of_each(model, values, "", complete=complete)
+    lines = [line for error in faults for line in _explain(error, names)]
+    if lines:
+        raise SettingsError(_joined(lines, where))
+
+
+def check_arguments(
+    function: Callable[..., Any], positional: tuple[Any, ...], keywords: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The arguments of a call by name, converted to the types in the function's signature.
+
+    Raises:
+        SettingsError: a wrong, missing or unknown argument, in the words of `build_settings`.
+    """
+    values = {**inspect.signature(function).bind_partial(*positional).arguments, **keywords}
+    model = arguments_of(function)
+    others = {}
+    if takes_settings(function):
+        others = {name: values.pop(name) for name in set(values) - model.model_fields.keys()}
+    built = build_settings(model, values)
+    return {**{name: getattr(built, name) for name in built.model_fields_set}, **others}
+
+
+@cache
+def arguments_of(function: Callable[..., Any]) -> type[Settings]:
+    """The arguments of a public function as settings: names, types and defaults come from its signature,
+    descriptions from its docstring."""
+    from docstring_parser import parse
+
+    texts = {part.arg_name: part.description for part in parse(function.__doc__ or "").params}
+    parameters = [p for p in inspect.signature(function).parameters.values() if p.kind != p.VAR_KEYWORD]
+    annotations = SimpleNamespace(__annotations__={p.name: p.annotation for p in parameters})
+    names = {**globals(), **inspect.unwrap(function).__globals__}
+    types = get_type_hints(annotations, names, include_extras=True)
+    fields: dict[str, Any] = {}
+    for parameter in parameters:
+        default = ... if parameter.default is parameter.empty else parameter.default
+        text = " ".join((texts.get(parameter.name) or "").split())
+        fields[parameter.name] = (types[parameter.name], Field(default, description=text))
+    return create_model(function.__name__, __base__=Settings, **fields)
+
+
+def takes_settings(function: Callable[..., Any]) -> bool:
+    """Whether a function takes further settings as keyword arguments."""
+    return any(p.kind == p.VAR_KEYWORD for p in inspect.signature(function).parameters.values())
+
+
+def _error(error: ValidationError, names: list[str], where: str) -> SettingsError:
+    return SettingsError(_joined([line for e in error.errors() for line in _explain(e, names)], where))
+
+
+def _joined(lines: list[str], where: str) -> str:
+    """One line; missing settings are listed together."""
+    missing = [line.removeprefix(_MISSING) for line in lines if line.startswith(_MISSING)]
+    others = [line for line in lines if not line.startswith(_MISSING)]
+    parts = list(dict.fromkeys([*others, *([_MISSING + ", ".join(missing)] if missing else [])]))
+    return (f"{where}: " if where else "") + "; ".join(parts)
+
+
+_MISSING = "required and not given: "
+
+
+def _explain(error: Any, names: list[str]) -> Iterator[str]:
     name = ".".join(str(part) for part in error["loc"])
+    value, message = error["input"], error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
-        near = nearest(name, names)
-        return f"unknown setting '{name}'" + (f", did you mean '{near}'?" if near else "")
-    if error["type"] == "missing":
-        return f"'{name}' is required"
-    message = error["msg"].removeprefix("Value error, ")
-    if error["type"] == "literal_error":
-        near = nearest(str(error["input"]), re.findall(r"'([^']*)'", error["ctx"]["expected"]))
-        message += f"; did you mean '{near}'?" if near else ""
-    return f"{name} = {error['input']!r}: {message}" if name else message
+        yield unknown_setting(name, names)
+    elif error["type"] == "missing":
+        yield _MISSING + name
+    elif not name or (error["type"] == "value_error" and isinstance(value, Mapping | BaseModel)):
+        yield message  # settings that do not fit together; the message names them
+    else:
+        if error["type"] == "literal_error":
+            near = nearest(str(value), re.findall(r"'([^']*)'", error["ctx"]["expected"]))
+            message += f"; did you mean '{near}'?" if near else ""
+        shown = value if isinstance(value, str) and value else repr(value)
+        yield f"{name} = {shown}: {message}"
+
+
+def _faults_of_each(
+    model: type[Settings], values: Mapping[str, Any], prefix: str, *, complete: bool = False
+) -> Iterator[Any]:
+    values = merge(values)
+    for name, field in model.model_fields.items():
+        whole, inner = f"{prefix}{name}", field.annotation
+        if name not in values:
+            if complete and field.is_required():
+                yield {"loc": (whole,), "type": "missing", "input": None, "msg": ""}
+        elif isinstance(inner, type) and issubclass(inner, Settings) and isinstance(values[name], Mapping):
+            yield from _faults_of_each(inner, values[name], f"{whole}.")
+        else:
+            kind: Any = Annotated[(inner, *field.metadata)] if field.metadata else inner
+            try:
+                TypeAdapter(kind).validate_python(values[name])
+            except ValidationError as error:
+                yield {**error.errors()[0], "loc": (whole,)}
+    for name in values.keys() - model.model_fields.keys():
+        yield {"loc": (f"{prefix}{name}",), "type": "extra_forbidden", "input": None, "msg": ""}
+
+
+def unknown_setting(name: str, names: list[str]) -> str:
+    """Message for a name that does not exist, with the nearest one."""
+    near = nearest(name, names)
+    return f"unknown setting '{name}'" + (f", did you mean '{near}'?" if near else "")
 
 
 def nearest(name: str, names: list[str]) -> str | None:
-    """The name most like `name`, or None where none is near; a last part alone (`beta`) finds its dotted
-    name."""
-    tail = name.split(".")[-1]
-    by_tail = {known.split(".")[-1]: known for known in reversed(names)}
-    if tail in by_tail:
-        return by_tail[tail]
-    for word, known in ((name, {known: known for known in names}), (tail, by_tail)):
-        if found := difflib.get_close_matches(word, known, n=1, cutoff=0.6):
-            return known[found[0]]
+    """The name most like `name`, or None where none is near.
+
+    Args:
+        name: as typed; its last part alone (`beta`) finds the dotted name, and so do names that other
+            programs use (`lr`).
+        names: existing names.
+    """
+    name = name.replace("-", "_")
+    if (usual := _HABITS.get(name)) in names:
+        return usual
+    last_part = name.split(".")[-1]
+    by_last_part = {known.split(".")[-1]: known for known in reversed(names)}
+    if last_part in by_last_part:
+        return by_last_part[last_part]
+    for word, known in ((name, {known: known for known in names}), (last_part, by_last_part)):
+        if close := difflib.get_close_matches(word, known, n=1, cutoff=0.6):
+            return known[close[0]]
     return None
 
 
-def dotted_names(model: type[Settings], prefix: str = "") -> Iterator[str]:
-    """Every leaf setting's dotted name (`distill.weights.hidden`)."""
+class Setting(NamedTuple):
+    """One setting of a settings class: dotted name (`distill.weights.hidden`), type, default, description,
+    and whether it must be given."""
+
+    name: str
+    type: Any
+    default: Any
+    text: str
+    required: bool
+
+    @property
+    def is_bool(self) -> bool:
+        """Whether it is on or off."""
+        return self.type is bool
+
+    @property
+    def is_list(self) -> bool:
+        """Whether it takes several values."""
+        return any(get_origin(part) in (list, Sequence) for part in self._parts)
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The words that it takes, if it takes only some."""
+        parts = [get_args(part)[0] if get_origin(part) in (list, Sequence) else part for part in self._parts]
+        words = [get_args(part) for part in parts if get_origin(part) is Literal]
+        return sum(words, ()) if len(words) == len(parts) else ()
+
+    @property
+    def _parts(self) -> list[Any]:
+        """The members of a union, without None."""
+        kind = get_args(self.type)[0] if get_origin(self.type) is Annotated else self.type
+        parts = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+        return [part for part in parts if part is not NoneType]
+
+
+def settings_in(model: type[Settings], prefix: str = "") -> Iterator[Setting]:
+    """Every single setting of a settings class and of those nested in it."""
     for name, field in model.model_fields.items():
-        inner = field.annotation
+        inner, text = field.annotation, field.description or ""
         if isinstance(inner, type) and issubclass(inner, Settings):
-            yield from dotted_names(inner, f"{prefix}{name}.")
+            yield from settings_in(inner, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}"
+            default = None if field.is_required() else field.get_default()
+            yield Setting(f"{prefix}{name}", inner, default, text, field.is_required())
+
+
+def dotted_names(model: type[Settings]) -> list[str]:
+    """Dotted name of every single setting (`distill.weights.hidden`)."""
+    return [setting.name for setting in settings_in(model)]
 
 
 def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested mappings laid over one another, later ones first; dotted keys (`distill.beta`) open into nested
-    ones."""
+    """Nested mappings merged into one; later ones win. A dotted key (`distill.beta`) becomes a nested one."""
     result: dict[str, Any] = {}
     for layer in layers:
         for key, value in layer.items():

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -16,12 +17,11 @@ import pytest
 import yaml
 
 from newsbert_ray import cli
-from newsbert_ray.config import TrainSettings
+from newsbert_ray.cli import VERBS, parse
+from newsbert_ray.config import SettingsError, TrainSettings, build_settings
 from newsbert_ray.data.reading import read_impressions
 from newsbert_ray.data.shards import ShardError, read_manifest
-from newsbert_ray.flags import UsageError, settings_from, values_from
 from newsbert_ray.training.run import train
-from newsbert_ray.verbs import VERBS
 from tests.conftest import MakeSettings
 
 NEEDED = ["--data", "shards", "--teacher", "scratch", "--out", "run"]
@@ -41,10 +41,10 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], None]:
     """Make `report` raise something."""
 
     def arrange(error: BaseException) -> None:
-        def run(words: list[str]) -> None:
+        def report(*positional: Any, **keywords: Any) -> None:
             raise error
 
-        monkeypatch.setitem(VERBS, "report", VERBS["report"]._replace(run=run))
+        monkeypatch.setattr("newsbert_ray.reporting.report.report", report)
 
     return arrange
 
@@ -63,28 +63,52 @@ def test_help_answers_at_once() -> None:
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_help_of_a_verb_opens_with_a_sentence_and_an_example(
-    verb: str, capsys: pytest.CaptureFixture[str]
+def test_help_of_a_verb(
+    verb: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A page of flags without a first line leaves a person to guess which of them matter."""
+    """Help is a sentence, an example that works, and short descriptions without Python types."""
+    monkeypatch.setenv("COLUMNS", "80")
     assert cli.main([verb, "--help"]) == 0
-    opening, _, flags = capsys.readouterr().out.partition("-h, --help")
-    assert opening.startswith(f"{VERBS[verb].sentence}\n\n  newsbert-ray {verb} ")
-    assert "--out" in flags or verb in ("evaluate", "similar")
+    short = capsys.readouterr().out
+    assert cli.main([verb, "--help-all"]) == 0
+    full = capsys.readouterr().out
+    opening, _, flags = short.partition("Settings:")
+    sentence, example = opening.strip().split("\n\n")
+    assert " ".join(sentence.split()) == cli._sentence(verb)
+    assert parse(verb, " ".join(example.split()).replace("\\ ", "").split()[2:])
+    assert not re.search(r"type:|Union|Optional|Literal|Annotated|None", full)
+    assert max(map(len, full.splitlines())) <= 80
+    shown, every = (re.findall(r"^  (?:--(?:\[no-\])?([\w.]+)|[A-Z])", text, re.M) for text in (flags, full))
+    assert len(shown) <= 17
+    assert len(every) - 4 == len(cli._flags(verb))
+    assert (f"--help-all shows all {len(cli._flags(verb))} settings" in short) == (len(every) > len(shown))
+    for setting in cli._flags(verb).values():
+        assert setting.text, setting.name
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_example_of_a_verb_is_understood(verb: str) -> None:
-    """An example that its own parser refuses is worse than none."""
-    assert values_from(verb, VERBS[verb].example.split()[2:])
-
-
-def test_every_setting_is_a_flag_with_its_help(capsys: pytest.CaptureFixture[str]) -> None:
-    """A setting that is no flag can be reached by nobody who does not read the source."""
-    cli.main(["train", "--help"])
+def test_nested_settings_are_flags(capsys: pytest.CaptureFixture[str]) -> None:
+    """A setting that is no flag can be reached only from the source."""
+    cli.main(["train", "--help-all"])
     text = " ".join(capsys.readouterr().out.split())
-    assert "--distill.beta BETA Share of the teacher's gradients in the student's (Eq. 8" in text
-    assert "--distill.weights.soft_labels" in text
+    assert "--distill.beta BETA Share of the teacher's gradients" in text
+    assert "--distill.weights.soft_labels SOFT_LABELS Weight of the" in text
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_completion_knows_verbs_and_flags(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Tab completes what exists: verbs, the flags of a verb, the values of a flag."""
+    assert cli.main(["--print_completion", shell]) == 0
+    script = capsys.readouterr().out
+    if shell == "zsh":
+        assert script.startswith("autoload -U +X bashcompinit")
+        return
+    asked = 'COMP_WORDS=({}); COMP_CWORD=$((${{#COMP_WORDS[@]}}-1)); _newsbert_ray; echo "${{COMPREPLY[@]}}"'
+    words = ("newsbert-ray ev", "newsbert-ray train --distill.be", "newsbert-ray export --to on")
+    program = "\n".join([script, *map(asked.format, words)])
+    done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["evaluate", "--distill.beta", "onnx"]
+    assert cli.main(["--print_completion", "tcsh"]) == 2
+    assert "bash or zsh" in capsys.readouterr().err
 
 
 def test_verb_misspelt_offers_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
@@ -96,29 +120,53 @@ def test_verb_misspelt_offers_the_nearest(capsys: pytest.CaptureFixture[str]) ->
 def test_no_verb_shows_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
     """The bare command fails, so that a script notices, and tells a person how to go on."""
     assert cli.main([]) == 2
-    assert "usage: newsbert-ray VERB" in capsys.readouterr().err
+    assert "Usage: newsbert-ray VERB" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("given", "near"),
+    ("name", "near"),
     [
-        ("--distill.betta", "--distill.beta"),
-        ("--beta", "--distill.beta"),
-        ("--batch-size", "--batch_size"),
-        ("--lerning_rate", "--learning_rate"),
-        ("--distill.weights.hiden", "--distill.weights.hidden"),
-        ("--epo", "--epochs"),
+        ("distill.betta", "distill.beta"),
+        ("beta", "distill.beta"),
+        ("batch-size", "batch_size"),
+        ("lerning_rate", "learning_rate"),
+        ("distill.weights.hiden", "distill.weights.hidden"),
+        ("epo", "epochs"),
+        ("lr", "learning_rate"),
+        ("layers", "student.layers"),
+        ("num_epochs", "epochs"),
+        ("num-epochs", "epochs"),
+        ("model", "teacher"),
+        ("no-bogus", None),
     ],
 )
-@pytest.mark.parametrize("form", ["{} 1", "{}=1"])
+@pytest.mark.parametrize("form", ["--{} 1", "--{}=1"])
 def test_unknown_flag_names_the_nearest(
-    given: str, near: str, form: str, capsys: pytest.CaptureFixture[str]
+    name: str, near: str | None, form: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A flag that is taken for another, or silently dropped, runs an experiment nobody asked for."""
-    assert cli.main(["train", *NEEDED, *form.format(given).split()]) == 2
+    """A flag that is taken for another, or silently dropped, runs another experiment."""
+    assert cli.main(["train", *NEEDED, *form.format(name).split()]) == 2
     message = capsys.readouterr().err
-    assert f"unknown setting '{given}', did you mean '{near}'?" in message
+    assert f"unknown setting '{name}'" + (f", did you mean '{near}'?" if near else "") in message
     assert message.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "value"),
+    [
+        (["--distill.shared_top"], True),
+        (["--distill.shared_top", "false"], False),
+        (["--distill.shared_top=no"], False),
+        (["--no-distill.shared_top"], False),
+        (["--no_distill.shared_top"], False),
+        (["--no-distill.shared_top", "--seed", "1"], False),
+    ],
+)
+def test_boolean_flags_have_the_same_forms_everywhere(words: list[str], value: bool) -> None:
+    """A switch whose form depends on the verb has to be looked up every time."""
+    assert parse("submit", ["--no_wait", "--list"]) == {"wait": False, "list": True}
+    assert parse("evaluate", ["--json", "run"]) == {"run": "run", "json": True}
+    assert parse("train", [*NEEDED, *words])["distill"]["shared_top"] is value
 
 
 @pytest.mark.parametrize(
@@ -190,7 +238,7 @@ def test_what_is_required_is_asked_for(
 ) -> None:
     """A forgotten folder must be asked for by name, all of them at once."""
     assert cli.main(words) == 2
-    assert f"required and not given: {missing} " in capsys.readouterr().err
+    assert f"required and not given: {missing} (" in capsys.readouterr().err
 
 
 def test_flag_without_its_value_is_named(capsys: pytest.CaptureFixture[str]) -> None:
@@ -206,15 +254,15 @@ def test_printed_config_gives_the_same_run_again(tmp_path: Path, capsys: pytest.
         cli.main(["train", *words, "--print_config"])
     assert ended.value.code == 0
     (tmp_path / "run.yaml").write_text(capsys.readouterr().out)
-    again = settings_from("train", TrainSettings, ["--config", str(tmp_path / "run.yaml")])
-    assert again == settings_from("train", TrainSettings, words)
+    again = build_settings(TrainSettings, parse("train", ["--config", str(tmp_path / "run.yaml")]))
+    assert again == build_settings(TrainSettings, parse("train", words))
 
 
 def test_flags_go_over_the_file(tmp_path: Path) -> None:
     """A flag that loses against the file would quietly run the file's experiment."""
     path = tmp_path / "run.yaml"
     path.write_text("data: d\nteacher: t\nout: o\ndistill:\n  beta: 0.3\n  temperature: 2.0\n")
-    settings = settings_from("train", TrainSettings, ["--config", str(path), "--distill.beta=0.2"])
+    settings = build_settings(TrainSettings, parse("train", ["--config", str(path), "--distill.beta=0.2"]))
     assert (settings.distill.beta, settings.distill.temperature) == (0.2, 2.0)
 
 
@@ -223,10 +271,13 @@ def test_flags_go_over_the_file(tmp_path: Path) -> None:
     [
         (
             "distill:\n  beta: 7\n",
-            r"distill.beta = '7' \(from the file of --config\): .*less than or equal to 1",
+            r"run\.yaml: distill\.beta = 7: .*less than or equal to 1",
         ),
-        ("distill:\n  betta: 0.1\n", r"unknown setting 'distill.betta', did you mean '--distill.beta'\?"),
-        ("epoch: 3\n", r"unknown setting 'epoch', did you mean '--epochs'\?"),
+        (
+            "distill:\n  betta: 0.1\n",
+            r"run\.yaml: unknown setting 'distill\.betta', did you mean 'distill\.beta'\?",
+        ),
+        ("epoch: 3\n", r"unknown setting 'epoch', did you mean 'epochs'\?"),
         ("distill: [\n", r"config"),
         ("- 1\n", r"config"),
     ],
@@ -235,15 +286,15 @@ def test_bad_config_file_is_told_in_one_line(tmp_path: Path, text: str, message:
     """A slip in the file must be found as surely as one on the command line."""
     path = tmp_path / "run.yaml"
     path.write_text(text)
-    with pytest.raises(UsageError, match=message) as caught:
-        values_from("train", [*NEEDED, "--config", str(path)])
+    with pytest.raises(SettingsError, match=message) as caught:
+        parse("train", [*NEEDED, "--config", str(path)])
     assert "\n" not in str(caught.value)
 
 
 def test_config_file_that_is_missing_is_named(tmp_path: Path) -> None:
     """A mistyped file name must not mean the defaults."""
-    with pytest.raises(UsageError, match=r"nowhere\.yaml"):
-        values_from("train", [*NEEDED, "--config", str(tmp_path / "nowhere.yaml")])
+    with pytest.raises(SettingsError, match=r"nowhere\.yaml"):
+        parse("train", [*NEEDED, "--config", str(tmp_path / "nowhere.yaml")])
 
 
 @pytest.mark.parametrize(
@@ -256,14 +307,14 @@ def test_config_file_that_is_missing_is_named(tmp_path: Path) -> None:
 )
 def test_sources_may_be_repeated(words: list[str]) -> None:
     """If only the last --source counted, the training news would silently be the test news."""
-    given = values_from("prepare", [*words, "--teacher", "scratch", "--out", "shards"])
+    given = parse("prepare", [*words, "--teacher", "scratch", "--out", "shards"])
     assert given["source"] == ["train", "dev"]
 
 
 def test_source_may_hold_blanks_and_brackets() -> None:
     """A folder's name is a name, whatever YAML would make of it."""
     odd = ["[my] data, 1", "true"]
-    given = values_from("prepare", ["--source", odd[0], "--source", odd[1], "--teacher", "x", "--out", "o"])
+    given = parse("prepare", ["--source", odd[0], "--source", odd[1], "--teacher", "x", "--out", "o"])
     assert given["source"] == odd
 
 
@@ -287,7 +338,12 @@ def test_sweep_passes_on_only_what_was_given(monkeypatch: pytest.MonkeyPatch) ->
         "concurrency": 2,
     }
     assert cli.main(["sweep", *words, "--limits.hours", "0.5", "--resume"]) == 0
-    assert seen == {**asked, "control": {**asked["control"], "limits": {"hours": 0.5}}, "resume": True}
+    assert seen == {
+        **asked,
+        "control": {**asked["control"], "limits": {"hours": 0.5}},
+        "resume": True,
+        "train": None,
+    }
     seen.clear()
     monkeypatch.setattr("newsbert_ray.tune.estimate.plan_sweep", sweep)
     assert cli.main(["sweep", *words, "--plan", "--curves", "earlier"]) == 0
@@ -352,7 +408,7 @@ def test_recommendation_from_the_command_line(
     shown = json.loads(capsys.readouterr().out)
     assert {"history", "offers", "impression_id"} <= shown[0].keys()
     assert cli.main(["evaluate", run.out, "--show", user, "--submission", str(target)]) == 2
-    assert "give --submission without it" in capsys.readouterr().err
+    assert "give only one of submission, by_topic and show" in capsys.readouterr().err
     assert cli.main(["evaluate", run.out, "--submission", str(tmp_path / "p.csv")]) == 1
     assert ".zip" in capsys.readouterr().err
 
@@ -388,7 +444,7 @@ class WrappedByRay(Exception):
         ),
         (PermissionError(errno.EACCES, "Permission denied", "run"), 1, "run: Permission denied"),
         (OSError("no such model\nanywhere"), 1, "no such model anywhere"),
-        (KeyError("x"), 1, "internal error: KeyError: 'x'; run it again with --debug for the frames"),
+        (KeyError("x"), 1, "internal error: KeyError: 'x'; run it again with --debug for the traceback"),
     ],
 )
 def test_failure_ends_in_one_line(

@@ -103,7 +103,9 @@ def test_value_out_of_range_is_named(name: str, value: Any) -> None:
         ("beta", "distill.beta"),
         ("batchsize", "batch_size"),
         ("lerning_rate", "learning_rate"),
-        ("layers", "scratch.layers"),
+        ("layers", "student.layers"),
+        ("lr", "learning_rate"),
+        ("batch-size", "batch_size"),
     ],
 )
 def test_unknown_setting_offers_the_nearest(unknown: str, near: str) -> None:
@@ -120,7 +122,7 @@ def test_missing_and_wrong_settings_are_all_told_at_once() -> None:
         )
     message = str(caught.value)
     assert message.startswith("run.yaml: ")
-    assert all(part in message for part in ("'out' is required", "seed = -1", "epochs = 0"))
+    assert all(part in message for part in ("required and not given: out", "seed = -1", "epochs = 0"))
 
 
 def test_batch_smaller_than_its_parts_says_the_way_out() -> None:

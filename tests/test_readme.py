@@ -12,9 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from newsbert_ray.cli import VERBS, parse
 from newsbert_ray.config import PrepareSettings, TrainSettings, dotted_names
-from newsbert_ray.flags import values_from
-from newsbert_ray.verbs import VERBS
 from tests.readme_numbers import BLOCK, RESULTS, fill_tables
 from tests.readme_numbers import PAGES as PAGES_WITH_TABLES
 
@@ -78,10 +77,10 @@ def test_command_parses(words: list[str]) -> None:
     assert verb in VERBS
     if not rest or {"--help", "--help-all", "--print_config"} & set(rest) or "..." in rest:
         return
-    job = values_from(verb, rest).get("command", [])
+    job = parse(verb, rest).get("command", [])
     if job:
         assert job[0] in set(VERBS) - {"submit"}
-        values_from(job[0], job[1:])
+        parse(job[0], job[1:])
 
 
 def test_commands_are_extracted() -> None:

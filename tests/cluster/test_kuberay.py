@@ -12,8 +12,7 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
-from newsbert_ray.flags import values_from
-from newsbert_ray.verbs import VERBS
+from newsbert_ray.cli import VERBS, parse
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "cluster/kuberay").iterdir())
@@ -103,7 +102,7 @@ def test_entrypoint_parses(verb: str) -> None:
     program, named, *words = shlex.split(JOBS[verb]["spec"]["entrypoint"])
     assert (program, named) == ("newsbert-ray", verb)
     assert verb in VERBS
-    values = values_from(verb, words)
+    values = parse(verb, words)
     if verb == "sweep":
         assert values["resume"] is True  # otherwise the second attempt would be refused
         assert values["space"].startswith(IMAGE_FOLDER)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from newsbert_ray.cli import parse
 from newsbert_ray.config import SettingsError
-from newsbert_ray.flags import values_from
 from newsbert_ray.tune.space_file import parse_vary, read_space
 from newsbert_ray.tune.sweep import Changes, build_space
 from newsbert_ray.tune.trial import check_space
@@ -111,7 +111,7 @@ def test_every_command_at_a_spaces_head_is_understood(path: Path) -> None:
     assert commands
     for command in commands:
         _, verb, *rest = shlex.split(command)
-        values_from(verb, rest)
+        parse(verb, rest)
 
 
 SLIPS = {
