@@ -12,6 +12,7 @@ import inspect
 import json
 import logging
 import os
+import re
 import sys
 import warnings
 from collections import deque
@@ -19,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import chdir
 from functools import cache
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import newsbert_ray
@@ -253,8 +255,10 @@ def settings_of(verb: str) -> type[Settings]:
         for name in ("data", "teacher"):
             text = f"{training[name].description} By default the search space's."
             optional[name] = (str | None, Field(None, description=text))
-    kept = {name: (f.annotation, f) for name, f in fields.items() if name not in (*_PYTHON_ONLY, *optional)}
-    return create_model(verb, __base__=Settings, **kept, **optional)
+    own: dict[str, Any] = {name: (field.annotation, field) for name, field in fields.items()}
+    for name in _PYTHON_ONLY:
+        own.pop(name, None)
+    return create_model(verb, __base__=Settings, **{**own, **optional})
 
 
 def _flags(verb: str) -> dict[str, Setting]:
@@ -301,7 +305,9 @@ def parse(verb: str, words: Sequence[str]) -> dict[str, Any]:
     try:
         parsed = parser.parse_args([*before, *flags, *print_config], defaults=bool(print_config)).as_dict()
     except ArgumentError as error:
-        check_each(model, merge(file_values, values), complete=True)
+        check_each(
+            model, merge(file_values, {name: _typed(value) for name, value in values.items()}), complete=True
+        )
         raise SettingsError(" ".join(str(error).split())) from error
     parsed.pop("config", None)
     check_each(model, parsed)  # ranges, which the parser does not check everywhere
@@ -363,6 +369,14 @@ def _find_flag(name: str, value: str, flags: Mapping[str, Setting]) -> tuple[Set
     if name[:3] in ("no-", "no_") and (flag := flags.get(name[3:])) and flag.is_bool:
         return flag, True
     raise SettingsError(unknown_setting(name, [*flags, "config"]))
+
+
+def _typed(value: Any) -> Any:
+    """A number, switch or null that a word stands for; other words as they are."""
+    import yaml
+
+    typed = yaml.safe_load(value) if isinstance(value, str) and re.fullmatch(r"[\w.+-]+", value) else value
+    return typed if isinstance(typed, int | float | NoneType) else value
 
 
 def _items(value: str) -> list[str]:

@@ -160,8 +160,7 @@ def _explain(error: Any, names: list[str]) -> Iterator[str]:
         if error["type"] == "literal_error":
             near = nearest(str(value), re.findall(r"'([^']*)'", error["ctx"]["expected"]))
             message += f"; did you mean '{near}'?" if near else ""
-        shown = value if isinstance(value, str) and value else repr(value)
-        yield f"{name} = {shown}: {message}"
+        yield f"{name} = {value!r}: {message}"
 
 
 def _faults_of_each(
