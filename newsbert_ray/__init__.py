@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         SettingsError,
         Share,
     )
-    from newsbert_ray.tune.display import SweepResult
+    from newsbert_ray.tune.sweep import SweepResult
     from newsbert_ray.tune.estimate import Estimate
 
 __version__ = "0.2.0"

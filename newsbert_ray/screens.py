@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from newsbert_ray.evaluation.evaluate import Shown, TopicRow
     from newsbert_ray.serving.similar import Answer
     from newsbert_ray.settings import Setting
-    from newsbert_ray.tune.display import SweepResult
+    from newsbert_ray.tune.sweep import SweepResult
 
 
 _COMMON = {
