@@ -27,8 +27,8 @@ if TYPE_CHECKING:
         SettingsError,
         Share,
     )
-    from newsbert_ray.tune.sweep import SweepResult
     from newsbert_ray.tune.estimate import Estimate
+    from newsbert_ray.tune.sweep import SweepResult
 
 __version__ = "0.2.0"
 
