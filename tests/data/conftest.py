@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from newsbert_ray.data.examples import Titles
 from newsbert_ray.data.shards import SPLITS, read_manifest, read_shard
 from newsbert_ray.data.synthetic import synthesize
 from newsbert_ray.data.tokenizer import learn_tokenizer
@@ -47,3 +49,11 @@ def teacher(tmp_path_factory: pytest.TempPathFactory, corpus: tuple[Path, Path])
     titles = [line.split("\t")[3] for line in lines]
     learn_tokenizer(lambda: iter(titles), vocabulary=400).save(folder)
     return folder
+
+
+def titles(count: int, seed: int = 0) -> Titles:
+    """Random titles of 3 to 12 tokens; title i has label i, so that it can be followed."""
+    generator = np.random.default_rng(seed)
+    lengths = generator.integers(3, 13, count)
+    tokens = generator.integers(5, 99, lengths.sum()).astype(np.int32)
+    return Titles(tokens, np.concatenate(([0], np.cumsum(lengths))), np.arange(count), np.arange(count))

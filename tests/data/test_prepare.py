@@ -34,12 +34,12 @@ MIND = Path(__file__).parents[3] / "shared" / "data" / "mind"
 def _prepare(
     out: Path, folders: tuple[Path, ...], teacher: Path | str, **changes: Any
 ) -> tuple[Manifest, list[str]]:
-    said: list[str] = []
+    messages: list[str] = []
     given = {"workers": 0, **changes}
     settings = PrepareSettings(
         source=[str(one) for one in folders], teacher=str(teacher), out=str(out), **given
     )
-    return prepare(settings, say=said.append), said
+    return prepare(settings, say=messages.append), messages
 
 
 def _rows(out: Path, kind: str = "splits", only: str = "") -> dict[str, dict[str, Any]]:
@@ -78,7 +78,7 @@ def _rejected(out: Path) -> list[dict[str, Any]]:
 
 def test_two_sources(tmp_path: Path, corpus: Corpus, teacher: Path) -> None:
     """Test news must be news that training has never seen, and nothing may be lost on the way."""
-    manifest, said = _prepare(tmp_path / "out", corpus, teacher)
+    manifest, messages = _prepare(tmp_path / "out", corpus, teacher)
     rows = _rows(tmp_path / "out")
     ids = {split: {key.split()[1] for key in rows if key.startswith(split)} for split in SPLITS}
     assert ids["train"] | ids["validation"] == {f"N{i}" for i in range(1, 241)}
@@ -92,9 +92,9 @@ def test_two_sources(tmp_path: Path, corpus: Corpus, teacher: Path) -> None:
     assert manifest.labels == sorted(manifest.labels)
     assert [manifest.rows(split, "recommendation") for split in SPLITS] == [54, 6, 30]
     assert [manifest.examples(split) for split in SPLITS] == [manifest.rows(split) for split in SPLITS]
-    assert any("30 news" in line and "earlier source" in line for line in said)
+    assert any("30 news" in line and "earlier source" in line for line in messages)
     given = f"--data {tmp_path / 'out'} --teacher {teacher} --out RUN"
-    assert said[-2:] == [
+    assert messages[-2:] == [
         f"next: newsbert-ray train {given}",
         f"or:   newsbert-ray train --task recommendation {given}",
     ]
@@ -104,7 +104,7 @@ def test_two_sources(tmp_path: Path, corpus: Corpus, teacher: Path) -> None:
     ]
     assert (
         "impressions: 54 train ({} clicks), 6 validation ({} clicks), 30 test ({} clicks)".format(*clicks)
-        in said
+        in messages
     )
 
 
@@ -177,9 +177,9 @@ def test_a_topic_without_training_is_for_recommendation_only(
     fresh = (corpus[0] / "news.tsv").read_text(encoding="utf-8").splitlines(keepends=True)[0]
     with (later / "news.tsv").open("a", encoding="utf-8") as file:
         file.write(fresh.replace("N1\t", "N500\t", 1))
-    manifest, said = _prepare(tmp_path / "out", (train, dev, later), teacher)
+    manifest, messages = _prepare(tmp_path / "out", (train, dev, later), teacher)
     assert manifest.rejected == {}
-    assert "no topic of the training news: 21 news, for recommendation only" in said
+    assert "no topic of the training news: 21 news, for recommendation only" in messages
     assert [manifest.rows(split) for split in SPLITS] == [240, 60, 1]
     # N301 is repeated in the last source, and kept once.
     rows = [row for shard in manifest.others for row in read_shard(tmp_path / "out", shard).to_pylist()]
@@ -191,8 +191,8 @@ def test_a_topic_without_training_is_for_recommendation_only(
     ]
     path = tmp_path / "out" / manifest.others[1].file
     path.unlink()
-    _, said = _prepare(tmp_path / "out", (train, dev, later), teacher)
-    assert any(f"{path}: missing or damaged" in line for line in said)
+    _, messages = _prepare(tmp_path / "out", (train, dev, later), teacher)
+    assert any(f"{path}: missing or damaged" in line for line in messages)
     row = read_impressions_by_id(tmp_path / "out")["validation 31"]
     assert (row["history"], row["candidates"]) == (["N301", "N1"], ["N301", "N2"])
     assert [manifest.rows(split, "recommendation") for split in SPLITS] == [60, 31, 31]
@@ -212,7 +212,7 @@ def test_what_the_lines_of_behaviors_may_hold(tmp_path: Path, corpus: Corpus, te
     ]
     _edit(dev / "behaviors.tsv", lambda old: old.extend(line.encode() for line in lines))
     out = tmp_path / "out"
-    manifest, said = _prepare(out, (train, dev), teacher, max_rejected_share=0.1)
+    manifest, messages = _prepare(out, (train, dev), teacher, max_rejected_share=0.1)
     rows = read_impressions_by_id(out)
     kept = {name: rows.get(f"test {name}") for name in ("31", "32", "33", "34", "35", "36")}
     assert {
@@ -229,8 +229,8 @@ def test_what_the_lines_of_behaviors_may_hold(tmp_path: Path, corpus: Corpus, te
     assert manifest.examples("test", "recommendation") - before.examples("test", "recommendation") == 1 + 3
     assert manifest.statistics["clicks"] - before.statistics["clicks"] == 1 + 3 + 1
     assert manifest.statistics["unknown_clicks"] == 4
-    assert "clicks in histories on news that the sources do not have, left out: 4" in said
-    assert "test: 1 impressions without labels" in said
+    assert "clicks in histories on news that the sources do not have, left out: 4" in messages
+    assert "test: 1 impressions without labels" in messages
     assert manifest.rejected == {"unknown id": 1}
     assert _rejected(out)[0]["reason"] == "unknown id: candidate 'X1' is not in the news of the sources"
 
@@ -250,12 +250,12 @@ def test_a_folder_without_labels(tmp_path: Path, teacher: Path) -> None:
     folders = synthesize(
         tmp_path, news=240, users=30, topics=3, folders=("train", "dev", "test"), unlabelled=("test",)
     )
-    manifest, said = _prepare(tmp_path / "out", tuple(folders), teacher)
+    manifest, messages = _prepare(tmp_path / "out", tuple(folders), teacher)
     assert [manifest.rows(split, "recommendation") for split in SPLITS] == [150, 30, 30]
     assert manifest.examples("test", "recommendation") == 0
     assert all(row["clicked"] is None for row in _rows(tmp_path / "out", "behaviors", "test").values())
-    assert "test: 30 impressions without labels" in said
-    assert not any("train:" in line or "validation:" in line for line in said)
+    assert "test: 30 impressions without labels" in messages
+    assert not any("train:" in line or "validation:" in line for line in messages)
 
 
 @pytest.mark.parametrize("folders", [1, 2])
@@ -326,9 +326,9 @@ def test_a_second_run_does_nothing(tmp_path: Path, corpus: Corpus, teacher: Path
     out = tmp_path / "out"
     first, _ = _prepare(out, corpus, teacher)
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
-    second, said = _prepare(out, corpus, teacher)
+    second, messages = _prepare(out, corpus, teacher)
     assert second == first
-    assert "already prepared" in said[-1]
+    assert "already prepared" in messages[-1]
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     moved = _copy(corpus, tmp_path / "elsewhere")
@@ -379,8 +379,8 @@ def test_a_damaged_file_is_prepared_again(tmp_path: Path, corpus: Corpus, teache
     before = _contents(out)
     path = out / file
     path.write_bytes(path.read_bytes()[:-5])
-    _, said = _prepare(out, corpus, teacher)
-    assert any(f"{path}: missing or damaged" in line for line in said)
+    _, messages = _prepare(out, corpus, teacher)
+    assert any(f"{path}: missing or damaged" in line for line in messages)
     assert _contents(out) == before
 
 
@@ -426,7 +426,7 @@ def test_bad_lines_are_listed_and_left_out(tmp_path: Path, corpus: Corpus, teach
 
     _edit(train / "news.tsv", damage)
     _edit(dev / "behaviors.tsv", lambda lines: lines.append(lines[-1].replace(b"N", b"X", 1)))
-    manifest, said = _prepare(tmp_path / "out", (train, dev), teacher, max_rejected_share=0.6)
+    manifest, messages = _prepare(tmp_path / "out", (train, dev), teacher, max_rejected_share=0.6)
     listed = [
         (entry["file"], entry["line"], entry["reason"].split(":")[0]) for entry in _rejected(tmp_path / "out")
     ]
@@ -440,7 +440,7 @@ def test_bad_lines_are_listed_and_left_out(tmp_path: Path, corpus: Corpus, teach
     assert ("synthetic_dev/behaviors.tsv", 31, "duplicate id") in listed or (
         "synthetic_dev/behaviors.tsv", 31, "unknown id") in listed  # fmt: skip
     assert sum(manifest.rejected.values()) == len(listed)
-    assert any("synthetic_train/news.tsv:5: columns: 2 found, 8 expected" in line for line in said)
+    assert any("synthetic_train/news.tsv:5: columns: 2 found, 8 expected" in line for line in messages)
     good, left = _rows(tmp_path / "good"), _rows(tmp_path / "out")
     assert {key.split()[1] for key in good.keys() - left.keys()} == {"N5", "N10", "N21"}
     assert all(row == good[key] for key, row in left.items())
@@ -541,16 +541,16 @@ def test_a_missing_teacher_is_one_message(tmp_path: Path, corpus: Corpus) -> Non
 
 
 def test_behaviors_may_be_missing(tmp_path: Path, corpus: Corpus, teacher: Path) -> None:
-    """Topics need no clicks; their absence must be said, not guessed."""
+    """Topics need no clicks; their absence must be messages, not guessed."""
     train, dev = _copy(corpus, tmp_path)
     (dev / "behaviors.tsv").unlink()
-    manifest, said = _prepare(tmp_path / "out", (train, dev), teacher)
+    manifest, messages = _prepare(tmp_path / "out", (train, dev), teacher)
     assert set(manifest.behaviors) == {"train", "validation"}
-    assert "synthetic_dev: no behaviors.tsv, so news only" in said
+    assert "synthetic_dev: no behaviors.tsv, so news only" in messages
     (train / "behaviors.tsv").unlink()
-    manifest, said = _prepare(tmp_path / "none", (train, dev), teacher)
+    manifest, messages = _prepare(tmp_path / "none", (train, dev), teacher)
     assert manifest.behaviors == {}
-    assert said[-1].startswith("next: newsbert-ray train --data")
+    assert messages[-1].startswith("next: newsbert-ray train --data")
 
 
 def _zip(path: Path, folder: Path, prefix: str = "") -> Path:

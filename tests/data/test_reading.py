@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from newsbert_ray.data import order as ordering
 from newsbert_ray.data.order import Order
-from newsbert_ray.data.reading import TrainingSchedule, Update, evaluation_batches, read_updates
+from newsbert_ray.data.reading import TrainingSchedule, Update, evaluation_batches, read_updates, worker_parts
 from newsbert_ray.data.shards import read_manifest
+from tests.data.conftest import titles
 
 
 def schedule(shards: Path, **order: int) -> TrainingSchedule:
@@ -58,3 +60,27 @@ def test_evaluation_sees_every_title_once_over_all_workers(shards: Path, world_s
     alone = [b.target.labels for b in evaluation_batches(shards, manifest, "test", batch_size=7)]
     assert len(found) == manifest.rows("test")
     assert sorted(found) == sorted(torch.cat(alone).tolist())
+
+
+@pytest.mark.parametrize(("world_size", "accumulate"), [(1, 1), (2, 1), (3, 2), (1, 4)])
+def test_parts_make_up_the_batch(world_size: int, accumulate: int) -> None:
+    """Workers and accumulation must divide the very same batch, with the whole batch's counts."""
+    many = titles(70)
+    rows = np.arange(31) * 2
+    found: list[int] = []
+    for rank in range(world_size):
+        parts = worker_parts(many, rows, Order(0, 31, rank, world_size, accumulate))
+        assert {part.rows for part in parts} == {31}
+        assert {part.tokens for part in parts} == {int(many.lengths[rows].sum())}
+        assert len(parts) == accumulate
+        found += [int(label) for part in parts for label in part.examples.arrays()[2]]
+    assert sorted(found) == rows.tolist()
+
+
+def test_a_worker_without_titles_gets_a_stand_in_of_no_weight() -> None:
+    """A worker that skipped an update would leave the others waiting in their all-reduce for ever."""
+    (part,) = worker_parts(titles(5), np.array([3]), Order(0, 4, rank=1, world_size=2))
+    assert part.weight == 0.0
+    assert part.rows == 1
+    (own,) = worker_parts(titles(5), np.array([3]), Order(0, 4, rank=0, world_size=2))
+    assert own.weight == 1.0

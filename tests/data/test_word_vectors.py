@@ -29,22 +29,22 @@ def write(folder: Path, text: str, name: str = "tiny.2d.txt") -> Path:
 
 def test_words_that_both_know_get_the_files_vectors(tmp_path: Path) -> None:
     """In the file's order after the special tokens; an accent is kept, a capital is not."""
-    found = fit_vectors(write(tmp_path, FILE), TITLES)
-    ids = list(found.tokenizer.encode(TITLES, max_tokens=30))
+    vectors = fit_vectors(write(tmp_path, FILE), TITLES)
+    ids = list(vectors.tokenizer.encode(TITLES, max_tokens=30))
     words = [*SPECIAL_TOKENS, "the", ",", "rams", "café", "beat"]
     cls, sep, unknown = (words.index(name) for name in ("[CLS]", "[SEP]", "[UNK]"))
     assert ids[0] == [cls, *(words.index(w) for w in ("rams", "beat", "the", "café")), unknown, sep]
     assert ids[1] == [cls, words.index("the"), words.index("rams"), words.index(","), unknown, sep]
-    assert found.table[len(SPECIAL_TOKENS) :].tolist() == [[1, 0], [0, 2], [0.5, -1], [3, 4], [1, 1]]
-    assert not found.table[found.tokenizer.pad_id].any()
-    assert found.table[unknown].any()
-    assert (found.words, found.known, found.share) == (7, 5, 7 / 9)
+    assert vectors.table[len(SPECIAL_TOKENS) :].tolist() == [[1, 0], [0, 2], [0.5, -1], [3, 4], [1, 1]]
+    assert not vectors.table[vectors.tokenizer.pad_id].any()
+    assert vectors.table[unknown].any()
+    assert (vectors.words, vectors.known, vectors.share) == (7, 5, 7 / 9)
 
 
 def test_a_file_with_capitals_keeps_them(tmp_path: Path) -> None:
     """glove.840B tells Apple from apple."""
-    found = fit_vectors(write(tmp_path, "Rams 1 2\nrams 3 4\nthe 5 6\n"), TITLES)
-    (first,), (second,) = ([row[1:-1]] for row in found.tokenizer.encode(TITLES, max_tokens=30))
+    vectors = fit_vectors(write(tmp_path, "Rams 1 2\nrams 3 4\nthe 5 6\n"), TITLES)
+    (first,), (second,) = ([row[1:-1]] for row in vectors.tokenizer.encode(TITLES, max_tokens=30))
     assert first[0] == len(SPECIAL_TOKENS)
     assert second[:2] == [len(SPECIAL_TOKENS) + 2, len(SPECIAL_TOKENS) + 1]
 
@@ -118,7 +118,7 @@ def test_shards_of_word_vectors(tmp_path: Path, corpus: tuple[Path, Path]) -> No
     lines = [line.split("\t")[3] for folder in corpus for line in _news(folder)]
     words = sorted({word.lower() for title in lines for word in re.findall(r"\w+|[^\w\s]", title)})
     text = "".join(f"{w} {' '.join(map(str, letters[i % 3]))}\n" for i, w in enumerate(words))
-    path, out, said = write(tmp_path, text), tmp_path / "shards", list[str]()
+    path, out, messages = write(tmp_path, text), tmp_path / "shards", list[str]()
     values = {
         "source": [str(folder) for folder in corpus],
         "teacher": str(path),
@@ -126,25 +126,25 @@ def test_shards_of_word_vectors(tmp_path: Path, corpus: tuple[Path, Path]) -> No
         "workers": 0,
     }
     settings = build_settings(PrepareSettings, values)
-    manifest = prepare(settings, say=said.append)
+    manifest = prepare(settings, say=messages.append)
     assert (manifest.tokenizer.name, manifest.tokenizer.sha256) == (
         path.name,
         load_tokenizer(str(out / "tokenizer")).sha256,
     )
     assert np.load(out / VECTORS).shape == (manifest.tokenizer.vocabulary, 4)
-    assert any("100.0% of all occurrences; vectors 4 wide" in line for line in said)
+    assert any("100.0% of all occurrences; vectors 4 wide" in line for line in messages)
     flags = "--method glove --teacher scratch --scratch.hidden 4 --scratch.heads 4 --out RUN"
-    assert said[-1].endswith(f"--task recommendation --data {out} {flags}")
-    assert prepare(settings, say=said.append) == manifest
-    assert said[-1].startswith("already prepared")
+    assert messages[-1].endswith(f"--task recommendation --data {out} {flags}")
+    assert prepare(settings, say=messages.append) == manifest
+    assert messages[-1].startswith("already prepared")
     other = settings.model_copy(
         update={"teacher": str(write(tmp_path, text.replace("0.", "1."), "other.txt"))}
     )
     with pytest.raises(PrepareError, match="vectors"):
-        prepare(other, say=said.append)
+        prepare(other, say=messages.append)
     scratch = settings.model_copy(update={"teacher": "scratch"})
     with pytest.raises(PrepareError, match=r"tokeniser tiny.2d.txt then, scratch now"):
-        prepare(scratch, say=said.append)
+        prepare(scratch, say=messages.append)
 
 
 def test_names_of_files_and_of_encoders() -> None:

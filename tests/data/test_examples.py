@@ -7,22 +7,24 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
-from newsbert_ray.data.batches import ClickChoices, Part, collate, cut_buckets
+from newsbert_ray.data.batches import ClickChoices, Part, collate
 from newsbert_ray.data.examples import (
     Clicks,
     Impressions,
+    Titles,
     choose_clicks,
     draw_clicks,
     find_clicks,
     impressions_of,
     join_impressions,
+    join_titles,
+    titles_of,
 )
-from newsbert_ray.data.order import Order, seeded_generator, shuffle_groups
+from newsbert_ray.data.order import Order, seeded_generator
 from newsbert_ray.data.reading import worker_parts
 from newsbert_ray.data.shards import BEHAVIORS_SCHEMA, TextTable
+from tests.data.conftest import titles
 
 
 def table_of(lengths: list[int]) -> TextTable:
@@ -176,17 +178,6 @@ def test_a_batch_of_newcomers_alone() -> None:
     assert len(texts) == 2
 
 
-def test_groups_stay_whole_when_shuffled() -> None:
-    """Clicks of one impression share all of their history: apart, it would be encoded for each of them."""
-    groups = np.array([0, 0, 0, 3, 4, 4, 9])
-    orders = {tuple(shuffle_groups(groups, seeded_generator(seed)).tolist()) for seed in range(200)}
-    assert len(orders) == 24
-    assert all(sorted(order) == list(range(7)) for order in orders)
-    for order in orders:
-        changes = np.count_nonzero(np.diff(groups[list(order)]))
-        assert changes == 3
-
-
 @pytest.mark.parametrize(("world_size", "accumulate"), [(1, 1), (2, 1), (3, 2)])
 def test_parts_make_up_the_update(world_size: int, accumulate: int) -> None:
     """Workers divide the very same clicks, with the whole update's counts."""
@@ -209,32 +200,25 @@ def test_arrays_travel() -> None:
         assert getattr(back, name).tolist() == getattr(clicks, name).tolist()
 
 
-@given(st.lists(st.integers(1, 40), min_size=1, max_size=60), st.integers(40, 200), st.integers(0, 60))
-def test_buckets_hold_every_text_and_waste_least(lengths: list[int], budget: int, start: int) -> None:
-    """A text left out of all buckets would be no news; padding beyond the best cuts is time for nothing."""
-    ordered = np.sort(np.array(lengths))
-    cuts = list(cut_buckets(ordered, budget=budget, start_tokens=start))
-    assert [a for a, _ in cuts] == [0, *(b for _, b in cuts[:-1])]
-    assert cuts[-1][1] == len(ordered)
-    for a, b in cuts:
-        assert b > a
-        assert (b - a) * ordered[b - 1] <= budget + ordered[b - 1]
-    unlimited = list(cut_buckets(ordered, budget=10**9, start_tokens=start))
-    cost = sum((b - a) * int(ordered[b - 1]) + start for a, b in unlimited)
-    # Never worse than one bucket, nor than one for each length.
-    assert cost <= len(ordered) * int(ordered[-1]) + start
-    assert cost <= int(ordered.sum()) + start * len(set(lengths))
+def test_take_and_join_keep_titles_whole() -> None:
+    """Flat tokens with offsets: an error of one would give every title its neighbour's words."""
+    many = titles(50)
+
+    def words(t: Titles, i: int) -> list[int]:
+        return [int(token) for token in t.tokens[t.offsets[i] : t.offsets[i + 1]]]
+
+    taken = many.take(np.array([7, 0, 49, 7]))
+    assert [words(taken, i) for i in range(4)] == [words(many, i) for i in (7, 0, 49, 7)]
+    joined = join_titles([many.take(np.array([3])), many.take(np.array([], np.int64)), taken])
+    assert [words(joined, i) for i in range(5)] == [words(many, i) for i in (3, 7, 0, 49, 7)]
 
 
-def test_buckets_are_the_best_ones() -> None:
-    """Against all possible cuts, tried one by one."""
-    generator = np.random.default_rng(0)
-    for _ in range(20):
-        ordered = np.sort(generator.integers(1, 20, 7))
-        best = min(
-            sum((b - a) * int(ordered[b - 1]) + 9 for a, b in zip([0, *cut], [*cut, 7], strict=True))
-            for bits in range(64)
-            for cut in [[i + 1 for i in range(6) if bits >> i & 1]]
-        )
-        cuts = cut_buckets(ordered, budget=10**6, start_tokens=9)
-        assert sum((b - a) * int(ordered[b - 1]) + 9 for a, b in cuts) == best
+def test_titles_of_a_sliced_table() -> None:
+    """A slice of a Parquet table keeps its parent's buffers: offsets must start at zero again."""
+    table = pa.table(
+        {"tokens": pa.array([[1], [2, 3], [4, 5, 6]], pa.list_(pa.int32())), "label": pa.array([0, 1, 2])}
+    )
+    found = titles_of(table.slice(1))
+    assert found.tokens.tolist() == [2, 3, 4, 5, 6]
+    assert found.offsets.tolist() == [0, 2, 5]
+    assert found.labels.tolist() == [1, 2]
