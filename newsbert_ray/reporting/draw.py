@@ -44,6 +44,14 @@ _LABEL_LETTERS = 24
 """A longer dotted name is wider than a third of the page."""
 _TREND = "mean ± standard error"
 _GREY, _DARK = "#8A8A8A", "#555555"
+_RUN = {"color": "#AAAAAA", "linewidth": 0.6, "alpha": 0.8}
+_CROSS = {"marker": "x", "markersize": 4, "markevery": [-1], "markeredgewidth": 0.9}
+_LINES: Mapping[str, dict[str, Any]] = {
+    "reference": {"color": _DARK, "linewidth": 0.9, "dashes": (6, 3)},
+    "run": _RUN,
+    "stopped": {**_RUN, **_CROSS, "markeredgecolor": "#777777"},
+    "plain": {"color": COLOURS[0], "linewidth": 1.4},
+}
 _LOOKS: Mapping[Look, dict[str, Any]] = {
     "finished": {"marker": "o", "color": "#56B4E9", "markersize": 4, "markeredgewidth": 0, "alpha": 0.85},
     "stopped": {"marker": "o", "color": _GREY, "markersize": 3.5, "markerfacecolor": "none"},
@@ -151,7 +159,7 @@ def legend_of(figure: FigureData[AnyPanel]) -> list[str]:
     labels: list[str] = []
     for panel in figure.panels:
         if isinstance(panel, Panel):
-            labels += [*(line.label for line in panel.lines), *(trace.label for trace in panel.traces)]
+            labels += [line.label for line in panel.lines]
         elif isinstance(panel, Scatter):
             labels += [dots.label for dots in panel.dots] + ([_TREND] if panel.trend else [])
         else:
@@ -164,7 +172,6 @@ def draw_panel(
 ) -> None:
     """Draw `panel` on `axis`; puts the legend's handle of each label into `handles`."""
     if isinstance(panel, Panel):
-        _draw_traces(panel, axis, handles)
         _draw_lines(panel, axis, labels, handles, error_bars=error_bars)
     elif isinstance(panel, Scatter):
         _draw_scatter(panel, axis, handles)
@@ -181,35 +188,24 @@ def draw_panel(
         _set_range(panel, axis)
 
 
-def _draw_traces(panel: Panel, axis: Axes, handles: dict[str, Any]) -> None:
-    cross = {"marker": "x", "markersize": 4, "markevery": [-1], "markeredgewidth": 0.9}
-    for trace in panel.traces:
-        look: dict[str, Any] = {"color": "#AAAAAA", "linewidth": 0.6, "alpha": 0.8}
-        if trace.main:
-            look = {"color": COLOURS[0], "linewidth": 1.4}
-        elif trace.stopped:
-            look |= {"markeredgecolor": "#777777", **cross}
-        elif len(trace.x) == 1:
-            look |= {"marker": ".", "markersize": 3}
-        (handles[trace.label],) = axis.plot(trace.x, trace.y, **look)
-
-
 def _draw_lines(
     panel: Panel, axis: Axes, labels: Sequence[str], handles: dict[str, Any], *, error_bars: bool
 ) -> None:
     from matplotlib.patheffects import withStroke
 
-    drawn = [line for line in panel.lines if not line.reference]
-    if not panel.lines:
-        return
-    reach = max(line.x[-1] for line in panel.lines) - min(line.x[0] for line in panel.lines)
-    for line in panel.lines:
-        index = labels.index(line.label)
-        if line.reference:
-            (handles[line.label],) = axis.plot(line.x, line.y, color=_DARK, linewidth=0.9, dashes=(6, 3))
+    means = [line for line in panel.lines if line.look == "mean"]
+    ends = [x for line in panel.lines if line.look in ("mean", "reference") for x in (line.x[0], line.x[-1])]
+    for line in sorted(panel.lines, key=lambda line: line.look not in ("run", "stopped")):
+        if line.look != "mean":
+            dot: dict[str, Any] = (
+                {"marker": ".", "markersize": 3} if line.look == "run" and len(line.x) == 1 else {}
+            )
+            (handles[line.label],) = axis.plot(line.x, line.y, **_LINES[line.look], **dot)
             continue
+        index = labels.index(line.label)
         # Shifted slightly, so that the error bars of two lines at one x do not hide each other.
-        shift = 0.008 * reach * (drawn.index(line) - (len(drawn) - 1) / 2) if error_bars else 0.0
+        side = means.index(line) - (len(means) - 1) / 2
+        shift = 0.008 * (max(ends) - min(ends)) * side if error_bars else 0.0
         handles[line.label] = axis.errorbar(
             [x + shift for x in line.x],
             line.y,

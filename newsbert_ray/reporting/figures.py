@@ -43,42 +43,28 @@ class Line:
     """A line: at each x the mean y of n values, and their standard deviation if there are several.
 
     Attributes:
-        reference: a thin grey line for comparison, without markers or error bars.
+        look: coloured with markers and error bars (mean); dashed, for comparison (reference); thin and grey,
+            one run among many (run), which may end with a cross (stopped); coloured without markers (plain).
         notes: a text beside each point.
     """
 
     label: str
     x: tuple[float, ...]
     y: tuple[float, ...]
-    sd: tuple[float | None, ...]
-    n: tuple[int, ...]
-    reference: bool = False
+    sd: tuple[float | None, ...] = ()
+    n: tuple[int, ...] = ()
+    look: Literal["mean", "reference", "run", "stopped", "plain"] = "mean"
     notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class Trace:
-    """One run among many, thin and grey, with a mark at its end if it was stopped early.
-
-    `main` marks the only line of a panel, drawn in colour.
-    """
-
-    label: str
-    x: tuple[float, ...]
-    y: tuple[float, ...]
-    stopped: bool = False
-    main: bool = False
-
-
-@dataclass(frozen=True)
 class Panel:
-    """Lines on one pair of axes, over any traces."""
+    """Lines on one pair of axes."""
 
     title: str
     x_label: str
     y_label: str
     lines: tuple[Line, ...]
-    traces: tuple[Trace, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -187,7 +173,7 @@ X_BETA = "share of the teacher's gradient, β"
 MAX_LINES = 8
 """Lines of one panel that can be told apart; also topics of the map."""
 OTHERS = "other topics"
-_BLOCK_VALUES = {"ratio": "norms, block mean / student", "cosine": "cosine, block mean and student"}
+_BLOCK_VALUES = {"ratio": "norm ratio, block / student", "cosine": "cosine of the gradients"}
 
 
 def runs_figures(records: Sequence[RunRecord]) -> dict[str, Make]:
@@ -233,7 +219,7 @@ def beta_figure(records: Sequence[RunRecord]) -> FigureData[Panel]:
         if lines and teacher and set(varying) <= {BETA, DEPTH}:
             ends = (min(line.x[0] for line in lines), max(line.x[-1] for line in lines))
             mean, n = 100 * teacher.mean, teacher.n
-            lines.append(Line("teacher (mean)", ends, (mean, mean), (None, None), (n, n), reference=True))
+            lines.append(Line("teacher (mean)", ends, (mean, mean), (None, None), (n, n), "reference"))
         if lines:
             panels.append(Panel("", X_BETA, f"test {metric.heading} (%)", tuple(lines)))
     if not panels:
@@ -315,7 +301,7 @@ def curve_figure(records: Sequence[RunRecord]) -> FigureData[Panel]:
         shown = [line for line in lines if line in best]
         teacher = _curve(group, "teacher (mean)", f"teacher.{metric.name}")
         if teacher and set(varying) <= {BETA, DEPTH}:
-            shown.append(replace(teacher, reference=True))
+            shown.append(replace(teacher, look="reference"))
         if lines:
             panels.append(Panel(label, "epoch", f"validation {metric.heading} (%)", tuple(shown)))
     if not panels:
@@ -526,7 +512,7 @@ def _best_ends(panels: Sequence[Panel], x: str) -> str:
     """In words: what each panel shows, and where it is highest."""
     texts = []
     for panel in panels:
-        lines = [line for line in panel.lines if not line.reference]
+        lines = [line for line in panel.lines if line.look == "mean"]
         y, at, label = max((y, x, line.label) for line in lines for x, y in zip(line.x, line.y, strict=True))
         title = f"{panel.title}: " if panel.title else ""
         texts.append(
@@ -551,7 +537,7 @@ def figure_caption(records: Sequence[RunRecord], panels: Sequence[Panel], *, err
         for split in ("train", "test")
         if (sizes := dict.fromkeys(f"{n:,}" for record in records if (n := record.data.get(f"{split}_rows"))))
     ]
-    ns = sorted({n for panel in panels for line in panel.lines if not line.reference for n in line.n})
+    ns = sorted({n for panel in panels for line in panel.lines if line.look == "mean" for n in line.n})
     seeds = " to ".join(str(n) for n in dict.fromkeys((ns[0], ns[-1])))
     kind = "mean ± sd" if error_bars else "mean"
     spread = "one seed a point" if seeds == "1" else f"{kind} over {seeds} seeds a point"

@@ -18,12 +18,12 @@ from newsbert_ray.reporting.figures import (
     DEPTH,
     Dots,
     FigureData,
+    Line,
     Look,
     Make,
     NothingToDraw,
     Panel,
     Scatter,
-    Trace,
     Trend,
     beta_figure,
     blocks_figure,
@@ -97,37 +97,39 @@ def learning_curves(sweep: Sweep) -> FigureData[Panel]:
     names = [describe(point.values) for point in best]
     if max(map(len, names), default=0) > MAX_LETTERS:
         names = [f"rank {rank} of the table" for rank in range(1, len(best) + 1)]
-    traces = tuple(
-        Trace(
+    others = tuple(
+        Line(
             "stopped early" if trial.state == "stopped" else "other trials",
             tuple(x for x, _ in curve),
             tuple(factor * y for _, y in curve),
-            stopped=trial.state == "stopped",
+            look="stopped" if trial.state == "stopped" else "run",
         )
         for trial in sweep.trials
         if all(trial not in point.trials for point in best) and (curve := trial.curve(goal.metric))
     )
     teacher = goal.metric.replace(".student.", ".teacher.")
-    wanted = [(point, goal.metric, name, False) for point, name in zip(best, names, strict=True)]
-    wanted += [(point, teacher, "teacher of the best", True) for point in best[:1] if teacher != goal.metric]
+    wanted = [(point, goal.metric, name) for point, name in zip(best, names, strict=True)]
+    wanted += [(point, teacher, "teacher of the best") for point in best[:1] if teacher != goal.metric]
     lines = tuple(
-        replace(mean_line(pairs, label, runs=len(point.trials)), reference=reference)
-        for point, metric, label, reference in wanted
+        replace(
+            mean_line(pairs, label, runs=len(point.trials)), look="reference" if metric == teacher else "mean"
+        )
+        for point, metric, label in wanted
         if (pairs := [(x, factor * y) for trial in point.trials for x, y in trial.curve(metric)])
     )
-    if not lines and not traces:
+    if not lines and not others:
         raise NothingToDraw("no trial has been evaluated yet")
-    if max(len(x) for x in [*(line.x for line in lines), *(trace.x for trace in traces)]) < 2:
+    if max(len(line.x) for line in (*lines, *others)) < 2:
         raise NothingToDraw("learning curves are left out: no trial was evaluated twice")
     seeds = f", mean of {len(sweep.seeds)} seeds" if len(sweep.seeds) > 1 else ""
     texts = [f"In colour: the best {len(best)} points{seeds}." if best else "No point has finished yet."]
-    texts += [f"Grey: {len(traces)} other trials, each one run."] if traces else []
-    if stopped := sum(trace.stopped for trace in traces):
+    texts += [f"Grey: {len(others)} other trials, each one run."] if others else []
+    if stopped := sum(line.look == "stopped" for line in others):
         texts.append(f"Crosses: where {stopped} of them were stopped early.")
     alt = f"Learning curves: {goal.column.heading} over epochs. "
     return FigureData(
         "learning_curves",
-        (Panel("", "epoch", goal.column.heading, lines, traces),),
+        (Panel("", "epoch", goal.column.heading, (*lines, *others)),),
         " ".join(texts),
         error_bars=False,
         whole_x=True,
@@ -385,8 +387,8 @@ def nodes_figure(events: Sequence[Mapping[str, Any]]) -> FigureData[Panel]:
         for minute, count in steps:  # each count holds until the next
             xs += [minute, minute]
             ys += [ys[-1], count]
-        trace = Trace("", (*xs, end), (*ys, ys[-1]), main=True)
-        panels.append(Panel("", "minutes", heading, (), (trace,)))
+        line = Line("", (*xs, end), (*ys, ys[-1]), look="plain")
+        panels.append(Panel("", "minutes", heading, (line,)))
     busiest = int(max((count for _, count in trials), default=0))
     return FigureData(
         "nodes_and_trials",

@@ -327,7 +327,7 @@ def speed_figure(timings: Sequence[Timing]) -> FigureData[Panel]:
     deepest = max(t.layers for t in timings)
     x = tuple(float(n) for n in range(min(t.layers for t in timings), deepest + 1))
     y = tuple(deepest / n for n in x)
-    lines.append(Line("what layers promise", x, y, (None,) * len(x), (1,) * len(x), reference=True))
+    lines.append(Line("what layers promise", x, y, (None,) * len(x), (1,) * len(x), look="reference"))
     panel = Panel("", "layers", "titles/s, times the deepest model's", tuple(lines))
     best = max(timings, key=lambda t: t.reached)
     alt = (

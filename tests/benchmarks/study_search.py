@@ -218,7 +218,7 @@ def _panel(study: Study) -> Panel:
         ("grid's best", (budgets[0], budgets[-1]), (top, top)),
         ("goal", (budgets[0], third, third), (goal, goal, top)),
     ):
-        lines.append(Line(label, x, y, (None,) * len(x), (1,) * len(x), reference=True))
+        lines.append(Line(label, x, y, (None,) * len(x), (1,) * len(x), look="reference"))
     name = study.table.metric.replace(".student.", " ").replace("_", "-")
     return Panel(study.title, "trial-epochs spent", f"best {name} found (%)", tuple(lines))
 

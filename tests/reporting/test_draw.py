@@ -40,7 +40,7 @@ def _figure(*, panels: int = 2, lines: int = 3) -> FigureData[Panel]:
         )
         for i in range(1, lines + 1)
     )
-    teacher = Line("teacher (mean)", (0.0, 0.2), (79.0, 79.0), (None, None), (9, 9), reference=True)
+    teacher = Line("teacher (mean)", (0.0, 0.2), (79.0, 79.0), (None, None), (9, 9), look="reference")
     x_label = "share of the teacher's gradient, β" if panels < 3 else "epoch"
     panel = Panel("N = 1", x_label, "test accuracy (%)", (*drawn, teacher))
     return FigureData("fig", (panel,) * panels, "Data: synthetic, 1,800 train titles. " * 4)

@@ -51,7 +51,7 @@ def test_beta_figure_by_hand(make_record: MakeRecord) -> None:
     assert one.sd == pytest.approx((2**0.5, 2**0.5))
     assert one.n == (2, 2)
     assert two.y == pytest.approx((81.0, 91.0))
-    assert teacher.reference
+    assert teacher.look == "reference"
     assert teacher.y == pytest.approx((90.0, 90.0))
     assert accuracy.y_label == "test accuracy (%)"
     assert f1.y_label == "test macro-F1 (%)"
@@ -131,7 +131,7 @@ def test_curves_by_hand(make_record: MakeRecord) -> None:
     (panel,) = curve_figure(records).panels
     assert panel.title == "N = 1"
     assert panel.lines[0] == Line("student", (1.0, 2.0), (40.0, 80.0), (0.0, 0.0), (2, 2))
-    assert panel.lines[1].reference
+    assert panel.lines[1].look == "reference"
     assert panel.lines[1].y == (45.0, 90.0)
 
 
@@ -139,7 +139,7 @@ def test_curves_show_the_best_and_say_what_they_leave_out(make_record: MakeRecor
     """Lines left out in silence would be a choice that the reader cannot see."""
     records = [make_record(accuracy=0.5 + i / 100, **{"distill.beta": i / 100}) for i in range(11)]
     figure = curve_figure(records)
-    shown = [line.label for line in figure.panels[0].lines if not line.reference]
+    shown = [line.label for line in figure.panels[0].lines if line.look == "mean"]
     assert shown == [f"β = {i / 100:g}" for i in range(3, 11)]
     assert figure.caption.endswith("3 settings that ended lower are not drawn.")
 
@@ -162,7 +162,7 @@ def test_recommendation_draws_its_own_metrics(make_record: MakeRecord) -> None:
     ]
     line, teacher = figure.panels[0].lines
     assert line.y == pytest.approx((60.0, 70.0))
-    assert teacher.reference
+    assert teacher.look == "reference"
     assert teacher.y == pytest.approx((70.0, 70.0))
     assert "1,800 clicks of train / 400 impressions of test." in figure.caption
     (panel,) = curve_figure(records).panels
@@ -180,7 +180,7 @@ def test_tasks_are_never_drawn_together(make_record: MakeRecord) -> None:
 def test_student_without_a_teacher_is_drawn_alone(make_record: MakeRecord) -> None:
     """A fine-tuned student's report ends in KeyError, or beside a teacher that it never had."""
     (panel,) = curve_figure([make_record(method="finetune", seed=seed) for seed in (0, 1)]).panels
-    assert [line.reference for line in panel.lines] == [False]
+    assert [line.look for line in panel.lines] == ["mean"]
     both = [make_record(task="retrieval", method=method) for method in ("finetune", "newsbert")]
     (panel,) = curve_figure(both).panels
     assert [line.label for line in panel.lines] == ["method = finetune", "method = newsbert"]

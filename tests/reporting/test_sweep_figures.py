@@ -32,17 +32,19 @@ def test_best_points_in_colour_the_rest_grey(make_sweep: MakeSweep) -> None:
     sweep = read_sweep(make_sweep(points=12, stopped=0.5, failed=1, under_way=1, epochs=3))
     figure = learning_curves(sweep)
     (panel,) = figure.panels
-    *best, teacher = panel.lines
+    best = [line for line in panel.lines if line.look == "mean"]
+    others = [line for line in panel.lines if line.look in ("run", "stopped")]
+    (teacher,) = (line for line in panel.lines if line.look == "reference")
     assert [line.label for line in best] == [
         f"β = {p.values['distill.beta']:.3g}" for p in sweep.finished[:4]
     ]
     assert best[0].x == (1.0, 2.0, 3.0)
     assert best[0].n == (2, 2, 2)
-    assert teacher.reference
-    assert sum(trace.stopped for trace in panel.traces) == 5
-    assert all(trace.x == (1.0,) for trace in panel.traces if trace.stopped)
+    assert teacher.label == "teacher of the best"
+    assert sum(line.look == "stopped" for line in others) == 5
+    assert all(line.x == (1.0,) for line in others if line.look == "stopped")
     # One finished point is not among the best four, one point is under way, one failed before an epoch.
-    assert sum(not trace.stopped for trace in panel.traces) == 2 + 1
+    assert sum(line.look == "run" for line in others) == 2 + 1
     assert "Grey: 8 other trials" in figure.caption
     assert "where 5 of them were stopped early" in figure.caption
 
@@ -120,7 +122,7 @@ def test_clicks_and_students_without_a_teacher_have_curves_too(make_sweep: MakeS
     speed = GOALS[1:]
     figure = learning_curves(read_sweep(make_sweep(points=2, task="recommendation", goals=speed)))
     assert figure.panels[0].y_label == "validation AUC (%)"
-    assert figure.panels[0].lines[-1].reference
+    assert any(line.look == "reference" for line in figure.panels[0].lines)
     alone = read_sweep(make_sweep("alone", axes=["method"], points=1, task="retrieval"))
     assert [line.label for line in learning_curves(alone).panels[0].lines] == ["method = finetune"]
 
@@ -343,7 +345,7 @@ def test_steps_by_hand() -> None:
 def test_the_figure_keeps_each_value_until_the_next() -> None:
     """A slope between two counts would show half a node."""
     figure = nodes_figure(GROWN)
-    (nodes,) = figure.panels[0].traces
+    (nodes,) = figure.panels[0].lines
     assert list(zip(nodes.x, nodes.y, strict=True))[:6] == [
         (0, 0), (0.1, 0), (0.1, 1), (0.5, 1), (0.5, 2), (1.0, 2),
     ]  # fmt: skip
