@@ -1,6 +1,6 @@
-"""Every setting of every verb: frozen, documented, validated where it is built. Knows no tensor and no Ray.
+"""Settings of `train`, `sweep` and `prepare`: frozen, documented and validated.
 
-"NewsBERT" is Wu et al. 2021; section numbers are its own. Its own values stand beside each field.
+Descriptions are the help of the flags. "Paper", equations and sections refer to NewsBERT (Wu et al. 2021).
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from newsbert_ray.methods import (
+    METHOD_TASK_VALUES,
     METHODS,
-    OF_BOTH,
     STUDENT_LOSSES,
     TASK_VALUES,
     TEACHER_LOSSES,
@@ -46,29 +46,28 @@ __all__ = [
 ]
 
 SCRATCH = "scratch"
-"""The teacher's name that asks for a small BERT built from settings instead of pretrained weights."""
-
+"""Value of `teacher` for a small BERT with random weights instead of a pretrained encoder."""
 
 VECTOR_FILES = (".txt", ".vec", ".txt.gz", ".vec.gz", ".bin", ".bin.gz", ".zip")
-"""Endings of files of word vectors, which `prepare` takes where an encoder stands."""
+"""File name endings of word vectors, which `prepare` accepts as `teacher`."""
 
 UserKind = Literal["pooling", "self_attention"]
-"""How a user's clicks become one embedding."""
+"""How a user's history becomes one embedding."""
 
 
 class ScratchSettings(Settings):
-    """Size of the small BERT built from nothing where `teacher` is `scratch`; unused otherwise."""
+    """Size of the small BERT with random weights; used only if `teacher` is `scratch`."""
 
     layers: int = Field(4, ge=1, le=48)
     """Transformer layers."""
     hidden: int = Field(64, ge=4)
-    """Hidden size D; as wide as the shards' word vectors, where they have any."""
+    """Hidden size D. With word vectors it must be their size."""
     heads: int = Field(4, ge=1)
-    """Attention heads; must divide the hidden size."""
+    """Attention heads. Must divide the hidden size."""
     feed_forward: int = Field(256, ge=4)
-    """Size of the feed-forward layer."""
+    """Size of the feed-forward layers."""
     vocabulary: int = Field(4000, ge=50)
-    """WordPieces learned from the training titles by `prepare`."""
+    """Number of WordPieces that `prepare` learns from the training titles."""
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
@@ -78,99 +77,101 @@ class ScratchSettings(Settings):
 
 
 class ModelSettings(Settings):
-    """The pair of encoders and the shared top (NewsBERT 3.1)."""
+    """The two encoders, and the pooling and head on top of them (3.1)."""
 
     teacher_layers: int | None = Field(None, ge=1)
-    """First layers of the pretrained encoder that make the teacher (NK; paper: 8 of 12); all by default."""
+    """Number of layers of the pretrained encoder that the teacher uses (paper: the first 8 of 12). By default
+    all."""
     dropout: float = Field(0.2, ge=0.0, lt=1.0)
-    """Dropout in both encoders (paper: 0.2)."""
+    """Dropout rate in both encoders (paper: 0.2)."""
     query_size: int = Field(256, ge=1)
-    """Size of the attentive pooling's query (paper: 256)."""
+    """Size of the query vector in attentive pooling (paper: 256)."""
 
 
 class StudentSettings(Settings):
     """The student."""
 
     layers: int = Field(2, ge=1)
-    """Transformer layers N, started from the teacher's (paper: 1, 2, 4); must divide the teacher's."""
+    """Number of Transformer layers N (paper: 1, 2, 4). Must divide the number of teacher layers."""
     start: Literal["first", "spread"] = "first"
-    """Which of the teacher's layers it starts from: first, the first N (paper); spread, each block's last."""
+    """Teacher layers that initialise the student: the first N (paper), or the last layer of each block."""
     encoder: str | None = None
-    """A pretrained encoder of its own to start from (a released TinyBERT, say), name, folder or URL, of the
-    same tokeniser; its first N layers. By default it starts from the teacher's."""
+    """Another pretrained encoder to initialise the student from, such as a released TinyBERT: name, folder or
+    URL. It needs the same tokeniser. By default the teacher."""
     kind: Literal["transformer", "bilstm", "nrms"] = "transformer"
-    """Over the teacher's word embeddings instead: bilstm, one bidirectional LSTM (Tang et al. 2019); nrms,
-    self-attention of 20 heads of 20 (NRMS, Wu et al. 2019)."""
+    """Architecture. bilstm: one bidirectional LSTM (Tang et al. 2019). nrms: one self-attention with 20 heads
+    of size 20 (NRMS, Wu et al. 2019). Both read the teacher's word embeddings."""
 
     @model_validator(mode="after")
     def _others_are_one_layer(self) -> Self:
         if self.kind != "transformer" and (self.layers != 1 or self.encoder is not None):
             article = "an" if self.kind == "nrms" else "a"
-            raise ValueError(f"{article} {self.kind} student has student.layers 1 and no student.encoder")
+            raise ValueError(f"{article} {self.kind} student needs student.layers 1 and no student.encoder")
         return self
 
 
 class DistillSettings(Settings):
-    """Joint learning and momentum distillation (NewsBERT 3.1, 3.2)."""
+    """Joint learning and momentum distillation (3.1, 3.2)."""
 
     beta: float = Field(0.1, ge=0.0, le=1.0)
-    """Share of the teacher's gradients in the student's (Eq. 8; paper: 0.1 for topics, 0.15 for
-    recommendation, which then is the default; searched over 0 to 0.3)."""
+    """Share of the teacher's gradients in the student's update (Eq. 8). For recommendation the default is
+    0.15 (paper: 0.1 for topics, 0.15 for recommendation, searched from 0 to 0.3)."""
     temperature: float = Field(1.0, gt=0.0)
-    """Temperature t of the soft labels (Eq. 3; paper: 1)."""
+    """Temperature of the soft labels (Eq. 3; paper: 1)."""
     soft_label_t2: bool = False
-    """Multiply the soft-label loss by t squared (Hinton's factor; the paper has none)."""
+    """Multiply the soft-label loss by the squared temperature (Hinton et al. 2015; not in the paper)."""
     soft_label_form: Literal["cross_entropy", "kl"] = "cross_entropy"
-    """How the soft-label loss is written: kl is it less the teacher's entropy, with the same gradient."""
+    """Form of the soft-label loss. kl subtracts the teacher's entropy; the gradient is the same."""
     teacher: Literal["joint", "frozen"] = "joint"
-    """joint: the teacher learns together with the student (3.1); frozen: it is fine-tuned first and then only
-    read, with a pooling and head of its own."""
+    """joint: the teacher learns together with the student (3.1). frozen: the teacher is fine-tuned first,
+    with its own pooling and head, and then stays fixed."""
     teacher_run: str | None = None
-    """Of a frozen teacher: a finished run of method finetune, folder or URL, whose student is the teacher; by
-    default one is fine-tuned first, into OUT/teacher, or once for all trials of a sweep that need it."""
+    """Frozen teacher: a finished run of method finetune, whose student becomes the teacher; folder or URL. By
+    default the teacher is fine-tuned into OUT/teacher, or once for all trials of a sweep."""
     teacher_epochs: int | None = Field(None, ge=1)
-    """Epochs of that fine-tuning; as many as the student's by default."""
+    """Frozen teacher: epochs of its fine-tuning. By default those of the student."""
     teacher_dropout: bool = True
-    """Whether a teacher that learns has dropout (`model.dropout`) in its pass, and with it the soft labels
-    and states that the student is given; the paper does not say, a frozen teacher never has."""
+    """Use dropout in the teacher while it learns, and so in the targets of the student. The paper does not
+    say. A frozen teacher has no dropout."""
     shared_top: bool = True
-    """Whether both stand under one pooling and head (3.1); a frozen teacher never does."""
+    """Use one pooling and head for both models (3.1). A frozen teacher has its own."""
     map_hidden: bool = False
-    """Compare a learned linear map of the student's states with the teacher's, which may be wider."""
+    """Compare the teacher with a learned linear map of the student's hidden states. Needed if the teacher is
+    wider."""
     first_share: float = Field(0.0, ge=0.0, lt=1.0)
-    """Share of all updates that make a first stage, with losses of its own (TinyBERT, MiniLM)."""
+    """Share of all steps that form a first stage with its own loss weights (TinyBERT, MiniLM)."""
     first: LossWeights = LossWeights()
-    """A factor for each loss in the first stage; of no effect where there is none."""
+    """Weight of each loss in the first stage; used only with `distill.first_share`."""
     weights: LossWeights = LossWeights()
-    """A factor for each loss."""
+    """Weight of each loss."""
 
     @property
     def stages(self) -> tuple[LossWeights, ...]:
-        """The weights of each stage there is."""
+        """Loss weights of each stage."""
         return (self.first, self.weights) if self.first_share else (self.weights,)
 
     @property
     def losses(self) -> frozenset[str]:
-        """Names of the losses that are used in any stage."""
+        """Names of the losses that some stage uses."""
         return frozenset(name for stage in self.stages for name, w in stage.model_dump().items() if w)
 
     def weights_at(self, step: int, total_steps: int) -> LossWeights:
-        """The weights of update `step` (from 1) of `total_steps`."""
+        """Loss weights at `step` (from 1) of `total_steps`."""
         return self.first if step <= round(self.first_share * total_steps) else self.weights
 
     @property
     def alone(self) -> bool:
-        """Whether the student learns from its labels alone, so that no teacher is needed."""
+        """Whether the student learns from labels only, so that no teacher is needed."""
         return self.beta == 0 and self.losses <= {"student_task"}
 
     @property
     def frozen(self) -> bool:
-        """Whether a teacher is needed that was fine-tuned before."""
+        """Whether a fine-tuned teacher is needed that stays fixed."""
         return self.teacher == "frozen" and not self.alone
 
     @property
     def own_tops(self) -> bool:
-        """Whether the teacher has a pooling and head of its own."""
+        """Whether the teacher has its own pooling and head."""
         return self.frozen or not self.shared_top
 
     @model_validator(mode="after")
@@ -178,180 +179,188 @@ class DistillSettings(Settings):
         for stage in self.stages:
             if not any(getattr(stage, name) for name in STUDENT_LOSSES):
                 raise ValueError(
-                    "no loss reaches the student's layers; set one of "
-                    f"{', '.join(f'weights.{name}' for name in STUDENT_LOSSES[:4])} above 0"
+                    "no loss trains the student's layers; set one of "
+                    f"{', '.join(f'distill.weights.{name}' for name in STUDENT_LOSSES[:4])} above 0"
                 )
         if self.frozen and not self.losses.isdisjoint(TEACHER_LOSSES):
             raise ValueError(
-                "a frozen teacher learns nothing; set weights.teacher_task and "
-                "weights.teacher_soft_labels to 0"
+                "a frozen teacher does not learn; set "
+                + " and ".join(f"distill.weights.{name}" for name in TEACHER_LOSSES)
+                + " to 0"
             )
         if self.beta > 0 and (self.frozen or self.weights.teacher_task == 0):
-            reason = "a frozen one has none" if self.frozen else "weights.teacher_task 0 leaves none"
+            reason = "the teacher is frozen" if self.frozen else "distill.weights.teacher_task is 0"
             raise ValueError(
-                f"beta {self.beta} mixes in the teacher's gradients, and {reason}; set beta to 0"
+                f"distill.beta {self.beta} needs the teacher's gradients, but {reason}; set distill.beta to 0"
             )
         return self
 
 
 class RecommendationSettings(Settings):
-    """Click prediction from a user's history (NewsBERT 3.3, Fig. 2); unused in other tasks."""
+    """Click prediction from a user's history (3.3, Fig. 2); used only for task recommendation."""
 
     npratio: int = Field(4, ge=1)
-    """Non-clicked candidates drawn for each click, anew each epoch, from the click's own impression."""
+    """Number of non-clicked news per click, drawn from the same impression, new in each epoch."""
     history: int = Field(50, ge=1)
-    """A user's last clicks that are read (user_log_length in other code)."""
+    """Number of a user's last clicks to use (user_log_length in other code)."""
     user: UserKind = "pooling"
-    """How clicks become a user: pooling, attentive pooling (paper); self_attention, 20 heads of 20 under it
-    (NRMS; an encoder 400 wide, as student.kind nrms is)."""
+    """User encoder. pooling: attentive pooling (paper). self_attention: 20 heads of size 20 before the
+    pooling (NRMS); needs an encoder of width 400, such as student.kind nrms."""
 
 
 class BeforeSettings(Settings):
-    """A run that comes first and whose student this one starts from (NewsBERT Fig. 3); none by default."""
+    """A prerequisite run whose student initialises this run's student (Fig. 3); by default none."""
 
     method: MethodName | Literal["none"] = "none"
-    """How that student learned (any method whose student is a Transformer over the teacher's tokens); none:
-    this run starts from the encoder as it is."""
+    """Method of the prerequisite run. Its student must be a Transformer. none: start from the encoder."""
     task: TaskName = "recommendation"
-    """What it learned."""
+    """Task of the prerequisite run."""
     data: str | None = None
-    """Its shards, prepared with the same encoder, folder or URL; this run's own by default."""
+    """Shards of the prerequisite run, prepared with the same encoder; folder or URL. By default this
+    run's."""
     epochs: int | None = Field(None, ge=1)
-    """Its epochs; as many as this run's by default."""
+    """Epochs of the prerequisite run. By default this run's."""
     learning_rate: float | None = Field(None, gt=0.0)
-    """Its learning rate; this run's by default."""
+    """Learning rate of the prerequisite run. By default this run's."""
     train_rows: int | None = Field(None, ge=1)
-    """Train it on so many examples only; as many as this run by default."""
+    """Number of training examples of the prerequisite run. By default this run's."""
 
     @model_validator(mode="after")
     def _student_goes_on(self) -> Self:
         if self.method in ("bilstm_soft", "glove"):
-            raise ValueError(f"before.method {self.method}: its student is no encoder to start from")
+            raise ValueError(
+                f"before.method {self.method}: its student is not a Transformer; choose another method"
+            )
         return self
 
 
 class OptimizerSettings(Settings):
-    """Adam and its schedule (NewsBERT 4.1: Adam, one rate)."""
+    """Adam and the schedule of its learning rate (4.1: Adam, one constant rate)."""
 
     teacher_learning_rate: float | None = Field(None, gt=0.0)
-    """The teacher's own learning rate; `learning_rate` by default, as in the paper."""
+    """Learning rate of the teacher. By default `learning_rate`, as in the paper."""
     student_learning_rate: float | None = Field(None, gt=0.0)
-    """The student's own learning rate; `learning_rate` by default."""
+    """Learning rate of the student. By default `learning_rate`."""
     top_learning_rate: float | None = Field(None, gt=0.0)
-    """The shared top's own learning rate; `learning_rate` by default."""
+    """Learning rate of pooling and head. By default `learning_rate`."""
     beta1: float = Field(0.9, ge=0.0, lt=1.0)
-    """Adam's decay of the first moment."""
+    """Adam's decay rate of the first moment."""
     beta2: float = Field(0.999, ge=0.0, lt=1.0)
-    """Adam's decay of the second moment."""
+    """Adam's decay rate of the second moment."""
     epsilon: float = Field(1e-8, gt=0.0)
     """Adam's epsilon."""
     warmup_share: float = Field(0.0, ge=0.0, lt=1.0)
-    """Share of all steps over which the learning rate rises linearly from 0."""
+    """Share of all steps in which the learning rate rises linearly from 0."""
     decay: Literal["none", "linear", "cosine"] = "none"
-    """How the learning rate falls to 0 after the warm-up."""
+    """How the learning rate falls to 0 after the warm-up; none keeps it constant."""
     clip_norm: float | None = Field(None, gt=0.0)
-    """Largest norm of the whole gradient, after mixing; no clipping by default."""
+    """Largest norm of the whole gradient, after the teacher's share is mixed in. By default no clipping."""
     accumulate: int = Field(1, ge=1)
-    """Parts that a worker's share of a batch is computed in: less memory, the same update."""
+    """Number of parts in which a worker computes its share of a batch. More parts need less memory; the
+    update is the same."""
 
 
 class CheckpointSettings(Settings):
-    """What a resume goes on from."""
+    """When checkpoints are written, and which are kept."""
 
     every_steps: int | None = Field(None, ge=1)
-    """Also write a checkpoint every so many steps; at each epoch's end it is written anyway."""
+    """Also write a checkpoint every so many steps. One is always written at the end of an epoch."""
     every_minutes: float | None = Field(10.0, gt=0.0)
-    """Also write one when so many minutes have passed since the last; null for never."""
+    """Also write a checkpoint if the last one is so many minutes old; null turns this off."""
     keep: int = Field(2, ge=1)
-    """Newest checkpoints kept, besides the best model."""
+    """Number of newest checkpoints to keep besides the best model."""
     keep_finished: bool = True
-    """Keep checkpoints (and with them the teacher) once the run is finished; a sweep's trials do not."""
+    """Keep the checkpoints, and with them the teacher, when the run has finished. Trials of a sweep do
+    not."""
 
 
 class TrainSettings(Settings):
-    """One joint distillation run: a prepared corpus and a teacher in, a student and its record out."""
+    """One run: shards and a teacher in, a student and its record out."""
 
     data: str
-    """Folder of shards that `newsbert-ray prepare` wrote, or its URL (s3://, gs://)."""
+    """Folder of shards from `newsbert-ray prepare`, or its URL (s3://, gs://)."""
     teacher: str
-    """Hugging Face name or folder of an encoder (safetensors), or `scratch` for a small BERT from nothing."""
+    """Pretrained encoder: a Hugging Face name, or a folder with safetensors; `scratch` for a small BERT with
+    random weights."""
     out: str
-    """Folder of the run, or its URL: record.json, student/, checkpoints/, TensorBoard events."""
+    """Folder of the run, or its URL. It gets record.json, student/, checkpoints/ and TensorBoard events."""
     task: TaskName = "topics"
-    """What the pair learns: topics of titles, recommendation from behaviours, or retrieval of query-text
-    pairs."""
+    """What to learn: topics of titles, recommendation from behaviours, or retrieval from query-text pairs."""
     method: MethodName = "newsbert"
-    """How the student learns: newsbert (jointly with the teacher), finetune (alone, from its labels), or as
-    another paper has it; a method is a change to the other settings, which may be given besides."""
+    """How the student learns. newsbert: jointly with the teacher; finetune: from labels only; others:
+    ablations and methods of other papers. A method changes defaults of other settings."""
     student: StudentSettings = StudentSettings()
     """The student."""
     distill: DistillSettings = DistillSettings()
     """Joint learning and momentum."""
     model: ModelSettings = ModelSettings()
-    """Encoders and shared top."""
+    """Encoders, pooling and head."""
     recommendation: RecommendationSettings = RecommendationSettings()
-    """Histories and negatives."""
+    """Histories and negative examples."""
     scratch: ScratchSettings = ScratchSettings()
-    """Size of a teacher from scratch."""
+    """Size of a teacher with random weights."""
     before: BeforeSettings = BeforeSettings()
-    """A student to start from, learned first."""
+    """A prerequisite run to start from."""
     optimizer: OptimizerSettings = OptimizerSettings()
-    """Adam and its schedule."""
+    """Optimiser."""
     checkpoint: CheckpointSettings = CheckpointSettings()
-    """What a resume goes on from."""
+    """Checkpoints."""
     epochs: int = Field(2, ge=1)
-    """Passes over the training examples."""
+    """Number of passes over the training examples."""
     batch_size: int = Field(32, ge=1)
-    """Examples of one update, over all workers: titles, clicks or pairs (paper: 32)."""
+    """Examples in one update, over all workers: titles, clicks or pairs (paper: 32)."""
     token_budget: int = Field(8192, ge=512)
-    """Most tokens, padding included, that an encoder reads at once in training; a batch's texts are encoded
-    in buckets of like length within it, fewer the larger it is: give a GPU more."""
+    """Most tokens, with padding, that an encoder processes at once in training. Texts of similar length share
+    a part. Larger values suit a GPU."""
     learning_rate: float = Field(5e-5, gt=0.0)
-    """Adam's learning rate (paper: 3e-6, with far longer training)."""
+    """Learning rate of Adam (paper: 3e-6, with far longer training)."""
     seed: int = Field(0, ge=0, lt=2**31)
-    """Seed of initialisation, order and dropout."""
+    """Random seed of initialisation, order and dropout."""
     workers: int = Field(1, ge=1)
-    """Ray Train workers; one needs no cluster. A batch is cut for so many, and for that many alone."""
+    """Number of Ray Train workers. One needs no cluster. Several share each batch."""
     min_workers: int | None = Field(None, ge=1)
-    """Go on with as few workers while nodes are missing, the others' shares shared out (the result is the
-    same), and with more as they come; all `workers` are waited for by default."""
+    """Continue with as few workers as this while nodes are missing; the result is the same. By default wait
+    for all workers."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of the encoders; parameters, optimiser and losses stay in fp32."""
+    """Arithmetic of the encoders. Parameters, optimiser and losses stay in fp32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute; auto takes a GPU where there is one."""
+    """Device; auto uses a GPU if there is one."""
     threads: int | None = Field(None, ge=1)
-    """CPU threads of a worker; all cores for a run of its own, one for a sweep's trial."""
+    """CPU threads per worker. By default all cores; one for a trial of a sweep."""
     train_rows: int | None = Field(None, ge=1)
-    """Train on so many examples only, drawn by a fixed hash; all by default."""
+    """Number of training examples to use, chosen by a fixed hash. By default all."""
     evaluate_every: int | None = Field(None, ge=1)
-    """Also evaluate on validation every so many steps; at each epoch's end it is done anyway."""
+    """Also evaluate on validation every so many steps. It is always done at the end of an epoch."""
     log_every: int = Field(20, ge=1)
-    """Steps between two entries of the log and of TensorBoard."""
+    """Steps between two entries in the log and in TensorBoard."""
 
     @model_validator(mode="before")
     @classmethod
     def _fill_in(cls, values: Any) -> Any:
-        """Lay what is given over the task's and the method's own values."""
+        """The values of the task and the method, overridden by those that are set."""
         if not isinstance(values, Mapping):
             return values
         task, method = str(values.get("task")), str(values.get("method"))
         return merge(
-            TASK_VALUES.get(task, {}), METHODS.get(method, {}), OF_BOTH.get((method, task), {}), values
+            TASK_VALUES.get(task, {}),
+            METHODS.get(method, {}),
+            METHOD_TASK_VALUES.get((method, task), {}),
+            values,
         )
 
     @model_validator(mode="after")
     def _values_fit(self) -> Self:
         if self.teacher.lower().endswith(VECTOR_FILES):
             raise ValueError(
-                f"teacher {self.teacher}: word vectors come with the shards that they were prepared with; "
-                f"give --teacher {SCRATCH}, or --method glove"
+                f"teacher {self.teacher}: the shards already contain the word vectors; set teacher "
+                f"{SCRATCH}, or method glove"
             )
         if self.before.method != "none" and not (
             self.distill.alone and self.student.kind == "transformer" and self.student.encoder is None
         ):
             raise ValueError(
-                f"before.method {self.before.method} makes a student that goes on learning alone; set "
-                "--method finetune"
+                f"before.method {self.before.method} needs a Transformer student that learns from labels "
+                "only; set method finetune"
             )
         if self.min_workers is not None and self.min_workers > self.workers:
             raise ValueError(f"min_workers {self.min_workers} is more than workers {self.workers}")
@@ -359,39 +368,40 @@ class TrainSettings(Settings):
         if self.batch_size < parts:
             raise ValueError(
                 f"batch_size {self.batch_size} is less than workers x optimizer.accumulate = {parts}; "
-                "each part of a batch needs an example"
+                "each part of a batch needs at least one example"
             )
         return self
 
 
 class PrepareSettings(Settings):
-    """MIND's files, or tables of query-text pairs, to tokenised Parquet shards."""
+    """Tokenised Parquet shards from MIND's files or from tables of query-text pairs."""
 
     source: list[str] = Field(min_length=1)
-    """Folder or zip with news.tsv and behaviors.tsv, or a table (.tsv, .csv, .jsonl, .parquet) of query, text
-    and clicked, or its URL (s3://, gs://); give it once each for train, dev and test."""
+    """Folder or zip with news.tsv and behaviors.tsv, or a table (.tsv, .csv, .jsonl, .parquet) with query,
+    text and clicked; URLs too (s3://, gs://). Give one each for train, dev and test."""
     teacher: str
-    """Encoder whose tokeniser is used: a Hugging Face name, a folder, or `scratch`; or a file of word vectors
-    in GloVe's text form (glove.6B.300d.txt), whose words then are the tokens."""
+    """Encoder whose tokeniser to use: a Hugging Face name, a folder, or `scratch`; or a file of word vectors
+    in GloVe's text format (glove.6B.300d.txt), whose words become the tokens."""
     out: str
-    """Folder for the shards and their manifest.json, or its URL."""
+    """Folder for the shards and manifest.json, or its URL."""
     max_tokens: int | None = Field(None, ge=3)
-    """Longest title, or text of a table, in tokens with [CLS] and [SEP]; longer ones are cut. 30 for titles,
-    512 for a table's texts by default."""
+    """Longest title or text in tokens, with [CLS] and [SEP]; longer ones are cut. By default 30 for titles
+    and 512 for texts of a table."""
     query_tokens: int = Field(30, ge=3)
-    """Longest query of a table in tokens."""
+    """Longest query of a table, in tokens."""
     validation_share: float = Field(0.1, gt=0.0, lt=0.5)
-    """Share held out for validation: of the training news by a seeded hash of the news id, of the training
-    impressions the last by time, of a table's pairs by a seeded hash of the query."""
+    """Share of the training data held out for validation: news and queries by a seeded hash, impressions by
+    time, the last ones."""
     test_share: float = Field(0.1, gt=0.0, lt=0.5)
-    """Share for test, likewise, where only one source is given; otherwise the later source is test."""
+    """Share held out for test in the same way, if there is only one source; otherwise the later source is
+    test."""
     seed: int = Field(0, ge=0, lt=2**31)
-    """Seed of the hash that splits."""
+    """Seed of the hash that splits the data."""
     max_rejected_share: float = Field(0.01, ge=0.0, le=1.0)
-    """More bad lines than this share of a file is an error."""
+    """A larger share of bad lines in a file is an error."""
     scratch: ScratchSettings = ScratchSettings()
-    """With `scratch`: how many WordPieces to learn."""
+    """With teacher `scratch`: number of WordPieces to learn."""
     workers: int | None = Field(None, ge=0)
-    """Ray Data tasks at once; all cores by default, 0 works in this process without Ray."""
+    """Ray Data tasks at once. By default as many as there are cores; 0 uses this process, without Ray."""
     overwrite: bool = False
     """Replace shards that were made from other sources or settings."""

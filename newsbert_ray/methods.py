@@ -1,6 +1,7 @@
-"""Named methods, and what tasks set otherwise, as changes to the training settings: data, never code.
+"""Losses, methods, tasks and metrics, each in one list.
 
-"NewsBERT" is Wu et al. 2021. All methods learn by one loop, from the same batches, with one encoder.
+A method is a change to the training settings. All methods use the same training loop, batches and encoder.
+Equations and sections refer to NewsBERT (Wu et al. 2021) unless another paper is named.
 """
 
 from __future__ import annotations
@@ -105,7 +106,7 @@ STATE_LOSSES = losses_where(reads="hidden_states") + ATTENTION_LOSSES
 
 
 def _only(**weights: float) -> dict[str, float]:
-    """These losses, and none besides."""
+    """Weights that turn off every other loss."""
     return {**dict.fromkeys(LOSSES, 0.0), **weights}
 
 
@@ -114,18 +115,18 @@ _HIDDEN = {"embedding": 0.0, "hidden": 0.0, "news_embedding": 0.0, "user_embeddi
 
 METHODS: Mapping[str, Mapping[str, Any]] = {
     "newsbert": {},
-    # The first N layers learn from the labels alone; no teacher is computed (4.2: UniLM-1, 2, 4; BERT-12, 8).
+    # The first N layers learn from labels only; there is no teacher (4.2: UniLM-1, 2, 4; BERT-12, 8).
     "finetune": {"distill": {"beta": 0.0, "weights": _only(student_task=1.0)}},
-    # Fig. 6, and each part of the hidden loss (Eqs. 1 and 2, 3.3).
+    # Ablations of Fig. 6, and of each part of the hidden loss (Eqs. 1 and 2, 3.3).
     "no_momentum": {"distill": {"beta": 0.0}},
     "no_soft_labels": {"distill": {"weights": {"soft_labels": 0.0}}},
     "no_hidden": {"distill": {"weights": _HIDDEN}},
     "no_embedding": {"distill": {"weights": {"embedding": 0.0}}},
     "no_layers": {"distill": {"weights": {"hidden": 0.0}}},
     "no_news_embedding": {"distill": {"weights": {"news_embedding": 0.0, "user_embedding": 0.0}}},
-    # Fig. 4: the same losses under a teacher that was fine-tuned before, each with its own pooling and head.
+    # Fig. 4: the same losses with a teacher that was fine-tuned first; each model has its own top.
     "disjoint": {"distill": {**_FROZEN, "weights": {"teacher_task": 0.0}}},
-    # Deep mutual learning (Zhang et al. 2018, Eqs. 4-6): two learners, each with the other's soft labels.
+    # Deep mutual learning (Zhang et al. 2018, Eqs. 4-6): both models learn from the other's soft labels.
     "mutual": {
         "distill": {
             "beta": 0.0,
@@ -134,9 +135,9 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
             "weights": _only(teacher_task=1.0, student_task=1.0, soft_labels=1.0, teacher_soft_labels=1.0),
         }
     },
-    # Lu et al. 2020: soft labels besides the labels.
+    # Lu et al. 2020: labels and soft labels.
     "twinbert": {"distill": {**_FROZEN, "weights": _only(student_task=1.0, soft_labels=1.0)}},
-    # Jiao et al. 2020, Eqs. 7-10: attention, embeddings and layers first, soft labels (t = 1) after that.
+    # Jiao et al. 2020, Eqs. 7-10: first attention, embeddings and layers, then soft labels (temperature 1).
     "tinybert": {
         "distill": {
             **_FROZEN,
@@ -156,7 +157,7 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
             "weights": _only(student_task=0.3, soft_labels=0.7, cls=500.0),
         }
     },
-    # Sanh et al. 2019 without masked language modelling, which belongs to pre-training.
+    # Sanh et al. 2019, without masked language modelling, which is part of pre-training.
     "distilbert": {
         "student": {"start": "spread"},
         "distill": {
@@ -167,7 +168,7 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
             "weights": _only(student_task=1.0, soft_labels=5.0, cosine=1.0),
         },
     },
-    # Wang et al. 2020, Eqs. 4-8: the last layer's attention and value relations first, then soft labels.
+    # Wang et al. 2020, Eqs. 4-8: first the last layer's attention and value relations, then soft labels.
     "minilm": {
         "distill": {
             **_FROZEN,
@@ -176,12 +177,12 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
             "weights": _only(soft_labels=1.0),
         }
     },
-    # Tang et al. 2019: a one-layer BiLSTM learns the teacher's logits.
+    # Tang et al. 2019: a one-layer BiLSTM learns from labels and the teacher's logits.
     "bilstm_soft": {
         "student": {"kind": "bilstm", "layers": 1},
         "distill": {**_FROZEN, "weights": _only(student_task=1.0, logits=1.0)},
     },
-    # 4.2: no pretrained encoder; a Transformer from nothing over word vectors, which come with the shards.
+    # 4.2: no pretrained encoder; a Transformer with random weights over the shards' word vectors.
     "glove": {
         "teacher": "scratch",
         "scratch": {"hidden": 300, "heads": 10, "feed_forward": 1200},
@@ -189,37 +190,36 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
         "distill": {"beta": 0.0, "weights": _only(student_task=1.0)},
     },
 }
-"""What each method sets; anything of it may be given besides."""
+"""Settings that each method changes; explicit settings override them."""
 
 TASK_VALUES: Mapping[str, Mapping[str, Any]] = {"recommendation": {"distill": {"beta": 0.15}}}
-"""Values that the paper gives for one task (4.1)."""
+"""Settings that a task changes: the paper's values for it (4.1)."""
 
-OF_BOTH: Mapping[tuple[str, str], Mapping[str, Any]] = {
-    # NRMS (Wu et al. 2019): 20 heads of 20 over words and over clicks, additive attention of 200.
+METHOD_TASK_VALUES: Mapping[tuple[str, str], Mapping[str, Any]] = {
+    # NRMS (Wu et al. 2019): 20 heads of size 20 over words and over clicks, additive attention of size 200.
     ("glove", "recommendation"): {
         "student": {"kind": "nrms"},
         "model": {"query_size": 200},
         "recommendation": {"user": "self_attention"},
     },
 }
-"""What a method sets for one task besides, by (method, task)."""
-
+"""Settings that a method changes for one task, by (method, task)."""
 
 TaskName = Literal["topics", "recommendation", "retrieval"]
 
 
 class Metric(NamedTuple):
-    """A share from 0 to 1 by its name in records (`auc`) and its heading for people (`AUC`)."""
+    """A number from 0 to 1: its name in records (`auc`) and its heading in tables (`AUC`)."""
 
     name: str
     heading: str
 
 
 class Task(NamedTuple):
-    """What one task counts and is judged by.
+    """Names and metrics of a task.
 
-    `examples` names what training counts, `rows` what evaluation counts; the first of `metrics` decides
-    which model of a run is kept, and what a sweep looks at where it names no goal.
+    `examples` is what training counts, `rows` what evaluation counts. The first metric selects the best model
+    of a run, and is the default goal of a sweep.
     """
 
     examples: str
@@ -228,7 +228,7 @@ class Task(NamedTuple):
 
     @property
     def primary(self) -> Metric:
-        """The metric that decides."""
+        """The metric that selects the best model."""
         return self.metrics[0]
 
 
@@ -248,10 +248,10 @@ TASKS: Mapping[TaskName, Task] = {
 }
 
 HEADINGS = {metric.name: metric.heading for task in TASKS.values() for metric in task.metrics}
-"""Every metric's heading by its name."""
+"""Heading of every metric, by its name."""
 
 
 def task_of(settings: Mapping[str, Any]) -> Task:
-    """The task of a run's settings, as a record holds them."""
+    """The task in a run's settings, as they are in its record."""
     name: TaskName = settings.get("task", "topics")
     return TASKS[name]

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from newsbert_ray.config import TrainSettings, build_settings, merge
 from newsbert_ray.files import write_text
-from newsbert_ray.methods import METHODS, OF_BOTH, TASKS, Task, TaskName
+from newsbert_ray.methods import METHOD_TASK_VALUES, METHODS, TASKS, Task, TaskName
 from newsbert_ray.record import RecordError, RunRecord, first_fault
 
 NAMES: Mapping[str, str] = {
@@ -160,7 +160,9 @@ def _implied_by_method(name: str, flats: Sequence[Mapping[str, Any]]) -> bool:
         corpora = {str(flat.get("data")).rpartition(" (")[0] for flat in flats}
         implied = len(teachers) > 1 and len(corpora) == 1
     else:
-        implied = any(name in flat_values(changes) for changes in (*METHODS.values(), *OF_BOTH.values()))
+        implied = any(
+            name in flat_values(changes) for changes in (*METHODS.values(), *METHOD_TASK_VALUES.values())
+        )
     return implied and _follows(name, ("method",), flats)
 
 

@@ -160,16 +160,16 @@ def test_a_student_of_its_own_may_be_narrower(make_settings: MakeSettings, tmp_p
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"distill.teacher": "frozen"}, "a frozen teacher learns nothing"),
-        ({"method": "twinbert", "distill.beta": 0.1}, "a frozen one has none; set beta to 0"),
-        ({"method": "bilstm_soft", "student.layers": 2}, "a bilstm student has student.layers 1"),
+        ({"distill.teacher": "frozen"}, "a frozen teacher does not learn"),
+        ({"method": "twinbert", "distill.beta": 0.1}, "the teacher is frozen; set distill.beta to 0"),
+        ({"method": "bilstm_soft", "student.layers": 2}, "a bilstm student needs student.layers 1"),
         (
             {"method": "tinybert", "distill.first.attention_scores": 0.0, "distill.first.hidden": 0.0},
             "no loss",
         ),
     ],
 )
-def test_what_cannot_be_is_refused(
+def test_impossible_combinations_are_refused(
     make_settings: MakeSettings, values: dict[str, object], message: str
 ) -> None:
     """At once, and not as a shape error in the first step."""
