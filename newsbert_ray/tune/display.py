@@ -29,7 +29,7 @@ from newsbert_ray.storage.workdir import WorkDir
 from newsbert_ray.tune.resources import Resources
 from newsbert_ray.tune.space import PointValues, SearchSpace, absolute_folders
 from newsbert_ray.tune.study import JOURNAL, shown_storage
-from newsbert_ray.tune.trial import DURATION_SETTINGS
+from newsbert_ray.tune.trial import CATEGORICAL_COST, WORK_SETTINGS
 
 if TYPE_CHECKING:
     from newsbert_ray.tune.sweep import SweepResult
@@ -284,7 +284,9 @@ class SweepDisplay:
 
 
 def _work_key(point: PointValues) -> WorkKey:
-    return tuple((name, value) for name, value in point.items() if name in DURATION_SETTINGS)
+    return tuple(
+        (name, value) for name, value in point.items() if name in (*CATEGORICAL_COST, *WORK_SETTINGS)
+    )
 
 
 def _cut(name: str, width: int) -> str:

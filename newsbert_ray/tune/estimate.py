@@ -5,26 +5,47 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import json
-import math
+import os
 import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import ray
+import torch
+from ray.exceptions import RayTaskError
 
-from newsbert_ray.config import SCRATCH, SettingsError, TrainSettings, build_settings, merge
+from newsbert_ray.config import SCRATCH, SettingsError, TrainSettings
+from newsbert_ray.data.order import Ints, Order
+from newsbert_ray.data.reading import (
+    TrainingSchedule,
+    evaluation_batches,
+    make_schedule,
+    read_pairs,
+    read_updates,
+)
+from newsbert_ray.data.shards import Manifest, read_manifest, read_texts
+from newsbert_ray.evaluation.encoding import device_seconds, encode_texts
+from newsbert_ray.evaluation.scoring import BATCH, find_named, score_topics
 from newsbert_ray.files import format_duration, write_json
+from newsbert_ray.model.saved import CHECKPOINTS, load_best, write_best, write_student
 from newsbert_ray.ray_session import ray_session
 from newsbert_ray.reporting.sweep_data import point_label
 from newsbert_ray.settings import flatten
 from newsbert_ray.storage.workdir import fetch, open_workdir, snapshot, with_local_paths
+from newsbert_ray.training.checkpoint import Progress, write_checkpoint
+from newsbert_ray.training.journal import Journal
+from newsbert_ray.training.prerequisites import all_prerequisites
+from newsbert_ray.training.run import pick_device
+from newsbert_ray.training.step import Learner, train_step
+from newsbert_ray.training.worker import build_worker_learner
+from newsbert_ray.tune.ray_tune import node_resources
 from newsbert_ray.tune.resources import Resources, plan_resources
 from newsbert_ray.tune.space import PointValues, SearchSpace
 from newsbert_ray.tune.stopping import Saving, estimate_saving, recorded_curves
@@ -34,27 +55,18 @@ from newsbert_ray.tune.sweep import (
     MARKS,
     build_space,
     check_corpora,
-    fixed_part,
+    estimate_subject,
     lock_folder,
     read_changes,
 )
 from newsbert_ray.tune.trial import (
     CATEGORICAL_COST,
-    LINEAR_COST,
-    RECOMMENDATION_COST,
-    check_depth,
     check_space,
+    teacher_depth,
     trial_settings,
 )
 from newsbert_ray.tune.trials import Curve, hourly_price
-
-if TYPE_CHECKING:
-    import torch
-
-    from newsbert_ray.data.order import Ints
-    from newsbert_ray.data.reading import TrainingSchedule
-    from newsbert_ray.data.shards import Manifest
-    from newsbert_ray.training.step import Learner
+from newsbert_ray.world import World
 
 BETWEEN_SECONDS = 0.1
 """Between the end of a trial and the start of the next one in its slot; spent in Ray Tune."""
@@ -66,11 +78,10 @@ STEPS = 12
 """Steps that are timed, after WARM_UP more; chosen by their size from SAMPLE steps."""
 WARM_UP = 3
 SAMPLE = 60
+UNKNOWN_DEPTH = 12
+"""Teacher layers where only Hugging Face knows them."""
 EVALUATIONS = 4
 """Batches of the validation split that are timed."""
-CORNERS = 2
-"""Up to so many linear settings are timed at all combinations of their ends; more are varied one at a
-time."""
 SWITCHES = ("model.dropout", "distill.teacher_dropout", "distill.weights.teacher_task")
 """Settings that change the work only by being zero or not."""
 
@@ -103,8 +114,6 @@ def plan_sweep(
         first = check_space(search_space, out=workdir.location, overrides=changes.overrides)
         check_corpora(search_space, first)
         recorded = _read_curves(curves, search_space.metric) if curves is not None else None
-        from newsbert_ray.tune.ray_tune import node_resources
-
         print("starting Ray", flush=True)
         began = time.monotonic()
         with ray_session():
@@ -116,52 +125,27 @@ def plan_sweep(
                 concurrency=concurrency,
                 gpus=search_space.gpus,
             )
-            estimate = estimate_sweep(
-                search_space,
-                resources,
-                overrides=changes.overrides,
-                folder=folder / ".plan",
-                session_seconds=session_seconds,
-                curves=recorded,
-                say=lambda line: print(line, flush=True),
+            planned = planned_trials(search_space, overrides=changes.overrides)
+            groups = settings_to_time(planned.runs)
+            print(
+                f"timing a few steps of {len(groups)} groups of trials, {resources.slots} at once", flush=True
             )
+            calibration = calibrate(groups, resources, folder=folder / ".plan")
+        estimate = predict(
+            search_space,
+            planned,
+            calibration,
+            resources,
+            session_seconds=session_seconds,
+            curves=recorded,
+        )
         shutil.rmtree(folder / ".plan", ignore_errors=True)
         print("\n".join([*messages, *estimate.lines()]))
-        expected = estimate.expected
-        write_json(
-            folder / ESTIMATE,
-            {
-                "of": _subject(search_space, changes.overrides),
-                "slots": resources.slots,
-                "wall": expected.wall,
-                "trial_seconds": expected.trial_seconds,
-                "money": expected.money,
-                "lines": estimate.lines(),
-            },
-        )
+        saved = {"of": estimate_subject(search_space, changes.overrides), "slots": resources.slots}
+        write_json(folder / ESTIMATE, {**saved, **asdict(estimate.expected), "lines": estimate.lines()})
         workdir.publish()
         print(f"saved in {workdir.child(ESTIMATE).location}; the same command without --plan runs the sweep")
     return estimate
-
-
-def compare_with_estimate(
-    out: Path, space: SearchSpace, overrides: Mapping[str, Any], *, seconds: float, slots: int
-) -> str:
-    """How close plan.json in `out` was to what the sweep took; empty where there is none for this sweep."""
-    try:
-        plan = json.loads((out / ESTIMATE).read_text(encoding="utf-8"))
-        if plan["of"] != _subject(space, overrides) or plan["slots"] != slots:
-            return ""
-        wall = float(plan["wall"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
-    return f"planned {format_duration(wall)}, took {format_duration(seconds)} ({seconds / wall - 1:+.0%})"
-
-
-def _subject(space: SearchSpace, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """What an estimate is for: everything that affects how long the sweep takes."""
-    values = {**fixed_part("space", space.model_dump(mode="json", exclude={"file"})), "points": space.points}
-    return dict(json.loads(json.dumps({**values, "overrides": overrides})))
 
 
 def _read_curves(folder: str | Path, metric: str) -> list[Curve]:
@@ -322,44 +306,12 @@ class Estimate:
             yield f"limits.target = {limits.target:g} may end it earlier"
 
 
-def estimate_sweep(
-    space: SearchSpace,
-    resources: Resources,
-    *,
-    overrides: Mapping[str, Any],
-    folder: Path,
-    session_seconds: float = 0.0,
-    curves: Sequence[Curve] | None = None,
-    say: Callable[[str], None] = lambda _: None,
-) -> Estimate:
-    """Time a few steps of each group of trials, with as many at once as in the sweep, and add up.
-
-    Call it inside a Ray session; it takes some ten seconds a group.
-
-    Args:
-        overrides: training settings over the space's.
-        folder: for files of the timing, on the sweep's disk; they are removed.
-        session_seconds: what Ray's start took.
-        curves: recorded ones, to simulate early stopping.
-        say: called with progress messages.
-    Raises:
-        SettingsError: every point of the space is impossible.
-    """
-    planned = planned_trials(space, overrides=overrides)
-    groups = settings_to_time(planned.runs)
-    say(f"timing a few steps of {len(groups)} groups of trials, {resources.slots} at once")
-    calibration = calibrate(groups, resources, folder=folder)
-    return predict(space, planned, calibration, resources, session_seconds=session_seconds, curves=curves)
-
-
 def planned_trials(space: SearchSpace, *, overrides: Mapping[str, Any]) -> PlannedTrials:
     """The trials of a sweep over `space`: a grid's own, or as many random ones as it asks for.
 
     Raises:
         SettingsError: every point is impossible.
     """
-    from newsbert_ray.training.prerequisites import all_prerequisites
-
     points = _draw_points(space)
     distinct = {point_label(point): point for point in points}
     trials: list[TrainSettings] = []
@@ -428,62 +380,36 @@ def _trial_cost(
     settings: TrainSettings, times: Times, prerequisites: Sequence[TrainSettings] = ()
 ) -> TrialCost:
     """Seconds of one trial; `prerequisites` are trained before it."""
-    parts, workers = times.parts(settings), settings.workers
-    work = _work(settings.model_copy(update={"out": "-", "seed": 0}).model_dump_json())
-    validation, test = (parts.row * rows / workers for rows in (work.validation_rows, work.test_rows))
-    evaluations = work.evaluations * (validation + parts.best)
-    group = GROUP_SECONDS if workers > 1 else 0.0
-    before = sum(_trial_cost(run, times).seconds() for run in prerequisites)
-    return TrialCost(
-        start=parts.start + BETWEEN_SECONDS + group + before,
-        training=work.steps * parts.step + evaluations + work.checkpoints * parts.checkpoint,
-        end=test + parts.end,
-        steps=work.steps,
-        epochs=settings.epochs,
-    )
-
-
-@dataclass(frozen=True)
-class _Work:
-    """How many steps, evaluations, checkpoints and evaluated rows a trial has; an unlabelled test split has
-    none."""
-
-    steps: int
-    evaluations: int
-    checkpoints: int
-    validation_rows: int
-    test_rows: int
-
-
-@lru_cache(maxsize=1024)
-def _work(settings_json: str) -> _Work:
-    from newsbert_ray.data.order import Order
-    from newsbert_ray.data.reading import TrainingSchedule
-
-    settings = TrainSettings.model_validate_json(settings_json)
+    task, epochs = settings.task, settings.epochs
     folder, manifest = _read_data(settings.data)
-    task, order = settings.task, Order(0, settings.batch_size)
-    schedule = TrainingSchedule(folder, manifest, order, settings.epochs, settings.train_rows, task=task)
-    ends = set(itertools.accumulate(schedule.steps(epoch) for epoch in range(settings.epochs)))
+    order = Order(0, settings.batch_size)
+    schedule = TrainingSchedule(folder, manifest, order, epochs, settings.train_rows, task=task)
+    ends = set(itertools.accumulate(schedule.steps(epoch) for epoch in range(epochs)))
     steps = max(ends)
 
     def every(interval: int | None) -> set[int]:
         return set(range(interval, steps + 1, interval)) if interval else set()
 
-    evaluated = ends | every(settings.evaluate_every)
-    return _Work(
+    evaluations = ends | every(settings.evaluate_every)
+    checkpoints = evaluations | every(settings.checkpoint.every_steps)
+    parts = times.parts(settings)
+    row = parts.row / settings.workers
+    # An unlabelled test split is not evaluated.
+    test = row * manifest.rows("test", task) if manifest.examples("test", task) else 0.0
+    evaluation = row * manifest.rows("validation", task) + parts.best
+    group = GROUP_SECONDS if settings.workers > 1 else 0.0
+    before = sum(_trial_cost(run, times).seconds() for run in prerequisites)
+    return TrialCost(
+        start=parts.start + BETWEEN_SECONDS + group + before,
+        training=steps * parts.step + len(evaluations) * evaluation + len(checkpoints) * parts.checkpoint,
+        end=test + parts.end,
         steps=steps,
-        evaluations=len(evaluated),
-        checkpoints=len(evaluated | every(settings.checkpoint.every_steps)),
-        validation_rows=manifest.rows("validation", task),
-        test_rows=manifest.rows("test", task) if manifest.examples("test", task) else 0,
+        epochs=epochs,
     )
 
 
 @lru_cache(maxsize=8)
 def _read_data(data: str) -> tuple[str, Manifest]:
-    from newsbert_ray.data.shards import read_manifest
-
     folder = str(fetch(data))
     return folder, read_manifest(folder)
 
@@ -504,7 +430,7 @@ def _span(values: Sequence[float], form: str) -> str:
 def calibrate(groups: Sequence[TrainSettings], resources: Resources, *, folder: Path) -> Calibration:
     """Time each group of trials on as many workers at once as the sweep will have, where Ray places them.
 
-    Call it inside a Ray session; its actors have ended when it returns.
+    Call it inside a Ray session.
 
     Args:
         groups: settings that differ in their work.
@@ -512,36 +438,21 @@ def calibrate(groups: Sequence[TrainSettings], resources: Resources, *, folder: 
     Raises:
         ShardError, EncoderError, SettingsError, LossError: as the trials themselves would.
     """
-    import ray
-    from ray.exceptions import RayTaskError
-
     began = time.monotonic()
-    actor: Any = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus)(_Timer)
-    timers = [actor.remote() for _ in range(resources.slots * resources.workers)]
+    slots = range(resources.slots * resources.workers)
+    options = {"num_cpus": resources.cpus, "num_gpus": resources.gpus, "max_calls": 0, "max_retries": 0}
+    start: Any = ray.remote(**options)(os.getpid)
+    task: Any = ray.remote(**options)(time_parts)
     try:
-        ray.get([timer.ready.remote() for timer in timers])
+        ray.get([start.remote() for _ in slots])
         process = time.monotonic() - began
-        folders = [folder.absolute() / f"slot-{number}" for number in range(len(timers))]
         parts = []
         for settings in groups:
-            calls = [timer.time.remote(settings, f) for timer, f in zip(timers, folders, strict=True)]
+            calls = [task.remote(settings, folder=folder.absolute() / f"slot-{slot}") for slot in slots]
             parts.append(_mean_parts(ray.get(calls)))
     except RayTaskError as error:
         raise error.cause from error
-    finally:
-        for timer in timers:
-            ray.kill(timer)
     return Calibration(tuple(groups), tuple(parts), process, time.monotonic() - began)
-
-
-class _Timer:
-    """An actor in a slot: like a sweep's, it keeps its process from one group of trials to the next."""
-
-    def ready(self) -> None:
-        """Returns once the process has started."""
-
-    def time(self, settings: TrainSettings, folder: Path) -> Parts:
-        return time_parts(settings, folder=folder)
 
 
 def _mean_parts(parts: Sequence[Parts]) -> Parts:
@@ -554,28 +465,27 @@ def time_parts(settings: TrainSettings, *, folder: Path) -> Parts:
 
     Of several workers the share of one is timed, without their communication.
     """
-    from newsbert_ray.evaluation.encoding import device_seconds
-    from newsbert_ray.training.run import pick_device
-
     if settings.workers > 1:
         share = max(settings.optimizer.accumulate, settings.batch_size // settings.workers)
         settings = settings.model_copy(update={"workers": 1, "batch_size": share})
     settings = with_local_paths(settings)
-    device, run = pick_device(settings), folder / "run"
+    manifest, device = read_manifest(settings.data), pick_device(settings)
+    schedule, run, starts = make_schedule(settings, manifest), folder / "run", []
     try:
-        times = [time.perf_counter()]
         for _ in range(2):  # the second start is that of a process that has run a trial before
-            learner, schedule = _start_training(settings, device, run)
-            times.append(device_seconds(device))
-        warm = times[2] - times[1]
+            began = time.perf_counter()
+            learner = build_worker_learner(settings, manifest, schedule, World(device=device), stand_in=True)
+            Journal(run, done=0).close()
+            next(read_updates(schedule))
+            starts.append(device_seconds(device) - began)
         first, step = _time_steps(learner, schedule, device)
         row = _time_evaluation(learner, schedule, device)
-        checkpoint, best, end = _time_files(learner, schedule, run, device)
+        best, checkpoint, end = _time_files(learner, schedule, run)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return Parts(
-        cold=max(0.0, times[1] - times[0] - warm),
-        start=warm + max(0.0, first - step),
+        cold=max(0.0, starts[0] - starts[1]),
+        start=starts[1] + max(0.0, first - step),
         step=step,
         row=row,
         checkpoint=checkpoint,
@@ -584,34 +494,12 @@ def time_parts(settings: TrainSettings, *, folder: Path) -> Parts:
     )
 
 
-def _start_training(
-    settings: TrainSettings, device: torch.device, run: Path
-) -> tuple[Learner, TrainingSchedule]:
-    """What a trial does before its first step."""
-    from newsbert_ray.data.reading import make_schedule, read_updates
-    from newsbert_ray.data.shards import read_manifest
-    from newsbert_ray.training.journal import Journal
-    from newsbert_ray.training.worker import build_worker_learner
-    from newsbert_ray.world import World
-
-    manifest = read_manifest(settings.data)
-    schedule = make_schedule(settings, manifest)
-    learner = build_worker_learner(settings, manifest, schedule, World(device=device), stand_in=True)
-    Journal(run, done=0).close()
-    next(read_updates(schedule))
-    return learner, schedule
-
-
 def _time_steps(learner: Learner, schedule: TrainingSchedule, device: torch.device) -> tuple[float, float]:
     """Seconds of a trial's first step, and of a later one with the making of its batch.
 
     Steps differ by the length of their titles: those that are timed are spread evenly over the sizes of a
     sample.
     """
-    from newsbert_ray.data.reading import read_updates
-    from newsbert_ray.evaluation.encoding import device_seconds
-    from newsbert_ray.training.step import train_step
-
     count = min(SAMPLE, schedule.steps(0))
     began = time.perf_counter()
     sample = list(itertools.islice(read_updates(schedule), count))
@@ -632,12 +520,6 @@ def _time_evaluation(learner: Learner, schedule: TrainingSchedule, device: torch
     In recommendation and retrieval that is the encoding of the different texts of its rows, divided among the
     rows; scoring and metrics take little in comparison.
     """
-    from newsbert_ray.data.reading import evaluation_batches
-    from newsbert_ray.data.shards import read_texts
-    from newsbert_ray.evaluation.encoding import device_seconds, encode_texts
-    from newsbert_ray.evaluation.scoring import BATCH, score_topics
-    from newsbert_ray.world import World
-
     pair, world, manifest = learner.pair, World(device=device), schedule.manifest
     models = {name: model for name, model in pair.models().items() if not (pair.frozen and name == "teacher")}
     pair.eval()
@@ -662,9 +544,6 @@ def _time_evaluation(learner: Learner, schedule: TrainingSchedule, device: torch
 
 def _validation_texts(schedule: TrainingSchedule) -> tuple[Ints, int]:
     """The different texts of validation rows, and the number of rows: all impressions, or a shard's pairs."""
-    from newsbert_ray.data.reading import read_pairs
-    from newsbert_ray.evaluation.scoring import find_named
-
     folder, manifest = Path(schedule.folder), schedule.manifest
     if schedule.task == "recommendation":
         rows = manifest.rows("validation", schedule.task)
@@ -673,130 +552,68 @@ def _validation_texts(schedule: TrainingSchedule) -> tuple[Ints, int]:
     return np.unique(np.concatenate([first.queries, first.texts])), len(first)
 
 
-def _time_files(
-    learner: Learner, schedule: TrainingSchedule, run: Path, device: torch.device
-) -> tuple[float, float, float]:
-    """Seconds of a checkpoint, of a best model, and of a trial's end."""
-    from newsbert_ray.evaluation.encoding import device_seconds
-    from newsbert_ray.model.saved import CHECKPOINTS, load_best, write_best, write_student
-    from newsbert_ray.training.checkpoint import Progress, write_checkpoint
-
-    folder = run / CHECKPOINTS
-    times = [device_seconds(device)]
+def _time_files(learner: Learner, schedule: TrainingSchedule, run: Path) -> list[float]:
+    """Seconds of the best model, of a checkpoint, and of a trial's end."""
+    folder, tokenizer = run / CHECKPOINTS, Path(schedule.folder) / "tokenizer"
+    times = [time.perf_counter()]
     name = write_best(folder, learner.pair, step=1)
     times.append(time.perf_counter())
     write_checkpoint(folder, learner, Progress(step=1, best=name, best_step=1), keep=1)
     times.append(time.perf_counter())
     load_best(folder, name, learner.pair)
-    tokenizer = Path(schedule.folder) / "tokenizer"
     write_student(run / "student", learner.pair, schedule.manifest, tokenizer=tokenizer, task=schedule.task)
     shutil.rmtree(folder)
-    times.append(device_seconds(device))
-    best, checkpoint, end = (after - before for before, after in itertools.pairwise(times))
-    return checkpoint, best, end
+    times.append(time.perf_counter())
+    return [after - before for before, after in itertools.pairwise(times)]
 
 
-CostFactors = Mapping[str, Any]
-"""The settings that decide the seconds of a trial's parts, by dotted name."""
-
-
-def cost_factors(settings: TrainSettings) -> CostFactors:
-    """What decides a trial's seconds a step; other settings (beta, rates, epochs, ...) do not matter."""
+def cost_group(settings: TrainSettings) -> str:
+    """Trials of one group differ in the amount of work only; other settings (beta, rates, ...) cost
+    nothing."""
     flat = flatten(settings.model_dump())
-    names = [*CATEGORICAL_COST, *LINEAR_COST]
-    if settings.task == "recommendation":
-        names += RECOMMENDATION_COST
-    if settings.teacher == SCRATCH:
-        names += [name for name in flat if name.startswith("scratch.")]
-    return {**{name: flat[name] for name in names}, **{name: flat[name] > 0 for name in SWITCHES}}
+    return repr([flat[name] for name in CATEGORICAL_COST] + [flat[name] > 0 for name in SWITCHES])
 
 
-def _key(settings: TrainSettings) -> tuple[Any, ...]:
-    return tuple(cost_factors(settings).items())
-
-
-def _is_linear(name: str) -> bool:
-    return name in (*LINEAR_COST, *RECOMMENDATION_COST) or name.startswith("scratch.")
-
-
-def _group_key(settings: TrainSettings) -> tuple[Any, ...]:
-    # Without a number of teacher layers all of them are used: a group of its own.
-    return tuple(v for name, v in cost_factors(settings).items() if not _is_linear(name) or v is None)
-
-
-def _cost_groups(trials: Sequence[TrainSettings]) -> dict[tuple[Any, ...], list[TrainSettings]]:
-    """Trials that differ only in linear factors together; of trials with equal factors one."""
-    groups: dict[tuple[Any, ...], dict[tuple[Any, ...], TrainSettings]] = {}
-    for settings in trials:
-        groups.setdefault(_group_key(settings), {}).setdefault(_key(settings), settings)
-    return {key: list(members.values()) for key, members in groups.items()}
+def work_of(settings: TrainSettings) -> tuple[float, float]:
+    """Amount of work to within a factor: that of a text, by all layers; and that of a step, by its texts."""
+    layers = (teacher_depth(settings) or UNKNOWN_DEPTH) + settings.student.layers
+    scratch, clicks = settings.scratch, settings.recommendation
+    width = scratch.hidden * (2 * scratch.hidden + scratch.feed_forward) if settings.teacher == SCRATCH else 1
+    texts = 1 + clicks.npratio + clicks.history if settings.task == "recommendation" else 1
+    return layers * width, layers * width * texts * settings.batch_size
 
 
 def settings_to_time(trials: Sequence[TrainSettings]) -> list[TrainSettings]:
-    """Settings to time, so that the cost of every trial is known or lies between known ones."""
-    chosen: dict[tuple[Any, ...], TrainSettings] = {}
-    for members in _cost_groups(trials).values():
-        for settings in _corner_settings(members):
-            chosen.setdefault(_key(settings), settings)
+    """For each group the trials with the least and the greatest work of a text and of a step."""
+    groups: dict[str, list[TrainSettings]] = {}
+    for settings in trials:
+        groups.setdefault(cost_group(settings), []).append(settings)
+    chosen = {
+        (group, work_of(settings)): settings
+        for group, members in groups.items()
+        for part in (0, 1)
+        for settings in (pick(members, key=lambda s: work_of(s)[part]) for pick in (min, max))
+    }
     return list(chosen.values())
 
 
-def _ranges(members: Sequence[CostFactors]) -> dict[str, tuple[float, float]]:
-    """Least and greatest value of each linear factor that varies."""
-    values = {name: [member[name] for member in members] for name in members[0] if _is_linear(name)}
-    return {name: (min(v), max(v)) for name, v in values.items() if len(set(v)) > 1}
-
-
-def _corner_settings(members: Sequence[TrainSettings]) -> list[TrainSettings]:
-    """Members at the ends of the linear factors: at all corners for few factors, else one factor at a
-    time."""
-    ranges = _ranges([cost_factors(member) for member in members])
-    corners = list(itertools.product(*ranges.values()))
-    if len(ranges) > CORNERS:
-        lows = tuple(low for low, _ in ranges.values())
-        highs = [high for _, high in ranges.values()]
-        corners = [lows] + [(*lows[:i], high, *lows[i + 1 :]) for i, high in enumerate(highs)]
-    if len(members) <= len(corners):
-        return list(members)
-    return [_settings_at(dict(zip(ranges, corner, strict=True)), members, ranges) for corner in corners]
-
-
-def _settings_at(
-    corner: Mapping[str, Any], members: Sequence[TrainSettings], ranges: Mapping[str, tuple[float, float]]
-) -> TrainSettings:
-    """Settings at a corner; where that combination is impossible, those of the nearest member."""
-    try:
-        settings = build_settings(TrainSettings, merge(members[0].model_dump(), corner))
-        check_depth(settings)
-    except SettingsError:
-
-        def distance(member: TrainSettings) -> float:
-            factors = cost_factors(member)
-            return float(sum(abs(factors[n] - v) / (ranges[n][1] - ranges[n][0]) for n, v in corner.items()))
-
-        return min(members, key=distance)
-    return settings
-
-
 class Times:
-    """Parts of any trial from those that were timed."""
+    """Parts of any trial: in each group a straight line through those that were timed, by their work."""
 
     def __init__(self, calibration: Calibration) -> None:
-        self._exact = {_key(s): p for s, p in zip(calibration.settings, calibration.parts, strict=True)}
-        self._groups = _cost_groups(calibration.settings)
+        pairs = zip(calibration.settings, calibration.parts, strict=True)
+        self._timed: dict[str, list[tuple[tuple[float, float], Parts]]] = {}
+        for settings, parts in pairs:
+            self._timed.setdefault(cost_group(settings), []).append((work_of(settings), parts))
 
     def parts(self, settings: TrainSettings) -> Parts:
-        """Its own where it was timed, else from a plane through the timed settings of its group."""
-        if (exact := self._exact.get(_key(settings))) is not None:
-            return exact
-        members = self._groups[_group_key(settings)]
-        ranges = _ranges([cost_factors(member) for member in members])
-
-        def features(factors: CostFactors) -> list[float]:
-            x = [(factors[name] - low) / (high - low) for name, (low, high) in ranges.items()]
-            return [1.0, *x] + ([math.prod(x)] if len(x) == CORNERS and len(members) >= 2**CORNERS else [])
-
-        matrix = np.array([features(cost_factors(member)) for member in members])
-        known = np.array([astuple(self._exact[_key(member)]) for member in members])
-        plane = np.linalg.lstsq(matrix, known, rcond=None)[0]
-        return Parts(*np.maximum(0.0, np.array(features(cost_factors(settings))) @ plane).tolist())
+        """Seconds of a trial's parts: a step's by the work of a step, the others by that of a text."""
+        timed, own = self._timed[cost_group(settings)], work_of(settings)
+        seconds = {}
+        for field in fields(Parts):
+            part = 1 if field.name == "step" else 0
+            x, y = zip(*((work[part], getattr(parts, field.name)) for work, parts in timed), strict=True)
+            scale = max(x)
+            line = np.linalg.lstsq(np.column_stack([np.ones(len(x)), np.array(x) / scale]), y, rcond=None)[0]
+            seconds[field.name] = max(0.0, float(line @ (1, own[part] / scale)))
+        return Parts(**seconds)

@@ -16,7 +16,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from newsbert_ray.config import SCRATCH, SettingsError, TrainSettings, merge
-from newsbert_ray.files import locked, write_json
+from newsbert_ray.files import format_duration, locked, write_json
 from newsbert_ray.ray_session import ray_session
 from newsbert_ray.record import RECORD, STOPPED, installed_versions
 from newsbert_ray.reporting.sweep_data import FAILURES, SWEEP, TRIALS, Point
@@ -180,8 +180,6 @@ def sweep(
         workdir.publish()
         comparison = ""
         if retention and not before and not trials.end_reason:
-            from newsbert_ray.tune.estimate import compare_with_estimate
-
             seconds, slots = time.monotonic() - began, retention.slots
             comparison = compare_with_estimate(
                 here, search_space, changes.overrides, seconds=seconds, slots=slots
@@ -533,6 +531,26 @@ def fixed_part(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 200 else text[:197] + "..."
+
+
+def compare_with_estimate(
+    out: Path, space: SearchSpace, overrides: Mapping[str, Any], *, seconds: float, slots: int
+) -> str:
+    """How close plan.json in `out` was to what the sweep took; empty where there is none for this sweep."""
+    try:
+        plan = json.loads((out / ESTIMATE).read_text(encoding="utf-8"))
+        if plan["of"] != estimate_subject(space, overrides) or plan["slots"] != slots:
+            return ""
+        wall = float(plan["wall"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    return f"planned {format_duration(wall)}, took {format_duration(seconds)} ({seconds / wall - 1:+.0%})"
+
+
+def estimate_subject(space: SearchSpace, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """What an estimate is for: everything that affects how long the sweep takes."""
+    values = {**fixed_part("space", space.model_dump(mode="json", exclude={"file"})), "points": space.points}
+    return dict(json.loads(json.dumps({**values, "overrides": overrides})))
 
 
 def read_changes(

@@ -53,24 +53,22 @@ CATEGORICAL_COST = (
     "threads",
     "workers",
     "token_budget",
+    "optimizer.accumulate",
     "student.kind",
     "student.encoder",
     "distill.teacher",
 )
 """Settings that decide the duration of a step; each value has its own."""
-LINEAR_COST = (
+WORK_SETTINGS = (
     "student.layers",
     "model.teacher_layers",
-    "model.query_size",
     "batch_size",
-    "optimizer.accumulate",
+    "recommendation.npratio",
+    "recommendation.history",
+    "epochs",
+    "train_rows",
 )
-"""Settings with which the duration of a step grows almost linearly; also those of a scratch teacher."""
-RECOMMENDATION_COST = ("recommendation.npratio", "recommendation.history")
-"""Settings with which a step of recommendation grows, by the news of each click: less than linearly, since
-each news is encoded once and few users have the longest history."""
-DURATION_SETTINGS = frozenset({*CATEGORICAL_COST, *LINEAR_COST, *RECOMMENDATION_COST, "epochs", "train_rows"})
-"""Settings that decide how long a trial takes."""
+"""Settings with which the work of a trial grows; also those of a scratch teacher."""
 
 
 def trial_settings(
