@@ -213,12 +213,12 @@ def _own_environment() -> Iterator[None]:
     [
         (["--list", "--stop", "x"], "give one of: -- VERB SETTINGS, --logs JOB, --stop JOB, --list"),
         (["--"], "give one of"),
-        (["--", "trian"], "-- trian: no verb to submit; one of prepare, train,"),
-        (["--", "submit", "--list"], "-- submit: no verb to submit"),
+        (["--", "trian"], "-- trian: cannot be submitted; one of prepare,"),
+        (["--", "submit", "--list"], "-- submit: cannot be submitted"),
         (["--", "train", "--data", "/a", "--out", "/b"], "train: required and not given: teacher"),
         (
             ["--", "synthesize", "--out", "/b", "--nws", "3"],
-            "unknown setting '--nws', did you mean '--news'?",
+            "unknown setting 'nws', did you mean 'news'?",
         ),
         (["--", "sweep", "no.yaml", "--out", "/b"], "sweep: no.yaml: cannot be read"),
         (["--id", "a/b", "--", "synthesize", "--out", "/b"], "'a/b' is not a job's name"),

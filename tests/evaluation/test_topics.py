@@ -56,7 +56,7 @@ def test_a_run_by_topic(make_settings: MakeSettings, capsys: pytest.CaptureFixtu
     found = json.loads(capsys.readouterr().out)
     assert found == [row._asdict() for row in by_topic(settings.out)]
     assert cli.main(["evaluate", settings.out, "--by_topic", "--show", "U1"]) == 2
-    assert "--by_topic is of a topics run" in capsys.readouterr().err
+    assert "give only one of submission, by_topic and show" in capsys.readouterr().err
 
 
 def test_clicks_have_no_topics(make_settings: MakeSettings) -> None:
