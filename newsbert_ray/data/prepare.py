@@ -54,7 +54,7 @@ from newsbert_ray.data.word_vectors import VECTORS, fit_vectors, identity, is_ve
 from newsbert_ray.files import locked, write_json
 from newsbert_ray.methods import METHODS, TASKS
 from newsbert_ray.ray_session import inside_cluster
-from newsbert_ray.storage.workdir import download_input, is_url, publish, working
+from newsbert_ray.storage.workdir import download_input, is_url, open_workdir
 
 __all__ = ["PrepareError", "prepare"]
 
@@ -82,10 +82,10 @@ def prepare(settings: PrepareSettings, *, say: Say = print) -> Manifest:
         # Other machines would read and write on their own disks, so this process does all.
         local = local.model_copy(update={"workers": 0})
     try:
-        with working(settings.out, marks=(MANIFEST,)) as folder:
-            local = local.model_copy(update={"out": str(folder.expanduser())})
+        with open_workdir(settings.out, markers=(MANIFEST,)) as workdir:
+            local = local.model_copy(update={"out": str(workdir.path.expanduser())})
             manifest, closing = _prepare(settings, local, say)
-            publish(settings.out)
+            workdir.publish()
     except OSError as error:
         raise PrepareError(f"cannot prepare {settings.out}: {_explain(error)}") from error
     for line in closing:

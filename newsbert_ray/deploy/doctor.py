@@ -160,10 +160,10 @@ def check_storage(out: str | None) -> Iterator[Finding]:
     """Whether results can be written to `out`, a folder (existing or not) or a URL, and the free space."""
     topic = "storage"
     if out is not None and "://" in out:
-        from newsbert_ray.storage.workdir import check_writable
+        from newsbert_ray.storage.workdir import WorkDir
 
         try:
-            check_writable(out)
+            WorkDir(out).check_writable()
             yield Finding(topic, "ok", f"{out} is writable")
         except (ValueError, RuntimeError, OSError) as error:
             cure = "correct --out, the credentials of its storage, or its permissions"

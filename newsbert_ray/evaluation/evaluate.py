@@ -34,8 +34,7 @@ from newsbert_ray.evaluation.submission import check_submission, require_suffix,
 from newsbert_ray.model.encoder import EncoderError
 from newsbert_ray.model.saved import CHECKPOINTS, best_folders, load_best, load_student
 from newsbert_ray.record import read_record
-from newsbert_ray.storage import workdir as storage
-from newsbert_ray.storage.workdir import fetch, with_local_paths
+from newsbert_ray.storage.workdir import fetch, is_url, with_local_paths
 from newsbert_ray.world import World
 
 
@@ -110,7 +109,7 @@ def evaluate(
     where: dict[str, Any] = {"history": history, "world": trained.world}
     if submission is not None:
         trained.require(model)
-        if storage.is_url(submission):
+        if is_url(submission):
             raise SettingsError(f"--submission {submission}: it is written on this machine; give a path")
         require_suffix(Path(submission))
     news = encode_news(trained.models, trained.folder, manifest, part, **where)

@@ -17,8 +17,7 @@ from newsbert_ray.config import TrainSettings, build_settings
 from newsbert_ray.data.shards import read_manifest
 from newsbert_ray.files import locked, replace_file
 from newsbert_ray.record import BEFORE, RECORD, TEACHER, RecordError, read_record
-from newsbert_ray.storage import workdir as storage
-from newsbert_ray.storage.workdir import download_input, with_locations
+from newsbert_ray.storage.workdir import WorkDir, download_input, with_locations
 
 if TYPE_CHECKING:
     import numpy as np
@@ -125,7 +124,7 @@ def train_prerequisite(
     if prerequisite is None:
         return settings
     if shared is None:
-        location = _location_beside(settings, prerequisite)
+        location = WorkDir(settings.out).companion(prerequisite.name).location
         say(f"first training {prerequisite.purpose}, into {location}")
         train(prerequisite.settings.model_copy(update={"out": location}))
         return _use_result(settings, prerequisite, location)
@@ -135,12 +134,6 @@ def train_prerequisite(
         if not (folder / RECORD).exists():
             train(prerequisite.settings.model_copy(update={"out": str(folder)}))
     return _use_result(settings, prerequisite, str(folder))
-
-
-def _location_beside(settings: TrainSettings, prerequisite: Prerequisite) -> str:
-    if storage.is_url(settings.out):
-        return f"{settings.out.rstrip('/')}-{prerequisite.name}"
-    return str(Path(settings.out) / prerequisite.name)
 
 
 def _shared_name(settings: TrainSettings) -> str:

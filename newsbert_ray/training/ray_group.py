@@ -1,4 +1,7 @@
-"""The Ray Train shell: a group of workers, each with its part of every batch. No arithmetic here."""
+"""Training with a group of Ray Train workers, each of which trains on its part of every batch.
+
+No arithmetic here: a worker runs `training.worker.run_worker`, as a process without Ray does.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -19,8 +23,7 @@ from newsbert_ray.data.shards import Manifest
 from newsbert_ray.files import is_locked, locked
 from newsbert_ray.ray_session import RaySession, environment, initialised, ray_session
 from newsbert_ray.record import RECORD
-from newsbert_ray.storage import workdir as storage
-from newsbert_ray.storage.workdir import restore_urls, with_local_paths
+from newsbert_ray.storage.workdir import StorageError, WorkDir, restore_urls, with_local_paths
 from newsbert_ray.telemetry import EventLog
 from newsbert_ray.training.journal import Display
 from newsbert_ray.training.loop import PreemptedError, Report
@@ -28,29 +31,51 @@ from newsbert_ray.training.loop import PreemptedError, Report
 LOCK = ".group"
 """File in a run's folder that a group's rank 0 holds locked; the system releases it however that ends."""
 GROUP_FOLDER = "ray"
-"""Folder in a run's folder for Ray Train's own files, while the group works."""
+"""Folder in a run's folder for Ray Train's own files, while the group runs."""
 LOCK_SECONDS = 60.0
 """How long to wait for the workers of an earlier start to end: they outlive a driver that is killed."""
 WATCH_SECONDS = 1.0
 """Between two checks for a preemption notice: a small part of a spot warning's 30 to 120 s."""
-READ_WINDOWS = 1
-"""Windows of an epoch that workers read themselves: one is in memory anyway, and Ray Data, which streams more
-of them, takes half a minute to start."""
-ENDING_SECONDS = 20.0
-"""How long a group that is stopped may take to end; ordinarily it is one."""
+MAX_WINDOWS_READ = 1
+"""Epochs of more windows are streamed by Ray Data, which takes half a minute to start; workers read the
+others themselves, since one window is in memory anyway."""
+END_SECONDS = 20.0
+"""How long a group that is stopped may take to end; usually it takes one."""
 _MAX_FAILURES = 3
-"""Deaths without a step further than before; whoever gets on may die as often as machines are taken away."""
-_LOOK_SECONDS = 0.5
+"""Failures in a row without a step further than before."""
+_POLL_SECONDS = 0.5
 _ENVIRONMENT = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
-"""Ray's own 2 s would pass after every trial of a sweep."""
+"""Every trial of a sweep would wait for Ray's own 2 s at its end."""
 _ELASTIC = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20"}
-"""A group that may be smaller does not wait longer than that for the nodes of all its workers."""
+"""How long an elastic group waits for the nodes of all its workers before it starts with fewer."""
 _ONE_MACHINE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
-"""A process less where nothing is left to go on with when the machine is taken away."""
+"""On one machine nothing is left to continue with after a preemption: one process less."""
+_NAMESPACE = b"newsbert-entries"
 
 
 class GroupError(RuntimeError):
     """A group of workers that failed for good; the text holds the first worker's reason."""
+
+
+@dataclass(frozen=True)
+class GroupJob:
+    """What every worker of a group receives.
+
+    Attributes:
+        settings: with locations as the user gave them; each machine downloads what it reads.
+        group: unique name of this start; workers of an earlier one may still send entries under theirs.
+        threads: CPU threads of a worker.
+        is_trial: a sweep's trial: its copy on a node is deleted at the end.
+        stream: let Ray Data read the shards.
+        restart_reason: why the group was started again; empty at the first start.
+    """
+
+    settings: TrainSettings
+    group: str
+    threads: int
+    is_trial: bool
+    stream: bool
+    restart_reason: str = ""
 
 
 def train_group(
@@ -61,40 +86,43 @@ def train_group(
     quiet: bool = False,
     gpus: float | None = None,
 ) -> None:
-    """Train with `settings.workers` Ray Train workers, in the cluster at hand or a private one, to a record.
+    """Train with `settings.workers` Ray Train workers, in the cluster joined or a private one, to a record.
 
-    A worker that dies takes its group back to the last checkpoint, and so does a machine that is taken away,
-    after one more checkpoint; with `settings.min_workers` the group then goes on with fewer. The run's folder
-    must be one that all nodes see, or in a bucket. Whatever ends this function (a report that raises, Ctrl-C)
-    ends the group first.
+    After the death of a worker the group continues from the last checkpoint. A machine that is about to be
+    taken away writes one more checkpoint first. With `settings.min_workers` the group continues with fewer
+    workers. All nodes must see the run's folder, or it is in a bucket. If this function ends early (a report
+    that raises, Ctrl-C), the group is ended first.
 
     Args:
-        report: gets each evaluation's entry once.
-        quiet: print nothing, and be brief: a sweep's trial. Its workers take a CPU for each of their threads,
-            and always read the shards themselves, the same batches: Ray Data takes 1.5 GB too.
-        gpus: share of a GPU for each worker, where the caller has made sure of the room; found out from the
-            cluster by default.
+        report: called with each evaluation's entry once.
+        quiet: print nothing, and start fast: a sweep's trial. Each worker reserves a CPU for each of its
+            threads, and reads the shards itself, in the same batches: Ray Data takes another 1.5 GB.
+        gpus: share of a GPU for each worker, reserved by the caller; by default taken from the cluster.
     Raises:
-        SettingsError: the cluster has not the resources.
-        GroupError: the workers died more than three times without getting on, or one raised an error that
+        SettingsError: the cluster has too few CPUs or GPUs.
+        GroupError: the workers failed more than three times without progress, or one raised an error that
             would come again.
     """
     with ExitStack() as stack:
         session = stack.enter_context(ray_session(dashboard=not quiet))
-        # A run of its own takes a CPU for each worker: its threads may be more than this machine's cores.
+        # Outside a sweep a worker reserves one CPU: its threads may be more than this machine's cores.
         cpus = float(settings.threads or 1) if quiet else 1.0
         if gpus is None:
             _check_resources(settings, session, cpus=cpus)
-            ready = session.gpus >= (settings.min_workers or settings.workers)
-            ready = ready or (session.growing and settings.device == "cuda")
-            gpus = 1.0 if settings.device != "cpu" and ready else 0.0
-        display = None
+            gpus = _gpus_per_worker(settings, session)
+        schedule, display = make_schedule(settings, manifest), None
         if not quiet:
-            display = stack.enter_context(Display(total=_total_steps(settings, manifest)))
+            display = stack.enter_context(Display(total=schedule.total_steps))
             link = f", dashboard {session.dashboard}" if session.dashboard else ""
             display.say(f"Ray Train group of {settings.workers} at {session.address}{link}")
-        stream = not quiet and len(make_schedule(settings, manifest).windows(0)) > READ_WINDOWS
-        group = _Group(settings, session, trial=quiet, stream=stream, resources={"CPU": cpus, "GPU": gpus})
+        job = GroupJob(
+            settings,
+            group=uuid.uuid4().hex,
+            threads=_threads(settings, session),
+            is_trial=quiet,
+            stream=not quiet and len(schedule.windows(0)) > MAX_WINDOWS_READ,
+        )
+        group = _Group(job, is_local=session.address.startswith("127.0.0.1"), cpus=cpus, gpus=gpus)
         try:
             group.follow(display=display, report=report)
         finally:
@@ -104,122 +132,108 @@ def train_group(
 
 
 class _Group:
-    """A Ray Train run in a thread of its own, because it cannot be interrupted where it waits."""
+    """A Ray Train run in its own thread, because Ray Train's `fit` cannot be interrupted."""
 
-    def __init__(
-        self,
-        settings: TrainSettings,
-        session: RaySession,
-        *,
-        trial: bool,
-        stream: bool,
-        resources: dict[str, float],
-    ) -> None:
+    def __init__(self, job: GroupJob, *, is_local: bool, cpus: float, gpus: float) -> None:
+        """`is_local`: all workers run on this machine; `cpus`, `gpus`: of each worker."""
         self.failure: BaseException | None = None
-        self._settings = settings
-        self._loopback = session.address.startswith("127.0.0.1")
-        self._resources = resources
-        self._storage = str(storage.join(settings.out, GROUP_FOLDER))
-        # Workers of an earlier start may still send to theirs.
-        self._name = uuid.uuid4().hex
-        self._furthest = 0
+        self._job = job
+        self._is_local = is_local
+        self._resources = {"CPU": cpus, "GPU": gpus}
+        self._workdir = WorkDir(job.settings.out)
+        self._furthest_step = 0
         self._notes: SimpleQueue[str] = SimpleQueue()
-        self._config = {
-            "settings": settings.model_dump(),
-            "threads": _threads(settings, session),
-            "trial": trial,
-            "stream": stream,
-            "group": self._name,
-            "after": "",
-        }
         self._ending = threading.Event()
-        self._clear()
-        if not storage.is_url(settings.out):
-            Path(self._storage).mkdir(parents=True)
-        self._fit = threading.Thread(target=self._train, daemon=True)
-        self._fit.start()
+        self._remove_files()
+        if not self._workdir.is_remote:
+            (self._workdir.path / GROUP_FOLDER).mkdir(parents=True)
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
 
     def follow(self, *, display: Display | None, report: Report | None) -> None:
-        """Show and pass on what the first worker reports until the group ends."""
-        reported: set[int] = set()
-        alive = True
-        while alive:
-            self._fit.join(_LOOK_SECONDS)
-            alive = self._fit.is_alive()
+        """Show and pass on the entries of rank 0 until the group ends."""
+        evaluated: set[int] = set()
+        running = True
+        while running:
+            self._thread.join(_POLL_SECONDS)
+            running = self._thread.is_alive()
             while display and not self._notes.empty():
                 display.say(self._notes.get())
-            for entry in take_entries(self._name):
-                self._furthest = max(self._furthest, entry["step"])
-                evaluation = entry["kind"] == "evaluation"
-                if evaluation and entry["step"] in reported:
-                    continue  # a restarted group comes by its last evaluations again
+            for entry in take_entries(self._job.group):
+                self._furthest_step = max(self._furthest_step, entry["step"])
+                is_evaluation = entry["kind"] == "evaluation"
+                if is_evaluation and entry["step"] in evaluated:
+                    continue  # a restarted group repeats its last evaluations
                 if display:
                     display(entry)
-                if evaluation:
-                    reported.add(entry["step"])
+                if is_evaluation:
+                    evaluated.add(entry["step"])
                     if report:
                         report(entry)
 
     def end(self) -> None:
-        """End the group wherever it stands, and wait until nothing of it writes; not longer than it may."""
+        """End the group and wait until none of its workers writes any more, at most END_SECONDS."""
         self._ending.set()
-        end = time.monotonic() + ENDING_SECONDS
-        stopped = self._fit.is_alive()
-        while self._fit.is_alive() and time.monotonic() < end:
+        end = time.monotonic() + END_SECONDS
+        stopped = self._thread.is_alive()
+        while self._thread.is_alive() and time.monotonic() < end:
             ray_private.end_controllers()
-            self._fit.join(0.2)
+            self._thread.join(0.2)
         if stopped:
             ray_private.release_orphans()
-        while stopped and not is_idle(storage.local(self._settings.out)) and time.monotonic() < end:
+        while stopped and not is_idle(self._workdir.path) and time.monotonic() < end:
             time.sleep(0.1)
-        forget_entries(self._name)
-        self._clear()
+        forget_entries(self._job.group)
+        self._remove_files()
 
-    def _clear(self) -> None:
-        """Remove what Ray Train has left; it is of no use to another start."""
-        with suppress(storage.StorageError):
-            storage.remove(self._settings.out, GROUP_FOLDER)
+    def _remove_files(self) -> None:
+        """Remove Ray Train's own files; another start does not use them."""
+        with suppress(StorageError):
+            self._workdir.remove(GROUP_FOLDER)
 
-    def _train(self) -> None:
-        failures = attempt = furthest = 0
+    def _run(self) -> None:
+        failures = attempt = furthest_step = 0
         while not self._ending.is_set():
             try:
-                self._fit_once(attempt)
+                self._fit(attempt)
                 return
             except BaseException as error:
-                failures = 1 if self._furthest > furthest else failures + 1
-                furthest, attempt = self._furthest, attempt + 1
+                failures = 1 if self._furthest_step > furthest_step else failures + 1
+                furthest_step, attempt = self._furthest_step, attempt + 1
                 if failures > _MAX_FAILURES or self._ending.is_set() or _own_reason(error):
                     self.failure = error
                     return
                 reason = _reason(error)
-                self._config["after"] = reason
-                self._notes.put(f"{reason}; the group goes on from its last checkpoint")
-                # Where it was the controller that died, its CPUs are still taken.
+                self._job = replace(self._job, restart_reason=reason)
+                self._notes.put(f"{reason}; the group continues from its last checkpoint")
+                # If it was the controller that died, Ray still holds the CPUs of its workers.
                 ray_private.release_orphans()
 
-    def _fit_once(self, attempt: int) -> None:
+    def _fit(self, attempt: int) -> None:
         from ray.train import RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig
 
-        gpus = self._resources["GPU"]
+        settings, gpus = self._job.settings, self._resources["GPU"]
+        fewest = settings.min_workers or settings.workers
+        is_elastic = fewest != settings.workers
         # NCCL refuses two workers on one GPU.
-        torch_config = (ray_private.loopback_config() if self._loopback else TorchConfig)(
-            backend="gloo" if 0 < gpus < 1 else None
-        )
-        elastic = self._settings.min_workers not in (None, self._settings.workers)
-        more = {**(_ONE_MACHINE if self._loopback else {}), **(_ELASTIC if elastic else {})}
+        backend = "gloo" if 0 < gpus < 1 else None
+        torch_config = (ray_private.loopback_config() if self._is_local else TorchConfig)(backend=backend)
+        more = {**(_ONE_MACHINE if self._is_local else {}), **(_ELASTIC if is_elastic else {})}
         with environment({**_ENVIRONMENT, **more}):
             ray_private.group_trainer()(
                 _work,
-                train_loop_config=self._config,
+                train_loop_config={"job": self._job},
                 torch_config=torch_config,
                 scaling_config=ScalingConfig(
-                    num_workers=_group_size(self._settings),
+                    num_workers=(fewest, settings.workers) if is_elastic else settings.workers,
                     use_gpu=gpus > 0,
                     resources_per_worker={name: amount for name, amount in self._resources.items() if amount},
                 ),
-                run_config=RunConfig(name=f"{self._name}-{attempt}", storage_path=self._storage),
+                run_config=RunConfig(
+                    name=f"{self._job.group}-{attempt}",
+                    storage_path=self._workdir.child(GROUP_FOLDER).location,
+                ),
             ).fit()
 
 
@@ -229,70 +243,54 @@ def _work(config: dict[str, Any]) -> None:
     import torch
     from ray.train.torch import get_device
 
+    from newsbert_ray.data.reading import read_updates
+    from newsbert_ray.data.stream import stream_updates
     from newsbert_ray.training.worker import run_worker
     from newsbert_ray.world import World
 
-    given = TrainSettings.model_validate(config["settings"])
-    settings = with_local_paths(given)
-    torch.set_num_threads(config["threads"])
+    job: GroupJob = config["job"]
+    workdir, settings = WorkDir(job.settings.out), with_local_paths(job.settings)
+    torch.set_num_threads(job.threads)
     context = ray.train.get_context()
     world = World(context.get_world_rank(), context.get_world_size(), get_device())
-    run = Path(settings.out)
+    run = workdir.path
 
     def report(entry: dict[str, Any]) -> None:
         if world.is_rank_zero:
             if entry["kind"] in ("evaluation", "checkpoint"):
-                storage.publish(given.out)
-            send_entry(config["group"], entry)
+                workdir.publish()
+            send_entry(job.group, entry)
 
     with ExitStack() as stack:
         if world.is_rank_zero:
-            storage.bring(given.out)
+            workdir.download()
             stack.enter_context(rank_zero_lock(run))
-            if config["after"]:
-                EventLog(run)("worker_restart", reason=config["after"])
-        # The others wait here for the first one; an earlier start's workers may have finished meanwhile.
+            if job.restart_reason:
+                EventLog(run)("worker_restart", reason=job.restart_reason)
+        # The others wait here for rank 0; workers of an earlier start may have finished in the meantime.
         if world.sum_values({"finished": float(world.is_rank_zero and (run / RECORD).exists())})["finished"]:
             return
-        leaving = stack.enter_context(watch_for_preemption())
+        updates = stream_updates if job.stream else read_updates
         run_worker(
             settings,
             world,
-            updates=_updates(stream=config["stream"]),
+            updates=lambda schedule, done: updates(schedule, done=done),
             report=report,
             say=lambda line: report({"kind": "note", "step": 0, "text": line}),
-            preempted=leaving,
+            preempted=stack.enter_context(watch_for_preemption()),
         )
         if world.is_rank_zero:
-            restore_urls(run, given)
-            storage.publish(given.out)
-            if config["trial"]:
-                storage.discard(given.out)  # a trial's: its node may see hundreds of them
-
-
-def _updates(*, stream: bool) -> Any:
-    from newsbert_ray.data.reading import read_updates
-    from newsbert_ray.data.stream import stream_updates
-
-    source = stream_updates if stream else read_updates
-    return lambda schedule, done: source(schedule, done=done)
-
-
-def _group_size(settings: TrainSettings) -> Any:
-    """How many workers Ray Train is to start: from the least to all where fewer will do."""
-    least = settings.min_workers or settings.workers
-    return settings.workers if least == settings.workers else (least, settings.workers)
-
-
-def _total_steps(settings: TrainSettings, manifest: Manifest) -> int:
-    return make_schedule(settings, manifest).total_steps
+            restore_urls(run, job.settings)
+            workdir.publish()
+            if job.is_trial:
+                workdir.discard()  # a node may run hundreds of trials
 
 
 def _check_resources(settings: TrainSettings, session: RaySession, *, cpus: float) -> None:
     if session.growing:
-        return  # Ray's autoscaler brings what is asked for
-    least = settings.min_workers or settings.workers
-    if session.cpus < least * cpus:
+        return  # Ray's autoscaler starts the nodes that are missing
+    fewest = settings.min_workers or settings.workers
+    if session.cpus < fewest * cpus:
         raise SettingsError(
             f"workers {settings.workers}: the cluster has {session.cpus:g} CPUs and each worker takes "
             f"{cpus:g}; use --workers {max(1, int(session.cpus / cpus))} or add nodes"
@@ -304,6 +302,12 @@ def _check_resources(settings: TrainSettings, session: RaySession, *, cpus: floa
         )
 
 
+def _gpus_per_worker(settings: TrainSettings, session: RaySession) -> float:
+    is_enough = session.gpus >= (settings.min_workers or settings.workers)
+    is_enough = is_enough or (session.growing and settings.device == "cuda")
+    return 1.0 if settings.device != "cpu" and is_enough else 0.0
+
+
 def _threads(settings: TrainSettings, session: RaySession) -> int:
     if settings.threads is not None:
         return settings.threads
@@ -311,20 +315,17 @@ def _threads(settings: TrainSettings, session: RaySession) -> int:
 
 
 def _reason(error: BaseException) -> str:
-    """What a person should read of a group's failure: our own message where a worker raised one."""
+    """A group's failure in one line: the message of this package's error where a worker raised one."""
     lines = str(error).strip().splitlines()
     return _own_reason(error) or (lines[-1] if lines else type(error).__name__)
 
 
 def _own_reason(error: BaseException) -> str | None:
-    """The message of an error of this package that a worker raised: it would come again on every start."""
-    for one in (getattr(error, "worker_failures", None) or {}).values():
-        if type(one).__module__.startswith("newsbert_ray.") and not isinstance(one, PreemptedError):
-            return str(one)
+    """The message of this package's error that a worker raised: it would come again on every start."""
+    for failure in (getattr(error, "worker_failures", None) or {}).values():
+        if type(failure).__module__.startswith("newsbert_ray.") and not isinstance(failure, PreemptedError):
+            return str(failure)
     return None
-
-
-_NAMESPACE = b"newsbert-entries"
 
 
 def send_entry(group: str, entry: dict[str, Any]) -> None:

@@ -16,11 +16,13 @@ from newsbert_ray.methods import Task, task_of
 from newsbert_ray.model.saved import CHECKPOINTS
 from newsbert_ray.ray_session import inside_cluster
 from newsbert_ray.record import RECORD, RunRecord, read_record
-from newsbert_ray.storage import workdir as storage
 from newsbert_ray.storage.workdir import (
     HUB_NAMES,
+    WorkDir,
+    absolute,
     download_input,
     locations_of,
+    open_workdir,
     restore_urls,
     with_local_paths,
     with_locations,
@@ -48,7 +50,7 @@ def train(
     checkpoint. A teacher that the method only reads, or a student that this one starts from, comes first.
 
     One worker computes in this process; several, or one inside a Ray cluster, are a Ray Train group (one
-    worker never where `quiet`, a sweep's trial, which has its own place in the cluster).
+    worker never where `quiet`, a sweep's trial, for which the sweep has reserved resources).
 
     Args:
         settings: everything that decides the result.
@@ -62,64 +64,66 @@ def train(
         The finished run's record; at once where the folder holds it already.
     Raises:
         RunFolderError: the folder is another run's, or another process works on it.
-        StorageError: a place in a bucket cannot be read or written, or another process works on it.
+        StorageError: a folder in a bucket cannot be read or written, or another process works on it.
         ShardError, EncoderError, CheckpointError, LossError, SettingsError, GroupError: as they say.
     """
-    say, place = _silent if quiet else print, settings.out
-    settings = _with_absolute_places(settings)
+    say, location = _silent if quiet else print, settings.out
+    settings = _with_absolute_locations(settings)
     here = settings.workers == 1 and (quiet or not inside_cluster())
-    # A trial's place is held by its sweep; a group's first worker has a copy of its own.
-    with storage.working(settings.out, marks=(SETTINGS, RECORD), small=not here, alone=not quiet) as run:
+    # A trial's folder is locked by its sweep; a group's rank 0 has its own copy.
+    with open_workdir(
+        settings.out, markers=(SETTINGS, RECORD), small=not here, exclusive=not quiet
+    ) as workdir:
+        run = workdir.path
         manifest = read_manifest(download_input(settings.data))
-        with _claim(run, settings, manifest):
+        with _claim(workdir, settings, manifest):
             finished = (run / RECORD).exists()
             if not finished:
-                storage.publish(settings.out)
+                workdir.publish()
                 work = partial(train, quiet=quiet, gpus=gpus, teachers=teachers)
                 ready = train_prerequisite(settings, shared=teachers, train=work, say=say)
                 if here:
                     ours = with_local_paths(ready)
-                    _train_here(ours, manifest, report=report, quiet=quiet, out=settings.out)
+                    _train_here(ours, manifest, workdir, report=report, quiet=quiet)
                 else:
                     from newsbert_ray.training.ray_group import train_group
 
                     train_group(ready, manifest, report=report, quiet=quiet, gpus=gpus)
-                    storage.bring(settings.out, small=True)
+                    workdir.download(small=True)
             elif not settings.checkpoint.keep_finished:
-                storage.remove(settings.out, CHECKPOINTS)
+                workdir.remove(CHECKPOINTS)
             restore_urls(run, settings)
-            storage.publish(settings.out)
+            workdir.publish()
             record = read_record(run)
     if finished:
-        say(f"already finished: {place}; give another --out to train again")
+        say(f"already finished: {location}; give another --out to train again")
     elif not quiet:
-        print(closing_lines(record, place, logs=run))
+        print(closing_lines(record, WorkDir.at(location)))
     return record
 
 
-def _with_absolute_places(settings: TrainSettings) -> TrainSettings:
+def _with_absolute_locations(settings: TrainSettings) -> TrainSettings:
     """The same settings with absolute folders: workers run elsewhere, and a record is read from anywhere."""
-    given = locations_of(settings)
     return with_locations(
         settings,
         {
-            name: storage.absolute(place)
-            for name, place in given.items()
-            if name not in HUB_NAMES or (place != SCRATCH and Path(place).is_dir())
+            name: absolute(location)
+            for name, location in locations_of(settings).items()
+            if name not in HUB_NAMES or (location != SCRATCH and Path(location).is_dir())
         },
     )
 
 
-def closing_lines(record: RunRecord, run: str | Path, *, logs: Path | None = None) -> str:
-    """What came out, where it is, and what to type next; `logs`: where a bucket's run lies here."""
+def closing_lines(record: RunRecord, workdir: WorkDir) -> str:
+    """The run's metrics, where its files are, and which commands to run next."""
+    run = workdir.location
     task = task_of(record.settings)
     test = record.metrics.get("test") or {}
     split, scores = ("test", test) if test else ("validation", record.metrics["validation"])
     unlabelled = (
         f"the test split has no labels: newsbert-ray evaluate {run} --submission prediction.zip ranks it"
     )
-    there = storage.is_url(run)
-    shown = "report" if there else f"{run}/report"
+    shown = "report" if workdir.is_remote else f"{run}/report"
     return "\n".join(
         [
             f"{split}, {_counted(scores['student'], task)}, best step {record.metrics['best_step']} of "
@@ -130,7 +134,7 @@ def closing_lines(record: RunRecord, run: str | Path, *, logs: Path | None = Non
             "student/, checkpoints/ "
             f"and TensorBoard events are in {run}",
             f"next: newsbert-ray evaluate {run}   |   newsbert-ray report {run} --out {shown}   |   "
-            f"tensorboard --logdir {logs if there else run}",
+            f"tensorboard --logdir {workdir.path}",
         ]
     )
 
@@ -152,16 +156,16 @@ def _score_line(model: str, scores: Mapping[str, float], task: Task) -> str:
 
 
 def _train_here(
-    settings: TrainSettings, manifest: Manifest, *, report: Report | None, quiet: bool, out: str
+    settings: TrainSettings, manifest: Manifest, workdir: WorkDir, *, report: Report | None, quiet: bool
 ) -> None:
-    """Train in this process; each checkpoint is in the place `out` before anybody hears of it."""
+    """Train in this process; each checkpoint is published before it is reported."""
     from newsbert_ray.data.reading import read_updates
     from newsbert_ray.training.ray_group import watch_for_preemption
     from newsbert_ray.training.worker import run_worker
     from newsbert_ray.world import World
 
     world = World(device=pick_device(settings))
-    sent, evaluations = published(out), evaluations_to(report)
+    sent, evaluations = publish_checkpoints(workdir), evaluations_to(report)
     with ExitStack() as stack:
         display = None if quiet else stack.enter_context(Display(total=_steps(settings, manifest)))
         leaving = stack.enter_context(watch_for_preemption())
@@ -189,12 +193,12 @@ def pick_device(settings: TrainSettings) -> Any:
     return torch.device(found)
 
 
-def published(out: str) -> Report:
-    """A report that publishes the run's working copy whenever a checkpoint has been written."""
+def publish_checkpoints(workdir: WorkDir) -> Report:
+    """A report that publishes the run's folder whenever a checkpoint has been written."""
 
     def publish(entry: dict[str, Any]) -> None:
         if entry["kind"] in ("evaluation", "checkpoint"):
-            storage.publish(out)
+            workdir.publish()
 
     return publish
 
@@ -216,23 +220,25 @@ def _steps(settings: TrainSettings, manifest: Manifest) -> int:
 
 
 @contextmanager
-def _claim(run: Path, settings: TrainSettings, manifest: Manifest) -> Iterator[None]:
+def _claim(workdir: WorkDir, settings: TrainSettings, manifest: Manifest) -> Iterator[None]:
     """The run's folder for this process alone, after making sure it is this run's."""
-    place = settings.out if storage.is_url(settings.out) else run
+    run, location = workdir.path, workdir.location
     if run.exists() and not run.is_dir():
-        raise RunFolderError(f"{place}: is a file; give another --out")
+        raise RunFolderError(f"{location}: is a file; give another --out")
     if run.is_dir() and any(run.iterdir()) and not (run / SETTINGS).exists() and not (run / ".lock").exists():
-        raise RunFolderError(f"{place}: holds other files and no run; give an empty or new folder as --out")
+        raise RunFolderError(
+            f"{location}: holds other files and no run; give an empty or new folder as --out"
+        )
     run.mkdir(parents=True, exist_ok=True)
-    busy = RunFolderError(f"{place}: another process trains in it; wait for it, or give another --out")
+    busy = RunFolderError(f"{location}: another process trains in it; wait for it, or give another --out")
     with locked(run / ".lock", error=busy):
-        _check_settings(run, settings, manifest, place)
+        _check_settings(workdir, settings, manifest)
         yield
 
 
-def _check_settings(run: Path, settings: TrainSettings, manifest: Manifest, place: str | Path) -> None:
+def _check_settings(workdir: WorkDir, settings: TrainSettings, manifest: Manifest) -> None:
     own = {"settings": settings.model_dump(), "fingerprint": manifest.fingerprint}
-    path = run / SETTINGS
+    path, location = workdir.path / SETTINGS, workdir.location
     if not path.exists():
         write_json(path, own)
         return
@@ -247,10 +253,10 @@ def _check_settings(run: Path, settings: TrainSettings, manifest: Manifest, plac
             differ.append("the shards were prepared anew")
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise RunFolderError(
-            f"{storage.join(place, SETTINGS)}: damaged; give another --out, or delete {place}"
+            f"{workdir.child(SETTINGS).location}: damaged; give another --out, or delete {location}"
         ) from error
     if differ:
-        raise RunFolderError(f"{place}: holds another run ({'; '.join(differ)}); give another --out")
+        raise RunFolderError(f"{location}: holds another run ({'; '.join(differ)}); give another --out")
 
 
 def _silent(_: str) -> None:

@@ -16,6 +16,7 @@ from newsbert_ray.methods import task_of
 from newsbert_ray.record import METRICS, EarlyStop, RunRecord, find_records, read_record
 from newsbert_ray.reporting.sweep_data import SWEEP, TRIALS, Axis, point_label, validation_metrics
 from newsbert_ray.settings import flatten
+from newsbert_ray.storage.workdir import WorkDir
 from newsbert_ray.tune.space import PointValues, Search, SearchSpace, Stopping
 from newsbert_ray.tune.stopping import EPOCH, Evaluation, RecordedTrial, simulate
 from newsbert_ray.tune.study import SweepStudy
@@ -132,7 +133,7 @@ def replay(table: Table, space: SearchSpace, *, slots: int = 2, epochs: float = 
         epochs: trial-epochs after which it ends.
     """
     with tempfile.TemporaryDirectory(prefix="replay-", dir=_memory_folder()) as name:
-        trials = Trials(space, SweepStudy(space, Path(name)), Path(name))
+        trials = Trials(space, SweepStudy(space, Path(name)), WorkDir.at(name))
         started: dict[str, TrialSpec] = {}
 
         def next_trial() -> RecordedTrial | None:

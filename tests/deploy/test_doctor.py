@@ -35,6 +35,7 @@ from newsbert_ray.deploy.doctor import (
     check_token,
     check_versions,
 )
+from newsbert_ray.storage.workdir import WorkDir
 from tests.deploy.conftest import TOKEN, dashboard, guarded, notes, problem, problems
 
 CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
@@ -242,11 +243,11 @@ def test_storage_leaves_no_trace(tmp_path: Path) -> None:
 def test_storage_at_a_url(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wrong credentials would be noticed at the first checkpoint, on machines paid by the hour."""
 
-    def check(location: str) -> None:
-        if location != "s3://bucket/runs":
-            raise ValueError(f"{location}: no such bucket")
+    def check(workdir: WorkDir) -> None:
+        if workdir.location != "s3://bucket/runs":
+            raise ValueError(f"{workdir.location}: no such bucket")
 
-    monkeypatch.setitem(sys.modules, "newsbert_ray.storage.workdir", SimpleNamespace(check_writable=check))
+    monkeypatch.setattr(WorkDir, "check_writable", check)
     assert [finding.state for finding in check_storage("s3://bucket/runs")] == ["ok"]
     found = problem(check_storage("s3://other/runs"))
     assert found.message == "s3://other/runs: no such bucket"

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from newsbert_ray.record import RunRecord
+from newsbert_ray.storage.workdir import WorkDir
 from newsbert_ray.training.journal import _evaluation_line, _log_numbers, flatten
 from newsbert_ray.training.run import closing_lines
 
@@ -44,7 +44,7 @@ def test_log_counts_what_training_counts() -> None:
 def test_a_topics_run_closes_as_ever(make_record: MakeRecord) -> None:
     """What scripts have read from the screen until now stays where it was."""
     first, teacher, student, speed, _ = closing_lines(
-        _finished(make_record(), rows=400.0), Path("runs/a")
+        _finished(make_record(), rows=400.0), WorkDir("runs/a")
     ).split("\n")
     assert first == "test, 400 titles, best step 20 of 20:"
     assert teacher == "  teacher  accuracy 0.8000  macro-F1 0.8000"
@@ -55,7 +55,7 @@ def test_a_topics_run_closes_as_ever(make_record: MakeRecord) -> None:
 def test_a_recommendation_run_closes_with_its_metrics_and_their_errors(make_record: MakeRecord) -> None:
     """Few impressions make wide errors; without them three digits look like knowledge."""
     first, teacher, student, speed, _ = closing_lines(
-        _finished(make_record(task="recommendation", auc=0.62, teacher_auc=0.6712)), Path("runs/a")
+        _finished(make_record(task="recommendation", auc=0.62, teacher_auc=0.6712)), WorkDir("runs/a")
     ).split("\n")
     assert first == "test, 397 impressions (3 left out), best step 20 of 20:"
     assert teacher == (
@@ -68,7 +68,7 @@ def test_a_recommendation_run_closes_with_its_metrics_and_their_errors(make_reco
 def test_a_run_without_test_labels_says_what_to_do(make_record: MakeRecord) -> None:
     """MIND's test set has no labels: the run must end in a hint, not in a KeyError."""
     record = _finished(make_record(task="recommendation", method="finetune", labelled=False))
-    first, student, hint, *_ = closing_lines(record, Path("runs/a")).split("\n")
+    first, student, hint, *_ = closing_lines(record, WorkDir("runs/a")).split("\n")
     assert first == "validation, 397 impressions (3 left out), best step 20 of 20:"
     assert student.startswith("  student  AUC 0.6200")
     assert hint == (

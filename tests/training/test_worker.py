@@ -115,7 +115,7 @@ def test_workers_divide_clicks(
     shards: Path, session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Recommendation over two workers, streamed by Ray Data: the same student and metrics as one's."""
-    monkeypatch.setattr(worker, "READ_WINDOWS", 0)
+    monkeypatch.setattr(worker, "MAX_WINDOWS_READ", 0)
     # Adam divides by a gradient's size: with its usual epsilon one of rounding noise makes a whole step.
     values: dict[str, Any] = {"task": "recommendation", "epochs": 1, "batch_size": 16}
     values |= {"optimizer": {"epsilon": 1e-6}}
