@@ -21,7 +21,6 @@ import numpy.typing as npt
 from newsbert_ray.data.tables import COLUMNS
 
 Integers = npt.NDArray[np.int64]
-Bytes = npt.NDArray[np.uint8]
 
 OWN, SHARED, PAIR, RARE = 30, 240, 8, 1000
 """Words of a topic's own, words that all topics share, pair words of a row, and rare words of texts."""
@@ -55,7 +54,7 @@ def synthesize(
     """Write `out`/synthetic_<folder>, news.tsv and behaviors.tsv, for each of `folders`.
 
     The first folder has `news` news. Each later one has a quarter as many new ones, and an eighth that the
-    folder before it has too, as in MIND. Memory: about 40 bytes a news and 16 a user.
+    folder before it has too, as in MIND. Memory: about 250 bytes a news and 16 a user.
 
     Args:
         news: news of the first folder, at least 8.
@@ -342,47 +341,25 @@ def draw_ranks(generator: np.random.Generator, counts: Integers, exponent: float
 
 
 def _write_behaviors(path: Path, readers: _Readers, count: int, when: datetime, *, labelled: bool) -> None:
-    names = _cells([f"N{number + 1}" for number in range(readers.start, readers.stop)])
-    times = _cells([_format_time(when + timedelta(minutes=minute)) for minute in range(_MINUTES)])
-    with path.open("wb") as file:
+    names = np.array([f"N{number + 1}" for number in range(readers.start, readers.stop)], dtype=object)
+    # (2, news): the name of each news where it is not clicked, and where it is.
+    offers = np.stack([names + "-0", names + "-1"]) if labelled else np.stack([names, names])
+    times = [_format_time(when + timedelta(minutes=minute)) for minute in range(_MINUTES)]
+    with path.open("w", encoding="utf-8", newline="\n") as file:
         for block, first in enumerate(range(0, count, _BLOCK)):
             drawn = readers.draw(block, first, min(_BLOCK, count - first))
-            file.write(_behaviors_lines(first, drawn, names, times, labelled=labelled))
-
-
-def _behaviors_lines(first: int, drawn: _Impressions, names: Bytes, times: Bytes, *, labelled: bool) -> bytes:
-    """The block's lines, laid out in cells of fixed width of which the empty ones are then removed. A Python
-    string for each news took ten times as long."""
-    size = len(drawn.user)
-    history = _list_cells(names, drawn.history)
-    history *= (np.arange(history.shape[1]) < drawn.length[:, None])[:, :, None]
-    offered = _list_cells(names, drawn.offered, labels=drawn.clicked if labelled else None)
-    tab, end = np.full((size, 1), ord("\t"), np.uint8), np.full((size, 1), ord("\n"), np.uint8)
-    numbers = _cells([f"{first + i + 1}" for i in range(size)])
-    users = _cells([f"U{user + 1}" for user in drawn.user.tolist()])
-    columns = [numbers, tab, users, tab, times[drawn.minute], tab]
-    columns += [history.reshape(size, -1), tab, offered.reshape(size, -1), end]
-    cells = np.concatenate(columns, axis=1)
-    content: bytes = cells[cells != 0].tobytes()
-    return content
-
-
-def _list_cells(names: Bytes, news: Integers, *, labels: npt.NDArray[np.bool_] | None = None) -> Bytes:
-    """News (S, T) as cells (S, T, W): a blank before each but the first, the name, the label."""
-    width = names.shape[1]
-    cells = np.zeros((*news.shape, 1 + width + (0 if labels is None else 2)), np.uint8)
-    cells[:, 1:, 0] = ord(" ")
-    cells[:, :, 1 : 1 + width] = names[news]
-    if labels is not None:
-        cells[:, :, -2] = ord("-")
-        cells[:, :, -1] = ord("0") + labels
-    return cells
-
-
-def _cells(texts: Sequence[str]) -> Bytes:
-    """ASCII texts as cells, zero after a text's end; shape (len(texts), longest)."""
-    array = np.array(texts, dtype="S")
-    return array.view(np.uint8).reshape(len(texts), array.itemsize)
+            columns = zip(
+                drawn.user.tolist(),
+                drawn.minute.tolist(),
+                names[drawn.history].tolist(),
+                drawn.length.tolist(),
+                offers[drawn.clicked.astype(np.int64), drawn.offered].tolist(),
+                strict=True,
+            )
+            file.writelines(
+                f"{number}\tU{user + 1}\t{times[minute]}\t{' '.join(history[:length])}\t{' '.join(offered)}\n"
+                for number, (user, minute, history, length, offered) in enumerate(columns, first + 1)
+            )
 
 
 def _format_time(time: datetime) -> str:
