@@ -241,9 +241,9 @@ def _unpack(path: Path, unpacked: Path) -> MindFolder:
                 raise PrepareError(f"source {path}: no {NEWS} in this zip; give one of MIND's own zips")
             _require_room(path, [member for member in wanted.values() if member], unpacked)
             unpacked.mkdir(parents=True)
-            for name, found in wanted.items():
-                if found is not None:
-                    with archive.open(found) as packed, (unpacked / name).open("wb") as file:
+            for name, chosen in wanted.items():
+                if chosen is not None:
+                    with archive.open(chosen) as packed, (unpacked / name).open("wb") as file:
                         shutil.copyfileobj(packed, file, CHUNK_BYTES)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise PrepareError(f"source {path}: damaged or encrypted zip ({error}); download it again") from error
