@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -170,6 +171,7 @@ class FigureData(Generic[P_co]):
 Make = Callable[[], FigureData[AnyPanel]]
 BETA, DEPTH, PREREQUISITE = "distill.beta", "student.layers", "before.method"
 X_BETA = "share of the teacher's gradient, β"
+LOSS_POINTS = 40
 MAX_LINES = 8
 """Lines of one panel that can be told apart; also topics of the map."""
 OTHERS = "other topics"
@@ -182,7 +184,7 @@ def runs_figures(records: Sequence[RunRecord]) -> dict[str, Make]:
     several = {name for name in ("method", PREREQUISITE, DEPTH) if len({flat[name] for flat in flats}) > 1}
     blocks = any("blocks" in entry for record in records for entry in record.curve)
     wanted = [
-        ("fig7_beta", beta_figure, True),
+        ("fig7_beta", beta_figure, len(records) > 1),
         ("methods_over_depth", method_figure, "method" in several),
         ("fig3_after_another_task", chain_figure, PREREQUISITE in several),
         ("quality_kept", quality_figure, DEPTH in several),
@@ -326,6 +328,39 @@ def _curve(records: Sequence[RunRecord], label: str, name: str) -> Line | None:
     return mean_line(pairs, label, runs=len(records)) if pairs else None
 
 
+def loss_figure(record: RunRecord, entries: Sequence[Mapping[str, Any]]) -> FigureData[Panel]:
+    """The losses of one run over epochs, those of the labels and those of distillation in a panel each.
+
+    Args:
+        entries: of the run's metrics.jsonl; averaged over up to LOSS_POINTS parts of the run.
+    Raises:
+        NothingToDraw: the run logged its losses less than twice.
+    """
+    losses: dict[str, list[tuple[float, float]]] = {}
+    for entry in (entry for entry in entries if entry.get("kind") == "log"):
+        part = math.ceil(LOSS_POINTS * entry["step"] / entry["steps"]) / LOSS_POINTS
+        for name, value in entry.get("train", {}).items():
+            losses.setdefault(name, []).append((part * entry["epochs"], value))
+    lines = {
+        name: mean_line(pairs, name.replace("_", " ")) for name, pairs in losses.items() if name != "total"
+    }
+    if max((len(line.x) for line in lines.values()), default=0) < 2:
+        raise NothingToDraw("losses are left out: the run logged them less than twice")
+    panels = [
+        Panel(
+            "",
+            "epoch",
+            heading,
+            tuple(line for name, line in lines.items() if name.endswith("_task") == task),
+        )
+        for heading, task in (("loss of the labels", True), ("loss of distillation", False))
+    ]
+    shown = tuple(panel for panel in panels if panel.lines)
+    caption = f"Training losses of {record.steps:,} steps before weighting, averaged over parts of the run."
+    alt = "; ".join(f"{line.label} from {line.y[0]:.3g} to {line.y[-1]:.3g}" for line in lines.values())
+    return FigureData("losses", shown, caption, error_bars=False, across=2, alt=f"Losses: {alt}.")
+
+
 def blocks_figure(records: Sequence[RunRecord]) -> FigureData[Panel]:
     """For each student depth and block the ratio of the gradients' norms and their cosine, before mixing,
     over epochs; mean and standard deviation over all runs of that depth.
@@ -454,6 +489,19 @@ def quality_figure(records: Sequence[RunRecord], *, chosen: bool = False) -> Fig
         for line in lines
     )
     return FigureData("quality_kept", (panel,), caption, alt=f"{alt}.")
+
+
+def is_single_point(figure: FigureData[AnyPanel]) -> bool:
+    """Whether no panel has more than one position on x, so that the figure would show nothing but a dot."""
+    positions = [
+        len({x for line in panel.lines for x in line.x})
+        if isinstance(panel, Panel)
+        else sum(len(dots.x) for dots in panel.dots)
+        if isinstance(panel, Scatter)
+        else len(panel.bars)
+        for panel in figure.panels
+    ]
+    return max(positions) < 2
 
 
 def symbol(name: str) -> str:

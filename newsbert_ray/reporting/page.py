@@ -212,13 +212,14 @@ STYLE = """
   --shade: #22272e; --paper: #171b20; --link: #7ab7ff; } }
 * { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; }
-body { margin: 0 auto; max-width: 50rem; padding: 2rem 1.25rem 4rem; background: var(--paper);
+body { margin: 0 auto; max-width: 72rem; padding: 2rem 1.25rem 4rem; background: var(--paper);
   color: var(--ink); font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue",
   Arial, sans-serif; }
 h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .75rem; }
 h2 { font-size: 1.3rem; line-height: 1.3; margin: 2.75rem 0 .75rem; padding-bottom: .3rem;
   border-bottom: 1px solid var(--line); }
 p, ul, dl, pre, figure, .table { margin: 0 0 1rem; }
+p, ul, dl, pre, figure { max-width: 50rem; }
 .lead { font-size: 1.125rem; }
 nav { margin: 1.25rem 0 0; font-size: .9375rem; }
 nav ul { display: flex; flex-wrap: wrap; gap: .25rem 1.1rem; list-style: none; margin: 0; padding: 0; }
@@ -232,7 +233,9 @@ caption { caption-side: top; text-align: left; color: var(--soft); padding-botto
 th, td { padding: .3rem .8rem .3rem 0; text-align: left; vertical-align: top;
   border-bottom: 1px solid var(--line); }
 thead th { border-bottom: 2px solid var(--line); vertical-align: bottom; }
-th.number, td.number { text-align: right; white-space: nowrap; }
+th.number, td.number { text-align: right; }
+td.number { white-space: nowrap; }
+caption { max-width: 50rem; }
 table.words td { overflow-wrap: anywhere; min-width: 8rem; }
 code { font: .875rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
 pre { background: var(--shade); border: 1px solid var(--line); border-radius: 6px; padding: .75rem 1rem;
@@ -251,7 +254,7 @@ figcaption { color: var(--soft); font-size: .9375rem; margin-top: .5rem; }
   .table { overflow: visible; }
   table { font-size: 8pt; }
   th, td { padding-right: .5rem; overflow-wrap: anywhere; }
-  th.number, td.number { white-space: normal; }
+  td.number { white-space: normal; }
 }
 """
 

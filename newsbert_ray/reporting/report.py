@@ -14,12 +14,28 @@ from typing import Any
 from newsbert_ray.data.shards import MANIFEST, read_manifest
 from newsbert_ray.files import write_text
 from newsbert_ray.methods import TASKS, TaskName
-from newsbert_ray.record import MAP, RecordError, RunRecord, find_records, read_record
+from newsbert_ray.record import METRICS, RecordError, RunRecord, find_records, read_entries, read_record
 from newsbert_ray.reporting.draw import draw_svg, figure_paths, write_figure
-from newsbert_ray.reporting.figures import Make, NothingToDraw, map_figure, runs_figures
+from newsbert_ray.reporting.figures import (
+    Make,
+    NothingToDraw,
+    is_single_point,
+    loss_figure,
+    map_figure,
+    runs_figures,
+)
 from newsbert_ray.reporting.page import Block, Bullets, Facts, Page, Picture, Section
 from newsbert_ray.reporting.paper import corpora_csv, corpora_page, method_tables, table1_of_runs
-from newsbert_ray.reporting.records import by_task, distinct, is_kept, provenance, read_kept, write_kept
+from newsbert_ray.reporting.records import (
+    NAMES,
+    by_task,
+    distinct,
+    is_kept,
+    one_task,
+    provenance,
+    read_kept,
+    write_kept,
+)
 from newsbert_ray.reporting.statistics import Against, read_against
 from newsbert_ray.reporting.sweep_data import is_sweep, read_sweep
 from newsbert_ray.reporting.sweep_figures import sweep_figures
@@ -80,9 +96,12 @@ def _report(folders: Mapping[str, Path], out: Path, against: Against | None) -> 
         several = len(groups) > 1
         for name, drawn in _draw(runs_figures(group), out, suffix=f"_{task}" if several else "").items():
             figures[name] = f"{task}: {drawn}" if several and isinstance(drawn, str) else drawn
-    with_map = [folder for folder in paths if (folder / MAP).is_file()]
-    if len(records) == 1 and with_map:
-        figures |= _draw({"map_of_titles": partial(map_figure, with_map[0])}, out)
+    if len(records) == 1 and not is_kept(paths[0]):
+        run = find_records(paths[0])[0]
+        losses = partial(loss_figure, records[0], read_entries(run / METRICS))
+        figures = (
+            _draw({"losses": losses}, out) | figures | _draw({"map_of_titles": partial(map_figure, run)}, out)
+        )
     for reason in figures.values():
         if isinstance(reason, str):
             _log.info("%s", reason)
@@ -119,6 +138,8 @@ def _draw(makes: Mapping[str, Make], out: Path, *, suffix: str = "") -> dict[str
     for name, make in makes.items():
         try:
             figure = replace(make(), name=name + suffix)
+            if is_single_point(figure):
+                raise NothingToDraw(f"{name.replace('_', ' ')} is left out: it would show a single point")
         except NothingToDraw as reason:
             figures[name + suffix] = str(reason)
             continue
@@ -173,11 +194,27 @@ def runs_page(
         behind.append(table)
     if notes:
         behind.append(Bullets(tuple(notes)))
+    several = f"{runs} runs, test split. Mean ± standard deviation over seeds (one seed has none)."
     return Page(
         "Report",
-        f"{runs} runs, test split. Mean ± standard deviation over seeds (one seed has none).",
+        several if runs > 1 else _lead_of_one(records[0]),
         (Section("Results", tuple(blocks)), Section("What was run", tuple(behind))),
     )
+
+
+def _lead_of_one(record: RunRecord) -> str:
+    """The main result of a single run: its student's metric and speed, beside its teacher's."""
+    task = one_task([record])
+    student, teacher = (
+        number(record, f"test.{model}.{task.primary.name}") for model in ("student", "teacher")
+    )
+    speed = number(record, "speed.times_teacher")
+    method = NAMES.get(str(record.settings.get("method", "newsbert")), "")
+    text = f"One run ({method}, seed {record.seed})."
+    if student is not None:
+        text += f" Its student's test {task.primary.heading}: {100 * student:.1f} %"
+        text += "." if teacher is None else f"; its teacher's: {100 * teacher:.1f} %."
+    return text + (f" The student is {speed:.1f} times as fast as its teacher." if speed else "")
 
 
 def _caption(name: TaskName, records: Sequence[RunRecord]) -> str:

@@ -74,6 +74,20 @@ def sweep_page(sweep: Sweep, figures: Figures, *, against: Against | None = None
     return Page(f"Sweep {sweep.space['name']}", _lead(sweep), sections)
 
 
+def equal_points(sweep: Sweep) -> int:
+    """How many points at the top of `finished` are as good as the best.
+
+    They differ from it by no more than the larger of the two standard deviations over seeds.
+    """
+    best = sweep.finished[0].summary()
+    count = 0
+    for summary in (point.summary() for point in sweep.finished):
+        if not best or not summary or abs(best.mean - summary.mean) > max(best.sd or 0.0, summary.sd or 0.0):
+            break
+        count += 1
+    return count
+
+
 def _figure(figures: Figures, name: str) -> Block:
     """A figure, or a sentence with the reason why it is missing."""
     figure = figures[name]
@@ -92,9 +106,12 @@ def _lead(sweep: Sweep) -> str:
     teacher = teacher_summary(finished[0], column.path)
     beside = f", its teacher's {column.show(teacher, unit=True)}" if teacher else ""
     value = column.show(finished[0].summary(), unit=True)
+    equal = equal_points(sweep) - 1
+    others = "1 other point is" if equal == 1 else f"{equal} other points are"
+    ties = f" {others} equally good: the difference is within the seeds' standard deviation." if equal else ""
     return (
         f"The best of {len(finished)} finished points has {describe(finished[0].values)}. "
-        f"Its {column.label}: {value}{beside}. {state}"
+        f"Its {column.label}: {value}{beside}.{ties} {state}"
     )
 
 
@@ -250,7 +267,9 @@ def _best(sweep: Sweep, figures: Figures) -> Section:
     if not several and len(sweep.finished) > 1:
         shown, count = sweep.finished[:MAX_ROWS], len(sweep.finished)
         which = f"best {len(shown)} of {count} finished points" if count > MAX_ROWS else "finished points"
-        blocks.append(points_table(sweep, shown, f"The {which}, {seeds}; report.csv has all points"))
+        equal = min(equal_points(sweep), len(shown))
+        ties = f"; the first {equal} are equally good" if equal > 1 else ""
+        blocks.append(points_table(sweep, shown, f"The {which}, {seeds}{ties}; report.csv has all points"))
         blocks.append(Text(CHOSEN))
     return Section("The Pareto front" if several else "The best settings", tuple(blocks))
 
