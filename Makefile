@@ -4,11 +4,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 SOURCES := newsbert_ray tests cluster docs README.md CONTRIBUTING.md
-# Ray tests that share a session or measure time name a group (xdist_group); a group runs in one process.
-PARALLEL := -n auto --maxprocesses 8 --dist loadgroup
+# The tests of a file run in one process, so that they share its Ray session.
+PARALLEL := -n auto --maxprocesses 8 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint docs wheel check-lowest bench soak clean
+.PHONY: help demo test check quick lint docs wheel check-lowest bench soak clean
 
 help: ## List these targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,7 +29,7 @@ demo: $(READY) ## The main job on a small embedded corpus: a sweep over beta and
 	$(BIN)/newsbert-ray sweep search_spaces/demo.yaml --data demo/shards --teacher scratch --out demo/sweep --resume
 	$(BIN)/newsbert-ray report demo/sweep --out demo/report
 
-lint: $(READY)
+lint: $(READY) ## Ruff and mypy.
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy
@@ -37,11 +37,14 @@ lint: $(READY)
 docs: $(READY) ## Build the documentation into docs/_build/html; a warning is an error.
 	$(BIN)/sphinx-build -W --keep-going -q -d docs/_build/doctrees docs docs/_build/html
 
-check: lint docs ## Lint, types, documentation and the quick tests, on all cores.
+quick: $(READY) ## The tests that need no Ray and at most three seconds each.
 	$(BIN)/pytest $(PARALLEL) -m "not ray and not slow"
 
+check: $(READY) ## Lint, types, documentation and the quick tests, side by side on all cores.
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target lint docs quick
+
 test: check ## Everything in check, and the tests that start Ray or take long.
-	$(BIN)/pytest -m "ray or slow"
+	$(BIN)/pytest $(PARALLEL) -m "ray or slow"
 
 wheel: $(READY) ## Build a wheel, install it into an empty environment and run a small demo there.
 	rm -rf build dist

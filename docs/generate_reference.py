@@ -63,8 +63,7 @@ def command_line_page() -> str:
     """The help text of every verb, as the command line prints it."""
     parts = [_text_block(_printed(["--help"]))]
     for verb in VERBS:
-        text = _printed([verb, "--help-all"]) or _printed([verb, "--help"])
-        parts += [f"## {verb}", _text_block(text)]
+        parts += [f"## {verb}", _text_block(_printed([verb, "--help-all"]))]
     return _page(_COMMAND_LINE, *parts)
 
 
@@ -141,12 +140,14 @@ def _text_block(text: str) -> str:
 
 
 def _printed(words: list[str]) -> str:
-    """What `newsbert-ray WORDS` prints; nothing where it fails."""
+    """What `newsbert-ray WORDS` prints."""
     os.environ.update(COLUMNS="100", NO_COLOR="1")
     out = io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()):
+    with contextlib.redirect_stdout(out):
         code = main(words)
-    return "" if code else out.getvalue()
+    if code:
+        raise RuntimeError(f"newsbert-ray {' '.join(words)}: exit code {code}")
+    return out.getvalue()
 
 
 def _directive(kind: str, name: str) -> str:

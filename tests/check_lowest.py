@@ -50,7 +50,7 @@ def main(words: list[str]) -> int:
     install = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
     subprocess.run([*install, *map(lowest, requirements), *pinned(TOOLS)], check=True)
     subprocess.run([*install, "--no-deps", "--editable", str(ROOT)], check=True)
-    tests = [python, "-m", "pytest", "-m", "not ray and not slow", "-n", "auto", "--dist", "loadgroup"]
+    tests = [python, "-m", "pytest", "-m", "not ray and not slow", "-n", "auto", "--dist", "loadfile"]
     return subprocess.run([*tests, *words], cwd=ROOT, check=False).returncode
 
 

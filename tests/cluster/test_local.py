@@ -113,7 +113,7 @@ def wait_for_trials(soak: Soak) -> None:
 def test_a_group_continues_with_fewer_workers_and_the_same_result(shards: Path, tmp_path: Path) -> None:
     """A group that lost a node must not wait for ever, nor train on different batches."""
     words = [sys.executable, "-m", "newsbert_ray.cli", "train", "--data", str(shards), "--teacher", "scratch"]
-    words += ["--scratch.layers", "2", "--scratch.hidden", "32", "--scratch.heads", "2", "--epochs", "4"]
+    words += ["--scratch.layers", "2", "--scratch.hidden", "32", "--scratch.heads", "2", "--epochs", "2"]
     words += ["--batch_size", "8", "--log_every", "1", "--threads", "1", "--checkpoint.every_steps", "10"]
     words += ["--workers", "2", "--min_workers", "1"]
     with LocalCluster(cpus=0) as cluster:
