@@ -1,5 +1,5 @@
-# newsbert_ray needs only Python 3.11+, pip and make; every target builds .venv from the pinned versions first.
-# On a machine without a GPU, PIP_EXTRA_INDEX_URL set to PyTorch's CPU index picks its small build.
+# You need Python 3.11 or newer, pip and make. Every target first installs the pinned versions into .venv.
+# On a machine without a GPU, set PIP_EXTRA_INDEX_URL to PyTorch's CPU index for the small build.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
@@ -13,17 +13,17 @@ PARALLEL := -n auto --maxprocesses 8 --dist loadfile
 help: ## List these targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-# A second call installs nothing: the stamp is newer than the two files that say what to install.
+# .venv/.ready is newer than these files after an installation, so a second call installs nothing.
 $(READY): pyproject.toml constraints.txt
-	@command -v $(PYTHON) >/dev/null || { echo "no '$(PYTHON)' here; name one: make PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@command -v $(PYTHON) >/dev/null || { echo "no '$(PYTHON)' found; name a Python: make PYTHON=/path/to/python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "newsbert_ray needs Python 3.11 or newer, '$(PYTHON)' is $$($(PYTHON) --version 2>&1); name a newer one: make PYTHON=python3.12" >&2; exit 1; }
-	@echo "Installing the pinned versions into .venv: about 2 GB with PyTorch's CPU build, several times that with the CUDA one; some minutes, only this once."
+	@echo "Installing the pinned versions into .venv (some minutes; about 2 GB with PyTorch's CPU build, much more with CUDA)."
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: $(READY) ## The main job on a small embedded corpus: a sweep over beta and depth, its table and figure (minutes).
+demo: $(READY) ## A sweep over beta and depth on a small synthetic corpus, and its report (minutes).
 	$(BIN)/newsbert-ray synthesize --news 4000 --out demo/corpus
 	$(BIN)/newsbert-ray prepare --source demo/corpus/synthetic_train --source demo/corpus/synthetic_dev --teacher scratch --out demo/shards
 	$(BIN)/newsbert-ray sweep search_spaces/demo.yaml --data demo/shards --teacher scratch --out demo/sweep --resume
@@ -54,12 +54,12 @@ wheel: $(READY) ## Build a wheel, install it into an empty environment and run a
 check-lowest: $(READY) ## Run the quick tests with the lowest allowed version of each dependency.
 	$(BIN)/python -m tests.check_lowest
 
-bench: $(READY) ## Every benchmark of tests/benchmarks, one after the other.
+bench: $(READY) ## All benchmarks in tests/benchmarks, one after the other.
 	@set -e; for file in tests/benchmarks/bench_*.py; do name=$$(basename $$file .py); echo "== $$name"; $(BIN)/python -m tests.benchmarks.$$name; done
 
-soak: $(READY) ## Break a cluster of this machine at random under a sweep, and count what was lost.
+soak: $(READY) ## Break a local cluster at random during a sweep; check that nothing is lost.
 	$(BIN)/python -m tests.benchmarks.soak_cluster --faults 20 --seed 1 --news 5000 --epochs 6 --out soak
 
-clean: ## Remove what the demo, the benchmarks and the tools wrote; .venv stays.
+clean: ## Remove what demo, benchmarks, docs and tools wrote; keeps .venv.
 	rm -rf demo bench soak build dist docs/_build docs/reference .lowest .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find newsbert_ray tests -name __pycache__ -type d -prune -exec rm -rf {} +
