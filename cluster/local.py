@@ -27,6 +27,8 @@ from types import TracebackType
 from typing import Self
 from urllib.request import urlopen
 
+import psutil
+
 from newsbert_ray.ray_session import PRIVATE_ENVIRONMENT, loopback_only, write_token
 
 START_SECONDS = 90.0
@@ -271,20 +273,11 @@ run_node(address, cpus=int(cpus), resources=json.loads(resources), store_bytes=i
 
 
 def descendants(pid: int) -> list[int]:
-    """The process ids of all descendants."""
-    parents: dict[int, list[int]] = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parent = int(path.read_text().rpartition(")")[2].split()[1])
-        except (OSError, ValueError):
-            continue
-        parents.setdefault(parent, []).append(int(path.parent.name))
-    below, queue = [], [pid]
-    while queue:
-        children = parents.get(queue.pop(), [])
-        below += children
-        queue += children
-    return below
+    """Ids of all child processes, their children and so on; none if the process has ended."""
+    try:
+        return [child.pid for child in psutil.Process(pid).children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
 
 
 def kill_all(pids: list[int] | set[int]) -> None:
@@ -299,8 +292,8 @@ def kill_all(pids: list[int] | set[int]) -> None:
 def alive(pid: int) -> bool:
     """Whether the process is running (a zombie is not)."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
-    except OSError:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
         return False
 
 

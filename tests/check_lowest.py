@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / ".lowest"
 TOOLS = (
-    *("pytest", "pytest-xdist", "pytest-timeout", "hypothesis", "psutil", "jsonschema"),
+    *("pytest", "pytest-xdist", "pytest-timeout", "hypothesis", "jsonschema"),
     *("moto", "Flask", "flask-cors", "boto3"),
 )
 """What the quick tests need besides the package."""
