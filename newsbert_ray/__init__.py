@@ -311,7 +311,7 @@ def sweep(
     """
     from newsbert_ray.tune import sweep as module
 
-    parts = _sweep_values(values, vary, overrides, control)
+    parts = _sweep_parts(values, vary, overrides, control)
     return module.sweep(space, out=out, resume=resume, concurrency=concurrency, train=train, **parts)
 
 
@@ -346,27 +346,20 @@ def preview(
     """
     from newsbert_ray.tune import estimate as module
 
-    parts = _sweep_values(values, vary, overrides, control)
+    parts = _sweep_parts(values, vary, overrides, control)
     return module.plan_sweep(space, out=out, concurrency=concurrency, curves=curves, **parts)
 
 
-def _sweep_values(
+def _sweep_parts(
     values: Mapping[str, Any],
-    vary: Mapping[str, Sequence[Any]] | Sequence[str] | None,
+    vary: Any,
     overrides: Mapping[str, Any] | None,
     control: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """Keyword arguments of a sweep as `tune.sweep` takes them: training settings apart from `control`."""
-    from newsbert_ray.cli import SPACE_PARTS, settings_of
-    from newsbert_ray.settings import check_each, merge
-    from newsbert_ray.tune.space_file import parse_vary
+    from newsbert_ray.cli import sweep_parts
+    from newsbert_ray.settings import merge
 
-    settings = merge(overrides or {}, control or {}, values)
-    check_each(settings_of("sweep"), settings)
-    parts = {name: settings.pop(name) for name in SPACE_PARTS if name in settings}
-    if vary is not None and not isinstance(vary, Mapping):
-        vary = dict(map(parse_vary, vary))
-    return {"overrides": settings, "vary": vary or {}, "control": parts}
+    return sweep_parts(merge(overrides or {}, control or {}, values), vary)
 
 
 @_checked

@@ -79,11 +79,12 @@ VERBS = {name: verb for verbs in GROUPS.values() for name, verb in verbs.items()
 SPACE_PARTS = ("search", "stopping", "limits", "prices", "gpus", "keep_students")
 """Parts of a search space that flags may set over its file."""
 _PYTHON_ONLY = ("say", "train", "overrides", "control")
-_SWITCHES = {
-    "plan": (("sweep",), "Only measure a few steps, and print what the sweep will take."),
-    "json": (("evaluate", "similar", "doctor"), "Print JSON instead of text."),
+_EXTRA = {
+    "plan": (bool, ("sweep",), "Only measure a few steps, and print what the sweep will take."),
+    "json": (bool, ("evaluate", "similar", "doctor"), "Print JSON instead of text."),
+    "config": (str, tuple(VERBS), "YAML file of settings; flags override it."),
 }
-"""Flags that only the command line has, and their verbs."""
+"""Flags that only the command line has: their types, verbs and descriptions."""
 _CONTINUE = {"sweep": "the same command with --resume"}
 _BOOL = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _QUIET = {
@@ -266,9 +267,9 @@ def _flags(verb: str) -> dict[str, Setting]:
     from newsbert_ray.settings import Setting, settings_in
 
     flags = {setting.name: setting for setting in settings_in(settings_of(verb))}
-    for name, (verbs, text) in _SWITCHES.items():
+    for name, (kind, verbs, text) in _EXTRA.items():
         if verb in verbs:
-            flags[name] = Setting(name, bool, False, text, False)
+            flags[name] = Setting(name, kind, None, text, False)
     return flags
 
 
@@ -291,11 +292,12 @@ def parse(verb: str, words: Sequence[str]) -> dict[str, Any]:
 
     model = settings_of(verb)
     end = words.index("--") if "--" in words else len(words)
-    values, config = _read_words(verb, words[:end])
-    switches = {name: values.pop(name) == "true" for name in _SWITCHES if name in values}
+    values = _read_words(verb, words[:end])
+    extra = {name: values.pop(name) for name in _EXTRA if name in values}
     print_config = [word for word in words[:end] if word.startswith("--print_config")]
     if verb == "submit" and words[end + 1 :]:
         values["command"] = list(words[end + 1 :])
+    config = extra.pop("config", None)
     file_values = {} if config is None else _read_config(config, model)
     parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, default_env=False)
     parser.add_argument("--config", action="config")
@@ -305,23 +307,20 @@ def parse(verb: str, words: Sequence[str]) -> dict[str, Any]:
     try:
         parsed = parser.parse_args([*before, *flags, *print_config], defaults=bool(print_config)).as_dict()
     except ArgumentError as error:
-        check_each(
-            model, merge(file_values, {name: _typed(value) for name, value in values.items()}), complete=True
-        )
+        typed = {name: _typed(value) for name, value in values.items()}
+        check_each(model, merge(file_values, typed), complete=True)
         raise SettingsError(" ".join(str(error).split())) from error
     parsed.pop("config", None)
     check_each(model, parsed)  # ranges, which the parser does not check everywhere
-    return {**parsed, **switches}
+    return {**parsed, **{name: value == "true" for name, value in extra.items()}}
 
 
-def _read_words(verb: str, words: Sequence[str]) -> tuple[dict[str, Any], str | None]:
-    """The text of each value by its setting's name (a list for a setting that takes several), and the file of
-    --config."""
+def _read_words(verb: str, words: Sequence[str]) -> dict[str, Any]:
+    """The text of each value by its setting's name; a list for a setting that takes several."""
     from newsbert_ray.settings import SettingsError
 
     flags, positionals = _flags(verb), _positionals(verb)
     values: dict[str, Any] = {}
-    config = None
     waiting = deque(word for word in words if not word.startswith("--print_config"))
     while waiting:
         word = waiting.popleft()
@@ -332,27 +331,24 @@ def _read_words(verb: str, words: Sequence[str]) -> tuple[dict[str, Any], str | 
             values[free[0]] = [*values.get(free[0], []), word] if flags[free[0]].is_list else word
             continue
         name, equals, value = word[2:].partition("=")
-        following = value if equals else next(iter(waiting), "")
-        flag, negated = (None, False) if name == "config" else _find_flag(name, following, flags)
-        if flag is not None and flag.is_bool:
+        flag, negated = _find_flag(name, value if equals else next(iter(waiting), ""), flags)
+        if flag.is_bool:
             if not equals:
                 value = waiting.popleft() if waiting and waiting[0].lower() in _BOOL else "true"
             switch = _BOOL.get(value.lower())
             values[flag.name] = value if switch is None else str(switch != negated).lower()
             continue
-        if not equals and (not waiting or waiting[0].startswith("--")):
-            raise SettingsError(f"--{name} needs a value")
-        value = value if equals else waiting.popleft()
-        if flag is None:
-            config = value
-        elif flag.is_list:
-            several = _items(value)
-            while not equals and waiting and waiting[0][:2] != "--" and values.keys() >= {*positionals}:
-                several.append(waiting.popleft())
-            values[name] = [*values.get(name, []), *several]
-        else:
+        if not equals:
+            if not waiting or waiting[0].startswith("--"):
+                raise SettingsError(f"--{name} needs a value")
+            value = waiting.popleft()
+        if not flag.is_list:
             values[name] = value
-    return values, config
+            continue
+        values[name] = [*values.get(name, []), *_items(value)]
+        while not equals and waiting and waiting[0][:2] != "--" and values.keys() >= {*positionals}:
+            values[name].append(waiting.popleft())
+    return values
 
 
 def _find_flag(name: str, value: str, flags: Mapping[str, Setting]) -> tuple[Setting, bool]:
@@ -368,7 +364,7 @@ def _find_flag(name: str, value: str, flags: Mapping[str, Setting]) -> tuple[Set
         return Setting(name, str, None, "", False), False
     if name[:3] in ("no-", "no_") and (flag := flags.get(name[3:])) and flag.is_bool:
         return flag, True
-    raise SettingsError(unknown_setting(name, [*flags, "config"]))
+    raise SettingsError(unknown_setting(name, list(flags)))
 
 
 def _typed(value: Any) -> Any:
@@ -434,27 +430,45 @@ def check_command(command: Sequence[str], *, folder: Path) -> dict[str, Any]:
                 values = build_settings(settings_of(verb), values).model_dump()
             elif verb == "sweep":
                 values |= _check_sweep(values)
-            return {**values, "config": _read_words(verb, words)[1]}
+            return {**values, "config": _read_words(verb, words).get("config")}
     except SettingsError as error:
         raise SettingsError(f"{verb}: {error}") from error
 
 
+def sweep_parts(settings: Mapping[str, Any], vary: Any) -> dict[str, Any]:
+    """A sweep's settings as `tune` takes them: training settings, axes to vary, parts of the search space.
+
+    Args:
+        settings: training settings and parts of the search space, nested or dotted.
+        vary: values by axis, or words NAME=VALUE,VALUE.
+    Raises:
+        SettingsError: a wrong name or value.
+    """
+    from newsbert_ray.settings import check_each, merge
+    from newsbert_ray.tune.space_file import parse_vary
+
+    overrides = merge(settings)
+    check_each(settings_of("sweep"), overrides)
+    control = {name: overrides.pop(name) for name in SPACE_PARTS if name in overrides}
+    axes = vary if isinstance(vary, Mapping) else dict(map(parse_vary, vary or ()))
+    return {"overrides": overrides, "vary": axes, "control": control}
+
+
 def _check_sweep(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Check a sweep's search space; its data and teacher."""
+    """Check a sweep's search space; return its data and teacher."""
     from newsbert_ray.tune import space as spaces
-    from newsbert_ray.tune.space_file import parse_vary, read_space
+    from newsbert_ray.tune.space_file import read_space
     from newsbert_ray.tune.trial import check_space
 
     others = ("space", "out", "resume", "plan", "curves", "concurrency", "vary")
-    settings = {name: value for name, value in values.items() if name not in (*others, *SPACE_PARTS)}
-    space = read_space(values["space"], task=settings.get("task"))
-    named = {**space.settings, **settings}
+    settings = {name: value for name, value in values.items() if name not in others}
+    overrides, vary, control = sweep_parts(settings, values.get("vary")).values()
+    space = read_space(values["space"], task=overrides.get("task"))
+    named = {**space.settings, **overrides}
     if not values.get("resume"):  # a resumed sweep uses the search space in its folder
-        control = {name: values[name] for name in SPACE_PARTS if name in values}
-        vary = dict(map(parse_vary, values.get("vary") or ()))
-        space, _ = spaces.fix(spaces.vary(spaces.steer(space, control), vary), settings)
+        space, _ = spaces.fix(spaces.vary(spaces.steer(space, control), vary), overrides)
         if all(axis.values is not None or not axis.divisors for axis in space.axes):
-            check_space(space, out=Path(values["out"]), overrides=settings)
+            check_space(space, out=Path(values["out"]), overrides=overrides)
     return {name: named.get(name) for name in ("data", "teacher")}
 
 

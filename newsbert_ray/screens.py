@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from newsbert_ray.deploy.doctor import Finding
     from newsbert_ray.evaluation.evaluate import Shown, TopicRow
+    from newsbert_ray.reporting.page import Table as ReportTable
     from newsbert_ray.serving.similar import Answer
     from newsbert_ray.settings import Setting
     from newsbert_ray.tune.sweep import SweepResult
 
 
 _COMMON = {
-    "--config FILE": "YAML file of settings; flags override it.",
     "--print_config": "Print all settings as YAML, and stop.",
     "--debug": "Show the Python traceback of an error.",
     "--help, --help-all": "Show the most used settings, or all of them.",
@@ -103,7 +103,7 @@ def completion(shell: str, flags: Mapping[str, Sequence[Setting]]) -> str:
     names, choices = [], []
     for verb, settings in flags.items():
         words = " ".join(f"--{setting.name}" for setting in settings)
-        names.append(f'{verb}) words="{words} --config --help --help-all --debug" ;;')
+        names.append(f'{verb}) words="{words} --help --help-all --debug" ;;')
         for setting in settings:
             if setting.choices:
                 words = " ".join(setting.choices)
@@ -201,44 +201,32 @@ def _print_finding(finding: Finding) -> None:
         Console().print(Text(f"{'':<15}{label}{finding.cure}"), soft_wrap=True)
 
 
-def print_metrics(metrics: dict[str, Any]) -> None:
-    """A line for each model, a column for each number with its standard error; the rest stands below."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
+def print_metrics(metrics: Mapping[str, Any]) -> None:
+    """A row for each model, a column for each metric with its standard error, and the rest below."""
     from newsbert_ray.methods import HEADINGS
+    from newsbert_ray.reporting.page import Table
 
-    submission = metrics.pop("submission", None)
-    models = {name: numbers for name, numbers in metrics.items() if isinstance(numbers, dict)}
-    columns = list(dict.fromkeys(key for numbers in models.values() for key in numbers))
-    columns = [column for column in columns if column in HEADINGS]
-    console = Console()
+    models = {name: value for name, value in metrics.items() if isinstance(value, dict)}
+    submission = models.pop("submission", None)
+    names = list(dict.fromkeys(name for numbers in models.values() for name in numbers if name in HEADINGS))
     if models:
-        table = Table(
-            "model", *(HEADINGS[column] for column in columns), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
-        )
-        for name, numbers in models.items():
-            table.add_row(name, *(_number(numbers, column) for column in columns))
-        console.print(table)
-        counted = next(iter(models.values()))
-        left_out = f", {counted['left_out']:.0f} left out" if "left_out" in counted else ""
-        if "rows" in counted:
-            console.print(f"{counted['rows']:.0f} rows evaluated{left_out}", highlight=False)
-        if any(f"{column}_error" in numbers for numbers in models.values() for column in columns):
-            console.print("± is the standard error of the mean over what was evaluated", highlight=False)
+        rows = [(model, *(_number(numbers, name) for name in names)) for model, numbers in models.items()]
+        print_table(Table(("model", *(HEADINGS[name] for name in names)), tuple(rows)))
+        counts = next(iter(models.values()))
+        left_out = f", {counts['left_out']:.0f} left out" if "left_out" in counts else ""
+        if "rows" in counts:
+            print(f"{counts['rows']:.0f} rows evaluated{left_out}")
+        if any(f"{name}_error" in numbers for numbers in models.values() for name in names):
+            print("± is the standard error of the mean over the evaluated rows")
     else:
-        console.print("no metrics: the split carries no labels", highlight=False)
+        print("no metrics: the split has no labels")
     for name, value in metrics.items():
-        if name not in models:
-            console.print(f"{name} {value}", highlight=False, soft_wrap=True)
+        if not isinstance(value, dict):
+            print(f"{name} {value}")
     if submission:
-        console.print(
-            f"{submission['file']}: {submission['lines']:,} impressions as the {submission['model']} ranks "
-            "them, read back and found whole",
-            highlight=False,
-            soft_wrap=True,
-        )
+        lines, model = submission["lines"], submission["model"]
+        print(f"{submission['file']}: {lines:,} impressions as the {model} ranks them.")
+        print("The file was read back and is complete.")
 
 
 def _number(numbers: dict[str, float], column: str) -> str:
@@ -249,7 +237,7 @@ def _number(numbers: dict[str, float], column: str) -> str:
 
 
 def print_impressions(impressions: Sequence[Shown], *, model: str) -> None:
-    """A user's impressions: what they read, then the candidates in the model's order."""
+    """A user's impressions: the history, then the candidates in the model's order."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -257,11 +245,11 @@ def print_impressions(impressions: Sequence[Shown], *, model: str) -> None:
     console = Console(highlight=False)
     for one in impressions:
         console.print(f"user {one.user_id}, impression {one.impression_id}, {one.time}", style="bold")
-        read = Table(f"read before ({len(one.history)}, newest last)", "category", title_justify="left")
+        read = Table(f"history ({len(one.history)}, newest last)", "category", title_justify="left")
         for news in one.history:
             read.add_row(Text(news.title), Text(news.category))
-        console.print(read if one.history else "no history: ranked as for a newcomer")
-        ranked = Table("rank", "score", "clicked", f"candidates as the {model} ranks them", "category")
+        console.print(read if one.history else "no history: ranked as for a new user")
+        ranked = Table("rank", "score", "clicked", f"candidates, ranked by the {model}", "category")
         for rank, offer in enumerate(one.offers, 1):
             click = {True: "clicked", False: "", None: "unknown"}[offer.clicked]
             ranked.add_row(
@@ -276,7 +264,7 @@ def print_impressions(impressions: Sequence[Shown], *, model: str) -> None:
 
 
 def print_answer(answer: Answer) -> None:
-    """What is like a text, or for a user: the texts asked by, then those found with their scores."""
+    """The query, and the most similar texts with their scores."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -294,7 +282,7 @@ def print_answer(answer: Answer) -> None:
 
 
 def print_topics(rows: Sequence[TopicRow]) -> None:
-    """A line for each topic, per cent."""
+    """A row for each topic, in per cent."""
     from newsbert_ray.reporting.page import Table
 
     def percent(value: float | None) -> str:
@@ -316,9 +304,8 @@ def print_topics(rows: Sequence[TopicRow]) -> None:
     print(f"per cent; macro-F1 {mean:.1f}, the mean of {len(rows)} topics' F1")
 
 
-def print_table(table: Any, *, spare: Sequence[str] = ()) -> None:
-    """A report's table in a terminal, without as many of the `spare` columns, from the first on, as its width
-    asks for."""
+def print_table(table: ReportTable, *, spare: Sequence[str] = ()) -> None:
+    """A report's table in the terminal; `spare` columns are left out, the first one first, until it fits."""
     from rich import box
     from rich.console import Console
     from rich.table import Table

@@ -15,7 +15,7 @@ import newsbert_ray
 from newsbert_ray import SettingsError, TrainSettings, cli
 from newsbert_ray.config import build_settings
 
-NEEDED = {"data": "shards", "teacher": "scratch", "out": "run"}
+NEEDED: dict[str, Any] = {"data": "shards", "teacher": "scratch", "out": "run"}
 WORDS = "--data shards --teacher scratch --out run"
 
 
@@ -73,7 +73,8 @@ def test_values_over_a_settings_object_keep_the_methods_defaults(monkeypatch: py
 def test_sweep_takes_settings_and_parts_of_the_search_space(monkeypatch: pytest.MonkeyPatch) -> None:
     """Python and the command line start the same sweep; the older keywords still work."""
     calls = _calls(monkeypatch, "newsbert_ray.tune.sweep.sweep")
-    newsbert_ray.sweep("s.yaml", out="o", vary=["seeds=1,2"], epochs=3, **{"search.trials": 7})
+    trials: dict[str, Any] = {"search.trials": 7}
+    newsbert_ray.sweep("s.yaml", out="o", vary=["seeds=1,2"], epochs=3, **trials)
     newsbert_ray.sweep(
         "s.yaml", out="o", vary={"seeds": [1, 2]}, overrides={"epochs": 3}, control={"search": {"trials": 7}}
     )

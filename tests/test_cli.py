@@ -80,7 +80,7 @@ def test_help_of_a_verb(
     assert max(map(len, full.splitlines())) <= 80
     shown, every = (re.findall(r"^  (?:--(?:\[no-\])?([\w.]+)|[A-Z])", text, re.M) for text in (flags, full))
     assert len(shown) <= 17
-    assert len(every) - 4 == len(cli._flags(verb))
+    assert len(every) - 3 == len(cli._flags(verb))
     assert (f"--help-all shows all {len(cli._flags(verb))} settings" in short) == (len(every) > len(shown))
     for setting in cli._flags(verb).values():
         assert setting.text, setting.name
@@ -397,13 +397,15 @@ def test_recommendation_from_the_command_line(
     printed = capsys.readouterr().out
     for word in ("teacher", "student", "popularity", "random", "nDCG@10", "±", "left out"):
         assert word in printed
-    assert "impressions as the student ranks them, read back and found whole" in " ".join(printed.split())
+    assert "impressions as the student ranks them. The file was read back and is complete." in " ".join(
+        printed.split()
+    )
     rows, _ = next(read_impressions(run.data, read_manifest(run.data), "test", history=50))
     user = next(row["user_id"] for row in rows.to_pylist() if row["history"])
     assert cli.main(["evaluate", run.out, "--show", user, "--model", "teacher"]) == 0
     printed = capsys.readouterr().out
-    assert "read before" in printed
-    assert "as the teacher ranks" in " ".join(printed.split())
+    assert "newest last" in printed
+    assert "ranked by the teacher" in " ".join(printed.split())
     assert cli.main(["evaluate", run.out, "--show", user, "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
     assert {"history", "offers", "impression_id"} <= shown[0].keys()
