@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import os
 import shutil
 import statistics
 import tempfile
@@ -440,8 +439,8 @@ def calibrate(groups: Sequence[TrainSettings], resources: Resources, *, folder: 
     """
     began = time.monotonic()
     slots = range(resources.slots * resources.workers)
-    options = {"num_cpus": resources.cpus, "num_gpus": resources.gpus, "max_calls": 0, "max_retries": 0}
-    start: Any = ray.remote(**options)(os.getpid)
+    options = {"num_cpus": resources.cpus, "num_gpus": resources.gpus, "max_retries": 0}
+    start: Any = ray.remote(**options)(_start_process)
     task: Any = ray.remote(**options)(time_parts)
     try:
         ray.get([start.remote() for _ in slots])
@@ -453,6 +452,10 @@ def calibrate(groups: Sequence[TrainSettings], resources: Resources, *, folder: 
     except RayTaskError as error:
         raise error.cause from error
     return Calibration(tuple(groups), tuple(parts), process, time.monotonic() - began)
+
+
+def _start_process() -> None:
+    """Returns once a worker process has started."""
 
 
 def _mean_parts(parts: Sequence[Parts]) -> Parts:
