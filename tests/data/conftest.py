@@ -24,12 +24,12 @@ def news_ids(out: Path) -> list[str]:
 def read_impressions_by_id(out: Path) -> dict[str, dict[str, Any]]:
     """Each impression by its split and id, with the ids of its news for their rows."""
     names = news_ids(out)
-    found: dict[str, dict[str, Any]] = {}
+    impressions: dict[str, dict[str, Any]] = {}
     for split, shards in read_manifest(out).behaviors.items():
         for row in (row for shard in shards for row in read_shard(out, shard).to_pylist()):
             lists = {kind: [names[at] for at in row[kind]] for kind in ("history", "candidates")}
-            found[f"{split} {row['impression_id']}"] = {**row, **lists}
-    return found
+            impressions[f"{split} {row['impression_id']}"] = {**row, **lists}
+    return impressions
 
 
 @pytest.fixture(scope="session")

@@ -61,7 +61,7 @@ def reads(clicks: Clicks, i: int) -> list[int]:
 
 
 def test_clicks_by_hand() -> None:
-    """Each click stands with its own user's history and with non-clicked news of its own impression."""
+    """Each click has its own user's history, and negatives of its own impression."""
     clicks = draw(
         behaviors(
             ([1, 2, 3], [4, 5, 6, 7], [0, 1, 0, 1]),
@@ -112,10 +112,10 @@ def test_a_draw_of_clicks_grows(quota: int) -> None:
     def drawn(count: int) -> set[tuple[int, int]]:
         held, chosen = choose_clicks(table, impressions, count)
         clicks = draw_clicks(held, TABLE, npratio=1, generator=seeded_generator(0), chosen=chosen)
-        found = set(zip(clicks.history.tolist(), clicks.candidates[:, 0].tolist(), strict=True))
-        assert len(clicks) == len(found) == count
-        assert len(held) == len({reader for reader, _ in found})
-        return found
+        pairs = set(zip(clicks.history.tolist(), clicks.candidates[:, 0].tolist(), strict=True))
+        assert len(clicks) == len(pairs) == count
+        assert len(held) == len({reader for reader, _ in pairs})
+        return pairs
 
     assert drawn(quota) < drawn(quota + 1) < drawn(6)
     assert drawn(6) == {(10 + i, news) for i in range(3) for news in (2 + i, 20)}
@@ -157,8 +157,8 @@ def test_each_news_of_a_batch_stands_there_once() -> None:
     assert counted == {1: 2, 2: 2, 4: 2, 5: 2, 6: 1, 7: 1}
     assert sum(counted.values()) == clicks.count()[0]
 
-    def named(places: torch.Tensor) -> list[int]:
-        return [texts[place][0] - 10 for place in places.tolist()]
+    def named(positions: torch.Tensor) -> list[int]:
+        return [texts[position][0] - 10 for position in positions.tolist()]
 
     assert named(target.history[0]) == [1, 2, 1]
     assert named(target.history[1][:2]) == [2, 5]
@@ -182,14 +182,14 @@ def test_a_batch_of_newcomers_alone() -> None:
 def test_parts_make_up_the_update(world_size: int, accumulate: int) -> None:
     """Workers divide the very same clicks, with the whole update's counts."""
     clicks = draw(behaviors(*[([i, i + 1], [i + 2, i + 3, i + 4], [1, 0, 1]) for i in range(9)]))
-    found: list[int] = []
+    clicked: list[int] = []
     for rank in range(world_size):
         parts = worker_parts(clicks, np.arange(len(clicks)), Order(0, 18, rank, world_size, accumulate))
         assert {(part.rows, part.texts, part.tokens) for part in parts} == {(18, *clicks.count())}
         for part in parts:
             assert isinstance(part.examples, Clicks)
-            found += part.examples.candidates[:, 0].tolist()
-    assert found == clicks.candidates[:, 0].tolist()
+            clicked += part.examples.candidates[:, 0].tolist()
+    assert clicked == clicks.candidates[:, 0].tolist()
 
 
 def test_arrays_travel() -> None:
@@ -218,7 +218,7 @@ def test_titles_of_a_sliced_table() -> None:
     table = pa.table(
         {"tokens": pa.array([[1], [2, 3], [4, 5, 6]], pa.list_(pa.int32())), "label": pa.array([0, 1, 2])}
     )
-    found = titles_of(table.slice(1))
-    assert found.tokens.tolist() == [2, 3, 4, 5, 6]
-    assert found.offsets.tolist() == [0, 2, 5]
-    assert found.labels.tolist() == [1, 2]
+    sliced = titles_of(table.slice(1))
+    assert sliced.tokens.tolist() == [2, 3, 4, 5, 6]
+    assert sliced.offsets.tolist() == [0, 2, 5]
+    assert sliced.labels.tolist() == [1, 2]

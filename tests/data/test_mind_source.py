@@ -1,4 +1,4 @@
-"""Generated damage to both files: named at its place with every other row intact, or one clear error."""
+"""Generated damage to MIND's files: it is reported by file and line, and every other row stays intact."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def _set(column: int, *values: bytes) -> Callable[[Columns, random.Random], Colu
 def _insert(piece: bytes) -> Callable[[Columns, random.Random], Columns]:
     def change(columns: Columns, generator: random.Random) -> Columns:
         line = b"\t".join(columns)
-        place = generator.randrange(len(line) + 1)
-        return (line[:place] + piece + line[place:]).split(b"\t")
+        position = generator.randrange(len(line) + 1)
+        return (line[:position] + piece + line[position:]).split(b"\t")
 
     return change
 
@@ -61,8 +61,8 @@ def _cut(columns: Columns, generator: random.Random) -> Columns:
 
 
 def _drop(columns: Columns, generator: random.Random) -> Columns:
-    place = generator.randrange(len(columns))
-    return columns[:place] + columns[place + 1 :]
+    position = generator.randrange(len(columns))
+    return columns[:position] + columns[position + 1 :]
 
 
 SAME = [

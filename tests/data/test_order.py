@@ -51,8 +51,8 @@ def test_same_seed_same_batches_other_epoch_others() -> None:
     """A resume finds its place only if the order is a function of seed, epoch and position."""
 
     def order(seed: int, epoch: int) -> list[list[int]]:
-        found = window_batches(titles(300), window(300, epoch), Order(seed=seed, batch_size=32))
-        return [rows.tolist() for rows in found]
+        batches = window_batches(titles(300), window(300, epoch), Order(seed=seed, batch_size=32))
+        return [rows.tolist() for rows in batches]
 
     assert order(1, 0) == order(1, 0)
     assert order(1, 0) != order(1, 1)

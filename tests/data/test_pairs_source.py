@@ -1,4 +1,4 @@
-"""Query-text tables, from files to a folder of shards: whole, found again, or not there at all."""
+"""Tables of query-text pairs, from files to a folder of shards."""
 
 from __future__ import annotations
 
@@ -71,8 +71,8 @@ def _prepare(
     messages: list[str] = []
     values = {"max_tokens": 512, **changes}
     sources = [str(table) for table in tables]
-    given = PrepareSettings(source=sources, teacher=str(teacher), out=str(out), **values)
-    return prepare(given, say=messages.append), messages
+    prepare_settings = PrepareSettings(source=sources, teacher=str(teacher), out=str(out), **values)
+    return prepare(prepare_settings, say=messages.append), messages
 
 
 def _ids(out: Path, split: Split) -> list[tuple[tuple[int, ...], tuple[int, ...], int]]:
@@ -151,15 +151,15 @@ def test_a_query_is_in_one_split(tmp_path: Path, teacher: Path, tables: int) -> 
     ]
     paths = [_table(tmp_path / "train.tsv", rows), _table(tmp_path / "dev.tsv", _rows(20, start=500))]
     _prepare(tmp_path / "out", paths[:tables], teacher, validation_share=0.2, test_share=0.2)
-    found = {split: _ids(tmp_path / "out", split) for split in SPLITS}
+    pairs = {split: _ids(tmp_path / "out", split) for split in SPLITS}
     split_here = SPLITS[: 4 - tables]
-    queries = [{query for query, _, _ in found[split]} for split in split_here]
+    queries = [{query for query, _, _ in pairs[split]} for split in split_here]
     assert sum(map(len, queries)) == len(set().union(*queries)) == 200
     assert all(20 < len(part) < 70 for part in queries[1:])
     expected = _encoded(teacher, rows + (_rows(20, start=500) if tables == 2 else []))
-    assert sorted(pair for split in SPLITS for pair in found[split]) == sorted(expected)
+    assert sorted(pair for split in SPLITS for pair in pairs[split]) == sorted(expected)
     # Inside a split the order is the table's.
-    assert found["train"] == [pair for pair in expected if pair[0] in queries[0]]
+    assert pairs["train"] == [pair for pair in expected if pair[0] in queries[0]]
 
 
 def test_seed_and_shares_decide_the_split(tmp_path: Path, teacher: Path) -> None:
@@ -229,14 +229,14 @@ def test_formats_give_the_same_folder(tmp_path: Path, teacher: Path) -> None:
     pa_csv.write_csv(table, paths["csv"])
     pq.write_table(table, paths["parquet"])
     paths["jsonl"].write_text("".join(json.dumps(row) + "\n" for row in table.to_pylist()), encoding="utf-8")
-    found = {}
+    contents = {}
     for suffix, path in paths.items():
         manifest, _ = _prepare(tmp_path / f"out-{suffix}", [path], teacher)
-        found[suffix] = _contents(tmp_path / f"out-{suffix}")
-        found[suffix].pop("manifest.json")
-        found[suffix]["statistics"] = repr(manifest.statistics).encode()
-    assert len(found["tsv"]) > 6
-    assert found["csv"] == found["jsonl"] == found["parquet"] == found["tsv"]
+        contents[suffix] = _contents(tmp_path / f"out-{suffix}")
+        contents[suffix].pop("manifest.json")
+        contents[suffix]["statistics"] = repr(manifest.statistics).encode()
+    assert len(contents["tsv"]) > 6
+    assert contents["csv"] == contents["jsonl"] == contents["parquet"] == contents["tsv"]
 
 
 def test_lengths_of_query_and_text(tmp_path: Path, teacher: Path) -> None:
@@ -323,8 +323,8 @@ def test_bad_rows_are_listed_and_left_out(tmp_path: Path, teacher: Path) -> None
     assert (manifest.sources[0].rows, manifest.sources[0].rejected) == (184, 4)
     assert "rejected, label: 1" in messages
     assert "  logs/a.tsv:13: query: empty" in messages
-    found = [pair for split in SPLITS for pair in _ids(tmp_path / "out", split)]
-    assert sorted(found) == sorted(_encoded(teacher, _rows()))
+    pairs = [pair for split in SPLITS for pair in _ids(tmp_path / "out", split)]
+    assert sorted(pairs) == sorted(_encoded(teacher, _rows()))
 
 
 def test_too_many_bad_rows_are_an_error(tmp_path: Path, teacher: Path) -> None:
@@ -368,9 +368,7 @@ def test_sources_that_do_not_go_together(tmp_path: Path, teacher: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_progress_is_told_now_and_then(
-    tmp_path: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_progress_is_shown(tmp_path: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Silence for an hour cannot be told from a hang."""
     monkeypatch.setattr("newsbert_ray.data.sources._SAY_SECONDS", 0.0)
     monkeypatch.setattr("newsbert_ray.data.pairs_source._BLOCK_ROWS", 50)
@@ -378,11 +376,11 @@ def test_progress_is_told_now_and_then(
     assert [line for line in messages if line.startswith("looked")] == [
         f"looked through {rows} rows" for rows in range(50, 301, 50)
     ]
-    told = [line for line in messages if line.startswith("prepared")]
-    assert [line.partition(",")[0] for line in told] == [
+    progress = [line for line in messages if line.startswith("prepared")]
+    assert [line.partition(",")[0] for line in progress] == [
         f"prepared {share} %" for share in (17, 33, 50, 67, 83)
     ]
-    assert told[-1].endswith("s left")
+    assert progress[-1].endswith("s left")
 
 
 LINES = st.lists(
@@ -399,16 +397,16 @@ LINES = st.lists(
 @given(lines=LINES, at=st.integers(0, 180))
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_damage_leaves_other_pairs_alone(tmp_path: Path, teacher: Path, lines: list[bytes], at: int) -> None:
-    """Whatever stands between two rows, both must come out as they are."""
+    """Whatever is between two rows, both must stay as they are."""
     path = _table(tmp_path / "a.tsv", _rows())
     whole = path.read_bytes().splitlines()
     path.write_bytes(b"\n".join([*whole[: at + 1], *lines, *whole[at + 1 :]]) + b"\n")
     manifest, _ = _prepare(tmp_path / "out", [path], teacher, max_rejected_share=1.0, overwrite=True)
     rejected = sum(manifest.rejected.values())
-    found = [pair for split in SPLITS for pair in _ids(tmp_path / "out", split)]
-    assert len(found) + rejected == 180 + len(lines)
+    pairs = [pair for split in SPLITS for pair in _ids(tmp_path / "out", split)]
+    assert len(pairs) + rejected == 180 + len(lines)
     for pair in _encoded(teacher, _rows()):
-        found.remove(pair)
+        pairs.remove(pair)
 
 
 def test_memory_is_flat(tmp_path: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:

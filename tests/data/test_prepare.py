@@ -1,4 +1,4 @@
-"""prepare, from MIND's files to a folder of shards: whole, found again, or not there at all."""
+"""prepare, from MIND's files to a folder of shards: complete, reused, or not there at all."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def _prepare(
     out: Path, folders: tuple[Path, ...], teacher: Path | str, **changes: Any
 ) -> tuple[Manifest, list[str]]:
     messages: list[str] = []
-    given = {"workers": 0, **changes}
+    values = {"workers": 0, **changes}
     settings = PrepareSettings(
-        source=[str(one) for one in folders], teacher=str(teacher), out=str(out), **given
+        source=[str(one) for one in folders], teacher=str(teacher), out=str(out), **values
     )
     return prepare(settings, say=messages.append), messages
 
@@ -45,12 +45,12 @@ def _prepare(
 def _rows(out: Path, kind: str = "splits", only: str = "") -> dict[str, dict[str, Any]]:
     """Every row, or only those of a split, by its split and id."""
     manifest = read_manifest(out)
-    found: dict[str, dict[str, Any]] = {}
+    rows: dict[str, dict[str, Any]] = {}
     for split, shards in getattr(manifest, kind).items():
         for shard in shards if only in ("", split) else []:
             for row in read_shard(out, shard).to_pylist():
-                found[f"{split} {row.get('news_id') or row['impression_id']}"] = row
-    return found
+                rows[f"{split} {row.get('news_id') or row['impression_id']}"] = row
+    return rows
 
 
 def _contents(folder: Path) -> dict[str, bytes]:
@@ -93,10 +93,10 @@ def test_two_sources(tmp_path: Path, corpus: Corpus, teacher: Path) -> None:
     assert [manifest.rows(split, "recommendation") for split in SPLITS] == [54, 6, 30]
     assert [manifest.examples(split) for split in SPLITS] == [manifest.rows(split) for split in SPLITS]
     assert any("30 news" in line and "earlier source" in line for line in messages)
-    given = f"--data {tmp_path / 'out'} --teacher {teacher} --out RUN"
+    flags = f"--data {tmp_path / 'out'} --teacher {teacher} --out RUN"
     assert messages[-2:] == [
-        f"next: newsbert-ray train {given}",
-        f"or:   newsbert-ray train --task recommendation {given}",
+        f"next: newsbert-ray train {flags}",
+        f"or:   newsbert-ray train --task recommendation {flags}",
     ]
     clicks = [
         sum(sum(row["clicked"]) for row in _rows(tmp_path / "out", "behaviors", split).values())
@@ -133,7 +133,7 @@ def _lines_by_id(folder: Path, name: str) -> dict[str, list[str]]:
 def test_behaviors_name_the_news_of_their_line(
     tmp_path: Path, corpus: Corpus, teacher: Path, monkeypatch: pytest.MonkeyPatch, chunk_bytes: int
 ) -> None:
-    """A row number one off trains each click on its neighbour's title, and nothing would tell."""
+    """A row number one off trains each click on its neighbour's title without any error."""
     monkeypatch.setattr(sources, "CHUNK_BYTES", chunk_bytes)
     train, dev = _copy(corpus, tmp_path)
 

@@ -49,7 +49,7 @@ def test_an_epoch_has_every_title_once(shards: Path) -> None:
 def test_evaluation_sees_every_title_once_over_all_workers(shards: Path, world_size: int) -> None:
     """Ray's own split drops rows to make shares equal: metrics would depend on the number of workers."""
     manifest = read_manifest(shards)
-    found = [
+    labels = [
         label
         for rank in range(world_size)
         for batch in evaluation_batches(
@@ -58,8 +58,8 @@ def test_evaluation_sees_every_title_once_over_all_workers(shards: Path, world_s
         for label in batch.target.labels.tolist()
     ]
     alone = [b.target.labels for b in evaluation_batches(shards, manifest, "test", batch_size=7)]
-    assert len(found) == manifest.rows("test")
-    assert sorted(found) == sorted(torch.cat(alone).tolist())
+    assert len(labels) == manifest.rows("test")
+    assert sorted(labels) == sorted(torch.cat(alone).tolist())
 
 
 @pytest.mark.parametrize(("world_size", "accumulate"), [(1, 1), (2, 1), (3, 2), (1, 4)])
@@ -67,14 +67,14 @@ def test_parts_make_up_the_batch(world_size: int, accumulate: int) -> None:
     """Workers and accumulation must divide the very same batch, with the whole batch's counts."""
     many = titles(70)
     rows = np.arange(31) * 2
-    found: list[int] = []
+    labels: list[int] = []
     for rank in range(world_size):
         parts = worker_parts(many, rows, Order(0, 31, rank, world_size, accumulate))
         assert {part.rows for part in parts} == {31}
         assert {part.tokens for part in parts} == {int(many.lengths[rows].sum())}
         assert len(parts) == accumulate
-        found += [int(label) for part in parts for label in part.examples.arrays()[2]]
-    assert sorted(found) == rows.tolist()
+        labels += [int(label) for part in parts for label in part.examples.arrays()[2]]
+    assert sorted(labels) == rows.tolist()
 
 
 def test_a_worker_without_titles_gets_a_stand_in_of_no_weight() -> None:

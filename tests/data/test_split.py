@@ -115,9 +115,9 @@ def test_minutes() -> None:
 
 def _by_time(minutes: list[int], *, skip: tuple[int, ...] = (), **shares: float) -> list[int]:
     counted = np.array([i not in skip for i in range(len(minutes))])
-    given = {"validation_share": 0.2, "test_share": 0.0, **shares}
+    values = {"validation_share": 0.2, "test_share": 0.0, **shares}
     hashes = np.arange(len(minutes), dtype=np.uint64)
-    fates: list[int] = split_by_time(np.array(minutes, np.int32), hashes, counted, **given).tolist()
+    fates: list[int] = split_by_time(np.array(minutes, np.int32), hashes, counted, **values).tolist()
     return fates
 
 

@@ -126,10 +126,10 @@ def _clock(time: datetime) -> str:
 
 def test_without_labels_nothing_else_changes(tmp_path: Path) -> None:
     """The unlabelled file and its labelled twin are how a submission is checked."""
-    told = synthesize(tmp_path / "told", news=64, users=9)[1]
-    untold = synthesize(tmp_path / "untold", news=64, users=9, unlabelled=("dev",))[1]
+    labelled = synthesize(tmp_path / "told", news=64, users=9)[1]
+    unlabelled_folder = synthesize(tmp_path / "untold", news=64, users=9, unlabelled=("dev",))[1]
     for with_labels, without in zip(
-        _lines(told, "behaviors.tsv"), _lines(untold, "behaviors.tsv"), strict=True
+        _lines(labelled, "behaviors.tsv"), _lines(unlabelled_folder, "behaviors.tsv"), strict=True
     ):
         assert with_labels.replace("-0", "").replace("-1", "") == without
 
@@ -142,10 +142,10 @@ def test_ranks_follow_zipfs_law(exponent: float) -> None:
     edges = np.arange(1, count + 2, dtype=np.float64)
     mass = np.log(edges) if exponent == 1.0 else edges ** (1 - exponent) / (1 - exponent)
     expected = np.diff(mass) / (mass[-1] - mass[0])
-    found = np.bincount(ranks, minlength=count) / draws
+    shares = np.bincount(ranks, minlength=count) / draws
     # Five standard errors of a share.
-    assert len(found) == count
-    assert (np.abs(found - expected) < 5 * np.sqrt(expected / draws)).all()
+    assert len(shares) == count
+    assert (np.abs(shares - expected) < 5 * np.sqrt(expected / draws)).all()
     assert draw_ranks(np.random.default_rng(0), np.array([1, 1]), exponent).tolist() == [0, 0]
 
 

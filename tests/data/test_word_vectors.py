@@ -156,7 +156,7 @@ def test_names_of_files_and_of_encoders() -> None:
 
 def test_word_vectors_are_no_teacher_to_train_with() -> None:
     """They come with the shards."""
-    with pytest.raises(ValueError, match="give --teacher scratch"):
+    with pytest.raises(ValueError, match="set teacher scratch"):
         build_settings(TrainSettings, {"data": "d", "teacher": "glove.6B.300d.txt", "out": "o"})
 
 
