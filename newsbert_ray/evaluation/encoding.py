@@ -1,4 +1,4 @@
-"""Where scoring happens, on which worker of how many, and what it costs."""
+"""Texts to embeddings: on several workers, timed, and as a map of titles on a plane."""
 
 from __future__ import annotations
 
@@ -21,16 +21,25 @@ from newsbert_ray.model.pair import Top
 from newsbert_ray.world import World
 
 Scores = dict[str, dict[str, float]]
+"""Metrics by name, of each model by name."""
 Models = Mapping[str, tuple[Encoder, Top]]
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+MAP_TITLES = 1500
+"""Titles on the map; more dots cannot be told apart."""
+_MAP_BATCH = 50
+_MIN_TOPIC_TITLES = 5
+"""Titles that a topic needs to influence the plane."""
 
 
 @dataclass
 class Pace:
-    """What one worker's scoring of a split costs: titles, and each model's seconds from token ids at hand to
-    news embedding (and topic logits). Reading, copying to the device and counting are left out.
+    """Cost of scoring a split on one worker: titles, and each model's seconds.
 
-    The models take turns on the same batches, in fp32 and with the run's threads. It is one pass on a machine
-    that may be busy with other trials: the ratio of the two speeds holds, each of them may not.
+    Seconds are from token ids to news embeddings (and topic logits), in fp32 with the run's threads. Reading,
+    copying to the device and counting are not included. The models take turns on the same batches, so that
+    the ratio of their speeds is meaningful on a busy machine, where the speeds themselves are not.
     """
 
     titles: int = 0
@@ -38,28 +47,27 @@ class Pace:
 
     @property
     def speed(self) -> dict[str, float]:
-        """`student_titles_per_second`, and where a teacher was scored `teacher_titles_per_second` and
-        `times_teacher`: theirs divided."""
+        """`student_titles_per_second`; with a teacher also `teacher_titles_per_second`, `times_teacher`."""
         rates = {name: self.titles / max(1e-9, seconds) for name, seconds in self.seconds.items()}
-        named = {f"{name}_titles_per_second": rate for name, rate in rates.items()}
-        return (
-            {**named, "times_teacher": rates["student"] / rates["teacher"]} if "teacher" in rates else named
-        )
+        speed = {f"{name}_titles_per_second": rate for name, rate in rates.items()}
+        if "teacher" in rates:
+            speed["times_teacher"] = rates["student"] / rates["teacher"]
+        return speed
 
     def charge(self, name: str, began: float, device: torch.device) -> None:
-        """Add the time since `began` to a model's."""
+        """Add the time since `began` to the model's seconds."""
         self.seconds[name] = self.seconds.get(name, 0.0) + device_seconds(device) - began
 
 
 def device_seconds(device: torch.device) -> float:
-    """Seconds of a clock, once the device has done all that it was given."""
+    """A clock's seconds after the device has finished all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
 def device_name(device: torch.device) -> str:
-    """What a record calls it: cpu, or the GPU's own name."""
+    """The device's name in a record: cpu, or the GPU's model."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
@@ -73,46 +81,36 @@ def encode_texts(
     world: World,
     pace: Pace | None = None,
 ) -> Mapping[str, Tensor]:
-    """Embeddings of texts, the same bits on every worker and for any number of workers.
+    """Embeddings of texts; the bits are the same on every worker and for any number of workers.
 
     Args:
-        rows: (M,) different rows of the table.
-        pace: gets this worker's titles and seconds added.
+        rows: (M,) distinct rows of the table.
+        pace: this worker's titles and seconds are added to it.
     Returns:
-        name -> (M, D), in the order of `rows`, on the place's device.
+        name -> (M, D) in the order of `rows`, on the world's device.
     """
     lengths = table.lengths(rows)
     order = np.argsort(lengths, kind="stable")
-    found = {
+    embeddings = {
         name: torch.zeros(len(rows), encoder.hidden_size, device=world.device)
         for name, (encoder, _) in models.items()
     }
-    for number, (start, stop) in enumerate(cut_buckets(lengths[order], budget=EVALUATION_TOKENS)):
-        if not world.owns(number):
+    for index, (start, stop) in enumerate(cut_buckets(lengths[order], budget=EVALUATION_TOKENS)):
+        if not world.owns(index):
             continue
         chosen = order[start:stop]
-        both = table.ids(rows[chosen], pad_id=pad_id)
-        ids, mask = (torch.from_numpy(array).to(world.device) for array in both)
-        where = torch.from_numpy(chosen).to(world.device)
+        ids, mask = (
+            torch.from_numpy(array).to(world.device) for array in table.ids(rows[chosen], pad_id=pad_id)
+        )
+        positions, attention_mask = torch.from_numpy(chosen).to(world.device), mask.long()
         if pace:
             pace.titles += len(chosen)
         for name, (encoder, top) in models.items():
             began = device_seconds(world.device) if pace else 0.0
-            attention_mask = mask.long()
-            found[name][where] = top.embed(encoder(ids, attention_mask), attention_mask)
+            embeddings[name][positions] = top.embed(encoder(ids, attention_mask), attention_mask)
             if pace:
                 pace.charge(name, began, world.device)
-    return {name: world.sum_tensor(embedding) for name, embedding in found.items()}
-
-
-TITLES = 1500
-"""Dots that a person can still tell apart."""
-_BATCH = 50
-_LEAST = 5
-"""Titles that a topic needs to have a say in how the plane lies."""
-
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
+    return {name: world.sum_tensor(embedding) for name, embedding in embeddings.items()}
 
 
 @torch.inference_mode()
@@ -124,56 +122,60 @@ def map_titles(
     split: Split,
     *,
     device: torch.device,
-    count: int = TITLES,
+    count: int = MAP_TITLES,
 ) -> dict[str, Any]:
-    """Where some of a split's titles lie.
+    """Positions of some of a split's titles on a plane.
 
     Args:
         encoder, top: in evaluation mode, on `device`.
-        count: titles, about; short and long ones alike.
+        count: approximate number of titles, of all lengths.
     Returns:
-        {"split", "labels", "topic": index into labels of each title, "x", "y", "share": of the variance
+        {"split", "labels", "topic": index into labels of each title, "x", "y", "share": share of the variance
         between topics that the plane shows}.
     """
     every = max(1, manifest.rows(split, "topics") // count)
-    found, topics = [], []
-    batches = evaluation_batches(folder, manifest, split, batch_size=_BATCH)
-    for number, batch in enumerate(batches):
-        if number % every:
+    parts, topics = [], []
+    for index, batch in enumerate(evaluation_batches(folder, manifest, split, batch_size=_MAP_BATCH)):
+        if index % every:
             continue
         batch = batch.to(device)
         states = [encoder(bucket.input_ids, bucket.attention_mask) for bucket in batch.buckets]
-        found.append(top(states, batch).news_embedding.double().cpu().numpy())
+        parts.append(top(states, batch).news_embedding.double().cpu().numpy())
         assert isinstance(batch.target, Topics)
         topics.append(batch.target.labels.cpu().numpy())
-    embeddings, labels = np.concatenate(found), np.concatenate(topics)
-    places, share = between_topics(embeddings, labels)
+    labels = np.concatenate(topics)
+    points, share = between_topics(np.concatenate(parts), labels)
     return {
         "split": split,
         "labels": manifest.labels,
         "topic": labels.tolist(),
-        "x": np.round(places[:, 0], 3).tolist(),
-        "y": np.round(places[:, 1], 3).tolist(),
+        "x": np.round(points[:, 0], 3).tolist(),
+        "y": np.round(points[:, 1], 3).tolist(),
         "share": share,
     }
 
 
 def between_topics(embeddings: Floats, topics: Ints) -> tuple[Floats, float]:
-    """Embeddings (M, D) in the plane in which their topics' means lie furthest apart (the first two principal
-    components of the means, each weighted by its titles), and the share of the means' variance in it.
+    """Embeddings projected on the plane that separates the means of the topics most.
 
+    The plane is spanned by the first two principal components of the topics' means, weighted by their titles.
+
+    Args:
+        embeddings: (M, D).
+        topics: (M,).
     Returns:
-        (M, 2), and 0 to 1.
+        (M, 2), and the share, 0 to 1, of the means' variance in the plane.
     """
     names, counts = np.unique(topics, return_counts=True)
-    large = names[counts >= _LEAST] if (counts >= _LEAST).sum() > 1 else names
+    large = counts >= _MIN_TOPIC_TITLES
+    if large.sum() > 1:
+        names, counts = names[large], counts[large]
     centre = embeddings.mean(0)
-    weights = np.sqrt([(topics == name).sum() for name in large])
-    means = np.stack([embeddings[topics == name].mean(0) for name in large]) - centre
-    _, sizes, axes = np.linalg.svd(weights[:, None] * means, full_matrices=False)
+    means = np.stack([embeddings[topics == name].mean(0) for name in names]) - centre
+    _, sizes, axes = np.linalg.svd(np.sqrt(counts)[:, None] * means, full_matrices=False)
     plane = np.zeros((2, embeddings.shape[1]))
     plane[: min(2, len(axes))] = axes[:2]
-    # An axis and its reverse are the same; one of them is taken, so that two runs look alike.
+    # An axis may point either way; make its largest entry positive, so that equal runs give equal maps.
     plane *= np.where(plane[np.arange(2), np.abs(plane).argmax(1)] < 0, -1.0, 1.0)[:, None]
     power = np.square(sizes)
     return (embeddings - centre) @ plane.T, float(power[:2].sum() / max(power.sum(), 1e-12))

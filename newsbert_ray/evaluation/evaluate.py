@@ -1,5 +1,4 @@
-"""`newsbert-ray evaluate`: a finished run and a split -> metrics of its student, and of its teacher where it
-is kept; of a recommendation run also MIND's prediction file, or what one user would see."""
+"""`newsbert-ray evaluate`: a finished run's metrics on a split, its prediction file, and single users."""
 
 from __future__ import annotations
 
@@ -18,10 +17,12 @@ from newsbert_ray.config import SettingsError, TrainSettings, build_settings
 from newsbert_ray.data.examples import impressions_of
 from newsbert_ray.data.reading import evaluation_batches, read_impressions
 from newsbert_ray.data.shards import SPLITS, Manifest, ShardError, Split, read_manifest, read_shard
+from newsbert_ray.data.tokenizer import TokenizerError
 from newsbert_ray.evaluation.encoding import Models
 from newsbert_ray.evaluation.metrics import rank_candidates, topic_f1
 from newsbert_ray.evaluation.scoring import (
     BATCH,
+    News,
     count_topics,
     encode_news,
     encode_rows,
@@ -31,6 +32,7 @@ from newsbert_ray.evaluation.scoring import (
     score_rankings,
 )
 from newsbert_ray.evaluation.submission import check_submission, require_suffix, write_submission
+from newsbert_ray.model.assemble import assemble_pair
 from newsbert_ray.model.encoder import EncoderError
 from newsbert_ray.model.saved import CHECKPOINTS, best_folders, load_best, load_student
 from newsbert_ray.record import read_record
@@ -39,8 +41,14 @@ from newsbert_ray.world import World
 
 
 @dataclass(frozen=True)
-class Trained:
-    """A finished run's models, ready to score `data`'s shards; `settings` name them as they lie here."""
+class TrainedRun:
+    """A finished run's models, ready to score shards.
+
+    Attributes:
+        settings: the run's, with local paths.
+        data: location of the shards as the caller knows it.
+        models: student and, if its weights are kept, teacher, on the world's device.
+    """
 
     settings: TrainSettings
     data: str
@@ -50,14 +58,14 @@ class Trained:
 
     @property
     def folder(self) -> Path:
-        """The shards' folder."""
+        """The shards' local folder."""
         return Path(self.settings.data)
 
     def require(self, model: str) -> Models:
-        """One of the models alone, by name.
+        """One model by name.
 
         Raises:
-            SettingsError: the run has no such model, or does not keep it.
+            SettingsError: the run does not have or does not keep it.
         """
         if model not in self.models:
             raise SettingsError(
@@ -75,70 +83,88 @@ def evaluate(
     submission: str | Path | None = None,
     model: str = "student",
 ) -> dict[str, Any]:
-    """Metrics of a run's exported student, computed anew.
+    """Compute the metrics of a run's exported student.
 
     Args:
-        run: folder of a finished run, or its URL.
-        data: prepared shards; those of the run by default.
+        run: folder or URL of a finished run.
+        data: folder or URL of prepared shards; those of the run by default.
         split: train, validation or test.
-        submission: also write MIND's prediction file there (recommendation; .zip or .txt), labelled or not,
-            read it back and check it.
-        model: whose ranking the submission is.
+        submission: also write MIND's prediction file (recommendation; .zip or .txt), read it back and check
+            it. The split needs no labels for it.
+        model: student or teacher; whose ranking the submission is.
     Returns:
-        {"split", "data", "student": metrics, "teacher": metrics where its weights are kept}; of a
-        recommendation run also "popularity" and "random"; with a submission "submission": {"file", "lines"}.
-        No metrics where the split carries no labels.
+        {"split", "data", "student": metrics, "teacher": metrics if its weights are kept}; for recommendation
+        also "popularity" and "random"; with a submission "submission": {"file", "model", "lines"}. No metrics
+        if the split has no labels.
     Raises:
-        RecordError: no finished run there.
-        ShardError: no such split, or shards whose topics are not the run's.
+        RecordError: the run is missing or not finished.
+        ShardError: no such split, or the shards' topics differ from the run's.
         EncoderError: the student's folder is damaged, or another tokeniser made the shards.
         CheckpointError: the teacher's weights are damaged.
-        SubmissionError: the prediction file cannot be written, or did not pass its check.
-        SettingsError: a submission of a run that does not recommend, or of a model that is not kept.
-        StorageError: a place in a bucket cannot be read.
+        SubmissionError: the prediction file cannot be written or failed its check.
+        SettingsError: a submission of a run of another task, or of a model that is not kept.
+        StorageError: a bucket cannot be read.
     """
     part = split_named(split)
     trained = load_trained(run, data=data)
-    settings, manifest = trained.settings, trained.manifest
-    head = {"split": split, "data": trained.data}
+    settings, manifest, world = trained.settings, trained.manifest, trained.world
+    result: dict[str, Any] = {"split": split, "data": trained.data}
     if settings.task != "recommendation":
         if submission is not None:
             require_recommendation(settings, "a submission")
-        return {**head, **score_models(trained.models, settings, manifest, part, world=trained.world)}
-    history = settings.recommendation.history
-    where: dict[str, Any] = {"history": history, "world": trained.world}
+        return {**result, **score_models(trained.models, settings, manifest, part, world=world)}
     if submission is not None:
         trained.require(model)
+<<<<<<< HEAD
         if is_url(submission):
             raise SettingsError(f"--submission {submission}: it is written on this machine; give a path")
+=======
+        if storage.is_url(submission):
+            raise SettingsError(f"--submission {submission}: must be a local path, not a URL")
+>>>>>>> f05d084 (evaluation and assemble in plain English; one confusion of places less)
         require_suffix(Path(submission))
-    news = encode_news(trained.models, trained.folder, manifest, part, **where)
-    scores = score_rankings(
-        trained.models, trained.folder, manifest, part, baselines=True, news=news, **where
+    history = settings.recommendation.history
+    news = encode_news(trained.models, trained.folder, manifest, part, history=history, world=world)
+    result |= score_rankings(
+        trained.models,
+        trained.folder,
+        manifest,
+        part,
+        history=history,
+        world=world,
+        baselines=True,
+        news=news,
     )
-    found: dict[str, Any] = {**head, **scores}
     if submission is not None:
-        chosen = trained.require(model)
-        path = Path(submission)
-
-        def ranked() -> Iterator[tuple[str, Any]]:
-            for rows, block in read_blocks(trained.folder, manifest, part, history=history):
-                given = score_block(chosen, news, block, world=trained.world)[model]
-                ranks = np.split(rank_candidates(given, block.offsets), block.offsets[1:-1])
-                yield from zip(rows.column("impression_id").to_pylist(), ranks, strict=True)
-
-        def expected() -> Iterator[tuple[str, int]]:
-            for rows, block in read_blocks(trained.folder, manifest, part, history=history):
-                ids = rows.column("impression_id").to_pylist()
-                yield from zip(ids, np.diff(block.offsets).tolist(), strict=True)
-
-        write_submission(path, ranked())
-        found["submission"] = {"file": str(path), "model": model, "lines": check_submission(path, expected())}
-    return found
+        lines = _write_submission(Path(submission), trained, part, news, model)
+        result["submission"] = {"file": str(submission), "model": model, "lines": lines}
+    return result
 
 
-def load_trained(run: str | Path, *, data: str | Path | None = None) -> Trained:
-    """A finished run's models on the device at hand, and the shards they are to score.
+def _write_submission(path: Path, trained: TrainedRun, split: Split, news: News, model: str) -> int:
+    """Write a model's prediction file and check it against the shards; the number of lines."""
+    models, history = trained.require(model), trained.settings.recommendation.history
+
+    def blocks() -> Iterator[tuple[list[str], Any]]:
+        for rows, block in read_blocks(trained.folder, trained.manifest, split, history=history):
+            yield rows.column("impression_id").to_pylist(), block
+
+    def rankings() -> Iterator[tuple[str, Any]]:
+        for ids, block in blocks():
+            scores = score_block(models, news, block, world=trained.world)[model]
+            ranks = np.split(rank_candidates(scores, block.offsets), block.offsets[1:-1])
+            yield from zip(ids, ranks, strict=True)
+
+    def sizes() -> Iterator[tuple[str, int]]:
+        for ids, block in blocks():
+            yield from zip(ids, np.diff(block.offsets).tolist(), strict=True)
+
+    write_submission(path, rankings())
+    return check_submission(path, sizes())
+
+
+def load_trained(run: str | Path, *, data: str | Path | None = None) -> TrainedRun:
+    """A finished run's models and the shards to score, downloaded if they are in a bucket.
 
     Raises:
         RecordError, ShardError, EncoderError, CheckpointError, StorageError: as `evaluate`.
@@ -147,35 +173,36 @@ def load_trained(run: str | Path, *, data: str | Path | None = None) -> Trained:
     settings = build_settings(TrainSettings, read_record(folder).settings, where=str(folder / "record.json"))
     if data is not None:
         settings = settings.model_copy(update={"data": str(data)})
+<<<<<<< HEAD
     data_location, settings = settings.data, with_local_paths(settings)
+=======
+    location, settings = settings.data, inputs.at_hand(settings)
+>>>>>>> f05d084 (evaluation and assemble in plain English; one confusion of places less)
     manifest = read_manifest(settings.data)
-    encoder, top, described = load_student(folder / "student")
-    _check_fit(described, manifest, settings.task, data_location)
-    models = {**_teacher(folder, settings, manifest), "student": (encoder, top)}
+    encoder, top, description = load_student(folder / "student")
+    _check_shards(description, manifest, settings.task, location)
+    models = {**_load_teacher(folder, settings, manifest), "student": (encoder, top)}
     device = torch.device("cuda" if torch.cuda.is_available() and settings.device != "cpu" else "cpu")
-    placed = {name: (model.to(device), head.to(device)) for name, (model, head) in models.items()}
-    return Trained(settings, data_location, manifest, placed, World(device=device))
+    on_device = {name: (model.to(device), head.to(device)) for name, (model, head) in models.items()}
+    return TrainedRun(settings, location, manifest, on_device, World(device=device))
 
 
 def split_named(name: str) -> Split:
-    """A split by its name; ShardError where there is none such."""
+    """The split of this name; ShardError if there is none."""
     if name not in SPLITS:
         raise ShardError(f"split '{name}': expected one of {', '.join(SPLITS)}")
     return name
 
 
 def require_recommendation(settings: TrainSettings, what: str) -> None:
-    """SettingsError where a run learned another task."""
+    """SettingsError if the run's task is another."""
     if settings.task != "recommendation":
         raise SettingsError(f"{what} needs a run of task recommendation; this one learned {settings.task}")
 
 
-def _teacher(folder: Path, settings: TrainSettings, manifest: Manifest) -> dict[str, Any]:
-    """The best checkpoint's teacher under the same top; nothing where the run kept no checkpoints, had no
-    teacher that learned, or the teacher's configuration cannot be had any more."""
-    from newsbert_ray.data.tokenizer import TokenizerError
-    from newsbert_ray.model.assemble import assemble_pair
-
+def _load_teacher(folder: Path, settings: TrainSettings, manifest: Manifest) -> dict[str, Any]:
+    """The teacher of the best checkpoint; empty if the run kept none, had no teacher that learned, or the
+    teacher's configuration is no longer available."""
     kept = best_folders(folder / CHECKPOINTS)
     if not kept or settings.distill.alone or settings.distill.frozen:
         return {}
@@ -187,23 +214,29 @@ def _teacher(folder: Path, settings: TrainSettings, manifest: Manifest) -> dict[
     return {"teacher": pair.models()["teacher"]}
 
 
-def _check_fit(described: dict[str, Any], manifest: Manifest, task: str, data: str) -> None:
-    if described["tokenizer_sha256"] != manifest.tokenizer.sha256:
+def _check_shards(description: dict[str, Any], manifest: Manifest, task: str, location: str) -> None:
+    """Refuse shards of another tokeniser or other topics than the student's."""
+    if description["tokenizer_sha256"] != manifest.tokenizer.sha256:
         raise EncoderError(
-            f"{data}: tokenised by '{manifest.tokenizer.name}', the run's student has another "
+            f"{location}: tokenised by '{manifest.tokenizer.name}', but the run's student has another "
             "tokeniser; prepare the shards with the run's teacher"
         )
-    if task == "topics" and described["labels"] != manifest.labels:
+    if task == "topics" and description["labels"] != manifest.labels:
         raise ShardError(
-            f"{data}: its topics are not those that the run was trained on; use that corpus's shards"
+            f"{location}: its topics are not those that the run was trained on; use that corpus's shards"
         )
 
 
 class TopicRow(NamedTuple):
-    """A topic: titles of it, titles that were taken for it, and what came of both, 0 to 1.
+    """One topic's results.
 
-    `precision` is None where nothing was taken for it, `recall` where no title is of it; `taken_for` is the
-    other topic that its titles were most often taken for, None where they never were.
+    Attributes:
+        titles: titles of the topic.
+        predicted: titles predicted as the topic.
+        precision: 0 to 1; None if nothing was predicted as it.
+        recall: 0 to 1; None if it has no titles.
+        f1: 0 to 1.
+        taken_for: the other topic that its titles are most often confused with; None if they never are.
     """
 
     topic: str
@@ -218,17 +251,17 @@ class TopicRow(NamedTuple):
 def by_topic(
     run: str | Path, *, data: str | Path | None = None, split: str = "test", model: str = "student"
 ) -> list[TopicRow]:
-    """How a topics run's model does on each topic of a split, those of most titles first.
+    """Results of a topics run's model on each topic of a split, most frequent topics first.
 
-    The mean of the topics' F1 is `evaluate`'s macro-F1; topics that neither occur nor are predicted are left
-    out of both.
+    The mean of F1 over the rows is `evaluate`'s macro-F1: topics that neither occur nor are predicted are in
+    neither.
 
     Args:
-        run, data, split: as of `evaluate`.
+        run, data, split: as in `evaluate`.
         model: student or teacher.
     Raises:
-        SettingsError: the run learned another task, or does not keep that model.
-        ShardError: no such split, or one without labels; and as `evaluate`.
+        SettingsError: the run's task is another, or it does not keep the model.
+        ShardError: no such split, or one without labels. Others as in `evaluate`.
     """
     part = split_named(split)
     trained = load_trained(run, data=data)
@@ -236,28 +269,24 @@ def by_topic(
         raise SettingsError(
             f"--by_topic needs a run of task topics; this one learned {trained.settings.task}"
         )
-    chosen, world, labels = trained.require(model), trained.world, trained.manifest.labels
-    batches = evaluation_batches(
-        trained.folder, trained.manifest, part, batch_size=BATCH, rank=world.rank, world_size=world.size
-    )
-    confusion = count_topics(chosen, batches, topics=len(labels), world=world)[model]
+    models, world, labels = trained.require(model), trained.world, trained.manifest.labels
+    batches = evaluation_batches(trained.folder, trained.manifest, part, batch_size=BATCH)
+    confusion = count_topics(models, batches, topics=len(labels), world=world)[model]
     if not confusion.sum():
-        raise ShardError(f"split '{split}' of {trained.data}: no title carries a topic")
+        raise ShardError(f"split '{split}' of {trained.data}: no title has a topic")
     return topic_rows(confusion, labels)
 
 
 def topic_rows(confusion: npt.NDArray[np.int64], labels: list[str]) -> list[TopicRow]:
-    """The rows of a confusion matrix (Y, Y), rows true topics, columns predicted ones."""
-    scores = topic_f1(confusion)
-    found = []
-    for number, (topic, f1) in enumerate(zip(labels, scores.tolist(), strict=True)):
-        titles, predicted = int(confusion[number].sum()), int(confusion[:, number].sum())
+    """Results by topic from a confusion matrix (Y, Y): rows are true topics, columns predicted ones."""
+    rows = []
+    for i, (topic, f1) in enumerate(zip(labels, topic_f1(confusion).tolist(), strict=True)):
+        titles, predicted, hits = int(confusion[i].sum()), int(confusion[:, i].sum()), int(confusion[i, i])
         if not titles and not predicted:
             continue
-        hits = int(confusion[number, number])
-        others = confusion[number].copy()
-        others[number] = 0
-        found.append(
+        errors = confusion[i].copy()
+        errors[i] = 0
+        rows.append(
             TopicRow(
                 topic,
                 titles,
@@ -265,15 +294,15 @@ def topic_rows(confusion: npt.NDArray[np.int64], labels: list[str]) -> list[Topi
                 hits / predicted if predicted else None,
                 hits / titles if titles else None,
                 f1,
-                labels[int(others.argmax())] if others.any() else None,
+                labels[int(errors.argmax())] if errors.any() else None,
             )
         )
-    return sorted(found, key=lambda row: -row.titles)
+    return sorted(rows, key=lambda row: -row.titles)
 
 
 @dataclass(frozen=True)
-class Title:
-    """A news as a person sees it."""
+class NewsTitle:
+    """A news item as shown to people."""
 
     news_id: str
     title: str
@@ -281,23 +310,28 @@ class Title:
 
 
 @dataclass(frozen=True)
-class Offer:
-    """A candidate: its news, score, and whether it was clicked (None: unknown)."""
+class RankedCandidate:
+    """A candidate with its score and whether it was clicked (None: unknown)."""
 
-    news: Title
+    news: NewsTitle
     score: float
     clicked: bool | None
 
 
 @dataclass(frozen=True)
-class Shown:
-    """One impression of a user: what they had read, oldest first, and the candidates, best first."""
+class RankedImpression:
+    """An impression of one user.
+
+    Attributes:
+        history: what the user had read, oldest first.
+        offers: the candidates, best first.
+    """
 
     impression_id: str
     user_id: str
     time: str
-    history: list[Title]
-    offers: list[Offer]
+    history: list[NewsTitle]
+    offers: list[RankedCandidate]
 
 
 def show(
@@ -307,74 +341,73 @@ def show(
     data: str | Path | None = None,
     split: str = "test",
     model: str = "student",
-) -> list[Shown]:
-    """A user's impressions in a split as a run's model ranks them.
+) -> list[RankedImpression]:
+    """A user's impressions in a split, ranked by a run's model.
 
     Args:
+        run, data, split: as in `evaluate`.
         user: a user id of the behaviours.
         model: student or teacher.
     Raises:
-        ShardError: the user has no impression in this split; the message names some who have.
-        SettingsError: the run does not recommend, or does not keep that model.
+        ShardError: the user has no impression in this split; the message names one who has.
+        SettingsError: the run's task is another, or it does not keep the model.
     """
     part = split_named(split)
     trained = load_trained(run, data=data)
     require_recommendation(trained.settings, "--show")
-    chosen = trained.require(model)
+    models = trained.require(model)
     rows = _rows_of(trained, user, part)
     block = impressions_of(rows, history=trained.settings.recommendation.history)
-    named = np.unique(np.concatenate([block.history, block.candidates]))
-    news = encode_rows(chosen, trained.folder, trained.manifest, named, world=trained.world)
-    scores = score_block(chosen, news, block, world=trained.world)[model]
-    titles = read_titles(trained.folder, trained.manifest, named.tolist())
-    found = []
+    texts = np.unique(np.concatenate([block.history, block.candidates]))
+    news = encode_rows(models, trained.folder, trained.manifest, texts, world=trained.world)
+    scores = score_block(models, news, block, world=trained.world)[model]
+    titles = read_titles(trained.folder, trained.manifest, texts.tolist())
+    impressions = []
     for i in range(len(block)):
         own = slice(int(block.offsets[i]), int(block.offsets[i + 1]))
-        read = block.history[block.history_offsets[i] : block.history_offsets[i + 1]]
-        offers = [
-            Offer(titles[row], score, None if click < 0 else bool(click))
+        history = block.history[block.history_offsets[i] : block.history_offsets[i + 1]]
+        candidates = [
+            RankedCandidate(titles[row], score, None if click < 0 else bool(click))
             for row, score, click in zip(
                 block.candidates[own].tolist(), scores[own].tolist(), block.clicked[own].tolist(), strict=True
             )
         ]
-        found.append(
-            Shown(
+        impressions.append(
+            RankedImpression(
                 impression_id=rows.column("impression_id")[i].as_py(),
                 user_id=user,
                 time=str(rows.column("time")[i].as_py()),
-                history=[titles[row] for row in read.tolist()],
-                # As metrics and submissions order them: of equal scores the later candidate comes first.
-                offers=sorted(reversed(offers), key=lambda offer: -offer.score),
+                history=[titles[row] for row in history.tolist()],
+                # Among equal scores the later candidate comes first, as in metrics and submissions.
+                offers=sorted(reversed(candidates), key=lambda candidate: -candidate.score),
             )
         )
-    return found
+    return impressions
 
 
-def read_titles(folder: Path, manifest: Manifest, wanted: Iterable[int]) -> dict[int, Title]:
+def read_titles(folder: Path, manifest: Manifest, wanted: Iterable[int]) -> dict[int, NewsTitle]:
     """The news at some rows of the table of texts, by row."""
     rows = np.array(sorted(wanted), np.int64)
-    found: dict[int, Title] = {}
+    titles: dict[int, NewsTitle] = {}
     for shard, start in manifest.news:
         inside = rows[(rows >= start) & (rows < start + shard.rows)]
         if len(inside):
             table = read_shard(folder, shard, ["news_id", "title", "category"]).take(pa.array(inside - start))
             columns = (table.column(name).to_pylist() for name in ("news_id", "title", "category"))
-            found |= {row: Title(*news) for row, *news in zip(inside.tolist(), *columns, strict=True)}
-    return found
+            titles |= {row: NewsTitle(*news) for row, *news in zip(inside.tolist(), *columns, strict=True)}
+    return titles
 
 
-def _rows_of(trained: Trained, user: str, split: str) -> pa.Table:
-    tables = list(_matching(trained, user, split))
+def _rows_of(trained: TrainedRun, user: str, split: Split) -> pa.Table:
+    """The user's rows of the split's behaviours."""
+    tables = []
+    for table, _ in read_impressions(trained.folder, trained.manifest, split, history=1):
+        rows = table.filter(pc.equal(table.column("user_id"), user))
+        if rows.num_rows:
+            tables.append(rows)
     if tables:
         return pa.concat_tables(tables)
-    first, _ = next(read_impressions(trained.folder, trained.manifest, split_named(split), history=1))
+    first, _ = next(read_impressions(trained.folder, trained.manifest, split, history=1))
     raise ShardError(
         f"user '{user}': no impression in the {split} split; {first.column('user_id')[0].as_py()} has one"
     )
-
-
-def _matching(trained: Trained, user: str, split: str) -> Iterator[pa.Table]:
-    for table, _ in read_impressions(trained.folder, trained.manifest, split_named(split), history=1):
-        mine = table.filter(pc.equal(table.column("user_id"), user))
-        if mine.num_rows:
-            yield mine

@@ -1,7 +1,7 @@
-"""Models and a split -> the task's metrics, the same numbers whatever the number of workers.
+"""Metrics of models on a split, the same numbers for any number of workers.
 
-Every worker computes its batches of an order that does not depend on how many there are, and what they add up
-to is summed in that order.
+Batches have a fixed order that does not depend on the number of workers. Each worker computes its share of
+them, and the results are summed in that order.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import torch
 from torch import Tensor
@@ -20,10 +19,14 @@ from torch import Tensor
 from newsbert_ray.config import TrainSettings
 from newsbert_ray.data.batches import Batch
 from newsbert_ray.data.examples import Impressions
+<<<<<<< HEAD
 from newsbert_ray.data.order import Ints, seeded_generator
+=======
+from newsbert_ray.data.order import generator_of
+>>>>>>> f05d084 (evaluation and assemble in plain English; one confusion of places less)
 from newsbert_ray.data.reading import evaluation_batches, read_impressions, read_pairs
 from newsbert_ray.data.shards import Manifest, Split, read_texts
-from newsbert_ray.evaluation.encoding import Models, Pace, Scores, device_seconds, encode_texts
+from newsbert_ray.evaluation.encoding import Floats, Ints, Models, Pace, Scores, device_seconds, encode_texts
 from newsbert_ray.evaluation.metrics import (
     impression_metrics,
     pooled_auc,
@@ -37,6 +40,8 @@ from newsbert_ray.world import World
 
 BATCH = 256
 """Titles scored together."""
+BLOCK = 256
+"""Impressions scored together."""
 
 
 def score_pair(
@@ -49,10 +54,10 @@ def score_pair(
     pace: Pace | None = None,
     models: Models | None = None,
 ) -> Scores:
-    """Metrics of a pair's models on a split, as `score_models`; the pair is left in the mode it was in.
+    """Metrics of a pair's models as in `score_models`; the pair's mode is restored.
 
     Args:
-        models: those of the pair's to look at; all by default.
+        models: those of the pair's models to score; all by default.
     """
     training = pair.training
     pair.eval()
@@ -70,15 +75,15 @@ def score_models(
     world: World,
     pace: Pace | None = None,
 ) -> Scores:
-    """The metrics of the settings' task, the same on every worker.
+    """Metrics of the settings' task, the same on every worker.
 
     Args:
-        models: name -> encoder and its top, in evaluation mode and on the place's device.
-        pace: gets this worker's titles and seconds added.
+        models: encoder and top by name, in evaluation mode and on the world's device.
+        pace: this worker's titles and seconds are added to it.
     Returns:
-        name -> metrics by name (tasks.TASKS), with `rows` evaluated; empty where the split carries no labels.
+        name -> metrics by name (methods.TASKS) and `rows` evaluated; empty if the split has no labels.
     Raises:
-        ShardError: the shards have nothing of the task in this split.
+        ShardError: the shards have no data of the task in this split.
     """
     folder = Path(settings.data)
     if settings.task == "recommendation":
@@ -95,7 +100,7 @@ def score_models(
 def score_topics(
     models: Models, batches: Iterable[Batch], *, topics: int, world: World, pace: Pace | None = None
 ) -> Scores:
-    """Topic metrics of each model: {"accuracy", "macro_f1", "rows"}; arguments as in `count_topics`."""
+    """Topic metrics of each model: {"accuracy", "macro_f1", "rows"}. Arguments as in `count_topics`."""
     counts = count_topics(models, batches, topics=topics, world=world, pace=pace)
     return {name: topic_metrics(matrix) for name, matrix in counts.items()}
 
@@ -103,31 +108,28 @@ def score_topics(
 @torch.inference_mode()
 def count_topics(
     models: Models, batches: Iterable[Batch], *, topics: int, world: World, pace: Pace | None = None
-) -> dict[str, npt.NDArray[np.int64]]:
-    """Each model's confusion matrix (Y, Y), rows true topics, columns predicted ones.
+) -> dict[str, Ints]:
+    """Each model's confusion matrix (Y, Y): rows are true topics, columns predicted ones.
 
     Args:
-        batches: this worker's part of a split; each title once over all workers.
+        batches: this worker's part of a split; over all workers each title occurs once.
         topics: Y.
     """
     device = world.device
     counts = torch.zeros(len(models), topics, topics, dtype=torch.int64, device=device)
     for batch in batches:
-        moved = batch.to(device)
+        batch = batch.to(device)
+        labels = batch.target.labels
         if pace:
-            pace.titles += len(batch.target.labels)
-        for number, (name, (encoder, top)) in enumerate(models.items()):
+            pace.titles += len(labels)
+        for index, (name, (encoder, top)) in enumerate(models.items()):
             began = device_seconds(device) if pace else 0.0
-            output = top([encoder(b.input_ids, b.attention_mask) for b in moved.buckets], moved)
+            output = top([encoder(b.input_ids, b.attention_mask) for b in batch.buckets], batch)
             if pace:
                 pace.charge(name, began, device)
-            counts[number] += _confusion(moved.target.labels, output.logits.argmax(-1), topics)
+            cells = labels * topics + output.logits.argmax(-1)
+            counts[index] += torch.bincount(cells, minlength=topics * topics).view(topics, topics)
     return dict(zip(models, world.sum_tensor(counts).cpu().numpy(), strict=True))
-
-
-def _confusion(labels: Tensor, predicted: Tensor, topics: int) -> Tensor:
-    """(B,) true and predicted topics to (Y, Y) counts."""
-    return torch.bincount(labels * topics + predicted, minlength=topics * topics).view(topics, topics)
 
 
 @torch.inference_mode()
@@ -136,35 +138,33 @@ def score_matches(
 ) -> Scores:
     """AUC of each model over all pairs of a split: {"auc", "auc_error", "rows"}.
 
-    Each different text of a shard is encoded once by each model; memory holds one shard's embeddings.
+    Each text of a shard is encoded once by each model; memory holds the embeddings of one shard.
     """
-    table = read_texts(folder, manifest)
-    scores: dict[str, list[torch.Tensor]] = {name: [] for name in models}
+    table, pad_id = read_texts(folder, manifest), manifest.tokenizer.pad_id
+    scores: dict[str, list[Tensor]] = {name: [] for name in models}
     clicked = []
     for pairs in read_pairs(folder, manifest, split):
-        rows, places = np.unique(np.concatenate([pairs.queries, pairs.texts]), return_inverse=True)
-        pad_id = manifest.tokenizer.pad_id
-        found = encode_texts(models, table, rows, pad_id=pad_id, world=world, pace=pace)
-        queries, texts = (torch.from_numpy(half).to(world.device) for half in np.split(places, 2))
+        rows, positions = np.unique(np.concatenate([pairs.queries, pairs.texts]), return_inverse=True)
+        embeddings = encode_texts(models, table, rows, pad_id=pad_id, world=world, pace=pace)
+        queries, texts = (torch.from_numpy(half).to(world.device) for half in np.split(positions, 2))
         for name, (_, top) in models.items():
-            embedding = found[name]
-            head = cast("PairHead", top.head)
+            head, embedding = cast("PairHead", top.head), embeddings[name]
             scores[name].append(head.scores(embedding[queries], embedding[texts]).double().cpu())
         clicked.append(pairs.clicked)
     labels = np.concatenate(clicked)
     return {name: pooled_auc(torch.cat(parts).numpy(), labels) for name, parts in scores.items()}
 
 
-Floats = npt.NDArray[np.float64]
-BLOCK = 256
-"""Impressions scored together."""
-
-
 @dataclass(frozen=True)
 class News:
-    """Embeddings of the news that a split names: `places[row]` is a news' position in each (M, D) tensor."""
+    """Embeddings of the news in a split.
 
-    places: Ints
+    Attributes:
+        positions: position in each embedding tensor of each row of the table of texts.
+        embeddings: (M, D) of each model by name.
+    """
+
+    positions: Ints
     embeddings: Mapping[str, Tensor]
 
 
@@ -180,33 +180,40 @@ def score_rankings(
     baselines: bool = False,
     news: News | None = None,
 ) -> Scores:
-    """MIND's metrics of each model over all impressions at once (method 4: per impression, then their mean).
+    """MIND's metrics of each model: per impression, then the mean.
 
     Args:
-        history: clicks of a user that are read.
+        history: number of a user's last clicks that are used.
         baselines: also rank by `popularity` and at `random`.
-        news: the split's news where they are encoded already.
+        news: the split's news, if they are encoded already.
     Returns:
-        name -> {"auc", "mrr", "ndcg5", "ndcg10", each with its standard error as "<name>_error", "rows",
-        "left_out"}; empty where no impression of the split carries labels.
+        name -> {"auc", "mrr", "ndcg5", "ndcg10", the standard error of each as "<name>_error", "rows",
+        "left_out"}; empty if no impression of the split has labels.
     """
     news = news or encode_news(models, folder, manifest, split, history=history, world=world, pace=pace)
     clicks = count_clicks(folder, manifest) if baselines else None
     names = [*models, *(("popularity", "random") if baselines else ())]
-    found: dict[str, list[Floats]] = {name: [] for name in names}
-    for number, (_, block) in enumerate(read_blocks(folder, manifest, split, history=history)):
+    tallies: dict[str, list[Floats]] = {name: [] for name in names}
+    for index, (_, block) in enumerate(read_blocks(folder, manifest, split, history=history)):
         scores: dict[str, Floats] = {}
-        if world.owns(number):
+        if world.owns(index):
             scores = score_block(models, news, block, world=world)
             if clicks is not None:
                 scores["popularity"] = clicks[block.candidates].astype(np.float64)
+<<<<<<< HEAD
                 scores["random"] = seeded_generator(0, number).random(len(block.candidates))
+=======
+                scores["random"] = generator_of(0, index).random(len(block.candidates))
+>>>>>>> f05d084 (evaluation and assemble in plain English; one confusion of places less)
         for name in names:
-            found[name].append(_tally(scores.get(name), block))
-    tallies = {name: _over_workers(parts, world) for name, parts in found.items()}
-    if any(tallied[:, :2].sum() == 0 for tallied in tallies.values()):
+            tallies[name].append(_tally(scores.get(name), block))
+    sums = {
+        name: world.sum_tensor(torch.from_numpy(np.array(parts)).to(world.device)).cpu().numpy()
+        for name, parts in tallies.items()
+    }
+    if any(parts[:, :2].sum() == 0 for parts in sums.values()):
         return {}
-    return {name: ranking_scores(tallied) for name, tallied in tallies.items()}
+    return {name: ranking_scores(parts) for name, parts in sums.items()}
 
 
 def encode_news(
@@ -219,54 +226,51 @@ def encode_news(
     world: World,
     pace: Pace | None = None,
 ) -> News:
-    """Every news that a split's histories and candidates name, encoded once."""
-    rows = find_named(folder, manifest, split, history=history)
+    """Embeddings of all news in a split's histories and candidates."""
+    rows = find_news(folder, manifest, split, history=history)
     return encode_rows(models, folder, manifest, rows, world=world, pace=pace)
 
 
 def encode_rows(
     models: Models, folder: Path, manifest: Manifest, rows: Ints, *, world: World, pace: Pace | None = None
 ) -> News:
-    """The news at some rows of the table of texts (M,), each once."""
+    """Embeddings of the news at distinct rows (M,) of the table of texts."""
     table = read_texts(folder, manifest)
-    places = np.zeros(len(table), np.int64)
-    places[rows] = np.arange(len(rows))
+    positions = np.zeros(len(table), np.int64)
+    positions[rows] = np.arange(len(rows))
     pad_id = manifest.tokenizer.pad_id
-    return News(places, encode_texts(models, table, rows, pad_id=pad_id, world=world, pace=pace))
+    return News(positions, encode_texts(models, table, rows, pad_id=pad_id, world=world, pace=pace))
 
 
-def find_named(folder: Path, manifest: Manifest, split: Split, *, history: int) -> Ints:
-    """Rows of the table of texts that a split's histories and candidates name, each once."""
-    named = np.zeros(manifest.texts.rows, np.bool_)
+def find_news(folder: Path, manifest: Manifest, split: Split, *, history: int) -> Ints:
+    """Rows of the table of texts that occur in a split's histories or candidates, ascending."""
+    occurs = np.zeros(manifest.texts.rows, np.bool_)
     for _, impressions in read_impressions(folder, manifest, split, history=history):
-        named[impressions.history] = True
-        named[impressions.candidates] = True
-    return np.flatnonzero(named)
+        occurs[impressions.history] = True
+        occurs[impressions.candidates] = True
+    return np.flatnonzero(occurs)
 
 
 @torch.inference_mode()
 def score_block(models: Models, news: News, block: Impressions, *, world: World) -> dict[str, Floats]:
-    """Each model's scores (N,) of all candidates of some impressions, flat as they stand there."""
-    device = world.device
+    """Each model's scores (N,) of all candidates of some impressions, in their order."""
     lengths = np.diff(block.history_offsets)
     mask = np.arange(max(1, int(lengths.max(initial=1))))[None, :] < lengths[:, None]  # (I, T)
     history = np.zeros(mask.shape, np.int64)
-    history[mask] = news.places[block.history]
-    owner = np.repeat(np.arange(len(block)), np.diff(block.offsets))
-    read, present, offered, whose = (
-        torch.from_numpy(array).to(device)
-        for array in (history, mask.astype(np.int64), news.places[block.candidates], owner)
-    )
-    found = {}
+    history[mask] = news.positions[block.history]
+    owners = np.repeat(np.arange(len(block)), np.diff(block.offsets))
+    arrays = (history, mask.astype(np.int64), news.positions[block.candidates], owners)
+    clicked, clicked_mask, candidates, owner = (torch.from_numpy(a).to(world.device) for a in arrays)
+    scores = {}
     for name, (_, top) in models.items():
         embedding = news.embeddings[name]
-        users = cast("ClickHead", top.head).encode_users(embedding[read], present)  # (I, D)
-        found[name] = (embedding[offered] * users[whose]).sum(-1).double().cpu().numpy()
-    return found
+        users = cast("ClickHead", top.head).encode_users(embedding[clicked], clicked_mask)  # (I, D)
+        scores[name] = (embedding[candidates] * users[owner]).sum(-1).double().cpu().numpy()
+    return scores
 
 
 def count_clicks(folder: Path, manifest: Manifest) -> Ints:
-    """Clicks of each news in the training split's impressions, by its row of the table of texts."""
+    """Clicks of each row of the table of texts in the training split."""
     clicks = np.zeros(manifest.texts.rows, np.int64)
     for _, impressions in read_impressions(folder, manifest, "train", history=1):
         clicks += np.bincount(impressions.candidates[impressions.clicked == 1], minlength=len(clicks))
@@ -276,7 +280,7 @@ def count_clicks(folder: Path, manifest: Manifest) -> Ints:
 def read_blocks(
     folder: Path, manifest: Manifest, split: Split, *, history: int
 ) -> Iterator[tuple[pa.Table, Impressions]]:
-    """A split's impressions in the order of the file, BLOCK at a time, each with its rows of the shard."""
+    """A split's impressions in file order, BLOCK at a time, with their rows of the shard."""
     for table, impressions in read_impressions(folder, manifest, split, history=history):
         for start in range(0, len(impressions), BLOCK):
             stop = min(start + BLOCK, len(impressions))
@@ -284,28 +288,22 @@ def read_blocks(
 
 
 def _slice(impressions: Impressions, start: int, stop: int) -> Impressions:
-    read = impressions.history_offsets[start : stop + 1]
-    offered = impressions.offsets[start : stop + 1]
+    histories = impressions.history_offsets[start : stop + 1]
+    candidates = impressions.offsets[start : stop + 1]
     return Impressions(
-        impressions.history[read[0] : read[-1]],
-        read - read[0],
-        impressions.candidates[offered[0] : offered[-1]],
-        offered - offered[0],
-        impressions.clicked[offered[0] : offered[-1]],
+        impressions.history[histories[0] : histories[-1]],
+        histories - histories[0],
+        impressions.candidates[candidates[0] : candidates[-1]],
+        candidates - candidates[0],
+        impressions.clicked[candidates[0] : candidates[-1]],
     )
 
 
 def _tally(scores: Floats | None, block: Impressions) -> Floats:
-    """A block's metrics added up, over its labelled impressions; zeros where another worker has them."""
+    """Sums of the metrics of a block's labelled impressions; zeros if another worker has its scores."""
     labelled = np.add.reduceat(block.clicked < 0, block.offsets[:-1]) == 0
     kept = np.repeat(labelled, np.diff(block.offsets))
     offsets = np.concatenate([[0], np.cumsum(np.diff(block.offsets)[labelled])])
     values = np.zeros(int(kept.sum())) if scores is None else scores[kept]
     total = tally(impression_metrics(values, block.clicked[kept], offsets))
     return np.zeros_like(total) if scores is None else total
-
-
-def _over_workers(parts: list[Floats], world: World) -> Floats:
-    tallied = torch.from_numpy(np.array(parts)).to(world.device)
-    summed: Floats = world.sum_tensor(tallied).cpu().numpy()
-    return summed

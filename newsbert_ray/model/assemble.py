@@ -1,4 +1,4 @@
-"""Settings and shards -> a fresh pair; a pair -> the exported student folder, and back."""
+"""Builds the pair of teacher, student and top that a run starts from."""
 
 from __future__ import annotations
 
@@ -29,24 +29,26 @@ from newsbert_ray.model.saved import TOP, load_student, read_top
 from newsbert_ray.model.word_models import NrmsEncoder, RecurrentEncoder
 
 _MAPPED = frozenset(losses_where(widths="mapped"))
-_OF_ONE_WIDTH = frozenset(losses_where(widths="equal"))
+_EQUAL_WIDTHS = frozenset(losses_where(widths="equal"))
 
 
 def assemble_pair(settings: TrainSettings, manifest: Manifest, *, stand_in: bool = False) -> Pair:
-    """The pair a run starts from: pretrained or scratch teacher, its student, tops drawn from the seed; or a
-    frozen teacher with the top that it was fine-tuned under.
+    """The pair that a run starts from, in training mode.
+
+    A pretrained or scratch teacher, its student, and tops drawn from the seed; or a frozen teacher with the
+    top that it was fine-tuned with.
 
     Args:
-        stand_in: where there is no fine-tuned teacher yet, let one that is not stand in its place: for what
-            counts parameters, bytes or seconds.
+        stand_in: use an untrained teacher where a fine-tuned one is still missing, to count parameters,
+            bytes or seconds.
     Raises:
-        EncoderError: no such teacher, or its tokeniser is not the shards'.
-        SettingsError: the student's layers do not divide the teacher's, or a loss compares two sizes.
+        EncoderError: the teacher is missing, or its tokeniser did not make the shards.
+        SettingsError: the student's layers do not divide the teacher's, or a loss compares different sizes.
     """
     distill = settings.distill
     torch.manual_seed(settings.seed)
     model = settings.model
-    if distill.alone and settings.student.kind != "bilstm":  # the student is all that is needed
+    if distill.alone and settings.student.kind != "bilstm":  # only the student is needed
         model = model.model_copy(update={"teacher_layers": settings.student.layers})
     teacher = _pretrained(settings.teacher, model, settings, manifest)
     block_map(len(teacher.layers), settings.student.layers)
@@ -59,13 +61,13 @@ def assemble_pair(settings: TrainSettings, manifest: Manifest, *, stand_in: bool
         teacher, teacher_top = load_frozen(settings, manifest)
     elif distill.own_tops:
         teacher_top = _draw_top(teacher, settings, manifest)
-    mapped = torch.nn.Linear(student.hidden_size, teacher.hidden_size) if distill.map_hidden else None
+    state_map = torch.nn.Linear(student.hidden_size, teacher.hidden_size) if distill.map_hidden else None
     pair = Pair(
         teacher,
         student,
         top,
         teacher_top=teacher_top,
-        state_map=mapped,
+        state_map=state_map,
         alone=distill.alone,
         frozen=distill.frozen,
         teacher_dropout=distill.teacher_dropout,
@@ -76,24 +78,24 @@ def assemble_pair(settings: TrainSettings, manifest: Manifest, *, stand_in: bool
 
 
 def load_frozen(settings: TrainSettings, manifest: Manifest) -> tuple[Encoder, Top]:
-    """The teacher that was fine-tuned before, and its top.
+    """The encoder and top of the run that fine-tuned the teacher.
 
     Raises:
-        EncoderError: none there, or it learned from other shards, another task, or other topics.
+        EncoderError: no such run, or it used other shards, another task, or other topics.
     """
     run = settings.distill.teacher_run
     if run is None:
         raise EncoderError("distill.teacher frozen: no teacher has been fine-tuned; give distill.teacher_run")
-    encoder, top, described = _frozen(Path(run) / "student")
-    for name, own in (
+    encoder, top, description = _cached_student(Path(run) / "student")
+    for name, expected in (
         ("task", settings.task),
         ("labels", manifest.labels),
         ("tokenizer_sha256", manifest.tokenizer.sha256),
     ):
-        if described[name] != own and (name != "labels" or settings.task == "topics"):
+        if description[name] != expected and (name != "labels" or settings.task == "topics"):
             raise EncoderError(
-                f"distill.teacher_run {run}: its {name} is not that of this run; give a run of the same task "
-                "and shards, or none, and one is fine-tuned"
+                f"distill.teacher_run {run}: its {name} differs from this run's; give a run of the same task "
+                "and shards, or leave it out to fine-tune one"
             )
     return encoder, top
 
@@ -105,8 +107,8 @@ def _start_student(teacher: Encoder, settings: TrainSettings, manifest: Manifest
     if student.kind == "nrms":
         return NrmsEncoder(teacher.word_embedding, dropout=settings.model.dropout)
     if student.encoder is not None:
-        own = settings.model.model_copy(update={"teacher_layers": student.layers})
-        return _pretrained(student.encoder, own, settings, manifest)
+        model = settings.model.model_copy(update={"teacher_layers": student.layers})
+        return _pretrained(student.encoder, model, settings, manifest)
     blocks = block_map(len(teacher.layers), student.layers)
     spread = student.start == "spread"
     return teacher.pick_layers([block[-1] if spread else i for i, block in enumerate(blocks, 1)])
@@ -123,51 +125,47 @@ def _draw_top(encoder: Encoder, settings: TrainSettings, manifest: Manifest) -> 
 
 
 def _require_comparable(pair: Pair, distill: DistillSettings) -> None:
-    """Raise SettingsError where a loss or momentum compares what has two sizes."""
+    """Raise SettingsError if a loss or momentum compares different sizes."""
     if pair.alone:
         return
-    own, other = pair.student.hidden_size, pair.teacher.hidden_size
-    needed = _OF_ONE_WIDTH | (frozenset() if distill.map_hidden else _MAPPED)
-    if own != other and (wrong := sorted(distill.losses & needed)):
+    student, teacher = pair.student.hidden_size, pair.teacher.hidden_size
+    same_width = _EQUAL_WIDTHS | (frozenset() if distill.map_hidden else _MAPPED)
+    if student != teacher and (wrong := sorted(distill.losses & same_width)):
         raise SettingsError(
-            f"the student is {own} wide and the teacher {other}: {', '.join(wrong)} cannot compare them; set "
-            "their weights to 0" + (", or distill.map_hidden true" if set(wrong) <= _MAPPED else "")
+            f"the student is {student} wide and the teacher {teacher}: {', '.join(wrong)} cannot compare them; "
+            "set their weights to 0" + (", or distill.map_hidden true" if set(wrong) <= _MAPPED else "")
         )
-    if own != other and not distill.own_tops:
+    if student != teacher and not distill.own_tops:
         raise SettingsError(
-            f"the student is {own} wide and the teacher {other}: they cannot share a top; set "
+            f"the student is {student} wide and the teacher {teacher}: they cannot share a top; set "
             "distill.shared_top false, or distill.teacher frozen"
         )
     if distill.beta > 0 and not pair.layers_match:
         raise SettingsError(
-            f"beta {distill.beta}: a student's layer has other parameters than a teacher's, so gradients "
+            f"beta {distill.beta}: student and teacher layers have different parameters, so their gradients "
             "cannot be mixed; set distill.beta 0"
         )
     if not distill.losses.isdisjoint(ATTENTION_LOSSES) and pair.student.heads != pair.teacher.heads:
         raise SettingsError(
-            f"the student has {pair.student.heads} heads and the teacher {pair.teacher.heads}: losses over "
-            "attention compare head with head; set their weights to 0"
+            f"the student has {pair.student.heads} heads and the teacher {pair.teacher.heads}: losses on "
+            "attention compare head by head; set their weights to 0"
         )
 
 
 def _pretrained(name: str, model: ModelSettings, settings: TrainSettings, manifest: Manifest) -> Encoder:
-    """A pretrained encoder's own copy, or one from scratch, drawn from torch's generator."""
-    tokenizer, longest = manifest.tokenizer, int(manifest.settings.get("max_tokens") or 0)
-    recipe = (name, model, settings.scratch, tokenizer.vocabulary, tokenizer.pad_id, longest)
+    """A copy of a pretrained encoder, or one from scratch, drawn from torch's generator."""
+    tokenizer, max_tokens = manifest.tokenizer, int(manifest.settings.get("max_tokens") or 0)
+    arguments = (name, model, settings.scratch, tokenizer.vocabulary, tokenizer.pad_id, max_tokens)
     if name == SCRATCH:
-        encoder = _load(*recipe)
-        _take_vectors(encoder, Path(settings.data) / VECTORS)
+        encoder = _load(*arguments)
+        _load_word_vectors(encoder, Path(settings.data) / VECTORS)
         return encoder
     check_tokenizer(name, manifest)
-    return copy.deepcopy(_cached(*recipe))
+    return copy.deepcopy(_cached_load(*arguments))
 
 
-def _take_vectors(encoder: Encoder, path: Path) -> None:
-    """Let an encoder from scratch start from the shards' word vectors, where they have any.
-
-    Raises:
-        EncoderError: it has another width, or they are damaged.
-    """
+def _load_word_vectors(encoder: Encoder, path: Path) -> None:
+    """Start an encoder from scratch from the shards' word vectors, if there are any."""
     if not path.is_file():
         return
     try:
@@ -178,45 +176,45 @@ def _take_vectors(encoder: Encoder, path: Path) -> None:
     if table.shape[1] != words.shape[1]:
         raise EncoderError(
             f"the shards' word vectors are {table.shape[1]} wide, the encoder {words.shape[1]}: give "
-            f"--scratch.hidden {table.shape[1]} and --scratch.heads that divide it"
+            f"--scratch.hidden {table.shape[1]} and a --scratch.heads that divides it"
         )
     if table.shape != words.shape:
-        raise EncoderError(f"{path}: not the vectors of these shards' words; prepare the shards again")
+        raise EncoderError(f"{path}: does not fit the shards' vocabulary; prepare the shards again")
     with torch.no_grad():
         words.copy_(table)
 
 
 def start_top(top: Top, settings: TrainSettings, manifest: Manifest) -> None:
-    """Where the teacher is a student that an earlier run exported, go on from its pooling, and from its head
-    where that answers the same question."""
+    """If the teacher is another run's exported student, start from its pooling, and for the same task and
+    topics also from its head."""
     from safetensors.torch import load_file
 
     folder = Path(settings.teacher)
     if settings.teacher == SCRATCH or not (folder / TOP).is_file():
         return
-    described = read_top(folder)
-    same = described["task"] == settings.task and described["labels"] == manifest.labels
-    own = top.state_dict()
-    found = {
+    description = read_top(folder)
+    same = description["task"] == settings.task and description["labels"] == manifest.labels
+    weights = top.state_dict()
+    known = {
         name: value
         for name, value in load_file(folder / TOP).items()
-        if name in own and own[name].shape == value.shape and (same or name.startswith("pooling."))
+        if name in weights and weights[name].shape == value.shape and (same or name.startswith("pooling."))
     }
-    top.load_state_dict({**own, **found})
+    top.load_state_dict({**weights, **known})
 
 
 @lru_cache(maxsize=8)
-def _identity(teacher: str) -> str:
+def _tokenizer_hash(teacher: str) -> str:
     return load_tokenizer(teacher).sha256
 
 
 def check_tokenizer(teacher: str, manifest: Manifest) -> None:
-    """Refuse a teacher whose tokeniser did not make the shards.
+    """Refuse a teacher whose tokeniser did not make the shards: the same ids would mean other words.
 
     Raises:
-        EncoderError: another tokeniser; its ids would mean other words.
+        EncoderError: the tokenisers differ.
     """
-    if _identity(teacher) != manifest.tokenizer.sha256:
+    if _tokenizer_hash(teacher) != manifest.tokenizer.sha256:
         raise EncoderError(
             f"the shards were tokenised by '{manifest.tokenizer.name}', the teacher '{teacher}' has another "
             "tokeniser: the same ids would mean other words; prepare the shards with this teacher"
@@ -231,11 +229,11 @@ def _load(
     )
 
 
-_cached = lru_cache(maxsize=2)(_load)
-"""A process's pretrained encoders, kept for its next trial."""
+_cached_load = lru_cache(maxsize=2)(_load)
+"""Pretrained encoders, kept for the next trial in this process."""
 
 
 @lru_cache(maxsize=1)
-def _frozen(folder: Path) -> tuple[Encoder, Top, dict[str, Any]]:
-    """A process's frozen teacher, kept for its next trial: nothing changes it."""
+def _cached_student(folder: Path) -> tuple[Encoder, Top, dict[str, Any]]:
+    """A frozen teacher, kept for the next trial in this process; nothing changes it."""
     return load_student(folder)

@@ -31,7 +31,7 @@ from newsbert_ray.data.reading import (
 )
 from newsbert_ray.data.shards import Manifest, read_manifest, read_texts
 from newsbert_ray.evaluation.encoding import device_seconds, encode_texts
-from newsbert_ray.evaluation.scoring import BATCH, find_named, score_topics
+from newsbert_ray.evaluation.scoring import BATCH, find_news, score_topics
 from newsbert_ray.files import format_duration, write_json
 from newsbert_ray.model.saved import CHECKPOINTS, load_best, write_best, write_student
 from newsbert_ray.ray_session import ray_session
@@ -550,7 +550,7 @@ def _validation_texts(schedule: TrainingSchedule) -> tuple[Ints, int]:
     folder, manifest = Path(schedule.folder), schedule.manifest
     if schedule.task == "recommendation":
         rows = manifest.rows("validation", schedule.task)
-        return find_named(folder, manifest, "validation", history=schedule.history), rows
+        return find_news(folder, manifest, "validation", history=schedule.history), rows
     first = next(read_pairs(folder, manifest, "validation"))
     return np.unique(np.concatenate([first.queries, first.texts])), len(first)
 

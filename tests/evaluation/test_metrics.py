@@ -240,7 +240,7 @@ def test_nothing_to_rank() -> None:
     """A mean of nothing is no number, and the reader wants to know which nothing."""
     with pytest.raises(ValueError, match="the split is empty"):
         ranking_scores(np.zeros((0, 10)))
-    with pytest.raises(ValueError, match="of 2 each has no click or only clicks"):
+    with pytest.raises(ValueError, match="all 2 have no click or only clicks"):
         ranking_scores([tally(impression_metrics(*_flat([[(0.1, 0)], [(0.1, 1), (0.2, 1)]])))])
 
 
@@ -249,7 +249,7 @@ def test_nothing_to_rank() -> None:
     [
         ([0.1, math.nan], [0, 1], [0, 2], "score nan of candidate 1"),
         ([math.inf, 0.2], [0, 1], [0, 2], "score inf of candidate 0"),
-        ([[0.1, 0.2]], [[0, 1]], [0, 2], "one flat array"),
+        ([[0.1, 0.2]], [[0, 1]], [0, 2], "a flat array"),
         ([0.1, 0.2], [0], [0, 2], r"clicked of shape \(1,\)"),
         ([0.1, 0.2], [0, 2], [0, 2], "clicked 2 of candidate 1"),
         ([0.1, 0.2], [-1, -1], [0, 2], "unlabelled rows have no metric"),

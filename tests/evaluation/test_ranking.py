@@ -121,7 +121,7 @@ def test_each_news_is_encoded_once(make_settings: MakeSettings) -> None:
     manifest = read_manifest(folder)
     pace = Pace()
     score_rankings(pair.models(), folder, manifest, "test", history=50, world=CPU, pace=pace)
-    named = ranking.find_named(folder, manifest, "test", history=50)
+    named = ranking.find_news(folder, manifest, "test", history=50)
     assert pace.titles == len(named) == len(set(named.tolist()))
     blocks = [block for _, block in read_impressions(folder, manifest, "test", history=50)]
     mentioned = {int(row) for b in blocks for row in [*b.history, *b.candidates]}

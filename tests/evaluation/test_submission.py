@@ -79,11 +79,11 @@ def test_reads_what_it_writes(rows: list[tuple[str, list[int]]], suffix: str, tm
 @pytest.mark.parametrize(
     ("impression", "ranks", "message"),
     [
-        ("7", [1, 3], "impression 7: rank 3 among 2 candidates; each of 1 to 2 once"),
+        ("7", [1, 3], "impression 7: rank 3 among 2 candidates; expected each of 1 to 2 once"),
         ("7", [1, 2, 2], "impression 7: rank 2 occurs twice"),
-        ("7", [0, 1], "an id without blanks, and whole ranks"),
+        ("7", [0, 1], "an id without blanks and at least one rank, all integers"),
         ("7", [], "at least one"),
-        ("7", [1.0, 2.0], "whole ranks"),
+        ("7", [1.0, 2.0], "all integers"),
         ("", [1], "an id without blanks"),
         ("a b", [1], "an id without blanks"),
         ("a\n8 [1]", [1], "an id without blanks"),
@@ -122,9 +122,9 @@ def test_other_suffix(name: str, tmp_path: Path) -> None:
         raise AssertionError("asked for ranks")
         yield
 
-    with pytest.raises(SubmissionError, match=r"\.zip \(as MIND takes it\) or \.txt"):
+    with pytest.raises(SubmissionError, match=r"\.zip \(as MIND accepts it\) or \.txt"):
         write_submission(tmp_path / name, never())
-    with pytest.raises(SubmissionError, match=r"\.zip \(as MIND takes it\) or \.txt"):
+    with pytest.raises(SubmissionError, match=r"\.zip \(as MIND accepts it\) or \.txt"):
         check_submission(tmp_path / name, [])
     with pytest.raises(SubmissionError, match="a folder"):
         write_submission(_folder(tmp_path / "x.zip"), never())
@@ -140,8 +140,8 @@ def _folder(path: Path) -> Path:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"1 [1,2]\n2 [1, 2]\n", r":2: '2 \[1, 2\]\\n' is not of the form"),
-        (b"1 [1,2]\r\n2 [1]\r\n", ":1: .* ended by LF"),
+        (b"1 [1,2]\n2 [1, 2]\n", r":2: '2 \[1, 2\]\\n': expected"),
+        (b"1 [1,2]\r\n2 [1]\r\n", ":1: .* a line feed at the end"),
         (b"1 [1,2]\n\n2 [1]\n", ":2: "),
         (b"1 [1,2]\n2 []\n", ":2: "),
         (b"1 [1,2]\n2 [0]\n", ":2: "),
@@ -179,11 +179,11 @@ def test_last_line_without_its_end(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("expected", "message"),
     [
-        ([("1", 2), ("3", 3), ("2", 1)], ":2: impression 2, where behaviors.tsv has 3"),
-        ([("1", 3), ("2", 1), ("3", 3)], ":1: 2 ranks of impression 1, 3 candidates"),
+        ([("1", 2), ("3", 3), ("2", 1)], ":2: impression 2, but behaviors.tsv has 3"),
+        ([("1", 3), ("2", 1), ("3", 3)], ":1: 2 ranks for 3 candidates of impression 1"),
         ([("1", 2), ("2", 1), ("3", 3), ("4", 2)], ": ends after 3 lines; impression 4 is missing"),
-        ([("1", 2), ("2", 1)], ":3: impression 3 left over; behaviors.tsv ends after 2"),
-        ([], ":1: impression 1 left over"),
+        ([("1", 2), ("2", 1)], ":3: additional impression 3; behaviors.tsv ends after 2"),
+        ([], ":1: additional impression 1"),
     ],
 )
 @pytest.mark.parametrize("suffix", ["zip", "txt"])
@@ -200,7 +200,7 @@ def test_other_behaviors(expected: list[tuple[str, int]], message: str, suffix: 
 @pytest.mark.parametrize(
     ("ranks", "message"),
     [
-        ("1,1,2", "rank 1 occurs twice; each of 1 to 3 once expected"),
+        ("1,1,2", "rank 1 occurs twice; expected each of 1 to 3 once"),
         ("1,2,4", "rank 4 among 3 candidates"),
         ("3,3,3", "rank 3 occurs twice"),
     ],
@@ -218,14 +218,17 @@ def test_ranks_that_are_none(ranks: str, message: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        ([], "holds nothing"),
-        (["predictions.txt"], "holds 'predictions.txt'; exactly one member, prediction.txt, expected"),
-        (["out/prediction.txt"], "holds 'out/prediction.txt'"),
-        (["../prediction.txt"], "exactly one member"),
-        (["/prediction.txt"], "exactly one member"),
-        (["prediction.txt/"], "exactly one member"),
-        (["prediction.txt", "__MACOSX/prediction.txt"], "holds 'prediction.txt', '__MACOSX/prediction.txt'"),
-        (["a", "b", "c", "d"], r"holds 'a', 'b', 'c', \.\.\.;"),
+        ([], "contains nothing"),
+        (["predictions.txt"], "contains 'predictions.txt'; expected one file, prediction.txt"),
+        (["out/prediction.txt"], "contains 'out/prediction.txt'"),
+        (["../prediction.txt"], "expected one file"),
+        (["/prediction.txt"], "expected one file"),
+        (["prediction.txt/"], "expected one file"),
+        (
+            ["prediction.txt", "__MACOSX/prediction.txt"],
+            "contains 'prediction.txt', '__MACOSX/prediction.txt'",
+        ),
+        (["a", "b", "c", "d"], r"contains 'a', 'b', 'c', \.\.\.;"),
     ],
 )
 def test_zip_of_something_else(members: list[str], message: str, tmp_path: Path) -> None:
@@ -245,7 +248,7 @@ def test_same_name_twice(tmp_path: Path) -> None:
         archive.writestr("prediction.txt", "1 [1]\n")
         with pytest.warns(UserWarning, match="Duplicate"):
             archive.writestr("prediction.txt", "1 [1]\n")
-    with pytest.raises(SubmissionError, match="exactly one member"):
+    with pytest.raises(SubmissionError, match="expected one file"):
         check_submission(path, [("1", 1)])
 
 
@@ -255,7 +258,7 @@ def test_name_that_is_cut_at_a_nul(tmp_path: Path) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("prediction.txt_x", "1 [1]\n")
     path.write_bytes(path.read_bytes().replace(b"prediction.txt_x", b"prediction.txt\0x"))
-    with pytest.raises(SubmissionError, match="exactly one member"):
+    with pytest.raises(SubmissionError, match="expected one file"):
         check_submission(path, [("1", 1)])
 
 
@@ -265,7 +268,7 @@ def test_other_compression(method: int, tmp_path: Path) -> None:
     path = tmp_path / "prediction.zip"
     with zipfile.ZipFile(path, "w", method) as archive:
         archive.writestr("prediction.txt", "1 [1]\n")
-    with pytest.raises(SubmissionError, match="deflate expected"):
+    with pytest.raises(SubmissionError, match="expected deflate"):
         check_submission(path, [("1", 1)])
 
 
