@@ -115,13 +115,8 @@ def evaluate(
         return {**result, **score_models(trained.models, settings, manifest, part, world=world)}
     if submission is not None:
         trained.require(model)
-<<<<<<< HEAD
         if is_url(submission):
-            raise SettingsError(f"--submission {submission}: it is written on this machine; give a path")
-=======
-        if storage.is_url(submission):
             raise SettingsError(f"--submission {submission}: must be a local path, not a URL")
->>>>>>> f05d084 (evaluation and assemble in plain English; one confusion of places less)
         require_suffix(Path(submission))
     history = settings.recommendation.history
     news = encode_news(trained.models, trained.folder, manifest, part, history=history, world=world)
@@ -173,11 +168,7 @@ def load_trained(run: str | Path, *, data: str | Path | None = None) -> TrainedR
     settings = build_settings(TrainSettings, read_record(folder).settings, where=str(folder / "record.json"))
     if data is not None:
         settings = settings.model_copy(update={"data": str(data)})
-<<<<<<< HEAD
-    data_location, settings = settings.data, with_local_paths(settings)
-=======
-    location, settings = settings.data, inputs.at_hand(settings)
->>>>>>> f05d084 (evaluation and assemble in plain English; one confusion of places less)
+    location, settings = settings.data, with_local_paths(settings)
     manifest = read_manifest(settings.data)
     encoder, top, description = load_student(folder / "student")
     _check_shards(description, manifest, settings.task, location)

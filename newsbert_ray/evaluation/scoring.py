@@ -19,11 +19,7 @@ from torch import Tensor
 from newsbert_ray.config import TrainSettings
 from newsbert_ray.data.batches import Batch
 from newsbert_ray.data.examples import Impressions
-<<<<<<< HEAD
-from newsbert_ray.data.order import Ints, seeded_generator
-=======
-from newsbert_ray.data.order import generator_of
->>>>>>> f05d084 (evaluation and assemble in plain English; one confusion of places less)
+from newsbert_ray.data.order import seeded_generator
 from newsbert_ray.data.reading import evaluation_batches, read_impressions, read_pairs
 from newsbert_ray.data.shards import Manifest, Split, read_texts
 from newsbert_ray.evaluation.encoding import Floats, Ints, Models, Pace, Scores, device_seconds, encode_texts
@@ -200,11 +196,7 @@ def score_rankings(
             scores = score_block(models, news, block, world=world)
             if clicks is not None:
                 scores["popularity"] = clicks[block.candidates].astype(np.float64)
-<<<<<<< HEAD
-                scores["random"] = seeded_generator(0, number).random(len(block.candidates))
-=======
-                scores["random"] = generator_of(0, index).random(len(block.candidates))
->>>>>>> f05d084 (evaluation and assemble in plain English; one confusion of places less)
+                scores["random"] = seeded_generator(0, index).random(len(block.candidates))
         for name in names:
             tallies[name].append(_tally(scores.get(name), block))
     sums = {

@@ -132,8 +132,8 @@ def _require_comparable(pair: Pair, distill: DistillSettings) -> None:
     same_width = _EQUAL_WIDTHS | (frozenset() if distill.map_hidden else _MAPPED)
     if student != teacher and (wrong := sorted(distill.losses & same_width)):
         raise SettingsError(
-            f"the student is {student} wide and the teacher {teacher}: {', '.join(wrong)} cannot compare them; "
-            "set their weights to 0" + (", or distill.map_hidden true" if set(wrong) <= _MAPPED else "")
+            f"the student is {student} wide and the teacher {teacher}: {', '.join(wrong)} cannot compare "
+            "them; set their weights to 0" + (", or distill.map_hidden true" if set(wrong) <= _MAPPED else "")
         )
     if student != teacher and not distill.own_tops:
         raise SettingsError(
