@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from newsbert_ray.deploy.doctor import Finding
-    from newsbert_ray.evaluation.evaluate import Shown, TopicRow
+    from newsbert_ray.evaluation.evaluate import RankedImpression, TopicRow
     from newsbert_ray.reporting.page import Table as ReportTable
     from newsbert_ray.serving.similar import Answer
     from newsbert_ray.settings import Setting
@@ -236,7 +236,7 @@ def _number(numbers: dict[str, float], column: str) -> str:
     return f"{value:.4f}" + (f" ±{error:.4f}" if error is not None else "")
 
 
-def print_impressions(impressions: Sequence[Shown], *, model: str) -> None:
+def print_impressions(impressions: Sequence[RankedImpression], *, model: str) -> None:
     """A user's impressions: the history, then the candidates in the model's order."""
     from rich.console import Console
     from rich.table import Table
