@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from newsbert_ray.config import PrepareSettings, TrainSettings
     from newsbert_ray.data.shards import Manifest
     from newsbert_ray.deploy.doctor import Finding
-    from newsbert_ray.evaluation.evaluate import Shown, TopicRow
+    from newsbert_ray.evaluation.evaluate import RankedImpression, TopicRow
     from newsbert_ray.record import RunRecord, read_record
     from newsbert_ray.serving.bench import Timing
     from newsbert_ray.serving.similar import Answer
@@ -372,7 +372,7 @@ def evaluate(
     model: Literal["student", "teacher"] = "student",
     by_topic: bool = False,
     show: str | None = None,
-) -> dict[str, Any] | list[TopicRow] | list[Shown]:
+) -> dict[str, Any] | list[TopicRow] | list[RankedImpression]:
     """Measure a finished run's models; write MIND's prediction file; show a user's ranking.
 
     Args:

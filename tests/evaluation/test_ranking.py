@@ -231,7 +231,7 @@ def test_training_data_without_labels(make_settings: MakeSettings, tmp_path: Pat
     }  # fmt: skip
     prepare(build_settings(PrepareSettings, values), say=lambda _: None)
     settings = make_settings(task="recommendation", data=str(tmp_path / "shards"))
-    with pytest.raises(ShardError, match="its train split has no clicks to learn from"):
+    with pytest.raises(ShardError, match="its train split has no clicks to train on"):
         train(settings, quiet=True)
     with pytest.raises(ShardError, match=r"prepared for topics and recommendation, not for retrieval"):
         train(make_settings(task="retrieval", out=str(tmp_path / "other")), quiet=True)
