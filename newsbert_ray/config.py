@@ -381,7 +381,7 @@ class PrepareSettings(Settings):
     text and clicked; URLs too (s3://, gs://). Give one each for train, dev and test."""
     teacher: str
     """Encoder whose tokeniser to use: a Hugging Face name, a folder, or `scratch`; or a file of word vectors
-    in GloVe's text format (glove.6B.300d.txt), whose words become the tokens."""
+    (of GloVe, fastText or word2vec; plain, .gz or .zip), whose words become the tokens."""
     out: str
     """Folder for the shards and manifest.json, or its URL."""
     max_tokens: int | None = Field(None, ge=3)

@@ -198,11 +198,8 @@ def read_manifest(folder: str | Path) -> Manifest:
     path = Path(folder) / MANIFEST
     try:
         manifest = Manifest.model_validate_json(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ShardError(
-            f"{path}: no prepared shards there; make them with: newsbert-ray prepare --source MIND_FOLDER "
-            f"--teacher NAME_OR_DIR --out {folder}"
-        ) from error
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ShardError(_no_shards(Path(folder))) from error
     except (ValidationError, UnicodeDecodeError) as error:
         raise ShardError(
             f"{path}: damaged manifest ({first_fault(error)}); prepare again with --overwrite true"
@@ -213,6 +210,19 @@ def read_manifest(folder: str | Path) -> Manifest:
             "prepare again with --overwrite true"
         )
     return manifest
+
+
+def _no_shards(folder: Path) -> str:
+    """Why a folder without a manifest is no folder of shards, and what to do."""
+    if folder.name == MANIFEST:
+        return f"{folder}: a file of prepared shards; give its folder, {folder.parent}"
+    source, out = "MIND_FOLDER", str(folder)
+    if folder.is_file() or (folder / "news.tsv").is_file():
+        source, out = str(folder), "SHARDS"
+    return (
+        f"{folder / MANIFEST}: no prepared shards there; make them with: newsbert-ray prepare --source "
+        f"{source} --teacher NAME_OR_DIR --out {out}"
+    )
 
 
 def write_shard(folder: Path, name: str, table: pa.Table, *, examples: int | None = None) -> Shard:

@@ -90,6 +90,12 @@ def test_a_manifest_that_cannot_be_trusted(prepared: tuple[Path, Manifest]) -> N
     path.unlink()
     with pytest.raises(ShardError, match="no prepared shards there; make them with: newsbert-ray prepare"):
         read_manifest(folder)
+    (folder / "news.tsv").touch()
+    with pytest.raises(ShardError, match=f"prepare --source {folder} --teacher NAME_OR_DIR --out SHARDS"):
+        read_manifest(folder)
+    path.touch()
+    with pytest.raises(ShardError, match=f"a file of prepared shards; give its folder, {folder}"):
+        read_manifest(path)
 
 
 BLOCKS = [([5, 6, 7, 8, 9], [2, 3]), ([], []), ([1], [1]), ([2, 3], [2])]
