@@ -42,7 +42,7 @@ from newsbert_ray.reporting.sweep_figures import sweep_figures
 from newsbert_ray.reporting.sweep_page import points_csv, sweep_page
 from newsbert_ray.reporting.tables import number, results_table, rows_of, summary_of, to_csv
 from newsbert_ray.secrets import mask_url
-from newsbert_ray.storage import workdir as storage
+from newsbert_ray.storage.workdir import is_url, snapshot
 
 _log = logging.getLogger(__name__)
 
@@ -68,10 +68,10 @@ def report(
         SettingsError: `against` has another form, or no row has that value.
         StorageError: a bucket cannot be read.
     """
-    if storage.is_url(out):
+    if is_url(out):
         raise RecordError(f"--out {mask_url(str(out))}: a report is read on this machine; give a folder")
     with ExitStack() as stack:
-        local = {str(folder): stack.enter_context(storage.snapshot(folder)) for folder in folders}
+        local = {str(folder): stack.enter_context(snapshot(folder)) for folder in folders}
         written = _report(local, Path(out), read_against(against) if against else None)
         if keep is not None:
             write_kept(Path(keep), distinct(collect(local)))

@@ -1,5 +1,6 @@
-"""Old names, until every caller has moved to `storage.workdir`."""
+"""Old names, until serving has moved to `storage.workdir`."""
 
-from newsbert_ray.storage.workdir import NAMES, as_given, at_hand, brought, fetch, moved, places
+from newsbert_ray.storage.workdir import download_input as brought
+from newsbert_ray.storage.workdir import fetch
 
-__all__ = ["NAMES", "as_given", "at_hand", "brought", "fetch", "moved", "places"]
+__all__ = ["brought", "fetch"]

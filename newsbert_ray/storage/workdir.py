@@ -23,7 +23,8 @@ from pathlib import Path, PurePosixPath
 from newsbert_ray.config import TrainSettings, merge
 from newsbert_ray.files import locked, write_json, write_text
 from newsbert_ray.record import RECORD, STOPPED, read_record, write_record
-from newsbert_ray.storage.bucket import Listed, Remote, StorageError, hidden, is_url, join, leased, shown
+from newsbert_ray.secrets import mask_url
+from newsbert_ray.storage.bucket import FileInfo, Remote, StorageError, is_hidden, is_url, join, lease
 
 __all__ = [
     "HUB_NAMES",
@@ -40,7 +41,6 @@ __all__ = [
     "locations_of",
     "open_workdir",
     "restore_urls",
-    "shown",
     "snapshot",
     "with_local_paths",
     "with_locations",
@@ -260,7 +260,7 @@ def open_workdir(
     """
     workdir = WorkDir.at(location)
     if workdir.is_remote and exclusive:
-        with leased(workdir.location, workdir._beside(".lock")):
+        with lease(workdir.location, workdir._beside(".lock")):
             workdir.download(markers=markers, small=small)
             yield workdir
     else:
@@ -446,10 +446,10 @@ def _rank(name: str) -> int:
     return 4 if path.name in _RANK_LAST else 1
 
 
-def _list_inputs(remote: Remote, without: Sequence[str]) -> dict[str, Listed]:
+def _list_inputs(remote: Remote, without: Sequence[str]) -> dict[str, FileInfo]:
     """The files of a folder; where the location is one file, that file under an empty name."""
-    if (itself := remote.itself()) is not None:
-        return {"": itself}
+    if (info := remote.as_file()) is not None:
+        return {"": info}
     files = {n: f for n, f in remote.files().items() if not any(fnmatch(n, pattern) for pattern in without)}
     if not files:
         raise StorageError(f"{remote.url}: nothing there; correct the URL")
@@ -458,7 +458,7 @@ def _list_inputs(remote: Remote, without: Sequence[str]) -> dict[str, Listed]:
 
 def _file_names(folder: Path) -> list[str]:
     paths = (path for path in folder.rglob("*") if path.is_file())
-    return [name for name in (path.relative_to(folder).as_posix() for path in paths) if not hidden(name)]
+    return [name for name in (path.relative_to(folder).as_posix() for path in paths) if not is_hidden(name)]
 
 
 def _stamps(folder: Path, names: Iterable[str]) -> dict[str, list[int]]:
@@ -473,7 +473,7 @@ def _stamps(folder: Path, names: Iterable[str]) -> dict[str, list[int]]:
     return stamps
 
 
-def _keep_only(folder: Path, names: Mapping[str, Listed]) -> None:
+def _keep_only(folder: Path, names: Mapping[str, FileInfo]) -> None:
     for name in _file_names(folder):
         if name not in names:
             (folder / name).unlink(missing_ok=True)
@@ -482,39 +482,7 @@ def _keep_only(folder: Path, names: Mapping[str, Listed]) -> None:
             path.rmdir()
 
 
-# Old names, until every caller has moved to WorkDir.
-
-
-def local(place: str | Path) -> Path:
-    return WorkDir.at(place).path
-
-
-@contextmanager
-def working(
-    place: str | Path, *, marks: Sequence[str], small: bool = False, alone: bool = True
-) -> Iterator[Path]:
-    with open_workdir(place, markers=marks, small=small, exclusive=alone) as workdir:
-        yield workdir.path
-
-
-def bring(place: str | Path, *, marks: Sequence[str] = (), small: bool = False) -> Path:
-    return WorkDir.at(place).download(markers=marks, small=small)
-
-
-def publish(place: str | Path) -> None:
-    WorkDir.at(place).publish()
-
-
-def collect(place: str | Path, part: str = "") -> None:
-    WorkDir.at(place).collect(part)
-
-
-def remove(place: str | Path, part: str) -> None:
-    WorkDir.at(place).remove(part)
-
-
-def discard(place: str | Path) -> None:
-    WorkDir.at(place).discard()
+# Old names, until serving has moved to WorkDir.
 
 
 def leave(place: str | Path, name: str, text: str) -> None:
@@ -529,5 +497,5 @@ def check_writable(place: str | Path) -> None:
     WorkDir.at(place).check_writable()
 
 
-NAMES, brought, places, moved = HUB_NAMES, download_input, locations_of, with_locations
-at_hand, as_given = with_local_paths, restore_urls
+def shown(place: str | Path) -> str:
+    return mask_url(str(place))

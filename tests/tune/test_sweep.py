@@ -26,7 +26,6 @@ from newsbert_ray.model.encoder import EncoderError
 from newsbert_ray.ray_session import ConnectError, RaySession
 from newsbert_ray.record import RECORD, TEACHERS, RunRecord, find_records, read_record
 from newsbert_ray.storage import bucket as lease
-from newsbert_ray.storage import workdir as storage
 from newsbert_ray.storage.bucket import Remote
 from newsbert_ray.storage.workdir import WorkDir
 from newsbert_ray.tune import sweep as sweep_module
@@ -613,6 +612,6 @@ def test_a_sweep_in_a_bucket_goes_on_on_another_machine(
         record = json.loads(Remote(place).read(f"trials/{trial}/{RECORD}") or b"")
         assert record["settings"]["out"] == f"{place}/trials/{trial}"
         assert record["settings"]["data"] == f"{bucket.url}/shards"
-        assert not storage.local(f"{place}/trials/{trial}").exists()
+        assert not WorkDir(f"{place}/trials/{trial}").path.exists()
     plan = json.loads(Remote(place).read("sweep.json") or b"")
     assert plan["state"] == "finished"
