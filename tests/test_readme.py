@@ -14,6 +14,7 @@ import pytest
 
 from newsbert_ray.cli import VERBS, parse
 from newsbert_ray.config import PrepareSettings, TrainSettings, dotted_names
+from newsbert_ray.tune.space_file import read_space
 from tests.readme_numbers import BLOCK, RESULTS, fill_tables
 from tests.readme_numbers import PAGES as PAGES_WITH_TABLES
 
@@ -167,6 +168,13 @@ def test_named_settings_exist() -> None:
     named = {name for cell in cells for name in re.findall(r"`([\w.]+)`", cell)}
     assert named
     assert named <= known | groups
+
+
+def test_example_search_space_loads(tmp_path: Path) -> None:
+    """The example is what people copy for their first sweep."""
+    (example,) = re.findall(r"```yaml\n(.*?)```", PAGES["docs/sweeps.md"], flags=re.DOTALL)
+    (tmp_path / "mine.yaml").write_text(example, encoding="utf-8")
+    assert read_space(tmp_path / "mine.yaml").name == "mine"
 
 
 @pytest.mark.parametrize("name", [name for name, page in PAGES.items() if "```python" in page])
