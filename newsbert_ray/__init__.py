@@ -487,7 +487,8 @@ def embed(
 
     Args:
         run: folder of a finished run, or its URL.
-        input: MIND's news.tsv, or .jsonl or .parquet with news_id or id, and title or text; URLs too.
+        input: files of texts, or their URLs: MIND's news.tsv, or .jsonl or .parquet with news_id or id, and
+            title or text.
         out: folder or URL (s3://...) for the embeddings: part-NNNNN.parquet (id, text, embedding of D
             floats) in the order of the input, and embedded.json.
         workers: parts embedded at once, each on one core; by default all cores; 0 uses this process only.
@@ -570,7 +571,7 @@ def bench(
     Args:
         models: finished runs (each gives its student and its teacher), or random:LAYERSxWIDTH for an encoder
             with random weights.
-        input: news.tsv, .jsonl or .parquet to take titles from; by default invented titles.
+        input: file of titles: news.tsv, .jsonl or .parquet; by default invented titles.
         titles: titles in a round.
         alone: number of titles that are also encoded one at a time, for percentiles.
         rounds: rounds, in which all models take turns; the first is not counted.
@@ -617,8 +618,8 @@ def doctor(
     Args:
         data: folder of shards to check.
         out: folder or URL (s3://...) for results; by default the current folder.
-        address: cluster: http(s)://HOST:PORT of its dashboard, or HOST:PORT of its head node; by default
-            RAY_ADDRESS or RAY_API_SERVER_ADDRESS.
+        address: address of the cluster: http(s)://HOST:PORT of its dashboard, or HOST:PORT of its head node;
+            by default RAY_ADDRESS or RAY_API_SERVER_ADDRESS.
         teacher: encoder to check: a Hugging Face name, a folder or `scratch`.
         deep: also compare the hash of every shard, which reads them all.
     Returns:

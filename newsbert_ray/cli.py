@@ -40,7 +40,7 @@ GROUPS: Mapping[str, Mapping[str, Verb]] = {
     "Prepare data": {
         "prepare": Verb(
             "--source MINDsmall_train --source MINDsmall_dev --teacher bert-base-uncased --out shards",
-            "source teacher out max_tokens validation_share test_share workers overwrite",
+            "source teacher out max_tokens validation_share test_share workers overwrite config",
         ),
         "synthesize": Verb("--out corpus"),
         "synthesize-pairs": Verb("--out tables"),
@@ -49,11 +49,12 @@ GROUPS: Mapping[str, Mapping[str, Verb]] = {
         "train": Verb(
             "--data shards --teacher bert-base-uncased --student.layers 2 --out runs/first",
             "data teacher out task method student.layers distill.beta epochs batch_size learning_rate seed"
-            " workers",
+            " workers config",
         ),
         "sweep": Verb(
             "search_spaces/paper_beta.yaml --data shards --teacher bert-base-uncased --out runs/beta",
-            "space out data teacher plan resume concurrency vary search.trials limits.hours epochs gpus",
+            "space out data teacher plan resume concurrency vary search.trials limits.hours epochs gpus"
+            " config",
         ),
     },
     "Look at results": {
@@ -105,7 +106,16 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         The exit code: 0 done, 1 failed, 2 wrong command, 130 stopped by Ctrl-C; of a submitted job its own.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _main(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # the reader, such as `head`, has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _main(words: list[str]) -> int:
     end = words.index("--") if "--" in words else len(words)  # a submitted job's own command comes after it
     words, job_words = words[:end], words[end:]
     debug = "--debug" in words
@@ -143,15 +153,13 @@ def _run(verb: str, words: list[str], *, debug: bool) -> int:
     """Run a verb and return its exit code; print an exception as one line, with `debug` as a traceback."""
     _configure_logging(debug=debug)
     try:
-        code = _call(verb, parse(verb, words))
-        sys.stdout.flush()
+        return _call(verb, parse(verb, words))
     except KeyboardInterrupt:
         again = _CONTINUE.get(verb, "the same command")
         print(f"\nnewsbert-ray {verb}: stopped; {again} continues where it was", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        raise
     except Exception as error:
         if debug:
             raise
@@ -159,7 +167,6 @@ def _run(verb: str, words: list[str], *, debug: bool) -> int:
         hint = f" (all settings: newsbert-ray {verb} --help-all)" if failure == 2 else ""
         print(f"newsbert-ray {verb}: {message}{hint}", file=sys.stderr)
         return failure
-    return code
 
 
 def _call(verb: str, values: dict[str, Any]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
@@ -52,10 +53,15 @@ def help_text(
         positionals: names of those that are given without a flag.
         grouped: put nested settings under a title.
     """
-    command = _wrapped(example, indent=4, start="  ", width=78)
-    lines = [*_wrapped(sentence), "", *(f"{line} \\" for line in command[:-1]), command[-1]]
+    together = re.sub(r"(--[\w.]+) (?!-)", "\\1\0", example)  # a flag and its value stay on one line
+    command = " \\\n".join(_wrapped(together, indent=4, start="  ", width=78)).replace("\0", " ")
+    lines = [*_wrapped(sentence), "", command]
     group = None
-    for setting in sorted(settings, key=lambda s: (s.name not in positionals, not s.required)):
+
+    def order(setting: Setting) -> tuple[bool, ...]:
+        return (setting.name not in positionals, not setting.required, grouped and "." in setting.name)
+
+    for setting in sorted(settings, key=order):
         if (name := setting.name.rpartition(".")[0] if grouped else "") != group:
             lines += ["", f"{name}:" if name else "Settings:"]
             group = name
@@ -69,7 +75,8 @@ def _entry(setting: Setting, *, positional: bool) -> list[str]:
     choices = "|".join(setting.choices)
     value = choices if 0 < len(choices) <= 50 else setting.name.rpartition(".")[2].upper()
     flag = f"--[no-]{setting.name}" if setting.is_bool else f"--{setting.name} {value}"
-    text = setting.text[:1].upper() + setting.text[1:].rstrip(".") + "."
+    text = setting.text.rstrip(".") + "."
+    text = text if re.match(r"\w+:", text) else text[:1].upper() + text[1:]
     if len(choices) > 50:
         text += f" One of {', '.join(setting.choices)}."
     if setting.required and not positional:
