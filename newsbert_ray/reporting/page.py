@@ -6,6 +6,9 @@ import re
 from dataclasses import dataclass
 from html import escape
 
+LONG_CELL = 24
+"""Longer numbers of a table, such as differences with their p-values, may wrap."""
+
 
 @dataclass(frozen=True)
 class Text:
@@ -95,7 +98,8 @@ class Table:
 
         caption = f"<caption>{escape(self.caption)}</caption>" if self.caption else ""
         label = escape(self.caption or ", ".join(self.head))
-        kind = ' class="words"' if self.words == len(self.head) else ""
+        long = any(len(cell) > LONG_CELL for cells in self.rows for cell in cells[self.words :])
+        kind = ' class="words"' if self.words == len(self.head) else ' class="long"' if long else ""
         rows = "\n".join(row("td", cells) for cells in self.rows)
         return (
             f'<div class="table" role="region" aria-label="{label}" tabindex="0"><table{kind}>{caption}\n'
@@ -212,7 +216,7 @@ STYLE = """
   --shade: #22272e; --paper: #171b20; --link: #7ab7ff; } }
 * { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; }
-body { margin: 0 auto; max-width: 72rem; padding: 2rem 1.25rem 4rem; background: var(--paper);
+body { margin: 0 auto; max-width: 84rem; padding: 2rem 1.25rem 4rem; background: var(--paper);
   color: var(--ink); font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue",
   Arial, sans-serif; }
 h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .75rem; }
@@ -235,7 +239,8 @@ th, td { padding: .3rem .8rem .3rem 0; text-align: left; vertical-align: top;
 thead th { border-bottom: 2px solid var(--line); vertical-align: bottom; }
 th.number, td.number { text-align: right; }
 td.number { white-space: nowrap; }
-caption { max-width: 50rem; }
+caption { max-width: min(50rem, calc(100vw - 2.5rem)); }
+table.long td.number { white-space: normal; min-width: 9rem; }
 table.words td { overflow-wrap: anywhere; min-width: 8rem; }
 code { font: .875rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
 pre { background: var(--shade); border: 1px solid var(--line); border-radius: 6px; padding: .75rem 1rem;

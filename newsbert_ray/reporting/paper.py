@@ -82,7 +82,7 @@ _TABLE1: Mapping[str, float | None] = {
     "tokens_per_text": None,
 }
 """Table 1 of the paper, the parts about MIND and NewsRetrieval; None where the paper has no number."""
-TABLE1_CAPTION = "Table 1. What is in the shards; the paper's corpora are others."
+TABLE1_CAPTION = "Table 1. Contents of the shards; the paper used other corpora."
 
 
 def method_tables(
@@ -149,7 +149,7 @@ def table2(records: Sequence[RunRecord], failed: Sequence[Mapping[str, Any]] = (
             )
         )
     head = (
-        *("system", "layers", "seeds", _PARAMETERS.heading, f"speed-up by layers, of {PAPER_LAYERS}"),
+        *("system", "layers", "seeds", _PARAMETERS.heading, f"speed-up by layers, from {PAPER_LAYERS}"),
         _SPEED.heading,
         *(column.heading for column in metrics),
         *(f"the paper's {column.label} %" for column in metrics),
@@ -173,7 +173,7 @@ def _table2_caption(records: Sequence[RunRecord], tuned: Sequence[str]) -> str:
     return (
         f"Table 2. Ours: {data}{trained}, encoder {teachers}{rates}; mean ± sd over seeds. "
         "The paper's: the authors' own cut of MIND, UniLMv2 (first 8 layers as teacher), 5 seeds: other data "
-        "and another encoder, so that only the order of the rows compares."
+        "and another encoder, so only the order of the rows can be compared."
     )
 
 
@@ -217,7 +217,7 @@ def depths_table(records: Sequence[RunRecord]) -> Table | None:
             beside.append(teacher.show(joint.columns.get(teacher.name)) if joint else "")
     body = [(NAMES[name], *cells[name]) for name in sorted(cells, key=list(NAMES).index)]
     if any(beside):
-        body.append((f"the teacher beside {NAMES[_JOINT]}", *beside))
+        body.append((f"teacher of {NAMES[_JOINT]}", *beside))
     caption = "Systems over student depth, test split, mean ± sd over seeds"
     if _JOINT in methods:
         caption += f"; {MARK} differs from {NAMES[_JOINT]} (p < {LEVEL:g}, Welch's t-test, Holm's correction)"

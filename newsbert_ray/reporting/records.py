@@ -32,9 +32,9 @@ NAMES: Mapping[str, str] = {
     "no_momentum": "NewsBERT without momentum",
     "no_soft_labels": "NewsBERT without soft labels",
     "no_hidden": "NewsBERT without hidden losses",
-    "no_embedding": "NewsBERT without the embeddings' loss",
-    "no_layers": "NewsBERT without the layers' loss",
-    "no_news_embedding": "NewsBERT without the news embeddings' loss",
+    "no_embedding": "NewsBERT without embedding loss",
+    "no_layers": "NewsBERT without layer loss",
+    "no_news_embedding": "NewsBERT without news embedding loss",
 }
 """Methods by the name that tables and figures show, in the order of the tables."""
 KEPT_SUFFIX = ".jsonl"

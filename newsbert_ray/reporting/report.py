@@ -237,7 +237,7 @@ def _caption(name: TaskName, records: Sequence[RunRecord]) -> str:
     noise = ""
     if errors:
         single = any(len(row.seeds) == 1 for row in rows_of(records))
-        brackets = "; in brackets that of a single seed's number" if single else ""
+        brackets = "; in brackets where there is one seed" if single else ""
         noise = f" Standard error over the {task.rows}, students' mean: {', '.join(errors)}{brackets}."
     return (
         f"{name.capitalize()}: {len(records)} run{'s' if len(records) > 1 else ''}{counted}{unknown}.{noise}"

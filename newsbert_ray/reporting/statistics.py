@@ -202,15 +202,15 @@ def significance_table(rows: Sequence[Row], against: Against, *, tuned: Sequence
     counts = sorted({len(row.seeds) for row in rows})
     seeds = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
     seeds += f" seed{'' if counts[-1] == 1 else 's'}"
-    own = f" but {', '.join(tuned)}, which each method has its own of" if tuned else ""
+    own = f" except {', '.join(tuned)}, tuned for each method" if tuned else ""
     return Table(
         (*names, *(f"{column.label}, points" for column in columns)),
         tuple((*map(str, rows[index].settings.values()), *line) for index, line in sorted(cells.items())),
         words=len(names),
-        caption=f"Difference to {against} (all else equal{own}), {seeds} a row, "
-        f"in points; p of Welch's t-test over seeds, and after Holm's correction over the column, "
-        f"{MARK} below {LEVEL:g}; paired: of the t-test over each seed's difference, uncorrected. They ask "
-        "whether other seeds would turn the order, not whether other news would.",
+        caption=f"Difference to {against} (all else equal{own}), {seeds} per row, in points. p: Welch's "
+        f"t-test over seeds, then the same after Holm's correction over the column ({MARK} below {LEVEL:g}); "
+        "paired: t-test over the differences of each seed, uncorrected. The tests tell whether other seeds "
+        "would change the order, not whether other news would.",
     )
 
 

@@ -101,7 +101,7 @@ def columns_of(task: Task) -> tuple[Column, ...]:
     ]
     examples = task.examples
     speed = Column(f"{examples}_per_second", f"{examples}/s in training", "titles_per_second", digits=0)
-    return (*metrics, speed, Column("seconds", "seconds a run", "seconds", digits=0))
+    return (*metrics, speed, Column("seconds", "seconds per run", "seconds", digits=0))
 
 
 def student_columns(task: Task) -> list[Column]:

@@ -42,11 +42,11 @@ def test_rows_stand_beside_the_papers(make_record: MakeRecord) -> None:
     assert found["NewsBERT", "1"][-2:] == ("73.49", "50.65")
     assert found["fine-tuned", "2"][-2:] == ("72.96", "50.76")
     assert found["BERT-PKD", "1"][-2:] == ("", "")
-    speed = table.head.index("speed-up by layers, of 12")
+    speed = table.head.index("speed-up by layers, from 12")
     assert [row[speed] for row in table.rows] == ["6.0", "12.0", "12.0", ""]
     assert table.head[-2:] == ("the paper's accuracy %", "the paper's macro-F1 %")
     assert found["NewsBERT", "1"][2] == "2"
-    assert "only the order of the rows compares" in table.caption
+    assert "only the order of the rows can be compared" in table.caption
     assert "synthetic_train (ab12cd34), trained on 1,800 titles, encoder scratch" in table.caption
 
 
@@ -96,7 +96,7 @@ def test_each_method_may_have_its_own_rate(make_record: MakeRecord) -> None:
     assert table is not None
     assert "learning_rate 0.0002 (NewsBERT), 0.0004 (fine-tuned)" in table.caption
     (_, compared) = method_tables(runs, None)
-    assert "all else equal but learning_rate, which each method has its own of" in compared.caption
+    assert "all else equal except learning_rate, tuned for each method" in compared.caption
     assert [row[0] for row in compared.rows] == ["finetune"]
     assert table2([*runs, *_runs(make_record, ("finetune", 1), learning_rate=1e-4)]) is None
 
@@ -141,7 +141,7 @@ def test_shards_have_a_report(shards: Path, tmp_path: Path) -> None:
     numbers = read_manifest(shards).statistics
     page = written[0].read_text(encoding="utf-8")
     assert f"| users | {numbers['users']:,.0f} | 1,000,000 |" in page
-    assert "the paper's corpora are others" in page
+    assert "the paper used other corpora" in page
     assert f"{shards},words_per_title,{numbers['words_per_title']}" in written[2].read_text(encoding="utf-8")
     assert "11.52" in written[3].read_text(encoding="utf-8")
 
@@ -190,7 +190,7 @@ def test_by_hand(make_record: MakeRecord) -> None:
     assert [(row[0], row[1], row[3]) for row in table.rows] == [
         ("fine-tuned", "60.0 ± 1.0*", "71.0 ± 2.0"),
         ("NewsBERT", "70.0 ± 1.0", "72.0 ± 2.0"),
-        ("the teacher beside NewsBERT", "80.0 ± 0.0", "80.0 ± 0.0"),
+        ("teacher of NewsBERT", "80.0 ± 0.0", "80.0 ± 0.0"),
     ]
     assert "differs from NewsBERT (p < 0.01" in table.caption
 

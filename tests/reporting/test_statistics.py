@@ -136,7 +136,7 @@ def test_a_report_compares_methods(make_record: MakeRecord, tmp_path: Path) -> N
             folder.mkdir(parents=True)
             write_record(folder, _record(make_record, method, seed, mean + shift))
     page = report([tmp_path / "runs"], out=tmp_path / "report")[0].read_text()
-    assert "Difference to method newsbert (all else equal), 4 seeds a row, in points" in page
+    assert "Difference to method newsbert (all else equal), 4 seeds per row, in points" in page
     assert "| finetune | -3.00\\* (p \\< 0.001, \\< 0.001) | +0.00 (no spread) |" in page
     other = report([tmp_path / "runs"], out=tmp_path / "report", against="method=finetune")[0].read_text()
     assert "| newsbert | +3.00" in other

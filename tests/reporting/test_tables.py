@@ -160,14 +160,14 @@ def test_columns_are_the_tasks_own(make_record: MakeRecord) -> None:
         results_table(rows_of([make_record(task="recommendation", auc=0.6234, teacher_auc=0.7)]))
     )
     assert head[:6] == ["seeds", "AUC %", "MRR %", "nDCG@5 %", "nDCG@10 %", "teacher's AUC %"]
-    assert head[-2:] == ["clicks/s in training", "seconds a run"]
+    assert head[-2:] == ["clicks/s in training", "seconds per run"]
     assert row[1:3] == ["62.3 (± 0.8)", "30.3 (± 0.8)"]
     assert results_table(rows_of([make_record(task="retrieval")])).head == (
         "seeds",
         "AUC %",
         "teacher's AUC %",
         "pairs/s in training",
-        "seconds a run",
+        "seconds per run",
     )
 
 
@@ -193,7 +193,7 @@ def test_student_that_learns_alone_has_blank_teacher_cells(make_record: MakeReco
 def test_test_split_without_labels_has_no_numbers(make_record: MakeRecord) -> None:
     """MIND's test set has none; the report of such a run must not end in an error, nor in zeros."""
     head, row = _cells(results_table(rows_of([make_record(task="recommendation", labelled=False)])))
-    assert head == ["seeds", "clicks/s in training", "seconds a run"]
+    assert head == ["seeds", "clicks/s in training", "seconds per run"]
     assert row == ["1", "800", "33"]
 
 
