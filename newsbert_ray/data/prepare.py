@@ -66,15 +66,7 @@ _LEARNED = ("scratch.vocabulary", "vectors")
 def prepare(settings: PrepareSettings, *, say: Say = print) -> Manifest:
     """Prepare the shards of `settings.out`, or find them there already.
 
-    Args:
-        say: called with each line of progress and of the closing summary.
-    Returns:
-        The manifest, as `shards.read_manifest` gives it.
-    Raises:
-        PrepareError: sources, output folder or disk do not allow it; nothing at `settings.out` is altered.
-        TokenizerError: the teacher's tokeniser cannot be loaded.
-        StorageError: a source in a bucket cannot be read, an output folder there not be written, or another
-            process works in it.
+    Arguments, result and errors are those of `newsbert_ray.prepare`.
     """
     sources = [download_input(source) for source in settings.source]
     local = settings.model_copy(update={"source": sources, "teacher": download_input(settings.teacher)})

@@ -53,26 +53,7 @@ def synthesize(
 ) -> list[Path]:
     """Write `out`/synthetic_<folder>, news.tsv and behaviors.tsv, for each of `folders`.
 
-    The first folder has `news` news. Each later one has a quarter as many new ones, and an eighth that the
-    folder before it has too, as in MIND. Memory: about 250 bytes a news and 16 a user.
-
-    Args:
-        news: news of the first folder, at least 8.
-        users: readers, the same in all folders.
-        impressions_per_user: impressions of each reader in the first folder; a quarter, at least one, in
-            the others.
-        topics: categories, 2 to 40.
-        seed: of everything that is drawn.
-        folders: names, in the order of time.
-        history: longest history of an impression; its length is uniform from 0.
-        candidates: news offered in each impression.
-        unlabelled: those of the folders whose behaviours have no click labels, like MIND's test file.
-        popularity: exponent of Zipf's law by which news are offered, and read among those of a topic; 0 is
-            uniform. Above 0 no news is offered twice in an impression.
-    Returns:
-        The folders written.
-    Raises:
-        ValueError: an argument out of its range.
+    Arguments, result and errors are those of `newsbert_ray.synthesize`.
     """
     _require_ranges(
         "corpus",
@@ -118,20 +99,7 @@ def synthesize_pairs(
 ) -> list[Path]:
     """Write `out`/synthetic_pairs_<name>.tsv for each of `tables`, in constant memory.
 
-    The first table has `pairs` rows. Each later one has a quarter as many, with queries of its own and half
-    its texts new.
-
-    Args:
-        pairs: rows of the first table, at least 8.
-        queries: its queries; a fifth of `pairs` by default.
-        topics: 2 to 40.
-        words: of a text, on average; a query has about 12.
-        seed: of everything that is drawn.
-        tables: names, in the order of time.
-    Returns:
-        The files written.
-    Raises:
-        ValueError: an argument out of its range.
+    Arguments, result and errors are those of `newsbert_ray.synthesize_pairs`.
     """
     queries = max(1, pairs // _CANDIDATES) if queries is None else queries
     _require_ranges(

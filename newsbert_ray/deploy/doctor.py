@@ -71,13 +71,7 @@ def doctor(
 ) -> Iterator[Finding]:
     """Check versions, devices, storage, ports, token and cluster; and shards and teacher where given.
 
-    Args:
-        data: folder of shards to check.
-        out: where results will be written, a folder or a URL; the current folder by default.
-        address: the cluster: http(s)://HOST:PORT of its dashboard, or HOST:PORT of its head; RAY_ADDRESS or
-            RAY_API_SERVER_ADDRESS by default.
-        teacher: the teacher's encoder: a folder, a Hugging Face name, or `scratch`.
-        deep: also compare the hash of each shard, which reads them all.
+    Arguments, result and errors are those of `newsbert_ray.doctor`.
     """
     variables = (os.environ.get(name, "").strip() for name in ("RAY_ADDRESS", ADDRESS_VARIABLE))
     address = address or next(filter(None, variables), None)

@@ -83,29 +83,8 @@ def submit(
 ) -> int:
     """Send a verb and its settings to a Ray cluster as a job, follow its log, and return its exit code.
 
-    Args:
-        command: the verb and its flags: ["sweep", "search_spaces/cloud.yaml", "--out", "s3://..."].
-        address: the cluster's dashboard, http(s)://HOST:PORT; RAY_API_SERVER_ADDRESS by default.
-        token_file: file with the cluster's token; RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token by
-            default. Only a cluster that asks for a token gets it.
-        working_dir: folder that is sent, at most 100 MB; the verb's relative paths start there. Runs, data,
-            caches, weights and what .gitignore or .rayignore name are not sent.
-        include: pattern of files that are sent in addition, such as /shards/; may be repeated.
-        exclude: pattern of files that are not sent, as in a .gitignore; may be repeated.
-        env: NAME=VALUE, a variable of the job and its workers; may be repeated. Never a secret: everyone who
-            may look at the cluster sees it.
-        pip: file of requirements that each node installs first, such as constraints.txt. Takes minutes; an
-            image with everything installed does not.
-        id: the job's name; made of the verb and the time by default.
-        no_wait: return as soon as the job is sent.
-        settings: the command's settings by name, to check paths before anything is sent: {"data": "shards"}.
-        echo: called with each line for the user.
-    Returns:
-        The job's exit code; 0 after no_wait; 130 after Ctrl-C, which lets the job continue.
-    Raises:
-        SettingsError: a path that the cluster cannot read, a secret, or a wrong name.
-        PackageError: the folder cannot be sent.
-        DashboardError, SubmitError, FollowError: the cluster does not answer, or refuses.
+    Arguments, result and errors are those of `newsbert_ray.submit`.
+    `settings` are the settings of the command by name, to check the paths in them.
     """
     if not command:
         raise SettingsError("nothing to submit; write the verb after --, as in: -- sweep FILE --out s3://...")

@@ -85,25 +85,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Compute the metrics of a run's exported student.
 
-    Args:
-        run: folder or URL of a finished run.
-        data: folder or URL of prepared shards; those of the run by default.
-        split: train, validation or test.
-        submission: also write MIND's prediction file (recommendation; .zip or .txt), read it back and check
-            it. The split needs no labels for it.
-        model: student or teacher; whose ranking the submission is.
-    Returns:
-        {"split", "data", "student": metrics, "teacher": metrics if its weights are kept}; for recommendation
-        also "popularity" and "random"; with a submission "submission": {"file", "model", "lines"}. No metrics
-        if the split has no labels.
-    Raises:
-        RecordError: the run is missing or not finished.
-        ShardError: no such split, or the shards' topics differ from the run's.
-        EncoderError: the student's folder is damaged, or another tokeniser made the shards.
-        CheckpointError: the teacher's weights are damaged.
-        SubmissionError: the prediction file cannot be written or failed its check.
-        SettingsError: a submission of a run of another task, or of a model that is not kept.
-        StorageError: a bucket cannot be read.
+    Arguments, result and errors are those of `newsbert_ray.evaluate`.
     """
     part = split_named(split)
     trained = load_trained(run, data=data)

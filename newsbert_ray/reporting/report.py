@@ -53,20 +53,7 @@ def report(
     """Write report.md, report.html (the same, in one file), report.csv, tables.tex (the page's tables for
     LaTeX) and each figure as PNG and SVG.
 
-    Args:
-        folders: one sweep, finished or not; or any runs, sweeps and files that `keep` wrote, of which every
-            record counts once; or prepared shards (Table 1). Folders or URLs.
-        out: the folder to write. Files and figures of an earlier report in it are replaced.
-        against: SETTING=VALUE of the rows that others are compared with (Welch's t-test over seeds); with
-            several methods newsbert by default.
-        keep: a .jsonl file for the records themselves, without this machine's paths.
-    Returns:
-        The written files, report.md first.
-    Raises:
-        RecordError: a folder is missing or has no record, or a record or sweep.json is damaged.
-        ShardError: damaged shards.
-        SettingsError: `against` has another form, or no row has that value.
-        StorageError: a bucket cannot be read.
+    Arguments, result and errors are those of `newsbert_ray.report`.
     """
     if is_url(out):
         raise RecordError(f"--out {mask_url(str(out))}: a report is read on this machine; give a folder")

@@ -63,21 +63,7 @@ def bench(
 ) -> list[Timing]:
     """Measure models against each other: every round all of them, in turn, on the same titles.
 
-    Args:
-        models: folders of finished runs (each its student, and once its teacher), or random:LAYERSxWIDTH.
-        input: texts as `embed` takes them; invented titles by default.
-        titles: texts of a round.
-        alone: of these so many are also read one at a time, for the percentiles.
-        rounds: repeats; the first is not counted.
-        threads: numbers of CPU threads to try.
-        precision: numbers that the encoders compute in; of several, each model takes its turn in each, and
-            the deepest model in the first of them is what the others are held against.
-        device: cpu or cuda; a GPU where there is one by default.
-        out: folder for bench.json, a table and a figure; none by default.
-        say: told what is being done.
-    Raises:
-        SettingsError: no model, or one that is none; a device that is not there.
-        RecordError, EncoderError, TextsError: as they say.
+    Arguments, result and errors are those of `newsbert_ray.bench`.
     """
     if out is not None and storage.is_url(out):
         raise SettingsError(f"--out {mask_url(str(out))}: a page is read on this machine; give a folder")

@@ -66,25 +66,7 @@ def embed(
 ) -> dict[str, Any]:
     """Embed every text of some files by the student of a run. What is done already is not done again.
 
-    Args:
-        run: folder of a finished run, or its URL.
-        input: MIND's news.tsv, or .jsonl or .parquet with news_id or id, and title or text; URLs too.
-        out: folder or URL for part-NNNNN.parquet (id, text: string, embedding: D float32), in the order of
-            the input, and embedded.json. On a cluster of several machines all of them reach it, the run and
-            the input by these names: a shared disk, or URLs.
-        workers: pieces at once, each on one core; as many as there are cores by default, 0 works in this
-            process with all of them.
-        gpus: of each worker, such as 0.25; the encoder then works there.
-        precision: the encoder's numbers; bf16 pays where the hardware has it, and is off in the third digit.
-        max_rejected_share: more bad rows than this share is an error.
-        overwrite: replace embeddings that were made of other texts or by another model.
-        say: told the progress and the closing lines.
-    Returns:
-        What embedded.json holds: rows, dimensions, parts, the model's and the files' hashes.
-    Raises:
-        EmbedError, TextsError: see there.
-        RecordError, EncoderError: no whole finished run.
-        StorageError: a URL that cannot be read or written.
+    Arguments, result and errors are those of `newsbert_ray.embed`.
     """
     began = time.perf_counter()
     folder = inputs.fetch(run, without=_NOT_NEEDED)

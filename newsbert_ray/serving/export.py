@@ -64,19 +64,7 @@ def export(
 ) -> list[Path]:
     """Write the student of `run` into `out`, with its tokeniser, a model card (README.md) and its record.
 
-    Args:
-        run: folder of a finished run, or its URL.
-        to: hf (AutoModel; with trust_remote_code also the pooled embedding, and topics for
-            pipeline("text-classification")), sentence-transformers, or onnx (model.onnx: input_ids and
-            attention_mask (B, L) to news_embedding (B, D), and logits (B, topics) of a topics run).
-        int8: of onnx also model_int8.onnx, its weights quantised, activations as they come.
-        overwrite: replace what an earlier export left at `out`.
-    Returns:
-        The written files, README.md first.
-    Raises:
-        ExportError: no such form, `out` holds something else, the student has a form of its own, or a
-            package is missing.
-        RecordError, EncoderError: no whole finished run there.
+    Arguments, result and errors are those of `newsbert_ray.export`.
     """
     if to not in FORMS:
         raise ExportError(f"--to {to}: one of {', '.join(FORMS)}")

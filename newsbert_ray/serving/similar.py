@@ -49,19 +49,7 @@ def similar(
 ) -> Answer:
     """Texts among `vectors` that are like one, or those that a user would read.
 
-    Args:
-        vectors: what `embed` wrote.
-        to: the id of a text there, or any other text.
-        read: ids of the texts that a user clicked, oldest first; what is unknown is left out.
-        user, behaviors: instead, a user of MIND's behaviors.tsv, whose last history counts.
-        run: the run whose student embedded them, where it has moved since.
-        top: how many.
-    Returns:
-        The texts by descending cosine; of a user by the model's click score (a run of task recommendation),
-        or by cosine to the mean of what was read.
-    Raises:
-        SettingsError: not just one question, or one that these vectors cannot answer.
-        EmbedError: no whole embeddings there.
+    Arguments, result and errors are those of `newsbert_ray.similar`.
     """
     if sum(map(bool, (to, read, user))) != 1:
         raise SettingsError("give one of: --to ID_OR_TEXT, --read ID ID ..., --user USER --behaviors FILE")

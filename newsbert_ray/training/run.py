@@ -49,23 +49,7 @@ def train(
     """Distil a student from a teacher on prepared shards; an interrupted run goes on from its last
     checkpoint. A teacher that the method only reads, or a student that this one starts from, comes first.
 
-    One worker computes in this process; several, or one inside a Ray cluster, are a Ray Train group (one
-    worker never where `quiet`, a sweep's trial, for which the sweep has reserved resources).
-
-    Args:
-        settings: everything that decides the result.
-        report: gets each evaluation's entry, {"step", "epoch", "validation", "train", "kind"}, in this
-            thread; it ends the run by raising, and the next start goes on from there.
-        quiet: print nothing.
-        gpus: share of a GPU that each worker of a group takes; found out from the cluster by default.
-        teachers: folder of this machine in which runs share what comes before them, such as teachers that
-            they only read; by default each run has its own.
-    Returns:
-        The finished run's record; at once where the folder holds it already.
-    Raises:
-        RunFolderError: the folder is another run's, or another process works on it.
-        StorageError: a folder in a bucket cannot be read or written, or another process works on it.
-        ShardError, EncoderError, CheckpointError, LossError, SettingsError, GroupError: as they say.
+    Arguments, result and errors are those of `newsbert_ray.train`.
     """
     say, location = _silent if quiet else print, settings.out
     settings = _with_absolute_locations(settings)

@@ -98,13 +98,7 @@ def plan_sweep(
     """Time a few steps of each group of trials, as many at once as in the sweep; print what the sweep will
     take.
 
-    Args:
-        space, overrides, vary, control, concurrency: as for `sweep`.
-        out: folder that the sweep will have; plan.json in it is compared with the sweep afterwards.
-        curves: an earlier sweep, whose learning curves tell what early stopping saves; without one, curves
-            that never cross are assumed.
-    Raises:
-        SettingsError, SweepError, ConnectError, ShardError: as `sweep`.
+    Arguments, result and errors are those of `newsbert_ray.preview`.
     """
     with open_workdir(out, markers=MARKS, small=True) as workdir, lock_folder(workdir.path):
         folder = workdir.path

@@ -100,26 +100,7 @@ def sweep(
 ) -> SweepResult:
     """Run every trial of a search space, print its table, and write the report with its figures.
 
-    Args:
-        space: YAML file of the search space.
-        out: folder of the sweep: sweep.json, optuna.journal, trials/, report/; one that all nodes share, or a
-            URL.
-        overrides: training settings, nested or dotted, over the file's; an axis that is named here is fixed.
-        vary: other values for an axis, a new axis, or other `seeds`.
-        control: the file's `search`, `stopping`, `limits`, `prices`, `gpus` and `keep_students`, nested or
-            dotted, over the file's own ({"search.trials": 20}).
-        resume: continue the sweep in `out`, with its own overrides, axes and control where none are given;
-            finished trials count, others continue from their checkpoints, failed ones are tried again.
-        concurrency: the most trials at once; as many as CPUs and GPUs allow by default.
-        train: what trains; `newsbert_ray.train` by default.
-    Raises:
-        SettingsError: the search space or a setting is impossible.
-        SweepError: the folder holds another sweep, or this one and `resume` is not given, or is in use.
-        StudyError: Optuna's storage cannot be used, or holds another sweep's study of that name.
-        StorageError: a folder in a bucket cannot be read or written, or another sweep runs in it.
-        NodeError: a node cannot read or write what it has to.
-        ConnectError: no Ray.
-        KeyboardInterrupt: ended by Ctrl-C; finished trials count, and a resume continues.
+    Arguments, result and errors are those of `newsbert_ray.sweep`.
     """
     from rich.console import Console
 
