@@ -6,8 +6,8 @@ They are made of columns of shards, and make batches. Knows no model and no Ray.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,7 @@ PAIR_COLUMNS = ["query", "text", "clicked"]
 
 Rows = npt.NDArray[np.int32]
 Arrays = Sequence[npt.NDArray[np.integer]]
+Joined = TypeVar("Joined", "Titles", "Impressions", "Pairs")
 
 
 @dataclass(frozen=True)
@@ -94,13 +95,6 @@ def titles_of(table: pa.Table, *, quota: int | None = None, start: int = 0) -> T
     tokens, offsets = flat_lists(table.column("tokens"))
     labels = table.column("label").to_numpy().astype(np.int64)
     return Titles(np.asarray(tokens, np.int32), offsets, labels, start + rows)
-
-
-def join_titles(parts: Sequence[Titles]) -> Titles:
-    """Several Titles as one, in order."""
-    return Titles(
-        _join(parts, "tokens"), _join_offsets(parts, "offsets"), _join(parts, "labels"), _join(parts, "rows")
-    )
 
 
 @dataclass(frozen=True)
@@ -211,17 +205,6 @@ def impressions_of(table: pa.Table, *, history: int) -> Impressions:
     clicked[labelled] = flat_lists(table.column("clicked").drop_null())[0]
     history_rows, candidate_rows = np.asarray(read, np.int32)[flat], np.asarray(candidates, np.int32)
     return Impressions(history_rows, offsets, candidate_rows, candidate_offsets, clicked)
-
-
-def join_impressions(parts: Sequence[Impressions]) -> Impressions:
-    """Several Impressions as one, in order."""
-    return Impressions(
-        _join(parts, "history"),
-        _join_offsets(parts, "history_offsets"),
-        _join(parts, "candidates"),
-        _join_offsets(parts, "offsets"),
-        _join(parts, "clicked"),
-    )
 
 
 def find_clicks(impressions: Impressions) -> tuple[Ints, Ints, Ints]:
@@ -347,9 +330,16 @@ def pairs_of(shard: pa.Table, table: TextTable, *, quota: int | None = None) -> 
     return Pairs(table, *(shard.column(name).to_numpy().astype(np.int64) for name in PAIR_COLUMNS))
 
 
-def join_pairs(parts: Sequence[Pairs]) -> Pairs:
-    """Several Pairs over one table as one, in order."""
-    return Pairs(parts[0].table, *(_join(parts, name) for name in ("queries", "texts", "clicked")))
+def join(parts: Sequence[Joined]) -> Joined:
+    """Several Titles, Impressions or Pairs as one, in order; the pairs are over one table of texts."""
+    columns: dict[str, Any] = {}
+    for name in (field.name for field in fields(parts[0])):
+        values = [getattr(part, name) for part in parts]
+        if name.endswith("offsets"):
+            columns[name] = offsets_of(np.concatenate([np.diff(value) for value in values]))
+        elif name != "table":
+            columns[name] = np.concatenate(values)
+    return replace(parts[0], **columns)
 
 
 def flat_lists(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.integer], Ints]:
@@ -373,11 +363,3 @@ def gather(offsets: Ints, rows: Ints) -> tuple[Ints, Ints]:
     lengths = offsets[rows + 1] - offsets[rows]
     new = offsets_of(lengths)
     return np.repeat(offsets[rows] - new[:-1], lengths) + np.arange(new[-1]), new
-
-
-def _join(parts: Sequence[Titles | Impressions | Pairs], name: str) -> npt.NDArray[Any]:
-    return np.concatenate([getattr(part, name) for part in parts])
-
-
-def _join_offsets(parts: Sequence[Titles | Impressions], name: str) -> Ints:
-    return offsets_of(np.concatenate([np.diff(getattr(part, name)) for part in parts]))

@@ -288,14 +288,14 @@ def _window_titles(
     for shard, quota, start in zip(shards, quotas, starts, strict=True):
         table = read_shard(folder, shard, examples.TITLE_COLUMNS)
         parts.append(examples.titles_of(table, quota=quota, start=start))
-    return examples.join_titles(parts)
+    return examples.join(parts)
 
 
 def _window_pairs(folder: str, table: TextTable, shards: tuple[Shard, ...], quotas: tuple[int, ...]) -> Pairs:
     parts = []
     for shard, quota in zip(shards, quotas, strict=True):
         parts.append(examples.pairs_of(read_shard(folder, shard, examples.PAIR_COLUMNS), table, quota=quota))
-    return examples.join_pairs(parts)
+    return examples.join(parts)
 
 
 @lru_cache(maxsize=_CACHED_WINDOWS)
@@ -311,7 +311,7 @@ def _window_impressions(
         parts.append(impressions)
         chosen.append(before + positions)
         before += len(examples.find_clicks(impressions)[0])
-    return examples.join_impressions(parts), np.concatenate(chosen)
+    return examples.join(parts), np.concatenate(chosen)
 
 
 @lru_cache(maxsize=_CACHED_WINDOWS)

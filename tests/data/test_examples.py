@@ -17,8 +17,7 @@ from newsbert_ray.data.examples import (
     draw_clicks,
     find_clicks,
     impressions_of,
-    join_impressions,
-    join_titles,
+    join,
     titles_of,
 )
 from newsbert_ray.data.order import Order, seeded_generator
@@ -128,7 +127,7 @@ def test_joined_shards_are_one() -> None:
         behaviors(([5], [6, 7, 8], [0, 1, 0]), ([], [9], None)),
     )
     parts = [impressions_of(one, history=9) for one in (first, second)]
-    joined = join_impressions(parts)
+    joined = join(parts)
     whole = impressions_of(pa.concat_tables([first, second]), history=9)
     for name in Impressions.__dataclass_fields__:
         assert getattr(joined, name).tolist() == getattr(whole, name).tolist()
@@ -209,7 +208,7 @@ def test_take_and_join_keep_titles_whole() -> None:
 
     taken = many.take(np.array([7, 0, 49, 7]))
     assert [words(taken, i) for i in range(4)] == [words(many, i) for i in (7, 0, 49, 7)]
-    joined = join_titles([many.take(np.array([3])), many.take(np.array([], np.int64)), taken])
+    joined = join([many.take(np.array([3])), many.take(np.array([], np.int64)), taken])
     assert [words(joined, i) for i in range(5)] == [words(many, i) for i in (3, 7, 0, 49, 7)]
 
 
