@@ -66,10 +66,10 @@ def _encoders(run: str, folder: Path) -> dict[str, Encode]:
     def plain(texts: Sequence[str]) -> Any:
         parts = []
         for start in range(0, len(texts), 32):
-            given = tokenizer(
+            inputs = tokenizer(
                 list(texts[start : start + 32]), padding=True, truncation=True, return_tensors="pt"
             )
-            parts.append(model(given["input_ids"], given["attention_mask"]).pooler_output.numpy())
+            parts.append(model(inputs["input_ids"], inputs["attention_mask"]).pooler_output.numpy())
         return np.concatenate(parts)
 
     return {
@@ -81,15 +81,15 @@ def _encoders(run: str, folder: Path) -> dict[str, Encode]:
 
 def _compare(encoders: dict[str, Encode], texts: Sequence[str], *, rounds: int, threads: int) -> None:
     seconds: dict[str, list[float]] = {name: [] for name in encoders}
-    found: dict[str, Any] = {}
+    embeddings: dict[str, Any] = {}
     for number in range(rounds + 1):
         for name, encode in encoders.items():
             began = time.perf_counter()
-            found[name] = encode(texts)
+            embeddings[name] = encode(texts)
             if number:
                 seconds[name].append(time.perf_counter() - began)
     for name, took in seconds.items():
-        apart = float(np.abs(found[name] - found["newsbert_ray"]).max())
+        apart = float(np.abs(embeddings[name] - embeddings["newsbert_ray"]).max())
         ratios = [own / ours for own, ours in zip(took, seconds["newsbert_ray"], strict=True)]
         say(
             name,

@@ -62,9 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             labels = batch.target.labels.numpy()
             for part, read in reads.items():
                 began = time.perf_counter()
-                found = [read(b.input_ids.numpy(), b.attention_mask.numpy()) for b in batch.buckets]
+                logits_parts = [read(b.input_ids.numpy(), b.attention_mask.numpy()) for b in batch.buckets]
                 seconds[part] += time.perf_counter() - began
-                np.add.at(confusions[part], (labels, np.concatenate(found).argmax(1)), 1)
+                np.add.at(confusions[part], (labels, np.concatenate(logits_parts).argmax(1)), 1)
         sizes = {part: (folder / part).stat().st_size / 1e6 for part in reads if part.endswith(".onnx")}
         external = folder / "model.onnx.data"
         if external.is_file():
@@ -91,8 +91,8 @@ def _own(student: Any) -> Read:
 
     @torch.inference_mode()
     def read(ids: Arrays, mask: Arrays) -> Arrays:
-        given = torch.from_numpy(ids), torch.from_numpy(mask)
-        logits: Arrays = dense(top.embed(encoder(*given), given[1])).numpy()
+        inputs = torch.from_numpy(ids), torch.from_numpy(mask)
+        logits: Arrays = dense(top.embed(encoder(*inputs), inputs[1])).numpy()
         return logits
 
     return read
@@ -104,8 +104,8 @@ def _onnx(path: Path, threads: int) -> Read:
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
     def read(ids: Arrays, mask: Arrays) -> Arrays:
-        given = {"input_ids": ids.astype(np.int64), "attention_mask": mask.astype(np.int64)}
-        (logits,) = session.run(["logits"], given)
+        inputs = {"input_ids": ids.astype(np.int64), "attention_mask": mask.astype(np.int64)}
+        (logits,) = session.run(["logits"], inputs)
         return cast("Arrays", logits)
 
     return read

@@ -52,9 +52,9 @@ def main() -> None:
                 speeds[name].append(record.titles_per_second)
                 entries = [e for e in read_entries(Path(settings.out) / METRICS) if e["kind"] == "log"]
                 steady[name].append(statistics.median(e["titles_per_second"] for e in entries[2:]))
-    for kind, found in (("whole", speeds), ("steady", steady)):
-        ratios = [g / p for g, p in zip(found["group"], found["process"], strict=True)]
-        say(f"group of one against the plain loop, {kind}", **found, ratios=ratios)
+    for part, rates in (("whole", speeds), ("steady", steady)):
+        ratios = [g / p for g, p in zip(rates["group"], rates["process"], strict=True)]
+        say(f"group of one against the plain loop, {part}", **rates, ratios=ratios)
 
 
 if __name__ == "__main__":

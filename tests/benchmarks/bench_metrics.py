@@ -72,7 +72,7 @@ def compare(name: str, loop: Loop, scores: Floats, clicked: Ints, offsets: Ints,
     for _ in range(rounds):
         start = time.perf_counter()
         per_impression = impression_metrics(scores, clicked, offsets)
-        found = ranking_scores([tally(per_impression)])
+        result = ranking_scores([tally(per_impression)])
         middle = time.perf_counter()
         rows = loop(scores, clicked, offsets)
         means = np.nanmean(rows, axis=0)
@@ -90,7 +90,7 @@ def compare(name: str, loop: Loop, scores: Floats, clicked: Ints, offsets: Ints,
         plain_impressions_per_second=count / statistics.median(plain),
         ratio_median=statistics.median(b / a for a, b in zip(ours, plain, strict=True)),
         largest_difference=apart,
-        largest_difference_of_means=max(abs(found[key] - means[i]) for i, key in enumerate(RANKING)),
+        largest_difference_of_means=max(abs(result[key] - means[i]) for i, key in enumerate(RANKING)),
         same_left_out=bool((np.isnan(rows[:, 0]) == np.isnan(per_impression["auc"])).all()),
     )
 
@@ -99,25 +99,25 @@ def plain_loop(scores: Floats, clicked: Ints, offsets: Ints, area: Area) -> Floa
     """Metrics (I, 4), one impression at a time."""
     rows = np.full((len(offsets) - 1, len(RANKING)), np.nan)
     for i, (start, end) in enumerate(pairwise(offsets)):
-        truth, given = clicked[start:end], scores[start:end]
+        truth, predicted = clicked[start:end], scores[start:end]
         if 0 < truth.sum() < len(truth):
             rows[i] = (
-                area(truth, given),
-                reciprocal(truth, given),
-                gain(truth, given, 5),
-                gain(truth, given, 10),
+                area(truth, predicted),
+                reciprocal(truth, predicted),
+                gain(truth, predicted, 5),
+                gain(truth, predicted, 10),
             )
     return rows
 
 
 def python_loop(scores: Floats, clicked: Ints, offsets: Ints) -> Floats:
     """Metrics (I, 4), one impression at a time, from the definitions."""
-    given, truth = scores.tolist(), clicked.tolist()
-    found = (
-        definitions(list(zip(given[start:end], truth[start:end], strict=True)))
+    predicted, truth = scores.tolist(), clicked.tolist()
+    rows = (
+        definitions(list(zip(predicted[start:end], truth[start:end], strict=True)))
         for start, end in pairwise(offsets.tolist())
     )  # not kept, so that the garbage collector does not scan them
-    return np.array([one[name] for one in found for name in RANKING]).reshape(-1, len(RANKING))
+    return np.array([one[name] for one in rows for name in RANKING]).reshape(-1, len(RANKING))
 
 
 def area_under_curve(truth: Ints, scores: Floats) -> float:

@@ -73,17 +73,18 @@ def main() -> None:
 def _compare(folder: Path, teacher: str, arguments: argparse.Namespace) -> None:
     sources = _corpus(folder, arguments.rows)
     rows = sum(_count(Path(source) / "news.tsv") for source in sources)
-    kinds = {"prepare": (_PREPARE, arguments.workers), "prepare_without_ray": (_PREPARE, 0)}
-    kinds["datasets.map"] = (_DATASETS, arguments.workers)
+    programs = {"prepare": (_PREPARE, arguments.workers), "prepare_without_ray": (_PREPARE, 0)}
+    programs["datasets.map"] = (_DATASETS, arguments.workers)
     best: dict[str, float] = {}
     for _ in range(arguments.repeats):
-        for kind, (code, workers) in kinds.items():
+        for program, (code, workers) in programs.items():
             measured = _measure(code, folder, sources, teacher, workers)
             speed = rows / measured["seconds"]
-            best[kind] = max(best.get(kind, 0.0), speed)
-            _print(what=kind, news_rows=rows, workers=workers, rows_per_second=round(speed), **measured)
+            best[program] = max(best.get(program, 0.0), speed)
+            _print(what=program, news_rows=rows, workers=workers, rows_per_second=round(speed), **measured)
     ratios = {
-        f"{kind} / datasets.map": round(best[kind] / best["datasets.map"], 2) for kind in list(best)[:2]
+        f"{program} / datasets.map": round(best[program] / best["datasets.map"], 2)
+        for program in list(best)[:2]
     }
     _print(what="ratio", **ratios)
 

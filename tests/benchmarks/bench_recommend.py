@@ -168,11 +168,11 @@ def each_mention(clicks: Clicks, counts: tuple[int, int, int], *, pad_id: int) -
     news[:, HISTORY:][offered] = clicks.candidates[offered]
     ids, mask = padded(clicks.table, news.ravel(), pad_id)
     uses = np.concatenate([present, offered], axis=1).ravel().astype(np.float32)
-    places = torch.arange(news.size).view(news.shape)
+    indices = torch.arange(news.size).view(news.shape)
     target = ClickChoices(
-        history=places[:, :HISTORY],
+        history=indices[:, :HISTORY],
         history_mask=torch.from_numpy(present.astype(np.int64)),
-        candidates=places[:, HISTORY:],
+        candidates=indices[:, HISTORY:],
         candidate_mask=torch.from_numpy(offered),
         labels=torch.zeros(len(clicks), dtype=torch.int64),
     )
@@ -240,11 +240,11 @@ def few_scores(models: Models, settings: TrainSettings, few: Impressions) -> dic
     manifest = read_manifest(settings.data)
     table = read_texts(settings.data, manifest)
     rows = np.unique(np.concatenate([few.history, few.candidates]))
-    places = np.zeros(len(table), np.int64)
-    places[rows] = np.arange(len(rows))
+    indices = np.zeros(len(table), np.int64)
+    indices[rows] = np.arange(len(rows))
     world = World()
-    found = encode_texts(models, table, rows, pad_id=manifest.tokenizer.pad_id, world=world)
-    return dict(score_block(models, News(places, found), few, world=world))
+    embeddings = encode_texts(models, table, rows, pad_id=manifest.tokenizer.pad_id, world=world)
+    return dict(score_block(models, News(indices, embeddings), few, world=world))
 
 
 @torch.inference_mode()
@@ -252,7 +252,7 @@ def plain_scores(
     models: Models, table: TextTable, block: Impressions, count: int, *, pad_id: int
 ) -> dict[str, np.ndarray]:
     """Scores of the first impressions, with every mention encoded."""
-    found: dict[str, list[np.ndarray]] = {name: [] for name in models}
+    embeddings: dict[str, list[np.ndarray]] = {name: [] for name in models}
     for i in range(count):
         read = block.history[block.history_offsets[i] : block.history_offsets[i + 1]]
         offered = block.candidates[block.offsets[i] : block.offsets[i + 1]]
@@ -262,8 +262,8 @@ def plain_scores(
         for name, (encoder, top) in models.items():
             embedding = top.embed(encoder(ids, mask), mask)
             user = cast("ClickHead", top.head).encode_users(embedding[None, :HISTORY], present)
-            found[name].append((embedding[HISTORY:] @ user[0]).double().numpy())
-    return {name: np.concatenate(parts) for name, parts in found.items()}
+            embeddings[name].append((embedding[HISTORY:] @ user[0]).double().numpy())
+    return {name: np.concatenate(parts) for name, parts in embeddings.items()}
 
 
 if __name__ == "__main__":

@@ -106,15 +106,15 @@ def main() -> None:
         "checkpoint.keep_finished": False,
     }
     betas = [round(0.3 * index / max(1, options.trials - 1), 4) for index in range(options.trials)]
-    found: dict[str, list[dict[str, float]]] = {"plain process": [], "Optuna, pool": [], "sweep": []}
-    ways = dict(zip(found, (in_one_process, in_a_pool, in_a_sweep), strict=True))
+    rounds_by_way: dict[str, list[dict[str, float]]] = {"plain process": [], "Optuna, pool": [], "sweep": []}
+    ways = dict(zip(rounds_by_way, (in_one_process, in_a_pool, in_a_sweep), strict=True))
     for repeat in range(options.repeats):
         for name, way in ways.items():
             with tempfile.TemporaryDirectory(prefix="bench-") as folder:
                 figures = way(common, betas, Path(folder)).figures()
             say(name, round=repeat, **{key: round(value, 3) for key, value in figures.items()})
-            found[name].append(figures)
-    print(table(found))
+            rounds_by_way[name].append(figures)
+    print(table(rounds_by_way))
 
 
 def stamped(settings: TrainSettings, *, report: Any, quiet: bool) -> RunRecord:
@@ -173,14 +173,14 @@ def in_a_pool(common: Mapping[str, Any], betas: Sequence[float], folder: Path) -
     for beta in betas:
         study.enqueue_trial({"beta": beta})
     running: dict[Any, optuna.Trial] = {}
-    asked = 0
+    started = 0
     with _pool(SLOTS) as pool:
-        while asked < len(betas) or running:
-            while asked < len(betas) and len(running) < SLOTS:
+        while started < len(betas) or running:
+            while started < len(betas) and len(running) < SLOTS:
                 trial = study.ask()
                 values = _values(common, trial.suggest_float("beta", 0.0, 0.3), folder)
                 running[pool.submit(train_one, values)] = trial
-                asked += 1
+                started += 1
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 study.tell(running.pop(future), future.result())
     return Round(began, _stamps(folder), processes=SLOTS)
@@ -211,11 +211,11 @@ def _stamps(folder: Path) -> tuple[Stamp, ...]:
     return tuple(Stamp(**json.loads(path.read_text(encoding="utf-8"))) for path in folder.rglob(STAMP))
 
 
-def table(found: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
+def table(rounds_by_way: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
     """Medians over the rounds, as Markdown; ratios are to the plain process."""
     middle = {
         name: {key: statistics.median(one[key] for one in rounds) for key in rounds[0]}
-        for name, rounds in found.items()
+        for name, rounds in rounds_by_way.items()
     }
     plain = middle["plain process"]
     rows = {

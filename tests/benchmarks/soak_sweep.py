@@ -162,11 +162,11 @@ def check(out: Path, kind: str) -> None:
     states: dict[str, int] = {}
     for trial in study.trials:
         states[trial.state.name] = states.get(trial.state.name, 0) + 1
-    told = states.get("COMPLETE", 0) + states.get("PRUNED", 0)
+    finished = states.get("COMPLETE", 0) + states.get("PRUNED", 0)
     points = 8 if kind == "grid" else 16
     records, stops = len(list(out.glob("trials/*/record.json"))), len(list(out.glob("trials/*/stopped.json")))
-    print(f"points told to Optuna {told} of {points} ({states}); {records} records, {stops} early ends")
-    assert told == points
+    print(f"points told to Optuna {finished} of {points} ({states}); {records} records, {stops} early ends")
+    assert finished == points
     assert set(states) <= {"COMPLETE", "PRUNED", "FAIL"}
     assert records + stops == (16 if kind == "grid" else points)
     assert not list(out.glob("trials/*/checkpoints"))

@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--layers", type=int, default=1, help="student layers N")
     parser.add_argument("--betas", type=float, nargs="+", default=[0.0, 0.1, 0.3, 1.0])
     parser.add_argument("--steps", type=int, default=250, help="updates of each run")
-    parser.add_argument("--every", type=int, default=25, help="updates between two looks")
+    parser.add_argument("--every", type=int, default=25, help="updates between two measurements")
     parser.add_argument("--learning_rate", type=float, default=2e-4)
     parser.add_argument("--teacher_learning_rate", type=float, default=1e-4)
     parser.add_argument("--seed", type=int, default=0)
@@ -171,8 +171,8 @@ def _loss_norms(learner: Learner, batch: Any) -> dict[str, float]:
     gradients = {}
     for name, loss in losses.items():
         if name not in ("teacher_task", "embedding"):
-            found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
-            gradients[name] = torch.cat([g.flatten() for g in found if g is not None])
+            values = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+            gradients[name] = torch.cat([g.flatten() for g in values if g is not None])
     task = gradients["student_task"]
     result = {f"norm_{name}": float(gradient.norm()) for name, gradient in gradients.items()}
     for name, gradient in gradients.items():
@@ -185,19 +185,19 @@ def _loss_norms(learner: Learner, batch: Any) -> dict[str, float]:
 def _predict(pair: Pair, settings: TrainSettings, manifest: Manifest) -> Found:
     pair.eval()
     encoder, top = pair.models()["student"]
-    found, labels = [], []
+    values, labels = [], []
     for batch in evaluation_batches(
         Path(settings.data), manifest, "test", batch_size=256, rank=0, world_size=1
     ):
         states = [encoder(bucket.input_ids, bucket.attention_mask) for bucket in batch.buckets]
-        found.append(top(states, batch).logits.argmax(-1))
+        values.append(top(states, batch).logits.argmax(-1))
         labels.append(batch.target.labels)
-    return torch.cat(found), torch.cat(labels)
+    return torch.cat(values), torch.cat(labels)
 
 
 def _compare(one: Found, plain: Found) -> dict[str, float]:
     """Accuracies, and the share of titles with a different prediction, in percent."""
-    right = [100 * float((found == labels).float().mean()) for found, labels in (one, plain)]
+    right = [100 * float((values == labels).float().mean()) for values, labels in (one, plain)]
     other = 100 * float((one[0] != plain[0]).float().mean())
     return {
         "accuracy": round(right[0], 2),

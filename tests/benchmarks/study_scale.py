@@ -53,13 +53,13 @@ GPU_FLOPS, UTILISATION = 989e12, 0.3
 MEMORY_BYTES, ADAM_BYTES = 3.35e12, 28
 """Bytes a second of a GPU's memory; those that fused Adam in fp32 reads and writes for a parameter."""
 CORES_A_GPU = 8
-"""CPU cores beside each GPU; they share the impressions to score evenly."""
+"""CPU cores per GPU; they share the impressions to score evenly."""
 LINK_BYTES = {1: math.inf, 8: 450e9, 64: 50e9}
 """Bytes a second that each GPU sends in a ring of so many: none, NVLink, 400 Gbit/s between machines."""
 GRADIENT_BYTES = 4
 
 GROWING = {"seconds": 0, "cpu_seconds": 0, "seconds_a_click": 1, "seconds_a_text": 1}
-"""What exponents are told of; of what is told for a click or a text, the exponent of all clicks or texts."""
+"""Figures that get an exponent; for a figure per click or per text, that of all clicks or texts."""
 
 Step = Callable[[Path, float, int], dict[str, Any]]
 
@@ -79,23 +79,23 @@ def main() -> None:
     if options.step:
         run_step(options.step, Path(options.out), options.shares[0], options.train_clicks)
         return
-    found = {share: measure(share, options) for share in options.shares}
-    first, last = min(found), max(found)
+    figures = {share: measure(share, options) for share in options.shares}
+    first, last = min(figures), max(figures)
     if first < last:
-        compare(first, last, found)
+        compare(first, last, figures)
     batches = {f"all {NEWS:,} synthetic news": measure_catalogue(Path(options.out) / "catalogue")}
     if options.data:
         batches[options.data] = measure_batches(options.data)
     for name, shared in batches.items():
         say(f"batches of {name}", **shared)
-        print(f"\nOn paper, batches as of {name}:\n\n{on_paper(found[last], shared)}\n", flush=True)
+        print(f"\nOn paper, batches as of {name}:\n\n{on_paper(figures[last], shared)}\n", flush=True)
 
 
 def measure(share: float, options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """Every step at one share, each in a process of its own."""
     folder = Path(options.out) / f"{share:g}"
     refuse_old(folder)
-    found = {}
+    figures = {}
     try:
         for step in STEPS:
             words = ["--step", step, "--out", str(folder), "--shares", str(share)]
@@ -109,16 +109,16 @@ def measure(share: float, options: argparse.Namespace) -> dict[str, dict[str, An
             )
             if done.returncode:
                 sys.exit(f"{step} at {share:g} failed:\n{done.stderr[-2000:]}")
-            found[step] = json.loads(done.stdout.splitlines()[-1])
-            say(f"{step} at {share:g} of MIND-large", **found[step], load_before=load)
+            figures[step] = json.loads(done.stdout.splitlines()[-1])
+            say(f"{step} at {share:g} of MIND-large", **figures[step], load_before=load)
     finally:
         if not options.keep:
             shutil.rmtree(folder, ignore_errors=True)
-    return found
+    return figures
 
 
 def refuse_old(folder: Path) -> None:
-    """End where an earlier study left its work, which would be found done."""
+    """Exit if an earlier study left its files: they would count as finished work."""
     if folder.exists():
         sys.exit(f"{folder}: there already, its steps would find their work done; remove it")
 
@@ -153,10 +153,10 @@ def peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def compare(first: float, last: float, found: dict[float, dict[str, dict[str, Any]]]) -> None:
+def compare(first: float, last: float, figures: dict[float, dict[str, dict[str, Any]]]) -> None:
     """A line for each step: how seconds and memory grow from the smallest to the largest share."""
     for step in STEPS:
-        a, b = found[first][step], found[last][step]
+        a, b = figures[first][step], figures[last][step]
         say(
             f"growth of {step} from {first:g} to {last:g} of MIND-large",
             **{
@@ -292,8 +292,8 @@ def _sample(folder: Path, share: float, train_clicks: int) -> dict[str, Any]:
 def _evaluate(folder: Path, share: float, _: int) -> dict[str, Any]:
     from newsbert_ray.evaluation.evaluate import evaluate
 
-    found = evaluate(folder / "run")
-    return {"impressions": found["student"]["rows"], "auc": found["student"]["auc"]}
+    figures = evaluate(folder / "run")
+    return {"impressions": figures["student"]["rows"], "auc": figures["student"]["auc"]}
 
 
 STEPS: dict[str, Step] = {
@@ -319,7 +319,7 @@ def measure_catalogue(folder: Path) -> dict[str, Any]:
 
 def measure_batches(data: str | Path, *, clicks: int = 20_000) -> dict[str, Any]:
     """How many different news and mentions a click brings, and tokens and padding a text, by batch."""
-    found: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
     for size in CLICKS_A_GPU:
         read = texts = mentions = tokens = padded = 0
         _, updates = updates_of(settings_of(data, batch_size=size))
@@ -332,11 +332,11 @@ def measure_batches(data: str | Path, *, clicks: int = 20_000) -> dict[str, Any]
             padded += batch.padded_tokens
             if read >= clicks:
                 break
-        found[f"texts_a_click_at_{size}"] = texts / read
-        found[f"mentions_a_click_at_{size}"] = mentions / read
-        found[f"tokens_a_text_at_{size}"] = tokens / texts
-        found[f"padding_at_{size}"] = padded / tokens
-    return found
+        figures[f"texts_a_click_at_{size}"] = texts / read
+        figures[f"mentions_a_click_at_{size}"] = mentions / read
+        figures[f"tokens_a_text_at_{size}"] = tokens / texts
+        figures[f"padding_at_{size}"] = padded / tokens
+    return figures
 
 
 def flops_a_token() -> float:

@@ -47,12 +47,12 @@ class Study:
     title: str
     table: Table
     noise: Noise
-    found: Mapping[str, Sequence[Replay]]
+    replays_by_search: Mapping[str, Sequence[Replay]]
 
     @property
     def repeats(self) -> int:
         """Seeds of each search."""
-        return len(next(iter(self.found.values())))
+        return len(next(iter(self.replays_by_search.values())))
 
     @property
     def third(self) -> float:
@@ -91,14 +91,14 @@ def main() -> None:
     parser.add_argument("--out", required=True, help="folder for study.md and the figure")
     options = parser.parse_args()
     studies = []
-    for sweep, given, title in zip(options.sweep, options.noise, options.title, strict=True):
+    for sweep, folder_or_number, title in zip(options.sweep, options.noise, options.title, strict=True):
         table = read_table(sweep, metric=options.metric)
-        noise = seed_noise(given, table, source=options.noise_source)
-        found = {
+        noise = seed_noise(folder_or_number, table, source=options.noise_source)
+        replays_by_search = {
             name: [replay(table, space, slots=options.slots, epochs=table.epochs) for space in spaces]
             for name, spaces in searches(table, repeats=options.repeats).items()
         }
-        studies.append(Study(title, table, noise, found))
+        studies.append(Study(title, table, noise, replays_by_search))
         print(report(studies[-1]), flush=True)
     out = Path(options.out)
     write_text(out / "study.md", "\n".join(map(report, studies)))
@@ -128,26 +128,31 @@ def _shuffled(table: Table, seed: int) -> SearchSpace:
     return table.space(Search(sampler="random", trials=len(points)), start=points)
 
 
-def seed_noise(given: str, table: Table, *, source: str) -> Noise:
+def seed_noise(folder_or_number: str, table: Table, *, source: str) -> Noise:
     """Spread over seeds: of the grid's best point if it has several seeds, else of all points that have."""
     try:
-        return Noise(float(given), source)
+        return Noise(float(folder_or_number), source)
     except ValueError:
         pass
     values: dict[str, list[float]] = {}
     names = [axis.name for axis in table.axes]
-    for folder in find_records(Path(given) / TRIALS):
+    for folder in find_records(Path(folder_or_number) / TRIALS):
         record = read_record(folder)
         flat = flatten(record.settings)
         label = point_label({name: flat[name] for name in names})
         values.setdefault(label, []).append(metric_value(record, table.metric))
-    several = {label: found for label, found in values.items() if len(found) > 1}
+    several = {
+        label: replays_by_search for label, replays_by_search in values.items() if len(replays_by_search) > 1
+    }
     if not several:
-        raise SystemExit(f"{given}: no point there was run with several seeds")
+        raise SystemExit(f"{folder_or_number}: no point there was run with several seeds")
     means = point_means(table)
     if (best := max(means, key=lambda label: means[label])) in several:
         return Noise(statistics.stdev(several[best]), f"{len(several[best])} seeds of the grid's best point")
-    pooled = statistics.fmean(statistics.variance(found) for found in several.values()) ** 0.5
+    pooled = (
+        statistics.fmean(statistics.variance(replays_by_search) for replays_by_search in several.values())
+        ** 0.5
+    )
     return Noise(
         pooled, f"{len(several)} points with {min(map(len, several.values()))} seeds or more, pooled"
     )
@@ -164,7 +169,7 @@ def point_means(table: Table) -> dict[str, float]:
 
 
 def report(study: Study) -> str:
-    """The study as Markdown: what each search had found at a third of the grid's budget, and when it was as
+    """The study as Markdown: the best metric of each search at a third of the grid's budget, and when it was as
     good as the grid."""
     table, noise, goal = study.table, study.noise, study.goal
     lines = [
@@ -179,7 +184,7 @@ def report(study: Study) -> str:
         "trial-epochs to the goal, median |",
         "|---|---|---|---|---|---|---|",
     ]
-    for name, replays in study.found.items():
+    for name, replays in study.replays_by_search.items():
         values = [one.best_at(study.third) for one in replays]
         mean, met = statistics.fmean(values), sum(value >= goal for value in values)
         needed = statistics.median(one.epochs_to(goal) for one in replays)
@@ -198,7 +203,7 @@ def figure(studies: Sequence[Study]) -> FigureData[Panel]:
         for study in studies
     ]
     caption = (
-        f"Mean ± sd over {studies[0].repeats} repeats; the full grid's points come in an order of chance. "
+        f"Mean ± sd over {studies[0].repeats} repeats; the full grid's points are in random order. "
         "Goal: the grid's best within its seed noise at a third of its trial-epochs "
         f"({'; '.join(goals)}). Replayed on the grids' own curves."
     )
@@ -209,7 +214,7 @@ def _panel(study: Study) -> Panel:
     epochs = study.table.epochs
     budgets = tuple(epochs * mark / MARKS for mark in range(1, MARKS + 1))
     lines = []
-    for name, replays in study.found.items():
+    for name, replays in study.replays_by_search.items():
         values = [[100 * one.best_at(budget) for one in replays] for budget in budgets]
         means, sds = zip(*((statistics.fmean(v), _sd(v)) for v in values), strict=True)
         lines.append(Line(name, budgets, means, sds, tuple(len(replays) for _ in budgets)))

@@ -41,12 +41,12 @@ def test_one_slot_pays_each_trial_in_turn() -> None:
     """A best point that counted before it was paid for would flatter every search."""
     known = table(dict(zip(BETAS, (0.5, 0.8, 0.7, 0.9), strict=True)))
     space = known.space(Search(sampler="random", trials=4), start=in_order(0.0, 0.1, 0.2, 0.3))
-    found = replay(known, space, slots=1)
-    assert found.progress == ((4.0, 0.5), (8.0, 0.8), (16.0, 0.9))
-    assert (found.epochs, found.trials, found.stopped) == (known.epochs, 4, 0)
-    assert found.best_at(15.9) == 0.8
-    assert math.isnan(found.best_at(3.9))
-    assert [found.epochs_to(value) for value in (0.5, 0.6, 0.95)] == [4.0, 8.0, math.inf]
+    result = replay(known, space, slots=1)
+    assert result.progress == ((4.0, 0.5), (8.0, 0.8), (16.0, 0.9))
+    assert (result.epochs, result.trials, result.stopped) == (known.epochs, 4, 0)
+    assert result.best_at(15.9) == 0.8
+    assert math.isnan(result.best_at(3.9))
+    assert [result.epochs_to(value) for value in (0.5, 0.6, 0.95)] == [4.0, 8.0, math.inf]
 
 
 def test_slots_share_the_budget() -> None:
@@ -62,17 +62,17 @@ def test_a_stopped_trial_is_paid_and_never_found() -> None:
     known = table(dict(zip(BETAS, (0.9, 0.3, 0.2, 0.1), strict=True)))
     search = Search(sampler="random", trials=4)
     space = known.space(search, stopping=Stopping(scheduler="asha"), start=in_order(0.0, 0.1, 0.2, 0.3))
-    found = replay(known, space, slots=1)
-    assert found.progress == ((4.0, 0.9),)
-    assert found.stopped == 3
-    assert found.epochs == 4.0 + 3 * 1.0  # the first goes through, the others end at the first rung
+    result = replay(known, space, slots=1)
+    assert result.progress == ((4.0, 0.9),)
+    assert result.stopped == 3
+    assert result.epochs == 4.0 + 3 * 1.0  # the first goes through, the others end at the first rung
 
 
 def test_a_point_chosen_again_costs_nothing() -> None:
     """A sampler that converges asks for known points; a sweep runs each once, and so must a replay."""
     known = table({0.1: 0.6, 0.2: 0.7}, epochs=3)
-    found = replay(known, known.space(Search(sampler="random", trials=20)), slots=2)
-    assert (found.epochs, found.trials) == (6.0, 2)
+    result = replay(known, known.space(Search(sampler="random", trials=20)), slots=2)
+    assert (result.epochs, result.trials) == (6.0, 2)
 
 
 def test_seeds_are_judged_by_their_mean() -> None:
@@ -89,25 +89,25 @@ def test_the_same_seed_gives_the_same_search(scheduler: str) -> None:
     """A study over seeds of the sampler means nothing if a seed does not fix the search."""
     known = table({0.02 * index: 0.5 + 0.1 * math.sin(index) for index in range(16)})
     stopping = Stopping.model_validate({"scheduler": scheduler})
-    found = [
+    result = [
         replay(known, known.space(Search(sampler="tpe", trials=20, seed=seed), stopping=stopping))
         for seed in (3, 3, 4)
     ]
-    assert found[0] == found[1]
-    assert found[0] != found[2]
+    assert result[0] == result[1]
+    assert result[0] != result[2]
 
 
 def test_a_grid_sweeps_records_are_the_table(tmp_path: Path, make_record: MakeRecord) -> None:
-    """The study stands on what the sweep wrote: points, curves and what each point is judged by."""
+    """The study reads points, curves and the metric from the files of the sweep."""
     grid(tmp_path, make_record, betas=(0.1, 0.2))
-    found = read_table(tmp_path)
-    assert found.points == [{"distill.beta": beta} for beta in (0.1, 0.2)]
-    assert found.seeds == (0, 1)
-    trial = found.trials["beta=0.1,seed=1"]
+    result = read_table(tmp_path)
+    assert result.points == [{"distill.beta": beta} for beta in (0.1, 0.2)]
+    assert result.seeds == (0, 1)
+    trial = result.trials["beta=0.1,seed=1"]
     assert [epoch for epoch, _ in trial.curve] == [1.0, 2.0]
     assert [value for _, value in trial.curve] == pytest.approx([0.3, 0.6])
     assert trial.value == pytest.approx(0.6)
-    assert found.epochs == 8.0
+    assert result.epochs == 8.0
 
 
 def test_a_grid_with_holes_is_refused(tmp_path: Path, make_record: MakeRecord) -> None:
@@ -121,7 +121,7 @@ def test_a_grid_with_holes_is_refused(tmp_path: Path, make_record: MakeRecord) -
 
 
 def grid(folder: Path, make_record: MakeRecord, *, betas: tuple[float, ...]) -> None:
-    """A finished grid sweep over beta with two seeds, as it lies on disk."""
+    """A finished grid sweep over beta with two seeds, in its files."""
     for beta in betas:
         for seed in (0, 1):
             record = make_record(accuracy=0.5 + beta, seed=seed, **{"distill.beta": beta})
@@ -136,8 +136,8 @@ def test_a_table_of_clicks_is_read_by_their_own_metric(tmp_path: Path, make_reco
         record = make_record(task="recommendation", auc=auc, **{"distill.beta": beta})
         write_record(tmp_path / "trials" / name, record)
     (tmp_path / "sweep.json").write_text(json.dumps({"varied": ["distill.beta"]}))
-    found = read_table(tmp_path)
-    assert found.metric == "validation.student.auc"
-    assert [trial.value for trial in found.trials.values()] == [0.6, 0.65]
+    result = read_table(tmp_path)
+    assert result.metric == "validation.student.auc"
+    assert [trial.value for trial in result.trials.values()] == [0.6, 0.65]
     with pytest.raises(MetricError, match=r"no finite number validation\.student\.accuracy"):
         read_table(tmp_path, metric="validation.student.accuracy")
