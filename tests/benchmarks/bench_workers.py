@@ -58,26 +58,22 @@ def main() -> None:
     options = parser.parse_args()
     common = {**subject(options), "student.layers": options.layers, "threads": 1, "out": "unused"}
     for batch_size in options.batch_size:
-        rows_by_workers: dict[int, list[dict[str, float]]] = {1: [], 2: []}
+        by_workers: dict[int, list[dict[str, float]]] = {1: [], 2: []}
         for _ in range(options.repeats):
-            for workers, rows in rows_by_workers.items():
+            for workers, rows in by_workers.items():
                 values = merge(common, {"batch_size": batch_size, "workers": workers})
                 rows.append(run(build_settings(TrainSettings, values), options.steps))
         ratios = [
-            two["titles"] / one["titles"]
-            for one, two in zip(rows_by_workers[1], rows_by_workers[2], strict=True)
+            two["titles"] / one["titles"] for one, two in zip(by_workers[1], by_workers[2], strict=True)
         ]
-        two = {
-            name: statistics.median(row[name] for row in rows_by_workers[2]) for name in rows_by_workers[2][0]
-        }
+        two = {name: statistics.median(row[name] for row in by_workers[2]) for name in by_workers[2][0]}
         whole = two["step"] + two["data"]
         say(
             f"two workers against one, global batch {batch_size}",
             ratios=[round(ratio, 3) for ratio in ratios],
             median=round(statistics.median(ratios), 3),
             titles_per_second={
-                n: round(statistics.median(r["titles"] for r in rows_by_workers[n]), 1)
-                for n in rows_by_workers
+                n: round(statistics.median(r["titles"] for r in by_workers[n]), 1) for n in by_workers
             },
             shares_of_two={
                 "exchange": round(two["exchange"] / whole, 3),

@@ -47,12 +47,12 @@ class Study:
     title: str
     table: Table
     noise: Noise
-    replays_by_search: Mapping[str, Sequence[Replay]]
+    replays: Mapping[str, Sequence[Replay]]
 
     @property
     def repeats(self) -> int:
         """Seeds of each search."""
-        return len(next(iter(self.replays_by_search.values())))
+        return len(next(iter(self.replays.values())))
 
     @property
     def third(self) -> float:
@@ -94,11 +94,11 @@ def main() -> None:
     for sweep, folder_or_number, title in zip(options.sweep, options.noise, options.title, strict=True):
         table = read_table(sweep, metric=options.metric)
         noise = seed_noise(folder_or_number, table, source=options.noise_source)
-        replays_by_search = {
+        replays = {
             name: [replay(table, space, slots=options.slots, epochs=table.epochs) for space in spaces]
             for name, spaces in searches(table, repeats=options.repeats).items()
         }
-        studies.append(Study(title, table, noise, replays_by_search))
+        studies.append(Study(title, table, noise, replays))
         print(report(studies[-1]), flush=True)
     out = Path(options.out)
     write_text(out / "study.md", "\n".join(map(report, studies)))
@@ -141,18 +141,13 @@ def seed_noise(folder_or_number: str, table: Table, *, source: str) -> Noise:
         flat = flatten(record.settings)
         label = point_label({name: flat[name] for name in names})
         values.setdefault(label, []).append(metric_value(record, table.metric))
-    several = {
-        label: replays_by_search for label, replays_by_search in values.items() if len(replays_by_search) > 1
-    }
+    several = {label: replays for label, replays in values.items() if len(replays) > 1}
     if not several:
         raise SystemExit(f"{folder_or_number}: no point there was run with several seeds")
     means = point_means(table)
     if (best := max(means, key=lambda label: means[label])) in several:
         return Noise(statistics.stdev(several[best]), f"{len(several[best])} seeds of the grid's best point")
-    pooled = (
-        statistics.fmean(statistics.variance(replays_by_search) for replays_by_search in several.values())
-        ** 0.5
-    )
+    pooled = statistics.fmean(map(statistics.variance, several.values())) ** 0.5
     return Noise(
         pooled, f"{len(several)} points with {min(map(len, several.values()))} seeds or more, pooled"
     )
@@ -169,8 +164,8 @@ def point_means(table: Table) -> dict[str, float]:
 
 
 def report(study: Study) -> str:
-    """The study as Markdown: the best metric of each search at a third of the grid's budget, and when it was as
-    good as the grid."""
+    """The study as Markdown: the best metric of each search at a third of the grid's budget, and when it
+    reached the grid's best."""
     table, noise, goal = study.table, study.noise, study.goal
     lines = [
         f"{study.title}: {len(table.points)} points, {len(table.trials)} trials, {table.epochs:g} "
@@ -184,7 +179,7 @@ def report(study: Study) -> str:
         "trial-epochs to the goal, median |",
         "|---|---|---|---|---|---|---|",
     ]
-    for name, replays in study.replays_by_search.items():
+    for name, replays in study.replays.items():
         values = [one.best_at(study.third) for one in replays]
         mean, met = statistics.fmean(values), sum(value >= goal for value in values)
         needed = statistics.median(one.epochs_to(goal) for one in replays)
@@ -214,7 +209,7 @@ def _panel(study: Study) -> Panel:
     epochs = study.table.epochs
     budgets = tuple(epochs * mark / MARKS for mark in range(1, MARKS + 1))
     lines = []
-    for name, replays in study.replays_by_search.items():
+    for name, replays in study.replays.items():
         values = [[100 * one.best_at(budget) for one in replays] for budget in budgets]
         means, sds = zip(*((statistics.fmean(v), _sd(v)) for v in values), strict=True)
         lines.append(Line(name, budgets, means, sds, tuple(len(replays) for _ in budgets)))

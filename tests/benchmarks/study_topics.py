@@ -32,18 +32,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--by", default="method", help="the setting whose values are compared")
     parser.add_argument("--split", default="test")
     options = parser.parse_args(arguments)
-    runs_by_value: dict[str, dict[int, Path]] = {}
+    students: dict[str, dict[int, Path]] = {}
     for sweep in options.sweep:
         for folder in find_records(Path(sweep) / TRIALS):
             if (folder / "student").is_dir():
                 record = read_record(folder)
-                runs_by_value.setdefault(str(flat_settings(record)[options.by]), {})[record.seed] = folder
-    seeds = sorted(set.intersection(*(set(runs) for runs in runs_by_value.values()))) if runs_by_value else []
+                students.setdefault(str(flat_settings(record)[options.by]), {})[record.seed] = folder
+    seeds = sorted(set.intersection(*(set(runs) for runs in students.values()))) if students else []
     if not seeds:
         raise SystemExit("no seed of which every value has a student; sweep with more --keep_students")
     chosen = {
         value: [by_topic(runs[seed], split=options.split) for seed in seeds]
-        for value, runs in runs_by_value.items()
+        for value, runs in students.items()
     }
     for row in next(iter(chosen.values()))[0]:
         of_topic = {value: _mean(runs, row.topic) for value, runs in chosen.items()}
