@@ -240,6 +240,7 @@ def test_copied_files_exist(cloud: str) -> None:
     assert {"pyproject.toml", "constraints.txt", "newsbert_ray"} <= set(mounts.values())
 
 
+@pytest.mark.slow
 def test_ray_starts_the_machines(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Ray adds key, network and role itself; tested against a simulated AWS."""
     import boto3

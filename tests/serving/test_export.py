@@ -106,6 +106,7 @@ def test_sentence_transformers_loads_it(run: Path, ours: Any, tmp_path: Path) ->
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.slow
 def test_onnxruntime_runs_it(run: Path, ours: Any, tmp_path: Path) -> None:
     """Any number of titles of any length; 8-bit weights answer nearly the same."""
     import onnxruntime

@@ -327,6 +327,7 @@ def test_every_part_is_timed_and_nothing_is_left(make_settings: MakeSettings, tm
     assert not folder.exists()
 
 
+@pytest.mark.slow
 def test_more_work_takes_longer(make_settings: MakeSettings, tmp_path: Path) -> None:
     """The plan stands on these differences."""
     wide = {"layers": 8, "hidden": 64, "heads": 2, "feed_forward": 256}
