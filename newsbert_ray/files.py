@@ -17,7 +17,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-_POLL_SECONDS = 0.1
+_POLL_SECONDS = 0.05
 
 
 def write_text(path: Path, text: str) -> None:

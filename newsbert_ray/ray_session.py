@@ -1,4 +1,4 @@
-"""Joining a Ray cluster, or starting a private one that ends without a trace. Knows nothing of training."""
+"""Joins a Ray cluster, or starts a private one on this machine and removes it at the end."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ from newsbert_ray import ray_private
 from newsbert_ray.files import first_line, locked
 
 ANSWER_SECONDS = 10.0
-"""How long a cluster's address may take to answer."""
+"""Time limit for an answer from a cluster's address."""
 
 PREFIX = "nb-"
+"""Start of the name of a private session's folder."""
 LOCK = "in-use"
-"""Names of a private session's folder, and of the file in it that its process holds locked."""
+"""File in that folder that its process holds locked."""
 
 HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
 HTTP2_SETTINGS = b"\4"
@@ -35,7 +36,7 @@ PRIVATE_ENVIRONMENT: Mapping[str, str] = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
-    # A worker without a GPU of its own must not have CUDA hidden from it, nor print a warning.
+    # Otherwise Ray hides CUDA from a worker without its own GPU, and prints a warning.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 
@@ -46,11 +47,15 @@ class ConnectError(ValueError):
 
 @dataclass(frozen=True)
 class RaySession:
-    """What a session may use.
+    """A session and its resources.
 
     Attributes:
-        cpus, gpus: what is there now; a cluster that is `growing` (Ray's autoscaler) brings more when asked.
-        folder: a private session's own, with its logs; None in a joined cluster.
+        private: started by this process, on this machine alone.
+        address: HOST:PORT of the cluster's head.
+        cpus, gpus: what the cluster has now.
+        folder: a private session's folder, with its logs; None in a joined cluster.
+        dashboard: URL of Ray's dashboard, where there is one.
+        has_autoscaler: the cluster starts more nodes on demand.
     """
 
     private: bool
@@ -59,27 +64,27 @@ class RaySession:
     gpus: float
     folder: Path | None
     dashboard: str | None
-    growing: bool = False
+    has_autoscaler: bool = False
 
 
 def inside_cluster() -> bool:
-    """Whether there is a cluster to join: RAY_ADDRESS names one, or this process is already connected."""
+    """Whether RAY_ADDRESS names a cluster, or this process is already connected to one."""
     return _named_address() is not None or initialised()
 
 
 @contextmanager
 def ray_session(*, cpus: int | None = None, dashboard: bool = False) -> Iterator[RaySession]:
-    """A Ray session for as long as the block runs.
+    """A Ray session for the duration of the block.
 
-    One that is already open in this process is used and left open; the cluster of RAY_ADDRESS is joined, and
-    left at the end; otherwise a private one starts on this machine, reachable only from the loopback and with
-    a token, and is gone at the end, with its folder.
+    A session that is already open in this process is used and left open. Otherwise the cluster of RAY_ADDRESS
+    is joined, and left at the end. Without RAY_ADDRESS a private session starts on this machine; it listens
+    on the loopback only, asks for a token, and is removed at the end, with its folder.
 
     Args:
-        cpus: CPUs that a private session counts; this machine's by default; a joined cluster has its own.
+        cpus: CPUs of a private session; all of this machine by default.
         dashboard: start Ray's dashboard with a private session.
     Raises:
-        ConnectError: the address does not answer, refuses this user, or Ray does not start.
+        ConnectError: the address does not answer or refuses this user, or Ray does not start.
     """
     if initialised():
         yield _describe(private=False, folder=None)
@@ -101,7 +106,7 @@ def _named_address() -> str | None:
 
 def initialised() -> bool:
     """Whether this process is connected to a cluster already."""
-    # Whoever opened a session has imported Ray; asking must not cost its import.
+    # A process with a session has imported Ray; this function must not import it, which is slow.
     if "ray" not in sys.modules:
         return False
     import ray
@@ -127,12 +132,12 @@ def _join(stack: ExitStack, address: str) -> None:
 
 
 def _require_answer(address: str) -> str | None:
-    """The host of `address`, known to answer; Ray itself would wait for minutes, then end the process."""
+    """The host of `address`, which answers; Ray itself would wait for minutes and then end the process."""
     if address == "auto":
         return None
-    place = urlsplit(address if "://" in address else f"//{address}")
+    url = urlsplit(address if "://" in address else f"//{address}")
     try:
-        host, port = place.hostname, place.port
+        host, port = url.hostname, url.port
     except ValueError:
         host, port = None, None
     if not host or not port:
@@ -147,7 +152,7 @@ def _require_answer(address: str) -> str | None:
 
 
 def _refusal(host: str, port: int) -> str | None:
-    """Why host:port is no server of Ray's kind (gRPC: HTTP/2, which answers a greeting with its settings)."""
+    """Why host:port is no gRPC server like Ray's, which answers HTTP/2's greeting with its settings."""
     try:
         with socket.create_connection((host, port), timeout=ANSWER_SECONDS) as connection:
             connection.sendall(HTTP2_GREETING)
@@ -158,9 +163,9 @@ def _refusal(host: str, port: int) -> str | None:
 
 
 def _only_on_loopback(host: str, address: str) -> bool:
-    """Whether `host` is this machine and the cluster there keeps to the loopback.
+    """Whether `host` is this machine and the cluster there listens on the loopback only.
 
-    Ray rewrites a loopback address to the network's, where such a cluster does not listen.
+    Ray replaces a loopback address by the network's, where such a cluster does not listen.
     """
     if host not in ("127.0.0.1", "localhost", "::1"):
         return False
@@ -169,9 +174,9 @@ def _only_on_loopback(host: str, address: str) -> bool:
 
 
 def _start(stack: ExitStack, *, cpus: int | None, dashboard: bool) -> Path:
-    # Short on purpose: Ray's sockets lie in it, and their paths may have 107 bytes. Ray opens its own folder
-    # to every user of the machine, so it gets one inside ours, which only this user may enter.
-    _sweep_up(Path(_short_temporary_folder()))
+    # The path must be short: Ray's sockets are in it, and their paths may have 107 bytes. Ray lets every user
+    # of the machine into its own folder, so that one is inside ours, which only this user may enter.
+    _remove_leftovers(Path(_short_temporary_folder()))
     folder = _own_folder(stack)
     stack.enter_context(environment({**PRIVATE_ENVIRONMENT, **_token(folder)}))
     stack.enter_context(environment(loopback_only(), over=True))
@@ -198,7 +203,7 @@ def _start(stack: ExitStack, *, cpus: int | None, dashboard: bool) -> Path:
 
 
 def _shut_down() -> None:
-    """End the session whole: a second Ctrl-C in the midst of it would leave Ray's processes for a minute."""
+    """End the session. A second Ctrl-C must not interrupt this: Ray's processes would stay for a minute."""
     import ray
 
     if threading.current_thread() is not threading.main_thread():
@@ -212,17 +217,17 @@ def _shut_down() -> None:
 
 
 def _own_folder(stack: ExitStack) -> Path:
-    """A new folder, marked as in use; the system takes the mark away however this process ends."""
+    """A new folder with a lock, which the system releases however this process ends."""
     while True:
         folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=_short_temporary_folder()))
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        with suppress(OSError):  # another start may have removed it before it was marked as in use
+        with suppress(FileNotFoundError, TimeoutError):  # another start may remove it before it is locked
             stack.enter_context(locked(folder / LOCK))
             if (folder / LOCK).exists():
                 return folder
 
 
-def _sweep_up(parent: Path) -> None:
+def _remove_leftovers(parent: Path) -> None:
     """Remove the folders of this user's sessions that were killed."""
     for lock in parent.glob(f"{PREFIX}*/{LOCK}"):
         with suppress(OSError), locked(lock):
@@ -230,27 +235,27 @@ def _sweep_up(parent: Path) -> None:
 
 
 def _short_temporary_folder() -> str:
-    usual = tempfile.gettempdir()
-    return "/tmp" if len(usual) > 30 and os.access("/tmp", os.W_OK) else usual
+    folder = tempfile.gettempdir()
+    return "/tmp" if len(folder) > 30 and os.access("/tmp", os.W_OK) else folder
 
 
 def loopback_only() -> dict[str, str]:
-    """Environment that keeps Ray, gloo and NCCL to the loopback; the interface's name is the system's."""
+    """Environment in which Ray, gloo and NCCL use the loopback only; its name depends on the system."""
     names = [name for _, name in socket.if_nameindex() if name in ("lo", "lo0")]
     interfaces = {key: name for name in names for key in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")}
-    # Ray's own name for it: the node's address becomes 127.0.0.1, and then every listener is on the loopback.
+    # With this variable the node's address is 127.0.0.1, and then every server listens on the loopback.
     return {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", **interfaces}
 
 
 def _token(folder: Path) -> dict[str, str]:
-    """A token of this session's own, readable by its user only; nothing where the user has set one up."""
+    """A new token for this session; nothing where the user has set one up."""
     if any(name in os.environ for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
         return {}
     return write_token(folder)
 
 
 def write_token(folder: Path) -> dict[str, str]:
-    """A new token in `folder`, readable by its user only, and the environment that makes Ray ask for it."""
+    """Write a new token into `folder`, readable by this user only; return the environment that uses it."""
     path = folder / "token"
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write(secrets.token_hex(32))
@@ -259,7 +264,7 @@ def write_token(folder: Path) -> dict[str, str]:
 
 @contextmanager
 def environment(values: Mapping[str, str], *, over: bool = False) -> Iterator[None]:
-    """Environment variables for as long as the block runs; what the user set himself stays, unless `over`."""
+    """Set environment variables for the duration of the block; those already set stay, unless `over`."""
     added = {name: value for name, value in values.items() if over or name not in os.environ}
     before = {name: os.environ[name] for name in added if name in os.environ}
     os.environ.update(added)
@@ -284,5 +289,5 @@ def _describe(*, private: bool, folder: Path | None) -> RaySession:
         gpus=float(resources.get("GPU", 0)),
         folder=folder,
         dashboard=f"http://{dashboard}" if dashboard else None,
-        growing=not private and ray_private.has_autoscaler(),
+        has_autoscaler=not private and ray_private.has_autoscaler(),
     )

@@ -1,11 +1,12 @@
-"""RunRecord: what a finished run leaves behind as record.json. Reads and writes JSON; knows no tensor and no
-Ray."""
+"""record.json, which a finished run writes, and the other small files of a run. Knows no tensor, no Ray."""
 
 from __future__ import annotations
 
 import json
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,26 +17,29 @@ from newsbert_ray.files import write_text
 
 RECORD = "record.json"
 TEACHER, BEFORE, TEACHERS = "teacher", "before", "teachers"
-"""Where a run has the teacher that it only reads, and the run whose student it starts from; and where a sweep
-has those of its trials."""
-_FIRST = {TEACHER, BEFORE, TEACHERS}
+"""Folders of prerequisite runs: a run's frozen teacher, the run whose student it starts from, and all
+prerequisites of a sweep's trials."""
+_PREREQUISITES = {TEACHER, BEFORE, TEACHERS}
 METRICS = "metrics.jsonl"
 MAP = "map.json"
-"""Where a topics run's titles lie on a plane."""
+"""A topics run's titles as points of a plane."""
 STOPPED = "stopped.json"
 _PACKAGES = ("newsbert_ray", "torch", "transformers", "ray", "optuna", "pyarrow", "numpy")
 
 
 class RecordError(ValueError):
-    """A record that cannot be read; its text names the file and the cure."""
+    """A record that cannot be read; the text names the file and the cure."""
 
 
 class RunRecord(BaseModel):
     """One finished run.
 
-    `metrics` is nested: `metrics["test"]["student"]["accuracy"]`. `curve` holds one entry an evaluation, in
-    order: step, epoch, validation (as in metrics) and train (loss name to mean). `layer_map[i]` lists the
-    teacher layers (from 1) of the block behind student layer i + 1.
+    Attributes:
+        seconds: by activity, and `total`.
+        layer_map: for student layer i + 1 the teacher layers (from 1) of its block.
+        metrics: nested: `metrics["test"]["student"]["accuracy"]`.
+        curve: one entry for each evaluation, in order: step, epoch, validation (as in metrics) and train
+            (mean of each loss).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -54,10 +58,10 @@ class RunRecord(BaseModel):
 
 
 class EarlyStop(BaseModel):
-    """A sweep's trial that was ended before its last epoch, as stopped.json in its folder.
+    """A sweep's trial that was stopped before its last epoch: stopped.json in its folder.
 
-    `value` is what the sweep judges by, at `epoch`; its curve are the evaluations in metrics.jsonl, its
-    settings stand in settings.json.
+    Attributes:
+        value: the sweep's metric at `epoch`; metrics.jsonl has the earlier ones, settings.json the settings.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -69,12 +73,12 @@ class EarlyStop(BaseModel):
 
 
 def write_stop(folder: str | Path, stop: EarlyStop) -> None:
-    """Write `stop` as folder/stopped.json, whole or not at all."""
+    """Write `stop` as folder/stopped.json."""
     write_text(Path(folder) / STOPPED, stop.model_dump_json(indent=1) + "\n")
 
 
 def read_stop(folder: str | Path) -> EarlyStop | None:
-    """The trial's early end; None where there is none, or only a damaged one."""
+    """The trial's early stop; None where there is none, or the file is damaged."""
     try:
         return EarlyStop.model_validate_json((Path(folder) / STOPPED).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValidationError, UnicodeDecodeError):
@@ -82,20 +86,21 @@ def read_stop(folder: str | Path) -> EarlyStop | None:
 
 
 def read_entries(path: Path) -> list[dict[str, Any]]:
-    """Whole entries of a metrics.jsonl; a last line cut short by a kill is left out."""
+    """The entries of a metrics.jsonl; a last line cut short by a kill is skipped."""
+    return list(read_json_lines(path))
+
+
+def read_json_lines(path: Path) -> Iterator[Any]:
+    """The values of a JSON Lines file, damaged lines skipped; none where the file is missing."""
     if not path.exists():
-        return []
-    found = []
+        return
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            continue
-    return found
+        with suppress(ValueError):
+            yield json.loads(line)
 
 
 def write_record(folder: str | Path, record: RunRecord) -> Path:
-    """Write `record` as folder/record.json, whole or not at all."""
+    """Write `record` as folder/record.json."""
     path = Path(folder) / RECORD
     write_text(path, record.model_dump_json(indent=1) + "\n")
     return path
@@ -105,7 +110,7 @@ def read_record(folder: str | Path) -> RunRecord:
     """The record of the run in `folder`.
 
     Raises:
-        RecordError: no record there (the run has not finished), or one that is damaged.
+        RecordError: there is none (the run has not finished), or it is damaged.
     """
     path = Path(folder) / RECORD
     try:
@@ -114,11 +119,11 @@ def read_record(folder: str | Path) -> RunRecord:
         raise RecordError(f"{path}: no record there; is it the folder of a finished run?") from error
     except (ValidationError, UnicodeDecodeError) as error:
         fault = first_fault(error)
-        raise RecordError(f"{path}: not a whole run record ({fault}); run the training again") from error
+        raise RecordError(f"{path}: not a complete run record ({fault}); run the training again") from error
 
 
 def first_fault(error: ValidationError | UnicodeDecodeError) -> str:
-    """What is wrong with a damaged file, in one line; pydantic's own text has a page."""
+    """What is wrong with a damaged file, in one line; pydantic's own message fills a page."""
     if isinstance(error, UnicodeDecodeError):
         return f"byte {error.start} is not UTF-8"
     faults = error.errors()
@@ -128,25 +133,24 @@ def first_fault(error: ValidationError | UnicodeDecodeError) -> str:
 
 
 def find_records(folder: str | Path) -> list[Path]:
-    """Folders at or below `folder` that hold a record.json, sorted; not those of runs that others
-    there had to have first."""
-    found = (path.parent for path in Path(folder).rglob(RECORD))
-    return sorted(path for path in found if not set(path.relative_to(folder).parts) & _FIRST)
+    """Folders at or below `folder` that hold a record.json, sorted; without those of prerequisite runs."""
+    runs = (path.parent for path in Path(folder).rglob(RECORD))
+    return sorted(run for run in runs if not set(run.relative_to(folder).parts) & _PREREQUISITES)
 
 
 def installed_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that can alter a number."""
-    found = {"python": platform.python_version()}
+    """Versions of Python and of the packages that can change a result."""
+    versions = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+            versions[name] = "not installed"
+    return versions
 
 
 def describe_hardware() -> dict[str, Any]:
-    """Kind of machine: processor and cores; a run adds its device. No host name, no address."""
+    """Processor, cores and operating system; a run adds its device. No host name, no address."""
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():

@@ -1,12 +1,11 @@
-"""events.jsonl in a run's or a sweep's folder: what happened and when, one JSON line each. No secrets."""
+"""What a run or sweep reports while it works: events.jsonl in its folder, and metrics for Prometheus."""
 
 from __future__ import annotations
 
 import json
 import os
-import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from newsbert_ray.files import locked
 from newsbert_ray.methods import HEADINGS
+from newsbert_ray.record import read_json_lines
 from newsbert_ray.secrets import mask_fields
 
 if TYPE_CHECKING:
@@ -38,28 +38,28 @@ Event = Literal[
     "end",
     "error",
 ]
-"""Everything that is logged; `start`, `resume`, `end` and `error` are the run's or the sweep's own."""
+"""Every event; `start`, `resume`, `end` and `error` belong to the run or the sweep as a whole."""
 _LOCK_SECONDS = 5.0
 
 
 class EventLog:
-    """Appends events to folder/events.jsonl, whole lines, from as many processes as there are.
+    """Appends events to folder/events.jsonl, one JSON object a line; several processes may share the file.
 
-    A log that cannot be written (a full disk) is left: it must not end the run, nor hide the error that it
-    was about to tell.
+    Events that cannot be written (a full disk) are dropped: a log must not end the run, nor hide the error
+    that it was to record.
     """
 
     def __init__(self, folder: str | Path, *, run: str | None = None) -> None:
         """
         Args:
-            folder: of the run or sweep; it must be there when the first event comes.
-            run: name in each line; the folder's by default.
+            folder: the run's or sweep's; must exist before the first event.
+            run: name in each line; the folder's name by default.
         """
         self.path = Path(folder) / EVENTS
         self._run = run or Path(folder).absolute().name
 
     def __call__(self, event: Event, **fields: Any) -> None:
-        """Add a line: `time` (UTC), `event`, `run` and the fields, with secrets masked."""
+        """Append a line: `time` (UTC), `event`, `run` and the fields, with secrets masked."""
         assert event in get_args(Event), event
         assert not fields.keys() & {"time", "run"}, fields
         time = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
@@ -70,7 +70,7 @@ class EventLog:
             return
 
     def report(self, entry: Mapping[str, Any]) -> None:
-        """Log the loop's evaluations and checkpoints; a report like any other (an evaluation has one too)."""
+        """A training report: logs evaluations and checkpoints."""
         if entry["kind"] == "evaluation":
             self("evaluation", step=entry["step"], epoch=entry["epoch"], validation=entry["validation"])
         elif entry["kind"] == "checkpoint":
@@ -78,12 +78,13 @@ class EventLog:
 
 
 def read_events(folder: str | Path) -> list[dict[str, Any]]:
-    """The events in a folder, in the order in which they were written; damaged lines are left out."""
-    return list(_whole_lines(Path(folder) / EVENTS))
+    """The events in a folder, in the order of writing; damaged lines are skipped."""
+    path = Path(folder) / EVENTS
+    return [event for event in read_json_lines(path) if isinstance(event, dict)]
 
 
 def _append(path: Path, line: str) -> None:
-    """One write at the file's end; the line before may have been cut short by a kill."""
+    """Append a line in one write; the last line of the file may have been cut short by a kill."""
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
     try:
         with ExitStack() as stack:
@@ -96,27 +97,16 @@ def _append(path: Path, line: str) -> None:
         os.close(handle)
 
 
-def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
-    if not path.exists():
-        return
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            found = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(found, dict):
-            yield found
-
-
 STATES = ("running", "finished", "stopped_early", "failed", "waiting")
-"""What a sweep's trial can be."""
+"""States of a sweep's trial."""
 REFRESH_SECONDS = 2.0
+"""An unchanged state is reported again after this time."""
 _TRIALS = "trials"
-"""The folder in a sweep's that holds its trials'."""
+"""Folder of a sweep that holds the trials' folders."""
 
 
 class Meter(NamedTuple):
-    """What a number is: `counter` only grows; `tags` tell its series apart."""
+    """A Prometheus metric: a counter only grows; one series for each combination of tags."""
 
     description: str
     tags: tuple[str, ...]
@@ -124,48 +114,48 @@ class Meter(NamedTuple):
 
 
 METERS: Mapping[str, Meter] = {
-    "newsbert_titles_per_second": Meter("Examples trained on a second, since the last log", ("run", "trial")),
-    "newsbert_titles": Meter("Examples trained on", ("run",), counter=True),
+    "newsbert_titles_per_second": Meter("Training examples per second, since the last log", ("run", "trial")),
+    "newsbert_titles": Meter("Training examples", ("run",), counter=True),
     "newsbert_loss": Meter("Losses of the last logged step", ("run", "trial", "loss")),
-    "newsbert_step": Meter("Updates done", ("run", "trial")),
-    "newsbert_epoch": Meter("Epochs done, or the one under way", ("run", "trial")),
+    "newsbert_step": Meter("Optimiser steps", ("run", "trial")),
+    "newsbert_epoch": Meter("Epochs, the current one in part", ("run", "trial")),
     "newsbert_validation": Meter(
         "Metrics of the last evaluation, 0 to 1", ("run", "trial", "model", "metric")
     ),
     "newsbert_seconds": Meter(
-        "Seconds by what they went to: train, data (waiting for it), evaluate, checkpoint, report",
+        "Seconds by activity: train, data (waiting for it), evaluate, checkpoint, report",
         ("run", "part"),
         counter=True,
     ),
     "newsbert_trials": Meter("Trials of a sweep by state", ("run", "state")),
     "newsbert_best": Meter("Best value of the sweep's first goal so far", ("run",)),
 }
-"""By the name that Ray is given; `run` is the name of the run's or the sweep's folder."""
+"""By their names in Ray; the tag `run` is the name of the run's or the sweep's folder."""
 
 
 def exported_name(name: str) -> str:
-    """The name under which Prometheus finds a meter."""
+    """The name of a metric in Prometheus."""
     return f"ray_{name}" + ("_total" if METERS[name].counter else "")
 
 
 class RunMeters:
-    """A report that passes a run's entries on to Prometheus; does nothing in a process without Ray."""
+    """A training report that sends a run's numbers to Prometheus; does nothing in a process without Ray."""
 
     def __init__(self, folder: str | Path) -> None:
         """
         Args:
-            folder: of the run; below a sweep's `trials` it is a trial.
+            folder: the run's; in a sweep's `trials` folder the run is a trial.
         """
         folder = Path(folder).absolute()
         of_sweep = folder.parent.name == _TRIALS
         self._run = folder.parent.parent.name if of_sweep else folder.name
         self._trial = folder.name if of_sweep else ""
-        self._active = _ray_is_there()
+        self._active = _is_connected()
         self._gauges: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
         self._seconds: dict[str, float] | None = None
 
     def __call__(self, entry: Mapping[str, Any]) -> None:
-        """Take in an entry of the loop; the `seconds` of a log are those of all starts so far."""
+        """Report an entry of the training loop; `seconds` of a log entry cover all starts of the run."""
         if not self._active:
             return
         if entry["kind"] == "log":
@@ -180,7 +170,7 @@ class RunMeters:
             return
         self._keep("newsbert_step", entry["step"])
         self._keep("newsbert_epoch", entry["epoch"])
-        # All of them, each time: the metrics of an evaluation would be forgotten before the next one.
+        # All of them each time: Ray drops a metric that is not set again.
         for (name, tags), value in self._gauges.items():
             _gauge(name).set(value, {**dict(tags), "run": self._run, "trial": self._trial})
         if "seconds" in entry:
@@ -190,44 +180,44 @@ class RunMeters:
         self._gauges[name, tuple(tags.items())] = float(value)
 
     def _count(self, seconds: Mapping[str, float], *, speed: float, fresh: bool) -> None:
-        """Add what has passed since the last log; an earlier start's seconds were counted by that start."""
+        """Add the seconds since the last log; an earlier start has counted its own."""
         before = self._seconds if self._seconds is not None else {} if fresh else seconds
         passed = {part: value - before.get(part, 0.0) for part, value in seconds.items()}
         counter = _counter("newsbert_seconds")
         for part, value in passed.items():
             if value > 0:
                 counter.inc(value, {"run": self._run, "part": part})
-        # The loop's speed is over the seconds of these two parts.
+        # The entry's throughput is over the seconds of these two parts.
         if (titles := speed * (passed.get("train", 0.0) + passed.get("data", 0.0))) > 0:
             _counter("newsbert_titles").inc(titles, {"run": self._run})
         self._seconds = dict(seconds)
 
 
 class SweepMeters:
-    """A sweep's trials by state, for Prometheus; does nothing in a process without Ray."""
+    """Sends the number of a sweep's trials in each state to Prometheus; does nothing without Ray."""
 
     def __init__(self, folder: str | Path) -> None:
         """
         Args:
-            folder: of the sweep.
+            folder: the sweep's.
         """
         self._run = Path(folder).absolute().name
-        self._active = _ray_is_there()
+        self._active = _is_connected()
         self._last: tuple[dict[str, int], float | None] = ({}, None)
-        self._told = 0.0
+        self._sent_at = 0.0
 
     def update(self, states: Mapping[str, int], *, best: float | None = None) -> None:
-        """Tell how the trials stand; to be called often, an unchanged state is told every two seconds.
+        """Report the trials' states. Call it often: an unchanged state is sent every two seconds only.
 
         Args:
-            states: trials in each of STATES; those left out have none.
-            best: the first goal's best value, where there is one.
+            states: trials in each of STATES; 0 for those left out.
+            best: the first goal's best value, if any.
         """
         assert states.keys() <= set(STATES), f"states {sorted(states)}, known are {STATES}"
         now = time.monotonic()
-        if not self._active or ((dict(states), best) == self._last and now - self._told < REFRESH_SECONDS):
+        if not self._active or ((dict(states), best) == self._last and now - self._sent_at < REFRESH_SECONDS):
             return
-        self._last, self._told = (dict(states), best), now
+        self._last, self._sent_at = (dict(states), best), now
         trials = _gauge("newsbert_trials")
         for state in STATES:
             trials.set(states.get(state, 0), {"run": self._run, "state": state})
@@ -235,13 +225,11 @@ class SweepMeters:
             _gauge("newsbert_best").set(best, {"run": self._run})
 
 
-def _ray_is_there() -> bool:
-    # Whoever connected has imported Ray; asking must not cost its import.
-    if "ray" not in sys.modules:
-        return False
-    import ray
+def _is_connected() -> bool:
+    # Not at load: reports read events, and are written where Ray is not installed.
+    from newsbert_ray.ray_session import initialised
 
-    return bool(ray.is_initialized())
+    return initialised()
 
 
 def _gauge(name: str) -> Gauge:

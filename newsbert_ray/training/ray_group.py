@@ -287,7 +287,7 @@ def _work(config: dict[str, Any]) -> None:
 
 
 def _check_resources(settings: TrainSettings, session: RaySession, *, cpus: float) -> None:
-    if session.growing:
+    if session.has_autoscaler:
         return  # Ray's autoscaler starts the nodes that are missing
     fewest = settings.min_workers or settings.workers
     if session.cpus < fewest * cpus:
@@ -304,7 +304,7 @@ def _check_resources(settings: TrainSettings, session: RaySession, *, cpus: floa
 
 def _gpus_per_worker(settings: TrainSettings, session: RaySession) -> float:
     is_enough = session.gpus >= (settings.min_workers or settings.workers)
-    is_enough = is_enough or (session.growing and settings.device == "cuda")
+    is_enough = is_enough or (session.has_autoscaler and settings.device == "cuda")
     return 1.0 if settings.device != "cpu" and is_enough else 0.0
 
 

@@ -200,7 +200,7 @@ class _Runner:
                 trials=trials.due,
                 concurrency=self.concurrency,
                 gpus=space.gpus,
-                growing=session.growing,
+                growing=session.has_autoscaler,
             )
             self.folder.write_resources(resources)
             for line in display.starting(trials, resources, session.dashboard):

@@ -132,7 +132,7 @@ def test_damaged_record_ends_the_report(tmp_path: Path, make_record: MakeRecord)
     """A run left out because its record is damaged would change the mean without a word."""
     _write_sweep(tmp_path / "sweep", make_record)
     (tmp_path / "sweep" / "2" / "record.json").write_text("{")
-    with pytest.raises(RecordError, match=r"2/record\.json: not a whole run record"):
+    with pytest.raises(RecordError, match=r"2/record\.json: not a complete run record"):
         report([tmp_path / "sweep"], out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

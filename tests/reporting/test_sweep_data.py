@@ -118,7 +118,7 @@ def test_damaged_record_ends_the_report(make_sweep: MakeSweep) -> None:
     folder = make_sweep(points=1, seeds=(0,))
     name = read_sweep(folder).points[0].trials[0].name
     (folder / "trials" / name / "record.json").write_text("{")
-    with pytest.raises(RecordError, match=r"record\.json: not a whole run record"):
+    with pytest.raises(RecordError, match=r"record\.json: not a complete run record"):
         read_sweep(folder)
 
 

@@ -1,7 +1,11 @@
-"""What reaches Prometheus: the loop's own numbers, once, and nothing where there is no Ray."""
+"""events.jsonl: complete lines whatever happens, and no secrets. Prometheus: the loop's numbers, each once."""
 
 from __future__ import annotations
 
+import json
+import re
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -9,9 +13,96 @@ from typing import Any
 import pytest
 
 from newsbert_ray import telemetry as meters
-from newsbert_ray.telemetry import METERS, STATES, RunMeters, SweepMeters, exported_name
+from newsbert_ray.telemetry import (
+    EVENTS,
+    METERS,
+    STATES,
+    EventLog,
+    RunMeters,
+    SweepMeters,
+    exported_name,
+    read_events,
+)
 from newsbert_ray.training.run import train
 from tests.conftest import MakeSettings
+
+
+def test_an_event_says_when_what_and_where(tmp_path: Path) -> None:
+    """Lines without a time in one zone cannot be laid beside a cloud's own log of a lost node."""
+    log = EventLog(tmp_path / "first")
+    (tmp_path / "first").mkdir()
+    log("start", workers=2)
+    log("node_gone", node="ab12")
+    first, second = read_events(tmp_path / "first")
+    assert first.items() >= {"event": "start", "run": "first", "workers": 2}.items()
+    assert second["node"] == "ab12"
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", first["time"])
+    assert first["time"] <= second["time"]
+
+
+def test_the_loop_s_entries_become_events(tmp_path: Path) -> None:
+    """After a spot machine's end the first question is whether its warning was heeded, and at which step."""
+    report = EventLog(tmp_path).report
+    report({"kind": "log", "step": 20, "train": {"total": 1.0}})
+    report(
+        {"kind": "evaluation", "step": 20, "epoch": 1.0, "validation": {"student": {"auc": 0.6}}, "train": {}}
+    )
+    report({"kind": "checkpoint", "step": 25, "preempted": False})
+    report({"kind": "checkpoint", "step": 31, "preempted": True})
+    found = [(event["event"], event["step"]) for event in read_events(tmp_path)]
+    assert found == [("evaluation", 20), ("checkpoint", 25), ("preemption", 31)]
+
+
+def test_an_unknown_event_is_our_own_slip(tmp_path: Path) -> None:
+    """`ended` beside `end`, and whoever counts ends counts half of them."""
+    with pytest.raises(AssertionError, match="ended"):
+        EventLog(tmp_path)("ended")  # type: ignore[arg-type]
+
+
+def test_a_line_cut_short_spoils_no_other(tmp_path: Path) -> None:
+    """A kill in the midst of a write must not swallow the next start's line."""
+    (tmp_path / EVENTS).write_text('{"event": "start"}\n{"event": "che', encoding="utf-8")
+    EventLog(tmp_path)("resume", step=7)
+    assert [event["event"] for event in read_events(tmp_path)] == ["start", "resume"]
+
+
+_WRITE_MANY = """
+import sys
+from newsbert_ray.telemetry import EventLog
+log = EventLog(sys.argv[1], run=sys.argv[2])
+for step in range(200):
+    log("checkpoint", step=step, text="x" * 300)
+"""
+
+
+def test_many_processes_write_whole_lines(tmp_path: Path) -> None:
+    """Trials and driver of a sweep share a file; lines through one another would be lost."""
+    command = [sys.executable, "-c", _WRITE_MANY, str(tmp_path)]
+    writers = [subprocess.Popen([*command, str(run)]) for run in range(3)]
+    assert [writer.wait() for writer in writers] == [0, 0, 0]
+    lines = (tmp_path / EVENTS).read_text().splitlines()
+    assert len(lines) == 600
+    for run in range(3):
+        steps = [event["step"] for event in map(json.loads, lines) if event["run"] == str(run)]
+        assert steps == list(range(200))
+
+
+def test_a_log_that_cannot_be_written_ends_nothing(tmp_path: Path) -> None:
+    """A full disk's own error must reach the person, not one about the log of it."""
+    (tmp_path / EVENTS).mkdir()
+    EventLog(tmp_path)("error", reason="disk full")
+    EventLog(tmp_path / "gone")("error", reason="disk full")
+    assert not (tmp_path / "gone").exists()
+
+
+def test_events_hold_no_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A log is the first thing that people send to others."""
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "c0ffee" * 8)
+    fields: dict[str, Any] = {"reason": ValueError("refused " + "c0ffee" * 8), "tried": ["c0ffee" * 8]}
+    EventLog(tmp_path)("error", api_key="hunter2", **fields)
+    (event,) = read_events(tmp_path)
+    assert event.items() >= {"api_key": "***", "reason": "refused ***", "tried": ["***"]}.items()
+
 
 Series = dict[tuple[str, ...], float]
 
@@ -47,7 +138,7 @@ class _Meter:
 def board(monkeypatch: pytest.MonkeyPatch) -> Board:
     """A process in which Ray is there, and what is told to it."""
     found = Board()
-    monkeypatch.setattr(meters, "_ray_is_there", lambda: True)
+    monkeypatch.setattr(meters, "_is_connected", lambda: True)
     monkeypatch.setattr(meters, "_gauge", found.gauge)
     monkeypatch.setattr(meters, "_counter", found.counter)
     return found
@@ -157,7 +248,7 @@ def test_a_misspelt_state_is_our_own_slip(board: Board) -> None:
 def test_without_ray_nothing_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A plain run on a laptop must not import Ray, let alone start it."""
     monkeypatch.setattr(meters, "_gauge", lambda name: pytest.fail(name))
-    monkeypatch.setattr(meters, "_ray_is_there", lambda: False)
+    monkeypatch.setattr(meters, "_is_connected", lambda: False)
     RunMeters(tmp_path)(log(1, train=1.0, data=0.5))
     SweepMeters(tmp_path).update({"running": 1})
 

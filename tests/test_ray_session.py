@@ -186,7 +186,7 @@ def test_only_folders_of_killed_sessions_are_swept_up(tmp_path: Path) -> None:
     with ExitStack() as stack:
         lock = stack.enter_context((held / connect.LOCK).open("w"))
         fcntl.flock(lock, fcntl.LOCK_EX)
-        connect._sweep_up(tmp_path)
+        connect._remove_leftovers(tmp_path)
         assert [folder.exists() for folder in (left, held, other)] == [False, True, True]
 
 
