@@ -1,4 +1,4 @@
-"""events.jsonl: complete lines whatever happens, and no secrets. Prometheus: the loop's numbers, each once."""
+"""events.jsonl: complete lines and no secrets. Prometheus: the loop's numbers, each once."""
 
 from __future__ import annotations
 
