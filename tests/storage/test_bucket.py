@@ -39,6 +39,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], N
     return leave
 
 
+@pytest.mark.slow
 def test_an_outage_is_retried(bucket: S3, caplog: pytest.LogCaptureFixture) -> None:
     """A storage that is unavailable for a minute would end a run of a day."""
     location = f"{bucket.url}/run"
@@ -56,6 +57,7 @@ def test_an_outage_is_retried(bucket: S3, caplog: pytest.LogCaptureFixture) -> N
     assert "the storage is back after" in again
 
 
+@pytest.mark.slow
 def test_a_long_outage_ends_with_a_message(bucket: S3, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that waits for ever holds its machines for ever."""
     monkeypatch.setenv("NEWSBERT_STORAGE_PATIENCE", "0")
