@@ -11,7 +11,7 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,8 @@ from newsbert_ray.files import first_line, locked
 ANSWER_SECONDS = 10.0
 """Time limit for an answer from a cluster's address."""
 
+WATCH_SECONDS = 1.0
+"""Between two checks for a preemption notice: a small part of a spot warning's 30 to 120 s."""
 PREFIX = "nb-"
 """Start of the name of a private session's folder."""
 LOCK = "in-use"
@@ -237,6 +239,35 @@ def _remove_leftovers(parent: Path) -> None:
 def _short_temporary_folder() -> str:
     folder = tempfile.gettempdir()
     return "/tmp" if len(folder) > 30 and os.access("/tmp", os.W_OK) else folder
+
+
+@contextmanager
+def watch_for_preemption() -> Iterator[Callable[[], bool]]:
+    """A function that tells whether this machine is about to be taken away (spot warning, drained node).
+
+    The function costs nothing: a thread asks. Outside a cluster it always returns False.
+    """
+    if not initialised():
+        yield lambda: False
+        return
+    import ray
+
+    node = ray.get_runtime_context().get_node_id()
+    leaving, over = threading.Event(), threading.Event()
+
+    def watch() -> None:
+        while not over.wait(WATCH_SECONDS) and not leaving.is_set():
+            with suppress(Exception):  # the head may be away for a while; the next check asks again
+                if node in ray_private.draining_nodes():
+                    leaving.set()
+
+    thread = threading.Thread(target=watch, name="watch-for-preemption", daemon=True)
+    thread.start()
+    try:
+        yield leaving.is_set
+    finally:
+        over.set()
+        thread.join(WATCH_SECONDS)
 
 
 def loopback_only() -> dict[str, str]:

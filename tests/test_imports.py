@@ -196,6 +196,20 @@ def test_rays_private_modules_are_named_in_one_file() -> None:
     assert wrong == []
 
 
+def test_locations_are_resolved_at_the_door() -> None:
+    """A function that has to ask whether a string is a URL works on something other than a local path."""
+    doors = {
+        *("data.prepare", "evaluation.evaluate", "reporting.report"),
+        *("serving.bench", "serving.embed", "serving.export"),
+    }
+    asking = {
+        module
+        for module, path in MODULES.items()
+        if re.search(r"\bis_url\b", path.read_text(encoding="utf-8")) and not module.startswith("storage.")
+    }
+    assert asking <= doors
+
+
 @pytest.mark.parametrize("module", ["", "cli", "config", "record", "reporting.report"])
 def test_command_line_loads_nothing_heavy(module: str) -> None:
     """A `--help` that loads torch answers after five seconds instead of at once."""

@@ -9,7 +9,7 @@ import json
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from newsbert_ray.config import SettingsError, TrainSettings
 from newsbert_ray.data.reading import make_schedule
 from newsbert_ray.data.shards import Manifest
 from newsbert_ray.files import is_locked, locked
-from newsbert_ray.ray_session import RaySession, environment, initialised, ray_session
+from newsbert_ray.ray_session import RaySession, environment, ray_session, watch_for_preemption
 from newsbert_ray.record import RECORD
 from newsbert_ray.storage.workdir import StorageError, WorkDir, restore_urls, with_local_paths
 from newsbert_ray.telemetry import EventLog
@@ -34,8 +34,6 @@ GROUP_FOLDER = "ray"
 """Folder in a run's folder for Ray Train's own files, while the group runs."""
 LOCK_SECONDS = 60.0
 """How long to wait for the workers of an earlier start to end: they outlive a driver that is killed."""
-WATCH_SECONDS = 1.0
-"""Between two checks for a preemption notice: a small part of a spot warning's 30 to 120 s."""
 MAX_WINDOWS_READ = 1
 """Epochs of more windows are streamed by Ray Data, which takes half a minute to start; workers read the
 others themselves, since one window is in memory anyway."""
@@ -341,35 +339,6 @@ def take_entries(group: str) -> list[dict[str, Any]]:
 def forget_entries(group: str) -> None:
     """Remove the entries of `group` that nobody has taken."""
     ray_private.remove_values(f"{group}/", namespace=_NAMESPACE)
-
-
-@contextmanager
-def watch_for_preemption() -> Iterator[Callable[[], bool]]:
-    """A function that tells whether this machine is about to be taken away (spot warning, drained node).
-
-    The function costs nothing: a thread asks. Outside a cluster it always returns False.
-    """
-    if not initialised():
-        yield lambda: False
-        return
-    import ray
-
-    node = ray.get_runtime_context().get_node_id()
-    leaving, over = threading.Event(), threading.Event()
-
-    def watch() -> None:
-        while not over.wait(WATCH_SECONDS) and not leaving.is_set():
-            with suppress(Exception):  # the head may be away for a while; the next check asks again
-                if node in ray_private.draining_nodes():
-                    leaving.set()
-
-    thread = threading.Thread(target=watch, name="watch-for-preemption", daemon=True)
-    thread.start()
-    try:
-        yield leaving.is_set
-    finally:
-        over.set()
-        thread.join(WATCH_SECONDS)
 
 
 @contextmanager

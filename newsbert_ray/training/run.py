@@ -144,7 +144,7 @@ def _train_here(
 ) -> None:
     """Train in this process; each checkpoint is published before it is reported."""
     from newsbert_ray.data.reading import read_updates
-    from newsbert_ray.training.ray_group import watch_for_preemption
+    from newsbert_ray.ray_session import watch_for_preemption
     from newsbert_ray.training.worker import run_worker
     from newsbert_ray.world import World
 
