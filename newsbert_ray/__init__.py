@@ -680,7 +680,7 @@ def submit(
     Raises:
         SettingsError: a wrong command, a path that the cluster cannot see, or a secret in the command.
         PackageError: the folder cannot be sent.
-        ContactError, SubmitError, FollowError: the cluster does not answer, or refuses.
+        DashboardError, SubmitError, FollowError: the cluster does not answer, or refuses.
     """
     from newsbert_ray.deploy import submit as module
     from newsbert_ray.settings import SettingsError

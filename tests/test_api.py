@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +38,16 @@ def test_public_names_are_documented(name: str) -> None:
     if inspect.isfunction(public) and name != "read_record":
         for parameter in inspect.signature(public).parameters:
             assert f"        {parameter}: " in public.__doc__, parameter
+
+
+def test_documented_errors_exist() -> None:
+    """An error that was renamed would be caught by nobody who read its old name."""
+    package = Path(newsbert_ray.__file__).parent
+    source = "".join(path.read_text(encoding="utf-8") for path in package.rglob("*.py"))
+    classes = set(re.findall(r"^class (\w+Error)\b", source, flags=re.MULTILINE))
+    for name in set(dir(newsbert_ray)) - {"__version__"}:
+        text = (getattr(newsbert_ray, name).__doc__ or "").partition("Raises:")[2]
+        assert set(re.findall(r"\b\w+Error\b", text)) <= classes, name
 
 
 def _calls(monkeypatch: pytest.MonkeyPatch, target: str) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
