@@ -706,6 +706,6 @@ def submit(
         env=env,
         pip=None if pip is None else str(pip),
         id=id,
-        no_wait=not wait,
+        wait=wait,
         settings=check_command(command, folder=Path(working_dir)),
     )

@@ -129,7 +129,7 @@ def available_memory() -> int:
     import psutil
     from ray._private.utils import estimate_available_memory
 
-    return max(0, min(int(psutil.virtual_memory().available), int(estimate_available_memory())))
+    return max(0, min(int(psutil.virtual_memory().available), int(estimate_available_memory())))  # type: ignore[no-untyped-call]
 
 
 # --- Placement groups and actors --------------------------------------------------------------------------

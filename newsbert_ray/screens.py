@@ -278,13 +278,13 @@ def print_answer(answer: Answer) -> None:
 
     console = Console(highlight=False)
     console.print(Text(answer.question), style="bold")
-    for text in answer.given[-5:]:
+    for text in answer.query[-5:]:
         console.print(Text(f"  {text}"))
-    if len(answer.given) > 5:
-        console.print(f"  (the last 5 of {len(answer.given)})")
+    if len(answer.query) > 5:
+        console.print(f"  (the last 5 of {len(answer.query)})")
     table = Table("score", "id", "text")
-    for one in answer.found:
-        table.add_row(f"{one.score:.3f}", Text(one.name), Text(one.text))
+    for match in answer.matches:
+        table.add_row(f"{match.score:.3f}", Text(match.name), Text(match.text))
     console.print(table)
 
 

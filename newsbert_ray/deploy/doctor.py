@@ -69,10 +69,7 @@ def doctor(
     teacher: str | None = None,
     deep: bool = False,
 ) -> Iterator[Finding]:
-    """Check versions, devices, storage, ports, token and cluster; and shards and teacher where given.
-
-    Arguments, result and errors are those of `newsbert_ray.doctor`.
-    """
+    """The verb `doctor`; arguments and result as `newsbert_ray.doctor`."""
     variables = (os.environ.get(name, "").strip() for name in ("RAY_ADDRESS", ADDRESS_VARIABLE))
     address = address or next(filter(None, variables), None)
     yield from check_versions(Path(__file__).parents[2] / "constraints.txt")
@@ -377,9 +374,10 @@ def _check_gpu(topic: str) -> Iterator[Finding]:
             memory = f"{card.total_memory / _GB:.0f} GB"
             yield Finding(topic, "ok", f"GPU {index}: {card.name}, {memory}, {bf16} bf16 in hardware")
         return
-    driver = get_nvidia_driver_version(run)
+    driver = get_nvidia_driver_version(run)  # type: ignore[no-untyped-call]
     if driver is None:
-        bf16 = "with" if re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", get_cpu_info(run) or "") else "without"
+        flags = get_cpu_info(run) or ""  # type: ignore[no-untyped-call]
+        bf16 = "with" if re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", flags) else "without"
         yield Finding(topic, "ok", f"no GPU, the processor is used ({bf16} bf16 in hardware)")
         if torch.version.cuda is not None:
             message = "PyTorch is built for CUDA and no GPU is visible: fine on a cluster's head"

@@ -235,19 +235,19 @@ class JobEnd:
 
 
 def follow_log(
-    jobs: Jobs, job: str, *, write: Callable[[str], None], echo: Callable[[str], None], address: str
+    jobs: Jobs, job: str, *, write: Callable[[str], None], say: Callable[[str], None], address: str
 ) -> JobEnd:
     """Write the log of `job` from its beginning until the job ends.
 
     Args:
         write: called with pieces of the log, which need not end with a line.
-        echo: called with a line that explains a delay or a lost connection.
+        say: called with a line that explains a delay or a lost connection.
         address: of the cluster, for these lines.
     Raises:
         FollowError: the cluster does not know the job, or was unreachable for GIVE_UP_SECONDS.
         KeyboardInterrupt: the job continues.
     """
-    return asyncio.run(_Follower(jobs, job, write, echo, address).run())
+    return asyncio.run(_Follower(jobs, job, write, say, address).run())
 
 
 def job_status(info: Any) -> str:
@@ -275,7 +275,7 @@ class _Follower:
     jobs: Jobs
     job: str
     write: Callable[[str], None]
-    echo: Callable[[str], None]
+    say: Callable[[str], None]
     address: str
     written: int = 0
 
@@ -292,7 +292,7 @@ class _Follower:
                 return end
             wait = POLL_SECONDS if self.written > before else min(2 * wait, 15.0)
             if lost:
-                self.echo(f"the connection to {self.address} was lost; trying again ...")
+                self.say(f"the connection to {self.address} was lost; trying again ...")
             await asyncio.sleep(wait)
 
     async def _wait_until_started(self) -> None:
@@ -301,7 +301,7 @@ class _Follower:
             waited = time.monotonic() - start
             if info is not None and waited >= hint:
                 reason = (info.message or "").strip().split("\n")[0] or "the head has not started it"
-                self.echo(
+                self.say(
                     f"still pending after {waited:.0f} s: {reason} (the first start unpacks the files; "
                     "--pip installs packages, which takes minutes)"
                 )
@@ -348,7 +348,7 @@ class _Follower:
         try:
             self._put(self.jobs.get_job_logs(self.job), 0)
         except (RuntimeError, OSError) as error:
-            self.echo(f"the end of the log could not be read ({first_line(error)})")
+            self.say(f"the end of the log could not be read ({first_line(error)})")
 
     def _info(self) -> Any:
         """Ray's description of the job; None while the cluster does not answer."""

@@ -45,7 +45,7 @@ from newsbert_ray.secrets import mask_text
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
-Echo = Callable[[str], None]
+Say = Callable[[str], None]
 
 START_SECONDS = 60.0
 """A head that answers takes jobs after at most so long."""
@@ -77,14 +77,16 @@ def submit(
     env: Sequence[str] = (),
     pip: str | None = None,
     id: str | None = None,
-    no_wait: bool = False,
+    wait: bool = True,
     settings: Mapping[str, Any] | None = None,
-    echo: Echo = _print,
+    say: Say = _print,
 ) -> int:
-    """Send a verb and its settings to a Ray cluster as a job, follow its log, and return its exit code.
+    """Send a verb to a Ray cluster as a job, follow its log, and return its exit code.
 
-    Arguments, result and errors are those of `newsbert_ray.submit`.
-    `settings` are the settings of the command by name, to check the paths in them.
+    Args:
+        settings: the command's settings by name, whose paths are checked first: {"data": "shards"}.
+        say: called with each line for the user.
+    Other arguments, result and errors as `newsbert_ray.submit`.
     """
     if not command:
         raise SettingsError("nothing to submit; write the verb after --, as in: -- sweep FILE --out s3://...")
@@ -96,10 +98,10 @@ def submit(
     )
     check_size(package)
     for line in check_paths(settings, package):
-        echo(line)
-    dashboard = _connect(address, token_file, echo)
+        say(line)
+    dashboard = _connect(address, token_file, say)
     runtime = runtime_environment(variables, pip)
-    echo(_describe(package))
+    say(_describe(package))
     try:
         client = _open_client(dashboard)
         with tempfile.TemporaryDirectory(prefix="nb-submit-") as folder:
@@ -112,68 +114,68 @@ def submit(
                 entrypoint_resources=dict(HEAD_RESOURCES),
                 entrypoint_num_cpus=0,
             )
-            _retry_until_ready(partial(_call, send, job), echo)
+            _retry_until_ready(partial(_call, send, job), say)
     except KeyboardInterrupt:
-        echo(f"\ninterrupted while sending; {_command(dashboard)} --list shows whether {job} has arrived")
+        say(f"\ninterrupted while sending; {_command(dashboard)} --list shows whether {job} has arrived")
         return INTERRUPTED
-    echo(f"{job} is on the cluster; {_command(dashboard)} --stop {job} stops it")
-    if no_wait:
-        echo(f"its log: {_command(dashboard)} --logs {job}")
+    say(f"{job} is on the cluster; {_command(dashboard)} --stop {job} stops it")
+    if not wait:
+        say(f"its log: {_command(dashboard)} --logs {job}")
         return 0
-    return _follow(client, dashboard, job, echo, verb=command[0], out=settings.get("out"))
+    return _follow(client, dashboard, job, say, verb=command[0], out=settings.get("out"))
 
 
 def show_log(
-    job: str, *, address: str | None = None, token_file: str | None = None, echo: Echo = _print
+    job: str, *, address: str | None = None, token_file: str | None = None, say: Say = _print
 ) -> int:
     """Follow the log of a submitted job from its first line; returns its exit code, as `submit` does."""
-    dashboard = _connect(address, token_file, echo)
+    dashboard = _connect(address, token_file, say)
     client = _open_client(dashboard)
     verb, out = read_entrypoint(_call(partial(client.get_job_info, check_job_name(job)), job).entrypoint)
-    return _follow(client, dashboard, job, echo, verb=verb, out=out)
+    return _follow(client, dashboard, job, say, verb=verb, out=out)
 
 
 def stop_job(
-    job: str, *, address: str | None = None, token_file: str | None = None, echo: Echo = _print
+    job: str, *, address: str | None = None, token_file: str | None = None, say: Say = _print
 ) -> int:
     """Stop a job as Ctrl-C would, and wait until it has stopped.
 
     Raises:
         SubmitError: no such job, or one that does not stop.
     """
-    client = _open_client(_connect(address, token_file, echo))
+    client = _open_client(_connect(address, token_file, say))
     end = job_end(_call(partial(client.get_job_info, check_job_name(job)), job))
     if end is not None:
-        echo(f"{job} has already ended: {end.status}")
+        say(f"{job} has already ended: {end.status}")
         return 0
     _call(partial(client.stop_job, job), job)
-    echo(f"stopping {job} ...")
+    say(f"stopping {job} ...")
     deadline = time.monotonic() + STOP_SECONDS
     while (end := job_end(info := _call(partial(client.get_job_info, job), job))) is None:
         if time.monotonic() > deadline:
             raise SubmitError(f"{job}: still {job_status(info)} after {STOP_SECONDS:g} s")
         time.sleep(0.5)
-    echo(f"{job}: {end.status}{_how_to_resume(read_entrypoint(info.entrypoint)[0])}")
+    say(f"{job}: {end.status}{_how_to_resume(read_entrypoint(info.entrypoint)[0])}")
     return 0
 
 
-def list_jobs(*, address: str | None = None, token_file: str | None = None, echo: Echo = _print) -> int:
+def list_jobs(*, address: str | None = None, token_file: str | None = None, say: Say = _print) -> int:
     """List the cluster's submitted jobs, newest last: name, state, start, command."""
-    client = _open_client(_connect(address, token_file, echo))
+    client = _open_client(_connect(address, token_file, say))
     jobs = [info for info in _call(client.list_jobs, "jobs") if info.submission_id]
     width = max((len(info.submission_id) for info in jobs), default=0)
     for info in sorted(jobs, key=lambda info: info.start_time or 0):
         start = time.strftime("%d %b %H:%M", time.localtime((info.start_time or 0) / 1000))
         command = mask_text(info.entrypoint).replace(make_entrypoint(()), "newsbert-ray")
-        echo(f"{info.submission_id:<{width}}  {job_status(info):<9}  {start}  {command[:200]}")
+        say(f"{info.submission_id:<{width}}  {job_status(info):<9}  {start}  {command[:200]}")
     if not jobs:
-        echo("no jobs")
+        say("no jobs")
     return 0
 
 
-def _connect(address: str | None, token_file: str | None, echo: Echo) -> Dashboard:
+def _connect(address: str | None, token_file: str | None, say: Say) -> Dashboard:
     def warn(problem: str, cure: str) -> None:
-        echo(f"warning: {problem}; {cure}")
+        say(f"warning: {problem}; {cure}")
 
     return connect(address, token_file=token_file, warn=warn)
 
@@ -193,7 +195,7 @@ def _open_client(dashboard: Dashboard) -> JobSubmissionClient:
     return client
 
 
-def _retry_until_ready(call: Callable[[], Any], echo: Echo) -> None:
+def _retry_until_ready(call: Callable[[], Any], say: Say) -> None:
     """Repeat a call until a head that has just started takes jobs: its agent starts after its dashboard."""
     deadline, told = time.monotonic() + START_SECONDS, False
     while True:
@@ -209,7 +211,7 @@ def _retry_until_ready(call: Callable[[], Any], echo: Echo) -> None:
                     "head on one machine needs `ray start --dashboard-agent-listen-port 0`)"
                 ) from error
             if not told:
-                echo("the head does not take jobs yet; waiting ...")
+                say("the head does not take jobs yet; waiting ...")
             told = True
             time.sleep(1.0)
 
@@ -236,20 +238,20 @@ def _call(request: Callable[[], Any], job: str) -> Any:
 
 
 def _follow(
-    client: JobSubmissionClient, dashboard: Dashboard, job: str, echo: Echo, *, verb: str, out: str | None
+    client: JobSubmissionClient, dashboard: Dashboard, job: str, say: Say, *, verb: str, out: str | None
 ) -> int:
     def write(text: str) -> None:
         sys.stdout.write(text)
         sys.stdout.flush()
 
     try:
-        end = follow_log(client, job, write=write, echo=echo, address=dashboard.address)
+        end = follow_log(client, job, write=write, say=say, address=dashboard.address)
     except KeyboardInterrupt:
-        echo(f"\n{job} continues; its log: {_command(dashboard)} --logs {job}")
-        echo(f"to stop it: {_command(dashboard)} --stop {job}")
+        say(f"\n{job} continues; its log: {_command(dashboard)} --logs {job}")
+        say(f"to stop it: {_command(dashboard)} --stop {job}")
         return INTERRUPTED
     for line in _closing_lines(job, end, verb=verb, out=out):
-        echo(line)
+        say(line)
     return end.code
 
 

@@ -1,5 +1,7 @@
-"""`newsbert-ray bench`: titles/s and milliseconds a title, end to end with tokenising, of several models in
-one runner, beside what their layers promise."""
+"""`newsbert-ray bench`: titles/s and milliseconds a title of several models, tokenising included.
+
+All models take turns on the same titles, so that a busy machine slows all of them alike.
+"""
 
 from __future__ import annotations
 
@@ -9,248 +11,67 @@ import re
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import islice
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 
 from newsbert_ray.config import ModelSettings, ScratchSettings, SettingsError, TrainSettings, build_settings
-from newsbert_ray.data.sources import BadLine
 from newsbert_ray.data.synthetic import invent_words
-from newsbert_ray.data.tokenizer import TitleTokenizer, learn_tokenizer, load_tokenizer
+from newsbert_ray.data.tokenizer import TitleTokenizer, learn_tokenizer
 from newsbert_ray.evaluation.encoding import device_name
 from newsbert_ray.files import write_json, write_text
 from newsbert_ray.model.encoder import Encoder
 from newsbert_ray.model.families import encoder_depth, load_encoder
 from newsbert_ray.model.pair import Top
-from newsbert_ray.record import describe_hardware, installed_versions, read_record
+from newsbert_ray.record import describe_hardware, installed_versions
 from newsbert_ray.reporting.draw import draw_svg, write_figure
 from newsbert_ray.reporting.figures import FigureData, Line, Panel
 from newsbert_ray.reporting.page import Facts, Page, Picture, Section, Table
 from newsbert_ray.reporting.records import joined
 from newsbert_ray.secrets import mask_url
-from newsbert_ray.serving.embed import cut_file, read_rows
-from newsbert_ray.serving.export import read_student
-from newsbert_ray.serving.predictor import Arithmetic, Precision, TextEncoder, best_device
-from newsbert_ray.storage import workdir as storage
-from newsbert_ray.storage.workdir import download_input, fetch
-
-if TYPE_CHECKING:
-    from newsbert_ray.serving.predictor import Precision
-
-
-_WORDS = 20_000
-_TITLE_WORDS = (4, 18)
-
-
-def bench(
-    models: Sequence[str],
-    *,
-    input: str | None = None,
-    titles: int = 2000,
-    alone: int = 200,
-    rounds: int = 5,
-    threads: Sequence[int] = (1,),
-    precision: Sequence[Precision] = ("fp32",),
-    device: str | None = None,
-    out: str | Path | None = None,
-    say: Callable[[str], None] = lambda _: None,
-) -> list[Timing]:
-    """Measure models against each other: every round all of them, in turn, on the same titles.
-
-    Arguments, result and errors are those of `newsbert_ray.bench`.
-    """
-    if out is not None and storage.is_url(out):
-        raise SettingsError(f"--out {mask_url(str(out))}: a page is read on this machine; give a folder")
-    place = _device(device)
-    texts = _texts(input, titles)
-    candidates = {one.name: one for name in models for one in named_by(name, texts)}
-    if not candidates:
-        raise SettingsError("no model to measure; give a finished run, or random:12x768")
-    kinds = list(dict.fromkeys(precision))
-    distinct = [one.load(Arithmetic(place, kind)) for kind in kinds for one in candidates.values()]
-    memory: dict[tuple[str, str], float | None] = {}
-    for kind in kinds if place == "cpu" else ():
-        for one in candidates.values():
-            say(f"memory of {one.name}" + (f", {kind}" if len(kinds) > 1 else ""))
-            memory[one.name, kind] = megabytes_at_work(one.given, one.name, texts, precision=kind)
-    found: list[Timing] = []
-    before = torch.get_num_threads()
-    try:
-        for count in threads:
-            say(f"{len(distinct)} models, {len(texts):,} titles, {rounds} rounds, {count} threads")
-            with _threads(count):
-                found += [
-                    replace(timing, at_work=memory.get((timing.name, timing.precision)))
-                    for timing in _measure(
-                        distinct, texts, alone=alone, rounds=rounds, threads=count, say=say
-                    )
-                ]
-    finally:
-        torch.set_num_threads(before)
-    if out is not None:
-        what = {
-            "titles": len(texts),
-            "tokens_per_title": _tokens(distinct[0], texts),
-            "rounds": rounds,
-            "input": Path(input).name if input else "invented",
-            "hardware": {**describe_hardware(), "device": device_name(torch.device(place))},
-            "versions": installed_versions(),
-        }
-        write_json(Path(out) / "bench.json", {**what, "timings": [asdict(timing) for timing in found]})
-        write_page(found, Path(out), what)
-    return found
-
-
-def _measure(
-    subjects: Sequence[Subject],
-    texts: Sequence[str],
-    *,
-    alone: int,
-    rounds: int,
-    threads: int,
-    say: Callable[[str], None],
-) -> Iterator[Timing]:
-    seconds: list[list[float]] = [[] for _ in subjects]
-    single: list[list[float]] = [[] for _ in subjects]
-    parts: list[list[dict[str, float]]] = [[] for _ in subjects]
-    for number in range(rounds + 1):
-        for place, subject in enumerate(subjects):
-            began = time.perf_counter()
-            subject.encoder.encode(texts)
-            took = time.perf_counter() - began
-            ones = []
-            for text in texts[: alone // rounds + 1]:
-                began = time.perf_counter()
-                subject.encoder.encode([text])
-                ones.append(1000 * (time.perf_counter() - began))
-            if number:
-                seconds[place].append(took)
-                single[place] += ones
-                parts[place].append(_parts(subject, texts, took))
-        say(f"round {number} of {rounds}" + (" (not counted)" if not number else ""))
-    first = [place for place, subject in enumerate(subjects) if subject.arithmetic == subjects[0].arithmetic]
-    deepest = max(first, key=lambda place: (subjects[place].layers, subjects[place].parameters))
-    base, depth = seconds[deepest], subjects[deepest].layers
-    for subject, own, ones, shares in zip(subjects, seconds, single, parts, strict=True):
-        rates = [len(texts) / took for took in own]
-        p50, p95, p99 = np.percentile(ones, [50, 95, 99])
-        yield Timing(
-            subject.name,
-            subject.layers,
-            subject.width,
-            subject.parameters,
-            subject.megabytes,
-            threads,
-            statistics.median(rates),
-            min(rates),
-            max(rates),
-            float(p50),
-            float(p95),
-            float(p99),
-            {part: statistics.median(found[part] for found in shares) for part in shares[0]},
-            depth / subject.layers,
-            statistics.median(b / o for b, o in zip(base, own, strict=True)),
-            precision=subject.arithmetic.precision,
-        )
-
-
-def _parts(subject: Subject, texts: Sequence[str], whole: float) -> dict[str, float]:
-    """Shares of a round: the tokeniser by itself, the pooling by itself on states of that size, and the rest,
-    which are the encoder's layers, embeddings and padding."""
-    encoder = subject.encoder
-    began = time.perf_counter()
-    ids = list(encoder.tokenizer.encode(texts, max_tokens=encoder.longest))
-    tokenising = time.perf_counter() - began
-    tokens = sum(map(len, ids))
-    states = torch.zeros(max(1, tokens // 16), 16, subject.width, device=encoder.device)
-    mask = torch.ones(states.shape[:2], dtype=torch.int64, device=encoder.device)
-    with torch.inference_mode():
-        began = time.perf_counter()
-        encoder.top.pooling(states, mask).cpu()
-        pooling = time.perf_counter() - began
-    rest = max(0.0, whole - tokenising - pooling)
-    return {
-        name: value / whole for name, value in (("tokenise", tokenising), ("pool", pooling), ("encode", rest))
-    }
-
-
-def _device(asked: str | None) -> str:
-    if asked == "cuda" and not torch.cuda.is_available():
-        raise SettingsError("--device cuda: PyTorch finds no GPU here; leave it out for the processor")
-    return asked or best_device()
-
-
-def _texts(source: str | None, count: int) -> list[str]:
-    """The first texts of a file, or invented titles."""
-    if source is None:
-        generator = np.random.default_rng(0)
-        words = np.array(invent_words(generator, _WORDS))
-        lengths = generator.integers(*_TITLE_WORDS, size=count, endpoint=True)
-        return [" ".join(words[generator.integers(_WORDS, size=n)]) for n in lengths.tolist()]
-    _, pieces = cut_file(source)
-    rows = (row for piece in pieces for row in read_rows(piece))
-    found = [row.text for row in islice((r for r in rows if not isinstance(r, BadLine)), count)]
-    if not found:
-        raise SettingsError(f"--input {source}: no text in it")
-    return found
-
-
-def _tokens(subject: Subject, texts: Sequence[str]) -> float:
-    encoder = subject.encoder
-    return statistics.fmean(map(len, encoder.tokenizer.encode(texts, max_tokens=encoder.longest)))
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """So many threads for the arithmetic; the tokeniser takes all cores or one."""
-    torch.set_num_threads(count)
-    before = os.environ.get("TOKENIZERS_PARALLELISM")
-    os.environ["TOKENIZERS_PARALLELISM"] = "true" if count > 1 else "false"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["TOKENIZERS_PARALLELISM"]
-        else:
-            os.environ["TOKENIZERS_PARALLELISM"] = before
-
+from newsbert_ray.serving.embed import Row, cut_file, read_rows
+from newsbert_ray.serving.predictor import Precision, Predictor, Student, best_device, read_run
+from newsbert_ray.storage.bucket import is_url
+from newsbert_ray.storage.workdir import download_input
 
 FIGURE = "speed_over_layers"
 CAPTION = (
-    "Titles/s: median, slowest and fastest round of all titles together. ms: one title alone. times: of the "
-    "deepest model's titles/s; promised: its layers over own. tokenising, pooling: shares of a round. MB: of "
-    "the weights; at work: what the model and a round of reading add to a process at most, on one thread."
+    "titles/s: median, slowest and fastest round of all titles. ms: one title alone. times: titles/s "
+    "relative to the deepest model; promised: its layers divided by own layers. tokenising, pooling: share "
+    "of a round. MB: of the weights; at work: the most memory that loading and reading add, on one thread."
 )
-
 SPARE = (
-    "pooling",
-    "tokenising",
-    "slowest",
-    "fastest",
-    "million parameters",
-    "layers",
-    "MB",
-    "p95",
+    *("pooling", "tokenising", "slowest", "fastest", "million parameters", "layers", "MB", "p95"),
     "MB at work",
 )
-"""Columns that a narrow terminal can do without, the least wanted first."""
+"""Columns that a narrow terminal leaves out, the least important first."""
+RANDOM = re.compile(r"random:(\d+)x(\d+)")
+"""A BERT with random weights: as fast as a trained one."""
+_HEAD_SIZE, _VOCABULARY, _MAX_TOKENS, _QUERY_SIZE = 64, 30_522, 30, 256
+_WORDS, _TITLE_WORDS = 20_000, (4, 18)
+_RESET_PEAK = Path("/proc/self/clear_refs")
 
 
 @dataclass(frozen=True)
 class Timing:
-    """What one model took with so many threads.
+    """The speed of one model with a number of threads.
 
-    `titles_per_second` is the median over rounds of all titles together, `slowest` and `fastest` the ends;
-    `p50`, `p95`, `p99` milliseconds of one title alone; `shares` of a round's seconds by part; `promised` is
-    the deepest model's layers over this one's, `reached` its titles/s over that one's, in the same round.
-    `megabytes` are those of its weights, `at_work` what loading it and reading the titles added to a process
-    at most, None where the system does not tell or a GPU works.
+    Attributes:
+        titles_per_second: median over the rounds of all titles; `slowest` and `fastest` are the extremes.
+        p50: percentile of the milliseconds of one title alone, as `p95` and `p99`.
+        shares: share of a round's seconds for `tokenise`, `pool` and `encode`.
+        promised: the deepest model's layers divided by this model's.
+        reached: this model's titles/s divided by the deepest model's, median over rounds.
+        megabytes: of the weights.
+        at_work: megabytes that loading the model and reading the titles add to a process, at most; None on a
+            GPU, or where the system does not tell.
     """
 
     name: str
@@ -272,10 +93,130 @@ class Timing:
     precision: str = "fp32"
 
 
+Key = tuple[str, Precision]
+"""What is measured: a model's name, and the numbers that its encoder computes in."""
+
+
+class _Round(NamedTuple):
+    """Seconds for all titles, seconds for single titles, and shares of the parts."""
+
+    seconds: float
+    single: list[float]
+    shares: dict[str, float]
+
+
+class Model(NamedTuple):
+    """A model's name, the argument that named it, and the function that loads it."""
+
+    name: str
+    argument: str
+    load: Callable[[], Student]
+
+
+def bench(
+    models: Sequence[str],
+    *,
+    input: str | None = None,
+    titles: int = 2000,
+    alone: int = 200,
+    rounds: int = 5,
+    threads: Sequence[int] = (1,),
+    precision: Sequence[Precision] = ("fp32",),
+    device: str | None = None,
+    out: str | Path | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> list[Timing]:
+    """The verb `bench`; arguments, result and errors as `newsbert_ray.bench`."""
+    if out is not None and is_url(out):
+        raise SettingsError(f"--out {mask_url(str(out))}: a page is written on this machine; give a folder")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise SettingsError("--device cuda: PyTorch finds no GPU here; leave it out to use the processor")
+    device = device or best_device()
+    texts = _read_titles(input, titles)
+    found = {model.name: model for argument in models for model in find_models(argument, texts)}
+    if not found:
+        raise SettingsError("no model to measure; give a finished run, or random:12x768")
+    precisions = list(dict.fromkeys(precision))
+    subjects = {
+        (name, numbers): Predictor(model.load(), device=device, precision=numbers)
+        for numbers in precisions
+        for name, model in found.items()
+    }
+    memory: dict[Key, float | None] = {}
+    for name, numbers in subjects if device == "cpu" else ():
+        say(f"memory of {name}" + (f", {numbers}" if len(precisions) > 1 else ""))
+        memory[name, numbers] = memory_in_use(found[name], texts, precision=numbers)
+    timings: list[Timing] = []
+    for count in threads:
+        say(f"{len(subjects)} models, {len(texts):,} titles, {rounds} rounds, {count} threads")
+        with _threads(count):
+            timings += _measure(
+                subjects, texts, alone=alone, rounds=rounds, threads=count, memory=memory, say=say
+            )
+    if out is not None:
+        first = next(iter(subjects.values()))
+        facts = {
+            "titles": len(texts),
+            "tokens_per_title": statistics.fmean(map(len, _token_ids(first, texts))),
+            "rounds": rounds,
+            "input": Path(input).name if input else "invented",
+            "hardware": {**describe_hardware(), "device": device_name(torch.device(device))},
+            "versions": installed_versions(),
+        }
+        write_json(Path(out) / "bench.json", {**facts, "timings": [asdict(timing) for timing in timings]})
+        write_page(timings, Path(out), facts)
+    return timings
+
+
+def find_models(argument: str, texts: Sequence[str]) -> Iterator[Model]:
+    """The models that an argument of `bench` names; none is loaded yet.
+
+    Args:
+        argument: folder or URL of a finished run, or random:LAYERSxWIDTH.
+        texts: a random encoder learns its vocabulary from them.
+    Raises:
+        SettingsError: neither.
+        RecordError, EncoderError: as they say.
+    """
+    if match := RANDOM.fullmatch(argument):
+        layers, width = int(match[1]), int(match[2])
+        if not layers or not width or width % _HEAD_SIZE:
+            raise SettingsError(
+                f"{argument}: needs layers, and a width that {_HEAD_SIZE} divides, such as random:12x768"
+            )
+        yield Model(argument, argument, lambda: _random_bert(layers, width, texts))
+        return
+    if argument.startswith("random"):
+        raise SettingsError(f"{argument}: write random:LAYERSxWIDTH, such as random:12x768")
+    record, folder = read_run(argument)
+    yield Model(f"{Path(argument).name}, student", argument, lambda: Student.read(folder))
+    settings = build_settings(TrainSettings, record.settings)
+    if not settings.distill.alone:
+        teacher = download_input(settings.teacher)
+        depth = encoder_depth(teacher, settings.model, settings.scratch)
+        name = f"{Path(teacher).name}, {depth} layers"
+        yield Model(name, argument, lambda: _teacher(teacher, settings, Student.read(folder)))
+
+
+def memory_in_use(model: Model, texts: Sequence[str], *, precision: Precision = "fp32") -> float | None:
+    """Megabytes (10^6) that loading a model and reading `texts` on one thread add to a process, at most.
+
+    Measured in a process of its own on the processor; None where the system does not tell.
+    """
+    if not _RESET_PEAK.exists():
+        return None
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        try:
+            return pool.submit(_peak_memory, model.argument, model.name, list(texts), precision).result()
+        except BrokenProcessPool:
+            return None  # killed, for example because memory ran out
+
+
 def timings_table(timings: Sequence[Timing]) -> Table:
     """A row for each model and number of threads."""
     columns: dict[str, Callable[[Timing], str]] = {
         "model": lambda t: t.name,
+        "precision": lambda t: t.precision,
         "layers": lambda t: str(t.layers),
         "million parameters": lambda t: f"{t.parameters / 1e6:.1f}",
         "MB": lambda t: f"{t.megabytes:,.0f}",
@@ -292,209 +233,198 @@ def timings_table(timings: Sequence[Timing]) -> Table:
         "tokenising": lambda t: f"{t.shares['tokenise']:.0%}",
         "pooling": lambda t: f"{t.shares['pool']:.0%}",
     }
-    if any(timing.precision != "fp32" for timing in timings):
-        columns = {"model": columns.pop("model"), "precision": lambda t: t.precision, **columns}
+    if all(timing.precision == "fp32" for timing in timings):
+        del columns["precision"]
     rows = tuple(tuple(show(timing) for show in columns.values()) for timing in timings)
     return Table(tuple(columns), rows, words=1, caption=CAPTION)
 
 
 def speed_figure(timings: Sequence[Timing]) -> FigureData[Panel]:
-    """Titles/s over layers, times the deepest model's, beside what the number of layers promises."""
+    """Titles/s over layers, relative to the deepest model, beside what the number of layers promises."""
     lines = []
     several = len({t.precision for t in timings}) > 1
-    for count, kind in dict.fromkeys((t.threads, t.precision) for t in timings):
-        own = sorted(
-            (t for t in timings if (t.threads, t.precision) == (count, kind)), key=lambda t: t.layers
-        )
-        x = tuple(float(t.layers) for t in own)
-        y = tuple(t.reached for t in own)
-        label = f"{count} thread{'s' if count > 1 else ''}" + (f", {kind}" if several else "")
-        lines.append(Line(label, x, y, (None,) * len(x), (1,) * len(x)))
-    deepest = max(t.layers for t in timings)
-    x = tuple(float(n) for n in range(min(t.layers for t in timings), deepest + 1))
-    y = tuple(deepest / n for n in x)
-    lines.append(Line("what layers promise", x, y, (None,) * len(x), (1,) * len(x), look="reference"))
-    panel = Panel("", "layers", "titles/s, times the deepest model's", tuple(lines))
+    for count, numbers in dict.fromkeys((t.threads, t.precision) for t in timings):
+        own = [t for t in timings if (t.threads, t.precision) == (count, numbers)]
+        label = f"{count} thread{'s' if count > 1 else ''}" + (f", {numbers}" if several else "")
+        lines.append(_line(label, [(t.layers, t.reached) for t in own]))
+    depths = [t.layers for t in timings]
+    deepest = max(depths)
+    expected = [(layers, deepest / layers) for layers in range(min(depths), deepest + 1)]
+    lines.append(_line("promised by the layers", expected, look="reference"))
+    panel = Panel("", "layers", "titles/s relative to the deepest model", tuple(lines))
     best = max(timings, key=lambda t: t.reached)
     alt = (
         f"{best.name} is {best.reached:.1f} times as fast as the deepest model, {best.promised:.1f} promised"
     )
-    caption = "End to end with tokenising, median over rounds in which all models took turns."
+    caption = "With tokenising; median over rounds in which all models took turns."
     return FigureData(FIGURE, (panel,), caption, alt=alt, whole_x=True)
 
 
-def write_page(timings: Sequence[Timing], out: Path, what: Mapping[str, Any]) -> None:
-    """bench.md beside its figure."""
+def write_page(timings: Sequence[Timing], out: Path, facts: Mapping[str, Any]) -> None:
+    """Write bench.md and its figure; `facts` as in bench.json."""
     figure = speed_figure(timings)
     path = write_figure(figure, out)[0]
-    facts = (
-        ("texts", f"{what['titles']:,}, {what['input']}, {what['tokens_per_title']:.1f} tokens on average"),
-        ("rounds", f"{what['rounds']}, all models in turn; the first is not counted"),
-        ("hardware", joined(what["hardware"])),
-        ("versions", joined(what["versions"])),
+    texts = f"{facts['titles']:,}, {facts['input']}, {facts['tokens_per_title']:.1f} tokens on average"
+    rows = (
+        ("texts", texts),
+        ("rounds", f"{facts['rounds']}, all models in turn, after one that is not counted"),
+        ("hardware", joined(facts["hardware"])),
+        ("versions", joined(facts["versions"])),
     )
     picture = Picture(path.name, draw_svg(figure), figure.alt, figure.caption)
-    blocks = (timings_table(timings), picture, Facts(facts))
-    page = Page("Speed", "End to end, tokenising included.", (Section("Measured", blocks),))
-    write_text(out / "bench.md", page.markdown())
+    section = Section("Measured", (timings_table(timings), picture, Facts(rows)))
+    write_text(out / "bench.md", Page("Speed", "Tokenising included.", (section,)).markdown())
 
 
-RANDOM = re.compile(r"random:(\d+)x(\d+)")
-"""A BERT of so many layers and such a width with random weights: for speed as good as any."""
-_LONGEST, _QUERY, _HEAD, _VOCABULARY = 30, 256, 64, 30_522
+def _measure(
+    subjects: Mapping[Key, Predictor],
+    texts: Sequence[str],
+    *,
+    alone: int,
+    rounds: int,
+    threads: int,
+    memory: Mapping[Key, float | None],
+    say: Callable[[str], None],
+) -> Iterator[Timing]:
+    measured: dict[Key, list[_Round]] = {key: [] for key in subjects}
+    for number in range(rounds + 1):
+        for key, predictor in subjects.items():
+            seconds = _seconds(predictor.embed, texts)
+            single = [_seconds(predictor.embed, [text]) for text in texts[: alone // rounds + 1]]
+            if number:
+                measured[key].append(_Round(seconds, single, _shares(predictor, texts, seconds)))
+        say(f"round {number} of {rounds}" + (" (not counted)" if not number else ""))
+    first_precision = next(iter(subjects))[1]
+    sizes = {key: (len(p.encoder.layers), *_weights(p)) for key, p in subjects.items()}
+    base = max((key for key in subjects if key[1] == first_precision), key=lambda key: sizes[key])
+    for key, own in measured.items():
+        layers, parameters, size = sizes[key]
+        rates = [len(texts) / one.seconds for one in own]
+        p50, p95, p99 = np.percentile([1000 * t for one in own for t in one.single], [50, 95, 99])
+        yield Timing(
+            key[0],
+            layers,
+            subjects[key].width,
+            parameters,
+            size / 1e6,
+            threads,
+            statistics.median(rates),
+            min(rates),
+            max(rates),
+            float(p50),
+            float(p95),
+            float(p99),
+            shares={part: statistics.median(one.shares[part] for one in own) for part in own[0].shares},
+            promised=sizes[base][0] / layers,
+            reached=statistics.median(
+                b.seconds / o.seconds for b, o in zip(measured[base], own, strict=True)
+            ),
+            at_work=memory.get(key),
+            precision=key[1],
+        )
 
 
-@dataclass(frozen=True)
-class Subject:
-    """A model to be measured, in one kind of numbers."""
-
-    name: str
-    layers: int
-    width: int
-    parameters: int
-    megabytes: float
-    encoder: TextEncoder
-    arithmetic: Arithmetic
-
-
-class Candidate(NamedTuple):
-    """A model's own name, the word that it was asked for by, and how to have it."""
-
-    name: str
-    given: str
-    load: Callable[[Arithmetic], Subject]
+def _shares(predictor: Predictor, texts: Sequence[str], whole: float) -> dict[str, float]:
+    """Shares of a round: tokeniser and pooling are measured alone, the rest is the encoder's."""
+    tokens = sum(map(len, _token_ids(predictor, texts)))
+    states = torch.zeros(max(1, tokens // 16), 16, predictor.width, device=predictor.device)
+    mask = torch.ones(states.shape[:2], dtype=torch.int64, device=predictor.device)
+    tokenising = _seconds(_token_ids, predictor, texts)
+    with torch.inference_mode():
+        pooling = _seconds(lambda: predictor.top.pooling(states, mask).cpu())
+    parts = {"tokenise": tokenising, "pool": pooling, "encode": max(0.0, whole - tokenising - pooling)}
+    return {name: value / whole for name, value in parts.items()}
 
 
-def named_by(given: str, texts: Sequence[str]) -> Iterator[Candidate]:
-    """The models that a word stands for; none is loaded yet.
-
-    Args:
-        given: folder or URL of a finished run, or random:LAYERSxWIDTH.
-        texts: what a random encoder learns its vocabulary from.
-    Raises:
-        SettingsError: it stands for none.
-        RecordError, EncoderError: as they say.
-    """
-    if found := RANDOM.fullmatch(given):
-        layers, width = int(found[1]), int(found[2])
-        if not layers or not width or width % _HEAD:
-            raise SettingsError(
-                f"{given}: give layers, and a width that {_HEAD} divides, as in random:12x768"
-            )
-        yield Candidate(given, given, lambda how: _random(given, layers, width, texts, how))
-        return
-    if given.startswith("random"):
-        raise SettingsError(f"{given}: write it as random:LAYERSxWIDTH, such as random:12x768")
-    label = f"{Path(given).name}, student"
-    yield Candidate(label, given, lambda how: _student(label, given, how))
-    settings = build_settings(TrainSettings, read_record(_folder(given)).settings)
-    if not settings.distill.alone:
-        teacher = download_input(settings.teacher)
-        depth = encoder_depth(teacher, settings.model, settings.scratch)
-        name = f"{Path(teacher).name}, {depth} layers"
-        yield Candidate(name, given, lambda how: _teacher(name, given, settings, how))
+def _seconds(work: Callable[..., Any], *arguments: Any) -> float:
+    start = time.perf_counter()
+    work(*arguments)
+    return time.perf_counter() - start
 
 
-def _folder(run: str) -> Path:
-    return fetch(run, without=("checkpoints/*",))
+def _weights(predictor: Predictor) -> tuple[int, int]:
+    """Number and bytes of a model's weights."""
+    weights = [weight for module in (predictor.encoder, predictor.top) for weight in module.parameters()]
+    return sum(w.numel() for w in weights), sum(w.numel() * w.element_size() for w in weights)
 
 
-def _student(name: str, run: str, arithmetic: Arithmetic) -> Subject:
-    student = read_student(run)
-    tokenizer = load_tokenizer(str(student.folder / "student"))
-    return _subject(name, student.encoder, student.top, tokenizer, student.longest, arithmetic)
+def _token_ids(predictor: Predictor, texts: Sequence[str]) -> list[list[int]]:
+    return list(predictor.tokenizer.encode(texts, max_tokens=predictor.max_tokens))
 
 
-def _teacher(name: str, run: str, settings: TrainSettings, arithmetic: Arithmetic) -> Subject:
-    """The teacher's encoder as it was before the run: for speed as good as after it."""
-    student = read_student(run)
-    tokenizer, longest = load_tokenizer(str(student.folder / "student")), student.longest
-    del student
+def _line(label: str, points: Sequence[tuple[int, float]], *, look: Literal["", "reference"] = "") -> Line:
+    x, y = zip(*((float(x), y) for x, y in sorted(points)), strict=True)
+    return Line(label, x, y, (None,) * len(x), (1,) * len(x), look=look)
+
+
+def _read_titles(source: str | None, count: int) -> list[str]:
+    """The first titles of a file, or invented ones."""
+    if source is None:
+        generator = np.random.default_rng(0)
+        words = np.array(invent_words(generator, _WORDS))
+        lengths = generator.integers(*_TITLE_WORDS, size=count, endpoint=True)
+        return [" ".join(words[generator.integers(_WORDS, size=n)]) for n in lengths.tolist()]
+    rows = (row for piece in cut_file(source)[1] for row in read_rows(piece))
+    titles = list(islice((row.text for row in rows if isinstance(row, Row)), count))
+    if not titles:
+        raise SettingsError(f"--input {source}: contains no text")
+    return titles
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """`count` threads for PyTorch; the tokeniser uses all cores, or one."""
+    before, tokenizers = torch.get_num_threads(), os.environ.get("TOKENIZERS_PARALLELISM")
+    torch.set_num_threads(count)
+    os.environ["TOKENIZERS_PARALLELISM"] = "true" if count > 1 else "false"
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+        if tokenizers is None:
+            del os.environ["TOKENIZERS_PARALLELISM"]
+        else:
+            os.environ["TOKENIZERS_PARALLELISM"] = tokenizers
+
+
+def _teacher(name: str, settings: TrainSettings, student: Student) -> Student:
+    """The teacher's encoder as it was before the run, which is as fast as after it."""
     encoder = load_encoder(
-        download_input(settings.teacher),
+        name,
         model=settings.model,
         scratch=settings.scratch,
-        vocabulary=tokenizer.vocabulary,
-        pad_id=tokenizer.pad_id,
-        max_tokens=longest,
+        vocabulary=student.tokenizer.vocabulary,
+        pad_id=student.tokenizer.pad_id,
+        max_tokens=student.max_tokens,
     )
-    return _subject(name, encoder, _fresh_top(encoder), tokenizer, longest, arithmetic)
+    return _untrained(encoder, student.tokenizer, student.max_tokens)
 
 
-def _random(name: str, layers: int, width: int, texts: Sequence[str], arithmetic: Arithmetic) -> Subject:
-    scratch = ScratchSettings(layers=layers, hidden=width, heads=width // _HEAD, feed_forward=4 * width)
+def _random_bert(layers: int, width: int, texts: Sequence[str]) -> Student:
     tokenizer = learn_tokenizer(lambda: iter(texts), vocabulary=_VOCABULARY)
+    scratch = ScratchSettings(layers=layers, hidden=width, heads=width // _HEAD_SIZE, feed_forward=4 * width)
     encoder = load_encoder(
         "scratch", model=ModelSettings(), scratch=scratch, vocabulary=_VOCABULARY, pad_id=tokenizer.pad_id
     )
-    return _subject(name, encoder, _fresh_top(encoder), tokenizer, _LONGEST, arithmetic)
+    return _untrained(encoder, tokenizer, _MAX_TOKENS)
 
 
-def _subject(
-    name: str, encoder: Encoder, top: Top, tokenizer: TitleTokenizer, longest: int, arithmetic: Arithmetic
-) -> Subject:
-    ready = TextEncoder(encoder, top, tokenizer, longest=longest, arithmetic=arithmetic)
-    weights = [weight for module in (encoder, top) for weight in module.parameters()]
-    parameters = sum(weight.numel() for weight in weights)
-    megabytes = sum(weight.numel() * weight.element_size() for weight in weights) / 1e6
-    depth, width = len(encoder.layers), encoder.hidden_size
-    return Subject(name, depth, width, parameters, megabytes, ready, arithmetic)
+def _untrained(encoder: Encoder, tokenizer: TitleTokenizer, max_tokens: int) -> Student:
+    top = Top(encoder.hidden_size, query_size=_QUERY_SIZE, topics=2)
+    return Student(encoder, top, tokenizer, "topics", ("0", "1"), max_tokens)
 
 
-def _fresh_top(encoder: Encoder) -> Top:
-    return Top(encoder.hidden_size, query_size=_QUERY, topics=2)
-
-
-_STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-_FIRST = "random:1x64"
-"""A small model, which brings the libraries in before anything is measured."""
-
-
-def megabytes_at_work(
-    given: str, name: str, texts: Sequence[str], *, precision: Precision = "fp32"
-) -> float | None:
-    """What loading a model and reading `texts` on one thread add to a process's memory at most.
-
-    Args:
-        given, name: word and name of one of `subjects.named_by`'s candidates.
-        texts: what it reads, on the processor.
-        precision: the encoder's numbers.
-    Returns:
-        Megabytes (10^6); None where the system does not tell.
-    """
-    if not _RESET.exists():
-        return None
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe(duplex=False)
-    process = context.Process(target=_weigh, args=(there, given, name, list(texts), precision))
-    process.start()
-    there.close()
-    try:
-        return float(here.recv())
-    except EOFError:
-        return None  # it was ended from outside, as for want of memory
-    finally:
-        process.join()
-
-
-def _weigh(connection: Connection, given: str, name: str, texts: Sequence[str], precision: Precision) -> None:
-    import torch
-
-    from newsbert_ray.serving.predictor import Arithmetic
-
+def _peak_memory(argument: str, name: str, texts: Sequence[str], precision: Precision) -> float:
     torch.set_num_threads(1)
-    arithmetic = Arithmetic("cpu", precision)
-    first = next(named_by(_FIRST, texts)).load(arithmetic)
-    first.encoder.encode(texts[:100])
-    candidate = next(one for one in named_by(given, texts) if one.name == name)
-    _RESET.write_text("5")  # the peak is counted anew
-    before = _kilobytes("VmRSS")
-    candidate.load(arithmetic).encoder.encode(texts)
-    connection.send((_kilobytes("VmHWM") - before) * 1024 / 1e6)
+    small = next(find_models("random:1x64", texts))  # loads the libraries before anything is measured
+    Predictor(small.load(), device="cpu", precision=precision).embed(texts[:100])
+    model = next(model for model in find_models(argument, texts) if model.name == name)
+    _RESET_PEAK.write_text("5")
+    before = _status_kilobytes("VmRSS")
+    Predictor(model.load(), device="cpu", precision=precision).embed(texts)
+    return (_status_kilobytes("VmHWM") - before) * 1024 / 1e6
 
 
-def _kilobytes(field: str) -> int:
-    for line in _STATUS.read_text(encoding="ascii").splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1])
-    raise OSError(f"{_STATUS} has no {field}")
+def _status_kilobytes(field: str) -> int:
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(re.search(rf"^{field}:\s+(\d+)", status, re.MULTILINE)[1])  # type: ignore[index]

@@ -1,12 +1,14 @@
-"""`newsbert-ray embed`: files of texts -> shards of their embeddings, over a cluster, restartable."""
+"""`newsbert-ray embed`: files of texts -> Parquet files of their embeddings, on one machine or a cluster.
+
+The work is cut into pieces, one output file each. An interrupted command continues with the missing ones.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,41 +17,43 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
 from newsbert_ray.data.mind import parse_news
-from newsbert_ray.data.sources import BadLine, Chunk, read_chunk, read_through
-from newsbert_ray.files import replace_file
-from newsbert_ray.record import read_record
-from newsbert_ray.serving.predictor import Arithmetic, Precision, best_device, load_encoder, weights_hash
-from newsbert_ray.storage import inputs
-from newsbert_ray.storage import workdir as storage
+from newsbert_ray.data.sources import BadLine, Chunk, parse_chunk, read_through, show_progress
+from newsbert_ray.secrets import mask_url
+from newsbert_ray.serving.predictor import NOT_NEEDED, Precision, load_predictor, read_run, weights_hash
 from newsbert_ray.storage.bucket import Remote, is_url
-from newsbert_ray.storage.inputs import brought
+from newsbert_ray.storage.workdir import absolute, download_input, fetch, last_part
 
-_NOT_NEEDED = ("checkpoints/*",)
-_SAY_SECONDS = 5.0
+EMBEDDED = "embedded.json"
+REJECTED = "rejected"
+"""Key in a file's metadata: why rows of its piece were left out."""
+SUFFIXES = (".tsv", ".jsonl", ".parquet")
+IDS, TEXTS = ("news_id", "id", "nid"), ("title", "text")
+"""Names of a table's columns; the first that exists is used."""
+ROWS = 8192
+"""Rows of a piece, at most: a core embeds them in seconds."""
 _SHOWN = 5
 Say = Callable[[str], None]
 
 
+class EmbedError(ValueError):
+    """An output folder that must not be written to, or too many bad rows; the text says more."""
+
+
+class TextsError(ValueError):
+    """A file that cannot be embedded; the text says why and what to do."""
+
+
 @dataclass(frozen=True)
-class Shared:
-    """What all pieces need: the places of run and shards, as any machine understands them, and the numbers to
-    compute in."""
+class EmbedTask:
+    """What all pieces share: locations that every machine understands, threads, and the encoder's numbers."""
 
     run: str
     out: str
     threads: int | None
     precision: Precision
-
-
-class Done(NamedTuple):
-    """What became of a piece: its shard, its rows, the seconds they took, and what was no row."""
-
-    shard: str
-    rows: int
-    seconds: float
-    rejected: list[str]
 
 
 def embed(
@@ -64,286 +68,223 @@ def embed(
     overwrite: bool = False,
     say: Say = print,
 ) -> dict[str, Any]:
-    """Embed every text of some files by the student of a run. What is done already is not done again.
-
-    Arguments, result and errors are those of `newsbert_ray.embed`.
-    """
-    began = time.perf_counter()
-    folder = inputs.fetch(run, without=_NOT_NEEDED)
-    record = read_record(folder)
-    shelf = Shelf(storage.absolute(out))
-    digests, pieces = [], list[Piece]()
+    """The verb `embed`; arguments, result and errors as `newsbert_ray.embed`."""
+    start = time.perf_counter()
+    record, student = read_run(run)
+    store = EmbeddingStore(absolute(out))
+    files, pieces = [], list[Piece]()
     for file in input:
-        digest, found = cut_file(file, first=len(pieces))
-        digests.append(digest)
-        pieces += found
+        digest, own = cut_file(file, first=len(pieces))
+        files.append([last_part(file), digest])
+        pieces += own
     if not pieces:
-        raise TextsError(f"{', '.join(map(str, input))}: no text in it")
-    model = weights_hash(folder / "student")
-    names = [storage.last_part(one) for one in input]
-    made_of: dict[str, Any] = {"model_sha256": model, "precision": precision}
-    made_of |= {"files": [list(pair) for pair in zip(names, digests, strict=True)]}
-    shelf.claim(made_of, overwrite=overwrite)
-    there = shelf.names()
-    waiting = [piece for piece in pieces if shard_name(piece) not in there]
+        raise TextsError(f"{', '.join(map(str, input))}: contains no text")
+    source = {"model_sha256": weights_hash(student), "precision": precision, "files": files}
+    store.claim(source, overwrite=overwrite)
+    existing = store.names()
+    waiting = [piece for piece in pieces if piece.output not in existing]
     if len(waiting) < len(pieces):
-        say(f"{len(pieces) - len(waiting)} of {len(pieces)} shards are there already")
-    shared = Shared(storage.absolute(run), shelf.place, 1 if workers != 0 else None, precision)
-    found_now = _run(waiting, shared, workers=workers, gpus=gpus)
-    done = list(_track(found_now, sum(p.size for p in waiting), say))
-    footers = [shelf.footer(shard_name(piece)) for piece in pieces]
+        say(f"{len(pieces) - len(waiting)} of {len(pieces)} files are already embedded")
+    task = EmbedTask(absolute(run), store.location, 1 if workers != 0 else None, precision)
+    done = 0
+    with show_progress(say, "embedding", total=sum(piece.size for piece in waiting)) as advance:
+        for rows in _run(waiting, task, workers=workers, gpus=gpus):
+            advance(rows)
+            done += rows
+    seconds = time.perf_counter() - start
+    store.require([piece.output for piece in pieces])
+    footers = [store.footer(piece.output) for piece in pieces]
     rejected = [reason for footer in footers for reason in footer.rejected]
-    rows = sum(footer.rows for footer in footers)
-    if len(rejected) > max_rejected_share * max(1, rows + len(rejected)):
+    total = sum(footer.rows for footer in footers)
+    if len(rejected) > max_rejected_share * max(1, total + len(rejected)):
         raise EmbedError(
-            f"{len(rejected):,} of {rows + len(rejected):,} rows are bad, at most {max_rejected_share:.1%} "
-            f"may be: {'; '.join(rejected[:3])}. Mend the file, or allow more with --max_rejected_share"
+            f"{len(rejected):,} of {total + len(rejected):,} rows are bad, at most {max_rejected_share:.1%} "
+            f"may be: {'; '.join(rejected[:3])}. Correct the file, or allow more with --max_rejected_share"
         )
-    described = {
-        **made_of,
+    description = {
+        **source,
         "state": "whole",
-        "rows": rows,
+        "rows": total,
         "dimensions": footers[0].width,
-        "parts": [shard_name(piece) for piece in pieces],
+        "parts": [piece.output for piece in pieces],
         "layers": record.settings["student"]["layers"],
         "task": record.settings.get("task", "topics"),
-        "run": storage.absolute(run),
+        "run": absolute(run),
     }
-    shelf.describe(described)
-    for line in _closing(described, done, rejected, shelf.place, time.perf_counter() - began):
-        say(line)
-    return described
+    store.describe(description)
+    if rejected:
+        say(f"left out, {len(rejected):,} bad rows: {'; '.join(rejected[:_SHOWN])}")
+    if done:
+        say(f"{done:,} texts in {seconds:.1f} s ({done / seconds:,.0f} texts/s with loading and writing)")
+    say(
+        f"{total:,} embeddings of {footers[0].width} dimensions are in {store.location}: {len(pieces)} files "
+        f"(id, text, embedding) and {EMBEDDED}"
+    )
+    return description
 
 
 class Embedded(NamedTuple):
-    """Texts with their ids and embeddings (M, D), and what embedded.json says of them."""
+    """M texts with their ids and embeddings (M, D), and the content of embedded.json."""
 
     names: list[str]
     texts: list[str]
     embeddings: npt.NDArray[np.float32]
-    described: dict[str, Any]
+    description: dict[str, Any]
 
 
 def read_embedded(folder: str | Path) -> Embedded:
-    """What `embed` left, all in memory.
+    """Read what `embed` wrote into memory.
 
     Raises:
-        EmbedError: none there, or not whole.
+        EmbedError: no embeddings there, or incomplete ones.
     """
-    place = inputs.fetch(folder)
-    described = Shelf(storage.absolute(place)).described()
-    if described is None or described.get("state") != "whole":
+    local = fetch(folder)
+    description = EmbeddingStore(absolute(local)).description()
+    if description is None or description.get("state") != "whole":
         raise EmbedError(
-            f"{folder}: no whole embeddings there; make them with: newsbert-ray embed RUN --input news.tsv "
-            f"--out {folder}"
+            f"{folder}: contains no complete embeddings; make them with: newsbert-ray embed RUN --input "
+            f"news.tsv --out {folder}"
         )
-    tables = [pq.read_table(place / part) for part in described["parts"]]
-    table = pa.concat_tables(tables).combine_chunks()
+    table = pa.concat_tables(pq.read_table(local / part) for part in description["parts"]).combine_chunks()
     values = table["embedding"].combine_chunks().values.to_numpy()
-    embeddings = values.reshape(-1, described["dimensions"])
-    return Embedded(table["id"].to_pylist(), table["text"].to_pylist(), embeddings, described)
+    embeddings = values.reshape(-1, description["dimensions"])
+    return Embedded(table["id"].to_pylist(), table["text"].to_pylist(), embeddings, description)
 
 
-def _run(pieces: Sequence[Piece], shared: Shared, *, workers: int | None, gpus: float) -> Iterator[Done]:
+def embed_piece(piece: Piece, task: EmbedTask) -> int:
+    """Embed one piece and write its file; returns the number of its rows, with the bad ones."""
+    if task.threads is not None:
+        torch.set_num_threads(task.threads)
+    student = fetch(task.run, without=NOT_NEEDED) / "student"
+    predictor = load_predictor(student, precision=task.precision)
+    rows = list(read_rows(piece))
+    good = [row for row in rows if isinstance(row, Row)]
+    embeddings = predictor.embed([row.text for row in good])
+    table = pa.table(
+        {
+            "id": pa.array([row.name for row in good], pa.string()),
+            "text": pa.array([row.text for row in good], pa.string()),
+            "embedding": pa.FixedSizeListArray.from_arrays(pa.array(embeddings.ravel()), predictor.width),
+        }
+    )
+    rejected = json.dumps([str(row) for row in rows if isinstance(row, BadLine)])
+    EmbeddingStore(task.out).write(piece.output, table.replace_schema_metadata({REJECTED: rejected}))
+    return len(rows)
+
+
+def _run(pieces: Sequence[Piece], task: EmbedTask, *, workers: int | None, gpus: float) -> Iterator[int]:
     if workers == 0 or not pieces:
-        yield from (embed_piece(piece, shared) for piece in pieces)
+        yield from (embed_piece(piece, task) for piece in pieces)
         return
     from newsbert_ray.data.stream import map_chunks
     from newsbert_ray.ray_session import ray_session
 
     with ray_session(cpus=workers):
-        yield from map_chunks(pieces, embed_piece, shared, workers=workers, gpus=gpus)
-
-
-def embed_piece(piece: Piece, shared: Shared) -> Done:
-    """Embed one piece and write its shard, whole or not at all."""
-    student = inputs.fetch(shared.run, without=_NOT_NEEDED) / "student"
-    arithmetic = Arithmetic(best_device(), shared.precision)
-    encoder = load_encoder(student, arithmetic=arithmetic, threads=shared.threads)
-    began = time.perf_counter()
-    names, texts, rejected = [], [], []
-    for row in read_rows(piece):
-        if isinstance(row, BadLine):
-            rejected.append(str(row))
-        else:
-            names.append(row.name)
-            texts.append(row.text)
-    found = encoder.encode(texts)
-    embeddings = pa.FixedSizeListArray.from_arrays(pa.array(found.ravel()), encoder.width)
-    strings = {"id": pa.array(names, pa.string()), "text": pa.array(texts, pa.string())}
-    table = pa.table({**strings, "embedding": embeddings})
-    name = shard_name(piece)
-    Shelf(shared.out).put(name, table.replace_schema_metadata({REJECTED: json.dumps(rejected)}))
-    return Done(name, len(texts), time.perf_counter() - began, rejected)
-
-
-def _track(found: Iterable[Done], total: int, say: Say) -> Iterator[Done]:
-    """Pass results on, and say now and then how far it is and how fast."""
-    began = said = time.perf_counter()
-    rows = 0
-    for one in found:
-        yield one
-        rows += one.rows + len(one.rejected)
-        now = time.perf_counter()
-        if now - said >= _SAY_SECONDS and rows < total:
-            said = now
-            rate = rows / (now - began)
-            left = (total - rows) / rate
-            say(f"{rows:,} of about {total:,} texts, {rate:,.0f} titles/s, {left:,.0f} s left")
-
-
-def _closing(
-    described: dict[str, Any], done: Sequence[Done], rejected: Sequence[str], place: str, seconds: float
-) -> Iterator[str]:
-    rows = sum(one.rows for one in done)
-    if rejected:
-        yield f"left out, {len(rejected):,} bad rows: {'; '.join(rejected[:_SHOWN])}"
-    if rows:
-        yield f"{rows:,} texts in {seconds:.1f} s ({rows / seconds:,.0f} titles/s, everything counted)"
-    yield (
-        f"{described['rows']:,} embeddings of {described['dimensions']} dimensions are in {place}: "
-        f"{len(described['parts'])} shards (id, text, embedding) and {EMBEDDED}"
-    )
-
-
-EMBEDDED = "embedded.json"
-REJECTED = "rejected"
-"""In a shard's metadata: why rows of its piece were left out."""
-
-
-class EmbedError(ValueError):
-    """An output folder that may not be written to, or texts that are mostly damage; the text says more."""
+        yield from map_chunks(pieces, embed_piece, task, workers=workers, gpus=gpus)
 
 
 class Footer(NamedTuple):
-    """What a shard says of itself: rows, numbers in an embedding, and why rows of its piece were left out."""
+    """A file's rows, the width of its embeddings, and why rows of its piece were left out."""
 
     rows: int
     width: int
     rejected: list[str]
 
 
-def shard_name(piece: Piece) -> str:
-    """The file of a piece."""
-    return f"part-{piece.number:05d}.parquet"
+class EmbeddingStore:
+    """The files of `embed` in a folder or at a URL; every machine that writes one makes its own."""
 
-
-class Shelf:
-    """A folder or URL of shards; cheap to make anew on every machine that writes one."""
-
-    def __init__(self, place: str | Path) -> None:
-        self.place = str(place)
-        self._remote = Remote(self.place) if is_url(self.place) else None
+    def __init__(self, location: str) -> None:
+        """`location`: an absolute path or a URL."""
+        self.location = location
+        self._files = Remote(location)
 
     def names(self) -> set[str]:
-        """The whole files that are there."""
-        return {name for name in storage.sizes(self.place) if "/" not in name}
+        """The complete files."""
+        return {name for name in self._files.files() if "/" not in name}
 
-    def put(self, name: str, table: pa.Table) -> None:
-        """Write a shard, whole or not at all."""
-        if self._remote is None:
-            with replace_file(Path(self.place) / name) as partial:
-                pq.write_table(table, partial)
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            pq.write_table(table, Path(folder) / name)
-            self._remote.upload(Path(folder), [name])
+    def write(self, name: str, table: pa.Table) -> None:
+        """Write a file atomically."""
+        buffer = pa.BufferOutputStream()
+        pq.write_table(table, buffer)
+        self._files.write(name, buffer.getvalue())
 
-    def footer(self, name: str) -> Footer:
-        """What the shard says of itself.
+    def require(self, names: Sequence[str]) -> None:
+        """Check that files which were written are here.
 
         Raises:
-            EmbedError: it is not there, though it was written.
+            EmbedError: another machine wrote to a folder of its own.
         """
-        try:
-            opened = (Path(self.place) / name).open("rb") if self._remote is None else self._remote.open(name)
-        except FileNotFoundError as error:
+        if missing := sorted(set(names) - self.names()):
             raise EmbedError(
-                f"{self.place}: {name} was written by another machine, which has a folder of its own there; "
-                "give an --out that all machines share, or a URL such as s3://bucket/vectors"
-            ) from error
-        with opened as file:
-            found = pq.read_metadata(file)
-        schema = found.schema.to_arrow_schema()
-        rejected = json.loads((schema.metadata or {}).get(REJECTED.encode(), b"[]"))
-        return Footer(found.num_rows, schema.field("embedding").type.list_size, rejected)
+                f"{self.location}: {missing[0]} was written by another machine, to its own disk; give an "
+                "--out that all machines share, or a URL such as s3://bucket/vectors"
+            )
 
-    def described(self) -> dict[str, Any] | None:
-        """What embedded.json holds; None where there is none."""
-        if self._remote is None:
-            path = Path(self.place) / EMBEDDED
-            content = path.read_bytes() if path.is_file() else None
-        else:
-            content = self._remote.read(EMBEDDED)
+    def footer(self, name: str) -> Footer:
+        """What a file says of itself."""
+        with self._files.open(name) as file:
+            metadata = pq.read_metadata(file)
+        schema = metadata.schema.to_arrow_schema()
+        rejected = json.loads((schema.metadata or {}).get(REJECTED.encode(), b"[]"))
+        return Footer(metadata.num_rows, schema.field("embedding").type.list_size, rejected)
+
+    def description(self) -> dict[str, Any] | None:
+        """The content of embedded.json; None if there is none."""
         try:
-            found: dict[str, Any] | None = json.loads(content) if content else None
+            found: dict[str, Any] | None = json.loads(self._files.read(EMBEDDED) or b"null")
         except ValueError:
             return None
         return found
 
-    def describe(self, described: dict[str, Any]) -> None:
+    def describe(self, description: dict[str, Any]) -> None:
         """Write embedded.json."""
-        storage.leave(self.place, EMBEDDED, json.dumps(described, indent=1) + "\n")
+        self._files.write(EMBEDDED, (json.dumps(description, indent=1) + "\n").encode())
 
-    def claim(self, made_of: dict[str, Any], *, overwrite: bool) -> None:
-        """Make the place that of embeddings made of this, or go on with it.
+    def claim(self, source: dict[str, Any], *, overwrite: bool) -> None:
+        """Start embeddings of these files by this model, or continue them.
 
         Raises:
-            EmbedError: it holds something else.
+            EmbedError: the location holds something else.
         """
-        if self._remote is None:
-            Path(self.place).mkdir(parents=True, exist_ok=True)
-            there = any(Path(self.place).iterdir())
-        else:
-            there = bool(self._remote.files())
-        known, shown = self.described(), storage.shown(self.place)
+        known, shown = self.description(), mask_url(self.location)
+        if known is None and self._files.files():
+            raise EmbedError(f"--out {shown}: exists, and holds no embeddings; give another --out")
         if known is not None:
-            known = {"precision": "fp32", **known}  # which older ones do not name
-        if known is None and there:
-            raise EmbedError(f"--out {shown}: there already, and no folder of embeddings; give another --out")
-        if known is not None and {name: known.get(name) for name in made_of} != made_of:
+            known = {"precision": "fp32", **known}  # the first version did not write it
+            if {name: known.get(name) for name in source} == source:
+                return
             if not overwrite:
                 raise EmbedError(
-                    f"--out {shown}: embeddings of other texts, by another model or in another "
+                    f"--out {shown}: holds embeddings of other texts, of another model or in another "
                     "precision; add --overwrite, or give another --out"
                 )
-            self._clear()
-            known = None
-        if known is None:
-            self.describe({**made_of, "state": "under way"})
-
-    def _clear(self) -> None:
-        """Remove every shard."""
-        if self._remote is None:
-            for part in Path(self.place).glob("*part-*.parquet*"):
-                part.unlink()
-        else:
-            self._remote.remove(name for name in self.names() if name.startswith("part-"))
-
-
-KINDS = (".tsv", ".jsonl", ".parquet")
-IDS, TEXTS = ("news_id", "id"), ("title", "text")
-"""Names that a table's columns may have, the first found is taken."""
-ROWS = 8192
-"""Rows of a piece, at most: what a core embeds in seconds."""
-
-
-class TextsError(ValueError):
-    """A file that cannot be embedded; the text says why and what to do."""
+            self._files.remove(name for name in self.names() if name.startswith("part-"))
+        self.describe({**source, "state": "under way"})
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a file: `size` lines or rows from `start` on, of a chunk of lines or of a row group of
-    Parquet. `number` counts over all files; `path` is the file's place for whoever reads it, perhaps another
-    machine."""
+    """A part of a file: `size` lines or rows from `start` on, of a chunk of lines or of a Parquet row group.
+
+    Attributes:
+        number: counts the pieces of all files.
+        location: the file's path, or its URL, perhaps for another machine.
+        columns: indices of id and text in a .tsv with a header; None in MIND's news.tsv.
+    """
 
     number: int
-    path: str
+    location: str
     lines: Chunk | None = None
     group: int | None = None
+    columns: tuple[int, int] | None = None
     start: int = 0
     size: int = 0
+
+    @property
+    def output(self) -> str:
+        """Name of the file with its embeddings."""
+        return f"part-{self.number:05d}.parquet"
 
 
 class Row(NamedTuple):
@@ -353,93 +294,112 @@ class Row(NamedTuple):
     text: str
 
 
-def cut_file(given: str | Path, *, first: int = 0) -> tuple[str, list[Piece]]:
-    """SHA-256 of a file, or of what stands at a URL, and its pieces, numbered from `first`.
+def cut_file(location: str | Path, *, first: int = 0) -> tuple[str, list[Piece]]:
+    """SHA-256 of a file, and its pieces, numbered from `first`.
 
+    Args:
+        location: path or URL; a URL is downloaded.
     Raises:
-        TextsError: no such file, another kind, or without the columns that are needed.
+        TextsError: no such file, another format, or a required column is missing.
     """
-    path = _at_hand(str(given))
-    place = str(given) if is_url(given) else str(path)
-    if path.suffix not in KINDS:
-        raise TextsError(f"{path}: give a {', '.join(KINDS)} file")
+    path = _local_file(str(location))
+    location = str(location) if is_url(location) else str(path)
+    if path.suffix not in SUFFIXES:
+        raise TextsError(f"{path}: give a {', '.join(SUFFIXES)} file")
     if not path.is_file():
         raise TextsError(f"{path}: no such file")
     if path.suffix == ".parquet":
+        file = _open_parquet(path)
+        _parquet_columns(file, path)
         with path.open("rb") as opened:
             digest = hashlib.file_digest(opened, "sha256").hexdigest()
-        file = _open_parquet(path)
-        _columns(file.schema_arrow.names, path)
         sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
-        groups = [Piece(0, place, group=n, size=size) for n, size in enumerate(sizes)]
-        return digest, _numbered(groups, first)
-    source = read_through(path, folder=path.parent.name)
-    return source.sha256, _numbered([Piece(0, place, lines=c, size=c.lines) for c in source.chunks], first)
-
-
-def _numbered(parts: Sequence[Piece], first: int) -> list[Piece]:
-    """Parts of a file as pieces of at most ROWS rows, numbered from `first`."""
+        parts = [Piece(0, location, group=group, size=size) for group, size in enumerate(sizes)]
+    else:
+        source = read_through(path, folder=path.parent.name)
+        digest, columns = source.sha256, _header_columns(path) if path.suffix == ".tsv" else None
+        parts = [Piece(0, location, lines=c, columns=columns, size=c.lines) for c in source.chunks]
     cut = [
         replace(part, start=start, size=min(ROWS, part.size - start))
         for part in parts
         for start in range(0, part.size, ROWS)
     ]
-    return [replace(piece, number=first + n) for n, piece in enumerate(cut)]
+    return digest, [replace(piece, number=first + number) for number, piece in enumerate(cut)]
 
 
 def read_rows(piece: Piece) -> Iterator[Row | BadLine]:
-    """The rows of a piece, in their order; what is none with its reason.
+    """The rows of a piece in their order; a bad one as the reason.
 
     Raises:
         PrepareError, TextsError: the file has changed since it was cut.
     """
-    path = _at_hand(piece.path)
+    path = _local_file(piece.location)
     if piece.lines is None:
         file = _open_parquet(path)
-        columns = _columns(file.schema_arrow.names, path)
+        columns = _parquet_columns(file, path)
         table = file.read_row_group(piece.group, columns=list(columns)).slice(piece.start, piece.size)
-        names, texts = (table[name].to_pylist() for name in columns)
-        for name, text in zip(names, texts, strict=True):
-            yield _checked(name, text)
+        for name, text in zip(*(table[column].to_pylist() for column in columns), strict=True):
+            try:
+                yield _check_row(name, text)
+            except BadLine as bad:
+                yield bad
         return
-    if piece.lines.overlong:
-        yield BadLine("columns: a line too long to be a row")
-        return
-    lines = read_chunk(replace(piece.lines, path=str(path))).split(b"\n")
-    for line in lines[piece.start : piece.start + piece.size]:
-        if line.strip():
-            yield _parse(line.rstrip(b"\r"), path.suffix)
+
+    def parse(line: str) -> Row:
+        return _parse_line(line, path.suffix, piece.columns)
+
+    lines = parse_chunk(replace(piece.lines, path=str(path)), parse)
+    for number, (line, row) in enumerate(lines, piece.lines.first_line - 1):
+        is_header = number == 0 and piece.columns is not None
+        index = number - piece.lines.first_line + 1 - piece.start
+        if 0 <= index < piece.size and line.strip() and not is_header:
+            yield row
 
 
-def _at_hand(given: str) -> Path:
-    """The file on this machine, a copy of it where a URL is given."""
-    return Path(brought(given)).expanduser().absolute()
+def _local_file(location: str) -> Path:
+    return Path(download_input(location)).expanduser().absolute()
 
 
-def _parse(line: bytes, kind: str) -> Row | BadLine:
-    try:
-        text = line.decode("utf-8")
-        if kind == ".tsv":
-            news = parse_news(text)
-            return Row(news.news_id, news.title)
-        value = json.loads(text)
+def _header_columns(path: Path) -> tuple[int, int] | None:
+    """Indices of id and text if the first line of a .tsv names them."""
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        header = file.readline(10_000).rstrip("\r\n").split("\t")
+    names = _id_and_text(header)
+    return (header.index(names[0]), header.index(names[1])) if names else None
+
+
+def _id_and_text(names: Collection[str]) -> tuple[str, str] | None:
+    """Which of these columns hold id and text."""
+    found = [name for known in (IDS, TEXTS) for name in [n for n in known if n in names][:1]]
+    return (found[0], found[1]) if len(found) == 2 else None
+
+
+def _parse_line(line: str, suffix: str, columns: tuple[int, int] | None) -> Row:
+    if suffix == ".jsonl":
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise BadLine(f"columns: not JSON ({error})") from error
         if not isinstance(value, dict):
-            return BadLine("columns: no JSON object")
-        name = next((value[key] for key in IDS if key in value), None)
-        return _checked(name, next((value[key] for key in TEXTS if key in value), None))
-    except BadLine as bad:
-        return bad
-    except UnicodeDecodeError:
-        return BadLine("encoding: not UTF-8")
-    except ValueError as error:
-        return BadLine(f"columns: no JSON ({error})")
+            raise BadLine("columns: not a JSON object")
+        names = _id_and_text(value)
+        if names is None:
+            raise BadLine(f"columns: no {' or '.join(IDS)}, or no {' or '.join(TEXTS)}")
+        return _check_row(value[names[0]], value[names[1]])
+    if columns is None:
+        news = parse_news(line)
+        return Row(news.news_id, news.title)
+    cells = line.split("\t")
+    if len(cells) <= max(columns):
+        raise BadLine(f"columns: {len(cells)} found, {max(columns) + 1} expected")
+    return _check_row(*(cells[column] for column in columns))
 
 
-def _checked(name: object, text: object) -> Row | BadLine:
+def _check_row(name: object, text: object) -> Row:
     if isinstance(name, bool) or not isinstance(name, str | int) or name == "":
-        return BadLine(f"id: {name!r} is none")
+        raise BadLine(f"id: {name!r} is not an id")
     if not isinstance(text, str) or not text.strip():
-        return BadLine("text: empty")
+        raise BadLine("text: empty")
     return Row(str(name), text)
 
 
@@ -447,14 +407,14 @@ def _open_parquet(path: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(path)
     except (OSError, pa.ArrowInvalid) as error:
-        raise TextsError(f"{path}: no whole Parquet file ({error})") from error
+        raise TextsError(f"{path}: not a complete Parquet file ({error})") from error
 
 
-def _columns(names: list[str], path: Path) -> tuple[str, str]:
-    found = [next((name for name in known if name in names), None) for known in (IDS, TEXTS)]
-    if None in found:
+def _parquet_columns(file: pq.ParquetFile, path: Path) -> tuple[str, str]:
+    names = _id_and_text(file.schema_arrow.names)
+    if names is None:
         raise TextsError(
-            f"{path}: its columns are {', '.join(names)}; name the id {' or '.join(IDS)} and the text "
-            f"{' or '.join(TEXTS)}"
+            f"{path}: its columns are {', '.join(file.schema_arrow.names)}; name the id {' or '.join(IDS)} "
+            f"and the text {' or '.join(TEXTS)}"
         )
-    return str(found[0]), str(found[1])
+    return names

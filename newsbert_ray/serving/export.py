@@ -8,164 +8,115 @@ import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
 from newsbert_ray.files import replace_folder, write_json, write_text
 from newsbert_ray.methods import task_of
-from newsbert_ray.model.encoder import Encoder, EncoderError
+from newsbert_ray.model.encoder import Encoder
 from newsbert_ray.model.heads import TopicHead
-from newsbert_ray.model.pair import Top
-from newsbert_ray.model.saved import load_student
-from newsbert_ray.record import RECORD, RunRecord, read_record
+from newsbert_ray.record import RECORD, RunRecord
 from newsbert_ray.reporting.records import NAMES, data_name, task_name, teacher_name
 from newsbert_ray.secrets import mask_url
-from newsbert_ray.storage import workdir as storage
-from newsbert_ray.storage.workdir import fetch
+from newsbert_ray.serving.predictor import Student, read_run
+from newsbert_ray.storage.bucket import is_url
 
-FORMS = ("hf", "sentence-transformers", "onnx")
+Format = Literal["hf", "sentence-transformers", "onnx"]
 _OPSET = 20
-_TOKENIZER = ("tokenizer", "special_tokens", "added_tokens", "vocab", "merges")
-"""What a tokeniser's files begin with."""
+_SAMPLES = ("Storm closes airports", "TEAM Wins The Final", "naïve café, 3.5 % up", "don't  stop - U.S. news")
+"""Texts that show whether two tokenisers agree: case, accents, punctuation, blanks."""
 
 
 class ExportError(ValueError):
-    """A student that cannot be exported so, or a folder that may not be written; the text says the cure."""
-
-
-@dataclass(frozen=True)
-class Student:
-    """A finished run's student, as it is exported."""
-
-    folder: Path
-    record: RunRecord
-    encoder: Encoder
-    top: Top
-    described: Mapping[str, Any]
-
-    @property
-    def labels(self) -> list[str]:
-        """Its topics; none where it learned another task."""
-        return list(self.described["labels"]) if isinstance(self.top.head, TopicHead) else []
-
-    @property
-    def longest(self) -> int:
-        """Tokens to which texts are cut."""
-        return int(self.described.get("max_tokens") or 512)
+    """A student that cannot be exported in this format, or a folder that must not be replaced."""
 
 
 def export(
-    run: str | Path, *, to: str, out: str | Path, int8: bool = False, overwrite: bool = False
+    run: str | Path, *, to: Format, out: str | Path, int8: bool = False, overwrite: bool = False
 ) -> list[Path]:
-    """Write the student of `run` into `out`, with its tokeniser, a model card (README.md) and its record.
-
-    Arguments, result and errors are those of `newsbert_ray.export`.
-    """
-    if to not in FORMS:
-        raise ExportError(f"--to {to}: one of {', '.join(FORMS)}")
+    """The verb `export`; arguments, result and errors as `newsbert_ray.export`."""
+    if to not in get_args(Format):
+        raise ExportError(f"--to {to}: one of {', '.join(get_args(Format))}")
     if int8 and to != "onnx":
-        raise ExportError("--int8 true: only of --to onnx")
-    if storage.is_url(out):
+        raise ExportError("--int8 works only with --to onnx")
+    if is_url(out):
         raise ExportError(f"--out {mask_url(str(out))}: a model is written on this machine; give a folder")
-    student = read_student(run)
-    writers: dict[str, Callable[[Student, Path], None]] = {
+    record, folder = read_run(run)
+    student = Student.read(folder)
+    writers: dict[Format, Callable[[Student, Path], None]] = {
         "hf": _write_hf,
         "sentence-transformers": _write_sentence_transformers,
         "onnx": _write_onnx,
     }
     target = Path(out)
-    with _fresh(target, overwrite=overwrite) as partial:
+    _check_target(target, overwrite=overwrite)
+    with replace_folder(target.absolute()) as partial:
         writers[to](student, partial)
         if int8:
             _quantise(partial)
-        _copy_tokenizer(student, partial)
-        shutil.copyfile(student.folder / RECORD, partial / RECORD)
-        card = model_card(student.record, form=to, labels=student.labels, longest=student.longest)
+        _write_tokenizer(student, folder, partial)
+        if to != "onnx":
+            _check_tokenizer(student, partial)
+        shutil.copyfile(folder.parent / RECORD, partial / RECORD)
+        card = model_card(record, form=to, labels=student.labels, max_tokens=student.max_tokens)
         write_text(partial / "README.md", card)
-    found = sorted(path for path in target.rglob("*") if path.is_file() and path.name != "README.md")
-    return [target / "README.md", *found]
+    written = sorted(path for path in target.rglob("*") if path.is_file() and path.name != "README.md")
+    return [target / "README.md", *written]
 
 
-def read_student(run: str | Path) -> Student:
-    """The student that a finished run left.
-
-    Raises:
-        RecordError: no finished run there.
-        EncoderError: its student is not whole, or not kept.
-    """
-    folder = fetch(run, without=("checkpoints/*",))
-    record = read_record(folder)
-    if not (folder / "student").is_dir():
-        raise EncoderError(
-            f"{run}: its student was not kept (a sweep keeps those of its best trials); train it again"
-        )
-    return Student(folder, record, *load_student(folder / "student"))
-
-
-@contextmanager
-def _fresh(target: Path, *, overwrite: bool) -> Iterator[Path]:
-    """A folder beside `target` that takes its place when all is written."""
+def _check_target(target: Path, *, overwrite: bool) -> None:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         if not overwrite:
-            raise ExportError(f"--out {target}: there already; add --overwrite, or give another --out")
+            raise ExportError(f"--out {target}: exists; add --overwrite, or give another --out")
         if not (target / RECORD).is_file():
             raise ExportError(f"--out {target}: holds no earlier export; give another --out")
-    with replace_folder(target.absolute()) as partial:
-        yield partial
 
 
-def _hugging_face(student: Student) -> Any:
-    """The student's encoder in its library."""
+def _backbone(student: Student) -> Any:
+    """The student's encoder as transformers' own class."""
     backbone = getattr(student.encoder, "backbone", None)
     if type(student.encoder) is not Encoder or backbone is None:
         raise ExportError(
-            "this student's encoder is none of transformers' (a BiLSTM, NRMS, or UniLMv2); give --to onnx"
+            "transformers has no class for this student's encoder (BiLSTM, NRMS, or UniLMv2); use --to onnx"
         )
     return backbone
 
 
 def _write_hf(student: Student, folder: Path) -> None:
-    from safetensors.torch import save_file
-
-    backbone = _hugging_face(student)
-    classes = {"AutoModel": "NewsModel"} | (
-        {"AutoModelForSequenceClassification": "NewsForSequenceClassification"} if student.labels else {}
-    )
+    backbone = _backbone(student)
+    classes = {"AutoModel": "NewsModel"}
+    if student.labels:
+        classes["AutoModelForSequenceClassification"] = "NewsForSequenceClassification"
     config = {
         **backbone.config.to_dict(),
         "architectures": [list(classes.values())[-1]],
         "auto_map": {auto: f"modeling_newsbert.{name}" for auto, name in classes.items()},
-        "query_size": student.described["query_size"],
+        "query_size": _query_size(student),
     }
     if student.labels:
         config["id2label"] = dict(enumerate(student.labels))
         config["label2id"] = {label: number for number, label in enumerate(student.labels)}
     write_json(folder / "config.json", config)
-    prefix = backbone.base_model_prefix
-    weights = {f"{prefix}.{name}": value for name, value in backbone.state_dict().items()}
+    weights = {f"{backbone.base_model_prefix}.{name}": v for name, v in backbone.state_dict().items()}
     weights |= {f"pooling.{name}": value for name, value in student.top.pooling.state_dict().items()}
     if student.labels:
         weights |= cast("TopicHead", student.top.head).state_dict()
-    save_file({n: v.contiguous() for n, v in weights.items()}, folder / "model.safetensors", {"format": "pt"})
-    _carry_code(folder, "modeling_newsbert")
+    _save_weights(weights, folder)
+    _write_code(folder, "modeling_newsbert")
 
 
 def _write_sentence_transformers(student: Student, folder: Path) -> None:
-    from safetensors.torch import save_file
-
-    backbone = _hugging_face(student)
+    backbone = _backbone(student)
     backbone.save_pretrained(folder)
     pooling = folder / "1_NewsPooling"
     pooling.mkdir()
-    sizes = {"hidden_size": student.encoder.hidden_size, "query_size": student.described["query_size"]}
+    sizes = {"hidden_size": student.encoder.hidden_size, "query_size": _query_size(student)}
     write_json(pooling / "config.json", sizes)
-    weights = {f"pooling.{n}": v.contiguous() for n, v in student.top.pooling.state_dict().items()}
-    save_file(weights, pooling / "model.safetensors", {"format": "pt"})
+    _save_weights({f"pooling.{n}": value for n, value in student.top.pooling.state_dict().items()}, pooling)
     modules = (
         ("", "sentence_transformers.models.Transformer"),
         (pooling.name, "pooling_newsbert.NewsPooling"),
@@ -174,17 +125,17 @@ def _write_sentence_transformers(student: Student, folder: Path) -> None:
         folder / "modules.json",
         [{"idx": n, "name": str(n), "path": path, "type": kind} for n, (path, kind) in enumerate(modules)],
     )
-    described: dict[str, Any] = {"max_seq_length": student.longest}
+    settings: dict[str, Any] = {"max_seq_length": student.max_tokens}
     if "add_pooling_layer" in inspect.signature(type(backbone)).parameters:
-        described["model_args"] = {"add_pooling_layer": False}  # else the library warns of weights for it
-    write_json(folder / "sentence_bert_config.json", described)
+        settings["model_args"] = {"add_pooling_layer": False}  # else the library warns of missing weights
+    write_json(folder / "sentence_bert_config.json", settings)
     similarity: dict[str, Any] = {"similarity_fn_name": "cosine", "prompts": {}, "default_prompt_name": None}
     write_json(folder / "config_sentence_transformers.json", similarity)
-    _carry_code(folder, "pooling_newsbert")
+    _write_code(folder, "pooling_newsbert")
 
 
-class _Whole(nn.Module):
-    """Encoder, pooling and head as one graph."""
+class _OnnxModel(nn.Module):
+    """Encoder, pooling and classifier as one graph."""
 
     def __init__(self, student: Student) -> None:
         super().__init__()
@@ -198,31 +149,31 @@ class _Whole(nn.Module):
 
 def _write_onnx(student: Student, folder: Path) -> None:
     _require("onnx", "onnxscript", "onnxruntime")
-    model = _Whole(student).eval()
+    model = _OnnxModel(student).eval()
     ids = torch.ones(2, 8, dtype=torch.int64)
-    names = ["news_embedding", *(["logits"] if student.labels else [])]
-    free = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
-    with torch.no_grad(), _quiet():
+    outputs = ["news_embedding", *(["logits"] if student.labels else [])]
+    dynamic = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    with torch.no_grad(), _no_warnings():
         program = torch.onnx.export(
             model,
             (ids, ids.clone()),
             input_names=["input_ids", "attention_mask"],
-            output_names=names,
-            dynamic_shapes={"input_ids": free, "attention_mask": free},
+            output_names=outputs,
+            dynamic_shapes={"input_ids": dynamic, "attention_mask": dynamic},
             opset_version=_OPSET,
             dynamo=True,
             verbose=False,
         )
     assert program is not None
     program.save(str(folder / "model.onnx"))
-    described = {"labels": student.labels, "max_tokens": student.longest, "outputs": names}
-    write_json(folder / "newsbert.json", described)
+    description = {"labels": student.labels, "max_tokens": student.max_tokens, "outputs": outputs}
+    write_json(folder / "newsbert.json", description)
 
 
 def _quantise(folder: Path) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    with _quiet():
+    with _no_warnings():
         quantize_dynamic(
             folder / "model.onnx",
             folder / "model_int8.onnx",
@@ -233,8 +184,7 @@ def _quantise(folder: Path) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the libraries' advice to whoever calls them."""
+def _no_warnings() -> Iterator[None]:
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -252,30 +202,64 @@ def _require(*packages: str) -> None:
         )
 
 
-def _carry_code(folder: Path, name: str) -> None:
-    """Put a portable module beside the weights, and the pooling that it stands on."""
+def _query_size(student: Student) -> int:
+    return student.top.pooling.key.out_features
+
+
+def _save_weights(weights: Mapping[str, Tensor], folder: Path) -> None:
+    from safetensors.torch import save_file
+
+    contiguous = {name: value.contiguous() for name, value in weights.items()}
+    save_file(contiguous, folder / "model.safetensors", {"format": "pt"})
+
+
+def _write_code(folder: Path, name: str) -> None:
+    """Write a portable module beside the weights, and the pooling that it imports."""
     own = files("newsbert_ray.serving.portable").joinpath(f"{name}.py").read_text(encoding="utf-8")
-    shared = files("newsbert_ray.model").joinpath("pooling.py").read_text(encoding="utf-8")
-    there = own.replace("from newsbert_ray.model.pooling import", "from .attentive_pooling import")
-    write_text(folder / f"{name}.py", there)
-    write_text(folder / "attentive_pooling.py", shared)
+    pooling = files("newsbert_ray.model").joinpath("pooling.py").read_text(encoding="utf-8")
+    portable = own.replace("from newsbert_ray.model.pooling import", "from .attentive_pooling import")
+    write_text(folder / f"{name}.py", portable)
+    write_text(folder / "attentive_pooling.py", pooling)
 
 
-def _copy_tokenizer(student: Student, folder: Path) -> None:
-    """The tokeniser's files; texts are cut where the student's were."""
-    for path in sorted((student.folder / "student").iterdir()):
-        if path.name.startswith(_TOKENIZER) or path.suffix == ".model":
-            shutil.copyfile(path, folder / path.name)
-    place = folder / "tokenizer_config.json"
-    known = json.loads(place.read_text(encoding="utf-8")) if place.is_file() else {}
-    write_json(place, {**known, "model_max_length": student.longest})
+def _write_tokenizer(student: Student, source: Path, folder: Path) -> None:
+    """Write the tokeniser as tokenizer.json alone, because AutoTokenizer would rebuild it from other files.
+
+    Special tokens stay; texts are cut where the student's were.
+    """
+    write_text(folder / "tokenizer.json", student.tokenizer.serialised)
+    config: dict[str, Any] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        if (source / name).is_file():
+            settings = json.loads((source / name).read_text(encoding="utf-8"))
+            config |= {k: v for k, v in settings.items() if k.endswith("_token") or k == "padding_side"}
+    config |= {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": student.max_tokens,
+        "model_input_names": ["input_ids", "attention_mask"],
+    }
+    write_json(folder / "tokenizer_config.json", config)
+
+
+def _check_tokenizer(student: Student, folder: Path) -> None:
+    """Compare the tokens that the exported folder gives with those of training."""
+    from transformers import AutoTokenizer
+
+    exported = AutoTokenizer.from_pretrained(folder)
+    own = student.tokenizer.encode(_SAMPLES, max_tokens=student.max_tokens)
+    for text, ids in zip(_SAMPLES, own, strict=True):
+        if exported(text, truncation=True)["input_ids"] != ids:
+            raise ExportError(
+                f"transformers reads other tokens than the student was trained on, in {text!r}; use --to "
+                "onnx, which reads tokenizer.json"
+            )
 
 
 _CODE = {
     "hf": """from transformers import AutoModel, AutoTokenizer, pipeline
 
 tokenizer = AutoTokenizer.from_pretrained(DIR)
-encoder = AutoModel.from_pretrained(DIR)                              # the encoder's states alone
+encoder = AutoModel.from_pretrained(DIR)                              # only the encoder's states
 model = AutoModel.from_pretrained(DIR, trust_remote_code=True)        # pooler_output: the text's embedding
 embedding = model(**tokenizer(["A title"], return_tensors="pt", truncation=True)).pooler_output""",
     "sentence-transformers": """from sentence_transformers import SentenceTransformer
@@ -296,7 +280,7 @@ embedding, *logits = session.run(None, {"input_ids": ids, "attention_mask": mask
 }
 _TOPICS = """
 topics = pipeline("text-classification", model=DIR, trust_remote_code=True)
-topics("A title", truncation=True)                # the pipeline warns that the class is none of its own"""
+topics("A title", truncation=True)"""
 _TASKS = {
     "topics": "classify news titles by topic",
     "recommendation": "rank news for a user by what the user clicked before",
@@ -304,39 +288,41 @@ _TASKS = {
 }
 
 
-def model_card(record: RunRecord, *, form: str, labels: Sequence[str], longest: int) -> str:
-    """The card as Markdown with a model card's YAML head.
+def model_card(record: RunRecord, *, form: Format, labels: Sequence[str], max_tokens: int) -> str:
+    """The model card: Markdown with a YAML head.
 
     Args:
+        record: the run's.
         form: hf, sentence-transformers or onnx.
-        labels: topics that it tells apart; none for another task.
-        longest: tokens to which texts are cut.
+        labels: the topics; none for another task.
+        max_tokens: where texts are cut.
     """
     settings = record.settings
     method = NAMES.get(str(settings.get("method")), str(settings.get("method")))
     layers = settings["student"]["layers"]
-    library = {"hf": "transformers", "sentence-transformers": form, "onnx": "onnx"}[form]
+    library = "transformers" if form == "hf" else form
+    language = "language: en\n" if data_name(record).upper().startswith("MIND") else ""
     code = _CODE[form] + (_TOPICS if form == "hf" and labels else "")
     if form == "hf" and not labels:
         code = code.replace(", pipeline", "")
     parts = [
-        f"---\nlibrary_name: {library}\nlanguage: en\ntags: [news, distillation, newsbert]\n---",
-        f"# A news encoder of {layers} layer{'s' if layers > 1 else ''}, from {teacher_name(record)}",
-        f"It learned to {_TASKS[task_name(record)]} by the method *{method}* (newsbert_ray; NewsBERT, Wu et "
-        f"al. 2021). Texts are cut at {longest} tokens; a text's embedding is the attentive pooling of its "
-        "tokens' states.",
-        f"## Use\n\n```python\n{code.replace('MAX', str(longest))}\n```",
-        "## How good it is\n\n" + _metrics(record),
-        "## How it was made\n\n" + _made(record),
+        f"---\nlibrary_name: {library}\n{language}tags: [news, distillation, newsbert]\n---",
+        f"# News encoder with {layers} layer{'s' if layers > 1 else ''}, from {teacher_name(record)}",
+        f"Trained to {_TASKS[task_name(record)]} with the method *{method}* (newsbert_ray; NewsBERT, Wu "
+        f"et al. 2021). Texts are cut at {max_tokens} tokens. A text's embedding is the attentive pooling of "
+        "its tokens' last hidden states.",
+        f"## Use\n\n```python\n{code.replace('MAX', str(max_tokens))}\n```",
+        "## Results\n\n" + _results(record),
+        "## Training\n\n" + _training(record),
         "## Limits\n\n" + _limits(record, labels),
-        "## Licences\n\nThe weights derive from the teacher's and from the data: the licences of both apply "
-        "(MIND: Microsoft Research Licence Terms, non-commercial research). The code in this folder, where "
-        "there is any, is newsbert_ray's, Apache-2.0.",
+        "## Licences\n\nThe weights derive from the teacher and from the data, so both licences apply (MIND: "
+        "Microsoft Research Licence Terms, non-commercial research). Any code in this folder is part of "
+        "newsbert_ray, Apache-2.0.",
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _metrics(record: RunRecord) -> str:
+def _results(record: RunRecord) -> str:
     task = task_of(record.settings)
     split = "test" if record.metrics.get("test") else "validation"
     scores: Mapping[str, Mapping[str, float]] = record.metrics[split]
@@ -345,55 +331,55 @@ def _metrics(record: RunRecord) -> str:
     lines = [head, ["---", *["---:"] * (len(head) - 1)]]
     for name in ("student", "teacher"):
         if name in scores:
-            pace = speed.get(f"{name}_titles_per_second")
+            rate = speed.get(f"{name}_titles_per_second")
             cells = [f"{100 * scores[name][metric.name]:.1f}" for metric in task.metrics]
-            lines.append([name, *cells, f"{pace:,.0f}" if pace else ""])
+            lines.append([name, *cells, f"{rate:,.0f}" if rate else ""])
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     rows = f"{scores['student'].get('rows') or record.data.get(f'{split}_rows', 0):,.0f}"
     return (
-        f"{table}\n\nPer cent, on the {split} split of {data_name(record)} ({rows} {task.rows}), seed "
-        f"{record.seed}, one run. Titles/s on {record.hardware.get('processor', 'unknown hardware')}, "
+        f"{table}\n\nPer cent, on the {split} split of {data_name(record)} ({rows} {task.rows}), one run "
+        f"with seed {record.seed}. Titles/s on {record.hardware.get('processor', 'unknown hardware')} with "
         f"{record.hardware.get('threads', '?')} threads, without tokenising."
     )
 
 
-def _made(record: RunRecord) -> str:
-    task = task_of(record.settings)
-    wanted = ("method", "student", "distill", "model", "optimizer", "epochs", "batch_size", "learning_rate")
-    told = [f"- {name}: {_shown(record.settings[name])}" for name in wanted if name in record.settings]
-    rows = record.data.get("train_rows")
+def _training(record: RunRecord) -> str:
+    task, rows = task_of(record.settings), record.data.get("train_rows")
+    names = ("method", "student", "distill", "model", "optimizer", "epochs", "batch_size", "learning_rate")
+    settings = [f"- {name}: {_describe(record.settings[name])}" for name in names if name in record.settings]
     return "\n".join(
         [
-            f"- data: {data_name(record)}, {rows:,} {task.examples}"
-            if rows
-            else f"- data: {data_name(record)}",
+            f"- data: {data_name(record)}" + (f", {rows:,} {task.examples}" if rows else ""),
             f"- teacher: {teacher_name(record)}",
-            *told,
+            *settings,
             "- versions: " + ", ".join(f"{name} {value}" for name, value in record.versions.items()),
-            "- all of it: record.json",
+            "- everything else: record.json",
         ]
     )
 
 
-def _shown(value: Any) -> str:
-    """A setting, or what of a group of settings is not empty, in one line."""
+def _describe(value: Any) -> str:
+    """A setting in one line; of a group of settings those that are not empty."""
     if not isinstance(value, Mapping):
         return str(value)
     kept = {name: inner for name, inner in value.items() if inner not in (None, 0.0, False)}
     return ", ".join(
-        f"{name} {_shown(inner)}" for name, inner in kept.items() if not isinstance(inner, Mapping)
+        f"{name} {_describe(inner)}" for name, inner in kept.items() if not isinstance(inner, Mapping)
     )
 
 
 def _limits(record: RunRecord, labels: Sequence[str]) -> str:
-    found = [
-        "- It has read the texts of one corpus, of one time and language; elsewhere its numbers are unknown.",
-        "- The numbers above are of one run: another seed moves them.",
+    limits = [
+        "- Trained on texts of one corpus, from one period and in its language; results on other texts are "
+        "unknown.",
+        "- The results above are of one run; another seed changes them.",
     ]
     if labels:
-        found.append(f"- It knows {len(labels)} topics and no 'none of them': {', '.join(labels)}.")
-    if str(record.settings.get("task")) == "recommendation":
-        found.append(
-            "- What people click is no judgement of news; a ranking by it repeats what was shown before."
+        limits.append(
+            f"- It distinguishes {len(labels)} topics, without 'none of them': {', '.join(labels)}."
         )
-    return "\n".join(found)
+    if task_name(record) == "recommendation":
+        limits.append(
+            "- Clicks are no judgement of quality; a ranking by clicks repeats what was shown before."
+        )
+    return "\n".join(limits)

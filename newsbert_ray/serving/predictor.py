@@ -1,11 +1,14 @@
-"""Texts -> embeddings by an exported student, as fast as the machine allows: read together, sorted by length,
-in buckets without much padding, and what their tokens share made once."""
+"""A trained student that reads texts: embeddings, topics, and rankings for a user.
+
+Texts are sorted by length and read in batches with little padding. What many texts share is computed once.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
@@ -16,107 +19,265 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from newsbert_ray.config import SettingsError
 from newsbert_ray.data.batches import cut_buckets
 from newsbert_ray.data.tokenizer import TitleTokenizer, load_tokenizer
-from newsbert_ray.model.encoder import Encoder
+from newsbert_ray.model.encoder import Encoder, EncoderError
+from newsbert_ray.model.heads import ClickHead, TopicHead
 from newsbert_ray.model.pair import Top
 from newsbert_ray.model.saved import load_student
+from newsbert_ray.record import RunRecord, read_record
+from newsbert_ray.storage.workdir import fetch
 
-TOKENS = 2048
-"""Tokens that a processor reads at once: what a core's cache holds matters more than a large batch."""
-TOKENS_GPU = 1 << 15
-"""Tokens that a GPU reads at once: enough to keep it busy."""
-GROUP = 8192
+BATCH_TOKENS = 2048
+"""Tokens of a batch on a processor: fitting a core's cache matters more than a large batch."""
+BATCH_TOKENS_GPU = 1 << 15
+"""Tokens of a batch on a GPU: enough to keep it busy."""
+GROUP_TEXTS = 8192
 """Texts that are sorted together."""
-SHARED = 1 << 17
-"""Tokens of texts that share what they have in common: memory (at most 16 D bytes a token) against speed."""
-FEW = 64
-"""Below so many texts, looking for what they share costs more than it saves."""
+CACHED_TOKENS = 1 << 17
+"""Tokens of texts that share a cache: more need more memory (16 D bytes a token) and save more time."""
+MIN_TEXTS = 64
+"""For fewer texts a cache costs more time than it saves."""
+NOT_NEEDED = ("checkpoints/*",)
+"""Files of a run that a student does without."""
+
+Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 Precision = Literal["fp32", "bf16"]
 
 
-class Arithmetic(NamedTuple):
-    """Where an encoder computes, and in which numbers; pooling stays in fp32."""
+@dataclass(frozen=True)
+class Student:
+    """A finished run's student.
 
-    device: str = "cpu"
-    precision: Precision = "fp32"
+    Attributes:
+        task: topics, recommendation or retrieval.
+        labels: the topics; empty for another task.
+        max_tokens: where texts are cut.
+    """
+
+    encoder: Encoder
+    top: Top
+    tokenizer: TitleTokenizer
+    task: str
+    labels: tuple[str, ...]
+    max_tokens: int
+
+    @classmethod
+    def read(cls, folder: Path) -> Student:
+        """The student in RUN/student.
+
+        Raises:
+            EncoderError, TokenizerError: it is incomplete.
+        """
+        encoder, top, description = load_student(folder)
+        tokenizer = load_tokenizer(str(folder))
+        if description.get("tokenizer_sha256") not in (None, tokenizer.sha256):
+            raise EncoderError(
+                f"{folder}: tokenizer.json is not the tokeniser that the student was trained with; copy it "
+                "from the shards, or train the run again"
+            )
+        labels = tuple(description["labels"]) if isinstance(top.head, TopicHead) else ()
+        max_tokens = int(description.get("max_tokens") or 512)
+        return cls(encoder, top, tokenizer, description["task"], labels, max_tokens)
 
 
-PLAIN = Arithmetic()
+def read_run(run: str | Path) -> tuple[RunRecord, Path]:
+    """The record of a finished run, and the folder of its student.
+
+    Args:
+        run: its folder or URL; a URL is downloaded, without checkpoints.
+    Raises:
+        RecordError: no finished run.
+        EncoderError: a sweep did not keep this student.
+    """
+    folder = fetch(run, without=NOT_NEEDED)
+    record = read_record(folder)
+    if not (folder / "student").is_dir():
+        raise EncoderError(
+            f"{run}: its student was not kept (a sweep keeps those of its best trials); train it again"
+        )
+    return record, folder / "student"
 
 
-class TextEncoder:
-    """A student with its tokeniser, ready to read texts; use it from one thread."""
+def load(run: str | Path, *, device: str | None = None, precision: Precision = "fp32") -> Predictor:
+    """Load the student of a finished run.
 
-    def __init__(
-        self,
-        encoder: Encoder,
-        top: Top,
-        tokenizer: TitleTokenizer,
-        *,
-        longest: int,
-        arithmetic: Arithmetic = PLAIN,
-    ) -> None:
-        kind = torch.bfloat16 if arithmetic.precision == "bf16" else torch.float32
-        self.encoder, self.top = encoder.to(arithmetic.device, kind).eval(), top.to(arithmetic.device).eval()
-        self.tokenizer, self.longest, self.device = tokenizer, longest, torch.device(arithmetic.device)
+    Args:
+        run: folder of a finished run, or its URL.
+        device: cpu or cuda; a GPU by default if there is one.
+        precision: numbers that the encoder computes in; bf16 changes the third digit.
+    Raises:
+        RecordError, EncoderError, TokenizerError: no complete finished run.
+    """
+    return load_predictor(read_run(run)[1], device=device, precision=precision)
+
+
+@lru_cache(maxsize=1)
+def load_predictor(folder: Path, *, device: str | None = None, precision: Precision = "fp32") -> Predictor:
+    """The student in a local folder; the last one is kept for a process's next task.
+
+    Raises:
+        EncoderError, TokenizerError: it is incomplete.
+    """
+    return Predictor(Student.read(folder), device=device, precision=precision)
+
+
+class Prediction(NamedTuple):
+    """The most probable topics of a text, best first, each with its probability."""
+
+    topics: tuple[tuple[str, float], ...]
+
+    @property
+    def topic(self) -> str:
+        """The most probable one."""
+        return self.topics[0][0]
+
+    @property
+    def probability(self) -> float:
+        """Of this topic."""
+        return self.topics[0][1]
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A candidate: its index in the list of candidates, its text and score."""
+
+    index: int
+    text: str
+    score: float
+
+
+class Predictor:
+    """A student with its tokeniser, ready to read texts. Not for several threads at once."""
+
+    def __init__(self, student: Student, *, device: str | None = None, precision: Precision = "fp32") -> None:
+        """Pooling and head stay in fp32, whatever the encoder computes in."""
+        self.device = torch.device(device or best_device())
+        self.precision = precision
+        numbers = torch.bfloat16 if precision == "bf16" else torch.float32
+        self.encoder = student.encoder.to(self.device, numbers).eval()
+        self.top = student.top.to(self.device).eval()
+        self.tokenizer, self.max_tokens = student.tokenizer, student.max_tokens
+        self.task, self.labels = student.task, student.labels
         on_cpu = self.device.type == "cpu"
-        self._budget = TOKENS if on_cpu else TOKENS_GPU
-        self._contextless = Contextless.of(self.encoder) if on_cpu else None
+        self._batch_tokens = BATCH_TOKENS if on_cpu else BATCH_TOKENS_GPU
+        self._cache = TokenCache.of(self.encoder) if on_cpu else None
 
     @property
     def width(self) -> int:
-        """D."""
+        """Numbers of an embedding, D."""
         return self.encoder.hidden_size
 
-    def encode(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """Embeddings (M, D) of texts, in their order."""
-        found = np.empty((len(texts), self.width), dtype=np.float32)
-        for start in range(0, len(texts), GROUP):
-            found[start : start + GROUP] = self._encode(texts[start : start + GROUP])
-        return found
+    def embed(self, texts: Sequence[str]) -> Floats:
+        """Embeddings (M, D) of M texts, in their order."""
+        embeddings = np.empty((len(texts), self.width), dtype=np.float32)
+        for start in range(0, len(texts), GROUP_TEXTS):
+            embeddings[start : start + GROUP_TEXTS] = self._embed_group(texts[start : start + GROUP_TEXTS])
+        return embeddings
+
+    def predict(self, texts: Sequence[str], *, top: int = 1) -> list[Prediction]:
+        """The `top` most probable topics of each text.
+
+        Raises:
+            SettingsError: the student learned another task.
+        """
+        if not isinstance(self.top.head, TopicHead):
+            raise SettingsError(f"this student learned {self.task}, not topics; use embed or rank")
+        with torch.inference_mode():
+            logits = self.top.head.dense(torch.from_numpy(self.embed(texts)).to(self.device))
+            best = torch.softmax(logits, -1).topk(min(top, len(self.labels)), dim=-1)
+        rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        return [
+            Prediction(tuple((self.labels[n], p) for n, p in zip(numbers, probabilities, strict=True)))
+            for numbers, probabilities in rows
+        ]
+
+    def rank(self, history: Sequence[str], candidates: Sequence[str]) -> list[Ranked]:
+        """Candidates for a user who read the texts in `history`, best first.
+
+        The score is the click score of a recommendation student, else the cosine to the mean of the history.
+        """
+        scores = self.user_scores(self.embed(history), self.embed(candidates))
+        order = np.argsort(-scores, kind="stable").tolist()
+        return [Ranked(index, candidates[index], float(scores[index])) for index in order]
+
+    def user_scores(self, history: Floats, candidates: Floats) -> Floats:
+        """Scores (M,) of candidates (M, D) for a user with a history (T, D); by cosine T must not be 0."""
+        if not isinstance(self.top.head, ClickHead):
+            return cosine_to_mean(history, candidates)
+        with torch.inference_mode():
+            read = torch.from_numpy(history).to(self.device)[None]
+            user = self.top.head.encode_users(read, torch.ones(1, len(history), device=self.device))[0]
+        scores: Floats = candidates @ user.cpu().numpy()
+        return scores
 
     @torch.inference_mode()
-    def _encode(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        ids = list(self.tokenizer.encode(texts, max_tokens=self.longest))
+    def _embed_group(self, texts: Sequence[str]) -> Floats:
+        ids = list(self.tokenizer.encode(texts, max_tokens=self.max_tokens))
         lengths = np.fromiter(map(len, ids), np.int64, len(ids))
         order = np.argsort(lengths, kind="stable")
-        found = np.empty((len(ids), self.width), dtype=np.float32)
-        for cuts in _together(cut_buckets(lengths[order], budget=self._budget), lengths[order]):
+        embeddings = np.empty((len(ids), self.width), dtype=np.float32)
+        buckets = cut_buckets(lengths[order], budget=self._batch_tokens)
+        for cuts in _group_buckets(buckets, lengths[order]):
             batches = [self._pad([ids[row] for row in order[start:stop].tolist()]) for start, stop in cuts]
-            with self._shared(batches) as turns:
+            with self._cached(batches) as turns:
                 for (start, stop), batch, _ in zip(cuts, batches, turns, strict=True):
-                    real = np.arange(batch.shape[1]) < lengths[order[start:stop], None]
-                    found[order[start:stop]] = self._read(batch, real.astype(np.int64))
-        return found
+                    mask = np.arange(batch.shape[1]) < lengths[order[start:stop], None]
+                    embeddings[order[start:stop]] = self._read(batch, mask.astype(np.int64))
+        return embeddings
 
-    def _shared(self, batches: Sequence[Ints]) -> AbstractContextManager[Iterable[None]]:
-        """What many texts share is made once, where there are many."""
-        if self._contextless is None or sum(map(len, batches)) < FEW:
+    def _cached(self, batches: Sequence[Ints]) -> AbstractContextManager[Iterable[None]]:
+        if self._cache is None or sum(map(len, batches)) < MIN_TEXTS:
             return nullcontext([None] * len(batches))
-        return self._contextless.remembered(batches)
+        return self._cache.fill(batches)
 
     def _pad(self, ids: Sequence[Sequence[int]]) -> Ints:
         """Token ids (B, L) of texts in ascending length."""
         padded = np.full((len(ids), len(ids[-1])), self.tokenizer.pad_id, dtype=np.int64)
-        for row, one in zip(padded, ids, strict=True):
-            row[: len(one)] = one
+        for row, own in zip(padded, ids, strict=True):
+            row[: len(own)] = own
         return padded
 
-    def _read(self, ids: Ints, real: Ints) -> npt.NDArray[np.float32]:
-        given, mask = (torch.from_numpy(array).to(self.device) for array in (ids, real))
-        embedding: npt.NDArray[np.float32] = self.top.embed(self.encoder(given, mask), mask).cpu().numpy()
-        return embedding
+    def _read(self, ids: Ints, mask: Ints) -> Floats:
+        """Token ids (B, L) and mask to embeddings (B, D)."""
+        ids_, mask_ = (torch.from_numpy(array).to(self.device) for array in (ids, mask))
+        embeddings: Floats = self.top.embed(self.encoder(ids_, mask_), mask_).cpu().numpy()
+        return embeddings
 
 
-def _together(cuts: Iterable[tuple[int, int]], lengths: Ints) -> Iterator[list[tuple[int, int]]]:
-    """Buckets (start, stop) of ascending `lengths`, as many at once as share what is made once."""
+def cosines(embeddings: Floats, vector: Floats) -> Floats:
+    """Cosines (M,) of embeddings (M, D) with one vector (D,)."""
+    norms = np.linalg.norm(embeddings, axis=1) * np.linalg.norm(vector)
+    result: Floats = embeddings @ vector / np.maximum(norms, np.finfo(np.float32).tiny)
+    return result
+
+
+def cosine_to_mean(history: Floats, embeddings: Floats) -> Floats:
+    """Cosines (M,) of embeddings (M, D) with the mean direction of a history (T, D)."""
+    directions = history / np.linalg.norm(history, axis=1, keepdims=True)
+    return cosines(embeddings, directions.mean(0))
+
+
+def weights_hash(folder: Path) -> str:
+    """SHA-256 of a student's weights, which tells embeddings of different models apart."""
+    with (folder / "model.safetensors").open("rb") as weights:
+        return hashlib.file_digest(weights, "sha256").hexdigest()
+
+
+def best_device() -> str:
+    """A GPU if this process has one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _group_buckets(cuts: Iterable[tuple[int, int]], lengths: Ints) -> Iterator[list[tuple[int, int]]]:
+    """Buckets (start, stop) of ascending `lengths`, in groups that share a cache."""
     group: list[tuple[int, int]] = []
     tokens = 0
     for start, stop in cuts:
         size = (stop - start) * int(lengths[stop - 1])
-        if group and tokens + size > SHARED:
+        if group and tokens + size > CACHED_TOKENS:
             yield group
             group, tokens = [], 0
         group.append((start, stop))
@@ -125,112 +286,93 @@ def _together(cuts: Iterable[tuple[int, int]], lengths: Ints) -> Iterator[list[t
         yield group
 
 
-@lru_cache(maxsize=1)
-def load_encoder(student: Path, *, arithmetic: Arithmetic = PLAIN, threads: int | None = None) -> TextEncoder:
-    """The student in a folder that a run exported, kept for a process's next piece of work.
-
-    Raises:
-        EncoderError, TokenizerError: it is not whole.
-    """
-    if threads is not None:
-        torch.set_num_threads(threads)
-    encoder, top, described = load_student(student)
-    longest = int(described.get("max_tokens") or 512)
-    return TextEncoder(encoder, top, load_tokenizer(str(student)), longest=longest, arithmetic=arithmetic)
-
-
-def weights_hash(student: Path) -> str:
-    """SHA-256 of a student's weights: which one it is, wherever it lies."""
-    with (student / "model.safetensors").open("rb") as weights:
-        return hashlib.file_digest(weights, "sha256").hexdigest()
-
-
-def best_device() -> str:
-    """A GPU where this process has one."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-_PROJECTED = ("query", "key", "value")
-
-
-class _Remembered(nn.Module):
-    """Stands where a module stood, and gives rows of what that one made, those of the present batch."""
+class _Lookup(nn.Module):
+    """Replaces a module: returns rows of its precomputed outputs."""
 
     def __init__(self, table: Tensor) -> None:
         super().__init__()
-        self.table = table  # (U, D), a row for each different token and position
-        self.rows = torch.empty(0)
+        self.table = table  # (U, D), a row for each distinct token and position
+        self.rows = torch.empty(0)  # (B, L), of the current batch
 
-    def forward(self, *_given: Any, **_named: Any) -> Tensor:
+    def forward(self, *_args: Any, **_kwargs: Any) -> Tensor:
         return self.table.index_select(0, self.rows.flatten()).view(*self.rows.shape, -1)
 
 
-class Contextless:
-    """The modules of a BERT that see one token at a time: its embeddings, its first layer's projections."""
+class TokenCache:
+    """Caches a BERT's embeddings and first-layer queries, keys and values per (token, position).
+
+    Only these depend on one token alone. Each distinct pair of token and position is computed once for all
+    texts of a group.
+    """
 
     def __init__(self, encoder: Encoder) -> None:
         backbone = cast("Any", encoder.backbone)
-        self._places: list[tuple[Any, str]] = [(backbone, "embeddings")]
-        self._places += [(cast("Any", encoder.layers[0]).attention.self, name) for name in _PROJECTED]
+        attention = cast("Any", encoder.layers[0]).attention.self
+        self._modules: list[tuple[Any, str]] = [(backbone, "embeddings")]
+        self._modules += [(attention, name) for name in ("query", "key", "value")]
 
     @classmethod
-    def of(cls, encoder: Encoder) -> Contextless | None:
-        """Those of an encoder; None where it is no BERT."""
-        known = type(encoder) is Encoder and encoder.backbone.config.model_type == "bert"
-        return cls(encoder) if known and len(encoder.layers) else None
+    def of(cls, encoder: Encoder) -> TokenCache | None:
+        """The cache of an encoder; None if it is not a BERT."""
+        is_bert = type(encoder) is Encoder and encoder.backbone.config.model_type == "bert"
+        return cls(encoder) if is_bert and len(encoder.layers) else None
 
     @contextmanager
-    def remembered(self, batches: Sequence[npt.NDArray[np.int64]]) -> Iterator[Iterator[None]]:
-        """While this holds, the encoder looks up what it knows of the tokens of some batches.
+    def fill(self, batches: Sequence[Ints]) -> Iterator[Iterator[None]]:
+        """Within this context the encoder uses values computed for these batches.
 
         Args:
-            batches: token ids (B, L); the encoder is to read them in this order, each after one more step of
-                what is yielded.
+            batches: token ids (B, L). The encoder must read them in this order, each after one more step of
+                the iterator that this yields.
         """
         stride = max(batch.shape[1] for batch in batches)
         keys = [(batch * stride + np.arange(batch.shape[1])).ravel() for batch in batches]
         pairs, inverse = np.unique(np.concatenate(keys), return_inverse=True)
-        tables = self._make(torch.from_numpy(pairs // stride), torch.from_numpy(pairs % stride))
+        tables = self._compute(torch.from_numpy(pairs // stride), torch.from_numpy(pairs % stride))
         ends = np.cumsum([len(key) for key in keys])[:-1]
         rows = [
             torch.from_numpy(part).view(batch.shape)
             for part, batch in zip(np.split(inverse, ends), batches, strict=True)
         ]
-        before = [getattr(parent, name) for parent, name in self._places]
-        stands = [_Remembered(table) for table in tables]
+        originals = [getattr(parent, name) for parent, name in self._modules]
+        lookups = [_Lookup(table) for table in tables]
         try:
-            for (parent, name), stand in zip(self._places, stands, strict=True):
-                setattr(parent, name, stand)
-            yield _each(stands, rows)
+            for (parent, name), lookup in zip(self._modules, lookups, strict=True):
+                setattr(parent, name, lookup)
+            yield _each_batch(lookups, rows)
         finally:
-            for (parent, name), module in zip(self._places, before, strict=True):
+            for (parent, name), module in zip(self._modules, originals, strict=True):
                 setattr(parent, name, module)
 
     @torch.inference_mode()
-    def _make(self, tokens: Tensor, positions: Tensor) -> list[Tensor]:
-        """Embeddings, queries, keys, values (U, D) of U tokens at their positions."""
-        embed, *maps = (getattr(parent, name) for parent, name in self._places)
+    def _compute(self, tokens: Tensor, positions: Tensor) -> list[Tensor]:
+        """Embeddings, queries, keys, values (U, D) of U tokens at their positions.
+
+        Only the norm's scale mixes token and position: each map is applied to the distinct tokens and to the
+        positions, and the outputs are added.
+        """
+        embed, *maps = (getattr(parent, name) for parent, name in self._modules)
         norm = embed.LayerNorm
         words, word = torch.unique(tokens, return_inverse=True)
-        places = torch.arange(int(positions.max()) + 1)
-        of_words = _centred(embed.word_embeddings(words) + embed.token_type_embeddings.weight[0])
-        of_places = _centred(embed.position_embeddings(places))
-        sums = of_words[word].add_(of_places[positions])
+        indices = torch.arange(int(positions.max()) + 1)
+        of_words = _centre(embed.word_embeddings(words) + embed.token_type_embeddings.weight[0])
+        of_positions = _centre(embed.position_embeddings(indices))
+        sums = of_words[word].add_(of_positions[positions])
         scale = sums.square().mean(-1, keepdim=True).add_(norm.eps).rsqrt_()
-        found = [sums.mul_(scale).mul_(norm.weight).add_(norm.bias)]
-        for one in maps:
-            weight = one.weight * norm.weight
-            whole = F.linear(of_words, weight)[word].add_(F.linear(of_places, weight)[positions])
-            found.append(whole.mul_(scale).add_(one(norm.bias)))
-        return found
+        tables = [sums.mul_(scale).mul_(norm.weight).add_(norm.bias)]
+        for linear in maps:
+            weight = linear.weight * norm.weight
+            outputs = F.linear(of_words, weight)[word].add_(F.linear(of_positions, weight)[positions])
+            tables.append(outputs.mul_(scale).add_(linear(norm.bias)))
+        return tables
 
 
-def _centred(vectors: Tensor) -> Tensor:
+def _centre(vectors: Tensor) -> Tensor:
     return vectors - vectors.mean(-1, keepdim=True)
 
 
-def _each(stands: Sequence[_Remembered], rows: Sequence[Tensor]) -> Iterator[None]:
-    for one in rows:
-        for stand in stands:
-            stand.rows = one
+def _each_batch(lookups: Sequence[_Lookup], rows: Sequence[Tensor]) -> Iterator[None]:
+    for own in rows:
+        for lookup in lookups:
+            lookup.rows = own
         yield

@@ -1,28 +1,31 @@
-"""`newsbert-ray similar`: from embedded news, the texts that are like one, or what a user would read."""
+"""`newsbert-ray similar`: the embedded texts that are like a given one, or that a user would read."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
-import torch
 
 from newsbert_ray.config import SettingsError
 from newsbert_ray.data.mind import Impression, parse_behaviors
 from newsbert_ray.data.sources import BadLine
-from newsbert_ray.model.heads import ClickHead
 from newsbert_ray.serving.embed import Embedded, read_embedded
-from newsbert_ray.serving.predictor import TextEncoder, load_encoder, weights_hash
-from newsbert_ray.storage.workdir import download_input, fetch
+from newsbert_ray.serving.predictor import (
+    NOT_NEEDED,
+    Floats,
+    Predictor,
+    cosine_to_mean,
+    cosines,
+    load_predictor,
+    weights_hash,
+)
+from newsbert_ray.storage.workdir import fetch
 
-Floats = npt.NDArray[np.float32]
 
-
-class Found(NamedTuple):
-    """A text that was found; `score` is the cosine, or of a user the click score."""
+class Match(NamedTuple):
+    """A text, its id, and its score: a cosine, or the click score for a user."""
 
     score: float
     name: str
@@ -30,11 +33,11 @@ class Found(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What was asked for, in words, the texts that it was asked by, and what was found, best first."""
+    """The query in words, the texts that it consists of, and the matches, best first."""
 
     question: str
-    given: list[str]
-    found: list[Found]
+    query: list[str]
+    matches: list[Match]
 
 
 def similar(
@@ -47,89 +50,76 @@ def similar(
     run: str | Path | None = None,
     top: int = 10,
 ) -> Answer:
-    """Texts among `vectors` that are like one, or those that a user would read.
-
-    Arguments, result and errors are those of `newsbert_ray.similar`.
-    """
+    """The verb `similar`; arguments, result and errors as `newsbert_ray.similar`."""
     if sum(map(bool, (to, read, user))) != 1:
         raise SettingsError("give one of: --to ID_OR_TEXT, --read ID ID ..., --user USER --behaviors FILE")
-    known = read_embedded(vectors)
-    places = {name: place for place, name in enumerate(known.names)}
+    embedded = read_embedded(vectors)
+    indices = {name: index for index, name in enumerate(embedded.names)}
     if to is not None:
-        if to in places:
-            given, vector, left = [known.texts[places[to]]], known.embeddings[places[to]], {places[to]}
+        if to in indices:
+            rows = [indices[to]]
+            query, vector = [embedded.texts[rows[0]]], embedded.embeddings[rows[0]]
         else:
-            given, vector, left = [to], _encoder(known, run).encode([to])[0], set()
-        return Answer(f"like {to}", given, _best(_cosines(known.embeddings, vector), known, left, top))
-    clicked = list(read) if user is None else _history(user, behaviors)
-    rows = [places[name] for name in clicked if name in places]
+            rows, query, vector = [], [to], _load_student(embedded, run).embed([to])[0]
+        scores = cosines(embedded.embeddings, vector)
+        return Answer(f"like {to}", query, _best_matches(scores, embedded, set(rows), top))
+    clicked = list(read) if user is None else _read_history(user, behaviors)
+    rows = [indices[name] for name in clicked if name in indices]
     if not rows:
-        raise SettingsError(f"none of the {len(clicked)} texts that were read is among these vectors")
-    scores, how = _user_scores(known, rows, run)
-    question = f"{user or 'a user'} who read {len(rows)} of these ({how})"
-    return Answer(question, [known.texts[row] for row in rows], _best(scores, known, set(rows), top))
+        raise SettingsError(f"none of the {len(clicked)} texts that were read is among these embeddings")
+    scores, kind = _user_scores(embedded, embedded.embeddings[rows], run)
+    question = f"{user or 'a user'} who read {len(rows)} of these ({kind})"
+    matches = _best_matches(scores, embedded, set(rows), top)
+    return Answer(question, [embedded.texts[row] for row in rows], matches)
 
 
-def _user_scores(known: Embedded, rows: Sequence[int], run: str | Path | None) -> tuple[Floats, str]:
-    """Of every text for a user who read some, and how they were made."""
-    chosen = known.embeddings[list(rows)]
-    if known.described.get("task") != "recommendation":
-        unit = chosen / np.linalg.norm(chosen, axis=1, keepdims=True)
-        return _cosines(known.embeddings, unit.mean(0)), "cosine to their mean: the model learned no clicks"
-    head = cast("ClickHead", _encoder(known, run).top.head)
-    with torch.inference_mode():
-        users = head.encode_users(torch.from_numpy(chosen)[None], torch.ones(1, len(rows)))
-    vector = users[0].numpy()
-    scores: Floats = known.embeddings @ vector
-    return scores, "click score"
+def _user_scores(embedded: Embedded, history: Floats, run: str | Path | None) -> tuple[Floats, str]:
+    """Scores of all texts for a user with a history, and the kind of score."""
+    if embedded.description.get("task") == "recommendation":
+        return _load_student(embedded, run).user_scores(history, embedded.embeddings), "click score"
+    scores = cosine_to_mean(history, embedded.embeddings)
+    return scores, "cosine to their mean: this model was not trained on clicks"
 
 
-def _cosines(embeddings: Floats, vector: Floats) -> Floats:
-    norms = np.linalg.norm(embeddings, axis=1) * np.linalg.norm(vector)
-    cosines: Floats = embeddings @ vector / np.maximum(norms, np.finfo(np.float32).tiny)
-    return cosines
-
-
-def _best(scores: Floats, known: Embedded, left: set[int], top: int) -> list[Found]:
-    """The first of each text, best first; equal texts of other ids come once."""
-    found: dict[str, Found] = {}
-    seen = {known.texts[row] for row in left}
+def _best_matches(scores: Floats, embedded: Embedded, query: set[int], top: int) -> list[Match]:
+    """The texts outside the query, best first; equal texts with other ids appear once."""
+    matches: list[Match] = []
+    seen = {embedded.texts[row] for row in query}
     for row in np.argsort(-scores, kind="stable").tolist():
-        text = known.texts[row]
-        if row not in left and text not in seen and text not in found:
-            found[text] = Found(float(scores[row]), known.names[row], text)
-        if len(found) == top:
+        if len(matches) == top:
             break
-    return list(found.values())
+        text = embedded.texts[row]
+        if row not in query and text not in seen:
+            seen.add(text)
+            matches.append(Match(float(scores[row]), embedded.names[row], text))
+    return matches
 
 
-def _encoder(known: Embedded, run: str | Path | None) -> TextEncoder:
-    place: Any = run or known.described.get("run")
-    folder = fetch(place) / "student" if place else Path()
-    if not place or not folder.is_dir():
-        raise SettingsError(f"the run that embedded these is not at {place}; give --run")
-    if weights_hash(folder) != known.described["model_sha256"]:
-        raise SettingsError(
-            f"the student of {place} is not the one that embedded these; embed the texts anew"
-        )
-    return load_encoder(folder)
+def _load_student(embedded: Embedded, run: str | Path | None) -> Predictor:
+    location = run or embedded.description.get("run")
+    student = fetch(location, without=NOT_NEEDED) / "student" if location else Path()
+    if not location or not student.is_dir():
+        raise SettingsError(f"the run that embedded these texts is not at {location}; give --run")
+    if weights_hash(student) != embedded.description["model_sha256"]:
+        raise SettingsError(f"the student of {location} did not embed these texts; embed them again")
+    return load_predictor(student, device="cpu")
 
 
-def _history(user: str, behaviors: str | Path | None) -> list[str]:
-    """What a user of behaviors.tsv had read by the last of their impressions there."""
+def _read_history(user: str, behaviors: str | Path | None) -> list[str]:
+    """What a user of behaviors.tsv had read before the last impression there."""
     if behaviors is None:
         raise SettingsError(f"--user {user}: give --behaviors, a behaviors.tsv with this user's impressions")
     last: Impression | None = None
-    with Path(download_input(str(behaviors))).open(encoding="utf-8", errors="replace") as lines:
+    with fetch(behaviors).open(encoding="utf-8", errors="replace") as lines:
         for line in lines:
             if f"\t{user}\t" not in line:
                 continue
             try:
-                found = parse_behaviors(line.rstrip("\r\n"))
+                impression = parse_behaviors(line.rstrip("\r\n"))
             except BadLine:
                 continue
-            if found.user_id == user and (last is None or found.time >= last.time):
-                last = found
+            if impression.user_id == user and (last is None or impression.time >= last.time):
+                last = impression
     if last is None:
         raise SettingsError(f"--user {user}: no impression of this user in {behaviors}")
     return last.history

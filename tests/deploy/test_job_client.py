@@ -223,7 +223,7 @@ def follow(jobs: FakeJobs) -> tuple[JobEnd, str, list[str]]:
     """The job's end, its log, and the lines of explanation."""
     written: list[str] = []
     lines: list[str] = []
-    end = follow_log(jobs, "job", write=written.append, echo=lines.append, address="http://head")
+    end = follow_log(jobs, "job", write=written.append, say=lines.append, address="http://head")
     return end, "".join(written), lines
 
 

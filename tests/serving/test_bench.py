@@ -10,12 +10,14 @@ import torch
 
 from newsbert_ray.config import SettingsError
 from newsbert_ray.screens import print_table
-from newsbert_ray.serving import bench as latency
+from newsbert_ray.serving import bench as benchmark
 from newsbert_ray.serving.bench import (
     SPARE,
+    Model,
     Timing,
     bench,
-    megabytes_at_work,
+    find_models,
+    memory_in_use,
     speed_figure,
     timings_table,
     write_page,
@@ -97,11 +99,11 @@ def weighed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     """Model and precision of each weighing, none of which takes a process of its own here."""
     seen: list[tuple[str, str]] = []
 
-    def weigh(given: str, name: str, texts: list[str], *, precision: str) -> float:
-        seen.append((name, precision))
+    def measure(model: Model, texts: list[str], *, precision: str) -> float:
+        seen.append((model.name, precision))
         return 10.0 * len(seen)
 
-    monkeypatch.setattr(latency, "megabytes_at_work", weigh)
+    monkeypatch.setattr(benchmark, "memory_in_use", measure)
     return seen
 
 
@@ -165,7 +167,9 @@ def test_a_gpu_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_memory_is_of_the_model_and_its_work() -> None:
     """At least the weights, and less than another model besides; a wider one takes more."""
     texts = [f"title {n} of the news" for n in range(50)]
-    narrow, wide = (megabytes_at_work(name, name, texts) for name in ("random:1x128", "random:2x640"))
+    narrow, wide = (
+        memory_in_use(next(find_models(name, texts)), texts) for name in ("random:1x128", "random:2x640")
+    )
     assert narrow is not None
     assert wide is not None
     weights = 4 * 2 * 12 * 640 * 640 / 1e6

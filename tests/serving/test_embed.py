@@ -18,7 +18,6 @@ from newsbert_ray.serving import embed as embedding
 from newsbert_ray.serving import embed as texts
 from newsbert_ray.serving.embed import (
     EMBEDDED,
-    Done,
     EmbedError,
     TextsError,
     cut_file,
@@ -250,7 +249,7 @@ def test_everything_may_lie_in_a_bucket(
     Remote(f"{bucket.url}/vectors").remove([described["parts"][1]])
     embed(remote.url, **values, say=said.append)
     assert f"{len(described['parts']) - 1} of {len(described['parts'])} shards are there already" in said
-    assert similar(f"{bucket.url}/vectors", to="N3", top=1).found
+    assert similar(f"{bucket.url}/vectors", to="N3", top=1).matches
     values["input"] = [str(mind(tmp_path, ROWS[:9]))]
     with pytest.raises(EmbedError, match="embeddings of other texts"):
         embed(run, **values, say=said.append)
@@ -260,7 +259,7 @@ def test_everything_may_lie_in_a_bucket(
 
 def test_a_folder_of_each_machine_is_said(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Shards that another machine wrote to its own disk are not here."""
-    monkeypatch.setattr(embedding, "embed_piece", lambda _piece, _shared: Done("x", 40, 1.0, []))
+    monkeypatch.setattr(embedding, "embed_piece", lambda _piece, _task: 40)
     with pytest.raises(
         EmbedError, match=r"written by another machine.*give an --out that all machines share"
     ):

@@ -168,7 +168,7 @@ def test_what_is_there_is_kept(run: Path, tmp_path: Path) -> None:
 def test_card_says_what_people_ask(make_record: MakeRecord) -> None:
     """Data, method, metrics beside the teacher's, settings, limits, licences."""
     record = make_record(accuracy=0.71, teacher_accuracy=0.8, teacher="models/tiny")
-    card = model_card(record, form="sentence-transformers", labels=["a", "b"], longest=30)
+    card = model_card(record, form="sentence-transformers", labels=["a", "b"], max_tokens=30)
     assert "| student | 71.0 | 50.0 |" in card
     assert "| teacher | 80.0 | 80.0 |" in card
     said = ("from tiny", "*NewsBERT*", "cut at 30 tokens", "1,800 titles", "2 topics", "Licences", "seed 0")

@@ -1,96 +1,157 @@
-"""What tokens share is made once: the same embeddings, fewer tokens through the first layer's maps."""
+"""A student loaded from its run: embeddings, topics and rankings; the token cache changes no number."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pytest
 import torch
 from transformers import BertConfig, BertModel, DistilBertConfig, DistilBertModel
 
-from newsbert_ray.data.tokenizer import load_tokenizer
-from newsbert_ray.model.encoder import Encoder
+from newsbert_ray.config import SettingsError
+from newsbert_ray.model.encoder import Encoder, EncoderError
+from newsbert_ray.model.heads import ClickHead, TopicHead
 from newsbert_ray.model.saved import load_student
-from newsbert_ray.serving import predictor as encoding
-from newsbert_ray.serving.predictor import Contextless, TextEncoder
+from newsbert_ray.serving import predictor as predictors
+from newsbert_ray.serving.predictor import Predictor, Student, TokenCache, load
+from newsbert_ray.training.run import train
+
+if TYPE_CHECKING:
+    from tests.conftest import MakeSettings
 
 TEXTS = [f"the team wins again in week {n % 9} of the season " + "and more " * (n % 5) for n in range(300)]
 
 
-def encoder_of(run: Path) -> TextEncoder:
-    """A new one, which no other test has seen."""
-    encoder, top, described = load_student(run / "student")
-    return TextEncoder(encoder, top, load_tokenizer(str(run / "student")), longest=described["max_tokens"])
+def test_predict(run: Path) -> None:
+    """The classifier's softmax over the topics, best first."""
+    model = load(run, device="cpu")
+    predictions = model.predict(TEXTS[:3], top=2)
+    _, top, description = load_student(run / "student")
+    with torch.inference_mode():
+        logits = cast("TopicHead", top.head).dense(torch.from_numpy(model.embed(TEXTS[:3])))
+    for prediction, row in zip(predictions, torch.softmax(logits, -1), strict=True):
+        best = int(row.argmax())
+        assert prediction.topic == description["labels"][best]
+        assert prediction.probability == pytest.approx(float(row[best]), abs=1e-6)
+        assert [p for _, p in prediction.topics] == sorted((p for _, p in prediction.topics), reverse=True)
+        assert len(prediction.topics) == 2
+    assert model.predict([]) == []
 
 
-def projected(encoder: TextEncoder, texts: list[str]) -> tuple[Any, int]:
+def test_rank_without_clicks(run: Path) -> None:
+    """A topics student ranks by cosine: the text that was read comes first, and its opposite last."""
+    ranked = load(run, device="cpu").rank(TEXTS[:1], [TEXTS[1], TEXTS[0]])
+    assert (ranked[0].index, ranked[0].text) == (1, TEXTS[0])
+    assert ranked[0].score == pytest.approx(1.0, abs=1e-5)
+
+
+def test_rank_by_clicks(make_settings: MakeSettings) -> None:
+    """The inner product of user encoder and candidate; a user without a history has the learned embedding."""
+    settings = make_settings(task="recommendation", epochs=1)
+    train(settings, quiet=True)
+    model = load(settings.out, device="cpu")
+    ranked = model.rank(TEXTS[:2], TEXTS[2:5])
+    head = cast("ClickHead", model.top.head)
+    with torch.inference_mode():
+        user = head.encode_users(torch.from_numpy(model.embed(TEXTS[:2]))[None], torch.ones(1, 2))[0]
+    expected = model.embed(TEXTS[2:5]) @ user.numpy()
+    assert [one.score for one in ranked] == pytest.approx(sorted(expected.tolist(), reverse=True), abs=1e-5)
+    scores = [one.score for one in sorted(model.rank([], TEXTS[2:5]), key=lambda one: one.index)]
+    np.testing.assert_allclose(scores, model.embed(TEXTS[2:5]) @ head.newcomer.detach().numpy(), atol=1e-5)
+    with pytest.raises(SettingsError, match="learned recommendation, not topics"):
+        model.predict(TEXTS[:1])
+
+
+def test_incomplete_runs(run: Path, tmp_path: Path) -> None:
+    """No run, and a run of a sweep that kept no student."""
+    with pytest.raises(Exception, match="no record there"):
+        load(tmp_path)
+    (tmp_path / "record.json").write_bytes((run / "record.json").read_bytes())
+    with pytest.raises(EncoderError, match="its student was not kept"):
+        load(tmp_path)
+
+
+def test_changed_tokeniser_is_refused(run: Path, tmp_path: Path) -> None:
+    """Other ids would be other words, and every number would be wrong without a message."""
+    import shutil
+
+    folder = tmp_path / "student"
+    shutil.copytree(run / "student", folder)
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["normalizer"]["lowercase"] = not tokenizer["normalizer"]["lowercase"]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(EncoderError, match="not the tokeniser that the student was trained with"):
+        Student.read(folder)
+
+
+def count_tokens(predictor: Predictor, texts: list[str]) -> tuple[Any, int]:
     """Embeddings, and how many tokens went through the first layer's map for keys."""
-    seen = 0
+    count = 0
 
-    def count(_module: Any, given: Any, _output: Any) -> None:
-        nonlocal seen
-        seen += given[0].shape[:-1].numel()
+    def add(_module: Any, inputs: Any, _output: Any) -> None:
+        nonlocal count
+        count += inputs[0].shape[:-1].numel()
 
-    attention: Any = encoder.encoder.layers[0]
-    handle = attention.attention.self.key.register_forward_hook(count)
-    found = encoder.encode(texts)
+    layer: Any = predictor.encoder.layers[0]
+    handle = layer.attention.self.key.register_forward_hook(add)
+    embeddings = predictor.embed(texts)
     handle.remove()
-    return found, seen
+    return embeddings, count
 
 
-def test_same_embeddings_from_fewer_tokens(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each different token at its position goes through the maps once for all texts, in each group anew, so
-    that memory is bounded."""
-    encoder = encoder_of(run)
-    ids = list(encoder.tokenizer.encode(TEXTS, max_tokens=encoder.longest))
-    pairs = {(place, token) for one in ids for place, token in enumerate(one)}
-    shared, few = projected(encoder, TEXTS)
-    assert few <= len(pairs) + encoder.longest  # and padding, at most one at each position
-    monkeypatch.setattr(encoding, "FEW", 10**6)
-    plain, all_tokens = projected(encoder, TEXTS)
+def test_cache_changes_no_embedding(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each distinct token at its position is computed once in a group of texts, so that memory is bounded."""
+    predictor = Predictor(Student.read(run / "student"), device="cpu")
+    ids = list(predictor.tokenizer.encode(TEXTS, max_tokens=predictor.max_tokens))
+    pairs = {(position, token) for row in ids for position, token in enumerate(row)}
+    cached, few = count_tokens(predictor, TEXTS)
+    assert few <= len(pairs) + predictor.max_tokens  # and padding, at most one at each position
+    monkeypatch.setattr(predictors, "MIN_TEXTS", 10**6)
+    plain, all_tokens = count_tokens(predictor, TEXTS)
     assert all_tokens >= sum(map(len, ids)) > 5 * few
     assert np.abs(plain).max() > 0.1
-    np.testing.assert_allclose(shared, plain, rtol=1e-5, atol=1e-6)
-    monkeypatch.setattr(encoding, "FEW", 8)
-    monkeypatch.setattr(encoding, "GROUP", 200)
-    monkeypatch.setattr(encoding, "SHARED", 1000)
-    monkeypatch.setattr(encoding, "TOKENS", 300)
-    again, more = projected(encoder, TEXTS)
+    np.testing.assert_allclose(cached, plain, rtol=1e-5, atol=1e-6)
+    monkeypatch.setattr(predictors, "MIN_TEXTS", 8)
+    monkeypatch.setattr(predictors, "GROUP_TEXTS", 200)
+    monkeypatch.setattr(predictors, "CACHED_TOKENS", 1000)
+    monkeypatch.setattr(predictors, "BATCH_TOKENS", 300)
+    again, more = count_tokens(Predictor(Student.read(run / "student"), device="cpu"), TEXTS)
     assert few < more < all_tokens / 2
     np.testing.assert_allclose(again, plain, rtol=1e-5, atol=1e-6)
 
 
-def test_products_of_words_and_positions_add_up() -> None:
-    """Also where scales, shifts, biases and a text's type are not what they begin as."""
+def test_cached_values_are_exact() -> None:
+    """Also with random scales, shifts, biases and token types."""
     config = BertConfig(vocab_size=30, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
     encoder = Encoder(BertModel(config)).double().eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in encoder.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
-    shared = Contextless.of(encoder)
-    assert shared is not None
+    cache = TokenCache.of(encoder)
+    assert cache is not None
     batches = [torch.randint(30, (6, length), generator=generator) for length in (3, 7)]
-    with torch.inference_mode(), shared.remembered([ids.numpy() for ids in batches]) as turns:
+    with torch.inference_mode(), cache.fill([ids.numpy() for ids in batches]) as turns:
         found = [encoder(ids, torch.ones_like(ids)) for ids, _ in zip(batches, turns, strict=True)]
     for ids, states in zip(batches, found, strict=True):
-        for one, other in zip(states, encoder(ids, torch.ones_like(ids)), strict=True):
-            torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+        for state, expected in zip(states, encoder(ids, torch.ones_like(ids)), strict=True):
+            torch.testing.assert_close(state, expected, rtol=1e-9, atol=1e-9)
 
 
-def test_modules_stand_again_where_they_stood() -> None:
-    """Also after an error, or the next text would be answered from the last batch's tables."""
+def test_modules_are_restored_after_an_error() -> None:
+    """Otherwise the next text would get the values of the last batch."""
     config = BertConfig(vocab_size=50, hidden_size=8, num_hidden_layers=1, num_attention_heads=2)
     encoder = Encoder(BertModel(config)).eval()
-    shared = Contextless.of(encoder)
-    assert shared is not None
+    cache = TokenCache.of(encoder)
+    assert cache is not None
     ids = torch.tensor([[1, 2, 3], [3, 2, 1]])
     mask = torch.ones_like(ids)
 
     def fail() -> None:
-        with shared.remembered([ids.numpy()]) as turns:
+        with cache.fill([ids.numpy()]) as turns:
             next(turns)
             torch.testing.assert_close(encoder(ids, mask)[-1], before)
             raise RuntimeError("stop")
@@ -102,7 +163,7 @@ def test_modules_stand_again_where_they_stood() -> None:
         torch.testing.assert_close(encoder(ids.flip(0), mask)[-1], before.flip(0))
 
 
-def test_other_encoders_read_every_token() -> None:
-    """Only where the first layer is known to see one token at a time."""
+def test_other_encoders_have_no_cache() -> None:
+    """It relies on BERT's first layer."""
     config = DistilBertConfig(vocab_size=50, dim=8, hidden_dim=16, n_layers=1, n_heads=2)
-    assert Contextless.of(Encoder(DistilBertModel(config))) is None
+    assert TokenCache.of(Encoder(DistilBertModel(config))) is None

@@ -53,17 +53,17 @@ def names(found: Sequence[tuple[float, str, str]]) -> list[str]:
 def test_what_is_like_a_text(tmp_path: Path) -> None:
     """By cosine, without the text itself, equal texts once."""
     answer = similar(vectors(tmp_path / "v"), to="a")
-    assert answer.given == ["text a"]
-    assert names(answer.found) == ["b", "c", "d"]
-    scores = [one.score for one in answer.found]
+    assert answer.query == ["text a"]
+    assert names(answer.matches) == ["b", "c", "d"]
+    scores = [one.score for one in answer.matches]
     assert scores == pytest.approx([2 / np.hypot(2, 0.2), 0.0, -1.0])
-    assert names(similar(tmp_path / "v", to="a", top=1).found) == ["b"]
+    assert names(similar(tmp_path / "v", to="a", top=1).matches) == ["b"]
 
 
 def test_what_a_user_would_read_without_a_model_of_clicks(tmp_path: Path) -> None:
     """The direction of what was read, and that is said."""
     answer = similar(vectors(tmp_path / "v"), read=["a", "c", "unknown"])
-    assert names(answer.found) == ["b", "d"]
+    assert names(answer.matches) == ["b", "d"]
     assert "cosine to their mean" in answer.question
     assert "who read 2 of these" in answer.question
 
@@ -84,19 +84,21 @@ def test_a_recommendation_runs_own_score(make_settings: MakeSettings, tmp_path: 
         "3\tU2\t11/13/2019 9:00:00 AM\tN7\tN4-1 N3-0\n"
     )
     answer = similar(tmp_path / "v", user="U1", behaviors=behaviors, top=20)
-    assert answer.given == ["story 1 of the day", "story 2 of the day", "story 5 of the day"]
-    assert not {"N1", "N2", "N5"} & set(names(answer.found))
-    assert len(answer.found) == 9
+    assert answer.query == ["story 1 of the day", "story 2 of the day", "story 5 of the day"]
+    assert not {"N1", "N2", "N5"} & set(names(answer.matches))
+    assert len(answer.matches) == 9
     known = read_embedded(tmp_path / "v")
     _, top, _ = load_student(Path(settings.out) / "student")
     with torch.inference_mode():
         history = torch.from_numpy(known.embeddings[[1, 2, 5]])[None]
         user = cast("ClickHead", top.head).encode_users(history, torch.ones(1, 3))[0]
     expected = known.embeddings @ user.numpy()
-    for one in answer.found:
+    for one in answer.matches:
         assert one.score == pytest.approx(float(expected[known.names.index(one.name)]), abs=1e-5)
-    assert [one.score for one in answer.found] == sorted((one.score for one in answer.found), reverse=True)
-    same = similar(tmp_path / "v", to="story 3 of the day").found
+    assert [one.score for one in answer.matches] == sorted(
+        (one.score for one in answer.matches), reverse=True
+    )
+    same = similar(tmp_path / "v", to="story 3 of the day").matches
     assert same[0].score == pytest.approx(1.0, abs=1e-5)
     other = make_settings(task="recommendation", epochs=1, seed=4, out=str(tmp_path / "other"))
     train(other, quiet=True)

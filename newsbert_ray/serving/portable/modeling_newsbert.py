@@ -1,7 +1,7 @@
-"""A distilled news encoder under attentive pooling, and its topic classifier, for transformers' Auto classes.
+"""A distilled news encoder with attentive pooling, and its topic classifier, for transformers' Auto classes.
 
-Exported by newsbert_ray into the folder that holds the weights: load it with trust_remote_code=True. Without
-it, AutoModel gives the encoder alone.
+newsbert_ray writes this file beside the weights: load the folder with trust_remote_code=True. Without it,
+AutoModel gives the encoder alone.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceClassifierOutput
@@ -20,15 +21,15 @@ class NewsModel(PreTrainedModel):
     """The encoder; `pooler_output` is the news embedding (B, D)."""
 
     _supports_sdpa = True
-    # The classifier's head lies in the same file.
-    _keys_to_ignore_on_load_unexpected = [r"^dense\."]  # noqa: RUF012, the base class has it so
+    # The classifier's head is in the same file.
+    _keys_to_ignore_on_load_unexpected = [r"^dense\."]  # noqa: RUF012, as in the base class
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
         encoder = AutoModel.from_config(config)  # type: ignore[no-untyped-call]
         if getattr(encoder, "pooler", None) is not None:
             encoder.pooler = None
-        # Under the encoder's own name in its library, so that AutoModel finds it in the same file.
+        # Under the encoder's own name in transformers, so that AutoModel finds it in the same file.
         self.encoder_name = encoder.base_model_prefix
         setattr(self, self.encoder_name, encoder)
         self.pooling = AttentivePooling(config.hidden_size, config.query_size)
@@ -36,15 +37,31 @@ class NewsModel(PreTrainedModel):
         self.post_init()  # type: ignore[no-untyped-call]
 
     def _add_head(self, config: Any) -> None:
-        """Nothing stands on the embedding."""
+        """No head on the embedding."""
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The table of token embeddings."""
+        table: nn.Module = getattr(self, self.encoder_name).get_input_embeddings()
+        return table
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace it."""
+        getattr(self, self.encoder_name).set_input_embeddings(value)
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs: Any,
     ) -> BaseModelOutputWithPooling:
         """(B, L) token ids and mask, 1 where a token is real."""
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        states = getattr(self, self.encoder_name)(input_ids=input_ids, attention_mask=mask).last_hidden_state
-        return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=self.pooling(states, mask))
+        options = {"output_hidden_states": True} if output_hidden_states else {}
+        outputs = getattr(self, self.encoder_name)(input_ids=input_ids, attention_mask=mask, **options)
+        states = outputs.last_hidden_state
+        hidden_states = outputs.hidden_states if output_hidden_states else None
+        return BaseModelOutputWithPooling(states, self.pooling(states, mask), hidden_states)
 
 
 class NewsForSequenceClassification(NewsModel):  # type: ignore[no-untyped-call]
@@ -54,8 +71,15 @@ class NewsForSequenceClassification(NewsModel):  # type: ignore[no-untyped-call]
         self.dense = nn.Linear(config.hidden_size, config.num_labels)
 
     def forward(  # type: ignore[override]
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        labels: Tensor | None = None,
+        **kwargs: Any,
     ) -> SequenceClassifierOutput:
-        """Logits (B, topics)."""
-        embedding = super().forward(input_ids, attention_mask).pooler_output
-        return SequenceClassifierOutput(logits=self.dense(embedding))
+        """Logits (B, topics); with labels (B,) also their mean cross entropy."""
+        outputs = super().forward(input_ids, attention_mask, output_hidden_states)
+        logits = self.dense(outputs.pooler_output)
+        loss = None if labels is None else F.cross_entropy(logits, labels)
+        return SequenceClassifierOutput(loss, logits, outputs.hidden_states)
