@@ -69,7 +69,7 @@ def doctor(
     teacher: str | None = None,
     deep: bool = False,
 ) -> Iterator[Finding]:
-    """The verb `doctor`; arguments and result as `newsbert_ray.doctor`."""
+    """The verb `doctor`. Arguments and result are those of `newsbert_ray.doctor`."""
     variables = (os.environ.get(name, "").strip() for name in ("RAY_ADDRESS", ADDRESS_VARIABLE))
     address = address or next(filter(None, variables), None)
     yield from check_versions(Path(__file__).parents[2] / "constraints.txt")

@@ -83,10 +83,8 @@ def submit(
 ) -> int:
     """Send a verb to a Ray cluster as a job, follow its log, and return its exit code.
 
-    Args:
-        settings: the command's settings by name, whose paths are checked first: {"data": "shards"}.
-        say: called with each line for the user.
-    Other arguments, result and errors as `newsbert_ray.submit`.
+    Arguments, result and errors are those of `newsbert_ray.submit`. `settings` are the command's settings by
+    name ({"data": "shards"}), whose paths are checked before anything is sent.
     """
     if not command:
         raise SettingsError("nothing to submit; write the verb after --, as in: -- sweep FILE --out s3://...")

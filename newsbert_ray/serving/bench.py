@@ -126,7 +126,7 @@ def bench(
     out: str | Path | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> list[Timing]:
-    """The verb `bench`; arguments, result and errors as `newsbert_ray.bench`."""
+    """The verb `bench`. Arguments, result and errors are those of `newsbert_ray.bench`."""
     if out is not None and is_url(out):
         raise SettingsError(f"--out {mask_url(str(out))}: a page is written on this machine; give a folder")
     if device == "cuda" and not torch.cuda.is_available():
@@ -246,11 +246,11 @@ def speed_figure(timings: Sequence[Timing]) -> FigureData[Panel]:
     for count, numbers in dict.fromkeys((t.threads, t.precision) for t in timings):
         own = [t for t in timings if (t.threads, t.precision) == (count, numbers)]
         label = f"{count} thread{'s' if count > 1 else ''}" + (f", {numbers}" if several else "")
-        lines.append(_line(label, [(t.layers, t.reached) for t in own]))
+        lines.append(_line(label, [(t.layers, t.reached) for t in own], "mean"))
     depths = [t.layers for t in timings]
     deepest = max(depths)
     expected = [(layers, deepest / layers) for layers in range(min(depths), deepest + 1)]
-    lines.append(_line("promised by the layers", expected, look="reference"))
+    lines.append(_line("promised by the layers", expected, "reference"))
     panel = Panel("", "layers", "titles/s relative to the deepest model", tuple(lines))
     best = max(timings, key=lambda t: t.reached)
     alt = (
@@ -352,7 +352,7 @@ def _token_ids(predictor: Predictor, texts: Sequence[str]) -> list[list[int]]:
     return list(predictor.tokenizer.encode(texts, max_tokens=predictor.max_tokens))
 
 
-def _line(label: str, points: Sequence[tuple[int, float]], *, look: Literal["", "reference"] = "") -> Line:
+def _line(label: str, points: Sequence[tuple[int, float]], look: Literal["mean", "reference"]) -> Line:
     x, y = zip(*((float(x), y) for x, y in sorted(points)), strict=True)
     return Line(label, x, y, (None,) * len(x), (1,) * len(x), look=look)
 

@@ -68,7 +68,7 @@ def embed(
     overwrite: bool = False,
     say: Say = print,
 ) -> dict[str, Any]:
-    """The verb `embed`; arguments, result and errors as `newsbert_ray.embed`."""
+    """The verb `embed`. Arguments, result and errors are those of `newsbert_ray.embed`."""
     start = time.perf_counter()
     record, student = read_run(run)
     store = EmbeddingStore(absolute(out))

@@ -38,7 +38,7 @@ class ExportError(ValueError):
 def export(
     run: str | Path, *, to: Format, out: str | Path, int8: bool = False, overwrite: bool = False
 ) -> list[Path]:
-    """The verb `export`; arguments, result and errors as `newsbert_ray.export`."""
+    """The verb `export`. Arguments, result and errors are those of `newsbert_ray.export`."""
     if to not in get_args(Format):
         raise ExportError(f"--to {to}: one of {', '.join(get_args(Format))}")
     if int8 and to != "onnx":

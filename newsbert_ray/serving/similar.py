@@ -50,7 +50,7 @@ def similar(
     run: str | Path | None = None,
     top: int = 10,
 ) -> Answer:
-    """The verb `similar`; arguments, result and errors as `newsbert_ray.similar`."""
+    """The verb `similar`. Arguments, result and errors are those of `newsbert_ray.similar`."""
     if sum(map(bool, (to, read, user))) != 1:
         raise SettingsError("give one of: --to ID_OR_TEXT, --read ID ID ..., --user USER --behaviors FILE")
     embedded = read_embedded(vectors)

@@ -20,10 +20,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from newsbert_ray.data.sources import BadLine
-from newsbert_ray.serving.embed import cut_file, read_rows
+from newsbert_ray.serving.embed import Row, cut_file, read_rows
 from newsbert_ray.serving.export import export
-from newsbert_ray.serving.predictor import load_encoder
+from newsbert_ray.serving.predictor import load
 from tests.benchmarks.subject import FOLDER, add_subject, finished_run, say
 
 Encode = Callable[[Sequence[str]], Any]
@@ -43,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     run = finished_run(options.run, options)
     _, pieces = cut_file(Path(options.input or FOLDER / "corpus" / "synthetic_train" / "news.tsv"))
     rows = (row for piece in pieces for row in read_rows(piece))
-    texts = [row.text for row in rows if not isinstance(row, BadLine)][: options.titles]
+    texts = [row.text for row in rows if isinstance(row, Row)][: options.titles]
     with tempfile.TemporaryDirectory() as name:
         encoders = _encoders(str(run), Path(name))
         for threads in options.threads:
@@ -57,7 +56,7 @@ def _encoders(run: str, folder: Path) -> dict[str, Encode]:
 
     export(run, to="sentence-transformers", out=folder / "st")
     export(run, to="hf", out=folder / "hf")
-    ours = load_encoder(Path(run) / "student")
+    ours = load(run, device="cpu")
     theirs = SentenceTransformer(str(folder / "st"), trust_remote_code=True, device="cpu")
     tokenizer = AutoTokenizer.from_pretrained(folder / "hf")
     model = AutoModel.from_pretrained(folder / "hf", trust_remote_code=True).eval()
@@ -73,7 +72,7 @@ def _encoders(run: str, folder: Path) -> dict[str, Encode]:
         return np.concatenate(parts)
 
     return {
-        "newsbert_ray": ours.encode,
+        "newsbert_ray": ours.embed,
         "sentence_transformers": lambda texts: theirs.encode(list(texts), show_progress_bar=False),
         "transformers": plain,
     }

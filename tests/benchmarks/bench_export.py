@@ -27,7 +27,8 @@ from newsbert_ray.data.reading import evaluation_batches
 from newsbert_ray.data.shards import read_manifest
 from newsbert_ray.evaluation.metrics import topic_metrics
 from newsbert_ray.model.heads import TopicHead
-from newsbert_ray.serving.export import export, read_student
+from newsbert_ray.serving.export import export
+from newsbert_ray.serving.predictor import Student, read_run
 from tests.benchmarks.subject import add_subject, finished_run, say
 
 Arrays = npt.NDArray[Any]
@@ -46,8 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     run = finished_run(options.run, options)
     torch.set_num_threads(options.threads)
-    student = read_student(run)
-    data = options.data or build_settings(TrainSettings, student.record.settings).data
+    record, folder = read_run(run)
+    student = Student.read(folder)
+    data = options.data or build_settings(TrainSettings, record.settings).data
     manifest = read_manifest(data)
     topics = len(manifest.labels)
     with tempfile.TemporaryDirectory() as name:

@@ -1,4 +1,4 @@
-"""Speeds side by side: what is divided by what, and that every model reads the same titles."""
+"""Speeds side by side: what is divided by what, and all models read the same titles."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ TIMINGS = [timing("deep", 12, 100.0, 100.0), timing("flat", 1, 900.0, 100.0)]
 
 
 def test_figure_by_hand() -> None:
-    """Times the deepest model's titles/s over layers, beside their number's promise."""
+    """Titles/s relative to the deepest model, beside what the number of layers promises."""
     (panel,) = speed_figure(TIMINGS).panels
     measured, promised = panel.lines
     assert (measured.x, measured.y) == ((1.0, 12.0), (9.0, 1.0))
-    assert promised.reference
+    assert promised.look == "reference"
     assert promised.y[:3] == pytest.approx((12.0, 6.0, 4.0))
     assert "flat is 9.0 times as fast as the deepest model, 12.0 promised" in speed_figure(TIMINGS).alt
 
@@ -66,7 +66,7 @@ def test_table_has_every_number(tmp_path: Path) -> None:
     assert (row["ms p50"], row["p99"], row["times"], row["promised"]) == ("1.00", "3.00", "9.00", "12.00")
     assert (row["tokenising"], row["pooling"], row["MB"]) == ("10%", "5%", "40")
     assert set(SPARE) < set(table.head)
-    what = {
+    facts = {
         "titles": 5,
         "input": "invented",
         "tokens_per_title": 9.0,
@@ -74,14 +74,12 @@ def test_table_has_every_number(tmp_path: Path) -> None:
         "hardware": {},
         "versions": {},
     }
-    write_page(TIMINGS, tmp_path, what)
+    write_page(TIMINGS, tmp_path, facts)
     assert "| flat | 1 | 10.0 |" in (tmp_path / "bench.md").read_text()
 
 
-def test_a_narrow_terminal_shows_whole_names(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Columns go before anything is cut short, the least wanted first; a wide one shows them all."""
+def test_narrow_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It leaves out columns, and cuts no name."""
     table = timings_table([timing("all-MiniLM-L6-v2, 6 layers", 6, 100.0, 100.0)])
     for columns, whole in (("80", False), ("200", True)):
         monkeypatch.setenv("COLUMNS", columns)
@@ -95,8 +93,8 @@ def test_a_narrow_terminal_shows_whole_names(
 
 
 @pytest.fixture
-def weighed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
-    """Model and precision of each weighing, none of which takes a process of its own here."""
+def measured_memory(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """Model and precision of each measurement of memory, here without its own process."""
     seen: list[tuple[str, str]] = []
 
     def measure(model: Model, texts: list[str], *, precision: str) -> float:
@@ -107,8 +105,10 @@ def weighed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     return seen
 
 
-def test_models_are_measured_side_by_side(run: Path, tmp_path: Path, weighed: list[tuple[str, str]]) -> None:
-    """A run gives its student and its teacher; the deepest is what the others are held against."""
+def test_models_are_measured_side_by_side(
+    run: Path, tmp_path: Path, measured_memory: list[tuple[str, str]]
+) -> None:
+    """A run gives its student and its teacher; the deepest model is the reference."""
     said: list[str] = []
     found = bench(
         [str(run), "random:5x64"],
@@ -134,18 +134,17 @@ def test_models_are_measured_side_by_side(run: Path, tmp_path: Path, weighed: li
     assert (kept["titles"], len(kept["timings"])) == (40, 3)
     assert said[-1] == "round 1 of 1"
     assert said[0] == "memory of run, student"
-    assert weighed == [(one.name, "fp32") for one in found]
+    assert measured_memory == [(one.name, "fp32") for one in found]
     assert [one.at_work for one in found] == [10.0, 20.0, 30.0]
 
 
-def test_numbers_are_an_axis_too(weighed: list[tuple[str, str]]) -> None:
-    """Each model in each kind of numbers, all held against the deepest in the first; weights of half the
-    size; the figure tells them apart."""
+def test_several_precisions(measured_memory: list[tuple[str, str]]) -> None:
+    """Each model in each precision; the reference is the deepest in the first; weights have half the size."""
     models = ["random:2x64", "random:3x64"]
     found = bench(models, titles=20, alone=2, rounds=1, precision=["bf16", "fp32"], device="cpu")
     kinds = [(one.layers, one.precision) for one in found]
     assert kinds == [(2, "bf16"), (3, "bf16"), (2, "fp32"), (3, "fp32")]
-    assert weighed == [(one.name, one.precision) for one in found]
+    assert measured_memory == [(one.name, one.precision) for one in found]
     assert found[1].reached == 1.0
     assert found[3].promised == 1.0
     assert found[3].reached != 1.0
@@ -155,8 +154,8 @@ def test_numbers_are_an_axis_too(weighed: list[tuple[str, str]]) -> None:
     assert [line.label for line in panel.lines[:2]] == ["1 thread, bf16", "1 thread, fp32"]
 
 
-def test_a_gpu_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not measured on the processor in its stead."""
+def test_missing_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Must not be replaced by the processor silently."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SettingsError, match="finds no GPU here"):
         bench(["random:1x64"], titles=5, device="cuda")
@@ -164,8 +163,8 @@ def test_a_gpu_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="this system does not tell a peak")
-def test_memory_is_of_the_model_and_its_work() -> None:
-    """At least the weights, and less than another model besides; a wider one takes more."""
+def test_memory_of_model_and_work() -> None:
+    """At least the weights, and not those of another model; a wider one needs more."""
     texts = [f"title {n} of the news" for n in range(50)]
     narrow, wide = (
         memory_in_use(next(find_models(name, texts)), texts) for name in ("random:1x128", "random:2x640")
@@ -176,14 +175,14 @@ def test_memory_is_of_the_model_and_its_work() -> None:
     assert narrow < weights < wide < 10 * weights
 
 
-def test_a_page_goes_to_a_folder() -> None:
+def test_url_is_refused() -> None:
     """A URL must not become a folder of that name."""
     with pytest.raises(SettingsError, match="give a folder"):
         bench(["random:1x64"], titles=5, out="s3://bucket/speed")
 
 
 @pytest.mark.parametrize("name", ["random:0", "random:2x100", "random"])
-def test_what_is_no_model_is_said(name: str) -> None:
-    """A typing error must not measure something else."""
+def test_wrong_model_names(name: str) -> None:
+    """A typing error must not measure another model."""
     with pytest.raises(SettingsError, match=r"random:12x768|that 64 divides"):
         bench([name], titles=5)

@@ -1,4 +1,4 @@
-"""Texts to embeddings: the model's own numbers beside the right ids, whatever the file, restarted at will."""
+"""Each text gets its own embedding beside its id, from every format, also after an interruption."""
 
 from __future__ import annotations
 
@@ -51,27 +51,27 @@ def alone(run: Path, text: str) -> np.ndarray[Any, Any]:
     """The embedding of one text, unpadded."""
     from tokenizers import Tokenizer
 
-    encoder, top, described = load_student(run / "student")
+    encoder, top, description = load_student(run / "student")
     tokenizer = Tokenizer.from_file(str(run / "student" / "tokenizer.json"))
-    tokenizer.enable_truncation(described["max_tokens"])
+    tokenizer.enable_truncation(description["max_tokens"])
     ids = torch.tensor([tokenizer.encode(text).ids])
     with torch.inference_mode():
         found = top.embed(encoder(ids, torch.ones_like(ids)), torch.ones_like(ids))
     return np.asarray(found[0])
 
 
-def test_each_text_has_its_own_embedding(run: Path, tmp_path: Path) -> None:
-    """Sorting and padding are the machine's business; ids and order are the file's."""
-    described = quiet(run, [mind(tmp_path)], tmp_path / "out")
+def test_embedding_of_each_text(run: Path, tmp_path: Path) -> None:
+    """Sorting and padding change no number; ids and order are the file's."""
+    description = quiet(run, [mind(tmp_path)], tmp_path / "out")
     names, titles, found, again = read_embedded(tmp_path / "out")
     assert list(zip(names, titles, strict=True)) == [(name, text) for name, text in ROWS]
-    assert described == again
-    assert (found.shape, str(found.dtype), described["rows"]) == ((40, 16), "float32", 40)
+    assert description == again
+    assert (found.shape, str(found.dtype), description["rows"]) == ((40, 16), "float32", 40)
     for place in (0, 6, 39):
         np.testing.assert_allclose(found[place], alone(run, ROWS[place][1]), atol=1e-5)
 
 
-def test_other_files_give_the_same(run: Path, tmp_path: Path) -> None:
+def test_all_formats_give_the_same(run: Path, tmp_path: Path) -> None:
     """JSON lines and Parquet, under either name of a column; two files are one corpus."""
     quiet(run, [mind(tmp_path)], tmp_path / "tsv")
     expected = read_embedded(tmp_path / "tsv").embeddings
@@ -80,17 +80,17 @@ def test_other_files_give_the_same(run: Path, tmp_path: Path) -> None:
     table = tmp_path / "news.parquet"
     columns = pa.table({"text": [t for _, t in ROWS[15:]], "news_id": [n for n, _ in ROWS[15:]]})
     pq.write_table(columns, table, row_group_size=10)
-    described = quiet(run, [lines, table], tmp_path / "both")
+    description = quiet(run, [lines, table], tmp_path / "both")
     names, _, found, _ = read_embedded(tmp_path / "both")
     assert names == [name for name, _ in ROWS]
     np.testing.assert_allclose(found, expected, atol=1e-6)
-    assert len(described["parts"]) == 4
+    assert len(description["parts"]) == 4
 
 
-def test_what_is_done_is_not_done_again(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An interrupted run of hours goes on; a finished one says so."""
+def test_interrupted_command_continues(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hours of work are not repeated; a finished command says so."""
     monkeypatch.setattr(sources, "CHUNK_BYTES", 600)
-    said: list[str] = []
+    lines: list[str] = []
     values: dict[str, Any] = {"input": [str(mind(tmp_path))], "out": tmp_path / "out", "workers": 0}
     work, calls = embedding.embed_piece, 0
 
@@ -104,36 +104,36 @@ def test_what_is_done_is_not_done_again(run: Path, tmp_path: Path, monkeypatch: 
     with monkeypatch.context() as patch:
         patch.setattr(embedding, "embed_piece", break_off)
         with pytest.raises(KeyboardInterrupt):
-            embed(run, **values, say=said.append)
-    with pytest.raises(EmbedError, match="no whole embeddings there"):
+            embed(run, **values, say=lines.append)
+    with pytest.raises(EmbedError, match="contains no complete embeddings"):
         read_embedded(tmp_path / "out")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("part-*")}
     assert len(before) == 2
-    described = embed(run, **values, say=said.append)
-    assert f"2 of {len(described['parts'])} shards are there already" in said
+    description = embed(run, **values, say=lines.append)
+    assert f"2 of {len(description['parts'])} files are already embedded" in lines
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert read_embedded(tmp_path / "out")[0] == [name for name, _ in ROWS]
-    embed(run, **values, say=said.append)
-    assert not any("titles/s" in line for line in said[-2:])
+    embed(run, **values, say=lines.append)
+    assert not any("titles/s" in line for line in lines[-2:])
 
 
-def test_other_embeddings_are_not_mixed_in(run: Path, tmp_path: Path, make_settings: MakeSettings) -> None:
-    """Half of one model and half of another would be found in no test of theirs."""
+def test_embeddings_of_another_model_are_kept(run: Path, tmp_path: Path, make_settings: MakeSettings) -> None:
+    """A mix of two models would be useless and look right."""
     quiet(run, [mind(tmp_path)], tmp_path / "out")
     other = make_settings(epochs=1, seed=5)
     train(other, quiet=True)
-    with pytest.raises(EmbedError, match="by another model or in another precision; add --overwrite"):
+    with pytest.raises(EmbedError, match="of another model or in another precision; add --overwrite"):
         quiet(Path(other.out), [mind(tmp_path)], tmp_path / "out")
     quiet(Path(other.out), [mind(tmp_path)], tmp_path / "out", overwrite=True)
     found = read_embedded(tmp_path / "out").embeddings
     np.testing.assert_allclose(found[3], alone(Path(other.out), ROWS[3][1]), atol=1e-5)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis").touch()
-    with pytest.raises(EmbedError, match="no folder of embeddings"):
+    with pytest.raises(EmbedError, match="holds no embeddings"):
         quiet(run, [mind(tmp_path)], tmp_path / "mine", overwrite=True)
 
 
-def test_bf16_is_near_and_kept_apart(run: Path, tmp_path: Path) -> None:
+def test_bf16_is_close_and_not_mixed_with_fp32(run: Path, tmp_path: Path) -> None:
     """The third digit moves, the shards stay fp32; a restart in other numbers would mix them."""
     rows = [(f"N{n}", f"title number {n} of the news") for n in range(80)]
     exact = quiet(run, [mind(tmp_path, rows)], tmp_path / "exact")
@@ -144,13 +144,13 @@ def test_bf16_is_near_and_kept_apart(run: Path, tmp_path: Path) -> None:
     assert 0 < np.abs(found - expected).max() < 0.03 * np.abs(expected).max()
     with pytest.raises(EmbedError, match="in another precision; add --overwrite"):
         quiet(run, [mind(tmp_path, rows)], tmp_path / "rough")
-    described = json.loads((tmp_path / "exact" / EMBEDDED).read_text())
-    del described["precision"]  # as embeddings were described before there was a choice
-    (tmp_path / "exact" / EMBEDDED).write_text(json.dumps(described))
+    description = json.loads((tmp_path / "exact" / EMBEDDED).read_text())
+    del description["precision"]  # as embeddings were description before there was a choice
+    (tmp_path / "exact" / EMBEDDED).write_text(json.dumps(description))
     assert quiet(run, [mind(tmp_path, rows)], tmp_path / "exact")["rows"] == 80
 
 
-def test_an_encoder_of_its_own_form_embeds_too(tmp_path: Path, make_settings: MakeSettings) -> None:
+def test_encoder_without_a_token_cache(tmp_path: Path, make_settings: MakeSettings) -> None:
     """A BiLSTM has no layers that could share anything; many texts are read all the same."""
     settings = make_settings(method="bilstm_soft", epochs=1, **{"student.layers": 1})
     train(settings, quiet=True)
@@ -163,7 +163,7 @@ def test_an_encoder_of_its_own_form_embeds_too(tmp_path: Path, make_settings: Ma
     np.testing.assert_allclose(rough, exact, atol=0.03 * np.abs(exact).max())
 
 
-def test_files_of_one_name_are_told_apart(run: Path, tmp_path: Path) -> None:
+def test_files_with_the_same_name(run: Path, tmp_path: Path) -> None:
     """MIND's are all called news.tsv."""
     for name in ("train", "dev"):
         (tmp_path / name).mkdir()
@@ -171,24 +171,27 @@ def test_files_of_one_name_are_told_apart(run: Path, tmp_path: Path) -> None:
     assert quiet(run, files, tmp_path / "out")["rows"] == 40
     assert quiet(run, files, tmp_path / "out")["rows"] == 40
     mind(tmp_path / "train", ROWS[:19])
-    with pytest.raises(EmbedError, match="embeddings of other texts"):
+    with pytest.raises(EmbedError, match="holds embeddings of other texts"):
         quiet(run, files, tmp_path / "out")
 
 
-def test_bad_rows_are_left_out_and_said(run: Path, tmp_path: Path) -> None:
+def test_bad_rows_are_left_out_and_reported(run: Path, tmp_path: Path) -> None:
     """Up to a share; a file of damage is an error that names its kind."""
-    lines = tmp_path / "news.jsonl"
+    file = tmp_path / "news.jsonl"
     good = [json.dumps({"id": n, "title": t}) for n, t in ROWS]
     bad = ['{"id": "x"}', "[1]", "{", '{"id": true, "title": "a"}']
-    lines.write_text("\n".join([*good, *bad]), encoding="utf-8")
-    with pytest.raises(EmbedError, match=r"4 of 44 rows are bad, at most 1\.0% may be: text: empty"):
-        quiet(run, [lines], tmp_path / "out")
-    said: list[str] = []
+    file.write_text("\n".join([*good, *bad]), encoding="utf-8")
+    with pytest.raises(
+        EmbedError,
+        match=r"4 of 44 rows are bad, at most 1\.0% may be: columns: no news_id or id or nid, or",
+    ):
+        quiet(run, [file], tmp_path / "out")
+    lines: list[str] = []
     values: dict[str, Any] = {"workers": 0, "max_rejected_share": 0.2, "overwrite": True}
-    described = embed(run, input=[str(lines)], out=tmp_path / "out", say=said.append, **values)
-    assert described["rows"] == 40
-    assert said[0] == "2 of 2 shards are there already"
-    assert said[1].startswith("left out, 4 bad rows: text: empty; columns: no JSON object; columns: no JSON")
+    description = embed(run, input=[str(file)], out=tmp_path / "out", say=lines.append, **values)
+    assert description["rows"] == 40
+    assert lines[0] == "2 of 2 files are already embedded"
+    assert lines[1].startswith("left out, 4 bad rows: columns: no news_id or id or nid")
 
 
 @pytest.mark.parametrize(
@@ -196,13 +199,11 @@ def test_bad_rows_are_left_out_and_said(run: Path, tmp_path: Path) -> None:
     [
         ("news.csv", "a,b", "give a .tsv, .jsonl, .parquet file"),
         ("none.tsv", None, "no such file"),
-        ("news.parquet", "no table", "no whole Parquet file"),
-        ("empty.tsv", "", "no text in it"),
+        ("news.parquet", "no table", "not a complete Parquet file"),
+        ("empty.tsv", "", "contains no text"),
     ],
 )
-def test_a_file_that_cannot_be_read_is_said(
-    run: Path, tmp_path: Path, name: str, content: str | None, message: str
-) -> None:
+def test_unreadable_file(run: Path, tmp_path: Path, name: str, content: str | None, message: str) -> None:
     """Before a model is loaded."""
     if content is not None:
         (tmp_path / name).write_text(content)
@@ -214,8 +215,8 @@ def test_a_file_that_cannot_be_read_is_said(
         cut_file(table)
 
 
-def test_a_group_of_parquet_is_a_piece(tmp_path: Path) -> None:
-    """Memory holds one at a time; numbers may be ids."""
+def test_row_groups_of_parquet(tmp_path: Path) -> None:
+    """Each is a piece, read alone; ids may be numbers."""
     table = tmp_path / "news.parquet"
     pq.write_table(pa.table({"id": [1, 2, 3], "title": ["a", None, "c"]}), table, row_group_size=2)
     _, pieces = cut_file(table, first=4)
@@ -225,7 +226,19 @@ def test_a_group_of_parquet_is_a_piece(tmp_path: Path) -> None:
     assert second == [("3", "c")]
 
 
-def test_everything_may_lie_in_a_bucket(
+def test_tsv_with_a_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As xMIND's: columns by their names, in any order; without such a header the columns are MIND's."""
+    file = tmp_path / "news.tsv"
+    content = "nid\ttitle\tabstract\nN1\tAceste retete\tNu\nN2\tVremea azi\t\nN3\n\n"
+    file.write_text(content, encoding="utf-8-sig")
+    monkeypatch.setattr(texts, "ROWS", 2)
+    _, pieces = cut_file(file)
+    rows = [row for piece in pieces for row in read_rows(piece)]
+    assert rows[:2] == [("N1", "Aceste retete"), ("N2", "Vremea azi")]
+    assert [str(row) for row in rows[2:]] == ["columns: 1 found, 2 expected"]
+
+
+def test_everything_in_a_bucket(
     run: Path, tmp_path: Path, bucket: S3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a cluster whose machines share no disk; what is done is not done again there either."""
@@ -240,25 +253,29 @@ def test_everything_may_lie_in_a_bucket(
         "out": f"{bucket.url}/vectors",
         "workers": 0,
     }
-    said: list[str] = []
-    described = embed(remote.url, **values, say=said.append)
-    assert said[-1].startswith(f"40 embeddings of 16 dimensions are in {bucket.url}/vectors")
+    lines: list[str] = []
+    description = embed(remote.url, **values, say=lines.append)
+    assert lines[-1].startswith(f"40 embeddings of 16 dimensions are in {bucket.url}/vectors")
     names, _, found, _ = read_embedded(f"{bucket.url}/vectors")
     assert names == [name for name, _ in ROWS]
     np.testing.assert_allclose(found, read_embedded(tmp_path / "here").embeddings, atol=1e-6)
-    Remote(f"{bucket.url}/vectors").remove([described["parts"][1]])
-    embed(remote.url, **values, say=said.append)
-    assert f"{len(described['parts']) - 1} of {len(described['parts'])} shards are there already" in said
+    Remote(f"{bucket.url}/vectors").remove([description["parts"][1]])
+    embed(remote.url, **values, say=lines.append)
+    assert (
+        f"{len(description['parts']) - 1} of {len(description['parts'])} files are already embedded" in lines
+    )
     assert similar(f"{bucket.url}/vectors", to="N3", top=1).matches
     values["input"] = [str(mind(tmp_path, ROWS[:9]))]
-    with pytest.raises(EmbedError, match="embeddings of other texts"):
-        embed(run, **values, say=said.append)
-    assert embed(run, **values, overwrite=True, say=said.append)["rows"] == 9
+    with pytest.raises(EmbedError, match="holds embeddings of other texts"):
+        embed(run, **values, say=lines.append)
+    assert embed(run, **values, overwrite=True, say=lines.append)["rows"] == 9
     assert len(read_embedded(f"{bucket.url}/vectors").names) == 9
 
 
-def test_a_folder_of_each_machine_is_said(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shards that another machine wrote to its own disk are not here."""
+def test_output_that_machines_do_not_share(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files that another machine wrote to its own disk are missing."""
     monkeypatch.setattr(embedding, "embed_piece", lambda _piece, _task: 40)
     with pytest.raises(
         EmbedError, match=r"written by another machine.*give an --out that all machines share"
@@ -266,7 +283,7 @@ def test_a_folder_of_each_machine_is_said(run: Path, tmp_path: Path, monkeypatch
         quiet(run, [mind(tmp_path)], tmp_path / "out")
 
 
-def test_large_parts_are_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_parts_are_cut_into_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Progress is seen, cores share the work, a restart loses seconds: every row once, in order."""
     monkeypatch.setattr(texts, "ROWS", 16)
     table = tmp_path / "news.parquet"
@@ -283,11 +300,11 @@ def test_over_ray_it_is_the_same(run: Path, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(sources, "CHUNK_BYTES", 600)
     path = mind(tmp_path)
     quiet(run, [path], tmp_path / "here")
-    said: list[str] = []
-    embed(run, input=[str(path)], out=tmp_path / "ray", workers=2, say=said.append)
-    names, _, found, described = read_embedded(tmp_path / "ray")
+    lines: list[str] = []
+    embed(run, input=[str(path)], out=tmp_path / "ray", workers=2, say=lines.append)
+    names, _, found, description = read_embedded(tmp_path / "ray")
     expected = read_embedded(tmp_path / "here")
-    assert (names, described["parts"]) == (expected.names, expected.described["parts"])
+    assert (names, description["parts"]) == (expected.names, expected.description["parts"])
     np.testing.assert_allclose(found, expected.embeddings, atol=1e-6)
-    assert "titles/s, everything counted" in said[-2]
+    assert "titles/s, everything counted" in lines[-2]
     assert (tmp_path / "ray" / EMBEDDED).is_file()

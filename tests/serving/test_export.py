@@ -1,4 +1,4 @@
-"""An exported student in the libraries that it was exported for: the same numbers as here, and a card."""
+"""An exported student gives the same numbers in the libraries that load it; its card describes it."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ def _own_module_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterat
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_transformers_loads_it(run: Path, ours: Any, tmp_path: Path) -> None:
-    """The encoder without our code, the embedding and the topics with what the folder carries."""
-    from transformers import AutoModel, AutoTokenizer, pipeline
+def test_transformers(run: Path, ours: Any, tmp_path: Path) -> None:
+    """The encoder without our code; embedding, topics, loss and hidden states with the exported code."""
+    from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
     out = tmp_path / "hf"
     written = export(run, to="hf", out=out)
@@ -80,6 +80,13 @@ def test_transformers_loads_it(run: Path, ours: Any, tmp_path: Path) -> None:
     with torch.inference_mode():
         found = model(**tokenizer(TITLES, return_tensors="pt", padding=True, truncation=True)).pooler_output
     np.testing.assert_allclose(found.numpy(), embedding, atol=1e-5)
+    classifier = AutoModelForSequenceClassification.from_pretrained(out, trust_remote_code=True)
+    with torch.inference_mode():
+        answer = classifier(**read, labels=torch.tensor([0, 1, 0]), output_hidden_states=True)
+    expected = torch.nn.functional.cross_entropy(torch.from_numpy(logits), torch.tensor([0, 1, 0]))
+    assert float(answer.loss) == pytest.approx(float(expected), abs=1e-5)
+    assert len(answer.hidden_states) == len(encoder.layers) + 1
+    assert classifier.get_input_embeddings().weight.shape[1] == encoder.hidden_size
     classify = pipeline("text-classification", model=str(out), trust_remote_code=True, top_k=None)
     answers: Any = classify(TITLES, truncation=True, function_to_apply="none")
     names = json.loads((run / "student" / "top.json").read_text())["labels"]
@@ -89,9 +96,8 @@ def test_transformers_loads_it(run: Path, ours: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_sentence_transformers_loads_it(run: Path, ours: Any, tmp_path: Path) -> None:
-    """encode gives our embeddings, also after it has written the model itself; no weights are missing, of
-    which transformers would warn."""
+def test_sentence_transformers(run: Path, ours: Any, tmp_path: Path) -> None:
+    """encode gives our embeddings, also after the library has saved the model itself."""
     from sentence_transformers import SentenceTransformer
 
     out = tmp_path / "st"
@@ -107,7 +113,7 @@ def test_sentence_transformers_loads_it(run: Path, ours: Any, tmp_path: Path) ->
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.slow
-def test_onnxruntime_runs_it(run: Path, ours: Any, tmp_path: Path) -> None:
+def test_onnxruntime(run: Path, ours: Any, tmp_path: Path) -> None:
     """Any number of titles of any length; 8-bit weights answer nearly the same."""
     import onnxruntime
 
@@ -128,7 +134,7 @@ def test_onnxruntime_runs_it(run: Path, ours: Any, tmp_path: Path) -> None:
 
 
 def test_other_tasks_and_encoders(make_settings: MakeSettings, tmp_path: Path) -> None:
-    """A recommendation student has no topics; an encoder of our own form has no folder of transformers'."""
+    """A recommendation student has no topics; transformers has no class for a BiLSTM."""
     settings = make_settings(task="recommendation", epochs=1)
     train(settings, quiet=True)
     export(settings.out, to="hf", out=tmp_path / "hf")
@@ -139,24 +145,44 @@ def test_other_tasks_and_encoders(make_settings: MakeSettings, tmp_path: Path) -
     assert "pipeline" not in card
     own = make_settings(method="bilstm_soft", epochs=1, out=str(tmp_path / "own"), **{"student.layers": 1})
     train(own, quiet=True)
-    with pytest.raises(ExportError, match="give --to onnx"):
+    with pytest.raises(ExportError, match="use --to onnx"):
         export(own.out, to="hf", out=tmp_path / "bilstm")
     assert not (tmp_path / "bilstm").exists()
 
 
-def test_what_is_there_is_kept(run: Path, tmp_path: Path) -> None:
-    """An export must not replace anybody's folder, and a wrong form is said."""
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("settings", [{"tokenizer_class": "BertTokenizer", "do_lower_case": False}, {}])
+def test_tokens_are_those_of_training(run: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
+    """AutoTokenizer would follow tokenizer_config.json, training followed tokenizer.json."""
+    import shutil
+
+    from transformers import AutoTokenizer
+
+    from newsbert_ray.data.tokenizer import load_tokenizer
+
+    shutil.copytree(run, tmp_path / "run")
+    config = tmp_path / "run/student/tokenizer_config.json"
+    known = json.loads(config.read_text()) if config.exists() else {}
+    config.write_text(json.dumps(known | settings))
+    export(tmp_path / "run", to="sentence-transformers", out=tmp_path / "st")
+    titles = ["Storm Closes Airports", "Team WINS"]
+    own = list(load_tokenizer(str(run / "student")).encode(titles, max_tokens=30))
+    assert AutoTokenizer.from_pretrained(tmp_path / "st")(titles)["input_ids"] == own
+
+
+def test_existing_folder_is_kept(run: Path, tmp_path: Path) -> None:
+    """An export must not replace somebody's folder."""
     out = tmp_path / "mine"
     out.mkdir()
     (out / "thesis.txt").write_text("mine")
-    with pytest.raises(ExportError, match="there already; add --overwrite"):
+    with pytest.raises(ExportError, match="exists; add --overwrite"):
         export(run, to="hf", out=out)
     with pytest.raises(ExportError, match="holds no earlier export"):
         export(run, to="hf", out=out, overwrite=True)
     assert [path.name for path in out.iterdir()] == ["thesis.txt"]
     with pytest.raises(ExportError, match="one of hf, sentence-transformers, onnx"):
         export(run, to="tflite", out=tmp_path / "x")
-    with pytest.raises(ExportError, match="only of --to onnx"):
+    with pytest.raises(ExportError, match="works only with --to onnx"):
         export(run, to="hf", out=tmp_path / "x", int8=True)
     export(run, to="hf", out=tmp_path / "x")
     (tmp_path / "x" / "stale").touch()
@@ -165,7 +191,7 @@ def test_what_is_there_is_kept(run: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "x"]
 
 
-def test_card_says_what_people_ask(make_record: MakeRecord) -> None:
+def test_model_card(make_record: MakeRecord) -> None:
     """Data, method, metrics beside the teacher's, settings, limits, licences."""
     record = make_record(accuracy=0.71, teacher_accuracy=0.8, teacher="models/tiny")
     card = model_card(record, form="sentence-transformers", labels=["a", "b"], max_tokens=30)
@@ -176,21 +202,21 @@ def test_card_says_what_people_ask(make_record: MakeRecord) -> None:
     assert card.startswith("---\nlibrary_name: sentence-transformers\n")
 
 
-def test_a_run_that_is_not_there(tmp_path: Path) -> None:
+def test_missing_run(tmp_path: Path) -> None:
     """Before anything is written."""
     with pytest.raises(Exception, match="no record there"):
         export(tmp_path, to="hf", out=tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_record_rides_along(run: Path, tmp_path: Path) -> None:
-    """Whoever has the model can ask how it was made."""
+def test_record_is_exported(run: Path, tmp_path: Path) -> None:
+    """It tells how the model was made."""
     export(run, to="hf", out=tmp_path / "hf")
     found: RunRecord = read_record(tmp_path / "hf")
     assert found == read_record(run)
 
 
-def test_a_url_is_no_folder_for_a_model(run: Path) -> None:
+def test_url_is_refused(run: Path) -> None:
     """It would become a folder of that name."""
     with pytest.raises(ExportError, match="written on this machine; give a folder"):
         export(run, to="hf", out="s3://bucket/model")

@@ -1,4 +1,4 @@
-"""What is like a text, and what a user would read: by the numbers of the embeddings alone."""
+"""Texts like a given one, and texts that a user would read, from embeddings."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def names(found: Sequence[tuple[float, str, str]]) -> list[str]:
     return [one[1] for one in found]
 
 
-def test_what_is_like_a_text(tmp_path: Path) -> None:
-    """By cosine, without the text itself, equal texts once."""
+def test_texts_like_a_text(tmp_path: Path) -> None:
+    """By cosine; without the text itself; equal texts once."""
     answer = similar(vectors(tmp_path / "v"), to="a")
     assert answer.query == ["text a"]
     assert names(answer.matches) == ["b", "c", "d"]
@@ -60,17 +60,16 @@ def test_what_is_like_a_text(tmp_path: Path) -> None:
     assert names(similar(tmp_path / "v", to="a", top=1).matches) == ["b"]
 
 
-def test_what_a_user_would_read_without_a_model_of_clicks(tmp_path: Path) -> None:
-    """The direction of what was read, and that is said."""
+def test_user_without_a_click_model(tmp_path: Path) -> None:
+    """Cosine to the mean of what was read, as the answer says."""
     answer = similar(vectors(tmp_path / "v"), read=["a", "c", "unknown"])
     assert names(answer.matches) == ["b", "d"]
     assert "cosine to their mean" in answer.question
     assert "who read 2 of these" in answer.question
 
 
-def test_a_recommendation_runs_own_score(make_settings: MakeSettings, tmp_path: Path) -> None:
-    """The user encoder's inner product; the history is the user's last in behaviors.tsv; any text can be
-    asked for."""
+def test_user_with_a_click_model(make_settings: MakeSettings, tmp_path: Path) -> None:
+    """The inner product with the user encoder's output for the last history in behaviors.tsv."""
     settings = make_settings(task="recommendation", epochs=1)
     train(settings, quiet=True)
     rows = [(f"N{n}", f"story {n} of the day") for n in range(12)]
@@ -102,7 +101,7 @@ def test_a_recommendation_runs_own_score(make_settings: MakeSettings, tmp_path: 
     assert same[0].score == pytest.approx(1.0, abs=1e-5)
     other = make_settings(task="recommendation", epochs=1, seed=4, out=str(tmp_path / "other"))
     train(other, quiet=True)
-    with pytest.raises(SettingsError, match="is not the one that embedded these"):
+    with pytest.raises(SettingsError, match="did not embed these texts"):
         similar(tmp_path / "v", to="any other text", run=other.out)
     with pytest.raises(SettingsError, match="no impression of this user"):
         similar(tmp_path / "v", user="U9", behaviors=behaviors)
@@ -110,8 +109,8 @@ def test_a_recommendation_runs_own_score(make_settings: MakeSettings, tmp_path: 
         similar(tmp_path / "v", user="U1")
 
 
-def test_what_cannot_be_answered_is_said(tmp_path: Path) -> None:
-    """Two questions, nobody's reading, and a model that has moved."""
+def test_wrong_queries(tmp_path: Path) -> None:
+    """None, two, unknown texts, and a run that has moved."""
     folder = vectors(tmp_path / "v", run=str(tmp_path / "gone"))
     for question in ({}, {"to": "a", "read": ["b"]}):
         with pytest.raises(SettingsError, match="give one of"):
@@ -122,7 +121,7 @@ def test_what_cannot_be_answered_is_said(tmp_path: Path) -> None:
         similar(folder, to="any other text")
 
 
-def test_the_screen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_screen_and_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A table for people, JSON for programs."""
     folder = vectors(tmp_path / "v")
     assert main(["similar", str(folder), "--read", "a", "c"]) == 0
