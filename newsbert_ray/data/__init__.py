@@ -1,1 +1,1 @@
-"""From MIND's files to batches."""
+"""From source files to shards to batches."""
