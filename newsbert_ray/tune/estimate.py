@@ -58,12 +58,7 @@ from newsbert_ray.tune.sweep import (
     lock_folder,
     read_changes,
 )
-from newsbert_ray.tune.trial import (
-    CATEGORICAL_COST,
-    check_space,
-    teacher_depth,
-    trial_settings,
-)
+from newsbert_ray.tune.trial import CATEGORICAL_COST, check_space, teacher_depth, trial_settings
 from newsbert_ray.tune.trials import Curve, hourly_price
 from newsbert_ray.world import World
 
@@ -119,18 +114,11 @@ def plan_sweep(
                 gpus=search_space.gpus,
             )
             planned = planned_trials(search_space, overrides=changes.overrides)
-            groups = settings_to_time(planned.runs)
-            print(
-                f"timing a few steps of {len(groups)} groups of trials, {resources.slots} at once", flush=True
-            )
+            groups = settings_to_time([*planned.trials, *itertools.chain(*planned.prerequisites)])
+            print(f"timing a few steps of {len(groups)} trials, {resources.slots} at once", flush=True)
             calibration = calibrate(groups, resources, folder=folder / ".plan")
         estimate = predict(
-            search_space,
-            planned,
-            calibration,
-            resources,
-            session_seconds=session_seconds,
-            curves=recorded,
+            search_space, planned, calibration, resources, session_seconds=session_seconds, curves=recorded
         )
         shutil.rmtree(folder / ".plan", ignore_errors=True)
         print("\n".join([*messages, *estimate.lines()]))
@@ -162,11 +150,6 @@ class PlannedTrials:
     duplicates: int
     impossible: int
     prerequisites: tuple[tuple[TrainSettings, ...], ...]
-
-    @property
-    def runs(self) -> list[TrainSettings]:
-        """Everything that is trained."""
-        return [*self.trials, *(run for runs in self.prerequisites for run in runs)]
 
 
 @dataclass(frozen=True)
@@ -276,25 +259,20 @@ class Estimate:
 
     def _amount_text(self, amount: Amount) -> str:
         hours, resources, prices = amount.trial_seconds / 3600, self.resources, self.space.prices
-        words = [
-            f"{format_duration(amount.wall)} with {resources.slots} trials at once",
-            f"{hours * resources.trial_cpus:.2f} CPU-hours",
-        ]
-        if resources.gpus:
-            words.append(f"{hours * resources.trial_gpus:.2f} GPU-hours")
-        words.append(f"cost {amount.money:.2f}" if prices.cpu_hour or prices.gpu_hour else "no prices given")
-        return ", ".join(words)
+        gpus = f", {hours * resources.trial_gpus:.2f} GPU-hours" if resources.gpus else ""
+        cost = f"cost {amount.money:.2f}" if prices.cpu_hour or prices.gpu_hour else "no prices given"
+        return (
+            f"{format_duration(amount.wall)} with {resources.slots} trials at once, "
+            f"{hours * resources.trial_cpus:.2f} CPU-hours{gpus}, {cost}"
+        )
 
     def _limit_lines(self) -> Iterator[str]:
         limits, count = self.space.limits, len(self.costs)
-        expected = {"hours": self.expected.wall / 3600, "cost": self.expected.money}
-        for name, value in expected.items():
-            limit = getattr(limits, name)
+        hours, cost = self.expected.wall / 3600, self.expected.money
+        for name, limit, value in (("hours", limits.hours, hours), ("cost", limits.cost, cost)):
             if limit is not None and value > limit:
-                yield (
-                    f"limits.{name} = {limit:g} ends it early, after about {limit / value * count:.0f} of "
-                    f"{count} trials"
-                )
+                trials = f"{limit / value * count:.0f} of {count} trials"
+                yield f"limits.{name} = {limit:g} ends it early, after about {trials}"
         if limits.target is not None:
             yield f"limits.target = {limits.target:g} may end it earlier"
 
@@ -305,7 +283,7 @@ def planned_trials(space: SearchSpace, *, overrides: Mapping[str, Any]) -> Plann
     Raises:
         SettingsError: every point is impossible.
     """
-    points = _draw_points(space)
+    points = list(space.grid()) if space.search.sampler == "grid" else _random_points(space)
     distinct = {point_label(point): point for point in points}
     trials: list[TrainSettings] = []
     fault = None
@@ -331,9 +309,7 @@ def planned_trials(space: SearchSpace, *, overrides: Mapping[str, Any]) -> Plann
     )
 
 
-def _draw_points(space: SearchSpace) -> list[PointValues]:
-    if space.search.sampler == "grid":
-        return list(space.grid())
+def _random_points(space: SearchSpace) -> list[PointValues]:
     search = space.search.model_copy(update={"sampler": "random", "storage": None})
     with tempfile.TemporaryDirectory(prefix="plan-") as name:
         study = SweepStudy(space.model_copy(update={"search": search}), Path(name))
@@ -582,16 +558,15 @@ def work_of(settings: TrainSettings) -> tuple[float, float]:
 
 def settings_to_time(trials: Sequence[TrainSettings]) -> list[TrainSettings]:
     """For each group the trials with the least and the greatest work of a text and of a step."""
-    groups: dict[str, list[TrainSettings]] = {}
+    groups: dict[str, dict[tuple[float, float], TrainSettings]] = {}
     for settings in trials:
-        groups.setdefault(cost_group(settings), []).append(settings)
-    chosen = {
-        (group, work_of(settings)): settings
-        for group, members in groups.items()
-        for part in (0, 1)
-        for settings in (pick(members, key=lambda s: work_of(s)[part]) for pick in (min, max))
-    }
-    return list(chosen.values())
+        groups.setdefault(cost_group(settings), {}).setdefault(work_of(settings), settings)
+    chosen = []
+    for members in groups.values():
+        by_text, by_step = sorted(members), sorted(members, key=lambda work: work[1])
+        ends = dict.fromkeys([by_text[0], by_text[-1], by_step[0], by_step[-1]])
+        chosen += [members[work] for work in ends]
+    return chosen
 
 
 class Times:

@@ -271,12 +271,7 @@ class SweepCallback(tune.Callback):
         self._sweep.display.started(running.spec)
 
     def on_trial_result(
-        self,
-        iteration: int,
-        trials: list[TuneTrial],
-        trial: TuneTrial,
-        result: dict[str, Any],
-        **info: Any,
+        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: Any, **info: Any
     ) -> None:
         spec = self._searcher.running[trial.trial_id].spec
         self._sweep.retention.reported(spec)
@@ -361,9 +356,8 @@ class SweepCallback(tune.Callback):
         sweep = self._sweep
         trial = sweep.trials.ended[spec.name]
         failed = trial.state == "failed"
-        finished_values = trial.values if trial.state == "finished" else ()
-        metrics = [goal.metric for goal in sweep.trials.space.goals]
-        numbers = dict(zip(metrics, finished_values, strict=False))
+        values = trial.values if trial.state == "finished" else ()
+        numbers = {goal.metric: v for goal, v in zip(sweep.trials.space.goals, values, strict=False)}
         self._log("trial_end", trial=spec.name, failure=trial.reason if failed else None)
         sweep.board.end(spec.name, _hparams(spec), ok=not failed, numbers=numbers)
         sweep.retention.ended(spec, writers_gone=self._cleanup is None)

@@ -168,6 +168,10 @@ class SearchSpace(Settings):
             return self.search.trials or 0
         return sum(1 for _ in itertools.islice(self.grid(), MAX_POINTS + 1))
 
+    def samples_of(self, name: str, default: Any) -> list[Any]:
+        """Values of the setting `name` to check; `default` where it does not vary."""
+        return next((list(axis.samples()) for axis in self.axes if axis.name == name), [default])
+
     def grid(self) -> Iterator[PointValues]:
         """Every combination of the axes' values without those to skip, the last axis fastest."""
         points = iter([PointValues()])

@@ -42,6 +42,8 @@ from newsbert_ray.tune.space import (
 )
 
 _AXIS_KEYS = ("grid", "choice", "float", "int", "log", "step", "when")
+MAX_NODES = 100_000
+"""A file with more values is refused: a few lines of aliases can expand to billions."""
 DIVISORS = "divisors"
 """Given instead of a list of depths: those that divide the teacher's."""
 
@@ -130,6 +132,8 @@ def parse_vary(text: str) -> tuple[str, list[Any]]:
 def _read_axis(text: Lined, name: str, settings: Mapping[str, Any], before: Sequence[Axis]) -> Axis:
     at = ("space", name)
     require_name(name, partial(text.fail, at))
+    if isinstance(text.mapping(("space",))[name], list):
+        text.fail(at, f"{name} is a list; write `{name}: {{grid: [...]}}` to try each of its values")
     spec = text.mapping(at)
     for key in spec:
         if key not in _AXIS_KEYS:
@@ -186,8 +190,7 @@ def _read_goals(text: Lined, task: Task) -> list[Goal]:
     goals = []
     for at, item in _items(text, "goals", "{metric: ..., mode: max}"):
         if "metric" not in item:
-            known = ", ".join(goal_metrics(task))
-            text.fail(at, f"goals: {item!r} has no `metric:`; give one of {known}")
+            text.fail(at, f"goals: {item!r} has no `metric:`; give one of {', '.join(goal_metrics(task))}")
         goals.append(_build(text, at, Goal, item))
     if not goals:
         text.fail(("goals",), f"goals: the list is empty; leave it out for {validation_metrics(task)[0]}")
@@ -358,7 +361,11 @@ def read_lined(path: str | Path) -> Lined:
         raise SettingsError(f"{path}: cannot be read ({error})") from error
     try:
         node = loader.get_single_node()
+        if _expanded_size(node, {}) > MAX_NODES:
+            raise SettingsError(f"{path}: its aliases expand to more than {MAX_NODES:,} values")
         values = loader.construct_document(node) if node is not None else None
+    except RecursionError:
+        raise SettingsError(f"{path}: not YAML (nested too deeply)") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
@@ -366,12 +373,24 @@ def read_lined(path: str | Path) -> Lined:
     finally:
         loader.dispose()
     if not isinstance(values, dict):
-        raise SettingsError(
-            f"{path}:1: expected names with values (name, settings, space, ...), got {values!r}"
-        )
+        shown = str(values)[:60]
+        raise SettingsError(f"{path}:1: expected names with values (name, settings, space, ...), got {shown}")
     lines: dict[KeyPath, int] = {}
     _collect(node, (), lines, set(), str(path))
     return Lined(file=str(path), values=values, lines=lines)
+
+
+def _expanded_size(node: Any, known: dict[int, int]) -> int:
+    """How many values a node has once its aliases are replaced; each node is counted once."""
+    if not isinstance(node, yaml.CollectionNode):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = 1  # an alias to a node inside itself
+        items = (
+            node.value if isinstance(node, yaml.SequenceNode) else [v for pair in node.value for v in pair]
+        )
+        known[id(node)] = 1 + sum(_expanded_size(item, known) for item in items)
+    return known[id(node)]
 
 
 def scalar(text: str) -> Any:

@@ -217,11 +217,11 @@ class _Runner:
         from newsbert_ray.tune.ray_tune import SweepParts
 
         trials, space = self.trials, self.trials.space
-        early_stopping = EarlyStopping(space, epochs=_most_epochs(space, self.first))
+        all_epochs = space.samples_of("epochs", self.first.epochs)
+        early_stopping = EarlyStopping(space, epochs=max(all_epochs))
         for name, curve in trials.curves():
             early_stopping.load_curve(name, curve)
         budget = Budget(trials, cpus=resources.trial_cpus, gpus=resources.trial_gpus)
-        epochs = None if any(axis.name == "epochs" for axis in space.axes) else self.first.epochs
         board = HParams(
             trials.folder / TRIALS,
             space.axes,
@@ -238,7 +238,11 @@ class _Runner:
             budget=budget,
             retention=retention,
             display=display.SweepDisplay(
-                trials, slots=resources.slots, console=self.console, epochs=epochs, budget=budget
+                trials,
+                slots=resources.slots,
+                console=self.console,
+                epochs=all_epochs[0] if len(all_epochs) == 1 else None,
+                budget=budget,
             ),
             board=board,
             check=self.check,
@@ -268,18 +272,10 @@ class _Runner:
 
     def _inputs(self) -> dict[str, list[str]]:
         """The shards and teachers that trials read; teachers known by a Hugging Face name are left out."""
-        varied = {axis.name: [str(value) for value in axis.samples()] for axis in self.trials.space.axes}
-        teachers = varied.get("teacher", [self.first.teacher])
-        return {
-            "data": varied.get("data", [self.first.data]),
-            "teachers": [name for name in teachers if is_location(name)],
-        }
-
-
-def _most_epochs(space: SearchSpace, first: TrainSettings) -> int:
-    """The most epochs of any trial: the scheduler's last rung."""
-    varied = [int(value) for axis in space.axes if axis.name == "epochs" for value in axis.samples()]
-    return max([first.epochs, *varied])
+        space, first = self.trials.space, self.first
+        teachers = space.samples_of("teacher", first.teacher)
+        data = space.samples_of("data", first.data)
+        return {"data": data, "teachers": [name for name in teachers if is_location(name)]}
 
 
 def _result(trials: Trials, overrides: Mapping[str, Any], *, seconds: float) -> SweepResult:
@@ -592,11 +588,9 @@ def check_corpora(space: SearchSpace, first: TrainSettings) -> list[str]:
     """
     from newsbert_ray.data.shards import read_manifest
 
-    varied = {axis.name: [str(value) for value in axis.samples()] for axis in space.axes}
-    before = [first.before.data] if first.before.data else []
-    folders = [*varied.get("data", [first.data]), *varied.get("before.data", before)]
-    manifests = [read_manifest(fetch(folder)) for folder in folders]
-    for teacher in varied.get("teacher", [first.teacher]):
+    folders = space.samples_of("data", first.data) + space.samples_of("before.data", first.before.data)
+    manifests = [read_manifest(fetch(folder)) for folder in folders if folder]
+    for teacher in space.samples_of("teacher", first.teacher):
         if teacher != SCRATCH and _is_folder_name(teacher):
             from newsbert_ray.model.assemble import check_tokenizer
 
