@@ -91,7 +91,7 @@ def plain() -> tuple[Console, Callable[[], list[str]]]:
     return Console(file=file, width=80), lambda: file.getvalue().splitlines()
 
 
-def test_a_log_gets_one_plain_line_a_trial_and_now_and_then_one_about_the_whole(
+def test_a_log_gets_one_line_a_trial_and_status_lines(
     make_trials: MakeTrials, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A log file fills with frames of a table, or shows nothing for hours."""

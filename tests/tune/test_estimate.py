@@ -45,7 +45,7 @@ def space(
 ) -> SearchSpace:
     """Four points on the small corpus, two epochs of 64 titles each."""
     settings = make_settings(train_rows=64, batch_size=16, **(values or {}))
-    given = {
+    parts = {
         "file": "space.yaml",
         "name": "planned",
         "settings": settings.model_dump(exclude={"seed", "out"}),
@@ -53,29 +53,29 @@ def space(
         "search": {"sampler": "grid"},
         **changes,
     }
-    return build_settings(SearchSpace, given)
+    return build_settings(SearchSpace, parts)
 
 
 def plan(
-    found: SearchSpace, place: Resources = ONE, parts: Sequence[Parts] = (PARTS,), **more: Any
+    search: SearchSpace, resources: Resources = ONE, parts: Sequence[Parts] = (PARTS,), **more: Any
 ) -> Estimate:
-    """The plan if every kind of trial took PARTS."""
-    planned = planned_trials(found, overrides={})
+    """The estimate if every trial took PARTS."""
+    planned = planned_trials(search, overrides={})
     calibration = Calibration(planned.trials[: len(parts)], tuple(parts), process=2.0, seconds=9.0)
-    return predict(found, planned, calibration, place, **more)
+    return predict(search, planned, calibration, resources, **more)
 
 
 def test_a_trial_is_the_sum_of_its_parts(make_settings: MakeSettings) -> None:
     """Worked by hand: 2 epochs of 4 steps, an evaluation and a checkpoint each, then the test split."""
     rows = read_manifest(make_settings().data)
-    found = plan(space(make_settings))
+    estimate = plan(space(make_settings))
     course = 8 * 0.1 + 2 * (rows.rows("validation") * 0.001 + 0.05 + 0.2)
     end = rows.rows("test") * 0.001 + 0.3
     one = 0.5 + BETWEEN_SECONDS + course + end
-    assert [cost.seconds() for cost in found.costs] == pytest.approx([one] * 4)
-    assert found.full.trial_seconds == pytest.approx(4 * one)
-    assert found.full.wall == pytest.approx(AROUND_SECONDS + 2.0 + 4.0 + 4 * one)
-    assert (found.saving, found.stopped) == (None, None)
+    assert [cost.seconds() for cost in estimate.costs] == pytest.approx([one] * 4)
+    assert estimate.full.trial_seconds == pytest.approx(4 * one)
+    assert estimate.full.wall == pytest.approx(AROUND_SECONDS + 2.0 + 4.0 + 4 * one)
+    assert (estimate.saving, estimate.stopped) == (None, None)
     assert plan(space(make_settings), session_seconds=7.0).expected.wall == pytest.approx(
         AROUND_SECONDS + 13.0 + 4 * one
     )
@@ -91,17 +91,17 @@ def test_more_evaluations_and_checkpoints_are_counted(make_settings: MakeSetting
     assert plan(space(make_settings, values=every)).costs[0].training == pytest.approx(once + more)
 
 
-def test_slots_work_side_by_side() -> None:
+def test_slots_work_in_parallel() -> None:
     """The wall time is that of the fullest slot, not the mean of all."""
     assert wall_seconds([4.0, 1.0, 1.0, 1.0, 3.0], 2) == 6.0
     assert wall_seconds([5.0], 8) == 5.0
     assert wall_seconds([2.0, 2.0, 2.0], 1) == 6.0
 
 
-def test_money_and_hours_are_those_of_what_a_trial_occupies(make_settings: MakeSettings) -> None:
-    """A budget is granted by these numbers: a group of two workers with half a GPU each costs double."""
-    found = space(make_settings, prices={"cpu_hour": 0.5, "gpu_hour": 4.0})
-    estimate = plan(found, Resources(slots=2, cpus=3.0, gpus=0.5))
+def test_money_and_hours_count_what_a_trial_occupies(make_settings: MakeSettings) -> None:
+    """A group of two workers with half a GPU each costs double."""
+    search = space(make_settings, prices={"cpu_hour": 0.5, "gpu_hour": 4.0})
+    estimate = plan(search, Resources(slots=2, cpus=3.0, gpus=0.5))
     hours = estimate.full.trial_seconds / 3600
     assert estimate.full.money == pytest.approx(hours * (3 * 0.5 + 0.5 * 4.0))
     lines = "\n".join(estimate.lines())
@@ -112,7 +112,7 @@ def test_money_and_hours_are_those_of_what_a_trial_occupies(make_settings: MakeS
 
 
 def test_the_points_are_those_that_the_sweep_will_run(make_settings: MakeSettings) -> None:
-    """Seeds multiply, a point drawn twice runs once, and one that cannot be does not run."""
+    """Seeds multiply, a point drawn twice runs once, and an impossible one does not run."""
     assert len(planned_trials(space(make_settings, seeds=(0, 1, 2)), overrides={}).trials) == 12
     drawn: dict[str, Any] = {"search": {"sampler": "tpe", "trials": 20}, "start": [{"distill.beta": 0.1}]}
     planned = planned_trials(space(make_settings, **drawn), overrides={})
@@ -126,7 +126,7 @@ def test_the_points_are_those_that_the_sweep_will_run(make_settings: MakeSetting
 
 
 def test_early_stopping_spends_less(make_settings: MakeSettings) -> None:
-    """The plan shows both: what was asked for, and what it costs at most."""
+    """The plan shows both: with early stopping, and at most."""
     search: dict[str, Any] = {"search": {"sampler": "tpe", "trials": 30}, "axes": [BETA]}
     estimate = plan(space(make_settings, values={"epochs": 4}, **search))
     assert estimate.saving is not None
@@ -142,15 +142,15 @@ def test_early_stopping_spends_less(make_settings: MakeSettings) -> None:
     assert "30 recorded curves" in "\n".join(replayed.lines())
 
 
-def test_a_limit_that_ends_the_sweep_is_said(make_settings: MakeSettings) -> None:
-    """Whoever gives an hour wants to know how many trials fit into it."""
-    found = space(make_settings, limits={"hours": 0.001}, seeds=tuple(range(10)))
-    assert any("limits.hours = 0.001 ends it early" in line for line in plan(found).lines())
+def test_a_limit_that_ends_the_sweep_is_reported(make_settings: MakeSettings) -> None:
+    """A user with one hour wants to know how many trials fit into it."""
+    search = space(make_settings, limits={"hours": 0.001}, seeds=tuple(range(10)))
+    assert any("limits.hours = 0.001 ends it early" in line for line in plan(search).lines())
     assert not any("limits.hours" in line for line in plan(space(make_settings, limits={"hours": 9})).lines())
 
 
-def test_a_group_shares_the_titles_and_costs_its_start(make_settings: MakeSettings) -> None:
-    """Two workers evaluate half each, and a nested group takes its time before the first step."""
+def test_workers_share_the_evaluation_and_cost_a_start(make_settings: MakeSettings) -> None:
+    """Two workers evaluate half each, and a nested group takes time before its first step."""
     alone = plan(space(make_settings))
     trials = [
         t.model_copy(update={"workers": 2}) for t in planned_trials(space(make_settings), overrides={}).trials
@@ -199,7 +199,7 @@ def counted(folder: Path, *, labelled: bool) -> Path:
 def test_clicks_are_trained_on_and_impressions_evaluated(labelled: bool, tmp_path: Path) -> None:
     """Worked by hand: 100 clicks in batches of 16 are 7 steps, not the 5 of 70 impressions or the 32 of 500
     titles; 20 impressions are evaluated an epoch, and of the test split 30, none where it has no labels."""
-    given = {
+    values = {
         "file": "space.yaml",
         "name": "planned",
         "settings": {
@@ -212,25 +212,25 @@ def test_clicks_are_trained_on_and_impressions_evaluated(labelled: bool, tmp_pat
         "axes": [{"name": "distill.beta", "values": (0.0, 0.15)}],
         "search": {"sampler": "grid"},
     }
-    found = plan(build_settings(SearchSpace, given))
-    assert [cost.steps for cost in found.costs] == [14, 14]
-    assert found.costs[0].training == pytest.approx(14 * 0.1 + 2 * (20 * 0.001 + 0.05 + 0.2))
-    assert found.costs[0].end == pytest.approx((30 * 0.001 if labelled else 0.0) + 0.3)
+    estimate = plan(build_settings(SearchSpace, values))
+    assert [cost.steps for cost in estimate.costs] == [14, 14]
+    assert estimate.costs[0].training == pytest.approx(14 * 0.1 + 2 * (20 * 0.001 + 0.05 + 0.2))
+    assert estimate.costs[0].end == pytest.approx((30 * 0.001 if labelled else 0.0) + 0.3)
 
 
 def settings(**values: Any) -> TrainSettings:
     """Settings of a trial with a scratch teacher of 12 layers."""
-    given = {"data": "shards", "teacher": "scratch", "out": "run", "scratch": {"layers": 12}}
-    return build_settings(TrainSettings, merge(given, values))
+    fixed = {"data": "shards", "teacher": "scratch", "out": "run", "scratch": {"layers": 12}}
+    return build_settings(TrainSettings, merge(fixed, values))
 
 
-def timed(kinds: Sequence[TrainSettings]) -> Times:
+def timed(groups: Sequence[TrainSettings]) -> Times:
     """Times of an invented machine: a step takes 3 ms, and 2 ms a layer and title."""
-    step = [0.003 + 0.002 * kind.batch_size * (12 + kind.student.layers) for kind in kinds]
+    step = [0.003 + 0.002 * one.batch_size * (12 + one.student.layers) for one in groups]
     parts = tuple(
-        Parts(5.0, 0.1, s, 0.001 * k.student.layers, 0.2, 0.1, 0.3) for s, k in zip(step, kinds, strict=True)
+        Parts(5.0, 0.1, s, 0.001 * k.student.layers, 0.2, 0.1, 0.3) for s, k in zip(step, groups, strict=True)
     )
-    return Times(Calibration(tuple(kinds), parts, process=1.0, seconds=10.0))
+    return Times(Calibration(tuple(groups), parts, process=1.0, seconds=10.0))
 
 
 def test_settings_that_cost_nothing_are_timed_once() -> None:
@@ -254,8 +254,8 @@ def test_only_the_ends_of_long_lists_are_timed() -> None:
     assert sorted(chosen) == [(1, 8), (12, 32)]
 
 
-def test_what_lies_between_is_interpolated() -> None:
-    """A step's time grows with layers times titles: neither alone would do."""
+def test_costs_between_are_interpolated() -> None:
+    """A step's time grows with layers times titles; neither alone is enough."""
     trials = [
         settings(**{"student.layers": n, "batch_size": b}) for n in (1, 2, 3, 4, 6, 12) for b in (8, 16, 32)
     ]
@@ -266,8 +266,8 @@ def test_what_lies_between_is_interpolated() -> None:
         assert parts.row == pytest.approx(0.001 * trial.student.layers)
 
 
-def test_words_are_timed_each() -> None:
-    """There is nothing between fp32 and bf16, nor between two corpora."""
+def test_each_categorical_value_is_timed() -> None:
+    """Nothing can be interpolated between fp32 and bf16, or between two corpora."""
     trials = [
         settings(**{"precision": p, "data": d, "student.layers": n, "model.dropout": drop})
         for p in ("fp32", "bf16")
@@ -292,8 +292,8 @@ def test_teacher_and_student_layers_both_count() -> None:
         assert times.parts(trial).row == pytest.approx(0.001 * sum(pair))
 
 
-def test_tasks_methods_and_budgets_are_timed_each() -> None:
-    """A step of clicks takes many times one of titles, and one without a teacher a part of it."""
+def test_each_task_method_and_budget_is_timed() -> None:
+    """A step of clicks costs many times one of titles, and one without a teacher less."""
     trials = [
         settings(**{"task": task, "method": method, "token_budget": budget})
         for task in ("topics", "recommendation", "retrieval")
@@ -303,8 +303,8 @@ def test_tasks_methods_and_budgets_are_timed_each() -> None:
     assert len(settings_to_time(trials)) == 12
 
 
-def test_histories_and_negatives_grow_a_step_of_clicks_alone() -> None:
-    """Each history length would be timed for itself, and those of topics, which read none, too."""
+def test_histories_and_negatives_count_in_recommendation_only() -> None:
+    """Each history length would be timed, also for topics, which reads no history."""
     values = [(h, n) for h in (10, 20, 30, 50) for n in (1, 2, 4)]
     clicks, titles = (
         [
@@ -318,8 +318,8 @@ def test_histories_and_negatives_grow_a_step_of_clicks_alone() -> None:
     assert len(settings_to_time(titles)) == 1
 
 
-def test_every_part_is_timed_and_nothing_is_left(make_settings: MakeSettings, tmp_path: Path) -> None:
-    """A part that was forgotten would count as free in every plan; a checkpoint left would fill the disk."""
+def test_every_part_is_timed_and_no_file_is_left(make_settings: MakeSettings, tmp_path: Path) -> None:
+    """A forgotten part would be free in every plan; a leftover checkpoint would fill the disk."""
     folder = tmp_path / "calibration"
     parts = time_parts(make_settings(**{"optimizer.accumulate": 2}), folder=folder)
     assert all(seconds > 0 for name, seconds in vars(parts).items() if name != "cold")
@@ -329,8 +329,8 @@ def test_every_part_is_timed_and_nothing_is_left(make_settings: MakeSettings, tm
 
 @pytest.mark.slow
 def test_more_work_takes_longer(make_settings: MakeSettings, tmp_path: Path) -> None:
-    """The plan stands on these differences."""
-    wide = {"layers": 8, "hidden": 64, "heads": 2, "feed_forward": 256}
+    """The estimate depends on these differences."""
+    wide = {"layers": 8, "hidden": 192, "heads": 2, "feed_forward": 768}
     small = time_parts(make_settings(batch_size=8), folder=tmp_path / "a")
     large = time_parts(make_settings(batch_size=64, scratch=wide), folder=tmp_path / "b")
     assert large.step > 2 * small.step
@@ -338,22 +338,22 @@ def test_more_work_takes_longer(make_settings: MakeSettings, tmp_path: Path) -> 
 
 
 @pytest.mark.ray
-def test_slots_are_timed_together_and_freed(
+def test_slots_are_timed_together_and_released(
     ray: RaySession, make_settings: MakeSettings, tmp_path: Path
 ) -> None:
-    """Neighbours slow each other down: timed alone, a step is too fast; actors that stay would block the
+    """Trials slow each other down: timed alone, a step is too fast; CPUs that stay reserved would block the
     sweep."""
     import ray as cluster
 
-    place = Resources(slots=2, cpus=1.0, gpus=0.0)
-    kinds = [make_settings(), make_settings(**{"student.layers": 4})]
-    found = calibrate(kinds, place, folder=tmp_path / "calibration")
-    assert found.settings == tuple(kinds)
-    assert all(part >= 0 for parts in found.parts for part in astuple(parts))
-    assert found.process > 0
-    assert found.seconds > found.process
+    resources = Resources(slots=2, cpus=1.0, gpus=0.0)
+    groups = [make_settings(), make_settings(**{"student.layers": 4})]
+    calibration = calibrate(groups, resources, folder=tmp_path / "calibration")
+    assert calibration.settings == tuple(groups)
+    assert all(part >= 0 for parts in calibration.parts for part in astuple(parts))
+    assert calibration.process > 0
+    assert calibration.seconds > calibration.process
     with pytest.raises(ShardError, match="no prepared shards"):
-        calibrate([make_settings(data=str(tmp_path / "nowhere"))], place, folder=tmp_path / "calibration")
+        calibrate([make_settings(data=str(tmp_path / "nowhere"))], resources, folder=tmp_path / "calibration")
 
     @cluster.remote(num_cpus=2)
     def whole() -> str:
@@ -366,8 +366,8 @@ def test_slots_are_timed_together_and_freed(
 WriteSpace = Callable[..., Path]
 
 
-def test_a_plan_is_held_against_its_own_sweep_only(write_space: WriteSpace, tmp_path: Path) -> None:
-    """A plan for two trials is said to have missed by a thousand per cent because a hundred were run."""
+def test_an_estimate_is_compared_with_its_own_sweep_only(write_space: WriteSpace, tmp_path: Path) -> None:
+    """An estimate for two trials is compared with a sweep of a hundred."""
     space = read_space(write_space())
     plan = {"of": estimate_subject(space, {}), "slots": 2, "wall": 600.0}
     (tmp_path / ESTIMATE).write_text(json.dumps(plan))
@@ -383,8 +383,8 @@ def test_a_plan_is_held_against_its_own_sweep_only(write_space: WriteSpace, tmp_
     assert compare_with_estimate(tmp_path, space, {}, seconds=660.0, slots=2) == ""
 
 
-def test_a_plan_of_what_cannot_be_ends_at_once(write_space: WriteSpace, shards: Path, tmp_path: Path) -> None:
-    """A person waits for the calibration of a sweep that then refuses to start."""
+def test_an_impossible_plan_ends_at_once(write_space: WriteSpace, shards: Path, tmp_path: Path) -> None:
+    """A user waits for the timing of a sweep that then refuses to start."""
     file = write_space(nowhere=str(shards))
     with pytest.raises(SettingsError, match="epochs = 0"):
         plan_sweep(file, out=tmp_path / "sweep", overrides={"epochs": 0})
@@ -401,14 +401,14 @@ def test_a_plan_of_what_cannot_be_ends_at_once(write_space: WriteSpace, shards: 
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_a_sweep_follows_its_plan_and_says_how_near_it_was(
+def test_a_sweep_compares_itself_with_its_estimate(
     ray: RaySession,
     write_space: WriteSpace,
     shards: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The plan stands in the way of its own sweep, or nobody learns that plans are wrong."""
+    """plan.json blocks its own sweep, or nobody learns how wrong estimates are."""
     small = (
         f"name: planned\nsettings: {{data: {shards}, teacher: scratch, epochs: 1, batch_size: 32, "
         "student.layers: 1, model.query_size: 8, scratch: {layers: 2, hidden: 16, heads: 2, "
@@ -417,9 +417,9 @@ def test_a_sweep_follows_its_plan_and_says_how_near_it_was(
     )
     file, out = write_space(small), tmp_path / "sweep"
     estimate = plan_sweep(file, out=out)
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert (len(estimate.costs), estimate.resources.slots) == (2, 2)
-    assert "planned: 2 points, 2 trials, 18 steps, 2 epochs" in said
+    assert "planned: 2 points, 2 trials, 18 steps, 2 epochs" in output
     assert sorted(path.name for path in out.iterdir()) == [".lock", "plan.json"]
     sweep(file, out=out)
     assert "planned " in capsys.readouterr().out

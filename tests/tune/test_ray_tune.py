@@ -236,7 +236,7 @@ def test_checkpoints_are_removed_when_nobody_writes_any_more(held: list[int], tm
 def test_a_trial_stopped_then_killed_then_finished(
     ray: RaySession, make_settings: MakeSettings, tmp_path: Path
 ) -> None:
-    """What a stopped or killed trial's group holds, every later trial waits for: in silence, for ever.
+    """Later trials would wait for ever for what a stopped or killed trial's group still holds.
 
     Three starts of one run, each after the other's end: Tune stops the first at its first report, the second
     dies at its first, and Tune starts it again. There are CPUs for one group alone.

@@ -14,7 +14,7 @@ from newsbert_ray.tune.resources import NodeError, check_nodes, node_fault, plan
 
 
 @pytest.mark.parametrize(
-    ("nodes", "values", "asked", "trials", "expected"),
+    ("nodes", "values", "concurrency", "trials", "expected"),
     [
         ([(8, 0)], {}, None, 100, (8, 1, 0)),
         ([(8, 0)], {}, 3, 100, (3, 1, 0)),
@@ -36,13 +36,13 @@ from newsbert_ray.tune.resources import NodeError, check_nodes, node_fault, plan
 def test_trials_at_once_follow_the_resources(
     nodes: list[tuple[int, int]],
     values: dict[str, Any],
-    asked: int | None,
+    concurrency: int | None,
     trials: int,
     expected: tuple[float, ...],
 ) -> None:
-    """Trials wait for ever for a place that is not there, or leave the machine idle."""
-    place = plan_resources(settings_with(values), cluster(*nodes), trials=trials, concurrency=asked)
-    assert (place.slots, place.cpus, place.gpus) == expected
+    """Trials wait for ever for resources that do not exist, or leave the machine idle."""
+    resources = plan_resources(settings_with(values), cluster(*nodes), trials=trials, concurrency=concurrency)
+    assert (resources.slots, resources.cpus, resources.gpus) == expected
 
 
 @pytest.mark.parametrize(
@@ -57,16 +57,16 @@ def test_trials_at_once_follow_the_resources(
         ([(8, 1)], {"workers": 2}, "workers = 2: each needs 1 CPUs and 1 GPUs of one node, and 1 fit"),
     ],
 )
-def test_not_even_one_trial_fits_is_said_at_once(
+def test_a_trial_that_does_not_fit_is_refused_at_once(
     nodes: list[tuple[int, int]], values: dict[str, Any], message: str
 ) -> None:
-    """Ray waits for ever for a machine that never comes."""
+    """Ray would wait for ever for a larger machine."""
     with pytest.raises(SettingsError, match=message):
         plan_resources(settings_with(values), cluster(*nodes), trials=1, concurrency=None)
 
 
 @pytest.mark.parametrize(
-    ("nodes", "gpus", "asked", "expected"),
+    ("nodes", "gpus", "concurrency", "expected"),
     [
         ([(16, 1)], 0.25, None, (4, 0.25)),
         ([(16, 1)], 0.3, None, (3, 0.3)),
@@ -75,24 +75,26 @@ def test_not_even_one_trial_fits_is_said_at_once(
         ([(16, 2)], 2.0, 8, (1, 2.0)),
     ],
 )
-def test_a_share_of_a_gpu_is_what_was_asked(
-    nodes: list[tuple[int, int]], gpus: float, asked: int | None, expected: tuple[float, ...]
+def test_the_gpu_share_is_the_requested_one(
+    nodes: list[tuple[int, int]], gpus: float, concurrency: int | None, expected: tuple[float, ...]
 ) -> None:
-    """Five trials share a GPU that holds four, and all die for want of its study."""
-    place = plan_resources(settings_with({}), cluster(*nodes), trials=100, concurrency=asked, gpus=gpus)
-    assert (place.slots, place.gpus) == expected
+    """Five trials share a GPU that holds four, and all die for lack of memory."""
+    resources = plan_resources(
+        settings_with({}), cluster(*nodes), trials=100, concurrency=concurrency, gpus=gpus
+    )
+    assert (resources.slots, resources.gpus) == expected
 
 
-def test_a_share_of_a_gpu_that_is_not_there_is_refused() -> None:
-    """Trials priced as on a GPU run for days on a CPU."""
+def test_a_gpu_share_without_gpus_is_refused() -> None:
+    """Trials priced for a GPU run for days on a CPU."""
     with pytest.raises(SettingsError, match=r"gpus = 0.25: Ray has no GPU"):
         plan_resources(settings_with({}), cluster((8, 0)), trials=1, gpus=0.25)
 
 
 def test_a_groups_driver_holds_no_cpu() -> None:
-    """Drivers hold all CPUs, their workers wait for one, and nothing ever moves."""
-    place = plan_resources(settings_with({"workers": 2}), cluster((4, 0)), trials=9)
-    assert (place.nested, place.slots, place.tune_request["CPU"]) == (True, 2, 0)
+    """Drivers hold all CPUs and their workers wait for ever."""
+    resources = plan_resources(settings_with({"workers": 2}), cluster((4, 0)), trials=9)
+    assert (resources.nested, resources.slots, resources.tune_request["CPU"]) == (True, 2, 0)
 
 
 def settings_with(values: dict[str, Any]) -> TrainSettings:
@@ -105,7 +107,7 @@ def cluster(*nodes: tuple[int, int]) -> list[dict[str, float]]:
     return [{"CPU": float(cpus)} | ({"GPU": float(gpus)} if gpus else {}) for cpus, gpus in nodes]
 
 
-def test_a_machine_that_lacks_something_says_what(shards: Path, tmp_path: Path) -> None:
+def test_a_machine_says_what_it_cannot_read(shards: Path, tmp_path: Path) -> None:
     """A trial on a machine without the shared disk leaves its results where nobody finds them."""
     (tmp_path / "probe").touch()
     seen, out = tmp_path / "probe", WorkDir.at(tmp_path)
@@ -116,8 +118,8 @@ def test_a_machine_that_lacks_something_says_what(shards: Path, tmp_path: Path) 
     assert "cannot be written" in node_fault(WorkDir("/proc/here"), seen, [], [])
 
 
-def test_a_machine_that_comes_later_is_asked_too(tmp_path: Path) -> None:
-    """The cluster grows while the sweep runs, and nobody has looked at the new machine."""
+def test_a_machine_that_joins_later_is_checked_too(tmp_path: Path) -> None:
+    """The cluster grows during the sweep, and the new machine does not see the folder."""
     require_seen(None)
     require_seen(WorkDir("s3://shelf/sweep"))
     with pytest.raises(
@@ -129,8 +131,8 @@ def test_a_machine_that_comes_later_is_asked_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
-def test_every_machine_is_asked(ray: RaySession, shards: Path, tmp_path: Path) -> None:
-    """The driver's own machine sees everything; the others are those that count."""
+def test_every_machine_is_checked(ray: RaySession, shards: Path, tmp_path: Path) -> None:
+    """The driver's machine sees everything; the others may not."""
     check_nodes(WorkDir.at(tmp_path), data=[str(shards)])
     assert not list(tmp_path.glob(".probe*"))
     with pytest.raises(NodeError, match=r"node 127\.0\.0\.1 \(\w+\): does not see .*nowhere"):

@@ -32,17 +32,17 @@ def space(write_space: WriteSpace) -> SearchSpace:
 
 def test_an_override_of_an_axis_fixes_it_and_says_so(space: SearchSpace) -> None:
     """The command line says beta 0.1, and the sweep varies beta all the same."""
-    fixed, said = fix(space, {"distill": {"beta": 0.1}, "seed": 5})
+    fixed, messages = fix(space, {"distill": {"beta": 0.1}, "seed": 5})
     assert [axis.name for axis in fixed.axes] == ["student.layers"]
     assert fixed.seeds == (5,)
-    assert said == ["distill.beta is 0.1, not varied", "seed is 5 in every trial"]
+    assert messages == ["distill.beta is 0.1, not varied", "seed is 5 in every trial"]
     assert fix(space, {"batch_size": 8}) == (space, [])
     with pytest.raises(SettingsError, match="out = 'x'"):
         fix(space, {"out": "x"})
 
 
 def test_vary_replaces_adds_and_checks(space: SearchSpace) -> None:
-    """Depths given on the command line are ignored, or a misspelt one is taken."""
+    """Depths on the command line are ignored, or a misspelt name is accepted."""
     changed = vary(space, {"student.layers": [1, 4], "distill.temperature": [1, 2], "seeds": [3, 4]})
     assert {axis.name: axis.values for axis in changed.axes} == {
         "distill.beta": (0.0, 0.2),
@@ -120,7 +120,7 @@ def test_a_conditional_grid_holds_each_point_once(conditional: SearchSpace) -> N
     sizes=st.lists(st.integers(1, 3), min_size=1, max_size=4),
     parents=st.lists(st.integers(0, 3), min_size=4, max_size=4),
 )
-def test_a_grid_is_the_product_without_what_is_ruled_out(sizes: list[int], parents: list[int]) -> None:
+def test_a_grid_is_the_product_without_inactive_axes(sizes: list[int], parents: list[int]) -> None:
     """A conditional grid leaves out a combination, or runs one twice."""
     axes: list[Axis] = []
     for index, size in enumerate(sizes):
@@ -140,7 +140,7 @@ def test_a_grid_is_the_product_without_what_is_ruled_out(sizes: list[int], paren
     assert set(points) == expected
 
 
-def test_a_grid_that_is_a_slip_is_refused_at_once(write_space: WriteSpace) -> None:
+def test_a_far_too_large_grid_is_refused_at_once(write_space: WriteSpace) -> None:
     """Six axes of thirty values are counted point by point for an hour."""
     lines = [
         f"  {name}: {{grid: {list(range(1, 31))}}}"
@@ -150,10 +150,10 @@ def test_a_grid_that_is_a_slip_is_refused_at_once(write_space: WriteSpace) -> No
         read_space(write_space("name: s\nspace:\n" + "\n".join(lines) + "\n"))
 
 
-def test_every_value_of_every_axis_is_tried_out_before_a_search_starts(
+def test_every_value_of_every_axis_is_checked_before_a_search_starts(
     conditional: SearchSpace, tmp_path: Path
 ) -> None:
-    """A search ends hours later at a value that no trial can take, on an axis that seldom varies."""
+    """A search fails hours later at an impossible value of an axis that is rarely active."""
     searched = conditional.model_copy(update={"search": Search(sampler="tpe", trials=3)})
     check_space(searched, out=tmp_path, overrides={})
     axes = list(searched.axes)
@@ -164,42 +164,42 @@ def test_every_value_of_every_axis_is_tried_out_before_a_search_starts(
 
 def test_what_depends_on_a_fixed_axis_varies_or_is_dropped(conditional: SearchSpace) -> None:
     """--optimizer.decay none leaves a warm-up that never varies, or drops one that should."""
-    fixed, said = fix(conditional, {"optimizer": {"decay": "linear"}})
+    fixed, messages = fix(conditional, {"optimizer": {"decay": "linear"}})
     assert [axis.name for axis in fixed.axes] == [
         "optimizer.warmup_share",
         "distill.beta",
         "distill.temperature",
     ]
     assert fixed.axes[0].when == {}
-    assert said == ["optimizer.decay is 'linear', not varied"]
-    fixed, said = fix(conditional, {"optimizer": {"decay": "none"}})
+    assert messages == ["optimizer.decay is 'linear', not varied"]
+    fixed, messages = fix(conditional, {"optimizer": {"decay": "none"}})
     assert [axis.name for axis in fixed.axes] == ["distill.beta"]
-    assert said == [
+    assert messages == [
         "optimizer.decay is 'none', not varied",
         "optimizer.warmup_share is not varied: it varies only where optimizer.decay is linear or cosine",
         "distill.temperature is not varied: it varies only where optimizer.warmup_share is 0.1 and "
         "distill.beta is 0.1",
     ]
-    fixed, said = fix(vary(conditional, {"optimizer.warmup_share": [0.3]}), {})
+    fixed, messages = fix(vary(conditional, {"optimizer.warmup_share": [0.3]}), {})
     assert [axis.name for axis in fixed.axes] == ["optimizer.decay", "optimizer.warmup_share", "distill.beta"]
     assert fixed.axes[1].when == {"optimizer.decay": ("linear", "cosine")}
-    assert len(said) == 1
+    assert len(messages) == 1
 
 
 def test_starting_points_follow_what_is_fixed_or_varied_otherwise(write_space: WriteSpace) -> None:
-    """Optuna is given a starting point with a value that no trial may take, and warns, or takes it."""
+    """Optuna gets a starting point with a value off its axis, and warns, or uses it."""
     starts = "search: {trials: 5}\nstart:\n" + "".join(
         f"  - {{distill.beta: {beta}, student.layers: {layers}}}\n"
         for beta, layers in ((0.0, 1), (0.2, 1), (0.2, 2))
     )
     space = read_space(write_space(**{"seeds: [0]": starts}))
-    fixed, said = fix(vary(space, {"student.layers": [1, 3]}), {"distill.beta": 0.1})
+    fixed, messages = fix(vary(space, {"student.layers": [1, 3]}), {"distill.beta": 0.1})
     assert fixed.start == ({"student.layers": 1},)
-    assert said[1:] == ["starting point beta=0.2,layers=2 is left out: expected one of 1, 3"]
+    assert messages[1:] == ["starting point beta=0.2,layers=2 is left out: expected one of 1, 3"]
 
 
 def test_the_command_line_steers_a_search(space: SearchSpace) -> None:
-    """--search.trials or --limits.hours does nothing, or takes the file's other values with it."""
+    """--search.trials or --limits.hours does nothing, or resets the file's other values."""
     control = {
         "search": {"sampler": "random", "trials": 9},
         "limits.hours": 2,
@@ -228,7 +228,7 @@ def deep(write_space: WriteSpace) -> SearchSpace:
 
 
 def test_divisors_are_those_of_the_teacher(deep: SearchSpace, tmp_path: Path) -> None:
-    """A search over depths tries one that no student can have, or the teacher's own."""
+    """A search over depths tries an impossible one, or the teacher's own."""
     (tmp_path / "config.json").write_text(json.dumps({"num_hidden_layers": 12}))
     for overrides, expected in (
         ({}, (1, 2)),
@@ -245,10 +245,10 @@ def test_divisors_are_those_of_the_teacher(deep: SearchSpace, tmp_path: Path) ->
         check_space(resolved, out=tmp_path, overrides=overrides)
 
 
-def test_divisors_that_cannot_be_known_say_the_way_out(
+def test_unknown_divisors_give_the_cure(
     deep: SearchSpace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A teacher by its name, with no network, ends a sweep in frames."""
+    """A teacher given by name, without a network, ends in a stack trace."""
 
     class AutoConfig:
         @staticmethod
@@ -269,8 +269,8 @@ def test_divisors_that_cannot_be_known_say_the_way_out(
         resolve_depths(deep.model_copy(update={"settings": {}}), {})
 
 
-def test_what_names_a_depth_is_held_against_the_divisors(write_space: WriteSpace) -> None:
-    """A starting point of four layers fails beside a six-layer teacher, an hour later."""
+def test_starting_points_and_conditions_are_checked_against_the_divisors(write_space: WriteSpace) -> None:
+    """A starting point of four layers fails with a six-layer teacher, an hour later."""
     text = "search: {trials: 3}\nstart: [{student.layers: 4}]"
     space = read_space(write_space(**{"[1, 2]": "divisors", "seeds: [0]": text}))
     assert resolve_depths(space, {"scratch.layers": 8}).start == ({"student.layers": 4},)
@@ -296,9 +296,7 @@ def test_the_depth_of_a_teacher_in_a_folder_is_read_from_its_config(
         check_space(space, out=tmp_path, overrides={"teacher": str(tmp_path), "model": {"teacher_layers": 8}})
 
 
-def test_combinations_that_cannot_be_are_found_before_anything_starts(
-    space: SearchSpace, tmp_path: Path
-) -> None:
+def test_impossible_combinations_are_found_before_anything_starts(space: SearchSpace, tmp_path: Path) -> None:
     """A sweep starts whose trials cannot."""
     for overrides, message in (
         (
@@ -319,7 +317,7 @@ def test_missing_data_or_teacher_is_asked_for(write_space: WriteSpace, tmp_path:
         check_space(space, out=tmp_path, overrides={})
 
 
-def test_folders_reach_a_trial_as_they_were_meant(
+def test_relative_folders_reach_a_trial_as_absolute_ones(
     space: SearchSpace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A worker that Ray starts elsewhere looks for a relative folder in its own."""
@@ -331,7 +329,7 @@ def test_folders_reach_a_trial_as_they_were_meant(
 
 
 def test_a_point_is_named_by_what_varies() -> None:
-    """Nobody finds the trial of beta 0.1 again."""
+    """Nobody finds the trial of beta 0.1."""
     assert point_label({"distill.beta": 0.1, "student.layers": 2}, seed=0) == "beta=0.1,layers=2,seed=0"
     assert point_label({}) == "only"
     both = {"optimizer.beta1": 0.9, "a.rate": 1.0, "b.rate": 2}
@@ -362,13 +360,13 @@ def test_flatten_opens_groups() -> None:
     assert flatten({"a": {"b": {"c": 1}}, "d": None}) == {"a.b.c": 1, "d": None}
 
 
-def test_a_task_on_the_command_line_moves_a_goal_that_was_not_given(space: SearchSpace) -> None:
-    """The goal's name stays behind when the task changes, or a given one is changed in silence."""
+def test_a_task_on_the_command_line_changes_a_default_goal(space: SearchSpace) -> None:
+    """The default goal does not follow the task, or a given goal is changed silently."""
     moved, _ = fix(space, {"task": "recommendation"})
     assert (moved.metric, moved.settings["task"]) == ("validation.student.auc", "recommendation")
     assert fix(moved, {"task": "topics"})[0].metric == "validation.student.accuracy"
-    given = space.model_copy(update={"goals": (Goal(metric="validation.student.accuracy"),)})
-    kept, _ = fix(given, {"task": "recommendation"})
+    explicit = space.model_copy(update={"goals": (Goal(metric="validation.student.accuracy"),)})
+    kept, _ = fix(explicit, {"task": "recommendation"})
     assert kept.metric == "validation.student.accuracy"
     with pytest.raises(SettingsError, match=r"did you mean 'validation\.student\.auc'"):
         check_space(kept, out=Path("out"), overrides={"task": "recommendation"})

@@ -1,4 +1,4 @@
-"""Every slip in a search space is named by file and line before anything starts."""
+"""Search spaces as files: every mistake is reported with file and line before anything starts."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_committed_spaces_load_and_state_question_cost_and_command(path: Path) -
 
 
 def test_a_space_is_read_as_written(write_space: WriteSpace) -> None:
-    """A number such as 1e-3, which YAML 1.1 takes for a word, or the order of a grid is changed."""
+    """A number such as 1e-3, a string in YAML 1.1, or the order of a grid is changed."""
     space = read_space(
         write_space(
             "name: s\nsettings: {learning_rate: 1e-3}\nspace:\n  optimizer.decay: {choice: [none, linear]}\n"
@@ -54,7 +54,7 @@ def test_a_space_is_read_as_written(write_space: WriteSpace) -> None:
     assert (space.points, space.seeds, space.goals[0].mode, space.search.seed) == (7, (4, 2), "min", 3)
 
 
-def test_a_grid_runs_through_its_points_the_last_axis_fastest(write_space: WriteSpace) -> None:
+def test_a_grid_changes_the_last_axis_fastest(write_space: WriteSpace) -> None:
     """The table and the journal list points in an order that nobody expects."""
     points = list(read_space(write_space()).grid())
     assert [tuple(point.values()) for point in points] == [(0.0, 1), (0.0, 2), (0.2, 1), (0.2, 2)]
@@ -96,15 +96,13 @@ def test_every_part_of_a_space_is_read(write_space: WriteSpace) -> None:
         ("search: {trials: 3}\nstopping: {scheduler: median, grace: 2}", "median"),
     ],
 )
-def test_trials_end_early_where_they_can_be_judged_early(
-    text: str, scheduler: str, write_space: WriteSpace
-) -> None:
-    """A grid is thinned out behind its reader's back; or a search is dear because nobody asked for ASHA."""
+def test_the_default_scheduler(text: str, scheduler: str, write_space: WriteSpace) -> None:
+    """Trials of a grid are stopped unasked; or a search is expensive without ASHA."""
     assert read_space(write_space(**{"seeds: [0]": text})).scheduler == scheduler
 
 
 @pytest.mark.parametrize("path", SPACES, ids=lambda path: str(path.stem))
-def test_every_command_at_a_spaces_head_is_understood(path: Path) -> None:
+def test_every_command_in_a_spaces_header_is_valid(path: Path) -> None:
     """A command copied from a search space ends in `unknown setting`."""
     head = path.read_text(encoding="utf-8").split("\nname:")[0].replace("\n#     --", " --")
     commands = re.findall(r"^#   (newsbert-ray .+)$", head, flags=re.MULTILINE)
@@ -114,7 +112,7 @@ def test_every_command_at_a_spaces_head_is_understood(path: Path) -> None:
         parse(verb, rest)
 
 
-SLIPS = {
+MISTAKES = {
     "name of a setting": (
         "distill.beta",
         "distill.bta",
@@ -129,7 +127,7 @@ SLIPS = {
     "value that is a list": ("[1, 2]", "[[1], 2]", 5, "is not a single value"),
     "empty grid": ("[1, 2]", "[]", 5, "expected a list of values"),
     "no kind": ("{grid: [1, 2]}", "{}", 5, "needs one of"),
-    "two kinds": ("{grid: [1, 2]}", "{grid: [1, 2], int: [1, 2]}", 5, "needs one of"),
+    "grid and int": ("{grid: [1, 2]}", "{grid: [1, 2], int: [1, 2]}", 5, "needs one of"),
     "kind misspelt": (
         "{grid: [1, 2]}",
         "{grd: [1, 2]}",
@@ -333,10 +331,10 @@ SLIPS = {
 }
 
 
-@pytest.mark.parametrize("slip", SLIPS)
-def test_a_slip_is_named_by_file_line_and_cure(slip: str, write_space: WriteSpace) -> None:
-    """A sweep runs for hours over the wrong thing, or fails with a stack of frames."""
-    old, new, line, message = SLIPS[slip]
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_reported_with_file_line_and_cure(mistake: str, write_space: WriteSpace) -> None:
+    """A sweep runs for hours over the wrong settings, or fails with a stack trace."""
+    old, new, line, message = MISTAKES[mistake]
     path = write_space(**{old: new})
     with pytest.raises(SettingsError, match=message) as caught:
         read_space(path)
@@ -346,27 +344,27 @@ def test_a_slip_is_named_by_file_line_and_cure(slip: str, write_space: WriteSpac
 @pytest.mark.parametrize(
     "text", ["", "- a\n- b\n", "just words\n", "name: \x00\n", "!!python/object/apply:os.getcwd []\n"]
 )
-def test_a_file_that_is_no_search_space_is_one_message(text: str, write_space: WriteSpace) -> None:
-    """A wrong file ends in frames, or runs what stands in it."""
+def test_a_file_that_is_no_search_space_gives_one_message(text: str, write_space: WriteSpace) -> None:
+    """A wrong file ends in a stack trace, or is executed."""
     with pytest.raises(SettingsError, match=r"space\.yaml"):
         read_space(write_space(text))
 
 
-def test_a_missing_or_unreadable_file_is_one_message(tmp_path: Path) -> None:
-    """A misspelt path ends in frames."""
+def test_a_missing_or_unreadable_file_gives_one_message(tmp_path: Path) -> None:
+    """A misspelt path ends in a stack trace."""
     for path in (tmp_path / "none.yaml", tmp_path):
         with pytest.raises(SettingsError, match=os.fspath(path)):
             read_space(path)
 
 
 def test_vary_reads_values_as_yaml_does() -> None:
-    """--vary turns numbers into words, which no setting takes and no table sorts."""
+    """--vary turns numbers into strings, which settings refuse."""
     assert parse_vary("student.layers=1,2,3") == ("student.layers", [1, 2, 3])
     assert parse_vary(" learning_rate = [1e-5, 3e-5]") == ("learning_rate", [1e-5, 3e-5])
     assert parse_vary("optimizer.clip_norm=null,1.0") == ("optimizer.clip_norm", [None, 1.0])
-    for slip in ("student.layers", "student.layers=", "=1", "student.layers=1,,2"):
+    for text in ("student.layers", "student.layers=", "=1", "student.layers=1,,2"):
         with pytest.raises(SettingsError, match="expected NAME=VALUE,VALUE"):
-            parse_vary(slip)
+            parse_vary(text)
 
 
 @pytest.mark.parametrize(
@@ -378,21 +376,19 @@ def test_vary_reads_values_as_yaml_does() -> None:
     ],
 )
 @pytest.mark.parametrize("where", ["file", "command line"])
-def test_a_goal_that_is_not_given_is_the_tasks_own(
-    task: str, goal: str, where: str, write_space: WriteSpace
-) -> None:
-    """A recommendation sweep judged by an accuracy that none of its trials reports fails in its last step."""
+def test_the_default_goal_is_the_tasks_own(task: str, goal: str, where: str, write_space: WriteSpace) -> None:
+    """A recommendation sweep with accuracy as its goal fails at each trial's end."""
     changes = {"epochs: 2": f"epochs: 2, task: {task}"} if where == "file" else {}
     overrides = {"task": task} if where == "command line" else {}
     path = write_space(**changes, **{"seeds: [0]": "mode: max\nsearch: {trials: 3}"})
     space, _ = build_space(path, Changes(overrides, {}, {}))
-    assert [found.metric for found in space.goals] == [goal]
+    assert [one.metric for one in space.goals] == [goal]
     assert space.scheduler == "asha"
     assert check_space(space, out=path.parent / "out", overrides=overrides).task == task
 
 
 def test_a_goal_of_another_task_is_refused_by_name_and_line(write_space: WriteSpace) -> None:
-    """A sweep runs for a day and then has no number to judge by."""
+    """A sweep runs for a day and then has no number to compare."""
     file = write_space(
         **{
             "epochs: 2": "epochs: 2, task: recommendation",
@@ -423,16 +419,16 @@ def test_the_command_lines_task_decides_which_goals_there_are(write_space: Write
         build_space(write_space(), Changes({"task": "retrievl"}, {}, {}))
 
 
-def test_early_stopping_asks_for_the_tasks_own_curves(write_space: WriteSpace) -> None:
-    """The advice to judge by an accuracy would only lead to the next error."""
+def test_early_stopping_suggests_the_tasks_own_metrics(write_space: WriteSpace) -> None:
+    """Suggesting accuracy would only lead to the next error."""
     text = "metric: test.student.auc\nsearch: {trials: 3}\nstopping: {scheduler: asha}"
     file = write_space(**{"epochs: 2": "epochs: 2, task: retrieval", "seeds: [0]": text})
     with pytest.raises(SettingsError, match=r"or one of validation\.student\.auc, validation\.teacher\.auc$"):
         read_space(file)
 
 
-def test_methods_may_vary_and_a_teacher_that_is_not_there_judges_nobody(write_space: WriteSpace) -> None:
-    """Fine-tuning beside distillation is one axis; by a teacher's metric all its trials would fail."""
+def test_methods_may_vary_but_not_with_a_goal_of_the_teacher(write_space: WriteSpace) -> None:
+    """Fine-tuning has no teacher, so all its trials would fail with a teacher's metric."""
     axes = {"distill.beta: {grid: [0.0, 0.2]}": "method: {grid: [newsbert, finetune]}"}
     space, _ = build_space(write_space(**axes), Changes({}, {}, {}))
     out = Path("out")
@@ -444,8 +440,8 @@ def test_methods_may_vary_and_a_teacher_that_is_not_there_judges_nobody(write_sp
         check_space(read_space(file), out=out, overrides={})
 
 
-def test_a_grid_leaves_combinations_out(write_space: WriteSpace) -> None:
-    """A table's rows are no full grid: only fine-tuning has a row of the whole depth."""
+def test_a_grid_skips_combinations(write_space: WriteSpace) -> None:
+    """A table's rows are not a full grid: only fine-tuning has a row of the full depth."""
     axes = {"distill.beta: {grid: [0.0, 0.2]}": "method: {grid: [finetune, newsbert, pkd]}"}
     skip = "skip:\n  - {method: [newsbert, pkd], student.layers: 2}\n"
     file = write_space(**axes, **{"seeds: [0]": f"seeds: [0]\n{skip}"})
@@ -468,15 +464,15 @@ def test_a_grid_leaves_combinations_out(write_space: WriteSpace) -> None:
         ("5", r"skip = 5, expected a list"),
     ],
 )
-def test_a_slip_in_skip_is_named(write_space: WriteSpace, skip: str, message: str) -> None:
-    """It would leave out nothing, or all."""
+def test_a_mistake_in_skip_is_reported(write_space: WriteSpace, skip: str, message: str) -> None:
+    """It would skip nothing, or everything."""
     file = write_space(**{"seeds: [0]": f"seeds: [0]\nskip: {skip}"})
     with pytest.raises(SettingsError, match=message):
         read_space(file)
 
 
 def test_only_a_grid_skips(write_space: WriteSpace) -> None:
-    """A sampler would draw the combination all the same."""
+    """A sampler would draw the combination anyway."""
     more = "seeds: [0]\nskip: [{student.layers: 1}]\nsearch: {sampler: random, trials: 3}"
     with pytest.raises(SettingsError, match="only a grid can skip combinations"):
         read_space(write_space(**{"seeds: [0]": more}))

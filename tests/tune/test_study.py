@@ -69,18 +69,18 @@ search: {sampler: tpe, trials: 6}
 
 @pytest.fixture
 def conditional(write_space: WriteSpace) -> SearchSpace:
-    """Six points of Optuna's choice, two of them given; a warm-up only where the rate decays."""
+    """Six points of Optuna's choice, two of them starting points; a warm-up only where the rate decays."""
     return read_space(write_space(CONDITIONAL))
 
 
 def drain(study: SweepStudy) -> list[tuple[int, str]]:
-    """Number and name of every point that is still due; each is told a value."""
-    found: list[tuple[int, str]] = []
+    """Number and name of every remaining point; each gets a value."""
+    points: list[tuple[int, str]] = []
     while (due := study.next_point()) is not None:
         number, point = due
-        study.tell(number, (float(len(found)),))
-        found.append((number, point_label(point)))
-    return found
+        study.tell(number, (float(len(points)),))
+        points.append((number, point_label(point)))
+    return points
 
 
 def test_a_grid_hands_out_each_point_once_in_order(grid: SearchSpace, tmp_path: Path) -> None:
@@ -93,15 +93,15 @@ def test_a_grid_hands_out_each_point_once_in_order(grid: SearchSpace, tmp_path: 
 
 @pytest.mark.parametrize("kind", ["grid", "tpe"])
 @pytest.mark.parametrize("told", range(4))
-@pytest.mark.parametrize("under_way", range(3))
-def test_a_memory_left_at_any_moment_ends_with_every_point_once(
-    kind: str, told: int, under_way: int, request: pytest.FixtureRequest, tmp_path: Path
+@pytest.mark.parametrize("running", range(3))
+def test_an_interrupted_study_runs_every_point_once(
+    kind: str, told: int, running: int, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    """A resume runs a finished point again, forgets one that was under way, or makes the sweep longer."""
+    """A resume repeats a finished point, forgets a running one, or makes the sweep longer."""
     space: SearchSpace = request.getfixturevalue(kind)
     study = SweepStudy(space, tmp_path)
     seen = []
-    for index in range(min(told + under_way, space.points)):
+    for index in range(min(told + running, space.points)):
         due = study.next_point()
         assert due is not None
         seen.append(point_label(due[1]))
@@ -110,13 +110,14 @@ def test_a_memory_left_at_any_moment_ends_with_every_point_once(
     del study
     again = SweepStudy(space, tmp_path)
     rest = [name for _, name in drain(again)]
-    assert rest[: len(seen[told:])] == seen[told:], "what was under way comes first"
+    assert rest[: len(seen[told:])] == seen[told:], "what was running comes first"
     assert len(again.ended) == space.points
     assert max(Counter(point_label(end.values) for end in again.ended).values()) == 1
 
 
-def test_a_failed_point_is_due_again_after_a_resume_only(grid: SearchSpace, tmp_path: Path) -> None:
-    """A point that failed for want of disk stays lost; or one that always fails keeps a sweep from ending."""
+def test_a_failed_point_is_tried_again_only_after_a_resume(grid: SearchSpace, tmp_path: Path) -> None:
+    """A point that failed for lack of disk space stays lost; or one that always fails keeps a sweep from
+    ending."""
     study = SweepStudy(grid, tmp_path)
     number, point = study.next_point() or pytest.fail("no point")
     study.tell(number, None)
@@ -125,8 +126,8 @@ def test_a_failed_point_is_due_again_after_a_resume_only(grid: SearchSpace, tmp_
     assert drain(SweepStudy(grid, tmp_path)) == []
 
 
-def test_half_a_line_and_a_lock_left_by_a_kill_are_mended(grid: SearchSpace, tmp_path: Path) -> None:
-    """A sweep killed in the midst of a write can never be resumed, or waits half a minute for a dead lock."""
+def test_an_incomplete_line_and_a_lock_left_by_a_kill_are_removed(grid: SearchSpace, tmp_path: Path) -> None:
+    """A sweep killed during a write can never be resumed, or waits half a minute for a stale lock."""
     study = SweepStudy(grid, tmp_path)
     number, _ = study.next_point() or pytest.fail("no point")
     study.tell(number, (0.5,))
@@ -138,7 +139,7 @@ def test_half_a_line_and_a_lock_left_by_a_kill_are_mended(grid: SearchSpace, tmp
 
 
 def test_a_resumed_sampler_does_not_draw_its_first_points_again(tpe: SearchSpace, tmp_path: Path) -> None:
-    """A resumed search spends its trials on points that it knows."""
+    """A resumed search spends its trials on points it has already tried."""
     study = SweepStudy(tpe, tmp_path)
     number, first = study.next_point() or pytest.fail("no point")
     study.tell(number, (0.1,))
@@ -150,7 +151,7 @@ def test_a_resumed_sampler_does_not_draw_its_first_points_again(tpe: SearchSpace
 def test_the_same_seed_suggests_the_same_points(
     sampler: str, write_space: WriteSpace, tmp_path: Path
 ) -> None:
-    """A sweep cannot be repeated; or another seed searches no differently."""
+    """A sweep cannot be repeated; or another seed changes nothing."""
     names = []
     for folder, seed in (("a", 1), ("b", 1), ("c", 2)):
         (tmp_path / folder).mkdir()
@@ -173,7 +174,7 @@ def test_the_better_value_wins_in_both_modes(write_space: WriteSpace, tmp_path: 
 
 
 def test_a_point_holds_only_what_varies_there(conditional: SearchSpace, tmp_path: Path) -> None:
-    """A trial is named by, and Optuna learns from, a warm-up that its schedule never had."""
+    """A trial's name and Optuna contain a warm-up that its schedule does not have."""
     drain(SweepStudy(conditional, tmp_path))
     for end in SweepStudy(conditional, tmp_path).ended:
         assert ("optimizer.warmup_share" in end.values) == (end.values["optimizer.decay"] == "linear")
@@ -197,17 +198,17 @@ def test_starting_points_come_first_and_once(conditional: SearchSpace, tmp_path:
 
 
 def points_left(study: SweepStudy) -> list[PointValues]:
-    """Every point that is still due."""
-    found = []
+    """Every remaining point."""
+    points = []
     while (due := study.next_point()) is not None:
-        found.append(due[1])
-    return found
+        points.append(due[1])
+    return points
 
 
-def test_a_memory_cut_off_after_any_of_its_writes_ends_with_every_point_once(
+def test_a_study_cut_off_after_any_write_runs_every_point_once(
     conditional: SearchSpace, tmp_path: Path
 ) -> None:
-    """A kill between a point's birth and last parameter, or at the study's birth, loses or doubles it."""
+    """A kill while a point or the study is being created loses or duplicates it."""
     whole = tmp_path / "whole"
     whole.mkdir()
     study = SweepStudy(conditional, whole, "mine")
@@ -232,8 +233,7 @@ def test_a_memory_cut_off_after_any_of_its_writes_ends_with_every_point_once(
 
 
 def test_a_stopped_point_counts_and_keeps_its_curve(tpe: SearchSpace, tmp_path: Path) -> None:
-    """A point that was ended early is tried again; or the sampler and optuna-dashboard never learn how far it
-    came."""
+    """A stopped point is tried again; or the sampler and optuna-dashboard do not know its last epoch."""
     study = SweepStudy(tpe, tmp_path)
     number, point = study.next_point() or pytest.fail("no point")
     study.tell(number, (0.6,), curve=[(0.6, 0.4), (1.4, 0.5), (2.0, 0.6)], stopped=True)
@@ -272,7 +272,8 @@ GOALS = """goals:
 
 @pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random"])
 def test_several_goals_make_a_front(sampler: str, write_space: WriteSpace, tmp_path: Path) -> None:
-    """Only the first goal reaches the sampler, one is turned round, or optuna-dashboard names none."""
+    """Only the first goal reaches the sampler, a direction is reversed, or optuna-dashboard shows no
+    names."""
     space = read_space(write_space(CONDITIONAL.replace("tpe", sampler) + GOALS))
     study = SweepStudy(space, tmp_path)
     for value in range(6):
@@ -286,7 +287,7 @@ def test_several_goals_make_a_front(sampler: str, write_space: WriteSpace, tmp_p
 
 
 def test_the_gaussian_process_searches_where_it_can(write_space: WriteSpace, tmp_path: Path) -> None:
-    """A sampler that we offer ends a sweep at its eleventh point, when it first computes."""
+    """A sampler that we offer fails at its eleventh point, when it first computes."""
     pytest.importorskip("scipy", reason="the gp sampler's own need")
     text = CONDITIONAL.replace(", when: {optimizer.decay: linear}", "").replace(
         "tpe, trials: 6", "gp, trials: 12"
@@ -295,10 +296,10 @@ def test_the_gaussian_process_searches_where_it_can(write_space: WriteSpace, tmp
     assert len(drain(SweepStudy(space, tmp_path))) == 12
 
 
-def test_the_gaussian_process_says_what_it_lacks(
+def test_the_gaussian_process_names_the_missing_package(
     write_space: WriteSpace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without scipy a sweep breaks off in its midst, with frames."""
+    """Without scipy a sweep breaks off in the middle, with a stack trace."""
     monkeypatch.setattr("newsbert_ray.tune.study.find_spec", lambda name: None)
     space = read_space(
         write_space(CONDITIONAL.replace(", when: {optimizer.decay: linear}", "").replace("tpe", "gp"))
@@ -311,7 +312,7 @@ def test_the_gaussian_process_says_what_it_lacks(
 def test_a_resume_may_ask_for_more_points_or_fewer(
     now: int, rest: int, tpe: SearchSpace, tmp_path: Path
 ) -> None:
-    """More trials are asked for and none runs; or fewer, and the sweep goes on to the old number."""
+    """A resume with more trials runs none; or one with fewer runs the old number."""
     study = SweepStudy(tpe, tmp_path)
     for index in range(4):
         number, _ = study.next_point() or pytest.fail("no point")
@@ -328,8 +329,8 @@ def sqlite(tpe: SearchSpace, tmp_path: Path) -> SearchSpace:
     return tpe.model_copy(update={"search": search})
 
 
-def test_a_database_remembers_like_the_journal(sqlite: SearchSpace, tmp_path: Path) -> None:
-    """A sweep in a database forgets what was under way, or what it was told."""
+def test_a_database_keeps_the_same_as_the_journal(sqlite: SearchSpace, tmp_path: Path) -> None:
+    """A sweep in a database forgets running points, or results."""
     study = SweepStudy(sqlite, tmp_path, "mine")
     first = study.next_point() or pytest.fail("no point")
     second = study.next_point() or pytest.fail("no point")
@@ -360,7 +361,7 @@ def test_a_study_of_another_sweep_is_refused(sqlite: SearchSpace, tpe: SearchSpa
         SweepStudy(sqlite.model_copy(update={"goals": (*sqlite.goals, goal)}), tmp_path, "first")
 
 
-def test_a_study_that_goes_away_is_one_message(sqlite: SearchSpace, tpe: SearchSpace, tmp_path: Path) -> None:
+def test_a_lost_storage_gives_one_message(sqlite: SearchSpace, tpe: SearchSpace, tmp_path: Path) -> None:
     """A full disk or a database that is gone ends a sweep with a page of SQL."""
     study = SweepStudy(sqlite, tmp_path)
     number, _ = study.next_point() or pytest.fail("no point")
@@ -387,18 +388,18 @@ def test_a_study_that_goes_away_is_one_message(sqlite: SearchSpace, tpe: SearchS
     ],
 )
 def test_a_password_is_masked(url: str, shown: str) -> None:
-    """A password stands in a terminal, a log or sweep.json."""
+    """A password appears in a terminal, a log or sweep.json."""
     assert shown_storage(url) == shown
 
 
 @given(secret=st.text(st.characters(codec="utf-8", exclude_characters="*"), min_size=4, max_size=12))
 def test_no_password_is_ever_shown(secret: str) -> None:
-    """A password with a sign that nobody thought of is shown."""
+    """A password with an unusual character is shown."""
     assert secret not in shown_storage(f"a://b:{secret}@c/d").removeprefix("a://b:").removesuffix("@c/d")
 
 
 def test_a_relative_file_is_found_from_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A resume from another folder begins an empty study beside the old one."""
+    """A resume from another folder starts an empty study."""
     monkeypatch.chdir(tmp_path)
     assert absolute_storage("sqlite:///study.db") == f"sqlite:///{tmp_path / 'study.db'}"
     for same in ("sqlite:////tmp/study.db", "sqlite:///:study:", "postgresql://host/db", "sqlite://"):
@@ -415,8 +416,8 @@ def test_a_relative_file_is_found_from_elsewhere(tmp_path: Path, monkeypatch: py
         ("postgresql://me:secret@host:port/db", "port"),
     ],
 )
-def test_a_storage_that_cannot_be_opened_is_one_message(url: str, message: str, tmp_path: Path) -> None:
-    """A database that is not there ends in a page of frames, with its password."""
+def test_a_storage_that_cannot_be_opened_gives_one_message(url: str, message: str, tmp_path: Path) -> None:
+    """A missing database ends in a long stack trace, with its password."""
     with pytest.raises(StudyError, match=message) as caught:
         open_storage(url, tmp_path)
     assert "secret" not in str(caught.value)
@@ -438,8 +439,8 @@ def test_a_missing_driver_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         open_storage("mysql+pymysql://me:secret@host/db", tmp_path)
 
 
-def test_a_damaged_or_unwritable_journal_is_one_message(tmp_path: Path) -> None:
-    """A journal that something else has written to ends in frames at each resume."""
+def test_a_damaged_or_unwritable_journal_gives_one_message(tmp_path: Path) -> None:
+    """A damaged journal ends in a stack trace at each resume."""
     (tmp_path / JOURNAL).write_text('{"op_code": "x"}\n{}\n')
     with pytest.raises(StudyError, match=r"optuna\.journal: damaged .*move it away"):
         open_storage(None, tmp_path)

@@ -1,4 +1,4 @@
-"""The sweep as a whole: its folder, its trials on Ray, what it leaves behind, what a kill costs."""
+"""The whole sweep: its folder, its trials on Ray, its files, and resuming after a kill."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ WriteSpace = Callable[..., Path]
 
 
 @pytest.mark.ray
-def test_a_sweep_runs_each_trial_once_and_one_failure_stays_alone(
+def test_a_sweep_runs_each_trial_once_and_survives_a_failure(
     ray: RaySession,
     write_space: WriteSpace,
     make_train: Any,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """One trial that raises ends the sweep, or vanishes from it; a person does not learn what to do next."""
+    """One trial that raises ends the sweep, or is lost; the user does not learn what to do next."""
     file, out = write_space(), tmp_path / "sweep"
     failing = make_train(fails={"distill.beta": 0.2, "student.layers": 2})
     result = sweep(file, out=out, train=failing)
@@ -119,10 +119,10 @@ sweep(sys.argv[1], out=sys.argv[2], concurrency=1, train=make())
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("with_signal", [signal.SIGKILL, signal.SIGINT], ids=["kill", "ctrl-c"])
-def test_a_sweep_that_was_ended_goes_on_with_each_trial_counted_once(
+def test_an_interrupted_sweep_resumes_with_each_trial_counted_once(
     with_signal: signal.Signals, ray: RaySession, write_space: WriteSpace, make_train: Any, tmp_path: Path
 ) -> None:
-    """A night's sweep is lost with the terminal it ran in; or what had finished runs again."""
+    """A long sweep is lost with its terminal; or finished trials run again."""
     file, out = write_space(), tmp_path / "sweep"
     script = tmp_path / "killed.py"
     script.write_text(KILLED)
@@ -158,10 +158,10 @@ def test_a_sweep_that_was_ended_goes_on_with_each_trial_counted_once(
     assert result.best.label == "beta=0.2,layers=2"
 
 
-def test_a_folder_of_something_else_is_left_alone(
+def test_a_folder_with_other_files_is_refused(
     write_space: WriteSpace, make_train: Any, tmp_path: Path
 ) -> None:
-    """A sweep writes into somebody's photographs, or into another sweep."""
+    """A sweep writes into a folder of photographs, or into another sweep."""
     file, out = write_space(), tmp_path / "sweep"
     out.mkdir()
     (out / "photo.jpg").touch()
@@ -172,10 +172,10 @@ def test_a_folder_of_something_else_is_left_alone(
         sweep(file, out=out / "photo.jpg", train=make_train())
 
 
-def test_nothing_is_begun_where_a_setting_cannot_be(
+def test_an_impossible_setting_writes_nothing(
     write_space: WriteSpace, make_train: Any, tmp_path: Path
 ) -> None:
-    """A slip on the command line leaves a folder that the right command then refuses."""
+    """A mistake on the command line leaves a folder that the corrected command refuses."""
     file, out = write_space(), tmp_path / "sweep"
     with pytest.raises(SettingsError, match="epochs = 0"):
         sweep(file, out=out, overrides={"epochs": 0}, train=make_train())
@@ -185,7 +185,7 @@ def test_nothing_is_begun_where_a_setting_cannot_be(
     assert not (out / "sweep.json").exists()
 
 
-def test_wrong_data_or_teacher_is_found_before_anything_is_begun(
+def test_wrong_data_or_teacher_is_found_before_anything_is_written(
     write_space: WriteSpace, shards: Path, tmp_path: Path
 ) -> None:
     """Every trial fails for the same reason, and then the folder refuses the corrected command."""
@@ -203,10 +203,10 @@ def test_wrong_data_or_teacher_is_found_before_anything_is_begun(
         assert not (out / "sweep.json").exists()
 
 
-def test_a_sweep_that_ends_before_its_first_trial_leaves_the_folder_free(
+def test_a_sweep_that_fails_before_its_first_trial_leaves_the_folder_free(
     write_space: WriteSpace, make_train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The command is corrected, and refused because the folder holds another sweep."""
+    """The corrected command is refused because the folder holds another sweep."""
 
     def refuse() -> None:
         raise ConnectError("no Ray")
@@ -223,7 +223,7 @@ def test_a_sweep_that_ends_before_its_first_trial_leaves_the_folder_free(
     assert {"sweep.json", "optuna.journal"} <= {path.name for path in out.iterdir()}
 
 
-def test_shards_prepared_anew_are_refused(
+def test_other_shards_are_refused(
     write_space: WriteSpace, make_train: Any, shards: Path, tmp_path: Path
 ) -> None:
     """Half of a sweep's trials were trained on another corpus than the other half."""
@@ -243,10 +243,10 @@ def test_shards_prepared_anew_are_refused(
     sweep(file, out=out, resume=True)
 
 
-def test_relative_folders_are_kept_as_they_were_meant(
+def test_relative_folders_are_saved_as_absolute_ones(
     write_space: WriteSpace, make_train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A resume, or the best point's command, from another folder finds no shards there."""
+    """A resume, or the best point's command, from another folder finds no shards."""
     (tmp_path / "here" / "shards").mkdir(parents=True)
     (tmp_path / "here" / "bert").mkdir()
     file, out = write_space(nowhere="shards"), tmp_path / "sweep"
@@ -257,16 +257,16 @@ def test_relative_folders_are_kept_as_they_were_meant(
     assert plan["space"]["settings"]["data"] == str(tmp_path / "here" / "shards")
     result = sweep(file, out=out, resume=True, train=make_train())
     assert f"--data {tmp_path / 'here' / 'shards'} --teacher {tmp_path / 'here' / 'bert'}" in result.command
-    # A sweep that an earlier version began has them as they were typed.
+    # An earlier version saved them as they were typed.
     plan["overrides"]["teacher"], plan["space"]["settings"]["data"] = "bert", "shards"
     (out / "sweep.json").write_text(json.dumps(plan))
     sweep(file, out=out, resume=True, train=make_train())
 
 
-def test_the_report_leaves_out_what_a_failed_trial_left(
+def test_the_report_ignores_the_record_of_a_failed_trial(
     write_space: WriteSpace, make_train: Any, tmp_path: Path
 ) -> None:
-    """Half a record of one trial ends a sweep of days without its table."""
+    """A damaged record of one failed trial ends a long sweep without its table."""
     file, out = write_space(), tmp_path / "sweep"
     finished_sweep(file, out, make_train)
     space = read_space(file)
@@ -298,10 +298,10 @@ def finished_sweep(file: Path, out: Path, make_train: Any, overrides: dict[str, 
     sweep(file, out=out, overrides=overrides, train=train)
 
 
-def test_a_finished_sweep_is_never_overwritten_and_says_what_to_type(
+def test_a_finished_sweep_is_never_overwritten(
     write_space: WriteSpace, make_train: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The same command twice doubles or mixes the results; another space takes over the folder."""
+    """The same command twice mixes the results; another space takes over the folder."""
     file, out = write_space(), tmp_path / "sweep"
     finished_sweep(file, out, make_train)
     capsys.readouterr()
@@ -323,7 +323,7 @@ def test_a_finished_sweep_is_never_overwritten_and_says_what_to_type(
 def test_a_resume_may_ask_for_more_and_widen_limits(
     write_space: WriteSpace, make_train: Any, tmp_path: Path
 ) -> None:
-    """Ten more trials after a night of forty mean a new sweep; or a resume changes the rule half-way."""
+    """More trials need a new sweep; or a resume changes the scheduler half-way."""
     text = (
         "name: more\nsettings: {data: nowhere, teacher: scratch}\n"
         "space:\n  distill.beta: {float: [0.0, 0.3]}\nsearch: {trials: 2}\n"
@@ -341,10 +341,10 @@ def test_a_resume_may_ask_for_more_and_widen_limits(
         sweep(file, out=out, control={"stopping.scheduler": "none"}, resume=True, train=make_train())
 
 
-def test_a_storages_password_never_enters_the_folder(
+def test_a_storage_password_is_never_written(
     write_space: WriteSpace, make_train: Any, tmp_path: Path
 ) -> None:
-    """Whoever may read the results may write the database."""
+    """Everybody who reads the results could write to the database."""
     file, out = write_space(), tmp_path / "sweep"
     url = f"sqlite:///{tmp_path}/study.db?password=hush"
     space = steer(read_space(file), {"search.storage": url})
@@ -400,10 +400,10 @@ def test_a_trial_whose_process_is_killed_starts_again(
 
 
 @pytest.mark.ray
-def test_a_resume_with_nothing_left_but_what_cannot_be_ends_with_its_table(
+def test_a_resume_with_only_impossible_points_left_ends_with_its_table(
     ray: RaySession, write_space: WriteSpace, make_train: Any, tmp_path: Path
 ) -> None:
-    """A combination that the sampler should not have made is due at each resume, and ends it with frames."""
+    """An impossible combination is due at each resume, and ends it with a stack trace."""
     text = (
         "name: deep\nsettings: {data: nowhere, teacher: scratch, scratch: {layers: 8}}\n"
         "space:\n  student.layers: {choice: [1, 4]}\n  model.teacher_layers: {choice: [8, 6]}\n"
@@ -430,10 +430,10 @@ def small_space(shards: Path, axis: str) -> str:
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_trial_is_the_run_that_train_alone_makes(
+def test_a_trial_equals_a_run_of_train(
     ray: RaySession, write_space: WriteSpace, shards: Path, tmp_path: Path
 ) -> None:
-    """The best point trained again has other numbers; or a night's checkpoints fill the disk."""
+    """The best point trained again has other numbers; or checkpoints fill the disk."""
     small = small_space(shards, "distill.beta: {grid: [0.0, 0.2]}")
     out = tmp_path / "sweep"
     file = write_space(small)
@@ -455,10 +455,10 @@ def test_a_trial_is_the_run_that_train_alone_makes(
 
 
 @pytest.mark.ray
-def test_trials_share_the_teachers_that_they_only_read(
+def test_trials_share_frozen_teachers(
     ray: RaySession, write_space: WriteSpace, shards: Path, tmp_path: Path
 ) -> None:
-    """Each trial would fine-tune one of its own, or two of them write into one folder."""
+    """Each trial would fine-tune its own, or two of them write into one folder."""
     small = small_space(shards, "method: {grid: [newsbert, twinbert, pkd, minilm]}")
     out = tmp_path / "sweep"
     result = sweep(write_space(small), out=out)
@@ -485,10 +485,10 @@ with ray_session(cpus=1):
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_groups_that_were_stopped_leave_nothing_beside_another_ray(
+def test_stopped_groups_release_everything_next_to_another_ray(
     ray: RaySession, write_space: WriteSpace, shards: Path, tmp_path: Path
 ) -> None:
-    """What a stopped group holds, every later one waits for, in silence and for ever."""
+    """Later groups would wait for ever for what a stopped group still holds."""
     import ray as cluster
     from ray._private.state import actors
 
@@ -524,8 +524,8 @@ def test_groups_that_were_stopped_leave_nothing_beside_another_ray(
     assert not list(tmp_path.rglob("checkpoints"))
 
 
-def test_a_swallowed_ctrl_c_is_raised_again() -> None:
-    """Ctrl-C while Ray starts is swallowed there, and the sweep runs on until the morning."""
+def test_a_swallowed_ctrl_c_is_raised_later() -> None:
+    """Ray swallows Ctrl-C while it starts, and the sweep goes on."""
     before = signal.getsignal(signal.SIGINT)
     with interrupt_check() as check:
         check()
@@ -536,8 +536,8 @@ def test_a_swallowed_ctrl_c_is_raised_again() -> None:
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_a_sweep_in_a_thread_of_a_notebook_goes_without() -> None:
-    """Python sets signals from its main thread only, and the sweep ends before it has begun."""
+def test_a_sweep_in_another_thread_runs_without_the_check() -> None:
+    """Python sets signal handlers only in its main thread, so the sweep would fail at its start."""
     said: list[str] = []
 
     def inside() -> None:
@@ -570,14 +570,14 @@ keep_students: 1
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_sweep_in_a_bucket_goes_on_on_another_machine(
+def test_a_sweep_in_a_bucket_resumes_on_another_machine(
     bucket: S3,
     shards: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """A head that dies takes its disk along: its trials would be trained again, or counted twice."""
+    """A dead machine's disk is lost: its trials would be trained again, or counted twice."""
     place = f"{bucket.url}/sweep"
     names = [path.relative_to(shards).as_posix() for path in shards.rglob("*") if path.is_file()]
     Remote(f"{bucket.url}/shards").upload(shards, names)

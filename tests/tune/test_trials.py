@@ -1,4 +1,4 @@
-"""The trials of a sweep: every seed of every point, judged by the mean; records are the truth."""
+"""The trials of a sweep: every seed of every point, the mean over seeds, and resuming from records."""
 
 from __future__ import annotations
 
@@ -123,10 +123,10 @@ def test_a_trial_with_a_record_is_not_run_again(make_trials: MakeTrials, make_tr
 
 
 @pytest.mark.parametrize("damage", ["half a record", "no number"])
-def test_a_damaged_record_is_put_aside_and_its_trial_run_again(
+def test_a_damaged_record_is_renamed_and_its_trial_run_again(
     damage: str, make_trials: MakeTrials, make_train: Any
 ) -> None:
-    """One bad file ends every resume of a sweep of days, or leaves a hole that nothing can fill."""
+    """One bad file ends every resume of a long sweep, or its trial is lost."""
     trials = make_trials()
     done = []
     while (spec := trials.next_trial()) is not None:
@@ -150,7 +150,7 @@ def test_a_damaged_record_is_put_aside_and_its_trial_run_again(
     assert [point.state for point in again.points.values()] == ["finished"] * 4
 
 
-def test_a_point_that_the_sampler_chooses_again_is_run_once_and_counts_twice(make_trials: MakeTrials) -> None:
+def test_a_point_drawn_twice_runs_once_and_counts_twice(make_trials: MakeTrials) -> None:
     """Two trials write into one folder at the same time."""
     trials = make_trials(
         **{
@@ -170,8 +170,8 @@ def test_a_point_that_the_sampler_chooses_again_is_run_once_and_counts_twice(mak
 EARLY = EarlyStop(epoch=1.0, value=0.3, seconds=4.0, reason="asha")
 
 
-def test_a_point_that_lost_early_is_not_tried_with_other_seeds(make_trials: MakeTrials) -> None:
-    """Money goes into the further seeds of a point that the scheduler has given up; or a resume runs them."""
+def test_a_stopped_point_is_not_run_with_other_seeds(make_trials: MakeTrials) -> None:
+    """Money is spent on further seeds of a point that was stopped; or a resume runs them."""
     trials = make_trials()
     first = trials.next_trial()
     assert first is not None
@@ -193,7 +193,7 @@ def test_a_point_that_lost_early_is_not_tried_with_other_seeds(make_trials: Make
     assert again.seconds == {first.name: 4.0}
 
 
-def test_a_seed_that_had_finished_counts_although_another_was_stopped(
+def test_a_finished_seed_counts_although_another_was_stopped(
     make_trials: MakeTrials, make_train: Any
 ) -> None:
     """Killed between the two ends, a resume forgets the seed that was trained to its end."""
@@ -211,8 +211,8 @@ def test_a_seed_that_had_finished_counts_although_another_was_stopped(
     assert [ended.stopped for ended in again._study.ended] == [True]
 
 
-def test_the_memory_is_told_the_mean_curve(make_trials: MakeTrials) -> None:
-    """The sampler takes a point that was stopped at its first epoch for as good as one that was trained."""
+def test_the_study_gets_the_mean_curve(make_trials: MakeTrials) -> None:
+    """The sampler treats a point stopped at its first epoch like one that was trained to its end."""
     trials = make_trials()
     first, second = trials.next_trial(), trials.next_trial()
     assert first is not None
@@ -236,8 +236,8 @@ def test_the_memory_is_told_the_mean_curve(make_trials: MakeTrials) -> None:
     }
 
 
-def test_nothing_more_is_handed_out_once_the_sweep_is_closed(make_trials: MakeTrials) -> None:
-    """A sweep goes on spending past its limit; or what is left is lost to a resume."""
+def test_no_trial_starts_once_the_sweep_is_ending(make_trials: MakeTrials) -> None:
+    """A sweep spends more than its limit; or a resume loses what is left."""
     trials = make_trials()
     first = trials.next_trial()
     assert first is not None
@@ -248,8 +248,8 @@ def test_nothing_more_is_handed_out_once_the_sweep_is_closed(make_trials: MakeTr
     assert trials.next_trial() == first
 
 
-def test_the_value_is_the_records(make_record: Callable[..., RunRecord]) -> None:
-    """A sweep judges by another number than its table shows, or by none."""
+def test_the_value_comes_from_the_record(make_record: Callable[..., RunRecord]) -> None:
+    """A sweep compares other numbers than its table shows."""
     record = make_record(accuracy=0.5, macro_f1=math.nan)
     assert metric_value(record, "validation.student.accuracy") == 0.5
     for missing in ("validation.student.macro_f1", "validation.teacher.recall", "validation.student"):
@@ -260,7 +260,7 @@ def test_the_value_is_the_records(make_record: Callable[..., RunRecord]) -> None
 WriteSpace = Callable[..., Path]
 
 
-def test_checkpoints_go_with_their_trial_and_students_of_the_best_stay(
+def test_checkpoints_are_removed_and_the_best_students_are_kept(
     write_space: WriteSpace, tmp_path: Path
 ) -> None:
     """A sweep of hundreds of trials fills the disk; or the best model is the one that was removed."""
@@ -287,6 +287,6 @@ def test_checkpoints_go_with_their_trial_and_students_of_the_best_stay(
     )
 
 
-def test_the_pareto_front_is_what_nothing_beats() -> None:
-    """A slower and worse student is offered as a choice, or one of two equals vanishes."""
+def test_the_pareto_front_holds_what_nothing_dominates() -> None:
+    """A slower and worse student is on the front, or one of two equals is missing."""
     assert undominated([(1.0, 5.0), (2.0, 4.0), (0.5, 4.5), (2.0, 3.0), (1.0, 5.0)]) == [0, 1, 4]
