@@ -18,7 +18,7 @@ from newsbert_ray.record import METRICS, RECORD, read_entries, read_record
 from newsbert_ray.reporting.sweep_figures import node_steps, trial_steps
 from newsbert_ray.telemetry import read_events
 from tests.benchmarks.soak_cluster import Soak, check, one_fault, running
-from tests.test_connect import LOOPBACK, listeners
+from tests.test_ray_session import LOOPBACK, listeners
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
