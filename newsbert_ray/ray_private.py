@@ -321,6 +321,7 @@ def _join_group(*, worker_rank: int, size: int, port: int, backend: str) -> None
         timeout=_TIMEOUT,
         master_listen_fd=_rank_zero_socket.pop().detach() if worker_rank == 0 else None,
         wait_for_workers=False,
+        use_libuv=False,  # in torch 2.6 the libuv store takes no socket
     )
     dist.init_process_group(backend, store=store, rank=worker_rank, world_size=size, timeout=_TIMEOUT)
 

@@ -125,15 +125,6 @@ def test_a_lock_is_waited_for(tmp_path: Path) -> None:
     assert order == ["first", "second"]
 
 
-def test_the_lock_file_keeps_its_content(tmp_path: Path) -> None:
-    """Locking must not empty a file that another program wrote."""
-    path = tmp_path / "lock"
-    path.write_text("content")
-    with locked(path):
-        assert path.read_text() == "content"
-    assert path.read_text() == "content"
-
-
 @pytest.mark.parametrize(
     ("error", "line"), [(ValueError("one\ntwo"), "one"), (KeyError(), "KeyError"), (OSError("  a "), "a")]
 )
