@@ -11,8 +11,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from newsbert_ray.files import write_text
-from newsbert_ray.methods import HEADINGS
-from newsbert_ray.record import METRICS, read_entries
+from newsbert_ray.methods import HEADINGS, Task, task_of
+from newsbert_ray.record import METRICS, RunRecord, read_entries
+from newsbert_ray.storage.workdir import WorkDir
 
 _PLAIN_SECONDS = 10.0
 
@@ -133,6 +134,41 @@ class Display:
         seconds_per_step = (time.monotonic() - self._start[1]) / (step - self._start[0])
         seconds = int(seconds_per_step * (self.total - step))
         return f"{seconds // 60}:{seconds % 60:02d}"
+
+
+def closing_lines(record: RunRecord, workdir: WorkDir) -> str:
+    """A finished run's metrics, where its files are, and which commands to run next."""
+    run, task = workdir.location, task_of(record.settings)
+    test = record.metrics.get("test") or {}
+    split, scores = ("test", test) if test else ("validation", record.metrics["validation"])
+    left_out = int(scores["student"].get("left_out", 0))
+    rows = f"{int(scores['student']['rows'])} {task.rows}" + (f" ({left_out} left out)" if left_out else "")
+    report = "report" if workdir.is_remote else f"{run}/report"
+    lines = [f"{split}, {rows}, best step {record.metrics['best_step']} of {record.steps}:"]
+    lines += [_score_line(model, scores[model], task) for model in ("teacher", "student") if model in scores]
+    if not test:
+        lines.append(
+            f"the test split has no labels: newsbert-ray evaluate {run} --submission prediction.zip ranks it"
+        )
+    return "\n".join(
+        [
+            *lines,
+            f"{record.titles_per_second:.0f} {task.examples}/s, {record.seconds['total']:.0f} s; record, "
+            f"student/, checkpoints/ and TensorBoard events are in {run}",
+            f"next: newsbert-ray evaluate {run}   |   newsbert-ray report {run} --out {report}   |   "
+            f"tensorboard --logdir {workdir.path}",
+        ]
+    )
+
+
+def _score_line(model: str, scores: Mapping[str, float], task: Task) -> str:
+    """A model's metrics with their standard errors, where known."""
+    metrics = []
+    for metric in task.metrics:
+        error = scores.get(f"{metric.name}_error")
+        spread = "" if error is None else f" ± {error:.4f}"
+        metrics.append(f"{metric.heading} {scores[metric.name]:.4f}{spread}")
+    return f"  {model:<8} {'  '.join(metrics)}"
 
 
 def combine(*reports: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:

@@ -326,7 +326,7 @@ def test_another_runs_folder_is_refused_on_a_new_machine(
         "settings.json", json.dumps({"settings": settings.model_dump(), "fingerprint": "another"}).encode()
     )
     with pytest.raises(
-        RunFolderError, match=r"s3://.*/run: holds another run \(the shards were prepared anew\)"
+        RunFolderError, match=r"s3://.*/run: holds another run \(the shards were prepared again\)"
     ):
         train(settings, quiet=True)
 

@@ -7,8 +7,7 @@ from typing import Any
 
 from newsbert_ray.record import RunRecord
 from newsbert_ray.storage.workdir import WorkDir
-from newsbert_ray.training.journal import _evaluation_line, _log_numbers, flatten
-from newsbert_ray.training.run import closing_lines
+from newsbert_ray.training.journal import _evaluation_line, _log_numbers, closing_lines, flatten
 
 MakeRecord = Callable[..., RunRecord]
 
