@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-import pytest
+import threading
+from pathlib import Path
+from typing import Any
 
-from newsbert_ray.data.shards import read_manifest
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from newsbert_ray.data.reading import read_impressions
+from newsbert_ray.data.shards import read_manifest, read_texts
+from newsbert_ray.evaluation import scoring as ranking
 from newsbert_ray.evaluation.encoding import Pace
-from newsbert_ray.evaluation.scoring import score_pair
+from newsbert_ray.evaluation.scoring import encode_news, score_pair, score_rankings
 from newsbert_ray.model.assemble import assemble_pair
+from newsbert_ray.model.pair import Pair
 from newsbert_ray.training.run import train
 from newsbert_ray.world import World
 from tests.conftest import MakeSettings
@@ -46,3 +56,115 @@ def test_a_record_says_how_fast_its_student_is(make_settings: MakeSettings) -> N
     ratio = speed["student_titles_per_second"] / speed["teacher_titles_per_second"]
     assert speed["times_teacher"] == pytest.approx(ratio)
     assert speed["times_teacher"] > 1.5
+
+
+CPU = World()
+
+
+class Together(World):
+    """A worker that is a thread: its sums are over all threads of its group."""
+
+    def __init__(self, rank: int, size: int, group: Group) -> None:
+        super().__init__(rank, size)
+        object.__setattr__(self, "group", group)
+
+    def sum_tensor(self, values: Tensor) -> Tensor:
+        return self.group.sum(self.rank, values)  # type: ignore[attr-defined,no-any-return]
+
+
+class Group:
+    """What the threads of a group have said."""
+
+    def __init__(self, size: int) -> None:
+        self.barrier = threading.Barrier(size)
+        self.said: dict[int, Tensor] = {}
+
+    def sum(self, rank: int, values: Tensor) -> Tensor:
+        self.said[rank] = values
+        self.barrier.wait(30)
+        total = torch.stack([self.said[r] for r in sorted(self.said)]).sum(0)
+        self.barrier.wait(30)
+        return total
+
+
+def pair_of(make_settings: MakeSettings) -> tuple[Pair, Path]:
+    """A fresh recommendation pair in evaluation mode, and its shards' folder."""
+    settings = make_settings(task="recommendation")
+    return assemble_pair(settings, read_manifest(settings.data)).eval(), Path(settings.data)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_any_number_of_workers_gives_the_same_numbers(
+    make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """Metrics that moved with the number of workers could not be compared between two clusters."""
+    monkeypatch.setattr(ranking, "BLOCK", 3)
+    pair, folder = pair_of(make_settings)
+    manifest = read_manifest(folder)
+    alone = score_rankings(pair.models(), folder, manifest, "train", history=50, world=CPU, baselines=True)
+    group = Group(size)
+    found: dict[int, Any] = {}
+
+    def work(rank: int) -> None:
+        world = Together(rank, size, group)
+        found[rank] = score_rankings(
+            pair.models(), folder, manifest, "train", history=50, world=world, baselines=True
+        )
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert [found[rank] for rank in range(size)] == [alone] * size
+    assert set(alone) == {"teacher", "student", "popularity", "random"}
+
+
+def test_scores_are_those_of_each_mention_encoded_alone(make_settings: MakeSettings) -> None:
+    """A news looked up under another's number would be a metric of something else (AUC .5 unnoticed)."""
+    pair, folder = pair_of(make_settings)
+    manifest = read_manifest(folder)
+    table = read_texts(folder, manifest)
+    news = encode_news(pair.models(), folder, manifest, "test", history=50, world=CPU)
+    _, block = next(read_impressions(folder, manifest, "test", history=50))
+    found = ranking.score_block(pair.models(), news, block, world=CPU)["student"]
+
+    def embed(row: int) -> Tensor:
+        ids, mask = (torch.from_numpy(a) for a in table.ids(np.array([row]), pad_id=0))
+        return pair.top.embed(pair.student(ids, mask.long()), mask.long())[0]
+
+    with torch.inference_mode():
+        for i in range(len(block)):
+            read = block.history[block.history_offsets[i] : block.history_offsets[i + 1]]
+            history = torch.stack([embed(row) for row in read]) if len(read) else torch.zeros(1, 16)
+            mask = torch.full((1, len(history)), int(len(read) > 0))
+            user = pair.top.head.encode_users(history[None], mask)[0]  # type: ignore[operator]
+            for place in range(block.offsets[i], block.offsets[i + 1]):
+                score = float(embed(block.candidates[place]) @ user)
+                assert found[place] == pytest.approx(score, rel=1e-4, abs=1e-5)
+
+
+def test_each_news_is_encoded_once(make_settings: MakeSettings) -> None:
+    """Evaluation's speed is that of the number of different news, not of mentions."""
+    pair, folder = pair_of(make_settings)
+    manifest = read_manifest(folder)
+    pace = Pace()
+    score_rankings(pair.models(), folder, manifest, "test", history=50, world=CPU, pace=pace)
+    named = ranking.find_news(folder, manifest, "test", history=50)
+    assert pace.titles == len(named) == len(set(named.tolist()))
+    blocks = [block for _, block in read_impressions(folder, manifest, "test", history=50)]
+    mentioned = {int(row) for b in blocks for row in [*b.history, *b.candidates]}
+    assert set(named.tolist()) == mentioned
+
+
+def test_popularity_counts_training_clicks(make_settings: MakeSettings) -> None:
+    """A baseline that saw the test's clicks would beat every model."""
+    _, folder = pair_of(make_settings)
+    manifest = read_manifest(folder)
+    counts = ranking.count_clicks(folder, manifest)
+    by_hand = np.zeros(manifest.texts.rows, int)
+    for _, block in read_impressions(folder, manifest, "train", history=50):
+        for row, click in zip(block.candidates.tolist(), block.clicked.tolist(), strict=True):
+            by_hand[row] += click
+    assert counts.tolist() == by_hand.tolist()
+    assert counts.sum() > 0

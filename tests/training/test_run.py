@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,20 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from newsbert_ray.config import TrainSettings
+from newsbert_ray.config import PrepareSettings, TrainSettings, build_settings
+from newsbert_ray.data.examples import Clicks
+from newsbert_ray.data.prepare import prepare
+from newsbert_ray.data.reading import make_schedule, read_updates, window_parts
 from newsbert_ray.data.shards import ShardError, read_manifest
+from newsbert_ray.data.synthetic import synthesize_pairs
 from newsbert_ray.evaluation.evaluate import evaluate
+from newsbert_ray.model.assemble import assemble_pair
 from newsbert_ray.model.encoder import EncoderError
-from newsbert_ray.model.saved import CheckpointError
+from newsbert_ray.model.saved import CheckpointError, load_student
 from newsbert_ray.record import METRICS, RunRecord, read_entries
 from newsbert_ray.training.run import RunFolderError, train
-
-MakeSettings = Callable[..., TrainSettings]
+from newsbert_ray.training.step import build_learner, train_step
+from tests.conftest import MakeSettings
 
 
 def student(run: str | Path) -> dict[str, torch.Tensor]:
@@ -316,3 +321,114 @@ def test_metrics_have_one_entry_a_step_after_a_resume(shards: Path, tmp_path: Pa
     entries = [(entry["kind"], entry["step"]) for entry in read_entries(folder / METRICS)]
     assert len(entries) == len(set(entries))
     assert [step for kind, step in entries if kind == "evaluation"] == [9, 18, 27]
+
+
+def test_a_student_alone_computes_no_teacher(
+    make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fine-tuning is the baseline of every table: a teacher in it would cost time, or worse, teach."""
+    settings = make_settings(task="recommendation", method="finetune")
+    manifest = read_manifest(settings.data)
+    schedule = make_schedule(settings, manifest)
+    learner = build_learner(assemble_pair(settings, manifest), settings, total_steps=schedule.total_steps)
+    before = {n: p.clone() for n, p in learner.pair.teacher.state_dict().items()}
+    monkeypatch.setattr(learner.pair.teacher, "forward", None)
+    for update in islice(read_updates(schedule), 3):
+        numbers = train_step(learner, update.parts, step=update.step, statistics=True)
+    assert set(numbers) == {"student_task", "total", "learning_rate_factor"}
+    assert all(torch.equal(before[n], p) for n, p in learner.pair.teacher.state_dict().items())
+    record = train(settings, quiet=True)
+    assert set(record.metrics["test"]) == {"student"}
+    assert set(record.metrics["parameters"]) == {"student", "top"}
+
+
+def test_negatives_change_with_the_epoch_and_nothing_else(make_settings: MakeSettings) -> None:
+    """Two runs of a seed are equal bit for bit; a second epoch sees other news beside the same clicks."""
+    settings = make_settings(task="recommendation", **{"recommendation.npratio": 2})
+    schedule = make_schedule(settings, read_manifest(settings.data))
+
+    def drawn(epoch: int) -> set[tuple[int, ...]]:
+        found: set[tuple[int, ...]] = set()
+        for window in schedule.windows(epoch):
+            for _, parts in window_parts(schedule, window, first_step=1, skip=0):
+                for part in parts:
+                    assert isinstance(part.examples, Clicks)
+                    found |= {tuple(row) for row in part.examples.candidates.tolist()}
+        return found
+
+    assert drawn(0) == drawn(0)
+    assert drawn(0) != drawn(1)
+    assert {row[0] for row in drawn(0)} == {row[0] for row in drawn(1)}
+
+
+@pytest.fixture(scope="module")
+def pair_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small invented retrieval table, prepared with a learned vocabulary."""
+    folder = tmp_path_factory.mktemp("pairs")
+    tables = synthesize_pairs(folder, pairs=240, words=20, topics=4, seed=3)
+    values = {
+        "source": [str(table) for table in tables], "teacher": "scratch", "out": str(folder / "shards"),
+        "scratch": {"vocabulary": 400}, "max_tokens": 40,
+    }  # fmt: skip
+    prepare(build_settings(PrepareSettings, values), say=lambda _: None)
+    return folder / "shards"
+
+
+def test_a_retrieval_run_from_end_to_end(make_settings: MakeSettings, pair_shards: Path) -> None:
+    """Two towers of shared weights, trained jointly, and the record's numbers found again from files."""
+    settings = make_settings(task="retrieval", data=str(pair_shards), epochs=1)
+    record = train(settings, quiet=True)
+    assert set(record.metrics["test"]) == {"teacher", "student"}
+    assert record.metrics["test"]["student"]["rows"] == read_manifest(pair_shards).rows("test", "retrieval")
+    assert "user_embedding" not in record.curve[0]["train"]
+    found = evaluate(settings.out)
+    assert found["student"] == pytest.approx(record.metrics["test"]["student"])
+    assert record.data["train_rows"] == read_manifest(pair_shards).examples("train", "retrieval")
+
+
+def test_a_distilled_student_goes_on(make_settings: MakeSettings, pair_shards: Path, tmp_path: Path) -> None:
+    """The paper fine-tunes for retrieval what was distilled on news: encoder and pooling must come along."""
+    first = make_settings(task="recommendation", epochs=1)
+    train(first, quiet=True)
+    student = Path(first.out) / "student"
+    tables = sorted(pair_shards.parent.glob("*.tsv"), reverse=True)
+    values = {
+        "source": [str(table) for table in tables], "teacher": str(student), "out": str(tmp_path / "shards"),
+        "max_tokens": 40,
+    }  # fmt: skip
+    prepare(build_settings(PrepareSettings, values), say=lambda _: None)
+    settings = make_settings(
+        task="retrieval", method="finetune", teacher=str(student), data=str(tmp_path / "shards"), epochs=1,
+        out=str(tmp_path / "second"),
+    )  # fmt: skip
+    pair = assemble_pair(settings, read_manifest(settings.data))
+    encoder, top, _ = load_student(student)
+    assert "head.threshold" in pair.top.state_dict()
+    for name, weight in top.pooling.state_dict().items():
+        assert torch.equal(pair.top.pooling.state_dict()[name], weight)
+    for name, weight in encoder.state_dict().items():
+        assert torch.equal(pair.student.state_dict()[name], weight)
+    assert train(settings, quiet=True).metrics["test"].keys() == {"student"}
+    again = make_settings(
+        task="recommendation", teacher=str(student), out=str(tmp_path / "third"), **{"student.layers": 1}
+    )
+    same = assemble_pair(again, read_manifest(again.data)).top.state_dict()
+    assert all(torch.equal(same[name], weight) for name, weight in top.state_dict().items())
+
+
+def test_an_interrupted_recommendation_run_goes_on(make_settings: MakeSettings, tmp_path: Path) -> None:
+    """Negatives and order are functions of seed and step: a resume must be bit for bit the unbroken run."""
+    whole = make_settings(task="recommendation", out=str(tmp_path / "whole"))
+    broken = make_settings(task="recommendation", out=str(tmp_path / "broken"))
+    train(whole, quiet=True)
+
+    def stop(entry: dict[str, Any]) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(broken, quiet=True, report=stop)
+    train(broken, quiet=True)
+    for name in ("model.safetensors", "top.safetensors"):
+        assert (tmp_path / "whole" / "student" / name).read_bytes() == (
+            tmp_path / "broken" / "student" / name
+        ).read_bytes()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -11,14 +10,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from newsbert_ray.config import TrainSettings
-from newsbert_ray.data.reading import Update, make_schedule, read_updates
+from newsbert_ray.config import LossWeights, TrainSettings
+from newsbert_ray.data.examples import Clicks
+from newsbert_ray.data.reading import Update, make_schedule, read_updates, window_parts
 from newsbert_ray.data.shards import read_manifest
+from newsbert_ray.distill.joint import joint_losses
+from newsbert_ray.distill.losses import weighted_total
+from newsbert_ray.methods import LOSSES
 from newsbert_ray.model.assemble import assemble_pair
-from newsbert_ray.training.sparse_embedding import SparseEmbeddingGradients
+from newsbert_ray.model.pair import Pair
 from newsbert_ray.training.step import Learner, LossError, build_learner, learning_rate_factor, train_step
-
-MakeSettings = Callable[..., TrainSettings]
+from tests.benchmarks.bench_recommend import each_mention
+from tests.conftest import MakeSettings
 
 TRACE = [
     4.11992,
@@ -119,22 +122,6 @@ def test_workers_gradients_add_up_to_the_batchs(make_settings: MakeSettings) -> 
     whole, first, second = gradients(0, 1), gradients(0, 2), gradients(1, 2)
     for name, gradient in whole.items():
         torch.testing.assert_close(first[name] + second[name], gradient, rtol=1e-5, atol=1e-6)
-
-
-def test_table_gradients_equal_autograds_dense_ones(make_settings: MakeSettings) -> None:
-    """Touching only a batch's rows must give Adam the very gradient that autograd would."""
-    settings = make_settings()
-    learner, updates = start(settings)
-    manifest = read_manifest(settings.data)
-    dense = build_learner(assemble_pair(settings, manifest), settings, total_steps=12)
-    for table in dense.sparse_embedding.embeddings:
-        table.sparse = False
-    dense.sparse_embedding = SparseEmbeddingGradients([])
-    for update in updates:
-        train_step(learner, update.parts, step=update.step)
-        train_step(dense, update.parts, step=update.step)
-    for a, b in zip(learner.pair.parameters(), dense.pair.parameters(), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
 
 
 def test_loss_trace(make_settings: MakeSettings) -> None:
@@ -241,3 +228,104 @@ def test_part_weight_zero_adds_nothing(make_settings: MakeSettings) -> None:
     found = train_step(learner, [batch], step=1)
     assert float(found["total"]) == 0.0
     assert all(float(p.grad.abs().max()) == 0.0 for p in learner.pair.parameters() if p.grad is not None)
+
+
+def gradients(pair: Pair, total: Tensor) -> dict[str, Tensor]:
+    """Gradients of a loss, by parameter."""
+    pair.zero_grad(set_to_none=True)
+    total.backward()  # type: ignore[no-untyped-call]
+    return {name: p.grad.clone() for name, p in pair.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("losses_of", ["newsbert", "the other methods"])
+def test_encoding_once_is_the_same_mathematics(make_settings: MakeSettings, losses_of: str) -> None:
+    """Each loss and each gradient must be that of every mention encoded separately, padded to 30 and 50."""
+    newsbert = [name for name, weight in LossWeights() if weight]
+    chosen = newsbert if losses_of == "newsbert" else [name for name in LOSSES if name not in newsbert]
+    weights = {f"distill.weights.{name}": float(name in chosen) for name in LOSSES}
+    settings = make_settings(task="recommendation", **{"model.dropout": 0.0, **weights, "distill.beta": 0.0})
+    manifest = read_manifest(settings.data)
+    schedule = make_schedule(settings, manifest)
+    pair = assemble_pair(settings, manifest)
+    window, first, skip = next(schedule.windows_from(0))
+    _, (part,) = next(iter(window_parts(schedule, window, first_step=first, skip=skip)))
+    update = next(read_updates(schedule))
+    (once,) = update.parts
+    assert isinstance(part.examples, Clicks)
+    each = each_mention(part.examples, (part.rows, part.texts, part.tokens), pad_id=0)
+    assert len(each.buckets[0].input_ids) > 2 * sum(len(b.input_ids) for b in once.buckets)
+    found = []
+    for batch in (once, each):
+        teacher, student = pair(batch)
+        losses = joint_losses(teacher, student, batch, settings.distill)
+        found.append((losses, gradients(pair, weighted_total(losses, settings.distill.weights))))
+    (losses, ours), (others, theirs) = found
+    assert set(losses) == settings.distill.losses
+    for name, loss in losses.items():
+        torch.testing.assert_close(loss, others[name], rtol=1e-5, atol=1e-6)
+    assert ours.keys() == theirs.keys()
+    for name, gradient in ours.items():
+        torch.testing.assert_close(gradient, theirs[name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("world_size", "accumulate"), [(2, 1), (1, 3), (3, 2)])
+def test_parts_add_up_to_the_update(make_settings: MakeSettings, world_size: int, accumulate: int) -> None:
+    """Workers encode a shared news each for itself; its losses must not count twice."""
+    settings = make_settings(
+        task="recommendation", **{"model.dropout": 0.0, "optimizer.accumulate": accumulate}
+    )
+    manifest = read_manifest(settings.data)
+    pair = assemble_pair(settings, manifest)
+
+    def losses(size: int, settings: TrainSettings) -> dict[str, float]:
+        total: dict[str, float] = {}
+        for rank in range(size):
+            update = next(read_updates(make_schedule(settings, manifest, rank=rank, world_size=size)))
+            for part in update.parts:
+                teacher, student = pair(part)
+                for name, loss in joint_losses(teacher, student, part, settings.distill).items():
+                    total[name] = total.get(name, 0.0) + loss.item() * part.weight
+        return total
+
+    whole = losses(1, make_settings(task="recommendation", **{"model.dropout": 0.0}))
+    assert losses(world_size, settings) == pytest.approx(whole, rel=1e-5)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_fewer_workers_than_shares_alter_nothing(make_settings: MakeSettings, size: int) -> None:
+    """A group that lost nodes trains on: with the same batches, the same dropout and the same gradients."""
+    settings = make_settings(workers=3, batch_size=31, **{"model.dropout": 0.2})
+    manifest = read_manifest(settings.data)
+
+    def gradients(size: int) -> dict[str, torch.Tensor]:
+        total: dict[str, torch.Tensor] = {}
+        for rank in range(size):
+            schedule = make_schedule(settings, manifest, rank=rank, world_size=size)
+            torch.manual_seed(0)
+            learner = build_learner(assemble_pair(settings, manifest), settings, total_steps=9)
+            before = {name: p.clone() for name, p in learner.pair.named_parameters()}
+            learner.optimizer = torch.optim.SGD(learner.pair.parameters(), lr=1.0)  # type: ignore[assignment]
+            learner.optimizer.param_groups[0]["full_lr"] = 1.0
+            learner.settings = settings.model_copy(
+                update={"distill": settings.distill.model_copy(update={"beta": 0.0})}
+            )
+            train_step(learner, next(read_updates(schedule)).parts, step=1)
+            for name, p in learner.pair.named_parameters():
+                total[name] = total.get(name, torch.zeros_like(p)) + (p.detach() - before[name])
+        return total
+
+    whole = gradients(1)
+    for name, value in gradients(size).items():
+        torch.testing.assert_close(value, whole[name], rtol=1e-5, atol=1e-6)
+
+
+def test_the_loss_falls_on_clicks(make_settings: MakeSettings) -> None:
+    """The invented readers click by their interests: both models must learn some of it."""
+    settings = make_settings(task="recommendation", epochs=12, **{"model.dropout": 0.0})
+    manifest = read_manifest(settings.data)
+    schedule = make_schedule(settings, manifest)
+    learner = build_learner(assemble_pair(settings, manifest), settings, total_steps=schedule.total_steps)
+    found = [train_step(learner, u.parts, step=u.step) for u in read_updates(schedule)]
+    for name in ("teacher_task", "student_task"):
+        losses = [float(numbers[name]) for numbers in found]
+        assert sum(losses[-4:]) < 0.9 * sum(losses[:4])

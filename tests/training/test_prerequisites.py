@@ -77,7 +77,7 @@ def test_runs_share_the_one_before_them(make_settings: MakeSettings, tmp_path: P
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"before.method": "newsbert"}, "set --method finetune"),
+        ({"before.method": "newsbert"}, "set method finetune"),
         ({"before.method": "glove", "method": "finetune"}, "its student is not a Transformer"),
         ({"before.method": "nothing"}, "before.method"),
     ],

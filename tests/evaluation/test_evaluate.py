@@ -1,144 +1,76 @@
-"""Rankings: every news of a split encoded once, the same numbers for any number of workers, and a submission
-that says what was measured."""
+"""Topic by topic: counts by hand, the same macro-F1 as everywhere, and what the command line shows."""
 
 from __future__ import annotations
 
 import json
-import threading
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-import torch
-from torch import Tensor
 
+from newsbert_ray import cli
 from newsbert_ray.config import PrepareSettings, SettingsError, build_settings
 from newsbert_ray.data.prepare import prepare
 from newsbert_ray.data.reading import read_impressions
-from newsbert_ray.data.shards import ShardError, read_manifest, read_texts
+from newsbert_ray.data.shards import ShardError, read_manifest
 from newsbert_ray.data.synthetic import synthesize
-from newsbert_ray.evaluation import scoring as ranking
-from newsbert_ray.evaluation.encoding import Pace
-from newsbert_ray.evaluation.evaluate import evaluate, show
-from newsbert_ray.evaluation.scoring import encode_news, score_rankings
+from newsbert_ray.evaluation.evaluate import TopicRow, by_topic, evaluate, show, topic_rows
+from newsbert_ray.evaluation.metrics import topic_metrics
 from newsbert_ray.evaluation.submission import score_submission
-from newsbert_ray.model.assemble import assemble_pair
-from newsbert_ray.model.pair import Pair
 from newsbert_ray.training.run import train
-from newsbert_ray.world import World
 from tests.conftest import MakeSettings
 
-CPU = World()
+if TYPE_CHECKING:
+    from tests.conftest import MakeSettings
 
 
-class Together(World):
-    """A worker that is a thread: its sums are over all threads of its group."""
-
-    def __init__(self, rank: int, size: int, group: Group) -> None:
-        super().__init__(rank, size)
-        object.__setattr__(self, "group", group)
-
-    def sum_tensor(self, values: Tensor) -> Tensor:
-        return self.group.sum(self.rank, values)  # type: ignore[attr-defined,no-any-return]
-
-
-class Group:
-    """What the threads of a group have said."""
-
-    def __init__(self, size: int) -> None:
-        self.barrier = threading.Barrier(size)
-        self.said: dict[int, Tensor] = {}
-
-    def sum(self, rank: int, values: Tensor) -> Tensor:
-        self.said[rank] = values
-        self.barrier.wait(30)
-        total = torch.stack([self.said[r] for r in sorted(self.said)]).sum(0)
-        self.barrier.wait(30)
-        return total
+def test_by_hand() -> None:
+    """Most titles first; a topic that nobody predicts has no precision, one without titles no recall, one
+    with neither no row."""
+    confusion = np.array(
+        [[3, 1, 0, 0, 2], [0, 8, 0, 0, 0], [0, 1, 0, 0, 0], [0, 0, 0, 0, 0], [0, 0, 0, 0, 0]]
+    )
+    rows = topic_rows(confusion, ["tv", "news", "kids", "none", "autos"])
+    assert rows == [
+        TopicRow("news", 8, 10, 0.8, 1.0, 16 / 18, None),
+        TopicRow("tv", 6, 3, 1.0, 0.5, 6 / 9, "autos"),
+        TopicRow("kids", 1, 0, None, 0.0, 0.0, "news"),
+        TopicRow("autos", 0, 2, 0.0, None, 0.0, None),
+    ]
+    mean = sum(row.f1 for row in rows) / 4
+    assert topic_metrics(confusion)["macro_f1"] == pytest.approx(mean)
 
 
-def pair_of(make_settings: MakeSettings) -> tuple[Pair, Path]:
-    """A fresh recommendation pair in evaluation mode, and its shards' folder."""
-    settings = make_settings(task="recommendation")
-    return assemble_pair(settings, read_manifest(settings.data)).eval(), Path(settings.data)
+def test_a_run_by_topic(make_settings: MakeSettings, capsys: pytest.CaptureFixture[str]) -> None:
+    """What `evaluate` sums up, and what it prints."""
+    settings = make_settings(epochs=1)
+    train(settings, quiet=True)
+    for model in ("student", "teacher"):
+        rows = by_topic(settings.out, model=model)
+        whole = evaluate(settings.out)[model]
+        assert sum(row.titles for row in rows) == sum(row.predicted for row in rows) == whole["rows"]
+        assert sum(row.f1 for row in rows) / len(rows) == pytest.approx(whole["macro_f1"])
+        assert [row.titles for row in rows] == sorted((row.titles for row in rows), reverse=True)
+    with pytest.raises(ShardError, match="expected one of train"):
+        by_topic(settings.out, split="all")
+    capsys.readouterr()
+    assert cli.main(["evaluate", settings.out, "--by_topic", "--split", "validation"]) == 0
+    shown = capsys.readouterr().out
+    assert all(word in shown for word in ("precision", "recall", "F1", "most often taken for", "macro-F1"))
+    assert cli.main(["evaluate", settings.out, "--by_topic", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found == [row._asdict() for row in by_topic(settings.out)]
+    assert cli.main(["evaluate", settings.out, "--by_topic", "--show", "U1"]) == 2
+    assert "give only one of submission, by_topic and show" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("size", [2, 3])
-def test_any_number_of_workers_gives_the_same_numbers(
-    make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch, size: int
-) -> None:
-    """Metrics that moved with the number of workers could not be compared between two clusters."""
-    monkeypatch.setattr(ranking, "BLOCK", 3)
-    pair, folder = pair_of(make_settings)
-    manifest = read_manifest(folder)
-    alone = score_rankings(pair.models(), folder, manifest, "train", history=50, world=CPU, baselines=True)
-    group = Group(size)
-    found: dict[int, Any] = {}
-
-    def work(rank: int) -> None:
-        world = Together(rank, size, group)
-        found[rank] = score_rankings(
-            pair.models(), folder, manifest, "train", history=50, world=world, baselines=True
-        )
-
-    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(size)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    assert [found[rank] for rank in range(size)] == [alone] * size
-    assert set(alone) == {"teacher", "student", "popularity", "random"}
-
-
-def test_scores_are_those_of_each_mention_encoded_alone(make_settings: MakeSettings) -> None:
-    """A news looked up under another's number would be a metric of something else (AUC .5 unnoticed)."""
-    pair, folder = pair_of(make_settings)
-    manifest = read_manifest(folder)
-    table = read_texts(folder, manifest)
-    news = encode_news(pair.models(), folder, manifest, "test", history=50, world=CPU)
-    _, block = next(read_impressions(folder, manifest, "test", history=50))
-    found = ranking.score_block(pair.models(), news, block, world=CPU)["student"]
-
-    def embed(row: int) -> Tensor:
-        ids, mask = (torch.from_numpy(a) for a in table.ids(np.array([row]), pad_id=0))
-        return pair.top.embed(pair.student(ids, mask.long()), mask.long())[0]
-
-    with torch.inference_mode():
-        for i in range(len(block)):
-            read = block.history[block.history_offsets[i] : block.history_offsets[i + 1]]
-            history = torch.stack([embed(row) for row in read]) if len(read) else torch.zeros(1, 16)
-            mask = torch.full((1, len(history)), int(len(read) > 0))
-            user = pair.top.head.encode_users(history[None], mask)[0]  # type: ignore[operator]
-            for place in range(block.offsets[i], block.offsets[i + 1]):
-                score = float(embed(block.candidates[place]) @ user)
-                assert found[place] == pytest.approx(score, rel=1e-4, abs=1e-5)
-
-
-def test_each_news_is_encoded_once(make_settings: MakeSettings) -> None:
-    """Evaluation's speed is that of the number of different news, not of mentions."""
-    pair, folder = pair_of(make_settings)
-    manifest = read_manifest(folder)
-    pace = Pace()
-    score_rankings(pair.models(), folder, manifest, "test", history=50, world=CPU, pace=pace)
-    named = ranking.find_news(folder, manifest, "test", history=50)
-    assert pace.titles == len(named) == len(set(named.tolist()))
-    blocks = [block for _, block in read_impressions(folder, manifest, "test", history=50)]
-    mentioned = {int(row) for b in blocks for row in [*b.history, *b.candidates]}
-    assert set(named.tolist()) == mentioned
-
-
-def test_popularity_counts_training_clicks(make_settings: MakeSettings) -> None:
-    """A baseline that saw the test's clicks would beat every model."""
-    _, folder = pair_of(make_settings)
-    manifest = read_manifest(folder)
-    counts = ranking.count_clicks(folder, manifest)
-    by_hand = np.zeros(manifest.texts.rows, int)
-    for _, block in read_impressions(folder, manifest, "train", history=50):
-        for row, click in zip(block.candidates.tolist(), block.clicked.tolist(), strict=True):
-            by_hand[row] += click
-    assert counts.tolist() == by_hand.tolist()
-    assert counts.sum() > 0
+def test_clicks_have_no_topics(make_settings: MakeSettings) -> None:
+    """Another task is named."""
+    settings = make_settings(task="recommendation", epochs=1, **{"recommendation.history": 5})
+    train(settings, quiet=True)
+    with pytest.raises(SettingsError, match="needs a run of task topics"):
+        by_topic(settings.out)
 
 
 @pytest.fixture(scope="module")

@@ -19,11 +19,12 @@ from newsbert_ray.model.encoder import EncoderError
 from newsbert_ray.model.families import load_exported
 from newsbert_ray.model.heads import ClickHead
 from newsbert_ray.model.saved import load_student
-from newsbert_ray.model.word_models import HEAD_SIZE, HEADS, NrmsEncoder, SelfAttention
+from newsbert_ray.model.word_models import HEAD_SIZE, HEADS, NrmsEncoder, RecurrentEncoder, SelfAttention
 from newsbert_ray.training.run import train
 
 if TYPE_CHECKING:
     from tests.conftest import MakeSettings
+
 
 IDS = torch.tensor([[5, 6, 7], [8, 9, 0]])
 MASK = torch.tensor([[1, 1, 1], [1, 1, 0]])
@@ -134,3 +135,45 @@ def _copy(shards: Path, to: Path) -> None:
     to.mkdir()
     for path in shards.iterdir():
         (to / path.name).symlink_to(path)
+
+
+@pytest.fixture
+def bilstm() -> RecurrentEncoder:
+    """Over 20 words 4 wide, 6 wide itself."""
+    torch.manual_seed(0)
+    return RecurrentEncoder(nn.Embedding(20, 4), 6, dropout=0.0)
+
+
+def test_states_are_those_of_each_title_alone(bilstm: RecurrentEncoder) -> None:
+    """The backward direction would begin in the padding."""
+    embedded, states = bilstm(IDS, MASK)
+    assert (embedded.shape, states.shape) == ((2, 3, 4), (2, 3, 6))
+    alone = bilstm(IDS[1:, :2], MASK[1:, :2])[1]
+    torch.testing.assert_close(states[1:, :2], alone)
+    assert not states[1, 2].any()
+
+
+def test_a_written_encoder_is_read_again(bilstm: RecurrentEncoder, tmp_path: Path) -> None:
+    """A run's student is loaded by its folder alone."""
+    bilstm.save(tmp_path)
+    again = load_exported(tmp_path)
+    assert isinstance(again, RecurrentEncoder)
+    assert not again.training
+    torch.testing.assert_close(again(IDS, MASK)[1], bilstm(IDS, MASK)[1])
+    assert (again.hidden_size, len(again.layers), again.word_embedding.num_embeddings) == (6, 1, 20)
+
+
+def test_its_words_are_its_own(bilstm: RecurrentEncoder) -> None:
+    """They start as the teacher's and must not drag those along."""
+    words = nn.Embedding(20, 4)
+    own = RecurrentEncoder(words, 6, dropout=0.0)
+    assert torch.equal(own.word_embedding.weight, words.weight)
+    assert own.word_embedding.weight.data_ptr() != words.weight.data_ptr()
+
+
+def test_what_it_has_not_is_said(bilstm: RecurrentEncoder) -> None:
+    """Attention, and a half of an odd width."""
+    with pytest.raises(EncoderError, match="need a Transformer student"):
+        bilstm.encode(IDS, MASK, projections=True)
+    with pytest.raises(EncoderError, match="must be even"):
+        RecurrentEncoder(nn.Embedding(20, 4), 7, dropout=0.0)

@@ -1,0 +1,35 @@
+"""An encoder's layers and projections."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from newsbert_ray.distill.losses import relation
+from newsbert_ray.model.encoder import Encoder
+
+
+@pytest.mark.parametrize("kind", ["bert", "distilbert", "roberta", "electra"])
+def test_projections_are_those_of_the_attention(tmp_path: Path, kind: str) -> None:
+    """Losses over attention would compare something else than what the encoder attends to."""
+    from transformers import AutoConfig, AutoModel
+
+    sizes = {"dim": 8, "hidden_dim": 16, "n_heads": 2, "n_layers": 2} if kind == "distilbert" else {
+        "hidden_size": 8, "intermediate_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2
+    }  # fmt: skip
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, vocab_size=60, attn_implementation="eager", **sizes)
+    eager = AutoModel.from_config(config, attn_implementation="eager").eval()  # type: ignore[no-untyped-call]
+    encoder = Encoder(eager)
+    ids, mask = torch.tensor([[2, 9, 3], [4, 5, 0]]), torch.tensor([[1, 1, 1], [1, 1, 0]])
+    encoder(ids, mask)
+    hooks = [len(module._forward_hooks) for module in encoder.modules()]
+    found = encoder.encode(ids, mask, projections=True)
+    assert [len(module._forward_hooks) for module in encoder.modules()] == hooks
+    expected = eager(input_ids=ids, attention_mask=mask, output_attentions=True).attentions
+    for layer, maps in zip(found.projections, expected, strict=True):
+        scores = relation(layer.query, layer.key).masked_fill(mask[:, None, None] == 0, -1e9)
+        torch.testing.assert_close(torch.softmax(scores, -1), maps)
+    assert encoder.encode(ids, mask).projections == ()

@@ -1,0 +1,60 @@
+"""Students on disk: equal after loading, and damage is noticed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from newsbert_ray.data.shards import read_manifest
+from newsbert_ray.model.assemble import assemble_pair
+from newsbert_ray.model.encoder import EncoderError
+from newsbert_ray.model.saved import load_student, write_student
+from tests.conftest import topic_batch
+
+if TYPE_CHECKING:
+    from tests.conftest import MakeSettings
+
+
+def test_exported_student_computes_the_same(make_settings: MakeSettings, tmp_path: Path) -> None:
+    """What a service loads must give the logits that the run measured."""
+    settings = make_settings()
+    manifest = read_manifest(settings.data)
+    pair = assemble_pair(settings, manifest).eval()
+    write_student(tmp_path / "student", pair, manifest, tokenizer=Path(settings.data) / "tokenizer")
+    encoder, top, described = load_student(tmp_path / "student")
+    ids, mask = torch.tensor([[2, 9, 8, 3]]), torch.ones(1, 4, dtype=torch.int64)
+    with torch.inference_mode():
+        batch = topic_batch(ids)
+        assert torch.equal(pair(batch)[1].logits, top([encoder(ids, mask)], batch).logits)
+    assert described["labels"] == manifest.labels
+
+
+@pytest.mark.parametrize("name", ["top.safetensors", "model.safetensors", "top.json"])
+def test_a_cut_student_is_an_error_of_ours(make_settings: MakeSettings, tmp_path: Path, name: str) -> None:
+    """A student cut short by a copy must be named, not end in a library's frames."""
+    settings = make_settings()
+    manifest = read_manifest(settings.data)
+    write_student(tmp_path / "student", assemble_pair(settings, manifest), manifest, tokenizer=tmp_path)
+    content = (tmp_path / "student" / name).read_bytes()
+    (tmp_path / "student" / name).write_bytes(content[: len(content) // 2])
+    with pytest.raises(EncoderError, match=r"student|safetensors"):
+        load_student(tmp_path / "student")
+
+
+def test_exported_student_opens_in_transformers_alone(make_settings: MakeSettings, tmp_path: Path) -> None:
+    """The folder must serve people who do not have this package."""
+    from transformers import AutoModel, AutoTokenizer
+
+    settings = make_settings()
+    manifest = read_manifest(settings.data)
+    pair = assemble_pair(settings, manifest).eval()
+    write_student(tmp_path / "student", pair, manifest, tokenizer=Path(settings.data) / "tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "student")
+    model = AutoModel.from_pretrained(tmp_path / "student").eval()
+    tokens = tokenizer("bado kelu", return_tensors="pt")
+    with torch.inference_mode():
+        ours = pair.student(tokens["input_ids"], tokens["attention_mask"])[-1]
+        torch.testing.assert_close(model(**tokens).last_hidden_state, ours)

@@ -1,0 +1,73 @@
+"""The loop's checkpoint triggers, and what it writes before a machine is taken away."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from newsbert_ray.data.reading import make_schedule, read_updates
+from newsbert_ray.data.shards import read_manifest
+from newsbert_ray.model.assemble import assemble_pair
+from newsbert_ray.training.checkpoint import Progress, resume, step_folders
+from newsbert_ray.training.loop import TRIGGER_STEPS, CheckpointTriggers, PreemptedError, TrainingLoop
+from newsbert_ray.training.step import build_learner
+from newsbert_ray.world import World
+
+if TYPE_CHECKING:
+    from tests.conftest import MakeSettings
+
+
+class Pretended(World):
+    """A worker of two whose partner sends the same values."""
+
+    def sum_values(self, values: Mapping[str, float]) -> dict[str, float]:
+        return {name: 2 * value for name, value in values.items()}
+
+
+def test_timer_starts_again_after_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A timer that is not restarted writes a checkpoint at every step."""
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    triggers = CheckpointTriggers(1.0, World(), lambda: False)
+    now[0] = 59.0
+    assert triggers.check(1) == (False, False)
+    now[0] = 60.0
+    assert triggers.check(2) == (True, False)
+    triggers.restart_timer()
+    assert triggers.check(3) == (False, False)
+    assert CheckpointTriggers(None, World(), lambda: False).check(1) == (False, False)
+
+
+def test_a_group_exchanges_triggers_every_few_steps() -> None:
+    """An exchange at every step would cost more than it saves; workers that disagree would hang."""
+    triggers = CheckpointTriggers(None, Pretended(0, 2), lambda: True)
+    preempted = [triggers.check(step)[1] for step in range(1, 2 * TRIGGER_STEPS + 1)]
+    assert [step for step, value in enumerate(preempted, 1) if value] == [TRIGGER_STEPS, 2 * TRIGGER_STEPS]
+
+
+def test_a_preempted_worker_leaves_its_last_step(make_settings: MakeSettings, tmp_path: Path) -> None:
+    """Without a checkpoint of its own, a spot machine's warning would be of no use."""
+    settings = make_settings()
+    manifest = read_manifest(settings.data)
+    schedule = make_schedule(settings, manifest)
+    learner = build_learner(assemble_pair(settings, manifest), settings, total_steps=schedule.total_steps)
+    entries: list[dict[str, Any]] = []
+    progress = Progress()
+    loop = TrainingLoop(
+        learner,
+        schedule,
+        progress,
+        World(),
+        evaluate=dict,
+        report=entries.append,
+        checkpoints=tmp_path,
+        preempted=lambda: progress.step == 3,
+    )
+    with pytest.raises(PreemptedError, match="step 3 is in a checkpoint"):
+        loop.run(read_updates(schedule))
+    assert entries[-1] == {"kind": "checkpoint", "step": 3, "preempted": True}
+    assert [path.name for path in step_folders(tmp_path)] == ["step-000000003"]
+    assert resume(tmp_path, learner, say=lambda _: None).step == 3
