@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from newsbert_ray.evaluation.evaluate import RankedImpression, TopicRow
     from newsbert_ray.record import RunRecord, read_record
     from newsbert_ray.serving.bench import Timing
+    from newsbert_ray.serving.predictor import load
     from newsbert_ray.serving.similar import Answer
     from newsbert_ray.settings import (
         NonNegativeFloat,
@@ -43,6 +44,7 @@ __all__ = [
     "embed",
     "evaluate",
     "export",
+    "load",
     "prepare",
     "preview",
     "read_record",
@@ -61,6 +63,7 @@ _CLASSES = {
     "SettingsError": "settings",
     "RunRecord": "record",
     "read_record": "record",
+    "load": "serving.predictor",
 }
 
 P = ParamSpec("P")
@@ -68,7 +71,7 @@ R = TypeVar("R")
 
 
 def __getattr__(name: str) -> Any:
-    """Load a class when it is first used, so that importing the package stays fast."""
+    """Load a name when it is first used, so that importing the package stays fast."""
     if name in _CLASSES:
         return getattr(import_module(f"newsbert_ray.{_CLASSES[name]}"), name)
     raise AttributeError(f"module 'newsbert_ray' has no attribute '{name}'")

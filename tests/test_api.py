@@ -25,7 +25,7 @@ def test_dir_lists_the_public_names_only() -> None:
     assert dir(newsbert_ray) == sorted(newsbert_ray.__all__)
     verbs = {verb.replace("-", "_") for verb in cli.VERBS}
     functions = {name for name in dir(newsbert_ray) if inspect.isfunction(getattr(newsbert_ray, name))}
-    assert functions == verbs | {"preview", "read_record"}
+    assert functions == verbs | {"load", "preview", "read_record"}
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
         newsbert_ray.trian  # noqa: B018
 

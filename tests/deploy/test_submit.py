@@ -133,7 +133,7 @@ def test_interrupted_submission_leaves_the_sweep_running(
     ) as following:
         assert following.stdout is not None
         for line in following.stdout:
-            if "Ctrl-C ends the sweep" in line:
+            if "Ctrl-C stops the sweep" in line:
                 break
         following.send_signal(signal.SIGINT)
         rest = following.stdout.read()
@@ -147,8 +147,8 @@ def test_interrupted_submission_leaves_the_sweep_running(
     assert "night: STOPPED; the same command with --resume continues it" in output
     code, output = submit("--logs", "night")
     assert code == 1
-    assert output.count("Ctrl-C ends the sweep") == 1
-    assert "\ninterrupted; " in output
+    assert output.count("Ctrl-C stops the sweep") == 1
+    assert "\ninterrupted: " in output
     assert "night: stopped; the same command with --resume continues it" in output
     assert "night has already ended: STOPPED" in submit("--stop", "night")[1]
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel, DistilBertConfig, DistilBertModel
 
+import newsbert_ray
 from newsbert_ray.config import SettingsError
 from newsbert_ray.model.encoder import Encoder, EncoderError
 from newsbert_ray.model.heads import ClickHead, TopicHead
@@ -27,7 +28,7 @@ TEXTS = [f"the team wins again in week {n % 9} of the season " + "and more " * (
 
 def test_predict(run: Path) -> None:
     """The classifier's softmax over the topics, best first."""
-    model = load(run, device="cpu")
+    model = newsbert_ray.load(run, device="cpu")
     predictions = model.predict(TEXTS[:3], top=2)
     _, top, description = load_student(run / "student")
     with torch.inference_mode():
