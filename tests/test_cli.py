@@ -29,16 +29,16 @@ NEEDED = ["--data", "shards", "--teacher", "scratch", "--out", "run"]
 
 @pytest.fixture(autouse=True)
 def _own_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The command line silences libraries through the environment; other tests keep theirs."""
-    before = dict(os.environ)
+    """Undo the environment variables that the command line sets."""
+    names = set(os.environ)
     yield
-    for name in os.environ.keys() - before.keys():
+    for name in os.environ.keys() - names:
         del os.environ[name]
 
 
 @pytest.fixture
 def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], None]:
-    """Make `report` raise something."""
+    """Returns a function that makes `report` raise an error."""
 
     def arrange(error: BaseException) -> None:
         def report(*positional: Any, **keywords: Any) -> None:
@@ -49,8 +49,8 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], None]:
     return arrange
 
 
-def test_help_answers_at_once() -> None:
-    """Five seconds of imports before a line of help would be five seconds at every slip."""
+def test_help_is_fast() -> None:
+    """Help that first imports torch would take five seconds at every typing error."""
     seconds = []
     for _ in range(3):
         began = time.perf_counter()
@@ -102,23 +102,25 @@ def test_completion_knows_verbs_and_flags(shell: str, capsys: pytest.CaptureFixt
     if shell == "zsh":
         assert script.startswith("autoload -U +X bashcompinit")
         return
-    asked = 'COMP_WORDS=({}); COMP_CWORD=$((${{#COMP_WORDS[@]}}-1)); _newsbert_ray; echo "${{COMPREPLY[@]}}"'
+    reply = 'COMP_WORDS=({}); COMP_CWORD=$((${{#COMP_WORDS[@]}}-1)); _newsbert_ray; echo "${{COMPREPLY[*]}}"'
+        'COMP_WORDS=({}); COMP_CWORD=$((${{#COMP_WORDS[@]}}-1)); _newsbert_ray; echo "${{COMPREPLY[@]}}"'
+    )
     words = ("newsbert-ray ev", "newsbert-ray train --distill.be", "newsbert-ray export --to on")
-    program = "\n".join([script, *map(asked.format, words)])
+    program = "\n".join([script, *map(reply.format, words)])
     done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["evaluate", "--distill.beta", "onnx"]
     assert cli.main(["--print_completion", "tcsh"]) == 2
     assert "bash or zsh" in capsys.readouterr().err
 
 
-def test_verb_misspelt_offers_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
-    """A wrong verb must not end in a page of usage."""
+def test_misspelt_verb_suggests_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    """A wrong verb gets one line, not a page of usage."""
     assert cli.main(["trian"]) == 2
     assert capsys.readouterr().err == "newsbert-ray: unknown verb 'trian', did you mean 'train'?\n"
 
 
-def test_no_verb_shows_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
-    """The bare command fails, so that a script notices, and tells a person how to go on."""
+def test_no_verb_shows_the_overview(capsys: pytest.CaptureFixture[str]) -> None:
+    """The bare command fails, so that a script notices, and shows a person the verbs."""
     assert cli.main([]) == 2
     assert "Usage: newsbert-ray VERB" in capsys.readouterr().err
 
@@ -188,10 +190,8 @@ def test_boolean_flags_have_the_same_forms_everywhere(words: list[str], value: b
         ("threads", "0"),
     ],
 )
-def test_value_that_cannot_be_ends_in_one_line(
-    name: str, value: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Bad settings must end before anything is loaded or written, in a line naming flag and value."""
+def test_wrong_value_gives_one_line(name: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A wrong value is refused before anything is loaded or written, in one line with flag and value."""
     assert cli.main(["train", *NEEDED, f"--{name}={value}"]) == 2
     message = capsys.readouterr().err
     assert name in message
@@ -212,10 +212,10 @@ def test_value_that_cannot_be_ends_in_one_line(
         (["synthesize"], "out"),
     ],
 )
-def test_what_is_required_is_asked_for(
+def test_missing_settings_are_listed(
     words: list[str], missing: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A forgotten folder must be asked for by name, all of them at once."""
+    """All missing settings are named at once."""
     assert cli.main(words) == 2
     assert f"required and not given: {missing} (" in capsys.readouterr().err
 
@@ -227,7 +227,7 @@ def test_flag_without_its_value_is_named(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_printed_config_gives_the_same_run_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A configuration that is printed, kept and read again must be the same experiment."""
+    """A printed configuration that is read again must be the same experiment."""
     words = [*NEEDED, "--distill.beta", "0.25", "--optimizer.clip_norm", "1.0", "--learning_rate", "3e-4"]
     with pytest.raises(SystemExit) as ended:
         cli.main(["train", *words, "--print_config"])
@@ -237,8 +237,8 @@ def test_printed_config_gives_the_same_run_again(tmp_path: Path, capsys: pytest.
     assert again == build_settings(TrainSettings, parse("train", words))
 
 
-def test_flags_go_over_the_file(tmp_path: Path) -> None:
-    """A flag that loses against the file would quietly run the file's experiment."""
+def test_flags_override_the_file(tmp_path: Path) -> None:
+    """A flag that is ignored would silently run the file's experiment."""
     path = tmp_path / "run.yaml"
     path.write_text("data: d\nteacher: t\nout: o\ndistill:\n  beta: 0.3\n  temperature: 2.0\n")
     settings = build_settings(TrainSettings, parse("train", ["--config", str(path), "--distill.beta=0.2"]))
@@ -261,8 +261,8 @@ def test_flags_go_over_the_file(tmp_path: Path) -> None:
         ("- 1\n", r"config"),
     ],
 )
-def test_bad_config_file_is_told_in_one_line(tmp_path: Path, text: str, message: str) -> None:
-    """A slip in the file must be found as surely as one on the command line."""
+def test_wrong_config_file_gives_one_line(tmp_path: Path, text: str, message: str) -> None:
+    """An error in the file is reported like one on the command line."""
     path = tmp_path / "run.yaml"
     path.write_text(text)
     with pytest.raises(SettingsError, match=message) as caught:
@@ -270,7 +270,7 @@ def test_bad_config_file_is_told_in_one_line(tmp_path: Path, text: str, message:
     assert "\n" not in str(caught.value)
 
 
-def test_config_file_that_is_missing_is_named(tmp_path: Path) -> None:
+def test_missing_config_file_is_named(tmp_path: Path) -> None:
     """A mistyped file name must not mean the defaults."""
     with pytest.raises(SettingsError, match=r"nowhere\.yaml"):
         parse("train", [*NEEDED, "--config", str(tmp_path / "nowhere.yaml")])
@@ -286,29 +286,29 @@ def test_config_file_that_is_missing_is_named(tmp_path: Path) -> None:
 )
 def test_sources_may_be_repeated(words: list[str]) -> None:
     """If only the last --source counted, the training news would silently be the test news."""
-    given = parse("prepare", [*words, "--teacher", "scratch", "--out", "shards"])
-    assert given["source"] == ["train", "dev"]
+    values = parse("prepare", [*words, "--teacher", "scratch", "--out", "shards"])
+    assert values["source"] == ["train", "dev"]
 
 
 def test_source_may_hold_blanks_and_brackets() -> None:
     """A folder's name is a name, whatever YAML would make of it."""
     odd = ["[my] data, 1", "true"]
-    given = parse("prepare", ["--source", odd[0], "--source", odd[1], "--teacher", "x", "--out", "o"])
-    assert given["source"] == odd
+    values = parse("prepare", ["--source", odd[0], "--source", odd[1], "--teacher", "x", "--out", "o"])
+    assert values["source"] == odd
 
 
-def test_sweep_passes_on_only_what_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A default passed on as an override would undo what the search space says."""
+def test_sweep_passes_only_explicit_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A default that is passed as an override would replace the search space's value."""
     seen: dict[str, Any] = {}
 
-    def sweep(space: str, **given: Any) -> SimpleNamespace:
-        seen.update(given, space=space)
+    def sweep(space: str, **keywords: Any) -> SimpleNamespace:
+        seen.update(keywords, space=space)
         return SimpleNamespace(best="some point", failures={})
 
     monkeypatch.setattr("newsbert_ray.tune.sweep.sweep", sweep)
     words = ["space.yaml", "--out", "o", "--distill.temperature", "2", "--data", "d", "--vary", "seeds=1,2"]
     words += ["--vary", "distill.beta=0.1", "--concurrency", "2", "--search.trials", "7", "--gpus", "0.25"]
-    asked: dict[str, Any] = {
+    expected: dict[str, Any] = {
         "space": "space.yaml",
         "out": "o",
         "overrides": {"distill": {"temperature": 2.0}, "data": "d"},
@@ -318,22 +318,22 @@ def test_sweep_passes_on_only_what_was_given(monkeypatch: pytest.MonkeyPatch) ->
     }
     assert cli.main(["sweep", *words, "--limits.hours", "0.5", "--resume"]) == 0
     assert seen == {
-        **asked,
-        "control": {**asked["control"], "limits": {"hours": 0.5}},
+        **expected,
+        "control": {**expected["control"], "limits": {"hours": 0.5}},
         "resume": True,
         "train": None,
     }
     seen.clear()
     monkeypatch.setattr("newsbert_ray.tune.estimate.plan_sweep", sweep)
     assert cli.main(["sweep", *words, "--plan", "--curves", "earlier"]) == 0
-    assert seen == {**asked, "curves": "earlier"}
+    assert seen == {**expected, "curves": "earlier"}
 
 
 def test_sweep_without_a_finished_trial_fails(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A script must not go on to the report of a sweep in which every trial failed."""
-    monkeypatch.setattr("newsbert_ray.tune.sweep.sweep", lambda space, **given: SimpleNamespace(best=None))
+    """A script must not continue with the report of a sweep in which every trial failed."""
+    monkeypatch.setattr("newsbert_ray.tune.sweep.sweep", lambda space, **keywords: SimpleNamespace(best=None))
     assert cli.main(["sweep", "space.yaml", "--out", "o"]) == 1
     assert "o: no trial finished" in capsys.readouterr().err
 
@@ -341,9 +341,9 @@ def test_sweep_without_a_finished_trial_fails(
 def test_sweep_with_a_failed_trial_fails(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A script takes a table with holes for the whole sweep."""
+    """A script must not take an incomplete table for the whole sweep."""
     result = SimpleNamespace(best="some point", failures={"beta=0,seed=1": "ValueError: no"})
-    monkeypatch.setattr("newsbert_ray.tune.sweep.sweep", lambda space, **given: result)
+    monkeypatch.setattr("newsbert_ray.tune.sweep.sweep", lambda space, **keywords: result)
     assert cli.main(["sweep", "space.yaml", "--out", "o"]) == 1
     assert "o: 1 trials failed" in capsys.readouterr().err
 
@@ -351,9 +351,9 @@ def test_sweep_with_a_failed_trial_fails(
 def test_evaluate_prints_a_table_or_json(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A script reads JSON, a person a table; both must hold every number."""
+    """A script reads JSON, a person a table; both have every number."""
     metrics = {"student": {"accuracy": 0.7, "macro_f1": 0.5}, "teacher": {"accuracy": 0.8}, "rows": 400}
-    monkeypatch.setattr("newsbert_ray.evaluation.evaluate.evaluate", lambda run, **given: metrics)
+    monkeypatch.setattr("newsbert_ray.evaluation.evaluate.evaluate", lambda run, **keywords: metrics)
     assert cli.main(["evaluate", "run", "--json"]) == 0
     assert yaml.safe_load(capsys.readouterr().out) == metrics
     assert cli.main(["evaluate", "run"]) == 0
@@ -367,7 +367,7 @@ def test_recommendation_from_the_command_line(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What the README shows: metrics with their noise, MIND's file checked, and one user's ranking."""
+    """Metrics with standard errors, a checked submission, and one user's ranking."""
     monkeypatch.setenv("COLUMNS", "80")
     run = make_settings(task="recommendation", epochs=1)
     train(run, quiet=True)
@@ -394,8 +394,8 @@ def test_recommendation_from_the_command_line(
     assert ".zip" in capsys.readouterr().err
 
 
-def test_tables_are_synthesised_and_prepared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The way into retrieval without any data of one's own."""
+def test_synthetic_tables_can_be_prepared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Retrieval can be tried without own data."""
     assert cli.main(["synthesize-pairs", "--pairs", "200", "--words", "15", "--out", str(tmp_path)]) == 0
     train_table, dev_table = capsys.readouterr().out.split()
     words = ["prepare", "--source", train_table, "--source", dev_table, "--teacher", "scratch"]
@@ -406,7 +406,7 @@ def test_tables_are_synthesised_and_prepared(tmp_path: Path, capsys: pytest.Capt
 
 
 class WrappedByRay(Exception):
-    """As Ray hands on a worker's exception: its own text is a whole trace."""
+    """Like Ray's wrapper of a worker's exception: its own text is a whole traceback."""
 
     def __init__(self, cause: BaseException) -> None:
         super().__init__("ray::worker()\n  File ...\n  File ...")
@@ -428,30 +428,30 @@ class WrappedByRay(Exception):
         (KeyError("x"), 1, "internal error: KeyError: 'x'; run it again with --debug for the traceback"),
     ],
 )
-def test_failure_ends_in_one_line(
+def test_failure_gives_one_line(
     error: BaseException,
     code: int,
     message: str,
     failing: Callable[[BaseException], None],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """A stack of frames hides the one line that a person needs."""
+    """A traceback hides the one line that a person needs."""
     failing(error)
     assert cli.main(["report", "x", "--out", "y"]) == code
     assert capsys.readouterr().err == f"newsbert-ray report: {message}\n"
 
 
-def test_debug_shows_the_frames(failing: Callable[[BaseException], None]) -> None:
-    """Without the frames nobody can mend what is ours to mend."""
+def test_debug_shows_the_traceback(failing: Callable[[BaseException], None]) -> None:
+    """An internal error cannot be fixed without its traceback."""
     failing(KeyError("x"))
     with pytest.raises(KeyError):
         cli.main(["report", "x", "--debug", "--out", "y"])
 
 
-def test_stop_by_hand_is_told_apart_from_a_failure(
+def test_ctrl_c_has_its_own_exit_code(
     failing: Callable[[BaseException], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A script that loops over runs must see that somebody wanted to stop."""
+    """A script that loops over runs must notice that somebody wants to stop."""
     failing(KeyboardInterrupt())
     assert cli.main(["report", "x", "--out", "y"]) == 130
     assert "stopped" in capsys.readouterr().err

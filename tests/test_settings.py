@@ -23,7 +23,7 @@ NEEDED = {"data": "shards", "teacher": "scratch", "out": "run"}
 
 
 def test_settings_cannot_be_changed_after_the_check() -> None:
-    """A setting altered in the middle of a run would make its record a lie."""
+    """A setting that changes during a run would make its record wrong."""
     settings = build_settings(TrainSettings, NEEDED)
     with pytest.raises(ValidationError, match="frozen"):
         settings.seed = 3  # type: ignore[misc]
@@ -61,7 +61,7 @@ def test_settings_cannot_be_changed_after_the_check() -> None:
     ],
 )
 def test_value_out_of_range_is_named(name: str, value: Any) -> None:
-    """A value that cannot be must be refused by its name before an hour of training shows it."""
+    """A wrong value is refused by its name, before it costs an hour of training."""
     with pytest.raises(SettingsError) as caught:
         build_settings(TrainSettings, merge(NEEDED, {name: value}))
     assert name in str(caught.value)
@@ -82,13 +82,13 @@ def test_value_out_of_range_is_named(name: str, value: Any) -> None:
     ],
 )
 def test_unknown_setting_offers_the_nearest(unknown: str, near: str) -> None:
-    """A typed-over name that is ignored runs the default and looks like a result."""
+    """A misspelt name that is ignored would run the default."""
     with pytest.raises(SettingsError, match=rf"unknown setting '{unknown}', did you mean '{near}'\?"):
         build_settings(TrainSettings, merge(NEEDED, {unknown: 1}))
 
 
-def test_missing_and_wrong_settings_are_all_told_at_once() -> None:
-    """One complaint a start is a morning lost over five."""
+def test_all_wrong_settings_are_reported_at_once() -> None:
+    """One error per start would need five starts for five errors."""
     with pytest.raises(SettingsError) as caught:
         build_settings(
             TrainSettings, {"data": "d", "teacher": "t", "seed": -1, "epochs": 0}, where="run.yaml"
@@ -98,8 +98,8 @@ def test_missing_and_wrong_settings_are_all_told_at_once() -> None:
     assert all(part in message for part in ("required and not given: out", "seed = -1", "epochs = 0"))
 
 
-def test_merge_lays_later_layers_over_earlier_ones() -> None:
-    """A flag that lost against the file it overrides would run another experiment than asked for."""
+def test_later_layers_override_earlier_ones() -> None:
+    """A flag that is ignored would run another experiment."""
     file = {"distill": {"beta": 0.1, "temperature": 2.0}, "epochs": 3}
     flags = {"distill.beta": 0.2, "distill": {"weights": {"hidden": 0.0}}}
     assert merge(file, flags) == {
@@ -109,7 +109,7 @@ def test_merge_lays_later_layers_over_earlier_ones() -> None:
 
 
 def test_merge_leaves_its_layers_as_they_were() -> None:
-    """A sweep lays many trials over one base; a base that changes mixes the trials."""
+    """A sweep merges many trials with one base; a base that changes would mix the trials."""
     base = {"distill": {"beta": 0.1}}
     merge(base, {"distill.beta": 0.2})
     assert base == {"distill": {"beta": 0.1}}
@@ -124,7 +124,7 @@ def test_names_are_the_leaves_only() -> None:
 
 
 def test_nothing_near_offers_nothing() -> None:
-    """A far-fetched guess sends a person the wrong way."""
+    """A far-fetched suggestion misleads."""
     assert nearest("zzzzzz", list(dotted_names(TrainSettings))) is None
 
 
