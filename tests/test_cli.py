@@ -102,9 +102,7 @@ def test_completion_knows_verbs_and_flags(shell: str, capsys: pytest.CaptureFixt
     if shell == "zsh":
         assert script.startswith("autoload -U +X bashcompinit")
         return
-    reply = 'COMP_WORDS=({}); COMP_CWORD=$((${{#COMP_WORDS[@]}}-1)); _newsbert_ray; echo "${{COMPREPLY[*]}}"'
-        'COMP_WORDS=({}); COMP_CWORD=$((${{#COMP_WORDS[@]}}-1)); _newsbert_ray; echo "${{COMPREPLY[@]}}"'
-    )
+    reply = 'COMP_WORDS=({}); COMP_CWORD=$((${{#COMP_WORDS[@]}}-1)); _newsbert_ray; echo "${{COMPREPLY[@]}}"'
     words = ("newsbert-ray ev", "newsbert-ray train --distill.be", "newsbert-ray export --to on")
     program = "\n".join([script, *map(reply.format, words)])
     done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""Every named method: what it sets, what it trains, and what it leaves alone."""
+"""Losses, methods and tasks: each method's losses, and which model it trains."""
 
 from __future__ import annotations
 
@@ -9,10 +9,19 @@ from typing import TYPE_CHECKING, Any, get_args
 import pytest
 import torch
 
-from newsbert_ray.config import LossWeights, SettingsError, TrainSettings
+from newsbert_ray.config import SettingsError, TrainSettings
 from newsbert_ray.data.reading import make_schedule, read_updates
 from newsbert_ray.data.shards import read_manifest
-from newsbert_ray.methods import LOSSES, METHODS, MethodName
+from newsbert_ray.methods import (
+    ATTENTION_LOSSES,
+    LOSSES,
+    METHODS,
+    STATE_LOSSES,
+    STUDENT_LOSSES,
+    TEACHER_LOSSES,
+    MethodName,
+    losses_where,
+)
 from newsbert_ray.model.assemble import assemble_pair
 from newsbert_ray.model.encoder import Encoder
 from newsbert_ray.model.pair import Output, Pair
@@ -41,7 +50,7 @@ EXPECTED = {
     "bilstm_soft": "student_task logits",
     "glove": "student_task",
 }
-"""Losses of each method's every step on topics; the two with stages have a test of their own."""
+"""Losses of each method on topics, the same in every step; methods with two stages follow."""
 STAGES = {
     "tinybert": ("embedding hidden attention_scores", "soft_labels"),
     "minilm": ("attention_maps value_relations", "soft_labels"),
@@ -49,13 +58,13 @@ STAGES = {
 
 
 def learner_of(settings: TrainSettings, total_steps: int = 4) -> Learner:
-    """A learner whose frozen teacher, if it has one, was never fine-tuned."""
+    """A learner; a frozen teacher in it was not fine-tuned."""
     pair = assemble_pair(settings, read_manifest(settings.data), stand_in=True)
     return build_learner(pair, settings, total_steps=total_steps)
 
 
 def steps(learner: Learner, count: int) -> list[set[str]]:
-    """Train so many steps; the names of the losses of each."""
+    """Train some steps; returns the names of the losses in each."""
     schedule = make_schedule(learner.settings, read_manifest(learner.settings.data))
     found = []
     for update, _ in zip(read_updates(schedule), range(count), strict=False):
@@ -72,16 +81,18 @@ def encoders(pair: Pair) -> dict[str, dict[str, torch.Tensor]]:
     }
 
 
-def test_names_are_those_of_the_settings() -> None:
-    """A loss without a weight, or a method that cannot be named, could not be asked for."""
-    assert set(LOSSES) == set(LossWeights.model_fields)
+def test_every_loss_and_method_is_tested() -> None:
+    """A new method needs its losses in the tables above, a new loss its properties."""
+    assert {*STUDENT_LOSSES, *TEACHER_LOSSES, *losses_where(trains="part")} == {*LOSSES}
+    assert len(losses_where(reads="predictions")) + len(STATE_LOSSES) == len(LOSSES)
+    assert losses_where(reads="attention") == ATTENTION_LOSSES
     assert set(METHODS) == set(get_args(MethodName)) == EXPECTED.keys() | STAGES.keys()
 
 
 @pytest.mark.parametrize("task", ["topics", "recommendation"])
 @pytest.mark.parametrize("method", sorted(EXPECTED))
-def test_a_method_trains_what_it_should(make_settings: MakeSettings, method: str, task: str) -> None:
-    """Each with the losses of its table row; only a joint teacher moves."""
+def test_method_uses_its_losses(make_settings: MakeSettings, method: str, task: str) -> None:
+    """Every step has the losses of the table; only a joint teacher changes."""
     values = {} if method in ("bilstm_soft", "glove") else {"student.layers": 2}
     small = {"batch_size": 8, "recommendation.history": 5}
     settings = make_settings(**{"method": method, "task": task, "student.layers": 1, **values, **small})
@@ -92,25 +103,25 @@ def test_a_method_trains_what_it_should(make_settings: MakeSettings, method: str
         expected.add("user_embedding")
     assert steps(learner, 2) == [expected] * 2
     after = encoders(learner.pair)
-    moved = {
+    changed = {
         name: any(not torch.equal(value, after[name][key]) for key, value in weights.items())
         for name, weights in before.items()
     }
-    assert moved == {"student": True, "teacher": method not in (*FROZEN, "finetune", "glove")}
+    assert changed == {"student": True, "teacher": method not in (*FROZEN, "finetune", "glove")}
     assert (method in FROZEN) == settings.distill.frozen
 
 
 @pytest.mark.parametrize("method", sorted(STAGES))
-def test_a_first_stage_has_losses_of_its_own(make_settings: MakeSettings, method: str) -> None:
-    """Half of the updates learn the teacher's inside, the rest its predictions."""
+def test_two_stages_have_different_losses(make_settings: MakeSettings, method: str) -> None:
+    """Half of the steps learn the teacher's layers, the rest its predictions."""
     first, second = (set(names.split()) for names in STAGES[method])
     assert steps(learner_of(make_settings(method=method)), 4) == [first, first, second, second]
 
 
-def test_only_the_teachers_own_loss_and_the_students_soft_labels_reach_it(
+def test_mutual_learning_trains_both_tops(
     make_settings: MakeSettings,
 ) -> None:
-    """Mutual learning goes both ways; what is compared with a teacher must not pull at it."""
+    """Both models learn, each with its own top."""
     learner = learner_of(make_settings(method="mutual"))
     assert learner.pair.teacher_top is not None
     before = {n: p.clone() for n, p in learner.pair.teacher_top.named_parameters()}
@@ -121,8 +132,8 @@ def test_only_the_teachers_own_loss_and_the_students_soft_labels_reach_it(
     )
 
 
-def test_a_frozen_teacher_is_no_part_of_the_state(make_settings: MakeSettings) -> None:
-    """Every checkpoint would hold it, and every worker exchange it; and it must not drop out."""
+def test_a_frozen_teacher_is_not_in_the_state(make_settings: MakeSettings) -> None:
+    """Otherwise every checkpoint would contain it. It has no dropout, and follows the pair's type."""
     pair = learner_of(make_settings(method="twinbert")).pair.train()
     assert not any(name.startswith("teacher") for name in pair.state_dict())
     assert not pair.teacher.training
@@ -131,16 +142,16 @@ def test_a_frozen_teacher_is_no_part_of_the_state(make_settings: MakeSettings) -
     assert next(moved.teacher.parameters()).dtype == torch.float64
 
 
-def test_distilberts_student_starts_from_each_blocks_last_layer(make_settings: MakeSettings) -> None:
-    """Every other layer of a teacher twice as deep."""
+def test_distilbert_starts_from_the_last_layer_of_each_block(make_settings: MakeSettings) -> None:
+    """Layers 2 and 4 of a teacher with 4 layers."""
     pair = learner_of(make_settings(method="distilbert")).pair
     for own, number in zip(pair.student.layers, (1, 3), strict=True):
         for a, b in zip(own.parameters(), pair.teacher.layers[number].parameters(), strict=True):
             assert torch.equal(a, b)
 
 
-def test_a_student_of_its_own_may_be_narrower(make_settings: MakeSettings, tmp_path: Path) -> None:
-    """A released TinyBERT has 312 where its teacher has 768."""
+def test_another_encoder_may_be_narrower(make_settings: MakeSettings, tmp_path: Path) -> None:
+    """A released TinyBERT has width 312, its teacher 768."""
     narrow = make_settings(**{"scratch.hidden": 8, "student.layers": 4, "method": "finetune"})
     encoder = assemble_pair(narrow, read_manifest(narrow.data)).student
     (tmp_path / "narrow").mkdir()
@@ -172,15 +183,13 @@ def test_a_student_of_its_own_may_be_narrower(make_settings: MakeSettings, tmp_p
 def test_impossible_combinations_are_refused(
     make_settings: MakeSettings, values: dict[str, object], message: str
 ) -> None:
-    """At once, and not as a shape error in the first step."""
+    """The settings are refused, instead of a shape error in the first step."""
     with pytest.raises(SettingsError, match=message):
         make_settings(**values)
 
 
-def test_a_teacher_is_fine_tuned_once_for_all_that_need_it(
-    make_settings: MakeSettings, tmp_path: Path
-) -> None:
-    """A sweep of seven methods would fine-tune seven teachers a seed."""
+def test_runs_share_one_fine_tuned_teacher(make_settings: MakeSettings, tmp_path: Path) -> None:
+    """Otherwise a sweep of seven methods would fine-tune seven teachers per seed."""
     seen = []
     for number, (method, seed) in enumerate([("twinbert", 0), ("pkd", 0), ("twinbert", 1)]):
         settings = make_settings(method=method, seed=seed, epochs=1, out=str(tmp_path / f"run{number}"))
@@ -198,10 +207,10 @@ def test_a_teacher_is_fine_tuned_once_for_all_that_need_it(
     assert all(read_record(path.parent).settings["student"]["layers"] == 4 for path in teachers)
 
 
-def test_a_run_of_its_own_has_its_teacher_beside_it(
+def test_a_single_run_keeps_its_teacher(
     make_settings: MakeSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Whoever types one command must find the teacher that it made, and can use it for the next."""
+    """The fine-tuned teacher is in the run's folder, and another run can use it."""
     settings = make_settings(method="bilstm_soft", epochs=1, **{"student.layers": 1})
     record = train(settings)
     assert f"first training the teacher, into {settings.out}/teacher" in capsys.readouterr().out
@@ -218,11 +227,10 @@ def test_a_run_of_its_own_has_its_teacher_beside_it(
 
 
 @pytest.mark.parametrize("task", ["topics", "recommendation"])
-def test_a_frozen_teachers_outputs_are_made_once_a_text(
+def test_a_frozen_teacher_encodes_each_text_once(
     make_settings: MakeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str
 ) -> None:
-    """The teacher would cost more than the student, again in every epoch and every trial; and what is
-    remembered must be what it would say."""
+    """Stored outputs serve all epochs and trials, and give the same losses as computing them again."""
     settings = make_settings(method="twinbert", epochs=2, task=task)
     teachers = tmp_path / "teachers"
     kept = train(settings, quiet=True, teachers=teachers)
