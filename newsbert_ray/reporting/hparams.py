@@ -10,11 +10,12 @@ import io
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from newsbert_ray.files import write_bytes
 from newsbert_ray.methods import TASKS, TaskName
 from newsbert_ray.reporting.figures import short
+from newsbert_ray.reporting.sweep_data import Axis
 
 if TYPE_CHECKING:
     from tensorboard.compat.proto.summary_pb2 import Summary
@@ -27,19 +28,6 @@ def logged_metrics(task: TaskName) -> tuple[str, ...]:
     """What every trial logs at each evaluation; a trial without a teacher leaves the teacher's blank."""
     student = (f"validation.student.{metric.name}" for metric in TASKS[task].metrics)
     return (*student, f"validation.teacher.{TASKS[task].primary.name}")
-
-
-class Axis(Protocol):
-    """A varied setting: either `values`, or a range."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def values(self) -> tuple[Any, ...] | None: ...
-    @property
-    def low(self) -> float | None: ...
-    @property
-    def high(self) -> float | None: ...
 
 
 class HParams:

@@ -16,6 +16,7 @@ from newsbert_ray.config import TrainSettings, build_settings, merge
 from newsbert_ray.files import write_text
 from newsbert_ray.methods import METHOD_TASK_VALUES, METHODS, TASKS, Task, TaskName
 from newsbert_ray.record import RecordError, RunRecord, first_fault
+from newsbert_ray.settings import flatten
 
 NAMES: Mapping[str, str] = {
     "finetune": "fine-tuned",
@@ -89,22 +90,13 @@ def count_units(task: Task) -> dict[str, str]:
     return {"train": f"{task.examples} of ", "validation": rows, "test": rows, "all": ""}
 
 
-def flat_values(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted name."""
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        nested = isinstance(value, Mapping)
-        flat |= flat_values(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value}
-    return flat
-
-
 def flat_settings(record: RunRecord) -> dict[str, Any]:
     """The settings that can make two runs different, by dotted name.
 
     Shards are identified by their content and a teacher by its name, not by their paths. A setting missing
     from an older record has its default.
     """
-    flat = flat_values({n: value for n, value in record.settings.items() if n not in IGNORED})
+    flat = flatten({n: value for n, value in record.settings.items() if n not in IGNORED})
     flat |= {name: value for name, value in _defaults().items() if name not in flat}
     if "teacher" in flat:
         flat["teacher"] = teacher_name(record)
@@ -116,7 +108,7 @@ def flat_settings(record: RunRecord) -> dict[str, Any]:
 @cache
 def _defaults() -> dict[str, Any]:
     settings = build_settings(TrainSettings, dict.fromkeys(_REQUIRED, "-")).model_dump()
-    return flat_values({n: value for n, value in settings.items() if n not in {*IGNORED, *_REQUIRED}})
+    return flatten({n: value for n, value in settings.items() if n not in {*IGNORED, *_REQUIRED}})
 
 
 def data_name(record: RunRecord) -> str:
@@ -161,7 +153,7 @@ def _implied_by_method(name: str, flats: Sequence[Mapping[str, Any]]) -> bool:
         implied = len(teachers) > 1 and len(corpora) == 1
     else:
         implied = any(
-            name in flat_values(changes) for changes in (*METHODS.values(), *METHOD_TASK_VALUES.values())
+            name in flatten(changes) for changes in (*METHODS.values(), *METHOD_TASK_VALUES.values())
         )
     return implied and _follows(name, ("method",), flats)
 
@@ -227,7 +219,7 @@ def write_kept(path: Path, records: Sequence[RunRecord]) -> None:
 
 
 def _without_paths(settings: dict[str, Any]) -> dict[str, Any]:
-    flat = flat_values(settings)
+    flat = flatten(settings)
     paths = {name: flat[name] for name in _PATHS if isinstance(flat.get(name), str)}
     return merge(settings, {name: PurePosixPath(path).name or path for name, path in paths.items()})
 

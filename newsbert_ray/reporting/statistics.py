@@ -222,13 +222,8 @@ REPEATS = 100
 
 @dataclass(frozen=True)
 class Importance:
-    """Importance of one setting.
-
-    Attributes:
-        share: of the total importance.
-        low, high: 5th and 95th percentile over resampled points.
-        chance: 95th percentile where the values are shuffled among the points.
-    """
+    """A setting's `share` of the total importance, its 5th and 95th percentile over resampled points (`low`,
+    `high`), and the 95th percentile where the values are shuffled among the points (`chance`)."""
 
     name: str
     share: float
@@ -239,18 +234,11 @@ class Importance:
 
 @dataclass(frozen=True)
 class Importances:
-    """The settings for one goal, the most important first.
-
-    `top` is how many of the `points`, ties included, were compared with the rest.
-    """
+    """The settings for one goal, the most important first; `top` of the `points` were compared with all."""
 
     settings: tuple[Importance, ...]
     points: int
     top: int
-
-
-class TooFewPoints(NothingToDraw):
-    """Too few points to say which settings matter."""
 
 
 def importances_of(sweep: Sweep, *, goal: int = 0) -> Importances:
@@ -260,12 +248,12 @@ def importances_of(sweep: Sweep, *, goal: int = 0) -> Importances:
     Without them a setting whose bad values were all stopped would seem not to matter.
 
     Raises:
-        TooFewPoints: fewer than MIN_POINTS, or fewer than MIN_FINISHED finished.
-        NothingToDraw: fewer than two settings varied.
+        NothingToDraw: fewer than MIN_POINTS points or MIN_FINISHED finished ones, or fewer than two settings
+            varied.
     """
     finished, stopped = sweep.finished, sweep.of("stopped")
     if len(finished) + len(stopped) < MIN_POINTS or len(finished) < MIN_FINISHED:
-        raise TooFewPoints(
+        raise NothingToDraw(
             f"too few points to say which settings mattered: {len(finished)} finished, {len(stopped)} were "
             f"stopped early; {MIN_POINTS} are needed, {MIN_FINISHED} of them finished"
         )
@@ -354,7 +342,7 @@ def importance_figure(sweep: Sweep) -> FigureData[Bars]:
     """A bar for each varied setting, a panel for each goal.
 
     Raises:
-        TooFewPoints, NothingToDraw: as importances_of.
+        NothingToDraw: as importances_of.
     """
     results = [importances_of(sweep, goal=goal) for goal in range(len(sweep.goals))]
     panels = tuple(

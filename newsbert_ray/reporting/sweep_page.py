@@ -9,11 +9,12 @@ from newsbert_ray.files import format_duration
 from newsbert_ray.reporting.figures import short
 from newsbert_ray.reporting.page import Block, Command, Facts, Page, Picture, Section, Table, Text
 from newsbert_ray.reporting.paper import method_tables, table1_of_runs
-from newsbert_ray.reporting.records import distinct, flat_values, joined, provenance
+from newsbert_ray.reporting.records import distinct, joined, provenance
 from newsbert_ray.reporting.statistics import Against, costs_of
 from newsbert_ray.reporting.sweep_data import Axis, Point, State, Sweep, listed, teacher_summary
 from newsbert_ray.reporting.sweep_figures import describe
 from newsbert_ray.reporting.tables import Column, columns_of, csv_text, student_columns, summary_of
+from newsbert_ray.settings import flatten
 
 MAX_ROWS = 10
 """Points in the page's table; report.csv has all."""
@@ -126,7 +127,7 @@ def searched(sweep: Sweep) -> Section:
     limits = space.get("limits") or {}
     words = {"hours": "{:g} hours of wall time", "cost": "a cost of {:g}", "target": "a first goal of {:g}"}
     settings = (space.get("settings") or {}, sweep.plan.get("overrides") or {})
-    fixed = {name: value for source in settings for name, value in flat_values(source).items()}
+    fixed = {name: value for source in settings for name, value in flatten(source).items()}
     elsewhere = {axis.name for axis in sweep.axes} | {"data", "teacher"}
     better = {"max": "more is better", "min": "less is better"}
     facts = {

@@ -1,4 +1,4 @@
-"""What the tests of reports share: an invented sweep in a folder, in the real files' schema."""
+"""Shared by the tests of reports: a made-up sweep in a folder, in the format of real ones."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ from newsbert_ray.config import merge
 from newsbert_ray.files import write_json
 from newsbert_ray.methods import TASKS, TaskName, task_of
 from newsbert_ray.record import METRICS, EarlyStop, RunRecord, write_record, write_stop
+from newsbert_ray.reporting import report as reports
+from newsbert_ray.reporting.draw import figure_paths
+from newsbert_ray.reporting.figures import AnyPanel, FigureData
 from newsbert_ray.reporting.sweep_data import Axis, point_label
 from newsbert_ray.tune.space import SearchSpace
 
@@ -40,6 +43,21 @@ AXES: Mapping[str, dict[str, Any]] = {
     "method": {"values": ("finetune",)},
 }
 SPEED = ({"metric": "speed.student_titles_per_second", "mode": "max"},)
+
+
+@pytest.fixture
+def _undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Skip drawing: empty files, a small SVG."""
+
+    def touch(figure: FigureData[AnyPanel], folder: Path) -> list[Path]:
+        folder.mkdir(parents=True, exist_ok=True)
+        paths = figure_paths(figure.name, folder)
+        for path in paths:
+            path.touch()
+        return paths
+
+    monkeypatch.setattr(reports, "write_figure", touch)
+    monkeypatch.setattr(reports, "draw_svg", lambda figure: '<svg viewBox="0 0 9 9"></svg>')
 
 
 @pytest.fixture

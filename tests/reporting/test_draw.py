@@ -1,4 +1,4 @@
-""""""
+"""Figures as PNG and SVG: complete, reproducible, readable."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _figure(*, panels: int = 2, lines: int = 3) -> FigureData[Panel]:
 
 
 def test_png_and_svg_are_whole(tmp_path: Path) -> None:
-    """A picture cut short is found when the paper is printed."""
+    """Both files are complete pictures of the expected size."""
     png, svg = write_figure(_figure(), tmp_path / "new")
     width, height = struct.unpack(">II", png.read_bytes()[16:24])
     assert width == pytest.approx(6.3 * 200, abs=1)
@@ -57,7 +57,7 @@ def test_png_and_svg_are_whole(tmp_path: Path) -> None:
 
 
 def test_same_data_give_the_same_bytes(tmp_path: Path) -> None:
-    """A figure that changes with the day cannot be checked in or compared."""
+    """A figure that changes with the date cannot be checked in or compared."""
     first = [path.read_bytes() for path in write_figure(_figure(), tmp_path / "a")]
     assert [path.read_bytes() for path in write_figure(_figure(), tmp_path / "b")] == first
 
@@ -116,7 +116,7 @@ def _drawn(figure: FigureData[AnyPanel]) -> tuple[Figure, RendererAgg]:
 
 @pytest.mark.parametrize("case", CASES)
 def test_nothing_overlaps_or_leaves_the_page(case: str) -> None:
-    """A legend over the axis labels, or a caption cut off at the edge, is seen first by a reviewer."""
+    """No text overlaps another or is cut off at the edge."""
     figure, renderer = _drawn(CASES[case])
     page = figure.bbox
     caption = figure.texts[0].get_window_extent(renderer)
@@ -161,8 +161,8 @@ def _on_range(low: float, high: float, *, log: bool) -> Scatter:
     ],
     ids=["words", "truths", "decades", "one decade", "plain"],
 )
-def test_numbers_under_an_axis_do_not_run_into_each_other(panels: tuple[AnyPanel, ...]) -> None:
-    """Three names of models, or six rates, under one panel are one smear of ink; none at all is no axis."""
+def test_tick_labels_do_not_overlap(panels: tuple[AnyPanel, ...]) -> None:
+    """Three long names, or six rates, below one panel stay readable."""
     figure, renderer = _drawn(FigureData("fig", panels, "Words.", share_y=True))
     for axis in figure.axes:
         left, right = axis.get_xlim()
@@ -174,8 +174,8 @@ def test_numbers_under_an_axis_do_not_run_into_each_other(panels: tuple[AnyPanel
         assert all(one.x1 < other.x0 for one, other in pairwise(boxes))
 
 
-def test_svg_of_a_page_leaves_the_caption_to_it() -> None:
-    """A caption in the drawing and one below it would be read twice."""
+def test_svg_for_a_page_has_no_caption() -> None:
+    """The page shows the caption as text; in the drawing it would appear twice."""
     figure = _figure(panels=1, lines=1)
     assert "Data: synthetic" not in draw_svg(figure)
     whole = ElementTree.fromstring(draw_svg(figure)).get("height", "").removesuffix("pt")
@@ -184,6 +184,6 @@ def test_svg_of_a_page_leaves_the_caption_to_it() -> None:
 
 
 def test_missing_spread_draws_no_bar(tmp_path: Path) -> None:
-    """Points of one seed among points of three must not get a bar of length nothing."""
+    """A point of one seed among points of three gets no error bar."""
     write_figure(_figure(lines=1), tmp_path)
     assert "nan" not in (tmp_path / "fig.svg").read_text().lower().replace("dominant", "")

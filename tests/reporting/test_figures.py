@@ -1,4 +1,4 @@
-"""What students keep of their teachers' quality, over how much faster they are."""
+"""What the figures of runs show."""
 
 from __future__ import annotations
 
@@ -8,18 +8,22 @@ from pathlib import Path
 import pytest
 
 from newsbert_ray.methods import METHODS
-from newsbert_ray.record import RunRecord, write_record
+from newsbert_ray.record import RunRecord
 from newsbert_ray.reporting.figures import (
+    FigureData,
     Line,
     NothingToDraw,
+    Panel,
     beta_figure,
     blocks_figure,
     chain_figure,
     curve_figure,
+    is_single_point,
+    loss_figure,
     method_figure,
     quality_figure,
+    runs_figures,
 )
-from newsbert_ray.reporting.report import report
 from newsbert_ray.reporting.sweep_data import read_sweep
 from newsbert_ray.reporting.sweep_figures import best_at_each_depth
 
@@ -57,8 +61,8 @@ def test_beta_figure_by_hand(make_record: MakeRecord) -> None:
     assert f1.y_label == "test macro-F1 (%)"
 
 
-def test_line_of_a_single_depth_has_a_name(make_record: MakeRecord) -> None:
-    """A marker with nothing beside it in the legend leaves the reader to guess what was drawn."""
+def test_single_line_has_a_label(make_record: MakeRecord) -> None:
+    """A line without a legend leaves the reader to guess what was drawn."""
     records = [make_record(**{"distill.beta": beta, "student.layers": 2}) for beta in (0.0, 0.1)]
     figure = beta_figure(records)
     assert [[line.label for line in panel.lines] for panel in figure.panels] == [
@@ -67,8 +71,8 @@ def test_line_of_a_single_depth_has_a_name(make_record: MakeRecord) -> None:
     assert figure.caption.endswith("N: student layers.")
 
 
-def test_figure_does_not_hang_on_the_order_of_records(make_record: MakeRecord) -> None:
-    """The same runs found in another order must give the same figure, colour for colour."""
+def test_order_of_records_does_not_matter(make_record: MakeRecord) -> None:
+    """The same runs in another order give the same figure, with the same colours."""
     records = _grid(make_record)
     assert beta_figure(records) == beta_figure(records[::-1])
     assert curve_figure(records) == curve_figure(records[::-1])
@@ -82,7 +86,7 @@ def test_caption_names_data_teacher_and_seeds(make_record: MakeRecord) -> None:
 
 
 def test_caption_does_not_promise_error_bars_for_one_seed(make_record: MakeRecord) -> None:
-    """`mean ± sd` over single runs would be untrue."""
+    """`mean ± sd` over single runs would be wrong."""
     records = [make_record(seed=seed, **{"distill.beta": beta}) for seed, beta in enumerate((0.0, 0.1))]
     figure = beta_figure(records)
     assert "one seed a point" in figure.caption
@@ -90,7 +94,7 @@ def test_caption_does_not_promise_error_bars_for_one_seed(make_record: MakeRecor
 
 
 def test_other_settings_are_never_averaged_over(make_record: MakeRecord) -> None:
-    """Two temperatures mixed into one line would show an effect of beta that is none."""
+    """Averaging over two temperatures would show an effect of beta that does not exist."""
     records = [
         make_record(**{"distill.beta": beta, "distill.temperature": t}) for beta in (0, 0.1) for t in (1, 2)
     ]
@@ -99,26 +103,19 @@ def test_other_settings_are_never_averaged_over(make_record: MakeRecord) -> None
 
 
 def test_constant_beta_makes_no_figure(make_record: MakeRecord) -> None:
-    """A figure over beta with one beta would be a dot that looks like a result."""
+    """A figure over a single beta would be one dot."""
     with pytest.raises(NothingToDraw, match="beta does not vary"):
         beta_figure([make_record(seed=seed) for seed in (0, 1)])
 
 
 def test_too_many_lines_make_no_figure(make_record: MakeRecord) -> None:
-    """Twelve lines in one panel tell nobody anything; the message says what makes them."""
+    """Twelve lines cannot be told apart; the message says which settings make them."""
     records = [
         make_record(**{"distill.beta": beta, "distill.temperature": 1 + t})
         for beta in (0, 0.1)
         for t in range(12)
     ]
     with pytest.raises(NothingToDraw, match=r"distill\.temperature make 12 lines, 8 can be told apart"):
-        beta_figure(records)
-
-
-def test_runs_without_test_metrics_make_no_figure(make_record: MakeRecord) -> None:
-    """Empty axes would look like a failure of the method."""
-    records = [make_record(**{"distill.beta": b}).model_copy(update={"metrics": {}}) for b in (0, 0.1)]
-    with pytest.raises(NothingToDraw, match="no run has test metrics"):
         beta_figure(records)
 
 
@@ -135,8 +132,8 @@ def test_curves_by_hand(make_record: MakeRecord) -> None:
     assert panel.lines[1].y == (45.0, 90.0)
 
 
-def test_curves_show_the_best_and_say_what_they_leave_out(make_record: MakeRecord) -> None:
-    """Lines left out in silence would be a choice that the reader cannot see."""
+def test_curves_show_the_best_and_count_the_others(make_record: MakeRecord) -> None:
+    """A reader must see that lines were left out."""
     records = [make_record(accuracy=0.5 + i / 100, **{"distill.beta": i / 100}) for i in range(11)]
     figure = curve_figure(records)
     shown = [line.label for line in figure.panels[0].lines if line.look == "mean"]
@@ -145,7 +142,7 @@ def test_curves_show_the_best_and_say_what_they_leave_out(make_record: MakeRecor
 
 
 def test_single_evaluation_makes_no_curve(make_record: MakeRecord) -> None:
-    """One point is no curve."""
+    """One evaluation is not a curve."""
     with pytest.raises(NothingToDraw, match="no run has two evaluations"):
         curve_figure([make_record(epochs=1)])
 
@@ -170,7 +167,7 @@ def test_recommendation_draws_its_own_metrics(make_record: MakeRecord) -> None:
 
 
 def test_tasks_are_never_drawn_together(make_record: MakeRecord) -> None:
-    """A line through accuracies and AUCs."""
+    """A line through accuracies and AUCs would be meaningless."""
     records = [make_record(), make_record(task="recommendation", **{"distill.beta": 0.2})]
     for make in (beta_figure, curve_figure):
         with pytest.raises(ValueError, match="several tasks"):
@@ -178,7 +175,7 @@ def test_tasks_are_never_drawn_together(make_record: MakeRecord) -> None:
 
 
 def test_student_without_a_teacher_is_drawn_alone(make_record: MakeRecord) -> None:
-    """A fine-tuned student's report ends in KeyError, or beside a teacher that it never had."""
+    """A fine-tuned student's report must neither fail nor show a teacher."""
     (panel,) = curve_figure([make_record(method="finetune", seed=seed) for seed in (0, 1)]).panels
     assert [line.look for line in panel.lines] == ["mean"]
     both = [make_record(task="retrieval", method=method) for method in ("finetune", "newsbert")]
@@ -187,7 +184,7 @@ def test_student_without_a_teacher_is_drawn_alone(make_record: MakeRecord) -> No
 
 
 def test_no_figure_without_labels(make_record: MakeRecord) -> None:
-    """A test split without labels makes an empty figure instead of a reason."""
+    """A test split without labels gives a reason instead of an empty figure."""
     records = [
         make_record(task="recommendation", labelled=False, **{"distill.beta": beta}) for beta in (0.0, 0.2)
     ]
@@ -197,7 +194,7 @@ def test_no_figure_without_labels(make_record: MakeRecord) -> None:
 
 
 def test_methods_over_depth_by_hand(make_record: MakeRecord) -> None:
-    """A line for each method by its name for people; teachers in panels of their own, where there are any."""
+    """One line for each method, with its displayed name; teachers in panels of their own."""
     records = [
         make_record(
             accuracy=0.5 + 0.1 * depth + (0.05 if method == "newsbert" else 0.0) + 0.02 * seed,
@@ -220,8 +217,8 @@ def test_methods_over_depth_by_hand(make_record: MakeRecord) -> None:
     assert teachers.y_label == "teacher's test accuracy (%)"
 
 
-def test_what_was_learned_before_by_hand(make_record: MakeRecord) -> None:
-    """Fig. 3: retrieval by depth, a line for what the students had learned; other settings are no axis."""
+def test_prerequisite_methods_by_hand(make_record: MakeRecord) -> None:
+    """Fig. 3: retrieval over depth, one line for each method of the earlier task."""
     records = [
         make_record(
             task="retrieval",
@@ -240,8 +237,8 @@ def test_what_was_learned_before_by_hand(make_record: MakeRecord) -> None:
         chain_figure([*records, make_record(task="retrieval", method="finetune", batch_size=8)])
 
 
-def test_methods_are_drawn_only_by_themselves(make_record: MakeRecord) -> None:
-    """A rate that varies too would be averaged over; ten lines are a tangle."""
+def test_methods_need_all_else_equal(make_record: MakeRecord) -> None:
+    """Another varying setting would be averaged over; more than eight lines cannot be told apart."""
     two = [make_record(method=m, **{"student.layers": n}) for m in ("finetune", "newsbert") for n in (1, 2)]
     with pytest.raises(NothingToDraw, match="not just the method and the depth vary"):
         method_figure([*two, make_record(method="newsbert", learning_rate=1e-3)])
@@ -251,7 +248,7 @@ def test_methods_are_drawn_only_by_themselves(make_record: MakeRecord) -> None:
 
 
 def test_gradients_of_blocks_by_hand(make_record: MakeRecord) -> None:
-    """Each block's line is the mean over runs of its depth; runs without a joint teacher say nothing."""
+    """A block's line is the mean over runs of its depth; runs without a joint teacher are left out."""
     records = []
     for seed in (0, 1):
         record = make_record(seed=seed, epochs=2, **{"student.layers": 2})
@@ -299,8 +296,8 @@ def runs(make_record: MakeRecord, method: str = "newsbert") -> list[RunRecord]:
     ]
 
 
-def test_shares_by_hand(make_record: MakeRecord) -> None:
-    """Each seed's student against its own teacher, in per cent; the slower first."""
+def test_quality_by_hand(make_record: MakeRecord) -> None:
+    """Each seed's student in per cent of its own teacher; the slower first."""
     figure = quality_figure(runs(make_record) + runs(make_record, "disjoint"))
     (panel,) = figure.panels
     assert [line.label for line in panel.lines] == ["NewsBERT", "NewsBERT, disjoint"]
@@ -315,8 +312,8 @@ def test_shares_by_hand(make_record: MakeRecord) -> None:
     assert "NewsBERT keeps 97.5 % at 2.1 times the speed, 92.5 % at 5.1" in figure.alt
 
 
-def test_what_makes_no_curve_is_said(make_record: MakeRecord) -> None:
-    """One depth, no teacher, no measured speed; or runs that differ in more."""
+def test_quality_says_why_it_is_left_out(make_record: MakeRecord) -> None:
+    """One depth, no teacher, no measured speed; or runs that differ in other settings."""
     both = runs(make_record)
     alone = [make_record(method="finetune", **{"student.layers": depth}) for depth in (1, 2)]
     for records in (
@@ -332,8 +329,8 @@ def test_what_makes_no_curve_is_said(make_record: MakeRecord) -> None:
     assert quality_figure(mixed, chosen=True).caption.endswith("the search's best on validation.")
 
 
-def test_a_search_shows_its_best_at_each_depth(make_sweep: MakeSweep) -> None:
-    """By the goal, which is on validation; all its seeds and no other point's."""
+def test_best_at_each_depth_of_a_sweep(make_sweep: MakeSweep) -> None:
+    """Chosen by the goal, which is on validation, with all seeds and no other point's."""
     sweep = read_sweep(make_sweep(axes=["learning_rate", "student.layers"], points=9, seeds=(0, 1)))
     best = best_at_each_depth(sweep)
     for depth in {record.settings["student"]["layers"] for record in best}:
@@ -344,10 +341,38 @@ def test_a_search_shows_its_best_at_each_depth(make_sweep: MakeSweep) -> None:
     assert len(best) == 2 * len({record.settings["student"]["layers"] for record in best}) > 2
 
 
-def test_it_stands_in_the_report(make_record: MakeRecord, tmp_path: Path) -> None:
-    """Where the runs have several depths."""
-    for number, record in enumerate(runs(make_record)):
-        write_record(tmp_path / "runs" / str(number), record)
-    written = report([tmp_path / "runs"], out=tmp_path / "out")
-    assert tmp_path / "out" / "quality_kept.png" in written
-    assert "(quality_kept.png)" in (tmp_path / "out" / "report.md").read_text()
+def test_figures_compare_only_where_there_is_something(make_record: MakeRecord) -> None:
+    """One run has no figure over depth; several depths have one."""
+    both = runs(make_record)
+    assert "quality_kept" in runs_figures(both)
+    assert list(runs_figures(both[:1])) == ["learning_curves"]
+
+
+def test_losses_by_hand(make_record: MakeRecord) -> None:
+    """Losses of the labels and of distillation in panels of their own, averaged over parts of the run."""
+    entries = [
+        {
+            "kind": "log",
+            "step": step,
+            "steps": 80,
+            "epochs": 2,
+            "train": {"student_task": float(step), "hidden": 1.0},
+        }
+        for step in (39, 40, 80)
+    ]
+    labels, distillation = loss_figure(make_record(), entries).panels
+    (line,) = labels.lines
+    assert (line.label, line.x, line.y) == ("student task", (1.0, 2.0), (39.5, 80.0))
+    assert [line.label for line in distillation.lines] == ["hidden"]
+    with pytest.raises(NothingToDraw, match="logged them less than twice"):
+        loss_figure(make_record(), entries[:2])
+
+
+def test_single_point_is_recognised() -> None:
+    """A figure of one dot looks like a result and shows nothing."""
+
+    def figure(*x: float) -> FigureData[Panel]:
+        return FigureData("f", (Panel("", "x", "y", (Line("a", x, x), Line("b", (1.0,), (2.0,)))),), "")
+
+    assert is_single_point(figure(1.0))
+    assert not is_single_point(figure(1.0, 2.0))

@@ -1,4 +1,4 @@
-"""TensorBoard's HParams tab, asked through TensorBoard's own backend; nothing listens on a port."""
+"""TensorBoard's HParams tab, read by TensorBoard's own backend."""
 
 from __future__ import annotations
 
@@ -85,8 +85,8 @@ def _train(folder: Path, values: Mapping[int, float]) -> None:
             board.add_scalar(ACCURACY, value, step)
 
 
-def test_tab_knows_what_varies_and_what_counts(hparams: HParams, tmp_path: Path) -> None:
-    """A tab without domains cannot be filtered, one without metrics shows settings alone."""
+def test_tab_has_domains_and_metrics(hparams: HParams, tmp_path: Path) -> None:
+    """Without domains the tab cannot filter; without metrics it shows settings only."""
     experiment = _Tab(tmp_path).experiment()
     found = {info.name: info for info in experiment.hparam_infos}
     assert set(found) == {*POINT}
@@ -111,8 +111,8 @@ def test_tab_knows_what_varies_and_what_counts(hparams: HParams, tmp_path: Path)
     ]
 
 
-def test_trial_is_a_session_with_its_settings_and_its_last_values(hparams: HParams, tmp_path: Path) -> None:
-    """The table of the tab is empty where session and scalars do not meet in one run."""
+def test_trial_is_a_session_with_settings_and_last_values(hparams: HParams, tmp_path: Path) -> None:
+    """The tab is empty where a trial's session and its scalars are not in one run."""
     _train(tmp_path / "a,seed=1", {1: 0.5, 2: 0.75})
     numbers = {"validation.student.accuracy": 0.7, "speed.student_titles_per_second": 900.0}
     assert hparams.end("a,seed=1", POINT, ok=True, numbers=numbers)
@@ -125,8 +125,8 @@ def test_trial_is_a_session_with_its_settings_and_its_last_values(hparams: HPara
     assert session.end_time_secs >= session.start_time_secs > 0
 
 
-def test_states_are_told_apart(hparams: HParams, tmp_path: Path) -> None:
-    """A failed trial that looks like a success, or one that runs like a failure, misleads."""
+def test_status_is_shown(hparams: HParams, tmp_path: Path) -> None:
+    """A failed trial must not look like a success, nor a running one like a failure."""
     for name in ("runs", "failed"):
         _train(tmp_path / name, {1: 0.5})
     assert hparams.start("runs", POINT)
@@ -136,7 +136,7 @@ def test_states_are_told_apart(hparams: HParams, tmp_path: Path) -> None:
 
 
 def test_resume_makes_no_second_session(hparams: HParams, tmp_path: Path) -> None:
-    """A trial that failed, was tried again and finished must stand there once, as finished."""
+    """A trial that failed, was repeated and finished appears once, as finished."""
     _train(tmp_path / "a", {1: 0.5})
     hparams.end("a", POINT, ok=False)
     again = HParams(tmp_path, AXES, seeds=(0, 1), goals=GOALS)
@@ -153,22 +153,22 @@ def test_resume_makes_no_second_session(hparams: HParams, tmp_path: Path) -> Non
     assert len(_Tab(tmp_path).experiment().hparam_infos) == len(POINT)
 
 
-def test_setting_that_does_not_vary_in_a_point_stays_blank(hparams: HParams, tmp_path: Path) -> None:
-    """A conditional setting has no value where it is ruled out."""
+def test_inactive_setting_stays_blank(hparams: HParams, tmp_path: Path) -> None:
+    """A conditional setting has no value where its condition does not hold."""
     _train(tmp_path / "a", {1: 0.5})
     hparams.end("a", {"student.layers": 1, "seed": 0}, ok=True)
     assert _values(_Tab(tmp_path).sessions()["a"]) == {"student.layers": 1, "seed": 0}
 
 
 def test_trial_without_a_folder_gets_none(hparams: HParams, tmp_path: Path) -> None:
-    """A folder made by us would be refused by the trial as somebody else's."""
+    """The trial would refuse a folder that somebody else made."""
     assert not hparams.start("a", POINT)
     assert not hparams.end("a", POINT, ok=False)
     assert [path.name for path in tmp_path.iterdir()] == ["events.out.tfevents.0000000000.hparams"]
 
 
-def test_the_tab_shows_what_a_task_logs() -> None:
-    """A recommendation's trials in a tab of accuracies: every column blank."""
+def test_metrics_are_those_of_the_task() -> None:
+    """Columns of another task's metrics would all be blank."""
     assert logged_metrics("topics") == (
         "validation.student.accuracy",
         "validation.student.macro_f1",

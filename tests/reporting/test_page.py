@@ -1,4 +1,4 @@
-"""One document, said twice."""
+"""A page as Markdown, HTML and LaTeX."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from newsbert_ray.reporting.page import (
 
 
 def test_markdown_by_hand() -> None:
-    """What people paste into an issue must be Markdown that every viewer shows."""
+    """The Markdown must display in every common viewer."""
     page = Page(
         "Sweep x",
         "The best has β = 0.1.",
@@ -73,8 +73,8 @@ Both
     )
 
 
-def test_text_stays_what_it_is() -> None:
-    """An error message with a tag, a bar or a star in it must not become one."""
+def test_special_characters_are_escaped() -> None:
+    """An error message with a tag, a bar or a star must be shown as it is."""
     page = Page("x", "<nan> a|b *c* `d` [e](f) _g_ macro_f1\nend", ())
     assert "\\<nan> a\\|b \\*c\\* \\`d\\` \\[e\\](f) \\_g\\_ macro_f1 end" in page.markdown()
 
@@ -133,8 +133,8 @@ def _page() -> Page:
     return Page("Sweep <x>", "The best.", (Section("Best", blocks), Section("Cost", (Text("None."),))))
 
 
-def test_page_is_well_formed_and_needs_nothing_else() -> None:
-    """A page that loads a font or a script shows nothing on a train, and tells somebody who reads it."""
+def test_page_is_well_formed_and_self_contained() -> None:
+    """A page that loads a font or a script fails offline and contacts a server."""
     text = _page().html()
     reader = _Reader(text)
     names = {name for name, _ in reader.found}
@@ -150,16 +150,16 @@ def test_page_is_well_formed_and_needs_nothing_else() -> None:
     assert not re.search(r"url\((?!#)", text)
 
 
-def test_nothing_that_a_file_says_becomes_markup() -> None:
-    """A reason of a failure is somebody's text, and may hold a tag."""
+def test_text_never_becomes_markup() -> None:
+    """The reason of a failure is foreign text and may contain a tag."""
     reader = _Reader(_page().html())
     assert reader.all("script") == []
     assert "<script>alert(1)</script>" in reader.words
     assert any(attributes.get("aria-label") == 'rises to "2"' for attributes in reader.all("svg"))
 
 
-def test_ids_are_the_pages_own() -> None:
-    """Two drawings with the same ids borrow each other's letters and clip paths."""
+def test_ids_are_unique() -> None:
+    """Two drawings with equal ids would use each other's glyphs and clip paths."""
     reader = _Reader(_page().html())
     ids = [attributes["id"] for _, attributes in reader.found if attributes.get("id")]
     assert len(ids) == len(set(ids)) > 20
@@ -172,8 +172,8 @@ def test_ids_are_the_pages_own() -> None:
     assert used <= set(ids)
 
 
-def test_page_reads_without_eyes() -> None:
-    """Headings in order, a language, a word for each figure, heads for each column."""
+def test_page_is_accessible() -> None:
+    """Headings in order, a language, a text for each figure, heads for each column."""
     reader = _Reader(_page().html())
     assert reader.all("html") == [{"lang": "en"}]
     headings = [name for name, _ in reader.found if re.fullmatch("h[1-6]", name)]
@@ -183,8 +183,8 @@ def test_page_reads_without_eyes() -> None:
     assert len(reader.all("figcaption")) == len(reader.all("figure")) == 2
 
 
-def test_both_forms_say_the_same() -> None:
-    """A reader of the Markdown must not be told less than one of the page."""
+def test_markdown_and_html_agree() -> None:
+    """Both forms contain the same texts."""
     page = _page()
     words = "".join(_Reader(page.html()).words)
     markdown = page.markdown().replace("\\", "")
@@ -193,8 +193,8 @@ def test_both_forms_say_the_same() -> None:
         assert text in markdown
 
 
-def test_drawing_fits_its_place(tmp_path: Path) -> None:
-    """A drawing with a size of its own in points leaves a telephone's screen."""
+def test_drawing_has_no_fixed_size(tmp_path: Path) -> None:
+    """A drawing with a size in points would not fit a telephone's screen."""
     svg = inline_svg(_svg("a"), name="a", alt="b\\1")
     opening = svg[: svg.index(">")]
     assert "viewBox=" in opening
@@ -204,8 +204,8 @@ def test_drawing_fits_its_place(tmp_path: Path) -> None:
     assert "<?xml" not in svg
 
 
-def test_a_table_is_one_that_latex_takes() -> None:
-    """A per cent sign comments the rest of its line out, an underscore stops the whole paper."""
+def test_latex_is_escaped() -> None:
+    """A per cent sign would comment out the rest of its line; an underscore is an error."""
     table = Table(
         ("student_layers", "accuracy %"),
         (("N & 1", "71.2 ± 0.3"), ("a\\b{}~^", "< 1")),

@@ -1,8 +1,7 @@
-"""The paper's Table 2 beside ours: its own numbers, in its rows, and plainly not ours."""
+"""Tables 1 and 2 of the paper beside our own numbers, and systems over depth."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,13 +26,13 @@ def _runs(make_record: MakeRecord, *rows: tuple[str, int], **more: Any) -> list[
     ]
 
 
-def test_every_method_has_a_name_for_people() -> None:
-    """A table of internal names is no table of systems."""
+def test_every_method_has_a_displayed_name() -> None:
+    """The tables show names, not identifiers."""
     assert set(NAMES) == set(METHODS)
 
 
-def test_rows_stand_beside_the_papers(make_record: MakeRecord) -> None:
-    """Accuracy and macro-F1 of NewsBERT-1, UniLM-2; nothing where the paper has no such row."""
+def test_rows_have_the_papers_numbers(make_record: MakeRecord) -> None:
+    """NewsBERT-1 and UniLM-2 get the paper's accuracy and macro-F1; other rows stay blank."""
     rows = (("newsbert", 1), ("finetune", 2), ("pkd", 1), ("bilstm_soft", 1))
     table = table2(_runs(make_record, *rows))
     assert table is not None
@@ -50,8 +49,8 @@ def test_rows_stand_beside_the_papers(make_record: MakeRecord) -> None:
     assert "synthetic_train (ab12cd34), trained on 1,800 titles, encoder scratch" in table.caption
 
 
-def test_glove_stands_among_the_others(make_record: MakeRecord) -> None:
-    """Its shards and encoder are others because of what it is; shards of another corpus are no row."""
+def test_glove_is_comparable(make_record: MakeRecord) -> None:
+    """GloVe implies other shards and another encoder; shards of another corpus are not comparable."""
     others = _runs(make_record, ("newsbert", 1), ("finetune", 1))
     glove = make_record(method="glove", described={"fingerprint": "77", "name": "synthetic_train"})
     encoder = {"teacher": "models/tiny"}
@@ -64,8 +63,8 @@ def test_glove_stands_among_the_others(make_record: MakeRecord) -> None:
     assert table2([*moved, elsewhere]) is None
 
 
-def test_what_failed_stands_there_as_failed(make_record: MakeRecord) -> None:
-    """A row that is missing looks as if nobody had tried it; one seed of several is said too."""
+def test_failed_runs_are_shown(make_record: MakeRecord) -> None:
+    """A missing row would look as if nobody had tried it; one failed seed of several is counted too."""
     runs = _runs(make_record, ("newsbert", 1), ("finetune", 1))
     failed = [
         {"method": "pkd", "student.layers": 1},
@@ -86,8 +85,7 @@ def test_what_failed_stands_there_as_failed(make_record: MakeRecord) -> None:
 
 
 def test_each_method_may_have_its_own_rate(make_record: MakeRecord) -> None:
-    """Tuned fairly, methods differ in their rates: the table stands and says them; two rates of one method
-    are a search."""
+    """Separately tuned methods are comparable, and the caption lists their rates."""
     runs = [
         *_runs(make_record, ("newsbert", 1), learning_rate=2e-4),
         *_runs(make_record, ("finetune", 1), learning_rate=4e-4),
@@ -110,19 +108,16 @@ def test_recommendation_has_its_own_half(make_record: MakeRecord) -> None:
 
 
 @pytest.mark.parametrize("varied", ["distill.temperature", "learning_rate"])
-def test_other_tables_are_none_of_it(make_record: MakeRecord, varied: str) -> None:
-    """A search over rates has no rows of the paper's; nor has a single method, nor retrieval."""
+def test_other_runs_have_no_table2(make_record: MakeRecord, varied: str) -> None:
+    """A search over rates, a single method and retrieval have no row in the paper."""
     runs = _runs(make_record, ("newsbert", 1), ("finetune", 1))
     assert table2([*runs, *_runs(make_record, ("newsbert", 1), **{varied: 0.5})]) is None
     assert table2(_runs(make_record, ("newsbert", 1), ("newsbert", 2))) is None
     assert table2(_runs(make_record, ("newsbert", 1), ("finetune", 1), task="retrieval")) is None
 
 
-MakeRecord = Callable[..., RunRecord]
-
-
 def test_each_corpus_has_a_column() -> None:
-    """What a corpus has not is blank, and what no corpus has is no row."""
+    """What a corpus lacks is blank; what all corpora lack is not a row."""
     table = table1({"a": {"users": 12, "words_per_title": 10.5}, "b": {"queries": 3}, "c": {}})
     assert table is not None
     assert table.head == ("", "a", "b", "the paper's")
@@ -146,8 +141,9 @@ def test_shards_have_a_report(shards: Path, tmp_path: Path) -> None:
     assert "11.52" in written[3].read_text(encoding="utf-8")
 
 
-def test_runs_tell_their_corpus(make_record: MakeRecord, tmp_path: Path) -> None:
-    """A run's record knows what it learned from when the shards are gone; an older one does not."""
+@pytest.mark.usefixtures("_undrawn")
+def test_table1_of_runs(make_record: MakeRecord, tmp_path: Path) -> None:
+    """A record knows its corpus after the shards are gone; an older record does not."""
     known = {"name": "mine", "fingerprint": "0123456789", "statistics": {"news": 77}}
     records = [make_record(described=known), make_record(described={"name": "old"}, learning_rate=1.0)]
     table = table1_of_runs(records)
@@ -176,8 +172,8 @@ def grid(make: MakeRecord, **more: object) -> list[RunRecord]:
     ]
 
 
-def test_by_hand(make_record: MakeRecord) -> None:
-    """A system a row, a depth and metric a column; what was learned from differs by depth and is said."""
+def test_depths_by_hand(make_record: MakeRecord) -> None:
+    """One row for each system, one column for each depth and metric; the head shows the amount of data."""
     table = depths_table(grid(make_record))
     assert table is not None
     assert table.head == (
@@ -195,8 +191,8 @@ def test_by_hand(make_record: MakeRecord) -> None:
     assert "differs from NewsBERT (p < 0.01" in table.caption
 
 
-def test_a_method_that_is_not_at_every_depth_has_a_gap(make_record: MakeRecord) -> None:
-    """No other depth's number slips into its place."""
+def test_missing_depth_is_a_blank_cell(make_record: MakeRecord) -> None:
+    """Another depth's number must not move into the gap."""
     table = depths_table(grid(make_record)[3:])
     assert table is not None
     assert [row[1:] for row in table.rows if row[0] == "fine-tuned"] == [("", "", "71.0 ± 2.0", "50.0 ± 0.0")]
@@ -205,15 +201,16 @@ def test_a_method_that_is_not_at_every_depth_has_a_gap(make_record: MakeRecord) 
 @pytest.mark.parametrize(
     "chosen", [slice(0, 6), slice(3, 6), slice(0, 0)], ids=["one depth", "one row", "another setting too"]
 )
-def test_no_table_of_what_does_not_compare(make_record: MakeRecord, chosen: slice) -> None:
-    """One depth is Table 2's; rows that differ in more would be read as the methods' difference."""
+def test_depths_need_all_else_equal(make_record: MakeRecord, chosen: slice) -> None:
+    """One depth belongs to Table 2; other varying settings would look like a difference of the methods."""
     another = make_record(method="finetune", **{"student.layers": 1, "train_rows": 1000, "batch_size": 64})
     records = grid(make_record)
     assert depths_table(records[chosen] or [*records, another]) is None
 
 
-def test_it_opens_the_report(make_record: MakeRecord) -> None:
-    """Beside Table 2, where that can be."""
+@pytest.mark.usefixtures("_undrawn")
+def test_depths_come_before_table2(make_record: MakeRecord) -> None:
+    """The page has both tables where both are possible."""
     page = runs_page(grid(make_record), {})
     captions = [getattr(block, "caption", "") for block in page.sections[0].blocks]
     assert any(caption.startswith("Systems over student depth") for caption in captions)

@@ -1,4 +1,4 @@
-"""Records that a repository keeps: reported like the runs, and silent about where they were made."""
+"""Which runs can be compared, and kept records."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _older(record: RunRecord) -> RunRecord:
 
 
 def test_tasks_are_told_apart(make_record: MakeRecord) -> None:
-    """An AUC averaged with an accuracy is a number of nothing."""
+    """An AUC must not be averaged with an accuracy."""
     records = [make_record(task="retrieval"), make_record(), make_record(task="recommendation")]
     groups = by_task(records)
     assert list(groups) == ["topics", "recommendation", "retrieval"]
@@ -42,7 +42,7 @@ def test_tasks_are_told_apart(make_record: MakeRecord) -> None:
 
 
 def test_older_record_learned_topics(make_record: MakeRecord) -> None:
-    """A run of last year must stand in one row with its seeds of today."""
+    """A record from before there were tasks belongs in one row with today's seeds."""
     records = [_older(make_record(seed=0)), make_record(seed=1)]
     assert "task" not in records[0].settings
     assert one_task(records) is TASKS["topics"]
@@ -50,8 +50,8 @@ def test_older_record_learned_topics(make_record: MakeRecord) -> None:
     assert rows_of(records)[0].seeds == (0, 1)
 
 
-def test_what_a_method_sets_is_told_by_its_name(make_record: MakeRecord) -> None:
-    """Seven columns of weights 0 beside `finetune` would bury the one thing that differs."""
+def test_settings_implied_by_a_method_do_not_vary(make_record: MakeRecord) -> None:
+    """Seven columns of zero weights beside `finetune` would hide the real difference."""
     alone, joint = make_record(method="finetune"), make_record()
     assert alone.settings["distill"]["weights"]["hidden"] == 0.0
     assert varying_settings([alone, joint]) == ["method"]
@@ -72,8 +72,9 @@ def test_counts_have_their_units() -> None:
     assert (found["train"], found["test"], found["all"]) == ("clicks of ", "impressions of ", "")
 
 
+@pytest.mark.usefixtures("_undrawn")
 def test_a_kept_file_makes_the_same_report(make_record: MakeRecord, tmp_path: Path) -> None:
-    """Numbers of a page must be those of the runs, whoever makes them again."""
+    """The numbers of a page must not depend on where the report is made."""
     for seed in (0, 1):
         values = {
             "data": f"{tmp_path}/shards",
@@ -96,8 +97,8 @@ def test_a_kept_file_makes_the_same_report(make_record: MakeRecord, tmp_path: Pa
     assert [record.settings["teacher"] for record in read_kept(kept)] == ["tiny", "tiny"]
 
 
-def test_a_damaged_or_wrong_file_is_said(make_record: MakeRecord, tmp_path: Path) -> None:
-    """With the line that is wrong."""
+def test_damaged_file_is_named(make_record: MakeRecord, tmp_path: Path) -> None:
+    """The message names the line."""
     path = tmp_path / "kept.jsonl"
     write_kept(path, [make_record()])
     path.write_text(path.read_text() + "{}\n")

@@ -1,3 +1,5 @@
+"""The report of runs and of sweeps, with all its files."""
+
 from __future__ import annotations
 
 import json
@@ -7,29 +9,11 @@ from pathlib import Path
 import pytest
 
 from newsbert_ray.record import RecordError, RunRecord, write_record
-from newsbert_ray.reporting import report as reports
 from newsbert_ray.reporting import statistics as importance
-from newsbert_ray.reporting.draw import figure_paths
-from newsbert_ray.reporting.figures import AnyPanel, FigureData
 from newsbert_ray.reporting.report import report
 
 MakeRecord = Callable[..., RunRecord]
 MakeSweep = Callable[..., Path]
-
-
-@pytest.fixture
-def _undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures of no time: empty files, a small drawing."""
-
-    def touch(figure: FigureData[AnyPanel], folder: Path) -> list[Path]:
-        folder.mkdir(parents=True, exist_ok=True)
-        paths = figure_paths(figure.name, folder)
-        for path in paths:
-            path.touch()
-        return paths
-
-    monkeypatch.setattr(reports, "write_figure", touch)
-    monkeypatch.setattr(reports, "draw_svg", lambda figure: '<svg viewBox="0 0 9 9"></svg>')
 
 
 def _write_sweep(folder: Path, make_record: MakeRecord) -> None:
@@ -38,8 +22,8 @@ def _write_sweep(folder: Path, make_record: MakeRecord) -> None:
         write_record(folder / str(i), record)
 
 
-def test_report_of_a_sweep_is_complete(tmp_path: Path, make_record: MakeRecord) -> None:
-    """Table, figures and what was run must lie together, and each named file must be there."""
+def test_report_of_runs_is_complete(tmp_path: Path, make_record: MakeRecord) -> None:
+    """Table, settings and every figure that the page names; a second report is the same byte for byte."""
     _write_sweep(tmp_path / "sweep", make_record)
     written = report([tmp_path / "sweep"], out=tmp_path / "out")
     names = [path.name for path in written]
@@ -61,19 +45,14 @@ def test_report_of_a_sweep_is_complete(tmp_path: Path, make_record: MakeRecord) 
     assert "](fig7_beta.png)" in page
     assert "- data: synthetic_train (ab12cd34), 1,800 train, 400 test" in page
     assert "- settings that vary: distill.beta" in page
-
-
-def test_second_report_is_the_same(tmp_path: Path, make_record: MakeRecord) -> None:
-    """A report that changes from one call to the next cannot be trusted."""
-    _write_sweep(tmp_path / "sweep", make_record)
-    first = {path.name: path.read_bytes() for path in report([tmp_path / "sweep"], out=tmp_path / "out")}
-    again = {path.name: path.read_bytes() for path in report([tmp_path / "sweep"], out=tmp_path / "out")}
-    assert first == again
+    first = {path.name: path.read_bytes() for path in written}
+    again = report([tmp_path / "sweep"], out=tmp_path / "out")
+    assert {path.name: path.read_bytes() for path in again} == first
 
 
 @pytest.mark.usefixtures("_undrawn")
-def test_figure_of_an_earlier_report_does_not_stay(tmp_path: Path, make_record: MakeRecord) -> None:
-    """A picture of other runs beside a report would be taken for its own; other files are nobody's."""
+def test_figures_of_an_earlier_report_are_removed(tmp_path: Path, make_record: MakeRecord) -> None:
+    """They would be taken for figures of this report; other files stay."""
     _write_sweep(tmp_path / "sweep", make_record)
     report([tmp_path / "sweep"], out=tmp_path / "out")
     (tmp_path / "out" / "mine.png").touch()
@@ -98,8 +77,8 @@ def test_folder_named_twice_counts_once(tmp_path: Path, make_record: MakeRecord)
 
 
 @pytest.mark.usefixtures("_undrawn")
-def test_what_is_left_out_is_said(tmp_path: Path, make_record: MakeRecord) -> None:
-    """A missing figure, or a repeated run, must not pass in silence."""
+def test_omissions_are_listed(tmp_path: Path, make_record: MakeRecord) -> None:
+    """A missing figure or a repeated run must be mentioned."""
     for name in ("a", "copy"):
         write_record(tmp_path / name, make_record())
     page = report([tmp_path], out=tmp_path / "out")[0].read_text()
@@ -116,10 +95,24 @@ def test_mixed_versions_are_pointed_out(tmp_path: Path, make_record: MakeRecord)
     assert "- versions (they differ): python 3.11.7, torch 2.13.0; torch 2.6.0" in page
 
 
+@pytest.mark.usefixtures("_undrawn")
 def test_record_without_details_of_its_data_is_reported(tmp_path: Path, make_record: MakeRecord) -> None:
-    """An older record that does not know its data must still give its numbers."""
+    """An older record that lacks the details of its data still gives its numbers."""
     write_record(tmp_path / "a", make_record(described={}))
     assert "- data: shards" in report([tmp_path], out=tmp_path / "out")[0].read_text()
+
+
+@pytest.mark.usefixtures("_undrawn")
+def test_single_run_starts_with_its_result(tmp_path: Path, make_record: MakeRecord) -> None:
+    """The page of one run has its metric, its teacher's and its losses; beta cannot vary over one run."""
+    write_record(tmp_path / "run", make_record(accuracy=0.712))
+    log = {"kind": "log", "steps": 8, "epochs": 1, "train": {"student_task": 1.0}}
+    lines = [json.dumps({**log, "step": step}) for step in (4, 8)]
+    (tmp_path / "run" / "metrics.jsonl").write_text("\n".join(lines))
+    page = report([tmp_path / "run"], out=tmp_path / "out")[0].read_text()
+    assert "Its student's test accuracy: 71.2 %; its teacher's: 80.0 %." in page
+    assert "](losses.png)" in page
+    assert "Fig. 7" not in page
 
 
 def test_missing_folder_is_named(tmp_path: Path) -> None:
@@ -129,7 +122,7 @@ def test_missing_folder_is_named(tmp_path: Path) -> None:
 
 
 def test_damaged_record_ends_the_report(tmp_path: Path, make_record: MakeRecord) -> None:
-    """A run left out because its record is damaged would change the mean without a word."""
+    """Leaving out a damaged run would change the mean without a message."""
     _write_sweep(tmp_path / "sweep", make_record)
     (tmp_path / "sweep" / "2" / "record.json").write_text("{")
     with pytest.raises(RecordError, match=r"2/record\.json: not a complete run record"):
@@ -140,7 +133,7 @@ def test_damaged_record_ends_the_report(tmp_path: Path, make_record: MakeRecord)
 def test_sweep_gets_its_own_page(
     tmp_path: Path, make_sweep: MakeSweep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every figure that is named must be there, in both forms of the report and in the same order."""
+    """Every figure that the page names exists, in both forms and in the same order."""
     monkeypatch.setattr(importance, "REPEATS", 2)
     folder = make_sweep(axes=["learning_rate", "distill.beta"], points=16, stopped=0.5, failed=1)
     written = report([folder], out=tmp_path / "out")
@@ -157,15 +150,8 @@ def test_sweep_gets_its_own_page(
     assert written[1].read_text().count("<svg ") == page.count("![")
 
 
-def test_second_report_of_a_sweep_is_the_same(tmp_path: Path, make_sweep: MakeSweep) -> None:
-    """A report that changes from one call to the next cannot be trusted."""
-    folder = make_sweep(points=1)
-    first = {path.name: path.read_bytes() for path in report([folder], out=tmp_path / "out")}
-    assert {path.name: path.read_bytes() for path in report([folder], out=tmp_path / "out")} == first
-
-
 def test_sweep_that_has_just_begun_is_reported(tmp_path: Path, make_sweep: MakeSweep) -> None:
-    """Somebody who looks after a minute must get a page that says so, not an error."""
+    """A sweep without results has a page that says so."""
     folder = make_sweep(points=0, state="running")
     md, html, rows, _, *figures = report([folder], out=tmp_path / "out")
     assert "No point has finished yet" in md.read_text()
@@ -175,8 +161,8 @@ def test_sweep_that_has_just_begun_is_reported(tmp_path: Path, make_sweep: MakeS
 
 
 @pytest.mark.usefixtures("_undrawn")
-def test_figures_of_several_goals_do_not_stay(tmp_path: Path, make_sweep: MakeSweep) -> None:
-    """A front beside the report of a sweep with one goal would be taken for its own."""
+def test_figures_of_an_earlier_sweep_are_removed(tmp_path: Path, make_sweep: MakeSweep) -> None:
+    """A Pareto front beside the report of a sweep with one goal would be taken for its own."""
     goals = [
         {"metric": "validation.student.accuracy", "mode": "max"},
         {"metric": "speed.student_titles_per_second", "mode": "max"},
@@ -191,7 +177,7 @@ def test_figures_of_several_goals_do_not_stay(tmp_path: Path, make_sweep: MakeSw
 def test_sweep_among_other_folders_gives_its_records(
     tmp_path: Path, make_sweep: MakeSweep, make_record: MakeRecord
 ) -> None:
-    """A run to compare with a sweep's must stand in the same table."""
+    """A run and a sweep's trials can be compared in one table."""
     write_record(tmp_path / "run", make_record(accuracy=0.9, epochs=1))
     folder = make_sweep(points=1, seeds=(0,))
     page = report([folder, tmp_path / "run"], out=tmp_path / "out")[0].read_text()
@@ -200,7 +186,7 @@ def test_sweep_among_other_folders_gives_its_records(
 
 @pytest.mark.usefixtures("_undrawn")
 def test_tasks_have_their_own_tables_and_figures(tmp_path: Path, make_record: MakeRecord) -> None:
-    """Runs of two tasks in one folder: in one table they are compared, in one figure they are averaged."""
+    """Runs of two tasks must be neither compared in one table nor averaged in one figure."""
     for seed in (0, 1):
         write_record(tmp_path / "runs" / f"topics-{seed}", make_record(seed=seed, accuracy=0.75))
         record = make_record(seed=seed, task="recommendation", auc=0.625)
@@ -236,8 +222,8 @@ def test_run_without_test_labels_is_reported(tmp_path: Path, make_record: MakeRe
 
 
 @pytest.mark.usefixtures("_undrawn")
-def test_sweep_over_clicks_is_told_in_its_own_words(tmp_path: Path, make_sweep: MakeSweep) -> None:
-    """The page of a recommendation sweep speaks of accuracy and titles."""
+def test_sweep_of_recommendation_uses_its_own_metrics(tmp_path: Path, make_sweep: MakeSweep) -> None:
+    """Its page must not speak of accuracy and titles."""
     folder = make_sweep(task="recommendation", points=3)
     md, _, rows, *_ = report([folder], out=tmp_path / "out")
     page = md.read_text()
@@ -254,10 +240,11 @@ def test_sweep_over_clicks_is_told_in_its_own_words(tmp_path: Path, make_sweep: 
     )
 
 
-def test_what_failed_in_one_of_several_sweeps_is_shown(
+@pytest.mark.usefixtures("_undrawn")
+def test_failed_trials_of_several_sweeps_are_shown(
     tmp_path: Path, make_record: MakeRecord, make_sweep: MakeSweep
 ) -> None:
-    """As it is in the report of that sweep alone."""
+    """As in the report of one sweep."""
     runs = [make_record(method=method, **{"student.layers": 2}) for method in ("newsbert", "finetune")]
     folder = make_sweep(axes=["student.layers"], points=2, seeds=(0,), failed=2)
     write_record(tmp_path / "run", runs[0])

@@ -1,4 +1,4 @@
-"""Rows compared: the t-test and its correction by hand, and what is compared with what."""
+"""Significance, importance of settings, and costs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ from newsbert_ray.reporting.page import Facts
 from newsbert_ray.reporting.report import report
 from newsbert_ray.reporting.statistics import (
     Against,
-    TooFewPoints,
     compare_rows,
     cost_figure,
     costs_of,
@@ -73,20 +72,20 @@ def test_welch_by_hand() -> None:
 @pytest.mark.parametrize(
     ("one", "other"), [([0.5, 0.6], [0.7, 0.8, 0.9]), ([0.5] * 5, [0.6] * 5), ([0.5], [0.6])]
 )
-def test_too_little_gives_no_p(one: list[float], other: list[float]) -> None:
+def test_too_few_seeds_give_no_p(one: list[float], other: list[float]) -> None:
     """A p-value of two seeds would be taken for one of five."""
     assert welch(summarise(one), summarise(other)) is None
 
 
 def test_holm_by_hand() -> None:
-    """The least times their number, then the next times one less, never falling."""
+    """The smallest p times the number of tests, the next times one less, never falling."""
     assert holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
     assert holm([0.9, 0.6]) == [1.0, 1.0]
     assert holm([]) == []
 
 
 def test_all_else_is_equal() -> None:
-    """A 1-layer student must not be compared with a 2-layer one; a base is not compared with itself."""
+    """A 1-layer student is not compared with a 2-layer one; a base is not compared with itself."""
     rows = [
         row([0.6, 0.62, 0.61], method="finetune", layers=1),
         row([0.7, 0.71, 0.69], method="newsbert", layers=1),
@@ -102,8 +101,8 @@ def test_all_else_is_equal() -> None:
     assert found.significant
 
 
-def test_the_correction_counts_a_column(make_record: MakeRecord) -> None:
-    """Twenty comparisons find a false one at 0.05 more often than not."""
+def test_correction_is_over_a_column(make_record: MakeRecord) -> None:
+    """Twenty uncorrected comparisons at 0.05 usually contain a false one."""
     base = [0.70, 0.71, 0.72, 0.70]
     rows = [row(base, method="newsbert")] + [row([x - 0.01 for x in base], method=f"m{i}") for i in range(4)]
     for found in compare_rows(rows, ACCURACY, Against("method", "newsbert")):
@@ -111,8 +110,8 @@ def test_the_correction_counts_a_column(make_record: MakeRecord) -> None:
         assert found.corrected == pytest.approx(min(1.0, 4 * found.p))
 
 
-def test_a_base_that_is_not_there_is_said() -> None:
-    """With the values that are."""
+def test_unknown_base_is_an_error() -> None:
+    """The message lists the values that exist."""
     rows = [row([0.6], method="finetune"), row([0.6], method="newsbert")]
     with pytest.raises(SettingsError, match="no row has it; it is finetune, newsbert here"):
         significance_table(rows, Against("method", "pkd"))
@@ -128,8 +127,9 @@ def _record(make_record: MakeRecord, method: str, seed: int, accuracy: float) ->
     return record.model_copy(update={"metrics": metrics})
 
 
+@pytest.mark.usefixtures("_undrawn")
 def test_a_report_compares_methods(make_record: MakeRecord, tmp_path: Path) -> None:
-    """The table stands on the page, with what it is about; with too few seeds it says so."""
+    """The page has the table of differences; with too few seeds it says so."""
     for method, mean in (("newsbert", 0.71), ("finetune", 0.68)):
         for seed, shift in enumerate((-0.001, 0.0, 0.001, 0.002)):
             folder = tmp_path / "runs" / f"{method}{seed}"
@@ -146,7 +146,7 @@ def test_a_report_compares_methods(make_record: MakeRecord, tmp_path: Path) -> N
 
 
 def test_rows_without_the_number_are_left_out(make_record: MakeRecord) -> None:
-    """A run on a test split without labels has nothing to compare."""
+    """A run on a test split without labels cannot be compared."""
     blind = make_record(method="finetune")
     blind = blind.model_copy(update={"metrics": {**blind.metrics, "test": {}}})
     rows = rows_of([blind, _record(make_record, "newsbert", 0, 0.7)])
@@ -155,7 +155,7 @@ def test_rows_without_the_number_are_left_out(make_record: MakeRecord) -> None:
 
 
 def test_paired_by_hand() -> None:
-    """Seeds that move both rows alike hide nothing: the t-test of the differences, each seed with itself."""
+    """The t-test of the differences, each seed with itself."""
     one = replace(summarise([0.70, 0.75, 0.72, 0.78]), by_seed={0: 0.70, 1: 0.75, 2: 0.72, 3: 0.78})
     other = replace(summarise([0.77, 0.69, 0.74, 0.72]), by_seed={3: 0.77, 0: 0.69, 1: 0.74, 2: 0.70})
     differences = [0.01, 0.01, 0.02, 0.01]
@@ -173,7 +173,7 @@ def test_paired_by_hand() -> None:
 
 
 def test_rows_of_records_are_paired_by_seed(make_record: MakeRecord) -> None:
-    """The order of the records is no order of seeds."""
+    """Records in another order than their seeds are paired correctly."""
     runs = [make_record(method="newsbert", seed=s, accuracy=0.7 + 0.01 * s) for s in (2, 0, 1)]
     runs += [make_record(method="finetune", seed=s, accuracy=0.69 + 0.011 * s) for s in (0, 1, 2)]
     (found,) = compare_rows(rows_of(runs), ACCURACY, Against("method", "newsbert"))
@@ -190,8 +190,8 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importance, "REPEATS", 10)
 
 
-def test_what_matters_comes_first_and_above_chance(make_sweep: MakeSweep) -> None:
-    """The metric of the invented sweep hangs on the rate alone; temperature does nothing."""
+def test_important_setting_comes_first_and_above_chance(make_sweep: MakeSweep) -> None:
+    """The metric of the invented sweep depends on the learning rate only."""
     found = importances_of(read_sweep(make_sweep(axes=AXES, points=40, seeds=(0,))))
     first, *rest = found.settings
     assert first.name == "learning_rate"
@@ -204,7 +204,7 @@ def test_what_matters_comes_first_and_above_chance(make_sweep: MakeSweep) -> Non
 
 
 def test_stopped_points_count(make_sweep: MakeSweep) -> None:
-    """Early stopping leaves good rates only: among the finished alone the rate would seem to do nothing."""
+    """Early stopping leaves only good rates: among finished points the rate would seem not to matter."""
     sweep = read_sweep(make_sweep(axes=AXES, points=40, seeds=(0,), stopped=0.7))
     assert len(sweep.finished) == 12
     found = importances_of(sweep)
@@ -213,8 +213,8 @@ def test_stopped_points_count(make_sweep: MakeSweep) -> None:
     assert "of which 28 were stopped early and count as worse" in importance_figure(sweep).caption
 
 
-def test_conditional_settings_are_judged(make_sweep: MakeSweep) -> None:
-    """Half of the points do not have the setting; that must neither raise nor drop it."""
+def test_conditional_settings_are_included(make_sweep: MakeSweep) -> None:
+    """Half of the points do not have the setting."""
     axes = ["learning_rate", "optimizer.decay", "optimizer.warmup_share"]
     found = importances_of(read_sweep(make_sweep(axes=axes, points=30, seeds=(0,))))
     assert {i.name for i in found.settings} == set(axes)
@@ -228,20 +228,20 @@ def test_same_points_give_the_same_bars(make_sweep: MakeSweep) -> None:
 
 @pytest.mark.parametrize(("points", "stopped"), [(9, 0.0), (12, 0.75)])
 def test_too_few_points_are_not_drawn(make_sweep: MakeSweep, points: int, stopped: float) -> None:
-    """Bars of noise look like knowledge."""
+    """Bars of noise would look like knowledge."""
     sweep = read_sweep(make_sweep(axes=AXES, points=points, seeds=(0,), stopped=stopped))
-    with pytest.raises(TooFewPoints, match=r"too few points to say .* 10 are needed, 5 of them finished"):
+    with pytest.raises(NothingToDraw, match=r"too few points to say .* 10 are needed, 5 of them finished"):
         importances_of(sweep)
 
 
 def test_lone_setting_is_not_compared(make_sweep: MakeSweep) -> None:
-    """100 % of the importance is no news."""
+    """A single setting always has 100 % of the importance."""
     with pytest.raises(NothingToDraw, match="fewer than two settings varied"):
         importances_of(read_sweep(make_sweep(points=10, seeds=(0,))))
 
 
 def test_each_goal_has_its_own_bars(make_sweep: MakeSweep) -> None:
-    """What makes a student good and what makes it fast are two questions."""
+    """Other settings decide quality than decide speed."""
     goals = [
         {"metric": "validation.student.accuracy", "mode": "max"},
         {"metric": "speed.student_titles_per_second", "mode": "max"},
@@ -275,8 +275,8 @@ def test_costs_by_hand(make_sweep: MakeSweep) -> None:
     assert parts == pytest.approx({"train": 120.0, "evaluate": 12.0, "stopped early": 8.0})
 
 
-def test_gpus_are_what_the_trials_were_given(make_sweep: MakeSweep) -> None:
-    """A quarter of a GPU is a quarter of its price."""
+def test_gpus_are_those_of_the_trials(make_sweep: MakeSweep) -> None:
+    """A quarter of a GPU costs a quarter of its price."""
     folder = make_sweep(points=1, seeds=(0,), prices={"gpu_hour": 2.0})
     _change(folder, place={"slots": 4, "cpus": 1.0, "gpus": 0.25})
     costs = costs_of(read_sweep(folder))
@@ -285,7 +285,7 @@ def test_gpus_are_what_the_trials_were_given(make_sweep: MakeSweep) -> None:
 
 
 def test_stopped_trials_ran_where_the_others_did(make_sweep: MakeSweep) -> None:
-    """A trial that was stopped early leaves no record of its GPU, and has used it all the same."""
+    """A trial that was stopped early has no record of its GPU but used it."""
     folder = make_sweep(points=2, seeds=(0,), stopped=0.5, gpus=0.5)
     (path,) = (folder / "trials").glob("*/record.json")
     record = json.loads(path.read_text())
@@ -304,9 +304,8 @@ def test_threads_are_counted(make_sweep: MakeSweep) -> None:
     assert costs_of(read_sweep(folder)).cpu_hours == pytest.approx(8 * 33 / 3600)
 
 
-def test_runs_before_trials_cost_too(make_sweep: MakeSweep) -> None:
-    """A teacher that was fine-tuned once for many trials, two threads for 33 s; one with a damaged record is
-    left out."""
+def test_prerequisites_are_counted(make_sweep: MakeSweep) -> None:
+    """A teacher shared by many trials, two threads for 33 s; a damaged record is skipped."""
     folder = make_sweep(points=1, seeds=(0,), prices={"cpu_hour": 3600.0})
     (path,) = (folder / "trials").glob("*/record.json")
     record = json.loads(path.read_text())
@@ -324,12 +323,12 @@ def test_runs_before_trials_cost_too(make_sweep: MakeSweep) -> None:
     assert dict(facts.rows)["prerequisites"].startswith("33 s, 1 run that trials share")
 
 
-def test_no_price_is_not_no_cost(make_sweep: MakeSweep) -> None:
+def test_no_price_gives_no_cost(make_sweep: MakeSweep) -> None:
     """`0.00` would be read as free."""
     assert costs_of(read_sweep(make_sweep(points=1))).money is None
 
 
-def test_figure_takes_a_unit_in_which_numbers_are_readable(make_sweep: MakeSweep) -> None:
+def test_unit_fits_the_numbers(make_sweep: MakeSweep) -> None:
     """Bars of 0.0008 hours cannot be read."""
     (panel,) = cost_figure(read_sweep(make_sweep(points=1))).panels
     assert panel.x_label == "CPU-minutes"
@@ -337,6 +336,6 @@ def test_figure_takes_a_unit_in_which_numbers_are_readable(make_sweep: MakeSweep
 
 
 def test_no_time_makes_no_figure(make_sweep: MakeSweep) -> None:
-    """Nothing has ended yet: no bars."""
+    """Before the first trial has ended there are no bars."""
     with pytest.raises(NothingToDraw, match="no trial has recorded its time yet"):
         cost_figure(read_sweep(make_sweep(points=0, state="running")))

@@ -1,4 +1,4 @@
-"""Learning curves and the Pareto front of a sweep."""
+"""What the figures of a sweep show."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ GOALS = (
 
 
 def test_best_points_in_colour_the_rest_grey(make_sweep: MakeSweep) -> None:
-    """Sixty coloured lines tell nobody which is best; a stopped one must show where it ended."""
+    """Sixty coloured lines do not show which is best; a stopped line shows where it ended."""
     sweep = read_sweep(make_sweep(points=12, stopped=0.5, failed=1, under_way=1, epochs=3))
     figure = learning_curves(sweep)
     (panel,) = figure.panels
@@ -57,14 +57,14 @@ def test_curve_is_the_mean_over_seeds(make_sweep: MakeSweep) -> None:
     assert line.y[1] == pytest.approx(100 * sum(values) / 2)
 
 
-def test_goal_known_at_the_end_only_is_replaced_in_the_curves(make_sweep: MakeSweep) -> None:
-    """Speed has no curve; the validation accuracy has, and the axis says so."""
+def test_goal_without_a_curve_is_replaced(make_sweep: MakeSweep) -> None:
+    """Speed has no curve; validation accuracy has one, and the axis says so."""
     sweep = read_sweep(make_sweep(points=2, goals=GOALS[::-1]))
     assert learning_curves(sweep).panels[0].y_label == "validation accuracy (%)"
 
 
-def test_many_settings_do_not_push_the_legend_off_the_page(make_sweep: MakeSweep) -> None:
-    """A legend wider than the page is cut at both ends."""
+def test_long_legend_becomes_ranks(make_sweep: MakeSweep) -> None:
+    """A legend wider than the page would be cut off."""
     names = ["learning_rate", "distill.beta", "student.layers", "optimizer.decay", "optimizer.warmup_share"]
     sweep = read_sweep(
         make_sweep(axes=[*names, "distill.temperature", "distill.soft_label_t2", "batch_size"], points=3)
@@ -79,13 +79,13 @@ def test_no_evaluation_makes_no_curves(make_sweep: MakeSweep) -> None:
 
 
 def test_one_evaluation_a_trial_makes_no_curves(make_sweep: MakeSweep) -> None:
-    """Dots above each other at one epoch are no course of learning."""
+    """Dots at a single epoch are not a curve."""
     with pytest.raises(NothingToDraw, match="no trial was evaluated twice"):
         learning_curves(read_sweep(make_sweep(epochs=1)))
 
 
-def test_front_stands_on_stairs(make_sweep: MakeSweep) -> None:
-    """Between two points of a front nothing was measured: a slanted line would promise it."""
+def test_front_is_a_step_line(make_sweep: MakeSweep) -> None:
+    """Nothing was measured between two points of a front; a slanted line would claim it."""
     sweep = read_sweep(make_sweep(axes=["student.layers", "distill.beta"], points=12, goals=GOALS))
     figure = pareto_front(sweep)
     (panel,) = figure.panels
@@ -103,7 +103,7 @@ def test_front_stands_on_stairs(make_sweep: MakeSweep) -> None:
 
 
 def test_front_of_three_goals_has_a_panel_for_each_pair(make_sweep: MakeSweep) -> None:
-    """In a flat picture of three goals the front is no line."""
+    """With three goals the front is not a line in two dimensions."""
     goals = [*GOALS, {"metric": "speed.times_teacher", "mode": "max"}]
     figure = pareto_front(read_sweep(make_sweep(points=3, goals=goals)))
     assert [panel.x_label for panel in figure.panels] == ["student's titles/s", "speed, times the teacher's"]
@@ -111,14 +111,13 @@ def test_front_of_three_goals_has_a_panel_for_each_pair(make_sweep: MakeSweep) -
 
 
 def test_one_goal_has_no_front(make_sweep: MakeSweep) -> None:
-    """A front of one goal is a dot."""
+    """With one goal the front would be a single dot."""
     with pytest.raises(NothingToDraw, match="one goal makes no front"):
         pareto_front(read_sweep(make_sweep(points=1)))
 
 
-def test_clicks_and_students_without_a_teacher_have_curves_too(make_sweep: MakeSweep) -> None:
-    """A recommendation sweep judged by speed shows an accuracy that none of its trials has; a fine-tuned
-    student's best point shows a teacher that is not there."""
+def test_curves_of_other_tasks_and_of_students_without_a_teacher(make_sweep: MakeSweep) -> None:
+    """Curves show the task's own metric, and a teacher only where there is one."""
     speed = GOALS[1:]
     figure = learning_curves(read_sweep(make_sweep(points=2, task="recommendation", goals=speed)))
     assert figure.panels[0].y_label == "validation AUC (%)"
@@ -178,18 +177,18 @@ def test_dots_and_means_by_hand() -> None:
 
 
 def test_single_seed_has_no_bar() -> None:
-    """A bar of length nothing would claim certainty."""
+    """An error bar of length 0 would claim certainty."""
     panel = _panel(_sweep(GRID, [(0.0, (0.6,), "finished"), (0.1, (0.7,), "finished")]))
     assert [dots.sd for dots in panel.dots] == [(None,), (None,)]
 
 
-def test_one_dot_a_value_makes_no_mean() -> None:
-    """A line through single dots would look like a trend with an uncertainty."""
+def test_trend_needs_several_dots() -> None:
+    """A line through single dots would look like a trend."""
     assert _panel(_sweep(GRID, [(0.0, (0.6,), "finished"), (0.1, (0.7,), "finished")])).trend is None
 
 
-def test_bins_hold_equally_many() -> None:
-    """On a continuous axis each mean rests on as many dots as its neighbours."""
+def test_bins_have_equal_counts() -> None:
+    """On a continuous axis each mean is taken over as many dots as its neighbours."""
     points: list[tuple[Any, Sequence[float], State]] = [
         (i / 100, (0.5 + (i // 4) / 10,), "finished") for i in range(12)
     ]
@@ -201,7 +200,7 @@ def test_bins_hold_equally_many() -> None:
 
 
 def test_log_axis_is_log_and_its_bins_too() -> None:
-    """Rates from 1e-5 to 1e-2 drawn on a plain axis are one heap at zero."""
+    """On a linear axis rates from 1e-5 to 1e-2 would all be near zero."""
     axis = Axis(name="learning_rate", low=1e-5, high=1e-1, log=True)
     points: list[tuple[Any, Sequence[float], State]] = [
         (10.0**-i * (1 + j / 10), (0.5,), "finished") for i in (2, 4) for j in range(5)
@@ -213,7 +212,7 @@ def test_log_axis_is_log_and_its_bins_too() -> None:
 
 
 def test_words_are_not_joined_by_a_line() -> None:
-    """Between `linear` and `cosine` there is nothing."""
+    """There is nothing between `linear` and `cosine`."""
     axis = Axis(name="optimizer.decay", values=("linear", "cosine"))
     pairs: list[tuple[Any, Sequence[float], State]] = [
         (word, (y,), "finished") for word in ("cosine", "linear") for y in (0.5, 0.6)
@@ -225,14 +224,14 @@ def test_words_are_not_joined_by_a_line() -> None:
 
 
 def test_long_folder_names_are_cut() -> None:
-    """A path of eighty letters under an axis pushes the panel off the page."""
+    """A path of eighty letters would push the panel off the page."""
     axis = Axis(name="teacher", values=("hub/a-very-long-name-of-a-model", "b"))
     panel = _panel(_sweep(axis, [("b", (0.5,), "finished")]))
     assert panel.ticks == ("a-very-long-n…", "b")
 
 
-def test_dots_that_would_hide_each_other_step_aside() -> None:
-    """Ten equal results must not look like one; far ones stay in place."""
+def test_equal_dots_are_shifted() -> None:
+    """Ten equal results must not look like one; distant ones are not moved."""
     points: list[tuple[Any, Sequence[float], State]] = [
         (0.0, (y,), "finished") for y in (0.5, 0.5, 0.5, 0.6, 0.7)
     ]
@@ -240,8 +239,8 @@ def test_dots_that_would_hide_each_other_step_aside() -> None:
     assert panel.dots[0].x == pytest.approx((0.0, 0.09, -0.09, 0.0))
 
 
-def test_stopped_points_stay_out_of_the_mean() -> None:
-    """A value after one epoch is not comparable with one after nine."""
+def test_trend_ignores_stopped_points() -> None:
+    """A value after one epoch cannot be compared with one after nine."""
     points: list[tuple[Any, Sequence[float], State]] = [
         (0.0, (0.70,), "finished"),
         (0.0, (0.72,), "finished"),
@@ -265,7 +264,7 @@ def test_stopped_points_stay_out_of_the_mean() -> None:
 
 
 def test_failed_and_unfinished_points_are_not_drawn() -> None:
-    """Half a point's seeds are not its mean."""
+    """Half of a point's seeds do not give its mean."""
     points: list[tuple[Any, Sequence[float], State]] = [
         (0.0, (0.7,), "finished"),
         (0.0, (0.1,), "under way"),
@@ -275,7 +274,7 @@ def test_failed_and_unfinished_points_are_not_drawn() -> None:
 
 
 def test_conditional_axis_shows_its_own_points_only(make_sweep: MakeSweep) -> None:
-    """Points without the setting have no place on its axis."""
+    """Points without the setting have no position on its axis."""
     folder = make_sweep(axes=["optimizer.decay", "optimizer.warmup_share"], points=9, seeds=(0,))
     sweep = read_sweep(folder)
     decay, warmup = over_settings(sweep).panels
@@ -285,8 +284,8 @@ def test_conditional_axis_shows_its_own_points_only(make_sweep: MakeSweep) -> No
     assert sum(len(dots.x) for dots in warmup.dots) == own
 
 
-def test_a_setting_of_one_value_has_no_panel() -> None:
-    """`--vary student.layers=2` fixes an axis, and nothing lies over it; a lone one is shown all the same."""
+def test_constant_setting_has_no_panel() -> None:
+    """`--vary student.layers=2` fixes a setting; it is shown only where there is no other."""
     plain = _sweep(GRID, [(0.0, (0.6,), "finished"), (0.1, (0.7,), "finished")])
     points = tuple(replace(p, values={**p.values, "method": "finetune"}) for p in plain.points)
     sweep = replace(plain, axes=(GRID, Axis(name="method", values=("finetune",))), points=points)
@@ -296,7 +295,7 @@ def test_a_setting_of_one_value_has_no_panel() -> None:
 
 
 def test_alt_text_says_where_the_mean_is_best() -> None:
-    """Who cannot see the figure wants its answer, not its name."""
+    """The text alternative gives the figure's answer."""
     pairs: list[tuple[Any, Sequence[float], State]] = [
         (x, (y,), "finished") for x, y in [(0.0, 0.5), (0.0, 0.6), (0.1, 0.7), (0.1, 0.8)]
     ]
@@ -335,14 +334,14 @@ GROWN = [
 
 
 def test_steps_by_hand() -> None:
-    """A trial that broke off is not one that runs; an interrupted sweep runs none."""
+    """A trial that was interrupted does not run; an interrupted sweep runs none."""
     assert node_steps(GROWN) == [(0.1, 1), (0.5, 2), (1.0, 1), (1.5, 2)]
     assert trial_steps(GROWN) == [
         (0.0, 0), (0.6, 1), (1.0, 0), (1.6, 1), (2.0, 2), (2.5, 1), (3.0, 0),
     ]  # fmt: skip
 
 
-def test_the_figure_keeps_each_value_until_the_next() -> None:
+def test_counts_are_steps() -> None:
     """A slope between two counts would show half a node."""
     figure = nodes_figure(GROWN)
     (nodes,) = figure.panels[0].lines
@@ -355,6 +354,6 @@ def test_the_figure_keeps_each_value_until_the_next() -> None:
 
 @pytest.mark.parametrize("events", [[], GROWN[:2]])
 def test_one_machine_makes_no_figure(events: list[dict[str, Any]]) -> None:
-    """Every sweep on a laptop would carry a picture of one node."""
+    """A sweep on one machine needs no figure of its nodes."""
     with pytest.raises(NothingToDraw):
         nodes_figure(events)

@@ -13,7 +13,7 @@ import pytest
 
 from newsbert_ray.reporting.page import Picture
 from newsbert_ray.reporting.sweep_data import read_sweep
-from newsbert_ray.reporting.sweep_page import points_csv, sweep_page
+from newsbert_ray.reporting.sweep_page import equal_points, points_csv, sweep_page
 
 MakeSweep = Callable[..., Path]
 AXES = ["learning_rate", "optimizer.decay", "optimizer.warmup_share", "student.layers"]
@@ -141,6 +141,19 @@ def test_best_has_its_command_its_teacher_and_its_test_split(make_sweep: MakeSwe
     assert f"| validation accuracy (%) | {value} | 84.77 ± 0.00 |" in text
     assert "| test accuracy (%) | " in text
     assert f"newsbert-ray train --student.layers {best.values['student.layers']}" in text
+
+
+def test_points_within_the_spread_are_equal(make_sweep: MakeSweep) -> None:
+    """A difference smaller than the seeds' spread must not be presented as a ranking."""
+    folder = make_sweep(axes=["learning_rate"], points=4)
+    sweep = read_sweep(folder)
+    best, *others = (point.summary() for point in sweep.finished)
+    assert best is not None
+    near = [s for s in others if s and best.mean - s.mean <= max(best.sd or 0.0, s.sd or 0.0)]
+    assert equal_points(sweep) == 1 + len(near) < 4
+    single = read_sweep(make_sweep("single", axes=["learning_rate"], points=4, seeds=(0,)))
+    assert equal_points(single) == 1
+    assert "equally good" not in sweep_page(single, FIGURES).markdown()
 
 
 def test_front_is_a_table_and_a_figure(make_sweep: MakeSweep) -> None:

@@ -1,4 +1,4 @@
-""""""
+"""Rows, cells and CSV of runs, and the table for a terminal."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from newsbert_ray.reporting.records import distinct, teacher_name, varying_setti
 from newsbert_ray.reporting.tables import (
     Mode,
     columns_of,
+    csv_text,
     number,
     results_table,
     rows_of,
@@ -48,7 +49,7 @@ def test_one_seed_has_no_spread(make_record: MakeRecord) -> None:
 
 
 def test_seeds_are_averaged_and_settings_are_not(make_record: MakeRecord) -> None:
-    """Runs of two betas averaged into one row would be a number of nothing."""
+    """Runs of two betas in one mean would be meaningless."""
     records = [
         make_record(accuracy=accuracy, seed=seed, **{"distill.beta": beta})
         for beta, seed, accuracy in [(0.2, 0, 0.5), (0.2, 1, 0.7), (0.1, 0, 0.8), (0.1, 1, 0.9)]
@@ -60,13 +61,13 @@ def test_seeds_are_averaged_and_settings_are_not(make_record: MakeRecord) -> Non
 
 
 def test_only_what_varies_is_a_column(make_record: MakeRecord) -> None:
-    """Seeds and folders differ in every run and explain nothing; the depth does."""
+    """Seeds and folders differ in every run and explain nothing."""
     records = [make_record(seed=seed, **{"student.layers": n}) for seed in (0, 1) for n in (1, 2)]
     assert varying_settings(records) == ["student.layers"]
 
 
-def test_what_alters_no_number_is_no_difference(make_record: MakeRecord) -> None:
-    """A seed that was trained on a GPU, or logged more often, must not stand in a row of its own."""
+def test_settings_without_effect_do_not_vary(make_record: MakeRecord) -> None:
+    """A seed that was trained on a GPU, or logged more often, belongs in the same row."""
     other = {
         "threads": 4,
         "device": "cuda",
@@ -81,8 +82,8 @@ def test_what_alters_no_number_is_no_difference(make_record: MakeRecord) -> None
     assert {*NEUTRAL_SETTINGS} - {"data"} <= compared.IGNORED
 
 
-def test_same_shards_in_another_place_are_the_same_data(make_record: MakeRecord) -> None:
-    """A moved folder must not tear a row apart; other content under the same name must."""
+def test_moved_shards_are_the_same_data(make_record: MakeRecord) -> None:
+    """A moved folder must not split a row; other content under the same name must."""
     here, there = make_record(seed=0, **{"data": "a/shards"}), make_record(seed=1)
     assert len(rows_of([here, there])) == 1
     other = make_record(seed=1, described={"name": "synthetic_train", "fingerprint": "ffff0000"})
@@ -90,7 +91,7 @@ def test_same_shards_in_another_place_are_the_same_data(make_record: MakeRecord)
 
 
 def test_repeat_of_a_run_counts_once(make_record: MakeRecord) -> None:
-    """The same run found in two folders would halve the spread."""
+    """The same run in two folders would reduce the spread."""
     records = [make_record(seed=0), make_record(seed=0), make_record(seed=1)]
     assert len(distinct(records)) == 2
     (row,) = rows_of(records)
@@ -111,7 +112,7 @@ def _cells(table: Table) -> list[list[str]]:
 
 
 def test_cells_by_hand(make_record: MakeRecord) -> None:
-    """The table is what people copy into papers."""
+    """The cells that people copy into papers."""
     records = [make_record(accuracy=a, seed=s, **{"student.layers": 1}) for a, s in [(0.70, 0), (0.72, 1)]]
     records.append(make_record(accuracy=0.75, **{"student.layers": 2}))
     head, one, two = _cells(results_table(rows_of(records)))
@@ -121,7 +122,7 @@ def test_cells_by_hand(make_record: MakeRecord) -> None:
 
 
 def test_csv_keeps_full_precision_and_leaves_blanks(make_record: MakeRecord) -> None:
-    """Rounded numbers cannot be tested for significance; a blank read as 0 would be."""
+    """Rounded numbers cannot be tested for significance; a blank is not 0."""
     records = [make_record(accuracy=1 / 3), make_record(accuracy=2 / 3, **{"distill.beta": 0.2})]
     found = list(csv.DictReader(io.StringIO(to_csv(rows_of(records)))))
     assert [float(row["accuracy"]) for row in found] == [1 / 3, 2 / 3]
@@ -130,7 +131,7 @@ def test_csv_keeps_full_precision_and_leaves_blanks(make_record: MakeRecord) -> 
 
 
 def test_teacher_is_named_without_its_folder(make_record: MakeRecord) -> None:
-    """Reports are passed on; where somebody's models lie is nobody's business."""
+    """Reports are passed on and must not show local paths."""
     assert teacher_name(make_record(**{"teacher": "/somewhere/models/bert6"})) == "bert6"
     assert teacher_name(make_record(**{"teacher": "microsoft/mpnet-base"})) == "mpnet-base"
     records = [make_record(**{"teacher": name}) for name in ("/somewhere/models/bert6", "bert-base-uncased")]
@@ -140,8 +141,8 @@ def test_teacher_is_named_without_its_folder(make_record: MakeRecord) -> None:
     ]
 
 
-def test_teacher_reached_another_way_is_the_same(make_record: MakeRecord) -> None:
-    """A sweep writes absolute folders, a person relative ones; their runs' seeds belong in one row."""
+def test_teacher_by_another_path_is_the_same(make_record: MakeRecord) -> None:
+    """A sweep writes absolute paths, a user relative ones; their seeds belong in one row."""
     ways = ("/somewhere/models/bert6", "models/bert6", "./models/bert6/", "../bert6")
     records = [make_record(seed=seed, **{"teacher": way}) for seed, way in enumerate(ways)]
     assert varying_settings(records) == []
@@ -149,7 +150,7 @@ def test_teacher_reached_another_way_is_the_same(make_record: MakeRecord) -> Non
 
 
 def test_mixed_values_can_be_sorted(make_record: MakeRecord) -> None:
-    """None (all layers) and numbers stand in one column; comparing them must not end the report."""
+    """None (all layers) and numbers occur in one column."""
     records = [make_record(**{"model.teacher_layers": n}) for n in (None, 8, 4)]
     assert [row.settings["model.teacher_layers"] for row in rows_of(records)] == [None, 4, 8]
 
@@ -171,9 +172,8 @@ def test_columns_are_the_tasks_own(make_record: MakeRecord) -> None:
     )
 
 
-def test_spread_over_seeds_and_error_over_impressions_are_not_mixed_up(make_record: MakeRecord) -> None:
-    """± means the seeds' standard deviation wherever there are several; the impressions' error stands in
-    brackets, and only where there is one seed."""
+def test_spread_and_error_are_kept_apart(make_record: MakeRecord) -> None:
+    """± is the standard deviation over seeds; a single seed has its standard error in brackets."""
     records = [make_record(task="recommendation", auc=a, seed=s) for a, s in ((0.60, 0), (0.62, 1))]
     (row,) = rows_of(records)
     assert results_table([row]).rows[0][1] == "61.0 ± 1.4"
@@ -182,7 +182,7 @@ def test_spread_over_seeds_and_error_over_impressions_are_not_mixed_up(make_reco
 
 
 def test_student_that_learns_alone_has_blank_teacher_cells(make_record: MakeRecord) -> None:
-    """Fine-tuning has no teacher: its cells are empty, not zero and not the other method's."""
+    """Fine-tuning has no teacher: its cells are blank, not zero."""
     records = [make_record(task="recommendation", method=m) for m in ("finetune", "newsbert")]
     head, alone, joint = _cells(results_table(rows_of(records)))
     place = head.index("teacher's AUC %")
@@ -191,14 +191,21 @@ def test_student_that_learns_alone_has_blank_teacher_cells(make_record: MakeReco
 
 
 def test_test_split_without_labels_has_no_numbers(make_record: MakeRecord) -> None:
-    """MIND's test set has none; the report of such a run must not end in an error, nor in zeros."""
+    """A run on MIND's test set has a row without metrics."""
     head, row = _cells(results_table(rows_of([make_record(task="recommendation", labelled=False)])))
     assert head == ["seeds", "clicks/s in training", "seconds per run"]
     assert row == ["1", "800", "33"]
 
 
+def test_csv_has_no_formulas() -> None:
+    """A spreadsheet would run a text cell that begins like a formula; numbers stay numbers."""
+    assert csv_text(["name", "value"], [["=1+1", -0.5], ["@x", None], ["a-b", 1]]) == (
+        "name,value\n'=1+1,-0.5\n'@x,\na-b,1\n"
+    )
+
+
 def test_csv_of_several_tasks_keeps_them_apart(make_record: MakeRecord) -> None:
-    """One column for two tasks' numbers, and whoever reads the file averages them."""
+    """One column for the metrics of two tasks would be averaged by its reader."""
     groups = [[make_record(accuracy=0.75)], [make_record(task="recommendation", auc=0.625)]]
     rows = [row for group in groups for row in rows_of(group)]
     topics, clicks = csv.DictReader(io.StringIO(to_csv(rows)))
@@ -223,7 +230,7 @@ def _printed(table: rich.table.Table) -> list[list[str]]:
 
 @pytest.mark.parametrize(("mode", "order"), [("max", ["0.1", "0.2", "0.0"]), ("min", ["0.0", "0.2", "0.1"])])
 def test_sweep_table_puts_the_best_first(mode: Mode, order: list[str], make_record: MakeRecord) -> None:
-    """The first line of a sweep's table is the one that people take."""
+    """The first row is the one that people use."""
     records = [
         make_record(accuracy=a, **{"distill.beta": b}) for a, b in [(0.6, 0.0), (0.8, 0.1), (0.7, 0.2)]
     ]
@@ -233,13 +240,13 @@ def test_sweep_table_puts_the_best_first(mode: Mode, order: list[str], make_reco
 
 
 def test_of_equals_the_first_tried_comes_first(make_record: MakeRecord) -> None:
-    """Two lines for the best point, the table's and the sweep's own, must name the same one."""
+    """The table and the sweep's last line must name the same best point."""
     records = [make_record(accuracy=0.7, **{"distill.beta": b}) for b in (0.3, 0.1, 0.2)]
     assert [line[0] for line in _printed(sweep_table(records))] == ["0.3", "0.1", "0.2"]
 
 
 def test_sweep_table_fits_a_terminal(make_record: MakeRecord) -> None:
-    """Numbers cut off at the edge are the ones that were wanted."""
+    """Numbers must not be cut off at the edge."""
     records = [
         make_record(
             accuracy=0.6 + 0.01 * seed + beta, seed=seed, **{"distill.beta": beta, "student.layers": n}
@@ -254,7 +261,7 @@ def test_sweep_table_fits_a_terminal(make_record: MakeRecord) -> None:
 
 
 def test_sweep_table_of_three_axes_fits_a_terminal(make_record: MakeRecord) -> None:
-    """With more axes the other numbers make room; what the sweep is judged by stays whole."""
+    """With more settings other columns are dropped; the goal stays."""
     records = [
         make_record(
             accuracy=0.7 + 0.01 * seed + beta / 10,
@@ -270,7 +277,7 @@ def test_sweep_table_of_three_axes_fits_a_terminal(make_record: MakeRecord) -> N
 
 
 def test_sweep_table_of_many_axes_keeps_its_numbers(make_record: MakeRecord) -> None:
-    """Where even the settings have no room they break; a number cut short would be another number."""
+    """Where even the settings do not fit they wrap; a number never does."""
     values = {
         "distill.weights.news_embedding": 1.5,
         "distill.weights.soft_labels": 2.5,
@@ -286,7 +293,7 @@ def test_sweep_table_of_many_axes_keeps_its_numbers(make_record: MakeRecord) -> 
 
 @pytest.mark.parametrize("mode", ["max", "min"])
 def test_point_that_misses_a_seed_is_not_the_best(mode: Mode, make_record: MakeRecord) -> None:
-    """A lucky seed alone must not head the table while the sweep names another point the best."""
+    """A single lucky seed must not come first."""
     lucky = 0.9 if mode == "max" else 0.1
     records = [make_record(accuracy=lucky, seed=0, **{"distill.beta": 0.3})]
     records += [make_record(accuracy=0.7, seed=seed, **{"distill.beta": 0.1}) for seed in (0, 1)]
@@ -297,7 +304,7 @@ def test_point_that_misses_a_seed_is_not_the_best(mode: Mode, make_record: MakeR
 
 
 def test_sweep_table_of_clicks(make_record: MakeRecord) -> None:
-    """A share is shown in per cent whatever its task calls it, beside that task's own numbers."""
+    """Every share is shown in per cent, with the task's own columns."""
     records = [
         make_record(task="recommendation", auc=a, teacher_auc=0.66, **{"distill.beta": b})
         for a, b in [(0.61, 0.1), (0.63, 0.2)]
