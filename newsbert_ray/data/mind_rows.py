@@ -30,7 +30,7 @@ from newsbert_ray.data.sources import (
     parse_chunk,
     read_through,
 )
-from newsbert_ray.data.split import NO_CODE, Codes, Fate, Fates, Hashes, KnownNews, Minutes
+from newsbert_ray.data.split import NO_CODE, Codes, Fate, Fates, Hashes, KnownNews, Minutes, Shares
 
 Kind = Literal["news", "behaviors"]
 
@@ -136,10 +136,7 @@ def plan_rows(files: Sequence[MindFile], settings: PrepareSettings, map_all: Map
         PrepareError: too many categories.
     """
     news = [file for file in files if file.kind == "news"]
-    shares = {
-        "validation_share": settings.validation_share if len(news) < 3 else 0.0,
-        "test_share": settings.test_share if len(news) == 1 else 0.0,
-    }
+    shares = split.held_out(Shares(settings.validation_share, settings.test_share), sources=len(news))
     lines, topics = _scan(files, map_all)
     counts: npt.NDArray[np.int64] = np.zeros(0, dtype=np.int64)
     earlier: Hashes = np.zeros(0, dtype=np.uint64)
@@ -148,7 +145,13 @@ def plan_rows(files: Sequence[MindFile], settings: PrepareSettings, map_all: Map
         hashes, codes, _ = lines[file.source.number]
         trained = np.flatnonzero(counts).astype(np.uint16) if planned else None
         fates, duplicates = split.split_news(
-            hashes, codes, role=file.role, earlier=earlier, trained=trained, seed=settings.seed, **shares
+            hashes,
+            codes,
+            role=file.role,
+            earlier=earlier,
+            trained=trained,
+            seed=settings.seed,
+            shares=shares,
         )
         kept = np.isin(fates, split.KEPT)
         if not planned:
@@ -265,7 +268,7 @@ def _no_lines(count: int, kind: Kind) -> Lines:
     return Lines(np.zeros(count, dtype=np.uint64), np.full(count, NO_CODE, dtype=np.uint16), minutes)
 
 
-def _plan_behaviors(file: MindFile, lines: Lines, known: KnownNews, shares: dict[str, float]) -> MindFile:
+def _plan_behaviors(file: MindFile, lines: Lines, known: KnownNews, shares: Shares) -> MindFile:
     """The fate of every impression: by time in the training file, otherwise the file's role.
 
     Lines that are bad for their candidates alone count in the shares, as candidates are not parsed yet.
@@ -281,7 +284,7 @@ def _plan_behaviors(file: MindFile, lines: Lines, known: KnownNews, shares: dict
     fates = np.full(len(well_formed), file.role, dtype=np.uint8)
     if file.role is Fate.TRAIN:
         well_formed[list(duplicates)] = False
-        fates = split.split_by_time(lines.minutes, lines.hashes, well_formed, **shares)
+        fates = split.split_by_time(lines.minutes, lines.hashes, well_formed, shares)
     fates[list(duplicates)] = Fate.DUPLICATE
     return replace(file, fates=fates, duplicates=duplicates)
 

@@ -30,8 +30,10 @@ from newsbert_ray.data.split import (
     Fate,
     Fates,
     Hashes,
+    Shares,
     describe_role,
     hash_ids,
+    held_out,
     is_known,
     order_sources,
     role_of,
@@ -159,14 +161,11 @@ class PairsSource:
         """The split of each row of table `number`; queries that differ only in case or blanks share it."""
         tables = len(self._tables)
         role = role_of(number, tables)
-        if role is not Fate.TRAIN or tables > 2:
+        if role is not Fate.TRAIN:
             return np.full(len(pairs), role, dtype=np.uint8)
-        return split_by_hash(
-            hash_ids([" ".join(pair.query.lower().split()) for pair in pairs]),
-            seed=self._settings.seed,
-            validation_share=self._settings.validation_share,
-            test_share=self._settings.test_share if tables == 1 else 0.0,
-        )
+        shares = Shares(self._settings.validation_share, self._settings.test_share)
+        hashes = hash_ids([" ".join(pair.query.lower().split()) for pair in pairs])
+        return split_by_hash(hashes, held_out(shares, sources=tables), seed=self._settings.seed)
 
     def _blocks(self, number: int) -> Iterator[list[TableRow]]:
         """Rows of table `number` in blocks of bounded size."""

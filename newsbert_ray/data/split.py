@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import IntEnum
 from hashlib import blake2b
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -72,6 +73,18 @@ def describe_role(role: Fate, sources: int) -> str:
     return "train and validation" if role is Fate.TRAIN and sources == 2 else role.name.lower()
 
 
+class Shares(NamedTuple):
+    """Shares of the training source that are held out for validation and test."""
+
+    validation: float
+    test: float
+
+
+def held_out(shares: Shares, *, sources: int) -> Shares:
+    """`shares`, but 0 for a split that another source is for."""
+    return Shares(shares.validation if sources < 3 else 0.0, shares.test if sources == 1 else 0.0)
+
+
 def hash_ids(ids: Sequence[str]) -> Hashes:
     """64-bit BLAKE2b hashes of `ids`, shape (len(ids),); equal on every machine and in every version."""
     joined = b"".join([blake2b(text.encode(), digest_size=8).digest() for text in ids])
@@ -88,25 +101,18 @@ def draw_uniform(hashes: Hashes, *, seed: int) -> npt.NDArray[np.float64]:
     return (value >> np.uint64(11)).astype(np.float64) / 2.0**53
 
 
-def split_by_hash(hashes: Hashes, *, seed: int, validation_share: float, test_share: float) -> Fates:
+def split_by_hash(hashes: Hashes, shares: Shares, *, seed: int) -> Fates:
     """TRAIN, VALIDATION or TEST for each hash, shape as `hashes`; the shares hold on average."""
     fates = np.full(len(hashes), Fate.TRAIN, dtype=np.uint8)
     for start in range(0, len(hashes), _BLOCK):
         drawn = draw_uniform(hashes[start : start + _BLOCK], seed=seed)
         block = fates[start : start + _BLOCK]
-        block[drawn < validation_share + test_share] = Fate.TEST
-        block[drawn < validation_share] = Fate.VALIDATION
+        block[drawn < shares.validation + shares.test] = Fate.TEST
+        block[drawn < shares.validation] = Fate.VALIDATION
     return fates
 
 
-def split_by_time(
-    minutes: Minutes,
-    hashes: Hashes,
-    counted: npt.NDArray[np.bool_],
-    *,
-    validation_share: float,
-    test_share: float,
-) -> Fates:
+def split_by_time(minutes: Minutes, hashes: Hashes, counted: npt.NDArray[np.bool_], shares: Shares) -> Fates:
     """TRAIN, VALIDATION or TEST for each impression: the latest are test, those before them validation.
 
     The shares are rounded to whole impressions. Within the minute of a cut, larger hashes count as later.
@@ -120,8 +126,8 @@ def split_by_time(
     """
     fates = np.full(len(minutes), Fate.TRAIN, dtype=np.uint8)
     total = int(np.count_nonzero(counted))
-    test = round(total * test_share)
-    for fate, count in ((Fate.VALIDATION, test + round(total * validation_share)), (Fate.TEST, test)):
+    test = round(total * shares.test)
+    for fate, count in ((Fate.VALIDATION, test + round(total * shares.validation)), (Fate.TEST, test)):
         fates[_find_latest(minutes, hashes, counted, min(count, total))] = fate
     return fates
 
@@ -203,8 +209,7 @@ def split_news(
     earlier: Hashes,
     trained: Codes | None,
     seed: int,
-    validation_share: float,
-    test_share: float,
+    shares: Shares,
 ) -> tuple[Fates, dict[int, int]]:
     """The fate of every line of one news file.
 
@@ -214,15 +219,14 @@ def split_news(
         role: split that the file is for.
         earlier: sorted hashes of the news of earlier files, which are not repeated.
         trained: codes of the training topics; None for the training file itself.
-        validation_share, test_share: shares of the training file held out by hash; 0 where another file is
-            for that split.
+        shares: held out of the training file by hash.
     Returns:
         Fates of shape (lines,), and the duplicates (position -> position of the first).
     """
     well_formed = topics != NO_CODE
     duplicates = find_duplicates(hashes, well_formed)
     if role is Fate.TRAIN:
-        fates = split_by_hash(hashes, seed=seed, validation_share=validation_share, test_share=test_share)
+        fates = split_by_hash(hashes, shares, seed=seed)
     else:
         fates = np.full(len(hashes), role, dtype=np.uint8)
     fates[~well_formed] = Fate.MALFORMED

@@ -11,9 +11,11 @@ from newsbert_ray.data.split import (
     NO_CODE,
     RARE,
     Fate,
+    Shares,
     draw_uniform,
     find_duplicates,
     hash_ids,
+    held_out,
     is_known,
     minutes_of,
     number_news,
@@ -50,6 +52,11 @@ def test_roles() -> None:
     assert [role_of(i, 4) for i in range(4)] == [Fate.TRAIN, Fate.VALIDATION, Fate.VALIDATION, Fate.TEST]
 
 
+def test_a_split_with_a_source_of_its_own_takes_nothing_from_training() -> None:
+    """Training news spent on a split that has its own folder are lost for nothing."""
+    assert [held_out(Shares(0.1, 0.2), sources=n) for n in (1, 2, 3)] == [(0.1, 0.2), (0.1, 0.0), (0.0, 0.0)]
+
+
 def test_hashes_are_the_same_for_ever() -> None:
     """Another hash in a later version would silently move news between train and test."""
     hashes = hash_ids(["N1", "N2"])
@@ -69,12 +76,12 @@ def _split_mix(number: int, seed: int) -> float:
 def test_shares_and_seeds() -> None:
     """A share of the wrong end, or a seed without effect, would not show in one run's counts."""
     hashes = hash_ids(IDS)
-    fates = split_by_hash(hashes, seed=0, validation_share=0.1, test_share=0.2)
+    fates = split_by_hash(hashes, Shares(0.1, 0.2), seed=0)
     shares = np.bincount(fates, minlength=3) / len(IDS)
     assert shares == pytest.approx([0.7, 0.1, 0.2], abs=0.02)
-    assert (split_by_hash(hashes, seed=0, validation_share=0.1, test_share=0.2) == fates).all()
-    assert (split_by_hash(hashes, seed=1, validation_share=0.1, test_share=0.2) != fates).mean() > 0.3
-    assert (split_by_hash(hashes[::-1], seed=0, validation_share=0.1, test_share=0.2) == fates[::-1]).all()
+    assert (split_by_hash(hashes, Shares(0.1, 0.2), seed=0) == fates).all()
+    assert (split_by_hash(hashes, Shares(0.1, 0.2), seed=1) != fates).mean() > 0.3
+    assert (split_by_hash(hashes[::-1], Shares(0.1, 0.2), seed=0) == fates[::-1]).all()
 
 
 def test_first_well_formed_line_wins() -> None:
@@ -113,19 +120,22 @@ def test_minutes() -> None:
     assert (np.diff(minutes_of(sorted(times))) > 0).all()
 
 
-def _by_time(minutes: list[int], *, skip: tuple[int, ...] = (), **shares: float) -> list[int]:
+def _by_time(
+    minutes: list[int], *, skip: tuple[int, ...] = (), validation: float = 0.2, test: float = 0.0
+) -> list[int]:
     counted = np.array([i not in skip for i in range(len(minutes))])
-    values = {"validation_share": 0.2, "test_share": 0.0, **shares}
     hashes = np.arange(len(minutes), dtype=np.uint64)
-    fates: list[int] = split_by_time(np.array(minutes, np.int32), hashes, counted, **values).tolist()
+    fates: list[int] = split_by_time(
+        np.array(minutes, np.int32), hashes, counted, Shares(validation, test)
+    ).tolist()
     return fates
 
 
 def test_the_last_by_time_are_held_out() -> None:
     """Validation on clicks older than those trained on asks for the past to be foretold."""
     assert _by_time([9, 1, 5, 7, 3]) == [1, 0, 0, 0, 0]
-    assert _by_time([9, 1, 5, 7, 3], test_share=0.4) == [2, 0, 1, 2, 0]
-    assert _by_time([9, 1, 5, 7, 3], validation_share=0.0, test_share=0.2) == [2, 0, 0, 0, 0]
+    assert _by_time([9, 1, 5, 7, 3], test=0.4) == [2, 0, 1, 2, 0]
+    assert _by_time([9, 1, 5, 7, 3], validation=0.0, test=0.2) == [2, 0, 0, 0, 0]
     # The line at minute 9 is no row: of the four others one is the fifth.
     assert _by_time([9, 1, 5, 7, 3], skip=(0,)) == [0, 0, 0, 1, 0]
     assert _by_time([]) == []
@@ -133,9 +143,9 @@ def test_the_last_by_time_are_held_out() -> None:
 
 def test_ties_at_the_cut_are_settled_by_hash() -> None:
     """MIND's minutes hold hundreds of impressions: without a rule the counts, or two runs, would differ."""
-    assert _by_time([4, 4, 4, 4, 4], validation_share=0.4) == [0, 0, 0, 1, 1]
-    assert _by_time([4, 9, 4, 1, 4], validation_share=0.4) == [0, 1, 0, 0, 1]
-    assert _by_time([4, 4, 4, 4, 4], validation_share=0.4, test_share=0.2) == [0, 0, 1, 1, 2]
+    assert _by_time([4, 4, 4, 4, 4], validation=0.4) == [0, 0, 0, 1, 1]
+    assert _by_time([4, 9, 4, 1, 4], validation=0.4) == [0, 1, 0, 0, 1]
+    assert _by_time([4, 4, 4, 4, 4], validation=0.4, test=0.2) == [0, 0, 1, 1, 2]
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -145,8 +155,8 @@ def test_shares_of_time_are_exact_and_in_order(seed: int) -> None:
     minutes = generator.integers(0, 50, 997).astype(np.int32)
     hashes = generator.permutation(997).astype(np.uint64)
     counted = generator.random(997) < 0.9
-    shares = {"validation_share": 0.1, "test_share": 0.25}
-    fates = split_by_time(minutes, hashes, counted, **shares)
+    shares = Shares(0.1, 0.25)
+    fates = split_by_time(minutes, hashes, counted, shares)
     total = counted.sum()
     assert np.bincount(fates[counted]).tolist()[1:] == [round(total * 0.1), round(total * 0.25)]
     assert set(fates[~counted].tolist()) == {Fate.TRAIN}
@@ -154,7 +164,7 @@ def test_shares_of_time_are_exact_and_in_order(seed: int) -> None:
     for earlier, later in ((Fate.TRAIN, Fate.VALIDATION), (Fate.VALIDATION, Fate.TEST)):
         assert key[counted & (fates == earlier)].max() < key[counted & (fates == later)].min()
     order = generator.permutation(997)
-    again = split_by_time(minutes[order], hashes[order], counted[order], **shares)
+    again = split_by_time(minutes[order], hashes[order], counted[order], shares)
     assert (again == fates[order]).all()
 
 
@@ -164,8 +174,7 @@ def _split(ids: list[str], topics: list[int], **changes: object) -> list[int]:
         "earlier": hash_ids([]),
         "trained": None,
         "seed": 0,
-        "validation_share": 0.3,
-        "test_share": 0.3,
+        "shares": Shares(0.3, 0.3),
     } | changes
     codes = np.array(topics, dtype=np.uint16)
     fates: list[int] = split_news(hash_ids(ids), codes, **settings)[0].tolist()  # type: ignore[arg-type]
@@ -182,7 +191,7 @@ def test_a_rare_topic_trains_whole() -> None:
 
 def test_a_topic_that_the_hash_leaves_without_training_trains_whole() -> None:
     """Shares near one could give all of a topic away."""
-    assert set(_split(IDS[:25], [0] * 25, validation_share=0.5, test_share=0.5)) == {Fate.TRAIN}
+    assert set(_split(IDS[:25], [0] * 25, shares=Shares(0.5, 0.5))) == {Fate.TRAIN}
 
 
 def test_later_sources_hold_unseen_news_of_trained_topics() -> None:
