@@ -169,7 +169,7 @@ def test_loopback_config_joins_a_group_at_a_bound_socket(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(ray, "get", list)
     config = ray_private.loopback_config()()
-    config.backend_cls().on_start(Group(), config)  # type: ignore[arg-type]
+    config.backend_cls().on_start(Group(), config)
     try:
         assert (dist.get_rank(), dist.get_world_size(), dist.get_backend()) == (0, 1, "gloo")
     finally:

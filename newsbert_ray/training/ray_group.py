@@ -214,6 +214,7 @@ class _Group:
         settings, gpus = self._job.settings, self._resources["GPU"]
         fewest = settings.min_workers or settings.workers
         is_elastic = fewest != settings.workers
+        workers: Any = (fewest, settings.workers) if is_elastic else settings.workers
         # NCCL refuses two workers on one GPU.
         backend = "gloo" if 0 < gpus < 1 else None
         torch_config = (ray_private.loopback_config() if self._is_local else TorchConfig)(backend=backend)
@@ -224,7 +225,7 @@ class _Group:
                 train_loop_config={"job": self._job},
                 torch_config=torch_config,
                 scaling_config=ScalingConfig(
-                    num_workers=(fewest, settings.workers) if is_elastic else settings.workers,
+                    num_workers=workers,
                     use_gpu=gpus > 0,
                     resources_per_worker={name: amount for name, amount in self._resources.items() if amount},
                 ),
