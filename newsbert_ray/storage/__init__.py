@@ -1,1 +1,1 @@
-"""Folders in buckets and their local copies."""
+"""Folders in buckets, and their copies on this machine."""

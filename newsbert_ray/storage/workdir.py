@@ -23,7 +23,6 @@ from pathlib import Path, PurePosixPath
 from newsbert_ray.config import TrainSettings, merge
 from newsbert_ray.files import locked, write_json, write_text
 from newsbert_ray.record import RECORD, STOPPED, read_record, write_record
-from newsbert_ray.secrets import mask_url
 from newsbert_ray.storage.bucket import FileInfo, Remote, StorageError, is_hidden, is_url, join, lease
 
 __all__ = [
@@ -480,22 +479,3 @@ def _keep_only(folder: Path, names: Mapping[str, FileInfo]) -> None:
     for path in sorted(folder.rglob("*"), reverse=True):
         if path.is_dir() and not any(path.iterdir()):
             path.rmdir()
-
-
-# Old names, until serving has moved to WorkDir.
-
-
-def leave(place: str | Path, name: str, text: str) -> None:
-    WorkDir.at(place).write_text(name, text)
-
-
-def sizes(place: str | Path) -> dict[str, int]:
-    return WorkDir.at(place).sizes()
-
-
-def check_writable(place: str | Path) -> None:
-    WorkDir.at(place).check_writable()
-
-
-def shown(place: str | Path) -> str:
-    return mask_url(str(place))
