@@ -31,6 +31,7 @@ from newsbert_ray.data.sources import (
     read_through,
 )
 from newsbert_ray.data.split import NO_CODE, Codes, Fate, Fates, Hashes, KnownNews, Minutes, Shares
+from newsbert_ray.files import format_size
 
 Kind = Literal["news", "behaviors"]
 
@@ -123,7 +124,7 @@ def open_files(sources: Sequence[str], workspace: Workspace) -> list[MindFile]:
         for number, (kind, path) in enumerate(paths, 2 * position):
             if path is not None:
                 source = read_through(path, folder=folder.name, number=number)
-                size = f"{source.lines:,} lines, {source.bytes / 1e6:,.1f} MB"
+                size = f"{source.lines:,} lines, {format_size(source.bytes)}"
                 workspace.say(f"{source.label}: {size}, for {split.describe_role(role, len(ordered))}")
                 files.append(MindFile(kind, role, source))
     return files

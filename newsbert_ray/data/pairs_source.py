@@ -41,6 +41,7 @@ from newsbert_ray.data.split import (
 )
 from newsbert_ray.data.tables import Pair, TableRow, open_table, read_pairs
 from newsbert_ray.data.tokenizer import TitleTokenizer
+from newsbert_ray.files import format_size
 from newsbert_ray.methods import TaskName
 
 SHARD_ROWS = 50_000
@@ -70,7 +71,7 @@ class PairsSource:
         self._clicks: Counter[tuple[int, int]] = Counter()  # rows by (fate, clicked)
         for number, file in enumerate(self.files):
             splits = describe_role(role_of(number, len(tables)), len(tables))
-            workspace.say(f"{file.label}: {file.bytes / 1e6:,.1f} MB, for {splits}")
+            workspace.say(f"{file.label}: {format_size(file.bytes)}, for {splits}")
 
     def assign_rows(self) -> None:
         """Count the rows of each split and list bad ones."""
