@@ -3,12 +3,9 @@ on recorded curves all decide alike; and that simulation. Runs no trial."""
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -88,54 +85,6 @@ def _ray_scheduler(space: SearchSpace, *, epochs: int) -> TrialScheduler | None:
 
 
 @dataclass(frozen=True)
-class RecordedTrial:
-    """A trial that was trained to its end: (epochs done, metric) at each evaluation, and its final value."""
-
-    name: str
-    curve: Curve
-    value: float
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """One evaluation of a simulated trial; `cost`: epochs since the evaluation before."""
-
-    trial: RecordedTrial
-    epoch: float
-    value: float
-    cost: float
-    stopped: bool
-    finished: bool
-
-
-def simulate(
-    next_trial: Callable[[], RecordedTrial | None], space: SearchSpace, *, slots: int
-) -> Iterator[Evaluation]:
-    """Every evaluation of recorded trials, in the order in which `slots` at once would make them.
-
-    An epoch takes the same time in every trial. `next_trial` is called whenever a slot is free.
-    """
-    early: EarlyStopping | None = None
-    running: list[tuple[float, int, int, RecordedTrial]] = []  # due, order, index in the curve, trial
-    order, clock = itertools.count(), 0.0
-    while True:
-        while len(running) < slots and (trial := next_trial()) is not None:
-            heapq.heappush(running, (clock + trial.curve[0][0], next(order), 0, trial))
-            early = early or EarlyStopping(space, epochs=round(trial.curve[-1][0]))
-        if not running or early is None:
-            return
-        clock, _, index, trial = heapq.heappop(running)
-        (epoch, value), last = trial.curve[index], index + 1 == len(trial.curve)
-        before = trial.curve[index - 1][0] if index else 0.0
-        result = {EPOCH: epoch, space.metric: value}
-        stopped = early.should_stop(trial.name, result, epochs=round(trial.curve[-1][0]))
-        if not last and not stopped:
-            due = clock + trial.curve[index + 1][0] - epoch
-            heapq.heappush(running, (due, next(order), index + 1, trial))
-        yield Evaluation(trial, epoch, value, epoch - before, stopped, last and not stopped)
-
-
-@dataclass(frozen=True)
 class Saving:
     """What remains with early stopping: the share of all epochs, the share of trials that reach their end,
     and what the estimate is based on."""
@@ -154,39 +103,53 @@ def estimate_saving(
     trial keeps its rank from the first epoch to the last, and all orders of the ranks are equally likely.
     """
     generator = random.Random(space.search.seed)
-    spent, finished = 0.0, 0
+    spent, finished = 0, 0
     for _ in range(SIMULATIONS):
-        next_trial = partial(next, iter(_random_trials(epochs, curves or (), generator)), None)
-        for evaluation in simulate(next_trial, space, slots=slots):
-            spent += evaluation.cost
-            finished += evaluation.finished
+        if not curves:
+            drawn: Sequence[Curve] = [[(1.0, generator.random())] for _ in epochs]
+        elif len(curves) >= len(epochs):
+            drawn = generator.sample(curves, len(epochs))
+        else:
+            drawn = generator.choices(curves, k=len(epochs))
+        trials = [
+            [_value_at(curve, epoch) for epoch in range(1, last + 1)]
+            for last, curve in zip(epochs, drawn, strict=True)
+        ]
+        for trial_epochs, is_finished in _simulate(space, trials, slots=slots):
+            spent += trial_epochs
+            finished += is_finished
     source = "assuming that trials keep their rank from the first epoch to the last"
     if curves:
         source = f"simulated on {len(curves)} recorded curves in random order"
     return Saving(spent / (SIMULATIONS * sum(epochs)), finished / (SIMULATIONS * len(epochs)), source)
 
 
+def _simulate(
+    space: SearchSpace, trials: Sequence[Sequence[float]], *, slots: int
+) -> Iterator[tuple[int, bool]]:
+    """Epochs of each trial, and whether it reached its end; `slots` trials at once advance epoch by epoch.
+
+    Args:
+        trials: the metric at each epoch.
+    """
+    early = EarlyStopping(space, epochs=max(map(len, trials)))
+    waiting, running = list(range(len(trials))), dict[int, int]()
+    while waiting or running:
+        while waiting and len(running) < slots:
+            running[waiting.pop(0)] = 0
+        for number, epoch in [(number, done + 1) for number, done in running.items()]:
+            running[number], values = epoch, trials[number]
+            result = {EPOCH: float(epoch), space.metric: values[epoch - 1]}
+            stopped = early.should_stop(str(number), result, epochs=len(values))
+            if stopped or epoch == len(values):
+                del running[number]
+                yield epoch, not stopped
+
+
 def recorded_curves(folder: str | Path, metric: str) -> list[Curve]:
     """The learning curves of an earlier sweep's trials, those stopped early included."""
     curves = [trial_curve(path, metric) for path in sorted((Path(folder) / TRIALS).glob("*"))]
     return [curve for curve in curves if curve]
-
-
-def _random_trials(
-    epochs: Sequence[int], curves: Sequence[Curve], generator: random.Random
-) -> list[RecordedTrial]:
-    """A random curve for each trial, at whole epochs."""
-    if not curves:
-        drawn: Sequence[Curve] = [[(1.0, generator.random())] for _ in epochs]
-    elif len(curves) >= len(epochs):
-        drawn = generator.sample(curves, len(epochs))
-    else:
-        drawn = generator.choices(curves, k=len(epochs))
-    trials = []
-    for number, (last, curve) in enumerate(zip(epochs, drawn, strict=True)):
-        values = [(float(epoch), _value_at(curve, epoch)) for epoch in range(1, last + 1)]
-        trials.append(RecordedTrial(f"trial {number}", values, values[-1][1]))
-    return trials
 
 
 def _value_at(curve: Curve, epoch: int) -> float:

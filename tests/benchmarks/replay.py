@@ -3,11 +3,13 @@ trials and early stopping, with time counted in epochs."""
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import json
 import math
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,9 +20,57 @@ from newsbert_ray.reporting.sweep_data import SWEEP, TRIALS, Axis, point_label, 
 from newsbert_ray.settings import flatten
 from newsbert_ray.storage.workdir import WorkDir
 from newsbert_ray.tune.space import PointValues, Search, SearchSpace, Stopping
-from newsbert_ray.tune.stopping import EPOCH, Evaluation, RecordedTrial, simulate
+from newsbert_ray.tune.stopping import EPOCH, EarlyStopping
 from newsbert_ray.tune.study import SweepStudy
 from newsbert_ray.tune.trials import Curve, Trials, TrialSpec, metric_value
+
+
+@dataclass(frozen=True)
+class RecordedTrial:
+    """A trial that was trained to its end: (epochs done, metric) at each evaluation, and its final value."""
+
+    name: str
+    curve: Curve
+    value: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluation of a simulated trial; `cost`: epochs since the evaluation before."""
+
+    trial: RecordedTrial
+    epoch: float
+    value: float
+    cost: float
+    stopped: bool
+    finished: bool
+
+
+def simulate(
+    next_trial: Callable[[], RecordedTrial | None], space: SearchSpace, *, slots: int
+) -> Iterator[Evaluation]:
+    """Every evaluation of recorded trials, in the order in which `slots` at once would make them.
+
+    An epoch takes the same time in every trial. `next_trial` is called whenever a slot is free.
+    """
+    early: EarlyStopping | None = None
+    running: list[tuple[float, int, int, RecordedTrial]] = []  # due, order, index in the curve, trial
+    order, clock = itertools.count(), 0.0
+    while True:
+        while len(running) < slots and (trial := next_trial()) is not None:
+            heapq.heappush(running, (clock + trial.curve[0][0], next(order), 0, trial))
+            early = early or EarlyStopping(space, epochs=round(trial.curve[-1][0]))
+        if not running or early is None:
+            return
+        clock, _, index, trial = heapq.heappop(running)
+        (epoch, value), last = trial.curve[index], index + 1 == len(trial.curve)
+        before = trial.curve[index - 1][0] if index else 0.0
+        result = {EPOCH: epoch, space.metric: value}
+        stopped = early.should_stop(trial.name, result, epochs=round(trial.curve[-1][0]))
+        if not last and not stopped:
+            due = clock + trial.curve[index + 1][0] - epoch
+            heapq.heappush(running, (due, next(order), index + 1, trial))
+        yield Evaluation(trial, epoch, value, epoch - before, stopped, last and not stopped)
 
 
 class TableError(ValueError):

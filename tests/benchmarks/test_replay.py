@@ -11,9 +11,8 @@ import pytest
 from newsbert_ray.record import write_record
 from newsbert_ray.reporting.sweep_data import Axis, point_label
 from newsbert_ray.tune.space import Search, Stopping
-from newsbert_ray.tune.stopping import RecordedTrial
 from newsbert_ray.tune.trials import MetricError
-from tests.benchmarks.replay import Table, TableError, read_table, replay
+from tests.benchmarks.replay import RecordedTrial, Table, TableError, read_table, replay
 from tests.conftest import MakeRecord
 
 BETAS = (0.0, 0.1, 0.2, 0.3)
