@@ -409,7 +409,7 @@ def calibrate(groups: Sequence[TrainSettings], resources: Resources, *, folder: 
     """
     began = time.monotonic()
     slots = range(resources.slots * resources.workers)
-    options = {"num_cpus": resources.cpus, "num_gpus": resources.gpus, "max_retries": 0}
+    options: dict[str, Any] = {"num_cpus": resources.cpus, "num_gpus": resources.gpus, "max_retries": 0}
     start: Any = ray.remote(**options)(_start_process)
     task: Any = ray.remote(**options)(time_parts)
     try:

@@ -280,10 +280,10 @@ def test_several_goals_make_a_front(sampler: str, write_space: WriteSpace, tmp_p
         number, _ = study.next_point() or pytest.fail("no point")
         study.tell(number, (float(value), float(-value), 1.0 if value else 2.0), curve=[(1.0, 0.5)])
     assert [end.results for end in study.ended][1] == (1.0, -1.0, 1.0)
-    study = load(tmp_path)
-    assert study.metric_names == [goal.metric for goal in space.goals]
-    assert {trial.number for trial in study.best_trials} == {0, 1, 2, 3, 4, 5}
-    assert study.trials[0].user_attrs["point"] == point_label(study.trials[0].params)
+    loaded = load(tmp_path)
+    assert loaded.metric_names == [goal.metric for goal in space.goals]
+    assert {trial.number for trial in loaded.best_trials} == {0, 1, 2, 3, 4, 5}
+    assert loaded.trials[0].user_attrs["point"] == point_label(loaded.trials[0].params)
 
 
 def test_the_gaussian_process_searches_where_it_can(write_space: WriteSpace, tmp_path: Path) -> None:
@@ -448,7 +448,6 @@ def test_a_damaged_or_unwritable_journal_gives_one_message(tmp_path: Path) -> No
         open_storage(None, tmp_path / "missing")
 
 
-WriteSpace = Callable[..., Path]
 SPACE = """\
 name: shown
 settings: {data: nowhere, teacher: scratch}

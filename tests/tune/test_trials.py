@@ -257,9 +257,6 @@ def test_the_value_comes_from_the_record(make_record: Callable[..., RunRecord]) 
             metric_value(record, missing)
 
 
-WriteSpace = Callable[..., Path]
-
-
 def test_checkpoints_are_removed_and_the_best_students_are_kept(
     write_space: WriteSpace, tmp_path: Path
 ) -> None:
