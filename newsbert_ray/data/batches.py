@@ -10,14 +10,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from newsbert_ray.data.shards import TextTable
+if TYPE_CHECKING:
+    from newsbert_ray.data.shards import TextTable
 
 Ints = npt.NDArray[np.int64]
 

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from newsbert_ray.config import SettingsError, UserKind
 from newsbert_ray.data.batches import ClickChoices, PairChoices, Topics
 from newsbert_ray.methods import TaskName
-from newsbert_ray.model.pooling import AttentivePooling
-from newsbert_ray.model.word_models import HEAD_SIZE, HEADS, SelfAttention
+from newsbert_ray.model.pooling import HEAD_SIZE, HEADS, AttentivePooling, SelfAttention
 
 NO_CHOICE = -1e9
 """Logit of a padded candidate. Finite, because a soft label of 0 times infinity is NaN."""

@@ -10,14 +10,12 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from newsbert_ray.model.encoder import Encoder, EncoderError, States
+from newsbert_ray.model.pooling import HEAD_SIZE, HEADS, SelfAttention
 
 WEIGHTS = "model.safetensors"
-HEADS, HEAD_SIZE = 20, 20
-"""NRMS's attention heads (its section 3.2): 400 wide together."""
 
 
 class WordModel(Encoder):
@@ -102,32 +100,6 @@ class RecurrentEncoder(WordModel):
             self.lstm(packed)[0], batch_first=True, total_length=input_ids.shape[1]
         )
         return embedded, self.dropout(states)
-
-
-class SelfAttention(nn.Module):
-    """NRMS's multi-head self-attention (its Eqs. 1 and 2): no output map, no residual, no norm."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.query = nn.Linear(width, HEADS * HEAD_SIZE, bias=False)
-        self.key = nn.Linear(width, HEADS * HEAD_SIZE, bias=False)
-        self.value = nn.Linear(width, HEADS * HEAD_SIZE, bias=False)
-
-    def forward(self, states: Tensor, mask: Tensor) -> Tensor:
-        """Attended states.
-
-        Args:
-            states: (B, L, W).
-            mask: (B, L) 1 at real positions; each row needs one.
-        Returns:
-            (B, L, HEADS x HEAD_SIZE). Masked positions are not attended to.
-        """
-        query, key, value = (
-            projected.view(*projected.shape[:2], HEADS, HEAD_SIZE).transpose(1, 2)
-            for projected in (self.query(states), self.key(states), self.value(states))
-        )
-        attended = scaled_dot_product_attention(query, key, value, attn_mask=mask.bool()[:, None, None, :])
-        return attended.transpose(1, 2).flatten(2)
 
 
 class NrmsEncoder(WordModel):

@@ -18,8 +18,9 @@ from newsbert_ray.model.assemble import assemble_pair
 from newsbert_ray.model.encoder import EncoderError
 from newsbert_ray.model.families import load_exported
 from newsbert_ray.model.heads import ClickHead
+from newsbert_ray.model.pooling import HEAD_SIZE, HEADS, SelfAttention
 from newsbert_ray.model.saved import load_student
-from newsbert_ray.model.word_models import HEAD_SIZE, HEADS, NrmsEncoder, RecurrentEncoder, SelfAttention
+from newsbert_ray.model.word_models import NrmsEncoder, RecurrentEncoder
 from newsbert_ray.training.run import train
 
 if TYPE_CHECKING:

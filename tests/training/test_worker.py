@@ -1,223 +1,80 @@
-"""Ray Train groups: the same mathematics as one process, and none the worse for a killed worker."""
+"""Several workers without Ray: every method gives the weights of one worker."""
 
 from __future__ import annotations
 
 import os
-import signal
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import fields
-from pathlib import Path
-from typing import Any
+import socket
+from itertools import islice
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+import torch.multiprocessing as mp
 
-from newsbert_ray.config import SettingsError, TrainSettings
-from newsbert_ray.data.order import Order
-from newsbert_ray.data.reading import TrainingSchedule, read_updates
+from newsbert_ray.config import TrainSettings
+from newsbert_ray.data.reading import make_schedule, read_updates
 from newsbert_ray.data.shards import read_manifest
-from newsbert_ray.model.saved import CHECKPOINTS
-from newsbert_ray.ray_session import ray_session
-from newsbert_ray.record import METRICS, read_entries, read_record
-from newsbert_ray.training import ray_group as worker
-from newsbert_ray.training.checkpoint import step_folders
-from newsbert_ray.training.ray_group import GroupError, forget_entries, is_idle, send_entry, take_entries
-from newsbert_ray.training.run import train
+from newsbert_ray.methods import METHODS
+from newsbert_ray.training.step import train_step
+from newsbert_ray.training.worker import build_worker_learner
+from newsbert_ray.world import World
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
+if TYPE_CHECKING:
+    from pathlib import Path
 
+    from tests.conftest import MakeSettings
 
-@pytest.fixture(scope="module")
-def session() -> Iterator[None]:
-    """One private cluster for this module; being inside it makes even one worker a group."""
-    with ray_session(cpus=3, dashboard=True):
-        yield
+STEPS = 4
 
 
-def settings(shards: Path, folder: Path, **values: Any) -> TrainSettings:
-    """A small run without dropout, so that it may be divided among workers."""
-    return TrainSettings.model_validate(
-        {
-            "data": str(shards),
-            "teacher": "scratch",
-            "out": str(folder),
-            "scratch": {"layers": 4, "hidden": 16, "heads": 2, "feed_forward": 32},
-            "model": {"dropout": 0.0},
-            "learning_rate": 1e-3,
-            "epochs": 2,
-            "batch_size": 31,
-            "threads": 1,
-            "log_every": 1,
-            "checkpoint": {"every_steps": 2},
-            **values,
-        }
-    )
+def train_steps(settings: TrainSettings, world: World) -> dict[str, torch.Tensor]:
+    """Weights after some updates, half of them of each stage."""
+    manifest = read_manifest(settings.data)
+    schedule = make_schedule(settings, manifest, rank=world.rank, world_size=world.size)
+    learner = build_worker_learner(settings, manifest, schedule, world, stand_in=True)
+    learner.total_steps = STEPS
+    for update in islice(read_updates(schedule), STEPS):
+        train_step(learner, update.parts, step=update.step)
+    return {name: value.clone() for name, value in learner.pair.state_dict().items()}
 
 
-def student(folder: Path) -> dict[str, torch.Tensor]:
-    """The exported weights."""
-    return {
-        **load_file(folder / "student" / "model.safetensors"),
-        **load_file(folder / "student" / "top.safetensors"),
-    }
+def work(rank: int, size: int, port: int, values: list[dict[str, Any]], folder: str) -> None:
+    """One of `size` processes: the weights of each run into `folder`."""
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    address = f"tcp://127.0.0.1:{port}"
+    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=size)
+    for index, one in enumerate(values):
+        weights = train_steps(TrainSettings.model_validate(one), World(rank, size))
+        if rank == 0:
+            torch.save(weights, f"{folder}/{size}-{index}.pt")
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
 
 
-def test_ray_data_streams_the_very_same_batches(shards: Path, session: None) -> None:
-    """Were the order Ray's, a group's run could be neither repeated nor resumed."""
-    from newsbert_ray.data.stream import stream_updates
-
-    order, manifest = Order(7, 20, 1, 2, 2), read_manifest(shards)
-    titles = TrainingSchedule(str(shards), manifest, order, 2, None)
-    clicks = TrainingSchedule(str(shards), manifest, order, 2, None, task="recommendation", npratio=3)
-    for schedule, done in ((titles, 0), (titles, 5), (clicks, 0), (clicks, 2)):
-        direct, streamed = list(read_updates(schedule, done=done)), list(stream_updates(schedule, done=done))
-        assert len(direct) == len(streamed) > 0
-        for a, b in zip(direct, streamed, strict=True):
-            assert (a.step, a.epoch, len(a.parts)) == (b.step, b.epoch, len(b.parts))
-            for left, right in zip(a.parts, b.parts, strict=True):
-                for ours, theirs in zip(left.buckets, right.buckets, strict=True):
-                    assert torch.equal(ours.input_ids, theirs.input_ids)
-                for field in fields(left.target):
-                    values = (getattr(part.target, field.name) for part in (left, right))
-                    assert torch.equal(*values)
-                assert (left.rows, left.tokens, left.weight) == (right.rows, right.tokens, right.weight)
-
-
-def test_two_workers_equal_one_and_survive_a_kill(shards: Path, session: None, tmp_path: Path) -> None:
-    """Neither the number of workers nor a worker's death may show in the result (1e-6, fp32, same global
-    batch)."""
-    train(settings(shards, tmp_path / "one"), quiet=True)
-    killed: list[int] = []
-    open_to_others: list[str] = []
-    killer = threading.Thread(
-        target=kill_a_worker, args=(tmp_path / "two", killed, open_to_others), daemon=True
-    )
-    killer.start()
-    record = train(settings(shards, tmp_path / "two", workers=2))
-    killer.join()
-    assert len(killed) == 1
-    assert not open_to_others, open_to_others
-    assert record.hardware["workers"] == 2
-    one, two = student(tmp_path / "one"), student(tmp_path / "two")
-    largest = max(float((one[name] - two[name]).abs().max()) for name in one)
-    assert largest <= 1e-6 * max(1.0, max(float(one[name].abs().max()) for name in one)), largest
-    for model, scores in read_record(tmp_path / "one").metrics["test"].items():
-        assert record.metrics["test"][model] == pytest.approx(scores)
-    steps = [e["step"] for e in read_entries(tmp_path / "two" / METRICS) if e["kind"] == "log"]
-    assert steps == list(range(1, record.steps + 1))
-
-
-def test_workers_divide_clicks(
-    shards: Path, session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [2, 3])
+def test_every_method_gives_the_weights_of_one_worker(
+    make_settings: MakeSettings, tmp_path: Path, size: int
 ) -> None:
-    """Recommendation over two workers, streamed by Ray Data: the same student and metrics as one's."""
-    monkeypatch.setattr(worker, "MAX_WINDOWS_READ", 0)
-    # Adam divides by a gradient's size: with its usual epsilon one of rounding noise makes a whole step.
-    values: dict[str, Any] = {"task": "recommendation", "epochs": 1, "batch_size": 16}
-    values |= {"optimizer": {"epsilon": 1e-6}}
-    train(settings(shards, tmp_path / "one", **values), quiet=True)
-    record = train(settings(shards, tmp_path / "two", workers=2, **values))
-    one, two = student(tmp_path / "one"), student(tmp_path / "two")
-    largest = max(float((one[name] - two[name]).abs().max()) for name in one)
-    assert largest <= 1e-6 * max(1.0, max(float(one[name].abs().max()) for name in one)), largest
-    for model, scores in read_record(tmp_path / "one").metrics["test"].items():
-        assert record.metrics["test"][model] == pytest.approx(scores)
-
-
-def kill_a_worker(folder: Path, killed: list[int], open_to_others: list[str]) -> None:
-    """SIGKILL one Train worker of this session once the run has passed its fourth step; look at the ports
-    before."""
-    import psutil
-
-    deadline = time.monotonic() + 200
-    while time.monotonic() < deadline:
-        entries = [e for e in read_entries(folder / METRICS) if e["kind"] == "log"]
-        if entries and entries[-1]["step"] >= 4:
-            workers = [
-                child
-                for child in psutil.Process().children(recursive=True)
-                if "RayTrainWorker" in " ".join(child.cmdline())
-            ]
-            open_to_others += listeners_beyond_loopback()
-            os.kill(workers[0].pid, signal.SIGKILL)
-            killed.append(workers[0].pid)
-            return
-        time.sleep(0.02)
-
-
-def listeners_beyond_loopback() -> list[str]:
-    """What this process's descendants listen on besides the loopback."""
-    import psutil
-
-    found = []
-    for child in psutil.Process().children(recursive=True):
-        with suppress(psutil.Error):
-            found += [
-                f"{child.name()} {c.laddr.ip}:{c.laddr.port}"
-                for c in child.net_connections(kind="inet")
-                if c.status == psutil.CONN_LISTEN
-                and c.laddr.ip not in ("127.0.0.1", "::1", "::ffff:127.0.0.1")
-            ]
-    return found
-
-
-def test_one_worker_in_a_cluster_is_a_group(
-    shards: Path, session: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """In a job the driver stands on the head: the work belongs where the cluster's GPUs are."""
-    seen: list[dict[str, Any]] = []
-    record = train(settings(shards, tmp_path / "run", epochs=1), report=seen.append)
-    printed = capsys.readouterr().out
-    assert "Ray Train group of 1" in printed
-    assert "student layer <- teacher layers" in printed
-    assert [entry["kind"] for entry in seen] == ["evaluation"]
-    assert record.curve[0]["validation"] == seen[0]["validation"]
-
-
-def test_an_interrupted_group_gives_everything_back(
-    shards: Path, session: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Ctrl-C, or Tune's stop, inside a report: a group left behind holds its CPUs, and writes on."""
-    import ray
-    from ray._private.state import actors
-
-    def interrupt(_: dict[str, Any]) -> None:
-        raise KeyboardInterrupt
-
-    folder = tmp_path / "run"
-    with pytest.raises(KeyboardInterrupt):
-        train(settings(shards, folder, workers=2), report=interrupt, quiet=True)
-    assert is_idle(folder)
-    names = {one["ActorClassName"] for one in actors().values() if one["State"] != "DEAD"}
-    assert not names & {"TrainController", "RayTrainWorker", "PlacementGroupCleaner"}
-    assert {one["state"] for one in ray.util.placement_group_table().values()} == {"REMOVED"}
-    assert step_folders(folder / CHECKPOINTS)
-    assert capsys.readouterr().out == ""
-
-
-def test_an_error_that_would_come_again_ends_the_run(shards: Path, session: None, tmp_path: Path) -> None:
-    """A loss that is no number is none at the fourth start either, half a minute each."""
-    with pytest.raises(GroupError, match=r"group failed: the loss is not finite at step \d+ .*learning_rate"):
-        train(settings(shards, tmp_path / "run", workers=2, learning_rate=1e30), quiet=True)
-    assert len(list((tmp_path / "run" / "tensorboard").iterdir())) == 1
-
-
-def test_entries_come_once_in_their_order_and_to_their_own_follower(session: None) -> None:
-    """A worker's evaluation is lost, shown twice, or shown in another group's run."""
-    for step in (1, 2, 3):
-        send_entry("one", {"step": step})
-    send_entry("one-more", {"step": 9})
-    assert [entry["step"] for entry in take_entries("one")] == [1, 2, 3]
-    assert take_entries("one") == []
-    forget_entries("one-more")
-    assert take_entries("one-more") == []
-
-
-def test_more_workers_than_the_cluster_has(shards: Path, session: None, tmp_path: Path) -> None:
-    """Ray would wait for ever, in silence, for CPUs that nobody has."""
-    with pytest.raises(SettingsError, match="the cluster has 3 CPUs"):
-        train(settings(shards, tmp_path / "run", workers=8))
+    """DDP must know which parameters a stage's losses use; else it stops at the second update."""
+    settings = [
+        make_settings(
+            method=method,
+            batch_size=30,
+            workers=size,
+            # Adam divides by the gradient's size: with its usual epsilon rounding noise makes a whole step.
+            **{"model.dropout": 0.0, "student.layers": 1, "optimizer.epsilon": 1e-4, "epochs": 1},
+        )
+        for method in METHODS
+    ]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    values = [one.model_dump() for one in settings]
+    mp.spawn(work, (size, port, values, str(tmp_path)), nprocs=size)
+    for index, (method, one) in enumerate(zip(METHODS, settings, strict=True)):
+        alone = train_steps(one.model_copy(update={"workers": 1}), World())
+        together = torch.load(tmp_path / f"{size}-{index}.pt", weights_only=True)
+        assert alone.keys() == together.keys()
+        for name, value in alone.items():
+            torch.testing.assert_close(together[name], value, rtol=0, atol=1e-6, msg=f"{method}: {name}")
