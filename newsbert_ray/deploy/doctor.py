@@ -14,10 +14,11 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import wraps
 from importlib import metadata
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, ParamSpec
 from urllib.parse import SplitResult, urlsplit
 
 from packaging.requirements import Requirement
@@ -48,17 +49,34 @@ ANSWER_SECONDS = 10.0
 _GB = 1 << 30
 
 
+P = ParamSpec("P")
+State = Literal["ok", "note", "fix"]
+
+
 class Finding(NamedTuple):
     """One line about a topic: fine (`ok`), worth knowing (`note`), or a problem (`fix`), which has a cure."""
 
     topic: str
-    state: Literal["ok", "note", "fix"]
+    state: State
     message: str
     cure: str = ""
 
 
-class DoctorError(RuntimeError):
-    """There are problems; the text says how many."""
+Parts = tuple[State, str] | tuple[State, str, str]
+"""State, message and cure of a finding."""
+
+
+def _topic(name: str) -> Callable[[Callable[P, Iterator[Parts]]], Callable[P, Iterator[Finding]]]:
+    """Makes findings about a topic of what a check yields."""
+
+    def decorate(check: Callable[P, Iterator[Parts]]) -> Callable[P, Iterator[Finding]]:
+        @wraps(check)
+        def call(*positional: P.args, **keywords: P.kwargs) -> Iterator[Finding]:
+            return (Finding(name, *parts) for parts in check(*positional, **keywords))
+
+        return call
+
+    return decorate
 
 
 def doctor(
@@ -84,13 +102,14 @@ def doctor(
         yield from check_teacher(teacher, data)
 
 
-def check_versions(constraints: Path) -> Iterator[Finding]:
+@_topic("versions")
+def check_versions(constraints: Path) -> Iterator[Parts]:
     """Python and packages against our requirements, and against the pinned versions in `constraints`."""
-    topic, install = "versions", "pip install -c constraints.txt -e ."
+    install = "pip install -c constraints.txt -e ."
     try:
         own = metadata.distribution("newsbert-ray")
     except metadata.PackageNotFoundError:
-        yield Finding(topic, "fix", "newsbert-ray is not installed, its files are only on the path", install)
+        yield "fix", "newsbert-ray is not installed, its files are only on the path", install
         return
     python, needed = platform.python_version(), str(own.metadata["Requires-Python"])
     problems = []
@@ -110,60 +129,58 @@ def check_versions(constraints: Path) -> Iterator[Finding]:
         except Exception as error:  # a broken library may raise anything
             cure = f"pip install --force-reinstall --no-deps {name}=={_version(name)}"
             problems.append((f"{name} is installed but does not load ({first_line(error)})", cure))
-    yield from (Finding(topic, "fix", *problem) for problem in problems)
+    yield from (("fix", *problem) for problem in problems)
     if other := list(_not_pinned(constraints, {requirement.name for requirement in requirements})):
-        yield Finding(topic, "note", f"not the pinned versions: {', '.join(other)}", install)
+        yield "note", f"not the pinned versions: {', '.join(other)}", install
     if not problems:
         names = ", ".join(f"{name} {_version(name)}" for name in COMPILED)
-        yield Finding(topic, "ok", f"Python {python}, newsbert-ray {own.version}, {names}")
+        yield "ok", f"Python {python}, newsbert-ray {own.version}, {names}"
 
 
-def check_devices() -> Iterator[Finding]:
+@_topic("devices")
+def check_devices() -> Iterator[Parts]:
     """Cores, memory, GPUs and bf16, as far as this machine or container may use them."""
-    topic = "devices"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     limit = container_cores()
     if limit < cores:
-        yield Finding(
-            topic,
+        yield (
             "note",
             f"{cores} cores, of which this container may use {limit:g}: PyTorch would start too many threads",
             f"train with --threads {max(1, int(limit))}, sweep with --concurrency {max(1, int(limit))}",
         )
     else:
-        yield Finding(topic, "ok", f"{cores} cores")
+        yield "ok", f"{cores} cores"
     memory = available_memory()
     free = f"{memory / _GB:.1f} GB of memory free"
     if memory < LOW_MEMORY:
         cure = "close other programs, or give the container more memory"
-        yield Finding(topic, "fix", f"{free}: the first trial would be killed", cure)
+        yield "fix", f"{free}: the first trial would be killed", cure
     elif memory < ENOUGH_MEMORY:
-        yield Finding(topic, "note", f"{free}: enough for one to three trials at once")
+        yield "note", f"{free}: enough for one to three trials at once"
     else:
-        yield Finding(topic, "ok", free)
+        yield "ok", free
     try:
-        yield from _check_gpu(topic)
+        yield from _check_gpu()
     except ImportError:  # reported under versions
         return
 
 
-def check_storage(out: str | None) -> Iterator[Finding]:
+@_topic("storage")
+def check_storage(out: str | None) -> Iterator[Parts]:
     """Whether results can be written to `out`, a folder (existing or not) or a URL, and the free space."""
-    topic = "storage"
     if out is not None and "://" in out:
         from newsbert_ray.storage.workdir import WorkDir
 
         try:
             WorkDir(out).check_writable()
-            yield Finding(topic, "ok", f"{out} is writable")
+            yield "ok", f"{out} is writable"
         except (ValueError, RuntimeError, OSError) as error:
-            cure = "correct --out, the credentials of its storage, or its permissions"
-            yield Finding(topic, "fix", str(error), cure)
+            yield "fix", str(error), "correct --out, the credentials of its storage, or its permissions"
         return
     folder = Path(out or ".").absolute()
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     if not existing.is_dir():
-        yield Finding(topic, "fix", f"{existing} is a file, not a folder", "give another --out")
+        yield "fix", f"{existing} is a file, not a folder", "give another --out"
         return
     try:
         with tempfile.NamedTemporaryFile(dir=existing, prefix=".doctor-") as file:
@@ -171,24 +188,23 @@ def check_storage(out: str | None) -> Iterator[Finding]:
             file.flush()
     except OSError as error:
         cure = f"give another --out, or: chmod u+w {existing}"
-        yield Finding(topic, "fix", f"{existing} is not writable ({error.strerror})", cure)
+        yield "fix", f"{existing} is not writable ({error.strerror})", cure
         return
     free = shutil.disk_usage(existing).free
     message = f"{existing} is writable, {free / _GB:.1f} GB free"
     if free < LOW_DISK:
-        cure = "free some space, or give another --out: a checkpoint takes up to 2 GB"
-        yield Finding(topic, "fix", message, cure)
+        yield "fix", message, "free some space, or give another --out: a checkpoint takes up to 2 GB"
     elif free < ENOUGH_DISK:
-        yield Finding(topic, "note", f"{message}: enough for few checkpoints of a large encoder")
+        yield "note", f"{message}: enough for few checkpoints of a large encoder"
     else:
-        yield Finding(topic, "ok", message)
+        yield "ok", message
 
 
-def check_ports() -> Iterator[Finding]:
+@_topic("ports")
+def check_ports() -> Iterator[Parts]:
     """Whether Ray's default ports are free, and whether a head on this machine is open to other machines."""
     import psutil
 
-    topic = "ports"
     listening: dict[int, set[str]] = {}
     try:
         for socket_ in psutil.net_connections(kind="tcp"):
@@ -196,27 +212,26 @@ def check_ports() -> Iterator[Finding]:
                 address = socket_.laddr.ip.removeprefix("::ffff:")
                 listening.setdefault(socket_.laddr.port, set()).add(address)
     except psutil.AccessDenied:  # macOS tells it to root only
-        yield Finding(topic, "note", "this system does not tell which ports are in use")
+        yield "note", "this system does not tell which ports are in use"
         return
     taken = sorted(PORTS.keys() & listening.keys())
     for port in taken:
         name, option = PORTS[port]
         message = f"port {port} ({name}) is in use, at {', '.join(sorted(listening[port]))}"
-        yield Finding(topic, "note", message, f"to start a second head here: ray start --head {option} PORT")
+        yield "note", message, f"to start a second head here: ray start --head {option} PORT"
     if not taken:
-        yield Finding(topic, "ok", f"Ray's default ports are free ({', '.join(map(str, PORTS))})")
+        yield "ok", f"Ray's default ports are free ({', '.join(map(str, PORTS))})"
     for port, mode in _local_heads():
         outside = ", ".join(sorted(a for a in listening.get(port, ()) if not is_loopback(a)))
         head = f"a Ray head runs here, port {port}"
         if not outside:
-            yield Finding(topic, "ok", f"{head}, on the loopback only")
+            yield "ok", f"{head}, on the loopback only"
         elif mode is None:
-            yield Finding(topic, "note", f"{head}, open to other machines; it is another user's")
+            yield "note", f"{head}, open to other machines; another user's: does it ask for a token?"
         elif mode == "token":
-            yield Finding(topic, "ok", f"{head}, open to other machines at {outside}, and asks for a token")
+            yield "ok", f"{head}, open to other machines at {outside}, and asks for a token"
         else:
-            yield Finding(
-                topic,
+            yield (
                 "fix",
                 f"{head}, open to other machines at {outside}, and asks for no token: everyone who can reach "
                 "it can run programs as you",
@@ -224,52 +239,49 @@ def check_ports() -> Iterator[Finding]:
             )
 
 
-def check_token(address: str | None, environment: Mapping[str, str]) -> Iterator[Finding]:
+@_topic("token")
+def check_token(address: str | None, environment: Mapping[str, str]) -> Iterator[Parts]:
     """Whether Ray would send a token to the cluster at `address`, and whether other users can read it."""
-    topic = "token"
     mode = environment.get("RAY_AUTH_MODE", "").strip().lower()
     if mode != "token":
         state = f"RAY_AUTH_MODE is {mode or 'not set'}"
         if address is not None and not is_loopback(_split(address).hostname or ""):
-            yield Finding(
-                topic, "fix", f"{state}: Ray sends no token to {address}", "export RAY_AUTH_MODE=token"
-            )
+            yield "fix", f"{state}: Ray sends no token to {address}", "export RAY_AUTH_MODE=token"
         else:
-            yield Finding(topic, "note", f"{state}: a private session makes its own token")
+            yield "note", f"{state}: a private session makes its own token"
     elif "RAY_AUTH_TOKEN" in environment:
         if environment["RAY_AUTH_TOKEN"].strip():
-            yield Finding(topic, "ok", "the token is in RAY_AUTH_TOKEN")
+            yield "ok", "the token is in RAY_AUTH_TOKEN"
         else:
-            cure = "unset RAY_AUTH_TOKEN, or set it to the cluster's token"
-            yield Finding(topic, "fix", "RAY_AUTH_TOKEN is empty", cure)
+            yield "fix", "RAY_AUTH_TOKEN is empty", "unset RAY_AUTH_TOKEN, or set it to the cluster's token"
         return
     named = environment.get("RAY_AUTH_TOKEN_PATH")
     path = Path(named or Path(environment.get("HOME") or Path.home()) / ".ray/auth_token")
     new = f"copy the cluster's token there with mode 0600, or {NEW_TOKEN}"
     if not path.is_file():
         if mode == "token" or named:
-            yield Finding(topic, "fix", f"{path}: no such file", new)
+            yield "fix", f"{path}: no such file", new
     elif (permissions := stat.S_IMODE(path.stat().st_mode)) & 0o077:
         message = f"{path}: other users of this machine can read it (mode {permissions:04o})"
-        yield Finding(topic, "fix", message, f"chmod 600 {path}")
+        yield "fix", message, f"chmod 600 {path}"
     elif not os.access(path, os.R_OK):
-        yield Finding(topic, "fix", f"{path}: this user cannot read it", f"chown $USER {path}")
+        yield "fix", f"{path}: this user cannot read it", f"chown $USER {path}"
     elif not path.read_text(encoding="utf-8", errors="replace").strip():
-        yield Finding(topic, "fix", f"{path}: is empty", new)
+        yield "fix", f"{path}: is empty", new
     else:
-        yield Finding(topic, "ok", f"{path}: only this user can read it")
+        yield "ok", f"{path}: only this user can read it"
 
 
-def check_cluster(address: str | None, environment: Mapping[str, str]) -> Iterator[Finding]:
+@_topic("cluster")
+def check_cluster(address: str | None, environment: Mapping[str, str]) -> Iterator[Parts]:
     """Whether the cluster answers, accepts our token, and has our versions.
 
     Args:
         address: http(s)://HOST:PORT of a dashboard, or HOST:PORT of a head; None for no cluster.
         environment: variables that name the token.
     """
-    topic = "cluster"
     if address is None or address == "local":
-        yield Finding(topic, "ok", "none given (--address, RAY_ADDRESS, RAY_API_SERVER_ADDRESS)")
+        yield "ok", "none given (--address, RAY_ADDRESS, RAY_API_SERVER_ADDRESS)"
     elif "://" in address:
         problems: list[tuple[str, str]] = []
         try:
@@ -278,20 +290,21 @@ def check_cluster(address: str | None, environment: Mapping[str, str]) -> Iterat
             )
         except DashboardError as error:
             problems.append((error.problem, error.cure))
-        yield from (Finding(topic, "fix", *problem) for problem in problems)
+        yield from (("fix", *problem) for problem in problems)
         if not problems:
-            yield Finding(topic, "ok", f"{address} answers and accepts us: Ray {dashboard.ray_version}")
+            yield "ok", f"{address} answers and accepts us: Ray {dashboard.ray_version}"
     else:
-        yield from _check_head(topic, address, environment)
+        yield from _check_head(address, environment)
 
 
-def check_shards(data: str, *, deep: bool = False) -> Iterator[Finding]:
+@_topic("shards")
+def check_shards(data: str, *, deep: bool = False) -> Iterator[Parts]:
     """Whether all files of the shards in `data` exist in the right size; with `deep` also their hashes."""
-    topic, cure = "shards", f"newsbert-ray prepare ... --out {data} --overwrite true"
+    cure = f"newsbert-ray prepare ... --out {data} --overwrite true"
     try:
         manifest = read_manifest(data)
     except (ShardError, OSError) as error:
-        yield Finding(topic, "fix", str(error), cure)
+        yield "fix", str(error), cure
         return
     parts: list[Shard | Part] = [
         part for task in TASKS for split in SPLITS for part in manifest.shards(split, task)
@@ -302,7 +315,7 @@ def check_shards(data: str, *, deep: bool = False) -> Iterator[Finding]:
         damaged.append("tokenizer/tokenizer.json (missing)")
     if damaged:
         more = f" and {len(damaged) - 3} more" if len(damaged) > 3 else ""
-        yield Finding(topic, "fix", f"{data}: {', '.join(damaged[:3])}{more}", cure)
+        yield "fix", f"{data}: {', '.join(damaged[:3])}{more}", cure
         return
     rows = "; ".join(
         f"{task} " + ", ".join(f"{manifest.rows(split, task):,} {split}" for split in SPLITS)
@@ -310,25 +323,37 @@ def check_shards(data: str, *, deep: bool = False) -> Iterator[Finding]:
         if any(manifest.rows(split, task) for split in SPLITS)
     )
     compared = "all hashes are right" if deep else "all files have their size (--deep compares hashes)"
-    yield Finding(topic, "ok", f"{data}: {rows}; {compared}")
+    yield "ok", f"{data}: {rows}; {compared}"
 
 
-def check_teacher(teacher: str, data: str | None) -> Iterator[Finding]:
+@_topic("teacher")
+def check_teacher(teacher: str, data: str | None) -> Iterator[Parts]:
     """Whether `teacher` loads without pickle or foreign code, and has the tokeniser of the shards."""
-    topic = "teacher"
     if teacher == SCRATCH:
-        yield Finding(topic, "ok", "scratch: a small encoder with random weights, nothing to load")
+        yield "ok", "scratch: a small encoder with random weights, nothing to load"
         return
-    folder = Path(teacher).expanduser()
-    if folder.is_dir():
-        findings = list(_check_encoder_folder(topic, folder))
-        yield from findings
-        if any(finding.state == "fix" for finding in findings):
-            return
+    from newsbert_ray.config import ModelSettings, ScratchSettings
     from newsbert_ray.data.tokenizer import TokenizerError, load_tokenizer
     from newsbert_ray.model.assemble import check_tokenizer
     from newsbert_ray.model.encoder import EncoderError
+    from newsbert_ray.model.families import encoder_depth
 
+    folder = Path(teacher).expanduser()
+    if folder.is_dir():
+        try:
+            encoder_depth(str(folder), ModelSettings(), ScratchSettings())
+        except EncoderError as error:
+            yield "fix", str(error), "give another folder, or download the encoder again"
+            return
+        if "auto_map" in (folder / "config.json").read_text(encoding="utf-8"):
+            yield "note", f"{folder}: contains Python files, which are never run"
+        if not any((folder / f"model.safetensors{suffix}").is_file() for suffix in ("", ".index.json")):
+            pickled = sorted(p.name for end in ("bin", "pt", "pth", "ckpt") for p in folder.glob(f"*.{end}"))
+            names = ", ".join(pickled)
+            weights = f"only pickled weights ({names}), which can run code" if pickled else "no weights"
+            cure = "if you trust the weights, load them with transformers, then save_pretrained(FOLDER)"
+            yield "fix", f"{folder}: {weights}; model.safetensors is needed", cure
+            return
     try:
         manifest = read_manifest(data) if data is not None else None
     except (ShardError, OSError):  # reported under shards
@@ -336,15 +361,14 @@ def check_teacher(teacher: str, data: str | None) -> Iterator[Finding]:
     try:
         if manifest is None:
             load_tokenizer(teacher)
-            yield Finding(topic, "ok", f"{teacher}: loads; not compared with shards (--data)")
+            yield "ok", f"{teacher}: loads; not compared with shards (--data)"
         else:
             check_tokenizer(teacher, manifest)
-            yield Finding(topic, "ok", f"{teacher}: loads, and has the tokeniser of the shards")
+            yield "ok", f"{teacher}: loads, and has the tokeniser of the shards"
     except EncoderError as error:
-        yield Finding(topic, "fix", str(error), f"newsbert-ray prepare ... --teacher {teacher} --out NEW")
+        yield "fix", str(error), f"newsbert-ray prepare ... --teacher {teacher} --out NEW"
     except TokenizerError as error:
-        cure = "give an encoder's folder, or download it where there is a network"
-        yield Finding(topic, "fix", str(error), cure)
+        yield "fix", str(error), "give an encoder's folder, or download it where there is a network"
 
 
 def _version(name: str) -> str | None:
@@ -363,7 +387,7 @@ def _not_pinned(constraints: Path, names: set[str]) -> Iterator[str]:
             yield f"{name} {version} (pinned {pin})"
 
 
-def _check_gpu(topic: str) -> Iterator[Finding]:
+def _check_gpu() -> Iterator[Parts]:
     import torch
     from torch.utils.collect_env import get_cpu_info, get_nvidia_driver_version, run
 
@@ -372,26 +396,26 @@ def _check_gpu(topic: str) -> Iterator[Finding]:
             card = torch.cuda.get_device_properties(index)
             bf16 = "with" if card.major >= 8 else "without"
             memory = f"{card.total_memory / _GB:.0f} GB"
-            yield Finding(topic, "ok", f"GPU {index}: {card.name}, {memory}, {bf16} bf16 in hardware")
+            yield "ok", f"GPU {index}: {card.name}, {memory}, {bf16} bf16 in hardware"
         return
     driver = get_nvidia_driver_version(run)  # type: ignore[no-untyped-call]
     if driver is None:
         flags = get_cpu_info(run) or ""  # type: ignore[no-untyped-call]
         bf16 = "with" if re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", flags) else "without"
-        yield Finding(topic, "ok", f"no GPU, the processor is used ({bf16} bf16 in hardware)")
+        yield "ok", f"no GPU, the processor is used ({bf16} bf16 in hardware)"
         if torch.version.cuda is not None:
             message = "PyTorch is built for CUDA and no GPU is visible: fine on a cluster's head"
-            yield Finding(topic, "note", message, "in a container: docker run --gpus all")
+            yield "note", message, "in a container: docker run --gpus all"
     elif torch.version.cuda is None:
         message = f"an NVIDIA GPU is here, but PyTorch {torch.__version__} is built without CUDA"
         cure = "pip install --force-reinstall torch, without PyTorch's CPU index in PIP_EXTRA_INDEX_URL"
-        yield Finding(topic, "fix", message, cure)
+        yield "fix", message, cure
     else:
         message = f"an NVIDIA GPU is here, but PyTorch {torch.__version__} cannot use it (driver {driver})"
         cure = (
             f"install a driver for CUDA {torch.version.cuda} (see nvidia-smi), or unset CUDA_VISIBLE_DEVICES"
         )
-        yield Finding(topic, "fix", message, cure)
+        yield "fix", message, cure
 
 
 def _local_heads() -> Iterator[tuple[int, str | None]]:
@@ -408,20 +432,20 @@ def _local_heads() -> Iterator[tuple[int, str | None]]:
             yield int(port[1]), mode
 
 
-def _check_head(topic: str, address: str, environment: Mapping[str, str]) -> Iterator[Finding]:
+def _check_head(address: str, environment: Mapping[str, str]) -> Iterator[Parts]:
     try:
         host, port = _split(address).hostname, _split(address).port
     except ValueError:
         host, port = None, None
     if not host or not port:
         cure = "give http://HOST:8265 (to submit) or HOST:6379 (RAY_ADDRESS)"
-        yield Finding(topic, "fix", f"{address}: not an address", cure)
+        yield "fix", f"{address}: not an address", cure
         return
     try:
         socket.create_connection((host, port), ANSWER_SECONDS).close()
     except OSError as error:
         cure = "start the cluster, correct the address, or open the tunnel to it"
-        yield Finding(topic, "fix", f"{address}: nothing answers ({error.strerror or error})", cure)
+        yield "fix", f"{address}: nothing answers ({error.strerror or error})", cure
         return
     # In a process of its own: Ray's client may wait for ever, or end the process.
     try:
@@ -433,21 +457,19 @@ def _check_head(topic: str, address: str, environment: Mapping[str, str]) -> Ite
             timeout=2 * ANSWER_SECONDS,
         )
     except subprocess.TimeoutExpired:
-        yield Finding(topic, "fix", f"{address}: no Ray head answers", "give HOST:6379 of the head")
+        yield "fix", f"{address}: no Ray head answers", "give HOST:6379 of the head"
         return
     if done.returncode == 0:
-        yield from _compare_versions(topic, address, json.loads(done.stdout.splitlines()[-1]))
+        yield from _compare_versions(address, json.loads(done.stdout.splitlines()[-1]))
     elif "AuthenticationError" in done.stderr or "InvalidAuthToken" in done.stderr:
         cure = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to a file with the cluster's token"
-        yield Finding(topic, "fix", f"{address}: the cluster does not accept our token, or got none", cure)
+        yield "fix", f"{address}: the cluster does not accept our token, or got none", cure
     else:
         reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1][:200]
-        yield Finding(
-            topic, "fix", f"{address}: no Ray head answers ({reason})", "give HOST:6379 of the head"
-        )
+        yield "fix", f"{address}: no Ray head answers ({reason})", "give HOST:6379 of the head"
 
 
-def _compare_versions(topic: str, address: str, versions: Mapping[str, str]) -> Iterator[Finding]:
+def _compare_versions(address: str, versions: Mapping[str, str]) -> Iterator[Parts]:
     """Ray accepts only its own version and the same Python."""
     versions = {"Ray": versions["ray_version"], "Python": versions["python_version"]}
     own = {"Ray": metadata.version("ray"), "Python": platform.python_version()}
@@ -455,11 +477,9 @@ def _compare_versions(topic: str, address: str, versions: Mapping[str, str]) -> 
     for name in other:
         install = f"pip install ray=={versions[name]}" if name == "Ray" else f"use Python {versions[name]}"
         message = f"{address}: the cluster has {name} {versions[name]}, this machine {own[name]}"
-        yield Finding(topic, "fix", message, f"{install} here, or change the cluster's")
+        yield "fix", message, f"{install} here, or change the cluster's"
     if not other:
-        yield Finding(
-            topic, "ok", f"{address} answers and accepts us: Ray {own['Ray']}, Python {own['Python']}"
-        )
+        yield "ok", f"{address} answers and accepts us: Ray {own['Ray']}, Python {own['Python']}"
 
 
 def _split(address: str) -> SplitResult:
@@ -481,32 +501,3 @@ def _fault(folder: Path, part: Shard | Part, deep: bool) -> str:
     except OSError as error:
         return error.strerror or type(error).__name__
     return "" if digest == part.sha256 else "its content has changed"
-
-
-def _check_encoder_folder(topic: str, folder: Path) -> Iterator[Finding]:
-    """Whether a folder contains what an encoder is loaded from."""
-    config = folder / "config.json"
-    if not config.is_file():
-        cure = "give a Hugging Face encoder's folder, or `scratch`"
-        yield Finding(topic, "fix", f"{folder}: contains no config.json", cure)
-        return
-    from transformers import AutoConfig
-
-    try:
-        family = AutoConfig.from_pretrained(str(folder), trust_remote_code=False).model_type
-        foreign = "auto_map" in json.loads(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        message = f"{config}: cannot be used ({first_line(error)[:200]})"
-        yield Finding(topic, "fix", message, "download the encoder again")
-        return
-    if foreign:
-        message = f"{folder}: contains Python files, which are never run; it is loaded as {family}"
-        yield Finding(topic, "note", message)
-    if any((folder / f"model.safetensors{suffix}").is_file() for suffix in ("", ".index.json")):
-        return
-    pickled = sorted(
-        path.name for pattern in ("bin", "pt", "pth", "ckpt") for path in folder.glob(f"*.{pattern}")
-    )
-    weights = f"only pickled weights ({', '.join(pickled)}), which can run code" if pickled else "no weights"
-    cure = "if you trust them, load them with transformers, then save_pretrained(FOLDER)"
-    yield Finding(topic, "fix", f"{folder}: {weights}; model.safetensors is needed", cure)
