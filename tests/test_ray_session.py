@@ -1,4 +1,4 @@
-"""Joining and starting Ray: nothing reachable from outside, nothing left behind, no endless wait."""
+"""Joining and starting Ray: no access from outside, nothing left on the machine, no endless waiting."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from newsbert_ray import ray_session as connect
+from newsbert_ray import ray_session as module
 from newsbert_ray.ray_session import ConnectError, environment, inside_cluster, ray_session
 
 LOOPBACK = {"0100007F", "0" * 24 + "01000000", "0" * 16 + "FFFF00000100007F"}
@@ -31,7 +31,7 @@ except ConnectError as error:
 
 
 def descendants() -> list[int]:
-    """Every process that this one has started, and those that they have."""
+    """Ids of this process's descendants, and its own."""
     parents = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -39,12 +39,12 @@ def descendants() -> list[int]:
                 parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
             except OSError:
                 continue
-    found: list[int] = []
+    pids: list[int] = []
     more = {os.getpid()}
     while more:
         more = {pid for pid, parent in parents.items() if parent in more}
-        found += more
-    return found
+        pids += more
+    return pids
 
 
 def listeners(pids: list[int]) -> set[str]:
@@ -62,17 +62,17 @@ def listeners(pids: list[int]) -> set[str]:
                 continue
             if target.startswith("socket:["):
                 inodes.add(target[8:-1])
-    found = set()
+    addresses = set()
     for table in ("tcp", "tcp6"):
         for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
             fields = line.split()
             if fields[3] == "0A" and fields[9] in inodes:
-                found.add(fields[1].partition(":")[0])
-    return found
+                addresses.add(fields[1].partition(":")[0])
+    return addresses
 
 
 def join(address: str, **variables: str) -> str:
-    """What a process of its own says when it joins `address`."""
+    """The output of another process that joins `address`."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     # Ray asks a cluster that refuses it once a second, 20 times.
     own = {"RAY_ADDRESS": address, "RAY_NUM_REDIS_GET_RETRIES": "2", "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -89,8 +89,8 @@ def join(address: str, **variables: str) -> str:
 
 @pytest.mark.ray
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="reads Linux's list of listeners")
-def test_a_private_session_is_reachable_only_from_here_with_its_token_and_leaves_nothing() -> None:
-    """Another user of the machine or of the network runs code in our session, or finds its remains."""
+def test_a_private_session_listens_on_the_loopback_asks_for_a_token_and_leaves_nothing() -> None:
+    """Otherwise other users of the machine or network run code in the session, or read its files."""
     before = dict(os.environ)
     others = set(descendants())  # of tests before this one, as multiprocessing's resource tracker
     with ray_session(cpus=1) as session:
@@ -103,9 +103,9 @@ def test_a_private_session_is_reachable_only_from_here_with_its_token_and_leaves
         assert stat.S_IMODE((folder / "token").stat().st_mode) == 0o600
         pids = [pid for pid in descendants() if pid not in others]
         assert len(pids) > 2
-        found = listeners([*pids, os.getpid()])
-        assert found
-        assert found <= LOOPBACK
+        addresses = listeners([*pids, os.getpid()])
+        assert addresses
+        assert addresses <= LOOPBACK
         assert "refused" in join(session.address, HOME=str(folder))
         token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token")}
         assert join(session.address, **token) == "joined False 1.0\n"
@@ -119,11 +119,11 @@ def test_a_private_session_is_reachable_only_from_here_with_its_token_and_leaves
     while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < end:
         time.sleep(0.1)
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
-    ours = {*connect.PRIVATE_ENVIRONMENT, "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "GLOO_SOCKET_IFNAME"}
+    ours = {*module.PRIVATE_ENVIRONMENT, "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "GLOO_SOCKET_IFNAME"}
     assert {name: os.environ.get(name) for name in ours} == {name: before.get(name) for name in ours}
 
 
-def test_an_address_that_nobody_answers_is_an_error_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_without_an_answer_is_an_error_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray itself waits for minutes, then ends the process with a signal."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -137,11 +137,11 @@ def test_an_address_that_nobody_answers_is_an_error_at_once(monkeypatch: pytest.
         pass
 
 
-def test_a_listener_that_is_no_cluster_is_an_error_within_the_time_set(
+def test_a_server_that_is_no_cluster_is_an_error_in_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A port of another program, or of a hung cluster, makes the command hang."""
-    monkeypatch.setattr(connect, "ANSWER_SECONDS", 0.2)
+    """The port of another program, or of a cluster that hangs, would make the command hang."""
+    monkeypatch.setattr(module, "ANSWER_SECONDS", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as server:
         monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{server.getsockname()[1]}")
         with pytest.raises(ConnectError, match="timed out"), ray_session():
@@ -149,24 +149,24 @@ def test_a_listener_that_is_no_cluster_is_an_error_within_the_time_set(
 
 
 @pytest.mark.parametrize("address", ["10.0.0.5", "10.0.0.5:six", "ray://", ":6379"])
-def test_an_address_without_host_or_port_says_what_one_looks_like(
+def test_an_address_without_host_or_port_is_an_error_with_an_example(
     address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A slip in RAY_ADDRESS ends in Ray's own stack of frames."""
+    """A typing error in RAY_ADDRESS would end in Ray's stack trace."""
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(ConnectError, match="expected HOST:PORT"), ray_session():
         pass
 
 
 def test_local_and_empty_addresses_name_no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
-    """RAY_ADDRESS=local asks Ray for a session of one's own; a run here must not look for a cluster."""
+    """RAY_ADDRESS=local asks Ray for a private session; a run must not look for a cluster."""
     for address in ("local", "", "  "):
         monkeypatch.setenv("RAY_ADDRESS", address)
         assert not inside_cluster()
 
 
-def test_the_environment_keeps_what_the_user_has_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A setting of the user's own is overwritten, or gone after the block."""
+def test_variables_set_by_the_user_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user's setting would be overwritten, or removed after the block."""
     monkeypatch.setenv("NEWSBERT_TEST_KEPT", "mine")
     with environment({"NEWSBERT_TEST_KEPT": "ours", "NEWSBERT_TEST_ADDED": "ours"}):
         assert os.environ["NEWSBERT_TEST_KEPT"] == "mine"
@@ -175,8 +175,8 @@ def test_the_environment_keeps_what_the_user_has_set(monkeypatch: pytest.MonkeyP
     assert "NEWSBERT_TEST_ADDED" not in os.environ
 
 
-def test_only_folders_of_killed_sessions_are_swept_up(tmp_path: Path) -> None:
-    """The folder of a session that runs is taken away from under it."""
+def test_only_folders_of_killed_sessions_are_removed(tmp_path: Path) -> None:
+    """A running session would lose its folder."""
     from contextlib import ExitStack
 
     left, held, other = (tmp_path / name for name in ("nb-left", "nb-held", "nb-other"))
@@ -184,14 +184,14 @@ def test_only_folders_of_killed_sessions_are_swept_up(tmp_path: Path) -> None:
         folder.mkdir()
     (left / "in-use").touch()
     with ExitStack() as stack:
-        lock = stack.enter_context((held / connect.LOCK).open("w"))
+        lock = stack.enter_context((held / module.LOCK).open("w"))
         fcntl.flock(lock, fcntl.LOCK_EX)
-        connect._remove_leftovers(tmp_path)
+        module._remove_leftovers(tmp_path)
         assert [folder.exists() for folder in (left, held, other)] == [False, True, True]
 
 
-def test_a_second_ctrl_c_does_not_break_off_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray's processes stay for a minute because somebody pressed Ctrl-C twice."""
+def test_a_second_ctrl_c_does_not_interrupt_the_shutdown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's processes would stay for a minute after two Ctrl-C."""
     import ray
 
     ended = []
@@ -202,6 +202,6 @@ def test_a_second_ctrl_c_does_not_break_off_the_end(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(ray, "shutdown", shutdown)
     before = signal.getsignal(signal.SIGINT)
-    connect._shut_down()
+    module._shut_down()
     assert ended == [True]
     assert signal.getsignal(signal.SIGINT) is before

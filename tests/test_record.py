@@ -21,15 +21,15 @@ from newsbert_ray.record import (
 MakeRecord = Callable[..., RunRecord]
 
 
-def test_record_comes_back_as_it_went(tmp_path: Path, make_record: MakeRecord) -> None:
+def test_a_record_is_read_as_it_was_written(tmp_path: Path, make_record: MakeRecord) -> None:
     """A number rounded or lost on its way through JSON would be reported as measured."""
     record = make_record(accuracy=0.1 + 0.2)
     write_record(tmp_path / "run", record)
     assert read_record(tmp_path / "run") == record
 
 
-def test_missing_record_says_that_the_run_has_not_finished(tmp_path: Path) -> None:
-    """A run that is still going must not look like a broken disk."""
+def test_a_missing_record_is_an_error_that_says_so(tmp_path: Path) -> None:
+    """A run that has not finished must not look like a broken disk."""
     with pytest.raises(
         RecordError, match=r"run/record\.json: no record there; is it the folder of a finished"
     ):
@@ -37,14 +37,14 @@ def test_missing_record_says_that_the_run_has_not_finished(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"seed": 1}', '{"surprise": 1}'])
-def test_damaged_record_is_named_with_its_cure(tmp_path: Path, content: str) -> None:
-    """Half a record read as a whole one would put a wrong row into a table."""
+def test_a_damaged_record_is_an_error_with_the_cure(tmp_path: Path, content: str) -> None:
+    """Half a record must not put a wrong row into a table."""
     (tmp_path / "record.json").write_text(content)
     with pytest.raises(RecordError, match=r"record\.json: not a complete run record.*run the training again"):
         read_record(tmp_path)
 
 
-def test_record_that_is_not_text_is_named(tmp_path: Path) -> None:
+def test_a_record_that_is_not_text_is_an_error(tmp_path: Path) -> None:
     """A flipped byte must end in a message, not in a UnicodeDecodeError."""
     (tmp_path / "record.json").write_bytes(b'{"seed": "\xff"}')
     with pytest.raises(RecordError, match="not a complete run record"):
@@ -67,13 +67,13 @@ def test_records_are_found_at_and_below_a_folder_in_order(tmp_path: Path, make_r
     assert names == [".", "sweep/a", "sweep/b", "sweep/deep/c"]
 
 
-def test_versions_name_what_can_alter_a_number() -> None:
-    """A result without the versions behind it cannot be repeated."""
+def test_versions_of_packages_that_can_change_a_result() -> None:
+    """A result without the versions of its packages cannot be reproduced."""
     assert {"python", "newsbert_ray", "torch", "transformers", "ray"} <= installed_versions().keys()
 
 
-def test_hardware_tells_no_host_name() -> None:
-    """Records are published; the machine's name and user are nobody's business."""
-    found = describe_hardware()
-    assert found["cores"] >= 1
-    assert os.uname().nodename not in json.dumps(found).split('"')
+def test_hardware_has_no_host_name() -> None:
+    """Records are published; the machine's name and user must not be."""
+    hardware = describe_hardware()
+    assert hardware["cores"] >= 1
+    assert os.uname().nodename not in json.dumps(hardware).split('"')

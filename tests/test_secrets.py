@@ -21,8 +21,8 @@ def test_fields_named_like_a_secret_are_masked(name: str) -> None:
 @pytest.mark.parametrize(
     "name", ["max_tokens", "tokenizer", "keep", "monkey", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"]
 )
-def test_fields_that_only_look_alike_stay(name: str) -> None:
-    """A log in which `max_tokens` is masked tells nobody how long the titles were."""
+def test_similar_names_are_not_masked(name: str) -> None:
+    """A log with `max_tokens` masked does not show how long the titles were."""
     assert mask_fields({name: "30"}) == {name: "30"}
 
 
@@ -41,7 +41,7 @@ def test_fields_that_only_look_alike_stay(name: str) -> None:
         ),
     ],
 )
-def test_secrets_within_texts_are_masked(text: str, masked: str) -> None:
+def test_secrets_in_texts_are_masked(text: str, masked: str) -> None:
     """An error's message quotes the URL that it failed at, with the password in it."""
     assert mask_text(text) == masked
 
@@ -86,7 +86,7 @@ def test_urls_without_a_secret_stay(url: str) -> None:
 
 
 def test_an_azure_container_is_no_token() -> None:
-    """Its name stands where other URLs have a user."""
+    """Its name is at the position of a user in other URLs."""
     assert mask_text("abfs://container@account/x") == "abfs://container@account/x"
 
 

@@ -27,8 +27,8 @@ from newsbert_ray.training.run import train
 from tests.conftest import MakeSettings
 
 
-def test_an_event_says_when_what_and_where(tmp_path: Path) -> None:
-    """Lines without a time in one zone cannot be laid beside a cloud's own log of a lost node."""
+def test_an_event_has_time_name_and_run(tmp_path: Path) -> None:
+    """Without UTC times the log cannot be compared with a cloud's own log of a lost node."""
     log = EventLog(tmp_path / "first")
     (tmp_path / "first").mkdir()
     log("start", workers=2)
@@ -40,8 +40,8 @@ def test_an_event_says_when_what_and_where(tmp_path: Path) -> None:
     assert first["time"] <= second["time"]
 
 
-def test_the_loop_s_entries_become_events(tmp_path: Path) -> None:
-    """After a spot machine's end the first question is whether its warning was heeded, and at which step."""
+def test_entries_of_training_become_events(tmp_path: Path) -> None:
+    """After the end of a spot machine people ask whether it wrote a checkpoint, and at which step."""
     report = EventLog(tmp_path).report
     report({"kind": "log", "step": 20, "train": {"total": 1.0}})
     report(
@@ -49,18 +49,18 @@ def test_the_loop_s_entries_become_events(tmp_path: Path) -> None:
     )
     report({"kind": "checkpoint", "step": 25, "preempted": False})
     report({"kind": "checkpoint", "step": 31, "preempted": True})
-    found = [(event["event"], event["step"]) for event in read_events(tmp_path)]
-    assert found == [("evaluation", 20), ("checkpoint", 25), ("preemption", 31)]
+    events = [(event["event"], event["step"]) for event in read_events(tmp_path)]
+    assert events == [("evaluation", 20), ("checkpoint", 25), ("preemption", 31)]
 
 
-def test_an_unknown_event_is_our_own_slip(tmp_path: Path) -> None:
-    """`ended` beside `end`, and whoever counts ends counts half of them."""
+def test_an_unknown_event_is_an_error(tmp_path: Path) -> None:
+    """With both `ended` and `end` in use, a count of ends finds half of them."""
     with pytest.raises(AssertionError, match="ended"):
         EventLog(tmp_path)("ended")  # type: ignore[arg-type]
 
 
-def test_a_line_cut_short_spoils_no_other(tmp_path: Path) -> None:
-    """A kill in the midst of a write must not swallow the next start's line."""
+def test_a_line_cut_short_does_not_damage_the_next(tmp_path: Path) -> None:
+    """After a kill during a write, the next start's line must be readable."""
     (tmp_path / EVENTS).write_text('{"event": "start"}\n{"event": "che', encoding="utf-8")
     EventLog(tmp_path)("resume", step=7)
     assert [event["event"] for event in read_events(tmp_path)] == ["start", "resume"]
@@ -75,8 +75,8 @@ for step in range(200):
 """
 
 
-def test_many_processes_write_whole_lines(tmp_path: Path) -> None:
-    """Trials and driver of a sweep share a file; lines through one another would be lost."""
+def test_many_processes_write_complete_lines(tmp_path: Path) -> None:
+    """Trials and driver of a sweep share a file; mixed lines would be lost."""
     command = [sys.executable, "-c", _WRITE_MANY, str(tmp_path)]
     writers = [subprocess.Popen([*command, str(run)]) for run in range(3)]
     assert [writer.wait() for writer in writers] == [0, 0, 0]
@@ -87,8 +87,8 @@ def test_many_processes_write_whole_lines(tmp_path: Path) -> None:
         assert steps == list(range(200))
 
 
-def test_a_log_that_cannot_be_written_ends_nothing(tmp_path: Path) -> None:
-    """A full disk's own error must reach the person, not one about the log of it."""
+def test_a_log_that_cannot_be_written_raises_nothing(tmp_path: Path) -> None:
+    """The user must see the error of the full disk, not one about the log."""
     (tmp_path / EVENTS).mkdir()
     EventLog(tmp_path)("error", reason="disk full")
     EventLog(tmp_path / "gone")("error", reason="disk full")
@@ -136,16 +136,16 @@ class _Meter:
 
 @pytest.fixture
 def board(monkeypatch: pytest.MonkeyPatch) -> Board:
-    """A process in which Ray is there, and what is told to it."""
-    found = Board()
+    """A process with Ray, and the metrics that it receives."""
+    board = Board()
     monkeypatch.setattr(meters, "_is_connected", lambda: True)
-    monkeypatch.setattr(meters, "_gauge", found.gauge)
-    monkeypatch.setattr(meters, "_counter", found.counter)
-    return found
+    monkeypatch.setattr(meters, "_gauge", board.gauge)
+    monkeypatch.setattr(meters, "_counter", board.counter)
+    return board
 
 
 def log(step: int, *, train: float, data: float, speed: float = 100.0) -> dict[str, Any]:
-    """A log entry of the loop after so many seconds."""
+    """A log entry of training after this many seconds."""
     seconds = {"train": train, "data": data, "evaluate": 0.0}
     return {
         "kind": "log",
@@ -170,7 +170,7 @@ EVALUATION = {
 
 
 def test_seconds_and_titles_are_counted_once(board: Board) -> None:
-    """Counted from each entry's total anew, a run of an hour would show days of waiting."""
+    """If each entry's total were added, a run of an hour would show days."""
     report = RunMeters("runs/first")
     report(log(1, train=1.0, data=0.5))
     report(log(5, train=3.0, data=1.0))
@@ -181,7 +181,7 @@ def test_seconds_and_titles_are_counted_once(board: Board) -> None:
 
 
 def test_a_resumed_run_does_not_count_its_first_start_again(board: Board) -> None:
-    """The seconds before the break were counted by the process that spent them."""
+    """The process of the first start has counted its own seconds."""
     report = RunMeters("runs/first")
     report(log(20, train=30.0, data=9.0))
     assert not board.counters
@@ -190,8 +190,8 @@ def test_a_resumed_run_does_not_count_its_first_start_again(board: Board) -> Non
     assert board.counters["newsbert_titles", "first"] == pytest.approx(150.0)
 
 
-def test_an_evaluation_is_told_with_each_later_log(board: Board) -> None:
-    """Ray forgets a gauge that is not set: validation would be seen for 20 seconds of an epoch."""
+def test_an_evaluation_is_sent_again_with_each_later_log(board: Board) -> None:
+    """Ray drops a gauge that is not set again: validation would show for 20 seconds of an epoch."""
     report = RunMeters("runs/first")
     report(dict(EVALUATION))
     key = ("newsbert_validation", "first", "", "student", "accuracy")
@@ -204,8 +204,8 @@ def test_an_evaluation_is_told_with_each_later_log(board: Board) -> None:
     assert {key[-1] for key in board.gauges if key[0] == "newsbert_validation"} == {"accuracy"}
 
 
-def test_a_trial_bears_its_sweep_and_its_name(board: Board) -> None:
-    """400 trials without their sweep's name cannot be summed; counters with a trial's name stay for ever."""
+def test_a_trial_has_tags_for_its_sweep_and_its_name(board: Board) -> None:
+    """Without the sweep's name 400 trials cannot be summed; counters by trial would stay for ever."""
     report = RunMeters("runs/beta/trials/distill.beta=0.1,seed=0")
     report(log(1, train=1.0, data=0.5))
     assert board.gauges["newsbert_step", "beta", "distill.beta=0.1,seed=0"] == 1
@@ -214,14 +214,14 @@ def test_a_trial_bears_its_sweep_and_its_name(board: Board) -> None:
 
 
 @pytest.mark.parametrize("kind", ["note", "checkpoint"])
-def test_other_entries_pass(board: Board, kind: str) -> None:
-    """A note to the person has no numbers, and must not end the run."""
+def test_other_entries_are_ignored(board: Board, kind: str) -> None:
+    """A note has no numbers, and must not end the run."""
     RunMeters("runs/first")({"kind": kind, "step": 0, "text": "hello"})
     assert not board.gauges
 
 
-def test_every_state_of_a_sweep_is_told(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A state that is left out at zero keeps showing its last number."""
+def test_every_state_of_a_sweep_is_sent(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A state that is not sent at zero keeps its last number."""
     sweep = SweepMeters("runs/beta")
     sweep.update({"running": 2, "waiting": 3})
     sweep.update({"running": 0, "finished": 5}, best=0.7)
@@ -239,8 +239,8 @@ def test_every_state_of_a_sweep_is_told(board: Board, monkeypatch: pytest.Monkey
     assert board.gauges  # again before Ray forgets it
 
 
-def test_a_misspelt_state_is_our_own_slip(board: Board) -> None:
-    """A sweep of 20 trials whose states add up to 17 is believed by nobody."""
+def test_an_unknown_state_is_an_error(board: Board) -> None:
+    """The states of 20 trials must add up to 20."""
     with pytest.raises(AssertionError, match="ended"):
         SweepMeters("runs/beta").update({"ended": 3})
 
@@ -253,14 +253,14 @@ def test_without_ray_nothing_happens(tmp_path: Path, monkeypatch: pytest.MonkeyP
     SweepMeters(tmp_path).update({"running": 1})
 
 
-def test_names_as_prometheus_finds_them() -> None:
-    """Ray adds to both ends of a name; a dashboard written without them stays empty."""
+def test_names_in_prometheus() -> None:
+    """Ray adds a prefix and a suffix; a dashboard without them stays empty."""
     assert exported_name("newsbert_step") == "ray_newsbert_step"
     assert exported_name("newsbert_seconds") == "ray_newsbert_seconds_total"
 
 
-def test_the_loop_speaks_as_the_meters_listen(board: Board, make_settings: MakeSettings) -> None:
-    """An entry that loses a name would end every run in a cluster, and none of those without."""
+def test_meters_understand_the_entries_of_training(board: Board, make_settings: MakeSettings) -> None:
+    """A renamed field would end every run in a cluster, and no other."""
     settings = make_settings(epochs=1)
     record = train(settings, quiet=True)
     assert board.gauges["newsbert_step", "run", ""] == record.steps

@@ -54,11 +54,11 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     upload = Remote.upload
 
-    def noted(self: Remote, folder: Path, given: Any) -> None:
-        names.extend(given := sorted(given))
-        upload(self, folder, given)
+    def record(self: Remote, folder: Path, files: Any) -> None:
+        names.extend(files := sorted(files))
+        upload(self, folder, files)
 
-    monkeypatch.setattr(Remote, "upload", noted)
+    monkeypatch.setattr(Remote, "upload", record)
     return names
 
 
@@ -73,11 +73,11 @@ def test_published_files_are_downloaded_on_another_machine(
     (folder / ".lock").touch()
     WorkDir(location).publish()
     elsewhere()
-    found = WorkDir(location).download()
-    assert found != folder
-    files = {path.relative_to(found).as_posix() for path in found.rglob("*") if path.is_file()}
+    copy = WorkDir(location).download()
+    assert copy != folder
+    files = {path.relative_to(copy).as_posix() for path in copy.rglob("*") if path.is_file()}
     assert files == {"settings.json", "checkpoints/step/state.json", "empty.json"}
-    assert (found / "checkpoints/step/state.json").read_text() == "22"
+    assert (copy / "checkpoints/step/state.json").read_text() == "22"
 
 
 def test_only_changed_files_are_sent(bucket: S3, sent: list[str]) -> None:
@@ -287,7 +287,7 @@ def test_a_run_killed_during_an_upload_ends_with_the_same_weights(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """A machine that dies in mid-upload leaves half a checkpoint: the run goes on from the one before,
+    """A machine that dies during an upload leaves half a checkpoint: the run continues from the one before,
     on any machine, to the same weights."""
     quiet = make_settings(out=str(tmp_path / "undisturbed"))
     train(quiet, quiet=True)
@@ -341,16 +341,16 @@ def test_all_verbs_work_through_a_bucket(
     shutil.make_archive(str(tmp_path / "later"), "zip", sources[1])
     Remote(f"{bucket.url}/mind").upload(tmp_path, ["later.zip"])
     there = [f"{bucket.url}/mind/{sources[0].name}", f"{bucket.url}/mind/later.zip"]
-    given = {"source": there, "teacher": "scratch", "out": shards, "workers": 0}
-    asked = build_settings(PrepareSettings, {**given, "scratch": {"vocabulary": 300}})
-    said: list[str] = []
-    manifest = prepare(asked, say=said.append)
-    assert f"{shards} holds the shards" in "\n".join(said)
+    values = {"source": there, "teacher": "scratch", "out": shards, "workers": 0}
+    preparation = build_settings(PrepareSettings, {**values, "scratch": {"vocabulary": 300}})
+    lines: list[str] = []
+    manifest = prepare(preparation, say=lines.append)
+    assert f"{shards} holds the shards" in "\n".join(lines)
     assert {source.folder for source in manifest.sources} == {sources[0].name, "later"}
     elsewhere()
-    said.clear()
-    assert prepare(asked, say=said.append) == manifest
-    assert said[-1].startswith(f"already prepared: {shards} holds")
+    lines.clear()
+    assert prepare(preparation, say=lines.append) == manifest
+    assert lines[-1].startswith(f"already prepared: {shards} holds")
     settings = make_settings(out=f"{bucket.url}/run", data=shards, epochs=1, **{"scratch.layers": 2})
     record = train(settings, quiet=True)
     metrics = evaluate(settings.out)
@@ -366,7 +366,7 @@ def test_all_verbs_work_through_a_bucket(
 def test_a_student_in_a_bucket_can_be_a_teacher(
     bucket: S3, make_settings: MakeSettings, shards: Path
 ) -> None:
-    """Retrieval goes on from an earlier run's student, which lies where that run was told to leave it."""
+    """Retrieval starts from the student of an earlier run, wherever that run was written."""
     first = make_settings(out=f"{bucket.url}/run", epochs=1, **{"scratch.layers": 2})
     train(first, quiet=True)
     values = {"teacher": f"{bucket.url}/run/student", "out": f"{bucket.url}/second", "epochs": 1}

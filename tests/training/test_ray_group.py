@@ -36,7 +36,7 @@ from newsbert_ray.training.ray_group import (
 from newsbert_ray.training.run import train
 
 
-def test_the_next_group_waits_for_the_last_ones_worker(tmp_path: Path) -> None:
+def test_a_group_waits_for_the_workers_of_an_earlier_start(tmp_path: Path) -> None:
     """Workers outlive a killed driver for seconds: two groups in one folder would mix their checkpoints."""
     order: list[str] = []
     inside = threading.Event()
@@ -58,8 +58,8 @@ def test_the_next_group_waits_for_the_last_ones_worker(tmp_path: Path) -> None:
     assert is_idle(tmp_path)
 
 
-def test_a_worker_that_never_ends_is_named(tmp_path: Path) -> None:
-    """Waiting for ever in silence is a hang; the message names the folder and the cure."""
+def test_workers_that_never_end_are_an_error(tmp_path: Path) -> None:
+    """A start that waits for ever without a message looks like a hang."""
     with (
         rank_zero_lock(tmp_path),
         pytest.raises(GroupError, match=rf"{tmp_path}: workers of an earlier start .* after 0.3 s"),
@@ -68,7 +68,7 @@ def test_a_worker_that_never_ends_is_named(tmp_path: Path) -> None:
         pass
 
 
-def test_a_folder_without_a_group_is_at_rest(tmp_path: Path) -> None:
+def test_a_folder_without_a_group_is_idle(tmp_path: Path) -> None:
     """A trial that ended before its workers began must not be waited for."""
     assert is_idle(tmp_path)
     assert list(tmp_path.iterdir()) == []
