@@ -135,7 +135,7 @@ def _draw(figure: FigureData[AnyPanel], *, captioned: bool = True) -> Figure:
 
 
 def _set_ticks(figure: FigureData[AnyPanel], axis: Axes, *, first: bool) -> None:
-    """Whole numbers where asked for; with a shared y, its numbers and label in a row's first panel only."""
+    """Whole numbers where asked for; with a shared y, numbers and label in the first panel of a row only."""
     from matplotlib.ticker import MaxNLocator
 
     for whole, line in ((figure.whole_x, axis.xaxis), (figure.whole_y, axis.yaxis)):

@@ -588,7 +588,7 @@ def figure_caption(records: Sequence[RunRecord], panels: Sequence[Panel], *, err
     ns = sorted({n for panel in panels for line in panel.lines if line.look == "mean" for n in line.n})
     seeds = " to ".join(str(n) for n in dict.fromkeys((ns[0], ns[-1])))
     kind = "mean ± sd" if error_bars else "mean"
-    spread = "one seed a point" if seeds == "1" else f"{kind} over {seeds} seeds a point"
+    spread = "one seed per point" if seeds == "1" else f"{kind} over {seeds} seeds per point"
     titles = f", {' / '.join(counts)}{units['all']}" if counts else ""
     words = [text for panel in panels for text in (panel.title, *(line.label for line in panel.lines))]
     legend = " N: student layers." if any(word.startswith("N = ") for word in words) else ""

@@ -78,7 +78,7 @@ class HParams:
         """The trial in folder `trial` runs, with these varied settings and `seed`.
 
         Returns:
-            False before the trial itself has begun its folder (at its first report): nothing is written.
+            False as long as the trial has not written its settings; then nothing is written.
         """
         from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 

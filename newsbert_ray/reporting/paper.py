@@ -195,7 +195,8 @@ def depths_table(records: Sequence[RunRecord]) -> Table | None:
     several_sizes = len({str(flat_settings(record)["train_rows"]) for record in records}) > 1
     metrics = student_columns(task)
     teachers = [column for column in columns_of(task) if column.path.startswith("test.teacher.")]
-    head, cells, beside = ["system"], {name: [""] * 0 for name in methods}, list[str]()
+    head, of_teacher = ["system"], list[str]()
+    cells: dict[str, list[str]] = {name: [] for name in methods}
     for depth, group in groups.items():
         tuned = tuned_settings(group)
         if set(varying_settings(group)) - {"method", *tuned}:
@@ -214,10 +215,10 @@ def depths_table(records: Sequence[RunRecord]) -> Table | None:
                 shown = column.show(row.columns.get(column.name)) if row else ""
                 cells[name].append(shown + (MARK if name in marked else ""))
             joint = by_method.get(_JOINT)
-            beside.append(teacher.show(joint.columns.get(teacher.name)) if joint else "")
+            of_teacher.append(teacher.show(joint.columns.get(teacher.name)) if joint else "")
     body = [(NAMES[name], *cells[name]) for name in sorted(cells, key=list(NAMES).index)]
-    if any(beside):
-        body.append((f"teacher of {NAMES[_JOINT]}", *beside))
+    if any(of_teacher):
+        body.append((f"teacher of {NAMES[_JOINT]}", *of_teacher))
     caption = "Systems over student depth, test split, mean ± sd over seeds"
     if _JOINT in methods:
         caption += f"; {MARK} differs from {NAMES[_JOINT]} (p < {LEVEL:g}, Welch's t-test, Holm's correction)"

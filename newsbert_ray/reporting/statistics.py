@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
 MIN_SEEDS = 3
-"""With fewer seeds no p-value is given: the estimate of the spread would be too poor."""
+"""With fewer seeds there is no p-value: the estimate of the spread would be too poor."""
 LEVEL = 0.01
 """The paper's level of significance."""
 MARK = "*"
@@ -209,13 +209,13 @@ def significance_table(rows: Sequence[Row], against: Against, *, tuned: Sequence
         words=len(names),
         caption=f"Difference to {against} (all else equal{own}), {seeds} per row, in points. p: Welch's "
         f"t-test over seeds, then the same after Holm's correction over the column ({MARK} below {LEVEL:g}); "
-        "paired: t-test over the differences of each seed, uncorrected. The tests tell whether other seeds "
+        "paired: t-test over the differences of each seed, uncorrected. The tests show whether other seeds "
         "would change the order, not whether other news would.",
     )
 
 
 MIN_POINTS, MIN_FINISHED = 10, 5
-"""Fewer points do not tell settings apart; of the finished ones at least MIN_FINISHED count as the best."""
+"""Points needed to compare settings. At least MIN_FINISHED points count as the best."""
 REPEATS = 100
 """Bootstrap samples and shuffles."""
 
@@ -257,7 +257,7 @@ def importances_of(sweep: Sweep, *, goal: int = 0) -> Importances:
             f"too few points to say which settings mattered: {len(finished)} finished, {len(stopped)} were "
             f"stopped early; {MIN_POINTS} are needed, {MIN_FINISHED} of them finished"
         )
-    sign = 1.0 if sweep.goals[goal].mode == "max" else -1.0
+    sign = sweep.goals[goal].sign
     scores = [(point, sign * point.mean(goal)) for point in finished]
     worst = min(score for _, score in scores)
     # Among stopped points the later and better ones come first, so that none are ties.
@@ -416,7 +416,7 @@ def costs_of(sweep: Sweep) -> Costs:
     parts = _cpu_hours(sweep)
     gpu_hours = sum(seconds * _gpus(sweep, trial) for trial, seconds in timed) / 3600
     gpu_hours += before * _gpus(sweep, sweep.trials[0]) / 3600 if sweep.trials else 0.0
-    cpu_hours = sum(seconds * _cpus({**trial.settings, **_hardware(trial)}) for trial, seconds in timed)
+    cpu_hours = sum(seconds * _cpus(_hardware(trial)) for trial, seconds in timed)
     cpu_hours = cpu_hours / 3600 + parts.get(_PREREQUISITES, 0.0)
     prices = sweep.space.get("prices") or {}
     cpu_price, gpu_price = (float(prices.get(name, 0.0)) for name in ("cpu_hour", "gpu_hour"))
@@ -445,7 +445,7 @@ def _cpu_hours(sweep: Sweep) -> dict[str, float]:
     """CPU-hours by part, in the order shown."""
     parts: dict[str, float] = {}
     for trial in sweep.trials:
-        cpus = _cpus({**trial.settings, **_hardware(trial)})
+        cpus = _cpus(_hardware(trial))
         seconds = {_STOPPED: trial.seconds} if trial.seconds is not None else {}
         for name, value in (trial.record.seconds if trial.record else seconds).items():
             if name != "total":
@@ -458,7 +458,8 @@ def _cpu_hours(sweep: Sweep) -> dict[str, float]:
 
 
 def _hardware(trial: Trial) -> Mapping[str, Any]:
-    return trial.record.hardware if trial.record else {}
+    """What a trial ran on: its record's hardware, and its settings where there is no record."""
+    return {**trial.settings, **(trial.record.hardware if trial.record else {})}
 
 
 def _cpus(hardware: Mapping[str, Any]) -> float:
@@ -476,8 +477,7 @@ def _gpus(sweep: Sweep, trial: Trial) -> float:
     devices = {str(t.record.hardware.get("device", "cpu")) for t in sweep.trials if t.record}
     if devices <= {"cpu"}:
         return 0.0
-    workers = {**trial.settings, **_hardware(trial)}.get("workers")
-    return float(sweep.space.get("gpus") or 1.0) * float(workers or 1)
+    return float(sweep.space.get("gpus") or 1.0) * float(_hardware(trial).get("workers") or 1)
 
 
 def cost_figure(sweep: Sweep) -> FigureData[Bars]:

@@ -82,14 +82,14 @@ def test_caption_names_data_teacher_and_seeds(make_record: MakeRecord) -> None:
     """A curve without its data and n cannot be judged."""
     caption = beta_figure(_grid(make_record)).caption
     assert "synthetic_train (ab12cd34), 1,800 train / 400 test titles" in caption
-    assert "Teacher: scratch. 8 runs, mean ± sd over 2 seeds a point. N: student layers." in caption
+    assert "Teacher: scratch. 8 runs, mean ± sd over 2 seeds per point. N: student layers." in caption
 
 
 def test_caption_does_not_promise_error_bars_for_one_seed(make_record: MakeRecord) -> None:
     """`mean ± sd` over single runs would be wrong."""
     records = [make_record(seed=seed, **{"distill.beta": beta}) for seed, beta in enumerate((0.0, 0.1))]
     figure = beta_figure(records)
-    assert "one seed a point" in figure.caption
+    assert "one seed per point" in figure.caption
     assert figure.panels[0].lines[0].sd == (None, None)
 
 
