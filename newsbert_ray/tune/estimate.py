@@ -409,9 +409,8 @@ def calibrate(groups: Sequence[TrainSettings], resources: Resources, *, folder: 
     """
     began = time.monotonic()
     slots = range(resources.slots * resources.workers)
-    options: dict[str, Any] = {"num_cpus": resources.cpus, "num_gpus": resources.gpus, "max_retries": 0}
-    start: Any = ray.remote(**options)(_start_process)
-    task: Any = ray.remote(**options)(time_parts)
+    remote: Any = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=0)
+    start, task = remote(_start_process), remote(time_parts)
     try:
         ray.get([start.remote() for _ in slots])
         process = time.monotonic() - began

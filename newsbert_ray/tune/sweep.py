@@ -149,14 +149,11 @@ def sweep(
                 workdir.publish()
             raise
         result = _result(trials, changes.overrides, seconds=folder.seconds)
-        state = "ended at a limit" if trials.end_reason else "finished"
-        folder.write(
-            state + (" with failures" if result.failures else ""),
-            ends=trials.end_reason,
-            best=result.command,
-            failures=result.failures,
-        )
-        log("end", state=state, failures=len(result.failures))
+        failures, ends = result.failures, trials.end_reason
+        state = "ended at a limit" if ends else "finished"
+        suffix = " with failures" if failures else ""
+        folder.write(state + suffix, ends=ends, best=result.command, failures=failures)
+        log("end", state=state, failures=len(failures))
         result = _with_report(result)
         workdir.publish()
         comparison = ""
@@ -366,12 +363,7 @@ class _SweepFile:
     """sweep.json: what the sweep is, its state, and the wall time of all its starts."""
 
     def __init__(
-        self,
-        workdir: WorkDir,
-        plan: Mapping[str, Any],
-        before: Mapping[str, Any],
-        *,
-        began: float,
+        self, workdir: WorkDir, plan: Mapping[str, Any], before: Mapping[str, Any], *, began: float
     ) -> None:
         """`before`: sweep.json of an earlier start, empty for a new sweep."""
         self._path, self._workdir = workdir.path / SWEEP, workdir
@@ -396,11 +388,8 @@ class _SweepFile:
 
     def write_resources(self, resources: Resources) -> None:
         """Record what a trial occupies: the report computes CPU-hours from it."""
-        self._plan["place"] = {
-            "slots": resources.slots,
-            "cpus": resources.trial_cpus,
-            "gpus": resources.trial_gpus,
-        }
+        cpus, gpus = resources.trial_cpus, resources.trial_gpus
+        self._plan["place"] = {"slots": resources.slots, "cpus": cpus, "gpus": gpus}
         self.write("running")
         self._workdir.publish()
 
@@ -452,14 +441,10 @@ def read_plan(out: Path) -> dict[str, Any]:
         return {}
     try:
         plan = json.loads(path.read_text(encoding="utf-8"))
-        if (
-            isinstance(plan, dict)
-            and plan["format"] == FORMAT
-            and {"space", "overrides", "vary", "control", "identity"} <= plan.keys()
-        ):
-            space = {**plan["space"], "settings": absolute_folders(plan["space"]["settings"])}
+        space = {**plan["space"], "settings": absolute_folders(plan["space"]["settings"])}
+        if plan["format"] == FORMAT and {"vary", "control", "identity"} <= plan.keys():
             return {**plan, "space": space, "overrides": absolute_folders(plan["overrides"])}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass
     raise SweepError(f"{path}: damaged, or written by another version; give another --out")
 

@@ -174,8 +174,8 @@ def check_depth(settings: TrainSettings) -> None:
     depth = teacher_depth(settings)
     if depth is None or depth % student == 0:
         return
-    choices = [str(n) for n in divisors(depth)]
-    choice = f"{', '.join(choices[:-1])} or {choices[-1]}" if len(choices) > 1 else choices[0]
+    *choices, last = map(str, divisors(depth))
+    choice = f"{', '.join(choices)} or {last}" if choices else last
     raise SettingsError(
         f"{depth} teacher layers do not divide into {student} student layers; choose {choice}"
     )

@@ -185,17 +185,8 @@ class Trials:
         self._queue = [other for other in self._queue if other not in skipped]
         for other in skipped:
             self.ended[other.name] = Trial(other.name, other.point, other.seed, "skipped")
-        trial = Trial(
-            name=spec.name,
-            point=spec.point,
-            seed=spec.seed,
-            state="stopped",
-            epoch=stop.epoch,
-            values=(stop.value,),
-            seconds=stop.seconds,
-            reason=stop.reason,
-        )
-        self._end(spec, trial)
+        trial = Trial(spec.name, spec.point, spec.seed, "stopped", epoch=stop.epoch, values=(stop.value,))
+        self._end(spec, replace(trial, seconds=stop.seconds, reason=stop.reason))
 
     def _end(self, spec: TrialSpec, trial: Trial) -> None:
         self.ended[spec.name] = trial
