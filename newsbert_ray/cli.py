@@ -396,18 +396,13 @@ def _items(value: str) -> list[str]:
 
 def _read_config(path: str, model: type[Settings]) -> dict[str, Any]:
     """The settings in the file of --config, each checked by itself."""
-    import yaml
-
     from newsbert_ray.settings import SettingsError, check_each
+    from newsbert_ray.yaml_file import read_yaml
 
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SettingsError(f"--config {_describe_system(error)}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SettingsError(f"--config {path}: not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise SettingsError(f"--config {path}: expected settings, such as `epochs: 3`")
+        values = read_yaml(path).values
+    except SettingsError as error:
+        raise SettingsError(f"--config {error}") from error
     check_each(model, values, where=path)
     return values
 

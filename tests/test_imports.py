@@ -15,7 +15,17 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "newsbert_ray"
 ORDER = (
     ("files", "secrets", "ray_private"),
-    ("settings", "config", "record", "ray_session", "methods", "telemetry", "storage", "world"),
+    (
+        "settings",
+        "yaml_file",
+        "config",
+        "record",
+        "ray_session",
+        "methods",
+        "telemetry",
+        "storage",
+        "world",
+    ),
     ("data",),
     ("model",),
     ("distill",),

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-import yaml
 from pydantic import ValidationError
 
 from newsbert_ray.config import (
@@ -40,15 +37,11 @@ from newsbert_ray.tune.space import (
     named_task,
     require_name,
 )
+from newsbert_ray.yaml_file import KeyPath, YamlFile, parse_scalar, read_yaml
 
 _AXIS_KEYS = ("grid", "choice", "float", "int", "log", "step", "when")
-MAX_NODES = 100_000
-"""A file with more values is refused: a few lines of aliases can expand to billions."""
 DIVISORS = "divisors"
 """Given instead of a list of depths: those that divide the teacher's."""
-
-KeyPath = tuple[str, ...]
-"""Keys from the top of the file; in a list the index (`("goals", "0", "metric")`)."""
 
 S = TypeVar("S", bound=Settings)
 
@@ -74,7 +67,7 @@ def read_space(path: str | Path, *, task: str | None = None) -> SearchSpace:
         SettingsError: any error, with file and line, and the nearest name for an unknown one.
     """
     path = find_space_file(path)
-    text = read_lined(path)
+    text = read_yaml(path)
     known = sorted(SearchSpace.model_fields.keys() - {"file", "axes"} | {"space", "metric", "mode"})
     for key in text.values:
         if key not in known:
@@ -126,10 +119,10 @@ def parse_vary(text: str) -> tuple[str, list[Any]]:
     parts = [part.strip() for part in values.strip().removeprefix("[").removesuffix("]").split(",")]
     if not equals or not name.strip() or not all(parts):
         raise SettingsError(f"--vary {text}: expected NAME=VALUE,VALUE, such as student.layers=1,2,3")
-    return name.strip(), [scalar(part) for part in parts]
+    return name.strip(), [parse_scalar(part) for part in parts]
 
 
-def _read_axis(text: Lined, name: str, settings: Mapping[str, Any], before: Sequence[Axis]) -> Axis:
+def _read_axis(text: YamlFile, name: str, settings: Mapping[str, Any], before: Sequence[Axis]) -> Axis:
     at = ("space", name)
     require_name(name, partial(text.fail, at))
     if isinstance(text.mapping(("space",))[name], list):
@@ -152,7 +145,7 @@ def _read_axis(text: Lined, name: str, settings: Mapping[str, Any], before: Sequ
     return axis
 
 
-def _read_when(text: Lined, at: KeyPath, before: Sequence[Axis]) -> dict[str, tuple[Any, ...]]:
+def _read_when(text: YamlFile, at: KeyPath, before: Sequence[Axis]) -> dict[str, tuple[Any, ...]]:
     """The values that earlier axes with a list of values must have."""
     known = {axis.name: axis for axis in before}
     when = {}
@@ -173,7 +166,7 @@ def _read_when(text: Lined, at: KeyPath, before: Sequence[Axis]) -> dict[str, tu
     return when
 
 
-def _convert(text: Lined, at: KeyPath, axis: Axis, value: Any, what: str) -> Any:
+def _convert(text: YamlFile, at: KeyPath, axis: Axis, value: Any, what: str) -> Any:
     try:
         return axis.convert(value)
     except ValueError as error:
@@ -181,7 +174,7 @@ def _convert(text: Lined, at: KeyPath, axis: Axis, value: Any, what: str) -> Any
         text.fail(at, f"{what} = {value!r}, {error}" + (f"; did you mean '{near}'?" if near else ""))
 
 
-def _read_goals(text: Lined, task: Task) -> list[Goal]:
+def _read_goals(text: YamlFile, task: Task) -> list[Goal]:
     single: dict[str, Any] = {key: text.values[key] for key in ("metric", "mode") if key in text.values}
     if "goals" not in text.values:
         return [_build(text, (), Goal, single)] if single else []
@@ -197,7 +190,7 @@ def _read_goals(text: Lined, task: Task) -> list[Goal]:
     return goals
 
 
-def _read_start(text: Lined, axes: Sequence[Axis]) -> tuple[PointValues, ...]:
+def _read_start(text: YamlFile, axes: Sequence[Axis]) -> tuple[PointValues, ...]:
     """Starting points, each value converted by its axis, in the order of the axes."""
     points: list[PointValues] = []
     for at, item in _items(text, "start", "{distill.beta: 0.1}"):
@@ -223,7 +216,7 @@ def _read_start(text: Lined, axes: Sequence[Axis]) -> tuple[PointValues, ...]:
     return tuple(points)
 
 
-def _read_skip(text: Lined, axes: Sequence[Axis]) -> tuple[dict[str, tuple[Any, ...]], ...]:
+def _read_skip(text: YamlFile, axes: Sequence[Axis]) -> tuple[dict[str, tuple[Any, ...]], ...]:
     """Combinations that a grid leaves out, each value converted by its axis."""
     known = {axis.name: axis for axis in axes}
     skip = []
@@ -242,7 +235,7 @@ def _read_skip(text: Lined, axes: Sequence[Axis]) -> tuple[dict[str, tuple[Any, 
     return tuple(skip)
 
 
-def _items(text: Lined, key: str, example: str) -> Iterator[tuple[KeyPath, dict[str, Any]]]:
+def _items(text: YamlFile, key: str, example: str) -> Iterator[tuple[KeyPath, dict[str, Any]]]:
     """The mappings in the list under `key`, each with its key path."""
     items = text.values.get(key) or []
     if not isinstance(items, list):
@@ -253,7 +246,7 @@ def _items(text: Lined, key: str, example: str) -> Iterator[tuple[KeyPath, dict[
         yield (key, str(index)), item
 
 
-def _read_list(text: Lined, at: KeyPath, name: str, spec: Mapping[str, Any], kind: str) -> Axis:
+def _read_list(text: YamlFile, at: KeyPath, name: str, spec: Mapping[str, Any], kind: str) -> Axis:
     values, depths = spec[kind], name == "student.layers"
     if "log" in spec or "step" in spec:
         text.fail(at, f"{name}: log and step belong to float and int, not to {kind}")
@@ -270,7 +263,7 @@ def _read_list(text: Lined, at: KeyPath, name: str, spec: Mapping[str, Any], kin
     )
 
 
-def _read_range(text: Lined, at: KeyPath, name: str, spec: Mapping[str, Any], kind: str) -> Axis:
+def _read_range(text: YamlFile, at: KeyPath, name: str, spec: Mapping[str, Any], kind: str) -> Axis:
     def wrong(what: str) -> NoReturn:
         text.fail((*at, kind), f"{name}: {kind} = {spec[kind]!r}, {what}")
 
@@ -298,7 +291,7 @@ def _is_number(value: Any, kinds: tuple[type, ...]) -> bool:
     return isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)  # type: ignore[arg-type]
 
 
-def _build(text: Lined, at: KeyPath, model: type[S], values: Mapping[str, Any]) -> S:
+def _build(text: YamlFile, at: KeyPath, model: type[S], values: Mapping[str, Any]) -> S:
     """build_settings, with the line of the first error."""
     try:
         return build_settings(model, values, where="")
@@ -308,115 +301,7 @@ def _build(text: Lined, at: KeyPath, model: type[S], values: Mapping[str, Any]) 
         text.fail((*at, *map(str, inner)), str(error).removeprefix(": "))
 
 
-def _unknown(text: Lined, at: KeyPath, what: str, name: Any, known: list[str]) -> NoReturn:
+def _unknown(text: YamlFile, at: KeyPath, what: str, name: Any, known: list[str]) -> NoReturn:
     near = nearest(str(name), known)
     hint = f", did you mean '{near}'?" if near else ""
     text.fail(at, f"unknown {what} '{name}'{hint} (known: {', '.join(known)})")
-
-
-@dataclass(frozen=True)
-class Lined:
-    """The values of a file, and the line of each key by its path (`("space", "distill.beta")`)."""
-
-    file: str
-    values: dict[str, Any]
-    lines: Mapping[KeyPath, int]
-
-    def fail(self, at: KeyPath, message: str) -> NoReturn:
-        """Raise SettingsError with the file and the line of `at`, or of the nearest key above it."""
-        while at and at not in self.lines:
-            at = at[:-1]
-        raise SettingsError(f"{self.file}:{self.lines.get(at, 1)}: {message}")
-
-    def mapping(self, at: KeyPath) -> dict[str, Any]:
-        """The mapping at `at`, empty where there is none."""
-        value: Any = self.values
-        for key in at:
-            value = value.get(key, {})
-        if value is None:
-            return {}
-        if not isinstance(value, dict):
-            self.fail(at, f"{at[-1]} = {value!r}, expected names with values under it")
-        return value
-
-
-class _Loader(yaml.SafeLoader):
-    """The safe loader, which also reads 1e-3 as a number (YAML 1.1 requires 1.0e-3)."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
-
-
-def read_lined(path: str | Path) -> Lined:
-    """The mapping in the YAML file at `path`.
-
-    Raises:
-        SettingsError: no such file, not text, not YAML, not a mapping, or a key that is given twice.
-    """
-    try:
-        loader = _Loader(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise SettingsError(f"{path}: cannot be read ({error})") from error
-    try:
-        node = loader.get_single_node()
-        if _expanded_size(node, {}) > MAX_NODES:
-            raise SettingsError(f"{path}: its aliases expand to more than {MAX_NODES:,} values")
-        values = loader.construct_document(node) if node is not None else None
-    except RecursionError:
-        raise SettingsError(f"{path}: not YAML (nested too deeply)") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise SettingsError(f"{where}: not YAML ({getattr(error, 'problem', None) or error})") from error
-    finally:
-        loader.dispose()
-    if not isinstance(values, dict):
-        shown = str(values)[:60]
-        raise SettingsError(f"{path}:1: expected names with values (name, settings, space, ...), got {shown}")
-    lines: dict[KeyPath, int] = {}
-    _collect(node, (), lines, set(), str(path))
-    return Lined(file=str(path), values=values, lines=lines)
-
-
-def _expanded_size(node: Any, known: dict[int, int]) -> int:
-    """How many values a node has once its aliases are replaced; each node is counted once."""
-    if not isinstance(node, yaml.CollectionNode):
-        return 1
-    if id(node) not in known:
-        known[id(node)] = 1  # an alias to a node inside itself
-        items = (
-            node.value if isinstance(node, yaml.SequenceNode) else [v for pair in node.value for v in pair]
-        )
-        known[id(node)] = 1 + sum(_expanded_size(item, known) for item in items)
-    return known[id(node)]
-
-
-def scalar(text: str) -> Any:
-    """One value as YAML reads it: `0.1` a number, `true` a boolean, `linear` a string."""
-    loader = _Loader(text)
-    try:
-        return loader.get_single_data()
-    except yaml.YAMLError:
-        return text
-    finally:
-        loader.dispose()
-
-
-def _collect(node: Any, at: KeyPath, lines: dict[KeyPath, int], seen: set[int], file: str) -> None:
-    if not isinstance(node, yaml.CollectionNode) or id(node) in seen:
-        return
-    seen.add(id(node))
-    if isinstance(node, yaml.SequenceNode):
-        for index, item in enumerate(node.value):
-            lines[(*at, str(index))] = item.start_mark.line + 1
-            _collect(item, (*at, str(index)), lines, seen, file)
-        return
-    for key, value in node.value:
-        path = (*at, str(key.value))
-        line = key.start_mark.line + 1
-        if path in lines:
-            raise SettingsError(f"{file}:{line}: '{key.value}' is given twice, first in line {lines[path]}")
-        lines[path] = line
-        _collect(value, path, lines, seen, file)

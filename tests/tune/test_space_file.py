@@ -487,21 +487,3 @@ def test_table_2_has_the_papers_rows() -> None:
     assert [n for method, n in rows if method == "newsbert"] == [4, 2, 1]
     assert [n for method, n in rows if method == "bilstm_soft"] == [1]
     check_space(space, out=Path("out"), overrides={"data": "-", "teacher": "-"})
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (
-            "a0: &a0 [x, x, x, x, x, x, x, x, x]\n"
-            + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 9)),
-            "aliases expand to more than",
-        ),
-        ("name: " + "[" * 20_000 + "]" * 20_000, "nested too deeply"),
-    ],
-    ids=["aliases", "depth"],
-)
-def test_a_hostile_file_is_refused_at_once(text: str, message: str, write_space: WriteSpace) -> None:
-    """A file of a few lines fills the memory, or ends in an internal error."""
-    with pytest.raises(SettingsError, match=message):
-        read_space(write_space(text))
