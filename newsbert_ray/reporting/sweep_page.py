@@ -36,7 +36,7 @@ _STATES: Mapping[State, str] = {
     "finished": "finished",
     "stopped": "stopped early",
     "failed": "failed",
-    "under way": "running",
+    "under way": "unfinished",
 }
 
 
@@ -323,7 +323,7 @@ def _other_columns(sweep: Sweep) -> list[Column]:
 
 def _cost(sweep: Sweep, figure: Sequence[Block]) -> Section:
     costs = costs_of(sweep)
-    left = f"; {costs.unknown} trials (failed or running) recorded none" if costs.unknown else ""
+    left = f"; {costs.unknown} trials (failed or unfinished) recorded none" if costs.unknown else ""
     facts = {
         "training loops": f"{format_duration(costs.seconds)} over all trials{left}",
         "prerequisites": "",

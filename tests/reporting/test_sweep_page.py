@@ -178,7 +178,7 @@ def test_cost_shows_savings_and_unknown_times(make_sweep: MakeSweep) -> None:
     """Without the saving nobody can judge whether early stopping pays."""
     text = _markdown(make_sweep(points=5, stopped=0.5, failed=1, prices={"cpu_hour": 3.6}))
     assert "- wall time: 20.6 min, all sessions together" in text
-    assert "- training loops: 2.3 min over all trials; 1 trials (failed or running) recorded none" in text
+    assert "- training loops: 2.3 min over all trials; 1 trials (failed or unfinished) recorded none" in text
     assert "- processors: 0.0389 CPU-hours, 0 GPU-hours" in text
     assert "- money: 0.14 (3.6 per CPU-hour; training loops only)" in text
     assert "34 epochs, about 2.1 min at 3.68 s per epoch: 47% of the time without early stopping" in text
@@ -188,7 +188,7 @@ def test_sweep_without_finished_points_has_a_page(make_sweep: MakeSweep) -> None
     """A report of a sweep that has just begun is requested most."""
     text = _markdown(make_sweep(points=2, under_way=2, state="running"))
     assert "No point has finished yet, so there is no best one." in text
-    assert "- points: 0 finished, 2 running; 2 requested" in text
+    assert "- points: 0 finished, 2 unfinished; 2 requested" in text
     assert "- versions: python 3.11.7, torch 2.13.0" in text
 
 
