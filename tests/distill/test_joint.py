@@ -1,4 +1,4 @@
-"""The joint step as a whole: whose gradient comes from which loss."""
+"""The joint losses together: which model receives which gradient."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_one_backward_equals_two(make_settings: MakeSettings) -> None:
 
 
 def test_masked_positions_change_nothing(make_settings: MakeSettings) -> None:
-    """More padding, or other ids in it, must leave every loss and every gradient where it was."""
+    """More padding, or other ids in it, must not change any loss or gradient."""
     pair, batch = pair_and_batch(make_settings())
     every = set(LossWeights.model_fields)
     (bucket,) = batch.buckets
@@ -74,7 +74,7 @@ def test_masked_positions_change_nothing(make_settings: MakeSettings) -> None:
 
 
 def test_a_loss_without_weight_is_left_out(make_settings: MakeSettings) -> None:
-    """An ablation must not pay for, nor log, what it leaves out."""
+    """An ablation must neither compute nor log the loss that it removes."""
     pair, batch = pair_and_batch(make_settings())
     settings = DistillSettings(weights=LossWeights(hidden=0.0, soft_labels=0.0))
     found = forward(pair, batch, settings)

@@ -1,4 +1,4 @@
-"""Eqs. 1-6: worked by hand, and against what each must equal."""
+"""Every loss: computed by hand, and against its formula written again, one text at a time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def whole(rows: int, tokens: int) -> Bucket:
 
 
 def test_cross_entropy_by_hand() -> None:
-    """A loss summed over a part must be divided by the whole update's titles, not by the part's."""
+    """The sum over a part is divided by the titles of the whole update, not of the part."""
     logits = torch.tensor([[0.0, math.log(3.0)], [0.0, 0.0]])
     found = losses.cross_entropy(logits, torch.tensor([1, 0]), rows=4)
     assert found.item() == pytest.approx((math.log(4 / 3) + math.log(2.0)) / 4)
@@ -42,7 +42,7 @@ def test_soft_labels_by_hand() -> None:
 
 
 def test_soft_labels_are_kl_and_entropy() -> None:
-    """The same number as KL(teacher || student) plus the teacher's entropy, found another way."""
+    """The loss equals KL(teacher || student) plus the teacher's entropy."""
     torch.manual_seed(0)
     teacher, student = torch.randn(5, 7, dtype=torch.float64), torch.randn(5, 7, dtype=torch.float64)
     p, log_q = torch.softmax(teacher / 3, -1), torch.log_softmax(student / 3, -1)
@@ -53,7 +53,7 @@ def test_soft_labels_are_kl_and_entropy() -> None:
 
 
 def test_token_mse_by_hand_counts_real_tokens_only() -> None:
-    """Padding must neither add error nor water it down (the paper leaves padding open)."""
+    """Padding must neither add error nor dilute it (the paper does not define it)."""
     student = torch.tensor([[[1.0, 2.0], [5.0, 5.0], [9.0, 9.0]]])
     teacher = torch.tensor([[[0.0, 0.0], [5.0, 6.0], [0.0, 0.0]]])
     bucket = Bucket(torch.zeros(1, 3, dtype=torch.int64), torch.tensor([[1, 1, 0]]))
@@ -62,7 +62,7 @@ def test_token_mse_by_hand_counts_real_tokens_only() -> None:
 
 
 def test_a_text_counts_as_often_as_it_is_used() -> None:
-    """Encoding a news once for three mentions must leave the loss that of three encodings."""
+    """Encoding a news once for three mentions must give the loss of three encodings."""
     torch.manual_seed(0)
     student, teacher = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
     mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
@@ -98,7 +98,7 @@ def test_news_embedding_loss_is_mse() -> None:
 
 @pytest.mark.parametrize("name", ["token_mse", "news_embedding", "soft_labels"])
 def test_teacher_is_a_constant(name: str) -> None:
-    """A distillation loss that reached the teacher would pull it towards its student."""
+    """A distillation loss with a gradient for the teacher would pull it towards the student."""
     student = torch.randn(2, 3, 4, requires_grad=True)
     teacher = torch.randn(2, 3, 4, requires_grad=True)
     if name == "token_mse":
@@ -113,7 +113,7 @@ def test_teacher_is_a_constant(name: str) -> None:
 
 
 def test_total_weights_each_loss() -> None:
-    """Every loss has a factor of its own, 1 in the paper."""
+    """Each loss has its own weight, 1 in the paper."""
     parts = {name: torch.tensor(float(2**i)) for i, name in enumerate(LossWeights.model_fields)}
     assert losses.weighted_total(parts, LossWeights()).item() == 127.0
     weights = LossWeights(teacher_task=0.5, hidden=3.0)
@@ -127,13 +127,13 @@ HEADS, WIDTH = 2, 6
 
 @pytest.fixture
 def bucket() -> Bucket:
-    """Three texts of different lengths, named 2, 1 and 4 times."""
+    """Three texts of different lengths, mentioned 2, 1 and 4 times."""
     mask = (torch.arange(5)[None] < torch.tensor(LENGTHS)[:, None]).long()
     return Bucket(torch.zeros_like(mask), mask, torch.tensor(USES, dtype=torch.float32))
 
 
 def states(seed: int, layers: int) -> list[Tensor]:
-    """Hidden states of three texts, embeddings first, nonsense in the padding."""
+    """Hidden states of three texts, embeddings first, random values in the padding."""
     generator = torch.Generator().manual_seed(seed)
     return [torch.randn(3, 5, WIDTH, generator=generator) for _ in range(layers + 1)]
 
@@ -148,12 +148,12 @@ def projections(seed: int, layers: int, size: int = 3) -> list[Projections]:
 
 
 def mean_over_mentions(each: list[float]) -> float:
-    """Of one number a text."""
+    """Mean over mentions of one number per text."""
     return sum(u * value for u, value in zip(USES, each, strict=True)) / sum(USES)
 
 
 def test_divergence_by_hand() -> None:
-    """KL is the cross-entropy less the teacher's entropy: 0 where both predict alike."""
+    """KL is the cross-entropy minus the teacher's entropy: 0 for equal predictions."""
     teacher, student = torch.tensor([[math.log(3.0), 0.0]]), torch.tensor([[0.0, 0.0]])
     by_hand = 0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5)
     found = losses.soft_label_loss(student, teacher, temperature=1.0, rows=1, kl=True)
@@ -163,7 +163,7 @@ def test_divergence_by_hand() -> None:
 
 
 def test_divergence_has_the_cross_entropys_gradient() -> None:
-    """Its teacher's entropy must not reach the student."""
+    """Subtracting the teacher's entropy must not change the student's gradient."""
     torch.manual_seed(0)
     teacher = torch.randn(4, 3)
     found = []
@@ -177,13 +177,13 @@ def test_divergence_has_the_cross_entropys_gradient() -> None:
 
 
 def test_logits_by_hand() -> None:
-    """A mean over examples of the whole update, and over topics."""
+    """The mean is over examples of the whole update and over topics."""
     student, teacher = torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 4.0]])
     assert losses.logit_mse(student, teacher, rows=2).item() == pytest.approx((1 + 4) / (2 * 2))
 
 
 def test_first_token_by_hand() -> None:
-    """Only directions count, and the last layer does not."""
+    """States are normalised, and the last layer is not compared."""
     own = [torch.zeros(1, 2, 2), torch.tensor([[[3.0, 4.0], [9.0, 9.0]]]), torch.full((1, 2, 2), 7.0)]
     other = [torch.zeros(1, 2, 2), torch.tensor([[[0.0, 2.0], [1.0, 1.0]]]), torch.full((1, 2, 2), 5.0)]
     whole = Bucket(torch.zeros(1, 2, dtype=torch.int64), torch.ones(1, 2, dtype=torch.int64))
@@ -207,7 +207,7 @@ def test_first_token_against_its_formula(bucket: Bucket) -> None:
 
 
 def test_cosine_by_hand() -> None:
-    """Orthogonal states are 1 apart, and padding is none of them."""
+    """Orthogonal states have distance 1, and padding does not count."""
     own = [torch.zeros(1, 2, 2), torch.tensor([[[1.0, 0.0], [1.0, 0.0]]])]
     other = [torch.zeros(1, 2, 2), torch.tensor([[[0.0, 5.0], [7.0, 0.0]]])]
     masked = Bucket(torch.zeros(1, 2, dtype=torch.int64), torch.tensor([[1, 0]]))
@@ -228,7 +228,7 @@ def test_cosine_against_its_formula(bucket: Bucket) -> None:
 
 
 def test_attention_scores_by_hand() -> None:
-    """Scores are divided by the root of a head's width, before any softmax."""
+    """Scores are divided by the square root of the head width, before the softmax."""
     one = torch.tensor([[[[1.0, 1.0, 1.0, 1.0]]]])  # one text, head and token, 4 wide
     own, other = Projections(one, 2 * one, one), Projections(one, 5 * one, one)
     whole = Bucket(torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1, dtype=torch.int64))
@@ -256,7 +256,7 @@ def test_attention_scores_against_their_formula(bucket: Bucket) -> None:
 
 
 def test_relations_by_hand() -> None:
-    """Two keys that the teacher tells apart and the student does not."""
+    """Two keys that the teacher distinguishes and the student does not."""
     query = torch.tensor([[[[1.0], [1.0]]]])
     own = losses.relation(query, torch.zeros(1, 1, 2, 1))
     other = losses.relation(query, torch.tensor([[[[math.log(3.0)], [0.0]]]]))

@@ -1,4 +1,4 @@
-"""Eqs. 7-8."""
+"""Momentum on gradients (Eqs. 7-8)."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_beta_zero_touches_nothing() -> None:
 
 
 def test_linear_in_beta() -> None:
-    """Half of beta moves half the way: the mixture must not depend on the order of its terms."""
+    """Half of beta moves the gradient half as far."""
     whole, half = layers(1, 0), layers(1, 0)
     start = [p.grad.clone() for p in whole.parameters() if p.grad is not None]
     apply_momentum(whole, layers(3, 1), beta=0.4)
@@ -59,7 +59,7 @@ def test_linear_in_beta() -> None:
 
 
 def test_teacher_keeps_its_gradients() -> None:
-    """Momentum goes one way: the teacher's own update must not change."""
+    """Momentum must not change the teacher's update."""
     teacher = layers(2, 1)
     before = [p.grad.clone() for p in teacher.parameters() if p.grad is not None]
     apply_momentum(layers(1, 0), teacher, beta=0.3)
@@ -73,7 +73,7 @@ def test_other_shape_is_an_error() -> None:
 
 
 def test_missing_gradient_is_an_error() -> None:
-    """Mixing before backward would quietly do nothing."""
+    """Mixing before backward would silently do nothing."""
     teacher = layers(2, 1)
     next(iter(teacher.parameters())).grad = None
     with pytest.raises(ValueError, match="no gradient for weight"):
@@ -81,7 +81,7 @@ def test_missing_gradient_is_an_error() -> None:
 
 
 def test_statistics_by_hand() -> None:
-    """Ratio 5 / 10 and cosine 0.6: what says how far momentum can turn an update."""
+    """Ratio 5 / 10 and cosine 0.6."""
     student, teacher = (
         nn.ModuleList([nn.Linear(2, 1, bias=False)]),
         nn.ModuleList([nn.Linear(2, 1, bias=False), nn.Linear(2, 1, bias=False)]),

@@ -1,4 +1,4 @@
-"""The map of titles: the plane of the topics' means, and which titles stand on it."""
+"""The map of titles: its plane and its titles."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ MakeRecord = Callable[..., RunRecord]
 
 
 def test_the_plane_is_that_of_the_topics_means() -> None:
-    """Noise of a hundred dimensions is larger than what parts the topics, and must not make the axes."""
+    """Noise in a hundred dimensions is larger than the distance between topics and must not define the
+    axes."""
     generator = np.random.default_rng(0)
     topics = np.repeat([0, 1, 2], 40)
     means = np.zeros((3, 100))
@@ -41,7 +42,7 @@ def test_the_plane_is_that_of_the_topics_means() -> None:
 
 
 def test_one_topic_or_one_dimension_is_still_a_map() -> None:
-    """Zeros where there is nothing to part."""
+    """Without differences between topics all points are at 0."""
     places, _ = between_topics(np.ones((4, 3)), np.zeros(4, dtype=np.int64))
     assert np.allclose(places, 0.0)
     places, share = between_topics(np.array([[0.0], [1.0], [2.0]]), np.array([0, 1, 1]))
@@ -49,7 +50,7 @@ def test_one_topic_or_one_dimension_is_still_a_map() -> None:
 
 
 def test_a_run_leaves_its_map(make_settings: MakeSettings) -> None:
-    """Of test titles, all lengths of them; recommendation has no topics."""
+    """Test titles of all lengths are on the map, and the report draws it."""
     settings = make_settings(epochs=1)
     train(settings, quiet=True)
     found = json.loads((Path(settings.out) / MAP).read_text())
@@ -69,7 +70,7 @@ def test_a_run_leaves_its_map(make_settings: MakeSettings) -> None:
 
 
 def test_eight_topics_have_colours(tmp_path: Path) -> None:
-    """The largest; more cannot be told apart."""
+    """Only the largest topics have a colour; more cannot be told apart."""
     topic = [number for number in range(10) for _ in range(20 - number)]
     told = {"split": "test", "labels": [f"t{n}" for n in range(10)], "topic": topic, "share": 0.5}
     (tmp_path / MAP).write_text(json.dumps({**told, "x": [0.0] * len(topic), "y": [1.0] * len(topic)}))
@@ -81,8 +82,8 @@ def test_eight_topics_have_colours(tmp_path: Path) -> None:
     assert "155 titles of test" in figure.caption
 
 
-def test_no_map_is_said(tmp_path: Path, make_record: MakeRecord) -> None:
-    """Runs of before there was one report as they did."""
+def test_runs_without_a_map(tmp_path: Path, make_record: MakeRecord) -> None:
+    """Runs of earlier versions have no map; their report works without it."""
     with pytest.raises(NothingToDraw, match="has none"):
         map_figure(tmp_path)
     write_record(tmp_path / "old", make_record())

@@ -1,4 +1,4 @@
-"""Topic by topic: counts by hand, the same macro-F1 as everywhere, and what the command line shows."""
+"""Finished runs evaluated again: topics, users, rankings and prediction files."""
 
 from __future__ import annotations
 
@@ -25,9 +25,8 @@ if TYPE_CHECKING:
     from tests.conftest import MakeSettings
 
 
-def test_by_hand() -> None:
-    """Most titles first; a topic that nobody predicts has no precision, one without titles no recall, one
-    with neither no row."""
+def test_topic_rows_by_hand() -> None:
+    """Most titles first; never predicted: no precision; no titles: no recall; neither: no row."""
     confusion = np.array(
         [[3, 1, 0, 0, 2], [0, 8, 0, 0, 0], [0, 1, 0, 0, 0], [0, 0, 0, 0, 0], [0, 0, 0, 0, 0]]
     )
@@ -43,7 +42,7 @@ def test_by_hand() -> None:
 
 
 def test_a_run_by_topic(make_settings: MakeSettings, capsys: pytest.CaptureFixture[str]) -> None:
-    """What `evaluate` sums up, and what it prints."""
+    """The rows add up to `evaluate`'s numbers, and the command line prints them."""
     settings = make_settings(epochs=1)
     train(settings, quiet=True)
     for model in ("student", "teacher"):
@@ -66,7 +65,7 @@ def test_a_run_by_topic(make_settings: MakeSettings, capsys: pytest.CaptureFixtu
 
 
 def test_clicks_have_no_topics(make_settings: MakeSettings) -> None:
-    """Another task is named."""
+    """A run of another task gets a message that names its task."""
     settings = make_settings(task="recommendation", epochs=1, **{"recommendation.history": 5})
     train(settings, quiet=True)
     with pytest.raises(SettingsError, match="needs a run of task topics"):
@@ -92,7 +91,7 @@ def unlabelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_recommendation_run_from_end_to_end(
     make_settings: MakeSettings, unlabelled: Path, tmp_path: Path
 ) -> None:
-    """Train on clicks, find the record's numbers again, and write what MIND's scorer would score alike."""
+    """Train on clicks, compute the record's numbers again, and write a prediction file with MIND's score."""
     settings = make_settings(task="recommendation", **{"checkpoint.keep": 1})
     record = train(settings, quiet=True)
     assert record.settings["distill"]["beta"] == 0.15
@@ -113,7 +112,7 @@ def test_a_recommendation_run_from_end_to_end(
 
 
 def test_a_test_split_without_labels(make_settings: MakeSettings, unlabelled: Path, tmp_path: Path) -> None:
-    """MIND's own test set carries none: a run must end well, and its ranking be written all the same."""
+    """MIND's own test set has no labels: the run must finish and its ranking can be written."""
     settings = make_settings(task="recommendation", data=str(unlabelled), epochs=1)
     record = train(settings, quiet=True)
     assert record.metrics["test"] == {}
@@ -125,7 +124,7 @@ def test_a_test_split_without_labels(make_settings: MakeSettings, unlabelled: Pa
 
 
 def test_a_user_is_shown(make_settings: MakeSettings) -> None:
-    """People want to see it: what was read, and the candidates best first, by their own titles."""
+    """The user's history and candidates are shown with their titles, best first."""
     settings = make_settings(task="recommendation", epochs=1)
     train(settings, quiet=True)
     manifest = read_manifest(settings.data)
@@ -149,13 +148,13 @@ def test_a_user_is_shown(make_settings: MakeSettings) -> None:
 
 
 def corpus_lines(shards: str) -> list[str]:
-    """All lines of the news files behind the shared test shards."""
+    """All lines of the news files of the shared test shards."""
     files = sorted((Path(shards).parent / "mind").glob("*/news.tsv"))
     return [line for file in files for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 def test_training_data_without_labels(make_settings: MakeSettings, tmp_path: Path) -> None:
-    """Unlabelled behaviours given to training must end in one message, before a model is loaded."""
+    """Unlabelled training data must give one message before a model is loaded."""
     sources = synthesize(tmp_path / "mind", news=320, users=10, topics=4, unlabelled=("train",))
     values = {
         "source": [str(source) for source in sources], "teacher": "scratch",
@@ -170,7 +169,7 @@ def test_training_data_without_labels(make_settings: MakeSettings, tmp_path: Pat
 
 
 def test_a_submission_needs_a_recommendation_run(make_settings: MakeSettings, tmp_path: Path) -> None:
-    """A topic model has no ranking to hand in."""
+    """A topic model ranks nothing."""
     settings = make_settings(epochs=1)
     train(settings, quiet=True)
     with pytest.raises(SettingsError, match="a submission needs a run of task recommendation"):

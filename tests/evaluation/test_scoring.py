@@ -1,4 +1,4 @@
-"""Scoring both models of a pair, and the pace it measures on the way."""
+"""Scoring: equal numbers for any number of workers, and the measured speed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.conftest import MakeSettings
 
 
 def test_speed_is_titles_over_each_models_own_seconds() -> None:
-    """A speed that mixed the models up, or their ratio upside down, would turn the Pareto front around."""
+    """Swapped models or an inverted ratio would turn the Pareto front around."""
     speed = Pace(titles=600, seconds={"teacher": 3.0, "student": 1.5}).speed
     assert speed == {
         "student_titles_per_second": 400.0,
@@ -34,7 +34,7 @@ def test_speed_is_titles_over_each_models_own_seconds() -> None:
 
 
 def test_timing_leaves_the_scores_alone(make_settings: MakeSettings) -> None:
-    """A record's metrics are compared bit for bit between runs; a clock may not enter them."""
+    """Metrics must be equal bit for bit with and without timing."""
     settings = make_settings()
     manifest = read_manifest(settings.data)
     pair = assemble_pair(settings, manifest)
@@ -49,7 +49,7 @@ def test_timing_leaves_the_scores_alone(make_settings: MakeSettings) -> None:
 
 
 def test_a_record_says_how_fast_its_student_is(make_settings: MakeSettings) -> None:
-    """A sweep over quality and speed is judged by these numbers; a deeper teacher is the slower one."""
+    """Sweeps over quality and speed use these numbers; a deeper teacher is slower."""
     sizes = {"layers": 8, "hidden": 64, "heads": 2, "feed_forward": 256}
     settings = make_settings(scratch=sizes, epochs=1, **{"student.layers": 1})
     speed = train(settings, quiet=True).metrics["speed"]
@@ -62,7 +62,7 @@ CPU = World()
 
 
 class Together(World):
-    """A worker that is a thread: its sums are over all threads of its group."""
+    """A worker that is a thread; its sums are over all threads of its group."""
 
     def __init__(self, rank: int, size: int, group: Group) -> None:
         super().__init__(rank, size)
@@ -73,7 +73,7 @@ class Together(World):
 
 
 class Group:
-    """What the threads of a group have said."""
+    """Values that the threads of a group have contributed."""
 
     def __init__(self, size: int) -> None:
         self.barrier = threading.Barrier(size)
@@ -97,7 +97,7 @@ def pair_of(make_settings: MakeSettings) -> tuple[Pair, Path]:
 def test_any_number_of_workers_gives_the_same_numbers(
     make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
-    """Metrics that moved with the number of workers could not be compared between two clusters."""
+    """Metrics that depend on the number of workers could not be compared between clusters."""
     monkeypatch.setattr(ranking, "BLOCK", 3)
     pair, folder = pair_of(make_settings)
     manifest = read_manifest(folder)
@@ -121,7 +121,7 @@ def test_any_number_of_workers_gives_the_same_numbers(
 
 
 def test_scores_are_those_of_each_mention_encoded_alone(make_settings: MakeSettings) -> None:
-    """A news looked up under another's number would be a metric of something else (AUC .5 unnoticed)."""
+    """Scores with a wrong news embedding would be near AUC 0.5 without an error."""
     pair, folder = pair_of(make_settings)
     manifest = read_manifest(folder)
     table = read_texts(folder, manifest)
@@ -145,7 +145,7 @@ def test_scores_are_those_of_each_mention_encoded_alone(make_settings: MakeSetti
 
 
 def test_each_news_is_encoded_once(make_settings: MakeSettings) -> None:
-    """Evaluation's speed is that of the number of different news, not of mentions."""
+    """Evaluation time must depend on the number of different news, not of mentions."""
     pair, folder = pair_of(make_settings)
     manifest = read_manifest(folder)
     pace = Pace()
@@ -158,7 +158,7 @@ def test_each_news_is_encoded_once(make_settings: MakeSettings) -> None:
 
 
 def test_popularity_counts_training_clicks(make_settings: MakeSettings) -> None:
-    """A baseline that saw the test's clicks would beat every model."""
+    """A baseline that used the test's clicks would beat every model."""
     _, folder = pair_of(make_settings)
     manifest = read_manifest(folder)
     counts = ranking.count_clicks(folder, manifest)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def test_student_starts_as_the_teachers_first_layers(make_settings: MakeSettings) -> None:
-    """A student from nothing, or one that shares the teacher's tensors, is another method."""
+    """The student starts as a copy of the teacher's first layers and shares no tensor with it."""
     settings = make_settings()
     pair = assemble_pair(settings, read_manifest(settings.data)).eval()
     assert len(pair.teacher.layers) == 4

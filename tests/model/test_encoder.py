@@ -13,7 +13,7 @@ from newsbert_ray.model.encoder import Encoder
 
 @pytest.mark.parametrize("kind", ["bert", "distilbert", "roberta", "electra"])
 def test_projections_are_those_of_the_attention(tmp_path: Path, kind: str) -> None:
-    """Losses over attention would compare something else than what the encoder attends to."""
+    """Losses on attention must compare what the encoder really attends with."""
     from transformers import AutoConfig, AutoModel
 
     sizes = {"dim": 8, "hidden_dim": 16, "n_heads": 2, "n_layers": 2} if kind == "distilbert" else {

@@ -22,8 +22,8 @@ def test_a_teacher_is_cut_to_its_first_layers() -> None:
 
 
 @pytest.mark.parametrize("content", [None, "{", '{"model_type": "no such type"}'])
-def test_a_teacher_that_is_none(tmp_path: Path, content: str | None) -> None:
-    """A wrong folder must end in one message that says what to give, not in a library's stack of frames."""
+def test_missing_teacher(tmp_path: Path, content: str | None) -> None:
+    """A wrong folder must end in one message with the remedy, not in a library's traceback."""
     if content is not None:
         (tmp_path / "config.json").write_text(content)
     with pytest.raises(EncoderError, match="no encoder found"):
@@ -31,7 +31,7 @@ def test_a_teacher_that_is_none(tmp_path: Path, content: str | None) -> None:
 
 
 def test_pickled_weights_are_refused(tmp_path: Path) -> None:
-    """A pytorch_model.bin is a pickle: loading one can run anybody's code."""
+    """A pytorch_model.bin is a pickle: loading it can run arbitrary code."""
     from transformers import BertConfig, BertModel
 
     config = BertConfig(
@@ -44,8 +44,7 @@ def test_pickled_weights_are_refused(tmp_path: Path) -> None:
 
 
 def test_weights_of_other_names_are_refused(tmp_path: Path) -> None:
-    """transformers fills what it does not find with random numbers: a teacher that knows nothing would
-    teach."""
+    """transformers fills missing weights with random numbers: such a teacher knows nothing."""
     from safetensors.torch import load_file, save_file
     from transformers import BertConfig, BertModel
 
@@ -67,7 +66,7 @@ def test_weights_of_other_names_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["bert", "distilbert", "roberta", "electra", "mpnet"])
 def test_other_encoders_by_folder(tmp_path: Path, kind: str) -> None:
-    """Any encoder with a list of layers serves: its student's parameters pair with the teacher's by place."""
+    """Any encoder with a list of layers works, and student and teacher parameters correspond."""
     from transformers import AutoConfig, AutoModel
 
     sizes = {"dim": 8, "hidden_dim": 16, "n_heads": 2, "n_layers": 4} if kind == "distilbert" else {
@@ -88,7 +87,7 @@ def test_other_encoders_by_folder(tmp_path: Path, kind: str) -> None:
 
 
 def test_a_small_vocabulary_is_refused(tmp_path: Path) -> None:
-    """Ids beyond the table would crash in mid-training, or on a GPU poison the device."""
+    """Ids beyond the embedding table would crash in the middle of training."""
     from transformers import BertConfig, BertModel
 
     config = BertConfig(

@@ -1,4 +1,4 @@
-"""Heads: click scores and pair scores worked by hand."""
+"""Heads: click scores and pair scores computed by hand."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from newsbert_ray.model.heads import NO_CHOICE, ClickHead, PairHead, Prediction,
 
 
 def choices(history: list[list[int]], mask: list[list[int]], candidates: list[list[int]]) -> ClickChoices:
-    """Clicks over the batch's texts; candidate -1 is not there."""
+    """Clicks over the batch's texts; candidate -1 is padding."""
     offered = torch.tensor(candidates)
     return ClickChoices(
         torch.tensor(history), torch.tensor(mask), offered.clamp_min(0), offered >= 0,
@@ -22,7 +22,7 @@ def choices(history: list[list[int]], mask: list[list[int]], candidates: list[li
 
 
 def test_click_scores_by_hand() -> None:
-    """A score is the inner product of the candidate with the pooled history, of the user's own news only."""
+    """A score is the inner product of a candidate with the user's own pooled history."""
     head = ClickHead(2, query_size=3)
     torch.nn.init.zeros_(head.user.query.weight)  # even weights: pooling is the mean
     news = torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 2.0], [9.0, 9.0]])
@@ -33,7 +33,7 @@ def test_click_scores_by_hand() -> None:
 
 
 def test_a_newcomer_has_a_learned_embedding() -> None:
-    """A user without a history must get a number, and the number must learn."""
+    """A user without a history needs an embedding, and it must be trained."""
     head = ClickHead(2, query_size=3)
     with torch.no_grad():
         head.newcomer.copy_(torch.tensor([3.0, -1.0]))
@@ -46,9 +46,8 @@ def test_a_newcomer_has_a_learned_embedding() -> None:
     assert all(p.grad is None or torch.isfinite(p.grad).all() for p in head.parameters())
 
 
-def test_a_missing_candidate_has_no_share() -> None:
-    """A stand-in with a share would teach that the click was against nothing; with -inf the soft label is
-    NaN."""
+def test_a_padded_candidate_has_no_probability() -> None:
+    """Padding with a probability would be trained as a negative; with -inf the soft label is NaN."""
     logits = torch.tensor([[1.0, 0.0, NO_CHOICE]])
     two = torch.softmax(logits[:, :2], -1)
     assert torch.equal(torch.softmax(logits, -1)[:, :2], two)
@@ -57,7 +56,7 @@ def test_a_missing_candidate_has_no_share() -> None:
 
 
 def test_pair_scores_are_logistic() -> None:
-    """The cross-entropy over (no click, click) must be the binary one of the score."""
+    """The cross-entropy over (no click, click) must equal the binary one of the score."""
     head = PairHead()
     with torch.no_grad():
         head.threshold.fill_(0.5)
@@ -70,7 +69,7 @@ def test_pair_scores_are_logistic() -> None:
 
 
 def test_each_task_has_its_head() -> None:
-    """A head of another task would answer another question with the same numbers of weights."""
+    """Each task needs its own head."""
     heads = [build_head(task, 4, query_size=2, topics=3) for task in TASKS]
     names = [type(head).__name__ for head in heads]
     assert names == ["TopicHead", "ClickHead", "PairHead"]

@@ -1,4 +1,4 @@
-"""Teacher, student and the top they share."""
+"""Teacher, student and their tops."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_block_map() -> None:
 
 
 def test_a_depth_that_does_not_divide_names_those_that_do() -> None:
-    """The message must be the cure."""
+    """The message must list the depths that work."""
     with pytest.raises(
         ValueError, match="8 teacher layers do not divide into 3 student layers; choose 1, 2, 4 or 8"
     ):
@@ -31,7 +31,7 @@ def test_a_depth_that_does_not_divide_names_those_that_do() -> None:
 
 
 def test_both_models_train_with_dropout(make_settings: MakeSettings) -> None:
-    """`from_pretrained` hands out a model in evaluation mode: dropout would be off unnoticed."""
+    """`from_pretrained` returns a model in evaluation mode: dropout would silently be off."""
     settings = make_settings()
     pair = assemble_pair(settings, read_manifest(settings.data))
     batch = topic_batch(torch.tensor([[2, 9, 8, 7, 3]]))
@@ -42,10 +42,10 @@ def test_both_models_train_with_dropout(make_settings: MakeSettings) -> None:
     assert rates == {0.2}
 
 
-def test_a_teacher_without_dropout_gives_the_states_of_evaluation_and_learns(
+def test_a_teacher_without_dropout_still_learns(
     make_settings: MakeSettings,
 ) -> None:
-    """The student would be given noise as its target, or the teacher would stop learning with it."""
+    """Without teacher dropout the targets are those of evaluation mode, and the teacher is trained."""
     settings = make_settings(**{"distill.teacher_dropout": False})
     pair = assemble_pair(settings, read_manifest(settings.data))
     batch = topic_batch(torch.tensor([[2, 9, 8, 7, 3]]))

@@ -1,4 +1,4 @@
-"""Attentive pooling by hand, and what it may not see."""
+"""Attentive pooling: by hand, and independent of padding."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def test_by_hand() -> None:
     torch.testing.assert_close(pooling(hidden, torch.ones(1, 2)), torch.tensor([[0.75]]))
 
 
-def test_masked_tokens_have_no_share() -> None:
-    """Padding that leaked into the pooled vector would make a title's embedding depend on its neighbours."""
+def test_masked_tokens_have_no_weight() -> None:
+    """If padding leaked in, a title's embedding would depend on its neighbours in the batch."""
     torch.manual_seed(0)
     pooling = AttentivePooling(4, 3)
     hidden = torch.randn(2, 5, 4)

@@ -1,4 +1,4 @@
-"""Students on disk: equal after loading, and damage is noticed."""
+"""Exported students: the same outputs after loading, and damage is detected."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def test_exported_student_computes_the_same(make_settings: MakeSettings, tmp_path: Path) -> None:
-    """What a service loads must give the logits that the run measured."""
+    """A loaded student must give the logits that the run measured."""
     settings = make_settings()
     manifest = read_manifest(settings.data)
     pair = assemble_pair(settings, manifest).eval()
@@ -33,8 +33,8 @@ def test_exported_student_computes_the_same(make_settings: MakeSettings, tmp_pat
 
 
 @pytest.mark.parametrize("name", ["top.safetensors", "model.safetensors", "top.json"])
-def test_a_cut_student_is_an_error_of_ours(make_settings: MakeSettings, tmp_path: Path, name: str) -> None:
-    """A student cut short by a copy must be named, not end in a library's frames."""
+def test_a_truncated_student_is_refused(make_settings: MakeSettings, tmp_path: Path, name: str) -> None:
+    """A truncated file must give one clear message, not a library's traceback."""
     settings = make_settings()
     manifest = read_manifest(settings.data)
     write_student(tmp_path / "student", assemble_pair(settings, manifest), manifest, tokenizer=tmp_path)
@@ -45,7 +45,7 @@ def test_a_cut_student_is_an_error_of_ours(make_settings: MakeSettings, tmp_path
 
 
 def test_exported_student_opens_in_transformers_alone(make_settings: MakeSettings, tmp_path: Path) -> None:
-    """The folder must serve people who do not have this package."""
+    """The folder must work for people without this package."""
     from transformers import AutoModel, AutoTokenizer
 
     settings = make_settings()

@@ -1,4 +1,4 @@
-"""UniLMv2's checkpoints: against a forward pass written from their form alone, with random weights."""
+"""UniLMv2 checkpoints against a forward pass written from their format, with random weights."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ MASK = (IDS > 0).long()
 
 
 def checkpoint(*, joined: bool, words: int = WORDS) -> dict[str, Tensor]:
-    """Random weights in the original's names; queries, keys and values in one matrix, or separate."""
+    """Random weights under the original names; queries, keys and values in one matrix or separate."""
     torch.manual_seed(1)
 
     def draw(*shape: int) -> Tensor:
@@ -83,7 +83,7 @@ def checkpoint(*, joined: bool, words: int = WORDS) -> dict[str, Tensor]:
 
 
 def write(folder: Path, weights: dict[str, Tensor], **config: object) -> Path:
-    """A folder as one has it after converting the checkpoint."""
+    """A folder as it is after converting the checkpoint."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps({**CONFIG, **config}))
     save_file(weights, folder / "model.safetensors")
@@ -91,13 +91,13 @@ def write(folder: Path, weights: dict[str, Tensor], **config: object) -> Path:
 
 
 def load(folder: Path, layers: int | None = None) -> Encoder:
-    """In evaluation mode."""
+    """The encoder in evaluation mode."""
     settings = ModelSettings(teacher_layers=layers)
     return load_encoder(str(folder), model=settings, scratch=ScratchSettings(), vocabulary=WORDS).eval()
 
 
 def reference(w: dict[str, Tensor], title: Tensor) -> list[Tensor]:
-    """Hidden states (L, D) of one title without padding, loop by loop."""
+    """Hidden states (L, D) of one title without padding, computed with loops."""
 
     def bucket(distance: int) -> int:
         if abs(distance) < 8:
@@ -149,7 +149,7 @@ def reference(w: dict[str, Tensor], title: Tensor) -> list[Tensor]:
 @pytest.mark.parametrize("joined", [True, False])
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_states_are_the_references(tmp_path: Path, joined: bool, attention: str) -> None:
-    """A bias of the wrong sign, bucket, head or scale would leave a model that knows nothing, silently."""
+    """A bias of the wrong sign, bucket, head or scale would silently give a useless model."""
     weights = checkpoint(joined=joined)
     encoder = load(write(tmp_path, weights))
     encoder.backbone.set_attn_implementation(attention)
@@ -162,7 +162,7 @@ def test_states_are_the_references(tmp_path: Path, joined: bool, attention: str)
 
 
 def test_buckets_are_t5s() -> None:
-    """Exact below 8, logarithmic to 128, keys ahead 16 later."""
+    """One bucket per distance below 8, logarithmic to 128, keys after the query 16 later."""
     found = relative_buckets(300, buckets=32, reach=128)
     assert found[0, :9].tolist() == [0, 17, 18, 19, 20, 21, 22, 23, 24]
     assert found[:9, 0].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8]
@@ -170,7 +170,7 @@ def test_buckets_are_t5s() -> None:
 
 
 def test_a_teacher_is_cut_and_its_student_has_a_bias_of_its_own(tmp_path: Path) -> None:
-    """The paper's teacher is the first 8 of 12 layers; the student's bias learns by itself."""
+    """The teacher is cut to its first layers, and the student's bias is trained separately."""
     weights = checkpoint(joined=True)
     teacher = load(write(tmp_path, weights), layers=3)
     assert (len(teacher.layers), encoder_depth(str(tmp_path), ModelSettings(), ScratchSettings())) == (
@@ -186,7 +186,7 @@ def test_a_teacher_is_cut_and_its_student_has_a_bias_of_its_own(tmp_path: Path) 
 
 
 def test_an_exported_student_is_read_again(tmp_path: Path) -> None:
-    """BERT's own folder has no place for the bias."""
+    """BERT's folder format has no place for the bias."""
     student = load(write(tmp_path / "teacher", checkpoint(joined=True))).pick_layers([1, 2]).eval()
     (tmp_path / "student").mkdir()
     student.save(tmp_path / "student")
@@ -198,7 +198,7 @@ def test_an_exported_student_is_read_again(tmp_path: Path) -> None:
 
 
 def test_attention_losses_see_the_bias(tmp_path: Path) -> None:
-    """TinyBERT's scores are those that the softmax gets."""
+    """TinyBERT compares the scores that the softmax receives."""
     encoder = load(write(tmp_path, checkpoint(joined=False)))
     assert isinstance(encoder, UniLMEncoder)
     with torch.no_grad():
@@ -208,8 +208,8 @@ def test_attention_losses_see_the_bias(tmp_path: Path) -> None:
     torch.testing.assert_close(added[0], encoder.position_bias(IDS.shape[1]), rtol=1e-4, atol=1e-5)
 
 
-def test_what_is_missing_is_named(tmp_path: Path) -> None:
-    """Random numbers in the place of lost weights would teach."""
+def test_missing_weights_are_named(tmp_path: Path) -> None:
+    """Random numbers in place of missing weights would make a useless teacher."""
     weights = checkpoint(joined=True)
     del weights["bert.encoder.layer.1.output.dense.weight"]
     with pytest.raises(EncoderError, match=r"1 of UniLMv2's weights are missing .*layer\.1\.output\.dense"):
@@ -220,8 +220,8 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
         load(folder)
 
 
-def test_a_pair_learns_from_it(make_settings: MakeSettings, tmp_path: Path) -> None:
-    """From folder to a joint step, and back from a written student."""
+def test_a_pair_trains_with_it(make_settings: MakeSettings, tmp_path: Path) -> None:
+    """From folder to a joint step, and back from an exported student."""
     first = make_settings()
     manifest = read_manifest(first.data)
     words = manifest.tokenizer.vocabulary

@@ -1,4 +1,4 @@
-"""NRMS: its self-attention against the formula, its encoder and user encoder, and word vectors under them."""
+"""BiLSTM and NRMS encoders, NRMS's user encoder, and word vectors."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ MASK = torch.tensor([[1, 1, 1], [1, 1, 0]])
 
 @pytest.fixture
 def encoder() -> NrmsEncoder:
-    """Over 20 words 4 wide."""
+    """NRMS over 20 words of width 4."""
     torch.manual_seed(0)
     return NrmsEncoder(nn.Embedding(20, 4), dropout=0.0)
 
 
 def test_self_attention_is_the_papers() -> None:
-    """Eqs. 1 and 2, a word and a head at a time."""
+    """Eqs. 1 and 2 of NRMS, one word and one head at a time."""
     torch.manual_seed(1)
     attention, states = SelfAttention(6), torch.randn(2, 3, 6)
     found = attention(states, MASK)
@@ -54,8 +54,8 @@ def test_self_attention_is_the_papers() -> None:
         torch.testing.assert_close(found[row, word, place], shares @ values)
 
 
-def test_it_comes_back_as_it_was_written(encoder: NrmsEncoder, tmp_path: Path) -> None:
-    """A run's student is loaded by its folder alone."""
+def test_nrms_is_equal_after_saving(encoder: NrmsEncoder, tmp_path: Path) -> None:
+    """A run's student is loaded from its folder."""
     encoder.save(tmp_path)
     again = load_exported(tmp_path)
     assert isinstance(again, NrmsEncoder)
@@ -66,8 +66,8 @@ def test_it_comes_back_as_it_was_written(encoder: NrmsEncoder, tmp_path: Path) -
         encoder.encode(IDS, MASK, projections=True)
 
 
-def test_a_user_is_what_was_clicked_and_nothing_else() -> None:
-    """Padding of a history must not be read by its attention, and nobody's history gives a newcomer."""
+def test_padding_does_not_change_a_user() -> None:
+    """Attention must not read a history's padding; an empty history gives the newcomer."""
     torch.manual_seed(2)
     head = ClickHead(400, 8, "self_attention")
     nn.init.normal_(head.newcomer)
@@ -79,8 +79,8 @@ def test_a_user_is_what_was_clicked_and_nothing_else() -> None:
     assert not torch.allclose(users[0], ClickHead.encode_users(_plain(head), history, mask)[0])
 
 
-def test_its_user_encoder_wants_its_width(make_settings: MakeSettings) -> None:
-    """Heads of 20 do not fit another encoder."""
+def test_user_self_attention_needs_its_width(make_settings: MakeSettings) -> None:
+    """20 heads of 20 do not fit an encoder of another width."""
     settings = make_settings(task="recommendation", **{"recommendation.user": "self_attention"})
     with pytest.raises(SettingsError, match=r"set student\.kind nrms"):
         assemble_pair(settings, read_manifest(settings.data))
@@ -90,7 +90,7 @@ def test_its_user_encoder_wants_its_width(make_settings: MakeSettings) -> None:
 def test_glove_trains_over_the_shards_vectors(
     make_settings: MakeSettings, shards: Path, tmp_path: Path, task: str
 ) -> None:
-    """A Transformer for topics, NRMS for recommendation; both begin with the vectors, and are read again."""
+    """A Transformer for topics, NRMS for recommendation; both start from the word vectors."""
     data = tmp_path / "shards"
     _copy(shards, data)
     vocabulary = read_manifest(data).tokenizer.vocabulary
@@ -113,7 +113,7 @@ def test_glove_trains_over_the_shards_vectors(
 def test_vectors_of_another_width_are_refused(
     make_settings: MakeSettings, shards: Path, tmp_path: Path
 ) -> None:
-    """They would be left out without a word."""
+    """They would otherwise be ignored silently."""
     data = tmp_path / "shards"
     _copy(shards, data)
     np.save(data / VECTORS, np.zeros((read_manifest(data).tokenizer.vocabulary, 50), dtype=np.float32))
@@ -140,13 +140,13 @@ def _copy(shards: Path, to: Path) -> None:
 
 @pytest.fixture
 def bilstm() -> RecurrentEncoder:
-    """Over 20 words 4 wide, 6 wide itself."""
+    """A BiLSTM of width 6 over 20 words of width 4."""
     torch.manual_seed(0)
     return RecurrentEncoder(nn.Embedding(20, 4), 6, dropout=0.0)
 
 
-def test_states_are_those_of_each_title_alone(bilstm: RecurrentEncoder) -> None:
-    """The backward direction would begin in the padding."""
+def test_padding_does_not_change_states(bilstm: RecurrentEncoder) -> None:
+    """Otherwise the backward direction would start in the padding."""
     embedded, states = bilstm(IDS, MASK)
     assert (embedded.shape, states.shape) == ((2, 3, 4), (2, 3, 6))
     alone = bilstm(IDS[1:, :2], MASK[1:, :2])[1]
@@ -154,8 +154,8 @@ def test_states_are_those_of_each_title_alone(bilstm: RecurrentEncoder) -> None:
     assert not states[1, 2].any()
 
 
-def test_a_written_encoder_is_read_again(bilstm: RecurrentEncoder, tmp_path: Path) -> None:
-    """A run's student is loaded by its folder alone."""
+def test_bilstm_is_equal_after_saving(bilstm: RecurrentEncoder, tmp_path: Path) -> None:
+    """A run's student is loaded from its folder."""
     bilstm.save(tmp_path)
     again = load_exported(tmp_path)
     assert isinstance(again, RecurrentEncoder)
@@ -164,16 +164,16 @@ def test_a_written_encoder_is_read_again(bilstm: RecurrentEncoder, tmp_path: Pat
     assert (again.hidden_size, len(again.layers), again.word_embedding.num_embeddings) == (6, 1, 20)
 
 
-def test_its_words_are_its_own(bilstm: RecurrentEncoder) -> None:
-    """They start as the teacher's and must not drag those along."""
+def test_word_embeddings_are_copied(bilstm: RecurrentEncoder) -> None:
+    """Training the student must not change the teacher's word embeddings."""
     words = nn.Embedding(20, 4)
     own = RecurrentEncoder(words, 6, dropout=0.0)
     assert torch.equal(own.word_embedding.weight, words.weight)
     assert own.word_embedding.weight.data_ptr() != words.weight.data_ptr()
 
 
-def test_what_it_has_not_is_said(bilstm: RecurrentEncoder) -> None:
-    """Attention, and a half of an odd width."""
+def test_bilstm_refuses_what_it_cannot_do(bilstm: RecurrentEncoder) -> None:
+    """Losses on attention, and an odd width."""
     with pytest.raises(EncoderError, match="need a Transformer student"):
         bilstm.encode(IDS, MASK, projections=True)
     with pytest.raises(EncoderError, match="must be even"):

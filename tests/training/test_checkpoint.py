@@ -1,4 +1,4 @@
-"""A checkpoint is there whole or not at all, and a damaged one is noticed before it is used."""
+"""Checkpoints are complete or absent, and damage is detected before use."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def learner_after(settings: TrainSettings, steps: int) -> Learner:
     return learner
 
 
-def test_round_trip_brings_back_adam_too(make_settings: MakeSettings, tmp_path: Path) -> None:
-    """Weights alone are not a resume: without its moments Adam starts over."""
+def test_round_trip_includes_adam(make_settings: MakeSettings, tmp_path: Path) -> None:
+    """Without its moments Adam would start again."""
     settings = make_settings()
     learner = learner_after(settings, 3)
     progress = Progress(step=3, curve=[{"step": 3, "x": 0.1}], sums={"total": 0.3}, count=3, titles=96)
@@ -52,7 +52,7 @@ def test_round_trip_brings_back_adam_too(make_settings: MakeSettings, tmp_path: 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_used(
     make_settings: MakeSettings, tmp_path: Path, name: str, damage: str
 ) -> None:
-    """Training on from a flipped bit gives a wrong student without any sign."""
+    """Continuing from a flipped bit would silently give a wrong student."""
     learner = learner_after(make_settings(), 1)
     write_checkpoint(tmp_path, learner, Progress(step=1), keep=2)
     newest = write_checkpoint(tmp_path, learner, Progress(step=2), keep=2) / name
@@ -71,8 +71,8 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(
     assert "the one before it" in said[0]
 
 
-def test_no_whole_checkpoint_is_an_error(make_settings: MakeSettings, tmp_path: Path) -> None:
-    """Starting over in silence would throw away what a person thinks is kept."""
+def test_no_intact_checkpoint_is_an_error(make_settings: MakeSettings, tmp_path: Path) -> None:
+    """Starting again silently would discard what the user believes is kept."""
     learner = learner_after(make_settings(), 0)
     (write_checkpoint(tmp_path, learner, Progress(step=1), keep=2) / saved.WEIGHTS).unlink()
     with pytest.raises(CheckpointError, match="none of the 1 checkpoints is intact"):
@@ -80,7 +80,7 @@ def test_no_whole_checkpoint_is_an_error(make_settings: MakeSettings, tmp_path: 
 
 
 def test_number_of_checkpoints_is_bounded(make_settings: MakeSettings, tmp_path: Path) -> None:
-    """Long runs fill disks; the best model stays as long as a checkpoint names it."""
+    """Long runs fill disks; the best model stays while a checkpoint names it."""
     learner = learner_after(make_settings(), 0)
     for step in range(1, 6):
         best = f"best-{max(1, step // 2):09d}"
@@ -91,7 +91,7 @@ def test_number_of_checkpoints_is_bounded(make_settings: MakeSettings, tmp_path:
 
 
 def test_pruning_never_counts_a_checkpoint_found_damaged(make_settings: MakeSettings, tmp_path: Path) -> None:
-    """A damaged newest checkpoint, left in the count, would push out the good ones written after it."""
+    """If counted, a damaged newest checkpoint would push out good ones written after it."""
     learner = learner_after(make_settings(), 0)
     for step in (2, 9):
         newest = write_checkpoint(tmp_path, learner, Progress(step=step), keep=2)
@@ -104,7 +104,7 @@ def test_pruning_never_counts_a_checkpoint_found_damaged(make_settings: MakeSett
 def test_a_write_that_fails_leaves_the_checkpoint_before(
     make_settings: MakeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A full disk must cost the newest checkpoint only, and say how to go on."""
+    """A full disk must cost only the newest checkpoint, and the message must say how to continue."""
     learner = learner_after(make_settings(), 0)
     write_checkpoint(tmp_path, learner, Progress(step=1), keep=1)
 

@@ -1,4 +1,4 @@
-"""A run's lines on the screen, in the words of its task."""
+"""A run's lines on the screen, with the metrics of its task."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ MakeRecord = Callable[..., RunRecord]
 
 
 def _finished(record: RunRecord, **student: float) -> RunRecord:
-    """The record with what a run adds to its metrics."""
+    """The record with the metrics that a finished run adds."""
     test = {model: {**scores, **student} for model, scores in record.metrics["test"].items()}
     return record.model_copy(update={"metrics": {**record.metrics, "test": test, "best_step": 20}})
 
 
-def test_evaluation_shows_the_models_that_are_there(make_record: MakeRecord) -> None:
-    """A line of clicks that speaks of accuracy, or a KeyError where no teacher learns along."""
+def test_evaluation_line(make_record: MakeRecord) -> None:
+    """The line shows the task's metrics; a student that learns alone has no teacher."""
     topics = make_record(epochs=1).curve[0]
     assert _evaluation_line(topics) == (
         "epoch 1 (step 10): validation teacher accuracy 0.8000 macro-F1 0.8000, "
@@ -31,8 +31,8 @@ def test_evaluation_shows_the_models_that_are_there(make_record: MakeRecord) -> 
     )
 
 
-def test_log_counts_what_training_counts() -> None:
-    """412 clicks a second shown as titles would be a speed that nobody has."""
+def test_log_line_names_its_unit() -> None:
+    """412 clicks per second must not be shown as titles per second."""
     entry: dict[str, Any] = {"train": {"total": 1.5, "student_task": 0.5}, "titles_per_second": 412.3}
     assert _log_numbers(entry) == "loss 1.500  student 0.500  412 titles/s"
     entry["examples"] = "clicks"
@@ -40,8 +40,8 @@ def test_log_counts_what_training_counts() -> None:
     assert "examples" not in dict(flatten(entry))
 
 
-def test_a_topics_run_closes_as_ever(make_record: MakeRecord) -> None:
-    """What scripts have read from the screen until now stays where it was."""
+def test_closing_lines_of_topics(make_record: MakeRecord) -> None:
+    """Scripts read these lines: their format must not change."""
     first, teacher, student, speed, _ = closing_lines(
         _finished(make_record(), rows=400.0), WorkDir("runs/a")
     ).split("\n")
@@ -51,8 +51,8 @@ def test_a_topics_run_closes_as_ever(make_record: MakeRecord) -> None:
     assert speed.startswith("800 titles/s, 33 s; record, ")
 
 
-def test_a_recommendation_run_closes_with_its_metrics_and_their_errors(make_record: MakeRecord) -> None:
-    """Few impressions make wide errors; without them three digits look like knowledge."""
+def test_closing_lines_of_recommendation(make_record: MakeRecord) -> None:
+    """Few impressions have large standard errors, which must be shown."""
     first, teacher, student, speed, _ = closing_lines(
         _finished(make_record(task="recommendation", auc=0.62, teacher_auc=0.6712)), WorkDir("runs/a")
     ).split("\n")
@@ -65,7 +65,7 @@ def test_a_recommendation_run_closes_with_its_metrics_and_their_errors(make_reco
 
 
 def test_a_run_without_test_labels_says_what_to_do(make_record: MakeRecord) -> None:
-    """MIND's test set has no labels: the run must end in a hint, not in a KeyError."""
+    """MIND's test set has no labels: the run must end with a hint, not a KeyError."""
     record = _finished(make_record(task="recommendation", method="finetune", labelled=False))
     first, student, hint, *_ = closing_lines(record, WorkDir("runs/a")).split("\n")
     assert first == "validation, 397 impressions (3 left out), best step 20 of 20:"

@@ -1,4 +1,4 @@
-"""Runs that come before another: the student that it starts from, once for all that need the same one."""
+"""Runs that must finish first: the student to start from, trained once for all that need it."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 CHAIN = {"method": "finetune", "before.method": "twinbert", "student.layers": 1, "epochs": 1}
 
 
-def test_the_run_before_is_told_by_its_own_settings(make_settings: MakeSettings) -> None:
-    """Its task's momentum, its method's losses, its own rate; depth and seed are the other's."""
+def test_settings_of_the_run_before(make_settings: MakeSettings) -> None:
+    """Momentum, losses and rate are its own; depth and seed are those of the run that needs it."""
     settings = make_settings(
         **{**CHAIN, "before.method": "newsbert", "before.learning_rate": 0.5, "seed": 3, "epochs": 2}
     )
@@ -41,7 +41,7 @@ def test_the_run_before_is_told_by_its_own_settings(make_settings: MakeSettings)
 def test_a_run_starts_from_the_student_of_the_one_before(
     make_settings: MakeSettings, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One command does all, its teacher's fine-tuning too; the record names the encoder that was given."""
+    """One command trains everything; the record names the encoder that the user gave."""
     settings = make_settings(**CHAIN)
     record = train(settings)
     said = capsys.readouterr().out
@@ -63,8 +63,8 @@ def test_a_run_starts_from_the_student_of_the_one_before(
     assert any(not torch.equal(started[n], value) for n, value in fresh.student.state_dict().items())
 
 
-def test_runs_share_the_one_before_them(make_settings: MakeSettings, tmp_path: Path) -> None:
-    """Two rates after one distillation; and its teacher is shared with other methods."""
+def test_runs_share_their_prerequisites(make_settings: MakeSettings, tmp_path: Path) -> None:
+    """Two learning rates after one distillation; its teacher is shared as well."""
     teachers = tmp_path / "teachers"
     for number, rate in enumerate((1e-3, 2e-3)):
         values: dict[str, Any] = {**CHAIN, "learning_rate": rate, "before.learning_rate": 2e-3}
@@ -82,9 +82,9 @@ def test_runs_share_the_one_before_them(make_settings: MakeSettings, tmp_path: P
         ({"before.method": "nothing"}, "before.method"),
     ],
 )
-def test_what_cannot_follow_is_refused(
+def test_impossible_prerequisites_are_refused(
     make_settings: MakeSettings, values: dict[str, Any], message: str
 ) -> None:
-    """A teacher would be as shallow as the student."""
+    """Combinations that cannot work get a message with the remedy."""
     with pytest.raises(SettingsError, match=message):
         make_settings(**values)

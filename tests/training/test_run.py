@@ -39,13 +39,13 @@ def student(run: str | Path) -> dict[str, torch.Tensor]:
 
 
 def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
-    """Bit for bit."""
+    """Whether two sets of weights are equal bit for bit."""
     return first.keys() == second.keys() and all(torch.equal(first[n], second[n]) for n in first)
 
 
 @pytest.fixture(scope="module")
 def unbroken(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nobody interrupted."""
+    """A run without interruption."""
     folder = tmp_path_factory.mktemp("unbroken") / "run"
     train(small(shards, folder), quiet=True)
     return folder
@@ -69,7 +69,7 @@ def small(shards: Path, folder: Path, **values: Any) -> TrainSettings:
     )
 
 
-def test_a_run_leaves_what_it_promises(unbroken: Path) -> None:
+def test_files_of_a_finished_run(unbroken: Path) -> None:
     """Reports, sweeps and exports read these files and these keys."""
     record = RunRecord.model_validate_json((unbroken / "record.json").read_text())
     for split in ("validation", "test"):
@@ -87,7 +87,7 @@ def test_a_run_leaves_what_it_promises(unbroken: Path) -> None:
 
 
 def test_evaluate_finds_the_records_numbers(unbroken: Path) -> None:
-    """What is exported must be what was measured: student and teacher, from files alone."""
+    """The exported files must give the metrics in the record, for student and teacher."""
     record = RunRecord.model_validate_json((unbroken / "record.json").read_text())
     for split in ("test", "validation"):
         found = evaluate(unbroken, split=split)
@@ -99,7 +99,7 @@ def test_evaluate_finds_the_records_numbers(unbroken: Path) -> None:
 def test_interrupted_at_an_evaluation_ends_in_the_same_weights(
     shards: Path, unbroken: Path, tmp_path: Path, stop: int
 ) -> None:
-    """Ctrl-C, or a scheduler's stop, may cost time only."""
+    """An interruption may cost time only."""
     count = 0
 
     def interrupt(_: dict[str, Any]) -> None:
@@ -118,7 +118,7 @@ def test_interrupted_at_an_evaluation_ends_in_the_same_weights(
 def test_interrupted_in_mid_epoch_ends_in_the_same_weights(
     shards: Path, unbroken: Path, tmp_path: Path, step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A break between checkpoints repeats a few updates, with the same batches and the same dropout."""
+    """A resume repeats a few updates with the same batches and the same dropout."""
     from newsbert_ray.training.step import train_step
 
     def break_off(learner: Any, parts: Any, **options: Any) -> Any:
@@ -142,7 +142,7 @@ def test_interrupted_in_mid_epoch_ends_in_the_same_weights(
 
 @pytest.mark.slow
 def test_killed_at_any_moment_ends_in_the_same_weights(shards: Path, unbroken: Path, tmp_path: Path) -> None:
-    """SIGKILL leaves no time to tidy up: what lies on disk must be enough, whenever it comes."""
+    """SIGKILL leaves no time to clean up: the files must always be enough to resume."""
     folder = tmp_path / "run"
     path = tmp_path / "settings.json"
     path.write_text(small(shards, folder).model_dump_json())
@@ -194,7 +194,7 @@ def test_a_folder_of_other_files_is_refused(shards: Path, tmp_path: Path) -> Non
 
 
 def test_a_damaged_shard_is_noticed(shards: Path, tmp_path: Path) -> None:
-    """A flipped byte in the data would alter numbers without a sign."""
+    """A flipped byte in the data would change results silently."""
     import shutil
 
     copy = shutil.copytree(shards, tmp_path / "shards")
@@ -207,7 +207,7 @@ def test_a_damaged_shard_is_noticed(shards: Path, tmp_path: Path) -> None:
 
 
 def test_a_tokeniser_that_does_not_fit_is_refused(shards: Path, tmp_path: Path) -> None:
-    """The same ids would be other words: training would run and teach nonsense."""
+    """The same ids would mean other words."""
     from transformers import BertConfig, BertModel
 
     from newsbert_ray.data.tokenizer import learn_tokenizer
@@ -223,7 +223,7 @@ def test_a_tokeniser_that_does_not_fit_is_refused(shards: Path, tmp_path: Path) 
 
 
 def test_depth_that_does_not_divide(shards: Path, tmp_path: Path) -> None:
-    """The way out stands in the message."""
+    """The message must contain the remedy."""
     with pytest.raises(
         ValueError, match="4 teacher layers do not divide into 3 student layers; choose 1, 2 or 4"
     ):
@@ -232,7 +232,7 @@ def test_depth_that_does_not_divide(shards: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"settings": 3, "fingerprint": 1}'])
 def test_a_damaged_settings_file(shards: Path, tmp_path: Path, content: str) -> None:
-    """Whose run it is cannot be told: nothing may be written over."""
+    """Without knowing whose run it is, nothing may be overwritten."""
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "settings.json").write_text(content)
@@ -243,14 +243,14 @@ def test_a_damaged_settings_file(shards: Path, tmp_path: Path, content: str) -> 
 def test_the_same_shards_by_another_path_are_the_same_run(
     shards: Path, unbroken: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A resume from another folder, or with a slash more, is still a resume: the content decides."""
+    """The shards' content decides, not their path."""
     monkeypatch.chdir(shards.parent)
     train(small(Path("shards/"), unbroken))
     assert "already finished" in capsys.readouterr().out
 
 
 def test_two_processes_on_one_folder(shards: Path, tmp_path: Path) -> None:
-    """Two runs writing the same checkpoints would leave neither."""
+    """Two runs that write the same checkpoints would destroy both."""
     import fcntl
 
     folder = tmp_path / "run"
@@ -264,8 +264,7 @@ def test_two_processes_on_one_folder(shards: Path, tmp_path: Path) -> None:
 def test_a_full_disk_costs_no_checkpoint(
     shards: Path, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """When the disk is full the run ends with one message, and goes on from where it was once there is
-    room."""
+    """On a full disk the run ends with one message and continues once there is space."""
     import safetensors.torch
 
     original = safetensors.torch.save_file
@@ -289,8 +288,7 @@ def test_a_full_disk_costs_no_checkpoint(
 def test_plain_lines_when_output_is_no_terminal(
     shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A log file wants lines: no bar, no escape codes; the end says where things are and what to type
-    next."""
+    """A log file gets lines without a bar or escape codes, and the commands to run next."""
     train(small(shards, tmp_path / "run", epochs=1))
     printed = capsys.readouterr().out
     assert "\x1b" not in printed
@@ -300,14 +298,14 @@ def test_plain_lines_when_output_is_no_terminal(
 
 
 def test_train_rows_limits_the_titles(shards: Path, tmp_path: Path) -> None:
-    """Fewer titles must mean fewer updates, and the record must say how many."""
+    """Fewer titles mean fewer updates, and the record says how many."""
     record = train(small(shards, tmp_path / "run", train_rows=64, epochs=1), quiet=True)
     assert record.steps == 2
     assert record.data["train_rows"] == 64
 
 
 def test_metrics_have_one_entry_a_step_after_a_resume(shards: Path, tmp_path: Path) -> None:
-    """A resume repeats steps; a curve drawn from doubled entries would run backwards."""
+    """A resume repeats steps; doubled entries would make curves run backwards."""
     folder = tmp_path / "run"
 
     def interrupt(entry: dict[str, Any]) -> None:
@@ -326,7 +324,7 @@ def test_metrics_have_one_entry_a_step_after_a_resume(shards: Path, tmp_path: Pa
 def test_a_student_alone_computes_no_teacher(
     make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fine-tuning is the baseline of every table: a teacher in it would cost time, or worse, teach."""
+    """Fine-tuning is the baseline of every table and must not involve a teacher."""
     settings = make_settings(task="recommendation", method="finetune")
     manifest = read_manifest(settings.data)
     schedule = make_schedule(settings, manifest)
@@ -343,7 +341,7 @@ def test_a_student_alone_computes_no_teacher(
 
 
 def test_negatives_change_with_the_epoch_and_nothing_else(make_settings: MakeSettings) -> None:
-    """Two runs of a seed are equal bit for bit; a second epoch sees other news beside the same clicks."""
+    """Equal seeds give equal negatives; another epoch draws others for the same clicks."""
     settings = make_settings(task="recommendation", **{"recommendation.npratio": 2})
     schedule = make_schedule(settings, read_manifest(settings.data))
 
@@ -363,7 +361,7 @@ def test_negatives_change_with_the_epoch_and_nothing_else(make_settings: MakeSet
 
 @pytest.fixture(scope="module")
 def pair_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small invented retrieval table, prepared with a learned vocabulary."""
+    """A small synthetic retrieval table, prepared with a learned vocabulary."""
     folder = tmp_path_factory.mktemp("pairs")
     tables = synthesize_pairs(folder, pairs=240, words=20, topics=4, seed=3)
     values = {
@@ -375,7 +373,7 @@ def pair_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_retrieval_run_from_end_to_end(make_settings: MakeSettings, pair_shards: Path) -> None:
-    """Two towers of shared weights, trained jointly, and the record's numbers found again from files."""
+    """Two towers with shared weights, trained jointly; the record's numbers are computed again."""
     settings = make_settings(task="retrieval", data=str(pair_shards), epochs=1)
     record = train(settings, quiet=True)
     assert set(record.metrics["test"]) == {"teacher", "student"}
@@ -386,8 +384,10 @@ def test_a_retrieval_run_from_end_to_end(make_settings: MakeSettings, pair_shard
     assert record.data["train_rows"] == read_manifest(pair_shards).examples("train", "retrieval")
 
 
-def test_a_distilled_student_goes_on(make_settings: MakeSettings, pair_shards: Path, tmp_path: Path) -> None:
-    """The paper fine-tunes for retrieval what was distilled on news: encoder and pooling must come along."""
+def test_a_distilled_student_is_fine_tuned(
+    make_settings: MakeSettings, pair_shards: Path, tmp_path: Path
+) -> None:
+    """Encoder and pooling of a student distilled on news must be used when it is fine-tuned for retrieval."""
     first = make_settings(task="recommendation", epochs=1)
     train(first, quiet=True)
     student = Path(first.out) / "student"
@@ -416,8 +416,8 @@ def test_a_distilled_student_goes_on(make_settings: MakeSettings, pair_shards: P
     assert all(torch.equal(same[name], weight) for name, weight in top.state_dict().items())
 
 
-def test_an_interrupted_recommendation_run_goes_on(make_settings: MakeSettings, tmp_path: Path) -> None:
-    """Negatives and order are functions of seed and step: a resume must be bit for bit the unbroken run."""
+def test_an_interrupted_recommendation_run_resumes(make_settings: MakeSettings, tmp_path: Path) -> None:
+    """Negatives and order depend on seed and step only: a resume gives the same bits."""
     whole = make_settings(task="recommendation", out=str(tmp_path / "whole"))
     broken = make_settings(task="recommendation", out=str(tmp_path / "broken"))
     train(whole, quiet=True)

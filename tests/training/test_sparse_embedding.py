@@ -25,8 +25,8 @@ def start(
     return learner, list(islice(read_updates(schedule), steps))
 
 
-def test_table_gradients_equal_autograds_dense_ones(make_settings: MakeSettings) -> None:
-    """Touching only a batch's rows must give Adam the very gradient that autograd would."""
+def test_equal_to_autograds_dense_gradients(make_settings: MakeSettings) -> None:
+    """Touching only a batch's rows must give Adam the gradient that autograd would."""
     settings = make_settings()
     learner, updates = start(settings)
     manifest = read_manifest(settings.data)

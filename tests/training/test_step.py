@@ -1,4 +1,4 @@
-"""One update: identities that a refactor may not break."""
+"""One update: identities that must hold, and the committed loss trace."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ TRACE = [
 
 
 class FrozenAdam(torch.optim.Adam):
-    """Leaves parameters and gradients as they are."""
+    """Leaves parameters and gradients unchanged."""
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         pass
@@ -64,12 +64,12 @@ def run(settings: TrainSettings) -> tuple[dict[str, Tensor], list[float]]:
 
 
 def equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
-    """Bit for bit."""
+    """Whether two sets of weights are equal bit for bit."""
     return all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_two_runs_are_equal_bit_for_bit(make_settings: MakeSettings) -> None:
-    """Without this no resume can be exact and no trial can be repeated."""
+    """Otherwise no resume is exact and no trial can be repeated."""
     first, second = run(make_settings()), run(make_settings())
     assert equal(first[0], second[0])
     assert first[1] == second[1]
@@ -77,7 +77,7 @@ def test_two_runs_are_equal_bit_for_bit(make_settings: MakeSettings) -> None:
 
 
 def test_beta_zero_is_no_momentum(make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """beta = 0 must be the plain joint training, bit for bit, and a beta must do something."""
+    """beta = 0 must equal plain joint training bit for bit, and another beta must differ."""
     zero = run(make_settings(**{"distill.beta": 0.0}))[0]
     some = run(make_settings(**{"distill.beta": 0.2}))[0]
     monkeypatch.setattr("newsbert_ray.training.step.apply_momentum", lambda *_, **__: None)
@@ -87,7 +87,7 @@ def test_beta_zero_is_no_momentum(make_settings: MakeSettings, monkeypatch: pyte
 
 
 def test_momentum_leaves_the_teacher_alone(make_settings: MakeSettings) -> None:
-    """The teacher's update must be the same whatever beta its student has."""
+    """The teacher's update must not depend on beta."""
     # From the second update on the teacher feels beta through the shared top, which moves with the student.
     first = [start(make_settings(**{"distill.beta": beta})) for beta in (0.0, 0.3)]
     for learner, updates in first:
@@ -98,7 +98,7 @@ def test_momentum_leaves_the_teacher_alone(make_settings: MakeSettings) -> None:
 
 
 def test_accumulated_parts_are_the_whole_batch(make_settings: MakeSettings) -> None:
-    """Accumulation is for memory: it may not alter the update (no dropout, fp32)."""
+    """Accumulation saves memory and must not change the update (no dropout, fp32)."""
     whole, losses = run(make_settings(**{"model.dropout": 0.0}))
     parts, part_losses = run(make_settings(**{"model.dropout": 0.0, "optimizer.accumulate": 3}))
     assert part_losses == pytest.approx(losses, rel=1e-5)
@@ -107,7 +107,7 @@ def test_accumulated_parts_are_the_whole_batch(make_settings: MakeSettings) -> N
 
 
 def test_workers_gradients_add_up_to_the_batchs(make_settings: MakeSettings) -> None:
-    """Two workers' summed gradients equal one's on the same global batch to 1e-6, unequal shares included."""
+    """Two workers' summed gradients equal one worker's to 1e-6, also for unequal shares."""
     settings = make_settings(**{"model.dropout": 0.0, "batch_size": 31})
 
     def gradients(rank: int, world_size: int) -> dict[str, Tensor]:
@@ -125,8 +125,7 @@ def test_workers_gradients_add_up_to_the_batchs(make_settings: MakeSettings) -> 
 
 
 def test_loss_trace(make_settings: MakeSettings) -> None:
-    """A refactor that means no effect must not move these; made by this test at the first commit of the
-    loop."""
+    """A refactoring without intended effect must not change these losses."""
     losses = run(make_settings(**{"model.dropout": 0.0}))[1]
     assert losses == pytest.approx(TRACE, rel=1e-5)
 
@@ -141,7 +140,7 @@ def test_loss_falls(make_settings: MakeSettings) -> None:
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_update(make_settings: MakeSettings) -> None:
-    """NaN weights in a checkpoint would poison every resume."""
+    """NaN weights in a checkpoint would spoil every resume."""
     learner, updates = start(make_settings())
     with torch.no_grad():
         learner.pair.get_parameter("top.head.dense.bias")[0] = float("nan")
@@ -153,7 +152,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(make_settings: MakeSe
 
 
 def test_clipping_bounds_the_mixed_gradient(make_settings: MakeSettings) -> None:
-    """The bound holds for what Adam sees: after mixing."""
+    """The bound applies to the gradient that Adam receives, after mixing."""
     learner, updates = start(make_settings(**{"optimizer.clip_norm": 0.01}))
     train_step(learner, updates[0].parts, step=1)
     norms = [p.grad.norm() for p in learner.pair.parameters() if p.grad is not None]
@@ -161,7 +160,7 @@ def test_clipping_bounds_the_mixed_gradient(make_settings: MakeSettings) -> None
 
 
 def test_each_model_has_its_own_rate(make_settings: MakeSettings) -> None:
-    """A teacher that learns at its student's high rate is over-trained."""
+    """A teacher at its student's high learning rate is over-trained."""
     rates = {"optimizer.teacher_learning_rate": 1e-12, "optimizer.top_learning_rate": 1e-12}
     learner, updates = start(make_settings(**rates))
     before = {n: p.detach().clone() for n, p in learner.pair.named_parameters()}
@@ -191,7 +190,7 @@ def test_schedule_by_hand(make_settings: MakeSettings, decay: str, by_hand: list
 
 
 def test_statistics_are_given_on_request(make_settings: MakeSettings) -> None:
-    """How far momentum can turn an update is the first thing to look at where it does little."""
+    """They show how far momentum can turn an update."""
     learner, updates = start(make_settings())
     found = train_step(learner, updates[0].parts, step=1, statistics=True)
     assert {"block_1_ratio", "block_1_cosine", "block_2_ratio", "block_2_cosine"} <= set(found)
@@ -203,7 +202,7 @@ def test_statistics_are_given_on_request(make_settings: MakeSettings) -> None:
     [{"teacher_task": 0.0}, {"student_task": 0.0, "soft_labels": 0.0, "embedding": 0.0, "hidden": 0.0}],
 )
 def test_losses_may_be_left_out(make_settings: MakeSettings, weights: dict[str, float]) -> None:
-    """An ablation that the settings accept must run; a teacher that nothing trains stays as it is."""
+    """Every accepted ablation must run; a teacher without a loss stays unchanged."""
     learner, updates = start(make_settings(**{"distill.beta": 0.0, "distill.weights": weights}))
     before = {name: value.clone() for name, value in learner.pair.teacher.state_dict().items()}
     train_step(learner, updates[0].parts, step=1, statistics=True)
@@ -211,7 +210,7 @@ def test_losses_may_be_left_out(make_settings: MakeSettings, weights: dict[str, 
 
 
 def test_bf16_stays_near_fp32(make_settings: MakeSettings) -> None:
-    """Mixed precision may round, not change what is learned: losses within a percent over 12 updates."""
+    """Mixed precision may round only: losses agree to one percent over 12 updates."""
     exact = run(make_settings(**{"model.dropout": 0.0}))[1]
     mixed = run(make_settings(**{"model.dropout": 0.0, "precision": "bf16"}))[1]
     assert mixed == pytest.approx(exact, rel=1e-2)
@@ -222,7 +221,7 @@ def test_bf16_stays_near_fp32(make_settings: MakeSettings) -> None:
 
 
 def test_part_weight_zero_adds_nothing(make_settings: MakeSettings) -> None:
-    """A stand-in keeps a worker in step; its title must not count twice."""
+    """A part that only keeps a worker in step must not be counted."""
     learner, updates = start(make_settings(**{"model.dropout": 0.0}))
     batch = replace(updates[0].parts[0], weight=0.0)
     found = train_step(learner, [batch], step=1)
@@ -239,7 +238,7 @@ def gradients(pair: Pair, total: Tensor) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("losses_of", ["newsbert", "the other methods"])
 def test_encoding_once_is_the_same_mathematics(make_settings: MakeSettings, losses_of: str) -> None:
-    """Each loss and each gradient must be that of every mention encoded separately, padded to 30 and 50."""
+    """Losses and gradients must equal those of every mention encoded separately."""
     newsbert = [name for name, weight in LossWeights() if weight]
     chosen = newsbert if losses_of == "newsbert" else [name for name in LOSSES if name not in newsbert]
     weights = {f"distill.weights.{name}": float(name in chosen) for name in LOSSES}
@@ -270,7 +269,7 @@ def test_encoding_once_is_the_same_mathematics(make_settings: MakeSettings, loss
 
 @pytest.mark.parametrize(("world_size", "accumulate"), [(2, 1), (1, 3), (3, 2)])
 def test_parts_add_up_to_the_update(make_settings: MakeSettings, world_size: int, accumulate: int) -> None:
-    """Workers encode a shared news each for itself; its losses must not count twice."""
+    """Workers may encode the same news; its losses must count once."""
     settings = make_settings(
         task="recommendation", **{"model.dropout": 0.0, "optimizer.accumulate": accumulate}
     )
@@ -293,7 +292,7 @@ def test_parts_add_up_to_the_update(make_settings: MakeSettings, world_size: int
 
 @pytest.mark.parametrize("size", [2, 3])
 def test_fewer_workers_than_shares_alter_nothing(make_settings: MakeSettings, size: int) -> None:
-    """A group that lost nodes trains on: with the same batches, the same dropout and the same gradients."""
+    """A group that lost nodes keeps the same batches, dropout and gradients."""
     settings = make_settings(workers=3, batch_size=31, **{"model.dropout": 0.2})
     manifest = read_manifest(settings.data)
 
@@ -320,7 +319,7 @@ def test_fewer_workers_than_shares_alter_nothing(make_settings: MakeSettings, si
 
 
 def test_the_loss_falls_on_clicks(make_settings: MakeSettings) -> None:
-    """The invented readers click by their interests: both models must learn some of it."""
+    """Synthetic users click by their interests: both models must learn that."""
     settings = make_settings(task="recommendation", epochs=12, **{"model.dropout": 0.0})
     manifest = read_manifest(settings.data)
     schedule = make_schedule(settings, manifest)
