@@ -11,7 +11,7 @@ import torch
 from newsbert_ray.data.shards import read_manifest
 from newsbert_ray.model.assemble import assemble_pair
 from newsbert_ray.model.encoder import EncoderError
-from newsbert_ray.model.saved import load_student, write_student
+from newsbert_ray.model.saved import load_student, write_best, write_student
 from tests.conftest import topic_batch
 
 if TYPE_CHECKING:
@@ -58,3 +58,16 @@ def test_exported_student_opens_in_transformers_alone(make_settings: MakeSetting
     with torch.inference_mode():
         ours = pair.student(tokens["input_ids"], tokens["attention_mask"])[-1]
         torch.testing.assert_close(model(**tokens).last_hidden_state, ours)
+
+
+def test_files_have_the_modes_of_the_umask(make_settings: MakeSettings, tmp_path: Path) -> None:
+    """Weights that only their owner can read cannot be served by another account."""
+    settings = make_settings()
+    manifest = read_manifest(settings.data)
+    (tmp_path / "any").write_text("")
+    mode = (tmp_path / "any").stat().st_mode
+    pair = assemble_pair(settings, manifest)
+    write_student(tmp_path / "student", pair, manifest, tokenizer=Path(settings.data) / "tokenizer")
+    write_best(tmp_path, pair, step=1)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {path.stat().st_mode for path in files} == {mode}
