@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from urllib.parse import urlsplit
 
 from newsbert_ray import ray_private
@@ -322,3 +323,31 @@ def _describe(*, private: bool, folder: Path | None) -> RaySession:
         dashboard=f"http://{dashboard}" if dashboard else None,
         has_autoscaler=not private and ray_private.has_autoscaler(),
     )
+
+
+@contextmanager
+def interrupt_check() -> Iterator[Callable[[], None]]:
+    """Remember each Ctrl-C while the block runs, and raise KeyboardInterrupt as usual: Ray may swallow it.
+
+    Yields:
+        A function to call often: raises KeyboardInterrupt where one was raised and swallowed.
+    """
+    interrupts: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        interrupts.append(number)
+        raise KeyboardInterrupt
+
+    def check() -> None:
+        if interrupts:
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, remember)
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -4,20 +4,17 @@ results."""
 from __future__ import annotations
 
 import json
-import signal
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from newsbert_ray.config import SCRATCH, SettingsError, TrainSettings, merge
 from newsbert_ray.files import format_duration, locked, write_json
-from newsbert_ray.ray_session import ray_session
+from newsbert_ray.ray_session import interrupt_check, ray_session
 from newsbert_ray.record import RECORD, STOPPED, installed_versions
 from newsbert_ray.reporting.sweep_data import FAILURES, SWEEP, TRIALS, Point
 from newsbert_ray.storage.workdir import (
@@ -307,34 +304,6 @@ def _remove_traces(out: Path) -> None:
     """Undo a sweep that failed before its first trial, so that the corrected command works."""
     for name in (SWEEP, JOURNAL, EVENTS, f".{EVENTS}.lock"):
         (out / name).unlink(missing_ok=True)
-
-
-@contextmanager
-def interrupt_check() -> Iterator[Callable[[], None]]:
-    """Remember each Ctrl-C while the block runs, and raise KeyboardInterrupt as usual.
-
-    Yields:
-        A function to call often: raises KeyboardInterrupt where one was raised and swallowed by a library.
-    """
-    interrupts: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: None
-        return
-    before = signal.getsignal(signal.SIGINT)
-
-    def remember(number: int, frame: FrameType | None) -> None:
-        interrupts.append(number)
-        raise KeyboardInterrupt
-
-    def check() -> None:
-        if interrupts:
-            raise KeyboardInterrupt
-
-    signal.signal(signal.SIGINT, remember)
-    try:
-        yield check
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager
