@@ -146,7 +146,7 @@ def print_result(verb: str, result: Any, values: Mapping[str, Any], *, as_json: 
     elif verb == "doctor":
         print_findings(result, as_json=as_json)
     elif as_json:
-        print(json.dumps(_plain(result.found if verb == "similar" else result), indent=1))
+        print(json.dumps(_plain(result.matches if verb == "similar" else result), indent=1))
     elif verb == "evaluate" and values.get("show") is not None:
         print_impressions(result, model=values.get("model", "student"))
     elif verb == "evaluate":

@@ -336,16 +336,6 @@ def test_sweep_without_a_finished_trial_fails(
     assert "o: no trial finished" in capsys.readouterr().err
 
 
-def test_sweep_with_a_failed_trial_fails(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A script must not take an incomplete table for the whole sweep."""
-    result = SimpleNamespace(best="some point", failures={"beta=0,seed=1": "ValueError: no"})
-    monkeypatch.setattr("newsbert_ray.tune.sweep.sweep", lambda space, **keywords: result)
-    assert cli.main(["sweep", "space.yaml", "--out", "o"]) == 1
-    assert "o: 1 trials failed" in capsys.readouterr().err
-
-
 def test_evaluate_prints_a_table_or_json(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
