@@ -1,4 +1,4 @@
-"""The lock of a worker group's rank 0."""
+"""Training with several workers: same result as with one, after any death, and nothing left in the cluster."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from newsbert_ray.data.shards import read_manifest
 from newsbert_ray.model.saved import CHECKPOINTS
 from newsbert_ray.ray_session import ray_session
 from newsbert_ray.record import METRICS, read_entries, read_record
-from newsbert_ray.training import ray_group as worker
+from newsbert_ray.training import ray_group
 from newsbert_ray.training.checkpoint import step_folders
 from newsbert_ray.training.ray_group import (
     GroupError,
@@ -74,9 +74,6 @@ def test_a_folder_without_a_group_is_idle(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
-
-
 @pytest.fixture(scope="module")
 def session() -> Iterator[None]:
     """One private cluster for this module; being inside it makes even one worker a group."""
@@ -112,8 +109,10 @@ def student(folder: Path) -> dict[str, torch.Tensor]:
     }
 
 
-def test_ray_data_streams_the_very_same_batches(shards: Path, session: None) -> None:
-    """Were the order Ray's, a group's run could be neither repeated nor resumed."""
+@pytest.mark.ray
+@pytest.mark.timeout(400)
+def test_ray_data_streams_the_same_batches(shards: Path, session: None) -> None:
+    """With Ray's own order of batches a group's run could be neither repeated nor resumed."""
     from newsbert_ray.data.stream import stream_updates
 
     order, manifest = Order(7, 20, 1, 2, 2), read_manifest(shards)
@@ -133,9 +132,10 @@ def test_ray_data_streams_the_very_same_batches(shards: Path, session: None) -> 
                 assert (left.rows, left.tokens, left.weight) == (right.rows, right.tokens, right.weight)
 
 
+@pytest.mark.ray
+@pytest.mark.timeout(400)
 def test_two_workers_equal_one_and_survive_a_kill(shards: Path, session: None, tmp_path: Path) -> None:
-    """Neither the number of workers nor a worker's death may show in the result (1e-6, fp32, same global
-    batch)."""
+    """Neither the number of workers nor a worker's death may change the result (1e-6, fp32, same batch)."""
     train(settings(shards, tmp_path / "one"), quiet=True)
     killed: list[int] = []
     open_to_others: list[str] = []
@@ -157,12 +157,14 @@ def test_two_workers_equal_one_and_survive_a_kill(shards: Path, session: None, t
     assert steps == list(range(1, record.steps + 1))
 
 
+@pytest.mark.ray
+@pytest.mark.timeout(400)
 def test_workers_divide_clicks(
     shards: Path, session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Recommendation over two workers, streamed by Ray Data: the same student and metrics as one's."""
-    monkeypatch.setattr(worker, "MAX_WINDOWS_READ", 0)
-    # Adam divides by a gradient's size: with its usual epsilon one of rounding noise makes a whole step.
+    """Two workers of recommendation, streamed by Ray Data, must give the student and metrics of one."""
+    monkeypatch.setattr(ray_group, "MAX_WINDOWS_READ", 0)
+    # Adam divides by a gradient's size: with its usual epsilon a gradient of rounding noise makes a whole step.
     values: dict[str, Any] = {"task": "recommendation", "epochs": 1, "batch_size": 16}
     values |= {"optimizer": {"epsilon": 1e-6}}
     train(settings(shards, tmp_path / "one", **values), quiet=True)
@@ -175,8 +177,7 @@ def test_workers_divide_clicks(
 
 
 def kill_a_worker(folder: Path, killed: list[int], open_to_others: list[str]) -> None:
-    """SIGKILL one Train worker of this session once the run has passed its fourth step; look at the ports
-    before."""
+    """SIGKILL one Train worker of this session after the run's fourth step; list open ports before that."""
     import psutil
 
     deadline = time.monotonic() + 200
@@ -211,10 +212,12 @@ def listeners_beyond_loopback() -> list[str]:
     return found
 
 
+@pytest.mark.ray
+@pytest.mark.timeout(400)
 def test_one_worker_in_a_cluster_is_a_group(
     shards: Path, session: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In a job the driver stands on the head: the work belongs where the cluster's GPUs are."""
+    """A job's driver runs on the head, but the GPUs are on other nodes."""
     seen: list[dict[str, Any]] = []
     record = train(settings(shards, tmp_path / "run", epochs=1), report=seen.append)
     printed = capsys.readouterr().out
@@ -224,10 +227,12 @@ def test_one_worker_in_a_cluster_is_a_group(
     assert record.curve[0]["validation"] == seen[0]["validation"]
 
 
-def test_an_interrupted_group_gives_everything_back(
+@pytest.mark.ray
+@pytest.mark.timeout(400)
+def test_an_interrupted_group_releases_everything(
     shards: Path, session: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Ctrl-C, or Tune's stop, inside a report: a group left behind holds its CPUs, and writes on."""
+    """After Ctrl-C or Tune's stop in a report, a group that is left would hold its CPUs and keep writing."""
     import ray
     from ray._private.state import actors
 
@@ -245,15 +250,19 @@ def test_an_interrupted_group_gives_everything_back(
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.ray
+@pytest.mark.timeout(400)
 def test_an_error_that_would_come_again_ends_the_run(shards: Path, session: None, tmp_path: Path) -> None:
-    """A loss that is no number is none at the fourth start either, half a minute each."""
+    """A loss that is not finite would be the same after three more starts of half a minute."""
     with pytest.raises(GroupError, match=r"group failed: the loss is not finite at step \d+ .*learning_rate"):
         train(settings(shards, tmp_path / "run", workers=2, learning_rate=1e30), quiet=True)
     assert len(list((tmp_path / "run" / "tensorboard").iterdir())) == 1
 
 
-def test_entries_come_once_in_their_order_and_to_their_own_follower(session: None) -> None:
-    """A worker's evaluation is lost, shown twice, or shown in another group's run."""
+@pytest.mark.ray
+@pytest.mark.timeout(400)
+def test_entries_are_received_once_in_order_by_their_own_follower(session: None) -> None:
+    """An evaluation would be lost, shown twice, or shown in another group's run."""
     for step in (1, 2, 3):
         send_entry("one", {"step": step})
     send_entry("one-more", {"step": 9})
@@ -263,7 +272,9 @@ def test_entries_come_once_in_their_order_and_to_their_own_follower(session: Non
     assert take_entries("one-more") == []
 
 
+@pytest.mark.ray
+@pytest.mark.timeout(400)
 def test_more_workers_than_the_cluster_has(shards: Path, session: None, tmp_path: Path) -> None:
-    """Ray would wait for ever, in silence, for CPUs that nobody has."""
+    """Ray would wait for CPUs for ever, without a message."""
     with pytest.raises(SettingsError, match="the cluster has 3 CPUs"):
         train(settings(shards, tmp_path / "run", workers=8))
