@@ -1,4 +1,4 @@
-"""Training with several workers: same result as with one, after any death, and nothing left in the cluster."""
+"""Several workers: the same result as one, after any death, and nothing left in the cluster."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def test_workers_divide_clicks(
 ) -> None:
     """Two workers of recommendation, streamed by Ray Data, must give the student and metrics of one."""
     monkeypatch.setattr(ray_group, "MAX_WINDOWS_READ", 0)
-    # Adam divides by a gradient's size: with its usual epsilon a gradient of rounding noise makes a whole step.
+    # Adam divides by a gradient's size: with the default epsilon rounding noise makes a whole step.
     values: dict[str, Any] = {"task": "recommendation", "epochs": 1, "batch_size": 16}
     values |= {"optimizer": {"epsilon": 1e-6}}
     train(settings(shards, tmp_path / "one", **values), quiet=True)
