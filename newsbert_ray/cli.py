@@ -343,6 +343,8 @@ def _read_words(verb: str, words: Sequence[str]) -> dict[str, Any]:
             if not equals:
                 value = waiting.popleft() if waiting and waiting[0].lower() in _BOOL else "true"
             switch = _BOOL.get(value.lower())
+            if switch is None and flag.name in _EXTRA:
+                raise SettingsError(f"{flag.name} = {value!r}: expected true or false")
             values[flag.name] = value if switch is None else str(switch != negated).lower()
             continue
         if not equals:

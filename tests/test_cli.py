@@ -166,6 +166,8 @@ def test_boolean_flags_have_the_same_forms_everywhere(words: list[str], value: b
     """A switch whose form depends on the verb has to be looked up every time."""
     assert parse("submit", ["--no_wait", "--list"]) == {"wait": False, "list": True}
     assert parse("evaluate", ["--json", "run"]) == {"run": "run", "json": True}
+    with pytest.raises(SettingsError, match="json = 'perhaps': expected true or false"):
+        parse("evaluate", ["--json=perhaps", "run"])
     assert parse("train", [*NEEDED, *words])["distill"]["shared_top"] is value
 
 
