@@ -270,7 +270,7 @@ class CheckpointSettings(Settings):
     keep: int = Field(2, ge=1)
     """Number of newest checkpoints to keep besides the best model."""
     keep_finished: bool = True
-    """Keep the checkpoints, and with them the teacher, when the run has finished. Trials of a sweep do
+    """Keep the best model, and with it the teacher, when the run has finished. Trials of a sweep do
     not."""
 
 

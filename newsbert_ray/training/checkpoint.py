@@ -150,6 +150,13 @@ def step_folders(folder: Path) -> list[Path]:
     return sorted(folder.glob(f"{_PREFIX}*"))
 
 
+def keep_best(folder: Path, name: str) -> None:
+    """Delete everything in a finished run's checkpoints but the best model `name`."""
+    for path in folder.iterdir():
+        if path.name != name:
+            shutil.rmtree(path, ignore_errors=True)
+
+
 def _prune(folder: Path, keep: int) -> None:
     for path in step_folders(folder)[:-keep]:
         shutil.rmtree(path, ignore_errors=True)

@@ -24,7 +24,7 @@ from newsbert_ray.model.pair import Pair, block_map
 from newsbert_ray.model.saved import CHECKPOINTS, load_best, write_student
 from newsbert_ray.record import MAP, RunRecord, describe_hardware, installed_versions, write_record
 from newsbert_ray.telemetry import EventLog, RunMeters
-from newsbert_ray.training.checkpoint import Progress, learner_tensors, load_tensors, resume
+from newsbert_ray.training.checkpoint import Progress, keep_best, learner_tensors, load_tensors, resume
 from newsbert_ray.training.journal import Journal, combine
 from newsbert_ray.training.loop import Report, TrainingLoop, never
 from newsbert_ray.training.prerequisites import cached_teacher, teacher_scores
@@ -92,7 +92,9 @@ def run_worker(
     if world.is_rank_zero:
         _export(settings, manifest, learner.pair, world, split="test" if test else "validation")
         write_record(run, _record(settings, manifest, learner, progress, test, pace, world))
-        if not settings.checkpoint.keep_finished:
+        if settings.checkpoint.keep_finished:
+            keep_best(run / CHECKPOINTS, progress.best)
+        else:
             shutil.rmtree(run / CHECKPOINTS, ignore_errors=True)
         events("end", steps=progress.step, seconds=sum(progress.seconds.values()))
 
