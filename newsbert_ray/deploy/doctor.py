@@ -221,10 +221,11 @@ def check_ports() -> Iterator[Parts]:
         yield "note", message, f"to start a second head here: ray start --head {option} PORT"
     if not taken:
         yield "ok", f"Ray's default ports are free ({', '.join(map(str, PORTS))})"
-    for port, mode in _local_heads():
-        outside = ", ".join(sorted(a for a in listening.get(port, ()) if not is_loopback(a)))
-        head = f"a Ray head runs here, port {port}"
-        if not outside:
+    for ports, mode in _local_heads():
+        addresses = {address for port in ports for address in listening.get(port, ())}
+        outside = ", ".join(sorted(address for address in addresses if not is_loopback(address)))
+        head = f"a Ray head runs here, port {', '.join(map(str, ports)) or 'unknown'}"
+        if ports and not outside:
             yield "ok", f"{head}, on the loopback only"
         elif mode is None:
             yield "note", f"{head}, open to other machines; another user's: does it ask for a token?"
@@ -418,18 +419,22 @@ def _check_gpu() -> Iterator[Parts]:
         yield "fix", message, cure
 
 
-def _local_heads() -> Iterator[tuple[int, str | None]]:
-    """Port and RAY_AUTH_MODE of each Ray head on this machine; None where another user's cannot be read."""
+def _local_heads() -> Iterator[tuple[list[int], str | None]]:
+    """Ports and RAY_AUTH_MODE of each Ray head on this machine; None where another user's cannot be read."""
     import psutil
 
     for process in psutil.process_iter(["name", "cmdline"]):
         port = re.search(r"--gcs_server_port=(\d+)", " ".join(process.info["cmdline"] or ()))
-        if process.info["name"] == "gcs_server" and port:
-            try:
-                mode = process.environ().get("RAY_AUTH_MODE", "").lower()
-            except psutil.Error:
-                mode = None
-            yield int(port[1]), mode
+        if process.info["name"] != "gcs_server" or not port:
+            continue
+        ports = [int(port[1])] if int(port[1]) else []  # 0: it chose one itself
+        try:
+            mode = process.environ().get("RAY_AUTH_MODE", "").lower()
+            own = process.net_connections(kind="tcp") if not ports else []
+            ports += sorted({c.laddr.port for c in own if c.status == psutil.CONN_LISTEN})
+        except psutil.Error:
+            mode = None
+        yield ports, mode
 
 
 def _check_head(address: str, environment: Mapping[str, str]) -> Iterator[Parts]:

@@ -148,7 +148,7 @@ def bench(
         memory[name, numbers] = memory_in_use(found[name], texts, precision=numbers)
     timings: list[Timing] = []
     for count in threads:
-        say(f"{len(subjects)} models, {len(texts):,} titles, {rounds} rounds, {count} threads")
+        say(f"models: {len(subjects)}, titles: {len(texts):,}, rounds: {rounds}, threads: {count}")
         with _threads(count):
             timings += _measure(
                 subjects, texts, alone=alone, rounds=rounds, threads=count, memory=memory, say=say

@@ -117,8 +117,8 @@ def embed(
     if done:
         say(f"{done:,} texts in {seconds:.1f} s ({done / seconds:,.0f} texts/s with loading and writing)")
     say(
-        f"{total:,} embeddings of {footers[0].width} dimensions are in {store.location}: {len(pieces)} files "
-        f"(id, text, embedding) and {EMBEDDED}"
+        f"{total:,} embeddings of {footers[0].width} dimensions are in {store.location}: {len(pieces)} "
+        f"file{'s' if len(pieces) > 1 else ''} (id, text, embedding) and {EMBEDDED}"
     )
     return description
 

@@ -339,7 +339,7 @@ def _results(record: RunRecord) -> str:
     return (
         f"{table}\n\nPer cent, on the {split} split of {data_name(record)} ({rows} {task.rows}), one run "
         f"with seed {record.seed}. Titles/s on {record.hardware.get('processor', 'unknown hardware')} with "
-        f"{record.hardware.get('threads', '?')} threads, without tokenising."
+        f"{record.hardware.get('threads', '?')} thread(s), without tokenising."
     )
 
 

@@ -78,7 +78,7 @@ def _user_scores(embedded: Embedded, history: Floats, run: str | Path | None) ->
     if embedded.description.get("task") == "recommendation":
         return _load_student(embedded, run).user_scores(history, embedded.embeddings), "click score"
     scores = cosine_to_mean(history, embedded.embeddings)
-    return scores, "cosine to their mean: this model was not trained on clicks"
+    return scores, "cosine to their mean: not trained on clicks"
 
 
 def _best_matches(scores: Floats, embedded: Embedded, query: set[int], top: int) -> list[Match]:

@@ -294,7 +294,8 @@ def run_head(monkeypatch: pytest.MonkeyPatch, port: int, mode: str | None, *, re
         return {"HOME": "/root"} | ({"RAY_AUTH_MODE": mode} if mode else {})
 
     info = {"name": "gcs_server", "cmdline": ["gcs_server", "--log_dir=/t", f"--gcs_server_port={port}"]}
-    process = SimpleNamespace(info=info, environ=environ)
+    listener = SimpleNamespace(status="LISTEN", laddr=SimpleNamespace(port=6500))
+    process = SimpleNamespace(info=info, environ=environ, net_connections=lambda kind: [listener])
     others = [SimpleNamespace(info={"name": "python", "cmdline": None})]
     monkeypatch.setattr(psutil, "process_iter", lambda _: [*others, process])
 
@@ -317,11 +318,11 @@ def test_port_in_use(monkeypatch: pytest.MonkeyPatch, port: int, option: str) ->
     assert option in notes(check_ports())
 
 
-@pytest.mark.parametrize("address", ["0.0.0.0", "::", "192.168.1.10"])
-def test_open_head_without_a_token(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
-    """Everyone who can reach it can run programs as its user."""
+@pytest.mark.parametrize(("address", "port"), [("0.0.0.0", 6500), ("::", 0), ("192.168.1.10", 6500)])
+def test_open_head_without_a_token(monkeypatch: pytest.MonkeyPatch, address: str, port: int) -> None:
+    """Everyone who can reach it can run programs as its user; port 0 means that it chose one itself."""
     listen(monkeypatch, (address, 6500))
-    run_head(monkeypatch, 6500, None)
+    run_head(monkeypatch, port, None)
     found = problem(check_ports())
     assert f"port 6500, open to other machines at {address}, and asks for no token" in found.message
     assert "RAY_AUTH_MODE=token" in found.cure
