@@ -87,3 +87,11 @@ def test_versions_agree() -> None:
     """The changelog has an entry for the version of the package."""
     changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert re.findall(r"^## (\d\S+)", changelog, flags=re.MULTILINE)[0] == newsbert_ray.__version__
+
+
+def test_tests_mirror_the_package() -> None:
+    """The tests of a module are found by its path; nine modules in ten have some."""
+    modules = [path.relative_to(ROOT / "newsbert_ray") for path in (ROOT / "newsbert_ray").rglob("*.py")]
+    modules = [path for path in modules if not path.name.startswith("__") and "portable" not in path.parts]
+    missing = [path for path in modules if not (ROOT / "tests" / path.parent / f"test_{path.name}").exists()]
+    assert len(missing) <= len(modules) / 10, missing
