@@ -130,17 +130,19 @@ def map_titles(
         encoder, top: in evaluation mode, on `device`.
         count: approximate number of titles, of all lengths.
     Returns:
-        {"split", "labels", "topic": index into labels of each title, "x", "y", "share": share of the variance
-        between topics that the plane shows}.
+        {"split", "labels", "topic" and "predicted": indices into labels for each title, "x", "y", "share":
+        share of the variance between topics that the plane shows}.
     """
     every = max(1, manifest.rows(split, "topics") // count)
-    parts, topics = [], []
+    parts, topics, predicted = [], [], []
     for index, batch in enumerate(evaluation_batches(folder, manifest, split, batch_size=_MAP_BATCH)):
         if index % every:
             continue
         batch = batch.to(device)
         states = [encoder(bucket.input_ids, bucket.attention_mask) for bucket in batch.buckets]
-        parts.append(top(states, batch).news_embedding.double().cpu().numpy())
+        output = top(states, batch)
+        parts.append(output.news_embedding.double().cpu().numpy())
+        predicted.append(output.logits.argmax(-1).cpu().numpy())
         assert isinstance(batch.target, Topics)
         topics.append(batch.target.labels.cpu().numpy())
     labels = np.concatenate(topics)
@@ -149,6 +151,7 @@ def map_titles(
         "split": split,
         "labels": manifest.labels,
         "topic": labels.tolist(),
+        "predicted": np.concatenate(predicted).tolist(),
         "x": np.round(points[:, 0], 3).tolist(),
         "y": np.round(points[:, 1], 3).tolist(),
         "share": share,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from typing import Any
 from newsbert_ray.data.shards import MANIFEST, read_manifest
 from newsbert_ray.files import write_text
 from newsbert_ray.methods import TASKS, TaskName
-from newsbert_ray.record import METRICS, RecordError, RunRecord, find_records, read_entries, read_record
+from newsbert_ray.record import MAP, METRICS, RecordError, RunRecord, find_records, read_entries, read_record
 from newsbert_ray.reporting.draw import draw_svg, figure_paths, write_figure
 from newsbert_ray.reporting.figures import (
     Make,
@@ -24,7 +25,7 @@ from newsbert_ray.reporting.figures import (
     map_figure,
     runs_figures,
 )
-from newsbert_ray.reporting.page import Block, Bullets, Facts, Page, Picture, Section
+from newsbert_ray.reporting.page import Block, Bullets, Facts, Page, Picture, Section, Table
 from newsbert_ray.reporting.paper import corpora_csv, corpora_page, method_tables, table1_of_runs
 from newsbert_ray.reporting.records import (
     NAMES,
@@ -40,7 +41,7 @@ from newsbert_ray.reporting.statistics import Against, read_against
 from newsbert_ray.reporting.sweep_data import is_sweep, read_sweep
 from newsbert_ray.reporting.sweep_figures import sweep_figures
 from newsbert_ray.reporting.sweep_page import points_csv, sweep_page
-from newsbert_ray.reporting.tables import number, results_table, rows_of, summary_of, to_csv
+from newsbert_ray.reporting.tables import number, results_table, rows_of, summary_of, to_csv, topic_tables
 from newsbert_ray.secrets import mask_url
 from newsbert_ray.storage.workdir import is_url, snapshot
 
@@ -83,8 +84,11 @@ def _report(folders: Mapping[str, Path], out: Path, against: Against | None) -> 
         several = len(groups) > 1
         for name, drawn in _draw(runs_figures(group), out, suffix=f"_{task}" if several else "").items():
             figures[name] = f"{task}: {drawn}" if several and isinstance(drawn, str) else drawn
+    topics: list[Table] = []
     if len(records) == 1 and not is_kept(paths[0]):
         run = find_records(paths[0])[0]
+        if (run / MAP).exists():
+            topics = topic_tables(json.loads((run / MAP).read_text(encoding="utf-8")))
         losses = partial(loss_figure, records[0], read_entries(run / METRICS))
         figures = (
             _draw({"losses": losses}, out) | figures | _draw({"map_of_titles": partial(map_figure, run)}, out)
@@ -97,7 +101,9 @@ def _report(folders: Mapping[str, Path], out: Path, against: Against | None) -> 
         task = next(name for name, task in TASKS.items() if task is sweep.task)
         failed.setdefault(task, []).extend(sweep.failed_rows)
     rows = [row for group in groups.values() for row in rows_of(group)]
-    return _write(runs_page(records, figures, against=against, failed=failed), to_csv(rows), figures, out)
+    return _write(
+        runs_page(records, figures, against=against, failed=failed, topics=topics), to_csv(rows), figures, out
+    )
 
 
 def collect(folders: Mapping[str, Path]) -> list[RunRecord]:
@@ -155,12 +161,14 @@ def runs_page(
     *,
     against: Against | None = None,
     failed: Mapping[TaskName, Sequence[Mapping[str, Any]]] | None = None,
+    topics: Sequence[Table] = (),
 ) -> Page:
     """The page about any runs: a table for each task, comparisons, figures, what was run.
 
     Args:
         figures: drawn figures by name, or the reason why one is left out.
         failed: for each task the varied settings of each run that failed.
+        topics: of a single run.
     Raises:
         SettingsError: no run has the value that the others are to be compared with.
     """
@@ -173,6 +181,7 @@ def runs_page(
     for name, group in groups.items():
         blocks += method_tables(group, against, (failed or {}).get(name, ()))
     blocks += [figure for figure in figures.values() if isinstance(figure, Picture)]
+    blocks += topics
     notes = [reason for reason in figures.values() if isinstance(reason, str)]
     if repeats := len(records) - runs:
         notes.insert(0, f"{repeats} repeats of a run (same settings and seed) are left out")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, stdev
@@ -194,6 +195,36 @@ def results_table(rows: Sequence[Row], caption: str = "") -> Table:
 def _shown(rows: Sequence[Row], columns: Sequence[Column]) -> list[Column]:
     """The columns that at least one row has."""
     return [column for column in columns if any(column.name in row.columns for row in rows)]
+
+
+def topic_tables(points: Mapping[str, Any]) -> list[Table]:
+    """Results by topic and confusion matrix over the titles of a run's map.json; none for an older map."""
+    pairs = Counter(zip(points["topic"], points.get("predicted", ()), strict="predicted" in points))
+    labels, titles, predicted = points["labels"], Counter[int](), Counter[int]()
+    for (topic, guess), count in pairs.items():
+        titles[topic] += count
+        predicted[guess] += count
+    topics = sorted(titles | predicted, key=lambda topic: (-titles[topic], topic))
+    rows = []
+    for topic in topics:
+        hits = pairs[topic, topic]
+        errors = {guess: pairs[topic, guess] for guess in topics if guess != topic and pairs[topic, guess]}
+        shares = (hits / n if n else None for n in (predicted[topic], titles[topic]))
+        f1 = 2 * hits / (titles[topic] + predicted[topic])
+        cells = ("" if share is None else f"{100 * share:.1f}" for share in (*shares, f1))
+        worst = labels[max(errors, key=errors.__getitem__)] if errors else ""
+        rows.append((labels[topic], worst, str(titles[topic]), *cells))
+    head = ("topic", "most often taken for", "titles", "precision %", "recall %", "F1 %")
+    of = f"{pairs.total():,} titles of {points['split']}"
+    matrix = tuple((labels[t], *(str(pairs[t, g] or "") for g in topics)) for t in topics)
+    return [
+        Table(head, tuple(rows), words=2, caption=f"The student's results by topic, {of}."),
+        Table(
+            ("topic", *(labels[topic] for topic in topics)),
+            matrix,
+            caption=f"Confusion matrix, {of}: rows are true topics, columns predicted ones.",
+        ),
+    ][: 2 * bool(pairs)]
 
 
 def to_csv(rows: Sequence[Row]) -> str:

@@ -109,9 +109,13 @@ def test_single_run_starts_with_its_result(tmp_path: Path, make_record: MakeReco
     log = {"kind": "log", "steps": 8, "epochs": 1, "train": {"student_task": 1.0}}
     lines = [json.dumps({**log, "step": step}) for step in (4, 8)]
     (tmp_path / "run" / "metrics.jsonl").write_text("\n".join(lines))
+    titles = {"topic": [0, 1, 1], "predicted": [0, 0, 1], "x": [0.0, 1.0, 2.0], "y": [0.0] * 3}
+    titles |= {"split": "test", "labels": ["news", "sport"], "share": 1.0}
+    (tmp_path / "run" / "map.json").write_text(json.dumps(titles))
     page = report([tmp_path / "run"], out=tmp_path / "out")[0].read_text()
     assert "Its student's test accuracy: 71.2 %; its teacher's: 80.0 %." in page
     assert "](losses.png)" in page
+    assert "| sport | news | 2 | 100.0 | 50.0 | 66.7 |" in page
     assert "Fig. 7" not in page
 
 

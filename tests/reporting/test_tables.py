@@ -26,6 +26,7 @@ from newsbert_ray.reporting.tables import (
     summarise,
     sweep_table,
     to_csv,
+    topic_tables,
 )
 from newsbert_ray.training.prerequisites import NEUTRAL_SETTINGS
 
@@ -195,6 +196,21 @@ def test_test_split_without_labels_has_no_numbers(make_record: MakeRecord) -> No
     head, row = _cells(results_table(rows_of([make_record(task="recommendation", labelled=False)])))
     assert head == ["seeds", "clicks/s in training", "seconds per run"]
     assert row == ["1", "800", "33"]
+
+
+def test_topics_by_hand() -> None:
+    """Three titles of a, of which one is taken for b, and one of b, which is recognised."""
+    topics = {"topic": [0, 0, 0, 1], "predicted": [0, 0, 1, 1]}
+    points = {"split": "test", "labels": ["a", "b", "c"], **topics}
+    by_topic, confusion = topic_tables(points)
+    assert by_topic.rows == (
+        ("a", "b", "3", "100.0", "66.7", "80.0"),
+        ("b", "", "1", "50.0", "100.0", "66.7"),
+    )
+    assert (confusion.head, confusion.rows) == (("topic", "a", "b"), (("a", "2", "1"), ("b", "", "1")))
+    assert topic_tables({**points, "predicted": []} | {"topic": []}) == []
+    older = {name: value for name, value in points.items() if name != "predicted"}
+    assert topic_tables(older) == []
 
 
 def test_csv_has_no_formulas() -> None:
