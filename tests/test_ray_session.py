@@ -9,13 +9,15 @@ import socket
 import stat
 import subprocess
 import sys
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from newsbert_ray import ray_session as module
-from newsbert_ray.ray_session import ConnectError, environment, inside_cluster, ray_session
+from newsbert_ray.ray_session import ConnectError, environment, inside_cluster, interrupt_check, ray_session
 
 LOOPBACK = {"0100007F", "0" * 24 + "01000000", "0" * 16 + "FFFF00000100007F"}
 """127.0.0.1, ::1 and ::ffff:127.0.0.1 as /proc/net/tcp and tcp6 write them."""
@@ -205,3 +207,30 @@ def test_a_second_ctrl_c_does_not_interrupt_the_shutdown(monkeypatch: pytest.Mon
     module._shut_down()
     assert ended == [True]
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_swallowed_ctrl_c_is_raised_later() -> None:
+    """Ray swallows Ctrl-C while it starts, and the sweep goes on."""
+    before = signal.getsignal(signal.SIGINT)
+    with interrupt_check() as check:
+        check()
+        with suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            check()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_another_thread_runs_without_the_interrupt_check() -> None:
+    """Python sets signal handlers only in its main thread, so the sweep would fail at its start."""
+    passed: list[str] = []
+
+    def inside() -> None:
+        with interrupt_check() as check:
+            check()
+            passed.append("through")
+
+    thread = threading.Thread(target=inside)
+    thread.start()
+    thread.join()
+    assert passed == ["through"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,11 +44,43 @@ def write_space(tmp_path: Path) -> WriteSpace:
     return write
 
 
+class SharedRay:
+    """One Ray session for all tests of this folder; closed where a test starts its own."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self._session: RaySession | None = None
+
+    def open(self) -> RaySession:
+        """The session, started if it is not running."""
+        if self._session is None:
+            self._session = self._stack.enter_context(ray_session(cpus=2))
+        return self._session
+
+    def close(self) -> None:
+        """End the session, if it is running."""
+        self._stack.close()
+        self._session = None
+
+
 @pytest.fixture(scope="package")
-def ray() -> Iterator[RaySession]:
-    """One private session for all tests of this folder, closed before another folder starts its own."""
-    with ray_session(cpus=2) as session:
-        yield session
+def shared_ray() -> Iterator[SharedRay]:
+    """Closed before another folder's tests start their own session."""
+    shared = SharedRay()
+    yield shared
+    shared.close()
+
+
+@pytest.fixture
+def ray(shared_ray: SharedRay) -> RaySession:
+    """A running session with two CPUs, shared with other tests."""
+    return shared_ray.open()
+
+
+@pytest.fixture
+def no_ray(shared_ray: SharedRay) -> None:
+    """No session runs: the test starts its own, with its own environment."""
+    shared_ray.close()
 
 
 @pytest.fixture
