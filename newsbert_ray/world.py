@@ -54,3 +54,7 @@ class World:
         device = self.device if self.device.type == "cuda" else None
         torch.distributed.broadcast_object_list(values, src=0, device=device)
         return values[0]
+
+
+ONE_WORKER = World()
+"""A run without other workers, on the CPU."""

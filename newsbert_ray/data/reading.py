@@ -30,6 +30,7 @@ from newsbert_ray.data.order import (
 )
 from newsbert_ray.data.shards import Manifest, Shard, ShardError, Split, TextTable, read_shard, read_texts
 from newsbert_ray.methods import TASKS, TaskName
+from newsbert_ray.world import ONE_WORKER, World
 
 _CACHED_WINDOWS = 4
 EVALUATION_TOKENS = 8192
@@ -106,10 +107,8 @@ class TrainingSchedule:
 _NEEDED: tuple[tuple[Split, str], ...] = (("train", "train on"), ("validation", "evaluate"))
 
 
-def make_schedule(
-    settings: TrainSettings, manifest: Manifest, *, rank: int = 0, world_size: int = 1
-) -> TrainingSchedule:
-    """The schedule of a run with these settings, for worker `rank` of `world_size`.
+def make_schedule(settings: TrainSettings, manifest: Manifest, world: World = ONE_WORKER) -> TrainingSchedule:
+    """The schedule of a run with these settings, for one worker of `world`.
 
     Batches are cut for `settings.workers` workers, even if there are fewer.
 
@@ -126,8 +125,8 @@ def make_schedule(
                 f"clicked); prepare labelled behaviours for {split}"
             )
     accumulate = settings.optimizer.accumulate
-    shares = max(settings.workers, world_size)
-    order = Order(settings.seed, settings.batch_size, rank, world_size, accumulate, shares)
+    shares = max(settings.workers, world.size)
+    order = Order(settings.seed, settings.batch_size, world.rank, world.size, accumulate, shares)
     share_examples(manifest.shards("train", settings.task), settings.train_rows)
     return TrainingSchedule(
         settings.data,
@@ -230,8 +229,7 @@ def evaluation_batches(
     split: Split,
     *,
     batch_size: int,
-    rank: int = 0,
-    world_size: int = 1,
+    world: World = ONE_WORKER,
 ) -> Iterator[Batch]:
     """Every title of a split once over all workers, similar lengths together.
 
@@ -242,7 +240,7 @@ def evaluation_batches(
         titles = _shard_titles(str(folder), shard, starts[shard])
         rows = np.argsort(titles.lengths, kind="stable")
         for start in range(0, len(rows), batch_size):
-            if number % world_size == rank:
+            if world.owns(number):
                 batch = titles.take(rows[start : start + batch_size])
                 part = Part(batch, len(batch), *batch.count())
                 yield collate(part, pad_id=manifest.tokenizer.pad_id, budget=EVALUATION_TOKENS)

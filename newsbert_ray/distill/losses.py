@@ -258,7 +258,7 @@ def _sum_mentions(per_text: Tensor, bucket: Bucket) -> Tensor:
 def weighted_total(losses: dict[str, Tensor], weights: LossWeights) -> Tensor:
     """L_t + L_s (Eqs. 4-6).
 
-    Because every loss detaches the teacher but the teacher's own, one backward pass gives the teacher the
-    gradient of L_t and the student that of L_s.
+    Every loss of the student detaches the teacher. So one backward pass gives the teacher the gradient of L_t
+    and the student that of L_s.
     """
     return torch.stack([getattr(weights, name) * loss for name, loss in losses.items()]).sum()

@@ -87,9 +87,7 @@ def score_models(
         return score_rankings(models, folder, manifest, split, history=history, world=world, pace=pace)
     if settings.task == "retrieval":
         return score_matches(models, folder, manifest, split, world=world, pace=pace)
-    batches = evaluation_batches(
-        folder, manifest, split, batch_size=BATCH, rank=world.rank, world_size=world.size
-    )
+    batches = evaluation_batches(folder, manifest, split, batch_size=BATCH, world=world)
     return score_topics(models, batches, topics=len(manifest.labels), world=world, pace=pace)
 
 

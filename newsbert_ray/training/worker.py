@@ -55,7 +55,7 @@ def run_worker(
         preempted: whether this worker's machine is about to be taken away.
     """
     manifest = read_manifest(settings.data)
-    schedule = make_schedule(settings, manifest, rank=world.rank, world_size=world.size)
+    schedule = make_schedule(settings, manifest, world)
     run = Path(settings.out)
     if not world.is_rank_zero:
         say = _silent

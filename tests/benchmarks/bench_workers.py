@@ -115,7 +115,7 @@ def work(values: dict[str, Any], rank: int, port: int, steps: int, results: Any)
             "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world.size
         )
     manifest = read_manifest(settings.data)
-    schedule = make_schedule(settings, manifest, rank=rank, world_size=world.size)
+    schedule = make_schedule(settings, manifest, world)
     learner = build_worker_learner(settings, manifest, schedule, world)
     updates = read_updates(schedule)
     seconds: dict[str, list[float]] = {"data": [], "step": [], "alone": []}

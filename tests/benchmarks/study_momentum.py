@@ -186,9 +186,7 @@ def _predict(pair: Pair, settings: TrainSettings, manifest: Manifest) -> Found:
     pair.eval()
     encoder, top = pair.models()["student"]
     values, labels = [], []
-    for batch in evaluation_batches(
-        Path(settings.data), manifest, "test", batch_size=256, rank=0, world_size=1
-    ):
+    for batch in evaluation_batches(Path(settings.data), manifest, "test", batch_size=256):
         states = [encoder(bucket.input_ids, bucket.attention_mask) for bucket in batch.buckets]
         values.append(top(states, batch).logits.argmax(-1))
         labels.append(batch.target.labels)

@@ -12,6 +12,7 @@ from newsbert_ray.data import order as ordering
 from newsbert_ray.data.order import Order
 from newsbert_ray.data.reading import TrainingSchedule, Update, evaluation_batches, read_updates, worker_parts
 from newsbert_ray.data.shards import read_manifest
+from newsbert_ray.world import World
 from tests.data.conftest import titles
 
 
@@ -52,9 +53,7 @@ def test_evaluation_sees_every_title_once_over_all_workers(shards: Path, world_s
     labels = [
         label
         for rank in range(world_size)
-        for batch in evaluation_batches(
-            shards, manifest, "test", batch_size=7, rank=rank, world_size=world_size
-        )
+        for batch in evaluation_batches(shards, manifest, "test", batch_size=7, world=World(rank, world_size))
         for label in batch.target.labels.tolist()
     ]
     alone = [b.target.labels for b in evaluation_batches(shards, manifest, "test", batch_size=7)]

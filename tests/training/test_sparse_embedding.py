@@ -12,6 +12,7 @@ from newsbert_ray.data.shards import read_manifest
 from newsbert_ray.model.assemble import assemble_pair
 from newsbert_ray.training.sparse_embedding import SparseEmbeddingGradients
 from newsbert_ray.training.step import Learner, build_learner, train_step
+from newsbert_ray.world import World
 from tests.conftest import MakeSettings
 
 
@@ -20,7 +21,7 @@ def start(
 ) -> tuple[Learner, list[Update]]:
     """A fresh learner and its first updates."""
     manifest = read_manifest(settings.data)
-    schedule = make_schedule(settings, manifest, rank=rank, world_size=world_size)
+    schedule = make_schedule(settings, manifest, World(rank, world_size))
     learner = build_learner(assemble_pair(settings, manifest), settings, total_steps=schedule.total_steps)
     return learner, list(islice(read_updates(schedule), steps))
 

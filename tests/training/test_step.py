@@ -20,6 +20,7 @@ from newsbert_ray.methods import LOSSES
 from newsbert_ray.model.assemble import assemble_pair
 from newsbert_ray.model.pair import Pair
 from newsbert_ray.training.step import Learner, LossError, build_learner, learning_rate_factor, train_step
+from newsbert_ray.world import World
 from tests.benchmarks.bench_recommend import each_mention
 from tests.conftest import MakeSettings
 
@@ -51,7 +52,7 @@ def start(
 ) -> tuple[Learner, list[Update]]:
     """A fresh learner and its first updates."""
     manifest = read_manifest(settings.data)
-    schedule = make_schedule(settings, manifest, rank=rank, world_size=world_size)
+    schedule = make_schedule(settings, manifest, World(rank, world_size))
     learner = build_learner(assemble_pair(settings, manifest), settings, total_steps=schedule.total_steps)
     return learner, list(islice(read_updates(schedule), steps))
 
@@ -279,7 +280,7 @@ def test_parts_add_up_to_the_update(make_settings: MakeSettings, world_size: int
     def losses(size: int, settings: TrainSettings) -> dict[str, float]:
         total: dict[str, float] = {}
         for rank in range(size):
-            update = next(read_updates(make_schedule(settings, manifest, rank=rank, world_size=size)))
+            update = next(read_updates(make_schedule(settings, manifest, World(rank, size))))
             for part in update.parts:
                 teacher, student = pair(part)
                 for name, loss in joint_losses(teacher, student, part, settings.distill).items():
@@ -299,7 +300,7 @@ def test_fewer_workers_than_shares_alter_nothing(make_settings: MakeSettings, si
     def gradients(size: int) -> dict[str, torch.Tensor]:
         total: dict[str, torch.Tensor] = {}
         for rank in range(size):
-            schedule = make_schedule(settings, manifest, rank=rank, world_size=size)
+            schedule = make_schedule(settings, manifest, World(rank, size))
             torch.manual_seed(0)
             learner = build_learner(assemble_pair(settings, manifest), settings, total_steps=9)
             before = {name: p.clone() for name, p in learner.pair.named_parameters()}
