@@ -17,7 +17,7 @@ from http.client import HTTPException
 from importlib import metadata
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
@@ -81,26 +81,15 @@ def connect(
         )
     token = _read_token(token_file, warn) if token_file else None
     version = _ask_version(address, None)
-    if version is not None:
+    if version is None:
+        token = token or _find_token(environment, warn)
+        version = _ask_with_token(address, token)
+    else:
         token = None
         if not is_loopback(host):
             warn(
                 f"{address} asks for no token: everyone who can reach it can run programs on the cluster",
                 "start the head with RAY_AUTH_MODE=token",
-            )
-    else:
-        token = token or _find_token(environment, warn)
-        if token is None:
-            raise DashboardError(
-                f"{address}: the cluster requires a token, and none was found",
-                "give --token_file FILE, or RAY_AUTH_MODE=token with RAY_AUTH_TOKEN_PATH=FILE",
-            )
-        version = _ask_version(address, token)
-        if version is None:
-            raise DashboardError(
-                f"{address}: the cluster refuses the token",
-                "copy the cluster's token (on the head: ~/.ray/auth_token) to the file of --token_file or "
-                "RAY_AUTH_TOKEN_PATH",
             )
     own_version = metadata.version("ray")
     if version != own_version:
@@ -175,6 +164,22 @@ class _NoRedirect(HTTPRedirectHandler):
         return None
 
 
+def _ask_with_token(address: str, token: str | None) -> str:
+    if token is None:
+        raise DashboardError(
+            f"{address}: the cluster requires a token, and none was found",
+            "give --token_file FILE, or RAY_AUTH_MODE=token with RAY_AUTH_TOKEN_PATH=FILE",
+        )
+    version = _ask_version(address, token)
+    if version is None:
+        raise DashboardError(
+            f"{address}: the cluster refuses the token",
+            "copy the cluster's token (on the head: ~/.ray/auth_token) to the file of --token_file or "
+            "RAY_AUTH_TOKEN_PATH",
+        )
+    return version
+
+
 def _ask_version(address: str, token: str | None) -> str | None:
     """The cluster's Ray version; None if the token is missing or wrong."""
     headers = {"Authorization": f"Bearer {token}"} if token else {}
@@ -215,16 +220,6 @@ class FollowError(RuntimeError):
     """A job that can no longer be followed; the text says why."""
 
 
-class Jobs(Protocol):
-    """The part of ray.job_submission.JobSubmissionClient that following a log needs."""
-
-    def get_job_info(self, job_id: str) -> Any: ...
-
-    def get_job_logs(self, job_id: str) -> str: ...
-
-    def tail_job_logs(self, job_id: str) -> AsyncIterator[str]: ...
-
-
 @dataclass(frozen=True)
 class JobEnd:
     """How a job ended: Ray's status, our exit code, and the reason."""
@@ -235,11 +230,12 @@ class JobEnd:
 
 
 def follow_log(
-    jobs: Jobs, job: str, *, write: Callable[[str], None], say: Callable[[str], None], address: str
+    jobs: Any, job: str, *, write: Callable[[str], None], say: Callable[[str], None], address: str
 ) -> JobEnd:
     """Write the log of `job` from its beginning until the job ends.
 
     Args:
+        jobs: a ray.job_submission.JobSubmissionClient.
         write: called with pieces of the log, which need not end with a line.
         say: called with a line that explains a delay or a lost connection.
         address: of the cluster, for these lines.
@@ -272,7 +268,7 @@ def job_end(info: Any) -> JobEnd | None:
 class _Follower:
     """Follows one job: how many characters of its log are written, and when the cluster last answered."""
 
-    jobs: Jobs
+    jobs: Any
     job: str
     write: Callable[[str], None]
     say: Callable[[str], None]
@@ -312,7 +308,7 @@ class _Follower:
         """Write the log until the connection ends; True if it was lost."""
         position = 0
         try:
-            async with aclosing(self.jobs.tail_job_logs(self.job)) as stream:  # type: ignore[type-var]
+            async with aclosing(self.jobs.tail_job_logs(self.job)) as stream:
                 while (text := await self._next_piece(stream)) is not None:
                     self._put(text, position)
                     position += len(text)
