@@ -20,20 +20,26 @@ DEMO = (
 
 
 def main(wheel: Path) -> None:
-    """Fails if a command fails, or if the package is not the one of the wheel."""
+    """Fails if a command fails, or if the commands do not run the code of the wheel."""
     with TemporaryDirectory(prefix="newsbert-wheel-") as name:
         folder = Path(name)
         venv.create(folder / "venv", with_pip=True)
         programs = folder / "venv" / "bin"
-        pip = [str(programs / "python"), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
-        subprocess.run([*pip, "-c", str(ROOT / "constraints.txt"), str(wheel)], check=True)
         environment = {**os.environ, "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
-        environment.pop("PYTHONPATH", None)
+        environment.pop("PYTHONPATH", None)  # else pip takes the checkout for the installed package
+
+        def run(program: str, *words: str) -> None:
+            subprocess.run([str(programs / program), *words], cwd=folder, env=environment, check=True)
+
+        install = ("-m", "pip", "--disable-pip-version-check", "install", "--quiet")
+        run("python", *install, "-c", str(ROOT / "constraints.txt"), str(wheel))
+        run("python", "-c", f"import newsbert_ray as n; assert n.__file__.startswith({str(folder)!r}), n")
         for command in DEMO:
             print("$", command, flush=True)
-            subprocess.run(command.split(), cwd=folder, env=environment, check=True)
+            program, *words = command.split()
+            run(program, *words)
         assert (folder / "report" / "report.html").exists()
-    print(f"{wheel.name}: installed into an empty environment, the demo ran")
+    print(f"{wheel.name}: installed into an empty environment, and the demo ran there")
 
 
 if __name__ == "__main__":
