@@ -90,10 +90,9 @@ def plan_sweep(
     concurrency: int | None = None,
     curves: str | Path | None = None,
 ) -> Estimate:
-    """Time a few steps of each group of trials, as many at once as in the sweep; print what the sweep will
-    take.
+    """Time a few steps of each group of trials, as many at once as in the sweep; print what it will take.
 
-    Arguments, result and errors are those of `newsbert_ray.preview`.
+    Arguments and errors as for `newsbert_ray.preview`, which documents and checks them.
     """
     with open_workdir(out, markers=MARKS, small=True) as workdir, lock_folder(workdir.path):
         folder = workdir.path
@@ -114,9 +113,9 @@ def plan_sweep(
                 gpus=search_space.gpus,
             )
             planned = planned_trials(search_space, overrides=changes.overrides)
-            groups = settings_to_time([*planned.trials, *itertools.chain(*planned.prerequisites)])
-            print(f"timing a few steps of {len(groups)} trials, {resources.slots} at once", flush=True)
-            calibration = calibrate(groups, resources, folder=folder / ".plan")
+            to_time = settings_to_time([*planned.trials, *itertools.chain(*planned.prerequisites)])
+            print(f"timing a few steps of {len(to_time)} trials, {resources.slots} at once", flush=True)
+            calibration = calibrate(to_time, resources, folder=folder / ".plan")
         estimate = predict(
             search_space, planned, calibration, resources, session_seconds=session_seconds, curves=recorded
         )
@@ -201,7 +200,7 @@ class Parts:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Parts of each group of trials that was timed, the seconds until a process has started, and the seconds
+    """Parts of each trial that was timed, the seconds until a process has started, and the seconds
     that all timing took."""
 
     settings: tuple[TrainSettings, ...]
@@ -243,8 +242,8 @@ class Estimate:
         if planned.impossible:
             lines.append(f"{planned.impossible} points are impossible combinations; they cost nothing")
         lines += [
-            f"timed in {format_duration(self.calibration.seconds)} with {self.resources.slots} trials at "
-            f"once: {len(step_times)} groups of trials, {_span(step_times, '.0f')} ms a step",
+            f"timed {len(step_times)} trials in {format_duration(self.calibration.seconds)}: "
+            f"{_span(step_times, '.0f')} ms a step with {self.resources.slots} trials at once",
             f"seconds a trial, without early stopping: {_span(seconds, '.1f')}, "
             f"mean {statistics.fmean(seconds):.1f}",
             f"every trial to its end: {self._amount_text(self.full)}",
@@ -396,13 +395,13 @@ def _span(values: Sequence[float], form: str) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def calibrate(groups: Sequence[TrainSettings], resources: Resources, *, folder: Path) -> Calibration:
-    """Time each group of trials on as many workers at once as the sweep will have, where Ray places them.
+def calibrate(trials: Sequence[TrainSettings], resources: Resources, *, folder: Path) -> Calibration:
+    """Time these trials on as many workers at once as the sweep will have, where Ray places them.
 
     Call it inside a Ray session.
 
     Args:
-        groups: settings that differ in their work.
+        trials: settings that differ in their work.
         folder: for checkpoints, on the sweep's disk; all nodes must see it.
     Raises:
         ShardError, EncoderError, SettingsError, LossError: as the trials themselves would.
@@ -415,12 +414,12 @@ def calibrate(groups: Sequence[TrainSettings], resources: Resources, *, folder: 
         ray.get([start.remote() for _ in slots])
         process = time.monotonic() - began
         parts = []
-        for settings in groups:
+        for settings in trials:
             calls = [task.remote(settings, folder=folder.absolute() / f"slot-{slot}") for slot in slots]
             parts.append(_mean_parts(ray.get(calls)))
     except RayTaskError as error:
         raise error.cause from error
-    return Calibration(tuple(groups), tuple(parts), process, time.monotonic() - began)
+    return Calibration(tuple(trials), tuple(parts), process, time.monotonic() - began)
 
 
 def _start_process() -> None:

@@ -97,7 +97,7 @@ def sweep(
 ) -> SweepResult:
     """Run every trial of a search space, print its table, and write the report with its figures.
 
-    Arguments, result and errors are those of `newsbert_ray.sweep`.
+    Arguments and errors as for `newsbert_ray.sweep`, which documents and checks them.
     """
     from rich.console import Console
 
