@@ -382,10 +382,11 @@ def blocks_figure(records: Sequence[RunRecord]) -> FigureData[Panel]:
             lines = tuple(mean_line(pairs, f"block {block}") for block, pairs in sorted(blocks.items()))
             panels += [Panel(f"N = {depth}", "epoch", label, lines)] if lines else []
     data, teachers = _names(records)
+    spread = f"{len(records)} runs, mean ± sd over them" if len(records) > 1 else "1 run"
     return FigureData(
         "block_gradients",
         tuple(panels),
-        f"Data: {data}. Teacher: {teachers}. {len(records)} runs, mean ± sd over them; gradients of logged "
+        f"Data: {data}. Teacher: {teachers}. {spread}; gradients of logged "
         "steps before mixing. Momentum adds beta x ratio of its own length to a student layer's gradient; "
         "where the cosine is small, it turns the update.",
         across=2,
@@ -592,4 +593,5 @@ def figure_caption(records: Sequence[RunRecord], panels: Sequence[Panel], *, err
     titles = f", {' / '.join(counts)}{units['all']}" if counts else ""
     words = [text for panel in panels for text in (panel.title, *(line.label for line in panel.lines))]
     legend = " N: student layers." if any(word.startswith("N = ") for word in words) else ""
-    return f"Data: {data}{titles}. Teacher: {teachers}. {len(records)} runs, {spread}.{legend}"
+    runs = f"{len(records)} run{'s' if len(records) > 1 else ''}"
+    return f"Data: {data}{titles}. Teacher: {teachers}. {runs}, {spread}.{legend}"

@@ -381,14 +381,12 @@ class Costs:
     """What a sweep cost so far. Times are those of the training loops, as the runs recorded them.
 
     Attributes:
-        wall_seconds: from start to end over all sessions; None while it is not recorded.
-        seconds: of all trials with a known time.
-        prerequisite_seconds: of the `prerequisites` runs before the trials: teachers, students to start from.
+        wall_seconds: over all sessions; None while it is not recorded.
+        prerequisites: runs before the trials (teachers, students to start from), `prerequisite_seconds` long.
         money: None where the search space states no price.
-        parts: CPU-hours by part of the finished trials, of trials stopped early, and of prerequisites.
-        unknown: trials without a known time: failed or running.
-        seconds_per_epoch: over all trials with a known time.
-        saved_epochs: epochs that early stopping left out, including those of seeds that never began.
+        parts: CPU-hours of the finished trials by part, of trials stopped early, and of prerequisites.
+        unknown: trials without a known time: failed or unfinished.
+        saved_epochs: left out by early stopping, including those of seeds that never started.
     """
 
     wall_seconds: float | None

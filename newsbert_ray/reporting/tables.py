@@ -279,6 +279,8 @@ def sweep_table(
         mode: whether the largest or the smallest is the best.
         seeds: how many each point should have; by default as many as occur in the records.
     """
+    from rich.console import Console
+
     task = one_task(records)
     first, examples = task.primary, task.examples
     metric = metric or f"test.student.{first.name}"
@@ -305,7 +307,8 @@ def sweep_table(
     title = f"{len(distinct(records))} runs, best {metric} first"
     tables = [_rich_table(rows, columns[:count], title) for count in range(len(columns), 1, -1)]
     narrow = _rich_table(rows, columns[:1] or [goal], title)
-    return next((table for table in tables if _width(table) <= _TERMINAL_WIDTH), narrow)
+    unlimited = Console(width=1000)
+    return next((t for t in tables if unlimited.measure(t).maximum <= _TERMINAL_WIDTH), narrow)
 
 
 def _rich_table(rows: Sequence[Row], columns: Sequence[Column], title: str) -> rich.table.Table:
@@ -323,10 +326,3 @@ def _rich_table(rows: Sequence[Row], columns: Sequence[Column], title: str) -> r
         numbers = [column.show(row.columns.get(column.name)) for column in columns]
         table.add_row(*settings, str(len(row.seeds)), *numbers, style="bold" if index == 0 else None)
     return table
-
-
-def _width(table: rich.table.Table) -> int:
-    """Columns of a terminal that `table` takes where nothing wraps."""
-    from rich.console import Console
-
-    return Console(width=1000).measure(table).maximum
