@@ -54,7 +54,8 @@ from newsbert_ray.data.word_vectors import VECTORS, fit_vectors, identity, is_ve
 from newsbert_ray.files import locked, write_json
 from newsbert_ray.methods import METHODS, TASKS
 from newsbert_ray.ray_session import inside_cluster
-from newsbert_ray.storage.workdir import download_input, is_url, open_workdir
+from newsbert_ray.storage.bucket import is_url
+from newsbert_ray.storage.workdir import download_input, open_workdir
 
 __all__ = ["PrepareError", "prepare"]
 

@@ -36,7 +36,8 @@ from newsbert_ray.model.assemble import assemble_pair
 from newsbert_ray.model.encoder import EncoderError
 from newsbert_ray.model.saved import CHECKPOINTS, best_folders, load_best, load_student
 from newsbert_ray.record import read_record
-from newsbert_ray.storage.workdir import fetch, is_url, with_local_paths
+from newsbert_ray.storage.bucket import is_url
+from newsbert_ray.storage.workdir import fetch, with_local_paths
 from newsbert_ray.world import World
 
 

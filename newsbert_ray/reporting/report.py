@@ -43,7 +43,8 @@ from newsbert_ray.reporting.sweep_figures import sweep_figures
 from newsbert_ray.reporting.sweep_page import points_csv, sweep_page
 from newsbert_ray.reporting.tables import number, results_table, rows_of, summary_of, to_csv, topic_tables
 from newsbert_ray.secrets import mask_url
-from newsbert_ray.storage.workdir import is_url, snapshot
+from newsbert_ray.storage.bucket import is_url
+from newsbert_ray.storage.workdir import snapshot
 
 _log = logging.getLogger(__name__)
 

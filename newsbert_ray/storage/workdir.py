@@ -25,26 +25,6 @@ from newsbert_ray.files import locked, write_json, write_text
 from newsbert_ray.record import RECORD, STOPPED, read_record, write_record
 from newsbert_ray.storage.bucket import FileInfo, Remote, StorageError, is_hidden, is_url, join, lease
 
-__all__ = [
-    "HUB_NAMES",
-    "StorageError",
-    "WorkDir",
-    "absolute",
-    "cache_folder",
-    "download_input",
-    "fetch",
-    "is_location",
-    "is_url",
-    "join",
-    "last_part",
-    "locations_of",
-    "open_workdir",
-    "restore_urls",
-    "snapshot",
-    "with_local_paths",
-    "with_locations",
-]
-
 CACHE = "NEWSBERT_CACHE"
 """Environment variable: the folder of all copies; ~/.cache/newsbert_ray by default."""
 WRITER = ".writer.json"

@@ -23,7 +23,8 @@ from newsbert_ray.data.shards import Manifest
 from newsbert_ray.files import is_locked, locked
 from newsbert_ray.ray_session import RaySession, environment, ray_session, watch_for_preemption
 from newsbert_ray.record import RECORD
-from newsbert_ray.storage.workdir import StorageError, WorkDir, restore_urls, with_local_paths
+from newsbert_ray.storage.bucket import StorageError
+from newsbert_ray.storage.workdir import WorkDir, restore_urls, with_local_paths
 from newsbert_ray.telemetry import EventLog
 from newsbert_ray.training.journal import Display
 from newsbert_ray.training.loop import PreemptedError, Report

@@ -12,7 +12,8 @@ from typing import Any
 from newsbert_ray.config import SettingsError, TrainSettings
 from newsbert_ray.data.shards import MANIFEST
 from newsbert_ray.reporting.sweep_data import SWEEP
-from newsbert_ray.storage.workdir import StorageError, WorkDir, fetch
+from newsbert_ray.storage.bucket import StorageError
+from newsbert_ray.storage.workdir import WorkDir, fetch
 
 TRIALS_PER_GPU = 4
 """Trials that share a GPU by default."""

@@ -17,14 +17,8 @@ from newsbert_ray.files import format_duration, locked, write_json
 from newsbert_ray.ray_session import interrupt_check, ray_session
 from newsbert_ray.record import RECORD, STOPPED, installed_versions
 from newsbert_ray.reporting.sweep_data import FAILURES, SWEEP, TRIALS, Point
-from newsbert_ray.storage.workdir import (
-    StorageError,
-    WorkDir,
-    download_input,
-    fetch,
-    is_location,
-    open_workdir,
-)
+from newsbert_ray.storage.bucket import StorageError
+from newsbert_ray.storage.workdir import WorkDir, download_input, fetch, is_location, open_workdir
 from newsbert_ray.telemetry import EVENTS, EventLog
 from newsbert_ray.tune import display
 from newsbert_ray.tune.display import say

@@ -22,7 +22,8 @@ from newsbert_ray.files import first_line, is_locked
 from newsbert_ray.record import TEACHERS, RunRecord
 from newsbert_ray.reporting.sweep_data import point_label
 from newsbert_ray.settings import flatten
-from newsbert_ray.storage.workdir import StorageError, WorkDir, absolute, fetch
+from newsbert_ray.storage.bucket import StorageError
+from newsbert_ray.storage.workdir import WorkDir, absolute, fetch
 from newsbert_ray.tune.resources import require_seen
 from newsbert_ray.tune.space import (
     PointValues,

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from newsbert_ray.storage import bucket as bucket_module
-from newsbert_ray.storage.bucket import Remote
-from newsbert_ray.storage.workdir import StorageError, WorkDir, fetch, open_workdir
+from newsbert_ray.storage.bucket import Remote, StorageError
+from newsbert_ray.storage.workdir import WorkDir, fetch, open_workdir
 
 if TYPE_CHECKING:
     from tests.conftest import S3

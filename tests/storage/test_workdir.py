@@ -22,8 +22,8 @@ from newsbert_ray.evaluation.evaluate import evaluate
 from newsbert_ray.record import RecordError, read_record
 from newsbert_ray.reporting.report import report
 from newsbert_ray.storage import bucket as bucket_module
-from newsbert_ray.storage.bucket import Remote
-from newsbert_ray.storage.workdir import StorageError, WorkDir, fetch
+from newsbert_ray.storage.bucket import Remote, StorageError
+from newsbert_ray.storage.workdir import WorkDir, fetch
 from newsbert_ray.training.run import RunFolderError, train
 
 if TYPE_CHECKING:
