@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
+import subprocess
+from dataclasses import replace
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
+
+import pytest
 
 from newsbert_ray.reporting.draw import draw_svg
 from newsbert_ray.reporting.figures import Bar, Bars, FigureData, Line, Panel
@@ -227,3 +234,34 @@ def test_latex_is_escaped() -> None:
         r"\end{tabular}",
         r"\end{table}",
     ]
+
+
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+MEASURE = """<script>onload = () => {
+  const seen = [...document.querySelectorAll("iframe")].map(({contentDocument: page}) => [
+    page.documentElement.scrollWidth - page.documentElement.clientWidth,
+    [...page.querySelectorAll("svg")].filter(svg => svg.getBoundingClientRect().height > 20).length])
+  document.body.textContent = "measured " + JSON.stringify(seen) + " end" }</script>"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_page_fits_a_browser(tmp_path: Path, dark: bool) -> None:
+    """At 390 and 1280 pixels nothing but a table scrolls sideways, and every figure is drawn."""
+    wide = Table(
+        tuple(f"column {i}" for i in range(30)), (("12.3 ± 0.4",) * 30,), caption="A wide table. " * 9
+    )
+    page = replace(_page(), sections=(*_page().sections, Section("Wide", (wide,))))
+    frames = [f'<iframe width="{width}" srcdoc="{escape(page.html())}"></iframe>' for width in (390, 1280)]
+    (tmp_path / "frames.html").write_text(f"<body>{''.join(frames)}{MEASURE}</body>", encoding="utf-8")
+    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync --dump-dom"
+    flags += " --disable-background-networking --disable-component-update --window-size=1700,1000"
+    flags += " --blink-settings=preferredColorScheme=0" if dark else ""
+    command = [str(BROWSER), *flags.split(), f"--user-data-dir={tmp_path}/profile"]
+    done = subprocess.run(
+        [*command, f"file://{tmp_path}/frames.html"], capture_output=True, text=True, timeout=60
+    )
+    measured = re.search(r"measured (.*) end", done.stdout)
+    assert measured, done.stderr
+    assert json.loads(measured[1]) == [[0, 2], [0, 2]]
