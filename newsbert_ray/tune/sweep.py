@@ -33,6 +33,7 @@ from newsbert_ray.tune.trials import Budget, Retention, Trials, TrialSpec
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from newsbert_ray.tune.ray_tune import SweepParts
     from newsbert_ray.tune.trial import Train
 
 ESTIMATE = "plan.json"
@@ -200,9 +201,9 @@ class _Runner:
             raise KeyboardInterrupt
         return retention
 
-    def _parts(self, resources: Resources, retention: Retention, *, shared: bool) -> Any:
+    def _parts(self, resources: Resources, retention: Retention, *, shared: bool) -> SweepParts:
         from newsbert_ray.reporting.hparams import HParams
-        from newsbert_ray.tune.ray_tune import SweepParts
+        from newsbert_ray.tune.ray_tune import SweepParts as Parts
 
         trials, space = self.trials, self.trials.space
         all_epochs = space.samples_of("epochs", self.first.epochs)
@@ -218,7 +219,7 @@ class _Runner:
             task=self.first.task,
         )
         board.begin()
-        return SweepParts(
+        return Parts(
             trials=trials,
             make_config=lambda spec: self._trial_config(spec, resources, shared=shared),
             resources=resources,
