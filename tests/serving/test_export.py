@@ -56,7 +56,7 @@ def _own_module_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterat
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_transformers(run: Path, ours: Any, tmp_path: Path) -> None:
+def test_transformers(run: Path, ours: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """The encoder without our code; embedding, topics, loss and hidden states with the exported code."""
     from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
@@ -88,6 +88,7 @@ def test_transformers(run: Path, ours: Any, tmp_path: Path) -> None:
     assert len(answer.hidden_states) == len(encoder.layers) + 1
     assert classifier.get_input_embeddings().weight.shape[1] == encoder.hidden_size
     classify = pipeline("text-classification", model=str(out), trust_remote_code=True, top_k=None)
+    assert "not supported" not in capfd.readouterr().err  # the pipeline would list all classes it knows
     answers: Any = classify(TITLES, truncation=True, function_to_apply="none")
     names = json.loads((run / "student" / "top.json").read_text())["labels"]
     for answer, row in zip(answers, logits, strict=True):

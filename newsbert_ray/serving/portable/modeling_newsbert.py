@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoModel, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceClassifierOutput
 
 from newsbert_ray.model.pooling import AttentivePooling
@@ -64,11 +64,20 @@ class NewsModel(PreTrainedModel):
         return BaseModelOutputWithPooling(states, self.pooling(states, mask), hidden_states)
 
 
+class NewsConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
+    """Only registers the classifier, so that pipelines know its name; the model's config is the encoder's."""
+
+    model_type = "newsbert_student"
+
+
 class NewsForSequenceClassification(NewsModel):  # type: ignore[no-untyped-call]
     """The topic classifier: a dense layer on the news embedding."""
 
+    config_class = NewsConfig
+
     def _add_head(self, config: Any) -> None:
         self.dense = nn.Linear(config.hidden_size, config.num_labels)
+        AutoModelForSequenceClassification.register(NewsConfig, type(self), exist_ok=True)
 
     def forward(  # type: ignore[override]
         self,
