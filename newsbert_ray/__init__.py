@@ -490,8 +490,8 @@ def embed(
 
     Args:
         run: folder of a finished run, or its URL.
-        input: files of texts, or their URLs: MIND's news.tsv, or .jsonl or .parquet with news_id or id, and
-            title or text.
+        input: files of texts, or their URLs: MIND's news.tsv; or .tsv with a header, .jsonl or .parquet with
+            news_id, id or nid, and title or text.
         out: folder or URL (s3://...) for the embeddings: part-NNNNN.parquet (id, text, embedding of D
             floats) in the order of the input, and embedded.json.
         workers: parts embedded at once, each on one core; by default all cores; 0 uses this process only.
