@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -117,7 +117,7 @@ def _train_in_process(
 
     with ExitStack() as stack:
         receivers: list[Report] = [publish, report_evaluation]
-        say = _silent
+        say: Callable[[str], None] = _silent
         if not quiet:
             display = stack.enter_context(Display(total=make_schedule(settings, manifest).total_steps))
             receivers.insert(1, display)
@@ -165,7 +165,10 @@ def _lock_run(workdir: WorkDir, settings: TrainSettings, manifest: Manifest) -> 
 def _check_settings(workdir: WorkDir, settings: TrainSettings, manifest: Manifest) -> None:
     """Write settings.json or, if it exists, compare it with these settings."""
     path, location = workdir.path / SETTINGS, workdir.location
-    current = {"settings": settings.model_dump(mode="json"), "fingerprint": manifest.fingerprint}
+    current: dict[str, Any] = {
+        "settings": settings.model_dump(mode="json"),
+        "fingerprint": manifest.fingerprint,
+    }
     if not path.exists():
         write_json(path, current)
         return
@@ -173,7 +176,7 @@ def _check_settings(workdir: WorkDir, settings: TrainSettings, manifest: Manifes
         stored = json.loads(path.read_text(encoding="utf-8"))
         differences = [
             f"{name} was {stored['settings'].get(name)!r}, now {value!r}"
-            for name, value in current["settings"].items()
+            for name, value in values.items()
             if name not in NEUTRAL_SETTINGS and stored["settings"].get(name) != value
         ]
         if stored["fingerprint"] != manifest.fingerprint:

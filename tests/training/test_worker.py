@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
+from torch.multiprocessing.spawn import spawn
 
 from newsbert_ray.config import TrainSettings
 from newsbert_ray.data.reading import make_schedule, read_updates
@@ -71,7 +71,7 @@ def test_every_method_gives_the_weights_of_one_worker(
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     values = [one.model_dump() for one in settings]
-    mp.spawn(work, (size, port, values, str(tmp_path)), nprocs=size)
+    spawn(work, (size, port, values, str(tmp_path)), nprocs=size)  # type: ignore[no-untyped-call]
     for index, (method, one) in enumerate(zip(METHODS, settings, strict=True)):
         alone = train_steps(one.model_copy(update={"workers": 1}), World())
         together = torch.load(tmp_path / f"{size}-{index}.pt", weights_only=True)
