@@ -165,10 +165,8 @@ def _lock_run(workdir: WorkDir, settings: TrainSettings, manifest: Manifest) -> 
 def _check_settings(workdir: WorkDir, settings: TrainSettings, manifest: Manifest) -> None:
     """Write settings.json or, if it exists, compare it with these settings."""
     path, location = workdir.path / SETTINGS, workdir.location
-    current: dict[str, Any] = {
-        "settings": settings.model_dump(mode="json"),
-        "fingerprint": manifest.fingerprint,
-    }
+    values = settings.model_dump(mode="json")
+    current = {"settings": values, "fingerprint": manifest.fingerprint}
     if not path.exists():
         write_json(path, current)
         return
