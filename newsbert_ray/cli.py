@@ -398,8 +398,7 @@ def _items(value: str) -> list[str]:
 
 def _read_config(path: str, model: type[Settings]) -> dict[str, Any]:
     """The settings in the file of --config, each checked by itself."""
-    from newsbert_ray.settings import SettingsError, check_each
-    from newsbert_ray.yaml_file import read_yaml
+    from newsbert_ray.settings import SettingsError, check_each, read_yaml
 
     try:
         values = read_yaml(path).values

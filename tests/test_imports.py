@@ -17,14 +17,12 @@ ORDER = (
     ("files", "secrets", "ray_private"),
     (
         "settings",
-        "yaml_file",
         "config",
         "record",
         "ray_session",
         "methods",
         "telemetry",
         "storage",
-        "world",
     ),
     ("data",),
     ("model",),
@@ -52,7 +50,6 @@ RAY = (
 )
 TORCH = (
     "ray_private",
-    "world",
     "data.batches",
     "data.examples",
     "data.reading",

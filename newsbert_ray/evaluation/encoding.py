@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 
 from newsbert_ray.data.batches import Topics, cut_buckets
-from newsbert_ray.data.reading import EVALUATION_TOKENS, evaluation_batches
+from newsbert_ray.data.reading import EVALUATION_TOKENS, World, evaluation_batches
 from newsbert_ray.data.shards import Manifest, Split, TextTable
 from newsbert_ray.model.encoder import Encoder
 from newsbert_ray.model.pair import Top
-from newsbert_ray.world import World
 
 Scores = dict[str, dict[str, float]]
 """Metrics by name, of each model by name."""

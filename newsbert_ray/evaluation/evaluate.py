@@ -15,7 +15,7 @@ import torch
 
 from newsbert_ray.config import SettingsError, TrainSettings, build_settings
 from newsbert_ray.data.examples import impressions_of
-from newsbert_ray.data.reading import evaluation_batches, read_impressions
+from newsbert_ray.data.reading import World, evaluation_batches, read_impressions
 from newsbert_ray.data.shards import SPLITS, Manifest, ShardError, Split, read_manifest, read_shard
 from newsbert_ray.data.tokenizer import TokenizerError
 from newsbert_ray.evaluation.encoding import Models
@@ -38,7 +38,6 @@ from newsbert_ray.model.saved import CHECKPOINTS, best_folders, load_best, load_
 from newsbert_ray.record import read_record
 from newsbert_ray.storage.bucket import is_url
 from newsbert_ray.storage.workdir import fetch, with_local_paths
-from newsbert_ray.world import World
 
 
 @dataclass(frozen=True)

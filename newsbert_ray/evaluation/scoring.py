@@ -20,7 +20,7 @@ from newsbert_ray.config import TrainSettings
 from newsbert_ray.data.batches import Batch
 from newsbert_ray.data.examples import Impressions
 from newsbert_ray.data.order import seeded_generator
-from newsbert_ray.data.reading import evaluation_batches, read_impressions, read_pairs
+from newsbert_ray.data.reading import World, evaluation_batches, read_impressions, read_pairs
 from newsbert_ray.data.shards import Manifest, Split, read_texts
 from newsbert_ray.evaluation.encoding import Floats, Ints, Models, Pace, Scores, device_seconds, encode_texts
 from newsbert_ray.evaluation.metrics import (
@@ -32,7 +32,6 @@ from newsbert_ray.evaluation.metrics import (
 )
 from newsbert_ray.model.heads import ClickHead, PairHead
 from newsbert_ray.model.pair import Pair
-from newsbert_ray.world import World
 
 BATCH = 256
 """Titles scored together."""

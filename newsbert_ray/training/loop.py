@@ -12,13 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from newsbert_ray.data.reading import TrainingSchedule, Update
+from newsbert_ray.data.reading import TrainingSchedule, Update, World
 from newsbert_ray.evaluation.encoding import Scores
 from newsbert_ray.methods import TASKS
 from newsbert_ray.model.saved import best_name, write_best
 from newsbert_ray.training.checkpoint import Progress, write_checkpoint
 from newsbert_ray.training.step import BLOCK, Learner, LossError, train_step
-from newsbert_ray.world import World
 
 Report = Callable[[dict[str, Any]], None]
 

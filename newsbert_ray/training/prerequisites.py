@@ -24,11 +24,10 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import Tensor
 
-    from newsbert_ray.data.reading import TrainingSchedule
+    from newsbert_ray.data.reading import TrainingSchedule, World
     from newsbert_ray.data.shards import Manifest, Split
     from newsbert_ray.evaluation.encoding import Scores
     from newsbert_ray.model.pair import EmbeddingCache, Pair
-    from newsbert_ray.world import World
 
 
 NEUTRAL_SETTINGS = ("data", "out", "threads", "log_every", "checkpoint", "device", "min_workers")

@@ -243,10 +243,9 @@ def _work(config: dict[str, Any]) -> None:
     import torch
     from ray.train.torch import get_device
 
-    from newsbert_ray.data.reading import read_updates
+    from newsbert_ray.data.reading import World, read_updates
     from newsbert_ray.data.stream import stream_updates
     from newsbert_ray.training.worker import run_worker
-    from newsbert_ray.world import World
 
     job: GroupJob = config["job"]
     workdir, settings = WorkDir(job.settings.out), with_local_paths(job.settings)

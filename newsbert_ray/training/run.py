@@ -102,10 +102,9 @@ def _train_in_process(
     settings: TrainSettings, manifest: Manifest, workdir: WorkDir, *, report: Report | None, quiet: bool
 ) -> None:
     """Train in this process; each checkpoint is published before it is reported."""
-    from newsbert_ray.data.reading import make_schedule, read_updates
+    from newsbert_ray.data.reading import World, make_schedule, read_updates
     from newsbert_ray.ray_session import watch_for_preemption
     from newsbert_ray.training.worker import run_worker
-    from newsbert_ray.world import World
 
     def publish(entry: dict[str, Any]) -> None:
         if entry["kind"] in ("evaluation", "checkpoint"):

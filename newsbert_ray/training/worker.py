@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from newsbert_ray.config import TrainSettings
-from newsbert_ray.data.reading import TrainingSchedule, Update, make_schedule
+from newsbert_ray.data.reading import TrainingSchedule, Update, World, make_schedule
 from newsbert_ray.data.shards import Manifest, Split, read_manifest
 from newsbert_ray.evaluation.encoding import Pace, Scores, device_name, map_titles
 from newsbert_ray.evaluation.scoring import score_pair
@@ -29,7 +29,6 @@ from newsbert_ray.training.journal import Journal, combine
 from newsbert_ray.training.loop import Report, TrainingLoop, never
 from newsbert_ray.training.prerequisites import cached_teacher, teacher_scores
 from newsbert_ray.training.step import Learner, build_learner
-from newsbert_ray.world import World
 
 Updates = Callable[[TrainingSchedule, int], Iterator[Update]]
 """(schedule, steps done) -> this worker's updates after them."""

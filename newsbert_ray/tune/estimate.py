@@ -24,6 +24,7 @@ from newsbert_ray.config import SCRATCH, SettingsError, TrainSettings
 from newsbert_ray.data.order import Ints, Order
 from newsbert_ray.data.reading import (
     TrainingSchedule,
+    World,
     evaluation_batches,
     make_schedule,
     read_pairs,
@@ -60,7 +61,6 @@ from newsbert_ray.tune.sweep import (
 )
 from newsbert_ray.tune.trial import CATEGORICAL_COST, check_space, teacher_depth, trial_settings
 from newsbert_ray.tune.trials import Curve, hourly_price
-from newsbert_ray.world import World
 
 BETWEEN_SECONDS = 0.1
 """Between the end of a trial and the start of the next one in its slot; spent in Ray Tune."""

@@ -22,7 +22,7 @@ from newsbert_ray.config import (
 )
 from newsbert_ray.methods import Task
 from newsbert_ray.reporting.sweep_data import Axis, Goal, goal_metrics, validation_metrics
-from newsbert_ray.settings import flatten
+from newsbert_ray.settings import KeyPath, YamlFile, flatten, parse_scalar, read_yaml
 from newsbert_ray.tune.space import (
     SWEEP_SETTINGS,
     Limits,
@@ -37,7 +37,6 @@ from newsbert_ray.tune.space import (
     named_task,
     require_name,
 )
-from newsbert_ray.yaml_file import KeyPath, YamlFile, parse_scalar, read_yaml
 
 _AXIS_KEYS = ("grid", "choice", "float", "int", "log", "step", "when")
 DIVISORS = "divisors"

@@ -27,6 +27,7 @@ from newsbert_ray.data.batches import Batch, Bucket, ClickChoices
 from newsbert_ray.data.examples import Clicks, Impressions
 from newsbert_ray.data.reading import (
     TrainingSchedule,
+    World,
     collate_update,
     make_schedule,
     read_impressions,
@@ -42,7 +43,6 @@ from newsbert_ray.model.assemble import assemble_pair
 from newsbert_ray.model.heads import ClickHead
 from newsbert_ray.training.step import train_step
 from newsbert_ray.training.worker import build_worker_learner
-from newsbert_ray.world import World
 from tests.benchmarks.bench_step import mix_one_by_one
 from tests.benchmarks.subject import add_subject, say, subject
 

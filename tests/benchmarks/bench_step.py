@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from newsbert_ray.config import TrainSettings, build_settings, merge
 from newsbert_ray.data.batches import Batch, Bucket
-from newsbert_ray.data.reading import TrainingSchedule, Update, make_schedule, read_updates
+from newsbert_ray.data.reading import TrainingSchedule, Update, World, make_schedule, read_updates
 from newsbert_ray.data.shards import read_manifest
 from newsbert_ray.distill.joint import joint_losses
 from newsbert_ray.distill.losses import weighted_total
@@ -28,7 +28,6 @@ from newsbert_ray.distill.momentum import apply_momentum
 from newsbert_ray.model.assemble import assemble_pair
 from newsbert_ray.training.step import train_step
 from newsbert_ray.training.worker import build_worker_learner
-from newsbert_ray.world import World
 from tests.benchmarks.subject import add_subject, say, subject
 
 WARM_UP = 5

@@ -23,11 +23,10 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from newsbert_ray.config import TrainSettings, build_settings, merge
-from newsbert_ray.data.reading import make_schedule, read_updates
+from newsbert_ray.data.reading import World, make_schedule, read_updates
 from newsbert_ray.data.shards import read_manifest
 from newsbert_ray.training.step import Learner, train_step
 from newsbert_ray.training.worker import build_worker_learner
-from newsbert_ray.world import World
 from tests.benchmarks.subject import add_subject, say, subject
 
 GPU_FLOPS = 989e12

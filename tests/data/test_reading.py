@@ -10,9 +10,15 @@ import torch
 
 from newsbert_ray.data import order as ordering
 from newsbert_ray.data.order import Order
-from newsbert_ray.data.reading import TrainingSchedule, Update, evaluation_batches, read_updates, worker_parts
+from newsbert_ray.data.reading import (
+    TrainingSchedule,
+    Update,
+    World,
+    evaluation_batches,
+    read_updates,
+    worker_parts,
+)
 from newsbert_ray.data.shards import read_manifest
-from newsbert_ray.world import World
 from tests.data.conftest import titles
 
 
@@ -83,3 +89,18 @@ def test_a_worker_without_titles_gets_a_stand_in_of_no_weight() -> None:
     assert part.rows == 1
     (own,) = worker_parts(titles(5), np.array([3]), Order(0, 4, rank=0, world_size=2))
     assert own.weight == 1.0
+
+
+def test_every_item_has_one_owner() -> None:
+    """An item that two workers compute counts twice in a metric; one that none computes is missing."""
+    workers = [World(rank, 3) for rank in range(3)]
+    assert [[worker.owns(item) for worker in workers].count(True) for item in range(7)] == [1] * 7
+    assert [worker.is_rank_zero for worker in workers] == [True, False, False]
+
+
+def test_one_worker_needs_no_group() -> None:
+    """A run in one process must not wait for others."""
+    world, values = World(), torch.tensor([1.0, 2.0])
+    assert world.sum_values({"a": 1.5}) == {"a": 1.5}
+    assert world.sum_tensor(values) is values
+    assert world.broadcast("value") == "value"

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from newsbert_ray.data.reading import read_impressions
+from newsbert_ray.data.reading import World, read_impressions
 from newsbert_ray.data.shards import read_manifest, read_texts
 from newsbert_ray.evaluation import scoring as ranking
 from newsbert_ray.evaluation.encoding import Pace
@@ -19,7 +19,6 @@ from newsbert_ray.evaluation.scoring import encode_news, score_pair, score_ranki
 from newsbert_ray.model.assemble import assemble_pair
 from newsbert_ray.model.pair import Pair
 from newsbert_ray.training.run import train
-from newsbert_ray.world import World
 from tests.conftest import MakeSettings
 
 

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from newsbert_ray.data.reading import make_schedule, read_updates
+from newsbert_ray.data.reading import World, make_schedule, read_updates
 from newsbert_ray.data.shards import read_manifest
 from newsbert_ray.model.assemble import assemble_pair
 from newsbert_ray.training.checkpoint import Progress, resume, step_folders
 from newsbert_ray.training.loop import TRIGGER_STEPS, CheckpointTriggers, PreemptedError, TrainingLoop
 from newsbert_ray.training.step import build_learner
-from newsbert_ray.world import World
 
 if TYPE_CHECKING:
     from tests.conftest import MakeSettings

@@ -7,12 +7,11 @@ from itertools import islice
 import torch
 
 from newsbert_ray.config import TrainSettings
-from newsbert_ray.data.reading import Update, make_schedule, read_updates
+from newsbert_ray.data.reading import Update, World, make_schedule, read_updates
 from newsbert_ray.data.shards import read_manifest
 from newsbert_ray.model.assemble import assemble_pair
 from newsbert_ray.training.sparse_embedding import SparseEmbeddingGradients
 from newsbert_ray.training.step import Learner, build_learner, train_step
-from newsbert_ray.world import World
 from tests.conftest import MakeSettings
 
 

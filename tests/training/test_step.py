@@ -12,7 +12,7 @@ from torch import Tensor
 
 from newsbert_ray.config import LossWeights, TrainSettings
 from newsbert_ray.data.examples import Clicks
-from newsbert_ray.data.reading import Update, make_schedule, read_updates, window_parts
+from newsbert_ray.data.reading import Update, World, make_schedule, read_updates, window_parts
 from newsbert_ray.data.shards import read_manifest
 from newsbert_ray.distill.joint import joint_losses
 from newsbert_ray.distill.losses import weighted_total
@@ -20,7 +20,6 @@ from newsbert_ray.methods import LOSSES
 from newsbert_ray.model.assemble import assemble_pair
 from newsbert_ray.model.pair import Pair
 from newsbert_ray.training.step import Learner, LossError, build_learner, learning_rate_factor, train_step
-from newsbert_ray.world import World
 from tests.benchmarks.bench_recommend import each_mention
 from tests.conftest import MakeSettings
 

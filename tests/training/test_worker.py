@@ -12,12 +12,11 @@ import torch
 from torch.multiprocessing.spawn import spawn
 
 from newsbert_ray.config import TrainSettings
-from newsbert_ray.data.reading import make_schedule, read_updates
+from newsbert_ray.data.reading import World, make_schedule, read_updates
 from newsbert_ray.data.shards import read_manifest
 from newsbert_ray.methods import METHODS
 from newsbert_ray.training.step import train_step
 from newsbert_ray.training.worker import build_worker_learner
-from newsbert_ray.world import World
 
 if TYPE_CHECKING:
     from pathlib import Path
