@@ -149,7 +149,9 @@ def work(values: dict[str, Any], rank: int, port: int, steps: int, results: Any)
 def without_exchange(learner: Learner) -> Any:
     """The same step without averaging gradients."""
     model, size = learner.model, learner.sparse_embedding.world_size
-    learner.model, learner.sparse_embedding.world_size = model.module, 1
+    inner = model.module  # of DistributedDataParallel
+    assert isinstance(inner, torch.nn.Module)
+    learner.model, learner.sparse_embedding.world_size = inner, 1
     try:
         yield
     finally:
