@@ -4,13 +4,16 @@ Every verb of the command line is a function here, with the same names, defaults
 command line is built from these signatures and docstrings. Importing the package loads neither torch nor Ray.
 """
 
+# mypy: disable-error-code="empty-body"
+# A function with `_calls` has only a signature and a docstring.
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import wraps
+from functools import partial, wraps
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, cast
 
 if TYPE_CHECKING:
     from newsbert_ray.config import PrepareSettings, TrainSettings
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from newsbert_ray.serving.predictor import load
     from newsbert_ray.serving.similar import Answer
     from newsbert_ray.settings import (
+        Location,
         NonNegativeFloat,
         NonNegativeInt,
         PositiveInt,
@@ -81,21 +85,29 @@ def __dir__() -> list[str]:
     return __all__
 
 
-def _checked(function: Callable[P, R]) -> Callable[P, R]:
-    """Check the arguments by the signature: SettingsError, in the words of the command line."""
+def _checked(function: Callable[P, R], *, call: str = "") -> Callable[P, R]:
+    """Check the arguments by the signature (SettingsError in the words of the command line), then call
+    `function`, or the function whose name is `call`."""
 
     @wraps(function)
-    def call(*positional: P.args, **keywords: P.kwargs) -> R:
+    def checked(*positional: P.args, **keywords: P.kwargs) -> R:
         from newsbert_ray.settings import check_arguments
 
-        return function(**check_arguments(function, positional, keywords))  # type: ignore[call-arg]
+        module, _, name = call.rpartition(".")
+        target = getattr(import_module(f"newsbert_ray.{module}"), name) if call else function
+        return cast(R, target(**check_arguments(function, positional, keywords)))
 
-    return call
+    return checked
 
 
-@_checked
+def _calls(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Declares a public function: `name` is the function that receives its checked arguments."""
+    return partial(_checked, call=name)
+
+
+@_calls("data.synthetic.synthesize")
 def synthesize(
-    out: str | Path,
+    out: Location,
     *,
     news: PositiveInt = 2000,
     users: PositiveInt = 200,
@@ -130,27 +142,11 @@ def synthesize(
     Raises:
         SettingsError: an argument out of range.
     """
-    from newsbert_ray.data import synthetic
-
-    return _value_errors(
-        synthetic.synthesize,
-        out,
-        news=news,
-        users=users,
-        impressions_per_user=impressions_per_user,
-        topics=topics,
-        seed=seed,
-        folders=folders,
-        history=history,
-        candidates=candidates,
-        unlabelled=unlabelled,
-        popularity=popularity,
-    )
 
 
-@_checked
+@_calls("data.synthetic.synthesize_pairs")
 def synthesize_pairs(
-    out: str | Path,
+    out: Location,
     *,
     pairs: PositiveInt = 2000,
     queries: PositiveInt | None = None,
@@ -177,28 +173,6 @@ def synthesize_pairs(
     Raises:
         SettingsError: an argument out of range.
     """
-    from newsbert_ray.data import synthetic
-
-    return _value_errors(
-        synthetic.synthesize_pairs,
-        out,
-        pairs=pairs,
-        queries=queries,
-        topics=topics,
-        words=words,
-        seed=seed,
-        tables=tables,
-    )
-
-
-def _value_errors(function: Callable[..., R], *positional: Any, **keywords: Any) -> R:
-    """Call a function; its ValueError becomes a SettingsError."""
-    from newsbert_ray.settings import SettingsError
-
-    try:
-        return function(*positional, **keywords)
-    except ValueError as error:
-        raise SettingsError(str(error)) from error
 
 
 def prepare(
@@ -233,7 +207,7 @@ def train(
     report: Callable[[dict[str, Any]], None] | None = None,
     quiet: bool = False,
     gpus: float | None = None,
-    teachers: str | Path | None = None,
+    teachers: Location | None = None,
     **values: Any,
 ) -> RunRecord:
     """Distil one student: teacher and student learn together.
@@ -277,9 +251,9 @@ def _settings(model: type[Any], settings: Any, values: Mapping[str, Any]) -> Any
 
 @_checked
 def sweep(
-    space: str | Path,
+    space: Location,
     *,
-    out: str | Path,
+    out: Location,
     resume: bool = False,
     concurrency: PositiveInt | None = None,
     vary: Mapping[str, Sequence[Any]] | Sequence[str] | None = None,
@@ -320,11 +294,11 @@ def sweep(
 
 @_checked
 def preview(
-    space: str | Path,
+    space: Location,
     *,
-    out: str | Path,
+    out: Location,
     concurrency: PositiveInt | None = None,
-    curves: str | Path | None = None,
+    curves: Location | None = None,
     vary: Mapping[str, Sequence[Any]] | Sequence[str] | None = None,
     overrides: Mapping[str, Any] | None = None,
     control: Mapping[str, Any] | None = None,
@@ -367,11 +341,11 @@ def _sweep_parts(
 
 @_checked
 def evaluate(
-    run: str | Path,
+    run: Location,
     *,
-    data: str | Path | None = None,
+    data: Location | None = None,
     split: Literal["train", "validation", "test"] = "test",
-    submission: str | Path | None = None,
+    submission: Location | None = None,
     model: Literal["student", "teacher"] = "student",
     by_topic: bool = False,
     show: str | None = None,
@@ -410,13 +384,13 @@ def evaluate(
     return module.evaluate(run, data=data, split=split, submission=submission, model=model)
 
 
-@_checked
+@_calls("reporting.report.report")
 def report(
-    folders: Sequence[str | Path],
+    folders: Sequence[Location],
     *,
-    out: str | Path,
+    out: Location,
     against: str | None = None,
-    keep: str | Path | None = None,
+    keep: Location | None = None,
 ) -> list[Path]:
     """Write a page with tables and figures from the records of runs and sweeps, or about shards.
 
@@ -435,17 +409,14 @@ def report(
     Raises:
         RecordError, SettingsError, ShardError: see there.
     """
-    from newsbert_ray.reporting import report as module
-
-    return module.report(folders, out=out, against=against, keep=None if keep is None else str(keep))
 
 
-@_checked
+@_calls("serving.export.export")
 def export(
-    run: str | Path,
+    run: Location,
     *,
     to: Literal["hf", "sentence-transformers", "onnx"],
-    out: str | Path,
+    out: Location,
     int8: bool = False,
     overwrite: bool = False,
 ) -> list[Path]:
@@ -465,17 +436,14 @@ def export(
         ExportError: `out` holds something else, the student has a form of its own, or a package is missing.
         RecordError, EncoderError: no complete finished run there.
     """
-    from newsbert_ray.serving import export as module
-
-    return module.export(run, to=to, out=out, int8=int8, overwrite=overwrite)
 
 
-@_checked
+@_calls("serving.embed.embed")
 def embed(
-    run: str | Path,
+    run: Location,
     *,
-    input: Sequence[str | Path],
-    out: str | Path,
+    input: Sequence[Location],
+    out: Location,
     workers: NonNegativeInt | None = None,
     gpus: NonNegativeFloat = 0,
     precision: Literal["fp32", "bf16"] = "fp32",
@@ -507,30 +475,17 @@ def embed(
         RecordError, EncoderError: no complete finished run there.
         StorageError: a bucket cannot be read or written.
     """
-    from newsbert_ray.serving import embed as module
-
-    return module.embed(
-        run,
-        input=[str(file) for file in input],
-        out=out,
-        workers=workers,
-        gpus=gpus,
-        precision=precision,
-        max_rejected_share=max_rejected_share,
-        overwrite=overwrite,
-        say=say,
-    )
 
 
-@_checked
+@_calls("serving.similar.similar")
 def similar(
-    vectors: str | Path,
+    vectors: Location,
     *,
     to: str | None = None,
     read: Sequence[str] = (),
     user: str | None = None,
-    behaviors: str | Path | None = None,
-    run: str | Path | None = None,
+    behaviors: Location | None = None,
+    run: Location | None = None,
     top: PositiveInt = 10,
 ) -> Answer:
     """Find the texts among embeddings that are most like a text, or that a user would read.
@@ -550,23 +505,20 @@ def similar(
         SettingsError: not exactly one of `to`, `read` and `user`, or one that these embeddings cannot answer.
         EmbedError: no complete embeddings there.
     """
-    from newsbert_ray.serving import similar as module
-
-    return module.similar(vectors, to=to, read=read, user=user, behaviors=behaviors, run=run, top=top)
 
 
-@_checked
+@_calls("serving.bench.bench")
 def bench(
     models: Sequence[str],
     *,
-    input: str | Path | None = None,
+    input: Location | None = None,
     titles: PositiveInt = 2000,
     alone: PositiveInt = 200,
     rounds: PositiveInt = 5,
     threads: Sequence[PositiveInt] = (1,),
     precision: Sequence[Literal["fp32", "bf16"]] = ("fp32",),
     device: Literal["cpu", "cuda"] | None = None,
-    out: str | Path | None = None,
+    out: Location | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> list[Timing]:
     """Measure the speed of students, their teachers and random encoders, side by side on the same titles.
@@ -589,27 +541,13 @@ def bench(
         SettingsError: a model that cannot be measured, or a device that is missing.
         RecordError, EncoderError, TextsError: see there.
     """
-    from newsbert_ray.serving import bench as module
-
-    return module.bench(
-        models,
-        input=None if input is None else str(input),
-        titles=titles,
-        alone=alone,
-        rounds=rounds,
-        threads=threads,
-        precision=precision,
-        device=device,
-        out=out,
-        say=say,
-    )
 
 
-@_checked
+@_calls("deploy.doctor.doctor")
 def doctor(
     *,
-    data: str | Path | None = None,
-    out: str | Path | None = None,
+    data: Location | None = None,
+    out: Location | None = None,
     address: str | None = None,
     teacher: str | None = None,
     deep: bool = False,
@@ -628,15 +566,6 @@ def doctor(
     Returns:
         The findings, one by one as they are made.
     """
-    from newsbert_ray.deploy import doctor as module
-
-    return module.doctor(
-        data=None if data is None else str(data),
-        out=None if out is None else str(out),
-        address=address,
-        teacher=teacher,
-        deep=deep,
-    )
 
 
 @_checked
@@ -644,12 +573,12 @@ def submit(
     command: Sequence[str] = (),
     *,
     address: str | None = None,
-    token_file: str | Path | None = None,
-    working_dir: str | Path = ".",
+    token_file: Location | None = None,
+    working_dir: Location = ".",
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     env: Sequence[str] = (),
-    pip: str | Path | None = None,
+    pip: Location | None = None,
     id: str | None = None,
     wait: bool = True,
     logs: str | None = None,
@@ -685,30 +614,19 @@ def submit(
         PackageError: the folder cannot be sent.
         DashboardError, SubmitError, FollowError: the cluster does not answer, or refuses.
     """
+    from newsbert_ray.cli import check_command
     from newsbert_ray.deploy import submit as module
     from newsbert_ray.settings import SettingsError
 
-    token = None if token_file is None else str(token_file)
+    cluster: Any = {"address": address, "token_file": token_file}
     if sum(map(bool, (command, logs, stop, list))) != 1:
         raise SettingsError("give one of: -- VERB SETTINGS, --logs JOB, --stop JOB, --list")
     if logs:
-        return module.show_log(logs, address=address, token_file=token)
+        return module.show_log(logs, **cluster)
     if stop:
-        return module.stop_job(stop, address=address, token_file=token)
+        return module.stop_job(stop, **cluster)
     if list:
-        return module.list_jobs(address=address, token_file=token)
-    from newsbert_ray.cli import check_command
-
-    return module.submit(
-        command,
-        address=address,
-        token_file=token,
-        working_dir=str(working_dir),
-        include=include,
-        exclude=exclude,
-        env=env,
-        pip=None if pip is None else str(pip),
-        id=id,
-        wait=wait,
-        settings=check_command(command, folder=Path(working_dir)),
-    )
+        return module.list_jobs(**cluster)
+    files: Any = {"working_dir": working_dir, "include": include, "exclude": exclude, "pip": pip}
+    settings = check_command(command, folder=Path(working_dir))
+    return module.submit(command, env=env, id=id, wait=wait, settings=settings, **files, **cluster)

@@ -27,13 +27,15 @@ from typing import (
 )
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
 
 PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Location = Annotated[str | Path, AfterValidator(str)]
+"""A path or URL; the functions inside the package receive it as a string."""
 
 _HABITS = {
     "lr": "learning_rate",
@@ -108,7 +110,7 @@ def check_each(
 def check_arguments(
     function: Callable[..., Any], positional: tuple[Any, ...], keywords: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The arguments of a call by name, converted to the types in the function's signature.
+    """All arguments of a call by name, with defaults, converted to the types in the function's signature.
 
     Raises:
         SettingsError: a wrong, missing or unknown argument, in the words of `build_settings`.
@@ -119,7 +121,7 @@ def check_arguments(
     if takes_settings(function):
         others = {name: values.pop(name) for name in set(values) - model.model_fields.keys()}
     built = build_settings(model, values)
-    return {**{name: getattr(built, name) for name in built.model_fields_set}, **others}
+    return {**{name: getattr(built, name) for name in model.model_fields}, **others}
 
 
 @cache

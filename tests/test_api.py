@@ -6,6 +6,7 @@ import inspect
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -48,6 +49,16 @@ def test_documented_errors_exist() -> None:
     for name in set(dir(newsbert_ray)) - {"__version__"}:
         text = (getattr(newsbert_ray, name).__doc__ or "").partition("Raises:")[2]
         assert set(re.findall(r"\b\w+Error\b", text)) <= classes, name
+
+
+def test_the_called_function_takes_the_same_arguments() -> None:
+    """A public function without a body fails only when it is called, if its target lacks an argument."""
+    source = Path(newsbert_ray.__file__).read_text(encoding="utf-8")
+    for target, name in re.findall(r'@_calls\("([\w.]+)"\)\ndef (\w+)', source):
+        module, _, function = f"newsbert_ray.{target}".rpartition(".")
+        public = inspect.signature(getattr(newsbert_ray, name)).parameters
+        own = inspect.signature(getattr(import_module(module), function)).parameters
+        assert {name: p.kind for name, p in public.items()} == {name: p.kind for name, p in own.items()}, name
 
 
 def _calls(monkeypatch: pytest.MonkeyPatch, target: str) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:

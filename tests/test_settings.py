@@ -156,7 +156,7 @@ def test_arguments_are_checked_by_the_signature() -> None:
                 of a run.
         """
 
-    assert check_arguments(embed, ("r",), {"top": "4", "x": 1}) == {"run": "r", "top": 4, "x": 1}
+    assert check_arguments(embed, ("r",), {"top": "4", "x": 1}) == {"run": "r", "top": 4, "names": (), "x": 1}
     with pytest.raises(SettingsError, match=r"top = 'many': .*; required and not given: run"):
         check_arguments(embed, (), {"top": "many"})
 

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from newsbert_ray.data.tables import COLUMNS
+from newsbert_ray.settings import SettingsError
 
 Integers = npt.NDArray[np.int64]
 
@@ -66,7 +67,7 @@ def synthesize(
         popularity=(popularity, 0, 10),
     )
     if unknown := [name for name in unlabelled if name not in folders]:
-        raise ValueError(
+        raise SettingsError(
             f"synthetic corpus: unlabelled {', '.join(unknown)}, some of {', '.join(folders)} expected"
         )
     language = _Language(topics, seed)
@@ -391,4 +392,4 @@ def _sample(generator: np.random.Generator, numbers: range, count: int) -> list[
 def _require_ranges(kind: str, **ranges: tuple[float, float, float]) -> None:
     for name, (value, low, high) in ranges.items():
         if not low <= value <= high:
-            raise ValueError(f"synthetic {kind}: {name} {value}, {low} to {high:,} expected")
+            raise SettingsError(f"synthetic {kind}: {name} {value}, {low} to {high:,} expected")
