@@ -26,14 +26,14 @@ from newsbert_ray.record import RECORD, read_record
 from newsbert_ray.reporting.sweep_data import FAILURES, TRIALS, Point, Trial, pareto_front
 from newsbert_ray.settings import flatten
 from newsbert_ray.storage.workdir import WorkDir
-from newsbert_ray.tune.resources import Resources
 from newsbert_ray.tune.space import PointValues, SearchSpace, absolute_folders
 from newsbert_ray.tune.study import JOURNAL, shown_storage
 from newsbert_ray.tune.trial import CATEGORICAL_COST, WORK_SETTINGS
 
 if TYPE_CHECKING:
+    from newsbert_ray.tune.resources import Budget, Resources, Retention
     from newsbert_ray.tune.sweep import SweepResult
-    from newsbert_ray.tune.trials import Budget, Retention, Trials, TrialSpec
+    from newsbert_ray.tune.trials import Trials, TrialSpec
 
 LINE_SECONDS = 30.0
 """Least time between two status lines, where the output is not a terminal."""

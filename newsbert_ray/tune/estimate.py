@@ -48,7 +48,6 @@ from newsbert_ray.training.worker import build_worker_learner
 from newsbert_ray.tune.ray_tune import node_resources
 from newsbert_ray.tune.resources import Resources, plan_resources
 from newsbert_ray.tune.space import PointValues, SearchSpace
-from newsbert_ray.tune.stopping import Saving, estimate_saving, recorded_curves
 from newsbert_ray.tune.study import SweepStudy
 from newsbert_ray.tune.sweep import (
     ESTIMATE,
@@ -60,7 +59,7 @@ from newsbert_ray.tune.sweep import (
     read_changes,
 )
 from newsbert_ray.tune.trial import CATEGORICAL_COST, check_space, teacher_depth, trial_settings
-from newsbert_ray.tune.trials import Curve, hourly_price
+from newsbert_ray.tune.trials import Curve, Saving, estimate_saving, recorded_curves
 
 BETWEEN_SECONDS = 0.1
 """Between the end of a trial and the start of the next one in its slot; spent in Ray Tune."""
@@ -329,7 +328,7 @@ def predict(
     pairs = zip(planned.trials, planned.prerequisites, strict=True)
     costs = tuple(_trial_cost(settings, times, runs) for settings, runs in pairs)
     around = session_seconds + calibration.process + calibration.parts[0].cold + AROUND_SECONDS
-    hourly = hourly_price(space.prices, cpus=resources.trial_cpus, gpus=resources.trial_gpus)
+    hourly = resources.hourly_price(space.prices)
 
     def amount(*, training: float = 1.0, end: float = 1.0) -> Amount:
         seconds = [cost.seconds(training=training, end=end) for cost in costs]

@@ -29,10 +29,9 @@ from newsbert_ray.telemetry import Event, EventLog, SweepMeters
 from newsbert_ray.training.loop import PreemptedError
 from newsbert_ray.training.ray_group import GROUP_FOLDER, is_idle
 from newsbert_ray.tune.display import SweepDisplay
-from newsbert_ray.tune.resources import Resources
-from newsbert_ray.tune.stopping import EPOCH, EarlyStopping
+from newsbert_ray.tune.resources import CHECKPOINTS, Budget, Resources, Retention
 from newsbert_ray.tune.trial import CONFIG, Train, TrialConfig, run_trial
-from newsbert_ray.tune.trials import CHECKPOINTS, Budget, Retention, Trials, TrialSpec
+from newsbert_ray.tune.trials import EPOCH, EarlyStopping, Trials, TrialSpec
 
 RETRIES = 2
 """How often a trial whose process died starts again from its own checkpoints without getting an epoch

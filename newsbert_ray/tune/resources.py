@@ -4,17 +4,24 @@ and whether every machine of the cluster can read and write what a trial needs."
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+import statistics
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from newsbert_ray.config import SettingsError, TrainSettings
 from newsbert_ray.data.shards import MANIFEST
-from newsbert_ray.reporting.sweep_data import SWEEP
+from newsbert_ray.files import format_size
+from newsbert_ray.reporting.sweep_data import SWEEP, TRIALS, undominated
 from newsbert_ray.storage.bucket import StorageError
 from newsbert_ray.storage.workdir import WorkDir, fetch
+from newsbert_ray.tune.space import Prices
+from newsbert_ray.tune.trials import Trials, TrialSpec
 
+CHECKPOINTS, STUDENT = "checkpoints", "student"
 TRIALS_PER_GPU = 4
 """Trials that share a GPU by default."""
 
@@ -45,6 +52,10 @@ class Resources:
     def trial_gpus(self) -> float:
         """GPUs of one trial, all workers together."""
         return self.gpus * self.workers
+
+    def hourly_price(self, prices: Prices) -> float:
+        """Money for an hour of one trial."""
+        return prices.cpu_hour * self.trial_cpus + prices.gpu_hour * self.trial_gpus
 
     @property
     def tune_request(self) -> dict[str, float]:
@@ -125,6 +136,135 @@ def _does_not_fit(nodes: Sequence[Node], cpus: float, gpus: float, workers: int,
         f"workers = {workers}: each needs {cpus:g} CPUs{share} of one node, and {fitting} fit on Ray's "
         "nodes; use fewer workers, threads or gpus"
     )
+
+
+class Budget:
+    """What a sweep has spent, and whether one more trial may start.
+
+    A trial may start if it is expected, at the mean of those that have ended, to end within the limits.
+    """
+
+    def __init__(self, trials: Trials, resources: Resources) -> None:
+        self._trials = trials
+        self._limits = trials.space.limits
+        self._began = time.monotonic()
+        self.hourly = resources.hourly_price(trials.space.prices)
+        """Money for an hour of one trial."""
+
+    def spent(self, running: Iterable[float] = ()) -> float:
+        """Money so far; `running`: seconds since the start of each running trial."""
+        return self.hourly * (sum(self._trials.seconds.values()) + sum(running)) / 3600
+
+    def refusal(self, running: Iterable[float] = ()) -> str:
+        """Why no trial may start now; empty where one may. A running trial may still make room by ending
+        soon.
+
+        Args:
+            running: seconds since the start of each running trial.
+        """
+        running = list(running)
+        ended = self._trials.seconds.values()
+        mean = statistics.fmean(ended) if ended else 0.0
+        if self._limits.hours is not None:
+            expected = time.monotonic() - self._began + mean
+            if expected > 3600 * self._limits.hours:
+                return f"limits.hours = {self._limits.hours:g} leaves no time for another trial"
+        if self._limits.cost is not None:
+            expected = self.spent([*(max(mean, seconds) for seconds in running), mean])
+            if expected > self._limits.cost or self.spent(running) >= self._limits.cost:
+                return f"limits.cost = {self._limits.cost:g} leaves no money for another trial"
+        return ""
+
+    def target_reached(self) -> str:
+        """Which point is as good as the target; empty where none is, or no target is set."""
+        target, best, goal = self._limits.target, self._trials.best(), self._trials.space.goals[0]
+        if target is None or best is None or best.state != "finished":
+            return ""
+        value = best.means[0]
+        good = goal.sign * value >= goal.sign * target
+        return f"{best.label} reached limits.target = {target:g} ({value:.4f})" if good else ""
+
+
+class Retention:
+    """Removes the files of ended trials that are no longer needed, and bounds the disk space of
+    checkpoints."""
+
+    def __init__(self, trials: Trials, *, slots: int, checkpoints: int) -> None:
+        """`slots` trials run at once, each keeping its newest `checkpoints`."""
+        self._trials = trials
+        self.slots = slots
+        self._checkpoints = checkpoints
+        self._largest = 0
+        self._measured: set[str] = set()
+        self._removed: set[str] = set()
+        self._postponed: list[TrialSpec] = []
+
+    def reported(self, spec: TrialSpec) -> None:
+        """A trial has written a checkpoint: measure it; in a bucket once for each trial."""
+        if self._trials.workdir.is_remote and spec.name in self._measured:
+            return
+        self._measured.add(spec.name)
+        folders, largest = Counter[str](), Counter[str]()
+        for name, size in self._trials.workdir.child(TRIALS, spec.name, CHECKPOINTS).sizes().items():
+            folders[name.split("/")[0]] += size
+        for name, size in folders.items():
+            kind = name.split("-")[0]  # step-12 or best-12
+            largest[kind] = max(largest[kind], size)
+        self._largest = max(self._largest, largest.total())
+
+    def ended(self, spec: TrialSpec, *, writers_gone: bool = True) -> None:
+        """Remove a trial's checkpoints, and students that are no longer among the best.
+
+        Args:
+            writers_gone: no process writes into the trial's folder; otherwise its checkpoints stay for now.
+        """
+        workdir = self._trials.workdir
+        if writers_gone:
+            workdir.remove(f"{TRIALS}/{spec.name}/{CHECKPOINTS}")
+        elif workdir.is_remote:
+            self._postponed.append(spec)
+        for name in ranked_trials(self._trials)[self._trials.space.keep_students :]:
+            if name not in self._removed:
+                workdir.remove(f"{TRIALS}/{name}/{STUDENT}")
+                self._removed.add(name)
+        workdir.publish()
+
+    def finish(self) -> None:
+        """All trials have ended: remove the checkpoints whose removal was postponed."""
+        for spec in self._postponed:
+            self._trials.workdir.remove(f"{TRIALS}/{spec.name}/{CHECKPOINTS}")
+        self._postponed = []
+
+    @property
+    def bound(self) -> int:
+        """The most bytes of checkpoints that all running trials together can have: for each its newest ones,
+        the one being written, and the best model."""
+        return self.slots * (self._checkpoints + 1) * self._largest
+
+    def line(self) -> str:
+        """Disk space of checkpoints and of the students that are kept."""
+        files = self._trials.workdir.child(TRIALS).sizes()
+        now = sum(size for name, size in files.items() if name.split("/")[1:2] == [CHECKPOINTS])
+        sizes = [
+            sum(size for name, size in files.items() if name.startswith(f"{trial}/{STUDENT}/"))
+            for trial in ranked_trials(self._trials)
+        ]
+        kept = [size for size in sizes if size]
+        return (
+            f"disk: {len(kept)} students kept, {format_size(sum(kept))} "
+            f"(keep_students: {self._trials.space.keep_students}); checkpoints {format_size(now)} now, at "
+            f"most {format_size(self.bound)} during the sweep ({self.slots} trials at once)"
+        )
+
+
+def ranked_trials(trials: Trials) -> list[str]:
+    """Names of the finished trials: those on the Pareto front of several goals, then by the first goal."""
+    finished = [trial for trial in trials.ended.values() if trial.state == "finished"]
+    goals = trials.space.goals
+    scores = [tuple(g.sign * v for g, v in zip(goals, trial.values, strict=True)) for trial in finished]
+    front = set(undominated(scores)) if len(goals) > 1 else set()
+    order = sorted(range(len(finished)), key=lambda i: (i not in front, -scores[i][0]))
+    return [finished[i].name for i in order]
 
 
 class NodeError(RuntimeError):

@@ -22,13 +22,12 @@ from newsbert_ray.storage.workdir import WorkDir, download_input, fetch, is_loca
 from newsbert_ray.telemetry import EVENTS, EventLog
 from newsbert_ray.tune import display
 from newsbert_ray.tune.display import say
-from newsbert_ray.tune.resources import Resources
+from newsbert_ray.tune.resources import Budget, Resources, Retention, check_nodes, plan_resources
 from newsbert_ray.tune.space import SearchSpace, absolute_folders, fix, steer, vary
 from newsbert_ray.tune.space_file import read_space
-from newsbert_ray.tune.stopping import EarlyStopping
 from newsbert_ray.tune.study import JOURNAL, SweepStudy, absolute_storage, shown_storage
 from newsbert_ray.tune.trial import TrialConfig, check_space, resolve_depths, trial_settings
-from newsbert_ray.tune.trials import Budget, Retention, Trials, TrialSpec
+from newsbert_ray.tune.trials import EarlyStopping, Trials, TrialSpec
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -178,7 +177,6 @@ class _Runner:
         if not trials.due:
             return None
         from newsbert_ray.tune.ray_tune import node_resources, run_trials
-        from newsbert_ray.tune.resources import check_nodes, plan_resources
 
         with ray_session() as session:
             if not session.private:
@@ -210,7 +208,7 @@ class _Runner:
         early_stopping = EarlyStopping(space, epochs=max(all_epochs))
         for name, curve in trials.curves():
             early_stopping.load_curve(name, curve)
-        budget = Budget(trials, cpus=resources.trial_cpus, gpus=resources.trial_gpus)
+        budget = Budget(trials, resources)
         board = HParams(
             trials.folder / TRIALS,
             space.axes,

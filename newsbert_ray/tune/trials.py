@@ -1,15 +1,16 @@
 """The trials of a sweep: each point once with each seed. Hands them out, records how they ended, tells the
-study, watches the budget and removes files that are no longer needed. Does not import Ray."""
+study, and decides with Ray's schedulers which of them end early. Starts no trial."""
 
 from __future__ import annotations
 
+import random
 import statistics
-import time
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
-from newsbert_ray.files import format_size
 from newsbert_ray.record import (
     METRICS,
     RECORD,
@@ -30,13 +31,17 @@ from newsbert_ray.reporting.sweep_data import (
     curve_of,
     number_at,
     point_label,
-    undominated,
 )
 from newsbert_ray.storage.workdir import WorkDir
-from newsbert_ray.tune.space import PointValues, Prices, SearchSpace
+from newsbert_ray.tune.space import PointValues, SearchSpace
 from newsbert_ray.tune.study import SweepStudy
 
-CHECKPOINTS, STUDENT = "checkpoints", "student"
+if TYPE_CHECKING:
+    from ray.tune.schedulers import TrialScheduler
+
+EPOCH = "epoch"
+SIMULATIONS = 20
+"""Random orders of the trials over which a saving is averaged."""
 
 Curve = list[tuple[float, float]]
 """(epochs done, the first goal's metric) at each evaluation, in order."""
@@ -287,144 +292,136 @@ def _has_ended(folder: Path) -> bool:
     return (folder / RECORD).exists() or (folder / STOPPED).exists()
 
 
-class Budget:
-    """What a sweep has spent, and whether one more trial may start.
+@dataclass(frozen=True)
+class _NamedTrial:
+    """A trial as far as Ray's schedulers use it."""
 
-    A trial may start if it is expected, at the mean of those that have ended, to end within the limits.
+    trial_id: str
+
+
+class EarlyStopping:
+    """Decides which trials of a sweep end early. Keeps the rungs of all trials it has seen, by name.
+
+    A trial is never stopped at its last epoch: that is already paid for.
     """
 
-    def __init__(self, trials: Trials, *, cpus: float, gpus: float) -> None:
-        """`cpus` and `gpus`: what one trial occupies, all its workers together."""
-        self._trials = trials
-        self._limits = trials.space.limits
-        self._began = time.monotonic()
-        self.hourly = hourly_price(trials.space.prices, cpus=cpus, gpus=gpus)
-        """Money for an hour of one trial."""
+    def __init__(self, space: SearchSpace, *, epochs: int) -> None:
+        """Decide by the first goal of `space`; `epochs`: the most that a trial may have."""
+        self.reason = space.scheduler
+        self._metric = space.metric
+        self._scheduler = _ray_scheduler(space, epochs=epochs)
+        self._trials: dict[str, Any] = {}
+        # The median rule asks for waiting trials, in order to pause one; our trials are never paused.
+        self._controller: Any = SimpleNamespace(get_live_trials=list)
 
-    def spent(self, running: Iterable[float] = ()) -> float:
-        """Money so far; `running`: seconds since the start of each running trial."""
-        return self.hourly * (sum(self._trials.seconds.values()) + sum(running)) / 3600
-
-    def refusal(self, running: Iterable[float] = ()) -> str:
-        """Why no trial may start now; empty where one may. A running trial may still make room by ending
-        soon.
+    def should_stop(self, name: str, result: Mapping[str, Any], *, epochs: int) -> bool:
+        """Whether the trial `name` ends with this evaluation.
 
         Args:
-            running: seconds since the start of each running trial.
+            result: holds `epoch` (epochs done) and the metric, at least.
+            epochs: how many the trial has in all.
         """
-        running = list(running)
-        ended = self._trials.seconds.values()
-        mean = statistics.fmean(ended) if ended else 0.0
-        if self._limits.hours is not None:
-            expected = time.monotonic() - self._began + mean
-            if expected > 3600 * self._limits.hours:
-                return f"limits.hours = {self._limits.hours:g} leaves no time for another trial"
-        if self._limits.cost is not None:
-            expected = self.spent([*(max(mean, seconds) for seconds in running), mean])
-            if expected > self._limits.cost or self.spent(running) >= self._limits.cost:
-                return f"limits.cost = {self._limits.cost:g} leaves no money for another trial"
-        return ""
+        if self._scheduler is None or EPOCH not in result or self._metric not in result:
+            return False
+        if name not in self._trials:
+            self._trials[name] = _NamedTrial(name)
+            self._scheduler.on_trial_add(self._controller, self._trials[name])
+        decision = self._scheduler.on_trial_result(self._controller, self._trials[name], dict(result))
+        return decision == "STOP" and result[EPOCH] < epochs
 
-    def target_reached(self) -> str:
-        """Which point is as good as the target; empty where none is, or no target is set."""
-        target, best, goal = self._limits.target, self._trials.best(), self._trials.space.goals[0]
-        if target is None or best is None or best.state != "finished":
-            return ""
-        value = best.means[0]
-        good = goal.sign * value >= goal.sign * target
-        return f"{best.label} reached limits.target = {target:g} ({value:.4f})" if good else ""
+    def load_curve(self, name: str, curve: Iterable[tuple[float, float]]) -> None:
+        """Take in what a trial had reported before a resume: (epoch, metric) in order."""
+        for epoch, value in curve:
+            self.should_stop(name, {EPOCH: epoch, self._metric: value}, epochs=0)
 
 
-def hourly_price(prices: Prices, *, cpus: float, gpus: float) -> float:
-    """Money for an hour of so many CPUs and GPUs."""
-    return prices.cpu_hour * cpus + prices.gpu_hour * gpus
+def _ray_scheduler(space: SearchSpace, *, epochs: int) -> TrialScheduler | None:
+    if space.scheduler == "none":
+        return None
+    from ray.tune.schedulers import AsyncHyperBandScheduler, MedianStoppingRule
+
+    options: dict[str, Any] = {"time_attr": EPOCH, "metric": space.metric, "mode": space.goals[0].mode}
+    grace = min(space.stopping.grace, epochs)
+    if space.scheduler == "median":
+        return MedianStoppingRule(**options, grace_period=grace)
+    return AsyncHyperBandScheduler(
+        **options,
+        grace_period=grace,
+        max_t=max(epochs, grace),
+        reduction_factor=space.stopping.factor,
+        stop_last_trials=False,
+    )
 
 
-class Retention:
-    """Removes the files of ended trials that are no longer needed, and bounds the disk space of
-    checkpoints."""
+@dataclass(frozen=True)
+class Saving:
+    """What remains with early stopping: the share of all epochs, the share of trials that reach their end,
+    and what the estimate is based on."""
 
-    def __init__(self, trials: Trials, *, slots: int, checkpoints: int) -> None:
-        """`slots` trials run at once, each keeping its newest `checkpoints`."""
-        self._trials = trials
-        self.slots = slots
-        self._checkpoints = checkpoints
-        self._largest = 0
-        self._measured: set[str] = set()
-        self._removed: set[str] = set()
-        self._postponed: list[TrialSpec] = []
+    epochs: float
+    finished: float
+    source: str
 
-    def reported(self, spec: TrialSpec) -> None:
-        """A trial has written a checkpoint: measure it; in a bucket once for each trial."""
-        if self._trials.workdir.is_remote and spec.name in self._measured:
-            return
-        self._measured.add(spec.name)
-        largest: dict[str, int] = {}
-        checkpoints = self._trials.workdir.child(TRIALS, spec.name, CHECKPOINTS)
-        for name, size in _folder_sizes(checkpoints).items():
-            kind = name.split("-")[0]  # step-12 or best-12
-            largest[kind] = max(largest.get(kind, 0), size)
-        self._largest = max(self._largest, sum(largest.values()))
 
-    def ended(self, spec: TrialSpec, *, writers_gone: bool = True) -> None:
-        """Remove a trial's checkpoints, and students that are no longer among the best.
+def estimate_saving(
+    space: SearchSpace, epochs: Sequence[int], *, slots: int, curves: Sequence[Curve] | None = None
+) -> Saving:
+    """What the space's early stopping leaves of trials of so many `epochs`: the mean over SIMULATIONS orders.
 
-        Args:
-            writers_gone: no process writes into the trial's folder; otherwise its checkpoints stay for now.
-        """
-        workdir = self._trials.workdir
-        if writers_gone:
-            workdir.remove(f"{TRIALS}/{spec.name}/{CHECKPOINTS}")
-        elif workdir.is_remote:
-            self._postponed.append(spec)
-        for name in ranked_trials(self._trials)[self._trials.space.keep_students :]:
-            if name not in self._removed:
-                workdir.remove(f"{TRIALS}/{name}/{STUDENT}")
-                self._removed.add(name)
-        workdir.publish()
-
-    def finish(self) -> None:
-        """All trials have ended: remove the checkpoints whose removal was postponed."""
-        for spec in self._postponed:
-            self._trials.workdir.remove(f"{TRIALS}/{spec.name}/{CHECKPOINTS}")
-        self._postponed = []
-
-    @property
-    def bound(self) -> int:
-        """The most bytes of checkpoints that all running trials together can have: for each its newest ones,
-        the one being written, and the best model."""
-        return self.slots * (self._checkpoints + 1) * self._largest
-
-    def line(self) -> str:
-        """Disk space of checkpoints and of the students that are kept."""
-        files = self._trials.workdir.child(TRIALS).sizes()
-        now = sum(size for name, size in files.items() if name.split("/")[1:2] == [CHECKPOINTS])
-        sizes = [
-            sum(size for name, size in files.items() if name.startswith(f"{trial}/{STUDENT}/"))
-            for trial in ranked_trials(self._trials)
+    Recorded curves are assigned at random; one that is too short keeps its last value. Without any, every
+    trial keeps its rank from the first epoch to the last, and all orders of the ranks are equally likely.
+    """
+    generator = random.Random(space.search.seed)
+    spent, finished = 0, 0
+    for _ in range(SIMULATIONS):
+        if not curves:
+            drawn: Sequence[Curve] = [[(1.0, generator.random())] for _ in epochs]
+        elif len(curves) >= len(epochs):
+            drawn = generator.sample(curves, len(epochs))
+        else:
+            drawn = generator.choices(curves, k=len(epochs))
+        trials = [
+            [_value_at(curve, epoch) for epoch in range(1, last + 1)]
+            for last, curve in zip(epochs, drawn, strict=True)
         ]
-        kept = [size for size in sizes if size]
-        return (
-            f"disk: {len(kept)} students kept, {format_size(sum(kept))} "
-            f"(keep_students: {self._trials.space.keep_students}); checkpoints {format_size(now)} now, at "
-            f"most {format_size(self.bound)} during the sweep ({self.slots} trials at once)"
-        )
+        for trial_epochs, is_finished in _simulate(space, trials, slots=slots):
+            spent += trial_epochs
+            finished += is_finished
+    source = "assuming that trials keep their rank from the first epoch to the last"
+    if curves:
+        source = f"simulated on {len(curves)} recorded curves in random order"
+    return Saving(spent / (SIMULATIONS * sum(epochs)), finished / (SIMULATIONS * len(epochs)), source)
 
 
-def ranked_trials(trials: Trials) -> list[str]:
-    """Names of the finished trials: those on the Pareto front of several goals, then by the first goal."""
-    finished = [trial for trial in trials.ended.values() if trial.state == "finished"]
-    goals = trials.space.goals
-    scores = [tuple(g.sign * v for g, v in zip(goals, trial.values, strict=True)) for trial in finished]
-    front = set(undominated(scores)) if len(goals) > 1 else set()
-    order = sorted(range(len(finished)), key=lambda i: (i not in front, -scores[i][0]))
-    return [finished[i].name for i in order]
+def _simulate(
+    space: SearchSpace, trials: Sequence[Sequence[float]], *, slots: int
+) -> Iterator[tuple[int, bool]]:
+    """Epochs of each trial, and whether it reached its end; `slots` trials at once advance epoch by epoch.
+
+    Args:
+        trials: the metric at each epoch.
+    """
+    early = EarlyStopping(space, epochs=max(map(len, trials)))
+    waiting, running = list(range(len(trials))), dict[int, int]()
+    while waiting or running:
+        while waiting and len(running) < slots:
+            running[waiting.pop(0)] = 0
+        for number, epoch in [(number, done + 1) for number, done in running.items()]:
+            running[number], values = epoch, trials[number]
+            result = {EPOCH: float(epoch), space.metric: values[epoch - 1]}
+            stopped = early.should_stop(str(number), result, epochs=len(values))
+            if stopped or epoch == len(values):
+                del running[number]
+                yield epoch, not stopped
 
 
-def _folder_sizes(workdir: WorkDir) -> dict[str, int]:
-    """Bytes of each folder in `workdir`, by name."""
-    sizes: dict[str, int] = {}
-    for name, size in workdir.sizes().items():
-        folder = name.split("/")[0]
-        sizes[folder] = sizes.get(folder, 0) + size
-    return sizes
+def recorded_curves(folder: str | Path, metric: str) -> list[Curve]:
+    """The learning curves of an earlier sweep's trials, those stopped early included."""
+    curves = [trial_curve(path, metric) for path in sorted((Path(folder) / TRIALS).glob("*"))]
+    return [curve for curve in curves if curve]
+
+
+def _value_at(curve: Curve, epoch: int) -> float:
+    """The last value by the end of `epoch`; before the first evaluation, that one's value."""
+    known = [value for at, value in curve if at <= epoch]
+    return known[-1] if known else curve[0][1]

@@ -14,9 +14,10 @@ from newsbert_ray.reporting.sweep_data import Trial
 from newsbert_ray.storage.workdir import WorkDir
 from newsbert_ray.tune import display
 from newsbert_ray.tune.display import SweepDisplay
+from newsbert_ray.tune.resources import Budget, Resources
 from newsbert_ray.tune.space_file import read_space
 from newsbert_ray.tune.study import SweepStudy
-from newsbert_ray.tune.trials import Budget, Trials, TrialSpec
+from newsbert_ray.tune.trials import Trials, TrialSpec
 
 WriteSpace = Callable[..., Path]
 MakeTrials = Callable[..., Trials]
@@ -243,7 +244,9 @@ def test_cost_so_far_and_in_the_end(make_trials: MakeTrials, clock: Clock) -> No
     """Money that is spent unseen is the last sweep somebody runs."""
     trials = make_trials(more="prices: {cpu_hour: 3.6}")
     console, lines = plain()
-    shown = SweepDisplay(trials, slots=1, console=console, budget=Budget(trials, cpus=2.0, gpus=0.0))
+    shown = SweepDisplay(
+        trials, slots=1, console=console, budget=Budget(trials, Resources(slots=1, cpus=2.0, gpus=0.0))
+    )
     finish(shown, trials, clock, 100, 0.5)
     shown.started(take(trials))
     clock.now += 50
@@ -266,7 +269,9 @@ def test_limits_end_the_sweep_before_its_last_trial(
     """Four minutes left, and the limit in thirty seconds: the second number is the true one."""
     trials = make_trials(more=f"prices: {{cpu_hour: 3.6}}\nlimits: {{{limit}}}")
     console, lines = plain()
-    shown = SweepDisplay(trials, slots=1, console=console, budget=Budget(trials, cpus=2.0, gpus=0.0))
+    shown = SweepDisplay(
+        trials, slots=1, console=console, budget=Budget(trials, Resources(slots=1, cpus=2.0, gpus=0.0))
+    )
     finish(shown, trials, clock, 100, 0.5)
     shown.started(take(trials))
     clock.now += 50

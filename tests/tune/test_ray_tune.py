@@ -30,11 +30,11 @@ from newsbert_ray.tune.ray_tune import (
     _machine_lost,
     _read_error,
 )
-from newsbert_ray.tune.resources import Resources
+from newsbert_ray.tune.resources import Budget, Resources
 from newsbert_ray.tune.space_file import read_space
 from newsbert_ray.tune.study import SweepStudy
 from newsbert_ray.tune.trial import CONFIG, TrialConfig, trial_settings
-from newsbert_ray.tune.trials import Budget, Trials, TrialSpec
+from newsbert_ray.tune.trials import Trials, TrialSpec
 
 WriteSpace = Callable[..., Path]
 MakeSearcher = Callable[..., tuple[TrialSearcher, list[str]]]
@@ -57,6 +57,7 @@ def make_searcher(write_space: WriteSpace, tmp_path: Path) -> MakeSearcher:
         space = read_space(write_space(text))
         trials = Trials(space, SweepStudy(space, tmp_path), WorkDir.at(tmp_path))
         shown: list[str] = []
+        resources = Resources(slots=slots, cpus=cpus, gpus=0)
 
         def config(spec: TrialSpec) -> TrialConfig:
             settings = trial_settings(space, spec.point, seed=spec.seed, out=spec.out, overrides={})
@@ -65,8 +66,8 @@ def make_searcher(write_space: WriteSpace, tmp_path: Path) -> MakeSearcher:
         parts: Any = SimpleNamespace(
             trials=trials,
             make_config=config,
-            resources=Resources(slots=slots, cpus=cpus, gpus=0),
-            budget=Budget(trials, cpus=cpus, gpus=0),
+            resources=resources,
+            budget=Budget(trials, resources),
             display=SimpleNamespace(ended=lambda spec: shown.append(spec.label)),
         )
         return TrialSearcher(cast(SweepParts, parts)), shown

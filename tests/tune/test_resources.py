@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,17 @@ import pytest
 from newsbert_ray.config import SettingsError, TrainSettings, build_settings
 from newsbert_ray.ray_session import RaySession
 from newsbert_ray.storage.workdir import WorkDir
-from newsbert_ray.tune.resources import NodeError, check_nodes, node_fault, plan_resources, require_seen
+from newsbert_ray.tune.resources import (
+    NodeError,
+    Retention,
+    check_nodes,
+    node_fault,
+    plan_resources,
+    require_seen,
+)
+from newsbert_ray.tune.space_file import read_space
+from newsbert_ray.tune.study import SweepStudy
+from newsbert_ray.tune.trials import Trials
 
 
 @pytest.mark.parametrize(
@@ -105,6 +116,33 @@ def settings_with(values: dict[str, Any]) -> TrainSettings:
 def cluster(*nodes: tuple[int, int]) -> list[dict[str, float]]:
     """Nodes of so many CPUs and GPUs, as Ray describes them."""
     return [{"CPU": float(cpus)} | ({"GPU": float(gpus)} if gpus else {}) for cpus, gpus in nodes]
+
+
+def test_checkpoints_are_removed_and_the_best_students_are_kept(
+    write_space: Callable[..., Path], tmp_path: Path
+) -> None:
+    """A sweep of hundreds of trials fills the disk; or the best model is the one that was removed."""
+    space = read_space(write_space(**{"seeds: [0]": "seeds: [0]\nkeep_students: 2"}))
+    trials = Trials(space, SweepStudy(space, tmp_path), WorkDir.at(tmp_path))
+    keeper = Retention(trials, slots=2, checkpoints=1)
+    folders = []
+    for value in (0.2, 0.4, 0.1, 0.3):
+        spec = trials.next_trial()
+        assert spec is not None
+        for name, size in (("checkpoints/step-1", 3000), ("checkpoints/best-1", 1000), ("student", 500)):
+            (spec.out / name).mkdir(parents=True)
+            (spec.out / name / "weights").write_bytes(bytes(size))
+        keeper.reported(spec)
+        trials.finish(spec, (value,))
+        keeper.ended(spec)
+        folders.append(spec.out)
+    assert [(folder / "student").exists() for folder in folders] == [False, True, False, True]
+    assert not any((folder / "checkpoints").exists() for folder in folders)
+    assert keeper.bound == 2 * 2 * 4000
+    assert keeper.line() == (
+        "disk: 2 students kept, 1.0 kB (keep_students: 2); checkpoints 0 B now, at most 16.0 kB during the "
+        "sweep (2 trials at once)"
+    )
 
 
 def test_a_machine_says_what_it_cannot_read(shards: Path, tmp_path: Path) -> None:
