@@ -8,10 +8,10 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from newsbert_ray.files import write_bytes, write_text
-from newsbert_ray.reporting.figures import AnyPanel, Bars, Dots, FigureData, Look, Panel, Scatter
+from newsbert_ray.reporting.figures import AnyPanel, Bars, DotLook, FigureData, Line, Panel
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,17 +42,21 @@ _TICK_LETTERS = 30
 """Letters that fit below an axis of a third of the page's width."""
 _LABEL_LETTERS = 24
 """A longer dotted name is wider than a third of the page."""
-_TREND = "mean ± standard error"
 _GREY, _DARK = "#8A8A8A", "#555555"
 _RUN = {"color": "#AAAAAA", "linewidth": 0.6, "alpha": 0.8}
 _CROSS = {"marker": "x", "markersize": 4, "markevery": [-1], "markeredgewidth": 0.9}
-_LINES: Mapping[str, dict[str, Any]] = {
+_MEANS = {
+    **{"color": "#D55E00", "linewidth": 1.3, "capsize": 3, "elinewidth": 1.3, "zorder": 8},
+    **{"marker": "_", "markersize": 9, "markeredgewidth": 1.6},
+}
+_LOOKS: Mapping[str, dict[str, Any]] = {
+    "mean": {"markersize": 4, "linewidth": 1.3, "capsize": 2, "elinewidth": 0.8},
     "reference": {"color": _DARK, "linewidth": 0.9, "dashes": (6, 3)},
     "run": _RUN,
-    "stopped": {**_RUN, **_CROSS, "markeredgecolor": "#777777"},
+    "cross": {**_RUN, **_CROSS, "markeredgecolor": "#777777"},
     "plain": {"color": COLOURS[0], "linewidth": 1.4},
-}
-_LOOKS: Mapping[Look, dict[str, Any]] = {
+    "trend": {**_MEANS, "linestyle": "-"},
+    "means": {**_MEANS, "linestyle": "none"},
     "finished": {"marker": "o", "color": "#56B4E9", "markersize": 4, "markeredgewidth": 0, "alpha": 0.85},
     "stopped": {"marker": "o", "color": _GREY, "markersize": 3.5, "markerfacecolor": "none"},
     "below": {"marker": "v", "color": _GREY, "markersize": 4, "markerfacecolor": "none"},
@@ -96,7 +100,7 @@ def _draw(figure: FigureData[AnyPanel], *, captioned: bool = True) -> Figure:
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    labels = legend_of(figure)
+    labels = _legend_labels(figure)
     across = 1 if isinstance(figure.panels[0], Bars) else min(len(figure.panels), figure.across)
     width = _WIDTH if across > 1 or figure.wide else _SINGLE_WIDTH
     caption = textwrap.fill(figure.caption, int(_LETTERS * width)) if captioned else ""
@@ -114,7 +118,17 @@ def _draw(figure: FigureData[AnyPanel], *, captioned: bool = True) -> Figure:
     axes = list(grid.flat)
     handles: dict[str, Any] = {}
     for index, (panel, axis) in enumerate(zip(figure.panels, axes, strict=False)):
-        draw_panel(panel, axis, labels, handles, error_bars=figure.error_bars)
+        if isinstance(panel, Bars):
+            _draw_bars(panel, axis, handles)
+        else:
+            _draw_lines(panel, axis, labels, handles, error_bars=figure.error_bars)
+            axis.set_ylabel(panel.y_label)
+            axis.margins(x=0.05, y=0.1)
+            _set_range(panel, axis)
+        axis.set_title(panel.title)
+        head, dot, tail = panel.x_label.rpartition(".")
+        long = dot and len(panel.x_label) > _LABEL_LETTERS
+        axis.set_xlabel(f"{head}.\n{tail}" if long else panel.x_label)
         _set_ticks(figure, axis, first=index % across == 0)
     for axis in axes[len(figure.panels) :]:
         axis.set_visible(False)
@@ -154,116 +168,68 @@ def _legend_columns(labels: Sequence[str], width: float) -> int:
     return max(1, int(letters / (max(map(len, labels)) + handle)))
 
 
-def legend_of(figure: FigureData[AnyPanel]) -> list[str]:
+def _legend_labels(figure: FigureData[AnyPanel]) -> list[str]:
     """The labels of the legend, in order, each once."""
     labels: list[str] = []
     for panel in figure.panels:
-        if isinstance(panel, Panel):
-            labels += [line.label for line in panel.lines]
-        elif isinstance(panel, Scatter):
-            labels += [dots.label for dots in panel.dots] + ([_TREND] if panel.trend else [])
-        else:
+        if isinstance(panel, Bars):
             labels += [panel.value_label, panel.interval_label, panel.chance_label]
+        else:
+            labels += [line.label for line in (*panel.lines, panel.trend) if line]
     return [label for label in dict.fromkeys(labels) if label]
-
-
-def draw_panel(
-    panel: AnyPanel, axis: Axes, labels: Sequence[str], handles: dict[str, Any], *, error_bars: bool
-) -> None:
-    """Draw `panel` on `axis`; puts the legend's handle of each label into `handles`."""
-    if isinstance(panel, Panel):
-        _draw_lines(panel, axis, labels, handles, error_bars=error_bars)
-    elif isinstance(panel, Scatter):
-        _draw_scatter(panel, axis, handles)
-    else:
-        _draw_bars(panel, axis, handles)
-    axis.set_title(panel.title)
-    head, dot, tail = panel.x_label.rpartition(".")
-    long = dot and len(panel.x_label) > _LABEL_LETTERS
-    axis.set_xlabel(f"{head}.\n{tail}" if long else panel.x_label)
-    if not isinstance(panel, Bars):
-        axis.set_ylabel(panel.y_label)
-        axis.margins(x=0.05, y=0.1)
-    if isinstance(panel, Scatter):
-        _set_range(panel, axis)
 
 
 def _draw_lines(
     panel: Panel, axis: Axes, labels: Sequence[str], handles: dict[str, Any], *, error_bars: bool
 ) -> None:
+    """Draw the lines and dots; puts the legend's handle of each label into `handles`."""
     from matplotlib.patheffects import withStroke
 
-    means = [line for line in panel.lines if line.look == "mean"]
-    ends = [x for line in panel.lines if line.look in ("mean", "reference") for x in (line.x[0], line.x[-1])]
-    for line in sorted(panel.lines, key=lambda line: line.look not in ("run", "stopped")):
-        if line.look != "mean":
-            dot: dict[str, Any] = (
-                {"marker": ".", "markersize": 3} if line.look == "run" and len(line.x) == 1 else {}
-            )
-            (handles[line.label],) = axis.plot(line.x, line.y, **_LINES[line.look], **dot)
-            continue
-        index = labels.index(line.label)
-        # Shifted slightly, so that the error bars of two lines at one x do not hide each other.
-        side = means.index(line) - (len(means) - 1) / 2
-        shift = 0.008 * (max(ends) - min(ends)) * side if error_bars else 0.0
-        handles[line.label] = axis.errorbar(
-            [x + shift for x in line.x],
-            line.y,
-            yerr=_lengths(line.sd) if error_bars else None,
-            color=COLOURS[index % len(COLOURS)],
-            marker=_MARKERS[index % len(_MARKERS)],
-            linestyle=_STYLES[index % len(_STYLES)],
-            markersize=4,
-            linewidth=1.3,
-            capsize=2,
-            elinewidth=0.8,
-        )
-        halo: dict[str, Any] = {"path_effects": [withStroke(linewidth=2.5, foreground="white")], "zorder": 9}
-        note_style = {"textcoords": "offset points", "color": _DARK, "fontsize": "small", **halo}
-        for x, y, note in zip(line.x, line.y, line.notes, strict=bool(line.notes)):
-            axis.annotate(note, (x + shift, y), (5, 4), **note_style)
-
-
-def _lengths(spread: Sequence[float | None]) -> list[float] | None:
-    """Lengths of error bars; None where no spread is known."""
-    return [math.nan if sd is None else sd for sd in spread] if any(spread) else None
-
-
-def _draw_scatter(panel: Scatter, axis: Axes, handles: dict[str, Any]) -> None:
     if panel.log_x:
         axis.set_xscale("log")
-    for order, dots in enumerate(panel.dots):
-        handles[dots.label] = _draw_dots(dots, axis, order)
-    if trend := panel.trend:
-        handles[_TREND] = axis.errorbar(
-            trend.x,
-            trend.y,
-            yerr=_lengths(trend.error),
-            color="#D55E00",
-            marker="_",
-            markersize=9,
-            markeredgewidth=1.6,
-            linewidth=1.3,
-            linestyle="-" if trend.joined else "none",
-            capsize=3,
-            elinewidth=1.3,
-            zorder=8,
-        )
+    means = [line for line in panel.lines if line.look == "mean"]
+    ends = [x for line in panel.lines if line.look in ("mean", "reference") for x in (line.x[0], line.x[-1])]
+    ordered = sorted(panel.lines, key=lambda line: line.look not in ("run", "cross"))
+    for order, line in enumerate((*ordered, panel.trend) if panel.trend else ordered):
+        style, x = _style(line, order), line.x
+        if line.look in ("reference", "run", "cross", "plain"):
+            (handles[line.label],) = axis.plot(x, line.y, **style)
+            continue
+        if line.look == "mean":
+            index = labels.index(line.label)
+            style |= {**_numbered(index), "linestyle": _STYLES[index % len(_STYLES)]}
+            # Shifted slightly, so that the error bars of two lines at one x do not hide each other.
+            side = means.index(line) - (len(means) - 1) / 2
+            shift = 0.008 * (max(ends) - min(ends)) * side if error_bars else 0.0
+            x = tuple(at + shift for at in x)
+        bars = [math.nan if sd is None else sd for sd in line.sd] if error_bars and any(line.sd) else None
+        handles[line.label] = axis.errorbar(x, line.y, yerr=bars, **style)
+        halo: dict[str, Any] = {"path_effects": [withStroke(linewidth=2.5, foreground="white")], "zorder": 9}
+        note_style = {"textcoords": "offset points", "color": _DARK, "fontsize": "small", **halo}
+        for at, y, note in zip(x, line.y, line.notes, strict=bool(line.notes)):
+            axis.annotate(note, (at, y), (5, 4), **note_style)
 
 
-def _draw_dots(dots: Dots, axis: Axes, order: int) -> Any:
-    look = {**_LOOKS[dots.look], "linestyle": "-" if dots.stairs else "none"}
-    if dots.stairs:
-        look["drawstyle"] = {"before": "steps-pre", "after": "steps-post"}[dots.stairs]
-    if dots.colour is not None:
-        which = dots.colour % len(COLOURS)
-        look |= {"color": COLOURS[which], "marker": _MARKERS[which], "markersize": 3, "alpha": 0.6}
-    zorder = 9 if dots.look == "best" else 3 + order
-    bars = _lengths(dots.sd)
-    return axis.errorbar(dots.x, dots.y, yerr=bars, elinewidth=0.6, capsize=0, zorder=zorder, **look)
+def _style(line: Line, order: int) -> dict[str, Any]:
+    """How matplotlib draws the line, the `order`-th of its panel."""
+    style = dict(_LOOKS[line.look])
+    if line.look == "run" and len(line.x) == 1:
+        style |= {"marker": ".", "markersize": 3}
+    if line.look in get_args(DotLook):
+        style |= {"elinewidth": 0.6, "capsize": 0, "zorder": 9 if line.look == "best" else 3 + order}
+        style["linestyle"] = "-" if line.stairs else "none"
+    if line.stairs:
+        style["drawstyle"] = {"before": "steps-pre", "after": "steps-post"}[line.stairs]
+    if line.colour is not None:
+        style |= {**_numbered(line.colour), "markersize": 3, "alpha": 0.6}
+    return style
 
 
-def _set_range(panel: Scatter, axis: Axes) -> None:
+def _numbered(index: int) -> dict[str, Any]:
+    return {"color": COLOURS[index % len(COLOURS)], "marker": _MARKERS[index % len(_MARKERS)]}
+
+
+def _set_range(panel: Panel, axis: Axes) -> None:
     """The searched range on x, the floor on y, and names of positions."""
     if panel.x_range:
         _set_x_range(panel.x_range, axis, log=panel.log_x)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar, get_args
 
 from newsbert_ray.record import MAP, RunRecord
 from newsbert_ray.reporting.records import (
@@ -30,7 +30,11 @@ from newsbert_ray.reporting.records import (
 )
 from newsbert_ray.reporting.tables import number, sort_key, summarise, summary_of
 
-Look = Literal["finished", "stopped", "below", "front", "best"]
+LineLook = Literal["mean", "reference", "run", "cross", "plain", "trend", "means"]
+"""How a line is drawn: coloured with markers and error bars (mean); dashed, for comparison (reference); thin
+and grey, one run among many (run), which may end with a cross (cross); coloured without markers (plain);
+means of dots with their standard errors, joined where x has an order (trend) or not (means)."""
+DotLook = Literal["finished", "stopped", "below", "front", "best"]
 """How a dot is drawn: filled; hollow and grey; hollow and pointing down, for one below the axis; on a Pareto
 front; the chosen one."""
 
@@ -41,12 +45,13 @@ class NothingToDraw(ValueError):
 
 @dataclass(frozen=True)
 class Line:
-    """A line: at each x the mean y of n values, and their standard deviation if there are several.
+    """A line, or single points that look the same: the mean y of n values at each x.
 
     Attributes:
-        look: coloured with markers and error bars (mean); dashed, for comparison (reference); thin and grey,
-            one run among many (run), which may end with a cross (stopped); coloured without markers (plain).
+        sd: standard deviation at each x, None for a single value; of a trend the standard error.
         notes: a text beside each point.
+        stairs: a step line through the dots that steps at once (before) or at the next dot (after).
+        colour: number of the colour and marker of dots; those of the look by default.
     """
 
     label: str
@@ -54,53 +59,18 @@ class Line:
     y: tuple[float, ...]
     sd: tuple[float | None, ...] = ()
     n: tuple[int, ...] = ()
-    look: Literal["mean", "reference", "run", "stopped", "plain"] = "mean"
+    look: LineLook | DotLook = "mean"
     notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Panel:
-    """Lines on one pair of axes."""
-
-    title: str
-    x_label: str
-    y_label: str
-    lines: tuple[Line, ...]
-
-
-@dataclass(frozen=True)
-class Dots:
-    """Single points that look the same, each with its standard deviation if it has one.
-
-    Attributes:
-        stairs: a step line through the dots that steps at once (before) or at the next dot (after).
-        colour: number of the colour and marker; those of the look by default.
-    """
-
-    label: str
-    look: Look
-    x: tuple[float, ...]
-    y: tuple[float, ...]
-    sd: tuple[float | None, ...]
     stairs: Literal["", "before", "after"] = ""
     colour: int | None = None
 
 
 @dataclass(frozen=True)
-class Trend:
-    """Means over groups of dots, with their standard errors; `joined` by a line where x has an order."""
-
-    x: tuple[float, ...]
-    y: tuple[float, ...]
-    error: tuple[float | None, ...]
-    joined: bool = True
-
-
-@dataclass(frozen=True)
-class Scatter:
-    """Dots on one pair of axes.
+class Panel:
+    """Lines and dots on one pair of axes.
 
     Attributes:
+        trend: means over groups of dots.
         ticks: names of the positions 0, 1, 2, ... where x is not continuous.
         floor: lower end of y; dots that look `below` are drawn on it.
         x_range: the searched range.
@@ -109,8 +79,8 @@ class Scatter:
     title: str
     x_label: str
     y_label: str
-    dots: tuple[Dots, ...]
-    trend: Trend | None = None
+    lines: tuple[Line, ...]
+    trend: Line | None = None
     ticks: tuple[str, ...] = ()
     log_x: bool = False
     floor: float | None = None
@@ -140,7 +110,7 @@ class Bars:
     chance_label: str = ""
 
 
-AnyPanel = Panel | Scatter | Bars
+AnyPanel = Panel | Bars
 P_co = TypeVar("P_co", bound=AnyPanel, covariant=True)
 
 
@@ -399,7 +369,7 @@ def blocks_figure(records: Sequence[RunRecord]) -> FigureData[Panel]:
     )
 
 
-def map_figure(run: Path) -> FigureData[Scatter]:
+def map_figure(run: Path) -> FigureData[Panel]:
     """Titles by topic in the plane that separates the topics best.
 
     Args:
@@ -420,12 +390,11 @@ def map_figure(run: Path) -> FigureData[Scatter]:
     named = {topic for topic, _ in ranked}
     groups.insert(0, (OTHERS, None, [i for i, topic in enumerate(topics) if topic not in named]))
     dots = tuple(
-        Dots(
+        Line(
             name,
-            "stopped" if colour is None else "finished",
             tuple(points["x"][index] for index in indices),
             tuple(points["y"][index] for index in indices),
-            (None,) * len(indices),
+            look="stopped" if colour is None else "finished",
             colour=colour,
         )
         for name, colour, indices in groups
@@ -436,7 +405,7 @@ def map_figure(run: Path) -> FigureData[Scatter]:
         f"topics' means are furthest apart ({points['share']:.0%} of the variance between them)."
     )
     alt = f"titles of {', '.join(name for name, _, _ in groups[1:])} and others on a plane"
-    panel = Scatter("", "first axis", "second axis", dots)
+    panel = Panel("", "first axis", "second axis", dots)
     return FigureData("map_of_titles", (panel,), caption, wide=True, alt=alt)
 
 
@@ -494,15 +463,14 @@ def quality_figure(records: Sequence[RunRecord], *, chosen: bool = False) -> Fig
 
 def is_single_point(figure: FigureData[AnyPanel]) -> bool:
     """Whether no panel has more than one position on x, so that the figure would show nothing but a dot."""
-    positions = [
-        len({x for line in panel.lines for x in line.x})
-        if isinstance(panel, Panel)
-        else sum(len(dots.x) for dots in panel.dots)
-        if isinstance(panel, Scatter)
-        else len(panel.bars)
-        for panel in figure.panels
-    ]
-    return max(positions) < 2
+
+    def positions(panel: AnyPanel) -> int:
+        if isinstance(panel, Bars):
+            return len(panel.bars)
+        dots = sum(len(line.x) for line in panel.lines if line.look in get_args(DotLook))
+        return dots or len({x for line in panel.lines for x in line.x})
+
+    return max(map(positions, figure.panels)) < 2
 
 
 def symbol(name: str) -> str:

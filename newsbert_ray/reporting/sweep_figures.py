@@ -10,21 +10,18 @@ from functools import partial
 from itertools import pairwise
 from pathlib import PurePath
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, Literal
 
 from newsbert_ray.methods import TASKS
 from newsbert_ray.record import RunRecord
 from newsbert_ray.reporting.figures import (
     DEPTH,
-    Dots,
+    DotLook,
     FigureData,
     Line,
-    Look,
     Make,
     NothingToDraw,
     Panel,
-    Scatter,
-    Trend,
     beta_figure,
     blocks_figure,
     chain_figure,
@@ -102,7 +99,7 @@ def learning_curves(sweep: Sweep) -> FigureData[Panel]:
             "stopped early" if trial.state == "stopped" else "other trials",
             tuple(x for x, _ in curve),
             tuple(factor * y for _, y in curve),
-            look="stopped" if trial.state == "stopped" else "run",
+            look="cross" if trial.state == "stopped" else "run",
         )
         for trial in sweep.trials
         if all(trial not in point.trials for point in best) and (curve := trial.curve(goal.metric))
@@ -124,7 +121,7 @@ def learning_curves(sweep: Sweep) -> FigureData[Panel]:
     seeds = f", mean of {len(sweep.seeds)} seeds" if len(sweep.seeds) > 1 else ""
     texts = [f"In colour: the best {len(best)} points{seeds}." if best else "No point has finished yet."]
     texts += [f"Grey: {len(others)} other trials, each one run."] if others else []
-    if stopped := sum(line.look == "stopped" for line in others):
+    if stopped := sum(line.look == "cross" for line in others):
         texts.append(f"Crosses: where {stopped} of them were stopped early.")
     alt = f"Learning curves: {goal.column.heading} over epochs. "
     return FigureData(
@@ -152,7 +149,7 @@ def best_at_each_depth(sweep: Sweep) -> list[RunRecord]:
     return [record for records in best.values() for record in records]
 
 
-def pareto_front(sweep: Sweep) -> FigureData[Scatter]:
+def pareto_front(sweep: Sweep) -> FigureData[Panel]:
     """Finished points over two goals, the Pareto front on a step line; a panel for each further goal.
 
     Raises:
@@ -163,22 +160,27 @@ def pareto_front(sweep: Sweep) -> FigureData[Scatter]:
             "one goal makes no front" if len(sweep.goals) < 2 else "no point has finished yet"
         )
     front = sorted(sweep.front, key=lambda point: point.mean(1))
-    groups: list[tuple[str, Look, list[Point]]] = [
+    groups: list[tuple[str, DotLook, list[Point]]] = [
         ("beaten by another point", "finished", [p for p in sweep.finished if p not in front]),
         ("Pareto front", "front", front),
     ]
     first = sweep.goals[0].column
     panels = []
     for index, goal in list(enumerate(sweep.goals))[1:]:
-        dots = []
-        for label, look, points in groups:
-            x = {point.label: goal.column.factor * point.mean(index) for point in points}
-            y = {point.label: first.factor * point.mean() for point in points}
-            made = _dots(points, label, look, x, y, 0, first.factor)
-            if look == "front" and len(sweep.goals) == 2:
-                made = replace(made, stairs="before" if goal.mode == "max" else "after")
-            dots += [made] if points else []
-        panels.append(Scatter("", goal.column.heading, first.heading, tuple(dots)))
+        stairs: Literal["before", "after"] = "before" if goal.mode == "max" else "after"
+        lines = [
+            Line(
+                label,
+                tuple(goal.column.factor * point.mean(index) for point in points),
+                tuple(first.factor * point.mean() for point in points),
+                _spreads(points, first.factor),
+                look=look,
+                stairs=stairs if look == "front" and len(sweep.goals) == 2 else "",
+            )
+            for label, look, points in groups
+            if points
+        ]
+        panels.append(Panel("", goal.column.heading, first.heading, tuple(lines)))
     bars = ", bars ± sd over seeds" if len(sweep.seeds) > 1 else ""
     return FigureData(
         "pareto_front",
@@ -191,7 +193,7 @@ def pareto_front(sweep: Sweep) -> FigureData[Scatter]:
     )
 
 
-def over_settings(sweep: Sweep, *, goal: int = 0) -> FigureData[Scatter]:
+def over_settings(sweep: Sweep, *, goal: int = 0) -> FigureData[Panel]:
     """A goal over each varied setting: a panel for each that has two values so far, a dot for each point,
     and the mean over the dots.
 
@@ -239,7 +241,7 @@ def _floor(sweep: Sweep, goal: int) -> float | None:
     return floor if min(stopped) < floor else None
 
 
-def _over_axis(sweep: Sweep, axis: Axis, points: Sequence[Point], goal: int, floor: float | None) -> Scatter:
+def _over_axis(sweep: Sweep, axis: Axis, points: Sequence[Point], goal: int, floor: float | None) -> Panel:
     ticks = _ticks(axis, [point.values[axis.name] for point in points])
     column = sweep.goals[goal].column
     means = {point.label: column.factor * point.mean(goal) for point in points}
@@ -247,7 +249,7 @@ def _over_axis(sweep: Sweep, axis: Axis, points: Sequence[Point], goal: int, flo
     stopped = [point for point in points if point.state == "stopped"]
     below = [point for point in stopped if floor is not None and means[point.label] < floor]
     finished = [point for point in points if point.state == "finished"]
-    groups: list[tuple[str, Look, list[Point]]] = [
+    groups: list[tuple[str, DotLook, list[Point]]] = [
         ("stopped early", "stopped", [point for point in stopped if point not in below]),
         ("stopped early, below the axis", "below", below),
         ("finished", "finished", [point for point in finished if point is not best]),
@@ -260,11 +262,21 @@ def _over_axis(sweep: Sweep, axis: Axis, points: Sequence[Point], goal: int, flo
     trend = _trend([(x[p.label], means[p.label]) for p in finished], log=log, ticks=ticks)
     if ticks:
         x |= _shifted({label: x[label] for label in x if best is None or label != best.label}, y)
-    return Scatter(
+    return Panel(
         "",
         axis.name,
         column.heading,
-        tuple(_dots(group, label, look, x, y, goal, column.factor) for label, look, group in groups if group),
+        tuple(
+            Line(
+                label,
+                tuple(x[point.label] for point in group),
+                tuple(y[point.label] for point in group),
+                () if look == "below" else _spreads(group, column.factor, goal),
+                look=look,
+            )
+            for label, look, group in groups
+            if group
+        ),
         trend,
         tuple(map(_tick, ticks)),
         log,
@@ -273,24 +285,10 @@ def _over_axis(sweep: Sweep, axis: Axis, points: Sequence[Point], goal: int, flo
     )
 
 
-def _dots(
-    points: Sequence[Point],
-    label: str,
-    look: Look,
-    x: Mapping[str, float],
-    y: Mapping[str, float],
-    goal: int,
-    factor: float,
-) -> Dots:
-    """Points at positions by label, with the spread of `goal`."""
-    sds = [None if look == "below" else s.sd if (s := p.summary(goal)) else None for p in points]
-    return Dots(
-        label,
-        look,
-        tuple(x[point.label] for point in points),
-        tuple(y[point.label] for point in points),
-        tuple(None if sd is None else factor * sd for sd in sds),
-    )
+def _spreads(points: Sequence[Point], factor: float, goal: int = 0) -> tuple[float | None, ...]:
+    """Standard deviation of each point's goal over its seeds."""
+    summaries = [point.summary(goal) for point in points]
+    return tuple(None if s is None or s.sd is None else factor * s.sd for s in summaries)
 
 
 def _ticks(axis: Axis, values: Sequence[Any]) -> list[Any]:
@@ -329,7 +327,7 @@ def _shifted(x: Mapping[str, float], y: Mapping[str, float]) -> dict[str, float]
     return shifted
 
 
-def _trend(pairs: Sequence[tuple[float, float]], *, log: bool, ticks: Sequence[Any]) -> Trend | None:
+def _trend(pairs: Sequence[tuple[float, float]], *, log: bool, ticks: Sequence[Any]) -> Line | None:
     """Means at each value, or in bins of equal count where there are many values; None for too few dots."""
     positions = sorted({x for x, _ in pairs})
     if ticks or len(positions) <= MAX_TICKS:
@@ -341,17 +339,17 @@ def _trend(pairs: Sequence[tuple[float, float]], *, log: bool, ticks: Sequence[A
     if len(groups) < 2 or len(pairs) < 2 * len(groups):
         return None
     xs, ys = [[x for x, _ in group] for group in groups], [[y for _, y in group] for group in groups]
-    return Trend(
+    joined = not any(isinstance(tick, str | bool) for tick in ticks)
+    return Line(
+        "mean ± standard error",
         tuple(math.exp(fmean(map(math.log, x))) if log else fmean(x) for x in xs),
         tuple(map(fmean, ys)),
         tuple(stdev(y) / math.sqrt(len(y)) if len(y) > 1 else None for y in ys),
-        joined=not any(isinstance(tick, str | bool) for tick in ticks),
+        look="trend" if joined else "means",
     )
 
 
-def _over_caption(
-    sweep: Sweep, shown: Sequence[Point], panels: Sequence[Scatter], floor: float | None
-) -> str:
+def _over_caption(sweep: Sweep, shown: Sequence[Point], panels: Sequence[Panel], floor: float | None) -> str:
     several = len(sweep.seeds) > 1
     kind = f"the mean of {len(sweep.seeds)} seeds, its bar ± sd" if several else "one run"
     texts = [f"Each dot is a point, {kind}."]

@@ -63,7 +63,7 @@ def test_a_run_leaves_its_map(make_settings: MakeSettings) -> None:
     few = map_titles(encoder, top, settings.data, manifest, "train", device=device, count=100)
     assert 100 <= len(few["topic"]) < manifest.rows("train", "topics")
     figure = map_figure(Path(settings.out))
-    assert sum(len(dots.x) for dots in figure.panels[0].dots) == len(found["x"])
+    assert sum(len(dots.x) for dots in figure.panels[0].lines) == len(found["x"])
     assert (Path(settings.out) / "report" / "map_of_titles.png") in report(
         [settings.out], out=Path(settings.out) / "report"
     )
@@ -76,9 +76,9 @@ def test_eight_topics_have_colours(tmp_path: Path) -> None:
     (tmp_path / MAP).write_text(json.dumps({**told, "x": [0.0] * len(topic), "y": [1.0] * len(topic)}))
     figure = map_figure(tmp_path)
     (panel,) = figure.panels
-    assert [dots.label for dots in panel.dots] == [OTHERS, *(f"t{n}" for n in range(8))]
-    assert [dots.colour for dots in panel.dots] == [None, *range(8)]
-    assert len(panel.dots[0].x) == 12 + 11
+    assert [dots.label for dots in panel.lines] == [OTHERS, *(f"t{n}" for n in range(8))]
+    assert [dots.colour for dots in panel.lines] == [None, *range(8)]
+    assert len(panel.lines[0].x) == 12 + 11
     assert "155 titles of test" in figure.caption
 
 

@@ -20,12 +20,9 @@ from newsbert_ray.reporting.figures import (
     AnyPanel,
     Bar,
     Bars,
-    Dots,
     FigureData,
     Line,
     Panel,
-    Scatter,
-    Trend,
 )
 
 
@@ -62,16 +59,24 @@ def test_same_data_give_the_same_bytes(tmp_path: Path) -> None:
     assert [path.read_bytes() for path in write_figure(_figure(), tmp_path / "b")] == first
 
 
-def _scatter(*, panels: int, ticks: tuple[str, ...] = (), stopped: bool = True) -> FigureData[Scatter]:
+def _scatter(*, panels: int, ticks: tuple[str, ...] = (), stopped: bool = True) -> FigureData[Panel]:
     places = tuple(float(i % max(1, len(ticks))) if ticks else 10.0 ** (i - 5) for i in range(6))
     dots = [
-        Dots("finished", "finished", places, (70.0, 71.0, 72.0, 73.0, 72.5, 71.0), (0.4, None, 1.0, 1, 1, 1)),
-        Dots("best", "best", places[:1], (74.0,), (0.3,)),
+        Line(
+            "finished",
+            places,
+            (70.0, 71.0, 72.0, 73.0, 72.5, 71.0),
+            (0.4, None, 1.0, 1, 1, 1),
+            look="finished",
+        ),
+        Line("best", places[:1], (74.0,), (0.3,), look="best"),
     ]
     if stopped:
-        dots.append(Dots("stopped early, below the axis", "below", places[1:3], (68.0, 68.0), (None, None)))
-    trend = Trend(places[:3], (71.0, 72.0, 71.5), (0.5, None, 0.3))
-    panel = Scatter(
+        dots.append(
+            Line("stopped early, below the axis", places[1:3], (68.0, 68.0), (None, None), look="below")
+        )
+    trend = Line("mean", places[:3], (71.0, 72.0, 71.5), (0.5, None, 0.3), look="trend")
+    panel = Panel(
         "", "distill.weights.news_embedding", "validation accuracy (%)", tuple(dots), trend, ticks, not ticks
     )
     return FigureData(
@@ -145,9 +150,9 @@ def _overlap(one: Bbox, other: Bbox) -> bool:
     return bool(across > 1 and down > 1)
 
 
-def _on_range(low: float, high: float, *, log: bool) -> Scatter:
-    dots = Dots("finished", "finished", (low, high), (70.0, 71.0), (None, None))
-    return Scatter("", "x", "validation accuracy (%)", (dots,), log_x=log, x_range=(low, high))
+def _on_range(low: float, high: float, *, log: bool) -> Panel:
+    dots = Line("finished", (low, high), (70.0, 71.0), (None, None), look="finished")
+    return Panel("", "x", "validation accuracy (%)", (dots,), log_x=log, x_range=(low, high))
 
 
 @pytest.mark.parametrize(

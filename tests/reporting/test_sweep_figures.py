@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from newsbert_ray.reporting.figures import NothingToDraw, Scatter
+from newsbert_ray.reporting.figures import NothingToDraw, Panel
 from newsbert_ray.reporting.sweep_data import Axis, Goal, Point, State, Sweep, Trial, read_sweep
 from newsbert_ray.reporting.sweep_figures import (
     learning_curves,
@@ -33,7 +33,7 @@ def test_best_points_in_colour_the_rest_grey(make_sweep: MakeSweep) -> None:
     figure = learning_curves(sweep)
     (panel,) = figure.panels
     best = [line for line in panel.lines if line.look == "mean"]
-    others = [line for line in panel.lines if line.look in ("run", "stopped")]
+    others = [line for line in panel.lines if line.look in ("run", "cross")]
     (teacher,) = (line for line in panel.lines if line.look == "reference")
     assert [line.label for line in best] == [
         f"β = {p.values['distill.beta']:.3g}" for p in sweep.finished[:4]
@@ -41,8 +41,8 @@ def test_best_points_in_colour_the_rest_grey(make_sweep: MakeSweep) -> None:
     assert best[0].x == (1.0, 2.0, 3.0)
     assert best[0].n == (2, 2, 2)
     assert teacher.label == "teacher of the best"
-    assert sum(line.look == "stopped" for line in others) == 5
-    assert all(line.x == (1.0,) for line in others if line.look == "stopped")
+    assert sum(line.look == "cross" for line in others) == 5
+    assert all(line.x == (1.0,) for line in others if line.look == "cross")
     # One finished point is not among the best four, one point is under way, one failed before an epoch.
     assert sum(line.look == "run" for line in others) == 2 + 1
     assert "Grey: 8 other trials" in figure.caption
@@ -89,7 +89,7 @@ def test_front_is_a_step_line(make_sweep: MakeSweep) -> None:
     sweep = read_sweep(make_sweep(axes=["student.layers", "distill.beta"], points=12, goals=GOALS))
     figure = pareto_front(sweep)
     (panel,) = figure.panels
-    beaten, front = panel.dots
+    beaten, front = panel.lines
     assert (panel.x_label, panel.y_label) == ("student's titles/s", "validation accuracy (%)")
     assert front.look == "front"
     assert front.stairs == "before"
@@ -107,7 +107,7 @@ def test_front_of_three_goals_has_a_panel_for_each_pair(make_sweep: MakeSweep) -
     goals = [*GOALS, {"metric": "speed.times_teacher", "mode": "max"}]
     figure = pareto_front(read_sweep(make_sweep(points=3, goals=goals)))
     assert [panel.x_label for panel in figure.panels] == ["student's titles/s", "speed, times the teacher's"]
-    assert all(not dots.stairs for panel in figure.panels for dots in panel.dots)
+    assert all(not dots.stairs for panel in figure.panels for dots in panel.lines)
 
 
 def test_one_goal_has_no_front(make_sweep: MakeSweep) -> None:
@@ -141,7 +141,7 @@ def _sweep(
     return Sweep(Path("x"), {"trials": 9}, (axis,), goals, tuple(seeds), tuple(made), {}, False)
 
 
-def _panel(sweep: Sweep) -> Scatter:
+def _panel(sweep: Sweep) -> Panel:
     (panel,) = over_settings(sweep).panels
     return panel
 
@@ -163,7 +163,7 @@ def test_dots_and_means_by_hand() -> None:
         seeds=(0, 1),
     )
     panel = _panel(sweep)
-    rest, best = panel.dots
+    rest, best = panel.lines
     assert (rest.look, best.look) == ("finished", "best")
     assert rest.x == (0.0, 0.0, 1.0)
     assert rest.y == pytest.approx((61.0, 65.0, 71.0))
@@ -173,13 +173,13 @@ def test_dots_and_means_by_hand() -> None:
     assert panel.trend is not None
     assert panel.trend.x == (0.0, 1.0)
     assert panel.trend.y == pytest.approx((63.0, 72.5))
-    assert panel.trend.error == pytest.approx((2.0, 1.5))
+    assert panel.trend.sd == pytest.approx((2.0, 1.5))
 
 
 def test_single_seed_has_no_bar() -> None:
     """An error bar of length 0 would claim certainty."""
     panel = _panel(_sweep(GRID, [(0.0, (0.6,), "finished"), (0.1, (0.7,), "finished")]))
-    assert [dots.sd for dots in panel.dots] == [(None,), (None,)]
+    assert [dots.sd for dots in panel.lines] == [(None,), (None,)]
 
 
 def test_trend_needs_several_dots() -> None:
@@ -196,7 +196,7 @@ def test_bins_have_equal_counts() -> None:
     assert trend is not None
     assert trend.x == pytest.approx((0.015, 0.055, 0.095))
     assert trend.y == pytest.approx((50.0, 60.0, 70.0))
-    assert trend.error == pytest.approx((0.0, 0.0, 0.0))
+    assert trend.sd == pytest.approx((0.0, 0.0, 0.0))
 
 
 def test_log_axis_is_log_and_its_bins_too() -> None:
@@ -220,7 +220,7 @@ def test_words_are_not_joined_by_a_line() -> None:
     panel = _panel(_sweep(axis, pairs))
     assert panel.ticks == ("linear", "cosine")
     assert panel.trend is not None
-    assert not panel.trend.joined
+    assert panel.trend.look == "means"
 
 
 def test_long_folder_names_are_cut() -> None:
@@ -236,7 +236,7 @@ def test_equal_dots_are_shifted() -> None:
         (0.0, (y,), "finished") for y in (0.5, 0.5, 0.5, 0.6, 0.7)
     ]
     panel = _panel(_sweep(GRID, points))
-    assert panel.dots[0].x == pytest.approx((0.0, 0.09, -0.09, 0.0))
+    assert panel.lines[0].x == pytest.approx((0.0, 0.09, -0.09, 0.0))
 
 
 def test_trend_ignores_stopped_points() -> None:
@@ -251,7 +251,7 @@ def test_trend_ignores_stopped_points() -> None:
     ]
     figure = over_settings(_sweep(GRID, points))
     (panel,) = figure.panels
-    stopped, below = panel.dots[:2]
+    stopped, below = panel.lines[:2]
     assert stopped.look == "stopped"
     assert stopped.y == pytest.approx((69.5,))
     assert below.look == "below"
@@ -270,7 +270,7 @@ def test_failed_and_unfinished_points_are_not_drawn() -> None:
         (0.0, (0.1,), "under way"),
         (0.1, (), "failed"),
     ]
-    assert [len(dots.x) for dots in _panel(_sweep(GRID, points)).dots] == [1]
+    assert [len(dots.x) for dots in _panel(_sweep(GRID, points)).lines] == [1]
 
 
 def test_conditional_axis_shows_its_own_points_only(make_sweep: MakeSweep) -> None:
@@ -280,8 +280,8 @@ def test_conditional_axis_shows_its_own_points_only(make_sweep: MakeSweep) -> No
     decay, warmup = over_settings(sweep).panels
     own = sum("optimizer.warmup_share" in point.values for point in sweep.points)
     assert 0 < own < len(sweep.points)
-    assert sum(len(dots.x) for dots in decay.dots) == len(sweep.points)
-    assert sum(len(dots.x) for dots in warmup.dots) == own
+    assert sum(len(dots.x) for dots in decay.lines) == len(sweep.points)
+    assert sum(len(dots.x) for dots in warmup.lines) == own
 
 
 def test_constant_setting_has_no_panel() -> None:
