@@ -6,13 +6,15 @@ version of Ray breaks. Imports are local: Ray is slow to load.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +34,7 @@ cluster of another version without naming it. A program, because Ray may end the
 _LOOPBACK = "127.0.0.1"
 _TIMEOUT = timedelta(minutes=30)
 """Ray Train's own timeout for joining a process group."""
+_ENTRIES = b"newsbert-entries"
 _NOT_STARTED = ("PlacementGroupCleanerCallback", "DatasetsCallback")
 
 
@@ -42,8 +45,7 @@ def node_ip_address() -> str:
     """The address under which Ray would register this machine; public only once Ray has started."""
     from ray._private.services import get_node_ip_address
 
-    address: str = get_node_ip_address()  # type: ignore[no-untyped-call]
-    return address
+    return str(get_node_ip_address())  # type: ignore[no-untyped-call]
 
 
 @contextmanager
@@ -147,19 +149,20 @@ def release_orphans() -> int:
     """
     import ray
     from ray._raylet import PlacementGroupID
+    from ray.core.generated import gcs_pb2
     from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-    gcs, job = _messages(), bytes.fromhex(ray.get_runtime_context().get_job_id())
+    job = bytes.fromhex(ray.get_runtime_context().get_job_id())
     count = 0
     for row in _tables().get_placement_group_table():
-        group = gcs.PlacementGroupTableData.FromString(row)
+        group = gcs_pb2.PlacementGroupTableData.FromString(row)
         creator = ray.ActorID(group.creator_actor_id)
-        is_removed = group.state == gcs.PlacementGroupTableData.REMOVED
+        is_removed = group.state == gcs_pb2.PlacementGroupTableData.REMOVED
         if is_removed or group.creator_job_id != job or creator.is_nil():
             continue
         count += 1
         actor = _tables().get_actor_info(creator)
-        if actor is None or gcs.ActorTableData.FromString(actor).state == gcs.ActorTableData.DEAD:
+        if actor is None or gcs_pb2.ActorTableData.FromString(actor).state == gcs_pb2.ActorTableData.DEAD:
             remove_placement_group(PlacementGroup(PlacementGroupID(group.placement_group_id)))
     return count
 
@@ -170,13 +173,14 @@ def end_controllers() -> None:
     Ray Train gives no handle to its controller, and `fit` cannot be interrupted.
     """
     import ray
+    from ray.core.generated import gcs_pb2
 
-    gcs, context = _messages(), ray.get_runtime_context()
+    context = ray.get_runtime_context()
     worker: Any = ray._private.worker.global_worker
     own_id = bytes.fromhex(context.get_worker_id())
     for row in _tables().get_actor_table(ray.JobID.from_hex(context.get_job_id()), None):
-        actor = gcs.ActorTableData.FromString(row)
-        is_alive = actor.state != gcs.ActorTableData.DEAD
+        actor = gcs_pb2.ActorTableData.FromString(row)
+        is_alive = actor.state != gcs_pb2.ActorTableData.DEAD
         if is_alive and actor.class_name == "TrainController" and actor.owner_address.worker_id == own_id:
             worker.core_worker.kill_actor(ray.ActorID(actor.actor_id), True)
 
@@ -193,53 +197,39 @@ def _tables() -> Any:
     return state._connect_and_get_accessor()
 
 
-def _messages() -> Any:
-    """The protocol buffers in which the tables' rows are written."""
-    from ray.core.generated import gcs_pb2
-
-    return gcs_pb2
-
-
-# --- Key-value store of the cluster's head ----------------------------------------------------------------
+# --- Entries of a training group, in the key-value store of the cluster's head -----------------------------
 # An actor that holds a queue would cost a process; the store is there, and survives its writers.
 
 
-def put_value(key: str, value: str, *, namespace: bytes) -> None:
-    """Store `value` under `key`."""
+def send_entry(group: str, entry: Mapping[str, Any]) -> None:
+    """Send `entry` (JSON values) to the process that started `group`."""
     from ray.experimental.internal_kv import _internal_kv_put
 
-    _internal_kv_put(key, value, namespace=namespace)
+    _internal_kv_put(f"{group}/{time.time_ns():020d}", json.dumps(entry), namespace=_ENTRIES)
 
 
-def take_values(prefix: str, *, namespace: bytes) -> list[bytes]:
-    """Remove and return the values of the keys that start with `prefix`, in the order of the keys.
-
-    While the head does not answer, the rest stays for the next call.
-    """
+def take_entries(group: str) -> list[dict[str, Any]]:
+    """Remove and return what `group` has sent, in order; what is left while the head is away comes later."""
     from ray.exceptions import RpcError
     from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_list
 
-    values: list[bytes] = []
-    try:
-        for key in sorted(_internal_kv_list(prefix, namespace=namespace)):
-            value = _internal_kv_get(key, namespace=namespace)
-            _internal_kv_del(key, namespace=namespace)
+    entries: list[dict[str, Any]] = []
+    with suppress(RpcError, ConnectionError):
+        for key in sorted(_internal_kv_list(f"{group}/", namespace=_ENTRIES)):
+            value = _internal_kv_get(key, namespace=_ENTRIES)
+            _internal_kv_del(key, namespace=_ENTRIES)
             if value:
-                values.append(value)
-    except (RpcError, ConnectionError):
-        return values
-    return values
+                entries.append(json.loads(value))
+    return entries
 
 
-def remove_values(prefix: str, *, namespace: bytes) -> None:
-    """Remove the keys that start with `prefix`; nothing happens while the head does not answer."""
+def forget_entries(group: str) -> None:
+    """Remove the entries of `group` that nobody has taken; nothing happens while the head is away."""
     from ray.exceptions import RpcError
     from ray.experimental.internal_kv import _internal_kv_del
 
-    try:
-        _internal_kv_del(prefix, del_by_prefix=True, namespace=namespace)
-    except (RpcError, ConnectionError):
-        return
+    with suppress(RpcError, ConnectionError):
+        _internal_kv_del(f"{group}/", del_by_prefix=True, namespace=_ENTRIES)
 
 
 # --- Ray Train --------------------------------------------------------------------------------------------
@@ -282,12 +272,8 @@ def loopback_config() -> type[TorchConfig]:
                 "size": size,
                 "backend": getattr(backend_config, "backend", None) or ("nccl" if gpus else "gloo"),
             }
-            ray.get(
-                [
-                    worker_group.execute_single_async(r, _join_group, worker_rank=r, **options)
-                    for r in range(size)
-                ]
-            )
+            start = worker_group.execute_single_async
+            ray.get([start(rank, _join_group, worker_rank=rank, **options) for rank in range(size)])
 
     class LoopbackConfig(TorchConfig):
         @property
@@ -303,10 +289,8 @@ _rank_zero_socket: list[socket.socket] = []
 
 def _open_rank_zero_socket() -> int:
     """Open rank 0's socket and return its port."""
-    listener = socket.create_server((_LOOPBACK, 0))
-    _rank_zero_socket.append(listener)
-    port: int = listener.getsockname()[1]
-    return port
+    _rank_zero_socket.append(socket.create_server((_LOOPBACK, 0)))
+    return int(_rank_zero_socket[-1].getsockname()[1])
 
 
 def _join_group(*, worker_rank: int, size: int, port: int, backend: str) -> None:

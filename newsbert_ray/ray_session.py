@@ -23,7 +23,6 @@ from newsbert_ray.files import first_line, locked
 
 ANSWER_SECONDS = 10.0
 """Time limit for an answer from a cluster's address."""
-
 WATCH_SECONDS = 1.0
 """Between two checks for a preemption notice: a small part of a spot warning's 30 to 120 s."""
 PREFIX = "nb-"
@@ -56,7 +55,6 @@ class RaySession:
         private: started by this process, on this machine alone.
         address: HOST:PORT of the cluster's head.
         cpus, gpus: what the cluster has now.
-        folder: a private session's folder, with its logs; None in a joined cluster.
         dashboard: URL of Ray's dashboard, where there is one.
         has_autoscaler: the cluster starts more nodes on demand.
     """
@@ -65,7 +63,6 @@ class RaySession:
     address: str
     cpus: float
     gpus: float
-    folder: Path | None
     dashboard: str | None
     has_autoscaler: bool = False
 
@@ -89,17 +86,16 @@ def ray_session(*, cpus: int | None = None, dashboard: bool = False) -> Iterator
     Raises:
         ConnectError: the address does not answer or refuses this user, or Ray does not start.
     """
-    if initialised():
-        yield _describe(private=False, folder=None)
-        return
-    address = _named_address()
+    address, private = _named_address(), False
     with ExitStack() as stack:
-        if address is not None:
+        if initialised():
+            pass
+        elif address is not None:
             _join(stack, address)
-            yield _describe(private=False, folder=None)
         else:
-            folder = _start(stack, cpus=cpus, dashboard=dashboard)
-            yield _describe(private=True, folder=folder)
+            private = True
+            _start(stack, cpus=cpus, dashboard=dashboard)
+        yield _describe(private=private)
 
 
 def _named_address() -> str | None:
@@ -118,10 +114,10 @@ def initialised() -> bool:
 
 
 def _join(stack: ExitStack, address: str) -> None:
-    host = _require_answer(address)
+    listens_on_loopback_only = address != "auto" and _check_answer(address)
     import ray
 
-    if host is not None and _only_on_loopback(host, address):
+    if listens_on_loopback_only:
         stack.enter_context(ray_private.loopback_node())
     stack.callback(_shut_down)
     try:
@@ -134,10 +130,13 @@ def _join(stack: ExitStack, address: str) -> None:
         ) from error
 
 
-def _require_answer(address: str) -> str | None:
-    """The host of `address`, which answers; Ray itself would wait for minutes and then end the process."""
-    if address == "auto":
-        return None
+def _check_answer(address: str) -> bool:
+    """Raise ConnectError where `address` does not answer: Ray would wait for minutes, then end the process.
+
+    Returns:
+        Whether the cluster is on this machine and listens on the loopback only. Ray replaces a loopback
+        address by the network's, where such a cluster does not listen.
+    """
     url = urlsplit(address if "://" in address else f"//{address}")
     try:
         host, port = url.hostname, url.port
@@ -151,7 +150,8 @@ def _require_answer(address: str) -> str | None:
             f"RAY_ADDRESS={address}: no Ray cluster answers there ({reason}); start it, correct the address, "
             "or unset RAY_ADDRESS to work on this machine alone"
         )
-    return host
+    is_loopback = host in ("127.0.0.1", "localhost", "::1")
+    return is_loopback and _refusal(ray_private.node_ip_address(), port) is not None
 
 
 def _refusal(host: str, port: int) -> str | None:
@@ -165,23 +165,16 @@ def _refusal(host: str, port: int) -> str | None:
     return None if answer[3:4] == HTTP2_SETTINGS else "something else listens on that port"
 
 
-def _only_on_loopback(host: str, address: str) -> bool:
-    """Whether `host` is this machine and the cluster there listens on the loopback only.
-
-    Ray replaces a loopback address by the network's, where such a cluster does not listen.
-    """
-    if host not in ("127.0.0.1", "localhost", "::1"):
-        return False
-    port = urlsplit(address if "://" in address else f"//{address}").port
-    return _refusal(ray_private.node_ip_address(), port or 0) is not None
-
-
-def _start(stack: ExitStack, *, cpus: int | None, dashboard: bool) -> Path:
+def _start(stack: ExitStack, *, cpus: int | None, dashboard: bool) -> None:
     # The path must be short: Ray's sockets are in it, and their paths may have 107 bytes. Ray lets every user
     # of the machine into its own folder, so that one is inside ours, which only this user may enter.
-    _remove_leftovers(Path(_short_temporary_folder()))
-    folder = _own_folder(stack)
-    stack.enter_context(environment({**PRIVATE_ENVIRONMENT, **_token(folder)}))
+    temporary = Path(tempfile.gettempdir())
+    if len(str(temporary)) > 30 and os.access("/tmp", os.W_OK):
+        temporary = Path("/tmp")
+    folder = _own_folder(stack, temporary)
+    has_token = any(name in os.environ for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
+    token = {} if has_token else write_token(folder)
+    stack.enter_context(environment({**PRIVATE_ENVIRONMENT, **token}))
     stack.enter_context(environment(loopback_only(), over=True))
     import ray
 
@@ -200,9 +193,8 @@ def _start(stack: ExitStack, *, cpus: int | None, dashboard: bool) -> Path:
     except (ConnectionError, TimeoutError, RuntimeError, ValueError, OSError) as error:
         raise ConnectError(
             f"Ray does not start on this machine: {first_line(error)}; "
-            f"check free memory, and free disk in {folder.parent}"
+            f"check free memory, and free disk in {temporary}"
         ) from error
-    return folder
 
 
 def _shut_down() -> None:
@@ -219,27 +211,21 @@ def _shut_down() -> None:
         signal.signal(signal.SIGINT, before)
 
 
-def _own_folder(stack: ExitStack) -> Path:
-    """A new folder with a lock, which the system releases however this process ends."""
+def _own_folder(stack: ExitStack, parent: Path) -> Path:
+    """A new folder with a lock, which the system releases however this process ends.
+
+    The folders of this user's sessions that were killed are removed.
+    """
+    for lock in parent.glob(f"{PREFIX}*/{LOCK}"):
+        with suppress(OSError), locked(lock):
+            shutil.rmtree(lock.parent, ignore_errors=True)
     while True:
-        folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=_short_temporary_folder()))
+        folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         with suppress(FileNotFoundError, TimeoutError):  # another start may remove it before it is locked
             stack.enter_context(locked(folder / LOCK))
             if (folder / LOCK).exists():
                 return folder
-
-
-def _remove_leftovers(parent: Path) -> None:
-    """Remove the folders of this user's sessions that were killed."""
-    for lock in parent.glob(f"{PREFIX}*/{LOCK}"):
-        with suppress(OSError), locked(lock):
-            shutil.rmtree(lock.parent, ignore_errors=True)
-
-
-def _short_temporary_folder() -> str:
-    folder = tempfile.gettempdir()
-    return "/tmp" if len(folder) > 30 and os.access("/tmp", os.W_OK) else folder
 
 
 @contextmanager
@@ -279,13 +265,6 @@ def loopback_only() -> dict[str, str]:
     return {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", **interfaces}
 
 
-def _token(folder: Path) -> dict[str, str]:
-    """A new token for this session; nothing where the user has set one up."""
-    if any(name in os.environ for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
-        return {}
-    return write_token(folder)
-
-
 def write_token(folder: Path) -> dict[str, str]:
     """Write a new token into `folder`, readable by this user only; return the environment that uses it."""
     path = folder / "token"
@@ -308,18 +287,16 @@ def environment(values: Mapping[str, str], *, over: bool = False) -> Iterator[No
         os.environ.update(before)
 
 
-def _describe(*, private: bool, folder: Path | None) -> RaySession:
+def _describe(*, private: bool) -> RaySession:
     import ray
 
     resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    context = ray.get_runtime_context()
     dashboard = ray_private.dashboard_address()
     return RaySession(
         private=private,
-        address=context.gcs_address,
+        address=ray.get_runtime_context().gcs_address,
         cpus=float(resources.get("CPU", 0)),
         gpus=float(resources.get("GPU", 0)),
-        folder=folder,
         dashboard=f"http://{dashboard}" if dashboard else None,
         has_autoscaler=not private and ray_private.has_autoscaler(),
     )

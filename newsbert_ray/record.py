@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Iterator
+import re
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
@@ -85,18 +85,16 @@ def read_stop(folder: str | Path) -> EarlyStop | None:
         return None
 
 
-def read_entries(path: Path) -> list[dict[str, Any]]:
-    """The entries of a metrics.jsonl; a last line cut short by a kill is skipped."""
-    return list(read_json_lines(path))
+def read_entries(path: Path) -> list[Any]:
+    """The values of a JSON Lines file such as metrics.jsonl; none where the file is missing.
 
-
-def read_json_lines(path: Path) -> Iterator[Any]:
-    """The values of a JSON Lines file, damaged lines skipped; none where the file is missing."""
-    if not path.exists():
-        return
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    Damaged lines are skipped: a kill may cut the last one short.
+    """
+    entries = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
         with suppress(ValueError):
-            yield json.loads(line)
+            entries.append(json.loads(line))
+    return entries
 
 
 def write_record(folder: str | Path, record: RunRecord) -> Path:
@@ -151,13 +149,7 @@ def installed_versions() -> dict[str, str]:
 
 def describe_hardware() -> dict[str, Any]:
     """Processor, cores and operating system; a run adds its device. No host name, no address."""
-    model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [
-            line.partition(":")[2].strip()
-            for line in cpuinfo.read_text().splitlines()
-            if "model name" in line
-        ]
-        model = names[0] if names else model
+    named = re.search(r"model name\s*: *(.*)", cpuinfo.read_text()) if cpuinfo.exists() else None
+    model = named[1].strip() if named else platform.processor() or platform.machine()
     return {"processor": model, "cores": os.cpu_count() or 1, "system": platform.system()}

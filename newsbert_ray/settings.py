@@ -356,9 +356,10 @@ def read_yaml(path: str | Path) -> YamlFile:
         loader = _Loader(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise SettingsError(f"{path}: cannot be read ({error})") from error
+    lines: dict[KeyPath, int] = {}
     try:
         node = loader.get_single_node()
-        if _expanded_size(node, {}) > MAX_NODES:
+        if _collect_lines(node, (), lines, {}, str(path)) > MAX_NODES:
             raise SettingsError(f"{path}: its aliases expand to more than {MAX_NODES:,} values")
         values = loader.construct_document(node) if node is not None else None
     except RecursionError:
@@ -370,24 +371,8 @@ def read_yaml(path: str | Path) -> YamlFile:
     finally:
         loader.dispose()
     if not isinstance(values, dict):
-        shown = str(values)[:60]
-        raise SettingsError(f"{path}:1: expected names with values, got {shown}")
-    lines: dict[KeyPath, int] = {}
-    _collect(node, (), lines, set(), str(path))
+        raise SettingsError(f"{path}:1: expected names with values, got {str(values)[:60]}")
     return YamlFile(file=str(path), values=values, lines=lines)
-
-
-def _expanded_size(node: Any, known: dict[int, int]) -> int:
-    """How many values a node has once its aliases are replaced; each node is counted once."""
-    if not isinstance(node, yaml.CollectionNode):
-        return 1
-    if id(node) not in known:
-        known[id(node)] = 1  # an alias to a node inside itself
-        items = (
-            node.value if isinstance(node, yaml.SequenceNode) else [v for pair in node.value for v in pair]
-        )
-        known[id(node)] = 1 + sum(_expanded_size(item, known) for item in items)
-    return known[id(node)]
 
 
 def parse_scalar(text: str) -> Any:
@@ -401,19 +386,27 @@ def parse_scalar(text: str) -> Any:
         loader.dispose()
 
 
-def _collect(node: Any, at: KeyPath, lines: dict[KeyPath, int], seen: set[int], file: str) -> None:
-    if not isinstance(node, yaml.CollectionNode) or id(node) in seen:
-        return
-    seen.add(id(node))
-    if isinstance(node, yaml.SequenceNode):
-        for index, item in enumerate(node.value):
-            lines[(*at, str(index))] = item.start_mark.line + 1
-            _collect(item, (*at, str(index)), lines, seen, file)
-        return
-    for key, value in node.value:
-        path = (*at, str(key.value))
-        line = key.start_mark.line + 1
+def _collect_lines(
+    node: Any, at: KeyPath, lines: dict[KeyPath, int], sizes: dict[int, int], file: str
+) -> int:
+    """Fill in the line of each key in `node`; return how many values it has once aliases are replaced.
+
+    Each node is visited once; `sizes` holds the values of those that were.
+    """
+    if not isinstance(node, yaml.CollectionNode):
+        return 1
+    if id(node) in sizes:
+        return sizes[id(node)]
+    sizes[id(node)] = 1  # an alias to a node inside itself
+    is_list = isinstance(node, yaml.SequenceNode)
+    for index, item in enumerate(node.value):
+        key, value = (None, item) if is_list else item
+        if isinstance(key, yaml.CollectionNode):
+            continue  # refused when the values are built
+        path = (*at, str(index if key is None else key.value))
+        line = (key or value).start_mark.line + 1
         if path in lines:
-            raise SettingsError(f"{file}:{line}: '{key.value}' is given twice, first in line {lines[path]}")
+            raise SettingsError(f"{file}:{line}: '{path[-1]}' is given twice, first in line {lines[path]}")
         lines[path] = line
-        _collect(value, path, lines, seen, file)
+        sizes[id(node)] += _collect_lines(value, path, lines, sizes, file) + (not is_list)
+    return sizes[id(node)]

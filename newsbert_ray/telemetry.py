@@ -9,16 +9,12 @@ from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from newsbert_ray.files import locked
 from newsbert_ray.methods import HEADINGS
-from newsbert_ray.record import read_json_lines
+from newsbert_ray.record import read_entries
 from newsbert_ray.secrets import mask_fields
-
-if TYPE_CHECKING:
-    from ray.util.metrics import Counter, Gauge
-
 
 EVENTS = "events.jsonl"
 Event = Literal[
@@ -64,10 +60,8 @@ class EventLog:
         assert not fields.keys() & {"time", "run"}, fields
         time = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         line = {"time": time, "event": event, "run": self._run, **mask_fields(fields)}
-        try:
+        with suppress(OSError):
             _append(self.path, json.dumps(line, default=str))
-        except OSError:
-            return
 
     def report(self, entry: Mapping[str, Any]) -> None:
         """A training report: logs evaluations and checkpoints."""
@@ -79,8 +73,7 @@ class EventLog:
 
 def read_events(folder: str | Path) -> list[dict[str, Any]]:
     """The events in a folder, in the order of writing; damaged lines are skipped."""
-    path = Path(folder) / EVENTS
-    return [event for event in read_json_lines(path) if isinstance(event, dict)]
+    return [event for event in read_entries(Path(folder) / EVENTS) if isinstance(event, dict)]
 
 
 def _append(path: Path, line: str) -> None:
@@ -133,11 +126,6 @@ METERS: Mapping[str, Meter] = {
 """By their names in Ray; the tag `run` is the name of the run's or the sweep's folder."""
 
 
-def exported_name(name: str) -> str:
-    """The name of a metric in Prometheus."""
-    return f"ray_{name}" + ("_total" if METERS[name].counter else "")
-
-
 class RunMeters:
     """A training report that sends a run's numbers to Prometheus; does nothing in a process without Ray."""
 
@@ -172,7 +160,7 @@ class RunMeters:
         self._keep("newsbert_epoch", entry["epoch"])
         # All of them each time: Ray drops a metric that is not set again.
         for (name, tags), value in self._gauges.items():
-            _gauge(name).set(value, {**dict(tags), "run": self._run, "trial": self._trial})
+            _metric(name).set(value, {**dict(tags), "run": self._run, "trial": self._trial})
         if "seconds" in entry:
             self._count(entry["seconds"], speed=entry["titles_per_second"], fresh=entry["step"] == 1)
 
@@ -183,13 +171,13 @@ class RunMeters:
         """Add the seconds since the last log; an earlier start has counted its own."""
         before = self._seconds if self._seconds is not None else {} if fresh else seconds
         passed = {part: value - before.get(part, 0.0) for part, value in seconds.items()}
-        counter = _counter("newsbert_seconds")
+        counter = _metric("newsbert_seconds")
         for part, value in passed.items():
             if value > 0:
                 counter.inc(value, {"run": self._run, "part": part})
         # The entry's throughput is over the seconds of these two parts.
         if (titles := speed * (passed.get("train", 0.0) + passed.get("data", 0.0))) > 0:
-            _counter("newsbert_titles").inc(titles, {"run": self._run})
+            _metric("newsbert_titles").inc(titles, {"run": self._run})
         self._seconds = dict(seconds)
 
 
@@ -218,11 +206,11 @@ class SweepMeters:
         if not self._active or ((dict(states), best) == self._last and now - self._sent_at < REFRESH_SECONDS):
             return
         self._last, self._sent_at = (dict(states), best), now
-        trials = _gauge("newsbert_trials")
+        trials = _metric("newsbert_trials")
         for state in STATES:
             trials.set(states.get(state, 0), {"run": self._run, "state": state})
         if best is not None:
-            _gauge("newsbert_best").set(best, {"run": self._run})
+            _metric("newsbert_best").set(best, {"run": self._run})
 
 
 def _is_connected() -> bool:
@@ -232,13 +220,9 @@ def _is_connected() -> bool:
     return initialised()
 
 
-def _gauge(name: str) -> Gauge:
-    from ray.util.metrics import Gauge
+def _metric(name: str) -> Any:
+    """Ray's Counter or Gauge of this name."""
+    from ray.util import metrics
 
-    return Gauge(name, description=METERS[name].description, tag_keys=METERS[name].tags)
-
-
-def _counter(name: str) -> Counter:
-    from ray.util.metrics import Counter
-
-    return Counter(name, description=METERS[name].description, tag_keys=METERS[name].tags)
+    kind = metrics.Counter if METERS[name].counter else metrics.Gauge
+    return kind(name, description=METERS[name].description, tag_keys=METERS[name].tags)

@@ -79,15 +79,15 @@ def test_draining_nodes(session: RaySession) -> None:
 
 
 @pytest.mark.ray
-def test_values_are_taken_in_the_order_of_their_keys(session: RaySession) -> None:
-    """A group's losses and evaluations would not reach the terminal and the sweep."""
-    space: dict[str, Any] = {"namespace": b"test"}
-    for key, value in (("group/2", "two"), ("group/1", "one"), ("other/1", "other")):
-        ray_private.put_value(key, value, **space)
-    assert ray_private.take_values("group/", **space) == [b"one", b"two"]
-    assert ray_private.take_values("group/", **space) == []
-    ray_private.remove_values("other/", **space)
-    assert ray_private.take_values("other/", **space) == []
+def test_entries_are_received_once_in_order_by_their_own_follower(session: RaySession) -> None:
+    """An evaluation would be lost, shown twice, or shown in another group's run."""
+    for step in (1, 2, 3):
+        ray_private.send_entry("one", {"step": step})
+    ray_private.send_entry("one-more", {"step": 9})
+    assert [entry["step"] for entry in ray_private.take_entries("one")] == [1, 2, 3]
+    assert ray_private.take_entries("one") == []
+    ray_private.forget_entries("one-more")
+    assert ray_private.take_entries("one-more") == []
 
 
 @pytest.mark.ray

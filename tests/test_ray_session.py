@@ -99,8 +99,7 @@ def test_a_private_session_listens_on_the_loopback_asks_for_a_token_and_leaves_n
         assert session.private
         assert session.cpus == 1
         assert inside_cluster()
-        folder = session.folder
-        assert folder is not None
+        folder = Path(os.environ["RAY_AUTH_TOKEN_PATH"]).parent
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
         assert stat.S_IMODE((folder / "token").stat().st_mode) == 0o600
         pids = [pid for pid in descendants() if pid not in others]
@@ -188,7 +187,7 @@ def test_only_folders_of_killed_sessions_are_removed(tmp_path: Path) -> None:
     with ExitStack() as stack:
         lock = stack.enter_context((held / module.LOCK).open("w"))
         fcntl.flock(lock, fcntl.LOCK_EX)
-        module._remove_leftovers(tmp_path)
+        module._own_folder(stack, tmp_path)
         assert [folder.exists() for folder in (left, held, other)] == [False, True, True]
 
 

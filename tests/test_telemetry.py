@@ -20,7 +20,6 @@ from newsbert_ray.telemetry import (
     EventLog,
     RunMeters,
     SweepMeters,
-    exported_name,
     read_events,
 )
 from newsbert_ray.training.run import train
@@ -114,11 +113,10 @@ class Board:
         self.gauges: Series = {}
         self.counters: Counter[tuple[str, ...]] = Counter()
 
-    def gauge(self, name: str) -> Any:
+    def metric(self, name: str) -> Any:
+        if METERS[name].counter:
+            return _Meter(name, lambda key, value: self.counters.update({key: value}))
         return _Meter(name, lambda key, value: self.gauges.__setitem__(key, value))
-
-    def counter(self, name: str) -> Any:
-        return _Meter(name, lambda key, value: self.counters.update({key: value}))
 
 
 class _Meter:
@@ -139,8 +137,7 @@ def board(monkeypatch: pytest.MonkeyPatch) -> Board:
     """A process with Ray, and the metrics that it receives."""
     board = Board()
     monkeypatch.setattr(meters, "_is_connected", lambda: True)
-    monkeypatch.setattr(meters, "_gauge", board.gauge)
-    monkeypatch.setattr(meters, "_counter", board.counter)
+    monkeypatch.setattr(meters, "_metric", board.metric)
     return board
 
 
@@ -247,16 +244,10 @@ def test_an_unknown_state_is_an_error(board: Board) -> None:
 
 def test_without_ray_nothing_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A plain run on a laptop must not import Ray, let alone start it."""
-    monkeypatch.setattr(meters, "_gauge", lambda name: pytest.fail(name))
+    monkeypatch.setattr(meters, "_metric", lambda name: pytest.fail(name))
     monkeypatch.setattr(meters, "_is_connected", lambda: False)
     RunMeters(tmp_path)(log(1, train=1.0, data=0.5))
     SweepMeters(tmp_path).update({"running": 1})
-
-
-def test_names_in_prometheus() -> None:
-    """Ray adds a prefix and a suffix; a dashboard without them stays empty."""
-    assert exported_name("newsbert_step") == "ray_newsbert_step"
-    assert exported_name("newsbert_seconds") == "ray_newsbert_seconds_total"
 
 
 def test_meters_understand_the_entries_of_training(board: Board, make_settings: MakeSettings) -> None:

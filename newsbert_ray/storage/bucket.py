@@ -120,35 +120,29 @@ class Remote:
         Raises:
             StorageError: no such bucket, no right to read, or unavailable too long.
         """
-        from pyarrow.fs import FileSelector, FileType
+        from pyarrow.fs import FileSelector
 
         base = self._path(below) if below else self._base
         selector = FileSelector(base, recursive=True, allow_not_found=True)
         infos = self._retry.call(lambda: self._fs.get_file_info(selector))
         start = len(self._base) + 1 if self._base else 0
-        files = {i.path[start:]: FileInfo(i.size, i.mtime_ns or 0) for i in infos if i.type == FileType.File}
+        files = {info.path[start:]: _file_info(info) for info in infos if info.is_file}
         if not files:
             self._require_bucket()
         return {name: file for name, file in files.items() if not is_hidden(name)}
 
     def as_file(self) -> FileInfo | None:
         """The URL's own size and time where it is one file; None where it is a folder or nothing."""
-        from pyarrow.fs import FileType
-
         info = self._retry.call(lambda: self._fs.get_file_info(self._base)) if self._base else None
-        if info is None or info.type != FileType.File:
-            return None
-        return FileInfo(info.size, info.mtime_ns or 0)
+        return _file_info(info) if info is not None and info.is_file else None
 
     def read(self, name: str) -> bytes | None:
         """A small file's content; None where there is none."""
 
         def read() -> bytes | None:
-            try:
-                with self._fs.open_input_stream(self._path(name)) as file:
-                    return bytes(file.read())
-            except FileNotFoundError:
-                return None
+            with suppress(FileNotFoundError), self._fs.open_input_stream(self._path(name)) as file:
+                return bytes(file.read())
+            return None
 
         return self._retry.call(read)
 
@@ -158,9 +152,7 @@ class Remote:
 
     def write(self, name: str, content: bytes) -> None:
         """Replace a small file in one step."""
-        import pyarrow as pa
-
-        self._retry.call(lambda: self._put(name, pa.py_buffer(content)))
+        self._retry.call(lambda: self._put(name, content))
 
     def upload(self, folder: Path, names: Iterable[str]) -> None:
         """Copy these files of `folder` here, several at once."""
@@ -172,16 +164,11 @@ class Remote:
 
     def remove(self, names: Iterable[str]) -> None:
         """Remove these files; one that is missing counts as removed."""
-        self._for_each(names, self._delete)
+        self._for_each(names, partial(self._delete, self._fs.delete_file))
 
     def remove_folder(self, name: str) -> None:
         """Remove a folder and everything in it, if it is there."""
-
-        def remove() -> None:
-            with suppress(FileNotFoundError):
-                self._fs.delete_dir(self._path(name))
-
-        self._retry.call(remove)
+        self._retry.call(partial(self._delete, self._fs.delete_dir, name))
 
     def _for_each(self, names: Iterable[str], work: Callable[[str], None]) -> None:
         pool = ThreadPoolExecutor(PARALLEL_TRANSFERS)
@@ -199,7 +186,7 @@ class Remote:
 
         try:
             # In one piece: an interruption between two pieces would leave half a file that looks complete.
-            content = pa.memory_map(str(path)).read_buffer() if path.stat().st_size else pa.py_buffer(b"")
+            content = pa.memory_map(str(path)).read_buffer() if path.stat().st_size else b""
         except FileNotFoundError:
             return  # a temporary file, removed since it was listed
         self._put(name, content)
@@ -226,22 +213,24 @@ class Remote:
             raise ConnectionError(f"{name}: received {received} bytes of {size}")
         os.replace(partial_path, path)
 
-    def _delete(self, name: str) -> None:
+    def _delete(self, delete: Callable[[str], None], name: str) -> None:
         with suppress(FileNotFoundError):
-            self._fs.delete_file(self._path(name))
+            delete(self._path(name))
 
     def _path(self, name: str) -> str:
         return f"{self._base}/{name}" if self._base and name else self._base or name
 
     def _require_bucket(self) -> None:
         """A missing bucket lists like an empty one."""
-        from pyarrow.fs import FileType
-
         bucket = self._base.partition("/")[0]
         if self._fs.type_name not in _OBJECT_STORES or not bucket:
             return
-        if self._retry.call(lambda: self._fs.get_file_info(bucket)).type == FileType.NotFound:
+        if self._retry.call(lambda: self._fs.get_file_info(bucket)).type.name == "NotFound":
             raise StorageError(f"{self.url}: there is no bucket '{bucket}'; create it, or correct the URL")
+
+
+def _file_info(info: Any) -> FileInfo:
+    return FileInfo(info.size, info.mtime_ns or 0)
 
 
 class _Retry:
@@ -273,7 +262,8 @@ class _Retry:
     def _failed(self, error: Exception) -> None:
         now = time.monotonic()
         with self._lock:
-            is_first, self._since = self._since is None, now if self._since is None else self._since
+            is_first = self._since is None
+            self._since = now if self._since is None else self._since
             seconds = now - self._since
         if seconds >= self._patience:
             raise StorageError(
@@ -290,8 +280,6 @@ class _Retry:
             )
 
     def _succeeded(self) -> None:
-        if self._since is None:
-            return
         with self._lock:
             since, self._since = self._since, None
         if since is not None:

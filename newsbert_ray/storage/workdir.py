@@ -189,23 +189,19 @@ class WorkDir:
         Raises:
             StorageError: one of them does not work.
         """
-        name, content = f".probe-{secrets.token_hex(8)}", secrets.token_bytes(16)
-        if self.is_remote:
-            remote = Remote(self.location)
-            remote.write(name, content)
-            read = remote.read(name)
-            remote.remove([name])
-        else:
-            try:
-                self.path.mkdir(parents=True, exist_ok=True)
-                (self.path / name).write_bytes(content)
+        name, content = f".probe-{secrets.token_hex(8)}", secrets.token_hex(16)
+        try:
+            self.write_text(name, content)
+            if self.is_remote:
+                remote = Remote(self.location)
+                read = remote.read(name)
+                remote.remove([name])
+            else:
                 read = (self.path / name).read_bytes()
                 (self.path / name).unlink()
-            except OSError as error:
-                raise StorageError(
-                    f"{self.location}: cannot be written ({error}); give another --out"
-                ) from error
-        if read != content:
+        except OSError as error:
+            raise StorageError(f"{self.location}: cannot be written ({error}); give another --out") from error
+        if read != content.encode():
             raise StorageError(f"{self.location}: a test file came back changed; give another --out")
 
     def _claim(self, remote: Remote, copy: _Copy) -> None:

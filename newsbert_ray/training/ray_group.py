@@ -5,7 +5,6 @@ No arithmetic here: a worker runs `training.worker.run_worker`, as a process wit
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 import uuid
@@ -33,8 +32,6 @@ LOCK = ".group"
 """File in a run's folder that a group's rank 0 holds locked; the system releases it however that ends."""
 GROUP_FOLDER = "ray"
 """Folder in a run's folder for Ray Train's own files, while the group runs."""
-LOCK_SECONDS = 60.0
-"""How long to wait for the workers of an earlier start to end: they outlive a driver that is killed."""
 MAX_WINDOWS_READ = 1
 """Epochs of more windows are streamed by Ray Data, which takes half a minute to start; workers read the
 others themselves, since one window is in memory anyway."""
@@ -42,14 +39,6 @@ END_SECONDS = 20.0
 """How long a group that is stopped may take to end; usually it takes one."""
 _MAX_FAILURES = 3
 """Failures in a row without a step further than before."""
-_POLL_SECONDS = 0.5
-_ENVIRONMENT = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
-"""Every trial of a sweep would wait for Ray's own 2 s at its end."""
-_ELASTIC = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20"}
-"""How long an elastic group waits for the nodes of all its workers before it starts with fewer."""
-_ONE_MACHINE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
-"""On one machine nothing is left to continue with after a preemption: one process less."""
-_NAMESPACE = b"newsbert-entries"
 
 
 class GroupError(RuntimeError):
@@ -107,8 +96,7 @@ def train_group(
         # Outside a sweep a worker reserves one CPU: its threads may be more than this machine's cores.
         cpus = float(settings.threads or 1) if quiet else 1.0
         if gpus is None:
-            _check_resources(settings, session, cpus=cpus)
-            gpus = _gpus_per_worker(settings, session)
+            gpus = _gpus_per_worker(settings, session, cpus=cpus)
         schedule, display = make_schedule(settings, manifest), None
         if not quiet:
             display = stack.enter_context(Display(total=schedule.total_steps))
@@ -117,11 +105,13 @@ def train_group(
         job = GroupJob(
             settings,
             group=uuid.uuid4().hex,
-            threads=_threads(settings, session),
+            threads=settings.threads
+            or (max(1, int(session.cpus) // settings.workers) if session.private else 1),
             is_trial=quiet,
             stream=not quiet and len(schedule.windows(0)) > MAX_WINDOWS_READ,
         )
-        group = _Group(job, is_local=session.address.startswith("127.0.0.1"), cpus=cpus, gpus=gpus)
+        is_local = session.address.startswith("127.0.0.1")
+        group = _Group(job, is_local=is_local, resources={"CPU": cpus, "GPU": gpus})
         try:
             group.follow(display=display, report=report)
         finally:
@@ -133,12 +123,12 @@ def train_group(
 class _Group:
     """A Ray Train run in its own thread, because Ray Train's `fit` cannot be interrupted."""
 
-    def __init__(self, job: GroupJob, *, is_local: bool, cpus: float, gpus: float) -> None:
-        """`is_local`: all workers run on this machine; `cpus`, `gpus`: of each worker."""
+    def __init__(self, job: GroupJob, *, is_local: bool, resources: dict[str, float]) -> None:
+        """`is_local`: all workers run on this machine; `resources`: CPUs and GPUs of each worker."""
         self.failure: BaseException | None = None
         self._job = job
         self._is_local = is_local
-        self._resources = {"CPU": cpus, "GPU": gpus}
+        self._resources = resources
         self._workdir = WorkDir(job.settings.out)
         self._furthest_step = 0
         self._notes: SimpleQueue[str] = SimpleQueue()
@@ -154,11 +144,11 @@ class _Group:
         evaluated: set[int] = set()
         running = True
         while running:
-            self._thread.join(_POLL_SECONDS)
+            self._thread.join(0.5)
             running = self._thread.is_alive()
             while display and not self._notes.empty():
                 display.say(self._notes.get())
-            for entry in take_entries(self._job.group):
+            for entry in ray_private.take_entries(self._job.group):
                 self._furthest_step = max(self._furthest_step, entry["step"])
                 is_evaluation = entry["kind"] == "evaluation"
                 if is_evaluation and entry["step"] in evaluated:
@@ -182,11 +172,11 @@ class _Group:
             ray_private.release_orphans()
         while stopped and not is_idle(self._workdir.path) and time.monotonic() < end:
             time.sleep(0.1)
-        forget_entries(self._job.group)
+        ray_private.forget_entries(self._job.group)
         self._remove_files()
 
     def _remove_files(self) -> None:
-        """Remove Ray Train's own files; another start does not use them."""
+        """Another start does not use Ray Train's own files."""
         with suppress(StorageError):
             self._workdir.remove(GROUP_FOLDER)
 
@@ -216,15 +206,18 @@ class _Group:
         fewest = settings.min_workers or settings.workers
         is_elastic = fewest != settings.workers
         workers: Any = (fewest, settings.workers) if is_elastic else settings.workers
-        # NCCL refuses two workers on one GPU.
-        backend = "gloo" if 0 < gpus < 1 else None
-        torch_config = (ray_private.loopback_config() if self._is_local else TorchConfig)(backend=backend)
-        more = {**(_ONE_MACHINE if self._is_local else {}), **(_ELASTIC if is_elastic else {})}
-        with environment({**_ENVIRONMENT, **more}):
+        config_type = ray_private.loopback_config() if self._is_local else TorchConfig
+        variables = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}  # each trial would wait for Ray's own 2 s
+        if self._is_local:  # after a preemption no other machine is left: one process less
+            variables["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
+        if is_elastic:  # after this time it starts without the nodes that are missing
+            variables["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "20"
+        with environment(variables):
             ray_private.group_trainer()(
                 _work,
                 train_loop_config={"job": self._job},
-                torch_config=torch_config,
+                # NCCL refuses two workers on one GPU.
+                torch_config=config_type(backend="gloo" if 0 < gpus < 1 else None),
                 scaling_config=ScalingConfig(
                     num_workers=workers,
                     use_gpu=gpus > 0,
@@ -258,7 +251,7 @@ def _work(config: dict[str, Any]) -> None:
         if world.is_rank_zero:
             if entry["kind"] in ("evaluation", "checkpoint"):
                 workdir.publish()
-            send_entry(job.group, entry)
+            ray_private.send_entry(job.group, entry)
 
     with ExitStack() as stack:
         if world.is_rank_zero:
@@ -285,32 +278,22 @@ def _work(config: dict[str, Any]) -> None:
                 workdir.discard()  # a node may run hundreds of trials
 
 
-def _check_resources(settings: TrainSettings, session: RaySession, *, cpus: float) -> None:
+def _gpus_per_worker(settings: TrainSettings, session: RaySession, *, cpus: float) -> float:
+    """0 or 1; SettingsError where the cluster has too few CPUs or GPUs and starts no more nodes."""
+    fewest, wants_gpus = settings.min_workers or settings.workers, settings.device == "cuda"
     if session.has_autoscaler:
-        return  # Ray's autoscaler starts the nodes that are missing
-    fewest = settings.min_workers or settings.workers
+        return float(settings.device != "cpu" and (wants_gpus or session.gpus >= fewest))
     if session.cpus < fewest * cpus:
         raise SettingsError(
             f"workers {settings.workers}: the cluster has {session.cpus:g} CPUs and each worker takes "
             f"{cpus:g}; use --workers {max(1, int(session.cpus / cpus))} or add nodes"
         )
-    if settings.device == "cuda" and session.gpus < settings.workers:
+    if wants_gpus and session.gpus < settings.workers:
         raise SettingsError(
             f"workers {settings.workers} on device cuda: the cluster has {session.gpus:g} GPUs; use "
             "fewer workers"
         )
-
-
-def _gpus_per_worker(settings: TrainSettings, session: RaySession) -> float:
-    is_enough = session.gpus >= (settings.min_workers or settings.workers)
-    is_enough = is_enough or (session.has_autoscaler and settings.device == "cuda")
-    return 1.0 if settings.device != "cpu" and is_enough else 0.0
-
-
-def _threads(settings: TrainSettings, session: RaySession) -> int:
-    if settings.threads is not None:
-        return settings.threads
-    return max(1, int(session.cpus) // settings.workers) if session.private else 1
+    return float(settings.device != "cpu" and session.gpus >= fewest)
 
 
 def _reason(error: BaseException) -> str:
@@ -327,24 +310,11 @@ def _own_reason(error: BaseException) -> str | None:
     return None
 
 
-def send_entry(group: str, entry: dict[str, Any]) -> None:
-    """Send `entry` (JSON values) to the process that called `group`."""
-    ray_private.put_value(f"{group}/{time.time_ns():020d}", json.dumps(entry), namespace=_NAMESPACE)
-
-
-def take_entries(group: str) -> list[dict[str, Any]]:
-    """The entries that `group` has sent since the last call, in order; none while the head is away."""
-    return [json.loads(value) for value in ray_private.take_values(f"{group}/", namespace=_NAMESPACE)]
-
-
-def forget_entries(group: str) -> None:
-    """Remove the entries of `group` that nobody has taken."""
-    ray_private.remove_values(f"{group}/", namespace=_NAMESPACE)
-
-
 @contextmanager
-def rank_zero_lock(run: Path, *, wait_seconds: float = LOCK_SECONDS) -> Iterator[None]:
+def rank_zero_lock(run: Path, *, wait_seconds: float = 60.0) -> Iterator[None]:
     """Hold the run's folder for this group's rank 0, once the one of an earlier start has ended.
+
+    Workers outlive a driver that is killed.
 
     Raises:
         GroupError: it has not ended within `wait_seconds`.

@@ -25,14 +25,7 @@ from newsbert_ray.ray_session import ray_session
 from newsbert_ray.record import METRICS, read_entries, read_record
 from newsbert_ray.training import ray_group
 from newsbert_ray.training.checkpoint import step_folders
-from newsbert_ray.training.ray_group import (
-    GroupError,
-    forget_entries,
-    is_idle,
-    rank_zero_lock,
-    send_entry,
-    take_entries,
-)
+from newsbert_ray.training.ray_group import GroupError, is_idle, rank_zero_lock
 from newsbert_ray.training.run import train
 
 
@@ -257,19 +250,6 @@ def test_an_error_that_would_come_again_ends_the_run(shards: Path, session: None
     with pytest.raises(GroupError, match=r"group failed: the loss is not finite at step \d+ .*learning_rate"):
         train(settings(shards, tmp_path / "run", workers=2, learning_rate=1e30), quiet=True)
     assert len(list((tmp_path / "run" / "tensorboard").iterdir())) == 1
-
-
-@pytest.mark.ray
-@pytest.mark.timeout(400)
-def test_entries_are_received_once_in_order_by_their_own_follower(session: None) -> None:
-    """An evaluation would be lost, shown twice, or shown in another group's run."""
-    for step in (1, 2, 3):
-        send_entry("one", {"step": step})
-    send_entry("one-more", {"step": 9})
-    assert [entry["step"] for entry in take_entries("one")] == [1, 2, 3]
-    assert take_entries("one") == []
-    forget_entries("one-more")
-    assert take_entries("one-more") == []
 
 
 @pytest.mark.ray
