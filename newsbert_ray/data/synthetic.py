@@ -9,19 +9,21 @@ Both corpora use the same words for the same seed. The same arguments give the s
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow import csv
 
 from newsbert_ray.data.tables import COLUMNS
 from newsbert_ray.settings import SettingsError
 
 Integers = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
 
 OWN, SHARED, PAIR, RARE = 30, 240, 8, 1000
 """Words of a topic's own, words that all topics share, pair words of a row, and rare words of texts."""
@@ -29,12 +31,12 @@ _CONSONANTS, _VOWELS = "bdfgklmnprstvz", "aeiou"
 _BLOCK = 10_000
 _LONGEST, _SHORTEST = 12, 6
 _MINUTES = 6 * 24 * 60
-_REDRAWS = 8
+_LINES = csv.WriteOptions(include_header=False, delimiter="\t", quoting_style="none")
 
 _RARE_OF_TEXT = 6
 _SHORTEST_QUERY, _LONGEST_QUERY = 9, 15
 _CANDIDATES = 5
-_CACHED_TEXTS = 1024
+_NEAR_TEXTS, _CACHED_TEXTS = 512, 1024
 _CLICKED_WANTED, _CLICKED_TOPIC, _CLICKED_OTHER = 0.85, 0.4, 0.06
 
 
@@ -71,18 +73,21 @@ def synthesize(
             f"synthetic corpus: unlabelled {', '.join(unknown)}, some of {', '.join(folders)} expected"
         )
     language = _Language(topics, seed)
-    habits = _Habits(users, history, candidates, popularity)
+    interests = language.generator(4).integers(0, topics, (users, 2))
     written: list[Path] = []
     start, stop = 0, news
     for position, name in enumerate(folders):
         folder = Path(out) / f"synthetic_{name}"
         folder.mkdir(parents=True, exist_ok=True)
         _write_news(folder / "news.tsv", start, stop, language)
-        each = impressions_per_user if position == 0 else max(1, impressions_per_user // 4)
-        readers = _Readers(start, stop, habits, language, stream=seed + 7919 * position)
+        ends = ("", "") if name in unlabelled else ("-0", "-1")
         when = datetime(2019, 11, 9) + timedelta(days=6 * position)
-        path = folder / "behaviors.tsv"
-        _write_behaviors(path, readers, users * each, when, labelled=name not in unlabelled)
+        behaviors = _Behaviors(start, stop, interests, when, language, ends=ends, popularity=popularity)
+        count = users * (impressions_per_user if position == 0 else max(1, impressions_per_user // 4))
+        with (folder / "behaviors.tsv").open("wb") as file:
+            for first in range(0, count, _BLOCK):
+                size = min(_BLOCK, count - first)
+                csv.write_csv(behaviors.draw(first, size, history, candidates), file, _LINES)
         written.append(folder)
         start, stop = stop - news // 8, stop + news // 4
     return written
@@ -113,15 +118,17 @@ def synthesize_pairs(
     texts = _Texts(_Language(topics, seed), words)
     Path(out).mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
-    first_query = 0
+    first_query = last_text = 0
     for position, name in enumerate(tables):
         rows = pairs if position == 0 else max(8, pairs // 4)
         own_queries = queries if position == 0 else max(1, min(rows, queries // 4))
         # Enough texts for the query with the most rows, too.
         count = max(topics, rows // 2, -(-rows // own_queries))
-        offered = range(position * count // 2, position * count // 2 + count)
+        first_text = max(0, last_text - count // 2)
+        last_text = first_text + count
         path = Path(out) / f"synthetic_pairs_{name}.tsv"
-        _write_pairs(path, texts, rows, range(first_query, first_query + own_queries), offered)
+        numbers = range(first_query, first_query + own_queries)
+        _write_pairs(path, texts, rows, numbers, range(first_text, last_text))
         written.append(path)
         first_query += own_queries
     return written
@@ -172,13 +179,6 @@ def _draw_topics(block: int, language: _Language) -> Integers:
     return generator.choice(language.topics, size=_BLOCK, p=weights / weights.sum()).astype(np.int64)
 
 
-def _topics_of(start: int, stop: int, language: _Language) -> Integers:
-    """The topic of each news from `start` to `stop`, (stop - start,); a function of its number alone."""
-    first, last = start // _BLOCK, -(-stop // _BLOCK)
-    drawn = [_draw_topics(block, language) for block in range(first, last)]
-    return np.concatenate(drawn)[start - first * _BLOCK : stop - first * _BLOCK]
-
-
 def _draw_titles(block: int, language: _Language, topic: Integers) -> list[str]:
     """A title for each news of a block, whose topics are `topic` (_BLOCK,)."""
     generator = language.generator(3, block)
@@ -215,120 +215,85 @@ def _write_news(path: Path, start: int, stop: int, language: _Language) -> None:
                 file.write(f"N{number}\t{name}\t{name}{i % 3}\t{titles[i]}\t\t{url}\t[]\t[]\n")
 
 
-@dataclass(frozen=True)
-class _Habits:
-    """How many users read, how much, and what is popular; see `synthesize`."""
+class _Behaviors:
+    """Impressions of readers with these `interests` (U, 2), of the news `start` to `stop`, in the six days
+    from `when` on."""
 
-    users: int
-    history: int
-    candidates: int
-    popularity: float
+    def __init__(
+        self,
+        start: int,
+        stop: int,
+        interests: Integers,
+        when: datetime,
+        language: _Language,
+        *,
+        ends: tuple[str, str],
+        popularity: float,
+    ) -> None:
+        self._start, self._interests, self._language = start, interests, language
+        names = [f"N{number + 1}" for number in range(start, stop)]
+        self._times = pa.array([_format_time(when + timedelta(minutes=n)) for n in range(_MINUTES)])
+        self._names = pa.array(names)
+        self._offers = pa.array([name + end for end in ends for name in names])
+        blocks = range(start // _BLOCK, -(-stop // _BLOCK))
+        topics = np.concatenate([_draw_topics(block, language) for block in blocks])
+        self._topics = topics[start - blocks.start * _BLOCK :][: stop - start]
+        self._by_topic = np.argsort(self._topics, kind="stable")
+        # A news is drawn in proportion to its weight, r^-popularity for the one of rank r: `_by_topic[i]`
+        # owns the interval that ends at `_ends[i]`, and the news of topic t those from `_edges[t]` on.
+        ranks = language.generator(6, start).permutation(stop - start) + 1.0
+        self._ends = np.cumsum(ranks**-popularity)
+        counts = np.bincount(self._topics, minlength=language.topics)
+        self._edges = np.append(0.0, self._ends)[np.append(0, np.cumsum(counts))]
 
-
-class _Impressions(NamedTuple):
-    """A block of impressions: user (S,), history (S, T) of which `length` (S,) count, offered and clicked
-    (S, C), minute (S,). News are numbered from the folder's first."""
-
-    user: Integers
-    history: Integers
-    length: Integers
-    offered: Integers
-    clicked: npt.NDArray[np.bool_]
-    minute: Integers
-
-
-class _Readers:
-    """The users of one folder, whose news are those from `start` to `stop`."""
-
-    def __init__(self, start: int, stop: int, habits: _Habits, language: _Language, *, stream: int) -> None:
-        self.start, self.stop = start, stop
-        self._habits, self._language, self._stream = habits, language, stream
-        self._topic = _topics_of(start, stop, language)
-        # News from the most popular on: of all, and of each topic.
-        self._order = np.arange(stop - start)
-        if habits.popularity:
-            self._order = language.generator(6, stream).permutation(stop - start)
-        self._by_topic = self._order[np.argsort(self._topic[self._order], kind="stable")]
-        self._counts = np.bincount(self._topic, minlength=language.topics)
-        self._starts = np.concatenate([[0], np.cumsum(self._counts)[:-1]])
-        self._interests = language.generator(4).integers(0, language.topics, (habits.users, 2))
-
-    def draw(self, block: int, first: int, size: int) -> _Impressions:
-        """`size` impressions from number `first` on; a function of `block` alone."""
-        generator = self._language.generator(5, self._stream, block)
-        longest = self._habits.history
-        user = (first + np.arange(size)) % len(self._interests)
-        wanted = self._interests[user[:, None], generator.integers(0, 2, (size, longest))]
-        history = self._read(generator, wanted)
-        offered = self._offer(generator, size)
-        liked = (self._topic[offered][:, :, None] == self._interests[user][:, None, :]).any(axis=2)
+    def draw(self, first: int, size: int, history: int, candidates: int) -> pa.Table:
+        """`size` lines from number `first` on."""
+        generator = self._language.generator(5, self._start, first)
+        reader = np.arange(first, first + size) % len(self._interests)
+        interests = self._interests[reader]
+        lengths = generator.integers(0, history + 1, size)
+        wanted = np.repeat(interests, lengths, axis=0)
+        wanted = wanted[np.arange(len(wanted)), generator.integers(0, 2, len(wanted))]
+        read = self._draw_news(generator, self._edges[wanted], self._edges[wanted + 1])
+        offered = self._draw_different(generator, size, candidates)
+        liked = (self._topics[offered][:, :, None] == interests[:, None, :]).any(axis=2)
         score = liked * 1.5 + generator.random(offered.shape)
-        clicked = (score >= score.max(axis=1, keepdims=True)) | (
-            liked & (generator.random(offered.shape) < 0.3)
-        )
-        length = generator.integers(0, longest + 1, size)
-        return _Impressions(user, history, length, offered, clicked, generator.integers(0, _MINUTES, size))
+        clicked = score >= score.max(axis=1, keepdims=True)
+        clicked |= liked & (generator.random(offered.shape) < 0.3)
+        offers = self._offers.take(pa.array((offered + len(self._names) * clicked).ravel()))
+        columns = {
+            "impression": pa.array(np.arange(first, first + size) + 1),
+            "user": pa.array([f"U{number + 1}" for number in reader.tolist()]),
+            "time": self._times.take(pa.array(generator.integers(0, _MINUTES, size))),
+            "history": _join(self._names.take(pa.array(read)), lengths),
+            "candidates": _join(offers, np.full(size, candidates)),
+        }
+        return pa.table(columns)
 
-    def _read(self, generator: np.random.Generator, wanted: Integers) -> Integers:
-        """A news of each topic in `wanted`, shape as `wanted`."""
-        counts = np.maximum(self._counts[wanted], 1)
-        if self._habits.popularity:
-            ranks = draw_ranks(generator, counts, self._habits.popularity)
-        else:
-            ranks = generator.integers(0, 2**40, wanted.shape) % counts
-        # A small folder may lack a topic: then a news of another one is read.
-        return self._by_topic[np.minimum(self._starts[wanted] + ranks, len(self._by_topic) - 1)]
+    def _draw_news(self, generator: np.random.Generator, low: Floats, high: Floats) -> Integers:
+        """A news of each interval. A small folder may lack a topic: then a news of another one is drawn."""
+        drawn = np.searchsorted(self._ends, low + (high - low) * generator.random(low.shape), side="right")
+        return self._by_topic[np.minimum(drawn, len(self._ends) - 1)]
 
-    def _offer(self, generator: np.random.Generator, size: int) -> Integers:
-        """News offered in `size` impressions, (size, C); with popularity, nearly all different in each."""
-        count, candidates = len(self._order), self._habits.candidates
-        if not self._habits.popularity:
-            return generator.integers(0, count, (size, candidates))
-        counts = np.full((size, candidates), count)
-        offered = self._order[draw_ranks(generator, counts, self._habits.popularity)]
+    def _draw_different(self, generator: np.random.Generator, size: int, candidates: int) -> Integers:
+        """News offered in each impression, (size, candidates); repetitions are drawn again a few times."""
+        everything = np.broadcast_to(self._ends[-1], (size, candidates))
+        offered = self._draw_news(generator, np.zeros_like(everything), everything)
         rows = np.arange(size)
-        for _ in range(_REDRAWS if count > candidates else 0):
+        for _ in range(8):
             columns = np.argsort(offered[rows], axis=1, kind="stable")
             ordered = np.take_along_axis(offered[rows], columns, axis=1)
             row, column = np.nonzero(ordered[:, 1:] == ordered[:, :-1])
-            again = draw_ranks(generator, np.full(len(row), count), self._habits.popularity)
-            offered[rows[row], columns[row, column + 1]] = self._order[again]
+            whole = everything[rows[row], 0]
+            offered[rows[row], columns[row, column + 1]] = self._draw_news(generator, 0 * whole, whole)
             rows = rows[np.unique(row)]
         return offered
 
 
-def draw_ranks(generator: np.random.Generator, counts: Integers, exponent: float) -> Integers:
-    """Ranks from 0, each below its count, by a smoothed Zipf's law: P(rank r) is proportional to the integral
-    of x^-exponent from r + 1 to r + 2. Shape as `counts`."""
-    drawn = generator.random(counts.shape)
-    largest = np.log1p(counts)
-    if exponent == 1.0:
-        logarithm = drawn * largest
-    else:
-        logarithm = np.log1p(drawn * np.expm1((1.0 - exponent) * largest)) / (1.0 - exponent)
-    return np.clip(np.exp(logarithm).astype(np.int64) - 1, 0, counts - 1)
-
-
-def _write_behaviors(path: Path, readers: _Readers, count: int, when: datetime, *, labelled: bool) -> None:
-    names = np.array([f"N{number + 1}" for number in range(readers.start, readers.stop)], dtype=object)
-    # (2, news): the name of each news where it is not clicked, and where it is.
-    offers = np.stack([names + "-0", names + "-1"]) if labelled else np.stack([names, names])
-    times = [_format_time(when + timedelta(minutes=minute)) for minute in range(_MINUTES)]
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        for block, first in enumerate(range(0, count, _BLOCK)):
-            drawn = readers.draw(block, first, min(_BLOCK, count - first))
-            columns = zip(
-                drawn.user.tolist(),
-                drawn.minute.tolist(),
-                names[drawn.history].tolist(),
-                drawn.length.tolist(),
-                offers[drawn.clicked.astype(np.int64), drawn.offered].tolist(),
-                strict=True,
-            )
-            file.writelines(
-                f"{number}\tU{user + 1}\t{times[minute]}\t{' '.join(history[:length])}\t{' '.join(offered)}\n"
-                for number, (user, minute, history, length, offered) in enumerate(columns, first + 1)
-            )
+def _join(words: pa.StringArray, lengths: Integers) -> pa.StringArray:
+    """`words` in lists of these lengths, separated by blanks."""
+    offsets = pa.array(np.append(0, np.cumsum(lengths)), pa.int32())
+    return pc.binary_join(pa.ListArray.from_arrays(offsets, words), " ")
 
 
 def _format_time(time: datetime) -> str:
@@ -343,24 +308,33 @@ class _Texts:
         self.language, self._words = language, words
         self.text: Callable[[int], str] = lru_cache(maxsize=_CACHED_TEXTS)(self._make_text)
 
-    def draw(self, generator: np.random.Generator, text: int, size: int, shares: Sequence[float]) -> str:
-        """`size` words: of the text's topic, of a neighbour's, its rare ones, and shared ones."""
-        language = self.language
-        topic = text % language.topics
-        neighbour = (topic + (1 if generator.random() < 0.5 else language.topics - 1)) % language.topics
-        own, shared = _word_ranks(generator, size)
-        rare = language.generator(11, text).integers(0, RARE, _RARE_OF_TEXT)[
-            generator.integers(0, _RARE_OF_TEXT, size)
-        ]
-        kind = np.searchsorted(np.cumsum(shares), generator.random(size), side="right")
-        choices = [topic * OWN + own, neighbour * OWN + own, language.rare_start + rare]
-        index = np.choose(kind, [*choices, language.shared_start + shared])
-        return " ".join(language.words[index].tolist())
+    def query(self, generator: np.random.Generator, text: int) -> str:
+        """A query that the text number `text` answers."""
+        size = int(generator.integers(_SHORTEST_QUERY, _LONGEST_QUERY + 1))
+        rare = self._draw_rare(self.language.generator(12, text))
+        return self._draw(generator, text, rare, size, (0.22, 0.08, 0.20))
 
     def _make_text(self, number: int) -> str:
         generator = self.language.generator(12, number)
+        rare = self._draw_rare(generator)
         size = max(1, int(self._words * generator.uniform(0.75, 1.25)))
-        return self.draw(generator, number, size, (0.10, 0.06, 0.03))
+        return self._draw(generator, number, rare, size, (0.10, 0.06, 0.03))
+
+    def _draw_rare(self, generator: np.random.Generator) -> Integers:
+        return self.language.rare_start + generator.integers(0, RARE, _RARE_OF_TEXT)
+
+    def _draw(
+        self, generator: np.random.Generator, text: int, rare: Integers, size: int, shares: Sequence[float]
+    ) -> str:
+        """`size` words: shares of the text's topic, of a neighbour's and of `rare`; the rest shared ones."""
+        language = self.language
+        topic = text % language.topics
+        neighbour = (topic + generator.choice([1, language.topics - 1])) % language.topics
+        own, shared = _word_ranks(generator, size)
+        kind = np.searchsorted(np.cumsum(shares), generator.random(size), side="right")
+        choices = [topic * OWN + own, neighbour * OWN + own, generator.choice(rare, size)]
+        index = np.choose(kind, [*choices, language.shared_start + shared])
+        return " ".join(language.words[index].tolist())
 
 
 def _write_pairs(path: Path, texts: _Texts, rows: int, queries: range, offered: range) -> None:
@@ -370,23 +344,20 @@ def _write_pairs(path: Path, texts: _Texts, rows: int, queries: range, offered: 
         file.write("\t".join(COLUMNS) + "\n")
         for position, number in enumerate(queries):
             generator = texts.language.generator(13, number)
-            wanted = offered[int(generator.integers(len(offered)))]
-            size = int(generator.integers(_SHORTEST_QUERY, _LONGEST_QUERY + 1))
-            query = texts.draw(generator, wanted, size, (0.22, 0.08, 0.20))
-            # Every text once at most, the wanted one and one of its topic among them.
             count = rows // len(queries) + (position < rows % len(queries))
-            alike = [text for text in _sample(generator, offered, 8) if (text - wanted) % topics == 0]
-            others = _sample(generator, offered, 4 * count)
-            chosen = list(dict.fromkeys([wanted, *alike[:1], *others, *offered[:count]]))[:count]
+            # Each query takes its texts from a few that are near each other: these are made once.
+            near = min(len(offered), max(_NEAR_TEXTS, count))
+            low = (len(offered) - near) * position // len(queries)
+            order = generator.permutation(offered[low : low + near]).tolist()
+            wanted = order[0]
+            alike = next((text for text in order[1:] if (text - wanted) % topics == 0), wanted)
+            chosen = list(dict.fromkeys([wanted, alike, *order]))[:count]
+            query = texts.query(generator, wanted)
             for index in generator.permutation(len(chosen)).tolist():
                 text = chosen[index]
                 share = _CLICKED_TOPIC if (text - wanted) % topics == 0 else _CLICKED_OTHER
                 share = _CLICKED_WANTED if text == wanted else share
                 file.write(f"{query}\t{texts.text(text)}\t{int(generator.random() < share)}\n")
-
-
-def _sample(generator: np.random.Generator, numbers: range, count: int) -> list[int]:
-    return [numbers[i] for i in generator.integers(0, len(numbers), count).tolist()]
 
 
 def _require_ranges(kind: str, **ranges: tuple[float, float, float]) -> None:

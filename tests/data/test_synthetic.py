@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from newsbert_ray.data.mind import News, parse_behaviors, parse_news
-from newsbert_ray.data.synthetic import draw_ranks, synthesize, synthesize_pairs
+from newsbert_ray.data.synthetic import synthesize, synthesize_pairs
 from newsbert_ray.data.tables import Pair, open_table, read_pairs
 
 
@@ -135,18 +135,17 @@ def test_without_labels_nothing_else_changes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("exponent", [0.5, 1.0, 1.7])
-def test_ranks_follow_zipfs_law(exponent: float) -> None:
-    """A law that is off in its head makes another share of news repeat in a batch, and a false speed."""
-    count, draws = 40, 200_000
-    ranks = draw_ranks(np.random.default_rng(0), np.full(draws, count), exponent)
-    edges = np.arange(1, count + 2, dtype=np.float64)
-    mass = np.log(edges) if exponent == 1.0 else edges ** (1 - exponent) / (1 - exponent)
-    expected = np.diff(mass) / (mass[-1] - mass[0])
-    shares = np.bincount(ranks, minlength=count) / draws
+def test_offers_follow_zipfs_law(tmp_path: Path, exponent: float) -> None:
+    """A law that is wrong for popular news repeats another share of news in a batch, and gives a false
+    speed."""
+    sizes = {"users": 20_000, "candidates": 1, "history": 0}
+    (folder,) = synthesize(tmp_path, news=40, folders=("train",), popularity=exponent, **sizes)  # type: ignore[arg-type]
+    offered = Counter(line.split("\t")[4][:-2] for line in _lines(folder, "behaviors.tsv"))
+    shares = np.array([count for _, count in offered.most_common()]) / offered.total()
+    weights = np.arange(1, 41) ** -exponent
+    expected = weights / weights.sum()
     # Five standard errors of a share.
-    assert len(shares) == count
-    assert (np.abs(shares - expected) < 5 * np.sqrt(expected / draws)).all()
-    assert draw_ranks(np.random.default_rng(0), np.array([1, 1]), exponent).tolist() == [0, 0]
+    assert (np.abs(shares - expected) < 5 * np.sqrt(expected / offered.total())).all()
 
 
 def test_popular_news_are_offered_and_read_by_many(tmp_path: Path) -> None:
