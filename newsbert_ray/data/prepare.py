@@ -49,8 +49,15 @@ from newsbert_ray.data.sources import (
     Workspace,
 )
 from newsbert_ray.data.tables import is_pairs_table
-from newsbert_ray.data.tokenizer import TitleTokenizer, learn_tokenizer, load_tokenizer
-from newsbert_ray.data.word_vectors import VECTORS, fit_vectors, identity, is_vectors
+from newsbert_ray.data.tokenizer import (
+    VECTORS,
+    TitleTokenizer,
+    fit_vectors,
+    is_vectors,
+    learn_tokenizer,
+    load_tokenizer,
+    vectors_sha256,
+)
 from newsbert_ray.files import locked, write_json
 from newsbert_ray.methods import METHODS, TASKS
 from newsbert_ray.ray_session import inside_cluster
@@ -266,7 +273,7 @@ def row_settings(settings: PrepareSettings, corpus: Corpus) -> dict[str, Any]:
         "test_share": settings.test_share,
         "seed": settings.seed,
         "scratch.vocabulary": settings.scratch.vocabulary if settings.teacher == SCRATCH else None,
-        **({"vectors": identity(path)} if is_vectors(settings.teacher) else {}),
+        **({"vectors": vectors_sha256(path)} if is_vectors(settings.teacher) else {}),
     }
 
 

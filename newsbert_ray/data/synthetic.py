@@ -280,7 +280,7 @@ class _Behaviors:
         everything = np.broadcast_to(self._ends[-1], (size, candidates))
         offered = self._draw_news(generator, np.zeros_like(everything), everything)
         rows = np.arange(size)
-        for _ in range(8):
+        for _ in range(20):
             columns = np.argsort(offered[rows], axis=1, kind="stable")
             ordered = np.take_along_axis(offered[rows], columns, axis=1)
             row, column = np.nonzero(ordered[:, 1:] == ordered[:, :-1])

@@ -19,8 +19,7 @@ from newsbert_ray.config import (
     TrainSettings,
 )
 from newsbert_ray.data.shards import Manifest
-from newsbert_ray.data.tokenizer import load_tokenizer
-from newsbert_ray.data.word_vectors import VECTORS
+from newsbert_ray.data.tokenizer import VECTORS, load_tokenizer
 from newsbert_ray.methods import ATTENTION_LOSSES, losses_where
 from newsbert_ray.model.encoder import Encoder, EncoderError
 from newsbert_ray.model.families import load_encoder
