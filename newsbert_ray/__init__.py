@@ -288,7 +288,7 @@ def sweep(
     """
     from newsbert_ray.tune import sweep as module
 
-    parts = _sweep_parts(values, vary, overrides, control)
+    parts = _sweep_parts(vary, overrides, control, values)
     return module.sweep(space, out=out, resume=resume, concurrency=concurrency, train=train, **parts)
 
 
@@ -323,20 +323,19 @@ def preview(
     """
     from newsbert_ray.tune import estimate as module
 
-    parts = _sweep_parts(values, vary, overrides, control)
+    parts = _sweep_parts(vary, overrides, control, values)
     return module.plan_sweep(space, out=out, concurrency=concurrency, curves=curves, **parts)
 
 
-def _sweep_parts(
-    values: Mapping[str, Any],
-    vary: Any,
-    overrides: Mapping[str, Any] | None,
-    control: Mapping[str, Any] | None,
-) -> dict[str, Any]:
-    from newsbert_ray.cli import sweep_parts
-    from newsbert_ray.settings import merge
+def _sweep_parts(vary: Any, *settings: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The settings of a sweep, checked, as the functions in `tune` take them."""
+    from newsbert_ray.cli import settings_of
+    from newsbert_ray.settings import check_each, merge
+    from newsbert_ray.tune.space_file import split_settings
 
-    return sweep_parts(merge(overrides or {}, control or {}, values), vary)
+    merged = merge(*(layer for layer in settings if layer))
+    check_each(settings_of("sweep"), merged)
+    return split_settings(merged, vary)
 
 
 @_checked

@@ -12,7 +12,6 @@ import inspect
 import json
 import logging
 import os
-import re
 import sys
 import warnings
 from collections import deque
@@ -24,6 +23,7 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import newsbert_ray
+from newsbert_ray import screens
 
 if TYPE_CHECKING:
     from newsbert_ray.settings import Setting, Settings
@@ -77,8 +77,6 @@ GROUPS: Mapping[str, Mapping[str, Verb]] = {
     },
 }
 VERBS = {name: verb for verbs in GROUPS.values() for name, verb in verbs.items()}
-SPACE_PARTS = ("search", "stopping", "limits", "prices", "gpus", "keep_students")
-"""Parts of a search space that flags may set over its file."""
 _PYTHON_ONLY = ("say", "train", "overrides", "control")
 _EXTRA = {
     "plan": (bool, ("sweep",), "Only measure a few steps, and print what the sweep will take."),
@@ -86,7 +84,6 @@ _EXTRA = {
     "config": (str, tuple(VERBS), "YAML file of settings; flags override it."),
 }
 """Flags that only the command line has: their types, verbs and descriptions."""
-_CONTINUE = {"sweep": "the same command with --resume"}
 _BOOL = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _QUIET = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -123,30 +120,27 @@ def _main(words: list[str]) -> int:
     verb, *rest = words or [""]
     if verb in VERBS:
         if {"-h", "--help", "--help-all"} & {*rest}:
-            _print_help(verb, everything="--help-all" in rest)
+            print(_help(verb, everything="--help-all" in rest))
             return 0
         return _run(verb, [*rest, *job_words], debug=debug)
+    sentences = {title: {verb: _sentence(verb) for verb in verbs} for title, verbs in GROUPS.items()}
     option, _, shell = verb.partition("=")
+    shell = shell or "".join(rest)
     if verb in ("-h", "--help", "--help-all", "help"):
-        print(_overview())
+        print(screens.overview(sentences))
     elif verb == "--version":
         print(f"newsbert-ray {newsbert_ray.__version__}")
-    elif option == "--print_completion" and (shell or "".join(rest)) in ("bash", "zsh"):
-        _print_completion(shell or rest[0])
+    elif option == "--print_completion" and shell in ("bash", "zsh"):
+        print(screens.completion(shell, {verb: list(_flags(verb).values()) for verb in VERBS}))
     else:
-        print(_wrong_verb(option), file=sys.stderr)
+        near = difflib.get_close_matches(verb, VERBS, n=1)
+        hint = f", did you mean '{near[0]}'?" if near else f"; one of {', '.join(VERBS)}"
+        wrong = f"newsbert-ray: unknown verb '{verb}'{hint}"
+        if option == "--print_completion":
+            wrong = "newsbert-ray: --print_completion needs bash or zsh"
+        print(wrong if verb else screens.overview(sentences), file=sys.stderr)
         return 2
     return 0
-
-
-def _wrong_verb(verb: str) -> str:
-    if not verb:
-        return _overview()
-    if verb == "--print_completion":
-        return "newsbert-ray: --print_completion needs bash or zsh"
-    near = difflib.get_close_matches(verb, VERBS, n=1)
-    hint = f", did you mean '{near[0]}'?" if near else f"; one of {', '.join(VERBS)}"
-    return f"newsbert-ray: unknown verb '{verb}'{hint}"
 
 
 def _run(verb: str, words: list[str], *, debug: bool) -> int:
@@ -155,7 +149,7 @@ def _run(verb: str, words: list[str], *, debug: bool) -> int:
     try:
         return _call(verb, parse(verb, words))
     except KeyboardInterrupt:
-        again = _CONTINUE.get(verb, "the same command")
+        again = "the same command" + (" with --resume" if verb == "sweep" else "")
         print(f"\nnewsbert-ray {verb}: stopped; {again} continues where it was", file=sys.stderr)
         return 130
     except BrokenPipeError:
@@ -183,8 +177,6 @@ def _call(verb: str, values: dict[str, Any]) -> int:
     if verb == "submit":
         return int(result)
     if verb not in ("prepare", "train", "embed") and not plan:  # these print their own results
-        from newsbert_ray import screens
-
         screens.print_result(verb, result, values, as_json=bool(as_json))
     return 0
 
@@ -198,8 +190,12 @@ def _describe(error: BaseException) -> tuple[int, str]:
             return 2, str(cause)
         if type(cause).__module__.startswith("newsbert_ray."):
             return 1, str(cause)
+    if isinstance(error, OSError) and error.errno is None:
+        return 1, " ".join(str(error).split())
     if isinstance(error, OSError):
-        return 1, _describe_system(error)
+        file = f"{error.filename}: " if error.filename else ""
+        cure = "; free some space and run the same command again" if error.errno == errno.ENOSPC else ""
+        return 1, f"{file}{error.strerror}{cure}"
     line = next(iter(str(error).splitlines()), "")
     return 1, f"internal error: {type(error).__name__}: {line}; run it again with --debug for the traceback"
 
@@ -215,14 +211,6 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
             yield current
             below = current.__cause__
         current = below
-
-
-def _describe_system(error: OSError) -> str:
-    if error.errno is None:
-        return " ".join(str(error).split())
-    where = f"{error.filename}: " if error.filename else ""
-    cure = "; free some space and run the same command again" if error.errno == errno.ENOSPC else ""
-    return f"{where}{error.strerror}{cure}"
 
 
 def _configure_logging(*, debug: bool) -> None:
@@ -244,29 +232,27 @@ def _function(verb: str) -> Callable[..., Any]:
 @cache
 def settings_of(verb: str) -> type[Settings]:
     """Everything that the function of a verb takes, as one settings class."""
-    from pydantic import Field, create_model
+    from pydantic import create_model
+    from pydantic.fields import FieldInfo
 
     from newsbert_ray.config import PrepareSettings, TrainSettings
     from newsbert_ray.settings import Settings, arguments_of
 
     if verb in ("prepare", "train"):
         return PrepareSettings if verb == "prepare" else TrainSettings
-    fields = dict(arguments_of(_function(verb)).model_fields)
-    optional: dict[str, Any] = {}
+    fields = {**arguments_of(_function(verb)).model_fields}
     if verb == "sweep":
-        from newsbert_ray.tune.space import SearchSpace
+        from newsbert_ray.tune.space import PARTS, SearchSpace
 
-        training, space = TrainSettings.model_fields, SearchSpace.model_fields
+        training = TrainSettings.model_fields
         fields |= {name: field for name, field in training.items() if name != "out"}
-        fields |= {name: space[name] for name in SPACE_PARTS}
+        fields |= {name: SearchSpace.model_fields[name] for name in PARTS}
         fields["curves"] = arguments_of(newsbert_ray.preview).model_fields["curves"]
         for name in ("data", "teacher"):
             text = f"{training[name].description} By default the search space's."
-            optional[name] = (str | None, Field(None, description=text))
-    own: dict[str, Any] = {name: (field.annotation, field) for name, field in fields.items()}
-    for name in _PYTHON_ONLY:
-        own.pop(name, None)
-    return create_model(verb, __base__=Settings, **{**own, **optional})
+            fields[name] = FieldInfo(annotation=cast(Any, str | None), default=None, description=text)
+    typed: Any = {name: (field.annotation, field) for name, field in fields.items()}
+    return create_model(verb, __base__=Settings, **{n: typed[n] for n in typed if n not in _PYTHON_ONLY})
 
 
 def _flags(verb: str) -> dict[str, Setting]:
@@ -295,7 +281,7 @@ def parse(verb: str, words: Sequence[str]) -> dict[str, Any]:
     """
     from jsonargparse import ArgumentError, ArgumentParser
 
-    from newsbert_ray.settings import SettingsError, check_each, merge
+    from newsbert_ray.settings import SettingsError, check_each, merge, parse_scalar
 
     model = settings_of(verb)
     end = words.index("--") if "--" in words else len(words)
@@ -314,8 +300,9 @@ def parse(verb: str, words: Sequence[str]) -> dict[str, Any]:
     try:
         parsed = parser.parse_args([*before, *flags, *print_config], defaults=bool(print_config)).as_dict()
     except ArgumentError as error:
-        typed = {name: _typed(value) for name, value in values.items()}
-        check_each(model, merge(file_values, typed), complete=True)
+        numbers = {name: parse_scalar(value) for name, value in values.items() if isinstance(value, str)}
+        typed = {name: value for name, value in numbers.items() if isinstance(value, int | float | NoneType)}
+        check_each(model, merge(file_values, values, typed), complete=True)
         raise SettingsError(" ".join(str(error).split())) from error
     parsed.pop("config", None)
     check_each(model, parsed)  # ranges, which the parser does not check everywhere
@@ -376,24 +363,12 @@ def _find_flag(name: str, value: str, flags: Mapping[str, Setting]) -> tuple[Set
     raise SettingsError(unknown_setting(name, list(flags)))
 
 
-def _typed(value: Any) -> Any:
-    """A number, switch or null that a word stands for; other words as they are."""
-    import yaml
-
-    typed = yaml.safe_load(value) if isinstance(value, str) and re.fullmatch(r"[\w.+-]+", value) else value
-    return typed if isinstance(typed, int | float | NoneType) else value
-
-
 def _items(value: str) -> list[str]:
     """One value of a list, or several that are written as a YAML list ([a, b])."""
-    import yaml
+    from newsbert_ray.settings import parse_scalar
 
-    if value.startswith("[") and value.endswith("]"):
-        try:
-            return [str(item) for item in yaml.safe_load(value)]
-        except yaml.YAMLError:
-            pass
-    return [value]
+    items = parse_scalar(value) if value.startswith("[") else value
+    return [str(item) for item in items] if isinstance(items, list) else [value]
 
 
 def _read_config(path: str, model: type[Settings]) -> dict[str, Any]:
@@ -432,47 +407,12 @@ def check_command(command: Sequence[str], *, folder: Path) -> dict[str, Any]:
             if verb in ("prepare", "train"):
                 values = build_settings(settings_of(verb), values).model_dump()
             elif verb == "sweep":
-                values |= _check_sweep(values)
+                from newsbert_ray.tune.sweep import check_sweep
+
+                values |= check_sweep(**values)
             return {**values, "config": _read_words(verb, words).get("config")}
     except SettingsError as error:
         raise SettingsError(f"{verb}: {error}") from error
-
-
-def sweep_parts(settings: Mapping[str, Any], vary: Any) -> dict[str, Any]:
-    """A sweep's settings as `tune` takes them: training settings, axes to vary, parts of the search space.
-
-    Args:
-        settings: training settings and parts of the search space, nested or dotted.
-        vary: values by axis, or words NAME=VALUE,VALUE.
-    Raises:
-        SettingsError: a wrong name or value.
-    """
-    from newsbert_ray.settings import check_each, merge
-    from newsbert_ray.tune.space_file import parse_vary
-
-    overrides = merge(settings)
-    check_each(settings_of("sweep"), overrides)
-    control = {name: overrides.pop(name) for name in SPACE_PARTS if name in overrides}
-    axes = vary if isinstance(vary, Mapping) else dict(map(parse_vary, vary or ()))
-    return {"overrides": overrides, "vary": axes, "control": control}
-
-
-def _check_sweep(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Check a sweep's search space; return its data and teacher."""
-    from newsbert_ray.tune import space as spaces
-    from newsbert_ray.tune.space_file import read_space
-    from newsbert_ray.tune.trial import check_space
-
-    others = ("space", "out", "resume", "plan", "curves", "concurrency", "vary")
-    settings = {name: value for name, value in values.items() if name not in others}
-    overrides, vary, control = sweep_parts(settings, values.get("vary")).values()
-    space = read_space(values["space"], task=overrides.get("task"))
-    named = {**space.settings, **overrides}
-    if not values.get("resume"):  # a resumed sweep uses the search space in its folder
-        space, _ = spaces.fix(spaces.vary(spaces.steer(space, control), vary), overrides)
-        if all(axis.values is not None or not axis.divisors for axis in space.axes):
-            check_space(space, out=Path(values["out"]), overrides=overrides)
-    return {name: named.get(name) for name in ("data", "teacher")}
 
 
 def _sentence(verb: str) -> str:
@@ -480,27 +420,16 @@ def _sentence(verb: str) -> str:
     return " ".join((_function(verb).__doc__ or "").partition("\n\n")[0].split())
 
 
-def _overview() -> str:
-    from newsbert_ray.screens import overview
-
-    return overview({title: {verb: _sentence(verb) for verb in verbs} for title, verbs in GROUPS.items()})
-
-
-def _print_help(verb: str, *, everything: bool) -> None:
-    from newsbert_ray.screens import help_text
-
+def _help(verb: str, *, everything: bool) -> str:
     flags, basics = _flags(verb), VERBS[verb].basics.split()
     shown = [flags[name] for name in (basics if basics and not everything else flags)]
-    example = f"newsbert-ray {verb} {VERBS[verb].example}"
-    print(help_text(_sentence(verb), example, shown, positionals=_positionals(verb), grouped=everything))
+    notes = ["The search space may set other defaults for training settings."] if verb == "sweep" else []
     if len(shown) < len(flags):
-        print(f"\nnewsbert-ray {verb} --help-all shows all {len(flags)} settings.")
-
-
-def _print_completion(shell: str) -> None:
-    from newsbert_ray.screens import completion
-
-    print(completion(shell, {verb: list(_flags(verb).values()) for verb in VERBS}))
+        notes.append(f"newsbert-ray {verb} --help-all shows all {len(flags)} settings.")
+    example = f"newsbert-ray {verb} {VERBS[verb].example}"
+    words = _positionals(verb)
+    text = screens.help_text(_sentence(verb), example, shown, positionals=words, grouped=everything)
+    return "\n\n".join([text, *notes])
 
 
 if __name__ == "__main__":

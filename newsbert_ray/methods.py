@@ -7,31 +7,11 @@ Equations and sections refer to NewsBERT (Wu et al. 2021) unless another paper i
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 from pydantic import Field
 
 from newsbert_ray.settings import Settings
-
-MethodName = Literal[
-    "newsbert",
-    "finetune",
-    "no_momentum",
-    "no_soft_labels",
-    "no_hidden",
-    "no_embedding",
-    "no_layers",
-    "no_news_embedding",
-    "disjoint",
-    "mutual",
-    "twinbert",
-    "tinybert",
-    "pkd",
-    "distilbert",
-    "minilm",
-    "bilstm_soft",
-    "glove",
-]
 
 
 def _weight(
@@ -191,6 +171,11 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     },
 }
 """Settings that each method changes; explicit settings override them."""
+
+if TYPE_CHECKING:
+    MethodName = str
+else:
+    MethodName = Literal[tuple(METHODS)]
 
 TASK_VALUES: Mapping[str, Mapping[str, Any]] = {"recommendation": {"distill": {"beta": 0.15}}}
 """Settings that a task changes: the paper's values for it (4.1)."""

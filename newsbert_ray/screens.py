@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from newsbert_ray.reporting.page import Table as ReportTable
     from newsbert_ray.serving.similar import Answer
     from newsbert_ray.settings import Setting
-    from newsbert_ray.tune.sweep import SweepResult
 
 
 _COMMON = {
@@ -27,11 +26,7 @@ _COMMON = {
 
 
 def overview(groups: Mapping[str, Mapping[str, str]]) -> str:
-    """The verbs by group, with a sentence each.
-
-    Args:
-        groups: title of a group -> verb -> sentence.
-    """
+    """The verbs with a sentence each, by the title of their group."""
     lines = ["Distil a pretrained language model into a fast news encoder (NewsBERT).", ""]
     lines += ["Usage: newsbert-ray VERB [settings]"]
     for title, sentences in groups.items():
@@ -57,11 +52,8 @@ def help_text(
     command = " \\\n".join(_wrapped(together, indent=4, start="  ", width=78)).replace("\0", " ")
     lines = [*_wrapped(sentence), "", command]
     group = None
-
-    def order(setting: Setting) -> tuple[bool, ...]:
-        return (setting.name not in positionals, not setting.required, grouped and "." in setting.name)
-
-    for setting in sorted(settings, key=order):
+    order = {s.name: (s.name not in positionals, not s.required, grouped and "." in s.name) for s in settings}
+    for setting in sorted(settings, key=lambda setting: order[setting.name]):
         if (name := setting.name.rpartition(".")[0] if grouped else "") != group:
             lines += ["", f"{name}:" if name else "Settings:"]
             group = name
@@ -101,12 +93,8 @@ def _wrapped(text: str, *, indent: int = 0, start: str | None = None, width: int
 
 
 def completion(shell: str, flags: Mapping[str, Sequence[Setting]]) -> str:
-    """A script for bash or zsh that completes verbs, flags and their choices, and otherwise file names.
-
-    Args:
-        shell: bash or zsh.
-        flags: the settings of each verb.
-    """
+    """A script for `shell` (bash or zsh) that completes verbs, flags and their choices, and otherwise file
+    names."""
     names, choices = [], []
     for verb, settings in flags.items():
         words = " ".join(f"--{setting.name}" for setting in settings)
@@ -142,7 +130,9 @@ def print_result(verb: str, result: Any, values: Mapping[str, Any], *, as_json: 
         VerbError: trials of a sweep failed, or the doctor found a problem.
     """
     if verb == "sweep":
-        check_sweep(result, values["out"])
+        failed = f"{len(result.failures)} trials failed" if result.best else "no trial finished"
+        if not result.best or result.failures:
+            raise VerbError(f"{values['out']}: {failed}; the reasons are above")
     elif verb == "doctor":
         print_findings(result, as_json=as_json)
     elif as_json:
@@ -174,38 +164,25 @@ def _plain(result: Any) -> Any:
     return result._asdict() if hasattr(result, "_asdict") else result
 
 
-def check_sweep(result: SweepResult, out: str) -> None:
-    """Raise VerbError if a sweep has failed trials, so that a script notices."""
-    if result.best is None:
-        raise VerbError(f"{out}: no trial finished; the reasons are above")
-    if result.failures:
-        raise VerbError(f"{out}: {len(result.failures)} trials failed; the reasons are above")
-
-
 def print_findings(findings: Iterable[Finding], *, as_json: bool) -> None:
     """A line for each finding of the doctor as it is made; VerbError if something needs fixing."""
-    kept = []
+    from rich.console import Console
+    from rich.text import Text
+
+    styles, kept = {"ok": "green", "note": "yellow", "fix": "bold red"}, []
     for finding in findings:
         kept.append(finding)
-        if not as_json:
-            _print_finding(finding)
+        if as_json:
+            continue
+        state, label = finding.state, "cure: " if finding.state == "fix" else ""
+        line = Text.assemble((f"{state:<5}", styles[state]), f"{finding.topic:<9} {finding.message}")
+        if finding.cure:
+            line.append(f"\n{'':<15}{label}{finding.cure}")
+        Console().print(line, soft_wrap=True)
     if as_json:
         print(json.dumps(_plain(kept), indent=1))
     if problems := sum(finding.state == "fix" for finding in kept):
         raise VerbError(f"{problems} problem{'s' if problems > 1 else ''}; each has its cure")
-
-
-def _print_finding(finding: Finding) -> None:
-    """One line: state, topic and finding, with the cure below."""
-    from rich.console import Console
-    from rich.text import Text
-
-    style = {"ok": "green", "note": "yellow", "fix": "bold red"}[finding.state]
-    line = Text.assemble((f"{finding.state:<5}", style), f"{finding.topic:<9} {finding.message}")
-    Console().print(line, soft_wrap=True)
-    if finding.cure:
-        label = "cure: " if finding.state == "fix" else ""
-        Console().print(Text(f"{'':<15}{label}{finding.cure}"), soft_wrap=True)
 
 
 def print_metrics(metrics: Mapping[str, Any]) -> None:
@@ -213,11 +190,15 @@ def print_metrics(metrics: Mapping[str, Any]) -> None:
     from newsbert_ray.methods import HEADINGS
     from newsbert_ray.reporting.page import Table
 
+    def number(numbers: Mapping[str, float], name: str) -> str:
+        error = f" ±{numbers[f'{name}_error']:.4f}" if f"{name}_error" in numbers else ""
+        return f"{numbers[name]:.4f}{error}" if name in numbers else ""
+
     models = {name: value for name, value in metrics.items() if isinstance(value, dict)}
     submission = models.pop("submission", None)
     names = list(dict.fromkeys(name for numbers in models.values() for name in numbers if name in HEADINGS))
     if models:
-        rows = [(model, *(_number(numbers, name) for name in names)) for model, numbers in models.items()]
+        rows = [(model, *(number(numbers, name) for name in names)) for model, numbers in models.items()]
         print_table(Table(("model", *(HEADINGS[name] for name in names)), tuple(rows)))
         counts = next(iter(models.values()))
         left_out = f", {counts['left_out']:.0f} left out" if "left_out" in counts else ""
@@ -236,56 +217,33 @@ def print_metrics(metrics: Mapping[str, Any]) -> None:
         print("The file was read back and is complete.")
 
 
-def _number(numbers: dict[str, float], column: str) -> str:
-    value, error = numbers.get(column), numbers.get(f"{column}_error")
-    if value is None:
-        return ""
-    return f"{value:.4f}" + (f" ±{error:.4f}" if error is not None else "")
-
-
 def print_impressions(impressions: Sequence[RankedImpression], *, model: str) -> None:
     """A user's impressions: the history, then the candidates in the model's order."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    console = Console(highlight=False)
+    clicks = {True: "clicked", False: "", None: "unknown"}
+    ranked_head = ("rank", "score", "clicked", f"candidates, ranked by the {model}", "category")
     for one in impressions:
-        console.print(f"user {one.user_id}, impression {one.impression_id}, {one.time}", style="bold")
-        read = Table(f"history ({len(one.history)}, newest last)", "category", title_justify="left")
-        for news in one.history:
-            read.add_row(Text(news.title), Text(news.category))
-        console.print(read if one.history else "no history: ranked as for a new user")
-        ranked = Table("rank", "score", "clicked", f"candidates, ranked by the {model}", "category")
-        for rank, offer in enumerate(one.offers, 1):
-            click = {True: "clicked", False: "", None: "unknown"}[offer.clicked]
-            ranked.add_row(
-                str(rank),
-                f"{offer.score:.3f}",
-                click,
-                Text(offer.news.title),
-                Text(offer.news.category),
-                style="green" if offer.clicked else None,
-            )
-        console.print(ranked)
+        print(f"user {one.user_id}, impression {one.impression_id}, {one.time}")
+        if one.history:
+            head = (f"history ({len(one.history)}, newest last)", "category")
+            _print_rows(head, [(news.title, news.category) for news in one.history])
+        else:
+            print("no history: ranked as for a new user")
+        rows = [
+            (str(rank), f"{offer.score:.3f}", clicks[offer.clicked], offer.news.title, offer.news.category)
+            for rank, offer in enumerate(one.offers, 1)
+        ]
+        _print_rows(ranked_head, rows, right=("rank", "score"), green="clicked")
 
 
 def print_answer(answer: Answer) -> None:
     """The query, and the most similar texts with their scores."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    console = Console(highlight=False)
-    console.print(Text(answer.question), style="bold")
+    print(answer.question)
     for text in answer.query[-5:]:
-        console.print(Text(f"  {text}"))
+        print("\n".join(_wrapped(text, indent=2)))
     if len(answer.query) > 5:
-        console.print(f"  (the last 5 of {len(answer.query)})")
-    table = Table("score", "id", "text")
-    for match in answer.matches:
-        table.add_row(f"{match.score:.3f}", Text(match.name), Text(match.text))
-    console.print(table)
+        print(f"  (the last 5 of {len(answer.query)})")
+    rows = [(f"{match.score:.3f}", match.name, match.text) for match in answer.matches]
+    _print_rows(("score", "id", "text"), rows, right=("score",))
 
 
 def print_topics(rows: Sequence[TopicRow]) -> None:
@@ -313,20 +271,28 @@ def print_topics(rows: Sequence[TopicRow]) -> None:
 
 def print_table(table: ReportTable, *, spare: Sequence[str] = ()) -> None:
     """A report's table in the terminal; `spare` columns are left out, the first one first, until it fits."""
+    columns = {cells[0]: cells for cells in zip(table.head, *table.rows, strict=True)}
+    for name in spare:
+        width = 2 + sum(2 + max(map(len, cells)) for cells in columns.values())
+        if width <= shutil.get_terminal_size().columns:
+            break
+        del columns[name]
+    head, *rows = zip(*columns.values(), strict=True)
+    _print_rows(head, rows, right=table.head[table.words :])
+
+
+def _print_rows(
+    head: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = (), green: str = ""
+) -> None:
+    """A table; columns named in `right` are aligned right, rows with a cell `green` are green."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    console = Console()
-    kept = list(range(len(table.head)))
-    widths = [max(map(len, column)) for column in zip(table.head, *table.rows, strict=True)]
-    for name in spare:
-        if sum(widths[number] + 2 for number in kept) + 2 <= console.width:
-            break
-        kept.remove(table.head.index(name))
     shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for number in kept:
-        shown.add_column(table.head[number], justify="left" if number < table.words else "right")
-    for row in table.rows:
-        shown.add_row(*(row[number] for number in kept))
-    console.print(shown)
+    for name in head:
+        shown.add_column(Text(name), justify="right" if name in right else "left")
+    for row in rows:
+        shown.add_row(*map(Text, row), style="green" if green and green in row else None)
+    Console().print(shown)

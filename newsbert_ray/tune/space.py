@@ -87,6 +87,10 @@ class Prices(Settings):
     """One GPU for an hour."""
 
 
+PARTS = ("search", "stopping", "limits", "prices", "gpus", "keep_students")
+"""Parts of a search space that can be set over its file."""
+
+
 def named_task(settings: Mapping[str, Any]) -> Task:
     """The task that training settings name; topics for an unknown name, which their own check refuses."""
     return TASKS.get(settings.get("task", "topics"), TASKS["topics"])

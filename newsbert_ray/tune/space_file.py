@@ -24,6 +24,7 @@ from newsbert_ray.methods import Task
 from newsbert_ray.reporting.sweep_data import Axis, Goal, goal_metrics, validation_metrics
 from newsbert_ray.settings import KeyPath, YamlFile, flatten, parse_scalar, read_yaml
 from newsbert_ray.tune.space import (
+    PARTS,
     SWEEP_SETTINGS,
     Limits,
     PointValues,
@@ -106,6 +107,21 @@ def read_space(path: str | Path, *, task: str | None = None) -> SearchSpace:
 
 _REQUIRED = {"data": "-", "teacher": SCRATCH, "out": "-"}
 """Values for the required training settings, while a file is checked."""
+
+
+def split_settings(settings: Mapping[str, Any], vary: Any) -> dict[str, Any]:
+    """A sweep's settings as `overrides`, `control` (parts of the search space) and `vary`.
+
+    Args:
+        settings: training settings and parts of the search space, nested or dotted.
+        vary: values by axis, or words NAME=VALUE,VALUE.
+    Raises:
+        SettingsError: a word of `vary` has another form.
+    """
+    overrides = merge(settings)
+    control = {name: overrides.pop(name) for name in PARTS if name in overrides}
+    axes = vary if isinstance(vary, Mapping) else dict(map(parse_vary, vary or ()))
+    return {"overrides": overrides, "vary": axes, "control": control}
 
 
 def parse_vary(text: str) -> tuple[str, list[Any]]:

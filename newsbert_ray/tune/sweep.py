@@ -24,7 +24,7 @@ from newsbert_ray.tune import display
 from newsbert_ray.tune.display import say
 from newsbert_ray.tune.resources import Budget, Resources, Retention, check_nodes, plan_resources
 from newsbert_ray.tune.space import SearchSpace, absolute_folders, fix, steer, vary
-from newsbert_ray.tune.space_file import read_space
+from newsbert_ray.tune.space_file import read_space, split_settings
 from newsbert_ray.tune.study import JOURNAL, SweepStudy, absolute_storage, shown_storage
 from newsbert_ray.tune.trial import TrialConfig, check_space, resolve_depths, trial_settings
 from newsbert_ray.tune.trials import EarlyStopping, Trials, TrialSpec
@@ -521,6 +521,23 @@ def build_space(file: str | Path, changes: Changes) -> tuple[SearchSpace, list[s
     space, messages = fix(vary(space, changes.vary), changes.overrides)
     space = space.model_copy(update={"settings": absolute_folders(space.settings)})
     return resolve_depths(space, changes.overrides), messages
+
+
+def check_sweep(space: str | Path, *, out: str, resume: bool = False, **settings: Any) -> dict[str, Any]:
+    """Check a sweep's arguments without its data and teacher; return the locations of these two.
+
+    Raises:
+        SettingsError: the search space, a setting or a combination of settings is wrong.
+    """
+    axes, *_ = [settings.pop(name, None) for name in ("vary", "plan", "curves", "concurrency")]
+    changes = Changes(**split_settings(settings, axes))
+    file = read_space(space, task=changes.overrides.get("task"))
+    if not resume:  # a resumed sweep uses the search space in its folder
+        varied, _ = fix(vary(steer(file, changes.control), changes.vary), changes.overrides)
+        if all(axis.values is not None or not axis.divisors for axis in varied.axes):
+            check_space(varied, out=out, overrides=changes.overrides)
+    named = {**file.settings, **changes.overrides}
+    return {name: named.get(name) for name in ("data", "teacher")}
 
 
 def check_corpora(space: SearchSpace, first: TrainSettings) -> list[str]:
