@@ -254,7 +254,8 @@ def test_a_frozen_teacher_encodes_each_text_once(
 SCORES = {
     "topics": {name: {"accuracy": 0.5, "macro_f1": 0.5, "rows": 1} for name in ("teacher", "student")},
     "recommendation": {
-        name: {"auc": 0.5, "mrr": 0.5, "ndcg5": 0.5, "ndcg10": 0.5, "rows": 1} for name in ("teacher", "student")
+        name: {"auc": 0.5, "mrr": 0.5, "ndcg5": 0.5, "ndcg10": 0.5, "rows": 1}
+        for name in ("teacher", "student")
     },
 }
 _OUTPUTS = Pair._outputs
