@@ -115,10 +115,8 @@ def is_locked(path: Path) -> bool:
     try:
         with locked(path):
             return False
-    except TimeoutError:
-        return True
-    except OSError:
-        return False
+    except OSError as error:
+        return isinstance(error, TimeoutError)
 
 
 def first_line(error: BaseException) -> str:

@@ -201,14 +201,8 @@ def _shut_down() -> None:
     """End the session. A second Ctrl-C must not interrupt this: Ray's processes would stay for a minute."""
     import ray
 
-    if threading.current_thread() is not threading.main_thread():
+    with _on_interrupt(signal.SIG_IGN):
         ray.shutdown()
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        ray.shutdown()
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _own_folder(stack: ExitStack, parent: Path) -> Path:
@@ -310,10 +304,6 @@ def interrupt_check() -> Iterator[Callable[[], None]]:
         A function to call often: raises KeyboardInterrupt where one was raised and swallowed.
     """
     interrupts: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: None
-        return
-    before = signal.getsignal(signal.SIGINT)
 
     def remember(number: int, frame: FrameType | None) -> None:
         interrupts.append(number)
@@ -323,8 +313,18 @@ def interrupt_check() -> Iterator[Callable[[], None]]:
         if interrupts:
             raise KeyboardInterrupt
 
-    signal.signal(signal.SIGINT, remember)
-    try:
+    with _on_interrupt(remember):
         yield check
+
+
+@contextmanager
+def _on_interrupt(handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> Iterator[None]:
+    """Handle Ctrl-C by `handler` for the duration of the block; Python allows it in the main thread only."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        yield
     finally:
         signal.signal(signal.SIGINT, before)

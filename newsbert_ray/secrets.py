@@ -17,7 +17,6 @@ _SECRET_WORD = re.compile(
 _LOCATION_WORDS = ("path", "file", "mode")
 """Last words of a name that says where a secret is stored or how it is used; its value is no secret."""
 _SHELL_FOLDERS = ("PWD", "OLDPWD")
-"""The shell's variables for folders; no passwords."""
 _SHORTEST_SECRET = 8
 """Characters of a secret in the environment; masking a shorter one would mask ordinary words."""
 _FIELD = re.compile(r"([\w.-]+)=([^&\s]+)")
@@ -56,7 +55,8 @@ def mask_text(text: str) -> str:
     text = _AUTHORIZATION.sub(rf"\1 {MASK}", text)
     text = _FIELD.sub(_mask_field, text)
     for name, value in os.environ.items():
-        if len(value) >= _SHORTEST_SECRET and value in text and _is_secret_variable(name):
+        is_present = len(value) >= _SHORTEST_SECRET and value in text
+        if is_present and name not in _SHELL_FOLDERS and is_secret_name(name):
             text = text.replace(value, MASK)
     return text
 
@@ -83,7 +83,3 @@ def _mask_value(value: Any) -> Any:
 
 def _mask_field(field: re.Match[str]) -> str:
     return f"{field[1]}={MASK}" if is_secret_name(field[1]) else field[0]
-
-
-def _is_secret_variable(name: str) -> bool:
-    return name not in _SHELL_FOLDERS and is_secret_name(name)

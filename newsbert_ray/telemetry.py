@@ -35,7 +35,6 @@ Event = Literal[
     "error",
 ]
 """Every event; `start`, `resume`, `end` and `error` belong to the run or the sweep as a whole."""
-_LOCK_SECONDS = 5.0
 
 
 class EventLog:
@@ -78,16 +77,12 @@ def read_events(folder: str | Path) -> list[dict[str, Any]]:
 
 def _append(path: Path, line: str) -> None:
     """Append a line in one write; the last line of the file may have been cut short by a kill."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-    try:
-        with ExitStack() as stack:
-            with suppress(OSError):  # a file system without locks: at worst an empty line
-                stack.enter_context(locked(path.with_name(f".{path.name}.lock"), wait_seconds=_LOCK_SECONDS))
-            size = os.fstat(handle).st_size
-            is_cut = size > 0 and os.pread(handle, 1, size - 1) != b"\n"
-            os.write(handle, (("\n" if is_cut else "") + line + "\n").encode())
-    finally:
-        os.close(handle)
+    with path.open("ab+", buffering=0) as file, ExitStack() as stack:
+        with suppress(OSError):  # a file system without locks: at worst an empty line
+            stack.enter_context(locked(path.with_name(f".{path.name}.lock"), wait_seconds=5.0))
+        size = file.seek(0, os.SEEK_END)
+        is_cut = size > 0 and os.pread(file.fileno(), 1, size - 1) != b"\n"
+        file.write((("\n" if is_cut else "") + line + "\n").encode())
 
 
 STATES = ("running", "finished", "stopped_early", "failed", "waiting")

@@ -46,20 +46,8 @@ _PERMANENT = re.compile(
     r"|PERMISSION_DENIED|UNAUTHENTICATED|HTTP status (3\d\d|4(?!08|29)\d\d)"
 )
 """Permanent errors of the storage services: not retried."""
-_TEMPORARY = (
-    errno.EIO,
-    errno.ESTALE,
-    errno.EAGAIN,
-    errno.EINTR,
-    errno.EBUSY,
-    errno.EPIPE,
-    errno.ETIMEDOUT,
-    errno.ECONNRESET,
-    errno.ECONNREFUSED,
-    errno.ECONNABORTED,
-    errno.ENETUNREACH,
-    errno.EHOSTUNREACH,
-)
+_TEMPORARY = (ConnectionError, TimeoutError, BlockingIOError, InterruptedError)
+_TEMPORARY_NUMBERS = (errno.EIO, errno.ESTALE, errno.EBUSY, errno.ENETUNREACH, errno.EHOSTUNREACH)
 """Errors of a network disk that may be available again later."""
 _OBJECT_STORES = ("s3", "gcs", "abfs")
 """File systems in which a file appears only when it is complete; in others it is renamed at the end."""
@@ -314,11 +302,9 @@ def _open(url: str, endpoint: str) -> tuple[Any, str]:
 
 
 def _is_temporary(error: Exception) -> bool:
-    if not isinstance(error, OSError):
-        return False
-    if error.errno is not None:
-        return error.errno in _TEMPORARY
-    return isinstance(error, ConnectionError) or not _PERMANENT.search(str(error))
+    if isinstance(error, OSError) and error.errno is None and not isinstance(error, _TEMPORARY):
+        return not _PERMANENT.search(str(error))
+    return isinstance(error, _TEMPORARY) or getattr(error, "errno", None) in _TEMPORARY_NUMBERS
 
 
 def _explain(error: Exception) -> str:

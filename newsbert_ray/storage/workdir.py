@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
+from operator import attrgetter
 from pathlib import Path, PurePosixPath
 
 from newsbert_ray.config import TrainSettings, merge
@@ -29,6 +30,7 @@ CACHE = "NEWSBERT_CACHE"
 """Environment variable: the folder of all copies; ~/.cache/newsbert_ray by default."""
 WRITER = ".writer.json"
 """In a bucket's folder: which copy writes there. Only the process that began last may write."""
+_LOCATIONS = ("data", "teacher", "out", "student.encoder", "distill.teacher_run", "before.data")
 HUB_NAMES = ("teacher", "student.encoder")
 """Settings that may be a Hugging Face name instead of a location."""
 _LARGE = ("checkpoints", "student")
@@ -295,15 +297,8 @@ def download_input(location: str) -> str:
 
 def locations_of(settings: TrainSettings) -> dict[str, str]:
     """Every location in the settings, by the setting's dotted name."""
-    locations = {
-        "data": settings.data,
-        "teacher": settings.teacher,
-        "out": settings.out,
-        "student.encoder": settings.student.encoder,
-        "distill.teacher_run": settings.distill.teacher_run,
-        "before.data": settings.before.data,
-    }
-    return {name: location for name, location in locations.items() if location is not None}
+    values = zip(_LOCATIONS, attrgetter(*_LOCATIONS)(settings), strict=True)
+    return {name: location for name, location in values if location is not None}
 
 
 def with_locations(settings: TrainSettings, locations: Mapping[str, str]) -> TrainSettings:
