@@ -5,9 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from html import escape
-
-LONG_CELL = 24
-"""Longer numbers of a table, such as differences with their p-values, may wrap."""
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,7 @@ class Facts:
 
     def markdown(self) -> str:
         """A list."""
-        return "\n".join(f"- {_escape_markdown(f'{name}: {value}')}" for name, value in self.rows)
+        return Bullets(tuple(f"{name}: {value}" for name, value in self.rows)).markdown()
 
     def html(self) -> str:
         """A `dl` element."""
@@ -98,7 +96,8 @@ class Table:
 
         caption = f"<caption>{escape(self.caption)}</caption>" if self.caption else ""
         label = escape(self.caption or ", ".join(self.head))
-        long = any(len(cell) > LONG_CELL for cells in self.rows for cell in cells[self.words :])
+        # Long numbers, such as differences with their p-values, may wrap.
+        long = any(len(cell) > 24 for cells in self.rows for cell in cells[self.words :])
         kind = ' class="words"' if self.words == len(self.head) else ' class="long"' if long else ""
         rows = "\n".join(row("td", cells) for cells in self.rows)
         return (
@@ -160,14 +159,13 @@ class Page:
         """The page as Markdown; its figures are the files beside it."""
         parts = [f"# {_escape_markdown(self.title)}", _escape_markdown(self.lead)]
         for section in self.sections:
-            parts += [
-                f"## {_escape_markdown(section.title)}",
-                *(block.markdown() for block in section.blocks),
-            ]
+            parts.append(f"## {_escape_markdown(section.title)}")
+            parts += [block.markdown() for block in section.blocks]
         return "\n\n".join(parts) + "\n"
 
     def html(self) -> str:
         """The page as one HTML document; every text in it is escaped."""
+        style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
         links, sections = "", []
         for index, section in enumerate(self.sections, 1):
             title, blocks = escape(section.title), "\n".join(block.html() for block in section.blocks)
@@ -181,7 +179,8 @@ class Page:
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
 <title>{escape(self.title)}</title>
-<style>{STYLE}</style>
+<style>
+{style}</style>
 </head>
 <body>
 <header>
@@ -207,61 +206,6 @@ def _escape_markdown(text: str) -> str:
     text = re.sub(r"([\\`*<\[\]|])", r"\\\1", re.sub(r"\s+", " ", text))
     # An underscore inside a word has no effect; at a word's end it would start or end emphasis.
     return re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", text)
-
-
-STYLE = """
-:root { color-scheme: light dark; --ink: #1b1f24; --soft: #57606a; --line: #d8dee4; --shade: #f4f6f8;
-  --paper: #ffffff; --link: #0b5cad; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ed; --soft: #a3acb7; --line: #3a424c;
-  --shade: #22272e; --paper: #171b20; --link: #7ab7ff; } }
-* { box-sizing: border-box; }
-html { -webkit-text-size-adjust: 100%; }
-body { margin: 0 auto; max-width: 84rem; padding: 2rem 1.25rem 4rem; background: var(--paper);
-  color: var(--ink); font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue",
-  Arial, sans-serif; }
-h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .75rem; }
-h2 { font-size: 1.3rem; line-height: 1.3; margin: 2.75rem 0 .75rem; padding-bottom: .3rem;
-  border-bottom: 1px solid var(--line); }
-p, ul, dl, pre, figure, .table { margin: 0 0 1rem; }
-p, ul, dl, pre, figure { max-width: 50rem; }
-.lead { font-size: 1.125rem; }
-nav { margin: 1.25rem 0 0; font-size: .9375rem; }
-nav ul { display: flex; flex-wrap: wrap; gap: .25rem 1.1rem; list-style: none; margin: 0; padding: 0; }
-a { color: var(--link); }
-dl { display: grid; grid-template-columns: minmax(8rem, max-content) 1fr; gap: .3rem 1.25rem; }
-dt { color: var(--soft); }
-dd { margin: 0; overflow-wrap: anywhere; }
-.table { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .9375rem; font-variant-numeric: tabular-nums; }
-caption { caption-side: top; text-align: left; color: var(--soft); padding-bottom: .4rem; }
-th, td { padding: .3rem .8rem .3rem 0; text-align: left; vertical-align: top;
-  border-bottom: 1px solid var(--line); }
-thead th { border-bottom: 2px solid var(--line); vertical-align: bottom; }
-th.number, td.number { text-align: right; }
-td.number { white-space: nowrap; }
-caption { max-width: min(50rem, calc(100vw - 2.5rem)); }
-table.long td.number { white-space: normal; min-width: 9rem; }
-table.words td { overflow-wrap: anywhere; min-width: 8rem; }
-code { font: .875rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
-pre { background: var(--shade); border: 1px solid var(--line); border-radius: 6px; padding: .75rem 1rem;
-  white-space: pre-wrap; overflow-wrap: anywhere; }
-figure { padding: 0; }
-figure svg { display: block; width: 100%; height: auto; background: #ffffff; border-radius: 6px; }
-figure.narrow svg { max-width: 32rem; }
-figcaption { color: var(--soft); font-size: .9375rem; margin-top: .5rem; }
-@media (max-width: 36rem) { dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: .6rem; } }
-@media print {
-  :root { --ink: #000; --soft: #333; --line: #bbb; --shade: #fff; --paper: #fff; --link: #000; }
-  body { max-width: none; padding: 0; font-size: 10pt; }
-  nav { display: none; }
-  h2 { break-after: avoid; }
-  figure, tr, pre { break-inside: avoid; }
-  .table { overflow: visible; }
-  table { font-size: 8pt; }
-  th, td { padding-right: .5rem; overflow-wrap: anywhere; }
-  td.number { white-space: normal; }
-}
-"""
 
 
 def inline_svg(svg: str, *, name: str, alt: str) -> str:

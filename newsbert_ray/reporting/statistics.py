@@ -9,9 +9,11 @@ from __future__ import annotations
 import math
 import random
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
 
 from newsbert_ray.config import SettingsError
 from newsbert_ray.methods import TASKS
@@ -109,28 +111,20 @@ def compare_rows(rows: Sequence[Row], column: Column, against: Against) -> list[
         column: what is compared; rows without it are left out.
     """
 
-    def others(row: Row) -> list[tuple[str, str]]:
-        return [(name, repr(value)) for name, value in row.settings.items() if name != against.setting]
+    def others(row: Row) -> str:
+        return repr({name: value for name, value in row.settings.items() if name != against.setting})
 
     known = [row for row in rows if column.name in row.columns]
-    bases = [row for row in known if str(row.settings.get(against.setting)) == against.value]
-    pairs = [
-        (row, base)
-        for row in known
-        for base in [base for base in bases if others(base) == others(row)][-1:]
-        if base is not row
-    ]
+    bases = {others(row): row for row in known if str(row.settings.get(against.setting)) == against.value}
+    pairs = [(row, base) for row in known if (base := bases.get(others(row))) and base is not row]
     summaries = [(row.columns[column.name], base.columns[column.name]) for row, base in pairs]
     tests = [welch(one, other) for one, other in summaries]
     corrected = iter(holm([p for p in tests if p is not None]))
     return [
         Comparison(
-            row,
-            base,
-            one.mean - other.mean,
-            p,
-            None if p is None else next(corrected),
-            paired_test(one, other),
+            *(row, base, one.mean - other.mean, p),
+            corrected=None if p is None else next(corrected),
+            paired=paired_test(one, other),
         )
         for (row, base), (one, other), p in zip(pairs, summaries, tests, strict=True)
     ]
@@ -221,22 +215,17 @@ REPEATS = 100
 
 
 @dataclass(frozen=True)
-class Importance:
-    """A setting's `share` of the total importance, its 5th and 95th percentile over resampled points (`low`,
-    `high`), and the 95th percentile where the values are shuffled among the points (`chance`)."""
-
-    name: str
-    share: float
-    low: float
-    high: float
-    chance: float
-
-
-@dataclass(frozen=True)
 class Importances:
-    """The settings for one goal, the most important first; `top` of the `points` were compared with all."""
+    """The settings for one goal, the most important first.
 
-    settings: tuple[Importance, ...]
+    Attributes:
+        settings: share of the total importance, its 5th and 95th percentile over resampled points (`low`,
+            `high`), and the 95th percentile where the values are shuffled among the points (`chance`).
+        points: how many were compared.
+        top: how many of them count as the best.
+    """
+
+    settings: tuple[Bar, ...]
     points: int
     top: int
 
@@ -268,46 +257,30 @@ def importances_of(sweep: Sweep, *, goal: int = 0) -> Importances:
         raise NothingToDraw("fewer than two settings varied over the points: there is nothing to compare")
     top = min(len(finished), max(MIN_FINISHED, math.ceil(len(scores) / 10)))
     real = _divergences(axes, scores, top)
-    total = sum(real.values()) or 1.0
-    resampled, shuffled = zip(*_resamples(axes, scores, top, total), strict=True)
-
-    def percentile(samples: Sequence[Mapping[str, float]], name: str, share: float) -> float:
-        return sorted(sample[name] for sample in samples)[min(REPEATS - 1, int(share * REPEATS))]
-
-    settings = [
-        Importance(
-            name,
-            value / total,
-            percentile(resampled, name, 0.05),
-            percentile(resampled, name, 0.95),
-            percentile(shuffled, name, 0.95),
-        )
-        for name, value in real.items()
-    ]
-    settings.sort(key=lambda importance: -importance.share)
-    threshold = sorted((score for _, score in scores), reverse=True)[top - 1]
-    return Importances(tuple(settings), len(scores), sum(score >= threshold for _, score in scores))
-
-
-def _resamples(
-    axes: Sequence[Axis], scores: Sequence[tuple[Point, float]], top: int, total: float
-) -> Iterator[tuple[dict[str, float], dict[str, float]]]:
-    """Shares of resampled points and of shuffled values, REPEATS times; the same on each call."""
+    total = real.sum() or 1.0
+    resampled, shuffled = [], []
     generator = random.Random(0)
     for _ in range(REPEATS):
         again = _divergences(axes, [generator.choice(scores) for _ in scores], top)
+        resampled.append(again / (again.sum() or 1.0))
         values = [score for _, score in scores]
         generator.shuffle(values)
-        mixed = _divergences(axes, [(p, v) for (p, _), v in zip(scores, values, strict=True)], top)
-        whole = sum(again.values()) or 1.0
-        yield (
-            {name: value / whole for name, value in again.items()},
-            {name: value / total for name, value in mixed.items()},
-        )
+        mixed = [(point, value) for (point, _), value in zip(scores, values, strict=True)]
+        shuffled.append(_divergences(axes, mixed, top) / total)
+    p5, p95 = int(0.05 * REPEATS), int(0.95 * REPEATS)
+    low, high = np.sort(resampled, axis=0)[[p5, p95]]
+    numbers = zip((real / total).tolist(), low, high, np.sort(shuffled, axis=0)[p95], strict=True)
+    bars = [Bar(axis.name, *map(float, row)) for axis, row in zip(axes, numbers, strict=True)]
+    threshold = sorted((score for _, score in scores), reverse=True)[top - 1]
+    return Importances(
+        tuple(sorted(bars, key=lambda bar: -bar.value)),
+        len(scores),
+        sum(score >= threshold for _, score in scores),
+    )
 
 
-def _divergences(axes: Sequence[Axis], scores: Sequence[tuple[Point, float]], top: int) -> dict[str, float]:
-    """Distance of the best points' distribution from that of all points, by setting."""
+def _divergences(axes: Sequence[Axis], scores: Sequence[tuple[Point, float]], top: int) -> np.ndarray:
+    """Distance of the best points' distribution from that of all points, on each axis (PED-ANOVA)."""
     import optuna
     from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
@@ -324,7 +297,7 @@ def _divergences(axes: Sequence[Axis], scores: Sequence[tuple[Point, float]], to
         # Optuna warns on each call that unnormalised importances are experimental.
         warnings.simplefilter("ignore")
         shares = get_param_importances(study, evaluator=evaluator, normalize=False)
-    return {axis.name: float(shares.get(axis.name, 0.0)) for axis in axes}
+    return np.array([shares.get(axis.name, 0.0) for axis in axes])
 
 
 def _distribution(axis: Axis, points: Sequence[Point]) -> BaseDistribution:
@@ -349,14 +322,14 @@ def importance_figure(sweep: Sweep) -> FigureData[Bars]:
         Bars(
             goal.column.heading if len(sweep.goals) > 1 else "",
             "share of the total importance",
-            tuple(Bar(i.name, i.share, i.low, i.high, i.chance) for i in result.settings),
+            result.settings,
             value_label="importance",
             interval_label="90 % of 100 resamplings",
             chance_label="chance: 95 % of 100 shuffles stay below",
         )
         for goal, result in zip(sweep.goals, results, strict=True)
     )
-    leading = [f"{first.name} ({first.share:.0%})" for first in (result.settings[0] for result in results)]
+    leading = [f"{bar.name} ({bar.value:.0%})" for bar in (result.settings[0] for result in results)]
     clear = dict.fromkeys(bar.name for p in panels for bar in p.bars if bar.chance and bar.value > bar.chance)
     stopped = len(sweep.of("stopped"))
     behind = f", of which {stopped} were stopped early and count as worse than the others" if stopped else ""

@@ -195,11 +195,11 @@ def test_important_setting_comes_first_and_above_chance(make_sweep: MakeSweep) -
     found = importances_of(read_sweep(make_sweep(axes=AXES, points=40, seeds=(0,))))
     first, *rest = found.settings
     assert first.name == "learning_rate"
-    assert first.share > 0.5
-    assert first.share > first.chance
-    assert sum(i.share for i in found.settings) == pytest.approx(1.0)
+    assert first.value > 0.5
+    assert first.value > first.chance
+    assert sum(i.value for i in found.settings) == pytest.approx(1.0)
     temperature = next(i for i in rest if i.name == "distill.temperature")
-    assert temperature.share < temperature.chance
+    assert temperature.value < temperature.chance
     assert (found.points, found.top) == (40, 5)
 
 
