@@ -44,14 +44,13 @@ class EventLog:
     that it was to record.
     """
 
-    def __init__(self, folder: str | Path, *, run: str | None = None) -> None:
+    def __init__(self, folder: str | Path) -> None:
         """
         Args:
-            folder: the run's or sweep's; must exist before the first event.
-            run: name in each line; the folder's name by default.
+            folder: the run's or sweep's; must exist before the first event. Its name is in each line.
         """
         self.path = Path(folder) / EVENTS
-        self._run = run or Path(folder).absolute().name
+        self._run = Path(folder).absolute().name
 
     def __call__(self, event: Event, **fields: Any) -> None:
         """Append a line: `time` (UTC), `event`, `run` and the fields, with secrets masked."""

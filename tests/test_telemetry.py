@@ -68,21 +68,21 @@ def test_a_line_cut_short_does_not_damage_the_next(tmp_path: Path) -> None:
 _WRITE_MANY = """
 import sys
 from newsbert_ray.telemetry import EventLog
-log = EventLog(sys.argv[1], run=sys.argv[2])
+log = EventLog(sys.argv[1])
 for step in range(200):
-    log("checkpoint", step=step, text="x" * 300)
+    log("checkpoint", step=step, writer=sys.argv[2], text="x" * 300)
 """
 
 
 def test_many_processes_write_complete_lines(tmp_path: Path) -> None:
     """Trials and driver of a sweep share a file; mixed lines would be lost."""
     command = [sys.executable, "-c", _WRITE_MANY, str(tmp_path)]
-    writers = [subprocess.Popen([*command, str(run)]) for run in range(3)]
+    writers = [subprocess.Popen([*command, str(number)]) for number in range(3)]
     assert [writer.wait() for writer in writers] == [0, 0, 0]
     lines = (tmp_path / EVENTS).read_text().splitlines()
     assert len(lines) == 600
-    for run in range(3):
-        steps = [event["step"] for event in map(json.loads, lines) if event["run"] == str(run)]
+    for number in range(3):
+        steps = [event["step"] for event in map(json.loads, lines) if event["writer"] == str(number)]
         assert steps == list(range(200))
 
 

@@ -15,7 +15,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from operator import attrgetter
@@ -142,9 +142,8 @@ class WorkDir:
         for name in sorted(name for name in folders if not (path / name).exists()):
             remote.remove_folder(name)
         remote.remove(name for name in gone if (path / name).parent.exists())
-        if gone:
-            copy.files = {name: stamp for name, stamp in copy.files.items() if name not in gone}
-            copy.write(self)
+        copy.files = {name: stamp for name, stamp in copy.files.items() if name not in gone}
+        copy.write(self)
 
     def collect(self, part: str = "") -> None:
         """Download the small files that others have written below `part`; other files in the copy stay."""
@@ -236,11 +235,9 @@ def open_workdir(
         StorageError: another process works there, or as for `WorkDir.download`.
     """
     workdir = WorkDir.at(location)
-    if workdir.is_remote and exclusive:
-        with lease(workdir.location, workdir._beside(".lock")):
-            workdir.download(markers=markers, small=small)
-            yield workdir
-    else:
+    with ExitStack() as stack:
+        if workdir.is_remote and exclusive:
+            stack.enter_context(lease(workdir.location, workdir._beside(".lock")))
         workdir.download(markers=markers, small=small)
         yield workdir
 
