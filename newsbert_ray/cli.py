@@ -166,17 +166,16 @@ def _run(verb: str, words: list[str], *, debug: bool) -> int:
 def _call(verb: str, values: dict[str, Any]) -> int:
     """Call the verb's function, print its result, and return the exit code."""
     as_json, plan, curves = (values.pop(name, None) for name in ("json", "plan", "curves"))
-    function = _function(verb)
     if plan:
-        function = newsbert_ray.preview
-        values = {**values, "curves": curves}
         values.pop("resume", None)
+        newsbert_ray.preview(**values, curves=curves)
+        return 0
     if verb == "bench":
         values["say"] = lambda line: print(line, file=sys.stderr)
-    result = function(**values)
+    result = _function(verb)(**values)
     if verb == "submit":
         return int(result)
-    if verb not in ("prepare", "train", "embed") and not plan:  # these print their own results
+    if verb not in ("prepare", "train", "embed"):  # these print their own results
         screens.print_result(verb, result, values, as_json=bool(as_json))
     return 0
 
@@ -200,17 +199,15 @@ def _describe(error: BaseException) -> tuple[int, str]:
     return 1, f"internal error: {type(error).__name__}: {line}; run it again with --debug for the traceback"
 
 
-def _causes(error: BaseException) -> Iterator[BaseException]:
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
     """An exception and its causes; Ray's wrappers are left out, because their text is a whole traceback."""
-    current: BaseException | None = error
-    for _ in range(10):
-        if current is None:
-            return
-        below = getattr(current, "cause", None)
-        if not isinstance(below, BaseException):
-            yield current
-            below = current.__cause__
-        current = below
+    while error is not None:
+        wrapped = getattr(error, "cause", None)
+        if isinstance(wrapped, BaseException):
+            error = wrapped
+        else:
+            yield error
+            error = error.__cause__
 
 
 def _configure_logging(*, debug: bool) -> None:

@@ -22,28 +22,8 @@ from newsbert_ray.methods import (
 )
 from newsbert_ray.settings import Settings, SettingsError, build_settings, dotted_names, merge, nearest
 
-__all__ = [
-    "SCRATCH",
-    "VECTOR_FILES",
-    "BeforeSettings",
-    "CheckpointSettings",
-    "DistillSettings",
-    "LossWeights",
-    "ModelSettings",
-    "OptimizerSettings",
-    "PrepareSettings",
-    "RecommendationSettings",
-    "ScratchSettings",
-    "Settings",
-    "SettingsError",
-    "StudentSettings",
-    "TrainSettings",
-    "UserKind",
-    "build_settings",
-    "dotted_names",
-    "merge",
-    "nearest",
-]
+# Imported from here by others, with the classes below.
+__all__ = ["LossWeights", "Settings", "SettingsError", "build_settings", "dotted_names", "merge", "nearest"]
 
 SCRATCH = "scratch"
 """Value of `teacher` for a small BERT with random weights instead of a pretrained encoder."""

@@ -30,7 +30,6 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
 
 PositiveInt = Annotated[int, Field(ge=1)]
-PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -86,7 +85,7 @@ def build_settings(model: type[S], values: Mapping[str, Any], *, where: str = ""
     try:
         return model.model_validate(dict(values))
     except ValidationError as error:
-        raise _error(error, dotted_names(model), where) from error
+        raise SettingsError(_joined(error.errors(), dotted_names(model), where)) from error
 
 
 def check_each(
@@ -100,11 +99,8 @@ def check_each(
     Raises:
         SettingsError: in the words of `build_settings`.
     """
-    names = dotted_names(model)
-    faults = _faults_of_each(model, values, "", complete=complete)
-    lines = [line for error in faults for line in _explain(error, names)]
-    if lines:
-        raise SettingsError(_joined(lines, where))
+    if faults := list(_faults_of_each(model, values, "", complete=complete)):
+        raise SettingsError(_joined(faults, dotted_names(model), where))
 
 
 def check_arguments(
@@ -115,10 +111,9 @@ def check_arguments(
     Raises:
         SettingsError: a wrong, missing or unknown argument, in the words of `build_settings`.
     """
-    values = {**inspect.signature(function).bind_partial(*positional).arguments, **keywords}
-    model = arguments_of(function)
-    others = {}
-    if takes_settings(function):
+    signature, model, others = inspect.signature(function), arguments_of(function), {}
+    values = {**signature.bind_partial(*positional).arguments, **keywords}
+    if any(p.kind == p.VAR_KEYWORD for p in signature.parameters.values()):
         others = {name: values.pop(name) for name in set(values) - model.model_fields.keys()}
     built = build_settings(model, values)
     return {**{name: getattr(built, name) for name in model.model_fields}, **others}
@@ -143,17 +138,9 @@ def arguments_of(function: Callable[..., Any]) -> type[Settings]:
     return create_model(function.__name__, __base__=Settings, **fields)
 
 
-def takes_settings(function: Callable[..., Any]) -> bool:
-    """Whether a function takes further settings as keyword arguments."""
-    return any(p.kind == p.VAR_KEYWORD for p in inspect.signature(function).parameters.values())
-
-
-def _error(error: ValidationError, names: list[str], where: str) -> SettingsError:
-    return SettingsError(_joined([line for e in error.errors() for line in _explain(e, names)], where))
-
-
-def _joined(lines: list[str], where: str) -> str:
+def _joined(faults: Sequence[Any], names: list[str], where: str) -> str:
     """One line; missing settings are listed together."""
+    lines = [line for fault in faults for line in _explain(fault, names)]
     missing = [line.removeprefix(_MISSING) for line in lines if line.startswith(_MISSING)]
     others = [line for line in lines if not line.startswith(_MISSING)]
     parts = list(dict.fromkeys([*others, *([_MISSING + ", ".join(missing)] if missing else [])]))
