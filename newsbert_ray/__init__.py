@@ -611,7 +611,7 @@ def submit(
     Raises:
         SettingsError: a wrong command, a path that the cluster cannot see, or a secret in the command.
         PackageError: the folder cannot be sent.
-        DashboardError, SubmitError, FollowError: the cluster does not answer, or refuses.
+        DashboardError, SubmitError: the cluster does not answer, or refuses.
     """
     from newsbert_ray.cli import check_command
     from newsbert_ray.deploy import submit as module

@@ -26,7 +26,7 @@ from packaging.specifiers import SpecifierSet
 
 from newsbert_ray.config import SCRATCH
 from newsbert_ray.data.shards import SPLITS, Part, Shard, ShardError, read_manifest
-from newsbert_ray.deploy.job_client import ADDRESS_VARIABLE, DashboardError, connect, is_loopback
+from newsbert_ray.deploy.submit import ADDRESS_VARIABLE, DashboardError, connect, is_loopback
 from newsbert_ray.files import first_line
 from newsbert_ray.methods import TASKS
 from newsbert_ray.ray_private import VERSIONS_PROGRAM, available_memory, container_cores

@@ -11,12 +11,11 @@ import secrets
 import shlex
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-import newsbert_ray
 from newsbert_ray.config import SettingsError
 from newsbert_ray.files import format_size
 from newsbert_ray.ray_private import walk_package
@@ -25,7 +24,6 @@ from newsbert_ray.secrets import find_secrets, is_secret_name, mask_text
 LIMIT_BYTES = 100_000_000
 """Largest package: Ray takes 104,857,600 bytes in one request, with the names of all files."""
 MAX_FILES = 20_000
-"""More files are not a project, but a home folder or a data set."""
 SECRETS = (".env", ".env.*", ".netrc", ".aws", ".ssh", ".ray", "*.pem", "*.key", "auth_token")
 """Where secrets usually are, as .gitignore patterns; never sent."""
 EXCLUDES = (
@@ -82,7 +80,8 @@ def find_files(root: str | Path, *, include: Sequence[str] = (), exclude: Sequen
         include: patterns below `root`, such as /shards/ or *.parquet.
         exclude: patterns as in a .gitignore.
     Raises:
-        PackageError: no such folder, a folder that cannot be read, more than MAX_FILES files.
+        PackageError: no such folder, a folder that cannot be read, more than MAX_FILES files (probably a home
+            folder or a data set), or more than LIMIT_BYTES, which Ray would refuse after the upload.
     """
     root = Path(root).absolute()
     if not root.is_dir():
@@ -95,29 +94,19 @@ def find_files(root: str | Path, *, include: Sequence[str] = (), exclude: Sequen
         _add_files(files, path, root, never, links, gitignore=False)
     own = "newsbert_ray/__init__.py" in files
     if not own:
-        folder = Path(newsbert_ray.__file__).parent
+        folder = Path(__file__).parents[1]
         _add_files(files, folder, folder.parent, [*EXCLUDES, *SECRETS], links, gitignore=True)
-    return PackageFiles(root, tuple(sorted(files.values())), tuple(sorted(links)), own)
-
-
-def check_size(package: PackageFiles) -> None:
-    """Refuse a package that Ray would refuse after the upload.
-
-    Raises:
-        PackageError: more than LIMIT_BYTES; names the largest folders.
-    """
-    if package.bytes <= LIMIT_BYTES:
-        return
-    sizes: Counter[str] = Counter()
-    for file in package.files:
-        sizes[_top_folder(file.name)] += file.bytes
-    largest = sizes.most_common(3)
-    folders = ", ".join(f"{name} {format_size(size)}" for name, size in largest)
-    raise PackageError(
-        f"{package.root}: {format_size(package.bytes)} in {len(package.files):,} files is more than the "
-        f"{format_size(LIMIT_BYTES)} that can be sent; largest: {folders}. Leave them out with "
-        f"--exclude {largest[0][0]}, or move data to a bucket or a shared disk and give its location there"
-    )
+    package = PackageFiles(root, tuple(sorted(files.values())), tuple(sorted(links)), own)
+    if package.bytes > LIMIT_BYTES:
+        largest = _largest_folders({file.name: file.bytes for file in package.files})
+        raise PackageError(
+            f"{root}: {format_size(package.bytes)} in {len(files):,} files is more than the "
+            f"{format_size(LIMIT_BYTES)} that can be sent; largest: "
+            f"{', '.join(f'{name} {format_size(size)}' for name, size in largest)}. Leave them out with "
+            f"--exclude {largest[0][0]}, or move data to a bucket or a shared disk and give its location "
+            "there"
+        )
+    return package
 
 
 def link_files(package: PackageFiles, folder: Path) -> None:
@@ -163,7 +152,12 @@ def _add_files(
             name = path.relative_to(root).as_posix()
             files[name] = File(name, path, path.stat().st_size)
             if len(files) > MAX_FILES:
-                raise PackageError(_too_many(root, files))
+                largest = _largest_folders(dict.fromkeys(files, 1))
+                raise PackageError(
+                    f"{root}: more than {MAX_FILES:,} files, most of them in "
+                    f"{', '.join(f'{name} {count:,}' for name, count in largest)}; go to the project's "
+                    f"folder, or leave some out with --exclude {largest[0][0]}"
+                )
 
     try:
         walk_package(start, add, root=root, excludes=excludes, skip=is_skipped_link, gitignore=gitignore)
@@ -181,17 +175,12 @@ def _matches(root: Path, pattern: str) -> Iterator[Path]:
     return root.glob(name) if "/" in pattern.rstrip("/") else root.rglob(name)
 
 
-def _top_folder(name: str) -> str:
-    return f"{name.partition('/')[0]}/" if "/" in name else name
-
-
-def _too_many(root: Path, names: Iterable[str]) -> str:
-    counts = Counter(map(_top_folder, names)).most_common(3)
-    folders = ", ".join(f"{name} {count:,}" for name, count in counts)
-    return (
-        f"{root}: more than {MAX_FILES:,} files, most of them in {folders}; go to the project's folder, or "
-        f"leave some out with --exclude {counts[0][0]}"
-    )
+def _largest_folders(sizes: Mapping[str, int]) -> list[tuple[str, int]]:
+    """The three folders or files at the top with the largest sums, from sizes by name."""
+    sums: Counter[str] = Counter()
+    for name, size in sizes.items():
+        sums[f"{name.partition('/')[0]}/" if "/" in name else name] += size
+    return sums.most_common(3)
 
 
 ENVIRONMENT: Mapping[str, str] = {
@@ -204,8 +193,6 @@ ENVIRONMENT: Mapping[str, str] = {
     "RAY_JOB_STOP_WAIT_TIME_S": "30",
 }
 """Variables of every job: unbuffered lines, no cursor movements, room for a table."""
-HEAD_RESOURCES: Mapping[str, float] = {"node:__internal_head__": 0.001}
-"""A job's own program runs on the head, which is not preempted, and uses none of its CPUs."""
 _PROGRAM = ("python", "-m", "newsbert_ray.cli")
 
 

@@ -1,35 +1,37 @@
-"""`newsbert-ray submit`: run a verb as a job of a Ray cluster, and follow it to its end."""
+"""`newsbert-ray submit`: run a verb as a job of a Ray cluster, and follow its log to its end.
+
+The first request to a dashboard is our own: Ray's client has no time-out, prefers RAY_ADDRESS to the given
+address, and shows the token to any server.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import json
 import logging
 import os
 import shlex
-import sys
+import stat
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
 from functools import partial
+from http.client import HTTPException
+from importlib import metadata
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
+from urllib.request import HTTPRedirectHandler, Request, build_opener
 
-from newsbert_ray.config import SettingsError
-from newsbert_ray.deploy.job_client import (
-    ADDRESS_VARIABLE,
-    Dashboard,
-    JobEnd,
-    connect,
-    follow_log,
-    job_end,
-    job_status,
-)
 from newsbert_ray.deploy.package import (
-    HEAD_RESOURCES,
     PackageFiles,
     check_job_name,
     check_paths,
     check_secrets,
-    check_size,
     find_files,
     link_files,
     make_entrypoint,
@@ -38,70 +40,98 @@ from newsbert_ray.deploy.package import (
     read_variables,
     runtime_environment,
 )
-from newsbert_ray.files import format_size
+from newsbert_ray.files import first_line, format_size
 from newsbert_ray.ray_session import environment
 from newsbert_ray.secrets import mask_text
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
-Say = Callable[[str], None]
-
+ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
+ANSWER_SECONDS = 15.0
 START_SECONDS = 60.0
 """A head that answers takes jobs after at most so long."""
 STOP_SECONDS = 60.0
 REQUEST_SECONDS = 60.0
+PENDING_SECONDS = 20.0
+"""A job that is pending for so long is explained; again after twice, four times ... as long."""
+POLL_SECONDS = 0.5
+"""Between two checks of a pending job, and before the first reconnection."""
+CHECK_SECONDS = 2.0
+"""After so long without output the job's state is checked: a dead connection may not report an error."""
+SILENT_SECONDS = 300.0
+"""After so long without output the log is requested again."""
+GIVE_UP_SECONDS = 300.0
+"""How long a cluster may be unreachable."""
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
-_NO_AGENT = "No available agent"
-_QUIET = ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging")
-"""Loggers of Ray that comment on every upload."""
+_NOISY_LOGGERS = ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env")
+Warn = Callable[[str, str], None]
+"""Takes a warning and its cure."""
+
+_say = partial(print, flush=True)  # also into a pipe, whose reader waits for it
+_write = partial(_say, end="")
+
+
+class DashboardError(ValueError):
+    """A dashboard that cannot be used: the problem, which names the address, and the cure."""
+
+    def __init__(self, problem: str, cure: str) -> None:
+        super().__init__(problem, cure)
+        self.problem, self.cure = problem, cure
+
+    def __str__(self) -> str:
+        return f"{self.problem}; {self.cure}"
 
 
 class SubmitError(RuntimeError):
-    """A request that a cluster refuses; the text is a complete message."""
+    """A request that a cluster refuses, or no longer answers; the text is a complete message."""
 
 
-def _print(line: str) -> None:
-    print(line, flush=True)  # also into a pipe, whose reader waits for it
+@dataclass(frozen=True)
+class Dashboard:
+    """A dashboard that has answered. `token` is None where it asks for none; it must not reach a log."""
+
+    address: str
+    token: str | None = field(repr=False)
+    ray_version: str
+
+    @property
+    def command(self) -> str:
+        """The beginning of a command for this cluster."""
+        return f"newsbert-ray submit --address {self.address}"
 
 
 def submit(
     command: Sequence[str],
     *,
-    address: str | None = None,
-    token_file: str | None = None,
-    working_dir: str = ".",
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
-    env: Sequence[str] = (),
-    pip: str | None = None,
-    id: str | None = None,
-    wait: bool = True,
-    settings: Mapping[str, Any] | None = None,
-    say: Say = _print,
+    address: str | None,
+    token_file: str | None,
+    working_dir: str,
+    include: Sequence[str],
+    exclude: Sequence[str],
+    env: Sequence[str],
+    pip: str | None,
+    id: str | None,
+    wait: bool,
+    settings: Mapping[str, Any],
 ) -> int:
     """Send a verb to a Ray cluster as a job, follow its log, and return its exit code.
 
     Arguments, result and errors are those of `newsbert_ray.submit`. `settings` are the command's settings by
     name ({"data": "shards"}), whose paths are checked before anything is sent.
     """
-    if not command:
-        raise SettingsError("nothing to submit; write the verb after --, as in: -- sweep FILE --out s3://...")
-    settings, variables = settings or {}, read_variables(env)
+    variables = read_variables(env)
     job = make_job_name(command) if id is None else check_job_name(id)
     check_secrets(command, variables)
-    package = find_files(
-        working_dir, include=include, exclude=[*exclude, *_token_pattern(working_dir, token_file)]
-    )
-    check_size(package)
+    own_token = _token_pattern(working_dir, token_file)
+    package = find_files(working_dir, include=include, exclude=[*exclude, *own_token])
     for line in check_paths(settings, package):
-        say(line)
-    dashboard = _connect(address, token_file, say)
+        _say(line)
+    dashboard, client = _open_client(address, token_file)
     runtime = runtime_environment(variables, pip)
-    say(_describe(package))
+    _say(_describe(package))
     try:
-        client = _open_client(dashboard)
         with tempfile.TemporaryDirectory(prefix="nb-submit-") as folder:
             link_files(package, Path(folder))
             send = partial(
@@ -109,91 +139,82 @@ def submit(
                 entrypoint=make_entrypoint(command),
                 submission_id=job,
                 runtime_env={"working_dir": folder, **runtime},
-                entrypoint_resources=dict(HEAD_RESOURCES),
+                entrypoint_resources={"node:__internal_head__": 0.001},  # the head is not preempted
                 entrypoint_num_cpus=0,
             )
-            _retry_until_ready(partial(_call, send, job), say)
+            _retry_until_ready(partial(_call, job, send))
     except KeyboardInterrupt:
-        say(f"\ninterrupted while sending; {_command(dashboard)} --list shows whether {job} has arrived")
+        _say(f"\ninterrupted while sending; {dashboard.command} --list shows whether {job} has arrived")
         return INTERRUPTED
-    say(f"{job} is on the cluster; {_command(dashboard)} --stop {job} stops it")
+    _say(f"{job} is on the cluster; {dashboard.command} --stop {job} stops it")
     if not wait:
-        say(f"its log: {_command(dashboard)} --logs {job}")
+        _say(f"its log: {dashboard.command} --logs {job}")
         return 0
-    return _follow(client, dashboard, job, say, verb=command[0], out=settings.get("out"))
+    return _follow(client, dashboard, job, verb=command[0], out=settings.get("out"))
 
 
-def show_log(
-    job: str, *, address: str | None = None, token_file: str | None = None, say: Say = _print
-) -> int:
+def show_log(job: str, *, address: str | None, token_file: str | None) -> int:
     """Follow the log of a submitted job from its first line; returns its exit code, as `submit` does."""
-    dashboard = _connect(address, token_file, say)
-    client = _open_client(dashboard)
-    verb, out = read_entrypoint(_call(partial(client.get_job_info, check_job_name(job)), job).entrypoint)
-    return _follow(client, dashboard, job, say, verb=verb, out=out)
+    dashboard, client = _open_client(address, token_file)
+    verb, out = read_entrypoint(_call(job, client.get_job_info, check_job_name(job)).entrypoint)
+    return _follow(client, dashboard, job, verb=verb, out=out)
 
 
-def stop_job(
-    job: str, *, address: str | None = None, token_file: str | None = None, say: Say = _print
-) -> int:
+def stop_job(job: str, *, address: str | None, token_file: str | None) -> int:
     """Stop a job as Ctrl-C would, and wait until it has stopped.
 
     Raises:
         SubmitError: no such job, or one that does not stop.
     """
-    client = _open_client(_connect(address, token_file, say))
-    end = job_end(_call(partial(client.get_job_info, check_job_name(job)), job))
+    _, client = _open_client(address, token_file)
+    end = job_end(_call(job, client.get_job_info, check_job_name(job)))
     if end is not None:
-        say(f"{job} has already ended: {end.status}")
+        _say(f"{job} has already ended: {end.status}")
         return 0
-    _call(partial(client.stop_job, job), job)
-    say(f"stopping {job} ...")
+    _call(job, client.stop_job, job)
+    _say(f"stopping {job} ...")
     deadline = time.monotonic() + STOP_SECONDS
-    while (end := job_end(info := _call(partial(client.get_job_info, job), job))) is None:
+    while (end := job_end(info := _call(job, client.get_job_info, job))) is None:
         if time.monotonic() > deadline:
-            raise SubmitError(f"{job}: still {job_status(info)} after {STOP_SECONDS:g} s")
+            raise SubmitError(f"{job}: still {info.status} after {STOP_SECONDS:g} s")
         time.sleep(0.5)
-    say(f"{job}: {end.status}{_how_to_resume(read_entrypoint(info.entrypoint)[0])}")
+    _say(f"{job}: {end.status}{_how_to_resume(read_entrypoint(info.entrypoint)[0])}")
     return 0
 
 
-def list_jobs(*, address: str | None = None, token_file: str | None = None, say: Say = _print) -> int:
+def list_jobs(*, address: str | None, token_file: str | None) -> int:
     """List the cluster's submitted jobs, newest last: name, state, start, command."""
-    client = _open_client(_connect(address, token_file, say))
-    jobs = [info for info in _call(client.list_jobs, "jobs") if info.submission_id]
+    _, client = _open_client(address, token_file)
+    jobs = [info for info in _call("jobs", client.list_jobs) if info.submission_id]
     width = max((len(info.submission_id) for info in jobs), default=0)
     for info in sorted(jobs, key=lambda info: info.start_time or 0):
         start = time.strftime("%d %b %H:%M", time.localtime((info.start_time or 0) / 1000))
         command = mask_text(info.entrypoint).replace(make_entrypoint(()), "newsbert-ray")
-        say(f"{info.submission_id:<{width}}  {job_status(info):<9}  {start}  {command[:200]}")
+        _say(f"{info.submission_id:<{width}}  {info.status!s:<9}  {start}  {command[:200]}")
     if not jobs:
-        say("no jobs")
+        _say("no jobs")
     return 0
 
 
-def _connect(address: str | None, token_file: str | None, say: Say) -> Dashboard:
-    def warn(problem: str, cure: str) -> None:
-        say(f"warning: {problem}; {cure}")
-
-    return connect(address, token_file=token_file, warn=warn)
-
-
-def _open_client(dashboard: Dashboard) -> JobSubmissionClient:
-    """Ray's client for this address, whatever Ray's own variables say, and with a time-out."""
+def _open_client(address: str | None, token_file: str | None) -> tuple[Dashboard, JobSubmissionClient]:
+    """The dashboard and Ray's client for it, whatever Ray's own variables say, and with a time-out."""
+    dashboard = connect(
+        address, token_file=token_file, warn=lambda problem, cure: _say(f"warning: {problem}; {cure}")
+    )
     headers = {"Authorization": f"Bearer {dashboard.token}"} if dashboard.token else {}
     with environment({ADDRESS_VARIABLE: dashboard.address}, over=True):
         from ray.job_submission import JobSubmissionClient
 
-        for name in _QUIET:
+        for name in _NOISY_LOGGERS:
             logging.getLogger(f"ray.{name}").setLevel(logging.ERROR)
         client: JobSubmissionClient = _call(
-            partial(JobSubmissionClient, dashboard.address, headers=headers), dashboard.address
+            dashboard.address, partial(JobSubmissionClient, headers=headers), dashboard.address
         )
     client._do_request = partial(client._do_request, timeout=REQUEST_SECONDS)  # type: ignore[method-assign]
-    return client
+    return dashboard, client
 
 
-def _retry_until_ready(call: Callable[[], Any], say: Say) -> None:
+def _retry_until_ready(call: Callable[[], Any]) -> None:
     """Repeat a call until a head that has just started takes jobs: its agent starts after its dashboard."""
     deadline, told = time.monotonic() + START_SECONDS, False
     while True:
@@ -201,7 +222,7 @@ def _retry_until_ready(call: Callable[[], Any], say: Say) -> None:
             call()
             return
         except SubmitError as error:
-            if _NO_AGENT not in str(error):
+            if "No available agent" not in str(error):
                 raise
             if time.monotonic() > deadline:
                 raise SubmitError(
@@ -209,19 +230,15 @@ def _retry_until_ready(call: Callable[[], Any], say: Say) -> None:
                     "head on one machine needs `ray start --dashboard-agent-listen-port 0`)"
                 ) from error
             if not told:
-                say("the head does not take jobs yet; waiting ...")
+                _say("the head does not take jobs yet; waiting ...")
             told = True
             time.sleep(1.0)
 
 
-def _call(request: Callable[[], Any], job: str) -> Any:
-    """The cluster's answer; Ray's own error text is a stack trace of the head.
-
-    Raises:
-        SubmitError: the refusal in one line.
-    """
+def _call(job: str, request: Callable[..., Any], *arguments: Any) -> Any:
+    """The cluster's answer; a refusal in one line, because Ray's own text is a stack trace of the head."""
     try:
-        return request()
+        return request(*arguments)
     except (RuntimeError, OSError) as error:
         text = str(error)
         if "already exists" in text:
@@ -236,20 +253,16 @@ def _call(request: Callable[[], Any], job: str) -> Any:
 
 
 def _follow(
-    client: JobSubmissionClient, dashboard: Dashboard, job: str, say: Say, *, verb: str, out: str | None
+    client: JobSubmissionClient, dashboard: Dashboard, job: str, *, verb: str, out: str | None
 ) -> int:
-    def write(text: str) -> None:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-
     try:
-        end = follow_log(client, job, write=write, say=say, address=dashboard.address)
+        end = LogFollower(client, job, dashboard.address).follow()
     except KeyboardInterrupt:
-        say(f"\n{job} continues; its log: {_command(dashboard)} --logs {job}")
-        say(f"to stop it: {_command(dashboard)} --stop {job}")
+        _say(f"\n{job} continues; its log: {dashboard.command} --logs {job}")
+        _say(f"to stop it: {dashboard.command} --stop {job}")
         return INTERRUPTED
     for line in _closing_lines(job, end, verb=verb, out=out):
-        say(line)
+        _say(line)
     return end.code
 
 
@@ -285,5 +298,286 @@ def _token_pattern(working_dir: str, token_file: str | None) -> list[str]:
     return [f"/{os.path.relpath(Path(token).expanduser().resolve(), Path(working_dir).resolve())}"]
 
 
-def _command(dashboard: Dashboard) -> str:
-    return f"newsbert-ray submit --address {dashboard.address}"
+def connect(
+    address: str | None,
+    *,
+    token_file: str | Path | None = None,
+    warn: Warn,
+    environment: Mapping[str, str] = os.environ,
+) -> Dashboard:
+    """Ask a dashboard for its version. The token is shown only to a dashboard that asks for one.
+
+    Args:
+        address: http(s)://HOST:PORT, or HOST:PORT; RAY_API_SERVER_ADDRESS by default.
+        token_file: file with the token; RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token by default.
+        warn: called with what is unsafe or differs between both sides, and the cure.
+    Raises:
+        DashboardError: no address, no answer, a token is required and missing, or the token is wrong.
+    """
+    address = _full_address(address or environment.get(ADDRESS_VARIABLE))
+    parts = urlsplit(address)
+    host = parts.hostname or ""
+    if parts.scheme != "https" and not is_loopback(host):
+        warn(
+            f"{address} is neither https nor on this machine: token, code and log are sent unencrypted",
+            f"use https, or a tunnel (ssh -L 8265:127.0.0.1:{parts.port or 80} {host}, then --address "
+            "http://127.0.0.1:8265)",
+        )
+    token = _read_token(token_file, warn) if token_file else None
+    version = _ask_version(address, None)
+    if version is None:
+        token = token or _find_token(environment, warn)
+        if token is None:
+            raise DashboardError(
+                f"{address}: the cluster requires a token, and none was found",
+                "give --token_file FILE, or RAY_AUTH_MODE=token with RAY_AUTH_TOKEN_PATH=FILE",
+            )
+        version = _ask_version(address, token)
+        if version is None:
+            raise DashboardError(
+                f"{address}: the cluster refuses the token",
+                "copy the cluster's token (on the head: ~/.ray/auth_token) to the file of --token_file or "
+                "RAY_AUTH_TOKEN_PATH",
+            )
+    else:
+        token = None
+        if not is_loopback(host):
+            warn(
+                f"{address} asks for no token: everyone who can reach it can run programs on the cluster",
+                "start the head with RAY_AUTH_MODE=token",
+            )
+    own_version = metadata.version("ray")
+    if version != own_version:
+        warn(
+            f"{address} runs Ray {version}, this machine has Ray {own_version}",
+            f"pip install ray=={version} here, or use an image with ray=={own_version} for the cluster",
+        )
+    return Dashboard(address, token, version)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or IP address reaches this machine only."""
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _full_address(text: str | None) -> str:
+    if not text or not text.strip():
+        raise DashboardError(
+            "no cluster given", f"give --address http://HOST:8265 (its dashboard), or set {ADDRESS_VARIABLE}"
+        )
+    address = text.strip()
+    address = (address if "://" in address else f"http://{address}").rstrip("/")
+    try:
+        parts = urlsplit(address)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        parts, host = urlsplit(""), None
+    if parts.scheme == "ray":
+        raise DashboardError(
+            f"--address {address} is Ray Client's", f"give the dashboard's: http://{host or 'HOST'}:8265"
+        )
+    if parts.scheme not in ("http", "https") or not host:
+        raise DashboardError(f"--address {text} is not an address", "give the dashboard's: http://HOST:8265")
+    if "@" in parts.netloc:
+        raise DashboardError("--address holds a password, which logs would show", f"give {host} without it")
+    return address
+
+
+def _read_token(path: str | Path, warn: Warn) -> str:
+    path = Path(path).expanduser()
+    try:
+        text = path.read_text(encoding="ascii").strip()
+        mode = stat.S_IMODE(path.stat().st_mode)
+    except UnicodeDecodeError:
+        text, mode = "", 0
+    except OSError as error:
+        raise DashboardError(f"{path}: {error.strerror}", "give a file with the cluster's token") from error
+    if len(text.split()) != 1:
+        raise DashboardError(f"{path}: contains no token", "write the cluster's token there, as one word")
+    if mode & 0o077:
+        warn(f"{path} can be read by other users of this machine", f"chmod 600 {path}")
+    return text
+
+
+def _find_token(environment: Mapping[str, str], warn: Warn) -> str | None:
+    """The token from the variables and files that Ray reads, in Ray's order."""
+    if text := environment.get("RAY_AUTH_TOKEN", "").strip():
+        return text
+    if path := environment.get("RAY_AUTH_TOKEN_PATH"):
+        return _read_token(path, warn)
+    default = Path(environment.get("HOME") or Path.home()) / ".ray/auth_token"
+    return _read_token(default, warn) if default.is_file() else None
+
+
+class _NoRedirect(HTTPRedirectHandler):
+    """Follows no redirect: the token would be sent along, possibly to another host."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+def _ask_version(address: str, token: str | None) -> str | None:
+    """The cluster's Ray version; None if the token is missing or wrong."""
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    request = Request(f"{address}/api/version", headers=headers)
+    try:
+        with build_opener(_NoRedirect()).open(request, timeout=ANSWER_SECONDS) as answer:
+            return str(json.loads(answer.read(100_000))["ray_version"])
+    except HTTPError as error:
+        if error.code in (401, 403):
+            return None
+        target = error.headers.get("Location")
+        cure = f"it redirects to {target}" if target else "is this the cluster's dashboard?"
+        raise DashboardError(f"{address}: answers {error.code} when asked for its version", cure) from error
+    except (URLError, OSError, HTTPException) as error:
+        raise DashboardError(
+            f"{address}: no cluster answers ({getattr(error, 'reason', None) or error})",
+            "start it, correct --address (the dashboard's, usually port 8265), or open the tunnel to it",
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise DashboardError(
+            f"{address}: answers, but is not Ray's dashboard", "give http://HOST:8265 of the head"
+        ) from error
+
+
+@dataclass(frozen=True)
+class JobEnd:
+    """How a job ended: Ray's status, our exit code, and the reason."""
+
+    status: str
+    code: int
+    reason: str
+
+
+def job_end(info: Any) -> JobEnd | None:
+    """The end of a job from Ray's description of it; None while it has not ended."""
+    status, code = str(info.status), info.driver_exit_code
+    if status not in ("SUCCEEDED", "FAILED", "STOPPED"):
+        return None
+    failure = code if isinstance(code, int) and 0 < code < 256 else 1
+    if isinstance(code, int) and code:
+        reason = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+    else:
+        reason = (info.message or "").strip()
+    return JobEnd(status, 0 if status == "SUCCEEDED" else failure, reason)
+
+
+@dataclass
+class LogFollower:
+    """Writes the log of a job from its beginning until the job ends.
+
+    Attributes:
+        jobs: a ray.job_submission.JobSubmissionClient.
+        address: the cluster's, for messages.
+        write: called with pieces of the log, which need not end with a line.
+        say: called with a line that explains a delay or a lost connection.
+        written: characters of the log that have been written.
+    """
+
+    jobs: Any
+    job: str
+    address: str
+    write: Callable[[str], None] = _write
+    say: Callable[[str], None] = _say
+    written: int = 0
+
+    def follow(self) -> JobEnd:
+        """Write the log; returns how the job ended.
+
+        Raises:
+            SubmitError: the cluster does not know the job, or was unreachable for GIVE_UP_SECONDS.
+            KeyboardInterrupt: the job continues.
+        """
+        self._answered = time.monotonic()
+        return asyncio.run(self._follow())
+
+    async def _follow(self) -> JobEnd:
+        await self._wait_until_started()
+        wait = POLL_SECONDS
+        while True:
+            before = self.written
+            lost = await self._read_log()
+            info = self._info()
+            if info is not None and (end := job_end(info)) is not None:
+                self._write_rest()
+                return end
+            wait = POLL_SECONDS if self.written > before else min(2 * wait, 15.0)
+            if lost:
+                self.say(f"the connection to {self.address} was lost; trying again ...")
+            await asyncio.sleep(wait)
+
+    async def _wait_until_started(self) -> None:
+        start, hint = time.monotonic(), PENDING_SECONDS
+        while (info := self._info()) is None or info.status == "PENDING":
+            waited = time.monotonic() - start
+            if info is not None and waited >= hint:
+                reason = (info.message or "").strip().split("\n")[0] or "the head has not started it"
+                self.say(
+                    f"still pending after {waited:.0f} s: {reason} (the first start unpacks the files; "
+                    "--pip installs packages, which takes minutes)"
+                )
+                hint *= 2
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def _read_log(self) -> bool:
+        """Write the log until the connection ends; True if it was lost."""
+        position = 0
+        try:
+            async with aclosing(self.jobs.tail_job_logs(self.job)) as stream:
+                while (text := await self._next_piece(stream)) is not None:
+                    self._put(text, position)
+                    position += len(text)
+        except Exception:
+            # From aiohttp, the socket or Ray, and all mean a lost connection: the job's state decides.
+            return True
+        return False
+
+    async def _next_piece(self, stream: AsyncIterator[str]) -> str | None:
+        """The next piece; None at the end of the log or of the job, or after a long silence."""
+        piece = asyncio.ensure_future(anext(stream, None))
+        silent = 0.0
+        try:
+            while not (await asyncio.wait({piece}, timeout=CHECK_SECONDS))[0]:
+                silent += CHECK_SECONDS
+                info = self._info()
+                if silent >= SILENT_SECONDS or (info is not None and job_end(info)):
+                    return None
+            return piece.result()
+        finally:
+            if not piece.done():
+                piece.cancel()
+                await asyncio.wait({piece})
+
+    def _put(self, text: str, position: int) -> None:
+        """Write the part of `text`, which starts at `position` of the log, that is not yet written."""
+        if new := text[max(0, self.written - position) :]:
+            self.write(new)
+            self.written = position + len(text)
+
+    def _write_rest(self) -> None:
+        """The last lines, which the connection may not have brought."""
+        try:
+            self._put(self.jobs.get_job_logs(self.job), 0)
+        except (RuntimeError, OSError) as error:
+            self.say(f"the end of the log could not be read ({first_line(error)})")
+
+    def _info(self) -> Any:
+        """Ray's description of the job; None while the cluster does not answer."""
+        try:
+            info = self.jobs.get_job_info(self.job)
+        except (RuntimeError, OSError) as error:
+            if "status code 404" in str(error):
+                raise SubmitError(
+                    f"{self.job}: the cluster knows no such job; --list shows its jobs (a restarted head has "
+                    "forgotten the jobs before)"
+                ) from error
+            if time.monotonic() - self._answered > GIVE_UP_SECONDS:
+                raise SubmitError(
+                    f"{self.address}: no answer for {GIVE_UP_SECONDS:g} s; {self.job} may still be running"
+                ) from error
+            return None
+        self._answered = time.monotonic()
+        return info

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -53,7 +54,11 @@ def export(
         "onnx": _write_onnx,
     }
     target = Path(out)
-    _check_target(target, overwrite=overwrite)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        if not overwrite:
+            raise ExportError(f"--out {target}: exists; add --overwrite, or give another --out")
+        if not (target / RECORD).is_file():
+            raise ExportError(f"--out {target}: holds no earlier export; give another --out")
     with replace_folder(target.absolute()) as partial:
         writers[to](student, partial)
         if int8:
@@ -66,14 +71,6 @@ def export(
         write_text(partial / "README.md", card)
     written = sorted(path for path in target.rglob("*") if path.is_file() and path.name != "README.md")
     return [target / "README.md", *written]
-
-
-def _check_target(target: Path, *, overwrite: bool) -> None:
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        if not overwrite:
-            raise ExportError(f"--out {target}: exists; add --overwrite, or give another --out")
-        if not (target / RECORD).is_file():
-            raise ExportError(f"--out {target}: holds no earlier export; give another --out")
 
 
 def _backbone(student: Student) -> Any:
@@ -95,17 +92,15 @@ def _write_hf(student: Student, folder: Path) -> None:
         **backbone.config.to_dict(),
         "architectures": [list(classes.values())[-1]],
         "auto_map": {auto: f"modeling_newsbert.{name}" for auto, name in classes.items()},
-        "query_size": _query_size(student),
+        "query_size": student.top.pooling.key.out_features,
     }
+    weights = {f"{backbone.base_model_prefix}.{name}": v for name, v in backbone.state_dict().items()}
     if student.labels:
+        weights |= cast("TopicHead", student.top.head).state_dict()
         config["id2label"] = dict(enumerate(student.labels))
         config["label2id"] = {label: number for number, label in enumerate(student.labels)}
     write_json(folder / "config.json", config)
-    weights = {f"{backbone.base_model_prefix}.{name}": v for name, v in backbone.state_dict().items()}
-    weights |= {f"pooling.{name}": value for name, value in student.top.pooling.state_dict().items()}
-    if student.labels:
-        weights |= cast("TopicHead", student.top.head).state_dict()
-    _save_weights(weights, folder)
+    _save_weights(folder, weights, student.top.pooling)
     _write_code(folder, "modeling_newsbert")
 
 
@@ -114,9 +109,10 @@ def _write_sentence_transformers(student: Student, folder: Path) -> None:
     backbone.save_pretrained(folder)
     pooling = folder / "1_NewsPooling"
     pooling.mkdir()
-    sizes = {"hidden_size": student.encoder.hidden_size, "query_size": _query_size(student)}
+    query_size = student.top.pooling.key.out_features
+    sizes = {"hidden_size": student.encoder.hidden_size, "query_size": query_size}
     write_json(pooling / "config.json", sizes)
-    _save_weights({f"pooling.{n}": value for n, value in student.top.pooling.state_dict().items()}, pooling)
+    _save_weights(pooling, {}, student.top.pooling)
     modules = (
         ("", "sentence_transformers.models.Transformer"),
         (pooling.name, "pooling_newsbert.NewsPooling"),
@@ -148,7 +144,11 @@ class _OnnxModel(nn.Module):
 
 
 def _write_onnx(student: Student, folder: Path) -> None:
-    _require("onnx", "onnxscript", "onnxruntime")
+    packages = ("onnx", "onnxscript", "onnxruntime")
+    if missing := [name for name in packages if find_spec(name) is None]:
+        raise ExportError(
+            f"--to onnx needs {', '.join(missing)}; install them with: pip install {' '.join(missing)}"
+        )
     model = _OnnxModel(student).eval()
     ids = torch.ones(2, 8, dtype=torch.int64)
     outputs = ["news_embedding", *(["logits"] if student.labels else [])]
@@ -193,29 +193,17 @@ def _no_warnings() -> Iterator[None]:
         logging.disable(before)
 
 
-def _require(*packages: str) -> None:
-    from importlib.util import find_spec
-
-    if missing := [name for name in packages if find_spec(name) is None]:
-        raise ExportError(
-            f"--to onnx needs {', '.join(missing)}; install them with: pip install {' '.join(missing)}"
-        )
-
-
-def _query_size(student: Student) -> int:
-    return student.top.pooling.key.out_features
-
-
-def _save_weights(weights: Mapping[str, Tensor], folder: Path) -> None:
+def _save_weights(folder: Path, weights: Mapping[str, Tensor], pooling: nn.Module) -> None:
     from safetensors.torch import save_file
 
+    weights = {**weights, **{f"pooling.{name}": value for name, value in pooling.state_dict().items()}}
     contiguous = {name: value.contiguous() for name, value in weights.items()}
     save_file(contiguous, folder / "model.safetensors", {"format": "pt"})
 
 
 def _write_code(folder: Path, name: str) -> None:
     """Write a portable module beside the weights, and the pooling that it imports."""
-    own = files("newsbert_ray.serving.portable").joinpath(f"{name}.py").read_text(encoding="utf-8")
+    own = files("newsbert_ray.serving").joinpath(f"portable/{name}.py").read_text(encoding="utf-8")
     pooling = files("newsbert_ray.model").joinpath("pooling.py").read_text(encoding="utf-8")
     portable = own.replace("from newsbert_ray.model.pooling import", "from .attentive_pooling import")
     write_text(folder / f"{name}.py", portable)
