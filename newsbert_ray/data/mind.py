@@ -1,4 +1,4 @@
-"""MIND's two files: finding them in a folder or zip, and parsing their lines. Knows no split or tokeniser.
+"""MIND's two files: finding them in a folder or zip, and parsing their lines. Knows no tokeniser.
 
 news.tsv has 8 columns, behaviors.tsv 5, separated by tabs, without header or quoting: a quote is a character
 like any other.
@@ -11,14 +11,18 @@ import shutil
 import stat
 import zipfile
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from datetime import datetime
-from itertools import compress
+from itertools import chain, compress
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
-from newsbert_ray.data.sources import CHUNK_BYTES, BadLine, PrepareError
+import numpy as np
+
+from newsbert_ray.data.sources import CHUNK_BYTES, BadLine, Chunk, PrepareError, parse_chunk
+from newsbert_ray.data.split import NO_CODE, Codes, Hashes, KnownNews, Minutes, hash_ids, minutes_of
+
+Kind = Literal["news", "behaviors"]
 
 NEWS = "news.tsv"
 BEHAVIORS = "behaviors.tsv"
@@ -64,13 +68,26 @@ class Header(NamedTuple):
     candidates: str
 
 
-@dataclass(frozen=True, slots=True)
-class MindFolder:
+class MindFolder(NamedTuple):
     """The files of one source; `behaviors` may be missing."""
 
     name: str
     news: Path
     behaviors: Path | None
+
+
+class Lines(NamedTuple):
+    """Of each line: hash of the id, code of the topic (NO_CODE: malformed), minute of an impression."""
+
+    hashes: Hashes
+    codes: Codes
+    minutes: Minutes
+
+    @staticmethod
+    def unread(count: int, kind: Kind) -> Lines:
+        """Lines of which nothing is known yet."""
+        minutes = np.zeros(count if kind == "behaviors" else 0, dtype=np.int32)
+        return Lines(np.zeros(count, dtype=np.uint64), np.full(count, NO_CODE, dtype=np.uint16), minutes)
 
 
 def find_folder(source: str, *, unpacked: Path) -> MindFolder:
@@ -147,6 +164,48 @@ def parse_behaviors(line: str) -> Impression:
     header = parse_header(line)
     ids, clicked = _parse_candidates(header.candidates.split())
     return Impression(*header[:3], header.history.split(), ids, clicked)
+
+
+def scan_chunk(work: tuple[Kind, Chunk], shared: None = None) -> tuple[Chunk, Lines, list[str]]:
+    """Ids and topics of a chunk of news.tsv; ids and times of one of behaviors.tsv, which is not parsed
+    further. The codes of the lines index the list of topics."""
+    kind, chunk = work
+    lines, topics = Lines.unread(chunk.lines, kind), dict[str, int]()
+    ids = [""] * chunk.lines
+    times: dict[int, datetime] = {}
+    parse: Callable[[str], News | Header] = parse_news if kind == "news" else parse_header
+    for position, (_, row) in enumerate(parse_chunk(chunk, parse)):
+        if isinstance(row, News):
+            ids[position] = row.news_id
+            lines.codes[position] = min(topics.setdefault(row.category, len(topics)), int(NO_CODE) - 1)
+        elif isinstance(row, Header):
+            ids[position], times[position] = row.impression_id, row.time
+    lines.hashes[:] = hash_ids(ids)
+    if times:
+        lines.codes[list(times)] = 0
+        lines.minutes[list(times)] = minutes_of(list(times.values()))
+    return chunk, lines, list(topics)
+
+
+def parse_impressions(
+    chunk: Chunk, known: KnownNews
+) -> tuple[list[tuple[str, Impression | BadLine]], dict[str, int]]:
+    """Rows of a chunk of behaviors.tsv, and the row in the table of texts of each known news in them.
+
+    An impression with an unknown candidate is refused: ranked without it, it would alter the metrics.
+    """
+    lines = list(parse_chunk(chunk, parse_behaviors))
+    impressions = [row for _, row in lines if isinstance(row, Impression)]
+    named = list(set(chain.from_iterable((*row.history, *row.candidates) for row in impressions)))
+    rows = known.find(hash_ids(named)).tolist()
+    row_of = {name: row for name, row in zip(named, rows, strict=True) if row >= 0}
+    for position, (text, row) in enumerate(lines if len(row_of) < len(named) else []):
+        if isinstance(row, Impression):
+            unknown = next((name for name in row.candidates if name not in row_of), None)
+            if unknown is not None:
+                reason = f"unknown id: candidate {unknown[:40]!r} is not in the news of the sources"
+                lines[position] = (text, BadLine(reason))
+    return lines, row_of
 
 
 def count_examples(impression: Impression) -> int:

@@ -1,34 +1,29 @@
-"""MIND as a kind of source: its chunks are parsed, tokenised and written as shards, in this process or as Ray
-tasks, in constant memory. `data.mind_rows` decides before what becomes of every line."""
+"""MIND as a kind of source, in constant memory. Chunks are read twice, in this process or as Ray tasks.
+
+First all chunks are scanned for ids, topics and times, because the fate of a line (its split, or a duplicate)
+depends on the others; about 11 bytes a news line and 15 a behaviours line stay in memory. Then each chunk is
+parsed, tokenised and written as shards.
+"""
 
 from __future__ import annotations
 
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import Literal, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from newsbert_ray.config import PrepareSettings
 from newsbert_ray.data import mind
-from newsbert_ray.data.mind import Impression, News
-from newsbert_ray.data.mind_rows import (
-    Job,
-    Kind,
-    MindFile,
-    RowPlan,
-    open_files,
-    parse_impressions,
-    plan_rows,
-    require_news,
-)
+from newsbert_ray.data.mind import Impression, Kind, Lines, News, parse_impressions
 from newsbert_ray.data.shards import (
     BEHAVIORS_SCHEMA,
     NEWS_SCHEMA,
@@ -43,14 +38,37 @@ from newsbert_ray.data.shards import (
 from newsbert_ray.data.sources import (
     REJECTED,
     BadLine,
+    Chunk,
     Contents,
+    PrepareError,
     Rejected,
+    SourceFile,
     Workspace,
     parse_chunk,
+    read_through,
     show_progress,
 )
-from newsbert_ray.data.split import KEPT, RARE, Fate, Hashes, KnownNews, hash_ids
+from newsbert_ray.data.split import (
+    KEPT,
+    NO_CODE,
+    RARE,
+    Fate,
+    Fates,
+    Hashes,
+    KnownNews,
+    Shares,
+    describe_role,
+    find_duplicates,
+    hash_ids,
+    held_out,
+    number_news,
+    order_sources,
+    role_of,
+    split_by_time,
+    split_news,
+)
 from newsbert_ray.data.tokenizer import TitleTokenizer, restore_tokenizer
+from newsbert_ray.files import format_size
 from newsbert_ray.methods import TaskName
 
 Group = Split | Literal["other"]
@@ -67,6 +85,41 @@ _FORMS: dict[Kind, str] = {
     "news": f" ({mind.NEWS} has {mind.NEWS_COLUMNS} columns separated by tabs, and no header)",
     "behaviors": f" ({mind.BEHAVIORS} has {mind.BEHAVIORS_COLUMNS} columns separated by tabs, and no header)",
 }
+
+
+@dataclass(frozen=True)
+class Job:
+    """A chunk to write, of file number `number`, with the fates of its lines.
+
+    `originals`: position of a duplicate in the chunk -> line number of the first line with the same id.
+    """
+
+    chunk: Chunk
+    kind: Kind
+    number: int
+    index: int
+    fates: Fates
+    originals: dict[int, int]
+
+
+@dataclass(frozen=True)
+class MindFile:
+    """A file of MIND. `fates` has an entry a line; `duplicates` maps a line's position to its original's."""
+
+    kind: Kind
+    role: Fate
+    source: SourceFile
+    fates: Fates = field(default_factory=lambda: np.zeros(0, dtype=np.uint8))
+    duplicates: dict[int, int] = field(default_factory=dict)
+
+    def jobs(self) -> Iterator[Job]:
+        """A job for each chunk, in the order of lines."""
+        repeated = np.array(list(self.duplicates), dtype=np.int64)
+        for index, chunk in enumerate(self.source.chunks):
+            start, stop = chunk.first_line - 1, chunk.first_line - 1 + chunk.lines
+            ours = repeated[slice(*np.searchsorted(repeated, [start, stop]))].tolist()
+            originals = {position - start: self.duplicates[position] + 1 for position in ours}
+            yield Job(chunk, self.kind, self.source.number, index, self.fates[start:stop], originals)
 
 
 @dataclass(frozen=True)
@@ -104,24 +157,34 @@ class MindSource:
 
     def __init__(self, settings: PrepareSettings, workspace: Workspace) -> None:
         self._settings, self._workspace = settings, workspace
-        self._plan = RowPlan(open_files(settings.source, workspace), [], {}, KnownNews.empty())
-        self.files = [file.source for file in self._plan.files]
+        self._files = _open_files(settings.source, workspace)
+        self.files = [file.source for file in self._files]
+        self._labels: list[str] = []
+        self._rare: dict[str, int] = {}
+        self._known = KnownNews.empty()
         self._counts: Counter[str] = Counter()
 
     def assign_rows(self) -> None:
         """Decide the fate of every line; stop before a title is tokenised if a news file is mostly bad."""
-        self._plan = plan_rows(self._plan.files, self._settings, self._workspace.map_all)
-        for file in self._plan.of_kind("news"):
+        lines, topics = self._scan()
+        shares = Shares(self._settings.validation_share, self._settings.test_share)
+        shares = held_out(shares, sources=len(self._of_kind("news")))
+        self._assign_news(lines, topics, shares)
+        for position, file in enumerate(self._files):
+            if file.kind == "behaviors":
+                scanned = lines.pop(file.source.number)
+                self._files[position] = _assign_impressions(file, scanned, self._known, shares)
+        for file in self._of_kind("news"):
             bad = int(np.isin(file.fates, (Fate.MALFORMED, Fate.DUPLICATE)).sum())
             if bad > self._settings.max_rejected_share * file.source.lines:
-                shared = Shared(self._workspace.folder.absolute(), self._plan.known)
+                shared = Shared(self._workspace.folder.absolute(), self._known)
                 self._collect_rejected([file], [write_chunk(job, shared) for job in file.jobs()])
-        require_news(self._plan)
+        self._require_news()
 
     def all_texts(self, *, training_only: bool) -> Iterator[str]:
         """Titles in the order of their lines."""
         fates = {int(fate) for fate in ((Fate.TRAIN,) if training_only else KEPT)}
-        for job in chain.from_iterable(file.jobs() for file in self._plan.of_kind("news")):
+        for job in chain.from_iterable(file.jobs() for file in self._of_kind("news")):
             rows = parse_chunk(job.chunk, mind.parse_news)
             for fate, (_, row) in zip(job.fates.tolist(), rows, strict=True):
                 if fate in fates and isinstance(row, News):
@@ -131,26 +194,27 @@ class MindSource:
         """Write the shards of news and behaviours, and the table of texts."""
         shared = Shared(
             self._workspace.folder.absolute(),
-            self._plan.known,
-            labels={label: index for index, label in enumerate(self._plan.labels)},
+            self._known,
+            labels={label: index for index, label in enumerate(self._labels)},
             tokenizer=tokenizer.serialised,
             pad_id=tokenizer.pad_id,
             max_tokens=self._settings.max_tokens or self.max_tokens,
         )
-        jobs = [job for file in self._plan.files for job in file.jobs()]
-        summaries, users = [], _UserCount()
-        with show_progress(
-            self._workspace.say, "prepared", total=sum(job.chunk.length for job in jobs)
-        ) as advance:
+        jobs = [job for file in self._files for job in file.jobs()]
+        total = sum(job.chunk.length for job in jobs)
+        summaries: list[Summary] = []
+        users: list[Hashes] = [np.zeros(0, dtype=np.uint64)]
+        with show_progress(self._workspace.say, "prepared", total=total) as advance:
             for summary in self._workspace.map_all(jobs, write_chunk, shared):
                 advance(summary.bytes)
-                users.add(summary.users)
-                summary.users = summary.users[:0]
-                summaries.append(summary)
+                users.append(summary.users)
+                if sum(map(len, users[1:])) > len(users[0]):
+                    users = [np.unique(np.concatenate(users))]
+                summaries.append(replace(summary, users=users[0][:0]))
         summaries.sort(key=lambda summary: summary.job)  # Ray's tasks end in any order
         self._counts = sum((summary.counts for summary in summaries), Counter())
-        rejected = self._collect_rejected(self._plan.files, summaries)
-        return self._describe(summaries, rejected, users=users.total())
+        rejected = self._collect_rejected(self._files, summaries)
+        return self._describe(summaries, rejected, users=len(np.unique(np.concatenate(users))))
 
     def summary(self, manifest: Manifest) -> Iterator[str]:
         """Counts of news, topics, impressions and clicks, and Table 1 of the paper."""
@@ -159,8 +223,8 @@ class MindSource:
         yield f"news: {rows}; {len(manifest.labels)} topics"
         if counts["earlier"]:
             yield f"already in an earlier source, not repeated: {counts['earlier']:,} news"
-        if self._plan.rare:
-            named = ", ".join(f"{name} ({count})" for name, count in self._plan.rare.items())
+        if self._rare:
+            named = ", ".join(f"{name} ({count})" for name, count in self._rare.items())
             yield f"topics with fewer than {RARE} news, kept whole in train: {named}"
         if manifest.others:
             others = sum(shard.rows for shard in manifest.others)
@@ -178,6 +242,76 @@ class MindSource:
             yield f"clicks in histories on news that the sources do not have, left out: {unknown:,}"
         values = {name: f"{value:,.2f}".removesuffix(".00") for name, value in statistics.items()}
         yield "Table 1: " + ", ".join(f"{value} {name}" for name, value in values.items())
+
+    def _of_kind(self, kind: Kind) -> list[MindFile]:
+        return [file for file in self._files if file.kind == kind]
+
+    def _scan(self) -> tuple[dict[int, Lines], dict[str, int]]:
+        """The lines of each file by its number, and the code of each topic."""
+        lines = {file.source.number: Lines.unread(file.source.lines, file.kind) for file in self._files}
+        number = {chunk: file.source.number for file in self._files for chunk in file.source.chunks}
+        topics: dict[str, int] = {}
+        work = [(file.kind, chunk) for file in self._files for chunk in file.source.chunks]
+        for chunk, scanned, names in self._workspace.map_all(work, mind.scan_chunk, None):
+            code = np.array([topics.setdefault(name, len(topics)) for name in names], dtype=np.int64)
+            if len(topics) >= NO_CODE:
+                raise PrepareError(
+                    f"{chunk.file}: more than {NO_CODE - 1:,} categories; is column 2 the category?"
+                )
+            target = lines[number[chunk]]
+            rows = slice(chunk.first_line - 1, chunk.first_line - 1 + chunk.lines)
+            target.hashes[rows], target.codes[rows] = scanned.hashes, scanned.codes
+            if names:
+                good = scanned.codes != NO_CODE
+                target.codes[rows][good] = code[scanned.codes[good]]
+            if len(target.minutes):
+                target.minutes[rows] = scanned.minutes
+        return lines, topics
+
+    def _assign_news(self, lines: dict[int, Lines], topics: dict[str, int], shares: Shares) -> None:
+        """The fate of every news, the training topics, and the news kept."""
+        counts: npt.NDArray[np.int64] = np.zeros(0, dtype=np.int64)
+        earlier: Hashes = np.zeros(0, dtype=np.uint64)
+        for position, file in enumerate(self._files):
+            if file.kind != "news":
+                continue
+            hashes, codes, _ = lines[file.source.number]
+            fates, duplicates = split_news(
+                hashes,
+                codes,
+                role=file.role,
+                earlier=earlier,
+                trained=np.flatnonzero(counts).astype(np.uint16) if position else None,
+                seed=self._settings.seed,
+                shares=shares,
+            )
+            kept = np.isin(fates, KEPT)
+            if position == 0:
+                counts = np.bincount(codes[kept], minlength=len(topics))
+            earlier = np.sort(np.concatenate([earlier, hashes[kept]]))
+            self._files[position] = replace(file, fates=fates, duplicates=duplicates)
+        news = self._of_kind("news")
+        in_order = [lines[file.source.number].hashes[file.fates == fate] for fate in KEPT for file in news]
+        self._known = number_news(np.concatenate(in_order))
+        by_name = {name: int(counts[code]) for name, code in sorted(topics.items()) if counts[code]}
+        self._labels = list(by_name)
+        self._rare = {name: count for name, count in by_name.items() if count < RARE}
+
+    def _require_news(self) -> None:
+        """Refuse an empty split or a single topic: it would alter every number."""
+        news = self._of_kind("news")
+        names = ", ".join(file.source.folder for file in news)
+        for name in SPLITS:
+            if not any((file.fates == Fate[name.upper()]).any() for file in news):
+                lines = sum(file.source.lines for file in news)
+                raise PrepareError(
+                    f"{name} would be empty: none of the {lines:,} news lines of {names} falls into it; "
+                    "give more news, a larger share, or a later source with news of its own"
+                )
+        if len(self._labels) < 2:
+            raise PrepareError(
+                f"{names}: a single topic ({self._labels[0]}); a classifier needs at least two topics"
+            )
 
     def _collect_rejected(self, files: Sequence[MindFile], summaries: Iterable[Summary]) -> list[Rejected]:
         """The bad lines of each file, which are then listed in the folder.
@@ -205,19 +339,19 @@ class MindSource:
         news, behaviors = shards["news"], shards["behaviors"]
         in_order = [shard for group in GROUPS.values() for shard in news.get(group, [])]
         texts, counts = _write_texts(self._workspace.folder, in_order), self._counts
-        assert texts.rows == len(self._plan.known.rows)
+        assert texts.rows == len(self._known.rows)
         return Contents(
             rows=[file.lines for file in self.files],
             rejected=rejected,
             texts=texts,
-            labels=self._plan.labels,
+            labels=self._labels,
             splits={split: news[split] for split in SPLITS},
             others=news.get("other", []),
             behaviors={split: behaviors[split] for split in SPLITS if split in behaviors},
             statistics={
                 "users": users,
                 "news": texts.rows,
-                "news_categories": len(self._plan.labels),
+                "news_categories": len(self._labels),
                 "impressions": sum(shard.rows for each in behaviors.values() for shard in each),
                 "clicks": sum(counts[f"{split} clicks"] for split in SPLITS),
                 "words_per_title": counts["words"] / texts.rows,
@@ -227,21 +361,60 @@ class MindSource:
         )
 
 
-class _UserCount:
-    """Counts different users by their hashes, of which it keeps at most about twice as many."""
+def _open_files(sources: Sequence[str], workspace: Workspace) -> list[MindFile]:
+    """Every file of every source, hashed and cut into chunks, in the order of their roles."""
+    folders = [
+        mind.find_folder(one, unpacked=workspace.folder / f"source-{i}") for i, one in enumerate(sources)
+    ]
+    ordered = [folders[i] for i in order_sources([folder.name for folder in folders])]
+    files: list[MindFile] = []
+    for position, folder in enumerate(ordered):
+        role = role_of(position, len(ordered))
+        if folder.behaviors is None:
+            workspace.say(f"{folder.name}: no {mind.BEHAVIORS}, so news only")
+        # Even numbers are news, odd ones behaviours: they are in the names of shards and in fingerprints.
+        paths: list[tuple[Kind, Path | None]] = [("news", folder.news), ("behaviors", folder.behaviors)]
+        for number, (kind, path) in enumerate(paths, 2 * position):
+            if path is not None:
+                source = read_through(path, folder=folder.name, number=number)
+                size = f"{source.lines:,} lines, {format_size(source.bytes)}"
+                workspace.say(f"{source.label}: {size}, for {describe_role(role, len(ordered))}")
+                files.append(MindFile(kind, role, source))
+    return files
 
-    def __init__(self) -> None:
-        self._known: Hashes = np.zeros(0, dtype=np.uint64)
-        self._new: list[Hashes] = []
 
-    def add(self, users: Hashes) -> None:
-        self._new.append(users)
-        if sum(map(len, self._new)) > len(self._known):
-            self.total()
+def _assign_impressions(file: MindFile, lines: Lines, known: KnownNews, shares: Shares) -> MindFile:
+    """The fate of every impression: by time in the training file, otherwise the file's role.
 
-    def total(self) -> int:
-        self._known, self._new = np.unique(np.concatenate([self._known, *self._new])), []
-        return len(self._known)
+    Lines that are bad for their candidates alone count in the shares, as candidates are not parsed yet.
+    """
+    well_formed = lines.codes != NO_CODE
+    duplicates = find_duplicates(lines.hashes, well_formed)
+    if duplicates:
+        # The earlier of two lines counts only if it is whole, so the candidates of these are parsed too.
+        repeated = np.unique([*duplicates, *duplicates.values()])
+        whole = well_formed.copy()
+        whole[repeated] = _are_whole(file, repeated, known)
+        duplicates = find_duplicates(lines.hashes, whole)
+    fates = np.full(len(well_formed), file.role, dtype=np.uint8)
+    if file.role is Fate.TRAIN:
+        well_formed[list(duplicates)] = False
+        fates = split_by_time(lines.minutes, lines.hashes, well_formed, shares)
+    fates[list(duplicates)] = Fate.DUPLICATE
+    return replace(file, fates=fates, duplicates=duplicates)
+
+
+def _are_whole(file: MindFile, positions: npt.NDArray[np.int64], known: KnownNews) -> npt.NDArray[np.bool_]:
+    """Whether the behaviours lines at `positions` (ascending) are good; reads the chunks that hold them."""
+    whole = [np.zeros(0, dtype=np.bool_)]
+    for chunk in file.source.chunks:
+        first = chunk.first_line - 1
+        start, stop = np.searchsorted(positions, [first, first + chunk.lines])
+        if start < stop:
+            lines, _ = parse_impressions(chunk, known)
+            good = np.array([isinstance(row, mind.Impression) for _, row in lines], dtype=np.bool_)
+            whole.append(good[positions[start:stop] - first])
+    return np.concatenate(whole)
 
 
 def write_chunk(job: Job, shared: Shared) -> Summary:

@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from functools import partial
+from functools import cache, partial
 from glob import escape
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ from newsbert_ray.data.sources import (
     SHOWN_ROWS,
     Contents,
     Corpus,
+    MapAll,
     PrepareError,
     Say,
     SourceFile,
@@ -99,9 +100,9 @@ def _prepare(settings: PrepareSettings, local: PrepareSettings, say: Say) -> tup
     if len({Path(one).expanduser().resolve() for one in local.source}) < len(local.source):
         raise PrepareError(f"sources {', '.join(local.source)}: one is given twice; give each once")
     with partial_folder(out) as folder, ExitStack() as stack:
-        map_all = _ChunkMapper(local.workers, stack)
-        workspace = Workspace(folder, out.with_name(f"{out.name}.{REJECTED}"), say, map_all)
-        corpus = open_corpus(local, workspace)
+        rejected = out.with_name(f"{out.name}.{REJECTED}")
+        workspace = Workspace(folder, rejected, say, _chunk_mapper(local.workers, stack))
+        corpus = _open_corpus(local, workspace)
         made = local.teacher == SCRATCH or is_vectors(local.teacher)
         tokenizer = None if made else load_tokenizer(local.teacher)
         rows = row_settings(local, corpus)
@@ -123,38 +124,34 @@ def _prepare(settings: PrepareSettings, local: PrepareSettings, say: Say) -> tup
     return manifest, list(_closing_lines(manifest, corpus, contents, settings, out, seconds))
 
 
-def open_corpus(settings: PrepareSettings, workspace: Workspace) -> Corpus:
-    """The sources as a corpus of their kind. A new kind of source is chosen here.
-
-    Raises:
-        PrepareError: a source of none, or of another kind than the others.
-    """
+def _open_corpus(settings: PrepareSettings, workspace: Workspace) -> Corpus:
+    """The sources as a corpus of their kind. A new kind of source is chosen here."""
     kind = PairsSource if any(map(is_pairs_table, settings.source)) else MindSource
     return kind(settings, workspace)
 
 
-class _ChunkMapper:
-    """A `sources.MapAll`: chunks in turn in this process, or as Ray tasks. Ray starts at the first use."""
+def _chunk_mapper(workers: int | None, stack: ExitStack) -> MapAll:
+    """Maps chunks in turn in this process, or as Ray tasks. Ray starts at the first use."""
 
-    def __init__(self, workers: int | None, stack: ExitStack) -> None:
-        self._workers, self._stack, self._started = workers, stack, False
+    @cache
+    def start_ray() -> None:
+        from newsbert_ray.ray_session import ray_session
 
-    def __call__(
-        self, items: Sequence[Any], function: Callable[[Any, Any], Any], shared: Any
-    ) -> Iterator[Any]:
-        if self._workers == 0:
+        stack.enter_context(ray_session(cpus=workers))
+
+    def map_all(items: Sequence[Any], function: Callable[[Any, Any], Any], shared: Any) -> Iterator[Any]:
+        if workers == 0:
             yield from (function(item, shared) for item in items)
             return
         from newsbert_ray.data.stream import map_chunks
-        from newsbert_ray.ray_session import ray_session
 
-        if not self._started:
-            self._started = True
-            self._stack.enter_context(ray_session(cpus=self._workers))
-        for result in map_chunks(items, partial(_catch, function), shared, workers=self._workers):
+        start_ray()
+        for result in map_chunks(items, partial(_catch, function), shared, workers=workers):
             if isinstance(result, PrepareError):
                 raise result
             yield result
+
+    return map_all
 
 
 def _catch(function: Callable[[Any, Any], Any], item: Any, shared: Any) -> Any:

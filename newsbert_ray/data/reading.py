@@ -156,9 +156,6 @@ class TrainingSchedule:
                 first_step = next_step
 
 
-_NEEDED: tuple[tuple[Split, str], ...] = (("train", "train on"), ("validation", "evaluate"))
-
-
 def make_schedule(settings: TrainSettings, manifest: Manifest, world: World = ONE_WORKER) -> TrainingSchedule:
     """The schedule of a run with these settings, for one worker of `world`.
 
@@ -168,7 +165,8 @@ def make_schedule(settings: TrainSettings, manifest: Manifest, world: World = ON
         ShardError: the shards hold nothing to train or evaluate the task on.
         SettingsError: `train_rows` is more than the shards hold.
     """
-    for split, verb in _NEEDED:
+    needed: dict[Split, str] = {"train": "train on", "validation": "evaluate"}
+    for split, verb in needed.items():
         manifest.require(split, settings.task, folder=settings.data)
         if manifest.examples(split, settings.task) == 0:
             raise ShardError(
@@ -342,10 +340,9 @@ def _window_titles(
 
 
 def _window_pairs(folder: str, table: TextTable, shards: tuple[Shard, ...], quotas: tuple[int, ...]) -> Pairs:
-    parts = []
-    for shard, quota in zip(shards, quotas, strict=True):
-        parts.append(examples.pairs_of(read_shard(folder, shard, examples.PAIR_COLUMNS), table, quota=quota))
-    return examples.join(parts)
+    columns = (read_shard(folder, shard, examples.PAIR_COLUMNS) for shard in shards)
+    parts = zip(columns, quotas, strict=True)
+    return examples.join([examples.pairs_of(shard, table, quota=quota) for shard, quota in parts])
 
 
 @lru_cache(maxsize=_CACHED_WINDOWS)

@@ -24,10 +24,11 @@ FORMAT = 2
 """Version of the layout; a reader refuses another."""
 
 _NEEDS = {
-    "topics": "give sources with a news.tsv",
-    "recommendation": "give sources with a behaviors.tsv",
-    "retrieval": "give tables of query, text and clicked as sources",
+    "topics": "sources with a news.tsv",
+    "recommendation": "sources with a behaviors.tsv",
+    "retrieval": "tables of query, text and clicked as sources",
 }
+_AGAIN = "prepare again with --overwrite true"
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -181,8 +182,8 @@ class Manifest(_Part):
         available = [name for name in TASKS if any(self.rows(one, name) for one in SPLITS)]
         if task not in available:
             raise ShardError(
-                f"{folder}: prepared for {' and '.join(available)}, not for {task}; {_NEEDS[task]}, then "
-                "prepare with another --out"
+                f"{folder}: prepared for {' and '.join(available)}, not for {task}; give {_NEEDS[task]}, "
+                "then prepare with another --out"
             )
         raise ShardError(
             f"{folder}: no {TASKS[task].rows} in its {split} split; prepare sources that have some"
@@ -201,14 +202,9 @@ def read_manifest(folder: str | Path) -> Manifest:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ShardError(_no_shards(Path(folder))) from error
     except (ValidationError, UnicodeDecodeError) as error:
-        raise ShardError(
-            f"{path}: damaged manifest ({first_fault(error)}); prepare again with --overwrite true"
-        ) from error
+        raise ShardError(f"{path}: damaged manifest ({first_fault(error)}); {_AGAIN}") from error
     if manifest.format != FORMAT:
-        raise ShardError(
-            f"{path}: format {manifest.format}, this version reads {FORMAT}; "
-            "prepare again with --overwrite true"
-        )
+        raise ShardError(f"{path}: format {manifest.format}, this version reads {FORMAT}; {_AGAIN}")
     return manifest
 
 
@@ -250,12 +246,10 @@ def read_shard(folder: str | Path, shard: Shard, columns: list[str] | None = Non
     try:
         content = path.read_bytes()
     except FileNotFoundError as error:
-        raise ShardError(f"{path}: shard is missing; prepare again with --overwrite true") from error
+        raise ShardError(f"{path}: shard is missing; {_AGAIN}") from error
     if len(content) != shard.bytes or hashlib.sha256(content).hexdigest() != shard.sha256:
-        raise ShardError(
-            f"{path}: shard is damaged ({len(content)} bytes, {shard.bytes} expected, or another hash); "
-            "prepare again with --overwrite true"
-        )
+        sizes = f"{len(content)} bytes, {shard.bytes} expected"
+        raise ShardError(f"{path}: shard is damaged ({sizes}, or another hash); {_AGAIN}")
     return pq.read_table(pa.BufferReader(content), columns=columns)
 
 
@@ -345,24 +339,22 @@ def read_texts(folder: str | Path, manifest: Manifest) -> TextTable:
     Raises:
         ShardError: missing, cut short or altered.
     """
-    return _read(str(folder), manifest.texts)
+    return _read_texts(str(folder), manifest.texts)
 
 
 @lru_cache(maxsize=2)
-def _read(folder: str, texts: Texts) -> TextTable:
+def _read_texts(folder: str, texts: Texts) -> TextTable:
     arrays = []
     for part in (texts.tokens, texts.offsets):
         path = Path(folder) / part.file
         try:
             if _describe(path) != part:
-                raise ShardError(f"{path}: damaged; prepare again with --overwrite true")
+                raise ShardError(f"{path}: damaged; {_AGAIN}")
             arrays.append(np.load(path, mmap_mode="r", allow_pickle=False))
         except FileNotFoundError as error:
-            raise ShardError(f"{path}: missing; prepare again with --overwrite true") from error
+            raise ShardError(f"{path}: missing; {_AGAIN}") from error
         except ValueError as error:
-            raise ShardError(
-                f"{path}: not an array of numbers ({error}); prepare again with --overwrite true"
-            ) from error
+            raise ShardError(f"{path}: not an array of numbers ({error}); {_AGAIN}") from error
     return TextTable(arrays[0], np.array(arrays[1]))
 
 

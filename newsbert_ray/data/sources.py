@@ -26,7 +26,7 @@ REJECTED = "rejected.jsonl"
 SHOWN_ROWS = 5
 """Bad rows quoted on the screen."""
 
-_EXCERPT = 120
+_EXCERPT = 120  # characters of a bad row that are listed
 _SAY_SECONDS = 5.0
 
 Say = Callable[[str], None]
@@ -94,7 +94,7 @@ class Rejected:
         self.counts[reason.partition(":")[0]] += 1
         if len(self.examples) < SHOWN_ROWS:
             self.examples.append(f"{file}:{line}: {reason}")
-        return json.dumps({"file": file, "line": line, "reason": reason, "text": excerpt(text)}) + "\n"
+        return json.dumps({"file": file, "line": line, "reason": reason, "text": text[:_EXCERPT]}) + "\n"
 
     def merge(self, later: Rejected) -> None:
         """Add the bad rows of a later part of the file."""
@@ -255,11 +255,6 @@ def parse_lines(
                 yield line, bad
         else:
             yield line
-
-
-def excerpt(line: str) -> str:
-    """The first 120 characters of a line."""
-    return line[:_EXCERPT]
 
 
 @contextmanager

@@ -117,30 +117,20 @@ def _window_parts(batch: dict[str, Any]) -> pa.Table:
     """A window's parts for one worker, a row a part."""
     work: tuple[TrainingSchedule, Window, int, int] = pickle.loads(batch["work"][0])
     schedule, window, first_step, skip = work
-    columns: dict[str, list[Any]] = {name: [] for name in _PART_SCHEMA.names}
+    rows = []
     for step, parts in window_parts(schedule, window, first_step=first_step, skip=skip):
         for part in parts:
             arrays = [array.astype(np.int32) for array in part.examples.arrays()]
-            row = (step, window.epoch, part.rows, part.texts, part.tokens, part.weight, part.piece, arrays)
-            for name, value in zip(columns, row, strict=True):
-                columns[name].append(value)
-    return pa.table(columns, schema=_PART_SCHEMA)
+            counts = {name: getattr(part, name) for name in _COUNTS}
+            rows.append({"step": step, "epoch": window.epoch, **counts, "arrays": arrays})
+    return pa.Table.from_pylist(rows, schema=_PART_SCHEMA)
 
 
-_PART_SCHEMA = pa.schema(
-    [
-        ("step", pa.int64()),
-        ("epoch", pa.int64()),
-        ("rows", pa.int64()),
-        ("texts", pa.int64()),
-        ("tokens", pa.int64()),
-        ("weight", pa.float64()),
-        ("piece", pa.int64()),
-        ("arrays", pa.list_(pa.list_(pa.int32()))),
-    ]
-)
+_NUMBER = pa.int64()
+_COUNTS = {"rows": _NUMBER, "texts": _NUMBER, "tokens": _NUMBER, "weight": pa.float64(), "piece": _NUMBER}
+_ARRAYS = pa.list_(pa.list_(pa.int32()))
+_PART_SCHEMA = pa.schema({"step": _NUMBER, "epoch": _NUMBER, **_COUNTS, "arrays": _ARRAYS})
 """`arrays` are those of the examples: ids, row numbers, lengths and labels, which all fit 32 bits."""
-_COUNTS = ("rows", "texts", "tokens", "weight", "piece")
 
 
 def _part(table: pa.Table, index: int, schedule: TrainingSchedule) -> Part:

@@ -12,8 +12,9 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +28,7 @@ from newsbert_ray.files import first_line
 COLUMNS = ("query", "text", "clicked")
 SUFFIXES = (".tsv", ".csv", ".jsonl", ".parquet")
 
+_EXPECTED = ", ".join(COLUMNS)
 _PARQUET_ROWS = 256
 _HEADER_LINES = 1000
 _BUFFER_BYTES = 1 << 20
@@ -52,11 +54,13 @@ class TableRow(NamedTuple):
 
 @dataclass(frozen=True)
 class PairsTable:
-    """A table that was read once and has the columns; `modified` is its time stamp then."""
+    """A table that was read once and has the columns; `names` are all its columns, `modified` its time stamp
+    then."""
 
     path: Path
     source: SourceFile
     modified: int
+    names: tuple[str, ...] = ()
 
     @property
     def suffix(self) -> str:
@@ -82,7 +86,7 @@ def open_table(source: str) -> PairsTable:
             "MIND and tables separately"
         )
     if not path.is_file():
-        raise PrepareError(f"source {source}: no such file; give a table with the columns {_join(COLUMNS)}")
+        raise PrepareError(f"source {source}: no such file; give a table with the columns {_EXPECTED}")
     folder, modified = path.absolute().parent.name, path.stat().st_mtime_ns
     if path.suffix.lower() == ".parquet":
         with path.open("rb") as file:
@@ -91,8 +95,9 @@ def open_table(source: str) -> PairsTable:
     else:
         hashed = sources.read_through(path, folder=folder)
     table = PairsTable(path, hashed, modified)
-    _require_columns(table, _find_columns(table))
-    return table
+    names = _find_columns(table)
+    _require_columns(table, names)
+    return replace(table, names=tuple(names))
 
 
 def read_pairs(table: PairsTable) -> Iterator[TableRow]:
@@ -101,49 +106,42 @@ def read_pairs(table: PairsTable) -> Iterator[TableRow]:
     Raises:
         PrepareError: the file was altered since it was opened, or a Parquet file is damaged inside.
     """
-    readers = {".tsv": _read_tsv, ".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
-    yield from readers[table.suffix](table)
+    if table.suffix == ".parquet":
+        yield from _read_parquet(table)
+        return
+    if table.suffix == ".jsonl":
+        yield from _read_lines(table, _parse_json)
+        return
+    indices = [table.names.index(name) for name in COLUMNS]
+
+    def pick(record: Sequence[str]) -> Pair:
+        if len(record) != len(table.names):
+            raise BadLine(f"columns: {len(record)} found, {len(table.names)} expected")
+        return _make_pair(*(record[index] for index in indices))
+
+    if table.suffix == ".tsv":
+        rows = _read_lines(table, lambda line: pick(line.split("\t") if line else []))
+    else:
+        rows = (_table_row(number, ",", record, pick) for number, record in _csv_records(table))
+    yield from islice(rows, 1, None)
 
 
-def _read_tsv(table: PairsTable) -> Iterator[TableRow]:
-    header = _find_columns(table)
-    indices = [header.index(name) for name in COLUMNS]
-
-    def parse(line: str) -> Pair:
-        return _pick(line.split("\t") if line else [], indices, len(header))
-
-    for chunk in table.source.chunks:
-        for number, (shown, row) in enumerate(parse_chunk(chunk, parse), chunk.first_line):
-            if number > 1:
-                yield TableRow(number, shown, row)
-
-
-def _read_csv(table: PairsTable) -> Iterator[TableRow]:
-    header = _find_columns(table)
-    indices = [header.index(name) for name in COLUMNS]
-    records = _csv_records(table)
-    next(records)
-    for number, record in records:
-        if isinstance(record, BadLine):
-            yield TableRow(number, "", record)
-            continue
-        try:
-            yield TableRow(number, "", _pick(record, indices, len(header)))
-        except BadLine as bad:
-            yield TableRow(number, ",".join(record), bad)
-
-
-def _read_jsonl(table: PairsTable) -> Iterator[TableRow]:
-    def parse(line: str) -> Pair:
-        row = _parse_object(line)
-        for name in COLUMNS:
-            if name not in row:
-                raise BadLine(f"columns: {name} is missing")
-        return _make_pair(*(row[name] for name in COLUMNS))
-
+def _read_lines(table: PairsTable, parse: Callable[[str], Pair]) -> Iterator[TableRow]:
     for chunk in table.source.chunks:
         for number, (shown, row) in enumerate(parse_chunk(chunk, parse), chunk.first_line):
             yield TableRow(number, shown, row)
+
+
+def _table_row(
+    number: int, separator: str, record: Sequence[Any] | BadLine, make: Callable[[Sequence[Any]], Pair]
+) -> TableRow:
+    if isinstance(record, BadLine):
+        return TableRow(number, "", record)
+    try:
+        return TableRow(number, "", make(record))
+    except BadLine as bad:
+        shown = (v.decode("utf-8", "replace") if isinstance(v, bytes) else str(v) for v in record)
+        return TableRow(number, separator.join(shown), bad)
 
 
 def _read_parquet(table: PairsTable) -> Iterator[TableRow]:
@@ -154,11 +152,7 @@ def _read_parquet(table: PairsTable) -> Iterator[TableRow]:
                 columns = [_values(batch.column(name)) for name in COLUMNS]
                 for values in zip(*columns, strict=True):
                     number += 1
-                    try:
-                        yield TableRow(number, "", _make_pair(*values))
-                    except BadLine as bad:
-                        shown = (v.decode("utf-8", "replace") if isinstance(v, bytes) else v for v in values)
-                        yield TableRow(number, "\t".join(map(str, shown)), bad)
+                    yield _table_row(number, "\t", values, lambda row: _make_pair(*row))
     except (pa.ArrowException, OSError, ValueError) as error:
         raise PrepareError(
             f"{table.source.label}: damaged after row {number:,} ({first_line(error)}); write it again"
@@ -171,9 +165,8 @@ def _find_columns(table: PairsTable) -> list[str]:
     """The names of a table's columns."""
     if table.suffix == ".parquet":
         return _parquet_columns(table)
-    expected = f"the columns {_join(COLUMNS)} expected"
     if not table.source.bytes:
-        raise PrepareError(f"{table.source.label}: empty; {expected}")
+        raise PrepareError(f"{table.source.label}: empty; the columns {_EXPECTED} expected")
     if table.suffix == ".jsonl":
         return _json_columns(table)
     if table.suffix == ".csv":
@@ -181,7 +174,7 @@ def _find_columns(table: PairsTable) -> list[str]:
     else:
         header = next(row for _, row in parse_chunk(table.source.chunks[0], lambda line: line.split("\t")))
     if isinstance(header, BadLine):
-        raise PrepareError(f"{table.source.label}:1: no header ({header}); {expected}")
+        raise PrepareError(f"{table.source.label}:1: no header ({header}); the columns {_EXPECTED} expected")
     return header
 
 
@@ -223,10 +216,10 @@ def _require_columns(table: PairsTable, names: Sequence[str]) -> None:
         return
     # A line of MIND or of a binary file is long and useless to a reader.
     shown = ", ".join(repr(name[:40]) for name in names[:8]) + (", ..." if len(names) > 8 else "")
-    fault = f"no column {_join(missing)}" if missing else f"column {_join(twice)} is there twice"
+    fault = f"no column {', '.join(missing)}" if missing else f"column {', '.join(twice)} is there twice"
     where = "" if table.suffix in (".jsonl", ".parquet") else " in the first line"
     raise PrepareError(
-        f"{table.source.label}: {fault}; found {shown or 'none'}, expected {_join(COLUMNS)}{where} (of MIND "
+        f"{table.source.label}: {fault}; found {shown or 'none'}, expected {_EXPECTED}{where} (of MIND "
         "give the folder)"
     )
 
@@ -274,10 +267,12 @@ def _parse_object(line: str) -> dict[str, Any]:
     return row
 
 
-def _pick(record: Sequence[str], indices: Sequence[int], expected: int) -> Pair:
-    if len(record) != expected:
-        raise BadLine(f"columns: {len(record)} found, {expected} expected")
-    return _make_pair(*(record[index] for index in indices))
+def _parse_json(line: str) -> Pair:
+    row = _parse_object(line)
+    for name in COLUMNS:
+        if name not in row:
+            raise BadLine(f"columns: {name} is missing")
+    return _make_pair(*(row[name] for name in COLUMNS))
 
 
 def _make_pair(query: Any, text: Any, clicked: Any) -> Pair:
@@ -319,7 +314,3 @@ def _values(column: pa.Array) -> list[Any]:
         column = column.cast(pa.large_binary())
     values: list[Any] = column.to_pylist()
     return values
-
-
-def _join(names: Sequence[str]) -> str:
-    return ", ".join(names)

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from newsbert_ray.config import PrepareSettings
-from newsbert_ray.data import mind_rows, mind_source, sources
+from newsbert_ray.data import mind, mind_source, sources
 from newsbert_ray.data.examples import find_clicks, impressions_of
 from newsbert_ray.data.prepare import PrepareError, prepare
 from newsbert_ray.data.shards import OFFSETS, SPLITS, TOKENS, Manifest, read_manifest, read_shard, read_texts
@@ -659,14 +659,16 @@ def test_a_source_that_changes_meanwhile_is_noticed(
 ) -> None:
     """Hashes of one file and rows of another would make the manifest a lie."""
     train, dev = _copy(corpus, tmp_path)
-    scan = mind_rows.scan_chunk
+    scan = mind.scan_chunk
 
-    def scan_then_change(work: tuple[mind_rows.Kind, sources.Chunk], _: None) -> mind_rows.Scan:
+    def scan_then_change(
+        work: tuple[mind.Kind, sources.Chunk], _: None
+    ) -> tuple[sources.Chunk, mind.Lines, list[str]]:
         result = scan(work)
         _edit(Path(work[1].path), lambda lines: lines.reverse())
         return result
 
-    monkeypatch.setattr(mind_rows, "scan_chunk", scan_then_change)
+    monkeypatch.setattr(mind, "scan_chunk", scan_then_change)
     with pytest.raises(PrepareError, match=r"synthetic_train/news\.tsv: changed while it was read"):
         _prepare(tmp_path / "out", (train, dev), teacher)
 

@@ -316,6 +316,7 @@ def test_topics_speak_as_the_invented_news_do(tmp_path: Path) -> None:
 def test_memory_is_flat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A table of a million rows is made to measure memory, and must not need it itself."""
     monkeypatch.setattr("newsbert_ray.data.synthetic._CACHED_TEXTS", 64)
+    monkeypatch.setattr("newsbert_ray.data.synthetic._NEAR_TEXTS", 64)
     peaks = []
     for pairs in (500, 2_500):
         tracemalloc.start()
