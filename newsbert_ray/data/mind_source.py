@@ -7,7 +7,6 @@ parsed, tokenised and written as shards.
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -448,7 +447,8 @@ def _sort_rows(
             number = job.chunk.first_line + position
             listed.append(summary.rejected.add(job.chunk.file, number, reason, text))
     if listed:
-        _rejected_part(shared.folder, job.number, job.index).write_text("".join(listed), "utf-8")
+        part = shared.folder / f"rejected-{job.number:02d}-{job.index:05d}.part"
+        part.write_text("".join(listed), "utf-8")
     return kept
 
 
@@ -457,18 +457,19 @@ def _write_news(job: Job, kept: dict[Group, list[News]], shared: Shared, summary
     for group, rows in kept.items():
         if not rows:
             continue
-        columns = [
-            pa.array([row.news_id for row in rows], pa.string()),
-            pa.array([row.title for row in rows], pa.string()),
-            pa.array([row.category for row in rows], pa.string()),
-            pa.array([row.subcategory for row in rows], pa.string()),
+        ids, topics, subcategories, titles = zip(*rows, strict=True)
+        columns = {
+            "news_id": ids,
+            "title": titles,
+            "category": topics,
+            "subcategory": subcategories,
             # A topic without training news is no label.
-            pa.array([shared.labels.get(row.category, -1) for row in rows], pa.int32()),
-            _lists(list(tokenizer.encode([row.title for row in rows], max_tokens=shared.max_tokens))),
-        ]
-        table = pa.Table.from_arrays(columns, schema=NEWS_SCHEMA)
+            "label": [shared.labels.get(topic, -1) for topic in topics],
+            "tokens": list(tokenizer.encode(titles, max_tokens=shared.max_tokens)),
+        }
+        table = pa.table(columns, schema=NEWS_SCHEMA)
         summary.shards.append((group, write_shard(shared.folder, _shard_name(job, group), table)))
-        summary.counts["words"] += sum(len(row.title.split()) for row in rows)
+        summary.counts["words"] += sum(len(title.split()) for title in titles)
         summary.counts["tokens"] += len(table["tokens"].combine_chunks().values)
 
 
@@ -478,50 +479,37 @@ def _write_behaviors(
     for group, rows in kept.items():
         if not rows:
             continue
-        columns = [
-            pa.array([row.impression_id for row in rows], pa.string()),
-            pa.array([row.user_id for row in rows], pa.string()),
-            pa.array([row.time for row in rows], pa.timestamp("ms")),
-            _lists([[row_of[name] for name in row.history if name in row_of] for row in rows]),
-            _lists([[row_of[name] for name in row.candidates] for row in rows]),
-            pa.array([row.clicked for row in rows], pa.list_(pa.int8())),
-        ]
-        table = pa.Table.from_arrays(columns, schema=BEHAVIORS_SCHEMA)
+        ids, users, times, histories, candidates, clicked = zip(*rows, strict=True)
+        columns = {
+            "impression_id": ids,
+            "user_id": users,
+            "time": times,
+            "history": [[row_of[name] for name in history if name in row_of] for history in histories],
+            "candidates": [[row_of[name] for name in offered] for offered in candidates],
+            "clicked": clicked,
+        }
+        table = pa.table(columns, schema=BEHAVIORS_SCHEMA)
         examples = sum(map(mind.count_examples, rows))
         shard = write_shard(shared.folder, _shard_name(job, group), table, examples=examples)
         summary.shards.append((group, shard))
-        summary.counts[f"{group} clicks"] += sum(sum(row.clicked) for row in rows if row.clicked)
-        summary.counts[f"{group} unlabelled"] += sum(row.clicked is None for row in rows)
-        summary.counts["read"] += sum(len(row.history) for row in rows)
+        summary.counts[f"{group} clicks"] += sum(map(sum, filter(None, clicked)))
+        summary.counts[f"{group} unlabelled"] += clicked.count(None)
+        summary.counts["read"] += sum(map(len, histories))
         summary.counts["read and known"] += len(table["history"].combine_chunks().values)
     summary.users = np.unique(hash_ids([row.user_id for rows in kept.values() for row in rows]))
-
-
-def _lists(lists: Sequence[Sequence[int]]) -> pa.ListArray:
-    offsets = np.zeros(len(lists) + 1, dtype=np.int32)
-    np.cumsum([len(one) for one in lists], out=offsets[1:])
-    values = np.fromiter(chain.from_iterable(lists), np.int32, int(offsets[-1]))
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))
 
 
 def _shard_name(job: Job, group: Group) -> str:
     return f"{group}-{job.kind}-{job.number:02d}-{job.index:05d}.parquet"
 
 
-def _rejected_part(folder: Path, number: int, index: int) -> Path:
-    return folder / f"rejected-{number:02d}-{index:05d}.part"
-
-
 def _join_rejected(files: Iterable[MindFile], folder: Path) -> None:
     """Join the chunks' bad lines in the order of files and lines."""
     with (folder / REJECTED).open("wb") as joined:
         for file in files:
-            for index in range(len(file.source.chunks)):
-                part = _rejected_part(folder, file.source.number, index)
-                if part.exists():
-                    with part.open("rb") as lines:
-                        shutil.copyfileobj(lines, joined)
-                    part.unlink()
+            for part in sorted(folder.glob(f"rejected-{file.source.number:02d}-*.part")):
+                joined.write(part.read_bytes())
+                part.unlink()
 
 
 def _write_texts(folder: Path, news: Sequence[Shard]) -> Texts:

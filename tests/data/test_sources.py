@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+
 from newsbert_ray.data.mind import parse_news
-from newsbert_ray.data.sources import BadLine, excerpt, parse_lines
+from newsbert_ray.data.sources import BadLine, Rejected, parse_lines
 
 NEWS = "N1\tsports\tsoccer\tA title\tAn abstract\thttps://example.invalid/1\t[]\t[]"
 
@@ -43,6 +45,7 @@ def test_blank_lines_are_named() -> None:
     ]  # fmt: skip
 
 
-def test_excerpt_is_short() -> None:
+def test_a_listed_row_is_short() -> None:
     """A line of megabytes must not fill rejected.jsonl."""
-    assert excerpt("x" * 5000) == "x" * 120
+    listed = Rejected().add("a/news.tsv", 3, "columns: 1 found", "x" * 5000)
+    assert json.loads(listed)["text"] == "x" * 120
