@@ -160,7 +160,7 @@ class MindSource:
         self.files = [file.source for file in self._files]
         self._labels: list[str] = []
         self._rare: dict[str, int] = {}
-        self._known = KnownNews.empty()
+        self._known = number_news(hash_ids([]))
         self._counts: Counter[str] = Counter()
 
     def assign_rows(self) -> None:

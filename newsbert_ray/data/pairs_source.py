@@ -7,9 +7,10 @@ Two passes over the tables in this process, in constant memory but for 12 bytes 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, compress
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -50,6 +51,14 @@ _BLOCK_ROWS, _BLOCK_CHARACTERS = 2048, 16 << 20
 Rows = npt.NDArray[np.int32]
 
 
+class Block(NamedTuple):
+    """Neighbouring rows of a table, the good ones among them, and the split of each of these."""
+
+    rows: list[TableRow]
+    pairs: list[Pair]
+    fates: Fates
+
+
 class PairsSource:
     """Tables of pairs, as a `sources.Corpus`.
 
@@ -82,14 +91,13 @@ class PairsSource:
             for number, file in enumerate(self.files):
                 rows, rejected = 0, Rejected()
                 for block in self._blocks(number):
-                    pairs = _good(block)
-                    fates = self._fates(number, pairs).tolist()
-                    self._clicks.update(zip(fates, (pair.clicked for pair in pairs), strict=True))
-                    for line in block:
+                    clicked = (pair.clicked for pair in block.pairs)
+                    self._clicks.update(zip(block.fates.tolist(), clicked, strict=True))
+                    for line in block.rows:
                         if isinstance(line.row, BadLine):
                             listed.write(rejected.add(file.label, line.number, str(line.row), line.shown))
-                    rows += len(block)
-                    advance(len(block))
+                    rows += len(block.rows)
+                    advance(len(block.rows))
                 self._rows.append(rows)
                 self._rejected.append(rejected)
                 if rejected.counts.total() > self._settings.max_rejected_share * rows:
@@ -102,13 +110,10 @@ class PairsSource:
         with show_progress(self._workspace.say, "learned from") as advance:
             for number in range(1 if training_only else len(self._tables)):
                 for block in self._blocks(number):
-                    advance(len(block))
-                    pairs = _good(block)
-                    if training_only:
-                        trained = np.flatnonzero(self._fates(number, pairs) == Fate.TRAIN)
-                        pairs = [pairs[i] for i in trained.tolist()]
-                    yield from dict.fromkeys(pair.query for pair in pairs)
-                    yield from dict.fromkeys(pair.text for pair in pairs)
+                    advance(len(block.rows))
+                    used = (block.fates == Fate.TRAIN) | (not training_only)
+                    yield from dict.fromkeys(pair.query for pair in compress(block.pairs, used))
+                    yield from dict.fromkeys(pair.text for pair in compress(block.pairs, used))
 
     def write(self, tokenizer: TitleTokenizer) -> Contents:
         """Write the shards and the table of texts."""
@@ -124,9 +129,8 @@ class PairsSource:
             writer = PairsWriter(self._workspace, tokenizer, texts, lengths)
             for number in range(len(self._tables)):
                 for block in self._blocks(number):
-                    pairs = _good(block)
-                    writer.add(number, pairs, self._fates(number, pairs))
-                    advance(len(block))
+                    writer.add(number, block)
+                    advance(len(block.rows))
                 writer.end_table(number)
         counts, clicks = writer.counts, self._clicks
         return Contents(
@@ -158,28 +162,29 @@ class PairsSource:
             average = manifest.statistics[f"tokens_per_{name}"]
             yield f"{manifest.statistics[plural]:,.0f} different {plural} of {average:.1f} tokens on average"
 
-    def _fates(self, number: int, pairs: Sequence[Pair]) -> Fates:
-        """The split of each row of table `number`; queries that differ only in case or blanks share it."""
-        tables = len(self._tables)
-        role = role_of(number, tables)
-        if role is not Fate.TRAIN:
-            return np.full(len(pairs), role, dtype=np.uint8)
-        shares = Shares(self._settings.validation_share, self._settings.test_share)
-        hashes = hash_ids([" ".join(pair.query.lower().split()) for pair in pairs])
-        return split_by_hash(hashes, held_out(shares, sources=tables), seed=self._settings.seed)
-
-    def _blocks(self, number: int) -> Iterator[list[TableRow]]:
+    def _blocks(self, number: int) -> Iterator[Block]:
         """Rows of table `number` in blocks of bounded size."""
-        block: list[TableRow] = []
+        rows: list[TableRow] = []
         characters = 0
         for line in read_pairs(self._tables[number]):
-            block.append(line)
+            rows.append(line)
             characters += len(line.row.text) if isinstance(line.row, Pair) else len(line.shown)
-            if len(block) >= _BLOCK_ROWS or characters >= _BLOCK_CHARACTERS:
-                yield block
-                block, characters = [], 0
-        if block:
-            yield block
+            if len(rows) >= _BLOCK_ROWS or characters >= _BLOCK_CHARACTERS:
+                yield self._block(number, rows)
+                rows, characters = [], 0
+        if rows:
+            yield self._block(number, rows)
+
+    def _block(self, number: int, rows: list[TableRow]) -> Block:
+        """Rows with their splits; queries that differ only in case or blanks share one."""
+        pairs = [line.row for line in rows if isinstance(line.row, Pair)]
+        role = role_of(number, len(self._tables))
+        if role is not Fate.TRAIN:
+            return Block(rows, pairs, np.full(len(pairs), role, dtype=np.uint8))
+        shares = Shares(self._settings.validation_share, self._settings.test_share)
+        shares = held_out(shares, sources=len(self._tables))
+        hashes = hash_ids([" ".join(pair.query.lower().split()) for pair in pairs])
+        return Block(rows, pairs, split_by_hash(hashes, shares, seed=self._settings.seed))
 
     def _require_both_clicks(self) -> None:
         """A split without clicked or without other pairs has no AUC, and teaches nothing."""
@@ -215,14 +220,16 @@ class PairsWriter:
         self._waiting: dict[Split, list[pa.Table]] = {split: [] for split in SPLITS}
         self._shards_of_table: Counter[Split] = Counter()
 
-    def add(self, table: int, pairs: Sequence[Pair], fates: Fates) -> None:
-        """Pairs of table number `table`, with the split of each."""
-        queries = self._add_texts("query", [pair.query for pair in pairs])
-        texts = self._add_texts("text", [pair.text for pair in pairs])
-        clicked = pa.array([pair.clicked for pair in pairs], pa.int8())
-        rows = pa.Table.from_arrays([pa.array(queries), pa.array(texts), clicked], schema=PAIRS_SCHEMA)
+    def add(self, table: int, block: Block) -> None:
+        """Pairs of table number `table`."""
+        columns = {
+            "query": self._add_texts("query", [pair.query for pair in block.pairs]),
+            "text": self._add_texts("text", [pair.text for pair in block.pairs]),
+            "clicked": [pair.clicked for pair in block.pairs],
+        }
+        rows = pa.table(columns, schema=PAIRS_SCHEMA)
         for fate, split in enumerate(SPLITS):
-            self._waiting[split].append(rows.filter(pa.array(fates == fate)))
+            self._waiting[split].append(rows.filter(pa.array(block.fates == fate)))
             if sum(len(part) for part in self._waiting[split]) >= SHARD_ROWS:
                 self._write(table, split)
 
@@ -272,7 +279,3 @@ class TextIndex:
         self._hashes = np.insert(self._hashes, positions[new], different[new])
         self._rows = np.insert(self._rows, positions[new], rows[new])
         return rows[inverse], first[new_in_order].tolist()
-
-
-def _good(block: Iterable[TableRow]) -> list[Pair]:
-    return [line.row for line in block if isinstance(line.row, Pair)]

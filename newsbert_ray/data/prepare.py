@@ -208,12 +208,7 @@ def _describe(
             )
             for file, count, rejected in zip(corpus.files, contents.rows, contents.rejected, strict=True)
         ],
-        tokenizer=Tokenizer(
-            name=tokenizer.name,
-            sha256=tokenizer.sha256,
-            vocabulary=tokenizer.vocabulary,
-            pad_id=tokenizer.pad_id,
-        ),
+        tokenizer=Tokenizer.model_validate(tokenizer, from_attributes=True),
         labels=contents.labels,
         splits=contents.splits,
         others=contents.others,

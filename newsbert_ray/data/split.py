@@ -182,11 +182,6 @@ class KnownNews:
     hashes: Hashes
     rows: Rows
 
-    @staticmethod
-    def empty() -> KnownNews:
-        """No news."""
-        return KnownNews(np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.int32))
-
     def find(self, hashes: Hashes) -> Rows:
         """The row of each of `hashes`, -1 for other news; shape as `hashes`."""
         rows = np.full(len(hashes), -1, dtype=np.int32)
