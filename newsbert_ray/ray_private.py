@@ -149,20 +149,19 @@ def release_orphans() -> int:
     """
     import ray
     from ray._raylet import PlacementGroupID
-    from ray.core.generated import gcs_pb2
     from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-    job = bytes.fromhex(ray.get_runtime_context().get_job_id())
+    gcs, job = _messages(), bytes.fromhex(ray.get_runtime_context().get_job_id())
     count = 0
     for row in _tables().get_placement_group_table():
-        group = gcs_pb2.PlacementGroupTableData.FromString(row)
+        group = gcs.PlacementGroupTableData.FromString(row)
         creator = ray.ActorID(group.creator_actor_id)
-        is_removed = group.state == gcs_pb2.PlacementGroupTableData.REMOVED
+        is_removed = group.state == gcs.PlacementGroupTableData.REMOVED
         if is_removed or group.creator_job_id != job or creator.is_nil():
             continue
         count += 1
         actor = _tables().get_actor_info(creator)
-        if actor is None or gcs_pb2.ActorTableData.FromString(actor).state == gcs_pb2.ActorTableData.DEAD:
+        if actor is None or gcs.ActorTableData.FromString(actor).state == gcs.ActorTableData.DEAD:
             remove_placement_group(PlacementGroup(PlacementGroupID(group.placement_group_id)))
     return count
 
@@ -173,14 +172,13 @@ def end_controllers() -> None:
     Ray Train gives no handle to its controller, and `fit` cannot be interrupted.
     """
     import ray
-    from ray.core.generated import gcs_pb2
 
-    context = ray.get_runtime_context()
+    gcs, context = _messages(), ray.get_runtime_context()
     worker: Any = ray._private.worker.global_worker
     own_id = bytes.fromhex(context.get_worker_id())
     for row in _tables().get_actor_table(ray.JobID.from_hex(context.get_job_id()), None):
-        actor = gcs_pb2.ActorTableData.FromString(row)
-        is_alive = actor.state != gcs_pb2.ActorTableData.DEAD
+        actor = gcs.ActorTableData.FromString(row)
+        is_alive = actor.state != gcs.ActorTableData.DEAD
         if is_alive and actor.class_name == "TrainController" and actor.owner_address.worker_id == own_id:
             worker.core_worker.kill_actor(ray.ActorID(actor.actor_id), True)
 
@@ -195,6 +193,13 @@ def _tables() -> Any:
     from ray._private.state import state
 
     return state._connect_and_get_accessor()
+
+
+def _messages() -> Any:
+    """The protocol buffers in which the tables' rows are written."""
+    from ray.core.generated import gcs_pb2
+
+    return gcs_pb2
 
 
 # --- Entries of a training group, in the key-value store of the cluster's head -----------------------------
