@@ -196,9 +196,11 @@ def test_important_setting_comes_first_and_above_chance(make_sweep: MakeSweep) -
     first, *rest = found.settings
     assert first.name == "learning_rate"
     assert first.value > 0.5
+    assert first.chance is not None
     assert first.value > first.chance
     assert sum(i.value for i in found.settings) == pytest.approx(1.0)
     temperature = next(i for i in rest if i.name == "distill.temperature")
+    assert temperature.chance is not None
     assert temperature.value < temperature.chance
     assert (found.points, found.top) == (40, 5)
 
