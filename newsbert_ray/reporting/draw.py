@@ -121,7 +121,7 @@ def _draw(figure: FigureData[AnyPanel], *, captioned: bool = True) -> Figure:
         if isinstance(panel, Bars):
             _draw_bars(panel, axis, handles)
         else:
-            _draw_lines(panel, axis, labels, handles, error_bars=figure.error_bars)
+            _draw_lines(panel, axis, labels, handles)
             axis.set_ylabel(panel.y_label)
             axis.margins(x=0.05, y=0.1)
             _set_range(panel, axis)
@@ -179,9 +179,7 @@ def _legend_labels(figure: FigureData[AnyPanel]) -> list[str]:
     return [label for label in dict.fromkeys(labels) if label]
 
 
-def _draw_lines(
-    panel: Panel, axis: Axes, labels: Sequence[str], handles: dict[str, Any], *, error_bars: bool
-) -> None:
+def _draw_lines(panel: Panel, axis: Axes, labels: Sequence[str], handles: dict[str, Any]) -> None:
     """Draw the lines and dots; puts the legend's handle of each label into `handles`."""
     from matplotlib.patheffects import withStroke
 
@@ -200,9 +198,9 @@ def _draw_lines(
             style |= {**_numbered(index), "linestyle": _STYLES[index % len(_STYLES)]}
             # Shifted slightly, so that the error bars of two lines at one x do not hide each other.
             side = means.index(line) - (len(means) - 1) / 2
-            shift = 0.008 * (max(ends) - min(ends)) * side if error_bars else 0.0
+            shift = 0.008 * (max(ends) - min(ends)) * side if line.sd else 0.0
             x = tuple(at + shift for at in x)
-        bars = [math.nan if sd is None else sd for sd in line.sd] if error_bars and any(line.sd) else None
+        bars = [math.nan if sd is None else sd for sd in line.sd] if any(line.sd) else None
         handles[line.label] = axis.errorbar(x, line.y, yerr=bars, **style)
         halo: dict[str, Any] = {"path_effects": [withStroke(linewidth=2.5, foreground="white")], "zorder": 9}
         note_style = {"textcoords": "offset points", "color": _DARK, "fontsize": "small", **halo}

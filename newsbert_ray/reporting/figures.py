@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar, get_args
 
@@ -129,7 +130,6 @@ class FigureData(Generic[P_co]):
     name: str
     panels: tuple[P_co, ...]
     caption: str
-    error_bars: bool = True
     whole_x: bool = False
     whole_y: bool = False
     share_y: bool = False
@@ -282,8 +282,7 @@ def curve_figure(records: Sequence[RunRecord]) -> FigureData[Panel]:
     return FigureData(
         "learning_curves",
         tuple(panels),
-        figure_caption(records, panels, error_bars=False) + note,
-        error_bars=False,
+        figure_caption(records, panels) + note,
         whole_x=True,
         share_y=True,
         alt=_best_ends(panels, "epoch"),
@@ -295,7 +294,7 @@ def _curve(records: Sequence[RunRecord], label: str, name: str) -> Line | None:
     model, _, metric = name.partition(".")
     entries = ((entry, entry["validation"].get(model, {})) for record in records for entry in record.curve)
     pairs = [(float(entry["epoch"]), 100 * values[metric]) for entry, values in entries if metric in values]
-    return mean_line(pairs, label, runs=len(records)) if pairs else None
+    return replace(mean_line(pairs, label, runs=len(records)), sd=()) if pairs else None
 
 
 def loss_figure(record: RunRecord, entries: Sequence[Mapping[str, Any]]) -> FigureData[Panel]:
@@ -312,7 +311,9 @@ def loss_figure(record: RunRecord, entries: Sequence[Mapping[str, Any]]) -> Figu
         for name, value in entry.get("train", {}).items():
             losses.setdefault(name, []).append((part * entry["epochs"], value))
     lines = {
-        name: mean_line(pairs, name.replace("_", " ")) for name, pairs in losses.items() if name != "total"
+        name: replace(mean_line(pairs, name.replace("_", " ")), sd=())
+        for name, pairs in losses.items()
+        if name != "total"
     }
     if max((len(line.x) for line in lines.values()), default=0) < 2:
         raise NothingToDraw("losses are left out: the run logged them less than twice")
@@ -328,7 +329,7 @@ def loss_figure(record: RunRecord, entries: Sequence[Mapping[str, Any]]) -> Figu
     shown = tuple(panel for panel in panels if panel.lines)
     caption = f"Training losses of {record.steps:,} steps before weighting, averaged over parts of the run."
     alt = "; ".join(f"{line.label} from {line.y[0]:.3g} to {line.y[-1]:.3g}" for line in lines.values())
-    return FigureData("losses", shown, caption, error_bars=False, across=2, alt=f"Losses: {alt}.")
+    return FigureData("losses", shown, caption, across=2, alt=f"Losses: {alt}.")
 
 
 def blocks_figure(records: Sequence[RunRecord]) -> FigureData[Panel]:
@@ -485,6 +486,11 @@ def short(value: Any, digits: int = 6) -> str:
     return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
 
 
+def describe(values: Mapping[str, Any], digits: int = 6) -> str:
+    """Settings in one line, as in a legend: `β = 0.1, N = 2`."""
+    return ", ".join(f"{symbol(name)} = {short(value, digits)}" for name, value in values.items())
+
+
 def mean_line(pairs: Iterable[tuple[float, float]], label: str, *, runs: int = 0) -> Line:
     """Mean, spread and number of the y at each x.
 
@@ -492,9 +498,7 @@ def mean_line(pairs: Iterable[tuple[float, float]], label: str, *, runs: int = 0
         pairs: one or more (x, y).
         runs: keep only the x at which all of so many runs have a value, if there is any such x.
     """
-    values: dict[float, list[float]] = {}
-    for x, y in pairs:
-        values.setdefault(x, []).append(y)
+    values = {x: [y for _, y in group] for x, group in grouped(pairs, itemgetter(0)).items()}
     values = {x: ys for x, ys in values.items() if len(ys) == runs} or values
     summaries = [summarise(values[x]) for x in sorted(values)]
     means, sds, ns = zip(*((s.mean, s.sd, s.n) for s in summaries), strict=True)
@@ -516,13 +520,9 @@ def _lines_over(setting: str, groups: Mapping[str, Sequence[RunRecord]], path: s
 
 def _labelled(records: Sequence[RunRecord], names: Sequence[str]) -> dict[str, list[RunRecord]]:
     """Records by their values of `names`, in the order of the values; the key is the label of a line."""
-    flats = [(flat_settings(record), record) for record in records]
-    flats.sort(key=lambda pair: [sort_key(pair[0].get(name)) for name in names])
-    groups: dict[str, list[RunRecord]] = {}
-    for flat, record in flats:
-        label = ", ".join(f"{symbol(name)} = {short(flat.get(name))}" for name in names)
-        groups.setdefault(label, []).append(record)
-    return groups
+    values = {id(record): {name: flat_settings(record).get(name) for name in names} for record in records}
+    ordered = sorted(records, key=lambda record: list(map(sort_key, values[id(record)].values())))
+    return grouped(ordered, lambda record: describe(values[id(record)]))
 
 
 def _best_ends(panels: Sequence[Panel], x: str) -> str:
@@ -540,12 +540,11 @@ def _best_ends(panels: Sequence[Panel], x: str) -> str:
 
 def _names(records: Sequence[RunRecord]) -> tuple[str, str]:
     """Names of the data and of the teachers."""
-    return ", ".join(dict.fromkeys(map(data_name, records))), ", ".join(
-        dict.fromkeys(map(teacher_name, records))
-    )
+    data, teachers = dict.fromkeys(map(data_name, records)), dict.fromkeys(map(teacher_name, records))
+    return ", ".join(data), ", ".join(teachers)
 
 
-def figure_caption(records: Sequence[RunRecord], panels: Sequence[Panel], *, error_bars: bool = True) -> str:
+def figure_caption(records: Sequence[RunRecord], panels: Sequence[Panel]) -> str:
     """What was measured: data, sizes, teacher, and how many seeds are behind a point."""
     data, teachers = _names(records)
     units = count_units(one_task(records))
@@ -554,9 +553,10 @@ def figure_caption(records: Sequence[RunRecord], panels: Sequence[Panel], *, err
         for split in ("train", "test")
         if (sizes := dict.fromkeys(f"{n:,}" for record in records if (n := record.data.get(f"{split}_rows"))))
     ]
-    ns = sorted({n for panel in panels for line in panel.lines if line.look == "mean" for n in line.n})
+    means = [line for panel in panels for line in panel.lines if line.look == "mean"]
+    ns = sorted({n for line in means for n in line.n})
     seeds = " to ".join(str(n) for n in dict.fromkeys((ns[0], ns[-1])))
-    kind = "mean ± sd" if error_bars else "mean"
+    kind = "mean ± sd" if any(line.sd for line in means) else "mean"
     spread = "one seed per point" if seeds == "1" else f"{kind} over {seeds} seeds per point"
     titles = f", {' / '.join(counts)}{units['all']}" if counts else ""
     words = [text for panel in panels for text in (panel.title, *(line.label for line in panel.lines))]

@@ -38,20 +38,20 @@ NAMES: Mapping[str, str] = {
     "no_news_embedding": "NewsBERT without news embedding loss",
 }
 """Methods by the name that tables and figures show, in the order of the tables."""
-KEPT_SUFFIX = ".jsonl"
 IGNORED = frozenset({"seed", "out", "threads", "log_every", "min_workers", "checkpoint", "device"})
 """Rows average over the seed; the other settings do not affect results."""
 _REQUIRED = ("data", "teacher", "out")
 _TUNED = ("learning_rate", *(f"optimizer.{whose}_learning_rate" for whose in ("teacher", "student", "top")))
 _PATHS = ("data", "teacher", "out", "student.encoder", "before.data", "distill.teacher_run")
 K = TypeVar("K", bound=Hashable)
+T = TypeVar("T")
 
 
-def grouped(records: Iterable[RunRecord], key: Callable[[RunRecord], K]) -> dict[K, list[RunRecord]]:
-    """The records by `key`, in the order in which the keys first appear."""
-    groups: dict[K, list[RunRecord]] = {}
-    for record in records:
-        groups.setdefault(key(record), []).append(record)
+def grouped(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
+    """The items by `key`, in the order in which the keys first appear."""
+    groups: dict[K, list[T]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
     return groups
 
 
@@ -160,11 +160,9 @@ def _implied_by_method(name: str, flats: Sequence[Mapping[str, Any]]) -> bool:
 
 def _follows(name: str, others: Sequence[str], flats: Sequence[Mapping[str, Any]]) -> bool:
     """Whether `name` varies, but never between runs that agree in the `others`."""
-    values: dict[tuple[str, ...], set[str]] = {}
-    for flat in flats:
-        key = tuple(str(flat.get(other)) for other in others)
-        values.setdefault(key, set()).add(repr(flat.get(name)))
-    return len(set().union(*values.values())) > 1 and all(len(group) == 1 for group in values.values())
+    groups = grouped(flats, lambda flat: tuple(str(flat.get(other)) for other in others))
+    values = [{repr(flat.get(name)) for flat in group} for group in groups.values()]
+    return len(set().union(*values)) > 1 and all(len(group) == 1 for group in values)
 
 
 def distinct(records: Sequence[RunRecord]) -> list[RunRecord]:
@@ -203,7 +201,7 @@ def _describe_data(record: RunRecord) -> str:
 
 def is_kept(path: str | Path) -> bool:
     """Whether a path is that of a file of kept records."""
-    return str(path).endswith(KEPT_SUFFIX)
+    return str(path).endswith(".jsonl")
 
 
 def write_kept(path: Path, records: Sequence[RunRecord]) -> None:
@@ -213,15 +211,14 @@ def write_kept(path: Path, records: Sequence[RunRecord]) -> None:
         RecordError: the file name has another ending.
     """
     if not is_kept(path):
-        raise RecordError(f"--keep {path}: the file name must end in {KEPT_SUFFIX}")
-    lines = [record.model_copy(update={"settings": _without_paths(record.settings)}) for record in records]
-    write_text(path, "".join(f"{record.model_dump_json()}\n" for record in lines))
-
-
-def _without_paths(settings: dict[str, Any]) -> dict[str, Any]:
-    flat = flatten(settings)
-    paths = {name: flat[name] for name in _PATHS if isinstance(flat.get(name), str)}
-    return merge(settings, {name: PurePosixPath(path).name or path for name, path in paths.items()})
+        raise RecordError(f"--keep {path}: the file name must end in .jsonl")
+    text = ""
+    for record in records:
+        flat = flatten(record.settings)
+        paths = {name: flat[name] for name in _PATHS if isinstance(flat.get(name), str)}
+        names = {name: PurePosixPath(path).name or path for name, path in paths.items()}
+        text += record.model_copy(update={"settings": merge(record.settings, names)}).model_dump_json() + "\n"
+    write_text(path, text)
 
 
 def read_kept(path: Path) -> list[RunRecord]:

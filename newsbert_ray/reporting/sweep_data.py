@@ -10,7 +10,7 @@ import json
 import math
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -33,7 +33,8 @@ from newsbert_ray.record import (
     read_record,
     read_stop,
 )
-from newsbert_ray.reporting.tables import Column, Mode, Summary, number, summarise, summary_of
+from newsbert_ray.reporting.records import grouped
+from newsbert_ray.reporting.tables import Column, Mode, Summary, number, number_at, summarise, summary_of
 from newsbert_ray.settings import Settings, flatten, nearest
 
 SWEEP = "sweep.json"
@@ -89,12 +90,12 @@ class Goal(Settings):
         """The goal as a table column: heading, factor and digits."""
         split, _, rest = self.metric.partition(".")
         if split == "speed":
-            name = {
-                "student_titles_per_second": "student's titles/s",
-                "times_teacher": "speed, times the teacher's",
+            known = {
+                "student_titles_per_second": ("student's titles/s", 0),
+                "times_teacher": ("speed, times the teacher's", 2),
             }
-            digits = 0 if rest == "student_titles_per_second" else 2
-            return Column(self.metric, name.get(rest, rest), self.metric, digits=digits)
+            heading, digits = known.get(rest, (rest, 2))
+            return Column(self.metric, heading, self.metric, digits=digits)
         model, _, kind = rest.partition(".")
         whose = "" if model == "student" else f"{model}'s "
         heading = f"{whose}{split} {HEADINGS.get(kind, kind)} (%)"
@@ -307,7 +308,12 @@ class Sweep:
         """
         flags = dict(pairwise(shlex.split(str(self.plan.get("best", "")))))
         sign = self.goals[0].sign
-        return sorted(self.of("finished"), key=lambda p: (-sign * p.mean(), not _is_trained_by(flags, p)))
+
+        def is_trained(point: Point) -> bool:
+            values = point.values.items()
+            return all(flags.get(f"--{name}") in (str(value), json.dumps(value)) for name, value in values)
+
+        return sorted(self.of("finished"), key=lambda p: (-sign * p.mean(), not is_trained(p)))
 
     @cached_property
     def front(self) -> list[Point]:
@@ -362,22 +368,6 @@ def curve_of(entries: Sequence[Mapping[str, Any]], metric: str) -> list[tuple[fl
     return [(float(x), y) for x, y in pairs if isinstance(x, int | float) and y is not None]
 
 
-def _is_trained_by(flags: Mapping[str, str], point: Point) -> bool:
-    """Whether a command with these flags trains the point."""
-    return all(
-        flags.get(f"--{name}") in (str(value), json.dumps(value)) for name, value in point.values.items()
-    )
-
-
-def number_at(entry: Mapping[str, Any], path: str) -> float | None:
-    """The finite number at a dotted path of nested values; None where there is none."""
-    value: Any = entry
-    for part in path.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if is_number else None
-
-
 def teacher_summary(point: Point, metric: str) -> Summary | None:
     """The teacher's number for a student's `metric`, over the seeds; None where there is none."""
     teacher_metric = metric.replace("student", "teacher")
@@ -412,12 +402,8 @@ def read_sweep(folder: str | Path) -> Sweep:
         # Not validated: a sweep of another version may have a metric that this one does not know.
         goals = tuple(Goal.model_construct(metric=g["metric"], mode=g["mode"]) for g in space["goals"])
         seeds = tuple(int(seed) for seed in space["seeds"])
-        failures = {
-            **_failure_notes(folder / FAILURES),
-            **{n: str(r) for n, r in plan.get("failures", {}).items()},
-        }
-        if "failures" in plan:
-            failures = {name: reason for name, reason in failures.items() if name in plan["failures"]}
+        failures = plan["failures"] if "failures" in plan else _failure_notes(folder / FAILURES)
+        failures = {name: str(reason) for name, reason in failures.items()}
         int(plan["trials"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RecordError(
@@ -429,14 +415,14 @@ def read_sweep(folder: str | Path) -> Sweep:
         for path in sorted((folder / TRIALS).glob("*"))
         if path.is_dir() and (trial := _read_trial(path, axes, goals, failures)) is not None
     ]
-    points = tuple(_group_points(trials, seeds))
+    groups = grouped(trials, lambda trial: trial.name.removesuffix(f",seed={trial.seed}"))
+    points = tuple(Point.of(label, group[0].point, group, seeds=seeds) for label, group in groups.items())
     held, prerequisites = is_locked(folder / ".lock"), _prerequisites(folder / TEACHERS)
     return Sweep(folder, plan, axes, goals, seeds, points, failures, held, prerequisites)
 
 
 def _prerequisites(folder: Path) -> tuple[RunRecord, ...]:
-    """Records of the finished runs that trials share; a damaged one is reported by the trial that needs
-    it."""
+    """Finished runs that trials share; the trial that needs a damaged one reports it."""
     records = []
     for path in sorted(folder.glob(f"*/{RECORD}")):
         with suppress(RecordError):
@@ -506,11 +492,3 @@ def _read_settings(folder: Path) -> Mapping[str, Any] | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return settings if isinstance(settings, dict) else None
-
-
-def _group_points(trials: Sequence[Trial], seeds: Sequence[int]) -> Iterator[Point]:
-    groups: dict[str, list[Trial]] = {}
-    for trial in trials:
-        groups.setdefault(trial.name.removesuffix(f",seed={trial.seed}"), []).append(trial)
-    for label, group in groups.items():
-        yield Point.of(label, group[0].point, group, seeds=seeds)

@@ -25,12 +25,12 @@ from newsbert_ray.reporting.figures import (
     beta_figure,
     blocks_figure,
     chain_figure,
+    describe,
     map_figure,
     mean_line,
     method_figure,
     quality_figure,
     short,
-    symbol,
 )
 from newsbert_ray.reporting.records import distinct, flat_settings
 from newsbert_ray.reporting.statistics import cost_figure, importance_figure
@@ -91,7 +91,7 @@ def learning_curves(sweep: Sweep) -> FigureData[Panel]:
     if not goal.metric.startswith("validation."):
         goal = Goal(metric=f"validation.student.{sweep.task.primary.name}", mode="max")
     factor, best = goal.column.factor, sweep.finished[:BEST]
-    names = [describe(point.values) for point in best]
+    names = [describe(point.values, 3) or "no setting" for point in best]
     if max(map(len, names), default=0) > MAX_LETTERS:
         names = [f"rank {rank} of the table" for rank in range(1, len(best) + 1)]
     others = tuple(
@@ -109,7 +109,9 @@ def learning_curves(sweep: Sweep) -> FigureData[Panel]:
     wanted += [(point, teacher, "teacher of the best") for point in best[:1] if teacher != goal.metric]
     lines = tuple(
         replace(
-            mean_line(pairs, label, runs=len(point.trials)), look="reference" if metric == teacher else "mean"
+            mean_line(pairs, label, runs=len(point.trials)),
+            sd=(),
+            look="reference" if metric == teacher else "mean",
         )
         for point, metric, label in wanted
         if (pairs := [(x, factor * y) for trial in point.trials for x, y in trial.curve(metric)])
@@ -128,16 +130,10 @@ def learning_curves(sweep: Sweep) -> FigureData[Panel]:
         "learning_curves",
         (Panel("", "epoch", goal.column.heading, (*lines, *others)),),
         " ".join(texts),
-        error_bars=False,
         whole_x=True,
         wide=True,
         alt=alt + (f"The best point reaches {max(lines[0].y):.4g}." if lines else ""),
     )
-
-
-def describe(values: Mapping[str, Any]) -> str:
-    """Settings in one line, as in a legend: `β = 0.1, N = 2`."""
-    return ", ".join(f"{symbol(name)} = {short(value, 3)}" for name, value in values.items()) or "no setting"
 
 
 def best_at_each_depth(sweep: Sweep) -> list[RunRecord]:
@@ -392,7 +388,6 @@ def nodes_figure(events: Sequence[Mapping[str, Any]]) -> FigureData[Panel]:
         "nodes_and_trials",
         tuple(panels),
         "Nodes of the cluster, including its head, and running trials, from events.jsonl.",
-        error_bars=False,
         whole_y=True,
         alt=f"The cluster had up to {most} nodes, and up to {busiest} trials ran at once.",
     )

@@ -6,13 +6,12 @@ import shlex
 from collections.abc import Mapping, Sequence
 
 from newsbert_ray.files import format_duration
-from newsbert_ray.reporting.figures import short
+from newsbert_ray.reporting.figures import describe, short
 from newsbert_ray.reporting.page import Block, Command, Facts, Page, Picture, Section, Table, Text
 from newsbert_ray.reporting.paper import method_tables, table1_of_runs
 from newsbert_ray.reporting.records import distinct, joined, provenance
 from newsbert_ray.reporting.statistics import Against, costs_of
 from newsbert_ray.reporting.sweep_data import Axis, Point, State, Sweep, listed, teacher_summary
-from newsbert_ray.reporting.sweep_figures import describe
 from newsbert_ray.reporting.tables import Column, columns_of, csv_text, student_columns, summary_of
 from newsbert_ray.settings import flatten
 
@@ -111,7 +110,7 @@ def _lead(sweep: Sweep) -> str:
     others = "1 other point is" if equal == 1 else f"{equal} other points are"
     ties = f" {others} equally good: the difference is within the seeds' standard deviation." if equal else ""
     return (
-        f"The best of {len(finished)} finished points has {describe(finished[0].values)}. "
+        f"The best of {len(finished)} finished points has {describe(finished[0].values, 3) or 'no setting'}. "
         f"Its {column.label}: {value}{beside}.{ties} {state}"
     )
 

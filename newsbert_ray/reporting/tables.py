@@ -116,10 +116,16 @@ def number(record: RunRecord, path: str) -> float | None:
         return record.seconds.get("total", sum(record.seconds.values()))
     if path == "titles_per_second":
         return record.titles_per_second
-    value: Any = record.metrics
+    return number_at(record.metrics, path)
+
+
+def number_at(entry: Mapping[str, Any], path: str) -> float | None:
+    """The finite number at a dotted path of nested values; None where there is none."""
+    value: Any = entry
     for part in path.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
-    return float(value) if isinstance(value, int | float) else None
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if is_number else None
 
 
 def summarise(values: Sequence[float]) -> Summary:

@@ -29,9 +29,9 @@ from newsbert_ray.reporting.sweep_data import (
     Trial,
     best_point,
     curve_of,
-    number_at,
     point_label,
 )
+from newsbert_ray.reporting.tables import number_at
 from newsbert_ray.storage.workdir import WorkDir
 from newsbert_ray.tune.space import PointValues, SearchSpace
 from newsbert_ray.tune.study import SweepStudy

@@ -127,7 +127,7 @@ def test_curves_by_hand(make_record: MakeRecord) -> None:
     ]
     (panel,) = curve_figure(records).panels
     assert panel.title == "N = 1"
-    assert panel.lines[0] == Line("student", (1.0, 2.0), (40.0, 80.0), (0.0, 0.0), (2, 2))
+    assert panel.lines[0] == Line("student", (1.0, 2.0), (40.0, 80.0), n=(2, 2))
     assert panel.lines[1].look == "reference"
     assert panel.lines[1].y == (45.0, 90.0)
 
