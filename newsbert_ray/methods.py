@@ -90,7 +90,11 @@ def _only(**weights: float) -> dict[str, float]:
     return {**dict.fromkeys(LOSSES, 0.0), **weights}
 
 
-_FROZEN = {"teacher": "frozen", "beta": 0.0}
+def _frozen(weights: Mapping[str, float], **distill: Any) -> dict[str, Any]:
+    """A frozen teacher, these loss weights, and further settings of `distill`."""
+    return {"distill": {"teacher": "frozen", "beta": 0.0, **distill, "weights": weights}}
+
+
 _HIDDEN = {"embedding": 0.0, "hidden": 0.0, "news_embedding": 0.0, "user_embedding": 0.0}
 
 METHODS: Mapping[str, Mapping[str, Any]] = {
@@ -105,7 +109,7 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "no_layers": {"distill": {"weights": {"hidden": 0.0}}},
     "no_news_embedding": {"distill": {"weights": {"news_embedding": 0.0, "user_embedding": 0.0}}},
     # Fig. 4: the same losses with a teacher that was fine-tuned first; each model has its own top.
-    "disjoint": {"distill": {**_FROZEN, "weights": {"teacher_task": 0.0}}},
+    "disjoint": _frozen({"teacher_task": 0.0}),
     # Deep mutual learning (Zhang et al. 2018, Eqs. 4-6): both models learn from the other's soft labels.
     "mutual": {
         "distill": {
@@ -116,51 +120,39 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
         }
     },
     # Lu et al. 2020: labels and soft labels.
-    "twinbert": {"distill": {**_FROZEN, "weights": _only(student_task=1.0, soft_labels=1.0)}},
+    "twinbert": _frozen(_only(student_task=1.0, soft_labels=1.0)),
     # Jiao et al. 2020, Eqs. 7-10: first attention, embeddings and layers, then soft labels (temperature 1).
-    "tinybert": {
-        "distill": {
-            **_FROZEN,
-            "map_hidden": True,
-            "first_share": 0.5,
-            "first": _only(attention_scores=1.0, embedding=1.0, hidden=1.0),
-            "weights": _only(soft_labels=1.0),
-        }
-    },
+    "tinybert": _frozen(
+        _only(soft_labels=1.0),
+        map_hidden=True,
+        first_share=0.5,
+        first=_only(attention_scores=1.0, embedding=1.0, hidden=1.0),
+    ),
     # Sun et al. 2019, Eqs. 4-8: alpha 0.7, t 10, beta 500, "skip".
-    "pkd": {
-        "distill": {
-            **_FROZEN,
-            "temperature": 10.0,
-            "soft_label_t2": True,
-            "soft_label_form": "kl",
-            "weights": _only(student_task=0.3, soft_labels=0.7, cls=500.0),
-        }
-    },
+    "pkd": _frozen(
+        _only(student_task=0.3, soft_labels=0.7, cls=500.0),
+        temperature=10.0,
+        soft_label_t2=True,
+        soft_label_form="kl",
+    ),
     # Sanh et al. 2019, without masked language modelling, which is part of pre-training.
     "distilbert": {
         "student": {"start": "spread"},
-        "distill": {
-            **_FROZEN,
-            "temperature": 2.0,
-            "soft_label_t2": True,
-            "soft_label_form": "kl",
-            "weights": _only(student_task=1.0, soft_labels=5.0, cosine=1.0),
-        },
+        **_frozen(
+            _only(student_task=1.0, soft_labels=5.0, cosine=1.0),
+            temperature=2.0,
+            soft_label_t2=True,
+            soft_label_form="kl",
+        ),
     },
     # Wang et al. 2020, Eqs. 4-8: first the last layer's attention and value relations, then soft labels.
-    "minilm": {
-        "distill": {
-            **_FROZEN,
-            "first_share": 0.5,
-            "first": _only(attention_maps=1.0, value_relations=1.0),
-            "weights": _only(soft_labels=1.0),
-        }
-    },
+    "minilm": _frozen(
+        _only(soft_labels=1.0), first_share=0.5, first=_only(attention_maps=1.0, value_relations=1.0)
+    ),
     # Tang et al. 2019: a one-layer BiLSTM learns from labels and the teacher's logits.
     "bilstm_soft": {
         "student": {"kind": "bilstm", "layers": 1},
-        "distill": {**_FROZEN, "weights": _only(student_task=1.0, logits=1.0)},
+        **_frozen(_only(student_task=1.0, logits=1.0)),
     },
     # 4.2: no pretrained encoder; a Transformer with random weights over the shards' word vectors.
     "glove": {

@@ -40,14 +40,8 @@ def overview(groups: Mapping[str, Mapping[str, str]]) -> str:
 def help_text(
     sentence: str, example: str, settings: Sequence[Setting], *, positionals: Sequence[str], grouped: bool
 ) -> str:
-    """What a verb and each of its settings do; settings that must be given come first.
-
-    Args:
-        sentence, example: of the verb.
-        settings: settings to show.
-        positionals: names of those that are given without a flag.
-        grouped: put nested settings under a title.
-    """
+    """What a verb and each of its settings do; `positionals` (given without a flag) and required settings
+    come first. With `grouped`, nested settings have a title."""
     together = re.sub(r"(--[\w.]+) (?!-)", "\\1\0", example)  # a flag and its value stay on one line
     command = " \\\n".join(_wrapped(together, indent=4, start="  ", width=78)).replace("\0", " ")
     lines = [*_wrapped(sentence), "", command]
@@ -95,14 +89,11 @@ def _wrapped(text: str, *, indent: int = 0, start: str | None = None, width: int
 def completion(shell: str, flags: Mapping[str, Sequence[Setting]]) -> str:
     """A script for `shell` (bash or zsh) that completes verbs, flags and their choices, and otherwise file
     names."""
-    names, choices = [], []
+    names, choices = list[str](), list[str]()
     for verb, settings in flags.items():
         words = " ".join(f"--{setting.name}" for setting in settings)
         names.append(f'{verb}) words="{words} --help --help-all --debug" ;;')
-        for setting in settings:
-            if setting.choices:
-                words = " ".join(setting.choices)
-                choices.append(f'{verb}:--{setting.name}) words="{words}" ;;')
+        choices += [f'{verb}:--{s.name}) words="{" ".join(s.choices)}" ;;' for s in settings if s.choices]
     script = [
         "_newsbert_ray() {",
         'local word="${COMP_WORDS[COMP_CWORD]}" verb="${COMP_WORDS[1]}" words=""',
@@ -136,7 +127,7 @@ def print_result(verb: str, result: Any, values: Mapping[str, Any], *, as_json: 
     elif verb == "doctor":
         print_findings(result, as_json=as_json)
     elif as_json:
-        print(json.dumps(_plain(result.matches if verb == "similar" else result), indent=1))
+        print(_json(result.matches if verb == "similar" else result))
     elif verb == "evaluate" and values.get("show") is not None:
         print_impressions(result, model=values.get("model", "student"))
     elif verb == "evaluate":
@@ -155,13 +146,11 @@ def print_result(verb: str, result: Any, values: Mapping[str, Any], *, as_json: 
             print(f"{result[0]} says how to load it")
 
 
-def _plain(result: Any) -> Any:
-    """Dataclasses and named tuples as mappings, for JSON."""
-    if isinstance(result, list):
-        return [_plain(row) for row in result]
-    if dataclasses.is_dataclass(result) and not isinstance(result, type):
-        return dataclasses.asdict(result)
-    return result._asdict() if hasattr(result, "_asdict") else result
+def _json(result: Any) -> str:
+    """A mapping, or rows that are dataclasses or named tuples, as JSON."""
+    if not isinstance(result, dict):
+        result = [row._asdict() if hasattr(row, "_asdict") else dataclasses.asdict(row) for row in result]
+    return json.dumps(result, indent=1)
 
 
 def print_findings(findings: Iterable[Finding], *, as_json: bool) -> None:
@@ -180,7 +169,7 @@ def print_findings(findings: Iterable[Finding], *, as_json: bool) -> None:
             line.append(f"\n{'':<15}{label}{finding.cure}")
         Console().print(line, soft_wrap=True)
     if as_json:
-        print(json.dumps(_plain(kept), indent=1))
+        print(_json(kept))
     if problems := sum(finding.state == "fix" for finding in kept):
         raise VerbError(f"{problems} problem{'s' if problems > 1 else ''}; each has its cure")
 
@@ -188,7 +177,6 @@ def print_findings(findings: Iterable[Finding], *, as_json: bool) -> None:
 def print_metrics(metrics: Mapping[str, Any]) -> None:
     """A row for each model, a column for each metric with its standard error, and the rest below."""
     from newsbert_ray.methods import HEADINGS
-    from newsbert_ray.reporting.page import Table
 
     def number(numbers: Mapping[str, float], name: str) -> str:
         error = f" ±{numbers[f'{name}_error']:.4f}" if f"{name}_error" in numbers else ""
@@ -199,7 +187,8 @@ def print_metrics(metrics: Mapping[str, Any]) -> None:
     names = list(dict.fromkeys(name for numbers in models.values() for name in numbers if name in HEADINGS))
     if models:
         rows = [(model, *(number(numbers, name) for name in names)) for model, numbers in models.items()]
-        print_table(Table(("model", *(HEADINGS[name] for name in names)), tuple(rows)))
+        head = [HEADINGS[name] for name in names]
+        _print_rows(("model", *head), rows, right=head)
         counts = next(iter(models.values()))
         left_out = f", {counts['left_out']:.0f} left out" if "left_out" in counts else ""
         if "rows" in counts:
@@ -248,41 +237,32 @@ def print_answer(answer: Answer) -> None:
 
 def print_topics(rows: Sequence[TopicRow]) -> None:
     """A row for each topic, in per cent."""
-    from newsbert_ray.reporting.page import Table
 
     def percent(value: float | None) -> str:
         return "" if value is None else f"{100 * value:.1f}"
 
     head = ("topic", "titles", "predicted", "precision", "recall", "F1", "most often taken for")
-    cells = tuple(
-        (
-            row.topic,
-            f"{row.titles:,}",
-            f"{row.predicted:,}",
-            *map(percent, (row.precision, row.recall, row.f1)),
-            row.taken_for or "",
-        )
-        for row in rows
-    )
-    print_table(Table(head, cells, words=1), spare=("predicted", "most often taken for"))
+    cells = []
+    for row in rows:
+        shares = map(percent, (row.precision, row.recall, row.f1))
+        cells.append((row.topic, f"{row.titles:,}", f"{row.predicted:,}", *shares, row.taken_for or ""))
+    _print_rows(head, cells, right=head[1:-1], spare=("predicted", head[-1]))
     mean = 100 * sum(row.f1 for row in rows) / len(rows)
     print(f"per cent; macro-F1 {mean:.1f}, the mean of {len(rows)} topics' F1")
 
 
 def print_table(table: ReportTable, *, spare: Sequence[str] = ()) -> None:
     """A report's table in the terminal; `spare` columns are left out, the first one first, until it fits."""
-    columns = {cells[0]: cells for cells in zip(table.head, *table.rows, strict=True)}
-    for name in spare:
-        width = 2 + sum(2 + max(map(len, cells)) for cells in columns.values())
-        if width <= shutil.get_terminal_size().columns:
-            break
-        del columns[name]
-    head, *rows = zip(*columns.values(), strict=True)
-    _print_rows(head, rows, right=table.head[table.words :])
+    _print_rows(table.head, table.rows, right=table.head[table.words :], spare=spare)
 
 
 def _print_rows(
-    head: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = (), green: str = ""
+    head: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    right: Sequence[str] = (),
+    spare: Sequence[str] = (),
+    green: str = "",
 ) -> None:
     """A table; columns named in `right` are aligned right, rows with a cell `green` are green."""
     from rich import box
@@ -290,9 +270,15 @@ def _print_rows(
     from rich.table import Table
     from rich.text import Text
 
+    columns = {cells[0]: cells for cells in zip(head, *rows, strict=True)}
+    for name in spare:
+        width = 2 + sum(2 + max(map(len, cells)) for cells in columns.values())
+        if width <= shutil.get_terminal_size().columns:
+            break
+        del columns[name]
     shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name in head:
+    for name in columns:
         shown.add_column(Text(name), justify="right" if name in right else "left")
-    for row in rows:
+    for row in list(zip(*columns.values(), strict=True))[1:]:
         shown.add_row(*map(Text, row), style="green" if green and green in row else None)
     Console().print(shown)
