@@ -25,7 +25,7 @@ import numpy as np
 
 from newsbert_ray.config import SCRATCH, PrepareSettings
 from newsbert_ray.data.mind_source import MindSource
-from newsbert_ray.data.pairs_source import PairsSource
+from newsbert_ray.data.pairs_source import PairsSource, is_pairs_table
 from newsbert_ray.data.shards import (
     FORMAT,
     MANIFEST,
@@ -49,7 +49,6 @@ from newsbert_ray.data.sources import (
     SourceFile,
     Workspace,
 )
-from newsbert_ray.data.tables import is_pairs_table
 from newsbert_ray.data.tokenizer import (
     VECTORS,
     TitleTokenizer,

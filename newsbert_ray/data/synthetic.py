@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv
 
-from newsbert_ray.data.tables import COLUMNS
+from newsbert_ray.data.pairs_source import COLUMNS
 from newsbert_ray.settings import SettingsError
 
 Integers = npt.NDArray[np.int64]

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from newsbert_ray.data.mind import News, parse_behaviors, parse_news
+from newsbert_ray.data.pairs_source import Pair, open_table, read_pairs
 from newsbert_ray.data.synthetic import synthesize, synthesize_pairs
-from newsbert_ray.data.tables import Pair, open_table, read_pairs
 
 
 def _lines(folder: Path, name: str) -> list[str]:
