@@ -1,7 +1,8 @@
 """Distil a pretrained language model into a fast news encoder (NewsBERT, Wu et al. 2021).
 
 Every verb of the command line is a function here, with the same names, defaults and error messages. The
-command line is built from these signatures and docstrings. Importing the package loads neither torch nor Ray.
+command line is built from these signatures and docstrings. A Location is a path or URL (str or Path).
+Importing the package loads neither torch nor Ray.
 """
 
 # mypy: disable-error-code="empty-body"
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial, wraps
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
     from newsbert_ray.config import PrepareSettings, TrainSettings
@@ -61,7 +62,7 @@ __all__ = [
     "train",
 ]
 
-_CLASSES = {
+_LAZY = {
     "PrepareSettings": "config",
     "TrainSettings": "config",
     "SettingsError": "settings",
@@ -76,8 +77,8 @@ R = TypeVar("R")
 
 def __getattr__(name: str) -> Any:
     """Load a name when it is first used, so that importing the package stays fast."""
-    if name in _CLASSES:
-        return getattr(import_module(f"newsbert_ray.{_CLASSES[name]}"), name)
+    if name in _LAZY:
+        return getattr(import_module(f"newsbert_ray.{_LAZY[name]}"), name)
     raise AttributeError(f"module 'newsbert_ray' has no attribute '{name}'")
 
 
@@ -93,9 +94,11 @@ def _checked(function: Callable[P, R], *, call: str = "") -> Callable[P, R]:
     def checked(*positional: P.args, **keywords: P.kwargs) -> R:
         from newsbert_ray.settings import check_arguments
 
-        module, _, name = call.rpartition(".")
-        target = getattr(import_module(f"newsbert_ray.{module}"), name) if call else function
-        return cast(R, target(**check_arguments(function, positional, keywords)))
+        target: Callable[..., R] = function
+        if call:
+            module, _, name = f"newsbert_ray.{call}".rpartition(".")
+            target = getattr(import_module(module), name)
+        return target(**check_arguments(function, positional, keywords))
 
     return checked
 
