@@ -26,7 +26,7 @@ from packaging.specifiers import SpecifierSet
 
 from newsbert_ray.config import SCRATCH
 from newsbert_ray.data.shards import SPLITS, Part, Shard, ShardError, read_manifest
-from newsbert_ray.deploy.submit import ADDRESS_VARIABLE, DashboardError, connect, is_loopback
+from newsbert_ray.deploy.submit import ADDRESS_VARIABLE, DashboardError, connect, is_loopback, token_path
 from newsbert_ray.files import first_line
 from newsbert_ray.methods import TASKS
 from newsbert_ray.ray_private import VERSIONS_PROGRAM, available_memory, container_cores
@@ -257,7 +257,7 @@ def check_token(address: str | None, environment: Mapping[str, str]) -> Iterator
             yield "fix", "RAY_AUTH_TOKEN is empty", "unset RAY_AUTH_TOKEN, or set it to the cluster's token"
         return
     named = environment.get("RAY_AUTH_TOKEN_PATH")
-    path = Path(named or Path(environment.get("HOME") or Path.home()) / ".ray/auth_token")
+    path = token_path(environment)
     new = f"copy the cluster's token there with mode 0600, or {NEW_TOKEN}"
     if not path.is_file():
         if mode == "token" or named:

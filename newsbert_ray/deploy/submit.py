@@ -49,10 +49,9 @@ if TYPE_CHECKING:
 
 ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
 ANSWER_SECONDS = 15.0
+REQUEST_SECONDS, STOP_SECONDS = 60.0, 60.0
 START_SECONDS = 60.0
 """A head that answers takes jobs after at most so long."""
-STOP_SECONDS = 60.0
-REQUEST_SECONDS = 60.0
 PENDING_SECONDS = 20.0
 """A job that is pending for so long is explained; again after twice, four times ... as long."""
 POLL_SECONDS = 0.5
@@ -124,8 +123,9 @@ def submit(
     variables = read_variables(env)
     job = make_job_name(command) if id is None else check_job_name(id)
     check_secrets(command, variables)
-    own_token = _token_pattern(working_dir, token_file)
-    package = find_files(working_dir, include=include, exclude=[*exclude, *own_token])
+    token = Path(token_file).expanduser() if token_file else token_path(os.environ)
+    own_token = os.path.relpath(token.resolve(), Path(working_dir).resolve())  # never sent
+    package = find_files(working_dir, include=include, exclude=[*exclude, f"/{own_token}"])
     for line in check_paths(settings, package):
         _say(line)
     dashboard, client = _open_client(address, token_file)
@@ -252,9 +252,7 @@ def _call(job: str, request: Callable[..., Any], *arguments: Any) -> Any:
         raise SubmitError(f"{job}: the cluster refuses it: {mask_text(lines[-1])[:500]}") from error
 
 
-def _follow(
-    client: JobSubmissionClient, dashboard: Dashboard, job: str, *, verb: str, out: str | None
-) -> int:
+def _follow(client: Any, dashboard: Dashboard, job: str, *, verb: str, out: str | None) -> int:
     try:
         end = LogFollower(client, job, dashboard.address).follow()
     except KeyboardInterrupt:
@@ -290,14 +288,6 @@ def _describe(package: PackageFiles) -> str:
     return f"sending {package.root}: {size}, with newsbert_ray from {source}{links}"
 
 
-def _token_pattern(working_dir: str, token_file: str | None) -> list[str]:
-    """A pattern that keeps the token's own file from being sent."""
-    token = token_file or os.environ.get("RAY_AUTH_TOKEN_PATH")
-    if token is None:
-        return []
-    return [f"/{os.path.relpath(Path(token).expanduser().resolve(), Path(working_dir).resolve())}"]
-
-
 def connect(
     address: str | None,
     *,
@@ -323,7 +313,7 @@ def connect(
             f"use https, or a tunnel (ssh -L 8265:127.0.0.1:{parts.port or 80} {host}, then --address "
             "http://127.0.0.1:8265)",
         )
-    token = _read_token(token_file, warn) if token_file else None
+    token = _read_token(Path(token_file).expanduser(), warn) if token_file else None
     version = _ask_version(address, None)
     if version is None:
         token = token or _find_token(environment, warn)
@@ -386,8 +376,7 @@ def _full_address(text: str | None) -> str:
     return address
 
 
-def _read_token(path: str | Path, warn: Warn) -> str:
-    path = Path(path).expanduser()
+def _read_token(path: Path, warn: Warn) -> str:
     try:
         text = path.read_text(encoding="ascii").strip()
         mode = stat.S_IMODE(path.stat().st_mode)
@@ -406,10 +395,15 @@ def _find_token(environment: Mapping[str, str], warn: Warn) -> str | None:
     """The token from the variables and files that Ray reads, in Ray's order."""
     if text := environment.get("RAY_AUTH_TOKEN", "").strip():
         return text
-    if path := environment.get("RAY_AUTH_TOKEN_PATH"):
-        return _read_token(path, warn)
-    default = Path(environment.get("HOME") or Path.home()) / ".ray/auth_token"
-    return _read_token(default, warn) if default.is_file() else None
+    path = token_path(environment)
+    named = environment.get("RAY_AUTH_TOKEN_PATH")
+    return _read_token(path, warn) if named or path.is_file() else None
+
+
+def token_path(environment: Mapping[str, str]) -> Path:
+    """The file in which Ray looks for its token."""
+    default = Path(environment.get("HOME") or Path.home(), ".ray/auth_token")
+    return Path(environment.get("RAY_AUTH_TOKEN_PATH") or default).expanduser()
 
 
 class _NoRedirect(HTTPRedirectHandler):
@@ -502,7 +496,10 @@ class LogFollower:
             lost = await self._read_log()
             info = self._info()
             if info is not None and (end := job_end(info)) is not None:
-                self._write_rest()
+                try:  # the connection may not have brought the last lines
+                    self._put(self.jobs.get_job_logs(self.job), 0)
+                except (RuntimeError, OSError) as error:
+                    self.say(f"the end of the log could not be read ({first_line(error)})")
                 return end
             wait = POLL_SECONDS if self.written > before else min(2 * wait, 15.0)
             if lost:
@@ -556,13 +553,6 @@ class LogFollower:
         if new := text[max(0, self.written - position) :]:
             self.write(new)
             self.written = position + len(text)
-
-    def _write_rest(self) -> None:
-        """The last lines, which the connection may not have brought."""
-        try:
-            self._put(self.jobs.get_job_logs(self.job), 0)
-        except (RuntimeError, OSError) as error:
-            self.say(f"the end of the log could not be read ({first_line(error)})")
 
     def _info(self) -> Any:
         """Ray's description of the job; None while the cluster does not answer."""

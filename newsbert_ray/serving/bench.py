@@ -6,10 +6,10 @@ All models take turns on the same titles, so that a busy machine slows all of th
 from __future__ import annotations
 
 import multiprocessing
-import os
 import re
 import statistics
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -30,6 +30,7 @@ from newsbert_ray.files import write_json, write_text
 from newsbert_ray.model.encoder import Encoder
 from newsbert_ray.model.families import encoder_depth, load_encoder
 from newsbert_ray.model.pair import Top
+from newsbert_ray.ray_session import environment
 from newsbert_ray.record import describe_hardware, installed_versions
 from newsbert_ray.reporting.draw import draw_svg, write_figure
 from newsbert_ray.reporting.figures import FigureData, Line, Panel
@@ -54,8 +55,7 @@ SPARE = (
 """Columns that a narrow terminal leaves out, the least important first."""
 RANDOM = re.compile(r"random:(\d+)x(\d+)")
 """A BERT with random weights: as fast as a trained one."""
-_HEAD_SIZE, _VOCABULARY, _MAX_TOKENS, _QUERY_SIZE = 64, 30_522, 30, 256
-_WORDS, _TITLE_WORDS = 20_000, (4, 18)
+_HEAD_SIZE, _VOCABULARY = 64, 30_522
 _RESET_PEAK = Path("/proc/self/clear_refs")
 
 
@@ -93,24 +93,26 @@ class Timing:
     precision: str = "fp32"
 
 
-Key = tuple[str, Precision]
-"""What is measured: a model's name, and the numbers that its encoder computes in."""
-
-
-class _Round(NamedTuple):
-    """Seconds for all titles, seconds for single titles, and shares of the parts."""
-
-    seconds: float
-    single: list[float]
-    shares: dict[str, float]
-
-
 class Model(NamedTuple):
     """A model's name, the argument that named it, and the function that loads it."""
 
     name: str
     argument: str
     load: Callable[[], Student]
+
+
+class _Subject(NamedTuple):
+    """A loaded model, the megabytes that it needs at work, and what its rounds have measured.
+
+    `seconds` of all titles, `single` of one title, and the `shares` of the parts; a number for each round.
+    """
+
+    name: str
+    predictor: Predictor
+    at_work: float | None
+    seconds: list[float]
+    single: list[float]
+    shares: dict[str, list[float]]
 
 
 def bench(
@@ -133,31 +135,32 @@ def bench(
         raise SettingsError("--device cuda: PyTorch finds no GPU here; leave it out to use the processor")
     device = device or best_device()
     texts = _read_titles(input, titles)
-    found = {model.name: model for argument in models for model in find_models(argument, texts)}
-    if not found:
+    by_name = {model.name: model for argument in models for model in find_models(argument, texts)}
+    if not by_name:
         raise SettingsError("no model to measure; give a finished run, or random:12x768")
-    precisions = list(dict.fromkeys(precision))
-    subjects = {
-        (name, numbers): Predictor(model.load(), device=device, precision=numbers)
-        for numbers in precisions
-        for name, model in found.items()
-    }
-    memory: dict[Key, float | None] = {}
-    for name, numbers in subjects if device == "cpu" else ():
-        say(f"memory of {name}" + (f", {numbers}" if len(precisions) > 1 else ""))
-        memory[name, numbers] = memory_in_use(found[name], texts, precision=numbers)
+    variants = [(model, numbers) for numbers in dict.fromkeys(precision) for model in by_name.values()]
+    predictors = [Predictor(model.load(), device=device, precision=numbers) for model, numbers in variants]
+    memory: list[float | None] = [None] * len(variants)
+    for index, (model, numbers) in enumerate(variants if device == "cpu" else ()):
+        say(f"memory of {model.name}" + (f", {numbers}" if len(variants) > len(by_name) else ""))
+        memory[index] = memory_in_use(model, texts, precision=numbers)
     timings: list[Timing] = []
     for count in threads:
-        say(f"models: {len(subjects)}, titles: {len(texts):,}, rounds: {rounds}, threads: {count}")
+        say(f"models: {len(variants)}, titles: {len(texts):,}, rounds: {rounds}, threads: {count}")
+        subjects = [
+            _Subject(model.name, predictor, at_work, [], [], defaultdict(list))
+            for (model, _), predictor, at_work in zip(variants, predictors, memory, strict=True)
+        ]
         with _threads(count):
-            timings += _measure(
-                subjects, texts, alone=alone, rounds=rounds, threads=count, memory=memory, say=say
-            )
+            for number in range(rounds + 1):
+                for subject in subjects:
+                    _run_round(subject, texts, alone // rounds + 1, count=number > 0)
+                say(f"round {number} of {rounds}" + ("" if number else " (not counted)"))
+        timings += _timings(subjects, titles=len(texts), threads=count)
     if out is not None:
-        first = next(iter(subjects.values()))
         facts = {
             "titles": len(texts),
-            "tokens_per_title": statistics.fmean(map(len, _token_ids(first, texts))),
+            "tokens_per_title": statistics.fmean(map(len, _token_ids(predictors[0], texts))),
             "rounds": rounds,
             "input": Path(input).name if input else "invented",
             "hardware": {**describe_hardware(), "device": device_name(torch.device(device))},
@@ -276,64 +279,54 @@ def write_page(timings: Sequence[Timing], out: Path, facts: Mapping[str, Any]) -
     write_text(out / "bench.md", Page("Speed", "Tokenising included.", (section,)).markdown())
 
 
-def _measure(
-    subjects: Mapping[Key, Predictor],
-    texts: Sequence[str],
-    *,
-    alone: int,
-    rounds: int,
-    threads: int,
-    memory: Mapping[Key, float | None],
-    say: Callable[[str], None],
-) -> Iterator[Timing]:
-    measured: dict[Key, list[_Round]] = {key: [] for key in subjects}
-    for number in range(rounds + 1):
-        for key, predictor in subjects.items():
-            seconds = _seconds(predictor.embed, texts)
-            single = [_seconds(predictor.embed, [text]) for text in texts[: alone // rounds + 1]]
-            if number:
-                measured[key].append(_Round(seconds, single, _shares(predictor, texts, seconds)))
-        say(f"round {number} of {rounds}" + (" (not counted)" if not number else ""))
-    first_precision = next(iter(subjects))[1]
-    sizes = {key: (len(p.encoder.layers), *_weights(p)) for key, p in subjects.items()}
-    base = max((key for key in subjects if key[1] == first_precision), key=lambda key: sizes[key])
-    for key, own in measured.items():
-        layers, parameters, size = sizes[key]
-        rates = [len(texts) / one.seconds for one in own]
-        p50, p95, p99 = np.percentile([1000 * t for one in own for t in one.single], [50, 95, 99])
-        yield Timing(
-            key[0],
-            layers,
-            subjects[key].width,
-            parameters,
-            size / 1e6,
-            threads,
-            statistics.median(rates),
-            min(rates),
-            max(rates),
-            float(p50),
-            float(p95),
-            float(p99),
-            shares={part: statistics.median(one.shares[part] for one in own) for part in own[0].shares},
-            promised=sizes[base][0] / layers,
-            reached=statistics.median(
-                b.seconds / o.seconds for b, o in zip(measured[base], own, strict=True)
-            ),
-            at_work=memory.get(key),
-            precision=key[1],
-        )
-
-
-def _shares(predictor: Predictor, texts: Sequence[str], whole: float) -> dict[str, float]:
-    """Shares of a round: tokeniser and pooling are measured alone, the rest is the encoder's."""
+def _run_round(subject: _Subject, texts: Sequence[str], alone: int, *, count: bool) -> None:
+    """Time all titles and `alone` single ones; tokeniser and pooling alone, the rest is the encoder's."""
+    predictor = subject.predictor
+    whole = _seconds(predictor.embed, texts)
+    single = [_seconds(predictor.embed, [text]) for text in texts[:alone]]
+    if not count:
+        return
     tokens = sum(map(len, _token_ids(predictor, texts)))
     states = torch.zeros(max(1, tokens // 16), 16, predictor.width, device=predictor.device)
     mask = torch.ones(states.shape[:2], dtype=torch.int64, device=predictor.device)
     tokenising = _seconds(_token_ids, predictor, texts)
     with torch.inference_mode():
         pooling = _seconds(lambda: predictor.top.pooling(states, mask).cpu())
+    subject.seconds.append(whole)
+    subject.single.extend(single)
     parts = {"tokenise": tokenising, "pool": pooling, "encode": max(0.0, whole - tokenising - pooling)}
-    return {name: value / whole for name, value in parts.items()}
+    for name, seconds in parts.items():
+        subject.shares[name].append(seconds / whole)
+
+
+def _timings(subjects: Sequence[_Subject], *, titles: int, threads: int) -> Iterator[Timing]:
+    """What the rounds give; the reference is the deepest model in the first precision."""
+    first = subjects[0].predictor.precision
+    base = max((s for s in subjects if s.predictor.precision == first), key=lambda s: _size(s.predictor))
+    for subject in subjects:
+        layers, parameters, size = _size(subject.predictor)
+        rates = [titles / seconds for seconds in subject.seconds]
+        p50, p95, p99 = (1000 * np.percentile(subject.single, [50, 95, 99])).tolist()
+        ratios = [b / own for b, own in zip(base.seconds, subject.seconds, strict=True)]
+        yield Timing(
+            name=subject.name,
+            layers=layers,
+            width=subject.predictor.width,
+            parameters=parameters,
+            megabytes=size / 1e6,
+            threads=threads,
+            titles_per_second=statistics.median(rates),
+            slowest=min(rates),
+            fastest=max(rates),
+            p50=p50,
+            p95=p95,
+            p99=p99,
+            shares={part: statistics.median(shares) for part, shares in subject.shares.items()},
+            promised=len(base.predictor.encoder.layers) / layers,
+            reached=statistics.median(ratios),
+            at_work=subject.at_work,
+            precision=subject.predictor.precision,
+        )
 
 
 def _seconds(work: Callable[..., Any], *arguments: Any) -> float:
@@ -342,10 +335,11 @@ def _seconds(work: Callable[..., Any], *arguments: Any) -> float:
     return time.perf_counter() - start
 
 
-def _weights(predictor: Predictor) -> tuple[int, int]:
-    """Number and bytes of a model's weights."""
+def _size(predictor: Predictor) -> tuple[int, int, int]:
+    """Layers, and number and bytes of the weights."""
     weights = [weight for module in (predictor.encoder, predictor.top) for weight in module.parameters()]
-    return sum(w.numel() for w in weights), sum(w.numel() * w.element_size() for w in weights)
+    size = sum(weight.numel() * weight.element_size() for weight in weights)
+    return len(predictor.encoder.layers), sum(weight.numel() for weight in weights), size
 
 
 def _token_ids(predictor: Predictor, texts: Sequence[str]) -> list[list[int]]:
@@ -361,9 +355,9 @@ def _read_titles(source: str | None, count: int) -> list[str]:
     """The first titles of a file, or invented ones."""
     if source is None:
         generator = np.random.default_rng(0)
-        words = np.array(invent_words(generator, _WORDS))
-        lengths = generator.integers(*_TITLE_WORDS, size=count, endpoint=True)
-        return [" ".join(words[generator.integers(_WORDS, size=n)]) for n in lengths.tolist()]
+        words = np.array(invent_words(generator, 20_000))
+        lengths = generator.integers(4, 18, size=count, endpoint=True)
+        return [" ".join(words[generator.integers(len(words), size=n)]) for n in lengths.tolist()]
     rows = (row for piece in cut_file(source)[1] for row in read_rows(piece))
     titles = list(islice((row.text for row in rows if isinstance(row, Row)), count))
     if not titles:
@@ -374,17 +368,13 @@ def _read_titles(source: str | None, count: int) -> list[str]:
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
     """`count` threads for PyTorch; the tokeniser uses all cores, or one."""
-    before, tokenizers = torch.get_num_threads(), os.environ.get("TOKENIZERS_PARALLELISM")
+    before = torch.get_num_threads()
     torch.set_num_threads(count)
-    os.environ["TOKENIZERS_PARALLELISM"] = "true" if count > 1 else "false"
     try:
-        yield
+        with environment({"TOKENIZERS_PARALLELISM": "true" if count > 1 else "false"}, over=True):
+            yield
     finally:
         torch.set_num_threads(before)
-        if tokenizers is None:
-            del os.environ["TOKENIZERS_PARALLELISM"]
-        else:
-            os.environ["TOKENIZERS_PARALLELISM"] = tokenizers
 
 
 def _teacher(name: str, settings: TrainSettings, student: Student) -> Student:
@@ -406,11 +396,11 @@ def _random_bert(layers: int, width: int, texts: Sequence[str]) -> Student:
     encoder = load_encoder(
         "scratch", model=ModelSettings(), scratch=scratch, vocabulary=_VOCABULARY, pad_id=tokenizer.pad_id
     )
-    return _untrained(encoder, tokenizer, _MAX_TOKENS)
+    return _untrained(encoder, tokenizer, max_tokens=30)
 
 
 def _untrained(encoder: Encoder, tokenizer: TitleTokenizer, max_tokens: int) -> Student:
-    top = Top(encoder.hidden_size, query_size=_QUERY_SIZE, topics=2)
+    top = Top(encoder.hidden_size, query_size=256, topics=2)
     return Student(encoder, top, tokenizer, "topics", ("0", "1"), max_tokens)
 
 

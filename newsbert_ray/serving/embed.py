@@ -71,7 +71,7 @@ def embed(
     """The verb `embed`. Arguments, result and errors are those of `newsbert_ray.embed`."""
     start = time.perf_counter()
     record, student = read_run(run)
-    store = EmbeddingStore(absolute(out))
+    folder = Remote(absolute(out))
     files, pieces = [], list[Piece]()
     for file in input:
         digest, own = cut_file(file, first=len(pieces))
@@ -80,22 +80,27 @@ def embed(
     if not pieces:
         raise TextsError(f"{', '.join(map(str, input))}: contains no text")
     source = {"model_sha256": weights_hash(student), "precision": precision, "files": files}
-    store.claim(source, overwrite=overwrite)
-    existing = store.names()
+    _claim(folder, source, overwrite=overwrite)
+    existing = folder.files()
     waiting = [piece for piece in pieces if piece.output not in existing]
     if len(waiting) < len(pieces):
         say(f"{len(pieces) - len(waiting)} of {len(pieces)} files are already embedded")
-    task = EmbedTask(absolute(run), store.location, 1 if workers != 0 else None, precision)
+    task = EmbedTask(absolute(run), folder.url, 1 if workers != 0 else None, precision)
     done = 0
     with show_progress(say, "embedding", total=sum(piece.size for piece in waiting)) as advance:
         for rows in _run(waiting, task, workers=workers, gpus=gpus):
             advance(rows)
             done += rows
     seconds = time.perf_counter() - start
-    store.require([piece.output for piece in pieces])
-    footers = [store.footer(piece.output) for piece in pieces]
-    rejected = [reason for footer in footers for reason in footer.rejected]
-    total = sum(footer.rows for footer in footers)
+    parts = [piece.output for piece in pieces]
+    if missing := sorted(set(parts) - folder.files().keys()):
+        raise EmbedError(
+            f"{folder.url}: {missing[0]} was written by another machine, to its own disk; give an --out that "
+            "all machines share, or a URL such as s3://bucket/vectors"
+        )
+    footers = [_read_footer(folder, part) for part in parts]
+    rejected = [reason for _, _, reasons in footers for reason in reasons]
+    total, width = sum(rows for rows, _, _ in footers), footers[0][1]
     if len(rejected) > max_rejected_share * max(1, total + len(rejected)):
         raise EmbedError(
             f"{len(rejected):,} of {total + len(rejected):,} rows are bad, at most {max_rejected_share:.1%} "
@@ -105,19 +110,19 @@ def embed(
         **source,
         "state": "whole",
         "rows": total,
-        "dimensions": footers[0].width,
-        "parts": [piece.output for piece in pieces],
+        "dimensions": width,
+        "parts": parts,
         "layers": record.settings["student"]["layers"],
         "task": record.settings.get("task", "topics"),
         "run": absolute(run),
     }
-    store.describe(description)
+    _describe(folder, description)
     if rejected:
         say(f"left out, {len(rejected):,} bad rows: {'; '.join(rejected[:_SHOWN])}")
     if done:
         say(f"{done:,} texts in {seconds:.1f} s ({done / seconds:,.0f} texts/s with loading and writing)")
     say(
-        f"{total:,} embeddings of {footers[0].width} dimensions are in {store.location}: {len(pieces)} "
+        f"{total:,} embeddings of {width} dimensions are in {folder.url}: {len(pieces)} "
         f"file{'s' if len(pieces) > 1 else ''} (id, text, embedding) and {EMBEDDED}"
     )
     return description
@@ -139,8 +144,8 @@ def read_embedded(folder: str | Path) -> Embedded:
         EmbedError: no embeddings there, or incomplete ones.
     """
     local = fetch(folder)
-    description = EmbeddingStore(absolute(local)).description()
-    if description is None or description.get("state") != "whole":
+    description = _read_description(Remote(absolute(local)))
+    if description.get("state") != "whole":
         raise EmbedError(
             f"{folder}: contains no complete embeddings; make them with: newsbert-ray embed RUN --input "
             f"news.tsv --out {folder}"
@@ -168,7 +173,9 @@ def embed_piece(piece: Piece, task: EmbedTask) -> int:
         }
     )
     rejected = json.dumps([str(row) for row in rows if isinstance(row, BadLine)])
-    EmbeddingStore(task.out).write(piece.output, table.replace_schema_metadata({REJECTED: rejected}))
+    buffer = pa.BufferOutputStream()
+    pq.write_table(table.replace_schema_metadata({REJECTED: rejected}), buffer)
+    Remote(task.out).write(piece.output, buffer.getvalue())
     return len(rows)
 
 
@@ -183,84 +190,48 @@ def _run(pieces: Sequence[Piece], task: EmbedTask, *, workers: int | None, gpus:
         yield from map_chunks(pieces, embed_piece, task, workers=workers, gpus=gpus)
 
 
-class Footer(NamedTuple):
+def _read_footer(folder: Remote, part: str) -> tuple[int, int, list[str]]:
     """A file's rows, the width of its embeddings, and why rows of its piece were left out."""
+    with folder.open(part) as file:
+        metadata = pq.read_metadata(file)
+    schema = metadata.schema.to_arrow_schema()
+    rejected = json.loads((schema.metadata or {}).get(REJECTED.encode(), b"[]"))
+    return metadata.num_rows, schema.field("embedding").type.list_size, rejected
 
-    rows: int
-    width: int
-    rejected: list[str]
+
+def _read_description(folder: Remote) -> dict[str, Any]:
+    """The content of embedded.json; empty if there is none."""
+    try:
+        description: dict[str, Any] = json.loads(folder.read(EMBEDDED) or b"{}")
+    except ValueError:
+        return {}
+    return description
 
 
-class EmbeddingStore:
-    """The files of `embed` in a folder or at a URL; every machine that writes one makes its own."""
+def _describe(folder: Remote, description: dict[str, Any]) -> None:
+    folder.write(EMBEDDED, (json.dumps(description, indent=1) + "\n").encode())
 
-    def __init__(self, location: str) -> None:
-        """`location`: an absolute path or a URL."""
-        self.location = location
-        self._files = Remote(location)
 
-    def names(self) -> set[str]:
-        """The complete files."""
-        return {name for name in self._files.files() if "/" not in name}
+def _claim(folder: Remote, source: dict[str, Any], *, overwrite: bool) -> None:
+    """Start embeddings of these files by this model, or continue them.
 
-    def write(self, name: str, table: pa.Table) -> None:
-        """Write a file atomically."""
-        buffer = pa.BufferOutputStream()
-        pq.write_table(table, buffer)
-        self._files.write(name, buffer.getvalue())
-
-    def require(self, names: Sequence[str]) -> None:
-        """Check that files which were written are here.
-
-        Raises:
-            EmbedError: another machine wrote to a folder of its own.
-        """
-        if missing := sorted(set(names) - self.names()):
+    Raises:
+        EmbedError: the location holds something else.
+    """
+    known, files, shown = _read_description(folder), folder.files(), mask_url(folder.url)
+    if not known and files:
+        raise EmbedError(f"--out {shown}: exists, and holds no embeddings; give another --out")
+    if known:
+        known = {"precision": "fp32", **known}  # the first version did not write it
+        if {name: known.get(name) for name in source} == source:
+            return
+        if not overwrite:
             raise EmbedError(
-                f"{self.location}: {missing[0]} was written by another machine, to its own disk; give an "
-                "--out that all machines share, or a URL such as s3://bucket/vectors"
+                f"--out {shown}: holds embeddings of other texts, of another model or in another "
+                "precision; add --overwrite, or give another --out"
             )
-
-    def footer(self, name: str) -> Footer:
-        """What a file says of itself."""
-        with self._files.open(name) as file:
-            metadata = pq.read_metadata(file)
-        schema = metadata.schema.to_arrow_schema()
-        rejected = json.loads((schema.metadata or {}).get(REJECTED.encode(), b"[]"))
-        return Footer(metadata.num_rows, schema.field("embedding").type.list_size, rejected)
-
-    def description(self) -> dict[str, Any] | None:
-        """The content of embedded.json; None if there is none."""
-        try:
-            found: dict[str, Any] | None = json.loads(self._files.read(EMBEDDED) or b"null")
-        except ValueError:
-            return None
-        return found
-
-    def describe(self, description: dict[str, Any]) -> None:
-        """Write embedded.json."""
-        self._files.write(EMBEDDED, (json.dumps(description, indent=1) + "\n").encode())
-
-    def claim(self, source: dict[str, Any], *, overwrite: bool) -> None:
-        """Start embeddings of these files by this model, or continue them.
-
-        Raises:
-            EmbedError: the location holds something else.
-        """
-        known, shown = self.description(), mask_url(self.location)
-        if known is None and self._files.files():
-            raise EmbedError(f"--out {shown}: exists, and holds no embeddings; give another --out")
-        if known is not None:
-            known = {"precision": "fp32", **known}  # the first version did not write it
-            if {name: known.get(name) for name in source} == source:
-                return
-            if not overwrite:
-                raise EmbedError(
-                    f"--out {shown}: holds embeddings of other texts, of another model or in another "
-                    "precision; add --overwrite, or give another --out"
-                )
-            self._files.remove(name for name in self.names() if name.startswith("part-"))
-        self.describe({**source, "state": "under way"})
+        folder.remove(name for name in files if name.startswith("part-") and "/" not in name)
+    _describe(folder, {**source, "state": "under way"})
 
 
 @dataclass(frozen=True)

@@ -67,18 +67,16 @@ def similar(
     rows = [indices[name] for name in clicked if name in indices]
     if not rows:
         raise SettingsError(f"none of the {len(clicked)} texts that were read is among these embeddings")
-    scores, kind = _user_scores(embedded, embedded.embeddings[rows], run)
+    history = embedded.embeddings[rows]
+    if embedded.description.get("task") == "recommendation":
+        kind = "click score"
+        scores = _load_student(embedded, run).user_scores(history, embedded.embeddings)
+    else:
+        kind = "cosine to their mean: not trained on clicks"
+        scores = cosine_to_mean(history, embedded.embeddings)
     question = f"{user or 'a user'} who read {len(rows)} of these ({kind})"
     matches = _best_matches(scores, embedded, set(rows), top)
     return Answer(question, [embedded.texts[row] for row in rows], matches)
-
-
-def _user_scores(embedded: Embedded, history: Floats, run: str | Path | None) -> tuple[Floats, str]:
-    """Scores of all texts for a user with a history, and the kind of score."""
-    if embedded.description.get("task") == "recommendation":
-        return _load_student(embedded, run).user_scores(history, embedded.embeddings), "click score"
-    scores = cosine_to_mean(history, embedded.embeddings)
-    return scores, "cosine to their mean: not trained on clicks"
 
 
 def _best_matches(scores: Floats, embedded: Embedded, query: set[int], top: int) -> list[Match]:

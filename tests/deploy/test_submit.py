@@ -44,6 +44,8 @@ Submit = Callable[..., tuple[int, str]]
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[LocalCluster]:
+    # Children inherit an ignored SIGINT, which a shell's `&` sets.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with LocalCluster(cpus=2) as started:
         yield started
 

@@ -114,7 +114,7 @@ def test_interrupted_command_continues(run: Path, tmp_path: Path, monkeypatch: p
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert read_embedded(tmp_path / "out")[0] == [name for name, _ in ROWS]
     embed(run, **values, say=lines.append)
-    assert not any("titles/s" in line for line in lines[-2:])
+    assert not any("texts/s" in line for line in lines[-2:])
 
 
 def test_embeddings_of_another_model_are_kept(run: Path, tmp_path: Path, make_settings: MakeSettings) -> None:
@@ -306,5 +306,5 @@ def test_over_ray_it_is_the_same(run: Path, tmp_path: Path, monkeypatch: pytest.
     expected = read_embedded(tmp_path / "here")
     assert (names, description["parts"]) == (expected.names, expected.description["parts"])
     np.testing.assert_allclose(found, expected.embeddings, atol=1e-6)
-    assert "titles/s, everything counted" in lines[-2]
+    assert "texts/s with loading and writing" in lines[-2]
     assert (tmp_path / "ray" / EMBEDDED).is_file()
