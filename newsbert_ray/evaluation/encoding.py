@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import torch
 from torch import Tensor
 
-from newsbert_ray.data.batches import Topics, cut_buckets
-from newsbert_ray.data.reading import EVALUATION_TOKENS, World, evaluation_batches
+from newsbert_ray.config import TrainSettings
+from newsbert_ray.data.batches import Batch, Topics, cut_buckets
+from newsbert_ray.data.examples import Impressions
+from newsbert_ray.data.reading import (
+    EVALUATION_TOKENS,
+    ONE_WORKER,
+    World,
+    evaluation_batches,
+    read_impressions,
+)
 from newsbert_ray.data.shards import Manifest, Split, TextTable
+from newsbert_ray.methods import TaskName
 from newsbert_ray.model.encoder import Encoder
 from newsbert_ray.model.pair import Top
 
@@ -30,6 +40,43 @@ MAP_TITLES = 1500
 _MAP_BATCH = 50
 _MIN_TOPIC_TITLES = 5
 """Titles that a topic needs to influence the plane."""
+
+
+@dataclass(frozen=True)
+class SplitData:
+    """One split of prepared shards, as a run reads it.
+
+    Attributes:
+        folder, manifest: the shards.
+        history: number of a user's last clicks that are used, in recommendation.
+    """
+
+    folder: Path
+    manifest: Manifest
+    split: Split
+    task: TaskName = "topics"
+    history: int = 50
+
+    @classmethod
+    def of(cls, settings: TrainSettings, manifest: Manifest, split: Split) -> Self:
+        """A split of the shards of these settings, which have local paths."""
+        return cls(Path(settings.data), manifest, split, settings.task, settings.recommendation.history)
+
+    def batches(self, size: int, world: World = ONE_WORKER) -> Iterator[Batch]:
+        """This worker's batches of titles, as `evaluation_batches`."""
+        return evaluation_batches(self.folder, self.manifest, self.split, batch_size=size, world=world)
+
+    def impressions(self) -> Iterator[tuple[pa.Table, Impressions]]:
+        """Each behaviours shard's table and impressions, as `read_impressions`."""
+        return read_impressions(self.folder, self.manifest, self.split, history=self.history)
+
+    def news_rows(self) -> Ints:
+        """Rows of the table of texts that occur in histories or candidates, ascending."""
+        occurs = np.zeros(self.manifest.texts.rows, np.bool_)
+        for _, impressions in self.impressions():
+            occurs[impressions.history] = True
+            occurs[impressions.candidates] = True
+        return np.flatnonzero(occurs)
 
 
 @dataclass
@@ -114,14 +161,7 @@ def encode_texts(
 
 @torch.inference_mode()
 def map_titles(
-    encoder: Encoder,
-    top: Top,
-    folder: str | Path,
-    manifest: Manifest,
-    split: Split,
-    *,
-    device: torch.device,
-    count: int = MAP_TITLES,
+    encoder: Encoder, top: Top, data: SplitData, *, device: torch.device, count: int = MAP_TITLES
 ) -> dict[str, Any]:
     """Positions of some of a split's titles on a plane.
 
@@ -132,9 +172,9 @@ def map_titles(
         {"split", "labels", "topic" and "predicted": indices into labels for each title, "x", "y", "share":
         share of the variance between topics that the plane shows}.
     """
-    every = max(1, manifest.rows(split, "topics") // count)
+    every = max(1, data.manifest.rows(data.split, "topics") // count)
     parts, topics, predicted = [], [], []
-    for index, batch in enumerate(evaluation_batches(folder, manifest, split, batch_size=_MAP_BATCH)):
+    for index, batch in enumerate(data.batches(_MAP_BATCH)):
         if index % every:
             continue
         batch = batch.to(device)
@@ -147,8 +187,8 @@ def map_titles(
     labels = np.concatenate(topics)
     points, share = between_topics(np.concatenate(parts), labels)
     return {
-        "split": split,
-        "labels": manifest.labels,
+        "split": data.split,
+        "labels": data.manifest.labels,
         "topic": labels.tolist(),
         "predicted": np.concatenate(predicted).tolist(),
         "x": np.round(points[:, 0], 3).tolist(),

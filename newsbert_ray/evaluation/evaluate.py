@@ -2,36 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
 from newsbert_ray.config import SettingsError, TrainSettings, build_settings
-from newsbert_ray.data.examples import impressions_of
-from newsbert_ray.data.reading import World, evaluation_batches, read_impressions
-from newsbert_ray.data.shards import SPLITS, Manifest, ShardError, Split, read_manifest, read_shard
+from newsbert_ray.data.examples import Impressions, impressions_of
+from newsbert_ray.data.reading import World
+from newsbert_ray.data.shards import SPLITS, Manifest, ShardError, read_manifest, read_shard
 from newsbert_ray.data.tokenizer import TokenizerError
-from newsbert_ray.evaluation.encoding import Models
+from newsbert_ray.evaluation.encoding import Ints, Models, SplitData
 from newsbert_ray.evaluation.metrics import rank_candidates, topic_f1
 from newsbert_ray.evaluation.scoring import (
     BATCH,
     News,
     count_topics,
     encode_news,
-    encode_rows,
     read_blocks,
     score_block,
     score_models,
     score_rankings,
 )
 from newsbert_ray.evaluation.submission import check_submission, require_suffix, write_submission
+from newsbert_ray.methods import TaskName
 from newsbert_ray.model.assemble import assemble_pair
 from newsbert_ray.model.encoder import EncoderError
 from newsbert_ray.model.saved import CHECKPOINTS, best_folders, load_best, load_student
@@ -42,37 +41,39 @@ from newsbert_ray.storage.workdir import fetch, with_local_paths
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A finished run's models, ready to score shards.
+    """A finished run's models and the split to score.
 
     Attributes:
         settings: the run's, with local paths.
-        data: location of the shards as the caller knows it.
+        location: the shards' location as the caller knows it.
         models: student and, if its weights are kept, teacher, on the world's device.
     """
 
     settings: TrainSettings
-    data: str
-    manifest: Manifest
+    location: str
+    data: SplitData
     models: Models
     world: World
 
-    @property
-    def folder(self) -> Path:
-        """The shards' local folder."""
-        return Path(self.settings.data)
-
-    def require(self, model: str) -> Models:
+    def require_model(self, name: str) -> Models:
         """One model by name.
 
         Raises:
             SettingsError: the run does not have or does not keep it.
         """
-        if model not in self.models:
+        if name not in self.models:
             raise SettingsError(
-                f"model '{model}': the run keeps {' and '.join(sorted(self.models))} (a teacher is kept with "
+                f"model '{name}': the run keeps {' and '.join(sorted(self.models))} (a teacher is kept with "
                 "the checkpoints: --checkpoint.keep_finished true)"
             )
-        return {model: self.models[model]}
+        return {name: self.models[name]}
+
+    def require_task(self, task: TaskName, feature: str) -> None:
+        """SettingsError if the run's task is not the one that a feature needs."""
+        if self.settings.task != task:
+            raise SettingsError(
+                f"{feature} needs a run of task {task}; this one learned {self.settings.task}"
+            )
 
 
 def evaluate(
@@ -87,43 +88,31 @@ def evaluate(
 
     Arguments, result and errors are those of `newsbert_ray.evaluate`.
     """
-    part = split_named(split)
-    trained = load_trained(run, data=data)
-    settings, manifest, world = trained.settings, trained.manifest, trained.world
-    result: dict[str, Any] = {"split": split, "data": trained.data}
-    if settings.task != "recommendation":
-        if submission is not None:
-            require_recommendation(settings, "a submission")
-        return {**result, **score_models(trained.models, settings, manifest, part, world=world)}
+    trained = load_trained(run, split, data=data)
+    result: dict[str, Any] = {"split": split, "data": trained.location}
     if submission is not None:
-        trained.require(model)
+        trained.require_task("recommendation", "a submission")
+        trained.require_model(model)
         if is_url(submission):
             raise SettingsError(f"--submission {submission}: must be a local path, not a URL")
         require_suffix(Path(submission))
-    history = settings.recommendation.history
-    news = encode_news(trained.models, trained.folder, manifest, part, history=history, world=world)
-    result |= score_rankings(
-        trained.models,
-        trained.folder,
-        manifest,
-        part,
-        history=history,
-        world=world,
-        baselines=True,
-        news=news,
-    )
+    shards, models, world = trained.data, trained.models, trained.world
+    if shards.task != "recommendation":
+        return {**result, **score_models(models, shards, world=world)}
+    news = encode_news(models, shards, shards.news_rows(), world=world)
+    result |= score_rankings(models, shards, news, world=world, baselines=True)
     if submission is not None:
-        lines = _write_submission(Path(submission), trained, part, news, model)
+        lines = _write_submission(Path(submission), trained, news, model)
         result["submission"] = {"file": str(submission), "model": model, "lines": lines}
     return result
 
 
-def _write_submission(path: Path, trained: TrainedRun, split: Split, news: News, model: str) -> int:
+def _write_submission(path: Path, trained: TrainedRun, news: News, model: str) -> int:
     """Write a model's prediction file and check it against the shards; the number of lines."""
-    models, history = trained.require(model), trained.settings.recommendation.history
+    models = trained.require_model(model)
 
-    def blocks() -> Iterator[tuple[list[str], Any]]:
-        for rows, block in read_blocks(trained.folder, trained.manifest, split, history=history):
+    def blocks() -> Iterator[tuple[list[str], Impressions]]:
+        for rows, block in read_blocks(trained.data):
             yield rows.column("impression_id").to_pylist(), block
 
     def rankings() -> Iterator[tuple[str, Any]]:
@@ -140,12 +129,14 @@ def _write_submission(path: Path, trained: TrainedRun, split: Split, news: News,
     return check_submission(path, sizes())
 
 
-def load_trained(run: str | Path, *, data: str | Path | None = None) -> TrainedRun:
+def load_trained(run: str | Path, split: str, *, data: str | Path | None = None) -> TrainedRun:
     """A finished run's models and the shards to score, downloaded if they are in a bucket.
 
     Raises:
         RecordError, ShardError, EncoderError, CheckpointError, StorageError: as `evaluate`.
     """
+    if split not in SPLITS:
+        raise ShardError(f"split '{split}': expected one of {', '.join(SPLITS)}")
     folder = fetch(run, without=("checkpoints/step-*",))
     settings = build_settings(TrainSettings, read_record(folder).settings, where=str(folder / "record.json"))
     if data is not None:
@@ -157,20 +148,8 @@ def load_trained(run: str | Path, *, data: str | Path | None = None) -> TrainedR
     models = {**_load_teacher(folder, settings, manifest), "student": (encoder, top)}
     device = torch.device("cuda" if torch.cuda.is_available() and settings.device != "cpu" else "cpu")
     on_device = {name: (model.to(device), head.to(device)) for name, (model, head) in models.items()}
-    return TrainedRun(settings, location, manifest, on_device, World(device=device))
-
-
-def split_named(name: str) -> Split:
-    """The split of this name; ShardError if there is none."""
-    if name not in SPLITS:
-        raise ShardError(f"split '{name}': expected one of {', '.join(SPLITS)}")
-    return name
-
-
-def require_recommendation(settings: TrainSettings, what: str) -> None:
-    """SettingsError if the run's task is another."""
-    if settings.task != "recommendation":
-        raise SettingsError(f"{what} needs a run of task recommendation; this one learned {settings.task}")
+    shards = SplitData.of(settings, manifest, split)
+    return TrainedRun(settings, location, shards, on_device, World(device=device))
 
 
 def _load_teacher(folder: Path, settings: TrainSettings, manifest: Manifest) -> dict[str, Any]:
@@ -236,21 +215,17 @@ def by_topic(
         SettingsError: the run's task is another, or it does not keep the model.
         ShardError: no such split, or one without labels. Others as in `evaluate`.
     """
-    part = split_named(split)
-    trained = load_trained(run, data=data)
-    if trained.settings.task != "topics":
-        raise SettingsError(
-            f"--by_topic needs a run of task topics; this one learned {trained.settings.task}"
-        )
-    models, world, labels = trained.require(model), trained.world, trained.manifest.labels
-    batches = evaluation_batches(trained.folder, trained.manifest, part, batch_size=BATCH)
-    confusion = count_topics(models, batches, topics=len(labels), world=world)[model]
+    trained = load_trained(run, split, data=data)
+    trained.require_task("topics", "--by_topic")
+    models, labels = trained.require_model(model), trained.data.manifest.labels
+    batches = trained.data.batches(BATCH)
+    confusion = count_topics(models, batches, topics=len(labels), world=trained.world)[model]
     if not confusion.sum():
-        raise ShardError(f"split '{split}' of {trained.data}: no title has a topic")
+        raise ShardError(f"split '{split}' of {trained.location}: no title has a topic")
     return topic_rows(confusion, labels)
 
 
-def topic_rows(confusion: npt.NDArray[np.int64], labels: list[str]) -> list[TopicRow]:
+def topic_rows(confusion: Ints, labels: list[str]) -> list[TopicRow]:
     """Results by topic from a confusion matrix (Y, Y): rows are true topics, columns predicted ones."""
     rows = []
     for i, (topic, f1) in enumerate(zip(labels, topic_f1(confusion).tolist(), strict=True)):
@@ -308,12 +283,7 @@ class RankedImpression:
 
 
 def show(
-    run: str | Path,
-    user: str,
-    *,
-    data: str | Path | None = None,
-    split: str = "test",
-    model: str = "student",
+    run: str | Path, user: str, *, data: str | Path | None = None, split: str = "test", model: str = "student"
 ) -> list[RankedImpression]:
     """A user's impressions in a split, ranked by a run's model.
 
@@ -325,16 +295,15 @@ def show(
         ShardError: the user has no impression in this split; the message names one who has.
         SettingsError: the run's task is another, or it does not keep the model.
     """
-    part = split_named(split)
-    trained = load_trained(run, data=data)
-    require_recommendation(trained.settings, "--show")
-    models = trained.require(model)
-    rows = _rows_of(trained, user, part)
-    block = impressions_of(rows, history=trained.settings.recommendation.history)
+    trained = load_trained(run, split, data=data)
+    trained.require_task("recommendation", "--show")
+    models, shards = trained.require_model(model), trained.data
+    rows = _rows_of(shards, user)
+    block = impressions_of(rows, history=shards.history)
     texts = np.unique(np.concatenate([block.history, block.candidates]))
-    news = encode_rows(models, trained.folder, trained.manifest, texts, world=trained.world)
+    news = encode_news(models, shards, texts, world=trained.world)
     scores = score_block(models, news, block, world=trained.world)[model]
-    titles = read_titles(trained.folder, trained.manifest, texts.tolist())
+    titles = _read_titles(shards, texts)
     impressions = []
     for i in range(len(block)):
         own = slice(int(block.offsets[i]), int(block.offsets[i + 1]))
@@ -358,29 +327,25 @@ def show(
     return impressions
 
 
-def read_titles(folder: Path, manifest: Manifest, wanted: Iterable[int]) -> dict[int, NewsTitle]:
-    """The news at some rows of the table of texts, by row."""
-    rows = np.array(sorted(wanted), np.int64)
+def _read_titles(data: SplitData, rows: Ints) -> dict[int, NewsTitle]:
+    """The news at some ascending rows of the table of texts, by row."""
+    columns = ["news_id", "title", "category"]
     titles: dict[int, NewsTitle] = {}
-    for shard, start in manifest.news:
+    for shard, start in data.manifest.news:
         inside = rows[(rows >= start) & (rows < start + shard.rows)]
         if len(inside):
-            table = read_shard(folder, shard, ["news_id", "title", "category"]).take(pa.array(inside - start))
-            columns = (table.column(name).to_pylist() for name in ("news_id", "title", "category"))
-            titles |= {row: NewsTitle(*news) for row, *news in zip(inside.tolist(), *columns, strict=True)}
+            news = read_shard(data.folder, shard, columns).take(pa.array(inside - start)).to_pylist()
+            titles |= {row: NewsTitle(**one) for row, one in zip(inside.tolist(), news, strict=True)}
     return titles
 
 
-def _rows_of(trained: TrainedRun, user: str, split: Split) -> pa.Table:
+def _rows_of(data: SplitData, user: str) -> pa.Table:
     """The user's rows of the split's behaviours."""
-    tables = []
-    for table, _ in read_impressions(trained.folder, trained.manifest, split, history=1):
-        rows = table.filter(pc.equal(table.column("user_id"), user))
-        if rows.num_rows:
-            tables.append(rows)
-    if tables:
-        return pa.concat_tables(tables)
-    first, _ = next(read_impressions(trained.folder, trained.manifest, split, history=1))
-    raise ShardError(
-        f"user '{user}': no impression in the {split} split; {first.column('user_id')[0].as_py()} has one"
-    )
+    somebody, tables = "", []
+    for table, _ in replace(data, history=1).impressions():
+        somebody = somebody or table.column("user_id")[0].as_py()
+        tables.append(table.filter(pc.equal(table.column("user_id"), user)))
+    rows = pa.concat_tables(tables)
+    if not rows.num_rows:
+        raise ShardError(f"user '{user}': no impression in the {data.split} split; {somebody} has one")
+    return rows

@@ -7,8 +7,7 @@ them, and the results are summed in that order.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import cast
 
 import numpy as np
@@ -16,13 +15,21 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from newsbert_ray.config import TrainSettings
 from newsbert_ray.data.batches import Batch
 from newsbert_ray.data.examples import Impressions
 from newsbert_ray.data.order import seeded_generator
-from newsbert_ray.data.reading import World, evaluation_batches, read_impressions, read_pairs
-from newsbert_ray.data.shards import Manifest, Split, read_texts
-from newsbert_ray.evaluation.encoding import Floats, Ints, Models, Pace, Scores, device_seconds, encode_texts
+from newsbert_ray.data.reading import World, read_pairs
+from newsbert_ray.data.shards import read_texts
+from newsbert_ray.evaluation.encoding import (
+    Floats,
+    Ints,
+    Models,
+    Pace,
+    Scores,
+    SplitData,
+    device_seconds,
+    encode_texts,
+)
 from newsbert_ray.evaluation.metrics import (
     impression_metrics,
     pooled_auc,
@@ -31,7 +38,6 @@ from newsbert_ray.evaluation.metrics import (
     topic_metrics,
 )
 from newsbert_ray.model.heads import ClickHead, PairHead
-from newsbert_ray.model.pair import Pair
 
 BATCH = 256
 """Titles scored together."""
@@ -39,38 +45,8 @@ BLOCK = 256
 """Impressions scored together."""
 
 
-def score_pair(
-    pair: Pair,
-    settings: TrainSettings,
-    manifest: Manifest,
-    split: Split,
-    *,
-    world: World,
-    pace: Pace | None = None,
-    models: Models | None = None,
-) -> Scores:
-    """Metrics of a pair's models as in `score_models`; the pair's mode is restored.
-
-    Args:
-        models: those of the pair's models to score; all by default.
-    """
-    training = pair.training
-    pair.eval()
-    scores = score_models(models or pair.models(), settings, manifest, split, world=world, pace=pace)
-    pair.train(training)
-    return scores
-
-
-def score_models(
-    models: Models,
-    settings: TrainSettings,
-    manifest: Manifest,
-    split: Split,
-    *,
-    world: World,
-    pace: Pace | None = None,
-) -> Scores:
-    """Metrics of the settings' task, the same on every worker.
+def score_models(models: Models, data: SplitData, *, world: World, pace: Pace | None = None) -> Scores:
+    """Metrics of the split's task, the same on every worker.
 
     Args:
         models: encoder and top by name, in evaluation mode and on the world's device.
@@ -80,21 +56,13 @@ def score_models(
     Raises:
         ShardError: the shards have no data of the task in this split.
     """
-    folder = Path(settings.data)
-    if settings.task == "recommendation":
-        history = settings.recommendation.history
-        return score_rankings(models, folder, manifest, split, history=history, world=world, pace=pace)
-    if settings.task == "retrieval":
-        return score_matches(models, folder, manifest, split, world=world, pace=pace)
-    batches = evaluation_batches(folder, manifest, split, batch_size=BATCH, world=world)
-    return score_topics(models, batches, topics=len(manifest.labels), world=world, pace=pace)
-
-
-def score_topics(
-    models: Models, batches: Iterable[Batch], *, topics: int, world: World, pace: Pace | None = None
-) -> Scores:
-    """Topic metrics of each model: {"accuracy", "macro_f1", "rows"}. Arguments as in `count_topics`."""
-    counts = count_topics(models, batches, topics=topics, world=world, pace=pace)
+    if data.task == "recommendation":
+        news = encode_news(models, data, data.news_rows(), world=world, pace=pace)
+        return score_rankings(models, data, news, world=world)
+    if data.task == "retrieval":
+        return score_matches(models, data, world=world, pace=pace)
+    topics = len(data.manifest.labels)
+    counts = count_topics(models, data.batches(BATCH, world), topics=topics, world=world, pace=pace)
     return {name: topic_metrics(matrix) for name, matrix in counts.items()}
 
 
@@ -126,17 +94,15 @@ def count_topics(
 
 
 @torch.inference_mode()
-def score_matches(
-    models: Models, folder: Path, manifest: Manifest, split: Split, *, world: World, pace: Pace | None = None
-) -> Scores:
+def score_matches(models: Models, data: SplitData, *, world: World, pace: Pace | None = None) -> Scores:
     """AUC of each model over all pairs of a split: {"auc", "auc_error", "rows"}.
 
     Each text of a shard is encoded once by each model; memory holds the embeddings of one shard.
     """
-    table, pad_id = read_texts(folder, manifest), manifest.tokenizer.pad_id
+    table, pad_id = read_texts(data.folder, data.manifest), data.manifest.tokenizer.pad_id
     scores: dict[str, list[Tensor]] = {name: [] for name in models}
     clicked = []
-    for pairs in read_pairs(folder, manifest, split):
+    for pairs in read_pairs(data.folder, data.manifest, data.split):
         rows, positions = np.unique(np.concatenate([pairs.queries, pairs.texts]), return_inverse=True)
         embeddings = encode_texts(models, table, rows, pad_id=pad_id, world=world, pace=pace)
         queries, texts = (torch.from_numpy(half).to(world.device) for half in np.split(positions, 2))
@@ -162,32 +128,21 @@ class News:
 
 
 def score_rankings(
-    models: Models,
-    folder: Path,
-    manifest: Manifest,
-    split: Split,
-    *,
-    history: int,
-    world: World,
-    pace: Pace | None = None,
-    baselines: bool = False,
-    news: News | None = None,
+    models: Models, data: SplitData, news: News, *, world: World, baselines: bool = False
 ) -> Scores:
     """MIND's metrics of each model: per impression, then the mean.
 
     Args:
-        history: number of a user's last clicks that are used.
+        news: all news of the split.
         baselines: also rank by `popularity` and at `random`.
-        news: the split's news, if they are encoded already.
     Returns:
         name -> {"auc", "mrr", "ndcg5", "ndcg10", the standard error of each as "<name>_error", "rows",
         "left_out"}; empty if no impression of the split has labels.
     """
-    news = news or encode_news(models, folder, manifest, split, history=history, world=world, pace=pace)
-    clicks = count_clicks(folder, manifest) if baselines else None
+    clicks = count_clicks(data) if baselines else None
     names = [*models, *(("popularity", "random") if baselines else ())]
     tallies: dict[str, list[Floats]] = {name: [] for name in names}
-    for index, (_, block) in enumerate(read_blocks(folder, manifest, split, history=history)):
+    for index, (_, block) in enumerate(read_blocks(data)):
         scores: dict[str, Floats] = {}
         if world.owns(index):
             scores = score_block(models, news, block, world=world)
@@ -206,38 +161,14 @@ def score_rankings(
 
 
 def encode_news(
-    models: Models,
-    folder: Path,
-    manifest: Manifest,
-    split: Split,
-    *,
-    history: int,
-    world: World,
-    pace: Pace | None = None,
-) -> News:
-    """Embeddings of all news in a split's histories and candidates."""
-    rows = find_news(folder, manifest, split, history=history)
-    return encode_rows(models, folder, manifest, rows, world=world, pace=pace)
-
-
-def encode_rows(
-    models: Models, folder: Path, manifest: Manifest, rows: Ints, *, world: World, pace: Pace | None = None
+    models: Models, data: SplitData, rows: Ints, *, world: World, pace: Pace | None = None
 ) -> News:
     """Embeddings of the news at distinct rows (M,) of the table of texts."""
-    table = read_texts(folder, manifest)
+    table = read_texts(data.folder, data.manifest)
     positions = np.zeros(len(table), np.int64)
     positions[rows] = np.arange(len(rows))
-    pad_id = manifest.tokenizer.pad_id
+    pad_id = data.manifest.tokenizer.pad_id
     return News(positions, encode_texts(models, table, rows, pad_id=pad_id, world=world, pace=pace))
-
-
-def find_news(folder: Path, manifest: Manifest, split: Split, *, history: int) -> Ints:
-    """Rows of the table of texts that occur in a split's histories or candidates, ascending."""
-    occurs = np.zeros(manifest.texts.rows, np.bool_)
-    for _, impressions in read_impressions(folder, manifest, split, history=history):
-        occurs[impressions.history] = True
-        occurs[impressions.candidates] = True
-    return np.flatnonzero(occurs)
 
 
 @torch.inference_mode()
@@ -258,19 +189,17 @@ def score_block(models: Models, news: News, block: Impressions, *, world: World)
     return scores
 
 
-def count_clicks(folder: Path, manifest: Manifest) -> Ints:
+def count_clicks(data: SplitData) -> Ints:
     """Clicks of each row of the table of texts in the training split."""
-    clicks = np.zeros(manifest.texts.rows, np.int64)
-    for _, impressions in read_impressions(folder, manifest, "train", history=1):
+    clicks = np.zeros(data.manifest.texts.rows, np.int64)
+    for _, impressions in replace(data, split="train", history=1).impressions():
         clicks += np.bincount(impressions.candidates[impressions.clicked == 1], minlength=len(clicks))
     return clicks
 
 
-def read_blocks(
-    folder: Path, manifest: Manifest, split: Split, *, history: int
-) -> Iterator[tuple[pa.Table, Impressions]]:
+def read_blocks(data: SplitData) -> Iterator[tuple[pa.Table, Impressions]]:
     """A split's impressions in file order, BLOCK at a time, with their rows of the shard."""
-    for table, impressions in read_impressions(folder, manifest, split, history=history):
+    for table, impressions in data.impressions():
         for start in range(0, len(impressions), BLOCK):
             stop = min(start + BLOCK, len(impressions))
             yield table.slice(start, stop - start), _slice(impressions, start, stop)

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from newsbert_ray.config import TrainSettings
 from newsbert_ray.data.reading import TrainingSchedule, Update, World, make_schedule
 from newsbert_ray.data.shards import Manifest, Split, read_manifest
-from newsbert_ray.evaluation.encoding import Pace, Scores, device_name, map_titles
-from newsbert_ray.evaluation.scoring import score_pair
+from newsbert_ray.evaluation.encoding import Pace, Scores, SplitData, device_name, map_titles
+from newsbert_ray.evaluation.scoring import score_models
 from newsbert_ray.files import write_json
 from newsbert_ray.model.assemble import assemble_pair
 from newsbert_ray.model.pair import Pair, block_map
@@ -156,9 +156,10 @@ class Scorer:
         pair = self._pair
         known = self._teacher.get(split, {}) if pace is None else {}
         models = {name: model for name, model in pair.models().items() if name not in known}
-        scores = score_pair(
-            pair, self._settings, self._manifest, split, world=self._world, pace=pace, models=models
-        )
+        data = SplitData.of(self._settings, self._manifest, split)
+        pair.eval()
+        scores = score_models(models, data, world=self._world, pace=pace)
+        pair.train()
         if pair.frozen:
             self._teacher[split] = known or {"teacher": scores["teacher"]}
         return {**known, **scores}
@@ -205,7 +206,8 @@ def _export(settings: TrainSettings, manifest: Manifest, pair: Pair, world: Worl
     write_student(run / "student", pair, manifest, tokenizer=tokenizer, task=settings.task)
     if settings.task == "topics":
         encoder, top = pair.eval().models()["student"]
-        titles = map_titles(encoder, top, settings.data, manifest, split, device=world.device)
+        data = SplitData.of(settings, manifest, split)
+        titles = map_titles(encoder, top, data, device=world.device)
         write_json(run / MAP, titles)
 
 

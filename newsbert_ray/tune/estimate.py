@@ -31,8 +31,8 @@ from newsbert_ray.data.reading import (
     read_updates,
 )
 from newsbert_ray.data.shards import Manifest, read_manifest, read_texts
-from newsbert_ray.evaluation.encoding import device_seconds, encode_texts
-from newsbert_ray.evaluation.scoring import BATCH, find_news, score_topics
+from newsbert_ray.evaluation.encoding import SplitData, device_seconds, encode_texts
+from newsbert_ray.evaluation.scoring import BATCH, count_topics
 from newsbert_ray.files import format_duration, write_json
 from newsbert_ray.model.saved import CHECKPOINTS, load_best, write_best, write_student
 from newsbert_ray.ray_session import ray_session
@@ -499,7 +499,7 @@ def _time_evaluation(learner: Learner, schedule: TrainingSchedule, device: torch
         batches = evaluation_batches(schedule.folder, manifest, "validation", batch_size=BATCH)
         chosen = [batch for number, batch in enumerate(batches) if number in wanted]
         began = device_seconds(device)
-        score_topics(models, chosen, topics=len(manifest.labels), world=world)
+        count_topics(models, chosen, topics=len(manifest.labels), world=world)
         seconds = (device_seconds(device) - began) / sum(batch.rows for batch in chosen)
     else:
         texts, rows = _validation_texts(schedule)
@@ -517,7 +517,7 @@ def _validation_texts(schedule: TrainingSchedule) -> tuple[Ints, int]:
     folder, manifest = Path(schedule.folder), schedule.manifest
     if schedule.task == "recommendation":
         rows = manifest.rows("validation", schedule.task)
-        return find_news(folder, manifest, "validation", history=schedule.history), rows
+        return SplitData(folder, manifest, "validation", history=schedule.history).news_rows(), rows
     first = next(read_pairs(folder, manifest, "validation"))
     return np.unique(np.concatenate([first.queries, first.texts])), len(first)
 

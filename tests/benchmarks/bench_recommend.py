@@ -36,9 +36,9 @@ from newsbert_ray.data.reading import (
 from newsbert_ray.data.shards import TextTable, read_manifest, read_texts
 from newsbert_ray.distill.joint import joint_losses
 from newsbert_ray.distill.losses import weighted_total
-from newsbert_ray.evaluation.encoding import Models
+from newsbert_ray.evaluation.encoding import Models, SplitData
 from newsbert_ray.evaluation.metrics import impression_metrics
-from newsbert_ray.evaluation.scoring import score_rankings
+from newsbert_ray.evaluation.scoring import encode_news, score_block, score_models
 from newsbert_ray.model.assemble import assemble_pair
 from newsbert_ray.model.heads import ClickHead
 from newsbert_ray.training.step import train_step
@@ -194,7 +194,8 @@ def compare_evaluation(settings: TrainSettings, *, impressions: int) -> None:
     models = assemble_pair(settings, manifest).eval().models()
     folder, world = Path(settings.data), World()
     start = time.perf_counter()
-    scores = score_rankings(models, folder, manifest, "test", history=HISTORY, world=world)
+    data = SplitData(folder, manifest, "test", "recommendation", HISTORY)
+    scores = score_models(models, data, world=world)
     seconds = time.perf_counter() - start
     count = manifest.rows("test", "recommendation")
     _, block = next(read_impressions(folder, manifest, "test", history=HISTORY))
@@ -234,17 +235,9 @@ def first_impressions(block: Impressions, count: int) -> Impressions:
 
 def few_scores(models: Models, settings: TrainSettings, few: Impressions) -> dict[str, np.ndarray]:
     """Our scores of a few impressions."""
-    from newsbert_ray.evaluation.encoding import encode_texts
-    from newsbert_ray.evaluation.scoring import News, score_block
-
-    manifest = read_manifest(settings.data)
-    table = read_texts(settings.data, manifest)
-    rows = np.unique(np.concatenate([few.history, few.candidates]))
-    indices = np.zeros(len(table), np.int64)
-    indices[rows] = np.arange(len(rows))
-    world = World()
-    embeddings = encode_texts(models, table, rows, pad_id=manifest.tokenizer.pad_id, world=world)
-    return dict(score_block(models, News(indices, embeddings), few, world=world))
+    data = SplitData.of(settings, read_manifest(settings.data), "test")
+    rows, world = np.unique(np.concatenate([few.history, few.candidates])), World()
+    return dict(score_block(models, encode_news(models, data, rows, world=world), few, world=world))
 
 
 @torch.inference_mode()

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from newsbert_ray.data.shards import read_manifest
-from newsbert_ray.evaluation.encoding import between_topics, map_titles
+from newsbert_ray.evaluation.encoding import SplitData, between_topics, map_titles
 from newsbert_ray.model.saved import load_student
 from newsbert_ray.record import MAP, RunRecord, write_record
 from newsbert_ray.reporting.figures import OTHERS, NothingToDraw, map_figure
@@ -60,7 +60,8 @@ def test_a_run_leaves_its_map(make_settings: MakeSettings) -> None:
     assert max(found["topic"]) < len(found["labels"]) == len(manifest.labels)
     encoder, top, _ = load_student(Path(settings.out) / "student")
     device = torch.device("cpu")
-    few = map_titles(encoder, top, settings.data, manifest, "train", device=device, count=100)
+    data = SplitData.of(settings, manifest, "train")
+    few = map_titles(encoder, top, data, device=device, count=100)
     assert 100 <= len(few["topic"]) < manifest.rows("train", "topics")
     figure = map_figure(Path(settings.out))
     assert sum(len(dots.x) for dots in figure.panels[0].lines) == len(found["x"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from newsbert_ray.data.reading import World, read_impressions
-from newsbert_ray.data.shards import read_manifest, read_texts
+from newsbert_ray.data.reading import World
+from newsbert_ray.data.shards import Split, read_manifest, read_texts
 from newsbert_ray.evaluation import scoring as ranking
-from newsbert_ray.evaluation.encoding import Pace
-from newsbert_ray.evaluation.scoring import encode_news, score_pair, score_rankings
+from newsbert_ray.evaluation.encoding import Pace, SplitData
+from newsbert_ray.evaluation.scoring import encode_news, score_models, score_rankings
 from newsbert_ray.model.assemble import assemble_pair
 from newsbert_ray.model.pair import Pair
 from newsbert_ray.training.run import train
@@ -36,12 +36,10 @@ def test_timing_leaves_the_scores_alone(make_settings: MakeSettings) -> None:
     """Metrics must be equal bit for bit with and without timing."""
     settings = make_settings()
     manifest = read_manifest(settings.data)
-    pair = assemble_pair(settings, manifest)
-    pace = Pace()
-    found = [
-        score_pair(pair, settings, manifest, "test", world=World(), pace=given) for given in (None, pace)
-    ]
-    assert found[0] == found[1]
+    models = assemble_pair(settings, manifest).eval().models()
+    data, pace = SplitData.of(settings, manifest, "test"), Pace()
+    plain, timed = (score_models(models, data, world=CPU, pace=measured) for measured in (None, pace))
+    assert plain == timed
     assert pace.titles == manifest.rows("test")
     assert set(pace.seconds) == {"teacher", "student"}
     assert min(pace.seconds.values()) > 0.0
@@ -86,10 +84,17 @@ class Group:
         return total
 
 
-def pair_of(make_settings: MakeSettings) -> tuple[Pair, Path]:
-    """A fresh recommendation pair in evaluation mode, and its shards' folder."""
+def pair_and_data(make_settings: MakeSettings, split: Split) -> tuple[Pair, SplitData]:
+    """A fresh recommendation pair in evaluation mode, and a split of its shards."""
     settings = make_settings(task="recommendation")
-    return assemble_pair(settings, read_manifest(settings.data)).eval(), Path(settings.data)
+    manifest = read_manifest(settings.data)
+    return assemble_pair(settings, manifest).eval(), SplitData.of(settings, manifest, split)
+
+
+def rank(pair: Pair, data: SplitData, world: World) -> Any:
+    """The metrics of both models and of the baselines."""
+    news = encode_news(pair.models(), data, data.news_rows(), world=world)
+    return score_rankings(pair.models(), data, news, world=world, baselines=True)
 
 
 @pytest.mark.parametrize("size", [2, 3])
@@ -98,35 +103,30 @@ def test_any_number_of_workers_gives_the_same_numbers(
 ) -> None:
     """Metrics that depend on the number of workers could not be compared between clusters."""
     monkeypatch.setattr(ranking, "BLOCK", 3)
-    pair, folder = pair_of(make_settings)
-    manifest = read_manifest(folder)
-    alone = score_rankings(pair.models(), folder, manifest, "train", history=50, world=CPU, baselines=True)
+    pair, data = pair_and_data(make_settings, "train")
+    alone = rank(pair, data, CPU)
     group = Group(size)
-    found: dict[int, Any] = {}
+    scores: dict[int, Any] = {}
 
-    def work(rank: int) -> None:
-        world = Together(rank, size, group)
-        found[rank] = score_rankings(
-            pair.models(), folder, manifest, "train", history=50, world=world, baselines=True
-        )
+    def work(number: int) -> None:
+        scores[number] = rank(pair, data, Together(number, size, group))
 
-    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(size)]
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(size)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(60)
-    assert [found[rank] for rank in range(size)] == [alone] * size
+    assert [scores[number] for number in range(size)] == [alone] * size
     assert set(alone) == {"teacher", "student", "popularity", "random"}
 
 
 def test_scores_are_those_of_each_mention_encoded_alone(make_settings: MakeSettings) -> None:
     """Scores with a wrong news embedding would be near AUC 0.5 without an error."""
-    pair, folder = pair_of(make_settings)
-    manifest = read_manifest(folder)
-    table = read_texts(folder, manifest)
-    news = encode_news(pair.models(), folder, manifest, "test", history=50, world=CPU)
-    _, block = next(read_impressions(folder, manifest, "test", history=50))
-    found = ranking.score_block(pair.models(), news, block, world=CPU)["student"]
+    pair, data = pair_and_data(make_settings, "test")
+    table = read_texts(data.folder, data.manifest)
+    news = encode_news(pair.models(), data, data.news_rows(), world=CPU)
+    _, block = next(data.impressions())
+    scores = ranking.score_block(pair.models(), news, block, world=CPU)["student"]
 
     def embed(row: int) -> Tensor:
         ids, mask = (torch.from_numpy(a) for a in table.ids(np.array([row]), pad_id=0))
@@ -138,31 +138,29 @@ def test_scores_are_those_of_each_mention_encoded_alone(make_settings: MakeSetti
             history = torch.stack([embed(row) for row in read]) if len(read) else torch.zeros(1, 16)
             mask = torch.full((1, len(history)), int(len(read) > 0))
             user = pair.top.head.encode_users(history[None], mask)[0]  # type: ignore[operator]
-            for place in range(block.offsets[i], block.offsets[i + 1]):
-                score = float(embed(block.candidates[place]) @ user)
-                assert found[place] == pytest.approx(score, rel=1e-4, abs=1e-5)
+            for index in range(block.offsets[i], block.offsets[i + 1]):
+                score = float(embed(block.candidates[index]) @ user)
+                assert scores[index] == pytest.approx(score, rel=1e-4, abs=1e-5)
 
 
 def test_each_news_is_encoded_once(make_settings: MakeSettings) -> None:
     """Evaluation time must depend on the number of different news, not of mentions."""
-    pair, folder = pair_of(make_settings)
-    manifest = read_manifest(folder)
+    pair, data = pair_and_data(make_settings, "test")
     pace = Pace()
-    score_rankings(pair.models(), folder, manifest, "test", history=50, world=CPU, pace=pace)
-    named = ranking.find_news(folder, manifest, "test", history=50)
+    score_models(pair.models(), data, world=CPU, pace=pace)
+    named = data.news_rows()
     assert pace.titles == len(named) == len(set(named.tolist()))
-    blocks = [block for _, block in read_impressions(folder, manifest, "test", history=50)]
+    blocks = [block for _, block in data.impressions()]
     mentioned = {int(row) for b in blocks for row in [*b.history, *b.candidates]}
     assert set(named.tolist()) == mentioned
 
 
 def test_popularity_counts_training_clicks(make_settings: MakeSettings) -> None:
     """A baseline that used the test's clicks would beat every model."""
-    _, folder = pair_of(make_settings)
-    manifest = read_manifest(folder)
-    counts = ranking.count_clicks(folder, manifest)
-    by_hand = np.zeros(manifest.texts.rows, int)
-    for _, block in read_impressions(folder, manifest, "train", history=50):
+    _, data = pair_and_data(make_settings, "test")
+    counts = ranking.count_clicks(data)
+    by_hand = np.zeros(data.manifest.texts.rows, int)
+    for _, block in replace(data, split="train").impressions():
         for row, click in zip(block.candidates.tolist(), block.clicked.tolist(), strict=True):
             by_hand[row] += click
     assert counts.tolist() == by_hand.tolist()
