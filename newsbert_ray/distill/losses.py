@@ -19,6 +19,8 @@ from newsbert_ray.config import LossWeights
 from newsbert_ray.data.batches import Bucket
 from newsbert_ray.model.encoder import Projections
 
+States = Sequence[Sequence[Tensor]]
+"""For each bucket the hidden states (B, L, D) of all levels, embeddings first."""
 _PADDED_SCORE = -1e9
 """Score of a padded key. Finite, because 0 times infinity is NaN."""
 
@@ -50,13 +52,7 @@ def token_mse(student: Tensor, teacher: Tensor, bucket: Bucket, *, tokens: int) 
     return (difference * weight).sum() / (tokens * student.shape[-1])
 
 
-def embedding_loss(
-    student: Sequence[Sequence[Tensor]],
-    teacher: Sequence[Sequence[Tensor]],
-    buckets: Sequence[Bucket],
-    *,
-    tokens: int,
-) -> Tensor:
+def embedding_loss(student: States, teacher: States, buckets: Sequence[Bucket], *, tokens: int) -> Tensor:
     """MSE(E_t, E_s) of the embedding layers' outputs (first term of Eq. 1). Arguments as in `hidden_loss`."""
     parts = [
         token_mse(s[0], t[0], bucket, tokens=tokens)
@@ -65,13 +61,7 @@ def embedding_loss(
     return torch.stack(parts).sum()
 
 
-def hidden_loss(
-    student: Sequence[Sequence[Tensor]],
-    teacher: Sequence[Sequence[Tensor]],
-    buckets: Sequence[Bucket],
-    *,
-    tokens: int,
-) -> Tensor:
+def hidden_loss(student: States, teacher: States, buckets: Sequence[Bucket], *, tokens: int) -> Tensor:
     """Sum over student layers i of MSE(H_t[iK], H_s[i]) (second term of Eq. 1).
 
     Args:
@@ -136,13 +126,7 @@ def logit_mse(student: Tensor, teacher: Tensor, *, rows: int) -> Tensor:
     return (student - teacher.detach()).square().sum() / (rows * student.shape[-1])
 
 
-def cls_loss(
-    student: Sequence[Sequence[Tensor]],
-    teacher: Sequence[Sequence[Tensor]],
-    buckets: Sequence[Bucket],
-    *,
-    rows: int,
-) -> Tensor:
+def cls_loss(student: States, teacher: States, buckets: Sequence[Bucket], *, rows: int) -> Tensor:
     """MSE of normalised [CLS] states at layers i and iK for i < N (Sun et al. 2019, Eq. 7, PKD-skip).
 
     The mean is over layers and D, as in their code. 0 for a student of one layer.
@@ -162,13 +146,7 @@ def cls_loss(
     return torch.stack(parts).sum()
 
 
-def cosine_loss(
-    student: Sequence[Sequence[Tensor]],
-    teacher: Sequence[Sequence[Tensor]],
-    buckets: Sequence[Bucket],
-    *,
-    tokens: int,
-) -> Tensor:
+def cosine_loss(student: States, teacher: States, buckets: Sequence[Bucket], *, tokens: int) -> Tensor:
     """1 - cosine of the last layers' states, mean over real tokens (Sanh et al. 2019, section 3).
 
     Arguments as in `hidden_loss`.

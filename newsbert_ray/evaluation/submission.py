@@ -1,4 +1,4 @@
-"""MIND's prediction file: written from ranks, read, checked line by line, scored. Knows no model.
+"""MIND's prediction file: written from ranks, read, checked line by line. Knows no model.
 
 A line is `<impression id> [r1,r2,...]`: the rank of each candidate in the order of behaviors.tsv, 1 the best.
 The lines are in the order of behaviors.tsv, in `prediction.txt`, the only file of a zip. Everything here
@@ -13,14 +13,13 @@ import zipfile
 import zlib
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
-from itertools import islice, pairwise
+from itertools import pairwise
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO
 
 import numpy as np
 import numpy.typing as npt
 
-from newsbert_ray.evaluation.metrics import FloatArray, impression_metrics, ranking_scores, tally
 from newsbert_ray.files import replace_file
 
 MEMBER = "prediction.txt"
@@ -28,8 +27,6 @@ LONGEST_LINE = 1 << 24
 """Bytes; an impression of a million candidates needs half of it."""
 MOST_EXPANSION = 500
 """Largest ratio of unpacked to packed bytes: equal rankings in every line reach 140, a zip bomb 1,030."""
-BLOCK = 4096
-"""Impressions scored at a time."""
 
 _LINE = re.compile(r"(\S+) \[([1-9][0-9]{0,8}(?:,[1-9][0-9]{0,8})*)\]", re.ASCII)
 _BUFFER = 1 << 20
@@ -37,7 +34,6 @@ _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedErro
 """Errors of zipfile for damaged files."""
 
 Ranks = npt.NDArray[np.int64]
-Truth = TypeVar("Truth")
 
 
 class SubmissionError(ValueError):
@@ -71,14 +67,24 @@ def write_submission(path: str | Path, impressions: Iterable[tuple[str, Ranks]])
     return lines
 
 
-def read_submission(path: str | Path) -> Iterator[tuple[str, Ranks]]:
-    """Impression id and (n,) ranks of each line; the ranks may be any positive numbers.
+def read_submission(path: str | Path) -> Generator[tuple[str, list[int]]]:
+    """Impression id and ranks of each line; the ranks may be any positive numbers.
 
     Raises:
         SubmissionError: not a prediction file; the message names file and line.
     """
-    for _, impression, ranks in _read_lines(Path(path)):
-        yield impression, np.array(ranks, np.int64)
+    path = Path(path)
+    with _open(path) as source:
+        number = 0
+        while line := _next_line(source, f"{path}:{number + 1}"):
+            number += 1
+            match = _LINE.fullmatch(line.removesuffix("\n"))
+            if match is None or not match[1].isprintable():
+                raise SubmissionError(
+                    f"{path}:{number}: {line[:60]!r}: expected '<impression id> [r1,r2,...]' with ranks from "
+                    "1, no blanks in the brackets, and a line feed at the end"
+                )
+            yield match[1], [int(rank) for rank in match[2].split(",")]
 
 
 def check_submission(path: str | Path, expected: Iterable[tuple[str, int]]) -> int:
@@ -92,83 +98,31 @@ def check_submission(path: str | Path, expected: Iterable[tuple[str, int]]) -> i
         SubmissionError: the first error, with file and line: a malformed line, another impression, a wrong
             number of ranks, ranks that are not a permutation of 1..n, a missing or an additional line.
     """
-    return sum(1 for _ in _match(Path(path), ((impression, size, None) for impression, size in expected)))
-
-
-def score_submission(path: str | Path, labelled: Iterable[tuple[str, list[int] | None]]) -> dict[str, float]:
-    """MIND's official scores of a prediction file: the metrics of score 1/rank over labelled impressions.
-
-    Args:
-        labelled: id, and 0 or 1 for each candidate, in the order of behaviors.tsv; None for an impression
-            without labels, whose line is checked but not scored.
-    Returns:
-        As `ranking_scores`.
-    Raises:
-        SubmissionError: as `check_submission`, or no impression can be scored.
-        ValueError: a label that is neither 0 nor 1.
-    """
-    path = Path(path)
-    sizes = (
-        (impression, None if clicked is None else len(clicked), clicked) for impression, clicked in labelled
-    )
-    scored = ((ranks, clicked) for ranks, clicked in _match(path, sizes) if clicked is not None)
-    # A list: ten numbers for every 4096 impressions.
-    tallies = [_tally(block) for block in iter(lambda: list(islice(scored, BLOCK)), [])]
-    try:
-        return ranking_scores(tallies)
-    except ValueError as error:
-        raise SubmissionError(f"{path}: {error}") from error
-
-
-def _tally(block: list[tuple[list[int], list[int]]]) -> FloatArray:
-    ranks, clicked = (np.concatenate(part) for part in zip(*block, strict=True))
-    offsets = np.cumsum([0, *(len(ranks) for ranks, _ in block)])
-    return tally(impression_metrics(1 / ranks, clicked, offsets))
-
-
-def _match(
-    path: Path, expected: Iterable[tuple[str, int | None, Truth]]
-) -> Iterator[tuple[list[int], Truth]]:
-    """The ranks and the truth of each expected impression (id, number of candidates or None, truth)."""
     number = 0
-    with closing(_read_lines(path)) as lines:
-        for impression, size, truth in expected:
+    with closing(read_submission(path)) as lines:
+        for number, (impression, size) in enumerate(expected, 1):
             line = next(lines, None)
             if line is None:
                 raise SubmissionError(
-                    f"{path}: ends after {number} lines; impression {impression} is missing"
+                    f"{path}: ends after {number - 1} lines; impression {impression} is missing"
                 )
-            number, name, ranks = line
+            name, ranks = line
             if name != impression:
                 raise SubmissionError(
                     f"{path}:{number}: impression {name[:40]}, but behaviors.tsv has {impression}"
                 )
-            if size is not None and len(ranks) != size:
+            if len(ranks) != size:
                 raise SubmissionError(
                     f"{path}:{number}: {len(ranks)} ranks for {size} candidates of impression {impression}"
                 )
             _check_permutation(ranks, f"{path}:{number}")
-            yield ranks, truth
         line = next(lines, None)
         if line is not None:
             raise SubmissionError(
-                f"{path}:{line[0]}: additional impression {line[1][:40]}; behaviors.tsv ends after {number}"
+                f"{path}:{number + 1}: additional impression {line[0][:40]}; behaviors.tsv ends after "
+                f"{number}"
             )
-
-
-def _read_lines(path: Path) -> Generator[tuple[int, str, list[int]]]:
-    """Number, impression id and ranks of each line."""
-    with _open(path) as source:
-        number = 0
-        while line := _next_line(source, f"{path}:{number + 1}"):
-            number += 1
-            match = _LINE.fullmatch(line.removesuffix("\n"))
-            if match is None or not match[1].isprintable():
-                raise SubmissionError(
-                    f"{path}:{number}: {line[:60]!r}: expected '<impression id> [r1,r2,...]' with ranks from "
-                    "1, no blanks in the brackets, and a line feed at the end"
-                )
-            yield number, match[1], [int(rank) for rank in match[2].split(",")]
+    return number
 
 
 def _next_line(source: IO[bytes], where: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +13,6 @@ from newsbert_ray.config import (
     SCRATCH,
     DistillSettings,
     ModelSettings,
-    ScratchSettings,
     SettingsError,
     TrainSettings,
 )
@@ -27,6 +25,10 @@ from newsbert_ray.model.pair import Pair, Top, block_map
 from newsbert_ray.model.saved import TOP, load_student, read_top
 from newsbert_ray.model.word_models import NrmsEncoder, RecurrentEncoder
 
+_cached_tokenizer = lru_cache(maxsize=8)(load_tokenizer)
+_cached_encoder = lru_cache(maxsize=2)(load_encoder)
+_cached_student = lru_cache(maxsize=1)(load_student)
+"""What an earlier trial in this process has loaded."""
 _MAPPED = frozenset(losses_where(widths="mapped"))
 _EQUAL_WIDTHS = frozenset(losses_where(widths="equal"))
 
@@ -85,7 +87,7 @@ def load_frozen(settings: TrainSettings, manifest: Manifest) -> tuple[Encoder, T
     run = settings.distill.teacher_run
     if run is None:
         raise EncoderError("distill.teacher frozen: no teacher has been fine-tuned; give distill.teacher_run")
-    encoder, top, description = _cached_student(Path(run) / "student")
+    encoder, top, description = _cached_student(Path(run) / "student")  # nothing changes a frozen teacher
     for name, expected in (
         ("task", settings.task),
         ("labels", manifest.labels),
@@ -153,14 +155,20 @@ def _require_comparable(pair: Pair, distill: DistillSettings) -> None:
 
 def _pretrained(name: str, model: ModelSettings, settings: TrainSettings, manifest: Manifest) -> Encoder:
     """A copy of a pretrained encoder, or one from scratch, drawn from torch's generator."""
-    tokenizer, max_tokens = manifest.tokenizer, int(manifest.settings.get("max_tokens") or 0)
-    arguments = (name, model, settings.scratch, tokenizer.vocabulary, tokenizer.pad_id, max_tokens)
-    if name == SCRATCH:
-        encoder = _load(*arguments)
-        _load_word_vectors(encoder, Path(settings.data) / VECTORS)
-        return encoder
-    check_tokenizer(name, manifest)
-    return copy.deepcopy(_cached_load(*arguments))
+    if name != SCRATCH:
+        check_tokenizer(name, manifest)
+    encoder = (load_encoder if name == SCRATCH else _cached_encoder)(
+        name,
+        model=model,
+        scratch=settings.scratch,
+        vocabulary=manifest.tokenizer.vocabulary,
+        pad_id=manifest.tokenizer.pad_id,
+        max_tokens=int(manifest.settings.get("max_tokens") or 0),
+    )
+    if name != SCRATCH:
+        return copy.deepcopy(encoder)
+    _load_word_vectors(encoder, Path(settings.data) / VECTORS)
+    return encoder
 
 
 def _load_word_vectors(encoder: Encoder, path: Path) -> None:
@@ -202,37 +210,14 @@ def start_top(top: Top, settings: TrainSettings, manifest: Manifest) -> None:
     top.load_state_dict({**weights, **known})
 
 
-@lru_cache(maxsize=8)
-def _tokenizer_hash(teacher: str) -> str:
-    return load_tokenizer(teacher).sha256
-
-
 def check_tokenizer(teacher: str, manifest: Manifest) -> None:
     """Refuse a teacher whose tokeniser did not make the shards: the same ids would mean other words.
 
     Raises:
         EncoderError: the tokenisers differ.
     """
-    if _tokenizer_hash(teacher) != manifest.tokenizer.sha256:
+    if _cached_tokenizer(teacher).sha256 != manifest.tokenizer.sha256:
         raise EncoderError(
             f"the shards were tokenised by '{manifest.tokenizer.name}', the teacher '{teacher}' has another "
             "tokeniser: the same ids would mean other words; prepare the shards with this teacher"
         )
-
-
-def _load(
-    name: str, model: ModelSettings, scratch: ScratchSettings, vocabulary: int, pad_id: int, longest: int
-) -> Encoder:
-    return load_encoder(
-        name, model=model, scratch=scratch, vocabulary=vocabulary, pad_id=pad_id, max_tokens=longest
-    )
-
-
-_cached_load = lru_cache(maxsize=2)(_load)
-"""Pretrained encoders, kept for the next trial in this process."""
-
-
-@lru_cache(maxsize=1)
-def _cached_student(folder: Path) -> tuple[Encoder, Top, dict[str, Any]]:
-    """A frozen teacher, kept for the next trial in this process; nothing changes it."""
-    return load_student(folder)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+WEIGHTS = "model.safetensors"
 _PROJECTION_NAMES = (
     ("query", "key", "value"),
     ("q_lin", "k_lin", "v_lin"),
@@ -132,6 +134,19 @@ class Encoder(nn.Module):
         setattr(parent, name, nn.ModuleList([layers[number - 1] for number in numbers]))
         backbone.config.num_hidden_layers = len(numbers)
         return Encoder(backbone)
+
+
+def write_encoder(folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+    """Write config.json and model.safetensors of an encoder that transformers does not know."""
+    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+    save_tensors(weights, folder / WEIGHTS)
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write detached copies as safetensors."""
+    from safetensors.torch import save_file
+
+    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path)
 
 
 def _find_layers(backbone: nn.Module) -> tuple[nn.Module, str, nn.ModuleList]:

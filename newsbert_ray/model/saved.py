@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from newsbert_ray.data.shards import Manifest
 from newsbert_ray.files import replace_folder, sync
 from newsbert_ray.methods import TaskName
-from newsbert_ray.model.encoder import Encoder, EncoderError
+from newsbert_ray.model.encoder import Encoder, EncoderError, save_tensors
 from newsbert_ray.model.families import load_exported
 from newsbert_ray.model.pair import Pair, Top
 
@@ -48,7 +48,7 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str,
 
     try:
         with replace_folder(path) as partial:
-            _save_tensors(tensors, partial / WEIGHTS)
+            save_tensors(tensors, partial / WEIGHTS)
             body = {**state, "sha256": _digest(partial / WEIGHTS)}
             document = {"body": body, "check": hashlib.sha256(json.dumps(body).encode()).hexdigest()}
             (partial / STATE).write_text(json.dumps(document), encoding="utf-8")
@@ -150,7 +150,7 @@ def write_student(
             pair.student.save(partial)
             if tokenizer.is_dir():
                 shutil.copytree(tokenizer, partial, dirs_exist_ok=True)
-            _save_tensors(pair.top.state_dict(), partial / TOP)
+            save_tensors(pair.top.state_dict(), partial / TOP)
             (partial / TOP_CONFIG).write_text(json.dumps(top, indent=1), encoding="utf-8")
     except (SafetensorError, OSError) as error:
         raise EncoderError(
@@ -192,12 +192,6 @@ def read_top(folder: Path) -> dict[str, Any]:
     """The description of an exported student's top (top.json)."""
     description: dict[str, Any] = json.loads((folder / TOP_CONFIG).read_text(encoding="utf-8"))
     return {"task": "topics", "user": "pooling", **description}  # early versions wrote neither
-
-
-def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    from safetensors.torch import save_file
-
-    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path)
 
 
 def _digest(path: Path) -> str:

@@ -16,14 +16,13 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from newsbert_ray.model.encoder import Encoder, EncoderError, States
+from newsbert_ray.model.encoder import WEIGHTS, Encoder, EncoderError, States, write_encoder
 
 if TYPE_CHECKING:
     from transformers import BertConfig, PreTrainedModel
 
 MODEL_TYPE = "unilmv2"
 """`model_type` in an exported student's config.json; the original has none."""
-WEIGHTS = "model.safetensors"
 _BIAS = "rel_pos_bias.weight"
 _UNUSED = ("cls.", "pooler.", "embeddings.position_ids")
 """Parts of a checkpoint that only pre-training needs."""
@@ -72,19 +71,15 @@ class UniLMEncoder(Encoder):
 
     def save(self, folder: Path) -> None:
         """Write config.json and model.safetensors in UniLMv2's format."""
-        from safetensors.torch import save_file
-
         config = {
             **self.backbone.config.to_dict(),
             "model_type": MODEL_TYPE,
             "rel_pos_bins": self.rel_pos_bias.weight.shape[1],
             "max_rel_pos": self._reach,
         }
-        text = json.dumps(config, indent=1)
-        (folder / "config.json").write_text(text + "\n", encoding="utf-8")
         weights = {f"bert.{name}": value for name, value in self.backbone.state_dict().items()}
         weights[f"bert.{_BIAS}"] = self.rel_pos_bias.weight
-        save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, folder / WEIGHTS)
+        write_encoder(folder, config, weights)
 
 
 def relative_buckets(length: int, *, buckets: int, reach: int) -> Tensor:

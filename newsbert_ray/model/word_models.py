@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,10 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from newsbert_ray.model.encoder import Encoder, EncoderError, States
+from newsbert_ray.model.encoder import WEIGHTS, Encoder, EncoderError, States, write_encoder
 from newsbert_ray.model.pooling import HEAD_SIZE, HEADS, SelfAttention
-
-WEIGHTS = "model.safetensors"
 
 
 class WordModel(Encoder):
@@ -25,15 +22,22 @@ class WordModel(Encoder):
     """`model_type` in the exported config.json."""
     words: nn.Embedding
 
-    def __init__(self, words: nn.Embedding, *, dropout: float) -> None:
+    def __init__(self, words: nn.Embedding, hidden_size: int, *, dropout: float) -> None:
         """
         Args:
             words: (vocabulary, W) word embeddings, copied.
+            hidden_size: D.
             dropout: on the embeddings and on the layer's output.
         """
         nn.Module.__init__(self)
         self.words = copy.deepcopy(words)
         self.dropout = nn.Dropout(dropout)
+        self._width = hidden_size
+
+    @property
+    def hidden_size(self) -> int:
+        """D."""
+        return self._width
 
     @property
     def word_embedding(self) -> nn.Embedding:
@@ -52,8 +56,6 @@ class WordModel(Encoder):
 
     def save(self, folder: Path) -> None:
         """Write config.json and model.safetensors."""
-        from safetensors.torch import save_file
-
         config = {
             "model_type": self.kind,
             "vocab_size": self.words.num_embeddings,
@@ -61,8 +63,7 @@ class WordModel(Encoder):
             "hidden_size": self.hidden_size,
             "num_hidden_layers": 1,
         }
-        (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-        save_file({k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}, folder / WEIGHTS)
+        write_encoder(folder, config, self.state_dict())
 
 
 class RecurrentEncoder(WordModel):
@@ -75,21 +76,15 @@ class RecurrentEncoder(WordModel):
         Args:
             hidden_size: D, even.
         """
-        super().__init__(words, dropout=dropout)
+        super().__init__(words, hidden_size, dropout=dropout)
         if hidden_size % 2:
             raise EncoderError(f"a BiLSTM of width {hidden_size}: the width must be even for two directions")
-        self._width = hidden_size
         self.lstm = nn.LSTM(words.embedding_dim, hidden_size // 2, batch_first=True, bidirectional=True)
 
     @property
     def layers(self) -> nn.ModuleList:
         """The one layer."""
         return nn.ModuleList([self.lstm])
-
-    @property
-    def hidden_size(self) -> int:
-        """D."""
-        return self._width
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
         """Word embeddings (B, L, W) and the LSTM's states (B, L, D), 0 at padding."""
@@ -108,18 +103,13 @@ class NrmsEncoder(WordModel):
     kind = "newsbert_nrms"
 
     def __init__(self, words: nn.Embedding, *, dropout: float) -> None:
-        super().__init__(words, dropout=dropout)
+        super().__init__(words, HEADS * HEAD_SIZE, dropout=dropout)
         self.attention = SelfAttention(words.embedding_dim)
 
     @property
     def layers(self) -> nn.ModuleList:
         """The one layer."""
         return nn.ModuleList([self.attention])
-
-    @property
-    def hidden_size(self) -> int:
-        """D."""
-        return HEADS * HEAD_SIZE
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
         """Word embeddings (B, L, W) and the layer's states (B, L, D)."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,8 @@ class TrainingLoop:
             LossError: the loss or a weight is not finite.
         """
         progress, settings = self.progress, self.learner.settings
-        ends, clock = _epoch_ends(self.schedule), _Clock(progress)
+        ends = list(accumulate(map(self.schedule.steps, range(self.schedule.epochs))))
+        clock = _Clock(progress)
         triggers = CheckpointTriggers(settings.checkpoint.every_minutes, self.world, self.preempted)
         speed = _Speed(progress)
         if progress.curve and progress.curve[-1]["step"] == progress.step:
@@ -120,7 +122,7 @@ class TrainingLoop:
         progress.log_steps += bool(blocks)
         return numbers
 
-    def _evaluate(self, update: Update, ends: Mapping[int, int]) -> None:
+    def _evaluate(self, update: Update, ends: Sequence[int]) -> None:
         progress, step = self.progress, update.step
         scores = self.evaluate()
         previous = max((end for end in ends if end < step), default=0)
@@ -219,16 +221,6 @@ class _Speed:
     def _now(self) -> tuple[int, float]:
         seconds = self._progress.seconds
         return self._progress.titles, seconds.get("train", 0.0) + seconds.get("data", 0.0)
-
-
-def _epoch_ends(schedule: TrainingSchedule) -> dict[int, int]:
-    """Last step of each epoch -> number of epochs done then."""
-    ends: dict[int, int] = {}
-    step = 0
-    for epoch in range(schedule.epochs):
-        step += schedule.steps(epoch)
-        ends[step] = epoch + 1
-    return ends
 
 
 def _is_multiple(step: int, every: int | None) -> bool:

@@ -219,7 +219,8 @@ def _read_cache(path: Path, rows: int) -> Tensor | None:
 def _write_cache(path: Path, embeddings: Tensor) -> None:
     """Write them for the next run; not being able to is no error."""
     from safetensors import SafetensorError
-    from safetensors.torch import save_file
+
+    from newsbert_ray.model.encoder import save_tensors
 
     with suppress(OSError, SafetensorError), replace_file(path) as partial:
-        save_file({"embeddings": embeddings.cpu().contiguous()}, partial)
+        save_tensors({"embeddings": embeddings}, partial)

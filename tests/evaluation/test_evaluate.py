@@ -17,9 +17,9 @@ from newsbert_ray.data.shards import ShardError, read_manifest
 from newsbert_ray.data.synthetic import synthesize
 from newsbert_ray.evaluation.evaluate import TopicRow, by_topic, evaluate, show, topic_rows
 from newsbert_ray.evaluation.metrics import topic_metrics
-from newsbert_ray.evaluation.submission import score_submission
 from newsbert_ray.training.run import train
 from tests.conftest import MakeSettings
+from tests.evaluation.test_submission import official_scores
 
 if TYPE_CHECKING:
     from tests.conftest import MakeSettings
@@ -101,12 +101,11 @@ def test_a_recommendation_run_from_end_to_end(
     for model in ("teacher", "student"):
         assert found[model] == pytest.approx(record.metrics["test"][model])
     manifest = read_manifest(settings.data)
-    labelled: list[tuple[str, list[int] | None]] = []
-    for rows, block in read_impressions(settings.data, manifest, "test", history=1):
-        clicks = np.split(block.clicked, block.offsets[1:-1])
-        labelled += zip(rows.column("impression_id").to_pylist(), (c.tolist() for c in clicks), strict=True)
-    assert found["submission"]["lines"] == len(labelled)
-    official = score_submission(target, iter(labelled))
+    clicked: list[list[int]] = []
+    for _, block in read_impressions(settings.data, manifest, "test", history=1):
+        clicked += [clicks.tolist() for clicks in np.split(block.clicked, block.offsets[1:-1])]
+    assert found["submission"]["lines"] == len(clicked)
+    official = official_scores(target, clicked)
     for metric in ("auc", "mrr", "ndcg5", "ndcg10"):
         assert official[metric] == pytest.approx(found["student"][metric], abs=1e-12)
 

@@ -1,4 +1,4 @@
-"""MIND's prediction file: written, read back, checked against its behaviours, scored."""
+"""MIND's prediction file: written, read back, checked against its behaviours."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ from newsbert_ray.evaluation.submission import (
     SubmissionError,
     check_submission,
     read_submission,
-    score_submission,
     write_submission,
 )
 
@@ -41,6 +40,14 @@ def _rows(count: int, seed: int = 0) -> Rows:
 
 def _sizes(rows: Rows) -> list[tuple[str, int]]:
     return [(impression, len(ranks)) for impression, ranks in rows]
+
+
+def official_scores(path: Path, clicked: list[list[int]]) -> dict[str, float]:
+    """MIND's official scores of a prediction file: the metrics of score 1/rank, all impressions labelled."""
+    ranks = [ranks for _, ranks in read_submission(path)]
+    offsets = np.cumsum([0, *map(len, ranks)])
+    scores, labels = 1 / np.concatenate(ranks), np.concatenate(clicked)
+    return ranking_scores([tally(impression_metrics(scores, labels, offsets))])
 
 
 def test_the_bytes_of_a_line(tmp_path: Path) -> None:
@@ -72,7 +79,7 @@ def test_reads_what_it_writes(rows: list[tuple[str, list[int]]], suffix: str, tm
     """A ranking that changes on its way through the file is scored as another model's."""
     path = tmp_path / f"prediction.{suffix}"
     assert write_submission(path, ((name, np.array(ranks)) for name, ranks in rows)) == len(rows)
-    assert [(name, ranks.tolist()) for name, ranks in read_submission(path)] == rows
+    assert list(read_submission(path)) == rows
     assert check_submission(path, [(name, len(ranks)) for name, ranks in rows]) == len(rows)
 
 
@@ -193,8 +200,6 @@ def test_other_behaviors(expected: list[tuple[str, int]], message: str, suffix: 
     write_submission(path, [("1", np.array([2, 1])), ("2", np.array([1])), ("3", np.array([3, 1, 2]))])
     with pytest.raises(SubmissionError, match=f"^{path}{message}"):
         check_submission(path, expected)
-    with pytest.raises(SubmissionError, match=f"^{path}{message}"):
-        score_submission(path, [(name, [1, *[0] * (size - 1)]) for name, size in expected])
 
 
 @pytest.mark.parametrize(
@@ -211,8 +216,6 @@ def test_ranks_that_are_none(ranks: str, message: str, tmp_path: Path) -> None:
     path.write_text(f"1 [1]\n2 [{ranks}]\n")
     with pytest.raises(SubmissionError, match=f":2: {message}"):
         check_submission(path, [("1", 1), ("2", 3)])
-    with pytest.raises(SubmissionError, match=f":2: {message}"):
-        score_submission(path, [("1", None), ("2", None)])
 
 
 @pytest.mark.parametrize(
@@ -312,7 +315,7 @@ def test_damaged_bytes(tmp_path: Path) -> None:
         damaged[place] = chance.randrange(256)
         path.write_bytes(damaged[: chance.randrange(len(whole))] if chance.random() < 0.1 else damaged)
         try:
-            lines = [(name, ranks.tolist()) for name, ranks in read_submission(path)]
+            lines = list(read_submission(path))
         except SubmissionError:
             refused += 1
         else:
@@ -321,8 +324,7 @@ def test_damaged_bytes(tmp_path: Path) -> None:
 
 
 def test_memory_is_constant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """MIND-large has 2.4 million test impressions; none of the four may hold them all."""
-    monkeypatch.setattr(submission, "BLOCK", 100)
+    """MIND-large has 2.4 million test impressions; neither writing nor checking may hold them all."""
     monkeypatch.setattr(submission, "_BUFFER", 1 << 12)
     path = tmp_path / "prediction.zip"
     ranks = np.arange(1, 41)
@@ -331,7 +333,6 @@ def test_memory_is_constant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         tracemalloc.start()
         write_submission(path, ((str(i), ranks) for i in range(count)))
         check_submission(path, ((str(i), 40) for i in range(count)))
-        score_submission(path, ((str(i), [1] + [0] * 39) for i in range(count)))
         found = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return found
@@ -340,52 +341,18 @@ def test_memory_is_constant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert large < 1.2 * small
 
 
-def test_score_by_hand(tmp_path: Path) -> None:
-    """Clicks at rank 2 of 3, and at ranks 1 and 4 of 4; the unlabelled line in between is passed over, not
-    its neighbour's."""
+def test_official_scores_by_hand(tmp_path: Path) -> None:
+    """Clicks at rank 2 of 3, and at ranks 1 and 4 of 4."""
     path = tmp_path / "prediction.zip"
-    rows = [("1", [2, 1, 3]), ("2", [2, 1]), ("3", [4, 1, 2, 3]), ("4", [1, 2])]
+    rows = [("1", [2, 1, 3]), ("3", [4, 1, 2, 3]), ("4", [1, 2])]
     write_submission(path, ((name, np.array(ranks)) for name, ranks in rows))
-    found = score_submission(path, [("1", [1, 0, 0]), ("2", None), ("3", [1, 1, 0, 0]), ("4", [0, 0])])
-    assert found["rows"] == 2
-    assert found["left_out"] == 1
-    assert found["auc"] == pytest.approx((1 / 2 + 2 / 4) / 2, abs=1e-15)
-    assert found["mrr"] == pytest.approx((1 / 2 + (1 + 1 / 4) / 2) / 2, abs=1e-15)
+    scores = official_scores(path, [[1, 0, 0], [1, 1, 0, 0], [0, 0]])
+    assert scores["rows"] == 2
+    assert scores["left_out"] == 1
+    assert scores["auc"] == pytest.approx((1 / 2 + 2 / 4) / 2, abs=1e-15)
+    assert scores["mrr"] == pytest.approx((1 / 2 + (1 + 1 / 4) / 2) / 2, abs=1e-15)
     second = (1 + 1 / math.log2(5)) / (1 + 1 / math.log2(3))
-    assert found["ndcg5"] == pytest.approx((1 / math.log2(3) + second) / 2, abs=1e-15)
-
-
-def test_score_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A block's edge may not lose or repeat an impression."""
-    path, rows = tmp_path / "prediction.txt", _rows(100)
-    write_submission(path, rows)
-    generator = np.random.default_rng(1)
-    labels = [
-        None if i % 7 == 3 else generator.integers(0, 2, len(r)).tolist() for i, (_, r) in enumerate(rows)
-    ]
-    kept = [(ranks, clicked) for (_, ranks), clicked in zip(rows, labels, strict=True) if clicked is not None]
-    per_impression = impression_metrics(
-        1 / np.concatenate([ranks for ranks, _ in kept]),
-        np.concatenate([clicked for _, clicked in kept]),
-        np.cumsum([0, *(len(ranks) for ranks, _ in kept)]),
-    )
-    whole = ranking_scores([tally(per_impression)])
-    for block in (1, 5, 86, 87, 1000):
-        monkeypatch.setattr(submission, "BLOCK", block)
-        found = score_submission(path, zip([name for name, _ in rows], labels, strict=True))
-        assert found == pytest.approx(whole, abs=1e-12)
-
-
-def test_nothing_to_score(tmp_path: Path) -> None:
-    """The test split of MIND has no labels; its score is no number."""
-    path = tmp_path / "prediction.txt"
-    write_submission(path, [("1", np.array([1, 2])), ("2", np.array([1, 2]))])
-    with pytest.raises(SubmissionError, match="no impressions to evaluate"):
-        score_submission(path, [("1", None), ("2", None)])
-    with pytest.raises(SubmissionError, match="no click or only clicks"):
-        score_submission(path, [("1", [0, 0]), ("2", [1, 1])])
-    with pytest.raises(ValueError, match="0 or 1 expected"):
-        score_submission(path, [("1", [0, 1]), ("2", [-1, -1])])
+    assert scores["ndcg5"] == pytest.approx((1 / math.log2(3) + second) / 2, abs=1e-15)
 
 
 def test_error_survives_pickling() -> None:
