@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -169,16 +169,6 @@ def _score_line(model: str, scores: Mapping[str, float], task: Task) -> str:
         spread = "" if error is None else f" ± {error:.4f}"
         metrics.append(f"{metric.heading} {scores[metric.name]:.4f}{spread}")
     return f"  {model:<8} {'  '.join(metrics)}"
-
-
-def combine(*reports: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
-    """One report that passes each entry to several, in order."""
-
-    def report(entry: dict[str, Any]) -> None:
-        for receiver in reports:
-            receiver(entry)
-
-    return report
 
 
 def _log_numbers(entry: Mapping[str, Any]) -> str:

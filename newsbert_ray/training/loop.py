@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,9 @@ from newsbert_ray.evaluation.encoding import Scores
 from newsbert_ray.methods import TASKS
 from newsbert_ray.model.saved import best_name, write_best
 from newsbert_ray.training.checkpoint import Progress, write_checkpoint
-from newsbert_ray.training.step import BLOCK, Learner, LossError, train_step
+from newsbert_ray.training.step import BLOCK, TOTAL, Learner, train_step
 
-Report = Callable[[dict[str, Any]], None]
+Report = Callable[[dict[str, Any]], object]
 
 TRIGGER_STEPS = 5
 """Steps between two checks of the timer and of preemption notices in a group; each costs an exchange."""
@@ -30,9 +30,8 @@ class PreemptedError(RuntimeError):
     """The machine is being taken away; the last update is in a checkpoint."""
 
 
-def never() -> bool:
-    """For a machine that is not taken away."""
-    return False
+class LossError(ValueError):
+    """The loss or a weight is NaN or infinite."""
 
 
 @dataclass
@@ -55,7 +54,9 @@ class TrainingLoop:
     evaluate: Callable[[], Scores]
     report: Report
     checkpoints: Path
-    preempted: Callable[[], bool] = never
+    preempted: Callable[[], bool]
+    _unread: list[tuple[int, dict[str, Tensor]]] = field(default_factory=list, init=False)
+    """Step and losses, on the device, of the updates since the last log entry or checkpoint."""
 
     def run(self, updates: Iterable[Update]) -> None:
         """Train over `updates`, the worker's updates after `progress.step`.
@@ -66,7 +67,8 @@ class TrainingLoop:
 
         Raises:
             PreemptedError: some worker's machine is taken away; on every worker, after a checkpoint.
-            LossError: the loss or a weight is not finite.
+            LossError: the loss or a weight is not finite; noticed at the next log entry or checkpoint, before
+                it is written.
         """
         progress, settings = self.progress, self.learner.settings
         ends = list(accumulate(map(self.schedule.steps, range(self.schedule.epochs))))
@@ -81,15 +83,17 @@ class TrainingLoop:
             step = update.step
             is_log_step = step % settings.log_every == 0 or step == 1
             numbers = self._train(update, statistics=is_log_step)
+            losses = self._read_losses() if is_log_step else {}
             clock.charge("train")
             if is_log_step:
-                self.report(self._log_entry(numbers, update, speed.since_last()))
+                self.report(self._log_entry(losses, numbers, update, speed.since_last()))
             is_evaluation = step in ends or _is_multiple(step, settings.evaluate_every)
             timer, preempted = triggers.check(step)
             is_checkpoint = (
                 is_evaluation or timer or preempted or _is_multiple(step, settings.checkpoint.every_steps)
             )
             if is_checkpoint:
+                self._read_losses()
                 _require_finite(self.learner, step)
             if is_evaluation:
                 self._evaluate(update, ends)
@@ -112,15 +116,32 @@ class TrainingLoop:
         progress = self.progress
         progress.step = update.step
         progress.titles += parts[0].rows
-        losses = _losses(numbers)
-        for name, value in zip(losses, torch.stack(list(losses.values())).tolist(), strict=True):
-            progress.sums[name] = progress.sums.get(name, 0.0) + value
-        progress.count += 1
+        losses = {name: value for name, value in numbers.items() if isinstance(value, Tensor)}
+        self._unread.append((update.step, losses))
         blocks = {name: float(value) for name, value in numbers.items() if name.startswith(BLOCK)}
         for name, value in blocks.items():
             progress.blocks[name] = progress.blocks.get(name, 0.0) + value
         progress.log_steps += bool(blocks)
         return numbers
+
+    def _read_losses(self) -> dict[str, float]:
+        """Add the unread losses to the progress and return the last update's; waits once for the device."""
+        progress, losses = self.progress, dict[str, float]()
+        tensors = [value for _, losses in self._unread for value in losses.values()]
+        values = iter(torch.stack(tensors).tolist() if tensors else [])
+        for step, names in self._unread:
+            losses = {name: next(values) for name in names}
+            if not math.isfinite(losses[TOTAL]):
+                text = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
+                raise LossError(
+                    f"the loss is not finite at step {step} ({text}); use a lower learning_rate or "
+                    "optimizer.clip_norm, and another --out"
+                )
+            for name, value in losses.items():
+                progress.sums[name] = progress.sums.get(name, 0.0) + value
+            progress.count += 1
+        self._unread.clear()
+        return losses
 
     def _evaluate(self, update: Update, ends: Sequence[int]) -> None:
         progress, step = self.progress, update.step
@@ -153,9 +174,8 @@ class TrainingLoop:
             write_checkpoint(self.checkpoints, self.learner, self.progress, keep=keep)
 
     def _log_entry(
-        self, numbers: Mapping[str, Tensor | float], update: Update, speed: float
+        self, losses: dict[str, float], numbers: Mapping[str, Any], update: Update, speed: float
     ) -> dict[str, Any]:
-        losses = {name: float(value) for name, value in _losses(numbers).items()}
         return {
             "kind": "log",
             "step": update.step,
@@ -227,13 +247,10 @@ def _is_multiple(step: int, every: int | None) -> bool:
     return every is not None and step % every == 0
 
 
-def _losses(numbers: Mapping[str, Tensor | float]) -> dict[str, Tensor]:
-    return {name: value for name, value in numbers.items() if isinstance(value, Tensor)}
-
-
 def _require_finite(learner: Learner, step: int) -> None:
     """Refuse to write weights that are not finite: every resume would end on them."""
-    if not all(bool(torch.isfinite(parameter).all()) for parameter in learner.pair.parameters()):
+    finite = [torch.isfinite(parameter).all() for parameter in learner.pair.parameters()]
+    if not torch.stack(finite).all():
         raise LossError(
             f"weights are not finite at step {step}; use a lower learning_rate or optimizer.clip_norm, and "
             "another --out"

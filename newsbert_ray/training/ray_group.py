@@ -238,7 +238,7 @@ def _work(config: dict[str, Any]) -> None:
 
     from newsbert_ray.data.reading import World, read_updates
     from newsbert_ray.data.stream import stream_updates
-    from newsbert_ray.training.worker import run_worker
+    from newsbert_ray.training.worker import WorkerContext, run_worker
 
     job: GroupJob = config["job"]
     workdir, settings = WorkDir(job.settings.out), with_local_paths(job.settings)
@@ -262,15 +262,14 @@ def _work(config: dict[str, Any]) -> None:
         # The others wait here for rank 0; workers of an earlier start may have finished in the meantime.
         if world.sum_values({"finished": float(world.is_rank_zero and (run / RECORD).exists())})["finished"]:
             return
-        updates = stream_updates if job.stream else read_updates
-        run_worker(
-            settings,
+        worker = WorkerContext(
             world,
-            updates=lambda schedule, done: updates(schedule, done=done),
+            updates=stream_updates if job.stream else read_updates,
             report=report,
             say=lambda line: report({"kind": "note", "step": 0, "text": line}),
             preempted=stack.enter_context(watch_for_preemption()),
         )
+        run_worker(settings, worker)
         if world.is_rank_zero:
             restore_urls(run, job.settings)
             workdir.publish()

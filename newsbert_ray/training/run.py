@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from newsbert_ray.storage.workdir import (
     with_local_paths,
     with_locations,
 )
-from newsbert_ray.training.journal import Display, closing_lines, combine
+from newsbert_ray.training.journal import Display, closing_lines
 from newsbert_ray.training.loop import Report
 from newsbert_ray.training.prerequisites import NEUTRAL_SETTINGS, train_prerequisite
 
@@ -104,31 +104,22 @@ def _train_in_process(
     """Train in this process; each checkpoint is published before it is reported."""
     from newsbert_ray.data.reading import World, make_schedule, read_updates
     from newsbert_ray.ray_session import watch_for_preemption
-    from newsbert_ray.training.worker import run_worker
+    from newsbert_ray.training.worker import WorkerContext, run_worker
 
-    def publish(entry: dict[str, Any]) -> None:
+    display = None if quiet else Display(total=make_schedule(settings, manifest).total_steps)
+
+    def receive(entry: dict[str, Any]) -> None:
         if entry["kind"] in ("evaluation", "checkpoint"):
             workdir.publish()
-
-    def report_evaluation(entry: dict[str, Any]) -> None:
+        if display:
+            display(entry)
         if report is not None and entry["kind"] == "evaluation":
             report(entry)
 
-    with ExitStack() as stack:
-        receivers: list[Report] = [publish, report_evaluation]
-        say: Callable[[str], None] = _silent
-        if not quiet:
-            display = stack.enter_context(Display(total=make_schedule(settings, manifest).total_steps))
-            receivers.insert(1, display)
-            say = display.say
-        run_worker(
-            settings,
-            World(device=pick_device(settings)),
-            updates=lambda schedule, done: read_updates(schedule, done=done),
-            report=combine(*receivers),
-            say=say,
-            preempted=stack.enter_context(watch_for_preemption()),
-        )
+    with display or nullcontext(), watch_for_preemption() as preempted:
+        say = display.say if display else _silent
+        world = World(device=pick_device(settings))
+        run_worker(settings, WorkerContext(world, read_updates, receive, say, preempted))
 
 
 def pick_device(settings: TrainSettings) -> Any:

@@ -24,10 +24,6 @@ BLOCK = "block_"
 """Prefix of a block's gradient statistics: block_1_ratio, block_1_cosine, ..."""
 
 
-class LossError(ValueError):
-    """The loss or a weight is NaN or infinite."""
-
-
 class LossModel(nn.Module):
     """The pair and its losses in one module, so that DDP sees which parameters the losses use."""
 
@@ -123,9 +119,7 @@ def train_step(
         statistics: also return each block's gradient ratio and cosine before mixing.
     Returns:
         This worker's share of each unweighted loss and of the weighted `total` (the sum over workers is the
-        whole), and the learning rate factor.
-    Raises:
-        LossError: the loss is not finite; parameters are unchanged.
+        whole), and the learning rate factor. The losses are not read from the device and may be NaN.
     """
     settings = learner.settings
     weights = settings.distill.weights_at(step, learner.total_steps)
@@ -140,12 +134,6 @@ def train_step(
             (losses[TOTAL] * (learner.world_size * batch.weight)).backward()
         for name, loss in losses.items():
             sums[name] = sums.get(name, torch.zeros_like(loss)) + loss.detach() * batch.weight
-    if not torch.isfinite(sums[TOTAL]):
-        values = ", ".join(f"{name} {float(loss):.4g}" for name, loss in sums.items())
-        raise LossError(
-            f"the loss is not finite at step {step} ({values}); use a lower learning_rate or "
-            "optimizer.clip_norm, and another --out"
-        )
     learner.sparse_embedding.gather()
     comparable = weights.teacher_task > 0 and learner.pair.layers_match
     block_numbers = _block_numbers(learner) if statistics and comparable else {}

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -25,50 +26,56 @@ from newsbert_ray.model.saved import CHECKPOINTS, load_best, write_student
 from newsbert_ray.record import MAP, RunRecord, describe_hardware, installed_versions, write_record
 from newsbert_ray.telemetry import EventLog, RunMeters
 from newsbert_ray.training.checkpoint import Progress, keep_best, learner_tensors, load_tensors, resume
-from newsbert_ray.training.journal import Journal, combine
-from newsbert_ray.training.loop import Report, TrainingLoop, never
+from newsbert_ray.training.journal import Journal
+from newsbert_ray.training.loop import Report, TrainingLoop
 from newsbert_ray.training.prerequisites import cached_teacher, teacher_scores
 from newsbert_ray.training.step import Learner, build_learner
 
-Updates = Callable[[TrainingSchedule, int], Iterator[Update]]
-"""(schedule, steps done) -> this worker's updates after them."""
+
+class Updates(Protocol):
+    """Reads this worker's updates after `done` steps."""
+
+    def __call__(self, schedule: TrainingSchedule, *, done: int) -> Iterator[Update]: ...
 
 
-def run_worker(
-    settings: TrainSettings,
-    world: World,
-    *,
-    updates: Updates,
-    report: Report,
-    say: Callable[[str], None],
-    preempted: Callable[[], bool] = never,
-) -> None:
-    """Everything that a worker does from its start to the run's record.json.
+@dataclass(frozen=True)
+class WorkerContext:
+    """What the process or the group that starts a worker gives to it.
 
-    Only rank 0 reads and writes the run's folder.
-
-    Args:
-        settings: with local paths.
+    Attributes:
         report: receives every entry of the loop, on every worker.
         say: prints a line; called on rank 0 only.
         preempted: whether this worker's machine is about to be taken away.
     """
+
+    world: World
+    updates: Updates
+    report: Report
+    say: Callable[[str], None]
+    preempted: Callable[[], bool]
+
+
+def run_worker(settings: TrainSettings, context: WorkerContext) -> None:
+    """Everything that a worker does from its start to the run's record.json.
+
+    Only rank 0 reads and writes the run's folder. The settings have local paths.
+    """
+    world, receivers = context.world, [context.report]
     manifest = read_manifest(settings.data)
     schedule = make_schedule(settings, manifest, world)
     run = Path(settings.out)
-    if not world.is_rank_zero:
-        say = _silent
     learner = build_worker_learner(settings, manifest, schedule, world)
-    say(_describe_layers(learner.pair))
-    progress = _resume(run / CHECKPOINTS, learner, world, say=say)
-    if progress.step:
-        say(f"continuing from step {progress.step} of {schedule.total_steps}")
+    if world.is_rank_zero:
+        context.say(_describe_layers(learner.pair))
+    progress = _resume(run / CHECKPOINTS, learner, world, say=context.say)
+    if world.is_rank_zero and progress.step:
+        context.say(f"continuing from step {progress.step} of {schedule.total_steps}")
     learner.pair.teacher_cache = cached_teacher(learner.pair, settings, manifest, schedule, world)
     events = EventLog(run)
     journal = None
     if world.is_rank_zero:
         journal = Journal(run, done=progress.step)
-        report = combine(journal, RunMeters(run), events.report, report)
+        receivers = [journal, RunMeters(run), events.report, context.report]
         events("resume" if progress.step else "start", step=progress.step, workers=world.size)
     scorer = Scorer(learner.pair, settings, manifest, world)
     try:
@@ -78,10 +85,10 @@ def run_worker(
             progress,
             world,
             evaluate=lambda: scorer.score("validation"),
-            report=report,
+            report=lambda entry: [receive(entry) for receive in receivers],
             checkpoints=run / CHECKPOINTS,
-            preempted=preempted,
-        ).run(updates(schedule, progress.step))
+            preempted=context.preempted,
+        ).run(context.updates(schedule, done=progress.step))
         _load_best_everywhere(run / CHECKPOINTS, learner, progress, world)
         pace = Pace()
         test = scorer.score("test", pace) if manifest.rows("test", settings.task) else {}
@@ -266,7 +273,3 @@ def _count_parameters(pair: Pair) -> dict[str, int]:
     encoders = {name: encoder for name, (encoder, _) in pair.models().items()}
     modules: dict[str, nn.Module] = {**encoders, "top": pair.top}
     return {name: sum(p.numel() for p in module.parameters()) for name, module in modules.items()}
-
-
-def _silent(_: str) -> None:
-    pass

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 
-from newsbert_ray.data.reading import World, make_schedule, read_updates
+from newsbert_ray.data.reading import Update, make_schedule, read_updates
 from newsbert_ray.data.shards import read_manifest
 from newsbert_ray.model.assemble import assemble_pair
 from newsbert_ray.training.checkpoint import Progress, resume, step_folders
-from newsbert_ray.training.loop import TRIGGER_STEPS, CheckpointTriggers, PreemptedError, TrainingLoop
+from newsbert_ray.training.loop import (
+    TRIGGER_STEPS,
+    CheckpointTriggers,
+    LossError,
+    PreemptedError,
+    TrainingLoop,
+)
 from newsbert_ray.training.step import build_learner
 
 if TYPE_CHECKING:
@@ -70,3 +77,38 @@ def test_a_preempted_worker_leaves_its_last_step(make_settings: MakeSettings, tm
     assert entries[-1] == {"kind": "checkpoint", "step": 3, "preempted": True}
     assert [path.name for path in step_folders(tmp_path)] == ["step-000000003"]
     assert resume(tmp_path, learner, say=lambda _: None).step == 3
+
+
+@pytest.mark.parametrize("log_every", [2, 100])
+def test_a_loss_that_is_not_finite_stops_the_run(
+    make_settings: MakeSettings, tmp_path: Path, log_every: int
+) -> None:
+    """It is noticed at the next log entry or checkpoint; NaN weights in a checkpoint would spoil a resume."""
+    settings = make_settings(log_every=log_every, **{"checkpoint.every_steps": 5})
+    manifest = read_manifest(settings.data)
+    schedule = make_schedule(settings, manifest)
+    learner = build_learner(assemble_pair(settings, manifest), settings, total_steps=schedule.total_steps)
+    entries: list[dict[str, Any]] = []
+
+    def updates() -> Iterator[Update]:
+        for update in read_updates(schedule):
+            if update.step == 3:
+                with torch.no_grad():
+                    learner.pair.get_parameter("top.head.dense.bias")[0] = float("nan")
+            yield update
+
+    loop = TrainingLoop(
+        learner,
+        schedule,
+        Progress(),
+        World(),
+        evaluate=dict,
+        report=entries.append,
+        checkpoints=tmp_path,
+        preempted=lambda: False,
+    )
+    with pytest.raises(LossError, match=r"not finite at step 3 \(.*total nan.*lower learning_rate"):
+        loop.run(updates())
+    assert [entry["step"] for entry in entries] == ([1, 2] if log_every == 2 else [1])
+    assert loop.progress.step == (4 if log_every == 2 else 5)
+    assert list(tmp_path.iterdir()) == []
