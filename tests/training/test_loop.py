@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from newsbert_ray.data.reading import Update, make_schedule, read_updates
+from newsbert_ray.data.reading import Update, World, make_schedule, read_updates
 from newsbert_ray.data.shards import read_manifest
 from newsbert_ray.model.assemble import assemble_pair
 from newsbert_ray.training.checkpoint import Progress, resume, step_folders
