@@ -239,7 +239,7 @@ class _Retry:
                 result = action()
             except (OSError, ValueError, NotImplementedError) as error:
                 if not _is_temporary(error) or self.cancelled.is_set():
-                    raise StorageError(f"{mask_url(self._url)}: {_explain(error)}") from error
+                    raise StorageError(f"{self._url}: {_explain(error)}") from error
                 self._failed(error)
                 self.cancelled.wait(pause)
                 pause = min(2 * pause, MAX_PAUSE_SECONDS)

@@ -8,7 +8,6 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,27 +15,10 @@ import pytest
 from newsbert_ray.storage import bucket as bucket_module
 from newsbert_ray.storage.bucket import Remote, StorageError
 from newsbert_ray.storage.workdir import WorkDir, fetch, open_workdir
+from tests.storage.conftest import write_files
 
 if TYPE_CHECKING:
     from tests.conftest import S3
-
-
-def _write(folder: Path, **contents: str) -> None:
-    """_write(folder, record="{}") writes record.json; __ stands for a slash."""
-    for name, content in contents.items():
-        path = folder / f"{name.replace('__', '/')}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content)
-
-
-@pytest.fixture
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """From its call on, this process is on another machine: it has another cache."""
-
-    def leave() -> None:
-        monkeypatch.setenv("NEWSBERT_CACHE", str(tmp_path / "another machine"))
-
-    return leave
 
 
 @pytest.mark.slow
@@ -44,7 +26,7 @@ def test_an_outage_is_retried(bucket: S3, caplog: pytest.LogCaptureFixture) -> N
     """A storage that is unavailable for a minute would end a run of a day."""
     location = f"{bucket.url}/run"
     folder = WorkDir(location).download()
-    _write(folder, settings="1", a="1", b="1")
+    write_files(folder, settings="1", a="1", b="1")
     bucket.stop()
     back = threading.Timer(8.0, bucket.start)  # the S3 client itself tries for 6 s
     back.start()

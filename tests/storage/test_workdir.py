@@ -25,27 +25,10 @@ from newsbert_ray.storage import bucket as bucket_module
 from newsbert_ray.storage.bucket import Remote, StorageError
 from newsbert_ray.storage.workdir import WorkDir, fetch
 from newsbert_ray.training.run import RunFolderError, train
+from tests.storage.conftest import write_files
 
 if TYPE_CHECKING:
     from tests.conftest import S3, MakeSettings
-
-
-def _write(folder: Path, **contents: str) -> None:
-    """_write(folder, record="{}") writes record.json; __ stands for a slash."""
-    for name, content in contents.items():
-        path = folder / f"{name.replace('__', '/')}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content)
-
-
-@pytest.fixture
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """From its call on, this process is on another machine: it has another cache."""
-
-    def leave() -> None:
-        monkeypatch.setenv("NEWSBERT_CACHE", str(tmp_path / "another machine"))
-
-    return leave
 
 
 @pytest.fixture
@@ -69,7 +52,7 @@ def test_published_files_are_downloaded_on_another_machine(
     """A run that only its own machine can continue is lost with that machine."""
     location = f"{bucket.url}/runs/first" if kind == "s3" else f"file://{tmp_path}/mount/first"
     folder = WorkDir(location).download()
-    _write(folder, settings="1", checkpoints__step__state="22", empty="")
+    write_files(folder, settings="1", checkpoints__step__state="22", empty="")
     (folder / ".lock").touch()
     WorkDir(location).publish()
     elsewhere()
@@ -84,11 +67,11 @@ def test_only_changed_files_are_sent(bucket: S3, sent: list[str]) -> None:
     """Every evaluation would upload all checkpoints again."""
     location = f"{bucket.url}/run"
     folder = WorkDir(location).download()
-    _write(folder, a="1", b="1")
+    write_files(folder, a="1", b="1")
     WorkDir(location).publish()
     WorkDir(location).publish()
     assert sent == ["a.json", "b.json"]
-    _write(folder, b="22")
+    write_files(folder, b="22")
     WorkDir(location).publish()
     assert sent == ["a.json", "b.json", "b.json"]
 
@@ -99,7 +82,7 @@ def test_removed_files_are_removed_from_the_bucket_and_no_others(
     """Old checkpoints would fill the bucket; files of another machine must stay."""
     location = f"{bucket.url}/run"
     folder = WorkDir(location).download()
-    _write(folder, settings="1", checkpoints__one__state="1", checkpoints__two__state="1")
+    write_files(folder, settings="1", checkpoints__one__state="1", checkpoints__two__state="1")
     WorkDir(location).publish()
     shutil.rmtree(folder / "checkpoints/one")
     Remote(location).write("theirs.json", b"1")
@@ -112,7 +95,7 @@ def test_files_that_name_others_are_sent_last(bucket: S3, sent: list[str]) -> No
     location = f"{bucket.url}/run"
     folder = WorkDir(location).download()
     names = ["record", "checkpoints__step-2__state", "checkpoints__best-2__state", "student__top", "settings"]
-    _write(folder, **dict.fromkeys(names, "1"))
+    write_files(folder, **dict.fromkeys(names, "1"))
     (folder / "checkpoints/step-2/weights").write_text("1")
     WorkDir(location).publish()
     assert sent == [
@@ -129,9 +112,9 @@ def test_a_copy_that_is_newer_is_kept(bucket: S3) -> None:
     """An epoch that ended while the storage was unavailable would be trained again."""
     location = f"{bucket.url}/run"
     folder = WorkDir(location).download()
-    _write(folder, settings="1")
+    write_files(folder, settings="1")
     WorkDir(location).publish()
-    _write(folder, checkpoints__later__state="1")
+    write_files(folder, checkpoints__later__state="1")
     assert (WorkDir(location).download() / "checkpoints/later/state.json").exists()
 
 
@@ -139,12 +122,12 @@ def test_a_copy_that_is_older_is_updated(bucket: S3, elsewhere: Callable[[], Non
     """A machine that returns would continue from its own old checkpoint, and overwrite the newer ones."""
     location = f"{bucket.url}/run"
     first = WorkDir(location).download()
-    _write(first, settings="1", checkpoints__one__state="1")
+    write_files(first, settings="1", checkpoints__one__state="1")
     WorkDir(location).publish()
     elsewhere()
     second = WorkDir(location).download()
     shutil.rmtree(second / "checkpoints/one")
-    _write(second, checkpoints__two__state="2")
+    write_files(second, checkpoints__two__state="2")
     WorkDir(location).publish()
     os.environ["NEWSBERT_CACHE"] = str(tmp_path / "cache")
     WorkDir(location).download()
@@ -155,13 +138,13 @@ def test_a_process_that_was_replaced_cannot_write(bucket: S3, elsewhere: Callabl
     """A process that the cluster thinks dead would mix its checkpoints into its successor's."""
     location = f"{bucket.url}/run"
     folder = WorkDir(location).download()
-    _write(folder, settings="1")
+    write_files(folder, settings="1")
     WorkDir(location).publish()
     before = os.environ["NEWSBERT_CACHE"]
     elsewhere()
     WorkDir(location).download()
     os.environ["NEWSBERT_CACHE"] = before
-    _write(folder, settings="22")
+    write_files(folder, settings="22")
     with pytest.raises(StorageError, match="another process has begun to write there"):
         WorkDir(location).publish()
     assert Remote(location).read("settings.json") == b"1"
@@ -170,7 +153,7 @@ def test_a_process_that_was_replaced_cannot_write(bucket: S3, elsewhere: Callabl
 def test_only_small_files_of_a_finished_run_are_downloaded(bucket: S3, elsewhere: Callable[[], None]) -> None:
     """ "Already finished" would be printed after a download of gigabytes."""
     location = f"{bucket.url}/run"
-    _write(WorkDir(location).download(), record="1", student__top="1", checkpoints__one__state="1")
+    write_files(WorkDir(location).download(), record="1", student__top="1", checkpoints__one__state="1")
     WorkDir(location).publish()
     elsewhere()
     folder = WorkDir(location).download()
@@ -187,19 +170,19 @@ def test_a_folder_with_other_files_is_refused(bucket: S3) -> None:
 def test_a_trials_small_files_are_collected_by_the_driver(bucket: S3, elsewhere: Callable[[], None]) -> None:
     """The driver would not know a trial's result, or would delete files that it wrote itself."""
     location = f"{bucket.url}/sweep"
-    _write(WorkDir(location).download(), sweep="1")
+    write_files(WorkDir(location).download(), sweep="1")
     WorkDir(location).publish()
     driver = os.environ["NEWSBERT_CACHE"]
     elsewhere()
     trial = f"{location}/trials/a=1"
-    _write(WorkDir(trial).download(), record="1", student__top="1")
+    write_files(WorkDir(trial).download(), record="1", student__top="1")
     WorkDir(trial).publish()
     WorkDir(trial).discard()
     assert not WorkDir(trial).path.exists()
     os.environ["NEWSBERT_CACHE"] = driver
     folder = WorkDir(location).path
-    _write(folder, trials__a="driver's")
-    _write(folder / "trials/a=1", stopped="1")
+    write_files(folder, trials__a="driver's")
+    write_files(folder / "trials/a=1", stopped="1")
     WorkDir(location).collect("trials/a=1")
     WorkDir(location).publish()
     assert (folder / "trials/a=1/record.json").read_text() == "1"
