@@ -80,10 +80,7 @@ GROUPS: dict[int, Group] = {
     Fate.TEST: "test",
     Fate.UNSEEN_TOPIC: "other",
 }
-_FORMS: dict[Kind, str] = {
-    "news": f" ({mind.NEWS} has {mind.NEWS_COLUMNS} columns separated by tabs, and no header)",
-    "behaviors": f" ({mind.BEHAVIORS} has {mind.BEHAVIORS_COLUMNS} columns separated by tabs, and no header)",
-}
+_COLUMNS: dict[Kind, int] = {"news": mind.NEWS_COLUMNS, "behaviors": mind.BEHAVIORS_COLUMNS}
 
 
 @dataclass(frozen=True)
@@ -326,7 +323,8 @@ class MindSource:
             bad, source = rejected[file.source.number], file.source
             if bad.counts.total() > allowed * source.lines:
                 _join_rejected([file], folder)
-                self._workspace.refuse(source.label, source.lines, bad, allowed, form=_FORMS[file.kind])
+                form = f" ({source.name} has {_COLUMNS[file.kind]} columns separated by tabs, and no header)"
+                self._workspace.refuse(source.label, source.lines, bad, allowed, form=form)
         _join_rejected(files, folder)
         return list(rejected.values())
 

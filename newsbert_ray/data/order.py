@@ -80,14 +80,15 @@ def draw_examples(names: Sequence[str], quota: int) -> Ints:
 
 def epoch_windows(shards: Sequence[Shard], quotas: Sequence[int], *, seed: int, epoch: int) -> list[Window]:
     """The windows of an epoch in their order; a function of seed and epoch alone."""
-    windows: list[Window] = []
-    members: list[int] = []
+    groups: list[list[int]] = [[]]
     for index in seeded_generator(seed, epoch, 0).permutation(len(shards)).tolist():
-        if members and sum(quotas[m] for m in [*members, index]) > WINDOW_EXAMPLES:
-            windows.append(_window(epoch, len(windows), shards, quotas, members))
-            members = []
-        members.append(index)
-    windows.append(_window(epoch, len(windows), shards, quotas, members))
+        if groups[-1] and sum(quotas[m] for m in [*groups[-1], index]) > WINDOW_EXAMPLES:
+            groups.append([])
+        groups[-1].append(index)
+    windows = []
+    for number, group in enumerate(map(sorted, groups)):
+        own = tuple(quotas[m] for m in group)
+        windows.append(Window(epoch, number, tuple(shards[m] for m in group), own))
     return [window for window in windows if sum(window.quotas)]
 
 
@@ -145,10 +146,3 @@ def worker_rows(rows: Ints, order: Order, *, grouped: bool = False) -> dict[int,
 def seeded_generator(*key: int) -> np.random.Generator:
     """A generator that depends on `key` alone."""
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(list(key))))
-
-
-def _window(
-    epoch: int, number: int, shards: Sequence[Shard], quotas: Sequence[int], members: Sequence[int]
-) -> Window:
-    ordered = sorted(members)
-    return Window(epoch, number, tuple(shards[m] for m in ordered), tuple(quotas[m] for m in ordered))
