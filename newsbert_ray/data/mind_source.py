@@ -199,14 +199,15 @@ class MindSource:
         jobs = [job for file in self._files for job in file.jobs()]
         total = sum(job.chunk.length for job in jobs)
         summaries: list[Summary] = []
-        users: list[Hashes] = [np.zeros(0, dtype=np.uint64)]
+        nobody: Hashes = np.zeros(0, dtype=np.uint64)
+        users = [nobody]
         with show_progress(self._workspace.say, "prepared", total=total) as advance:
             for summary in self._workspace.map_all(jobs, write_chunk, shared):
                 advance(summary.bytes)
                 users.append(summary.users)
                 if sum(map(len, users[1:])) > len(users[0]):
                     users = [np.unique(np.concatenate(users))]
-                summaries.append(replace(summary, users=users[0][:0]))
+                summaries.append(replace(summary, users=nobody))
         summaries.sort(key=lambda summary: summary.job)  # Ray's tasks end in any order
         self._counts = sum((summary.counts for summary in summaries), Counter())
         rejected = self._collect_rejected(self._files, summaries)
