@@ -10,7 +10,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,11 +28,12 @@ from newsbert_ray.storage.workdir import WorkDir
 from newsbert_ray.tune.space import PointValues, SearchSpace, absolute_folders
 from newsbert_ray.tune.study import JOURNAL, shown_storage
 from newsbert_ray.tune.trial import CATEGORICAL_COST, WORK_SETTINGS
+from newsbert_ray.tune.trials import EPOCH
 
 if TYPE_CHECKING:
     from newsbert_ray.tune.resources import Budget, Resources, Retention
     from newsbert_ray.tune.sweep import SweepResult
-    from newsbert_ray.tune.trials import Trials, TrialSpec
+    from newsbert_ray.tune.trials import RunningTrial, Trials, TrialSpec
 
 LINE_SECONDS = 30.0
 """Least time between two status lines, where the output is not a terminal."""
@@ -48,43 +48,17 @@ WorkKey = tuple[tuple[str, Any], ...]
 """The values of a point that decide how long it takes."""
 
 
-@dataclass
-class _Running:
-    """A trial in progress: when it started, and the last numbers that it reported."""
-
-    spec: TrialSpec
-    began: float
-    numbers: Mapping[str, float] = field(default_factory=dict)
-
-
 class SweepDisplay:
     """Shows a sweep's trials as they start, report and end.
 
     Draws only where it is called: no other thread reads the trials while they change.
     """
 
-    def __init__(
-        self,
-        trials: Trials,
-        *,
-        slots: int,
-        console: Console,
-        epochs: int | None = None,
-        budget: Budget | None = None,
-    ) -> None:
-        """
-        Args:
-            slots: the most trials at once.
-            epochs: of each trial, where they do not vary.
-            budget: what the sweep spends; without it no cost is shown.
-        """
+    def __init__(self, trials: Trials, budget: Budget, *, console: Console) -> None:
         self._trials = trials
-        self._slots = slots
-        self._console = console
-        self._epochs = epochs
         self._budget = budget
-        self._began = self._line_time = self._draw_time = time.monotonic()
-        self._running: dict[str, _Running] = {}
+        self._console = console
+        self._line_time = self._draw_time = time.monotonic()
         self._durations: list[tuple[WorkKey, float]] = []
         self._last = ""
         self._live: Live | None = None
@@ -106,43 +80,29 @@ class SweepDisplay:
         """Print a line that stays."""
         say(self._console, line)
 
-    def started(self, spec: TrialSpec) -> None:
-        """A trial has started; one that starts again keeps its clock."""
-        self._running.setdefault(spec.name, _Running(spec, time.monotonic()))
-        self._draw()
-
-    def reported(self, spec: TrialSpec, numbers: Mapping[str, float]) -> None:
-        """A trial has evaluated."""
-        self._running.setdefault(spec.name, _Running(spec, time.monotonic())).numbers = numbers
-        self._draw()
-
-    def ended(self, spec: TrialSpec) -> None:
-        """A trial has ended, as `trials.ended` says."""
-        running = self._running.pop(spec.name, None)
+    def ended(self, spec: TrialSpec, *, seconds: float | None = None) -> None:
+        """A trial has ended, as `trials.ended` says; `seconds`: its duration, None where it never started."""
         trial = self._trials.ended[spec.name]
-        duration = ""
-        if running is not None:
-            seconds = time.monotonic() - running.began
-            duration = f"  {seconds:.1f} s"
-            if trial.state != "failed":
-                self._durations.append((_work_key(spec.point), seconds))
-        ending = f"{self._ending(trial)}{duration}"
+        if seconds is not None and trial.state != "failed":
+            self._durations.append((_work_key(spec.point), seconds))
+        ending = self._ending(trial) + (f"  {seconds:.1f} s" if seconds is not None else "")
         self._last = f"last: {_cut(spec.name, self._console.width - len(ending) - 8)}  {ending}"
         if self._live is None or trial.state == "failed":
             self.say(f"{self._done()}  {spec.name}  {ending}")
             self._line_time = time.monotonic()
-        self._draw()
+        self.draw()
 
     def tick(self) -> None:
         """Called often: refreshes the live table, or prints a status line now and then."""
         if self._live is not None:
             if time.monotonic() - self._draw_time >= REFRESH_SECONDS:
-                self._draw()
+                self.draw()
         elif time.monotonic() - self._line_time >= LINE_SECONDS:
             self._line_time = time.monotonic()
             self.say("; ".join([f"{self._done()}  {self._counts()}", *self._best(), *self._status()]))
 
-    def _draw(self) -> None:
+    def draw(self) -> None:
+        """Draw the live table again, because a trial has started, reported or ended."""
         if self._live is not None:
             self._draw_time = time.monotonic()
             self._live.update(self._table(), refresh=True)
@@ -152,7 +112,7 @@ class SweepDisplay:
         table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
         for heading in ("trial", "epoch", self._trials.space.metric, "seconds"):
             table.add_column(heading, justify="left" if heading == "trial" else "right", no_wrap=True)
-        running = list(self._running.values())
+        running = self._running
         for trial in running[:MAX_ROWS]:
             table.add_row(*self._row(trial))
         if len(running) > MAX_ROWS:
@@ -163,15 +123,19 @@ class SweepDisplay:
             lines.append(self._last)
         return Group(*(Text(line) for line in lines), table)
 
-    def _row(self, trial: _Running) -> list[str]:
+    @property
+    def _running(self) -> list[RunningTrial]:
+        """Trials whose process has started."""
+        return [trial for trial in self._trials.running.values() if trial.began]
+
+    def _row(self, trial: RunningTrial) -> list[str]:
         metric = self._trials.space.metric
-        epoch, value = trial.numbers.get("epoch"), trial.numbers.get(metric)
-        epochs = trial.spec.point.get("epochs", self._epochs)
+        epoch, value = trial.numbers.get(EPOCH, 0.0), trial.numbers.get(metric)
         return [
             _cut(trial.spec.name, self._console.width - _NUMBER_COLUMNS_WIDTH - len(metric)),
-            f"{epoch or 0:g}" + (f" of {epochs}" if epochs else ""),
+            f"{epoch:g} of {trial.epochs}",
             "" if value is None else f"{value:.4f}",
-            f"{time.monotonic() - trial.began:.0f}",
+            f"{trial.seconds:.0f}",
         ]
 
     def _ending(self, trial: Trial) -> str:
@@ -217,11 +181,6 @@ class SweepDisplay:
         reason = self._trials.end_reason
         return [f"ending: {reason}" if reason else self._time_left(), *self._cost()]
 
-    def _elapsed(self) -> list[float]:
-        """Seconds since the start of each running trial."""
-        now = time.monotonic()
-        return [now - trial.began for trial in self._running.values()]
-
     def _remaining(self) -> tuple[float, float] | None:
         """Seconds of trials still to run, and of the one that runs longest; None before any trial has ended.
 
@@ -239,9 +198,8 @@ class SweepDisplay:
         def expected(point: PointValues) -> float:
             return statistics.fmean(by_work.get(_work_key(point), [mean]))
 
-        now = time.monotonic()
-        rest = [max(0.0, expected(t.spec.point) - (now - t.began)) for t in self._running.values()]
-        points = self._trials.waiting(self._running.keys())
+        rest = [max(0.0, expected(t.spec.point) - t.seconds) for t in self._running]
+        points = self._trials.waiting()
         waiting = self._waiting() * mean if points is None else sum(map(expected, points))
         return waiting + sum(rest), max(rest, default=0.0)
 
@@ -254,26 +212,16 @@ class SweepDisplay:
         remaining = self._remaining()
         if remaining is None:
             return "time left: known after the first trial"
-        left, why = max(remaining[0] / self._slots, remaining[1]), ""
-        for limit, name in self._limits():
+        left, why = max(remaining[0] / self._budget.resources.slots, remaining[1]), ""
+        for name, limit in self._budget.seconds_left().items():
             if limit < left:
                 left, why = max(0.0, limit), f" (limits.{name})"
         return f"about {format_duration(left)} left{why}"
 
-    def _limits(self) -> list[tuple[float, str]]:
-        """Seconds until a limit ends the sweep, at the cost of all slots."""
-        limits, times = self._trials.space.limits, []
-        if limits.hours is not None:
-            times.append((3600 * limits.hours - (time.monotonic() - self._began), "hours"))
-        if limits.cost is not None and self._budget is not None and self._budget.hourly:
-            money = limits.cost - self._budget.spent(self._elapsed())
-            times.append((3600 * money / (self._budget.hourly * self._slots), "cost"))
-        return times
-
     def _cost(self) -> list[str]:
-        if self._budget is None or not self._budget.hourly:
+        if not self._budget.hourly:
             return []
-        spent, remaining = self._budget.spent(self._elapsed()), self._remaining()
+        spent, remaining = self._budget.spent(), self._remaining()
         if remaining is None:
             return [f"cost {spent:.2f}"]
         limit = self._trials.space.limits.cost

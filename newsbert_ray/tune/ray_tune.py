@@ -27,18 +27,17 @@ from newsbert_ray.record import EarlyStop, write_stop
 from newsbert_ray.reporting.hparams import HParams
 from newsbert_ray.telemetry import Event, EventLog, SweepMeters
 from newsbert_ray.training.loop import PreemptedError
-from newsbert_ray.training.ray_group import GROUP_FOLDER, is_idle
 from newsbert_ray.tune.display import SweepDisplay
-from newsbert_ray.tune.resources import CHECKPOINTS, Budget, Resources, Retention
+from newsbert_ray.tune.resources import Budget, Resources, Retention
 from newsbert_ray.tune.trial import CONFIG, Train, TrialConfig, run_trial
-from newsbert_ray.tune.trials import EPOCH, EarlyStopping, Trials, TrialSpec
+from newsbert_ray.tune.trials import EPOCH, EarlyStopping, RunningTrial, Trials, TrialSpec
 
 RETRIES = 2
 """How often a trial whose process died starts again from its own checkpoints without getting an epoch
 further; losing the machine does not count."""
 
 STATUS_SECONDS = 2.0
-"""Between two updates of the meters and of the list of nodes."""
+"""Between two updates of the meters and of the list of nodes, and two clean-ups after ended groups."""
 
 TUNE_ENVIRONMENT: Mapping[str, str] = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -83,9 +82,7 @@ def run_trials(sweep: SweepParts, *, train: Train | None = None) -> None:
         train: what trains; the real training by default.
     """
     folder = sweep.trials.folder / ".tune"  # for Tune's files while it runs; all nodes must see it
-    nested = sweep.resources.nested
-    cleanup = GroupCleanup() if nested else None
-    searcher = TrialSearcher(sweep)
+    nested, searcher = sweep.resources.nested, TrialSearcher(sweep)
     trainable = tune.with_resources(partial(run_trial, train=train), sweep.resources.tune_request)
     # With a searcher, Tune starts one process after another unless it is told how many may be pending.
     variables = {**TUNE_ENVIRONMENT, "TUNE_MAX_PENDING_TRIALS_PG": str(sweep.resources.slots)}
@@ -95,7 +92,7 @@ def run_trials(sweep: SweepParts, *, train: Train | None = None) -> None:
                 trainable,
                 tune_config=tune.TuneConfig(
                     search_alg=searcher,
-                    scheduler=StoppingScheduler(searcher, sweep.early_stopping),
+                    scheduler=StoppingScheduler(sweep),
                     num_samples=-1,
                     # The driver of a worker group has to die with its trial, and its controller with it.
                     reuse_actors=not nested,
@@ -106,11 +103,11 @@ def run_trials(sweep: SweepParts, *, train: Train | None = None) -> None:
                     name="tune",
                     storage_path=str(folder.absolute()),
                     verbose=0,
-                    callbacks=[SweepCallback(sweep, searcher, cleanup)],
+                    callbacks=[SweepCallback(sweep, searcher)],
                     failure_config=tune.FailureConfig(max_failures=0),
                 ),
             ).fit()
-            if cleanup is not None and not cleanup.wait():
+            if nested and not wait_for_groups(sweep.retention):
                 sweep.display.say(
                     "some of Ray's placement groups are still reserved; they end with this session"
                 )
@@ -130,32 +127,14 @@ def _quiet_tune() -> Iterator[None]:
         logger.setLevel(before)
 
 
-@dataclass
-class RunningTrial:
-    """A trial in progress: its epochs, when it started, and its early end once that is decided."""
-
-    spec: TrialSpec
-    epochs: int
-    began: float = 0.0
-    stop: EarlyStop | None = None
-
-    @property
-    def seconds(self) -> float:
-        """Since its start."""
-        return time.monotonic() - self.began if self.began else 0.0
-
-
 class TrialSearcher(Searcher):
     """Hands trials to Tune when it asks for one, as long as the budget allows."""
 
     def __init__(self, sweep: SweepParts) -> None:
         super().__init__()
-        self.running: dict[str, RunningTrial] = {}
         self._sweep = sweep
         self._trials = sweep.trials
-        self._deaths: dict[str, int] = {}
-        self._began: dict[str, float] = {}
-        self._epochs_done: dict[str, float] = {}
+        self._to_restart: dict[str, RunningTrial] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -164,7 +143,7 @@ class TrialSearcher(Searcher):
         return True
 
     def suggest(self, trial_id: str) -> Any:
-        if len(self.running) >= self._sweep.resources.slots:
+        if len(self._trials.running) >= self._sweep.resources.slots:
             return None
         while (spec := self._trials.next_trial()) is not None:
             if self._over_budget():
@@ -177,26 +156,25 @@ class TrialSearcher(Searcher):
                 self._trials.fail(spec, str(error))
                 self._sweep.display.ended(spec)
                 continue
-            began = self._began.get(spec.name, 0.0)
-            self.running[trial_id] = RunningTrial(spec, epochs=config.settings.epochs, began=began)
+            running = self._to_restart.pop(spec.name, None)
+            self._trials.running[trial_id] = running or RunningTrial(spec, config.settings.epochs)
             return {CONFIG: config}
         # A running trial may still have to be handed out again.
-        return None if self.running else Searcher.FINISHED
+        return None if self._trials.running else Searcher.FINISHED
 
-    def retry(self, running: RunningTrial, *, machine_lost: bool, epochs_done: float = 0.0) -> bool:
+    def retry(self, running: RunningTrial, *, machine_lost: bool) -> bool:
         """Hand a trial out again whose process has died; False where that has happened too often.
 
         Args:
             machine_lost: its machine has gone, so this death does not count.
-            epochs_done: epochs that it has reported; after progress the deaths are counted from zero.
         """
-        name = running.spec.name
-        if epochs_done > self._epochs_done.get(name, 0.0):
-            self._epochs_done[name], self._deaths[name] = epochs_done, 0
-        self._deaths[name] = self._deaths.get(name, 0) + (not machine_lost)
-        if self._deaths[name] > RETRIES:
+        epoch = running.numbers.get(EPOCH, 0.0)
+        if epoch > running.epoch_at_death:
+            running.epoch_at_death, running.deaths = epoch, 0
+        running.deaths += not machine_lost
+        if running.deaths > RETRIES:
             return False
-        self._began[name] = running.began
+        self._to_restart[running.spec.name] = running
         self._trials.put_back(running.spec)
         return True
 
@@ -204,8 +182,8 @@ class TrialSearcher(Searcher):
         """Whether no trial may start now; ends the sweep where none ever may."""
         budget = self._sweep.budget
         reached = budget.target_reached()
-        refusal = reached or budget.refusal(trial.seconds for trial in self.running.values())
-        if reached or (refusal and not self.running):
+        refusal = reached or budget.refusal()
+        if reached or (refusal and not self._trials.running):
             self._trials.end_reason = refusal
         return bool(refusal)
 
@@ -224,21 +202,21 @@ class TrialSearcher(Searcher):
 class StoppingScheduler(FIFOScheduler):
     """Asks the sweep's early stopping at each report."""
 
-    def __init__(self, searcher: TrialSearcher, early_stopping: EarlyStopping) -> None:
+    def __init__(self, sweep: SweepParts) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._searcher = searcher
-        self._early_stopping = early_stopping
+        self._trials = sweep.trials
+        self._early_stopping = sweep.early_stopping
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
     def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
-        running = self._searcher.running[trial.trial_id]
+        running = self._trials.running[trial.trial_id]
         if not self._early_stopping.should_stop(running.spec.name, result, epochs=running.epochs):
             return str(self.CONTINUE)
         running.stop = EarlyStop(
             epoch=result[EPOCH],
-            value=result[self._searcher._trials.space.metric],
+            value=result[self._trials.space.metric],
             seconds=running.seconds,
             reason=self._early_stopping.reason,
         )
@@ -248,83 +226,81 @@ class StoppingScheduler(FIFOScheduler):
 class SweepCallback(tune.Callback):
     """Tells the trials, the display, the log and the meters what happens in Tune."""
 
-    def __init__(self, sweep: SweepParts, searcher: TrialSearcher, cleanup: GroupCleanup | None) -> None:
+    def __init__(self, sweep: SweepParts, searcher: TrialSearcher) -> None:
         self._sweep = sweep
+        self._trials = sweep.trials
         self._searcher = searcher
-        self._cleanup = cleanup
         folder = sweep.trials.folder
         self._log, self._meters = EventLog(folder), SweepMeters(folder)
         self._nodes: set[str] = set()
         self._status_time = 0.0
         self._error: Exception | None = None
         self._on_board: set[str] = set()
-        self._epochs_done: dict[str, float] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        running = self._searcher.running[trial.trial_id]
+        running = self._trials.running[trial.trial_id]
         self._log("trial_retry" if running.began else "trial_start", trial=running.spec.name)
         running.began = running.began or time.monotonic()
-        self._sweep.display.started(running.spec)
+        self._sweep.display.draw()
 
     def on_trial_result(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: Any, **info: Any
     ) -> None:
-        spec = self._searcher.running[trial.trial_id].spec
+        running = self._trials.running[trial.trial_id]
+        spec = running.spec
         self._sweep.retention.reported(spec)
         if spec.name not in self._on_board and self._sweep.board.start(spec.name, _hparams(spec)):
             self._on_board.add(spec.name)
         if EPOCH in result:
-            self._epochs_done[spec.name] = result[EPOCH]
-            self._sweep.display.reported(spec, result)
+            running.numbers = result
+            self._sweep.display.draw()
 
     def on_trial_complete(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
     ) -> None:
         with self._errors_end_sweep():
-            running = self._searcher.running.pop(trial.trial_id)
+            running = self._trials.running.pop(trial.trial_id)
             spec, result = running.spec, trial.last_result or {}
             if running.stop is not None:
                 write_stop(spec.out, running.stop)
-                self._sweep.trials.stop(spec, running.stop)
+                self._trials.stop(spec, running.stop)
             elif (values := result.get("values")) is not None:
-                self._sweep.trials.finish(spec, tuple(values), seconds=running.seconds)
+                self._trials.finish(spec, tuple(values), seconds=running.seconds)
             else:
-                self._sweep.trials.fail(spec, result.get("failure", "ended without a report"))
-            self._after_end(spec)
+                self._trials.fail(spec, result.get("failure", "ended without a report"))
+            self._after_end(running)
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         with self._errors_end_sweep():
             error = _read_error(trial)
-            running = self._searcher.running.pop(trial.trial_id)
+            running = self._trials.running.pop(trial.trial_id)
             name = running.spec.name
-            if self._searcher.retry(
-                running, machine_lost=_machine_lost(error), epochs_done=self._epochs_done.get(name, 0.0)
-            ):
+            if self._searcher.retry(running, machine_lost=_machine_lost(error)):
                 self._log("trial_broke_off", trial=name, reason=_retry_reason(error))
                 self._sweep.display.say(
                     f"{name}: {_retry_reason(error)}; it continues from its last checkpoint"
                 )
             else:
-                self._sweep.trials.fail(running.spec, _failure_reason(error))
-                self._after_end(running.spec)
+                self._trials.fail(running.spec, _failure_reason(error))
+                self._after_end(running)
 
     def on_step_end(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:
         self._sweep.check()
         if self._error is not None:
             raise self._error
-        if self._cleanup is not None:
-            self._cleanup.tick()
         self._sweep.display.tick()
         if time.monotonic() - self._status_time >= STATUS_SECONDS:
             self._status_time = time.monotonic()
             self._update_status()
 
     def _update_status(self) -> None:
-        """Update the cluster's meters, and log which nodes have joined or left."""
-        trials, running = self._sweep.trials, len(self._searcher.running)
+        """Release what ended groups hold; update the meters; log which nodes have joined or left."""
+        if self._sweep.resources.nested:
+            release_groups(self._sweep.retention)
+        trials, running = self._trials, len(self._trials.running)
         states = [trial.state for trial in trials.ended.values()]
         counts = {
             "running": running,
@@ -350,19 +326,17 @@ class SweepCallback(tune.Callback):
             self._error = error
             raise
 
-    def _after_end(self, spec: TrialSpec) -> None:
+    def _after_end(self, running: RunningTrial) -> None:
         """Log and show an ended trial, and remove files that are no longer needed."""
-        sweep = self._sweep
+        sweep, spec = self._sweep, running.spec
         trial = sweep.trials.ended[spec.name]
         failed = trial.state == "failed"
         values = trial.values if trial.state == "finished" else ()
         numbers = {goal.metric: v for goal, v in zip(sweep.trials.space.goals, values, strict=False)}
         self._log("trial_end", trial=spec.name, failure=trial.reason if failed else None)
         sweep.board.end(spec.name, _hparams(spec), ok=not failed, numbers=numbers)
-        sweep.retention.ended(spec, writers_gone=self._cleanup is None)
-        if self._cleanup is not None:
-            self._cleanup.ended(spec.out)
-        sweep.display.ended(spec)
+        sweep.retention.ended(spec)
+        sweep.display.ended(spec, seconds=running.seconds)
 
 
 def _hparams(spec: TrialSpec) -> dict[str, Any]:
@@ -401,42 +375,17 @@ def _failure_reason(error: BaseException | None) -> str:
     return f"{type(cause).__name__}: {first_line(cause)}"
 
 
-TICK_SECONDS = 2.0
-WAIT_SECONDS = 30.0
+def release_groups(retention: Retention) -> bool:
+    """Release placement groups and files of worker groups whose trials have ended; whether some are left."""
+    groups = release_orphans()
+    return retention.clear() or bool(groups)
 
 
-class GroupCleanup:
-    """Releases the placement groups and files of worker groups whose trials have ended."""
-
-    def __init__(self, *, seconds: float = TICK_SECONDS) -> None:
-        self._seconds = seconds
-        self._last = time.monotonic()
-        self._ended: list[Path] = []
-
-    def ended(self, run: Path) -> None:
-        """This trial has ended: remove its checkpoints as soon as no worker writes any more."""
-        self._ended.append(run)
-
-    def tick(self) -> None:
-        """Release what can be released, if some time has passed since the last try; takes milliseconds."""
-        if time.monotonic() - self._last >= self._seconds:
-            self._release()
-
-    def wait(self, *, seconds: float = WAIT_SECONDS) -> bool:
-        """Wait, once all trials have ended, until everything is released; False if that takes too long."""
-        end = time.monotonic() + seconds
-        while self._release():
-            if time.monotonic() > end:
-                return False
-            time.sleep(0.1)
-        return True
-
-    def _release(self) -> bool:
-        """Release what can be released; whether something remains."""
-        groups = release_orphans()
-        for run in [run for run in self._ended if is_idle(run)]:
-            for folder in (CHECKPOINTS, GROUP_FOLDER):
-                shutil.rmtree(run / folder, ignore_errors=True)
-            self._ended.remove(run)
-        self._last = time.monotonic()
-        return bool(groups or self._ended)
+def wait_for_groups(retention: Retention, *, seconds: float = 30.0) -> bool:
+    """Wait, once all trials have ended, until everything is released; False if that takes too long."""
+    end = time.monotonic() + seconds
+    while release_groups(retention):
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.1)
+    return True

@@ -4,10 +4,11 @@ and whether every machine of the cluster can read and write what a trial needs."
 from __future__ import annotations
 
 import secrets
+import shutil
 import statistics
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -145,35 +146,38 @@ class Budget:
     """
 
     def __init__(self, trials: Trials, resources: Resources) -> None:
+        self.resources = resources
         self._trials = trials
         self._limits = trials.space.limits
         self._began = time.monotonic()
         self.hourly = resources.hourly_price(trials.space.prices)
         """Money for an hour of one trial."""
 
-    def spent(self, running: Iterable[float] = ()) -> float:
-        """Money so far; `running`: seconds since the start of each running trial."""
-        return self.hourly * (sum(self._trials.seconds.values()) + sum(running)) / 3600
+    def spent(self, *more: float) -> float:
+        """Money for the trials that have ended or run, and for trials of so many seconds `more`."""
+        running = (trial.seconds for trial in self._trials.running.values())
+        return self.hourly * (sum(self._trials.seconds.values()) + sum(running) + sum(more)) / 3600
 
-    def refusal(self, running: Iterable[float] = ()) -> str:
+    def refusal(self) -> str:
         """Why no trial may start now; empty where one may. A running trial may still make room by ending
-        soon.
-
-        Args:
-            running: seconds since the start of each running trial.
-        """
-        running = list(running)
-        ended = self._trials.seconds.values()
+        soon."""
+        ended, limits = self._trials.seconds.values(), self._limits
         mean = statistics.fmean(ended) if ended else 0.0
-        if self._limits.hours is not None:
-            expected = time.monotonic() - self._began + mean
-            if expected > 3600 * self._limits.hours:
-                return f"limits.hours = {self._limits.hours:g} leaves no time for another trial"
-        if self._limits.cost is not None:
-            expected = self.spent([*(max(mean, seconds) for seconds in running), mean])
-            if expected > self._limits.cost or self.spent(running) >= self._limits.cost:
-                return f"limits.cost = {self._limits.cost:g} leaves no money for another trial"
+        rest = (max(0.0, mean - trial.seconds) for trial in self._trials.running.values())
+        if limits.hours is not None and time.monotonic() - self._began + mean > 3600 * limits.hours:
+            return f"limits.hours = {limits.hours:g} leaves no time for another trial"
+        if limits.cost is not None and (self.spent(mean, *rest) > limits.cost or self.spent() >= limits.cost):
+            return f"limits.cost = {limits.cost:g} leaves no money for another trial"
         return ""
+
+    def seconds_left(self) -> dict[str, float]:
+        """Seconds until each limit ends the sweep; that on the cost if all slots are in use."""
+        limits, left = self._limits, dict[str, float]()
+        if limits.hours is not None:
+            left["hours"] = 3600 * limits.hours - (time.monotonic() - self._began)
+        if limits.cost is not None and self.hourly:
+            left["cost"] = 3600 * (limits.cost - self.spent()) / (self.hourly * self.resources.slots)
+        return left
 
     def target_reached(self) -> str:
         """Which point is as good as the target; empty where none is, or no target is set."""
@@ -189,15 +193,17 @@ class Retention:
     """Removes the files of ended trials that are no longer needed, and bounds the disk space of
     checkpoints."""
 
-    def __init__(self, trials: Trials, *, slots: int, checkpoints: int) -> None:
-        """`slots` trials run at once, each keeping its newest `checkpoints`."""
+    def __init__(self, trials: Trials, resources: Resources, *, checkpoints: int) -> None:
+        """`checkpoints`: how many of the newest ones a running trial keeps."""
         self._trials = trials
-        self.slots = slots
+        self.slots = resources.slots
+        # Whether a group still writes into a bucket cannot be seen from here.
+        self._at_end_only = resources.nested and trials.workdir.is_remote
         self._checkpoints = checkpoints
         self._largest = 0
         self._measured: set[str] = set()
         self._removed: set[str] = set()
-        self._postponed: list[TrialSpec] = []
+        self._to_clear: list[TrialSpec] = []
 
     def reported(self, spec: TrialSpec) -> None:
         """A trial has written a checkpoint: measure it; in a bucket once for each trial."""
@@ -212,28 +218,30 @@ class Retention:
             largest[kind] = max(largest[kind], size)
         self._largest = max(self._largest, largest.total())
 
-    def ended(self, spec: TrialSpec, *, writers_gone: bool = True) -> None:
-        """Remove a trial's checkpoints, and students that are no longer among the best.
-
-        Args:
-            writers_gone: no process writes into the trial's folder; otherwise its checkpoints stay for now.
-        """
-        workdir = self._trials.workdir
-        if writers_gone:
-            workdir.remove(f"{TRIALS}/{spec.name}/{CHECKPOINTS}")
-        elif workdir.is_remote:
-            self._postponed.append(spec)
+    def ended(self, spec: TrialSpec) -> None:
+        """Remove a trial's checkpoints, once no worker writes them, and students no longer among the best."""
+        self._to_clear.append(spec)
+        self.clear()
         for name in ranked_trials(self._trials)[self._trials.space.keep_students :]:
             if name not in self._removed:
-                workdir.remove(f"{TRIALS}/{name}/{STUDENT}")
+                self._trials.workdir.remove(f"{TRIALS}/{name}/{STUDENT}")
                 self._removed.add(name)
-        workdir.publish()
+        self._trials.workdir.publish()
 
-    def finish(self) -> None:
-        """All trials have ended: remove the checkpoints whose removal was postponed."""
-        for spec in self._postponed:
-            self._trials.workdir.remove(f"{TRIALS}/{spec.name}/{CHECKPOINTS}")
-        self._postponed = []
+    def clear(self, *, at_end: bool = False) -> bool:
+        """Remove the checkpoints of ended trials in whose folders no worker writes; whether some are left.
+
+        Args:
+            at_end: no worker is left in the cluster.
+        """
+        from newsbert_ray.training.ray_group import GROUP_FOLDER, is_idle
+
+        for spec in list(self._to_clear):
+            if is_idle(spec.out) and (at_end or not self._at_end_only):
+                self._trials.workdir.remove(f"{TRIALS}/{spec.name}/{CHECKPOINTS}")
+                shutil.rmtree(spec.out / GROUP_FOLDER, ignore_errors=True)
+                self._to_clear.remove(spec)
+        return bool(self._to_clear) and not self._at_end_only
 
     @property
     def bound(self) -> int:

@@ -192,9 +192,9 @@ class _Runner:
             self.folder.write_resources(resources)
             for line in display.starting(trials, resources, session.dashboard):
                 say(self.console, line)
-            retention = Retention(trials, slots=resources.slots, checkpoints=self.first.checkpoint.keep)
+            retention = Retention(trials, resources, checkpoints=self.first.checkpoint.keep)
             run_trials(self._parts(resources, retention, shared=not session.private), train=self.train)
-            retention.finish()
+            retention.clear(at_end=True)
         if trials.unfinished and not trials.end_reason:
             raise KeyboardInterrupt
         return retention
@@ -204,8 +204,7 @@ class _Runner:
         from newsbert_ray.tune.ray_tune import SweepParts as Parts
 
         trials, space = self.trials, self.trials.space
-        all_epochs = space.samples_of("epochs", self.first.epochs)
-        early_stopping = EarlyStopping(space, epochs=max(all_epochs))
+        early_stopping = EarlyStopping(space, epochs=max(space.samples_of("epochs", self.first.epochs)))
         for name, curve in trials.curves():
             early_stopping.load_curve(name, curve)
         budget = Budget(trials, resources)
@@ -224,13 +223,7 @@ class _Runner:
             early_stopping=early_stopping,
             budget=budget,
             retention=retention,
-            display=display.SweepDisplay(
-                trials,
-                slots=resources.slots,
-                console=self.console,
-                epochs=all_epochs[0] if len(all_epochs) == 1 else None,
-                budget=budget,
-            ),
+            display=display.SweepDisplay(trials, budget, console=self.console),
             board=board,
             check=self.check,
         )

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import random
 import statistics
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -58,6 +59,29 @@ class TrialSpec:
     out: Path
 
 
+@dataclass
+class RunningTrial:
+    """A trial that a process runs, or will run as soon as it has started."""
+
+    spec: TrialSpec
+    epochs: int = 0
+    """Epochs that are planned."""
+    began: float = 0.0
+    """When its first process started, by time.monotonic; 0 before."""
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    """Its last evaluation, by dotted name."""
+    stop: EarlyStop | None = None
+    """Its early end, once that is decided."""
+    deaths: int = 0
+    """How often its process died without getting an epoch further."""
+    epoch_at_death: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Since its start."""
+        return time.monotonic() - self.began if self.began else 0.0
+
+
 class MetricError(ValueError):
     """A record without the metric of a goal."""
 
@@ -91,6 +115,8 @@ class Trials:
         self.folder = workdir.path
         self.ended: dict[str, Trial] = {}
         """Trials that have ended in any way, by name."""
+        self.running: dict[str, RunningTrial] = {}
+        """Trials that have been handed to a process, by Ray Tune's id."""
         self.total = space.points * len(space.seeds)
         self.resumed = 0
         """Trials that had ended before this start."""
@@ -134,11 +160,12 @@ class Trials:
         """How often a trial counts: a point that the sampler drew twice is run once and counts twice."""
         return max(1, len(self._numbers.get(point_label(trial.point), ())))
 
-    def waiting(self, running: Container[str]) -> list[PointValues] | None:
-        """The point of each trial that has neither ended nor is in `running`; None where a sampler has yet to
-        draw them."""
+    def waiting(self) -> list[PointValues] | None:
+        """The point of each trial that has neither ended nor runs; None where a sampler has yet to draw
+        them."""
         if self.space.search.sampler != "grid":
             return None
+        running = [trial.spec.name for trial in self.running.values()]
         return [
             point
             for point in self.space.grid()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from newsbert_ray.tune.display import SweepDisplay
 from newsbert_ray.tune.resources import Budget, Resources
 from newsbert_ray.tune.space_file import read_space
 from newsbert_ray.tune.study import SweepStudy
-from newsbert_ray.tune.trials import Trials, TrialSpec
+from newsbert_ray.tune.trials import RunningTrial, Trials, TrialSpec
 
 WriteSpace = Callable[..., Path]
 MakeTrials = Callable[..., Trials]
@@ -55,33 +56,43 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """The display's clock."""
+    """The clock of the display, the trials and the budget."""
     clock = Clock()
-    monkeypatch.setattr(display, "time", clock)
+    monkeypatch.setattr(time, "monotonic", clock.monotonic)
     return clock
+
+
+def show(trials: Trials, console: Console, *, slots: int = 1) -> SweepDisplay:
+    """The display of a sweep whose trials have two CPUs each."""
+    return SweepDisplay(trials, Budget(trials, Resources(slots, cpus=2.0, gpus=0.0)), console=console)
+
+
+def start(trials: Trials) -> RunningTrial:
+    """Start the next trial."""
+    running = RunningTrial(take(trials), epochs=2, began=time.monotonic())
+    trials.running[running.spec.name] = running
+    return running
 
 
 def finish(shown: SweepDisplay, trials: Trials, clock: Clock, seconds: float, value: float | None) -> None:
     """A trial runs for so long, and ends with the value, or fails where there is none."""
-    spec = take(trials)
-    shown.started(spec)
+    spec = start(trials).spec
     clock.now += seconds
+    del trials.running[spec.name]
     if value is None:
         trials.fail(spec, "no memory")
     else:
         trials.finish(spec, (value,), seconds=seconds)
-    shown.ended(spec)
+    shown.ended(spec, seconds=seconds)
 
 
 def play(trials: Trials, console: Console, clock: Clock) -> None:
     """One trial finishes, one fails, each after 20 seconds; one runs."""
-    shown = SweepDisplay(trials, slots=1, console=console, epochs=2)
+    shown = show(trials, console)
     with shown.shown():
         finish(shown, trials, clock, 20, 0.5)
         finish(shown, trials, clock, 20, None)
-        running = take(trials)
-        shown.started(running)
-        shown.reported(running, {"epoch": 1.0, ACCURACY: 0.4321})
+        start(trials).numbers = {"epoch": 1.0, ACCURACY: 0.4321}
         clock.now += 5
         shown.tick()
 
@@ -110,7 +121,7 @@ def test_a_log_gets_one_line_a_trial_and_status_lines(
 def test_a_log_is_not_flooded(make_trials: MakeTrials, clock: Clock) -> None:
     """A line at each of Tune's steps is ten lines a second."""
     console, lines = plain()
-    shown = SweepDisplay(make_trials(), slots=1, console=console)
+    shown = show(make_trials(), console)
     for _ in range(100):
         clock.now += 0.5
         shown.tick()
@@ -142,7 +153,7 @@ def test_a_terminal_gets_a_quiet_table_and_keeps_the_failures(make_trials: MakeT
 def test_nothing_is_drawn_between_events(make_trials: MakeTrials, clock: Clock) -> None:
     """A thread that reads the trials while they change ends with an error in the middle of the night."""
     console = Console(file=io.StringIO(), force_terminal=True, color_system=None)
-    shown = SweepDisplay(make_trials(), slots=1, console=console)
+    shown = show(make_trials(), console)
     with shown.shown():
         before = console.file.getvalue()  # type: ignore[attr-defined]
         shown.tick()
@@ -156,12 +167,10 @@ def test_early_stops_and_skipped_seeds_are_shown(make_trials: MakeTrials, clock:
     """A trial that ends at epoch 1 looks like a failure, and nobody knows why others never start."""
     trials = make_trials(seeds="[0, 1, 2]")
     console, lines = plain()
-    shown = SweepDisplay(trials, slots=1, console=console)
+    shown = show(trials, console)
     spec = take(trials)
-    shown.started(spec)
-    clock.now += 4
     trials.stop(spec, EarlyStop(epoch=1.0, value=0.61, seconds=4.0, reason="asha"))
-    shown.ended(spec)
+    shown.ended(spec, seconds=4.0)
     clock.now += 30
     shown.tick()
     assert lines() == [
@@ -174,7 +183,7 @@ def test_time_left_counts_trials_that_ran(make_trials: MakeTrials, clock: Clock)
     """Trials that fail at once make the rest look like a matter of seconds."""
     trials = make_trials(seeds="[0, 1]")
     console, lines = plain()
-    shown = SweepDisplay(trials, slots=2, console=console)
+    shown = show(trials, console, slots=2)
     finish(shown, trials, clock, 1, None)
     finish(shown, trials, clock, 600, 0.5)
     clock.now += 30
@@ -187,18 +196,15 @@ def test_time_left_distinguishes_short_and_long_trials(make_trials: MakeTrials, 
     """A mean over short and long trials misleads while a grid has only run the short ones."""
     trials = make_trials(seeds="[0, 1, 2]")
     console, lines = plain()
-    shown = SweepDisplay(trials, slots=1, console=console)
+    shown = show(trials, console)
     for _ in range(12):
         spec = take(trials)
         took = 40.0 if spec.point["student.layers"] == 1 else 400.0
-        shown.started(spec)
-        clock.now += took
         trials.finish(spec, (0.5,), seconds=took)
-        shown.ended(spec)
-        shown.tick()
+        shown.ended(spec, seconds=took)
         if len({trial.point["student.layers"] for trial in trials.ended.values()}) == 2:
             break
-    left = trials.waiting(set())
+    left = trials.waiting()
     assert left
     expected = sum(40.0 if point["student.layers"] == 1 else 400.0 for point in left)
     clock.now += 30
@@ -210,10 +216,10 @@ def test_last_trial_takes_its_own_time(make_trials: MakeTrials, clock: Clock) ->
     """One trial on four slots is not done in a quarter of its time."""
     trials = make_trials()
     console, lines = plain()
-    shown = SweepDisplay(trials, slots=4, console=console)
+    shown = show(trials, console, slots=4)
     for _ in range(3):
         finish(shown, trials, clock, 100, 0.5)
-    shown.started(take(trials))
+    start(trials)
     clock.now += 40
     shown.tick()
     assert "1 running, 0 waiting" in lines()[-1]
@@ -223,7 +229,7 @@ def test_last_trial_takes_its_own_time(make_trials: MakeTrials, clock: Clock) ->
 def test_unknown_time_is_not_guessed(make_trials: MakeTrials, clock: Clock) -> None:
     """`0 s left` at the start of a night would be believed."""
     console, lines = plain()
-    shown = SweepDisplay(make_trials(), slots=1, console=console)
+    shown = show(make_trials(), console)
     clock.now += 30
     shown.tick()
     assert lines() == ["[0/4]  0 done, 0 running, 4 waiting; time left: known after the first trial"]
@@ -234,7 +240,7 @@ def test_resume_knows_how_long_trials_took_before(make_trials: MakeTrials, clock
     trials = make_trials()
     trials.ended["earlier"] = Trial("earlier", {}, 0, "finished", seconds=50.0)
     console, lines = plain()
-    shown = SweepDisplay(trials, slots=1, console=console)
+    shown = show(trials, console)
     clock.now += 30
     shown.tick()
     assert lines()[-1].endswith("about 3.3 min left")
@@ -244,11 +250,9 @@ def test_cost_so_far_and_in_the_end(make_trials: MakeTrials, clock: Clock) -> No
     """Money that is spent unseen is the last sweep somebody runs."""
     trials = make_trials(more="prices: {cpu_hour: 3.6}")
     console, lines = plain()
-    shown = SweepDisplay(
-        trials, slots=1, console=console, budget=Budget(trials, Resources(slots=1, cpus=2.0, gpus=0.0))
-    )
+    shown = show(trials, console)
     finish(shown, trials, clock, 100, 0.5)
-    shown.started(take(trials))
+    start(trials)
     clock.now += 50
     shown.tick()
     # 0.002 a second: 100 s have ended, 50 s run, 50 + 200 s are to come.
@@ -269,11 +273,9 @@ def test_limits_end_the_sweep_before_its_last_trial(
     """Four minutes left, and the limit in thirty seconds: the second number is the true one."""
     trials = make_trials(more=f"prices: {{cpu_hour: 3.6}}\nlimits: {{{limit}}}")
     console, lines = plain()
-    shown = SweepDisplay(
-        trials, slots=1, console=console, budget=Budget(trials, Resources(slots=1, cpus=2.0, gpus=0.0))
-    )
+    shown = show(trials, console)
     finish(shown, trials, clock, 100, 0.5)
-    shown.started(take(trials))
+    start(trials)
     clock.now += 50
     shown.tick()
     assert lines()[-1].endswith(expected)
@@ -284,7 +286,7 @@ def test_a_sweep_that_starts_no_more_trials_says_why(make_trials: MakeTrials, cl
     trials = make_trials()
     trials.end_reason = "limits.hours = 1 leaves no time for another trial"
     console, lines = plain()
-    shown = SweepDisplay(trials, slots=1, console=console)
+    shown = show(trials, console)
     clock.now += 30
     shown.tick()
     assert lines()[-1].endswith("; ending: limits.hours = 1 leaves no time for another trial")
@@ -298,11 +300,10 @@ def test_several_goals_are_all_shown(make_trials: MakeTrials, clock: Clock) -> N
     )
     trials = make_trials(more=goals)
     console, lines = plain()
-    shown = SweepDisplay(trials, slots=1, console=console)
+    shown = show(trials, console)
     spec = take(trials)
-    shown.started(spec)
     trials.finish(spec, (0.5, 3.25))
-    shown.ended(spec)
+    shown.ended(spec, seconds=1.0)
     assert lines()[-1].split("  ")[2] == "validation.student.accuracy 0.5000, speed.times_teacher 3.2500"
 
 
@@ -310,7 +311,7 @@ def test_an_impossible_combination_is_shown(make_trials: MakeTrials, clock: Cloc
     """It never started; it has no seconds, and must not vanish."""
     trials = make_trials()
     console, lines = plain()
-    shown = SweepDisplay(trials, slots=1, console=console)
+    shown = show(trials, console)
     spec = take(trials)
     trials.fail(spec, "3 does not divide 4")
     shown.ended(spec)
@@ -322,10 +323,11 @@ def test_table_stays_small(make_trials: MakeTrials, clock: Clock) -> None:
     seeds = ", ".join(map(str, range(10)))
     trials = make_trials(seeds=f"[{seeds}]")
     console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None, record=True)
-    shown = SweepDisplay(trials, slots=40, console=console)
+    shown = show(trials, console, slots=40)
     with shown.shown():
         for _ in range(20):
-            shown.started(take(trials))
+            start(trials)
+        shown.draw()
     frame = console.export_text()
     frame = frame[frame.rindex("small [0/40]") :]
     assert "and 8 more" in frame

@@ -23,14 +23,16 @@ from newsbert_ray.training.loop import PreemptedError
 from newsbert_ray.training.ray_group import GROUP_FOLDER, rank_zero_lock
 from newsbert_ray.tune import ray_tune
 from newsbert_ray.tune.ray_tune import (
-    GroupCleanup,
+    SweepCallback,
     SweepParts,
     TrialSearcher,
     _failure_reason,
     _machine_lost,
     _read_error,
+    release_groups,
+    wait_for_groups,
 )
-from newsbert_ray.tune.resources import Budget, Resources
+from newsbert_ray.tune.resources import Budget, Resources, Retention
 from newsbert_ray.tune.space_file import read_space
 from newsbert_ray.tune.study import SweepStudy
 from newsbert_ray.tune.trial import CONFIG, TrialConfig, trial_settings
@@ -77,7 +79,7 @@ def make_searcher(write_space: WriteSpace, tmp_path: Path) -> MakeSearcher:
 
 def finish(searcher: TrialSearcher, name: str, value: float, seconds: float | None = None) -> None:
     """End a running trial with this value."""
-    searcher._trials.finish(searcher.running.pop(name).spec, (value,), seconds=seconds)
+    searcher._trials.finish(searcher._trials.running.pop(name).spec, (value,), seconds=seconds)
 
 
 def test_an_impossible_combination_fails_alone(make_searcher: MakeSearcher) -> None:
@@ -85,7 +87,7 @@ def test_an_impossible_combination_fails_alone(make_searcher: MakeSearcher) -> N
     searcher, shown = make_searcher(slots=1)
     started = 0
     while (config := searcher.suggest(str(started))) != Searcher.FINISHED:
-        assert config[CONFIG].settings.out == str(searcher.running[str(started)].spec.out)
+        assert config[CONFIG].settings.out == str(searcher._trials.running[str(started)].spec.out)
         finish(searcher, str(started), 0.5)
         started += 1
     assert started == 5
@@ -165,16 +167,18 @@ def test_a_trial_is_retried_as_often_as_it_may(make_searcher: MakeSearcher) -> N
     for number, machine_lost in enumerate([True, False, True, False, True]):
         assert isinstance(searcher.suggest(str(number)), dict)
         assert searcher.suggest("more") is None
-        running = searcher.running.pop(str(number))
+        running = searcher._trials.running.pop(str(number))
         running.began = 5.0
         assert searcher.retry(running, machine_lost=machine_lost)
     for name in ("after an epoch", "again"):
         assert isinstance(searcher.suggest(name), dict)
-        assert searcher.retry(searcher.running.pop(name), machine_lost=False, epochs_done=1.0)
+        running = searcher._trials.running.pop(name)
+        running.numbers = {"epoch": 1.0}
+        assert searcher.retry(running, machine_lost=False)
     assert isinstance(searcher.suggest("last"), dict)
-    running = searcher.running.pop("last")
+    running = searcher._trials.running.pop("last")
     assert running.began == 5.0, "its clock goes on"
-    assert not searcher.retry(running, machine_lost=False, epochs_done=1.0)
+    assert not searcher.retry(running, machine_lost=False)
     searcher._trials.fail(running.spec, "died")
     assert searcher.suggest("none") == Searcher.FINISHED
 
@@ -192,50 +196,78 @@ def held(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return left
 
 
-def test_cleanup_runs_only_so_often(held: list[int]) -> None:
+@pytest.fixture
+def retention(tmp_path: Path) -> Retention:
+    """Of a sweep in tmp_path with nested trials."""
+    trials: Any = SimpleNamespace(
+        workdir=WorkDir.at(tmp_path), ended={}, space=SimpleNamespace(goals=[], keep_students=1)
+    )
+    return Retention(trials, Resources(slots=1, cpus=1.0, gpus=0.0, workers=2), checkpoints=1)
+
+
+def trial_in(folder: Path) -> TrialSpec:
+    """A trial of the sweep in `folder`."""
+    return TrialSpec("one", "one", {}, 0, folder / "trials" / "one")
+
+
+def test_cleanup_runs_only_so_often(
+    held: list[int], retention: Retention, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Tune's loop runs hundreds of times a second: asking each time would slow every trial down."""
+    monkeypatch.setattr(ray_tune, "STATUS_SECONDS", 0.2)
+    monkeypatch.setattr(ray_tune.ray, "nodes", list)
+    calls: list[str] = []
+    parts: Any = SimpleNamespace(
+        trials=SimpleNamespace(running={}, ended={}, unfinished=1, folder=tmp_path, best=lambda: None),
+        resources=Resources(slots=1, cpus=1.0, gpus=0.0, workers=2),
+        retention=retention,
+        display=SimpleNamespace(tick=lambda: calls.append("tick")),
+        check=lambda: calls.append("check"),
+    )
     held += [1, 1, 1]
-    cleanup = GroupCleanup(seconds=0.2)
+    callback = SweepCallback(parts, cast(TrialSearcher, None))
     for _ in range(100):
-        cleanup.tick()
-    assert len(held) == 3
-    time.sleep(0.25)
-    cleanup.tick()
-    cleanup.tick()
+        callback.on_step_end(0, [])
     assert len(held) == 2
+    assert calls == ["check", "tick"] * 100
+    time.sleep(0.25)
+    callback.on_step_end(0, [])
+    callback.on_step_end(0, [])
+    assert len(held) == 1
 
 
-def test_the_end_waits_for_cleanup_but_not_for_ever(held: list[int]) -> None:
+def test_the_end_waits_for_cleanup_but_not_for_ever(held: list[int], retention: Retention) -> None:
     """A placement group that Ray does not release must not keep the sweep from ending."""
     held += [2, 1]
-    assert GroupCleanup().wait(seconds=5.0)
+    assert wait_for_groups(retention, seconds=5.0)
     held += [1] * 100
-    assert not GroupCleanup().wait(seconds=0.3)
+    assert not wait_for_groups(retention, seconds=0.3)
 
 
-def test_checkpoints_are_removed_when_nobody_writes_any_more(held: list[int], tmp_path: Path) -> None:
+def test_checkpoints_are_removed_when_nobody_writes_any_more(
+    held: list[int], retention: Retention, tmp_path: Path
+) -> None:
     """A worker that is ending writes one more after the sweep has cleaned up; it would stay for ever."""
-    (tmp_path / "checkpoints" / "step-1").mkdir(parents=True)
-    (tmp_path / GROUP_FOLDER).mkdir()
-    (tmp_path / METRICS).touch()
-    cleanup = GroupCleanup(seconds=0.0)
-    cleanup.tick()
-    assert (tmp_path / "checkpoints").exists()
-    cleanup.ended(tmp_path)
-    with rank_zero_lock(tmp_path):
-        cleanup.tick()
-        assert (tmp_path / "checkpoints").exists()
-        assert not cleanup.wait(seconds=0.2)
-    assert cleanup.wait(seconds=0.0)
-    assert not (tmp_path / "checkpoints").exists()
-    assert not (tmp_path / GROUP_FOLDER).exists()
-    assert (tmp_path / METRICS).exists()
+    spec = trial_in(tmp_path)
+    (spec.out / "checkpoints" / "step-1").mkdir(parents=True)
+    (spec.out / GROUP_FOLDER).mkdir()
+    (spec.out / METRICS).touch()
+    release_groups(retention)
+    assert (spec.out / "checkpoints").exists()
+    with rank_zero_lock(spec.out):
+        retention.ended(spec)
+        assert (spec.out / "checkpoints").exists()
+        assert not wait_for_groups(retention, seconds=0.2)
+    assert wait_for_groups(retention, seconds=0.0)
+    assert not (spec.out / "checkpoints").exists()
+    assert not (spec.out / GROUP_FOLDER).exists()
+    assert (spec.out / METRICS).exists()
 
 
 @pytest.mark.ray
 @pytest.mark.timeout(400)
 def test_a_trial_stopped_then_killed_then_finished(
-    ray: RaySession, make_settings: MakeSettings, tmp_path: Path
+    ray: RaySession, make_settings: MakeSettings, retention: Retention, tmp_path: Path
 ) -> None:
     """Later trials would wait for ever for what a stopped or killed trial's group still holds.
 
@@ -245,9 +277,8 @@ def test_a_trial_stopped_then_killed_then_finished(
     import ray as cluster
     from ray import tune
 
-    settings = make_settings(workers=2, epochs=4)
-    run = Path(settings.out)
-    cleanup, seen = GroupCleanup(seconds=0.5), tmp_path / "seen.jsonl"
+    run, seen = trial_in(tmp_path).out, tmp_path / "seen.jsonl"
+    settings = make_settings(workers=2, epochs=4, out=str(run))
     with environment({"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}):
         results = tune.Tuner(
             tune.with_resources(nested_trial(), {"CPU": 0, "node:__internal_head__": 0.001}),
@@ -262,13 +293,13 @@ def test_a_trial_stopped_then_killed_then_finished(
                 storage_path=str(tmp_path / "tune"),
                 verbose=0,
                 stop=lambda _, result: result["way"] == "stopped",
-                callbacks=[ticking(cleanup)],
+                callbacks=[releasing(retention)],
                 failure_config=tune.FailureConfig(max_failures=1),
             ),
         ).fit()
     assert results.num_errors == 0
-    cleanup.ended(run)
-    assert cleanup.wait()
+    retention.ended(trial_in(tmp_path))
+    assert wait_for_groups(retention)
     assert actors_alive() <= SHARED
     assert {one["state"] for one in cluster.util.placement_group_table().values()} == {"REMOVED"}
     assert_free(cpus=2.0)
@@ -320,18 +351,22 @@ def nested_trial() -> Callable[[Mapping[str, Any]], None]:
     return trial
 
 
-def ticking(cleanup: GroupCleanup) -> Any:
-    """What a sweep's callback does at each turn of Tune's loop."""
+def releasing(retention: Retention) -> Any:
+    """What a sweep's callback does now and then in Tune's loop."""
     from ray import tune
 
-    class Ticking(tune.Callback):
+    class Releasing(tune.Callback):
+        last = 0.0
+
         def __getstate__(self) -> dict[str, Any]:
             return {}
 
         def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-            cleanup.tick()
+            if time.monotonic() - self.last > 0.5:
+                release_groups(retention)
+                self.last = time.monotonic()
 
-    return Ticking()
+    return Releasing()
 
 
 def actors_alive() -> set[str]:

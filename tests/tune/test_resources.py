@@ -13,6 +13,7 @@ from newsbert_ray.ray_session import RaySession
 from newsbert_ray.storage.workdir import WorkDir
 from newsbert_ray.tune.resources import (
     NodeError,
+    Resources,
     Retention,
     check_nodes,
     node_fault,
@@ -124,7 +125,7 @@ def test_checkpoints_are_removed_and_the_best_students_are_kept(
     """A sweep of hundreds of trials fills the disk; or the best model is the one that was removed."""
     space = read_space(write_space(**{"seeds: [0]": "seeds: [0]\nkeep_students: 2"}))
     trials = Trials(space, SweepStudy(space, tmp_path), WorkDir.at(tmp_path))
-    keeper = Retention(trials, slots=2, checkpoints=1)
+    keeper = Retention(trials, Resources(slots=2, cpus=1.0, gpus=0.0), checkpoints=1)
     folders = []
     for value in (0.2, 0.4, 0.1, 0.3):
         spec = trials.next_trial()
