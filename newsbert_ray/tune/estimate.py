@@ -10,10 +10,10 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from functools import lru_cache
+from dataclasses import asdict, dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import ray
@@ -99,7 +99,12 @@ def plan_sweep(
         search_space, messages = build_space(space, changes)
         first = check_space(search_space, out=workdir.location, overrides=changes.overrides)
         check_corpora(search_space, first)
-        recorded = _read_curves(curves, search_space.metric) if curves is not None else None
+        recorded = None
+        if curves is not None:
+            with snapshot(curves) as earlier:
+                recorded = recorded_curves(earlier, search_space.metric)
+            if not recorded:
+                raise SettingsError(f"--curves {curves}: no trial there has reported {search_space.metric}")
         print("starting Ray", flush=True)
         began = time.monotonic()
         with ray_session():
@@ -125,14 +130,6 @@ def plan_sweep(
         workdir.publish()
         print(f"saved in {workdir.child(ESTIMATE).location}; the same command without --plan runs the sweep")
     return estimate
-
-
-def _read_curves(folder: str | Path, metric: str) -> list[Curve]:
-    with snapshot(folder) as here:
-        curves = recorded_curves(here, metric)
-    if not curves:
-        raise SettingsError(f"--curves {folder}: no trial there has reported {metric}")
-    return curves
 
 
 @dataclass(frozen=True)
@@ -174,8 +171,7 @@ class Amount:
     money: float
 
 
-@dataclass(frozen=True)
-class Parts:
+class Parts(NamedTuple):
     """Seconds of a trial's parts; with several workers those of one worker's share.
 
     Attributes:
@@ -199,13 +195,31 @@ class Parts:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Parts of each trial that was timed, the seconds until a process has started, and the seconds
-    that all timing took."""
+    """The trials that were timed with their parts, the seconds until a process has started, and the
+    seconds that all timing took."""
 
-    settings: tuple[TrainSettings, ...]
-    parts: tuple[Parts, ...]
+    timed: tuple[tuple[TrainSettings, Parts], ...]
     process: float
     seconds: float
+
+    @cached_property
+    def _groups(self) -> dict[str, list[tuple[tuple[float, float], Parts]]]:
+        groups: dict[str, list[tuple[tuple[float, float], Parts]]] = {}
+        for settings, parts in self.timed:
+            groups.setdefault(cost_group(settings), []).append((work_of(settings), parts))
+        return groups
+
+    def parts(self, settings: TrainSettings) -> Parts:
+        """A trial's parts, on straight lines through those of its group: a step's by the work of a step, the
+        others' by that of a text."""
+        works, parts = zip(*self._groups[cost_group(settings)], strict=True)
+        lines = []
+        for x, own in zip(np.transpose(works), work_of(settings), strict=True):
+            scale = max(x)
+            line = np.linalg.lstsq(np.column_stack([np.ones(len(x)), x / scale]), parts, rcond=None)[0]
+            lines.append(np.maximum(0.0, (1.0, own / scale) @ line).tolist())
+        by_text, by_step = itertools.starmap(Parts, lines)
+        return by_text._replace(step=by_step.step)
 
 
 @dataclass(frozen=True)
@@ -230,7 +244,7 @@ class Estimate:
     def lines(self) -> list[str]:
         """The estimate for a person, a line each."""
         planned, seconds = self.planned, [cost.seconds() for cost in self.costs]
-        step_times = [1000 * parts.step for parts in self.calibration.parts]
+        step_times = [1000 * parts.step for _, parts in self.calibration.timed]
         lines = [
             f"{self.space.name}: {planned.points} points, {len(self.costs)} trials, "
             f"{sum(cost.steps for cost in self.costs):,} steps, "
@@ -324,10 +338,9 @@ def predict(
     curves: Sequence[Curve] | None = None,
 ) -> Estimate:
     """Add up the timed parts: each trial's steps, evaluations, checkpoints, start and end, slot by slot."""
-    times = Times(calibration)
     pairs = zip(planned.trials, planned.prerequisites, strict=True)
-    costs = tuple(_trial_cost(settings, times, runs) for settings, runs in pairs)
-    around = session_seconds + calibration.process + calibration.parts[0].cold + AROUND_SECONDS
+    costs = tuple(_trial_cost(settings, calibration, runs) for settings, runs in pairs)
+    around = session_seconds + calibration.process + calibration.timed[0][1].cold + AROUND_SECONDS
     hourly = resources.hourly_price(space.prices)
 
     def amount(*, training: float = 1.0, end: float = 1.0) -> Amount:
@@ -344,7 +357,7 @@ def predict(
 
 
 def _trial_cost(
-    settings: TrainSettings, times: Times, prerequisites: Sequence[TrainSettings] = ()
+    settings: TrainSettings, calibration: Calibration, prerequisites: Sequence[TrainSettings] = ()
 ) -> TrialCost:
     """Seconds of one trial; `prerequisites` are trained before it."""
     task, epochs = settings.task, settings.epochs
@@ -359,13 +372,13 @@ def _trial_cost(
 
     evaluations = ends | every(settings.evaluate_every)
     checkpoints = evaluations | every(settings.checkpoint.every_steps)
-    parts = times.parts(settings)
+    parts = calibration.parts(settings)
     row = parts.row / settings.workers
     # An unlabelled test split is not evaluated.
     test = row * manifest.rows("test", task) if manifest.examples("test", task) else 0.0
     evaluation = row * manifest.rows("validation", task) + parts.best
     group = GROUP_SECONDS if settings.workers > 1 else 0.0
-    before = sum(_trial_cost(run, times).seconds() for run in prerequisites)
+    before = sum(_trial_cost(run, calibration).seconds() for run in prerequisites)
     return TrialCost(
         start=parts.start + BETWEEN_SECONDS + group + before,
         training=steps * parts.step + len(evaluations) * evaluation + len(checkpoints) * parts.checkpoint,
@@ -412,21 +425,17 @@ def calibrate(trials: Sequence[TrainSettings], resources: Resources, *, folder: 
     try:
         ray.get([start.remote() for _ in slots])
         process = time.monotonic() - began
-        parts = []
+        timed = []
         for settings in trials:
             calls = [task.remote(settings, folder=folder.absolute() / f"slot-{slot}") for slot in slots]
-            parts.append(_mean_parts(ray.get(calls)))
+            timed.append((settings, Parts(*np.mean(ray.get(calls), axis=0).tolist())))
     except RayTaskError as error:
         raise error.cause from error
-    return Calibration(tuple(trials), tuple(parts), process, time.monotonic() - began)
+    return Calibration(tuple(timed), process, time.monotonic() - began)
 
 
 def _start_process() -> None:
     """Returns once a worker process has started."""
-
-
-def _mean_parts(parts: Sequence[Parts]) -> Parts:
-    return Parts(**{f.name: statistics.fmean(getattr(p, f.name) for p in parts) for f in fields(Parts)})
 
 
 def time_parts(settings: TrainSettings, *, folder: Path) -> Parts:
@@ -564,25 +573,3 @@ def settings_to_time(trials: Sequence[TrainSettings]) -> list[TrainSettings]:
         ends = dict.fromkeys([by_text[0], by_text[-1], by_step[0], by_step[-1]])
         chosen += [members[work] for work in ends]
     return chosen
-
-
-class Times:
-    """Parts of any trial: in each group a straight line through those that were timed, by their work."""
-
-    def __init__(self, calibration: Calibration) -> None:
-        pairs = zip(calibration.settings, calibration.parts, strict=True)
-        self._timed: dict[str, list[tuple[tuple[float, float], Parts]]] = {}
-        for settings, parts in pairs:
-            self._timed.setdefault(cost_group(settings), []).append((work_of(settings), parts))
-
-    def parts(self, settings: TrainSettings) -> Parts:
-        """Seconds of a trial's parts: a step's by the work of a step, the others by that of a text."""
-        timed, own = self._timed[cost_group(settings)], work_of(settings)
-        seconds = {}
-        for field in fields(Parts):
-            part = 1 if field.name == "step" else 0
-            x, y = zip(*((work[part], getattr(parts, field.name)) for work, parts in timed), strict=True)
-            scale = max(x)
-            line = np.linalg.lstsq(np.column_stack([np.ones(len(x)), np.array(x) / scale]), y, rcond=None)[0]
-            seconds[field.name] = max(0.0, float(line @ (1, own[part] / scale)))
-        return Parts(**seconds)

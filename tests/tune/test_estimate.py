@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import astuple, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ from newsbert_ray.tune.estimate import (
     Calibration,
     Estimate,
     Parts,
-    Times,
     calibrate,
     plan_sweep,
     planned_trials,
@@ -61,7 +60,7 @@ def plan(
 ) -> Estimate:
     """The estimate if every trial took PARTS."""
     planned = planned_trials(search, overrides={})
-    calibration = Calibration(planned.trials[: len(parts)], tuple(parts), process=2.0, seconds=9.0)
+    calibration = Calibration(tuple(zip(planned.trials, parts, strict=False)), process=2.0, seconds=9.0)
     return predict(search, planned, calibration, resources, **more)
 
 
@@ -156,7 +155,7 @@ def test_workers_share_the_evaluation_and_cost_a_start(make_settings: MakeSettin
         t.model_copy(update={"workers": 2}) for t in planned_trials(space(make_settings), overrides={}).trials
     ]
     planned = replace(alone.planned, trials=tuple(trials))
-    calibration = Calibration(tuple(trials[:1]), (PARTS,), process=2.0, seconds=9.0)
+    calibration = Calibration(((trials[0], PARTS),), process=2.0, seconds=9.0)
     group = predict(alone.space, planned, calibration, Resources(slots=1, cpus=1.0, gpus=0.0, workers=2))
     assert group.costs[0].start == pytest.approx(alone.costs[0].start + GROUP_SECONDS)
     rows = read_manifest(make_settings().data).rows("test")
@@ -224,13 +223,13 @@ def settings(**values: Any) -> TrainSettings:
     return build_settings(TrainSettings, merge(fixed, values))
 
 
-def timed(groups: Sequence[TrainSettings]) -> Times:
-    """Times of an invented machine: a step takes 3 ms, and 2 ms a layer and title."""
+def timed(groups: Sequence[TrainSettings]) -> Calibration:
+    """Calibration on an invented machine: a step takes 3 ms, and 2 ms a layer and title."""
     step = [0.003 + 0.002 * one.batch_size * (12 + one.student.layers) for one in groups]
     parts = tuple(
         Parts(5.0, 0.1, s, 0.001 * k.student.layers, 0.2, 0.1, 0.3) for s, k in zip(step, groups, strict=True)
     )
-    return Times(Calibration(tuple(groups), parts, process=1.0, seconds=10.0))
+    return Calibration(tuple(zip(groups, parts, strict=True)), process=1.0, seconds=10.0)
 
 
 def test_settings_that_cost_nothing_are_timed_once() -> None:
@@ -287,7 +286,7 @@ def test_teacher_and_student_layers_both_count() -> None:
     chosen = settings_to_time(trials)
     assert [(c.model.teacher_layers, c.student.layers) for c in chosen] == [(4, 1), (6, 6)]
     parts = [Parts(5.0, 0.1, 0.1, 0.001 * sum(pair), 0.2, 0.1, 0.3) for pair in ((4, 1), (6, 6))]
-    times = Times(Calibration(tuple(chosen), tuple(parts), process=1.0, seconds=10.0))
+    times = Calibration(tuple(zip(chosen, parts, strict=True)), process=1.0, seconds=10.0)
     for trial, pair in zip(trials, pairs, strict=True):
         assert times.parts(trial).row == pytest.approx(0.001 * sum(pair))
 
@@ -322,7 +321,7 @@ def test_every_part_is_timed_and_no_file_is_left(make_settings: MakeSettings, tm
     """A forgotten part would be free in every plan; a leftover checkpoint would fill the disk."""
     folder = tmp_path / "calibration"
     parts = time_parts(make_settings(**{"optimizer.accumulate": 2}), folder=folder)
-    assert all(seconds > 0 for name, seconds in vars(parts).items() if name != "cold")
+    assert all(seconds > 0 for name, seconds in parts._asdict().items() if name != "cold")
     assert parts.cold >= 0
     assert not folder.exists()
 
@@ -330,7 +329,7 @@ def test_every_part_is_timed_and_no_file_is_left(make_settings: MakeSettings, tm
 @pytest.mark.slow
 def test_more_work_takes_longer(make_settings: MakeSettings, tmp_path: Path) -> None:
     """The estimate depends on these differences."""
-    wide = {"layers": 8, "hidden": 192, "heads": 2, "feed_forward": 768}
+    wide = {"layers": 6, "hidden": 128, "heads": 2, "feed_forward": 512}
     small = time_parts(make_settings(batch_size=8), folder=tmp_path / "a")
     large = time_parts(make_settings(batch_size=64, scratch=wide), folder=tmp_path / "b")
     assert large.step > 2 * small.step
@@ -348,8 +347,8 @@ def test_slots_are_timed_together_and_released(
     resources = Resources(slots=2, cpus=1.0, gpus=0.0)
     groups = [make_settings(), make_settings(**{"student.layers": 4})]
     calibration = calibrate(groups, resources, folder=tmp_path / "calibration")
-    assert calibration.settings == tuple(groups)
-    assert all(part >= 0 for parts in calibration.parts for part in astuple(parts))
+    assert [settings for settings, _ in calibration.timed] == groups
+    assert all(part >= 0 for _, parts in calibration.timed for part in parts)
     assert calibration.process > 0
     assert calibration.seconds > calibration.process
     with pytest.raises(ShardError, match="no prepared shards"):
