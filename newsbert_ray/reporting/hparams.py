@@ -111,18 +111,11 @@ class HParams:
             return False
         status = api_pb2.STATUS_SUCCESS if ok else api_pb2.STATUS_FAILURE
         info = HParamsPluginData(session_end_info=SessionEndInfo(status=status, end_time_secs=time.time()))
-        written = [
-            Summary.Value(
-                tag=metadata.SESSION_END_INFO_TAG,
-                metadata=metadata.create_summary_metadata(info),
-                tensor=metadata.NULL_TENSOR,
-            ),
-            *(
-                Summary.Value(tag=metric.replace(".", "/"), simple_value=value)
-                for metric, value in (numbers or {}).items()
-                if not metric.startswith("validation.")
-            ),
-        ]
+        tag, of_session = metadata.SESSION_END_INFO_TAG, metadata.create_summary_metadata(info)
+        written = [Summary.Value(tag=tag, metadata=of_session, tensor=metadata.NULL_TENSOR)]
+        for metric, value in (numbers or {}).items():
+            if not metric.startswith("validation."):
+                written.append(Summary.Value(tag=metric.replace(".", "/"), simple_value=value))
         _write(self._trials / trial / "tensorboard" / END, [Summary(value=[value]) for value in written])
         return True
 
@@ -145,10 +138,9 @@ def _write(path: Path, summaries: Sequence[Summary]) -> None:
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.summary.writer.record_writer import RecordWriter
 
-    buffer = io.BytesIO()
+    buffer, now = io.BytesIO(), time.time()
     writer = RecordWriter(buffer)
-    now = time.time()
-    events = [Event(wall_time=now, summary=summary) for summary in summaries]
-    for event in (Event(wall_time=now, file_version="brain.Event:2"), *events):
-        writer.write(event.SerializeToString())
+    writer.write(Event(wall_time=now, file_version="brain.Event:2").SerializeToString())
+    for summary in summaries:
+        writer.write(Event(wall_time=now, summary=summary).SerializeToString())
     write_bytes(path, buffer.getvalue())

@@ -82,18 +82,15 @@ def _report(folders: Mapping[str, Path], out: Path, against: Against | None) -> 
     groups = by_task(records)
     figures = {}
     for task, group in groups.items():
-        several = len(groups) > 1
-        for name, drawn in _draw(runs_figures(group), out, suffix=f"_{task}" if several else "").items():
-            figures[name] = f"{task}: {drawn}" if several and isinstance(drawn, str) else drawn
+        figures |= _draw(runs_figures(group), out, task=task if len(groups) > 1 else "")
     topics: list[Table] = []
     if len(records) == 1 and not is_kept(paths[0]):
         run = find_records(paths[0])[0]
         if (run / MAP).exists():
             topics = topic_tables(json.loads((run / MAP).read_text(encoding="utf-8")))
         losses = partial(loss_figure, records[0], read_entries(run / METRICS))
-        figures = (
-            _draw({"losses": losses}, out) | figures | _draw({"map_of_titles": partial(map_figure, run)}, out)
-        )
+        titles = partial(map_figure, run)
+        figures = _draw({"losses": losses}, out) | figures | _draw({"map_of_titles": titles}, out)
     for reason in figures.values():
         if isinstance(reason, str):
             _log.info("%s", reason)
@@ -126,19 +123,20 @@ def collect(folders: Mapping[str, Path]) -> list[RunRecord]:
     return [*kept, *map(read_record, runs)]
 
 
-def _draw(makes: Mapping[str, Make], out: Path, *, suffix: str = "") -> dict[str, Picture | str]:
-    """Write every figure that can be made; for the others the reason why not."""
+def _draw(makes: Mapping[str, Make], out: Path, *, task: str = "") -> dict[str, Picture | str]:
+    """Write every figure that can be made; for the others the reason why not. Both name a `task`."""
     figures: dict[str, Picture | str] = {}
-    for name, make in makes.items():
+    for kind, make in makes.items():
+        name = f"{kind}_{task}" if task else kind
         try:
-            figure = replace(make(), name=name + suffix)
+            figure = replace(make(), name=name)
             if is_single_point(figure):
-                raise NothingToDraw(f"{name.replace('_', ' ')} is left out: it would show a single point")
+                raise NothingToDraw(f"{kind.replace('_', ' ')} is left out: it would show a single point")
         except NothingToDraw as reason:
-            figures[name + suffix] = str(reason)
+            figures[name] = f"{task}: {reason}" if task else str(reason)
             continue
         png, _ = write_figure(figure, out)
-        figures[name + suffix] = Picture(png.name, draw_svg(figure), figure.alt, figure.caption)
+        figures[name] = Picture(png.name, draw_svg(figure), figure.alt, figure.caption)
     return figures
 
 
@@ -146,14 +144,15 @@ def _write(page: Page, rows: str, figures: Mapping[str, Picture | str], out: Pat
     """Write the page in all its forms; remove the figures of an earlier report."""
     earlier = out / "report.md"
     stale = re.findall(r"\]\((\w+)\.png\)", earlier.read_text(encoding="utf-8")) if earlier.exists() else []
-    texts = {"report.md": page.markdown(), "report.html": page.html(), "report.csv": rows}
-    texts["tables.tex"] = page.latex()
+    texts = {"report.md": page.markdown(), "report.html": page.html()}
+    texts |= {"report.csv": rows, "tables.tex": page.latex()}
     for name, text in texts.items():
         write_text(out / name, text)
-    drawn = [name for name, figure in figures.items() if isinstance(figure, Picture)]
-    for path in (path for name in set(stale) - set(drawn) for path in figure_paths(name, out)):
+    names = [name for name, figure in figures.items() if isinstance(figure, Picture)]
+    drawn = [path for name in names for path in figure_paths(name, out)]
+    for path in (path for name in set(stale) - set(names) for path in figure_paths(name, out)):
         path.unlink(missing_ok=True)
-    return [*(out / name for name in texts), *(path for name in drawn for path in figure_paths(name, out))]
+    return [*(out / name for name in texts), *drawn]
 
 
 def runs_page(
@@ -192,11 +191,8 @@ def runs_page(
     if notes:
         behind.append(Bullets(tuple(notes)))
     several = f"{runs} runs, test split. Mean ± standard deviation over seeds (one seed has none)."
-    return Page(
-        "Report",
-        several if runs > 1 else _lead_of_one(records[0]),
-        (Section("Results", tuple(blocks)), Section("What was run", tuple(behind))),
-    )
+    lead = several if runs > 1 else _lead_of_one(records[0])
+    return Page("Report", lead, (Section("Results", tuple(blocks)), Section("What was run", tuple(behind))))
 
 
 def _lead_of_one(record: RunRecord) -> str:
@@ -236,6 +232,5 @@ def _caption(name: TaskName, records: Sequence[RunRecord]) -> str:
         single = any(len(row.seeds) == 1 for row in rows_of(records))
         brackets = "; in brackets where there is one seed" if single else ""
         noise = f" Standard error over the {task.rows}, students' mean: {', '.join(errors)}{brackets}."
-    return (
-        f"{name.capitalize()}: {len(records)} run{'s' if len(records) > 1 else ''}{counted}{unknown}.{noise}"
-    )
+    runs = f"{len(records)} run{'s' if len(records) > 1 else ''}"
+    return f"{name.capitalize()}: {runs}{counted}{unknown}.{noise}"

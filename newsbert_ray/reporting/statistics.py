@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import random
 import warnings
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -414,16 +415,14 @@ def costs_of(sweep: Sweep) -> Costs:
 
 def _cpu_hours(sweep: Sweep) -> dict[str, float]:
     """CPU-hours by part, in the order shown."""
-    parts: dict[str, float] = {}
+    parts = defaultdict[str, float](float)
     for trial in sweep.trials:
-        cpus = _cpus(_hardware(trial))
         seconds = {_STOPPED: trial.seconds} if trial.seconds is not None else {}
         for name, value in (trial.record.seconds if trial.record else seconds).items():
-            if name != "total":
-                parts[name] = parts.get(name, 0.0) + value * cpus / 3600
+            parts[name] += value * _cpus(_hardware(trial)) / 3600
     for record in sweep.prerequisites:
-        hours = (number(record, "seconds") or 0.0) * _cpus(record.hardware) / 3600
-        parts[_PREREQUISITES] = parts.get(_PREREQUISITES, 0.0) + hours
+        parts[_PREREQUISITES] += (number(record, "seconds") or 0.0) * _cpus(record.hardware) / 3600
+    parts.pop("total", None)
     others = [name for name in parts if name not in (*_PARTS, _STOPPED, _PREREQUISITES)]
     return {name: parts[name] for name in (*_PARTS, *others, _STOPPED, _PREREQUISITES) if name in parts}
 

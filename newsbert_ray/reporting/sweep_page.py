@@ -95,7 +95,7 @@ def _figure(figures: Figures, name: str) -> Block:
 
 
 def _lead(sweep: Sweep) -> str:
-    finished, state = sweep.finished, f"State of the sweep: {state_of(sweep)}."
+    finished, state = sweep.finished, f"State of the sweep: {_state(sweep)}."
     if not finished:
         return f"No point has finished yet, so there is no best one. {state}"
     if len(sweep.goals) > 1:
@@ -137,14 +137,13 @@ def searched(sweep: Sweep) -> Section:
         "tried first": f"{starts} point{'s' if starts > 1 else ''} of the search space" if starts else "",
         "early stopping": _stopping(sweep),
         "limits": ", ".join(
-            text.format(limits[name]) for name, text in words.items() if limits.get(name) is not None
+            words[name].format(limits[name]) for name in words if limits.get(name) is not None
         ),
         "fixed settings": ", ".join(f"{n} {short(v)}" for n, v in fixed.items() if n not in elsewhere),
     }
-    blocks: list[Block] = [Facts(tuple((name, value) for name, value in facts.items() if value))]
-    varied = Text("No setting varied: the trials differ only in their seeds.")
-    blocks.append(_axes(sweep) if sweep.axes else varied)
-    return Section("What was searched", tuple(blocks))
+    shown = Facts(tuple((name, value) for name, value in facts.items() if value))
+    unvaried = Text("No setting varied: the trials differ only in their seeds.")
+    return Section("What was searched", (shown, _axes(sweep) if sweep.axes else unvaried))
 
 
 def _stopping(sweep: Sweep) -> str:
@@ -181,11 +180,10 @@ def _range(axis: Axis, *, grid: bool) -> tuple[str, str]:
         return ", ".join(map(short, axis.values)), choice
     if axis.low is None:
         return "divisors of the teacher's depth", choice
-    how = "whole numbers, " if axis.integer else ""
-    how += "evenly over the logarithm" if axis.log else "evenly"
-    return f"{short(axis.low)} to {short(axis.high)}", how + (
-        f", in steps of {short(axis.step)}" if axis.step else ""
-    )
+    whole = "whole numbers, " if axis.integer else ""
+    scale = "evenly over the logarithm" if axis.log else "evenly"
+    steps = f", in steps of {short(axis.step)}" if axis.step else ""
+    return f"{short(axis.low)} to {short(axis.high)}", whole + scale + steps
 
 
 def ended(sweep: Sweep) -> Section:
@@ -204,13 +202,15 @@ def ended(sweep: Sweep) -> Section:
         return ", ".join(f"{count} {_STATES[state]}" for state, count in shown.items())
 
     facts = (
-        ("state", state_of(sweep)),
+        ("state", _state(sweep)),
         ("points", f"{counts(points)}; {sweep.planned_points} requested{repeats}"),
         ("trials", f"{counts(trials)}; {sweep.planned_points * len(sweep.seeds)} requested"),
     )
     blocks: list[Block] = [Facts(facts)]
     if text := _resume_text(sweep):
-        blocks += [Text(text), Command(resume_command(sweep))]
+        file, location = str(sweep.plan.get("file", "SPACE")), str(sweep.plan.get("url", sweep.folder))
+        command = shlex.join(["newsbert-ray", "sweep", file, "--out", location, "--resume"])
+        blocks += [Text(text), Command(command)]
     if sweep.failures:
         rows = tuple(list(sweep.failures.items())[:MAX_FAILURES])
         more = f", the first {len(rows)} of {len(sweep.failures)}" if len(sweep.failures) > len(rows) else ""
@@ -218,18 +218,12 @@ def ended(sweep: Sweep) -> Section:
     return Section("How it ended", tuple(blocks))
 
 
-def state_of(sweep: Sweep) -> str:
+def _state(sweep: Sweep) -> str:
     """The sweep's state in words."""
     state, reason = str(sweep.plan.get("state", "unknown")), str(sweep.plan.get("ends", ""))
     if state == "running":
         return "still running; these are its results so far" if sweep.held else "was interrupted"
     return f"{state} ({reason})" if reason else state
-
-
-def resume_command(sweep: Sweep) -> str:
-    """The command that continues the sweep."""
-    file, location = str(sweep.plan.get("file", "SPACE")), str(sweep.plan.get("url", sweep.folder))
-    return shlex.join(["newsbert-ray", "sweep", file, "--out", location, "--resume"])
 
 
 def _resume_text(sweep: Sweep) -> str:
@@ -323,24 +317,19 @@ def _other_columns(sweep: Sweep) -> list[Column]:
 def _cost(sweep: Sweep, figure: Sequence[Block]) -> Section:
     costs = costs_of(sweep)
     left = f"; {costs.unknown} trials (failed or unfinished) recorded none" if costs.unknown else ""
-    facts = {
-        "training loops": f"{format_duration(costs.seconds)} over all trials{left}",
-        "prerequisites": "",
-        "processors": f"{costs.cpu_hours:.3g} CPU-hours, {costs.gpu_hours:.3g} GPU-hours",
-        "money": "the search space states no prices",
-    }
+    facts = {}
     if costs.wall_seconds is not None:
-        facts = {"wall time": f"{format_duration(costs.wall_seconds)}, all sessions together", **facts}
+        facts["wall time"] = f"{format_duration(costs.wall_seconds)}, all sessions together"
+    facts["training loops"] = f"{format_duration(costs.seconds)} over all trials{left}"
     if costs.prerequisites:
         runs = f"{costs.prerequisites} run{'s' if costs.prerequisites > 1 else ''}"
         shared = "that trials share (teachers, students to start from)"
         facts["prerequisites"] = f"{format_duration(costs.prerequisite_seconds)}, {runs} {shared}"
+    facts["processors"] = f"{costs.cpu_hours:.3g} CPU-hours, {costs.gpu_hours:.3g} GPU-hours"
+    facts["money"] = "the search space states no prices"
     if costs.money is not None:
-        prices = {
-            "CPU-hour": sweep.space["prices"].get("cpu_hour"),
-            "GPU-hour": sweep.space["prices"].get("gpu_hour"),
-        }
-        each = ", ".join(f"{price:g} per {unit}" for unit, price in prices.items() if price)
+        prices, units = sweep.space["prices"], {"cpu_hour": "CPU-hour", "gpu_hour": "GPU-hour"}
+        each = ", ".join(f"{prices[name]:g} per {unit}" for name, unit in units.items() if prices.get(name))
         amount = f"{costs.money:.2f}" if costs.money >= 0.1 else f"{costs.money:.2g}"
         facts["money"] = f"{amount} ({each}; training loops only)"
     if costs.saved_epochs and costs.seconds_per_epoch is not None:
@@ -349,8 +338,7 @@ def _cost(sweep: Sweep, figure: Sequence[Block]) -> Section:
             f"{costs.saved_epochs:g} epochs, about {format_duration(costs.saved_seconds)} at "
             f"{costs.seconds_per_epoch:.3g} s per epoch: {share:.0%} of the time without early stopping"
         )
-    shown = Facts(tuple((name, value) for name, value in facts.items() if value))
-    return Section("What it cost", (shown, *figure))
+    return Section("What it cost", (Facts(tuple(facts.items())), *figure))
 
 
 def _origin(sweep: Sweep) -> Section:

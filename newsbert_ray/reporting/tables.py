@@ -10,7 +10,7 @@ import io
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -139,8 +139,8 @@ def summary_of(records: Sequence[RunRecord], path: str) -> Summary | None:
     if not pairs:
         return None
     errors = [error for record in records if (error := number(record, f"{path}_error")) is not None]
-    plain = summarise([value for _, value in pairs])
-    return Summary(plain.mean, plain.sd, plain.n, fmean(errors) if errors else None, dict(pairs))
+    summary = summarise([value for _, value in pairs])
+    return replace(summary, error=fmean(errors) if errors else None, by_seed=dict(pairs))
 
 
 def rows_of(
@@ -205,7 +205,9 @@ def _shown(rows: Sequence[Row], columns: Sequence[Column]) -> list[Column]:
 
 def topic_tables(points: Mapping[str, Any]) -> list[Table]:
     """Results by topic and confusion matrix over the titles of a run's map.json; none for an older map."""
-    pairs = Counter(zip(points["topic"], points.get("predicted", ()), strict="predicted" in points))
+    if not points.get("predicted"):
+        return []
+    pairs = Counter(zip(points["topic"], points["predicted"], strict=True))
     labels, titles, predicted = points["labels"], Counter[int](), Counter[int]()
     for (topic, guess), count in pairs.items():
         titles[topic] += count
@@ -223,14 +225,11 @@ def topic_tables(points: Mapping[str, Any]) -> list[Table]:
     head = ("topic", "most often taken for", "titles", "precision %", "recall %", "F1 %")
     of = f"{pairs.total():,} titles of {points['split']}"
     matrix = tuple((labels[t], *(str(pairs[t, g] or "") for g in topics)) for t in topics)
+    caption = f"Confusion matrix, {of}: rows are true topics, columns predicted ones."
     return [
         Table(head, tuple(rows), words=2, caption=f"The student's results by topic, {of}."),
-        Table(
-            ("topic", *(labels[topic] for topic in topics)),
-            matrix,
-            caption=f"Confusion matrix, {of}: rows are true topics, columns predicted ones.",
-        ),
-    ][: 2 * bool(pairs)]
+        Table(("topic", *(labels[topic] for topic in topics)), matrix, caption=caption),
+    ]
 
 
 def to_csv(rows: Sequence[Row]) -> str:
@@ -247,7 +246,6 @@ def to_csv(rows: Sequence[Row]) -> str:
             line |= {name: summary.mean, f"{name}_sd": summary.sd}
             line |= {} if summary.error is None else {f"{name}_error": summary.error}
         lines.append(line)
-    first = ["task"] if len(tasks) > 1 else []
     settings = [name for row in rows for name in row.settings]
     numbers = [
         name
@@ -256,7 +254,7 @@ def to_csv(rows: Sequence[Row]) -> str:
         for name in (column.name, f"{column.name}_sd", f"{column.name}_error")
         if any(name in line for line in lines)
     ]
-    head = list(dict.fromkeys([*first, *settings, "n_seeds", *numbers]))
+    head = list(dict.fromkeys([*(["task"] if tasks[1:] else []), *settings, "n_seeds", *numbers]))
     return csv_text(head, ([line.get(name) for name in head] for line in lines))
 
 
@@ -327,8 +325,8 @@ def _rich_table(rows: Sequence[Row], columns: Sequence[Column], title: str) -> r
         table.add_column(name.replace(".", "\n"), justify="right", overflow="fold")
     for heading in ("seeds", *(column.heading for column in columns)):
         table.add_column(heading, justify="right", no_wrap=True)
-    for index, row in enumerate(rows):
+    for row in rows:
         settings = [str(float(f"{v:.4g}") if isinstance(v, float) else v) for v in row.settings.values()]
         numbers = [column.show(row.columns.get(column.name)) for column in columns]
-        table.add_row(*settings, str(len(row.seeds)), *numbers, style="bold" if index == 0 else None)
+        table.add_row(*settings, str(len(row.seeds)), *numbers, style="bold" if row is rows[0] else None)
     return table
