@@ -14,11 +14,10 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from functools import wraps
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Literal, NamedTuple, ParamSpec
+from typing import Literal, NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
 from packaging.requirements import Requirement
@@ -49,7 +48,6 @@ ANSWER_SECONDS = 10.0
 _GB = 1 << 30
 
 
-P = ParamSpec("P")
 State = Literal["ok", "note", "fix"]
 
 
@@ -63,20 +61,7 @@ class Finding(NamedTuple):
 
 
 Parts = tuple[State, str] | tuple[State, str, str]
-"""State, message and cure of a finding."""
-
-
-def _topic(name: str) -> Callable[[Callable[P, Iterator[Parts]]], Callable[P, Iterator[Finding]]]:
-    """Makes findings about a topic of what a check yields."""
-
-    def decorate(check: Callable[P, Iterator[Parts]]) -> Callable[P, Iterator[Finding]]:
-        @wraps(check)
-        def call(*positional: P.args, **keywords: P.kwargs) -> Iterator[Finding]:
-            return (Finding(name, *parts) for parts in check(*positional, **keywords))
-
-        return call
-
-    return decorate
+"""State, message and cure of a finding; `doctor` adds the topic."""
 
 
 def doctor(
@@ -90,19 +75,20 @@ def doctor(
     """The verb `doctor`. Arguments and result are those of `newsbert_ray.doctor`."""
     variables = (os.environ.get(name, "").strip() for name in ("RAY_ADDRESS", ADDRESS_VARIABLE))
     address = address or next(filter(None, variables), None)
-    yield from check_versions(Path(__file__).parents[2] / "constraints.txt")
-    yield from check_devices()
-    yield from check_storage(out)
-    yield from check_ports()
-    yield from check_token(address, os.environ)
-    yield from check_cluster(address, os.environ)
-    if data is not None:
-        yield from check_shards(data, deep=deep)
-    if teacher is not None:
-        yield from check_teacher(teacher, data)
+    topics = {
+        "versions": check_versions(Path(__file__).parents[2] / "constraints.txt"),
+        "devices": check_devices(),
+        "storage": check_storage(out),
+        "ports": check_ports(),
+        "token": check_token(address, os.environ),
+        "cluster": check_cluster(address, os.environ),
+        "shards": () if data is None else check_shards(data, deep=deep),
+        "teacher": () if teacher is None else check_teacher(teacher, data),
+    }
+    for topic, findings in topics.items():
+        yield from (Finding(topic, *parts) for parts in findings)
 
 
-@_topic("versions")
 def check_versions(constraints: Path) -> Iterator[Parts]:
     """Python and packages against our requirements, and against the pinned versions in `constraints`."""
     install = "pip install -c constraints.txt -e ."
@@ -137,7 +123,6 @@ def check_versions(constraints: Path) -> Iterator[Parts]:
         yield "ok", f"Python {python}, newsbert-ray {own.version}, {names}"
 
 
-@_topic("devices")
 def check_devices() -> Iterator[Parts]:
     """Cores, memory, GPUs and bf16, as far as this machine or container may use them."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -165,7 +150,6 @@ def check_devices() -> Iterator[Parts]:
         return
 
 
-@_topic("storage")
 def check_storage(out: str | None) -> Iterator[Parts]:
     """Whether results can be written to `out`, a folder (existing or not) or a URL, and the free space."""
     if out is not None and "://" in out:
@@ -200,7 +184,6 @@ def check_storage(out: str | None) -> Iterator[Parts]:
         yield "ok", message
 
 
-@_topic("ports")
 def check_ports() -> Iterator[Parts]:
     """Whether Ray's default ports are free, and whether a head on this machine is open to other machines."""
     import psutil
@@ -240,7 +223,6 @@ def check_ports() -> Iterator[Parts]:
             )
 
 
-@_topic("token")
 def check_token(address: str | None, environment: Mapping[str, str]) -> Iterator[Parts]:
     """Whether Ray would send a token to the cluster at `address`, and whether other users can read it."""
     mode = environment.get("RAY_AUTH_MODE", "").strip().lower()
@@ -273,7 +255,6 @@ def check_token(address: str | None, environment: Mapping[str, str]) -> Iterator
         yield "ok", f"{path}: only this user can read it"
 
 
-@_topic("cluster")
 def check_cluster(address: str | None, environment: Mapping[str, str]) -> Iterator[Parts]:
     """Whether the cluster answers, accepts our token, and has our versions.
 
@@ -298,7 +279,6 @@ def check_cluster(address: str | None, environment: Mapping[str, str]) -> Iterat
         yield from _check_head(address, environment)
 
 
-@_topic("shards")
 def check_shards(data: str, *, deep: bool = False) -> Iterator[Parts]:
     """Whether all files of the shards in `data` exist in the right size; with `deep` also their hashes."""
     cure = f"newsbert-ray prepare ... --out {data} --overwrite true"
@@ -327,7 +307,6 @@ def check_shards(data: str, *, deep: bool = False) -> Iterator[Parts]:
     yield "ok", f"{data}: {rows}; {compared}"
 
 
-@_topic("teacher")
 def check_teacher(teacher: str, data: str | None) -> Iterator[Parts]:
     """Whether `teacher` loads without pickle or foreign code, and has the tokeniser of the shards."""
     if teacher == SCRATCH:
@@ -407,16 +386,14 @@ def _check_gpu() -> Iterator[Parts]:
         if torch.version.cuda is not None:
             message = "PyTorch is built for CUDA and no GPU is visible: fine on a cluster's head"
             yield "note", message, "in a container: docker run --gpus all"
-    elif torch.version.cuda is None:
-        message = f"an NVIDIA GPU is here, but PyTorch {torch.__version__} is built without CUDA"
+        return
+    pytorch = f"an NVIDIA GPU is here, but PyTorch {torch.__version__}"
+    if torch.version.cuda is None:
         cure = "pip install --force-reinstall torch, without PyTorch's CPU index in PIP_EXTRA_INDEX_URL"
-        yield "fix", message, cure
+        yield "fix", f"{pytorch} is built without CUDA", cure
     else:
-        message = f"an NVIDIA GPU is here, but PyTorch {torch.__version__} cannot use it (driver {driver})"
-        cure = (
-            f"install a driver for CUDA {torch.version.cuda} (see nvidia-smi), or unset CUDA_VISIBLE_DEVICES"
-        )
-        yield "fix", message, cure
+        cure = f"install a driver for CUDA {torch.version.cuda} (nvidia-smi), or unset CUDA_VISIBLE_DEVICES"
+        yield "fix", f"{pytorch} cannot use it (driver {driver})", cure
 
 
 def _local_heads() -> Iterator[tuple[list[int], str | None]]:
@@ -464,27 +441,24 @@ def _check_head(address: str, environment: Mapping[str, str]) -> Iterator[Parts]
     except subprocess.TimeoutExpired:
         yield "fix", f"{address}: no Ray head answers", "give HOST:6379 of the head"
         return
-    if done.returncode == 0:
-        yield from _compare_versions(address, json.loads(done.stdout.splitlines()[-1]))
-    elif "AuthenticationError" in done.stderr or "InvalidAuthToken" in done.stderr:
-        cure = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to a file with the cluster's token"
-        yield "fix", f"{address}: the cluster does not accept our token, or got none", cure
-    else:
-        reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1][:200]
-        yield "fix", f"{address}: no Ray head answers ({reason})", "give HOST:6379 of the head"
-
-
-def _compare_versions(address: str, versions: Mapping[str, str]) -> Iterator[Parts]:
-    """Ray accepts only its own version and the same Python."""
-    versions = {"Ray": versions["ray_version"], "Python": versions["python_version"]}
-    own = {"Ray": metadata.version("ray"), "Python": platform.python_version()}
-    other = [name for name in own if versions[name] != own[name]]
-    for name in other:
-        install = f"pip install ray=={versions[name]}" if name == "Ray" else f"use Python {versions[name]}"
-        message = f"{address}: the cluster has {name} {versions[name]}, this machine {own[name]}"
+    if done.returncode != 0:
+        if "AuthenticationError" in done.stderr or "InvalidAuthToken" in done.stderr:
+            cure = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to a file with the cluster's token"
+            yield "fix", f"{address}: the cluster does not accept our token, or got none", cure
+        else:
+            reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1][:200]
+            yield "fix", f"{address}: no Ray head answers ({reason})", "give HOST:6379 of the head"
+        return
+    # Ray accepts only its own version and the same Python.
+    own = {"ray": metadata.version("ray"), "python": platform.python_version()}
+    versions = json.loads(done.stdout.splitlines()[-1])
+    other = {name: versions[f"{name}_version"] for name in own if versions[f"{name}_version"] != own[name]}
+    for name, version in other.items():
+        install = f"pip install ray=={version}" if name == "ray" else f"use Python {version}"
+        message = f"{address}: the cluster has {name.title()} {version}, this machine {own[name]}"
         yield "fix", message, f"{install} here, or change the cluster's"
     if not other:
-        yield "ok", f"{address} answers and accepts us: Ray {own['Ray']}, Python {own['Python']}"
+        yield "ok", f"{address} answers and accepts us: Ray {own['ray']}, Python {own['python']}"
 
 
 def _split(address: str) -> SplitResult:

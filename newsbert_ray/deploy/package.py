@@ -40,7 +40,7 @@ class PackageError(ValueError):
 
 
 class File(NamedTuple):
-    """One file: its name in the package, its path, and its size in bytes."""
+    """A file: its name in the package, its path, its size in bytes."""
 
     name: str
     path: Path
@@ -139,13 +139,13 @@ def _add_files(
     gitignore: bool,
 ) -> None:
     """Add the files at or below `start`; patterns and names are relative to `root`."""
+    real = root.resolve()
 
     def is_skipped_link(path: Path) -> bool:
         """A link out of the folder may lead to a secret; a link to a folder may lead in a circle."""
-        if not path.is_symlink() or (path.is_file() and path.resolve().is_relative_to(root.resolve())):
-            return False
-        links.add(path.relative_to(root).as_posix())
-        return True
+        if skipped := path.is_symlink() and not (path.is_file() and path.resolve().is_relative_to(real)):
+            links.add(path.relative_to(root).as_posix())
+        return skipped
 
     def add(path: Path) -> None:
         if path.is_file():
@@ -251,9 +251,9 @@ def read_entrypoint(text: str) -> tuple[str, str | None]:
     return words[3], None
 
 
-def make_job_name(command: Sequence[str]) -> str:
+def make_job_name(verb: str) -> str:
     """A name from the verb and the time, such as newsbert-sweep-20261125-1231-ab12."""
-    return f"newsbert-{command[0]}-{time.strftime('%Y%m%d-%H%M')}-{secrets.token_hex(2)}"
+    return f"newsbert-{verb}-{time.strftime('%Y%m%d-%H%M')}-{secrets.token_hex(2)}"
 
 
 def check_job_name(job: str) -> str:
@@ -267,10 +267,7 @@ def check_job_name(job: str) -> str:
     return job
 
 
-_INPUTS = (
-    *("config", "space", "curves", "data", "source", "run", "folders", "input", "vectors", "behaviors"),
-    "teacher",
-)
+_INPUTS = ("config", "space", "curves", "data", "source", "run", "folders", "input", "vectors", "behaviors")
 _OUTPUTS = ("out", "submission")
 _POSITIONAL = {"space": "search space", "run": "run", "folders": "folder", "vectors": "vectors"}
 SHARED = "a URL such as s3://BUCKET/FOLDER, or an absolute path on a disk that all nodes share"
@@ -287,7 +284,7 @@ def check_paths(settings: Mapping[str, Any], package: PackageFiles) -> list[str]
         SettingsError: an input that is not sent, or an output in the job's temporary folder.
     """
     absolute = []
-    for name in (*_INPUTS, *_OUTPUTS):
+    for name in (*_INPUTS, "teacher", *_OUTPUTS):
         value = settings.get(name)
         flag = _POSITIONAL.get(name, f"--{name}")
         for path in value if isinstance(value, list) else [value]:
@@ -295,27 +292,23 @@ def check_paths(settings: Mapping[str, Any], package: PackageFiles) -> list[str]
                 continue
             if PurePosixPath(path).is_absolute() or path.startswith("~"):
                 absolute.append(f"{flag} {path}")
-            elif name in _OUTPUTS:
+                continue
+            if name in _OUTPUTS:
                 raise SettingsError(
                     f"{flag} {path}: a relative path is in the job's own folder on the cluster, which Ray "
                     f"removes; give {SHARED}"
                 )
-            else:
-                _check_sent(name, flag, path, package)
+            inside = os.path.normpath(path)
+            local = package.root / inside
+            if package.contains(inside) or (name == "teacher" and not local.exists()):  # a Hugging Face name
+                continue
+            if not local.exists() or inside.startswith(".."):
+                raise SettingsError(f"{flag} {path}: not in {package.root}, which is sent; give {SHARED}")
+            raise SettingsError(
+                f"{flag} {path}: is not sent, so the cluster cannot read it; give {SHARED}, or send it with "
+                f"--include /{inside}{'/' if local.is_dir() else ''}"
+            )
     return [f"note: every node must be able to read {', '.join(absolute)} at that path"] if absolute else []
-
-
-def _check_sent(name: str, flag: str, path: str, package: PackageFiles) -> None:
-    inside = os.path.normpath(path)
-    local = package.root / inside
-    if package.contains(inside) or (name == "teacher" and not local.exists()):  # a Hugging Face name
-        return
-    if not local.exists() or inside.startswith(".."):
-        raise SettingsError(f"{flag} {path}: not in {package.root}, which is sent; give {SHARED}")
-    raise SettingsError(
-        f"{flag} {path}: is not sent, so the cluster cannot read it; give {SHARED}, or send it with "
-        f"--include /{inside}{'/' if local.is_dir() else ''}"
-    )
 
 
 def check_secrets(words: Sequence[str], variables: Mapping[str, str]) -> None:

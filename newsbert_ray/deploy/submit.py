@@ -121,7 +121,7 @@ def submit(
     name ({"data": "shards"}), whose paths are checked before anything is sent.
     """
     variables = read_variables(env)
-    job = make_job_name(command) if id is None else check_job_name(id)
+    job = make_job_name(command[0]) if id is None else check_job_name(id)
     check_secrets(command, variables)
     token = Path(token_file).expanduser() if token_file else token_path(os.environ)
     own_token = os.path.relpath(token.resolve(), Path(working_dir).resolve())  # never sent

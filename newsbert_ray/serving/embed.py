@@ -280,8 +280,7 @@ def cut_file(location: str | Path, *, first: int = 0) -> tuple[str, list[Piece]]
     if not path.is_file():
         raise TextsError(f"{path}: no such file")
     if path.suffix == ".parquet":
-        file = _open_parquet(path)
-        _parquet_columns(file, path)
+        file, _ = _open_parquet(path)
         with path.open("rb") as opened:
             digest = hashlib.file_digest(opened, "sha256").hexdigest()
         sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
@@ -306,8 +305,7 @@ def read_rows(piece: Piece) -> Iterator[Row | BadLine]:
     """
     path = _local_file(piece.location)
     if piece.lines is None:
-        file = _open_parquet(path)
-        columns = _parquet_columns(file, path)
+        file, columns = _open_parquet(path)
         table = file.read_row_group(piece.group, columns=list(columns)).slice(piece.start, piece.size)
         for name, text in zip(*(table[column].to_pylist() for column in columns), strict=True):
             try:
@@ -374,18 +372,16 @@ def _check_row(name: object, text: object) -> Row:
     return Row(str(name), text)
 
 
-def _open_parquet(path: Path) -> pq.ParquetFile:
+def _open_parquet(path: Path) -> tuple[pq.ParquetFile, tuple[str, str]]:
+    """The file, and its columns with id and text."""
     try:
-        return pq.ParquetFile(path)
+        file = pq.ParquetFile(path)
     except (OSError, pa.ArrowInvalid) as error:
         raise TextsError(f"{path}: not a complete Parquet file ({error})") from error
-
-
-def _parquet_columns(file: pq.ParquetFile, path: Path) -> tuple[str, str]:
-    names = _id_and_text(file.schema_arrow.names)
-    if names is None:
+    columns = _id_and_text(file.schema_arrow.names)
+    if columns is None:
         raise TextsError(
             f"{path}: its columns are {', '.join(file.schema_arrow.names)}; name the id {' or '.join(IDS)} "
             f"and the text {' or '.join(TEXTS)}"
         )
-    return names
+    return file, columns

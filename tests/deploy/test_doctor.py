@@ -9,7 +9,7 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,22 +24,27 @@ from transformers import BertConfig, BertModel
 from newsbert_ray import cli
 from newsbert_ray.data.shards import MANIFEST
 from newsbert_ray.deploy import doctor as doctors
-from newsbert_ray.deploy.doctor import (
-    Finding,
-    check_cluster,
-    check_devices,
-    check_ports,
-    check_shards,
-    check_storage,
-    check_teacher,
-    check_token,
-    check_versions,
-)
+from newsbert_ray.deploy.doctor import Finding, Parts
 from newsbert_ray.storage.workdir import WorkDir
 from tests.deploy.conftest import TOKEN, dashboard, guarded, notes, problem, problems
 
 CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
 GB = 1 << 30
+
+
+def findings_of(check: Callable[..., Iterator[Parts]]) -> Callable[..., Iterator[Finding]]:
+    """The check, with findings that have names."""
+    return lambda *arguments, **keywords: (Finding("", *parts) for parts in check(*arguments, **keywords))
+
+
+check_cluster = findings_of(doctors.check_cluster)
+check_devices = findings_of(doctors.check_devices)
+check_ports = findings_of(doctors.check_ports)
+check_shards = findings_of(doctors.check_shards)
+check_storage = findings_of(doctors.check_storage)
+check_teacher = findings_of(doctors.check_teacher)
+check_token = findings_of(doctors.check_token)
+check_versions = findings_of(doctors.check_versions)
 
 
 @pytest.fixture(autouse=True)
