@@ -27,7 +27,7 @@ from typing import (
 )
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model
 
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
@@ -99,8 +99,12 @@ def check_each(
     Raises:
         SettingsError: in the words of `build_settings`.
     """
-    if faults := list(_faults_of_each(model, values, "", complete=complete)):
-        raise SettingsError(_joined(faults, dotted_names(model), where))
+    try:
+        model.model_validate(merge(values))
+    except ValidationError as error:
+        faults = [e for e in error.errors() if not _is_joint(e) and (complete or e["type"] != "missing")]
+        if faults:
+            raise SettingsError(_joined(faults, dotted_names(model), where)) from error
 
 
 def check_arguments(
@@ -140,7 +144,13 @@ def arguments_of(function: Callable[..., Any]) -> type[Settings]:
 
 def _joined(faults: Sequence[Any], names: list[str], where: str) -> str:
     """One line; missing settings are listed together."""
-    lines = [line for fault in faults for line in _explain(fault, names)]
+    by_setting: dict[tuple[Any, ...], Any] = {}  # one error of each: a union has one for each of its members
+    for fault in faults:
+        loc = fault["loc"]
+        shorter = (loc[:end] for end in range(1, len(loc)))
+        setting = next((part for part in shorter if ".".join(map(str, part)) in names), loc)
+        by_setting.setdefault(setting, {**fault, "loc": setting})
+    lines = [_explain(fault, names) for fault in by_setting.values()]
     missing = [line.removeprefix(_MISSING) for line in lines if line.startswith(_MISSING)]
     others = [line for line in lines if not line.startswith(_MISSING)]
     parts = list(dict.fromkeys([*others, *([_MISSING + ", ".join(missing)] if missing else [])]))
@@ -150,41 +160,24 @@ def _joined(faults: Sequence[Any], names: list[str], where: str) -> str:
 _MISSING = "required and not given: "
 
 
-def _explain(error: Any, names: list[str]) -> Iterator[str]:
-    name = ".".join(str(part) for part in error["loc"])
+def _explain(error: Any, names: list[str]) -> str:
+    name = ".".join(map(str, error["loc"]))
     value, message = error["input"], error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
-        yield unknown_setting(name, names)
-    elif error["type"] == "missing":
-        yield _MISSING + name
-    elif not name or (error["type"] == "value_error" and isinstance(value, Mapping | BaseModel)):
-        yield message  # settings that do not fit together; the message names them
-    else:
-        if error["type"] == "literal_error":
-            near = nearest(str(value), re.findall(r"'([^']*)'", error["ctx"]["expected"]))
-            message += f"; did you mean '{near}'?" if near else ""
-        yield f"{name} = {value!r}: {message}"
+        return unknown_setting(name, names)
+    if error["type"] == "missing":
+        return _MISSING + name
+    if not name or _is_joint(error):
+        return str(message)
+    if error["type"] == "literal_error":
+        near = nearest(str(value), re.findall(r"'([^']*)'", error["ctx"]["expected"]))
+        message += f"; did you mean '{near}'?" if near else ""
+    return f"{name} = {value!r}: {message}"
 
 
-def _faults_of_each(
-    model: type[Settings], values: Mapping[str, Any], prefix: str, *, complete: bool = False
-) -> Iterator[Any]:
-    values = merge(values)
-    for name, field in model.model_fields.items():
-        whole, inner = f"{prefix}{name}", field.annotation
-        if name not in values:
-            if complete and field.is_required():
-                yield {"loc": (whole,), "type": "missing", "input": None, "msg": ""}
-        elif isinstance(inner, type) and issubclass(inner, Settings) and isinstance(values[name], Mapping):
-            yield from _faults_of_each(inner, values[name], f"{whole}.")
-        else:
-            kind: Any = Annotated[(inner, *field.metadata)] if field.metadata else inner
-            try:
-                TypeAdapter(kind).validate_python(values[name])
-            except ValidationError as error:
-                yield {**error.errors()[0], "loc": (whole,)}
-    for name in values.keys() - model.model_fields.keys():
-        yield {"loc": (f"{prefix}{name}",), "type": "extra_forbidden", "input": None, "msg": ""}
+def _is_joint(error: Any) -> bool:
+    """Whether it is about settings that do not fit together; its message names them."""
+    return error["type"] == "value_error" and isinstance(error["input"], Mapping | BaseModel)
 
 
 def unknown_setting(name: str, names: list[str]) -> str:

@@ -145,6 +145,15 @@ def test_each_value_is_checked_by_itself() -> None:
         check_each(TrainSettings, {"out": "o"}, complete=True)
 
 
+def test_a_union_is_one_error_without_the_names_of_its_members() -> None:
+    """Pydantic names the members of a union, which are types of Python and no settings."""
+    for check in (check_each, build_settings):
+        with pytest.raises(SettingsError) as caught:
+            check(TrainSettings, merge(NEEDED, {"before.method": "newsbart"}))
+        assert str(caught.value).startswith("before.method = 'newsbart': Input should be 'newsbert', ")
+        assert "before.method.literal" not in str(caught.value)
+
+
 def test_arguments_are_checked_by_the_signature() -> None:
     """A function and its flags cannot disagree if both follow the signature."""
 
