@@ -240,7 +240,7 @@ def test_a_frozen_teacher_encodes_each_text_once(
         raise AssertionError("the texts were encoded again")
 
     with monkeypatch.context() as patch:
-        patch.setattr("newsbert_ray.evaluation.encoding.encode_texts", refuse)
+        patch.setattr("newsbert_ray.training.worker.encode_texts", refuse)
         patch.setattr("newsbert_ray.training.worker.score_models", lambda *a, **k: SCORES[task])
         patch.setattr("newsbert_ray.model.pair.Pair._outputs", _student_alone)
         train(settings.model_copy(update={"out": str(tmp_path / "second")}), quiet=True, teachers=teachers)

@@ -246,15 +246,9 @@ def _order(scores: npt.NDArray[np.floating], offsets: Ints) -> Ints:
 
 def _doubled_mean_ranks(scores: npt.NDArray[np.floating]) -> Ints:
     """(N,) twice the rank of each score among all, 1 the highest; equal scores share their mean rank."""
-    order = _order(scores, np.array([0, len(scores)]))
-    ordered = scores[order]
-    starts = np.ones(len(scores) + 1, np.bool_)
-    starts[1:-1] = ordered[1:] != ordered[:-1]
-    first = np.flatnonzero(starts)  # of each run of equal scores, and N
-    run = np.searchsorted(first, np.arange(len(scores)), side="right")
-    ranks = np.empty(len(scores), np.int64)
-    ranks[order] = first[run - 1] + first[run] + 1
-    return ranks
+    from scipy.stats import rankdata
+
+    return (2 * rankdata(-scores)).astype(np.int64)
 
 
 def _check_candidates(scores: npt.NDArray[np.floating], offsets: Ints) -> Ints:

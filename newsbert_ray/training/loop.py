@@ -74,7 +74,6 @@ class TrainingLoop:
         ends = list(accumulate(map(self.schedule.steps, range(self.schedule.epochs))))
         clock = _Clock(progress)
         triggers = CheckpointTriggers(settings.checkpoint.every_minutes, self.world, self.preempted)
-        speed = _Speed(progress)
         if progress.curve and progress.curve[-1]["step"] == progress.step:
             # The process may have been killed between the checkpoint and the report.
             self.report({"kind": "evaluation", **progress.curve[-1]})
@@ -86,7 +85,7 @@ class TrainingLoop:
             losses = self._read_losses() if is_log_step else {}
             clock.charge("train")
             if is_log_step:
-                self.report(self._log_entry(losses, numbers, update, speed.since_last()))
+                self.report(self._log_entry(losses, numbers, update, clock.titles_per_second()))
             is_evaluation = step in ends or _is_multiple(step, settings.evaluate_every)
             timer, preempted = triggers.check(step)
             is_checkpoint = (
@@ -216,29 +215,22 @@ class _Clock:
     """Adds the time since the last call to an entry of progress.seconds."""
 
     def __init__(self, progress: Progress) -> None:
-        self._seconds = progress.seconds
+        self._progress = progress
         self._last = time.perf_counter()
+        self._logged = self._trained()
 
     def charge(self, name: str) -> None:
-        now = time.perf_counter()
-        self._seconds[name] = self._seconds.get(name, 0.0) + now - self._last
+        now, seconds = time.perf_counter(), self._progress.seconds
+        seconds[name] = seconds.get(name, 0.0) + now - self._last
         self._last = now
 
+    def titles_per_second(self) -> float:
+        """Of training and reading data since the last call."""
+        (titles, seconds), before = self._trained(), self._logged
+        self._logged = titles, seconds
+        return (titles - before[0]) / max(1e-9, seconds - before[1])
 
-class _Speed:
-    """Titles per second of training and reading data between two log entries."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._last = self._now()
-
-    def since_last(self) -> float:
-        titles, seconds = self._now()
-        speed = (titles - self._last[0]) / max(1e-9, seconds - self._last[1])
-        self._last = titles, seconds
-        return speed
-
-    def _now(self) -> tuple[int, float]:
+    def _trained(self) -> tuple[int, float]:
         seconds = self._progress.seconds
         return self._progress.titles, seconds.get("train", 0.0) + seconds.get("data", 0.0)
 

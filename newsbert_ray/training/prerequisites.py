@@ -9,26 +9,14 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from newsbert_ray.config import TrainSettings, build_settings
 from newsbert_ray.data.shards import read_manifest
-from newsbert_ray.files import locked, replace_file
-from newsbert_ray.record import BEFORE, RECORD, TEACHER, RecordError, read_record
+from newsbert_ray.files import locked
+from newsbert_ray.record import BEFORE, RECORD, TEACHER
 from newsbert_ray.storage.workdir import WorkDir, download_input, with_locations
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-    from torch import Tensor
-
-    from newsbert_ray.data.reading import TrainingSchedule, World
-    from newsbert_ray.data.shards import Manifest, Split
-    from newsbert_ray.evaluation.encoding import Scores
-    from newsbert_ray.model.pair import EmbeddingCache, Pair
-
 
 NEUTRAL_SETTINGS = ("data", "out", "threads", "log_every", "checkpoint", "device", "min_workers")
 """Settings that do not affect results; data is compared by the fingerprint of its shards."""
@@ -147,80 +135,3 @@ def _use_result(settings: TrainSettings, prerequisite: Prerequisite, location: s
     if prerequisite.name == TEACHER:
         return with_locations(settings, {"distill.teacher_run": location})
     return with_locations(settings, {"teacher": f"{location.rstrip('/')}/student"})
-
-
-def teacher_scores(settings: TrainSettings, manifest: Manifest) -> dict[Split, Scores]:
-    """A frozen teacher's metrics on validation from its own record; empty if it used other shards."""
-    assert settings.distill.teacher_run is not None
-    try:
-        record = read_record(settings.distill.teacher_run)
-    except RecordError:
-        return {}
-    if record.data.get("fingerprint") != manifest.fingerprint:
-        return {}
-    return {"validation": {"teacher": record.metrics["validation"]["student"]}}
-
-
-def cached_teacher(
-    pair: Pair, settings: TrainSettings, manifest: Manifest, schedule: TrainingSchedule, world: World
-) -> EmbeddingCache | None:
-    """A frozen teacher's embeddings of every text that training may use, computed once.
-
-    They are kept in the teacher's folder for other runs. The texts are encoded in a fixed order, so that the
-    bits do not depend on who computes them.
-
-    Returns:
-        None if the teacher is not frozen, or if losses of every stage read its layers.
-    """
-    from newsbert_ray.data.reading import trained_texts
-    from newsbert_ray.data.shards import read_texts
-    from newsbert_ray.evaluation.encoding import encode_texts
-    from newsbert_ray.model.pair import EmbeddingCache
-    from newsbert_ray.training.step import needs_states
-
-    if not pair.frozen or all(map(needs_states, settings.distill.stages)):
-        return None
-    import torch
-
-    rows, table = trained_texts(schedule), read_texts(settings.data, manifest)
-    path = _cache_file(settings, manifest, rows)
-    embeddings = world.broadcast(_read_cache(path, len(rows)) if world.is_rank_zero else None)
-    if embeddings is None:
-        teacher = {"teacher": pair.models()["teacher"]}
-        pad_id = manifest.tokenizer.pad_id
-        embeddings = encode_texts(teacher, table, rows, pad_id=pad_id, world=world)["teacher"].clone()
-        if world.is_rank_zero:
-            _write_cache(path, embeddings)
-    positions = torch.zeros(len(table), dtype=torch.int64)
-    positions[torch.from_numpy(rows)] = torch.arange(len(rows))
-    return EmbeddingCache(positions.to(world.device), embeddings.to(world.device))
-
-
-def _cache_file(settings: TrainSettings, manifest: Manifest, rows: npt.NDArray[np.integer]) -> Path:
-    """File of the embeddings of these texts by these teacher weights."""
-    assert settings.distill.teacher_run is not None
-    folder = Path(settings.distill.teacher_run)
-    weights = (folder / "student" / "model.safetensors").stat()
-    key = f"{manifest.fingerprint} {weights.st_size} {weights.st_mtime_ns} ".encode() + rows.tobytes()
-    return folder / "texts" / f"{hashlib.sha256(key).hexdigest()[:16]}.safetensors"
-
-
-def _read_cache(path: Path, rows: int) -> Tensor | None:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        embeddings = load_file(path)["embeddings"]
-    except (OSError, SafetensorError, KeyError):
-        return None
-    return embeddings if len(embeddings) == rows else None
-
-
-def _write_cache(path: Path, embeddings: Tensor) -> None:
-    """Write them for the next run; not being able to is no error."""
-    from safetensors import SafetensorError
-
-    from newsbert_ray.model.encoder import save_tensors
-
-    with suppress(OSError, SafetensorError), replace_file(path) as partial:
-        save_tensors({"embeddings": embeddings}, partial)

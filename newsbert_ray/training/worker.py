@@ -5,31 +5,45 @@ Updates and report are passed in, so that one process and a Ray Train group run 
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from newsbert_ray.config import TrainSettings
-from newsbert_ray.data.reading import TrainingSchedule, Update, World, make_schedule
-from newsbert_ray.data.shards import Manifest, Split, read_manifest
-from newsbert_ray.evaluation.encoding import Pace, Scores, SplitData, device_name, map_titles
+from newsbert_ray.data.reading import TrainingSchedule, Update, World, make_schedule, trained_texts
+from newsbert_ray.data.shards import Manifest, Split, read_manifest, read_texts
+from newsbert_ray.evaluation.encoding import Pace, Scores, SplitData, device_name, encode_texts, map_titles
 from newsbert_ray.evaluation.scoring import score_models
-from newsbert_ray.files import write_json
+from newsbert_ray.files import replace_file, write_json
 from newsbert_ray.model.assemble import assemble_pair
-from newsbert_ray.model.pair import Pair, block_map
+from newsbert_ray.model.encoder import save_tensors
+from newsbert_ray.model.pair import EmbeddingCache, Pair, block_map
 from newsbert_ray.model.saved import CHECKPOINTS, load_best, write_student
-from newsbert_ray.record import MAP, RunRecord, describe_hardware, installed_versions, write_record
+from newsbert_ray.record import (
+    MAP,
+    RecordError,
+    RunRecord,
+    describe_hardware,
+    installed_versions,
+    read_record,
+    write_record,
+)
 from newsbert_ray.telemetry import EventLog, RunMeters
 from newsbert_ray.training.checkpoint import Progress, keep_best, learner_tensors, load_tensors, resume
 from newsbert_ray.training.journal import Journal
 from newsbert_ray.training.loop import Report, TrainingLoop
-from newsbert_ray.training.prerequisites import cached_teacher, teacher_scores
-from newsbert_ray.training.step import Learner, build_learner
+from newsbert_ray.training.step import Learner, build_learner, needs_states
 
 
 class Updates(Protocol):
@@ -155,7 +169,7 @@ class Scorer:
 
     def __init__(self, pair: Pair, settings: TrainSettings, manifest: Manifest, world: World) -> None:
         self._pair, self._settings, self._manifest, self._world = pair, settings, manifest, world
-        known = teacher_scores(settings, manifest) if pair.frozen and world.is_rank_zero else {}
+        known = _teacher_scores(settings, manifest) if pair.frozen and world.is_rank_zero else {}
         self._teacher: dict[Split, Scores] = world.broadcast(known)
 
     def score(self, split: Split, pace: Pace | None = None) -> Scores:
@@ -170,6 +184,64 @@ class Scorer:
         if pair.frozen:
             self._teacher[split] = known or {"teacher": scores["teacher"]}
         return {**known, **scores}
+
+
+def _teacher_scores(settings: TrainSettings, manifest: Manifest) -> dict[Split, Scores]:
+    """A frozen teacher's metrics on validation from its own record; empty if it used other shards."""
+    assert settings.distill.teacher_run is not None
+    try:
+        record = read_record(settings.distill.teacher_run)
+    except RecordError:
+        return {}
+    if record.data.get("fingerprint") != manifest.fingerprint:
+        return {}
+    return {"validation": {"teacher": record.metrics["validation"]["student"]}}
+
+
+def cached_teacher(
+    pair: Pair, settings: TrainSettings, manifest: Manifest, schedule: TrainingSchedule, world: World
+) -> EmbeddingCache | None:
+    """A frozen teacher's embeddings of every text that training may use, computed once.
+
+    They are kept in the teacher's folder for other runs. The texts are encoded in a fixed order, so that the
+    bits do not depend on who computes them.
+
+    Returns:
+        None if the teacher is not frozen, or if losses of every stage read its layers.
+    """
+    if not pair.frozen or all(map(needs_states, settings.distill.stages)):
+        return None
+    rows, table = trained_texts(schedule), read_texts(settings.data, manifest)
+    path = _cache_file(settings, manifest, rows)
+    embeddings = world.broadcast(_read_cache(path, len(rows)) if world.is_rank_zero else None)
+    if embeddings is None:
+        teacher = {"teacher": pair.models()["teacher"]}
+        pad_id = manifest.tokenizer.pad_id
+        embeddings = encode_texts(teacher, table, rows, pad_id=pad_id, world=world)["teacher"].clone()
+        if world.is_rank_zero:
+            # For the next run; not being able to write them is no error.
+            with suppress(OSError, SafetensorError), replace_file(path) as partial:
+                save_tensors({"embeddings": embeddings}, partial)
+    positions = torch.zeros(len(table), dtype=torch.int64)
+    positions[torch.from_numpy(rows)] = torch.arange(len(rows))
+    return EmbeddingCache(positions.to(world.device), embeddings.to(world.device))
+
+
+def _cache_file(settings: TrainSettings, manifest: Manifest, rows: npt.NDArray[np.integer]) -> Path:
+    """File of the embeddings of these texts by these teacher weights."""
+    assert settings.distill.teacher_run is not None
+    folder = Path(settings.distill.teacher_run)
+    weights = (folder / "student" / "model.safetensors").stat()
+    key = f"{manifest.fingerprint} {weights.st_size} {weights.st_mtime_ns} ".encode() + rows.tobytes()
+    return folder / "texts" / f"{hashlib.sha256(key).hexdigest()[:16]}.safetensors"
+
+
+def _read_cache(path: Path, rows: int) -> Tensor | None:
+    try:
+        embeddings = load_file(path)["embeddings"]
+    except (OSError, SafetensorError, KeyError):
+        return None
+    return embeddings if len(embeddings) == rows else None
 
 
 def _resume(folder: Path, learner: Learner, world: World, *, say: Callable[[str], None]) -> Progress:
