@@ -1,3 +1,5 @@
+"""A run's record and its other small files: exact, complete, and damage reported with the cure."""
+
 from __future__ import annotations
 
 import json
