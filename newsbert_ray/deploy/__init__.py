@@ -1,1 +1,1 @@
-"""Running on a cluster: submitting to one, and looking whether a machine is fit for it."""
+"""Submits jobs to a cluster, and checks whether a machine is ready for a run."""

@@ -281,7 +281,7 @@ def check_cluster(address: str | None, environment: Mapping[str, str]) -> Iterat
 
 def check_shards(data: str, *, deep: bool = False) -> Iterator[Parts]:
     """Whether all files of the shards in `data` exist in the right size; with `deep` also their hashes."""
-    cure = f"newsbert-ray prepare ... --out {data} --overwrite true"
+    cure = f"newsbert-ray prepare ... --out {data} --overwrite"
     try:
         manifest = read_manifest(data)
     except (ShardError, OSError) as error:

@@ -1,1 +1,1 @@
-"""The student at work: exported for other libraries, embedding news, measured, asked for what is alike."""
+"""Uses a trained student: predictions, embeddings, similar texts, export, measurements of speed."""

@@ -21,6 +21,7 @@ from newsbert_ray.methods import task_of
 from newsbert_ray.model.encoder import Encoder
 from newsbert_ray.model.heads import TopicHead
 from newsbert_ray.record import RECORD, RunRecord
+from newsbert_ray.reporting.page import Table
 from newsbert_ray.reporting.records import NAMES, data_name, task_name, teacher_name
 from newsbert_ray.secrets import mask_url
 from newsbert_ray.serving.predictor import Student, read_run
@@ -314,18 +315,18 @@ def _results(record: RunRecord) -> str:
     task = task_of(record.settings)
     split = "test" if record.metrics.get("test") else "validation"
     scores: Mapping[str, Mapping[str, float]] = record.metrics[split]
-    head = ["model", *(metric.heading for metric in task.metrics), "titles/s"]
+    head = ("model", *(metric.heading for metric in task.metrics), "titles/s")
     speed = record.metrics.get("speed") or {}
-    lines = [head, ["---", *["---:"] * (len(head) - 1)]]
+    models = []
     for name in ("student", "teacher"):
         if name in scores:
             rate = speed.get(f"{name}_titles_per_second")
             cells = [f"{100 * scores[name][metric.name]:.1f}" for metric in task.metrics]
-            lines.append([name, *cells, f"{rate:,.0f}" if rate else ""])
-    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+            models.append((name, *cells, f"{rate:,.0f}" if rate else ""))
     rows = f"{scores['student'].get('rows') or record.data.get(f'{split}_rows', 0):,.0f}"
     return (
-        f"{table}\n\nPer cent, on the {split} split of {data_name(record)} ({rows} {task.rows}), one run "
+        f"{Table(head, tuple(models)).markdown()}\n\n"
+        f"Per cent, on the {split} split of {data_name(record)} ({rows} {task.rows}), one run "
         f"with seed {record.seed}. Titles/s on {record.hardware.get('processor', 'unknown hardware')} with "
         f"{record.hardware.get('threads', '?')} thread(s), without tokenising."
     )

@@ -62,9 +62,9 @@ def guarded(token: str = TOKEN, *, ray: str = metadata.version("ray")) -> Answer
 
 def problems(findings: Iterator[Finding]) -> list[Finding]:
     """The findings that need a fix; each must have a cure."""
-    found = [finding for finding in findings if finding.state == "fix"]
-    assert all(finding.cure for finding in found)
-    return found
+    fixes = [finding for finding in findings if finding.state == "fix"]
+    assert all(finding.cure for finding in fixes)
+    return fixes
 
 
 def problem(findings: Iterator[Finding]) -> Finding:

@@ -106,10 +106,10 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, str | None]:
     real = metadata.version
 
     def version(name: str) -> str:
-        found = other[name] if name in other else real(name)
-        if found is None:
+        text = other[name] if name in other else real(name)
+        if text is None:
             raise metadata.PackageNotFoundError(name)
-        return found
+        return text
 
     monkeypatch.setattr(metadata, "version", version)
     return other
@@ -153,9 +153,9 @@ def test_other_than_the_pinned_versions(tmp_path: Path, installed: dict[str, str
 def test_package_that_does_not_load(monkeypatch: pytest.MonkeyPatch) -> None:
     """A wheel for another processor, or a missing system library."""
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    found = problem(check_versions(CONSTRAINTS))
-    assert found.message.startswith("pyarrow is installed but does not load")
-    assert found.cure.startswith("pip install --force-reinstall --no-deps pyarrow==")
+    finding = problem(check_versions(CONSTRAINTS))
+    assert finding.message.startswith("pyarrow is installed but does not load")
+    assert finding.cure.startswith("pip install --force-reinstall --no-deps pyarrow==")
 
 
 def test_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,9 +211,9 @@ def test_gpu_that_pytorch_does_not_use(machine: pytest.MonkeyPatch, cuda: str | 
     """Training would run on the processor without a word, 50 times slower."""
     machine.setattr(collect_env, "get_nvidia_driver_version", lambda _: "535.1")
     machine.setattr(torch.version, "cuda", cuda)
-    found = problem(check_devices())
-    assert message in found.message
-    assert ("driver for CUDA 12.8" in found.cure) == (cuda is not None)
+    finding = problem(check_devices())
+    assert message in finding.message
+    assert ("driver for CUDA 12.8" in finding.cure) == (cuda is not None)
 
 
 def test_cuda_build_without_a_gpu(machine: pytest.MonkeyPatch) -> None:
@@ -239,9 +239,9 @@ def test_gpus_and_bf16(machine: pytest.MonkeyPatch) -> None:
 
 def test_storage_leaves_no_trace(tmp_path: Path) -> None:
     """Not even the folder is made."""
-    (found,) = check_storage(str(tmp_path / "runs/new"))
-    assert found.state in ("ok", "note")  # as much space as this machine has
-    assert f"{tmp_path} is writable" in found.message
+    (finding,) = check_storage(str(tmp_path / "runs/new"))
+    assert finding.state in ("ok", "note")  # as much space as this machine has
+    assert f"{tmp_path} is writable" in finding.message
     assert list(tmp_path.iterdir()) == []
 
 
@@ -254,9 +254,9 @@ def test_storage_at_a_url(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(WorkDir, "check_writable", check)
     assert [finding.state for finding in check_storage("s3://bucket/runs")] == ["ok"]
-    found = problem(check_storage("s3://other/runs"))
-    assert found.message == "s3://other/runs: no such bucket"
-    assert "credentials" in found.cure
+    finding = problem(check_storage("s3://other/runs"))
+    assert finding.message == "s3://other/runs: no such bucket"
+    assert "credentials" in finding.cure
 
 
 def test_storage_that_is_not_writable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,8 +268,8 @@ def test_storage_that_is_not_writable(tmp_path: Path, monkeypatch: pytest.Monkey
         raise PermissionError(13, "Permission denied", str(options["dir"]))
 
     monkeypatch.setattr(tempfile, "NamedTemporaryFile", refuse)
-    found = problem(check_storage(str(tmp_path)))
-    assert found.message == f"{tmp_path} is not writable (Permission denied)"
+    finding = problem(check_storage(str(tmp_path)))
+    assert finding.message == f"{tmp_path} is not writable (Permission denied)"
 
 
 @pytest.mark.parametrize(("free", "state"), [(GB // 2, "fix"), (5 * GB, "note"), (50 * GB, "ok")])
@@ -278,8 +278,8 @@ def test_space_for_checkpoints(
 ) -> None:
     """A full disk ends every trial from then on."""
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
-    (found,) = check_storage(str(tmp_path))
-    assert found.state == state
+    (finding,) = check_storage(str(tmp_path))
+    assert finding.state == state
 
 
 def listen(monkeypatch: pytest.MonkeyPatch, *addresses: tuple[str, int]) -> None:
@@ -308,8 +308,8 @@ def run_head(monkeypatch: pytest.MonkeyPatch, port: int, mode: str | None, *, re
 def test_free_ports(monkeypatch: pytest.MonkeyPatch) -> None:
     """An open connection is no server."""
     listen(monkeypatch, ("127.0.0.1", 22))
-    (found,) = check_ports()
-    assert found.state == "ok"
+    (finding,) = check_ports()
+    assert finding.state == "ok"
 
 
 @pytest.mark.parametrize(
@@ -328,9 +328,9 @@ def test_open_head_without_a_token(monkeypatch: pytest.MonkeyPatch, address: str
     """Everyone who can reach it can run programs as its user; port 0 means that it chose one itself."""
     listen(monkeypatch, (address, 6500))
     run_head(monkeypatch, port, None)
-    found = problem(check_ports())
-    assert f"port 6500, open to other machines at {address}, and asks for no token" in found.message
-    assert "RAY_AUTH_MODE=token" in found.cure
+    finding = problem(check_ports())
+    assert f"port 6500, open to other machines at {address}, and asks for no token" in finding.message
+    assert "RAY_AUTH_MODE=token" in finding.cure
 
 
 @pytest.mark.parametrize(
@@ -368,8 +368,8 @@ def token_file(path: Path, text: str = TOKEN, *, mode: int = 0o600) -> Path:
 def test_token_in_its_file(tmp_path: Path) -> None:
     """The usual way: a file that only its user can read."""
     token_file(tmp_path / ".ray/auth_token")
-    (found,) = check_token("https://head:8265", {"RAY_AUTH_MODE": "token", "HOME": str(tmp_path)})
-    assert found.state == "ok"
+    (finding,) = check_token("https://head:8265", {"RAY_AUTH_MODE": "token", "HOME": str(tmp_path)})
+    assert finding.state == "ok"
 
 
 @pytest.mark.parametrize("mode", [0o644, 0o640, 0o604])
@@ -378,9 +378,9 @@ def test_token_that_others_can_read(tmp_path: Path, mode: int, default: bool) ->
     """Ray itself writes its token readable for everyone."""
     path = token_file(tmp_path / (".ray/auth_token" if default else "elsewhere"), mode=mode)
     variables = {} if default else {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(path)}
-    found = problem(check_token(None, {"HOME": str(tmp_path), **variables}))
-    assert found.message.endswith(f"can read it (mode {mode:04o})")
-    assert found.cure == f"chmod 600 {path}"
+    finding = problem(check_token(None, {"HOME": str(tmp_path), **variables}))
+    assert finding.message.endswith(f"can read it (mode {mode:04o})")
+    assert finding.cure == f"chmod 600 {path}"
 
 
 def test_token_that_is_missing_or_empty(tmp_path: Path) -> None:
@@ -411,14 +411,14 @@ def test_cluster_behind_a_dashboard(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether it accepts us, and has our version."""
     monkeypatch.setenv("no_proxy", "*")
     with dashboard(guarded()) as (address, _):
-        (found,) = check(address)
-        assert (found.state, metadata.version("ray") in found.message) == ("ok", True)
+        (finding,) = check(address)
+        assert (finding.state, metadata.version("ray") in finding.message) == ("ok", True)
         assert "requires a token, and none was found" in problem(check(address, None)).message
         assert "refuses the token" in problem(check(address, "cd" * 32)).message
     with dashboard(guarded(ray="2.49.1")) as (address, _):
-        found = problem(check(address))
-        assert "runs Ray 2.49.1" in found.message
-        assert "pip install ray==2.49.1" in found.cure
+        finding = problem(check(address))
+        assert "runs Ray 2.49.1" in finding.message
+        assert "pip install ray==2.49.1" in finding.cure
 
 
 def test_address_where_nothing_answers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -462,8 +462,8 @@ def test_real_head(tmp_path: Path) -> None:
         wrong = right | {"RAY_AUTH_TOKEN_PATH": str(token_file(tmp_path / "wrong", "cd" * 32))}
         none = {name: value for name, value in right.items() if not name.startswith("RAY_AUTH")}
         for address in (cluster.dashboard, cluster.address):
-            (found,) = check_cluster(address, right)
-            assert found.state == "ok", found
+            (finding,) = check_cluster(address, right)
+            assert finding.state == "ok", finding
             for variables in (wrong, none):
                 assert "token" in problem(check_cluster(address, variables)).message
         port = cluster.address.rpartition(":")[2]
@@ -482,9 +482,9 @@ def copied(shards: Path, tmp_path: Path) -> Path:
 
 def test_whole_shards(shards: Path) -> None:
     """As `prepare` wrote them."""
-    (found,) = check_shards(str(shards), deep=True)
-    assert found.state == "ok"
-    assert "all hashes are right" in found.message
+    (finding,) = check_shards(str(shards), deep=True)
+    assert finding.state == "ok"
+    assert "all hashes are right" in finding.message
 
 
 def test_no_shards(copied: Path, tmp_path: Path) -> None:
@@ -508,9 +508,9 @@ def test_incomplete_shards(copied: Path, damage: str, message: str) -> None:
         shard.write_bytes(shard.read_bytes()[:-1])
     else:
         shutil.rmtree(copied / "tokenizer")
-    found = problem(check_shards(str(copied)))
-    assert message in found.message
-    assert "--overwrite true" in found.cure
+    finding = problem(check_shards(str(copied)))
+    assert message in finding.message
+    assert "--overwrite" in finding.cure
 
 
 def test_changed_shards(copied: Path) -> None:
@@ -544,8 +544,8 @@ def test_suitable_teacher(teacher: Path, shards: Path) -> None:
 def test_teacher_with_pickled_weights(teacher: Path, shards: Path) -> None:
     """As in most folders of older encoders; a run refuses them after it has read the shards."""
     (teacher / "model.safetensors").rename(teacher / "pytorch_model.bin")
-    found = problem(check_teacher(str(teacher), str(shards)))
-    assert "only pickled weights (pytorch_model.bin)" in found.message
+    finding = problem(check_teacher(str(teacher), str(shards)))
+    assert "only pickled weights (pytorch_model.bin)" in finding.message
     (teacher / "pytorch_model.bin").unlink()
     assert "no weights" in problem(check_teacher(str(teacher), str(shards))).message
 
@@ -565,9 +565,9 @@ def test_teacher_with_another_tokeniser(teacher: Path, shards: Path) -> None:
     tokenizer = json.loads(path.read_text())
     tokenizer["normalizer"]["lowercase"] = False
     path.write_text(json.dumps(tokenizer))
-    found = problem(check_teacher(str(teacher), str(shards)))
-    assert "has another tokeniser" in found.message
-    assert "newsbert-ray prepare" in found.cure
+    finding = problem(check_teacher(str(teacher), str(shards)))
+    assert "has another tokeniser" in finding.message
+    assert "newsbert-ray prepare" in finding.cure
 
 
 def test_teacher_that_is_nowhere(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,48 +109,48 @@ def test_models_are_measured_side_by_side(
     run: Path, tmp_path: Path, measured_memory: list[tuple[str, str]]
 ) -> None:
     """A run gives its student and its teacher; the deepest model is the reference."""
-    said: list[str] = []
-    found = bench(
+    lines: list[str] = []
+    timings = bench(
         [str(run), "random:5x64"],
         titles=40,
         alone=4,
         rounds=1,
         threads=[1],
         out=tmp_path / "out",
-        say=said.append,
+        say=lines.append,
     )
-    assert [(one.name, one.layers) for one in found] == [
+    assert [(one.name, one.layers) for one in timings] == [
         ("run, student", 2),
         ("scratch, 4 layers", 4),
         ("random:5x64", 5),
     ]
-    for one in found:
+    for one in timings:
         assert one.slowest <= one.titles_per_second <= one.fastest
         assert 0 < one.p50 <= one.p95 <= one.p99
         assert one.promised == 5 / one.layers
         assert sum(one.shares.values()) == pytest.approx(1.0, abs=0.5)
-    assert found[2].reached == 1.0
-    kept = json.loads((tmp_path / "out" / "bench.json").read_text())
-    assert (kept["titles"], len(kept["timings"])) == (40, 3)
-    assert said[-1] == "round 1 of 1"
-    assert said[0] == "memory of run, student"
-    assert measured_memory == [(one.name, "fp32") for one in found]
-    assert [one.at_work for one in found] == [10.0, 20.0, 30.0]
+    assert timings[2].reached == 1.0
+    written = json.loads((tmp_path / "out" / "bench.json").read_text())
+    assert (written["titles"], len(written["timings"])) == (40, 3)
+    assert lines[-1] == "round 1 of 1"
+    assert lines[0] == "memory of run, student"
+    assert measured_memory == [(one.name, "fp32") for one in timings]
+    assert [one.at_work for one in timings] == [10.0, 20.0, 30.0]
 
 
 def test_several_precisions(measured_memory: list[tuple[str, str]]) -> None:
     """Each model in each precision; the reference is the deepest in the first; weights have half the size."""
     models = ["random:2x64", "random:3x64"]
-    found = bench(models, titles=20, alone=2, rounds=1, precision=["bf16", "fp32"], device="cpu")
-    kinds = [(one.layers, one.precision) for one in found]
-    assert kinds == [(2, "bf16"), (3, "bf16"), (2, "fp32"), (3, "fp32")]
-    assert measured_memory == [(one.name, one.precision) for one in found]
-    assert found[1].reached == 1.0
-    assert found[3].promised == 1.0
-    assert found[3].reached != 1.0
-    assert 0.5 < found[1].megabytes / found[3].megabytes < 0.6  # pooling stays as it was
-    assert "precision" in timings_table(found).head
-    (panel,) = speed_figure(found).panels
+    timings = bench(models, titles=20, alone=2, rounds=1, precision=["bf16", "fp32"], device="cpu")
+    variants = [(one.layers, one.precision) for one in timings]
+    assert variants == [(2, "bf16"), (3, "bf16"), (2, "fp32"), (3, "fp32")]
+    assert measured_memory == [(one.name, one.precision) for one in timings]
+    assert timings[1].reached == 1.0
+    assert timings[3].promised == 1.0
+    assert timings[3].reached != 1.0
+    assert 0.5 < timings[1].megabytes / timings[3].megabytes < 0.6  # pooling stays as it was
+    assert "precision" in timings_table(timings).head
+    (panel,) = speed_figure(timings).panels
     assert [line.label for line in panel.lines[:2]] == ["1 thread, bf16", "1 thread, fp32"]
 
 

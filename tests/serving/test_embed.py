@@ -15,7 +15,6 @@ import torch
 from newsbert_ray.data import sources
 from newsbert_ray.model.saved import load_student
 from newsbert_ray.serving import embed as embedding
-from newsbert_ray.serving import embed as texts
 from newsbert_ray.serving.embed import (
     EMBEDDED,
     EmbedError,
@@ -56,19 +55,19 @@ def alone(run: Path, text: str) -> np.ndarray[Any, Any]:
     tokenizer.enable_truncation(description["max_tokens"])
     ids = torch.tensor([tokenizer.encode(text).ids])
     with torch.inference_mode():
-        found = top.embed(encoder(ids, torch.ones_like(ids)), torch.ones_like(ids))
-    return np.asarray(found[0])
+        vectors = top.embed(encoder(ids, torch.ones_like(ids)), torch.ones_like(ids))
+    return np.asarray(vectors[0])
 
 
 def test_embedding_of_each_text(run: Path, tmp_path: Path) -> None:
     """Sorting and padding change no number; ids and order are the file's."""
     description = quiet(run, [mind(tmp_path)], tmp_path / "out")
-    names, titles, found, again = read_embedded(tmp_path / "out")
+    names, titles, vectors, again = read_embedded(tmp_path / "out")
     assert list(zip(names, titles, strict=True)) == [(name, text) for name, text in ROWS]
     assert description == again
-    assert (found.shape, str(found.dtype), description["rows"]) == ((40, 16), "float32", 40)
-    for place in (0, 6, 39):
-        np.testing.assert_allclose(found[place], alone(run, ROWS[place][1]), atol=1e-5)
+    assert (vectors.shape, str(vectors.dtype), description["rows"]) == ((40, 16), "float32", 40)
+    for index in (0, 6, 39):
+        np.testing.assert_allclose(vectors[index], alone(run, ROWS[index][1]), atol=1e-5)
 
 
 def test_all_formats_give_the_same(run: Path, tmp_path: Path) -> None:
@@ -81,9 +80,9 @@ def test_all_formats_give_the_same(run: Path, tmp_path: Path) -> None:
     columns = pa.table({"text": [t for _, t in ROWS[15:]], "news_id": [n for n, _ in ROWS[15:]]})
     pq.write_table(columns, table, row_group_size=10)
     description = quiet(run, [lines, table], tmp_path / "both")
-    names, _, found, _ = read_embedded(tmp_path / "both")
+    names, _, vectors, _ = read_embedded(tmp_path / "both")
     assert names == [name for name, _ in ROWS]
-    np.testing.assert_allclose(found, expected, atol=1e-6)
+    np.testing.assert_allclose(vectors, expected, atol=1e-6)
     assert len(description["parts"]) == 4
 
 
@@ -125,8 +124,8 @@ def test_embeddings_of_another_model_are_kept(run: Path, tmp_path: Path, make_se
     with pytest.raises(EmbedError, match="of another model or in another precision; add --overwrite"):
         quiet(Path(other.out), [mind(tmp_path)], tmp_path / "out")
     quiet(Path(other.out), [mind(tmp_path)], tmp_path / "out", overwrite=True)
-    found = read_embedded(tmp_path / "out").embeddings
-    np.testing.assert_allclose(found[3], alone(Path(other.out), ROWS[3][1]), atol=1e-5)
+    vectors = read_embedded(tmp_path / "out").embeddings
+    np.testing.assert_allclose(vectors[3], alone(Path(other.out), ROWS[3][1]), atol=1e-5)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis").touch()
     with pytest.raises(EmbedError, match="holds no embeddings"):
@@ -139,9 +138,9 @@ def test_bf16_is_close_and_not_mixed_with_fp32(run: Path, tmp_path: Path) -> Non
     exact = quiet(run, [mind(tmp_path, rows)], tmp_path / "exact")
     rough = quiet(run, [mind(tmp_path, rows)], tmp_path / "rough", precision="bf16")
     assert (exact["precision"], rough["precision"]) == ("fp32", "bf16")
-    expected, found = (read_embedded(tmp_path / name).embeddings for name in ("exact", "rough"))
-    assert found.dtype == expected.dtype
-    assert 0 < np.abs(found - expected).max() < 0.03 * np.abs(expected).max()
+    expected, vectors = (read_embedded(tmp_path / name).embeddings for name in ("exact", "rough"))
+    assert vectors.dtype == expected.dtype
+    assert 0 < np.abs(vectors - expected).max() < 0.03 * np.abs(expected).max()
     with pytest.raises(EmbedError, match="in another precision; add --overwrite"):
         quiet(run, [mind(tmp_path, rows)], tmp_path / "rough")
     description = json.loads((tmp_path / "exact" / EMBEDDED).read_text())
@@ -231,7 +230,7 @@ def test_tsv_with_a_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     file = tmp_path / "news.tsv"
     content = "nid\ttitle\tabstract\nN1\tAceste retete\tNu\nN2\tVremea azi\t\nN3\n\n"
     file.write_text(content, encoding="utf-8-sig")
-    monkeypatch.setattr(texts, "ROWS", 2)
+    monkeypatch.setattr(embedding, "ROWS", 2)
     _, pieces = cut_file(file)
     rows = [row for piece in pieces for row in read_rows(piece)]
     assert rows[:2] == [("N1", "Aceste retete"), ("N2", "Vremea azi")]
@@ -256,9 +255,9 @@ def test_everything_in_a_bucket(
     lines: list[str] = []
     description = embed(remote.url, **values, say=lines.append)
     assert lines[-1].startswith(f"40 embeddings of 16 dimensions are in {bucket.url}/vectors")
-    names, _, found, _ = read_embedded(f"{bucket.url}/vectors")
+    names, _, vectors, _ = read_embedded(f"{bucket.url}/vectors")
     assert names == [name for name, _ in ROWS]
-    np.testing.assert_allclose(found, read_embedded(tmp_path / "here").embeddings, atol=1e-6)
+    np.testing.assert_allclose(vectors, read_embedded(tmp_path / "here").embeddings, atol=1e-6)
     Remote(f"{bucket.url}/vectors").remove([description["parts"][1]])
     embed(remote.url, **values, say=lines.append)
     assert (
@@ -285,7 +284,7 @@ def test_output_that_machines_do_not_share(
 
 def test_large_parts_are_cut_into_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Progress is seen, cores share the work, a restart loses seconds: every row once, in order."""
-    monkeypatch.setattr(texts, "ROWS", 16)
+    monkeypatch.setattr(embedding, "ROWS", 16)
     table = tmp_path / "news.parquet"
     pq.write_table(pa.table({"id": [n for n, _ in ROWS], "title": [t for _, t in ROWS]}), table)
     for path in (mind(tmp_path), table):
@@ -302,9 +301,9 @@ def test_over_ray_it_is_the_same(run: Path, tmp_path: Path, monkeypatch: pytest.
     quiet(run, [path], tmp_path / "here")
     lines: list[str] = []
     embed(run, input=[str(path)], out=tmp_path / "ray", workers=2, say=lines.append)
-    names, _, found, description = read_embedded(tmp_path / "ray")
+    names, _, vectors, description = read_embedded(tmp_path / "ray")
     expected = read_embedded(tmp_path / "here")
     assert (names, description["parts"]) == (expected.names, expected.description["parts"])
-    np.testing.assert_allclose(found, expected.embeddings, atol=1e-6)
+    np.testing.assert_allclose(vectors, expected.embeddings, atol=1e-6)
     assert "texts/s with loading and writing" in lines[-2]
     assert (tmp_path / "ray" / EMBEDDED).is_file()

@@ -37,7 +37,7 @@ class NewsPooling(Module):  # type: ignore[misc]
     get_sentence_embedding_dimension = get_embedding_dimension
 
     def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
-        """Write config.json and the weights; and this code into the model's folder, where it is sought."""
+        """Write config.json and the weights; copy this code into the model's folder, which loads it."""
         self.save_config(output_path)
         self.save_torch_weights(output_path, safe_serialization=safe_serialization)
         here = Path(__file__)
@@ -47,8 +47,8 @@ class NewsPooling(Module):  # type: ignore[misc]
     @classmethod
     def load(cls, model_name_or_path: str, **kwargs: Any) -> NewsPooling:
         """What `save` wrote."""
-        own = ("subfolder", "token", "cache_folder", "revision", "local_files_only")
-        place = {name: kwargs[name] for name in own if name in kwargs}
-        model = cls(**cls.load_config(model_name_or_path, **place))
-        found: NewsPooling = cls.load_torch_weights(model_name_or_path, model=model, **place)
-        return found
+        names = ("subfolder", "token", "cache_folder", "revision", "local_files_only")
+        options = {name: kwargs[name] for name in names if name in kwargs}
+        model = cls(**cls.load_config(model_name_or_path, **options))
+        loaded: NewsPooling = cls.load_torch_weights(model_name_or_path, model=model, **options)
+        return loaded
