@@ -303,7 +303,7 @@ def parse(verb: str, words: Sequence[str]) -> dict[str, Any]:
         raise SettingsError(" ".join(str(error).split())) from error
     parsed.pop("config", None)
     check_each(model, parsed)  # ranges, which the parser does not check everywhere
-    return {**parsed, **{name: value == "true" for name, value in extra.items()}}
+    return parsed | {name: value == "true" for name, value in extra.items()}
 
 
 def _read_words(verb: str, words: Sequence[str]) -> dict[str, Any]:

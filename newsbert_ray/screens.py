@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from newsbert_ray.deploy.doctor import Finding
     from newsbert_ray.evaluation.evaluate import RankedImpression, TopicRow
-    from newsbert_ray.reporting.page import Table as ReportTable
     from newsbert_ray.serving.similar import Answer
     from newsbert_ray.settings import Setting
 
@@ -28,7 +27,7 @@ _COMMON = {
 def overview(groups: Mapping[str, Mapping[str, str]]) -> str:
     """The verbs with a sentence each, by the title of their group."""
     lines = ["Distil a pretrained language model into a fast news encoder (NewsBERT).", ""]
-    lines += ["Usage: newsbert-ray VERB [settings]"]
+    lines.append("Usage: newsbert-ray VERB [settings]")
     for title, sentences in groups.items():
         lines += ["", title]
         for verb, sentence in sentences.items():
@@ -137,7 +136,8 @@ def print_result(verb: str, result: Any, values: Mapping[str, Any], *, as_json: 
     elif verb == "bench":
         from newsbert_ray.serving.bench import SPARE, timings_table
 
-        print_table(timings_table(result), spare=SPARE)
+        table = timings_table(result)
+        print_rows(table.head, table.rows, right=table.head[table.words :], spare=SPARE)
         if values.get("out"):
             print(f"bench.md, bench.json and the figure are in {values['out']}")
     else:
@@ -188,7 +188,7 @@ def print_metrics(metrics: Mapping[str, Any]) -> None:
     if models:
         rows = [(model, *(number(numbers, name) for name in names)) for model, numbers in models.items()]
         head = [HEADINGS[name] for name in names]
-        _print_rows(("model", *head), rows, right=head)
+        print_rows(("model", *head), rows, right=head)
         counts = next(iter(models.values()))
         left_out = f", {counts['left_out']:.0f} left out" if "left_out" in counts else ""
         if "rows" in counts:
@@ -214,14 +214,14 @@ def print_impressions(impressions: Sequence[RankedImpression], *, model: str) ->
         print(f"user {one.user_id}, impression {one.impression_id}, {one.time}")
         if one.history:
             head = (f"history ({len(one.history)}, newest last)", "category")
-            _print_rows(head, [(news.title, news.category) for news in one.history])
+            print_rows(head, [(news.title, news.category) for news in one.history])
         else:
             print("no history: ranked as for a new user")
         rows = [
             (str(rank), f"{offer.score:.3f}", clicks[offer.clicked], offer.news.title, offer.news.category)
             for rank, offer in enumerate(one.offers, 1)
         ]
-        _print_rows(ranked_head, rows, right=("rank", "score"), green="clicked")
+        print_rows(ranked_head, rows, right=("rank", "score"), green="clicked")
 
 
 def print_answer(answer: Answer) -> None:
@@ -232,7 +232,7 @@ def print_answer(answer: Answer) -> None:
     if len(answer.query) > 5:
         print(f"  (the last 5 of {len(answer.query)})")
     rows = [(f"{match.score:.3f}", match.name, match.text) for match in answer.matches]
-    _print_rows(("score", "id", "text"), rows, right=("score",))
+    print_rows(("score", "id", "text"), rows, right=("score",))
 
 
 def print_topics(rows: Sequence[TopicRow]) -> None:
@@ -246,17 +246,12 @@ def print_topics(rows: Sequence[TopicRow]) -> None:
     for row in rows:
         shares = map(percent, (row.precision, row.recall, row.f1))
         cells.append((row.topic, f"{row.titles:,}", f"{row.predicted:,}", *shares, row.taken_for or ""))
-    _print_rows(head, cells, right=head[1:-1], spare=("predicted", head[-1]))
+    print_rows(head, cells, right=head[1:-1], spare=("predicted", head[-1]))
     mean = 100 * sum(row.f1 for row in rows) / len(rows)
     print(f"per cent; macro-F1 {mean:.1f}, the mean of {len(rows)} topics' F1")
 
 
-def print_table(table: ReportTable, *, spare: Sequence[str] = ()) -> None:
-    """A report's table in the terminal; `spare` columns are left out, the first one first, until it fits."""
-    _print_rows(table.head, table.rows, right=table.head[table.words :], spare=spare)
-
-
-def _print_rows(
+def print_rows(
     head: Sequence[str],
     rows: Iterable[Sequence[str]],
     *,
@@ -264,7 +259,8 @@ def _print_rows(
     spare: Sequence[str] = (),
     green: str = "",
 ) -> None:
-    """A table; columns named in `right` are aligned right, rows with a cell `green` are green."""
+    """A table; columns named in `right` are aligned right, rows with a cell `green` are green. Columns in
+    `spare` are left out, the first one first, until the table fits the terminal."""
     from rich import box
     from rich.console import Console
     from rich.table import Table

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from newsbert_ray.config import SettingsError
-from newsbert_ray.screens import print_table
+from newsbert_ray.screens import print_rows
 from newsbert_ray.serving import bench as benchmark
 from newsbert_ray.serving.bench import (
     SPARE,
@@ -83,7 +83,7 @@ def test_narrow_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest
     table = timings_table([timing("all-MiniLM-L6-v2, 6 layers", 6, 100.0, 100.0)])
     for columns, whole in (("80", False), ("200", True)):
         monkeypatch.setenv("COLUMNS", columns)
-        print_table(table, spare=SPARE)
+        print_rows(table.head, table.rows, spare=SPARE)
         shown = capsys.readouterr().out
         assert "all-MiniLM-L6-v2, 6 layers" in shown
         assert "…" not in shown
