@@ -137,10 +137,11 @@ def resolve_depths(space: SearchSpace, overrides: Mapping[str, Any]) -> SearchSp
                 f"(`choice: [1, 2]`, --vary {axis.name}=1,2), or fix --{other.name}"
             )
     values = merge({"data": "-", "out": "-"}, space.settings, overrides)
-    depth = teacher_depth(build_settings(TrainSettings, values, where=space.file), fetch=True)
-    assert depth is not None
-    known = axis.model_copy(update={"values": divisors(depth)[:-1] or (1,)})
-    why = f"the divisors of the {depth} teacher layers are {', '.join(map(str, known.values or ()))}"
+    settings = build_settings(TrainSettings, values, where=space.file)
+    depth = teacher_depth(settings) or _fetch_depth(settings)
+    divisors = tuple(n for n in range(1, depth // 2 + 1) if depth % n == 0) or (1,)
+    known = axis.model_copy(update={"values": divisors})
+    why = f"the divisors of the {depth} teacher layers are {', '.join(map(str, divisors))}"
     axes = tuple(known if other is axis else other for other in space.axes)
     for other in axes:
         if conditions(axes, other) is None:
@@ -148,52 +149,38 @@ def resolve_depths(space: SearchSpace, overrides: Mapping[str, Any]) -> SearchSp
                 f"{other.name} varies only where {conditions_text(other.when)}, but {why}; fix --{other.name}"
             )
     for point in space.start:
-        if axis.name in point and point[axis.name] not in (known.values or ()):
+        if point.get(axis.name, 1) not in divisors:
             raise SettingsError(f"start: {axis.name} = {point[axis.name]}, but {why}; use one of them")
     return build_settings(SearchSpace, {**dict(space), "axes": axes}, where=space.file)
-
-
-def divisors(depth: int) -> tuple[int, ...]:
-    """Whole numbers that divide `depth`, itself included: the student depths that it can teach."""
-    return tuple(n for n in range(1, depth + 1) if depth % n == 0)
 
 
 def check_depth(settings: TrainSettings) -> None:
     """Raise SettingsError where the student's layers do not divide the teacher's, or a student that trains
     alone has more layers than its encoder. Depths that are not known here are left to the trial."""
-    student = settings.student.layers
     if settings.before.method != "none":
         from newsbert_ray.training.prerequisites import before_settings
 
         check_depth(before_settings(settings, ""))
         return
-    if settings.distill.alone:
-        layers = _encoder_depth(settings)
-        if layers is not None and student > layers:
-            raise SettingsError(f"student.layers {student}: {settings.teacher} has {layers} layers")
+    student = settings.student.layers
+    depth = _encoder_depth(settings) if settings.distill.alone else teacher_depth(settings)
+    if depth is None:
         return
-    depth = teacher_depth(settings)
-    if depth is None or depth % student == 0:
-        return
-    *choices, last = map(str, divisors(depth))
-    choice = f"{', '.join(choices)} or {last}" if choices else last
-    raise SettingsError(
-        f"{depth} teacher layers do not divide into {student} student layers; choose {choice}"
-    )
+    if not settings.distill.alone:
+        from newsbert_ray.model.pair import block_map
+
+        block_map(depth, student)
+    elif student > depth:
+        raise SettingsError(f"student.layers {student}: {settings.teacher} has {depth} layers")
 
 
-def teacher_depth(settings: TrainSettings, *, fetch: bool = False) -> int | None:
+def teacher_depth(settings: TrainSettings) -> int | None:
     """Layers of the teacher (NK); None where only its configuration at Hugging Face tells.
 
-    Args:
-        fetch: read that configuration, from the local cache or over the network.
     Raises:
-        SettingsError: more layers requested than there are; or, with `fetch`, the depth cannot be read.
+        SettingsError: more layers requested than there are.
     """
-    wanted = settings.model.teacher_layers
-    layers = _encoder_depth(settings)
-    if layers is None and wanted is None and fetch:
-        layers = _fetch_depth(settings.teacher)
+    wanted, layers = settings.model.teacher_layers, _encoder_depth(settings)
     if layers is not None and wanted is not None and wanted > layers:
         raise SettingsError(
             f"model.teacher_layers = {wanted}: {settings.teacher} has {layers} layers; "
@@ -218,15 +205,16 @@ _fetch = lru_cache(maxsize=8)(fetch)
 """A teacher in a bucket, fetched once for all points of a grid."""
 
 
-def _fetch_depth(teacher: str) -> int:
-    from transformers import AutoConfig
+def _fetch_depth(settings: TrainSettings) -> int:
+    """From its configuration at Hugging Face, or in the local cache."""
+    from newsbert_ray.model.families import encoder_depth
 
     try:
-        config = AutoConfig.from_pretrained(teacher, trust_remote_code=False)
-        return int(config.num_hidden_layers)
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        return encoder_depth(settings.teacher, settings.model, settings.scratch)
+    except (ValueError, AttributeError, TypeError) as error:
+        reason = first_line(error.__cause__ or error)
         raise SettingsError(
-            f"teacher = {teacher!r}: its depth is not known here ({first_line(error)}), and `choice: "
+            f"teacher = {settings.teacher!r}: its depth is not known here ({reason}), and `choice: "
             "divisors` needs it; give --model.teacher_layers N, or list the depths"
         ) from error
 

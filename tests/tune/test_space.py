@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from newsbert_ray.config import SettingsError
+from newsbert_ray.model import families
+from newsbert_ray.model.encoder import EncoderError
 from newsbert_ray.reporting.sweep_data import Axis, Goal, point_label
 from newsbert_ray.settings import flatten
 from newsbert_ray.tune.space import Search, SearchSpace, check_search, fix, steer, vary
@@ -250,13 +250,12 @@ def test_unknown_divisors_give_the_cure(
 ) -> None:
     """A teacher given by name, without a network, ends in a stack trace."""
 
-    class AutoConfig:
-        @staticmethod
-        def from_pretrained(name: str, *, trust_remote_code: bool) -> None:
-            assert not trust_remote_code
-            raise OSError(f"no connection for {name}\nand a page of advice")
+    def refuse(name: str, *values: Any) -> None:
+        raise EncoderError("its configuration was not read") from OSError(
+            f"no connection for {name}\nand a page of advice"
+        )
 
-    monkeypatch.setitem(sys.modules, "transformers", SimpleNamespace(AutoConfig=AutoConfig))
+    monkeypatch.setattr(families, "encoder_depth", refuse)
     with pytest.raises(
         SettingsError, match=r"\(no connection for some/name\).*give --model.teacher_layers N"
     ):

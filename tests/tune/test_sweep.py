@@ -120,6 +120,7 @@ sweep(sys.argv[1], out=sys.argv[2], concurrency=1, train=make())
 
 
 @pytest.mark.ray
+@pytest.mark.usefixtures("no_report")
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("with_signal", [signal.SIGKILL, signal.SIGINT], ids=["kill", "ctrl-c"])
@@ -382,6 +383,7 @@ def test_two_sweeps_in_one_folder_are_refused(
 
 
 @pytest.mark.ray
+@pytest.mark.usefixtures("no_report")
 def test_a_trial_whose_process_is_killed_starts_again(
     ray: RaySession, write_space: WriteSpace, make_train: Any, tmp_path: Path
 ) -> None:
@@ -477,6 +479,7 @@ with ray_session(cpus=1):
 
 
 @pytest.mark.ray
+@pytest.mark.usefixtures("no_report")
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_stopped_groups_release_everything_next_to_another_ray(
