@@ -331,7 +331,9 @@ def _best_lines(result: SweepResult, space: SearchSpace) -> list[str]:
     lines = []
     if len(space.goals) > 1:
         lines.append("Pareto front (no other point is as good in every goal and better in one):")
-        for point in front(space, result.points):
+        finished = [point for point in result.points if point.state == "finished"]
+        sign = space.goals[0].sign
+        for point in sorted(pareto_front(finished, space.goals), key=lambda point: -sign * point.means[0]):
             numbers = ", ".join(f"{g.metric} {v:.4g}" for g, v in zip(space.goals, point.means, strict=True))
             lines.append(f"  {point.label}: {numbers}")
     values = [trial.values[0] for trial in result.best.of_state("finished")]
@@ -340,13 +342,6 @@ def _best_lines(result: SweepResult, space: SearchSpace) -> list[str]:
         f"best: {result.best.label}, {space.metric} {result.best.means[0]:.4f}{sd}; train it again with:"
     )
     return [*lines, f"  {result.command}"]
-
-
-def front(space: SearchSpace, points: tuple[Point, ...]) -> list[Point]:
-    """The Pareto front of the points that every seed finished, the best by the first goal first."""
-    finished = [point for point in points if point.state == "finished"]
-    sign = space.goals[0].sign
-    return sorted(pareto_front(finished, space.goals), key=lambda point: -sign * point.means[0])
 
 
 def train_command(space: SearchSpace, best: Point, overrides: Mapping[str, Any], location: str | Path) -> str:

@@ -7,10 +7,9 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import tune
@@ -19,18 +18,22 @@ from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
-from newsbert_ray.config import SettingsError
+from newsbert_ray.config import SettingsError, TrainSettings
 from newsbert_ray.files import first_line
 from newsbert_ray.ray_private import release_orphans
 from newsbert_ray.ray_session import environment
 from newsbert_ray.record import EarlyStop, write_stop
 from newsbert_ray.reporting.hparams import HParams
+from newsbert_ray.reporting.sweep_data import TRIALS
 from newsbert_ray.telemetry import Event, EventLog, SweepMeters
 from newsbert_ray.training.loop import PreemptedError
 from newsbert_ray.tune.display import SweepDisplay
 from newsbert_ray.tune.resources import Budget, Resources, Retention
 from newsbert_ray.tune.trial import CONFIG, Train, TrialConfig, run_trial
 from newsbert_ray.tune.trials import EPOCH, EarlyStopping, RunningTrial, Trials, TrialSpec
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 RETRIES = 2
 """How often a trial whose process died starts again from its own checkpoints without getting an epoch
@@ -56,22 +59,42 @@ def node_resources() -> list[dict[str, float]]:
     return [dict(node["Resources"]) for node in nodes if node["Alive"]]
 
 
-@dataclass(frozen=True)
 class SweepParts:
-    """What runs a sweep together."""
+    """What runs a sweep together: budget, early stopping, display, clean-up, TensorBoard's HParams tab."""
 
-    trials: Trials
-    make_config: Callable[[TrialSpec], TrialConfig]
-    """The configuration of a trial's actor; raises SettingsError for an impossible combination."""
-    resources: Resources
-    early_stopping: EarlyStopping
-    budget: Budget
-    retention: Retention
-    display: SweepDisplay
-    board: HParams
-    """TensorBoard's HParams tab."""
-    check: Callable[[], None]
-    """Called often; raises KeyboardInterrupt where the sweep has to end."""
+    def __init__(
+        self,
+        trials: Trials,
+        first: TrainSettings,
+        resources: Resources,
+        *,
+        make_config: Callable[[TrialSpec], TrialConfig],
+        console: Console,
+        check: Callable[[], None],
+    ) -> None:
+        """
+        Args:
+            first: settings of the first trial.
+            make_config: makes the configuration of a trial's actor; raises SettingsError for an impossible
+                combination.
+            check: called often; raises KeyboardInterrupt where the sweep has to end.
+        """
+        space = trials.space
+        self.trials, self.resources, self.make_config, self.check = trials, resources, make_config, check
+        self.budget = Budget(trials, resources)
+        self.retention = Retention(trials, resources, checkpoints=first.checkpoint.keep)
+        self.display = SweepDisplay(trials, self.budget, console=console)
+        self.early_stopping = EarlyStopping(space, epochs=max(space.samples_of("epochs", first.epochs)))
+        for name, curve in trials.curves():
+            self.early_stopping.load_curve(name, curve)
+        self.board = HParams(
+            trials.folder / TRIALS,
+            space.axes,
+            seeds=space.seeds,
+            goals=[goal.metric for goal in space.goals],
+            task=first.task,
+        )
+        self.board.begin()
 
 
 def run_trials(sweep: SweepParts, *, train: Train | None = None) -> None:

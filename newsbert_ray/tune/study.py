@@ -305,7 +305,10 @@ def repair_journal(path: Path) -> None:
 
 
 def _study_error(error: Exception, url: str | None, folder: Path, *, cure: str) -> StudyError:
-    reason = first_line(_root_cause(error))
+    cause: BaseException = error
+    while cause.__cause__ is not None:  # SQLAlchemy's own message contains a page of SQL
+        cause = cause.__cause__
+    reason = first_line(cause)
     if url is None and isinstance(error, OSError):
         return StudyError(f"{folder / JOURNAL}: cannot be read or written ({reason}); {_TRY_LATER}")
     if url is None:
@@ -318,10 +321,3 @@ def _study_error(error: Exception, url: str | None, folder: Path, *, cure: str) 
     if isinstance(error, ImportError):
         return StudyError(f"storage {shown}: its driver is not installed ({reason}); install it, or {cure}")
     return StudyError(f"storage {shown}: cannot be opened or written ({reason}); {cure}")
-
-
-def _root_cause(error: BaseException) -> BaseException:
-    """The first cause: SQLAlchemy's own message contains a page of SQL."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,17 +23,16 @@ from newsbert_ray.storage.workdir import WorkDir, download_input, fetch, is_loca
 from newsbert_ray.telemetry import EVENTS, EventLog
 from newsbert_ray.tune import display
 from newsbert_ray.tune.display import say
-from newsbert_ray.tune.resources import Budget, Resources, Retention, check_nodes, plan_resources
+from newsbert_ray.tune.resources import Resources, Retention, check_nodes, plan_resources
 from newsbert_ray.tune.space import SearchSpace, absolute_folders, fix, steer, vary
 from newsbert_ray.tune.space_file import read_space, split_settings
 from newsbert_ray.tune.study import JOURNAL, SweepStudy, absolute_storage, shown_storage
 from newsbert_ray.tune.trial import TrialConfig, check_space, resolve_depths, trial_settings
-from newsbert_ray.tune.trials import EarlyStopping, Trials, TrialSpec
+from newsbert_ray.tune.trials import Trials, TrialSpec
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from newsbert_ray.tune.ray_tune import SweepParts
     from newsbert_ray.tune.trial import Train
 
 ESTIMATE = "plan.json"
@@ -109,14 +109,16 @@ def sweep(
         search_space, messages = build_space(space, changes)
         first = check_space(search_space, out=workdir.location, overrides=changes.overrides)
         corpora = check_corpora(search_space, first) if train is None else []
-        plan = make_plan(search_space, changes, first, corpora=corpora)
+        plan = make_plan(search_space, changes, first, corpora=corpora, before=before)
         require_same(workdir.location, before, plan, resume=resume)
-        folder = _SweepFile(workdir, plan, before, began=began)
+        if workdir.is_remote:
+            plan["url"] = workdir.location  # the folder's name on this machine means nothing elsewhere
+        folder = _SweepFile(workdir, plan, began)
         folder.write("running")
         log = EventLog(here)
         log("resume" if before else "start", space=str(space))
         try:
-            study = SweepStudy(search_space, here, folder.identity)
+            study = SweepStudy(search_space, here, plan["identity"])
             trials = Trials(search_space, study, workdir)
             for line in [*messages, *display.opening(trials)]:
                 say(console, line)
@@ -125,7 +127,9 @@ def sweep(
         except KeyboardInterrupt:
             folder.write("interrupted")
             log("interrupted")
-            say(console, f"interrupted: {_progress(here)}. Continue with:")
+            # From the trials' folders alone: right whatever was interrupted.
+            finished, stopped = (len(list(here.glob(f"{TRIALS}/*/{name}"))) for name in (RECORD, STOPPED))
+            say(console, f"interrupted: {finished} trials finished, {stopped} stopped early. Continue with:")
             say(console, f"  {display.resume_command(search_space, workdir.location)}")
             workdir.publish()
             raise
@@ -176,7 +180,7 @@ class _Runner:
         trials.collect()
         if not trials.due:
             return None
-        from newsbert_ray.tune.ray_tune import node_resources, run_trials
+        from newsbert_ray.tune.ray_tune import SweepParts, node_resources, run_trials
 
         with ray_session() as session:
             if not session.private:
@@ -192,41 +196,19 @@ class _Runner:
             self.folder.write_resources(resources)
             for line in display.starting(trials, resources, session.dashboard):
                 say(self.console, line)
-            retention = Retention(trials, resources, checkpoints=self.first.checkpoint.keep)
-            run_trials(self._parts(resources, retention, shared=not session.private), train=self.train)
-            retention.clear(at_end=True)
+            parts = SweepParts(
+                trials,
+                self.first,
+                resources,
+                make_config=partial(self._trial_config, resources=resources, shared=not session.private),
+                console=self.console,
+                check=self.check,
+            )
+            run_trials(parts, train=self.train)
+            parts.retention.clear(at_end=True)
         if trials.unfinished and not trials.end_reason:
             raise KeyboardInterrupt
-        return retention
-
-    def _parts(self, resources: Resources, retention: Retention, *, shared: bool) -> SweepParts:
-        from newsbert_ray.reporting.hparams import HParams
-        from newsbert_ray.tune.ray_tune import SweepParts as Parts
-
-        trials, space = self.trials, self.trials.space
-        early_stopping = EarlyStopping(space, epochs=max(space.samples_of("epochs", self.first.epochs)))
-        for name, curve in trials.curves():
-            early_stopping.load_curve(name, curve)
-        budget = Budget(trials, resources)
-        board = HParams(
-            trials.folder / TRIALS,
-            space.axes,
-            seeds=space.seeds,
-            goals=[goal.metric for goal in space.goals],
-            task=self.first.task,
-        )
-        board.begin()
-        return Parts(
-            trials=trials,
-            make_config=lambda spec: self._trial_config(spec, resources, shared=shared),
-            resources=resources,
-            early_stopping=early_stopping,
-            budget=budget,
-            retention=retention,
-            display=display.SweepDisplay(trials, budget, console=self.console),
-            board=board,
-            check=self.check,
-        )
+        return parts.retention
 
     def _trial_config(self, spec: TrialSpec, resources: Resources, *, shared: bool) -> TrialConfig:
         """What a trial's actor receives; `shared`: it may run on a machine without the sweep's folder.
@@ -279,13 +261,6 @@ def _with_report(result: SweepResult) -> SweepResult:
     return replace(result, report=tuple(report([result.out], out=result.out / "report")))
 
 
-def _progress(out: Path) -> str:
-    """How many trials have ended, from their folders alone: right whatever was interrupted."""
-    finished = len(list((out / TRIALS).glob(f"*/{RECORD}")))
-    stopped = len(list((out / TRIALS).glob(f"*/{STOPPED}")))
-    return f"{finished} trials finished, {stopped} stopped early"
-
-
 def _remove_traces(out: Path) -> None:
     """Undo a sweep that failed before its first trial, so that the corrected command works."""
     for name in (SWEEP, JOURNAL, EVENTS, f".{EVENTS}.lock"):
@@ -314,52 +289,46 @@ def lock_folder(out: Path) -> Iterator[None]:
         yield
 
 
+@dataclass(frozen=True)
 class _SweepFile:
     """sweep.json: what the sweep is, its state, and the wall time of all its starts."""
 
-    def __init__(
-        self, workdir: WorkDir, plan: Mapping[str, Any], before: Mapping[str, Any], *, began: float
-    ) -> None:
-        """`before`: sweep.json of an earlier start, empty for a new sweep."""
-        self._path, self._workdir = workdir.path / SWEEP, workdir
-        self._plan = dict(plan)
-        self._plan["corpora"] = plan["corpora"] or before.get("corpora", [])
-        self._plan["identity"] = before.get("identity", plan["identity"])
-        self._plan["place"] = before.get("place", {})
-        if workdir.is_remote:
-            self._plan["url"] = workdir.location  # the folder's name on this machine means nothing elsewhere
-        self._earlier = float(before.get("seconds", 0.0))
-        self._began = began
-
-    @property
-    def identity(self) -> str:
-        """Unique name of the sweep."""
-        return str(self._plan["identity"])
+    workdir: WorkDir
+    plan: dict[str, Any]
+    """Its content; its `seconds` are those of earlier starts."""
+    began: float
 
     @property
     def seconds(self) -> float:
         """Wall time of all starts."""
-        return self._earlier + time.monotonic() - self._began
+        return float(self.plan["seconds"]) + time.monotonic() - self.began
 
     def write_resources(self, resources: Resources) -> None:
         """Record what a trial occupies: the report computes CPU-hours from it."""
         cpus, gpus = resources.trial_cpus, resources.trial_gpus
-        self._plan["place"] = {"slots": resources.slots, "cpus": cpus, "gpus": gpus}
+        self.plan["place"] = {"slots": resources.slots, "cpus": cpus, "gpus": gpus}
         self.write("running")
-        self._workdir.publish()
+        self.workdir.publish()
 
     def write(self, state: str, **more: Any) -> None:
         """Write the file with this state."""
-        write_json(self._path, {**self._plan, "state": state, "seconds": self.seconds, **more})
+        values = {**self.plan, "state": state, "seconds": self.seconds, **more}
+        write_json(self.workdir.path / SWEEP, values)
 
 
 def make_plan(
-    space: SearchSpace, changes: Changes, first: TrainSettings, *, corpora: list[str]
+    space: SearchSpace,
+    changes: Changes,
+    first: TrainSettings,
+    *,
+    corpora: list[str],
+    before: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The content of sweep.json: the search space, the changes to it, and the settings that all trials share.
 
     Args:
         corpora: fingerprints of the shards; empty where they were not read.
+        before: sweep.json of an earlier start, empty for a new sweep.
     """
     control = _without_password(changes.control)
     return {
@@ -372,9 +341,11 @@ def make_plan(
         "metric": space.metric,
         "mode": space.goals[0].mode,
         "scheduler": space.scheduler,
-        "identity": uuid.uuid4().hex,
+        "identity": before.get("identity", uuid.uuid4().hex),
         "trials": space.points * len(space.seeds),
-        "corpora": corpora,
+        "corpora": corpora or before.get("corpora", []),
+        "place": before.get("place", {}),
+        "seconds": before.get("seconds", 0.0),
         "versions": installed_versions(),
     }
 

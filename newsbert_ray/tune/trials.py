@@ -7,7 +7,7 @@ import random
 import statistics
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ from newsbert_ray.reporting.sweep_data import (
     FAILURES,
     TRIALS,
     Point,
+    State,
     Trial,
     best_point,
     curve_of,
@@ -57,6 +58,15 @@ class TrialSpec:
     point: PointValues
     seed: int
     out: Path
+
+    def trial(self, state: State, **values: Any) -> Trial:
+        """The trial once it has ended so."""
+        return Trial(self.name, self.point, self.seed, state, **values)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether a record or an early end is in its folder."""
+        return (self.out / RECORD).exists() or (self.out / STOPPED).exists()
 
 
 @dataclass
@@ -200,12 +210,12 @@ class Trials:
     def finish(self, spec: TrialSpec, values: tuple[float, ...], *, seconds: float | None = None) -> None:
         """A trial has finished with one number for each goal."""
         self._download(spec, failed=False)
-        self._end(spec, Trial(spec.name, spec.point, spec.seed, "finished", values=values, seconds=seconds))
+        self._end(spec, spec.trial("finished", values=values, seconds=seconds))
 
     def fail(self, spec: TrialSpec, reason: str) -> None:
         """A trial has failed."""
         self._download(spec, failed=True)
-        self._end(spec, Trial(spec.name, spec.point, spec.seed, "failed", reason=reason or "unknown reason"))
+        self._end(spec, spec.trial("failed", reason=reason or "unknown reason"))
 
     def stop(self, spec: TrialSpec, stop: EarlyStop) -> None:
         """A trial was stopped early. The point's seeds that have not started are skipped."""
@@ -213,12 +223,11 @@ class Trials:
         self._stop(spec, stop)
 
     def _stop(self, spec: TrialSpec, stop: EarlyStop) -> None:
-        skipped = [o for o in self._queue if o.label == spec.label and o != spec and not _has_ended(o.out)]
+        skipped = [o for o in self._queue if o.label == spec.label and o != spec and not o.has_ended]
         self._queue = [other for other in self._queue if other not in skipped]
-        for other in skipped:
-            self.ended[other.name] = Trial(other.name, other.point, other.seed, "skipped")
-        trial = Trial(spec.name, spec.point, spec.seed, "stopped", epoch=stop.epoch, values=(stop.value,))
-        self._end(spec, replace(trial, seconds=stop.seconds, reason=stop.reason))
+        self.ended |= {other.name: other.trial("skipped") for other in skipped}
+        values = {"epoch": stop.epoch, "values": (stop.value,), "seconds": stop.seconds}
+        self._end(spec, spec.trial("stopped", **values, reason=stop.reason))
 
     def _end(self, spec: TrialSpec, trial: Trial) -> None:
         self.ended[spec.name] = trial
@@ -251,8 +260,8 @@ class Trials:
         for seed in self.space.seeds:
             name = point_label(values, seed=seed)
             spec = TrialSpec(name, label, values, seed, self.folder / TRIALS / name)
-            if stopped and not _has_ended(spec.out):
-                self.ended[name] = Trial(name, values, seed, "skipped")
+            if stopped and not spec.has_ended:
+                self.ended[name] = spec.trial("skipped")
             else:
                 self._queue.append(spec)
 
@@ -271,8 +280,7 @@ class Trials:
                     (spec.out / RECORD).replace(spec.out / f"{RECORD}.damaged")
                     return
                 self._queue.pop(0)
-                trial = Trial(spec.name, spec.point, spec.seed, "finished", values=values)
-                self._end(spec, replace(trial, seconds=record.seconds.get("total")))
+                self._end(spec, spec.trial("finished", values=values, seconds=record.seconds.get("total")))
             elif (stop := read_stop(spec.out)) is not None:
                 self._queue.pop(0)
                 self._stop(spec, stop)
@@ -313,10 +321,6 @@ class Trials:
             curves.append(curve)
         common = set.intersection(*map(set, curves)) if curves else set()
         return [(epoch, statistics.fmean(curve[epoch] for curve in curves)) for epoch in sorted(common)]
-
-
-def _has_ended(folder: Path) -> bool:
-    return (folder / RECORD).exists() or (folder / STOPPED).exists()
 
 
 @dataclass(frozen=True)

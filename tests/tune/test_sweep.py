@@ -359,7 +359,7 @@ def test_a_storage_password_is_never_written(
     url = f"sqlite:///{tmp_path}/study.db?password=hush"
     space = steer(read_space(file), {"search.storage": url})
     changes = Changes({}, {}, {"search": {"storage": url}})
-    plan = make_plan(space, changes, check_space(space, out=out, overrides={}), corpora=[])
+    plan = make_plan(space, changes, check_space(space, out=out, overrides={}), corpora=[], before={})
     assert "hush" not in json.dumps(plan)
     assert plan["control"]["search"]["storage"].endswith("password=***")
     with pytest.raises(SettingsError, match=r"does not keep the password; give the whole URL again"):
