@@ -246,9 +246,10 @@ def _order(scores: npt.NDArray[np.floating], offsets: Ints) -> Ints:
 
 def _doubled_mean_ranks(scores: npt.NDArray[np.floating]) -> Ints:
     """(N,) twice the rank of each score among all, 1 the highest; equal scores share their mean rank."""
-    from scipy.stats import rankdata
+    from scipy.stats import rankdata  # type: ignore[import-untyped]
 
-    return (2 * rankdata(-scores)).astype(np.int64)
+    ranks: Ints = (2 * rankdata(-scores)).astype(np.int64)
+    return ranks
 
 
 def _check_candidates(scores: npt.NDArray[np.floating], offsets: Ints) -> Ints:

@@ -215,7 +215,7 @@ def test_cleanup_runs_only_so_often(
 ) -> None:
     """Tune's loop runs hundreds of times a second: asking each time would slow every trial down."""
     monkeypatch.setattr(ray_tune, "STATUS_SECONDS", 0.2)
-    monkeypatch.setattr(ray_tune.ray, "nodes", list)
+    monkeypatch.setattr("ray.nodes", list)
     calls: list[str] = []
     parts: Any = SimpleNamespace(
         trials=SimpleNamespace(running={}, ended={}, unfinished=1, folder=tmp_path, best=lambda: None),
