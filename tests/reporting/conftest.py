@@ -42,7 +42,25 @@ AXES: Mapping[str, dict[str, Any]] = {
     "model.teacher_layers": {"values": (None, 2, 4)},
     "method": {"values": ("finetune",)},
 }
-SPEED = ({"metric": "speed.student_titles_per_second", "mode": "max"},)
+GOALS = (
+    {"metric": "validation.student.accuracy", "mode": "max"},
+    {"metric": "speed.student_titles_per_second", "mode": "max"},
+)
+
+
+def change_plan(folder: Path, **changes: Any) -> None:
+    """Change values of a sweep's sweep.json."""
+    path = folder / "sweep.json"
+    write_json(path, {**json.loads(path.read_text()), **changes})
+
+
+def change_hardware(folder: Path, **hardware: Any) -> str:
+    """Change the hardware of the only record among a sweep's trials; returns the record."""
+    (path,) = (folder / "trials").glob("*/record.json")
+    record = json.loads(path.read_text())
+    record["hardware"] |= hardware
+    write_json(path, record)
+    return path.read_text()
 
 
 @pytest.fixture

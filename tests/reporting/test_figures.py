@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import pytest
 
@@ -26,8 +26,7 @@ from newsbert_ray.reporting.figures import (
 )
 from newsbert_ray.reporting.sweep_data import read_sweep
 from newsbert_ray.reporting.sweep_figures import best_at_each_depth
-
-MakeRecord = Callable[..., RunRecord]
+from tests.reporting.conftest import MakeRecord, MakeSweep
 
 
 def _grid(make_record: MakeRecord) -> list[RunRecord]:
@@ -61,16 +60,6 @@ def test_beta_figure_by_hand(make_record: MakeRecord) -> None:
     assert f1.y_label == "test macro-F1 (%)"
 
 
-def test_single_line_has_a_label(make_record: MakeRecord) -> None:
-    """A line without a legend leaves the reader to guess what was drawn."""
-    records = [make_record(**{"distill.beta": beta, "student.layers": 2}) for beta in (0.0, 0.1)]
-    figure = beta_figure(records)
-    assert [[line.label for line in panel.lines] for panel in figure.panels] == [
-        ["N = 2", "teacher (mean)"]
-    ] * 2
-    assert figure.caption.endswith("N: student layers.")
-
-
 def test_order_of_records_does_not_matter(make_record: MakeRecord) -> None:
     """The same runs in another order give the same figure, with the same colours."""
     records = _grid(make_record)
@@ -91,6 +80,7 @@ def test_caption_does_not_promise_error_bars_for_one_seed(make_record: MakeRecor
     figure = beta_figure(records)
     assert "one seed per point" in figure.caption
     assert figure.panels[0].lines[0].sd == (None, None)
+    assert [line.label for line in figure.panels[0].lines] == ["N = 2", "teacher (mean)"]
 
 
 def test_other_settings_are_never_averaged_over(make_record: MakeRecord) -> None:
@@ -102,21 +92,41 @@ def test_other_settings_are_never_averaged_over(make_record: MakeRecord) -> None
     assert labels == ["t = 1", "t = 2"]
 
 
-def test_constant_beta_makes_no_figure(make_record: MakeRecord) -> None:
-    """A figure over a single beta would be one dot."""
-    with pytest.raises(NothingToDraw, match="beta does not vary"):
-        beta_figure([make_record(seed=seed) for seed in (0, 1)])
+def _at_two_depths(*methods: str) -> list[dict[str, Any]]:
+    return [{"method": method, "student.layers": layers} for method in methods for layers in (1, 2)]
 
 
-def test_too_many_lines_make_no_figure(make_record: MakeRecord) -> None:
-    """Twelve lines cannot be told apart; the message says which settings make them."""
-    records = [
-        make_record(**{"distill.beta": beta, "distill.temperature": 1 + t})
-        for beta in (0, 0.1)
-        for t in range(12)
-    ]
-    with pytest.raises(NothingToDraw, match=r"distill\.temperature make 12 lines, 8 can be told apart"):
-        beta_figure(records)
+def _over(values: Iterable[float], **settings: Any) -> list[dict[str, Any]]:
+    return [{"distill.beta": value, **settings} for value in values]
+
+
+UNLABELLED = _over((0.0, 0.2), task="recommendation", labelled=False)
+LEFT_OUT: list[tuple[Callable[..., Any], list[dict[str, Any]], str]] = [
+    (beta_figure, [{"seed": 0}, {"seed": 1}], "beta does not vary"),
+    (
+        beta_figure,
+        [run for t in range(12) for run in _over((0, 0.1), **{"distill.temperature": 1 + t})],
+        r"distill\.temperature make 12 lines, 8 can be told apart",
+    ),
+    (beta_figure, UNLABELLED, "no run has test metrics"),
+    (curve_figure, [{"epochs": 1}], "no run has two evaluations"),
+    (
+        method_figure,
+        [*_at_two_depths("finetune", "newsbert"), {"method": "newsbert", "learning_rate": 1e-3}],
+        "not just the method and the depth vary",
+    ),
+    (method_figure, _at_two_depths(*list(METHODS)[:9]), "of 9 methods 8 can be told apart"),
+    (blocks_figure, [{}], "no teacher learned with its student"),
+]
+
+
+@pytest.mark.parametrize(("make", "runs", "reason"), LEFT_OUT)
+def test_left_out_figures_say_why(
+    make_record: MakeRecord, make: Callable[..., Any], runs: list[dict[str, Any]], reason: str
+) -> None:
+    """Empty axes, a lone dot, twelve lines or a mean over other settings would mislead a reader."""
+    with pytest.raises(NothingToDraw, match=reason):
+        make([make_record(**run) for run in runs])
 
 
 def test_curves_by_hand(make_record: MakeRecord) -> None:
@@ -139,12 +149,6 @@ def test_curves_show_the_best_and_count_the_others(make_record: MakeRecord) -> N
     shown = [line.label for line in figure.panels[0].lines if line.look == "mean"]
     assert shown == [f"β = {i / 100:g}" for i in range(3, 11)]
     assert figure.caption.endswith("3 settings that ended lower are not drawn.")
-
-
-def test_single_evaluation_makes_no_curve(make_record: MakeRecord) -> None:
-    """One evaluation is not a curve."""
-    with pytest.raises(NothingToDraw, match="no run has two evaluations"):
-        curve_figure([make_record(epochs=1)])
 
 
 def test_recommendation_draws_its_own_metrics(make_record: MakeRecord) -> None:
@@ -181,16 +185,7 @@ def test_student_without_a_teacher_is_drawn_alone(make_record: MakeRecord) -> No
     both = [make_record(task="retrieval", method=method) for method in ("finetune", "newsbert")]
     (panel,) = curve_figure(both).panels
     assert [line.label for line in panel.lines] == ["method = finetune", "method = newsbert"]
-
-
-def test_no_figure_without_labels(make_record: MakeRecord) -> None:
-    """A test split without labels gives a reason instead of an empty figure."""
-    records = [
-        make_record(task="recommendation", labelled=False, **{"distill.beta": beta}) for beta in (0.0, 0.2)
-    ]
-    with pytest.raises(NothingToDraw, match="no run has test metrics"):
-        beta_figure(records)
-    assert curve_figure(records).panels
+    assert curve_figure([make_record(**run) for run in UNLABELLED]).panels
 
 
 def test_methods_over_depth_by_hand(make_record: MakeRecord) -> None:
@@ -237,16 +232,6 @@ def test_prerequisite_methods_by_hand(make_record: MakeRecord) -> None:
         chain_figure([*records, make_record(task="retrieval", method="finetune", batch_size=8)])
 
 
-def test_methods_need_all_else_equal(make_record: MakeRecord) -> None:
-    """Another varying setting would be averaged over; more than eight lines cannot be told apart."""
-    two = [make_record(method=m, **{"student.layers": n}) for m in ("finetune", "newsbert") for n in (1, 2)]
-    with pytest.raises(NothingToDraw, match="not just the method and the depth vary"):
-        method_figure([*two, make_record(method="newsbert", learning_rate=1e-3)])
-    many = [make_record(method=m, **{"student.layers": n}) for m in list(METHODS)[:9] for n in (1, 2)]
-    with pytest.raises(NothingToDraw, match="of 9 methods 8 can be told apart"):
-        method_figure(many)
-
-
 def test_gradients_of_blocks_by_hand(make_record: MakeRecord) -> None:
     """A block's line is the mean over runs of its depth; runs without a joint teacher are left out."""
     records = []
@@ -266,11 +251,6 @@ def test_gradients_of_blocks_by_hand(make_record: MakeRecord) -> None:
     assert ratio.lines[0].sd == pytest.approx((0.5**0.5, 0.5**0.5))
     assert cosine.lines[0].y == pytest.approx((0.2, 0.2))
     assert "block 1 ends at 1.00" in figure.alt
-    with pytest.raises(NothingToDraw, match="no teacher learned with its student"):
-        blocks_figure([make_record()])
-
-
-MakeSweep = Callable[..., Path]
 
 
 def timed(record: RunRecord, times: float) -> RunRecord:

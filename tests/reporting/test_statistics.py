@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import pytest
 from scipy import integrate, special  # type: ignore[import-untyped]
@@ -36,11 +33,8 @@ from newsbert_ray.reporting.statistics import (
 )
 from newsbert_ray.reporting.sweep_data import read_sweep
 from newsbert_ray.reporting.sweep_page import sweep_page
-from newsbert_ray.reporting.tables import Row, Summary, columns_of, rows_of, summarise
-
-if TYPE_CHECKING:
-    from tests.conftest import MakeRecord
-
+from newsbert_ray.reporting.tables import Row, columns_of, rows_of, summarise
+from tests.reporting.conftest import GOALS, MakeRecord, MakeSweep, change_hardware, change_plan
 
 ACCURACY = columns_of(TASKS["topics"])[0]
 
@@ -151,7 +145,6 @@ def test_rows_without_the_number_are_left_out(make_record: MakeRecord) -> None:
     blind = blind.model_copy(update={"metrics": {**blind.metrics, "test": {}}})
     rows = rows_of([blind, _record(make_record, "newsbert", 0, 0.7)])
     assert significance_table(rows, Against("method", "newsbert")) is None
-    assert isinstance(rows[0].columns.get("accuracy"), Summary | None)
 
 
 def test_paired_by_hand() -> None:
@@ -181,7 +174,6 @@ def test_rows_of_records_are_paired_by_seed(make_record: MakeRecord) -> None:
     assert found.paired < 0.01 < (found.p or 0.0)
 
 
-MakeSweep = Callable[..., Path]
 AXES = ["learning_rate", "student.layers", "distill.temperature"]
 
 
@@ -244,20 +236,11 @@ def test_lone_setting_is_not_compared(make_sweep: MakeSweep) -> None:
 
 def test_each_goal_has_its_own_bars(make_sweep: MakeSweep) -> None:
     """Other settings decide quality than decide speed."""
-    goals = [
-        {"metric": "validation.student.accuracy", "mode": "max"},
-        {"metric": "speed.student_titles_per_second", "mode": "max"},
-    ]
-    sweep = read_sweep(make_sweep(axes=AXES, points=40, seeds=(0,), goals=goals))
+    sweep = read_sweep(make_sweep(axes=AXES, points=40, seeds=(0,), goals=GOALS))
     good, fast = importance_figure(sweep).panels
     assert (good.title, fast.title) == ("validation accuracy (%)", "student's titles/s")
     assert good.bars[0].name == "learning_rate"
     assert fast.bars[0].name == "student.layers"
-
-
-def _change(folder: Path, **changes: Any) -> None:
-    path = folder / "sweep.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
 def test_costs_by_hand(make_sweep: MakeSweep) -> None:
@@ -280,7 +263,7 @@ def test_costs_by_hand(make_sweep: MakeSweep) -> None:
 def test_gpus_are_those_of_the_trials(make_sweep: MakeSweep) -> None:
     """A quarter of a GPU costs a quarter of its price."""
     folder = make_sweep(points=1, seeds=(0,), prices={"gpu_hour": 2.0})
-    _change(folder, place={"slots": 4, "cpus": 1.0, "gpus": 0.25})
+    change_plan(folder, place={"slots": 4, "cpus": 1.0, "gpus": 0.25})
     costs = costs_of(read_sweep(folder))
     assert costs.gpu_hours == pytest.approx(33 / 3600 / 4)
     assert costs.money == pytest.approx(33 / 3600 / 2)
@@ -289,50 +272,38 @@ def test_gpus_are_those_of_the_trials(make_sweep: MakeSweep) -> None:
 def test_stopped_trials_ran_where_the_others_did(make_sweep: MakeSweep) -> None:
     """A trial that was stopped early has no record of its GPU but used it."""
     folder = make_sweep(points=2, seeds=(0,), stopped=0.5, gpus=0.5)
-    (path,) = (folder / "trials").glob("*/record.json")
-    record = json.loads(path.read_text())
-    record["hardware"]["device"] = "NVIDIA H200"
-    path.write_text(json.dumps(record))
+    change_hardware(folder, device="NVIDIA H200")
     assert costs_of(read_sweep(folder)).gpu_hours == pytest.approx(0.5 * (33 + 4) / 3600)
 
 
 def test_threads_are_counted(make_sweep: MakeSweep) -> None:
     """Four threads for an hour are four CPU-hours."""
     folder = make_sweep(points=1, seeds=(0,))
-    (path,) = (folder / "trials").glob("*/record.json")
-    record = json.loads(path.read_text())
-    record["hardware"] |= {"threads": 4, "workers": 2}
-    path.write_text(json.dumps(record))
+    change_hardware(folder, threads=4, workers=2)
     assert costs_of(read_sweep(folder)).cpu_hours == pytest.approx(8 * 33 / 3600)
 
 
 def test_prerequisites_are_counted(make_sweep: MakeSweep) -> None:
-    """A teacher shared by many trials, two threads for 33 s; a damaged record is skipped."""
+    """A trial and its teacher, two threads for 33 s each; a damaged record is skipped."""
     folder = make_sweep(points=1, seeds=(0,), prices={"cpu_hour": 3600.0})
-    (path,) = (folder / "trials").glob("*/record.json")
-    record = json.loads(path.read_text())
-    record["hardware"] |= {"threads": 2}
-    for name, text in (("ab12", json.dumps(record)), ("cd34", "{")):
+    for name, text in (("ab12", change_hardware(folder, threads=2)), ("cd34", "{")):
         (folder / "teachers" / name).mkdir(parents=True)
         (folder / "teachers" / name / "record.json").write_text(text)
     costs = costs_of(read_sweep(folder))
     assert (costs.prerequisites, costs.prerequisite_seconds, costs.seconds) == (1, 33.0, 33.0)
-    assert costs.cpu_hours == pytest.approx(3 * 33 / 3600)
-    assert costs.money == pytest.approx(99)
+    assert costs.cpu_hours == pytest.approx(4 * 33 / 3600)
+    assert costs.money == pytest.approx(132)
     assert costs.parts["prerequisites"] == pytest.approx(66 / 3600)
     page = sweep_page(read_sweep(folder), defaultdict(lambda: "none"))
     (facts,) = [block for block in page.sections[-2].blocks if isinstance(block, Facts)]
     assert dict(facts.rows)["prerequisites"].startswith("33 s, 1 run that trials share")
 
 
-def test_no_price_gives_no_cost(make_sweep: MakeSweep) -> None:
-    """`0.00` would be read as free."""
-    assert costs_of(read_sweep(make_sweep(points=1))).money is None
-
-
 def test_unit_fits_the_numbers(make_sweep: MakeSweep) -> None:
-    """Bars of 0.0008 hours cannot be read."""
-    (panel,) = cost_figure(read_sweep(make_sweep(points=1))).panels
+    """Bars of 0.0008 hours cannot be read; without a price, a cost of `0.00` would be read as free."""
+    sweep = read_sweep(make_sweep(points=1))
+    assert costs_of(sweep).money is None
+    (panel,) = cost_figure(sweep).panels
     assert panel.x_label == "CPU-minutes"
     assert [(bar.name, bar.value) for bar in panel.bars] == [("train", 1.0), ("evaluate", pytest.approx(0.1))]
 

@@ -4,23 +4,14 @@ from __future__ import annotations
 
 import fcntl
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from newsbert_ray.record import RecordError
 from newsbert_ray.reporting.sweep_data import Axis, Goal, Point, Sweep, Trial, is_sweep, listed, read_sweep
 from newsbert_ray.reporting.tables import Mode
-
-MakeSweep = Callable[..., Path]
-
-
-def _change(folder: Path, **changes: Any) -> None:
-    path = folder / "sweep.json"
-    plan = json.loads(path.read_text())
-    path.write_text(json.dumps({**plan, **changes}))
+from tests.reporting.conftest import MakeSweep, change_plan
 
 
 def test_points_by_what_became_of_them(make_sweep: MakeSweep) -> None:
@@ -77,7 +68,7 @@ def test_ended_sweep_alone_says_what_failed(make_sweep: MakeSweep) -> None:
 def test_failed_trial_without_a_folder_counts(make_sweep: MakeSweep) -> None:
     """A combination that cannot be never gets a folder, and must not vanish."""
     folder = make_sweep(points=1, seeds=(0,))
-    _change(folder, failures={"beta=9,seed=0": "SettingsError: beta"})
+    change_plan(folder, failures={"beta=9,seed=0": "SettingsError: beta"})
     sweep = read_sweep(folder)
     assert sweep.failures == {"beta=9,seed=0": "SettingsError: beta"}
     assert [point.state for point in sweep.points] == ["finished"]
@@ -88,7 +79,7 @@ def test_record_without_the_goal_is_no_finished_trial(make_sweep: MakeSweep) -> 
     folder = make_sweep(points=1, seeds=(0,))
     plan = json.loads((folder / "sweep.json").read_text())
     plan["space"]["goals"] = [{"metric": "speed.times_student", "mode": "max"}]
-    _change(folder, space=plan["space"])
+    change_plan(folder, space=plan["space"])
     assert [point.state for point in read_sweep(folder).points] == ["failed"]
 
 

@@ -19,12 +19,9 @@ from newsbert_ray.reporting.sweep_figures import (
     pareto_front,
     trial_steps,
 )
+from tests.reporting.conftest import GOALS, MakeSweep
 
-MakeSweep = Callable[..., Path]
-GOALS = (
-    {"metric": "validation.student.accuracy", "mode": "max"},
-    {"metric": "speed.student_titles_per_second", "mode": "max"},
-)
+Points = list[tuple[Any, Sequence[float], State]]
 
 
 def test_best_points_in_colour_the_rest_grey(make_sweep: MakeSweep) -> None:
@@ -72,18 +69,6 @@ def test_long_legend_becomes_ranks(make_sweep: MakeSweep) -> None:
     assert learning_curves(sweep).panels[0].lines[0].label == "rank 1 of the table"
 
 
-def test_no_evaluation_makes_no_curves(make_sweep: MakeSweep) -> None:
-    """Empty axes would look like a failure of the method."""
-    with pytest.raises(NothingToDraw, match="no trial has been evaluated yet"):
-        learning_curves(read_sweep(make_sweep(points=0, state="running")))
-
-
-def test_one_evaluation_a_trial_makes_no_curves(make_sweep: MakeSweep) -> None:
-    """Dots at a single epoch are not a curve."""
-    with pytest.raises(NothingToDraw, match="no trial was evaluated twice"):
-        learning_curves(read_sweep(make_sweep(epochs=1)))
-
-
 def test_front_is_a_step_line(make_sweep: MakeSweep) -> None:
     """Nothing was measured between two points of a front; a slanted line would claim it."""
     sweep = read_sweep(make_sweep(axes=["student.layers", "distill.beta"], points=12, goals=GOALS))
@@ -110,10 +95,22 @@ def test_front_of_three_goals_has_a_panel_for_each_pair(make_sweep: MakeSweep) -
     assert all(not dots.stairs for panel in figure.panels for dots in panel.lines)
 
 
-def test_one_goal_has_no_front(make_sweep: MakeSweep) -> None:
-    """With one goal the front would be a single dot."""
-    with pytest.raises(NothingToDraw, match="one goal makes no front"):
-        pareto_front(read_sweep(make_sweep(points=1)))
+LEFT_OUT: list[tuple[Callable[[Sweep], Any], dict[str, Any], str]] = [
+    (learning_curves, {"points": 0, "state": "running"}, "no trial has been evaluated yet"),
+    (learning_curves, {"epochs": 1}, "no trial was evaluated twice"),
+    (pareto_front, {"points": 1}, "one goal makes no front"),
+    (over_settings, {"points": 1, "failed": 1}, "no point has a value yet"),
+    (over_settings, {"axes": [], "points": 1}, "nothing varies"),
+]
+
+
+@pytest.mark.parametrize(("make", "asked", "reason"), LEFT_OUT)
+def test_left_out_figures_say_why(
+    make_sweep: MakeSweep, make: Callable[[Sweep], Any], asked: dict[str, Any], reason: str
+) -> None:
+    """Empty axes would look like a failure of the method, and dots at one epoch are not a curve."""
+    with pytest.raises(NothingToDraw, match=reason):
+        make(read_sweep(make_sweep(**asked)))
 
 
 def test_curves_of_other_tasks_and_of_students_without_a_teacher(make_sweep: MakeSweep) -> None:
@@ -126,9 +123,7 @@ def test_curves_of_other_tasks_and_of_students_without_a_teacher(make_sweep: Mak
     assert [line.label for line in learning_curves(alone).panels[0].lines] == ["method = finetune"]
 
 
-def _sweep(
-    axis: Axis, points: Sequence[tuple[Any, Sequence[float], State]], *, seeds: Sequence[int] = (0,)
-) -> Sweep:
+def _sweep(axis: Axis, points: Points, *, seeds: Sequence[int] = (0,)) -> Sweep:
     """Points on one axis: (value of the setting, the goal by seed, state)."""
     made = []
     for index, (x, ys, state) in enumerate(points):
@@ -139,6 +134,11 @@ def _sweep(
         made.append(Point(str(index), {axis.name: x}, trials, state))
     goals = (Goal(metric="validation.student.accuracy", mode="max"),)
     return Sweep(Path("x"), {"trials": 9}, (axis,), goals, tuple(seeds), tuple(made), {}, False)
+
+
+def _finished(*pairs: tuple[Any, float]) -> Points:
+    """Points of one seed: (value of the setting, the goal)."""
+    return [(x, (y,), "finished") for x, y in pairs]
 
 
 def _panel(sweep: Sweep) -> Panel:
@@ -177,21 +177,15 @@ def test_dots_and_means_by_hand() -> None:
 
 
 def test_single_seed_has_no_bar() -> None:
-    """An error bar of length 0 would claim certainty."""
-    panel = _panel(_sweep(GRID, [(0.0, (0.6,), "finished"), (0.1, (0.7,), "finished")]))
+    """An error bar of length 0 would claim certainty, and a line through single dots a trend."""
+    panel = _panel(_sweep(GRID, _finished((0.0, 0.6), (0.1, 0.7))))
     assert [dots.sd for dots in panel.lines] == [(None,), (None,)]
-
-
-def test_trend_needs_several_dots() -> None:
-    """A line through single dots would look like a trend."""
-    assert _panel(_sweep(GRID, [(0.0, (0.6,), "finished"), (0.1, (0.7,), "finished")])).trend is None
+    assert panel.trend is None
 
 
 def test_bins_have_equal_counts() -> None:
     """On a continuous axis each mean is taken over as many dots as its neighbours."""
-    points: list[tuple[Any, Sequence[float], State]] = [
-        (i / 100, (0.5 + (i // 4) / 10,), "finished") for i in range(12)
-    ]
+    points = _finished(*((i / 100, 0.5 + (i // 4) / 10) for i in range(12)))
     trend = _panel(_sweep(RANGE, points)).trend
     assert trend is not None
     assert trend.x == pytest.approx((0.015, 0.055, 0.095))
@@ -202,9 +196,7 @@ def test_bins_have_equal_counts() -> None:
 def test_log_axis_is_log_and_its_bins_too() -> None:
     """On a linear axis rates from 1e-5 to 1e-2 would all be near zero."""
     axis = Axis(name="learning_rate", low=1e-5, high=1e-1, log=True)
-    points: list[tuple[Any, Sequence[float], State]] = [
-        (10.0**-i * (1 + j / 10), (0.5,), "finished") for i in (2, 4) for j in range(5)
-    ]
+    points = _finished(*((10.0**-i * (1 + j / 10), 0.5) for i in (2, 4) for j in range(5)))
     panel = _panel(_sweep(axis, points))
     assert panel.log_x
     assert panel.trend is not None
@@ -214,9 +206,7 @@ def test_log_axis_is_log_and_its_bins_too() -> None:
 def test_words_are_not_joined_by_a_line() -> None:
     """There is nothing between `linear` and `cosine`."""
     axis = Axis(name="optimizer.decay", values=("linear", "cosine"))
-    pairs: list[tuple[Any, Sequence[float], State]] = [
-        (word, (y,), "finished") for word in ("cosine", "linear") for y in (0.5, 0.6)
-    ]
+    pairs = _finished(*((word, y) for word in ("cosine", "linear") for y in (0.5, 0.6)))
     panel = _panel(_sweep(axis, pairs))
     assert panel.ticks == ("linear", "cosine")
     assert panel.trend is not None
@@ -232,20 +222,14 @@ def test_long_folder_names_are_cut() -> None:
 
 def test_equal_dots_are_shifted() -> None:
     """Ten equal results must not look like one; distant ones are not moved."""
-    points: list[tuple[Any, Sequence[float], State]] = [
-        (0.0, (y,), "finished") for y in (0.5, 0.5, 0.5, 0.6, 0.7)
-    ]
-    panel = _panel(_sweep(GRID, points))
+    panel = _panel(_sweep(GRID, _finished(*((0.0, y) for y in (0.5, 0.5, 0.5, 0.6, 0.7)))))
     assert panel.lines[0].x == pytest.approx((0.0, 0.09, -0.09, 0.0))
 
 
 def test_trend_ignores_stopped_points() -> None:
     """A value after one epoch cannot be compared with one after nine."""
-    points: list[tuple[Any, Sequence[float], State]] = [
-        (0.0, (0.70,), "finished"),
-        (0.0, (0.72,), "finished"),
-        (0.1, (0.74,), "finished"),
-        (0.1, (0.76,), "finished"),
+    points: Points = [
+        *_finished((0.0, 0.70), (0.0, 0.72), (0.1, 0.74), (0.1, 0.76)),
         (0.0, (0.695,), "stopped"),
         (0.1, (0.20,), "stopped"),
     ]
@@ -265,7 +249,7 @@ def test_trend_ignores_stopped_points() -> None:
 
 def test_failed_and_unfinished_points_are_not_drawn() -> None:
     """Half of a point's seeds do not give its mean."""
-    points: list[tuple[Any, Sequence[float], State]] = [
+    points: Points = [
         (0.0, (0.7,), "finished"),
         (0.0, (0.1,), "under way"),
         (0.1, (), "failed"),
@@ -286,7 +270,7 @@ def test_conditional_axis_shows_its_own_points_only(make_sweep: MakeSweep) -> No
 
 def test_constant_setting_has_no_panel() -> None:
     """`--vary student.layers=2` fixes a setting; it is shown only where there is no other."""
-    plain = _sweep(GRID, [(0.0, (0.6,), "finished"), (0.1, (0.7,), "finished")])
+    plain = _sweep(GRID, _finished((0.0, 0.6), (0.1, 0.7)))
     points = tuple(replace(p, values={**p.values, "method": "finetune"}) for p in plain.points)
     sweep = replace(plain, axes=(GRID, Axis(name="method", values=("finetune",))), points=points)
     assert [panel.x_label for panel in over_settings(sweep).panels] == ["distill.beta"]
@@ -296,21 +280,10 @@ def test_constant_setting_has_no_panel() -> None:
 
 def test_alt_text_says_where_the_mean_is_best() -> None:
     """The text alternative gives the figure's answer."""
-    pairs: list[tuple[Any, Sequence[float], State]] = [
-        (x, (y,), "finished") for x, y in [(0.0, 0.5), (0.0, 0.6), (0.1, 0.7), (0.1, 0.8)]
-    ]
-    alt = over_settings(_sweep(GRID, pairs)).alt
+    alt = over_settings(_sweep(GRID, _finished((0.0, 0.5), (0.0, 0.6), (0.1, 0.7), (0.1, 0.8)))).alt
     assert alt == (
         "validation accuracy (%) of 4 points over distill.beta. Best mean: 75 at distill.beta = 0.1."
     )
-
-
-def test_nothing_to_draw_says_why() -> None:
-    """Empty axes would look like a failure of the method."""
-    with pytest.raises(NothingToDraw, match="no point has a value yet"):
-        over_settings(_sweep(GRID, [(0.0, (), "failed")]))
-    with pytest.raises(NothingToDraw, match="nothing varies"):
-        over_settings(replace(_sweep(GRID, [(0.0, (0.5,), "finished")]), axes=()))
 
 
 def event(second: int, name: str, **fields: Any) -> dict[str, Any]:

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
-import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from newsbert_ray.reporting.page import Picture
 from newsbert_ray.reporting.sweep_data import read_sweep
 from newsbert_ray.reporting.sweep_page import equal_points, points_csv, sweep_page
+from tests.reporting.conftest import GOALS, MakeSweep, change_plan
 
-MakeSweep = Callable[..., Path]
 AXES = ["learning_rate", "optimizer.decay", "optimizer.warmup_share", "student.layers"]
 FIGURES: dict[str, Picture | str] = {
     "pareto_front": Picture("pareto_front.png", "<svg></svg>", "a front", "Front."),
@@ -31,11 +28,6 @@ def _markdown(folder: Path) -> str:
     page = sweep_page(read_sweep(folder), FIGURES)
     assert page.html().count("<section") == len(page.sections)
     return page.markdown()
-
-
-def _change(folder: Path, **changes: Any) -> None:
-    path = folder / "sweep.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
 def test_sections_are_in_order(make_sweep: MakeSweep) -> None:
@@ -82,7 +74,7 @@ def test_search_is_described_completely(make_sweep: MakeSweep) -> None:
 def test_end_counts_points_and_names_failures(make_sweep: MakeSweep) -> None:
     """A failure shown without its reason has to be investigated again."""
     folder = make_sweep(points=9, stopped=0.5, failed=1, state="finished with failures")
-    _change(folder, ends="3 failures")
+    change_plan(folder, ends="3 failures")
     text = _markdown(folder)
     assert "- state: finished with failures (3 failures)" in text
     assert "- points: 4 finished, 4 stopped early, 1 failed; 9 requested" in text
@@ -94,7 +86,7 @@ def test_end_counts_points_and_names_failures(make_sweep: MakeSweep) -> None:
 def test_many_failures_do_not_fill_the_page(make_sweep: MakeSweep) -> None:
     """Two hundred equal reasons would hide the rest; the caption says how many are left out."""
     folder = make_sweep(points=1)
-    _change(folder, failures={f"beta={i},seed=0": "no memory" for i in range(30)})
+    change_plan(folder, failures={f"beta={i},seed=0": "no memory" for i in range(30)})
     text = _markdown(folder)
     assert "Trials that failed, the first 20 of 30" in text
     assert text.count("no memory") == 20
@@ -104,7 +96,7 @@ def test_many_failures_do_not_fill_the_page(make_sweep: MakeSweep) -> None:
 def test_point_chosen_again_is_explained(make_sweep: MakeSweep) -> None:
     """Forty requested and thirty there would look like ten that were lost."""
     folder = make_sweep(points=3, seeds=(0,))
-    _change(folder, trials=5)
+    change_plan(folder, trials=5)
     assert "; 5 requested (2 times the sampler chose a known point again, which is run once)" in _markdown(
         folder
     )
@@ -121,7 +113,7 @@ def test_point_chosen_again_is_explained(make_sweep: MakeSweep) -> None:
 def test_unfinished_sweep_shows_its_resume_command(make_sweep: MakeSweep, state: str, shown: str) -> None:
     """Somebody who finds an interrupted sweep must not have to guess the command."""
     folder = make_sweep(points=2, state=state)
-    _change(folder, ends="disk full" if state == "broken off" else "")
+    change_plan(folder, ends="disk full" if state == "broken off" else "")
     text = _markdown(folder)
     assert f"- state: {shown}" in text
     assert f"newsbert-ray sweep space.yaml --out {folder} --resume" in text
@@ -158,11 +150,7 @@ def test_points_within_the_spread_are_equal(make_sweep: MakeSweep) -> None:
 
 def test_front_is_a_table_and_a_figure(make_sweep: MakeSweep) -> None:
     """With two goals there is no best point, only choices; all of them must be there."""
-    goals = [
-        {"metric": "validation.student.accuracy", "mode": "max"},
-        {"metric": "speed.student_titles_per_second", "mode": "max"},
-    ]
-    folder = make_sweep(axes=["student.layers", "distill.beta"], points=9, goals=goals)
+    folder = make_sweep(axes=["student.layers", "distill.beta"], points=9, goals=GOALS)
     text = _markdown(folder)
     front = len(read_sweep(folder).front)
     assert text.startswith(
