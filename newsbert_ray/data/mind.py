@@ -121,12 +121,8 @@ def parse_news(line: str) -> News:
     Raises:
         BadLine: another number of columns, or an id, category or title that is missing or malformed.
     """
-    columns = line.split("\t")
-    if len(columns) != NEWS_COLUMNS:
-        raise BadLine(_wrong_columns(line, NEWS_COLUMNS))
-    news_id, category, subcategory, title = columns[:4]
-    if not _is_id(news_id):
-        raise BadLine(_wrong_id("news id", news_id))
+    news_id, category, subcategory, title = _split(line, NEWS_COLUMNS)[:4]
+    _require_id("news id", news_id)
     if not category.isalnum() and (
         not category.isprintable() or category != category.strip() or not category
     ):
@@ -144,14 +140,9 @@ def parse_header(line: str) -> Header:
     Raises:
         BadLine: another number of columns, an id that is missing, or a malformed date.
     """
-    columns = line.split("\t")
-    if len(columns) != BEHAVIORS_COLUMNS:
-        raise BadLine(_wrong_columns(line, BEHAVIORS_COLUMNS))
-    impression_id, user_id, time, history, candidates = columns
-    if not _is_id(impression_id):
-        raise BadLine(_wrong_id("impression id", impression_id))
-    if not _is_id(user_id):
-        raise BadLine(_wrong_id("user id", user_id))
+    impression_id, user_id, time, history, candidates = _split(line, BEHAVIORS_COLUMNS)
+    _require_id("impression id", impression_id)
+    _require_id("user id", user_id)
     return Header(impression_id, user_id, parse_time(time), history, candidates)
 
 
@@ -251,23 +242,20 @@ def _parse_candidates(tokens: list[str]) -> tuple[list[str], list[int] | None]:
     raise BadLine(f"candidates: {unlabelled[:40]!r} has no label -0 or -1, others of the line do")
 
 
-def _is_id(text: str) -> bool:
-    return (text.isalnum() and len(text) <= LONGEST_NAME) or (
-        0 < len(text) <= LONGEST_NAME
-        and text.isprintable()
-        and len(text.split()) == 1
-        and text == text.strip()
-    )
+def _split(line: str, expected: int) -> list[str]:
+    columns = line.split("\t")
+    if len(columns) != expected:
+        raise BadLine(f"columns: {len(columns) if line else 0} found, {expected} expected")
+    return columns
 
 
-def _wrong_id(name: str, value: str) -> str:
+def _require_id(name: str, value: str) -> None:
+    if value.isalnum() and len(value) <= LONGEST_NAME:
+        return
     if not value:
-        return f"id: {name} is empty"
-    return f"id: {name} {value[:40]!r} has blanks or control characters, or is too long"
-
-
-def _wrong_columns(line: str, expected: int) -> str:
-    return f"columns: {line.count(chr(9)) + 1 if line else 0} found, {expected} expected"
+        raise BadLine(f"id: {name} is empty")
+    if len(value) > LONGEST_NAME or not value.isprintable() or value.split() != [value]:
+        raise BadLine(f"id: {name} {value[:40]!r} has blanks or control characters, or is too long")
 
 
 def _find_in_folder(folder: Path) -> MindFolder:

@@ -247,14 +247,9 @@ def parse_lines(
         parse: makes a row of a line without its end, or raises BadLine.
         is_start: `content` begins the file, where a UTF-8 byte order mark is skipped.
     """
-    for line in _decode_lines(content, is_start=is_start):
-        if isinstance(line, str):
-            try:
-                yield line, parse(line)
-            except BadLine as bad:
-                yield line, bad
-        else:
-            yield line
+    content = content.removeprefix(b"\xef\xbb\xbf") if is_start else content
+    for raw in content.removesuffix(b"\n").split(b"\n"):
+        yield _parse_line(raw.removesuffix(b"\r"), parse)
 
 
 @contextmanager
@@ -312,27 +307,15 @@ def _skip_line(file: BinaryIO, digest: hashlib._Hash, length: int) -> tuple[int,
     return length, b""
 
 
-def _decode_lines(content: bytes, *, is_start: bool) -> Iterator[str | tuple[str, BadLine]]:
-    if is_start:
-        content = content.removeprefix(b"\xef\xbb\xbf")
-    content = content.removesuffix(b"\n")
-    try:
-        text = content.decode("utf-8")
-    except UnicodeDecodeError:
-        text = "\0"
-    if "\0" not in text:
-        yield from (line.removesuffix("\r") for line in text.split("\n"))
-        return
-    for raw in content.split(b"\n"):
-        yield _decode_line(raw.removesuffix(b"\r"))
-
-
-def _decode_line(raw: bytes) -> str | tuple[str, BadLine]:
-    shown = raw[: 4 * _EXCERPT].decode("utf-8", errors="replace")
+def _parse_line(raw: bytes, parse: Callable[[str], Row]) -> tuple[str, Row | BadLine]:
+    line = raw[: 4 * _EXCERPT].decode("utf-8", errors="replace")
     if b"\0" in raw:
-        return shown, BadLine(f"encoding: NUL byte at column {raw.index(0) + 1}")
+        return line, BadLine(f"encoding: NUL byte at column {raw.index(0) + 1}")
     try:
-        return raw.decode("utf-8")
+        line = raw.decode("utf-8")
+        return line, parse(line)
     except UnicodeDecodeError as error:
         byte = raw[error.start]
-        return shown, BadLine(f"encoding: byte 0x{byte:02x} at column {error.start + 1} is not UTF-8")
+        return line, BadLine(f"encoding: byte 0x{byte:02x} at column {error.start + 1} is not UTF-8")
+    except BadLine as bad:
+        return line, bad

@@ -26,7 +26,6 @@ RARE = 20
 _BLOCK = 1 << 16
 NO_CODE = np.uint16(0xFFFF)
 """Topic code of a malformed line."""
-_MINUTES_1970 = datetime(1970, 1, 1).toordinal() * 1440
 
 
 class Fate(IntEnum):
@@ -149,8 +148,8 @@ def _find_latest(
 
 def minutes_of(times: Sequence[datetime]) -> Minutes:
     """Minutes since 1970, shape (len(times),); times after the year 6052 are cut to its end."""
-    minutes = np.array([time.toordinal() * 1440 + time.hour * 60 + time.minute for time in times], np.int64)
-    return np.minimum(minutes - _MINUTES_1970, np.iinfo(np.int32).max).astype(np.int32)
+    minutes = np.array(times, "datetime64[m]").astype(np.int64)
+    return np.minimum(minutes, np.iinfo(np.int32).max).astype(np.int32)
 
 
 def find_duplicates(hashes: Hashes, well_formed: npt.NDArray[np.bool_]) -> dict[int, int]:
