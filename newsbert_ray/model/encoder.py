@@ -96,7 +96,11 @@ class Encoder(nn.Module):
         Returns:
             n + 1 tensors (B, L, D): the embedding layer's output, then each layer's.
         """
-        output = self.backbone(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True)
+        mask = attention_mask
+        if self.backbone.config._attn_implementation == "sdpa":
+            # (B, 1, L, L). Given a mask (B, L), transformers waits for the device to look for padding in it.
+            mask = mask.bool()[:, None, None, :].expand(-1, 1, mask.shape[1], -1)
+        output = self.backbone(input_ids=input_ids, attention_mask=mask, output_hidden_states=True)
         return cast("tuple[Tensor, ...]", output.hidden_states)
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor, *, projections: bool = False) -> States:

@@ -194,7 +194,8 @@ class Pair(nn.Module):
         output: Output = top([bucket.hidden for bucket in states], batch)
         mapped = None
         if state_map is not None:
-            mapped = tuple(tuple(state_map(state) for state in bucket) for bucket in output.hidden_states)
+            with torch.autocast(output.news_embedding.device.type, enabled=False):
+                mapped = tuple(tuple(map(state_map, bucket)) for bucket in output.hidden_states)
         projections = tuple(tuple(layer.float() for layer in bucket.projections) for bucket in states)
         return replace(output, mapped_states=mapped, projections=projections)
 

@@ -23,8 +23,10 @@ class SparseEmbeddingGradients:
         self.world_size = world_size
         self._dense: list[Tensor | None] = [None] * len(self.embeddings)
         self._touched: list[Tensor | None] = [None] * len(self.embeddings)
+        self._padding = [embedding.padding_idx for embedding in self.embeddings]
         for embedding in self.embeddings:
             embedding.sparse = True
+            embedding.padding_idx = None  # autograd would wait for the device to count its rows; see `gather`
 
     def clear(self) -> None:
         """Before backward: clear the last step's gradients."""
@@ -47,6 +49,8 @@ class SparseEmbeddingGradients:
             if self.world_size > 1:
                 touched, rows = mean_rows(touched, rows, world_size=self.world_size)
             dense.index_add_(0, touched, rows)
+            if (padding := self._padding[index]) is not None:
+                dense[padding].zero_()
             self._touched[index] = touched
             embedding.weight.grad = dense
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from newsbert_ray.config import LossWeights, TrainSettings
 from newsbert_ray.data.examples import Clicks
@@ -16,7 +18,7 @@ from newsbert_ray.data.reading import Update, World, make_schedule, read_updates
 from newsbert_ray.data.shards import read_manifest
 from newsbert_ray.distill.joint import joint_losses
 from newsbert_ray.distill.losses import weighted_total
-from newsbert_ray.methods import LOSSES
+from newsbert_ray.methods import LOSSES, METHODS
 from newsbert_ray.model.assemble import assemble_pair
 from newsbert_ray.model.pair import Pair
 from newsbert_ray.training.step import Learner, build_learner, learning_rate_factor, train_step
@@ -316,3 +318,47 @@ def test_the_loss_falls_on_clicks(make_settings: MakeSettings) -> None:
     for name in ("teacher_task", "student_task"):
         losses = [float(numbers[name]) for numbers in found]
         assert sum(losses[-4:]) < 0.9 * sum(losses[:4])
+
+
+class Waits(TorchDispatchMode):
+    """Counts the operations for which a GPU would make the process wait."""
+
+    NAMES = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "is_nonzero", "equal")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        indices = args[1] if name == "index" else ()
+        is_mask = any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in indices)
+        is_copy = name == "_to_copy" and (kwargs or {}).get("device", args[0].device) != args[0].device
+        if name in self.NAMES or is_mask or is_copy:
+            self.count[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("task", ["topics", "recommendation"])
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "bilstm_soft"])
+def test_a_step_does_not_wait_for_the_device(make_settings: MakeSettings, method: str, task: str) -> None:
+    """A wait leaves a GPU without work; only a BiLSTM needs one, for its texts' lengths."""
+    settings = make_settings(method=method, task=task, **{"student.layers": 1})
+    schedule = make_schedule(settings, read_manifest(settings.data))
+    pair = assemble_pair(settings, schedule.manifest, stand_in=True)
+    learner = build_learner(pair, settings, total_steps=schedule.total_steps)
+    first, second = islice(read_updates(schedule), 2)
+    train_step(learner, first.parts, step=1)
+    with Waits() as waits:
+        train_step(learner, second.parts, step=2)
+    assert not waits.count
+
+
+def test_a_wait_is_counted() -> None:
+    """The test above must fail when a wait comes back."""
+    values = torch.ones(3)
+    with Waits() as waits:
+        values.sum().item()
+        values[values > 0]
+        values.to("meta")
+    assert sum(waits.count.values()) >= 3
