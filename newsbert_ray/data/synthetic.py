@@ -277,15 +277,17 @@ class _Behaviors:
 
     def _draw_different(self, generator: np.random.Generator, size: int, candidates: int) -> Integers:
         """News offered in each impression, (size, candidates); repetitions are drawn again a few times."""
-        everything = np.broadcast_to(self._ends[-1], (size, candidates))
-        offered = self._draw_news(generator, np.zeros_like(everything), everything)
+
+        def draw(*shape: int) -> Integers:
+            return self._draw_news(generator, np.zeros(shape), np.full(shape, self._ends[-1]))
+
+        offered = draw(size, candidates)
         rows = np.arange(size)
         for _ in range(20):
             columns = np.argsort(offered[rows], axis=1, kind="stable")
             ordered = np.take_along_axis(offered[rows], columns, axis=1)
             row, column = np.nonzero(ordered[:, 1:] == ordered[:, :-1])
-            whole = everything[rows[row], 0]
-            offered[rows[row], columns[row, column + 1]] = self._draw_news(generator, 0 * whole, whole)
+            offered[rows[row], columns[row, column + 1]] = draw(len(row))
             rows = rows[np.unique(row)]
         return offered
 
