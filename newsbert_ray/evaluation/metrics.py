@@ -194,16 +194,10 @@ def pooled_auc(
 def _rank_clicks(
     scores: npt.NDArray[np.floating], offsets: Ints, positions: Ints, first: Ints
 ) -> tuple[Ints, Ints]:
-    """Ranks of the clicks within their impressions, without sorting.
+    """(P,) ranks of the clicks, without sorting; (P,) twice the candidates with a lower score plus the equal
+    ones, itself included.
 
     Compares the first click of every impression with its candidates, then every second click, and so on.
-
-    Args:
-        positions: (P,) which candidates were clicked, ascending.
-        first: (I + 1,) impression i has the clicks first[i]:first[i + 1].
-    Returns:
-        (P,) ranks as in `rank_candidates`; (P,) twice the number of candidates with a lower score plus the
-        number with an equal one, itself included.
     """
     rank, beaten = np.empty(len(positions), np.int64), np.empty(len(positions), np.int64)
     column = positions - np.repeat(offsets[:-1], np.diff(first))

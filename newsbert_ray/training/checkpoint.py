@@ -105,14 +105,10 @@ def load_tensors(learner: Learner, tensors: Mapping[str, Tensor]) -> None:
     model = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
     learner.pair.load_state_dict(model)
     for name, parameter in learner.pair.named_parameters():
-        keys = {key: f"adam.{name}.{key}" for key in _ADAM_STATE if f"adam.{name}.{key}" in tensors}
-        if keys:
-            learner.optimizer.state[parameter] = {
-                key: tensors[full]
-                if key == "step" and not parameter.is_cuda
-                else tensors[full].to(parameter.device)
-                for key, full in keys.items()
-            }
+        own = {key: tensors.get(f"adam.{name}.{key}") for key in _ADAM_STATE}
+        state = {key: value.to(parameter.device) for key, value in own.items() if value is not None}
+        if state:
+            learner.optimizer.state[parameter] = state
 
 
 def resume(folder: Path, learner: Learner, *, say: Callable[[str], None]) -> Progress:

@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from newsbert_ray.files import write_text
@@ -22,11 +21,7 @@ class Journal:
     """Appends entries to metrics.jsonl and TensorBoard; a resume first deletes later entries."""
 
     def __init__(self, folder: Path, *, done: int) -> None:
-        """
-        Args:
-            folder: the run's.
-            done: step to continue from.
-        """
+        """`folder` is the run's, `done` the step to continue from."""
         from torch.utils.tensorboard import SummaryWriter
 
         folder.mkdir(parents=True, exist_ok=True)
@@ -65,11 +60,7 @@ class Display:
     """Shows entries on the screen: a progress bar on a terminal, otherwise a line every ten seconds."""
 
     def __init__(self, *, total: int, live: bool | None = None) -> None:
-        """
-        Args:
-            total: steps of the run.
-            live: show a bar; by default if standard output is a terminal.
-        """
+        """`total` is the number of steps; `live` shows the bar, by default on a terminal."""
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -93,9 +84,7 @@ class Display:
         self.bar.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             self.bar.update(self.task, completed=self.total)
         self.bar.stop()

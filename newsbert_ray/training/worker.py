@@ -78,13 +78,13 @@ def run_worker(settings: TrainSettings, context: WorkerContext) -> None:
     manifest = read_manifest(settings.data)
     schedule = make_schedule(settings, manifest, world)
     run = Path(settings.out)
-    learner = build_worker_learner(settings, manifest, schedule, world)
+    learner = build_worker_learner(settings, schedule, world)
     if world.is_rank_zero:
         context.say(_describe_layers(learner.pair))
     progress = _resume(run / CHECKPOINTS, learner, world, say=context.say)
     if world.is_rank_zero and progress.step:
         context.say(f"continuing from step {progress.step} of {schedule.total_steps}")
-    learner.pair.teacher_cache = cached_teacher(learner.pair, settings, manifest, schedule, world)
+    learner.pair.teacher_cache = cached_teacher(learner.pair, settings, schedule, world)
     events = EventLog(run)
     journal = None
     if world.is_rank_zero:
@@ -120,12 +120,7 @@ def run_worker(settings: TrainSettings, context: WorkerContext) -> None:
 
 
 def build_worker_learner(
-    settings: TrainSettings,
-    manifest: Manifest,
-    schedule: TrainingSchedule,
-    world: World,
-    *,
-    stand_in: bool = False,
+    settings: TrainSettings, schedule: TrainingSchedule, world: World, *, stand_in: bool = False
 ) -> Learner:
     """The learner on this worker's device, wrapped by DDP if there are several workers.
 
@@ -134,7 +129,7 @@ def build_worker_learner(
     """
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    pair = assemble_pair(settings, manifest, stand_in=stand_in).to(world.device)
+    pair = assemble_pair(settings, schedule.manifest, stand_in=stand_in).to(world.device)
     learner = build_learner(pair, settings, total_steps=schedule.total_steps, world_size=world.size)
     if world.size > 1:
         words = {id(embedding.weight) for embedding in learner.sparse_embedding.embeddings}
@@ -199,7 +194,7 @@ def _teacher_scores(settings: TrainSettings, manifest: Manifest) -> dict[Split, 
 
 
 def cached_teacher(
-    pair: Pair, settings: TrainSettings, manifest: Manifest, schedule: TrainingSchedule, world: World
+    pair: Pair, settings: TrainSettings, schedule: TrainingSchedule, world: World
 ) -> EmbeddingCache | None:
     """A frozen teacher's embeddings of every text that training may use, computed once.
 
@@ -211,7 +206,8 @@ def cached_teacher(
     """
     if not pair.frozen or all(map(needs_states, settings.distill.stages)):
         return None
-    rows, table = trained_texts(schedule), read_texts(settings.data, manifest)
+    manifest, rows = schedule.manifest, trained_texts(schedule)
+    table = read_texts(settings.data, manifest)
     path = _cache_file(settings, manifest, rows)
     embeddings = world.broadcast(_read_cache(path, len(rows)) if world.is_rank_zero else None)
     if embeddings is None:

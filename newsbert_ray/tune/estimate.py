@@ -453,7 +453,7 @@ def time_parts(settings: TrainSettings, *, folder: Path) -> Parts:
     try:
         for _ in range(2):  # the second start is that of a process that has run a trial before
             began = time.perf_counter()
-            learner = build_worker_learner(settings, manifest, schedule, World(device=device), stand_in=True)
+            learner = build_worker_learner(settings, schedule, World(device=device), stand_in=True)
             Journal(run, done=0).close()
             next(read_updates(schedule))
             starts.append(device_seconds(device) - began)

@@ -91,7 +91,7 @@ def compare_training(settings: TrainSettings, *, steps: int, part: int) -> None:
     """Alternate the two programs over the same updates."""
     manifest = read_manifest(settings.data)
     schedule = make_schedule(settings, manifest)
-    learner = build_worker_learner(settings, manifest, schedule, World())
+    learner = build_worker_learner(settings, schedule, World())
     plain = PlainLoop(settings, schedule, part)
     ours, theirs, losses, read = [], [], [], [[0, 0], [0, 0]]
     window, first, skip = next(schedule.windows_from(0))

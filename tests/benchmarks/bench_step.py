@@ -65,7 +65,7 @@ def main() -> None:
 
 def compare(settings: TrainSettings, schedule: TrainingSchedule, *, steps: int, plain_length: int) -> None:
     """Alternate the two programs over the same updates and print their ratio and their last losses."""
-    learner = build_worker_learner(settings, schedule.manifest, schedule, World())
+    learner = build_worker_learner(settings, schedule, World())
     plain = PlainLoop(settings, schedule, plain_length)
     ours: list[float] = []
     theirs: list[float] = []
@@ -162,7 +162,6 @@ def dropout_cost(settings: TrainSettings, schedule: TrainingSchedule, *, steps: 
     learners = [
         build_worker_learner(
             settings.model_copy(update={"model": settings.model.model_copy(update={"dropout": rate})}),
-            schedule.manifest,
             schedule,
             world,
         )

@@ -115,7 +115,7 @@ def work(values: dict[str, Any], rank: int, port: int, steps: int, results: Any)
         )
     manifest = read_manifest(settings.data)
     schedule = make_schedule(settings, manifest, world)
-    learner = build_worker_learner(settings, manifest, schedule, world)
+    learner = build_worker_learner(settings, schedule, world)
     updates = read_updates(schedule)
     seconds: dict[str, list[float]] = {"data": [], "step": [], "alone": []}
     titles = 0
@@ -162,7 +162,7 @@ def on_paper(settings: TrainSettings) -> None:
     """Seconds of a step on one GPU and of its exchange among 8 and 64 GPUs, without overlap."""
     manifest = read_manifest(settings.data)
     schedule = make_schedule(settings, manifest)
-    learner = build_worker_learner(settings, manifest, schedule, World())
+    learner = build_worker_learner(settings, schedule, World())
     tables = {id(table.weight) for table in learner.sparse_embedding.embeddings}
     pair = learner.pair
     dense = 4 * sum(p.numel() for p in pair.parameters() if id(p) not in tables)

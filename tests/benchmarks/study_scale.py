@@ -250,14 +250,13 @@ def _read(folder: Path, share: float, _: int) -> dict[str, Any]:
 def _pass(folder: Path, share: float, train_clicks: int) -> dict[str, Any]:
 
     from newsbert_ray.data.reading import World
-    from newsbert_ray.data.shards import read_manifest
     from newsbert_ray.training.step import train_step
     from newsbert_ray.training.worker import build_worker_learner
 
     settings = settings_of(folder / "shards")
     schedule, updates = updates_of(settings)
     world = World()
-    learner = build_worker_learner(settings, read_manifest(settings.data), schedule, world)
+    learner = build_worker_learner(settings, schedule, world)
     clicks = texts = 0
     reading, last = 0.0, time.perf_counter()
     start = last

@@ -30,7 +30,7 @@ def train_steps(settings: TrainSettings, world: World) -> dict[str, torch.Tensor
     """Weights after some updates, half of them of each stage."""
     manifest = read_manifest(settings.data)
     schedule = make_schedule(settings, manifest, world)
-    learner = build_worker_learner(settings, manifest, schedule, world, stand_in=True)
+    learner = build_worker_learner(settings, schedule, world, stand_in=True)
     learner.total_steps = STEPS
     for update in islice(read_updates(schedule), STEPS):
         train_step(learner, update.parts, step=update.step)
