@@ -187,7 +187,9 @@ class SweepDisplay:
         From trials that ended in this start, or else in earlier ones, those of the same work where there are
         any; failed trials are ignored.
         """
-        durations = self._durations or self._earlier_durations()
+        ended = self._trials.ended.values()
+        earlier = [(_work_key(dict(t.point)), t.seconds) for t in ended if t.seconds is not None]
+        durations = self._durations or earlier
         if not durations:
             return None
         mean = statistics.fmean(seconds for _, seconds in durations)
@@ -202,11 +204,6 @@ class SweepDisplay:
         points = self._trials.waiting()
         waiting = self._waiting() * mean if points is None else sum(map(expected, points))
         return waiting + sum(rest), max(rest, default=0.0)
-
-    def _earlier_durations(self) -> list[tuple[WorkKey, float]]:
-        """Work and seconds of trials that ended in earlier starts."""
-        ended = self._trials.ended.values()
-        return [(_work_key(dict(t.point)), t.seconds) for t in ended if t.seconds is not None]
 
     def _time_left(self) -> str:
         remaining = self._remaining()

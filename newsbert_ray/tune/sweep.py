@@ -136,7 +136,9 @@ def sweep(
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
             if not before and not (here / TRIALS).exists():
-                _remove_traces(here)
+                # Nothing of this sweep stays, so that the corrected command works.
+                for name in (SWEEP, JOURNAL, EVENTS, f".{EVENTS}.lock"):
+                    (here / name).unlink(missing_ok=True)
             else:
                 folder.write("broken off", ends=reason)
                 log("error", reason=reason)
@@ -259,12 +261,6 @@ def _with_report(result: SweepResult) -> SweepResult:
     from newsbert_ray.reporting.report import report
 
     return replace(result, report=tuple(report([result.out], out=result.out / "report")))
-
-
-def _remove_traces(out: Path) -> None:
-    """Undo a sweep that failed before its first trial, so that the corrected command works."""
-    for name in (SWEEP, JOURNAL, EVENTS, f".{EVENTS}.lock"):
-        (out / name).unlink(missing_ok=True)
 
 
 @contextmanager
@@ -519,14 +515,11 @@ def check_corpora(space: SearchSpace, first: TrainSettings) -> list[str]:
     folders = space.samples_of("data", first.data) + space.samples_of("before.data", first.before.data)
     manifests = [read_manifest(fetch(folder)) for folder in folders if folder]
     for teacher in space.samples_of("teacher", first.teacher):
-        if teacher != SCRATCH and _is_folder_name(teacher):
+        is_folder = Path(teacher).is_dir() or teacher.startswith(("/", ".", "~")) or teacher.count("/") > 1
+        if teacher != SCRATCH and is_folder:
             from newsbert_ray.model.assemble import check_tokenizer
 
             folder = download_input(teacher)
             for manifest in manifests:
                 check_tokenizer(folder, manifest)
     return [manifest.fingerprint for manifest in manifests]
-
-
-def _is_folder_name(teacher: str) -> bool:
-    return Path(teacher).is_dir() or teacher.startswith(("/", ".", "~")) or teacher.count("/") > 1

@@ -147,11 +147,6 @@ class Trials:
         return {label: self._point(label) for label in self._values}
 
     @property
-    def exhausted(self) -> bool:
-        """Whether every trial has been handed out."""
-        return self._exhausted and not self._queue
-
-    @property
     def unfinished(self) -> int:
         """How many trials have not ended in any way."""
         return max(0, self.total - sum(self.count(trial) for trial in self.ended.values()))
@@ -159,7 +154,7 @@ class Trials:
     @property
     def due(self) -> int:
         """Trials that are still to run, those that run now included."""
-        return 0 if self.exhausted else self.unfinished
+        return 0 if self._exhausted and not self._queue else self.unfinished
 
     @property
     def seconds(self) -> dict[str, float]:

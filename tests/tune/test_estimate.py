@@ -406,6 +406,7 @@ def test_a_sweep_compares_itself_with_its_estimate(
     shards: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """plan.json blocks its own sweep, or nobody learns how wrong estimates are."""
     small = (
@@ -420,5 +421,6 @@ def test_a_sweep_compares_itself_with_its_estimate(
     assert (len(estimate.costs), estimate.resources.slots) == (2, 2)
     assert "planned: 2 points, 2 trials, 18 steps, 2 epochs" in output
     assert sorted(path.name for path in out.iterdir()) == [".lock", "plan.json"]
+    monkeypatch.setattr("newsbert_ray.reporting.report.report", lambda folders, *, out: [])
     sweep(file, out=out)
     assert "planned " in capsys.readouterr().out

@@ -105,7 +105,7 @@ def test_the_best_point_is_one_that_all_seeds_finished(make_trials: MakeTrials) 
         assert found is not None
         assert found.label == best
         assert [t.reason for t in trials.points["beta=0,layers=2"].of_state("failed")] == ["the reason"]
-        assert (trials.next_trial(), trials.exhausted, trials.unfinished) == (None, True, 0)
+        assert (trials.next_trial(), trials.due, trials.unfinished) == (None, 0, 0)
 
 
 def test_a_trial_with_a_record_is_not_run_again(make_trials: MakeTrials, make_train: Any) -> None:
