@@ -404,7 +404,7 @@ def check_command(command: Sequence[str], *, folder: Path) -> dict[str, Any]:
             if verb in ("prepare", "train"):
                 values = build_settings(settings_of(verb), values).model_dump()
             elif verb == "sweep":
-                from newsbert_ray.tune.sweep import check_sweep
+                from newsbert_ray.tune.space_file import check_sweep
 
                 values |= check_sweep(**values)
             return {**values, "config": _read_words(verb, words).get("config")}

@@ -48,15 +48,14 @@ from newsbert_ray.training.worker import build_worker_learner
 from newsbert_ray.tune.ray_tune import node_resources
 from newsbert_ray.tune.resources import Resources, plan_resources
 from newsbert_ray.tune.space import PointValues, SearchSpace
+from newsbert_ray.tune.space_file import build_space, read_changes
 from newsbert_ray.tune.study import SweepStudy
 from newsbert_ray.tune.sweep import (
     ESTIMATE,
     MARKS,
-    build_space,
     check_corpora,
     estimate_subject,
     lock_folder,
-    read_changes,
 )
 from newsbert_ray.tune.trial import CATEGORICAL_COST, check_space, teacher_depth, trial_settings
 from newsbert_ray.tune.trials import Curve, Saving, estimate_saving, recorded_curves

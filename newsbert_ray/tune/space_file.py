@@ -1,9 +1,10 @@
-"""Reads search spaces from YAML files; every error names the file and line."""
+"""Reads search spaces from YAML files, with a command's changes; every error in a file names its line."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
@@ -32,12 +33,18 @@ from newsbert_ray.tune.space import (
     Search,
     SearchSpace,
     Stopping,
+    absolute_folders,
     conditions,
     distinct_values,
     faults,
+    fix,
     named_task,
     require_name,
+    steer,
+    vary,
 )
+from newsbert_ray.tune.study import absolute_storage
+from newsbert_ray.tune.trial import check_space, resolve_depths
 
 _AXIS_KEYS = ("grid", "choice", "float", "int", "log", "step", "when")
 DIVISORS = "divisors"
@@ -109,6 +116,15 @@ _REQUIRED = {"data": "-", "teacher": SCRATCH, "out": "-"}
 """Values for the required training settings, while a file is checked."""
 
 
+@dataclass(frozen=True)
+class Changes:
+    """What is given in addition to the search space's file, as sweep.json keeps it."""
+
+    overrides: Mapping[str, Any]
+    vary: Mapping[str, Sequence[Any]]
+    control: Mapping[str, Any]
+
+
 def split_settings(settings: Mapping[str, Any], vary: Any) -> dict[str, Any]:
     """A sweep's settings as `overrides`, `control` (parts of the search space) and `vary`.
 
@@ -135,6 +151,72 @@ def parse_vary(text: str) -> tuple[str, list[Any]]:
     if not equals or not name.strip() or not all(parts):
         raise SettingsError(f"--vary {text}: expected NAME=VALUE,VALUE, such as student.layers=1,2,3")
     return name.strip(), [parse_scalar(part) for part in parts]
+
+
+def read_changes(
+    overrides: Mapping[str, Any] | None,
+    vary: Mapping[str, Sequence[Any]] | None,
+    control: Mapping[str, Any] | None,
+    *,
+    before: Mapping[str, Any],
+) -> Changes:
+    """The changes to the search space's file; a resume without any uses those of `before`.
+
+    Raises:
+        SettingsError: the storage's password is missing.
+    """
+    own = absolute_folders(merge(overrides or {}))
+    axes = {name: list(values) for name, values in (vary or {}).items()}
+    search = merge(control or {})
+    if url := search.get("search", {}).get("storage"):
+        search["search"]["storage"] = absolute_storage(url)
+    if not before:
+        return Changes(own, axes, search)
+    search = merge(before["control"], search)
+    url = search.get("search", {}).get("storage")
+    if url and "***" in url:
+        raise SettingsError(
+            f"search.storage = {url}: a sweep's folder does not keep the password; give the whole URL again "
+            "as --search.storage"
+        )
+    if not own and not axes:
+        own, axes = before["overrides"], before["vary"]
+    return Changes(own, axes, search)
+
+
+def build_space(file: str | Path, changes: Changes) -> tuple[SearchSpace, list[str]]:
+    """The search space of a file with the changes applied and its depths known, and messages to show.
+
+    Raises:
+        SettingsError: a setting is impossible.
+    """
+    space, messages = _change(read_space(file, task=changes.overrides.get("task")), changes)
+    if space.search.storage:
+        search = space.search.model_copy(update={"storage": absolute_storage(space.search.storage)})
+        space = space.model_copy(update={"search": search})
+    space = space.model_copy(update={"settings": absolute_folders(space.settings)})
+    return resolve_depths(space, changes.overrides), messages
+
+
+def _change(space: SearchSpace, changes: Changes) -> tuple[SearchSpace, list[str]]:
+    return fix(vary(steer(space, changes.control), changes.vary), changes.overrides)
+
+
+def check_sweep(space: str | Path, *, out: str, resume: bool = False, **settings: Any) -> dict[str, Any]:
+    """Check a sweep's arguments without its data and teacher; return the locations of these two.
+
+    Raises:
+        SettingsError: the search space, a setting or a combination of settings is wrong.
+    """
+    axes, *_ = [settings.pop(name, None) for name in ("vary", "plan", "curves", "concurrency")]
+    changes = Changes(**split_settings(settings, axes))
+    file = read_space(space, task=changes.overrides.get("task"))
+    if not resume:  # a resumed sweep uses the search space in its folder
+        varied, _ = _change(file, changes)
+        if all(axis.values is not None or not axis.divisors for axis in varied.axes):
+            check_space(varied, out=out, overrides=changes.overrides)
+    named = {**file.settings, **changes.overrides}
+    return {name: named.get(name) for name in ("data", "teacher")}
 
 
 def _read_axis(text: YamlFile, name: str, settings: Mapping[str, Any], before: Sequence[Axis]) -> Axis:

@@ -24,10 +24,10 @@ from newsbert_ray.telemetry import EVENTS, EventLog
 from newsbert_ray.tune import display
 from newsbert_ray.tune.display import say
 from newsbert_ray.tune.resources import Resources, Retention, check_nodes, plan_resources
-from newsbert_ray.tune.space import SearchSpace, absolute_folders, fix, steer, vary
-from newsbert_ray.tune.space_file import read_space, split_settings
-from newsbert_ray.tune.study import JOURNAL, SweepStudy, absolute_storage, shown_storage
-from newsbert_ray.tune.trial import TrialConfig, check_space, resolve_depths, trial_settings
+from newsbert_ray.tune.space import SearchSpace, absolute_folders
+from newsbert_ray.tune.space_file import Changes, build_space, read_changes
+from newsbert_ray.tune.study import JOURNAL, SweepStudy, shown_storage
+from newsbert_ray.tune.trial import TrialConfig, check_space, trial_settings
 from newsbert_ray.tune.trials import Trials, TrialSpec
 
 if TYPE_CHECKING:
@@ -67,15 +67,6 @@ class SweepResult:
     def failures(self) -> dict[str, str]:
         """Reason of each failed trial, by name."""
         return {trial.name: trial.reason for point in self.points for trial in point.of_state("failed")}
-
-
-@dataclass(frozen=True)
-class Changes:
-    """What is given in addition to the search space's file, as sweep.json keeps it."""
-
-    overrides: Mapping[str, Any]
-    vary: Mapping[str, Sequence[Any]]
-    control: Mapping[str, Any]
 
 
 def sweep(
@@ -435,69 +426,6 @@ def estimate_subject(space: SearchSpace, overrides: Mapping[str, Any]) -> dict[s
     """What an estimate is for: everything that affects how long the sweep takes."""
     values = {**fixed_part("space", space.model_dump(mode="json", exclude={"file"})), "points": space.points}
     return dict(json.loads(json.dumps({**values, "overrides": overrides})))
-
-
-def read_changes(
-    overrides: Mapping[str, Any] | None,
-    vary: Mapping[str, Sequence[Any]] | None,
-    control: Mapping[str, Any] | None,
-    *,
-    before: Mapping[str, Any],
-) -> Changes:
-    """The changes to the search space's file; a resume without any uses those of `before`.
-
-    Raises:
-        SettingsError: the storage's password is missing.
-    """
-    own = absolute_folders(merge(overrides or {}))
-    axes = {name: list(values) for name, values in (vary or {}).items()}
-    search = merge(control or {})
-    if url := search.get("search", {}).get("storage"):
-        search["search"]["storage"] = absolute_storage(url)
-    if not before:
-        return Changes(own, axes, search)
-    search = merge(before["control"], search)
-    url = search.get("search", {}).get("storage")
-    if url and "***" in url:
-        raise SettingsError(
-            f"search.storage = {url}: a sweep's folder does not keep the password; give the whole URL again "
-            "as --search.storage"
-        )
-    if not own and not axes:
-        own, axes = before["overrides"], before["vary"]
-    return Changes(own, axes, search)
-
-
-def build_space(file: str | Path, changes: Changes) -> tuple[SearchSpace, list[str]]:
-    """The search space of a file with the changes applied and its depths known, and messages to show.
-
-    Raises:
-        SettingsError: a setting is impossible.
-    """
-    space = steer(read_space(file, task=changes.overrides.get("task")), changes.control)
-    if space.search.storage:
-        search = space.search.model_copy(update={"storage": absolute_storage(space.search.storage)})
-        space = space.model_copy(update={"search": search})
-    space, messages = fix(vary(space, changes.vary), changes.overrides)
-    space = space.model_copy(update={"settings": absolute_folders(space.settings)})
-    return resolve_depths(space, changes.overrides), messages
-
-
-def check_sweep(space: str | Path, *, out: str, resume: bool = False, **settings: Any) -> dict[str, Any]:
-    """Check a sweep's arguments without its data and teacher; return the locations of these two.
-
-    Raises:
-        SettingsError: the search space, a setting or a combination of settings is wrong.
-    """
-    axes, *_ = [settings.pop(name, None) for name in ("vary", "plan", "curves", "concurrency")]
-    changes = Changes(**split_settings(settings, axes))
-    file = read_space(space, task=changes.overrides.get("task"))
-    if not resume:  # a resumed sweep uses the search space in its folder
-        varied, _ = fix(vary(steer(file, changes.control), changes.vary), changes.overrides)
-        if all(axis.values is not None or not axis.divisors for axis in varied.axes):
-            check_space(varied, out=out, overrides=changes.overrides)
-    named = {**file.settings, **changes.overrides}
-    return {name: named.get(name) for name in ("data", "teacher")}
 
 
 def check_corpora(space: SearchSpace, first: TrainSettings) -> list[str]:

@@ -12,8 +12,7 @@ import pytest
 
 from newsbert_ray.cli import parse
 from newsbert_ray.config import SettingsError
-from newsbert_ray.tune.space_file import parse_vary, read_space
-from newsbert_ray.tune.sweep import Changes, build_space
+from newsbert_ray.tune.space_file import Changes, build_space, parse_vary, read_space
 from newsbert_ray.tune.trial import check_space
 
 WriteSpace = Callable[..., Path]

@@ -28,9 +28,9 @@ from newsbert_ray.storage.bucket import Remote
 from newsbert_ray.storage.workdir import WorkDir
 from newsbert_ray.tune import sweep as sweep_module
 from newsbert_ray.tune.space import steer
-from newsbert_ray.tune.space_file import read_space
+from newsbert_ray.tune.space_file import Changes, read_changes, read_space
 from newsbert_ray.tune.study import JOURNAL, SweepStudy
-from newsbert_ray.tune.sweep import Changes, SweepError, make_plan, read_changes, sweep
+from newsbert_ray.tune.sweep import SweepError, make_plan, sweep
 from newsbert_ray.tune.trial import check_space, trial_settings
 from newsbert_ray.tune.trials import Trials, metric_value
 
