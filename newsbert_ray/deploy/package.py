@@ -194,33 +194,27 @@ ENVIRONMENT: Mapping[str, str] = {
 }
 """Variables of every job: unbuffered lines, no cursor movements, room for a table."""
 _PROGRAM = ("python", "-m", "newsbert_ray.cli")
+_VISIBLE = "is visible to everyone who may look at the cluster; give the nodes a role or a cluster secret"
 
 
-def read_variables(words: Sequence[str]) -> dict[str, str]:
-    """{"NAME": "VALUE"} from NAME=VALUE words.
-
-    Raises:
-        SettingsError: a word of another form.
-    """
-    variables = {}
-    for word in words:
-        name, equals, value = word.partition("=")
-        if not equals or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-            raise SettingsError(f"--env {name}: expected NAME=VALUE")
-        variables[name] = value
-    return variables
-
-
-def runtime_environment(variables: Mapping[str, str], requirements: str | None) -> dict[str, Any]:
+def runtime_environment(variables: Sequence[str], requirements: str | None) -> dict[str, Any]:
     """Ray's runtime environment without the working directory.
 
     Args:
-        variables: of the job and its workers, beside ENVIRONMENT.
+        variables: NAME=VALUE words for the job and its workers, beside ENVIRONMENT.
         requirements: file of what pip installs on every node; Ray itself is left out of it.
     Raises:
-        SettingsError: requirements that cannot be read.
+        SettingsError: a word of another form, a secret, or requirements that cannot be read.
     """
-    runtime: dict[str, Any] = {"env_vars": {**ENVIRONMENT, **variables}}
+    environment = dict(ENVIRONMENT)
+    for word in variables:
+        name, equals, value = word.partition("=")
+        if not equals or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            raise SettingsError(f"--env {name}: expected NAME=VALUE")
+        if is_secret_name(name) or find_secrets(value):
+            raise SettingsError(f"--env {name}: a secret in a job's environment {_VISIBLE}")
+        environment[name] = value
+    runtime: dict[str, Any] = {"env_vars": environment}
     if requirements is None:
         return runtime
     try:
@@ -311,16 +305,12 @@ def check_paths(settings: Mapping[str, Any], package: PackageFiles) -> list[str]
     return [f"note: every node must be able to read {', '.join(absolute)} at that path"] if absolute else []
 
 
-def check_secrets(words: Sequence[str], variables: Mapping[str, str]) -> None:
-    """Refuse secrets: everyone who may look at the cluster sees a job's command and variables.
+def check_secrets(command: Sequence[str]) -> None:
+    """Refuse a password in a URL of the command.
 
     Raises:
-        SettingsError: a password in a URL, or a variable whose name says that it is a secret.
+        SettingsError: names the word, with the password masked.
     """
-    cure = "is visible to everyone who may look at the cluster; give the nodes a role or a cluster secret"
-    for word in words:
+    for word in command:
         if find_secrets(word):
-            raise SettingsError(f"{mask_text(word)}: a secret in a job's command {cure}")
-    for name, value in variables.items():
-        if is_secret_name(name) or find_secrets(value):
-            raise SettingsError(f"--env {name}: a secret in a job's environment {cure}")
+            raise SettingsError(f"{mask_text(word)}: a secret in a job's command {_VISIBLE}")

@@ -37,7 +37,6 @@ from newsbert_ray.deploy.package import (
     make_entrypoint,
     make_job_name,
     read_entrypoint,
-    read_variables,
     runtime_environment,
 )
 from newsbert_ray.files import first_line, format_size
@@ -120,16 +119,15 @@ def submit(
     Arguments, result and errors are those of `newsbert_ray.submit`. `settings` are the command's settings by
     name ({"data": "shards"}), whose paths are checked before anything is sent.
     """
-    variables = read_variables(env)
     job = make_job_name(command[0]) if id is None else check_job_name(id)
-    check_secrets(command, variables)
+    check_secrets(command)
+    runtime = runtime_environment(env, pip)
     token = Path(token_file).expanduser() if token_file else token_path(os.environ)
     own_token = os.path.relpath(token.resolve(), Path(working_dir).resolve())  # never sent
     package = find_files(working_dir, include=include, exclude=[*exclude, f"/{own_token}"])
     for line in check_paths(settings, package):
         _say(line)
     dashboard, client = _open_client(address, token_file)
-    runtime = runtime_environment(variables, pip)
     _say(_describe(package))
     try:
         with tempfile.TemporaryDirectory(prefix="nb-submit-") as folder:

@@ -23,7 +23,6 @@ from newsbert_ray.deploy.package import (
     make_entrypoint,
     make_job_name,
     read_entrypoint,
-    read_variables,
     runtime_environment,
 )
 
@@ -228,21 +227,22 @@ def test_requirements_without_ray(tmp_path: Path) -> None:
     """Another Ray inside a job than outside breaks it; constraints.txt names Ray too."""
     file = tmp_path / "constraints.txt"
     file.write_text("# pinned\nnumpy==2.4.6  # ids\n\nray==2.60.0\nray[data]>=2\nray-extra==1\n")
-    runtime = runtime_environment({"A": "1"}, str(file))
+    runtime = runtime_environment(["A=1"], str(file))
     assert runtime["pip"]["packages"] == ["numpy==2.4.6", "ray-extra==1"]
     assert runtime["env_vars"]["A"] == "1"
     with pytest.raises(SettingsError, match="--pip nowhere"):
-        runtime_environment({}, "nowhere")
+        runtime_environment([], "nowhere")
 
 
 def test_environment_of_the_user_is_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     """It may hold keys of a cloud."""
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
     monkeypatch.setenv("RAY_AUTH_TOKEN", "hunter2")
-    assert "hunter2" not in str(runtime_environment({}, None))
-    assert read_variables(["A=b=c", "B="]) == {"A": "b=c", "B": ""}
+    assert "hunter2" not in str(runtime_environment([], None))
+    variables = runtime_environment(["A=b=c", "B="], None)["env_vars"]
+    assert (variables["A"], variables["B"]) == ("b=c", "")
     with pytest.raises(SettingsError, match="--env A: expected NAME=VALUE"):
-        read_variables(["A"])
+        runtime_environment(["A"], None)
 
 
 @pytest.fixture
@@ -306,7 +306,7 @@ def test_paths_that_the_cluster_can_read(project: Path) -> None:
 def test_secret_in_a_command_is_refused_and_not_shown(word: str) -> None:
     """Ray shows a job's command to everyone who may list jobs, and logs it."""
     with pytest.raises(SettingsError, match="visible to everyone") as caught:
-        check_secrets(["sweep", word], {})
+        check_secrets(["sweep", word])
     assert "hunter2" not in str(caught.value)
     assert "wJalr" not in str(caught.value)
 
@@ -317,12 +317,13 @@ def test_secret_in_a_command_is_refused_and_not_shown(word: str) -> None:
 def test_secret_in_the_environment_is_refused(name: str) -> None:
     """A job's environment is a part of its description."""
     with pytest.raises(SettingsError, match=rf"--env {name}: .*visible to everyone") as caught:
-        check_secrets([], {name: "hunter2"})
+        runtime_environment([f"{name}=hunter2"], None)
     assert "hunter2" not in str(caught.value)
 
 
 def test_ordinary_settings_are_not_taken_for_secrets() -> None:
     """An endpoint, a region, a budget of tokens."""
-    variables = {"AWS_ENDPOINT_URL": "http://store:9000", "AWS_REGION": "eu", "HF_HOME": "/shared/keys"}
+    variables = ["AWS_ENDPOINT_URL=http://store:9000", "AWS_REGION=eu", "HF_HOME=/shared/keys"]
     words = ["sweep", "--out", "s3://bucket/a?endpoint_override=http://store:9000", "--vary", "seeds=0,1"]
-    check_secrets([*words, "--token_budget", "4096", "--search.storage", "sqlite:////shared/a.db"], variables)
+    check_secrets([*words, "--token_budget", "4096", "--search.storage", "sqlite:////shared/a.db"])
+    runtime_environment(variables, None)
