@@ -140,7 +140,6 @@ class FigureData(Generic[P_co]):
 
 Make = Callable[[], FigureData[AnyPanel]]
 BETA, DEPTH, PREREQUISITE = "distill.beta", "student.layers", "before.method"
-X_BETA = "share of the teacher's gradient, β"
 LOSS_POINTS = 40
 MAX_LINES = 8
 """Lines of one panel that can be told apart; also topics of the map."""
@@ -193,7 +192,9 @@ def beta_figure(records: Sequence[RunRecord]) -> FigureData[Panel]:
             mean, n = 100 * teacher.mean, teacher.n
             lines.append(Line("teacher (mean)", ends, (mean, mean), (None, None), (n, n), "reference"))
         if lines:
-            panels.append(Panel("", X_BETA, f"test {metric.heading} (%)", tuple(lines)))
+            panels.append(
+                Panel("", "share of the teacher's gradient, β", f"test {metric.heading} (%)", tuple(lines))
+            )
     if not panels:
         raise NothingToDraw("Fig. 7 (metric over beta) is left out: no run has test metrics")
     across = 2 if len(panels) == 4 else 3
@@ -317,16 +318,12 @@ def loss_figure(record: RunRecord, entries: Sequence[Mapping[str, Any]]) -> Figu
     }
     if max((len(line.x) for line in lines.values()), default=0) < 2:
         raise NothingToDraw("losses are left out: the run logged them less than twice")
-    panels = [
-        Panel(
-            "",
-            "epoch",
-            heading,
-            tuple(line for name, line in lines.items() if name.endswith("_task") == task),
-        )
-        for heading, task in (("loss of the labels", True), ("loss of distillation", False))
-    ]
-    shown = tuple(panel for panel in panels if panel.lines)
+    groups = grouped(lines, lambda name: name.endswith("_task"))
+    shown = tuple(
+        Panel("", "epoch", heading, tuple(lines[name] for name in groups[of_labels]))
+        for heading, of_labels in (("loss of the labels", True), ("loss of distillation", False))
+        if of_labels in groups
+    )
     caption = f"Training losses of {record.steps:,} steps before weighting, averaged over parts of the run."
     alt = "; ".join(f"{line.label} from {line.y[0]:.3g} to {line.y[-1]:.3g}" for line in lines.values())
     return FigureData("losses", shown, caption, across=2, alt=f"Losses: {alt}.")

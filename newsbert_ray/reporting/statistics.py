@@ -355,18 +355,16 @@ class Costs:
     """What a sweep cost so far. Times are those of the training loops, as the runs recorded them.
 
     Attributes:
-        wall_seconds: over all sessions; None while it is not recorded.
-        prerequisites: runs before the trials (teachers, students to start from), `prerequisite_seconds` long.
+        prerequisite_seconds: of the runs before the trials (teachers, students to start from).
         money: None where the search space states no price.
         parts: CPU-hours of the finished trials by part, of trials stopped early, and of prerequisites.
         unknown: trials without a known time: failed or unfinished.
         saved_epochs: left out by early stopping, including those of seeds that never started.
+        saved_seconds: what they would have taken at the mean time of an epoch.
     """
 
-    wall_seconds: float | None
     seconds: float
     prerequisite_seconds: float
-    prerequisites: int
     cpu_hours: float
     gpu_hours: float
     money: float | None
@@ -374,11 +372,7 @@ class Costs:
     unknown: int
     seconds_per_epoch: float | None
     saved_epochs: float
-
-    @property
-    def saved_seconds(self) -> float:
-        """Time that the saved epochs would have taken at the mean time of an epoch."""
-        return self.saved_epochs * (self.seconds_per_epoch or 0.0)
+    saved_seconds: float
 
 
 def costs_of(sweep: Sweep) -> Costs:
@@ -397,12 +391,9 @@ def costs_of(sweep: Sweep) -> Costs:
     for point in sweep.of("stopped"):
         saved += sum(max(0.0, t.epochs - t.epoch) for t in point.trials if t.state == "stopped")
         saved += (len(sweep.seeds) - len(point.trials)) * point.trials[0].epochs
-    wall = sweep.plan.get("seconds")
     return Costs(
-        wall_seconds=float(wall) if isinstance(wall, int | float) else None,
         seconds=seconds,
         prerequisite_seconds=before,
-        prerequisites=len(sweep.prerequisites),
         cpu_hours=cpu_hours,
         gpu_hours=gpu_hours,
         money=cpu_hours * cpu_price + gpu_hours * gpu_price if cpu_price or gpu_price else None,
@@ -410,6 +401,7 @@ def costs_of(sweep: Sweep) -> Costs:
         unknown=len(sweep.trials) - len(timed),
         seconds_per_epoch=seconds / epochs if epochs else None,
         saved_epochs=saved,
+        saved_seconds=saved * seconds / epochs if epochs else 0.0,
     )
 
 

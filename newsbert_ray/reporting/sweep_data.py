@@ -33,7 +33,7 @@ from newsbert_ray.record import (
     read_record,
     read_stop,
 )
-from newsbert_ray.reporting.records import grouped
+from newsbert_ray.reporting.records import distinct, grouped
 from newsbert_ray.reporting.tables import Column, Mode, Summary, number, number_at, summarise, summary_of
 from newsbert_ray.settings import Settings, flatten, nearest
 
@@ -280,6 +280,11 @@ class Sweep:
     def trials(self) -> tuple[Trial, ...]:
         """Every trial that has started."""
         return tuple(trial for point in self.points for trial in point.trials)
+
+    @property
+    def records(self) -> list[RunRecord]:
+        """Records of the finished trials, each run once."""
+        return distinct([trial.record for trial in self.trials if trial.record])
 
     def of(self, *states: State) -> list[Point]:
         """Points in one of these states."""

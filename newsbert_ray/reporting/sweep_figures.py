@@ -32,7 +32,7 @@ from newsbert_ray.reporting.figures import (
     quality_figure,
     short,
 )
-from newsbert_ray.reporting.records import distinct, flat_settings
+from newsbert_ray.reporting.records import flat_settings
 from newsbert_ray.reporting.statistics import cost_figure, importance_figure
 from newsbert_ray.reporting.sweep_data import Axis, Goal, Point, Sweep, listed
 from newsbert_ray.telemetry import read_events
@@ -53,7 +53,7 @@ _ALL_END = ("start", "resume", "interrupted", "error", "end")
 
 def sweep_figures(sweep: Sweep) -> dict[str, Make]:
     """The figures of a sweep by name."""
-    records = distinct([trial.record for trial in sweep.trials if trial.record])
+    records = sweep.records
     makes: dict[str, Make] = {"pareto_front": partial(pareto_front, sweep)}
     for goal in range(len(sweep.goals)):
         makes[_over_name(goal)] = partial(over_settings, sweep, goal=goal)

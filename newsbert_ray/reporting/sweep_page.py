@@ -9,7 +9,7 @@ from newsbert_ray.files import format_duration
 from newsbert_ray.reporting.figures import describe, short
 from newsbert_ray.reporting.page import Block, Command, Facts, Page, Picture, Section, Table, Text
 from newsbert_ray.reporting.paper import method_tables, table1_of_runs
-from newsbert_ray.reporting.records import distinct, joined, provenance
+from newsbert_ray.reporting.records import joined, provenance
 from newsbert_ray.reporting.statistics import Against, costs_of
 from newsbert_ray.reporting.sweep_data import Axis, Point, State, Sweep, listed, teacher_summary
 from newsbert_ray.reporting.tables import Column, columns_of, csv_text, student_columns, summary_of
@@ -50,8 +50,7 @@ def sweep_page(sweep: Sweep, figures: Figures, *, against: Against | None = None
         return [figure for name in names if isinstance(figure := figures.get(name), Picture)]
 
     over = [_figure(figures, name) for name in figures if name.startswith("metric_over_settings")]
-    records = distinct([trial.record for trial in sweep.trials if trial.record])
-    tables = method_tables(records, against, sweep.failed_rows) if records else []
+    tables = method_tables(sweep.records, against, sweep.failed_rows) if sweep.records else []
     compared = drawn("methods_over_depth", "fig3_after_another_task", "quality_kept")
     optional: dict[str, list[Block]] = {
         "Comparison on the test split": [*tables, *compared],
@@ -318,11 +317,11 @@ def _cost(sweep: Sweep, figure: Sequence[Block]) -> Section:
     costs = costs_of(sweep)
     left = f"; {costs.unknown} trials (failed or unfinished) recorded none" if costs.unknown else ""
     facts = {}
-    if costs.wall_seconds is not None:
-        facts["wall time"] = f"{format_duration(costs.wall_seconds)}, all sessions together"
+    if isinstance(wall_seconds := sweep.plan.get("seconds"), int | float):
+        facts["wall time"] = f"{format_duration(wall_seconds)}, all sessions together"
     facts["training loops"] = f"{format_duration(costs.seconds)} over all trials{left}"
-    if costs.prerequisites:
-        runs = f"{costs.prerequisites} run{'s' if costs.prerequisites > 1 else ''}"
+    if count := len(sweep.prerequisites):
+        runs = f"{count} run{'s' if count > 1 else ''}"
         shared = "that trials share (teachers, students to start from)"
         facts["prerequisites"] = f"{format_duration(costs.prerequisite_seconds)}, {runs} {shared}"
     facts["processors"] = f"{costs.cpu_hours:.3g} CPU-hours, {costs.gpu_hours:.3g} GPU-hours"
@@ -343,12 +342,11 @@ def _cost(sweep: Sweep, figure: Sequence[Block]) -> Section:
 
 def _origin(sweep: Sweep) -> Section:
     """Hardware, versions, data and teacher, as the finished trials recorded them."""
-    records = [trial.record for trial in sweep.trials if trial.record]
-    if records:
-        facts = [fact for fact in provenance(records) if fact[0] != "settings that vary"]
+    if sweep.records:
+        facts = [fact for fact in provenance(sweep.records) if fact[0] != "settings that vary"]
     else:
         settings = sweep.plan.get("settings") or {}
         facts = [(name, str(settings[name])) for name in ("data", "teacher") if settings.get(name)]
         facts.append(("versions", joined(sweep.plan.get("versions") or {})))
-    table = table1_of_runs(records)
+    table = table1_of_runs(sweep.records)
     return Section("Data, versions and hardware", (Facts(tuple(facts)), *([table] if table else [])))

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 from dataclasses import replace
+from functools import cache
 from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -126,6 +127,7 @@ def _svg(name: str) -> str:
     return draw_svg(FigureData(name, (Panel("", "x", "y", (line,)),), "Caption."))
 
 
+@cache
 def _page() -> Page:
     bars = draw_svg(FigureData("bars", (Bars("", "share", (Bar("a", 1.0),)),), "Caption.", wide=True))
     blocks = (

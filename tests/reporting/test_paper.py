@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -13,9 +13,7 @@ from newsbert_ray.record import RunRecord, write_record
 from newsbert_ray.reporting.paper import depths_table, method_tables, table1, table1_of_runs, table2
 from newsbert_ray.reporting.records import NAMES
 from newsbert_ray.reporting.report import report, runs_page
-
-if TYPE_CHECKING:
-    from tests.conftest import MakeRecord
+from tests.reporting.conftest import MakeRecord
 
 
 def _runs(make_record: MakeRecord, *rows: tuple[str, int], **more: Any) -> list[RunRecord]:

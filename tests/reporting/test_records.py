@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,8 +18,7 @@ from newsbert_ray.reporting.records import (
 )
 from newsbert_ray.reporting.report import report
 from newsbert_ray.reporting.tables import rows_of
-
-MakeRecord = Callable[..., RunRecord]
+from tests.reporting.conftest import MakeRecord
 
 
 def _older(record: RunRecord) -> RunRecord:

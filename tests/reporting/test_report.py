@@ -20,7 +20,7 @@ def _write_sweep(folder: Path, make_record: MakeRecord) -> None:
 
 
 def test_report_of_runs_is_complete(tmp_path: Path, make_record: MakeRecord) -> None:
-    """Table, settings and every figure that the page names; a second report is the same byte for byte."""
+    """Table, settings and every figure that the page names, each in both forms."""
     _write_sweep(tmp_path / "sweep", make_record)
     written = report([tmp_path / "sweep"], out=tmp_path / "out")
     names = [path.name for path in written]
@@ -42,9 +42,6 @@ def test_report_of_runs_is_complete(tmp_path: Path, make_record: MakeRecord) -> 
     assert "](fig7_beta.png)" in page
     assert "- data: synthetic_train (ab12cd34), 1,800 train, 400 test" in page
     assert "- settings that vary: distill.beta" in page
-    first = {path.name: path.read_bytes() for path in written}
-    again = report([tmp_path / "sweep"], out=tmp_path / "out")
-    assert {path.name: path.read_bytes() for path in again} == first
 
 
 @pytest.mark.usefixtures("_undrawn")

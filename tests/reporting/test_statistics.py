@@ -247,7 +247,6 @@ def test_costs_by_hand(make_sweep: MakeSweep) -> None:
     """Two points of four stopped after one of nine epochs, with one seed of two; a trial is 33 s or 4 s."""
     folder = make_sweep(points=5, stopped=0.5, failed=1, prices={"cpu_hour": 3.6, "gpu_hour": 36.0})
     costs = costs_of(read_sweep(folder))
-    assert costs.wall_seconds == 1234.5
     assert costs.seconds == pytest.approx(4 * 33 + 2 * 4)
     assert costs.cpu_hours == pytest.approx(140 / 3600)
     assert costs.gpu_hours == 0.0
@@ -290,7 +289,7 @@ def test_prerequisites_are_counted(make_sweep: MakeSweep) -> None:
         (folder / "teachers" / name).mkdir(parents=True)
         (folder / "teachers" / name / "record.json").write_text(text)
     costs = costs_of(read_sweep(folder))
-    assert (costs.prerequisites, costs.prerequisite_seconds, costs.seconds) == (1, 33.0, 33.0)
+    assert (costs.prerequisite_seconds, costs.seconds) == (33.0, 33.0)
     assert costs.cpu_hours == pytest.approx(4 * 33 / 3600)
     assert costs.money == pytest.approx(132)
     assert costs.parts["prerequisites"] == pytest.approx(66 / 3600)
