@@ -9,13 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from newsbert_ray.config import (
-    SCRATCH,
-    DistillSettings,
-    ModelSettings,
-    SettingsError,
-    TrainSettings,
-)
+from newsbert_ray.config import SCRATCH, DistillSettings, ModelSettings, SettingsError, TrainSettings
 from newsbert_ray.data.shards import Manifest
 from newsbert_ray.data.tokenizer import VECTORS, load_tokenizer
 from newsbert_ray.methods import ATTENTION_LOSSES, losses_where
@@ -56,10 +50,10 @@ def assemble_pair(settings: TrainSettings, manifest: Manifest, *, stand_in: bool
     torch.manual_seed(settings.seed)
     student = _start_student(teacher, settings, manifest)
     top = _draw_top(student, settings, manifest)
-    start_top(top, settings, manifest)
+    _start_top(top, settings, manifest)
     teacher_top = None
     if distill.frozen and not (stand_in and distill.teacher_run is None):
-        teacher, teacher_top = load_frozen(settings, manifest)
+        teacher, teacher_top = _load_frozen(settings, manifest)
     elif distill.own_tops:
         teacher_top = _draw_top(teacher, settings, manifest)
     state_map = torch.nn.Linear(student.hidden_size, teacher.hidden_size) if distill.map_hidden else None
@@ -78,12 +72,8 @@ def assemble_pair(settings: TrainSettings, manifest: Manifest, *, stand_in: bool
     return pair.train()
 
 
-def load_frozen(settings: TrainSettings, manifest: Manifest) -> tuple[Encoder, Top]:
-    """The encoder and top of the run that fine-tuned the teacher.
-
-    Raises:
-        EncoderError: no such run, or it used other shards, another task, or other topics.
-    """
+def _load_frozen(settings: TrainSettings, manifest: Manifest) -> tuple[Encoder, Top]:
+    """The encoder and top of the run that fine-tuned the teacher, with the same task, shards and topics."""
     run = settings.distill.teacher_run
     if run is None:
         raise EncoderError("distill.teacher frozen: no teacher has been fine-tuned; give distill.teacher_run")
@@ -191,9 +181,8 @@ def _load_word_vectors(encoder: Encoder, path: Path) -> None:
         words.copy_(table)
 
 
-def start_top(top: Top, settings: TrainSettings, manifest: Manifest) -> None:
-    """If the teacher is another run's exported student, start from its pooling, and for the same task and
-    topics also from its head."""
+def _start_top(top: Top, settings: TrainSettings, manifest: Manifest) -> None:
+    """Start from an exported student's pooling and, for the same task and topics, its head."""
     from safetensors.torch import load_file
 
     folder = Path(settings.teacher)
