@@ -410,8 +410,7 @@ def fix(space: SearchSpace, overrides: Mapping[str, Any]) -> tuple[SearchSpace, 
 def _start_points(
     start: Sequence[PointValues], axes: Sequence[Axis], messages: list[str]
 ) -> tuple[PointValues, ...]:
-    """The distinct starting points over the axes that still vary; one with a value off its axis is
-    dropped."""
+    """The distinct starting points over the axes that still vary, without those off an axis."""
     by_name = {axis.name: axis for axis in axes}
     points: list[PointValues] = []
     for point in start:

@@ -172,8 +172,7 @@ class SweepStudy:
 
     @contextmanager
     def _storage_errors(self) -> Iterator[None]:
-        """Raise an error of the open storage (disk full, server gone) as one StudyError without its
-        password."""
+        """Raise an error of the open storage (disk full, server gone) as a StudyError without password."""
         from optuna.exceptions import StorageInternalError
         from sqlalchemy.exc import SQLAlchemyError
 
@@ -209,8 +208,7 @@ def _open_study(space: SearchSpace, storage: BaseStorage, identity: str) -> Stud
 
 
 def _require_own_study(space: SearchSpace, study: Study, identity: str, *, started: int) -> None:
-    """Refuse the study of another sweep. A study without identity and trials was killed while it was
-    created."""
+    """Refuse another sweep's study; one without identity and trials was killed while it was created."""
     directions = [_DIRECTION[goal.mode] for goal in space.goals]
     foreign = identity and study.user_attrs.get(IDENTITY, "" if started else identity) != identity
     if foreign or [d.name.lower() for d in study.directions] != directions:

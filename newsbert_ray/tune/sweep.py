@@ -177,7 +177,9 @@ class _Runner:
 
         with ray_session() as session:
             if not session.private:
-                check_nodes(trials.workdir, **self._inputs() if self.train is None else {})
+                teachers = filter(is_location, space.samples_of("teacher", self.first.teacher))
+                inputs = {"data": space.samples_of("data", self.first.data), "teachers": list(teachers)}
+                check_nodes(trials.workdir, **inputs if self.train is None else {})
             resources = plan_resources(
                 self.first,
                 node_resources(),
@@ -224,13 +226,6 @@ class _Runner:
             sweep=workdir.absolute() if shared else None,
             gpus=resources.gpus,
         )
-
-    def _inputs(self) -> dict[str, list[str]]:
-        """The shards and teachers that trials read; teachers known by a Hugging Face name are left out."""
-        space, first = self.trials.space, self.first
-        teachers = space.samples_of("teacher", first.teacher)
-        data = space.samples_of("data", first.data)
-        return {"data": data, "teachers": [name for name in teachers if is_location(name)]}
 
 
 def _result(trials: Trials, overrides: Mapping[str, Any], *, seconds: float) -> SweepResult:

@@ -107,8 +107,7 @@ def check_space(space: SearchSpace, *, out: str | Path, overrides: Mapping[str, 
 
 
 def _sample_points(space: SearchSpace) -> Iterator[PointValues]:
-    """A first point, and for each axis a point with each of its values; all other axes at their first
-    value."""
+    """A first point, and one for each value of each axis, with the other axes at their first value."""
     for axis in (None, *space.axes):
         required = dict(conditions(space.axes, axis) or {}) if axis else {}
         for value in axis.samples() if axis else (None,):
