@@ -15,6 +15,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -94,10 +95,9 @@ class Timing:
 
 
 class Model(NamedTuple):
-    """A model's name, the argument that named it, and the function that loads it."""
+    """A model's name, and the function that loads it, also in another process."""
 
     name: str
-    argument: str
     load: Callable[[], Student]
 
 
@@ -187,18 +187,17 @@ def find_models(argument: str, texts: Sequence[str]) -> Iterator[Model]:
             raise SettingsError(
                 f"{argument}: needs layers, and a width that {_HEAD_SIZE} divides, such as random:12x768"
             )
-        yield Model(argument, argument, lambda: _random_bert(layers, width, texts))
+        yield Model(argument, partial(_random_bert, layers, width, texts))
         return
     if argument.startswith("random"):
         raise SettingsError(f"{argument}: write random:LAYERSxWIDTH, such as random:12x768")
     record, folder = read_run(argument)
-    yield Model(f"{Path(argument).name}, student", argument, lambda: Student.read(folder))
+    yield Model(f"{Path(argument).name}, student", partial(Student.read, folder))
     settings = build_settings(TrainSettings, record.settings)
     if not settings.distill.alone:
         teacher = download_input(settings.teacher)
         depth = encoder_depth(teacher, settings.model, settings.scratch)
-        name = f"{Path(teacher).name}, {depth} layers"
-        yield Model(name, argument, lambda: _teacher(teacher, settings, Student.read(folder)))
+        yield Model(f"{Path(teacher).name}, {depth} layers", partial(_teacher, teacher, settings, folder))
 
 
 def memory_in_use(model: Model, texts: Sequence[str], *, precision: Precision = "fp32") -> float | None:
@@ -210,7 +209,7 @@ def memory_in_use(model: Model, texts: Sequence[str], *, precision: Precision = 
         return None
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         try:
-            return pool.submit(_peak_memory, model.argument, model.name, list(texts), precision).result()
+            return pool.submit(_peak_memory, model.load, list(texts), precision).result()
         except BrokenProcessPool:
             return None  # killed, for example because memory ran out
 
@@ -377,8 +376,9 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _teacher(name: str, settings: TrainSettings, student: Student) -> Student:
+def _teacher(name: str, settings: TrainSettings, run: Path) -> Student:
     """The teacher's encoder as it was before the run, which is as fast as after it."""
+    student = Student.read(run)
     encoder = load_encoder(
         name,
         model=settings.model,
@@ -404,14 +404,13 @@ def _untrained(encoder: Encoder, tokenizer: TitleTokenizer, max_tokens: int) -> 
     return Student(encoder, top, tokenizer, "topics", ("0", "1"), max_tokens)
 
 
-def _peak_memory(argument: str, name: str, texts: Sequence[str], precision: Precision) -> float:
+def _peak_memory(load: Callable[[], Student], texts: Sequence[str], precision: Precision) -> float:
     torch.set_num_threads(1)
-    small = next(find_models("random:1x64", texts))  # loads the libraries before anything is measured
-    Predictor(small.load(), device="cpu", precision=precision).embed(texts[:100])
-    model = next(model for model in find_models(argument, texts) if model.name == name)
+    small = _random_bert(1, 64, texts)  # loads the libraries before anything is measured
+    Predictor(small, device="cpu", precision=precision).embed(texts[:100])
     _RESET_PEAK.write_text("5")
     before = _status_kilobytes("VmRSS")
-    Predictor(model.load(), device="cpu", precision=precision).embed(texts)
+    Predictor(load(), device="cpu", precision=precision).embed(texts)
     return (_status_kilobytes("VmHWM") - before) * 1024 / 1e6
 
 
