@@ -188,10 +188,6 @@ class Trial:
     """Why it failed, or which scheduler stopped it."""
     record: RunRecord | None = None
 
-    def curve(self, metric: str) -> list[tuple[float, float]]:
-        """(epoch, value) of each evaluation that has `metric`."""
-        return curve_of(self.entries, metric)
-
 
 @dataclass(frozen=True)
 class Point:

@@ -34,7 +34,7 @@ from newsbert_ray.reporting.figures import (
 )
 from newsbert_ray.reporting.records import flat_settings
 from newsbert_ray.reporting.statistics import cost_figure, importance_figure
-from newsbert_ray.reporting.sweep_data import Axis, Goal, Point, Sweep, listed
+from newsbert_ray.reporting.sweep_data import Axis, Goal, Point, Sweep, curve_of, listed
 from newsbert_ray.telemetry import read_events
 
 BEST = 4
@@ -102,7 +102,8 @@ def learning_curves(sweep: Sweep) -> FigureData[Panel]:
             look="cross" if trial.state == "stopped" else "run",
         )
         for trial in sweep.trials
-        if all(trial not in point.trials for point in best) and (curve := trial.curve(goal.metric))
+        if all(trial not in point.trials for point in best)
+        and (curve := curve_of(trial.entries, goal.metric))
     )
     teacher = goal.metric.replace(".student.", ".teacher.")
     wanted = [(point, goal.metric, name) for point, name in zip(best, names, strict=True)]
@@ -114,7 +115,7 @@ def learning_curves(sweep: Sweep) -> FigureData[Panel]:
             look="reference" if metric == teacher else "mean",
         )
         for point, metric, label in wanted
-        if (pairs := [(x, factor * y) for trial in point.trials for x, y in trial.curve(metric)])
+        if (pairs := [(x, factor * y) for trial in point.trials for x, y in curve_of(trial.entries, metric)])
     )
     if not lines and not others:
         raise NothingToDraw("no trial has been evaluated yet")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from newsbert_ray.reporting.figures import NothingToDraw, Panel
-from newsbert_ray.reporting.sweep_data import Axis, Goal, Point, State, Sweep, Trial, read_sweep
+from newsbert_ray.reporting.sweep_data import Axis, Goal, Point, State, Sweep, Trial, curve_of, read_sweep
 from newsbert_ray.reporting.sweep_figures import (
     learning_curves,
     node_steps,
@@ -50,7 +50,7 @@ def test_curve_is_the_mean_over_seeds(make_sweep: MakeSweep) -> None:
     """In per cent, at each epoch."""
     sweep = read_sweep(make_sweep(points=1, epochs=2))
     line = learning_curves(sweep).panels[0].lines[0]
-    values = [trial.curve("validation.student.accuracy")[1][1] for trial in sweep.trials]
+    values = [curve_of(trial.entries, "validation.student.accuracy")[1][1] for trial in sweep.trials]
     assert line.y[1] == pytest.approx(100 * sum(values) / 2)
 
 
