@@ -1,4 +1,4 @@
-"""The house's doors open one way: which room may import which, and where Ray and torch may stand."""
+"""Which package may import which, and which modules may use Ray and torch."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ ORDER = (
     ("tune", "deploy", "serving"),
     ("screens", "cli", "__main__"),
 )
-"""Rooms from the ground up; a room imports from its own storey and those below.
+"""Layers, the lowest first; a package imports from its own layer and those below.
 
-`reporting` needs records only; it stands below `tune` because a sweep ends with its own report.
+`reporting` needs records only; it is below `tune` because a sweep ends with its own report.
 """
-FLOOR = {room: floor for floor, rooms in enumerate(ORDER) for room in rooms}
+LAYER = {package: layer for layer, packages in enumerate(ORDER) for package in packages}
 RAY = (
     "data.stream",
     "training.ray_group",
@@ -75,11 +75,11 @@ class Import(NamedTuple):
 
 
 def _modules() -> dict[str, Path]:
-    found = {}
+    modules = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         parts = path.relative_to(PACKAGE).with_suffix("").parts
-        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
+        modules[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return modules
 
 
 MODULES = _modules()
@@ -107,23 +107,23 @@ def _walk(node: ast.AST, module: str, when: str) -> Iterator[Import]:
             yield from _walk(child, module, "call" if deeper and when == "load" else when)
 
 
-ALL = [found for module in MODULES for found in _imports(module)]
+ALL = [item for module in MODULES for item in _imports(module)]
 
 
-def _own(found: Import) -> str | None:
-    return found.target.removeprefix("newsbert_ray.") if found.target.startswith("newsbert_ray.") else None
+def _own(item: Import) -> str | None:
+    return item.target.removeprefix("newsbert_ray.") if item.target.startswith("newsbert_ray.") else None
 
 
-def _within(module: str, rooms: tuple[str, ...]) -> bool:
-    return any(module == room or module.startswith(f"{room}.") for room in rooms)
+def _within(module: str, packages: tuple[str, ...]) -> bool:
+    return any(module == package or module.startswith(f"{package}.") for package in packages)
 
 
-def _top(found: Import) -> str:
-    return found.target.partition(".")[0]
+def _top(item: Import) -> str:
+    return item.target.partition(".")[0]
 
 
 def _loaded_by(module: str, whens: tuple[str, ...]) -> set[str]:
-    """Everything that `module` brings with it, our own modules followed all the way."""
+    """The packages that `module` loads, directly or through our own modules."""
     seen: set[str] = set()
     others: set[str] = set()
     waiting = [module]
@@ -133,42 +133,42 @@ def _loaded_by(module: str, whens: tuple[str, ...]) -> set[str]:
             continue
         seen.add(current)
         waiting.append(current.rpartition(".")[0])
-        for found in _imports(current):
-            own = _own(found)
-            if found.when not in (("load",) if current in ("", "telemetry") else whens):
+        for item in _imports(current):
+            own = _own(item)
+            if item.when not in (("load",) if current in ("", "telemetry") else whens):
                 continue  # the public functions are for users; telemetry uses Ray only if it runs already
             if own is not None:
                 waiting.append(own)
             else:
-                others.add(_top(found))
+                others.add(_top(item))
     return others
 
 
-def test_every_room_has_its_storey() -> None:
-    """A new room without a place in the order would escape every rule below."""
-    rooms = {module.partition(".")[0] for module in MODULES if module}
-    assert rooms <= FLOOR.keys()
+def test_every_package_has_its_layer() -> None:
+    """A new package that is not in the order would escape every rule below."""
+    packages = {module.partition(".")[0] for module in MODULES if module}
+    assert packages <= LAYER.keys()
 
 
-def test_imports_go_downhill() -> None:
-    """One import uphill, and a row's way from file to figure can no longer be read in one direction."""
-    uphill = [
-        f"{found.module}:{found.line} imports {own}"
-        for found in ALL
-        if found.module
-        and (own := _own(found))
-        and FLOOR[own.partition(".")[0]] > FLOOR[found.module.partition(".")[0]]
+def test_no_package_imports_from_a_higher_layer() -> None:
+    """With one such import the steps from a file to a figure can no longer be read in one direction."""
+    wrong = [
+        f"{item.module}:{item.line} imports {own}"
+        for item in ALL
+        if item.module
+        and (own := _own(item))
+        and LAYER[own.partition(".")[0]] > LAYER[item.module.partition(".")[0]]
     ]
-    assert uphill == []
+    assert wrong == []
 
 
 def test_no_two_modules_import_each_other() -> None:
     """A cycle means that neither half can be understood, tested or moved alone."""
     below: dict[str, set[str]] = {module: set() for module in MODULES}
-    for found in ALL:
-        own = _own(found)
-        if own in MODULES and found.module and found.when != "typing" and own != found.module:
-            below[found.module].add(own)
+    for item in ALL:
+        own = _own(item)
+        if own in MODULES and item.module and item.when != "typing" and own != item.module:
+            below[item.module].add(own)
     while leaves := [module for module, targets in below.items() if not targets & below.keys()]:
         for module in leaves:
             del below[module]
@@ -178,12 +178,12 @@ def test_no_two_modules_import_each_other() -> None:
 @pytest.mark.parametrize(
     ("package", "allowed", "never"), [("ray", RAY, ()), ("torch", TORCH, NO_TORCH)], ids=["ray", "torch"]
 )
-def test_stands_only_where_it_may(package: str, allowed: tuple[str, ...], never: tuple[str, ...]) -> None:
-    """Ray in the mathematics, or torch in the settings, and neither can be read or run without the other."""
+def test_is_used_only_where_allowed(package: str, allowed: tuple[str, ...], never: tuple[str, ...]) -> None:
+    """Mathematics that uses Ray, or settings that use torch, cannot be read or run without it."""
     wrong = [
-        f"{found.module}:{found.line}"
-        for found in ALL
-        if _top(found) == package and (not _within(found.module, allowed) or _within(found.module, never))
+        f"{item.module}:{item.line}"
+        for item in ALL
+        if _top(item) == package and (not _within(item.module, allowed) or _within(item.module, never))
     ]
     assert wrong == []
 
@@ -203,18 +203,18 @@ def test_rays_private_modules_are_named_in_one_file() -> None:
     assert wrong == []
 
 
-def test_locations_are_resolved_at_the_door() -> None:
+def test_locations_are_resolved_in_public_functions() -> None:
     """A function that has to ask whether a string is a URL works on something other than a local path."""
-    doors = {
+    public = {
         *("data.prepare", "evaluation.evaluate", "reporting.report"),
         *("serving.bench", "serving.embed", "serving.export"),
     }
-    asking = {
+    modules = {
         module
         for module, path in MODULES.items()
         if re.search(r"\bis_url\b", path.read_text(encoding="utf-8")) and not module.startswith("storage.")
     }
-    assert asking <= doors
+    assert modules <= public
 
 
 @pytest.mark.parametrize("module", ["", "cli", "config", "record", "reporting.report"])
@@ -229,8 +229,8 @@ def test_report_needs_neither_torch_nor_ray(module: str) -> None:
     assert _loaded_by(module, ("load", "call")) & {"torch", "ray", "transformers"} == set()
 
 
-def test_import_of_the_command_line_is_light_in_truth() -> None:
-    """What the source seems to say about heavy imports holds in a fresh interpreter."""
+def test_import_of_the_command_line_loads_nothing_heavy_in_a_new_process() -> None:
+    """The test above reads the source; an import that it misses would still cost five seconds."""
     code = f"import sys, newsbert_ray, newsbert_ray.cli; print({HEAVY!r} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
