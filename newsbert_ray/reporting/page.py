@@ -14,29 +14,12 @@ class Text:
 
     text: str
 
-    def markdown(self) -> str:
-        """The paragraph in one line."""
-        return _escape_markdown(self.text)
-
-    def html(self) -> str:
-        """A `p` element."""
-        return f"<p>{escape(self.text)}</p>"
-
 
 @dataclass(frozen=True)
 class Facts:
     """Names and their values."""
 
     rows: tuple[tuple[str, str], ...]
-
-    def markdown(self) -> str:
-        """A list."""
-        return Bullets(tuple(f"{name}: {value}" for name, value in self.rows)).markdown()
-
-    def html(self) -> str:
-        """A `dl` element."""
-        rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>\n" for name, value in self.rows)
-        return f"<dl>\n{rows}</dl>"
 
 
 @dataclass(frozen=True)
@@ -45,28 +28,12 @@ class Bullets:
 
     items: tuple[str, ...]
 
-    def markdown(self) -> str:
-        """A list."""
-        return "\n".join(f"- {_escape_markdown(item)}" for item in self.items)
-
-    def html(self) -> str:
-        """A `ul` element."""
-        return "<ul>" + "".join(f"<li>{escape(item)}</li>" for item in self.items) + "</ul>"
-
 
 @dataclass(frozen=True)
 class Command:
     """A command line."""
 
     text: str
-
-    def markdown(self) -> str:
-        """A code block."""
-        return f"```sh\n{self.text}\n```"
-
-    def html(self) -> str:
-        """A `pre` element."""
-        return f"<pre><code>{escape(self.text)}</code></pre>"
 
 
 @dataclass(frozen=True)
@@ -139,6 +106,33 @@ class Picture:
 Block = Text | Facts | Bullets | Command | Table | Picture
 
 
+def _markdown(block: Block) -> str:
+    match block:
+        case Text(text):
+            return _escape_markdown(text)
+        case Facts(rows):
+            return _markdown(Bullets(tuple(f"{name}: {value}" for name, value in rows)))
+        case Bullets(items):
+            return "\n".join(f"- {_escape_markdown(item)}" for item in items)
+        case Command(text):
+            return f"```sh\n{text}\n```"
+    return block.markdown()
+
+
+def _html(block: Block) -> str:
+    match block:
+        case Text(text):
+            return f"<p>{escape(text)}</p>"
+        case Facts(rows):
+            pairs = (f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>\n" for name, value in rows)
+            return f"<dl>\n{''.join(pairs)}</dl>"
+        case Bullets(items):
+            return f"<ul>{''.join(f'<li>{escape(item)}</li>' for item in items)}</ul>"
+        case Command(text):
+            return f"<pre><code>{escape(text)}</code></pre>"
+    return block.html()
+
+
 @dataclass(frozen=True)
 class Section:
     """Blocks under a heading."""
@@ -160,7 +154,7 @@ class Page:
         parts = [f"# {_escape_markdown(self.title)}", _escape_markdown(self.lead)]
         for section in self.sections:
             parts.append(f"## {_escape_markdown(section.title)}")
-            parts += [block.markdown() for block in section.blocks]
+            parts += map(_markdown, section.blocks)
         return "\n\n".join(parts) + "\n"
 
     def html(self) -> str:
@@ -168,7 +162,7 @@ class Page:
         style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
         links, sections = "", []
         for index, section in enumerate(self.sections, 1):
-            title, blocks = escape(section.title), "\n".join(block.html() for block in section.blocks)
+            title, blocks = escape(section.title), "\n".join(map(_html, section.blocks))
             links += f'<li><a href="#part-{index}">{title}</a></li>'
             heading = f'<h2 id="part-{index}">{title}</h2>'
             sections.append(f'<section aria-labelledby="part-{index}">\n{heading}\n{blocks}\n</section>')

@@ -180,11 +180,8 @@ def provenance(records: Sequence[RunRecord]) -> list[tuple[str, str]]:
         "versions": [joined(record.versions) for record in records],
         "hardware": [joined(record.hardware) for record in records],
     }
-    unique = {name: list(dict.fromkeys(values)) for name, values in facts.items()}
-    return [
-        (name if len(values) == 1 else f"{name} (they differ)", "; ".join(values))
-        for name, values in unique.items()
-    ]
+    unique = [(name, list(dict.fromkeys(values))) for name, values in facts.items()]
+    return [(name + " (they differ)" * (len(values) > 1), "; ".join(values)) for name, values in unique]
 
 
 def joined(values: Mapping[str, object]) -> str:

@@ -429,13 +429,11 @@ def _cpus(hardware: Mapping[str, Any]) -> float:
 
 
 def _gpus(sweep: Sweep, trial: Trial) -> float:
-    """GPUs of a trial: as sweep.json records them, else the search space's share for each worker.
-
-    Trials that were stopped early leave no record; they ran where the others did.
-    """
+    """GPUs of a trial: as sweep.json records them, else the search space's share for each worker."""
     resources = sweep.plan.get("place")
     if isinstance(resources, dict) and "gpus" in resources:
         return float(resources["gpus"])
+    # Trials that were stopped early leave no record; they ran where the others did.
     devices = {str(t.record.hardware.get("device", "cpu")) for t in sweep.trials if t.record}
     if devices <= {"cpu"}:
         return 0.0

@@ -152,10 +152,10 @@ def pareto_front(sweep: Sweep) -> FigureData[Panel]:
     Raises:
         NothingToDraw: one goal, or no finished point.
     """
-    if len(sweep.goals) < 2 or not sweep.finished:
-        raise NothingToDraw(
-            "one goal makes no front" if len(sweep.goals) < 2 else "no point has finished yet"
-        )
+    if len(sweep.goals) < 2:
+        raise NothingToDraw("one goal makes no front")
+    if not sweep.finished:
+        raise NothingToDraw("no point has finished yet")
     front = sorted(sweep.front, key=lambda point: point.mean(1))
     groups: list[tuple[str, DotLook, list[Point]]] = [
         ("beaten by another point", "finished", [p for p in sweep.finished if p not in front]),
@@ -225,10 +225,7 @@ def over_settings(sweep: Sweep, *, goal: int = 0) -> FigureData[Panel]:
 
 
 def _floor(sweep: Sweep, goal: int) -> float | None:
-    """Lower end of y, so that the finished points fill most of the height; None where all points fit.
-
-    Points that were stopped after an epoch or two lie far below the finished ones.
-    """
+    """Lower end of y that leaves enough height to the finished points; None where all points fit."""
     factor = sweep.goals[goal].column.factor
     finished = [factor * point.mean(goal) for point in sweep.finished]
     stopped = [factor * point.mean(goal) for point in sweep.of("stopped")]
