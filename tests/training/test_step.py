@@ -342,13 +342,13 @@ def test_word_gradients_equal_autograds_dense_ones(make_settings: MakeSettings) 
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
 
 
-class Waits(TorchDispatchMode):
+class Waits(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-ignore]
     """Counts the operations for which a GPU would make the process wait."""
 
     NAMES = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "is_nonzero", "equal")
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call, unused-ignore]
         self.count: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
