@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
@@ -147,7 +148,8 @@ def _pretrained(name: str, model: ModelSettings, settings: TrainSettings, manife
     """A copy of a pretrained encoder, or one from scratch, drawn from torch's generator."""
     if name != SCRATCH:
         check_tokenizer(name, manifest)
-    encoder = (load_encoder if name == SCRATCH else _cached_encoder)(
+    load: Callable[..., Encoder] = load_encoder if name == SCRATCH else _cached_encoder
+    encoder = load(
         name,
         model=model,
         scratch=settings.scratch,
