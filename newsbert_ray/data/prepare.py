@@ -312,7 +312,7 @@ def find_prepared(
         changes = ["the sources in another order"]
     if changes and not settings.overwrite:
         raise PrepareError(
-            f"out {out}: prepared from something else: {'; '.join(changes)}; add --overwrite true, or give "
+            f"out {out}: prepared from something else: {'; '.join(changes)}; add --overwrite, or give "
             "another --out"
         )
     damaged = [] if changes else [part.file for part in manifest.parts() if not _is_whole(out, part)]

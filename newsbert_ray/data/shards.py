@@ -28,7 +28,7 @@ _NEEDS = {
     "recommendation": "sources with a behaviors.tsv",
     "retrieval": "tables of query, text and clicked as sources",
 }
-_AGAIN = "prepare again with --overwrite true"
+_AGAIN = "prepare again with --overwrite"
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")

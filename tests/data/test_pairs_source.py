@@ -286,7 +286,7 @@ def test_a_change_is_noticed_and_named(tmp_path: Path, teacher: Path) -> None:
     out = tmp_path / "out"
     first, _ = _prepare(out, [path], teacher)
     before = _contents(out)
-    with pytest.raises(PrepareError, match="max_tokens 512 then, 64 now; add --overwrite true"):
+    with pytest.raises(PrepareError, match="max_tokens 512 then, 64 now; add --overwrite"):
         _prepare(out, [path], teacher, max_tokens=64)
     with pytest.raises(PrepareError, match=r"source .*/b.tsv is new"):
         _prepare(out, [path, _table(tmp_path / "b.tsv", _rows(20, start=200))], teacher)

@@ -356,9 +356,7 @@ def test_a_change_is_noticed_and_named(tmp_path: Path, corpus: Corpus, teacher: 
         with pytest.raises(PrepareError, match=message):
             _prepare(out, folders, encoder, **settings)
     _edit(changed[1] / "news.tsv", lambda lines: lines.pop(7))
-    with pytest.raises(
-        PrepareError, match=r"source synthetic_dev/news\.tsv has changed; add --overwrite true"
-    ):
+    with pytest.raises(PrepareError, match=r"source synthetic_dev/news\.tsv has changed; add --overwrite"):
         _prepare(out, changed, teacher)
     assert _contents(out) == before
     manifest, _ = _prepare(out, changed, teacher, overwrite=True)
