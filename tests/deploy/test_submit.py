@@ -130,7 +130,9 @@ def test_exit_code_is_the_jobs(submit: Submit, head: LocalCluster) -> None:
     _client(head).submit_job(entrypoint=f'python -c "{program}"', submission_id="three")
     code, output = submit("--logs", "three")
     assert code == 3
-    assert output.splitlines()[-2:] == ["out of luck", "three: failed (exit code 3)"]
+    lines = output.splitlines()
+    assert "out of luck" in lines  # Ray writes its own first line late on a busy machine
+    assert lines[-1] == "three: failed (exit code 3)"
 
 
 @pytest.mark.ray

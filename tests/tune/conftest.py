@@ -45,7 +45,7 @@ def write_space(tmp_path: Path) -> WriteSpace:
 
 
 class SharedRay:
-    """One Ray session for all tests of this folder; closed where a test starts its own."""
+    """One Ray session for the tests of a file; closed where a test starts its own."""
 
     def __init__(self) -> None:
         self._stack = ExitStack()
@@ -63,9 +63,9 @@ class SharedRay:
         self._session = None
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def shared_ray() -> Iterator[SharedRay]:
-    """Closed before another folder's tests start their own session."""
+    """Closed at the end of the file: the next file in this process may need another environment."""
     shared = SharedRay()
     yield shared
     shared.close()
