@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import string
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
+from urllib.parse import quote
 
 from newsbert_ray.files import locked
 from newsbert_ray.methods import HEADINGS
@@ -130,8 +132,8 @@ class RunMeters:
         """
         folder = Path(folder).absolute()
         of_sweep = folder.parent.name == _TRIALS
-        self._run = folder.parent.parent.name if of_sweep else folder.name
-        self._trial = folder.name if of_sweep else ""
+        self._run = _tag(folder.parent.parent.name if of_sweep else folder.name)
+        self._trial = _tag(folder.name) if of_sweep else ""
         self._active = _is_connected()
         self._gauges: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
         self._seconds: dict[str, float] | None = None
@@ -183,7 +185,7 @@ class SweepMeters:
         Args:
             folder: the sweep's.
         """
-        self._run = Path(folder).absolute().name
+        self._run = _tag(Path(folder).absolute().name)
         self._active = _is_connected()
         self._last: tuple[dict[str, int], float | None] = ({}, None)
         self._sent_at = 0.0
@@ -205,6 +207,11 @@ class SweepMeters:
             trials.set(states.get(state, 0), {"run": self._run, "state": state})
         if best is not None:
             _metric("newsbert_best").set(best, {"run": self._run})
+
+
+def _tag(name: str) -> str:
+    """A folder's name as the value of a tag: Ray takes ASCII only (ray #18517), so the rest is quoted."""
+    return quote(name, safe=string.printable)
 
 
 def _is_connected() -> bool:

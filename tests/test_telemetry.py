@@ -210,6 +210,16 @@ def test_a_trial_has_tags_for_its_sweep_and_its_name(board: Board) -> None:
     assert not any("trial" in meter.tags for meter in METERS.values() if meter.counter)
 
 
+def test_a_name_that_is_not_ascii_is_quoted(board: Board) -> None:
+    """Ray's metrics raise on such a tag, and the sweep or the group would end before its first step."""
+    RunMeters("runs/köra min")(log(1, train=1.0, data=0.5))
+    RunMeters("säsong/trials/größe=1")(log(1, train=1.0, data=0.5))
+    SweepMeters("runs/säsong").update({"running": 1}, best=0.5)
+    assert board.gauges["newsbert_step", "k%C3%B6ra min", ""] == 1
+    assert board.gauges["newsbert_step", "s%C3%A4song", "gr%C3%B6%C3%9Fe=1"] == 1
+    assert board.gauges["newsbert_best", "s%C3%A4song"] == 0.5
+
+
 @pytest.mark.parametrize("kind", ["note", "checkpoint"])
 def test_other_entries_are_ignored(board: Board, kind: str) -> None:
     """A note has no numbers, and must not end the run."""
