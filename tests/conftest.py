@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,12 @@ def topic_batch(ids: torch.Tensor, mask: torch.Tensor | None = None) -> Batch:
     attention_mask = torch.ones_like(ids) if mask is None else mask
     bucket, labels = Bucket(ids, attention_mask), torch.zeros(len(ids), dtype=torch.int64)
     return Batch((bucket,), Topics(labels), len(ids), len(ids), int(attention_mask.sum()))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ctrl_c() -> None:
+    """A shell lets what it starts with `&` ignore Ctrl-C, which some tests send."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
