@@ -86,7 +86,7 @@ def raylets(cluster: LocalCluster) -> int:
 
 def test_failures_do_not_change_a_sweep(shards: Path, tmp_path: Path) -> None:
     """A dead process, node or head, or a preemption notice, loses no trial and changes none."""
-    command = sweep_command(tmp_path, shards, epochs=8)
+    command = sweep_command(tmp_path, shards, epochs=20)
     run([*command, "--out", str(tmp_path / "alone")], {})
     with LocalCluster(cpus=0) as cluster:
         soak = Soak(cluster, command, tmp_path / "sweep", group=False)

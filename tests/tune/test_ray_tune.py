@@ -292,7 +292,7 @@ def test_a_trial_stopped_then_killed_then_finished(
                 name="tune",
                 storage_path=str(tmp_path / "tune"),
                 verbose=0,
-                stop=lambda _, result: result["way"] == "stopped",
+                stop=lambda _, result: result.get("way") == "stopped",
                 callbacks=[releasing(retention)],
                 failure_config=tune.FailureConfig(max_failures=1),
             ),
