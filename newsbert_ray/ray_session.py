@@ -137,24 +137,28 @@ def _check_answer(address: str) -> bool:
         Whether the cluster is on this machine and listens on the loopback only. Ray replaces a loopback
         address by the network's, where such a cluster does not listen.
     """
-    url = urlsplit(address if "://" in address else f"//{address}")
-    try:
-        host, port = url.hostname, url.port
-    except ValueError:
-        host, port = None, None
+    host, port = host_and_port(address)
     if not host or not port:
         raise ConnectError(f"RAY_ADDRESS={address}: expected HOST:PORT, such as 10.0.0.5:6379")
-    reason = _refusal(host, port)
-    if reason is not None:
+    if reason := refusal(host, port):
         raise ConnectError(
             f"RAY_ADDRESS={address}: no Ray cluster answers there ({reason}); start it, correct the address, "
             "or unset RAY_ADDRESS to work on this machine alone"
         )
     is_loopback = host in ("127.0.0.1", "localhost", "::1")
-    return is_loopback and _refusal(ray_private.node_ip_address(), port) is not None
+    return is_loopback and refusal(ray_private.node_ip_address(), port) is not None
 
 
-def _refusal(host: str, port: int) -> str | None:
+def host_and_port(address: str) -> tuple[str | None, int | None]:
+    """The parts of HOST:PORT or of a URL; None for one that is missing or wrong."""
+    url = urlsplit(address if "://" in address else f"//{address}")
+    try:
+        return url.hostname, url.port
+    except ValueError:
+        return url.hostname, None
+
+
+def refusal(host: str, port: int) -> str | None:
     """Why host:port is no gRPC server like Ray's, which answers HTTP/2's greeting with its settings."""
     try:
         with socket.create_connection((host, port), timeout=ANSWER_SECONDS) as connection:

@@ -9,26 +9,35 @@ import os
 import platform
 import re
 import shutil
-import socket
-import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Literal, NamedTuple
-from urllib.parse import SplitResult, urlsplit
 
+import psutil
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from newsbert_ray.config import SCRATCH
 from newsbert_ray.data.shards import SPLITS, Part, Shard, ShardError, read_manifest
-from newsbert_ray.deploy.submit import ADDRESS_VARIABLE, DashboardError, connect, is_loopback, token_path
+from newsbert_ray.deploy.submit import (
+    ADDRESS_VARIABLE,
+    DashboardError,
+    Warn,
+    connect,
+    is_loopback,
+    read_token,
+    token_path,
+)
 from newsbert_ray.files import first_line
 from newsbert_ray.methods import TASKS
 from newsbert_ray.ray_private import VERSIONS_PROGRAM, available_memory, container_cores
+from newsbert_ray.ray_session import host_and_port, refusal
 
 COMPILED = ("torch", "transformers", "ray", "pyarrow")
 """Packages with compiled parts, which can be installed and yet fail to load."""
@@ -44,7 +53,6 @@ PORTS: Mapping[int, tuple[str, str]] = {
 """Ray's default ports, and the option of `ray start` that chooses another."""
 NEW_TOKEN = "(umask 077; ray get-auth-token --generate > /dev/null)"
 """Writes ~/.ray/auth_token for this user alone; without the umask everyone may read it."""
-ANSWER_SECONDS = 10.0
 _GB = 1 << 30
 
 
@@ -163,16 +171,12 @@ def check_storage(out: str | None) -> Iterator[Parts]:
         return
     folder = Path(out or ".").absolute()
     existing = next(path for path in (folder, *folder.parents) if path.exists())
-    if not existing.is_dir():
-        yield "fix", f"{existing} is a file, not a folder", "give another --out"
-        return
     try:
-        with tempfile.NamedTemporaryFile(dir=existing, prefix=".doctor-") as file:
+        with tempfile.NamedTemporaryFile(dir=existing, prefix=".doctor-", buffering=0) as file:
             file.write(b"x")
-            file.flush()
     except OSError as error:
-        cure = f"give another --out, or: chmod u+w {existing}"
-        yield "fix", f"{existing} is not writable ({error.strerror})", cure
+        reason = "is a file, not a folder" if existing.is_file() else f"is not writable ({error.strerror})"
+        yield "fix", f"{existing} {reason}", f"give another --out, or: chmod u+w {existing}"
         return
     free = shutil.disk_usage(existing).free
     message = f"{existing} is writable, {free / _GB:.1f} GB free"
@@ -186,17 +190,16 @@ def check_storage(out: str | None) -> Iterator[Parts]:
 
 def check_ports() -> Iterator[Parts]:
     """Whether Ray's default ports are free, and whether a head on this machine is open to other machines."""
-    import psutil
-
-    listening: dict[int, set[str]] = {}
     try:
-        for socket_ in psutil.net_connections(kind="tcp"):
-            if socket_.status == psutil.CONN_LISTEN:
-                address = socket_.laddr.ip.removeprefix("::ffff:")
-                listening.setdefault(socket_.laddr.port, set()).add(address)
+        connections = psutil.net_connections(kind="tcp")
     except psutil.AccessDenied:  # macOS tells it to root only
         yield "note", "this system does not tell which ports are in use"
         return
+    listening: dict[int, set[str]] = {}
+    for address in (
+        connection.laddr for connection in connections if connection.status == psutil.CONN_LISTEN
+    ):
+        listening.setdefault(address.port, set()).add(address.ip.removeprefix("::ffff:"))
     taken = sorted(PORTS.keys() & listening.keys())
     for port in taken:
         name, option = PORTS[port]
@@ -208,19 +211,17 @@ def check_ports() -> Iterator[Parts]:
         addresses = {address for port in ports for address in listening.get(port, ())}
         outside = ", ".join(sorted(address for address in addresses if not is_loopback(address)))
         head = f"a Ray head runs here, port {', '.join(map(str, ports)) or 'unknown'}"
+        is_open = f"{head}, open to other machines at {outside}, and asks for"
         if ports and not outside:
             yield "ok", f"{head}, on the loopback only"
         elif mode is None:
             yield "note", f"{head}, open to other machines; another user's: does it ask for a token?"
         elif mode == "token":
-            yield "ok", f"{head}, open to other machines at {outside}, and asks for a token"
+            yield "ok", f"{is_open} a token"
         else:
-            yield (
-                "fix",
-                f"{head}, open to other machines at {outside}, and asks for no token: everyone who can reach "
-                "it can run programs as you",
-                f"stop this head; {NEW_TOKEN}; RAY_AUTH_MODE=token ray start --head ...",
-            )
+            risk = "no token: everyone who can reach it can run programs as you"
+            cure = f"stop this head; {NEW_TOKEN}; RAY_AUTH_MODE=token ray start --head ..."
+            yield "fix", f"{is_open} {risk}", cure
 
 
 def check_token(address: str | None, environment: Mapping[str, str]) -> Iterator[Parts]:
@@ -228,7 +229,7 @@ def check_token(address: str | None, environment: Mapping[str, str]) -> Iterator
     mode = environment.get("RAY_AUTH_MODE", "").strip().lower()
     if mode != "token":
         state = f"RAY_AUTH_MODE is {mode or 'not set'}"
-        if address is not None and not is_loopback(_split(address).hostname or ""):
+        if address is not None and not is_loopback(host_and_port(address)[0] or ""):
             yield "fix", f"{state}: Ray sends no token to {address}", "export RAY_AUTH_MODE=token"
         else:
             yield "note", f"{state}: a private session makes its own token"
@@ -238,21 +239,10 @@ def check_token(address: str | None, environment: Mapping[str, str]) -> Iterator
         else:
             yield "fix", "RAY_AUTH_TOKEN is empty", "unset RAY_AUTH_TOKEN, or set it to the cluster's token"
         return
-    named = environment.get("RAY_AUTH_TOKEN_PATH")
     path = token_path(environment)
-    new = f"copy the cluster's token there with mode 0600, or {NEW_TOKEN}"
-    if not path.is_file():
-        if mode == "token" or named:
-            yield "fix", f"{path}: no such file", new
-    elif (permissions := stat.S_IMODE(path.stat().st_mode)) & 0o077:
-        message = f"{path}: other users of this machine can read it (mode {permissions:04o})"
-        yield "fix", message, f"chmod 600 {path}"
-    elif not os.access(path, os.R_OK):
-        yield "fix", f"{path}: this user cannot read it", f"chown $USER {path}"
-    elif not path.read_text(encoding="utf-8", errors="replace").strip():
-        yield "fix", f"{path}: is empty", new
-    else:
-        yield "ok", f"{path}: only this user can read it"
+    if mode == "token" or "RAY_AUTH_TOKEN_PATH" in environment or path.is_file():
+        found = list(_problems(partial(read_token, path)))
+        yield from found or [("ok", f"{path}: only this user can read it")]
 
 
 def check_cluster(address: str | None, environment: Mapping[str, str]) -> Iterator[Parts]:
@@ -265,18 +255,21 @@ def check_cluster(address: str | None, environment: Mapping[str, str]) -> Iterat
     if address is None or address == "local":
         yield "ok", "none given (--address, RAY_ADDRESS, RAY_API_SERVER_ADDRESS)"
     elif "://" in address:
-        problems: list[tuple[str, str]] = []
-        try:
-            dashboard = connect(
-                address, warn=lambda *problem: problems.append(problem), environment=environment
-            )
-        except DashboardError as error:
-            problems.append((error.problem, error.cure))
-        yield from (("fix", *problem) for problem in problems)
-        if not problems:
-            yield "ok", f"{address} answers and accepts us: Ray {dashboard.ray_version}"
+        yield from list(_problems(lambda warn: connect(address, warn=warn, environment=environment))) or [
+            ("ok", f"{address} answers and accepts us: Ray {metadata.version('ray')}")
+        ]
     else:
         yield from _check_head(address, environment)
+
+
+def _problems(check: Callable[[Warn], object]) -> Iterator[Parts]:
+    """What `check` warns of or raises."""
+    warnings: list[tuple[str, str]] = []
+    try:
+        check(lambda *warning: warnings.append(warning))
+    except DashboardError as error:
+        warnings.append((error.problem, error.cure))
+    yield from (("fix", *warning) for warning in warnings)
 
 
 def check_shards(data: str, *, deep: bool = False) -> Iterator[Parts]:
@@ -287,11 +280,9 @@ def check_shards(data: str, *, deep: bool = False) -> Iterator[Parts]:
     except (ShardError, OSError) as error:
         yield "fix", str(error), cure
         return
-    parts: list[Shard | Part] = [
-        part for task in TASKS for split in SPLITS for part in manifest.shards(split, task)
+    damaged = [
+        f"{part.file} ({fault})" for part in manifest.parts() if (fault := _fault(Path(data), part, deep))
     ]
-    parts += [*manifest.others, manifest.texts.tokens, manifest.texts.offsets]
-    damaged = [f"{part.file} ({fault})" for part in parts if (fault := _fault(Path(data), part, deep))]
     if not (Path(data) / "tokenizer/tokenizer.json").is_file():
         damaged.append("tokenizer/tokenizer.json (missing)")
     if damaged:
@@ -319,25 +310,24 @@ def check_teacher(teacher: str, data: str | None) -> Iterator[Parts]:
     from newsbert_ray.model.families import encoder_depth
 
     folder = Path(teacher).expanduser()
-    if folder.is_dir():
-        try:
-            encoder_depth(str(folder), ModelSettings(), ScratchSettings())
-        except EncoderError as error:
-            yield "fix", str(error), "give another folder, or download the encoder again"
-            return
-        if "auto_map" in (folder / "config.json").read_text(encoding="utf-8"):
-            yield "note", f"{folder}: contains Python files, which are never run"
-        if not any((folder / f"model.safetensors{suffix}").is_file() for suffix in ("", ".index.json")):
-            pickled = sorted(p.name for end in ("bin", "pt", "pth", "ckpt") for p in folder.glob(f"*.{end}"))
-            names = ", ".join(pickled)
-            weights = f"only pickled weights ({names}), which can run code" if pickled else "no weights"
-            cure = "if you trust the weights, load them with transformers, then save_pretrained(FOLDER)"
-            yield "fix", f"{folder}: {weights}; model.safetensors is needed", cure
-            return
     try:
+        if folder.is_dir():
+            encoder_depth(str(folder), ModelSettings(), ScratchSettings())
+            if "auto_map" in (folder / "config.json").read_text(encoding="utf-8"):
+                yield "note", f"{folder}: contains Python files, which are never run"
+    except EncoderError as error:
+        yield "fix", str(error), "give another folder, or download the encoder again"
+        return
+    if folder.is_dir() and not any(folder.glob("model.safetensors*")):
+        pickled = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))
+        names = ", ".join(pickled)
+        weights = f"only pickled weights ({names}), which can run code" if pickled else "no weights"
+        cure = "if you trust the weights, load them with transformers, then save_pretrained(FOLDER)"
+        yield "fix", f"{folder}: {weights}; model.safetensors is needed", cure
+        return
+    manifest = None
+    with suppress(ShardError, OSError):  # reported under shards
         manifest = read_manifest(data) if data is not None else None
-    except (ShardError, OSError):  # reported under shards
-        manifest = None
     try:
         if manifest is None:
             load_tokenizer(teacher)
@@ -362,8 +352,7 @@ def _not_pinned(constraints: Path, names: set[str]) -> Iterator[str]:
     """`torch 2.12.0 (pinned 2.13.0)` for each of these packages that has another version than is pinned."""
     lines = constraints.read_text(encoding="utf-8").splitlines() if constraints.is_file() else []
     for name, _, pin in (line.partition("==") for line in lines):
-        version = _version(name) if name in names else None
-        if version is not None and version.partition("+")[0] != pin:
+        if name in names and (version := _version(name)) and version.partition("+")[0] != pin:
             yield f"{name} {version} (pinned {pin})"
 
 
@@ -398,8 +387,6 @@ def _check_gpu() -> Iterator[Parts]:
 
 def _local_heads() -> Iterator[tuple[list[int], str | None]]:
     """Ports and RAY_AUTH_MODE of each Ray head on this machine; None where another user's cannot be read."""
-    import psutil
-
     for process in psutil.process_iter(["name", "cmdline"]):
         port = re.search(r"--gcs_server_port=(\d+)", " ".join(process.info["cmdline"] or ()))
         if process.info["name"] != "gcs_server" or not port:
@@ -415,39 +402,36 @@ def _local_heads() -> Iterator[tuple[list[int], str | None]]:
 
 
 def _check_head(address: str, environment: Mapping[str, str]) -> Iterator[Parts]:
-    try:
-        host, port = _split(address).hostname, _split(address).port
-    except ValueError:
-        host, port = None, None
+    host, port = host_and_port(address)
     if not host or not port:
-        cure = "give http://HOST:8265 (to submit) or HOST:6379 (RAY_ADDRESS)"
-        yield "fix", f"{address}: not an address", cure
+        yield (
+            "fix",
+            f"{address}: not an address",
+            "give http://HOST:8265 (to submit) or HOST:6379 (RAY_ADDRESS)",
+        )
         return
-    try:
-        socket.create_connection((host, port), ANSWER_SECONDS).close()
-    except OSError as error:
-        cure = "start the cluster, correct the address, or open the tunnel to it"
-        yield "fix", f"{address}: nothing answers ({error.strerror or error})", cure
+    if reason := refusal(host, port):
+        cure = "start the cluster, correct the address, or open the tunnel to it; it is HOST:6379 of the head"
+        yield "fix", f"{address}: no Ray head answers ({reason})", cure
         return
-    # In a process of its own: Ray's client may wait for ever, or end the process.
-    try:
+    try:  # in a process of its own: Ray's client may wait for ever, or end the process
         done = subprocess.run(
             [sys.executable, "-c", VERSIONS_PROGRAM, f"{host}:{port}"],
             env={**environment, "PYTHONWARNINGS": "ignore"},
             capture_output=True,
             text=True,
-            timeout=2 * ANSWER_SECONDS,
+            timeout=20,
         )
     except subprocess.TimeoutExpired:
         yield "fix", f"{address}: no Ray head answers", "give HOST:6379 of the head"
         return
+    if "AuthenticationError" in done.stderr or "InvalidAuthToken" in done.stderr:
+        cure = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to a file with the cluster's token"
+        yield "fix", f"{address}: the cluster does not accept our token, or got none", cure
+        return
     if done.returncode != 0:
-        if "AuthenticationError" in done.stderr or "InvalidAuthToken" in done.stderr:
-            cure = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to a file with the cluster's token"
-            yield "fix", f"{address}: the cluster does not accept our token, or got none", cure
-        else:
-            reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1][:200]
-            yield "fix", f"{address}: no Ray head answers ({reason})", "give HOST:6379 of the head"
+        reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1][:200]
+        yield "fix", f"{address}: no Ray head answers ({reason})", "give HOST:6379 of the head"
         return
     # Ray accepts only its own version and the same Python.
     own = {"ray": metadata.version("ray"), "python": platform.python_version()}
@@ -459,10 +443,6 @@ def _check_head(address: str, environment: Mapping[str, str]) -> Iterator[Parts]
         yield "fix", message, f"{install} here, or change the cluster's"
     if not other:
         yield "ok", f"{address} answers and accepts us: Ray {own['ray']}, Python {own['python']}"
-
-
-def _split(address: str) -> SplitResult:
-    return urlsplit(address if "://" in address else f"//{address}")
 
 
 def _fault(folder: Path, part: Shard | Part, deep: bool) -> str:

@@ -6,7 +6,6 @@ address, and shows the token to any server.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import os
@@ -14,8 +13,7 @@ import shlex
 import stat
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from http.client import HTTPException
@@ -39,7 +37,7 @@ from newsbert_ray.deploy.package import (
     read_entrypoint,
     runtime_environment,
 )
-from newsbert_ray.files import first_line, format_size
+from newsbert_ray.files import format_size
 from newsbert_ray.ray_session import environment
 from newsbert_ray.secrets import mask_text
 
@@ -53,12 +51,10 @@ START_SECONDS = 60.0
 """A head that answers takes jobs after at most so long."""
 PENDING_SECONDS = 20.0
 """A job that is pending for so long is explained; again after twice, four times ... as long."""
-POLL_SECONDS = 0.5
-"""Between two checks of a pending job, and before the first reconnection."""
-CHECK_SECONDS = 2.0
-"""After so long without output the job's state is checked: a dead connection may not report an error."""
-SILENT_SECONDS = 300.0
-"""After so long without output the log is requested again."""
+POLL_SECONDS = 1.0
+"""Shortest time between two requests for a log; a large log is requested less often."""
+LOST_SECONDS = 10.0
+"""A cluster that has not answered for so long is reported."""
 GIVE_UP_SECONDS = 300.0
 """How long a cluster may be unreachable."""
 INTERRUPTED = 130
@@ -245,14 +241,17 @@ def _call(job: str, request: Callable[..., Any], *arguments: Any) -> Any:
                 "another --id starts a new job"
             ) from error
         if "status code 404" in text:
-            raise SubmitError(f"{job}: the cluster knows no such job; --list shows its jobs") from error
+            raise SubmitError(
+                f"{job}: the cluster knows no such job; --list shows its jobs (a restarted head has forgotten "
+                "the jobs before)"
+            ) from error
         lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
         raise SubmitError(f"{job}: the cluster refuses it: {mask_text(lines[-1])[:500]}") from error
 
 
 def _follow(client: Any, dashboard: Dashboard, job: str, *, verb: str, out: str | None) -> int:
     try:
-        end = LogFollower(client, job, dashboard.address).follow()
+        end = follow_log(client, job, dashboard.address)
     except KeyboardInterrupt:
         _say(f"\n{job} continues; its log: {dashboard.command} --logs {job}")
         _say(f"to stop it: {dashboard.command} --stop {job}")
@@ -311,29 +310,26 @@ def connect(
             f"use https, or a tunnel (ssh -L 8265:127.0.0.1:{parts.port or 80} {host}, then --address "
             "http://127.0.0.1:8265)",
         )
-    token = _read_token(Path(token_file).expanduser(), warn) if token_file else None
+    token = read_token(Path(token_file).expanduser(), warn) if token_file else None
     version = _ask_version(address, None)
-    if version is None:
-        token = token or _find_token(environment, warn)
-        if token is None:
-            raise DashboardError(
-                f"{address}: the cluster requires a token, and none was found",
-                "give --token_file FILE, or RAY_AUTH_MODE=token with RAY_AUTH_TOKEN_PATH=FILE",
-            )
-        version = _ask_version(address, token)
-        if version is None:
-            raise DashboardError(
-                f"{address}: the cluster refuses the token",
-                "copy the cluster's token (on the head: ~/.ray/auth_token) to the file of --token_file or "
-                "RAY_AUTH_TOKEN_PATH",
-            )
-    else:
+    if version is not None:
         token = None
         if not is_loopback(host):
-            warn(
-                f"{address} asks for no token: everyone who can reach it can run programs on the cluster",
-                "start the head with RAY_AUTH_MODE=token",
+            problem = (
+                f"{address} asks for no token: everyone who can reach it can run programs on the cluster"
             )
+            warn(problem, "start the head with RAY_AUTH_MODE=token")
+    elif (token := token or _find_token(environment, warn)) is None:
+        raise DashboardError(
+            f"{address}: the cluster requires a token, and none was found",
+            "give --token_file FILE, or RAY_AUTH_MODE=token with RAY_AUTH_TOKEN_PATH=FILE",
+        )
+    elif (version := _ask_version(address, token)) is None:
+        raise DashboardError(
+            f"{address}: the cluster refuses the token",
+            "copy the cluster's token (on the head: ~/.ray/auth_token) to the file of --token_file or "
+            "RAY_AUTH_TOKEN_PATH",
+        )
     own_version = metadata.version("ray")
     if version != own_version:
         warn(
@@ -374,18 +370,19 @@ def _full_address(text: str | None) -> str:
     return address
 
 
-def _read_token(path: Path, warn: Warn) -> str:
+def read_token(path: Path, warn: Warn) -> str:
+    """The token in a file; `warn` is told if other users can read it. DashboardError: there is none."""
+    cure = "copy the cluster's token there, as one word, with mode 0600"
     try:
         text = path.read_text(encoding="ascii").strip()
-        mode = stat.S_IMODE(path.stat().st_mode)
     except UnicodeDecodeError:
-        text, mode = "", 0
+        text = ""
     except OSError as error:
-        raise DashboardError(f"{path}: {error.strerror}", "give a file with the cluster's token") from error
+        raise DashboardError(f"{path}: {error.strerror}", cure) from error
     if len(text.split()) != 1:
-        raise DashboardError(f"{path}: contains no token", "write the cluster's token there, as one word")
-    if mode & 0o077:
-        warn(f"{path} can be read by other users of this machine", f"chmod 600 {path}")
+        raise DashboardError(f"{path}: contains no token", cure)
+    if (mode := stat.S_IMODE(path.stat().st_mode)) & 0o077:
+        warn(f"{path}: other users of this machine can read it (mode {mode:04o})", f"chmod 600 {path}")
     return text
 
 
@@ -395,7 +392,7 @@ def _find_token(environment: Mapping[str, str], warn: Warn) -> str | None:
         return text
     path = token_path(environment)
     named = environment.get("RAY_AUTH_TOKEN_PATH")
-    return _read_token(path, warn) if named or path.is_file() else None
+    return read_token(path, warn) if named or path.is_file() else None
 
 
 def token_path(environment: Mapping[str, str]) -> Path:
@@ -457,115 +454,61 @@ def job_end(info: Any) -> JobEnd | None:
     return JobEnd(status, 0 if status == "SUCCEEDED" else failure, reason)
 
 
-@dataclass
-class LogFollower:
-    """Writes the log of a job from its beginning until the job ends.
+def follow_log(
+    client: Any,
+    job: str,
+    address: str,
+    *,
+    write: Callable[[str], None] = _write,
+    say: Callable[[str], None] = _say,
+) -> JobEnd:
+    """Write the log of a job from its beginning until the job ends; returns how it ended.
 
-    Attributes:
-        jobs: a ray.job_submission.JobSubmissionClient.
+    The whole log is requested each time: a stream through a proxy or a tunnel may end without an error.
+
+    Args:
+        client: a ray.job_submission.JobSubmissionClient.
         address: the cluster's, for messages.
         write: called with pieces of the log, which need not end with a line.
         say: called with a line that explains a delay or a lost connection.
-        written: characters of the log that have been written.
+    Raises:
+        SubmitError: the cluster does not know the job, or was unreachable for GIVE_UP_SECONDS.
+        KeyboardInterrupt: the job continues.
     """
+    written, hint, lost = 0, PENDING_SECONDS, False
+    start = answered = time.monotonic()
+    while True:
+        asked = time.monotonic()
+        info = _ask(client.get_job_info, job)
+        end = info and job_end(info)
+        log = _ask(client.get_job_logs, job) if info and info.status != "PENDING" else ""
+        if new := (log or "")[written:]:
+            write(new)
+            written += len(new)
+        if end:
+            if log is None:
+                say("the end of the log could not be read")
+            return end
+        answered = asked if info else answered
+        if asked - answered > GIVE_UP_SECONDS:
+            raise SubmitError(f"{address}: no answer for {GIVE_UP_SECONDS:g} s; {job} may still be running")
+        if lost < (lost := asked - answered > LOST_SECONDS):
+            say(f"the connection to {address} was lost; trying again ...")
+        if info and info.status == "PENDING" and asked - start >= hint:
+            hint *= 2
+            reason = (info.message or "").strip().split("\n")[0] or "the head has not started it"
+            say(
+                f"still pending after {asked - start:.0f} s: {reason} (the first start unpacks the files; "
+                "--pip installs packages, which takes minutes)"
+            )
+        time.sleep(min(30.0, max(POLL_SECONDS, 20 * (time.monotonic() - asked))))
 
-    jobs: Any
-    job: str
-    address: str
-    write: Callable[[str], None] = _write
-    say: Callable[[str], None] = _say
-    written: int = 0
 
-    def follow(self) -> JobEnd:
-        """Write the log; returns how the job ended.
-
-        Raises:
-            SubmitError: the cluster does not know the job, or was unreachable for GIVE_UP_SECONDS.
-            KeyboardInterrupt: the job continues.
-        """
-        self._answered = time.monotonic()
-        return asyncio.run(self._follow())
-
-    async def _follow(self) -> JobEnd:
-        await self._wait_until_started()
-        wait = POLL_SECONDS
-        while True:
-            before = self.written
-            lost = await self._read_log()
-            info = self._info()
-            if info is not None and (end := job_end(info)) is not None:
-                try:  # the connection may not have brought the last lines
-                    self._put(self.jobs.get_job_logs(self.job), 0)
-                except (RuntimeError, OSError) as error:
-                    self.say(f"the end of the log could not be read ({first_line(error)})")
-                return end
-            wait = POLL_SECONDS if self.written > before else min(2 * wait, 15.0)
-            if lost:
-                self.say(f"the connection to {self.address} was lost; trying again ...")
-            await asyncio.sleep(wait)
-
-    async def _wait_until_started(self) -> None:
-        start, hint = time.monotonic(), PENDING_SECONDS
-        while (info := self._info()) is None or info.status == "PENDING":
-            waited = time.monotonic() - start
-            if info is not None and waited >= hint:
-                reason = (info.message or "").strip().split("\n")[0] or "the head has not started it"
-                self.say(
-                    f"still pending after {waited:.0f} s: {reason} (the first start unpacks the files; "
-                    "--pip installs packages, which takes minutes)"
-                )
-                hint *= 2
-            await asyncio.sleep(POLL_SECONDS)
-
-    async def _read_log(self) -> bool:
-        """Write the log until the connection ends; True if it was lost."""
-        position = 0
-        try:
-            async with aclosing(self.jobs.tail_job_logs(self.job)) as stream:
-                while (text := await self._next_piece(stream)) is not None:
-                    self._put(text, position)
-                    position += len(text)
-        except Exception:
-            # From aiohttp, the socket or Ray, and all mean a lost connection: the job's state decides.
-            return True
-        return False
-
-    async def _next_piece(self, stream: AsyncIterator[str]) -> str | None:
-        """The next piece; None at the end of the log or of the job, or after a long silence."""
-        piece = asyncio.ensure_future(anext(stream, None))
-        silent = 0.0
-        try:
-            while not (await asyncio.wait({piece}, timeout=CHECK_SECONDS))[0]:
-                silent += CHECK_SECONDS
-                info = self._info()
-                if silent >= SILENT_SECONDS or (info is not None and job_end(info)):
-                    return None
-            return piece.result()
-        finally:
-            if not piece.done():
-                piece.cancel()
-                await asyncio.wait({piece})
-
-    def _put(self, text: str, position: int) -> None:
-        """Write the part of `text`, which starts at `position` of the log, that is not yet written."""
-        if new := text[max(0, self.written - position) :]:
-            self.write(new)
-            self.written = position + len(text)
-
-    def _info(self) -> Any:
-        """Ray's description of the job; None while the cluster does not answer."""
-        try:
-            info = self.jobs.get_job_info(self.job)
-        except (RuntimeError, OSError) as error:
-            if "status code 404" in str(error):
-                raise SubmitError(
-                    f"{self.job}: the cluster knows no such job; --list shows its jobs (a restarted head has "
-                    "forgotten the jobs before)"
-                ) from error
-            if time.monotonic() - self._answered > GIVE_UP_SECONDS:
-                raise SubmitError(
-                    f"{self.address}: no answer for {GIVE_UP_SECONDS:g} s; {self.job} may still be running"
-                ) from error
-            return None
-        self._answered = time.monotonic()
-        return info
+def _ask(request: Callable[[str], Any], job: str) -> Any:
+    """The cluster's answer about a job; None where there is none."""
+    try:
+        return _call(job, request, job)
+    except SubmitError as error:
+        if "no such job" in str(error):
+            raise
+        return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 import signal
@@ -10,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -25,11 +24,11 @@ from newsbert_ray.deploy.package import ENVIRONMENT, LIMIT_BYTES
 from newsbert_ray.deploy.submit import (
     DashboardError,
     JobEnd,
-    LogFollower,
     SubmitError,
     _closing_lines,
     _retry_until_ready,
     connect,
+    follow_log,
     job_end,
 )
 from tests.deploy.conftest import dashboard, guarded, version
@@ -418,7 +417,7 @@ def test_warning_about_a_token_file_that_others_can_read(tmp_path: Path) -> None
     path = token_file(tmp_path, mode=0o644)
     with dashboard(guarded("abc123")) as (address, _):
         connect(address, token_file=path, warn=lambda *warning: warnings.append(warning))
-    assert warnings == [(f"{path} can be read by other users of this machine", f"chmod 600 {path}")]
+    assert warnings == [(f"{path}: other users of this machine can read it (mode 0644)", f"chmod 600 {path}")]
 
 
 @pytest.mark.parametrize("text", ["", "two words", "ümlaut"])
@@ -524,36 +523,30 @@ DONE = Info("SUCCEEDED", 0)
 class FakeJobs:
     """A cluster that behaves as told.
 
-    `connections`: the pieces that each connection brings; an exception breaks it, None hangs.
-    `infos`: the answers to requests for the job's state; the last one for ever.
+    `logs` and `infos`: the answers to requests for the job's log and state; the last one for ever.
     """
 
-    def __init__(self, connections: Sequence[Sequence[Any]], infos: Sequence[Any]) -> None:
-        self._connections, self._infos = list(connections), list(infos)
+    def __init__(self, logs: Sequence[Any], infos: Sequence[Any]) -> None:
+        self._logs, self._infos = list(logs), list(infos)
 
     def get_job_info(self, job_id: str) -> Any:
-        info = self._infos.pop(0) if len(self._infos) > 1 else self._infos[0]
-        if isinstance(info, Exception):
-            raise info
-        return info
+        return self._next(self._infos)
 
     def get_job_logs(self, job_id: str) -> str:
-        return LOG
+        return str(self._next(self._logs))
 
-    async def tail_job_logs(self, job_id: str) -> AsyncIterator[str]:
-        for piece in self._connections.pop(0) if self._connections else ():
-            if piece is None:
-                await asyncio.sleep(600)
-            if isinstance(piece, Exception):
-                raise piece
-            yield piece
+    def _next(self, answers: list[Any]) -> Any:
+        answer = answers.pop(0) if len(answers) > 1 else answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
 
 def follow(jobs: FakeJobs) -> tuple[JobEnd, str, list[str]]:
     """The job's end, its log, and the lines of explanation."""
     written: list[str] = []
     lines: list[str] = []
-    end = LogFollower(jobs, "job", "http://head", written.append, lines.append).follow()
+    end = follow_log(jobs, "job", "http://head", write=written.append, say=lines.append)
     return end, "".join(written), lines
 
 
@@ -562,33 +555,17 @@ def _short_waits(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
     """Except for a real cluster, whose jobs are pending for seconds."""
     if request.node.get_closest_marker("ray"):
         return
-    for name in ("PENDING_SECONDS", "CHECK_SECONDS", "POLL_SECONDS"):
+    for name in ("PENDING_SECONDS", "POLL_SECONDS"):
         monkeypatch.setattr(submission, name, 0.05)
 
 
 def test_log_is_written_once() -> None:
-    """No line is lost or repeated."""
-    end, written, lines = follow(FakeJobs([["first\n", "second\nthi", "rd\nlast ünd\n"]], [Info(), DONE]))
+    """No line is lost or repeated, also after requests that failed."""
+    logs = ["first\n", "first\nsecond\nthi", ConnectionResetError("gone"), "", LOG]
+    end, written, lines = follow(FakeJobs(logs, [*[Info()] * 4, DONE]))
     assert (end.code, written, lines) == (0, LOG, [])
-
-
-def test_lost_connection_repeats_no_line() -> None:
-    """A proxy ends each quiet connection after a minute."""
-    broken = ["first\nsec", ConnectionResetError("gone")]
-    jobs = FakeJobs(
-        [broken, ["first\n", RuntimeError("closed with 1006")], [LOG]], [Info(), Info(), Info(), DONE]
-    )
-    end, written, lines = follow(jobs)
-    assert (end.code, written) == (0, LOG)
-    assert lines == ["the connection to http://head was lost; trying again ..."] * 2
-
-
-def test_silent_connections_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a laptop slept: the end of the job is seen, and the lines of a running job come again."""
-    end, written, _ = follow(FakeJobs([["first\n", None]], [Info(), Info(), Info(), DONE]))
-    assert (end.code, written) == (0, LOG)
-    monkeypatch.setattr(submission, "SILENT_SECONDS", 0.1)
-    assert follow(FakeJobs([["first\n", None], [LOG]], [*[Info()] * 4, DONE]))[1] == LOG
+    end, written, lines = follow(FakeJobs(["first\n", OSError("gone")], [Info(), DONE]))
+    assert (end.code, written, lines) == (0, "first\n", ["the end of the log could not be read"])
 
 
 def test_pending_job_is_explained() -> None:
@@ -600,7 +577,7 @@ def test_pending_job_is_explained() -> None:
         def get_job_info(self, job_id: str) -> Any:
             return pending if time.monotonic() < start + 0.3 else super().get_job_info(job_id)
 
-    _, written, lines = follow(Slow([[LOG]], [DONE]))
+    _, written, lines = follow(Slow([LOG], [DONE]))
     assert written == LOG
     assert 1 <= len(lines) <= 3
     assert "still pending after" in lines[0]
@@ -609,18 +586,19 @@ def test_pending_job_is_explained() -> None:
 
 def test_unreachable_cluster_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """A dashboard that restarts must not end the log of a day's sweep; one that stays away must."""
+    monkeypatch.setattr(submission, "LOST_SECONDS", 0.02)
     away = ConnectionError("refused")
-    jobs = FakeJobs([["first\n", away], [LOG]], [Info(), away, away, Info(), DONE])
-    assert follow(jobs)[1] == LOG
+    _, written, lines = follow(FakeJobs(["first\n", LOG], [Info(), away, away, Info(), away, DONE]))
+    assert (written, lines) == (LOG, ["the connection to http://head was lost; trying again ..."] * 2)
     monkeypatch.setattr(submission, "GIVE_UP_SECONDS", 0.05)
     with pytest.raises(SubmitError, match=r"http://head: no answer for 0\.05 s; job may still be running"):
-        follow(FakeJobs([], [Info(), away]))
+        follow(FakeJobs([""], [Info(), away]))
 
 
 def test_unknown_job_ends_at_once() -> None:
     """A restarted head has forgotten the job: no reason to ask for five minutes."""
     with pytest.raises(SubmitError, match=r"job: the cluster knows no such job; .*restarted head"):
-        follow(FakeJobs([], [RuntimeError("Request failed with status code 404: Job job does not exist")]))
+        follow(FakeJobs([""], [RuntimeError("Request failed with status code 404: Job job does not exist")]))
 
 
 def test_ctrl_c_ends_at_once() -> None:
@@ -631,7 +609,7 @@ def test_ctrl_c_ends_at_once() -> None:
     timer.start()
     start = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        follow(FakeJobs([["first\n", None]], [Info()]))
+        follow(FakeJobs(["first\n"], [Info()]))
     assert time.monotonic() - start < 5
     timer.join()
 
