@@ -242,8 +242,8 @@ def _call(job: str, request: Callable[..., Any], *arguments: Any) -> Any:
             ) from error
         if "status code 404" in text:
             raise SubmitError(
-                f"{job}: the cluster knows no such job; --list shows its jobs (a restarted head has forgotten "
-                "the jobs before)"
+                f"{job}: the cluster knows no such job; --list shows its jobs (a head that was restarted has "
+                "forgotten the jobs before)"
             ) from error
         lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
         raise SubmitError(f"{job}: the cluster refuses it: {mask_text(lines[-1])[:500]}") from error

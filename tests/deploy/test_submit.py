@@ -597,7 +597,7 @@ def test_unreachable_cluster_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_unknown_job_ends_at_once() -> None:
     """A restarted head has forgotten the job: no reason to ask for five minutes."""
-    with pytest.raises(SubmitError, match=r"job: the cluster knows no such job; .*restarted head"):
+    with pytest.raises(SubmitError, match=r"job: the cluster knows no such job; .*head that was restarted"):
         follow(FakeJobs([""], [RuntimeError("Request failed with status code 404: Job job does not exist")]))
 
 
