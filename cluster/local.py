@@ -40,7 +40,7 @@ HEAD_ID = "f" * 51 + "00000"
 """The node id that Ray's provider for one machine expects for the head."""
 _HOST = "127.0.0.1"
 _ROOT = Path(__file__).absolute().parents[1]
-"""The folder from which the autoscaler imports `cluster.provider`."""
+"""The folder from which nodes and the autoscaler import `cluster.provider`."""
 
 
 class LocalClusterError(RuntimeError):
@@ -181,7 +181,6 @@ class LocalCluster:
                 "AUTOSCALER_UPDATE_INTERVAL_S": "1",
                 "RAY_enable_autoscaler_v2": "1",
                 "RAY_CLOUD_INSTANCE_ID": HEAD_ID,
-                "PYTHONPATH": f"{_ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}".rstrip(os.pathsep),
             }
         head = self._start(words, HEAD_ID, **more)
         self._wait_for(head)
@@ -218,7 +217,8 @@ class LocalCluster:
         self._known.update(descendants(node.process.pid))
 
     def _environment(self) -> dict[str, str]:
-        return {**os.environ, **self._variables, **self.environment}
+        path = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
+        return {**os.environ, "PYTHONPATH": path, **self._variables, **self.environment}
 
     def _autoscaling(self) -> dict[str, object]:
         """A Ray cluster file for the provider that starts nodes as processes of this machine."""
@@ -266,7 +266,7 @@ _COMMANDS = (
 """Lists that Ray requires in a cluster file, even if empty."""
 _NODE = """
 import json, sys
-from newsbert_ray.ray_private import run_node
+from cluster.provider import run_node
 address, cpus, resources, store = sys.argv[1:]
 run_node(address, cpus=int(cpus), resources=json.loads(resources), store_bytes=int(store))
 """

@@ -150,12 +150,12 @@ def _check_answer(address: str) -> bool:
 
 
 def host_and_port(address: str) -> tuple[str | None, int | None]:
-    """The parts of HOST:PORT or of a URL; None for one that is missing or wrong."""
-    url = urlsplit(address if "://" in address else f"//{address}")
+    """The parts of HOST:PORT or of a URL; None for a missing one, and for both where one is wrong."""
     try:
+        url = urlsplit(address if "://" in address else f"//{address}")
         return url.hostname, url.port
     except ValueError:
-        return url.hostname, None
+        return None, None
 
 
 def refusal(host: str, port: int) -> str | None:

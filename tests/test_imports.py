@@ -189,7 +189,10 @@ def test_is_used_only_where_allowed(package: str, allowed: tuple[str, ...], neve
 
 
 def test_rays_private_modules_are_named_in_one_file() -> None:
-    """A new version of Ray then breaks one file, whose tests name the function that fails."""
+    """A new version of Ray then breaks one file of the package, whose tests name the function that fails.
+
+    Nodes of a test cluster on one machine have the other file.
+    """
     private = re.compile(
         r"\bray\.(_|autoscaler\.(_private|v2)|core\.generated|experimental\.internal_kv)|_TorchBackend|_set_torch"
     )
@@ -198,7 +201,7 @@ def test_rays_private_modules_are_named_in_one_file() -> None:
         f"{name}:{number}"
         for name, path in sources.items()
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
-        if name != "ray_private" and private.search(line)
+        if name not in ("ray_private", "provider.py") and private.search(line)
     ]
     assert wrong == []
 

@@ -176,30 +176,6 @@ def test_loopback_config_joins_a_group_at_a_bound_socket(monkeypatch: pytest.Mon
         dist.destroy_process_group()
 
 
-def test_separate_nodes_overrides_a_method_that_ray_calls() -> None:
-    """Local nodes would remove each other's programs."""
-    from ray._private import ray_constants
-
-    name = "_create_node_with_resources_and_labels"
-    provider = ray_private.separate_nodes()
-    parent = provider.__mro__[1]
-    assert name in vars(parent)
-    assert f"self.{name}(" in Path(str(__import__(parent.__module__, fromlist=["x"]).__file__)).read_text()
-    assert isinstance(ray_constants.DEFAULT_RUNTIME_ENV_DIR_NAME, str)
-
-
-def test_run_node_passes_parameters_that_ray_knows() -> None:
-    """cluster.local could start no second node; tests of several nodes show the rest."""
-    import inspect
-
-    from ray._private.node import Node
-    from ray._private.parameter import RayParams
-
-    known = inspect.signature(RayParams).parameters
-    assert {"gcs_address", "node_ip_address", "runtime_env_dir_name", "object_store_memory"} <= known.keys()
-    assert {"head", "shutdown_at_exit", "spawn_reaper"} <= inspect.signature(Node).parameters.keys()
-
-
 def test_walk_package(tmp_path: Path) -> None:
     """A job's package would hold other files than were counted."""
     (tmp_path / "data").mkdir()

@@ -11,7 +11,7 @@ import secrets
 import shlex
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -98,13 +98,11 @@ def find_files(root: str | Path, *, include: Sequence[str] = (), exclude: Sequen
         _add_files(files, folder, folder.parent, [*EXCLUDES, *SECRETS], links, gitignore=True)
     package = PackageFiles(root, tuple(sorted(files.values())), tuple(sorted(links)), own)
     if package.bytes > LIMIT_BYTES:
-        largest = _largest_folders({file.name: file.bytes for file in package.files})
+        names, first = _largest_folders({file.name: file.bytes for file in package.files}, format_size)
         raise PackageError(
             f"{root}: {format_size(package.bytes)} in {len(files):,} files is more than the "
-            f"{format_size(LIMIT_BYTES)} that can be sent; largest: "
-            f"{', '.join(f'{name} {format_size(size)}' for name, size in largest)}. Leave them out with "
-            f"--exclude {largest[0][0]}, or move data to a bucket or a shared disk and give its location "
-            "there"
+            f"{format_size(LIMIT_BYTES)} that can be sent; largest: {names}. Leave them out with --exclude "
+            f"{first}, or move data to a bucket or a shared disk and give its location there"
         )
     return package
 
@@ -152,11 +150,10 @@ def _add_files(
             name = path.relative_to(root).as_posix()
             files[name] = File(name, path, path.stat().st_size)
             if len(files) > MAX_FILES:
-                largest = _largest_folders(dict.fromkeys(files, 1))
+                names, first = _largest_folders(dict.fromkeys(files, 1), "{:,}".format)
                 raise PackageError(
-                    f"{root}: more than {MAX_FILES:,} files, most of them in "
-                    f"{', '.join(f'{name} {count:,}' for name, count in largest)}; go to the project's "
-                    f"folder, or leave some out with --exclude {largest[0][0]}"
+                    f"{root}: more than {MAX_FILES:,} files, most of them in {names}; go to the project's "
+                    f"folder, or leave some out with --exclude {first}"
                 )
 
     try:
@@ -175,12 +172,13 @@ def _matches(root: Path, pattern: str) -> Iterator[Path]:
     return root.glob(name) if "/" in pattern.rstrip("/") else root.rglob(name)
 
 
-def _largest_folders(sizes: Mapping[str, int]) -> list[tuple[str, int]]:
-    """The three folders or files at the top with the largest sums, from sizes by name."""
+def _largest_folders(sizes: Mapping[str, int], show: Callable[[float], str]) -> tuple[str, str]:
+    """The three folders or files at the top with the largest sums, as a text; the name of the first."""
     sums: Counter[str] = Counter()
     for name, size in sizes.items():
         sums[f"{name.partition('/')[0]}/" if "/" in name else name] += size
-    return sums.most_common(3)
+    largest = sums.most_common(3)
+    return ", ".join(f"{name} {show(size)}" for name, size in largest), largest[0][0]
 
 
 ENVIRONMENT: Mapping[str, str] = {
@@ -234,15 +232,13 @@ def make_entrypoint(command: Sequence[str]) -> str:
 def read_entrypoint(text: str) -> tuple[str, str | None]:
     """The verb and --out in the command line of one of our jobs; an empty verb for other jobs."""
     try:
-        words = shlex.split(text)
+        words = shlex.split(text.replace("--out=", "--out "))
     except ValueError:
         return "", None
     if tuple(words[:3]) != _PROGRAM or len(words) < 4:
         return "", None
-    for word, following in zip(words, [*words[1:], ""], strict=True):
-        if word == "--out" or word.startswith("--out="):
-            return words[3], word.removeprefix("--out").removeprefix("=") or following or None
-    return words[3], None
+    out = words[words.index("--out") + 1 :] if "--out" in words else []
+    return words[3], out[0] if out else None
 
 
 def make_job_name(verb: str) -> str:
@@ -279,29 +275,28 @@ def check_paths(settings: Mapping[str, Any], package: PackageFiles) -> list[str]
     """
     absolute = []
     for name in (*_INPUTS, "teacher", *_OUTPUTS):
-        value = settings.get(name)
-        flag = _POSITIONAL.get(name, f"--{name}")
+        value, flag = settings.get(name), _POSITIONAL.get(name, f"--{name}")
         for path in value if isinstance(value, list) else [value]:
             if not isinstance(path, str) or "://" in path:
                 continue
+            inside = os.path.normpath(path)
+            local = package.root / inside
             if PurePosixPath(path).is_absolute() or path.startswith("~"):
                 absolute.append(f"{flag} {path}")
-                continue
-            if name in _OUTPUTS:
+            elif name in _OUTPUTS:
                 raise SettingsError(
                     f"{flag} {path}: a relative path is in the job's own folder on the cluster, which Ray "
                     f"removes; give {SHARED}"
                 )
-            inside = os.path.normpath(path)
-            local = package.root / inside
-            if package.contains(inside) or (name == "teacher" and not local.exists()):  # a Hugging Face name
-                continue
-            if not local.exists() or inside.startswith(".."):
+            elif package.contains(inside) or (name == "teacher" and not local.exists()):
+                continue  # sent, or a Hugging Face name
+            elif not local.exists() or inside.startswith(".."):
                 raise SettingsError(f"{flag} {path}: not in {package.root}, which is sent; give {SHARED}")
-            raise SettingsError(
-                f"{flag} {path}: is not sent, so the cluster cannot read it; give {SHARED}, or send it with "
-                f"--include /{inside}{'/' if local.is_dir() else ''}"
-            )
+            else:
+                raise SettingsError(
+                    f"{flag} {path}: is not sent, so the cluster cannot read it; give {SHARED}, or send it "
+                    f"with --include /{inside}{'/' if local.is_dir() else ''}"
+                )
     return [f"note: every node must be able to read {', '.join(absolute)} at that path"] if absolute else []
 
 

@@ -22,7 +22,6 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.error import HTTPError, URLError
-from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from newsbert_ray.deploy.package import (
@@ -38,7 +37,7 @@ from newsbert_ray.deploy.package import (
     runtime_environment,
 )
 from newsbert_ray.files import format_size
-from newsbert_ray.ray_session import environment
+from newsbert_ray.ray_session import environment, host_and_port
 from newsbert_ray.secrets import mask_text
 
 if TYPE_CHECKING:
@@ -208,13 +207,12 @@ def _open_client(address: str | None, token_file: str | None) -> tuple[Dashboard
     return dashboard, client
 
 
-def _retry_until_ready(call: Callable[[], Any]) -> None:
+def _retry_until_ready(call: Callable[[], Any]) -> Any:
     """Repeat a call until a head that has just started takes jobs: its agent starts after its dashboard."""
     deadline, told = time.monotonic() + START_SECONDS, False
     while True:
         try:
-            call()
-            return
+            return call()
         except SubmitError as error:
             if "No available agent" not in str(error):
                 raise
@@ -223,10 +221,10 @@ def _retry_until_ready(call: Callable[[], Any]) -> None:
                     f"{error} Its agent does not run: dashboard_agent.log on the head tells why (a second "
                     "head on one machine needs `ray start --dashboard-agent-listen-port 0`)"
                 ) from error
-            if not told:
-                _say("the head does not take jobs yet; waiting ...")
-            told = True
-            time.sleep(1.0)
+        if not told:
+            _say("the head does not take jobs yet; waiting ...")
+        told = True
+        time.sleep(1.0)
 
 
 def _call(job: str, request: Callable[..., Any], *arguments: Any) -> Any:
@@ -302,19 +300,19 @@ def connect(
         DashboardError: no address, no answer, a token is required and missing, or the token is wrong.
     """
     address = _full_address(address or environment.get(ADDRESS_VARIABLE))
-    parts = urlsplit(address)
-    host = parts.hostname or ""
-    if parts.scheme != "https" and not is_loopback(host):
+    host, port = host_and_port(address)
+    is_local = is_loopback(host or "")
+    if not is_local and not address.startswith("https:"):
         warn(
             f"{address} is neither https nor on this machine: token, code and log are sent unencrypted",
-            f"use https, or a tunnel (ssh -L 8265:127.0.0.1:{parts.port or 80} {host}, then --address "
+            f"use https, or a tunnel (ssh -L 8265:127.0.0.1:{port or 80} {host}, then --address "
             "http://127.0.0.1:8265)",
         )
     token = read_token(Path(token_file).expanduser(), warn) if token_file else None
     version = _ask_version(address, None)
     if version is not None:
         token = None
-        if not is_loopback(host):
+        if not is_local:
             problem = (
                 f"{address} asks for no token: everyone who can reach it can run programs on the cluster"
             )
@@ -352,20 +350,15 @@ def _full_address(text: str | None) -> str:
         raise DashboardError(
             "no cluster given", f"give --address http://HOST:8265 (its dashboard), or set {ADDRESS_VARIABLE}"
         )
-    address = text.strip()
-    address = (address if "://" in address else f"http://{address}").rstrip("/")
-    try:
-        parts = urlsplit(address)
-        host, _ = parts.hostname, parts.port
-    except ValueError:
-        parts, host = urlsplit(""), None
-    if parts.scheme == "ray":
+    address = (text.strip() if "://" in text else f"http://{text.strip()}").rstrip("/")
+    scheme, host = address.partition("://")[0], host_and_port(address)[0]
+    if scheme == "ray":
         raise DashboardError(
             f"--address {address} is Ray Client's", f"give the dashboard's: http://{host or 'HOST'}:8265"
         )
-    if parts.scheme not in ("http", "https") or not host:
+    if scheme not in ("http", "https") or not host:
         raise DashboardError(f"--address {text} is not an address", "give the dashboard's: http://HOST:8265")
-    if "@" in parts.netloc:
+    if "@" in address:
         raise DashboardError("--address holds a password, which logs would show", f"give {host} without it")
     return address
 
