@@ -244,7 +244,10 @@ class CheckpointSettings(Settings):
     """When checkpoints are written, and which are kept."""
 
     every_steps: int | None = Field(None, ge=1)
-    """Also write a checkpoint every so many steps. One is always written at the end of an epoch."""
+    """Also write a checkpoint every so many steps."""
+    at_evaluation: bool = True
+    """Write a checkpoint at every evaluation, and so at the end of an epoch. Turn it off for short runs with
+    many evaluations: one that is interrupted starts again."""
     every_minutes: float | None = Field(10.0, gt=0.0)
     """Also write a checkpoint if the last one is so many minutes old; null turns this off."""
     keep: int = Field(2, ge=1)

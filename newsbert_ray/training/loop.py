@@ -62,7 +62,8 @@ class TrainingLoop:
         """Train over `updates`, the worker's updates after `progress.step`.
 
         At each epoch's end, and every `evaluate_every` steps, the pair is evaluated, the best student kept, a
-        checkpoint written and then the entry reported: whoever stops a run in its report can resume it.
+        checkpoint written (unless `checkpoint.at_evaluation` is off) and then the entry reported: whoever
+        stops a run in its report can resume it.
         Checkpoints are also written by step count, by a timer, and before the machine is taken away.
 
         Raises:
@@ -89,9 +90,12 @@ class TrainingLoop:
             is_evaluation = step in ends or _is_multiple(step, settings.evaluate_every)
             timer, preempted = triggers.check(step)
             is_checkpoint = (
-                is_evaluation or timer or preempted or _is_multiple(step, settings.checkpoint.every_steps)
+                (is_evaluation and settings.checkpoint.at_evaluation)
+                or timer
+                or preempted
+                or _is_multiple(step, settings.checkpoint.every_steps)
             )
-            if is_checkpoint:
+            if is_checkpoint or is_evaluation:
                 self._read_losses()
                 _require_finite(self.learner, step)
             if is_evaluation:

@@ -370,7 +370,8 @@ def _trial_cost(
         return set(range(interval, steps + 1, interval)) if interval else set()
 
     evaluations = ends | every(settings.evaluate_every)
-    checkpoints = evaluations | every(settings.checkpoint.every_steps)
+    checkpoints = every(settings.checkpoint.every_steps)
+    checkpoints |= evaluations if settings.checkpoint.at_evaluation else set()
     parts = calibration.parts(settings)
     row = parts.row / settings.workers
     # An unlabelled test split is not evaluated.

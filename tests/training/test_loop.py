@@ -20,6 +20,7 @@ from newsbert_ray.training.loop import (
     PreemptedError,
     TrainingLoop,
 )
+from newsbert_ray.training.run import train
 from newsbert_ray.training.step import build_learner
 
 if TYPE_CHECKING:
@@ -112,3 +113,22 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     assert [entry["step"] for entry in entries] == ([1, 2] if log_every == 2 else [1])
     assert loop.progress.step == (4 if log_every == 2 else 5)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_evaluations_without_checkpoints(make_settings: MakeSettings) -> None:
+    """A short run that is evaluated often would spend its time on checkpoints; the result is the same."""
+    curves, steps = [], []
+    for at_evaluation in (True, False):
+        out = {"out": f"{make_settings().out}-{at_evaluation}"}
+        checkpoint = {"at_evaluation": at_evaluation, "every_steps": 7}
+        settings = make_settings(**out, evaluate_every=5, checkpoint=checkpoint, epochs=1)
+        entries: list[dict[str, Any]] = []
+
+        def look(entry: dict[str, Any], folder: Path = Path(out["out"]), seen: Any = entries) -> None:
+            seen.append([path.name[-2:] for path in step_folders(folder / "checkpoints")])
+
+        curves.append(train(settings, quiet=True, report=look).curve)
+        steps.append(entries[-1])
+    assert curves[0] == curves[1]
+    assert steps[1] == ["07"]
+    assert len(steps[0]) == 2
