@@ -5,6 +5,7 @@ Knows nothing of runs, sweeps or buckets.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import secrets
@@ -79,6 +80,12 @@ def replace_folder(path: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sync(path: Path) -> None:

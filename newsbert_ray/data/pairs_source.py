@@ -9,7 +9,6 @@ passes over the tables in this process, in constant memory but for 12 bytes a di
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 import re
@@ -54,7 +53,7 @@ from newsbert_ray.data.split import (
     split_by_hash,
 )
 from newsbert_ray.data.tokenizer import TitleTokenizer
-from newsbert_ray.files import first_line, format_size
+from newsbert_ray.files import first_line, format_size, sha256_of
 from newsbert_ray.methods import TaskName
 
 COLUMNS = ("query", "text", "clicked")
@@ -123,9 +122,7 @@ def open_table(source: str) -> PairsTable:
         raise PrepareError(f"source {source}: no such file; give a table with the columns {_EXPECTED}")
     folder, modified = path.absolute().parent.name, path.stat().st_mtime_ns
     if path.suffix.lower() == ".parquet":
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        hashed = SourceFile(folder, path.name, path.stat().st_size, digest, ())
+        hashed = SourceFile(folder, path.name, path.stat().st_size, sha256_of(path), ())
     else:
         hashed = sources.read_through(path, folder=folder)
     table = PairsTable(path, hashed, modified)

@@ -58,7 +58,7 @@ from newsbert_ray.data.tokenizer import (
     load_tokenizer,
     vectors_sha256,
 )
-from newsbert_ray.files import locked, write_json
+from newsbert_ray.files import locked, sha256_of, write_json
 from newsbert_ray.methods import METHODS, TASKS
 from newsbert_ray.ray_session import inside_cluster
 from newsbert_ray.storage.bucket import is_url
@@ -385,7 +385,6 @@ def _changed_rows(
 
 def _is_whole(folder: Path, part: Shard | Part) -> bool:
     try:
-        with (folder / part.file).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest() == part.sha256
+        return sha256_of(folder / part.file) == part.sha256
     except FileNotFoundError:
         return False

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from newsbert_ray.files import sha256_of
 from newsbert_ray.methods import TASKS, TaskName
 from newsbert_ray.record import first_fault
 
@@ -359,6 +360,4 @@ def _read_texts(folder: str, texts: Texts) -> TextTable:
 
 
 def _describe(path: Path) -> Part:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return Part(file=path.name, bytes=path.stat().st_size, sha256=digest)
+    return Part(file=path.name, bytes=path.stat().st_size, sha256=sha256_of(path))

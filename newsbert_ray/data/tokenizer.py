@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from newsbert_ray.config import VECTOR_FILES
-from newsbert_ray.files import first_line
+from newsbert_ray.files import first_line, sha256_of
 
 if TYPE_CHECKING:
     import tokenizers
@@ -202,11 +202,7 @@ def _load_with_transformers(teacher: str, folder: Path) -> TitleTokenizer:
             )
     except Exception as error:
         # A missing file, the hub's answer, a missing package: the message is the same.
-        fault = (
-            "no tokeniser in this folder"
-            if folder.is_dir()
-            else "no such folder, and no such name could be loaded"
-        )
+        fault = "no tokeniser in this folder" if folder.is_dir() else "no such folder, and no name that loads"
         raise TokenizerError(
             f"teacher {teacher!r}: {fault} ({first_line(error)}); give a folder with a tokenizer.json, a "
             "Hugging Face name (that needs the network or a cached copy), or `scratch`"
@@ -265,8 +261,7 @@ def vectors_sha256(path: Path) -> str:
         TokenizerError: no such file.
     """
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of(path)
     except OSError as error:
         fault = f"{path}: cannot be read ({error.strerror}); give a file of word vectors ({_EXPECTED})"
         raise TokenizerError(fault) from error

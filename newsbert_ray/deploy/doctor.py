@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import json
 import os
@@ -34,7 +33,7 @@ from newsbert_ray.deploy.submit import (
     read_token,
     token_path,
 )
-from newsbert_ray.files import first_line
+from newsbert_ray.files import first_line, sha256_of
 from newsbert_ray.methods import TASKS
 from newsbert_ray.ray_private import VERSIONS_PROGRAM, available_memory, container_cores
 from newsbert_ray.ray_session import host_and_port, refusal
@@ -453,8 +452,7 @@ def _fault(folder: Path, part: Shard | Part, deep: bool) -> str:
             return f"{size:,} bytes instead of {part.bytes:,}"
         if not deep:
             return ""
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = sha256_of(path)
     except FileNotFoundError:
         return "missing"
     except OSError as error:

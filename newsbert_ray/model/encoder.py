@@ -150,7 +150,8 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Write detached copies as safetensors."""
     from safetensors.torch import save_file
 
-    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path)
+    copies = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    save_file(copies, path, {"format": "pt"})
 
 
 def _find_layers(backbone: nn.Module) -> tuple[nn.Module, str, nn.ModuleList]:

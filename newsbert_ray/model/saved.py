@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from newsbert_ray.data.shards import Manifest
-from newsbert_ray.files import replace_folder, sync
+from newsbert_ray.files import replace_folder, sha256_of, sync, write_json
 from newsbert_ray.methods import TaskName
 from newsbert_ray.model.encoder import Encoder, EncoderError, save_tensors
 from newsbert_ray.model.families import load_exported
@@ -36,11 +36,8 @@ class CheckpointError(ValueError):
 
 
 def write_weights(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-    """Write a folder of weights.safetensors and state.json with checksums of both.
+    """Replace folder `path` by weights.safetensors and state.json (JSON values), with checksums of both.
 
-    Args:
-        path: replaced if it exists.
-        state: JSON values.
     Raises:
         CheckpointError: the disk is full or not writable.
     """
@@ -49,7 +46,7 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str,
     try:
         with replace_folder(path) as partial:
             save_tensors(tensors, partial / WEIGHTS)
-            body = {**state, "sha256": _digest(partial / WEIGHTS)}
+            body = {**state, "sha256": sha256_of(partial / WEIGHTS)}
             document = {"body": body, "check": hashlib.sha256(json.dumps(body).encode()).hexdigest()}
             (partial / STATE).write_text(json.dumps(document), encoding="utf-8")
             for name in (WEIGHTS, STATE):
@@ -87,7 +84,7 @@ def verify_weights(path: Path) -> dict[str, Any]:
         document = json.loads((path / STATE).read_text(encoding="utf-8"))
         body: dict[str, Any] = document["body"]
         intact = hashlib.sha256(json.dumps(body).encode()).hexdigest() == document["check"]
-        intact = intact and _digest(path / WEIGHTS) == body["sha256"]
+        intact = intact and sha256_of(path / WEIGHTS) == body["sha256"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: incomplete or damaged ({type(error).__name__})") from error
     if not intact:
@@ -151,7 +148,7 @@ def write_student(
             if tokenizer.is_dir():
                 shutil.copytree(tokenizer, partial, dirs_exist_ok=True)
             save_tensors(pair.top.state_dict(), partial / TOP)
-            (partial / TOP_CONFIG).write_text(json.dumps(top, indent=1), encoding="utf-8")
+            write_json(partial / TOP_CONFIG, top)
     except (SafetensorError, OSError) as error:
         raise EncoderError(
             f"{folder}: the student cannot be written ({error}); free some disk space, then run the same "
@@ -192,8 +189,3 @@ def read_top(folder: Path) -> dict[str, Any]:
     """The description of an exported student's top (top.json)."""
     description: dict[str, Any] = json.loads((folder / TOP_CONFIG).read_text(encoding="utf-8"))
     return {"task": "topics", "user": "pooling", **description}  # early versions wrote neither
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -5,7 +5,6 @@ The work is cut into pieces, one output file each. An interrupted command contin
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -21,6 +20,7 @@ import torch
 
 from newsbert_ray.data.mind import parse_news
 from newsbert_ray.data.sources import BadLine, Chunk, parse_chunk, read_through, show_progress
+from newsbert_ray.files import sha256_of
 from newsbert_ray.secrets import mask_url
 from newsbert_ray.serving.predictor import NOT_NEEDED, Precision, load_predictor, read_run, weights_hash
 from newsbert_ray.storage.bucket import Remote, is_url
@@ -281,8 +281,7 @@ def cut_file(location: str | Path, *, first: int = 0) -> tuple[str, list[Piece]]
         raise TextsError(f"{path}: no such file")
     if path.suffix == ".parquet":
         file, _ = _open_parquet(path)
-        with path.open("rb") as opened:
-            digest = hashlib.file_digest(opened, "sha256").hexdigest()
+        digest = sha256_of(path)
         sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
         parts = [Piece(0, location, group=group, size=size) for group, size in enumerate(sizes)]
     else:

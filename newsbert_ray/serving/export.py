@@ -6,7 +6,7 @@ import inspect
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.resources import files
 from importlib.util import find_spec
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from newsbert_ray.files import replace_folder, write_json, write_text
 from newsbert_ray.methods import task_of
-from newsbert_ray.model.encoder import Encoder
+from newsbert_ray.model.encoder import WEIGHTS, Encoder, save_tensors
 from newsbert_ray.model.heads import TopicHead
 from newsbert_ray.record import RECORD, RunRecord
 from newsbert_ray.reporting.page import Table
@@ -49,11 +49,7 @@ def export(
         raise ExportError(f"--out {mask_url(str(out))}: a model is written on this machine; give a folder")
     record, folder = read_run(run)
     student = Student.read(folder)
-    writers: dict[Format, Callable[[Student, Path], None]] = {
-        "hf": _write_hf,
-        "sentence-transformers": _write_sentence_transformers,
-        "onnx": _write_onnx,
-    }
+    write = {"hf": _write_hf, "sentence-transformers": _write_sentence_transformers, "onnx": _write_onnx}[to]
     target = Path(out)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         if not overwrite:
@@ -61,7 +57,7 @@ def export(
         if not (target / RECORD).is_file():
             raise ExportError(f"--out {target}: holds no earlier export; give another --out")
     with replace_folder(target.absolute()) as partial:
-        writers[to](student, partial)
+        write(student, partial)
         if int8:
             _quantise(partial)
         _write_tokenizer(student, folder, partial)
@@ -101,33 +97,26 @@ def _write_hf(student: Student, folder: Path) -> None:
         config["id2label"] = dict(enumerate(student.labels))
         config["label2id"] = {label: number for number, label in enumerate(student.labels)}
     write_json(folder / "config.json", config)
-    _save_weights(folder, weights, student.top.pooling)
+    weights |= {f"pooling.{name}": value for name, value in student.top.pooling.state_dict().items()}
+    save_tensors(weights, folder / WEIGHTS)
     _write_code(folder, "modeling_newsbert")
 
 
 def _write_sentence_transformers(student: Student, folder: Path) -> None:
     backbone = _backbone(student)
     backbone.save_pretrained(folder)
-    pooling = folder / "1_NewsPooling"
-    pooling.mkdir()
-    query_size = student.top.pooling.key.out_features
-    sizes = {"hidden_size": student.encoder.hidden_size, "query_size": query_size}
+    pooling, attention = folder / "1_NewsPooling", student.top.pooling
+    sizes = {"hidden_size": student.encoder.hidden_size, "query_size": attention.key.out_features}
     write_json(pooling / "config.json", sizes)
-    _save_weights(pooling, {}, student.top.pooling)
-    modules = (
-        ("", "sentence_transformers.models.Transformer"),
-        (pooling.name, "pooling_newsbert.NewsPooling"),
-    )
-    write_json(
-        folder / "modules.json",
-        [{"idx": n, "name": str(n), "path": path, "type": kind} for n, (path, kind) in enumerate(modules)],
-    )
+    save_tensors({f"pooling.{name}": v for name, v in attention.state_dict().items()}, pooling / WEIGHTS)
+    kinds = {"": "sentence_transformers.models.Transformer", pooling.name: "pooling_newsbert.NewsPooling"}
+    modules = [{"idx": n, "name": str(n), "path": path, "type": kinds[path]} for n, path in enumerate(kinds)]
+    write_json(folder / "modules.json", modules)
     settings: dict[str, Any] = {"max_seq_length": student.max_tokens}
     if "add_pooling_layer" in inspect.signature(type(backbone)).parameters:
         settings["model_args"] = {"add_pooling_layer": False}  # else the library warns of missing weights
     write_json(folder / "sentence_bert_config.json", settings)
-    similarity: dict[str, Any] = {"similarity_fn_name": "cosine", "prompts": {}, "default_prompt_name": None}
-    write_json(folder / "config_sentence_transformers.json", similarity)
+    write_json(folder / "config_sentence_transformers.json", {"similarity_fn_name": "cosine"})
     _write_code(folder, "pooling_newsbert")
 
 
@@ -165,8 +154,7 @@ def _write_onnx(student: Student, folder: Path) -> None:
             dynamo=True,
             verbose=False,
         )
-    assert program is not None
-    program.save(str(folder / "model.onnx"))
+    cast("Any", program).save(str(folder / "model.onnx"))
     description = {"labels": student.labels, "max_tokens": student.max_tokens, "outputs": outputs}
     write_json(folder / "newsbert.json", description)
 
@@ -174,14 +162,9 @@ def _write_onnx(student: Student, folder: Path) -> None:
 def _quantise(folder: Path) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
+    options: dict[str, Any] = {"weight_type": QuantType.QInt8, "per_channel": True, "reduce_range": True}
     with _no_warnings():
-        quantize_dynamic(
-            folder / "model.onnx",
-            folder / "model_int8.onnx",
-            weight_type=QuantType.QInt8,
-            per_channel=True,
-            reduce_range=True,
-        )
+        quantize_dynamic(folder / "model.onnx", folder / "model_int8.onnx", **options)
 
 
 @contextmanager
@@ -192,14 +175,6 @@ def _no_warnings() -> Iterator[None]:
         yield
     finally:
         logging.disable(before)
-
-
-def _save_weights(folder: Path, weights: Mapping[str, Tensor], pooling: nn.Module) -> None:
-    from safetensors.torch import save_file
-
-    weights = {**weights, **{f"pooling.{name}": value for name, value in pooling.state_dict().items()}}
-    contiguous = {name: value.contiguous() for name, value in weights.items()}
-    save_file(contiguous, folder / "model.safetensors", {"format": "pt"})
 
 
 def _write_code(folder: Path, name: str) -> None:
@@ -286,89 +261,61 @@ def model_card(record: RunRecord, *, form: Format, labels: Sequence[str], max_to
         labels: the topics; none for another task.
         max_tokens: where texts are cut.
     """
-    settings = record.settings
+    settings, layers = record.settings, record.settings["student"]["layers"]
     method = NAMES.get(str(settings.get("method")), str(settings.get("method")))
-    layers = settings["student"]["layers"]
-    library = "transformers" if form == "hf" else form
     language = "language: en\n" if data_name(record).upper().startswith("MIND") else ""
     code = _CODE[form] + (_TOPICS if form == "hf" and labels else "")
-    if form == "hf" and not labels:
-        code = code.replace(", pipeline", "")
-    parts = [
-        f"---\nlibrary_name: {library}\n{language}tags: [news, distillation, newsbert]\n---",
-        f"# News encoder with {layers} layer{'s' if layers > 1 else ''}, from {teacher_name(record)}",
-        f"Trained to {_TASKS[task_name(record)]} with the method *{method}* (newsbert_ray; NewsBERT, Wu "
-        f"et al. 2021). Texts are cut at {max_tokens} tokens. A text's embedding is the attentive pooling of "
-        "its tokens' last hidden states.",
-        f"## Use\n\n```python\n{code.replace('MAX', str(max_tokens))}\n```",
-        "## Results\n\n" + _results(record),
-        "## Training\n\n" + _training(record),
-        "## Limits\n\n" + _limits(record, labels),
-        "## Licences\n\nThe weights derive from the teacher and from the data, so both licences apply (MIND: "
-        "Microsoft Research Licence Terms, non-commercial research). Any code in this folder is part of "
-        "newsbert_ray, Apache-2.0.",
-    ]
-    return "\n\n".join(parts) + "\n"
+    code = code.replace("MAX", str(max_tokens)).replace(", pipeline", ", pipeline" if labels else "")
+    names = ("epochs", "batch_size", "learning_rate", "seed")
+    values = ", ".join(f"{name} {settings[name]}" for name in names if name in settings)
+    examples = f"{record.data.get('train_rows') or 0:,} {task_of(settings).examples}"
+    topics = f" It distinguishes {len(labels)} topics, without 'none of them': {', '.join(labels)}."
+    return f"""---
+library_name: {"transformers" if form == "hf" else form}
+{language}tags: [news, distillation, newsbert]
+---
+
+# News encoder with {layers} layer{"" if layers == 1 else "s"}, from {teacher_name(record)}
+
+Trained to {_TASKS[task_name(record)]} with the method *{method}* (newsbert_ray; NewsBERT, Wu et al. 2021), on
+{examples} of {data_name(record)}: {values}. All settings are in record.json. Texts are
+cut at {max_tokens} tokens. A text's embedding is the attentive pooling of its tokens' last hidden states.
+
+## Use
+
+```python
+{code}
+```
+
+## Results
+
+{_results(record)}
+
+## Limits
+
+Trained on texts of one corpus, from one period and in its language; results on other texts are unknown. The
+results above are of one run; another seed changes them.{topics if labels else ""}
+
+## Licences
+
+The weights derive from the teacher and from the data, so both licences apply (MIND: Microsoft Research
+Licence Terms, non-commercial research). Any code in this folder is part of newsbert_ray, Apache-2.0.
+"""
 
 
 def _results(record: RunRecord) -> str:
-    task = task_of(record.settings)
+    task, speed = task_of(record.settings), record.metrics.get("speed") or {}
     split = "test" if record.metrics.get("test") else "validation"
     scores: Mapping[str, Mapping[str, float]] = record.metrics[split]
     head = ("model", *(metric.heading for metric in task.metrics), "titles/s")
-    speed = record.metrics.get("speed") or {}
     models = []
-    for name in ("student", "teacher"):
-        if name in scores:
-            rate = speed.get(f"{name}_titles_per_second")
-            cells = [f"{100 * scores[name][metric.name]:.1f}" for metric in task.metrics]
-            models.append((name, *cells, f"{rate:,.0f}" if rate else ""))
-    rows = f"{scores['student'].get('rows') or record.data.get(f'{split}_rows', 0):,.0f}"
+    for name in (name for name in ("student", "teacher") if name in scores):
+        rate = speed.get(f"{name}_titles_per_second")
+        cells = [f"{100 * scores[name][metric.name]:.1f}" for metric in task.metrics]
+        models.append((name, *cells, f"{rate:,.0f}" if rate else ""))
+    rows = f"{scores['student'].get('rows') or record.data.get(f'{split}_rows', 0):,.0f} {task.rows}"
     return (
-        f"{Table(head, tuple(models)).markdown()}\n\n"
-        f"Per cent, on the {split} split of {data_name(record)} ({rows} {task.rows}), one run "
-        f"with seed {record.seed}. Titles/s on {record.hardware.get('processor', 'unknown hardware')} with "
-        f"{record.hardware.get('threads', '?')} thread(s), without tokenising."
+        f"{Table(head, tuple(models)).markdown()}\n\nPer cent, on the {split} split ({rows}). Titles/s on "
+        f"{record.hardware.get('processor', 'unknown hardware')} with {record.hardware.get('threads', '?')} "
+        "thread(s), without tokenising."
     )
-
-
-def _training(record: RunRecord) -> str:
-    task, rows = task_of(record.settings), record.data.get("train_rows")
-    names = ("method", "student", "distill", "model", "optimizer", "epochs", "batch_size", "learning_rate")
-    settings = [f"- {name}: {_describe(record.settings[name])}" for name in names if name in record.settings]
-    return "\n".join(
-        [
-            f"- data: {data_name(record)}" + (f", {rows:,} {task.examples}" if rows else ""),
-            f"- teacher: {teacher_name(record)}",
-            *settings,
-            "- versions: " + ", ".join(f"{name} {value}" for name, value in record.versions.items()),
-            "- everything else: record.json",
-        ]
-    )
-
-
-def _describe(value: Any) -> str:
-    """A setting in one line; of a group of settings those that are not empty."""
-    if not isinstance(value, Mapping):
-        return str(value)
-    kept = {name: inner for name, inner in value.items() if inner not in (None, 0.0, False)}
-    return ", ".join(
-        f"{name} {_describe(inner)}" for name, inner in kept.items() if not isinstance(inner, Mapping)
-    )
-
-
-def _limits(record: RunRecord, labels: Sequence[str]) -> str:
-    limits = [
-        "- Trained on texts of one corpus, from one period and in its language; results on other texts are "
-        "unknown.",
-        "- The results above are of one run; another seed changes them.",
-    ]
-    if labels:
-        limits.append(
-            f"- It distinguishes {len(labels)} topics, without 'none of them': {', '.join(labels)}."
-        )
-    if task_name(record) == "recommendation":
-        limits.append(
-            "- Clicks are no judgement of quality; a ranking by clicks repeats what was shown before."
-        )
-    return "\n".join(limits)

@@ -5,7 +5,6 @@ Texts are sorted by length and read in batches with little padding. What many te
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from newsbert_ray.config import SettingsError
 from newsbert_ray.data.batches import cut_buckets
 from newsbert_ray.data.tokenizer import TitleTokenizer, load_tokenizer
+from newsbert_ray.files import sha256_of
 from newsbert_ray.model.encoder import Encoder, EncoderError
 from newsbert_ray.model.heads import ClickHead, TopicHead
 from newsbert_ray.model.pair import Top
@@ -262,8 +262,7 @@ def cosine_to_mean(history: Floats, embeddings: Floats) -> Floats:
 
 def weights_hash(folder: Path) -> str:
     """SHA-256 of a student's weights, which tells embeddings of different models apart."""
-    with (folder / "model.safetensors").open("rb") as weights:
-        return hashlib.file_digest(weights, "sha256").hexdigest()
+    return sha256_of(folder / "model.safetensors")
 
 
 def best_device() -> str:
