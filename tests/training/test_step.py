@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from newsbert_ray.config import LossWeights, TrainSettings
 from newsbert_ray.data.examples import Clicks
@@ -30,6 +28,7 @@ from newsbert_ray.training.step import (
 )
 from tests.benchmarks.bench_recommend import each_mention
 from tests.conftest import MakeSettings
+from tests.waits import Waits
 
 TRACE = [
     4.11992,
@@ -340,25 +339,6 @@ def test_word_gradients_equal_autograds_dense_ones(make_settings: MakeSettings) 
         train_step(dense, update.parts, step=update.step)
     for a, b in zip(learner.pair.parameters(), dense.pair.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
-
-
-class Waits(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-ignore]
-    """Counts the operations for which a GPU would make the process wait."""
-
-    NAMES = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "is_nonzero", "equal")
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call, unused-ignore]
-        self.count: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__
-        indices = args[1] if name == "index" else ()
-        is_mask = any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in indices)
-        is_copy = name == "_to_copy" and (kwargs or {}).get("device", args[0].device) != args[0].device
-        if name in self.NAMES or is_mask or is_copy:
-            self.count[name] += 1
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("task", ["topics", "recommendation"])
