@@ -290,6 +290,8 @@ class TrainSettings(Settings):
     """Checkpoints."""
     epochs: int = Field(2, ge=1)
     """Number of passes over the training examples."""
+    steps: int | None = Field(None, ge=1)
+    """Length of the run in updates, instead of `epochs`; the last epoch is cut."""
     batch_size: int = Field(32, ge=1)
     """Examples in one update, over all workers: titles, clicks or pairs (paper: 32)."""
     token_budget: int = Field(8192, ge=512)

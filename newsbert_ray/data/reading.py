@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -105,7 +106,9 @@ class TrainingSchedule:
     Attributes:
         folder, manifest: the shards.
         order: decides the batches, and this worker's part of each.
+        epochs: passes over the examples, unless `limit` is given.
         train_rows: examples of an epoch; all where None.
+        limit: updates of the whole run.
         npratio, history: negatives of a click, and longest history, in recommendation.
         budget: tokens of a bucket, padding included.
     """
@@ -119,6 +122,7 @@ class TrainingSchedule:
     npratio: int = 4
     history: int = 50
     budget: int = 8192
+    limit: int | None = None
 
     def windows(self, epoch: int) -> list[Window]:
         """The windows of `epoch` (from 0), in order."""
@@ -127,8 +131,18 @@ class TrainingSchedule:
         return epoch_windows(shards, quotas, seed=self.order.seed, epoch=epoch)
 
     def steps(self, epoch: int) -> int:
-        """Updates of `epoch`."""
+        """Updates of a whole `epoch`."""
         return sum(window.batches(self.order.batch_size) for window in self.windows(epoch))
+
+    @cached_property
+    def ends(self) -> tuple[int, ...]:
+        """The last step of each epoch; with a `limit` the last epoch is cut."""
+        ends: list[int] = []
+        for done in itertools.accumulate(map(self.steps, itertools.count())):
+            ends.append(done if self.limit is None else min(done, self.limit))
+            if len(ends) == self.epochs if self.limit is None else done >= self.limit:
+                break
+        return tuple(ends)
 
     def starts(self, window: Window) -> tuple[int, ...]:
         """The first row in the table of texts of each news shard of a window."""
@@ -143,15 +157,15 @@ class TrainingSchedule:
     @property
     def total_steps(self) -> int:
         """Updates of the whole run."""
-        return sum(self.steps(epoch) for epoch in range(self.epochs))
+        return self.ends[-1]
 
     def windows_from(self, done: int) -> Iterator[tuple[Window, int, int]]:
         """(window, its first step, updates to skip in it) for everything after `done` steps."""
         first_step = 1
-        for epoch in range(self.epochs):
+        for epoch in range(len(self.ends)):
             for window in self.windows(epoch):
                 next_step = first_step + window.batches(self.order.batch_size)
-                if next_step - 1 > done:
+                if next_step - 1 > done and first_step <= self.total_steps:
                     yield window, first_step, max(0, done + 1 - first_step)
                 first_step = next_step
 
@@ -188,6 +202,7 @@ def make_schedule(settings: TrainSettings, manifest: Manifest, world: World = ON
         npratio=settings.recommendation.npratio,
         history=settings.recommendation.history,
         budget=settings.token_budget,
+        limit=settings.steps,
     )
 
 
@@ -201,12 +216,12 @@ def read_updates(schedule: TrainingSchedule, *, done: int = 0) -> Iterator[Updat
 def window_parts(
     schedule: TrainingSchedule, window: Window, *, first_step: int, skip: int
 ) -> Iterator[tuple[int, list[Part]]]:
-    """(step, this worker's parts) of a window's updates, without the first `skip`."""
+    """(step, this worker's parts) of a window's updates, without the first `skip` and those after the end."""
     examples = window_examples(schedule, window)
     generator = window_generator(schedule.order, window)
     arranged = _arrange(examples, schedule.order, generator)
     for index, rows in enumerate(cut_updates(arranged, schedule.order, generator)):
-        if index >= skip:
+        if index >= skip and first_step + index <= schedule.total_steps:
             yield first_step + index, worker_parts(examples, rows, schedule.order)
 
 

@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +71,7 @@ class TrainingLoop:
                 it is written.
         """
         progress, settings = self.progress, self.learner.settings
-        ends = list(accumulate(map(self.schedule.steps, range(self.schedule.epochs))))
+        ends = self.schedule.ends
         clock = _Clock(progress)
         triggers = CheckpointTriggers(settings.checkpoint.every_minutes, self.world, self.preempted)
         if progress.curve and progress.curve[-1]["step"] == progress.step:
@@ -184,7 +183,7 @@ class TrainingLoop:
             "step": update.step,
             "steps": self.schedule.total_steps,
             "epoch": update.epoch + 1,
-            "epochs": self.schedule.epochs,
+            "epochs": len(self.schedule.ends),
             "titles_per_second": speed,
             "examples": TASKS[self.schedule.task].examples,
             "seconds": dict(self.progress.seconds),

@@ -69,6 +69,7 @@ def teacher_settings(settings: TrainSettings, out: str | Path) -> TrainSettings:
         "student": {"layers": depth},
         "learning_rate": settings.optimizer.teacher_learning_rate or settings.learning_rate,
         "epochs": settings.distill.teacher_epochs or settings.epochs,
+        "steps": None if settings.distill.teacher_epochs else settings.steps,
         "optimizer": {**values["optimizer"], **no_rates},
         "checkpoint": {**values["checkpoint"], "keep_finished": False},
     }
@@ -85,6 +86,7 @@ def before_settings(settings: TrainSettings, out: str | Path) -> TrainSettings:
     values = settings.model_dump(exclude={"distill", "student", "method", "task", "before"})
     changes = {
         **before.model_dump(exclude_none=True),
+        "steps": None if before.epochs else settings.steps,
         "out": str(out),
         "student": {"layers": settings.student.layers},
         "checkpoint": {**values["checkpoint"], "keep_finished": False},

@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ import torch
 from ray.exceptions import RayTaskError
 
 from newsbert_ray.config import SCRATCH, SettingsError, TrainSettings
-from newsbert_ray.data.order import Ints, Order
+from newsbert_ray.data.order import Ints
 from newsbert_ray.data.reading import (
     TrainingSchedule,
     World,
@@ -30,7 +30,7 @@ from newsbert_ray.data.reading import (
     read_pairs,
     read_updates,
 )
-from newsbert_ray.data.shards import Manifest, read_manifest, read_texts
+from newsbert_ray.data.shards import read_manifest, read_texts
 from newsbert_ray.evaluation.encoding import SplitData, device_seconds, encode_texts
 from newsbert_ray.evaluation.scoring import BATCH, count_topics
 from newsbert_ray.files import format_duration, write_json
@@ -38,7 +38,7 @@ from newsbert_ray.model.saved import CHECKPOINTS, load_best, write_best, write_s
 from newsbert_ray.ray_session import ray_session
 from newsbert_ray.reporting.sweep_data import point_label
 from newsbert_ray.settings import flatten
-from newsbert_ray.storage.workdir import fetch, open_workdir, snapshot, with_local_paths
+from newsbert_ray.storage.workdir import open_workdir, snapshot, with_local_paths
 from newsbert_ray.training.checkpoint import Progress, write_checkpoint
 from newsbert_ray.training.journal import Journal
 from newsbert_ray.training.prerequisites import all_prerequisites
@@ -57,7 +57,13 @@ from newsbert_ray.tune.sweep import (
     estimate_subject,
     lock_folder,
 )
-from newsbert_ray.tune.trial import CATEGORICAL_COST, check_space, teacher_depth, trial_settings
+from newsbert_ray.tune.trial import (
+    CATEGORICAL_COST,
+    check_space,
+    teacher_depth,
+    trial_schedule,
+    trial_settings,
+)
 from newsbert_ray.tune.trials import Curve, Saving, estimate_saving, recorded_curves
 
 BETWEEN_SECONDS = 0.1
@@ -359,12 +365,9 @@ def _trial_cost(
     settings: TrainSettings, calibration: Calibration, prerequisites: Sequence[TrainSettings] = ()
 ) -> TrialCost:
     """Seconds of one trial; `prerequisites` are trained before it."""
-    task, epochs = settings.task, settings.epochs
-    folder, manifest = _read_data(settings.data)
-    order = Order(0, settings.batch_size)
-    schedule = TrainingSchedule(folder, manifest, order, epochs, settings.train_rows, task=task)
-    ends = set(itertools.accumulate(schedule.steps(epoch) for epoch in range(epochs)))
-    steps = max(ends)
+    task, schedule = settings.task, trial_schedule(settings)
+    manifest = schedule.manifest
+    ends, steps = set(schedule.ends), schedule.total_steps
 
     def every(interval: int | None) -> set[int]:
         return set(range(interval, steps + 1, interval)) if interval else set()
@@ -384,14 +387,8 @@ def _trial_cost(
         training=steps * parts.step + len(evaluations) * evaluation + len(checkpoints) * parts.checkpoint,
         end=test + parts.end,
         steps=steps,
-        epochs=epochs,
+        epochs=len(schedule.ends),
     )
-
-
-@lru_cache(maxsize=8)
-def _read_data(data: str) -> tuple[str, Manifest]:
-    folder = str(fetch(data))
-    return folder, read_manifest(folder)
 
 
 def wall_seconds(seconds: Sequence[float], slots: int) -> float:

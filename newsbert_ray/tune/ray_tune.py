@@ -29,7 +29,7 @@ from newsbert_ray.telemetry import Event, EventLog, SweepMeters
 from newsbert_ray.training.loop import PreemptedError
 from newsbert_ray.tune.display import SweepDisplay
 from newsbert_ray.tune.resources import Budget, Resources, Retention
-from newsbert_ray.tune.trial import CONFIG, Train, TrialConfig, run_trial
+from newsbert_ray.tune.trial import CONFIG, Train, TrialConfig, run_trial, trial_epochs
 from newsbert_ray.tune.trials import EPOCH, EarlyStopping, RunningTrial, Trials, TrialSpec
 
 if TYPE_CHECKING:
@@ -84,7 +84,8 @@ class SweepParts:
         self.budget = Budget(trials, resources)
         self.retention = Retention(trials, resources, checkpoints=first.checkpoint.keep)
         self.display = SweepDisplay(trials, self.budget, console=console)
-        self.early_stopping = EarlyStopping(space, epochs=max(space.samples_of("epochs", first.epochs)))
+        epochs = max(space.samples_of("epochs", trial_epochs(first)))
+        self.early_stopping = EarlyStopping(space, epochs=epochs)
         for name, curve in trials.curves():
             self.early_stopping.load_curve(name, curve)
         self.board = HParams(
@@ -180,7 +181,7 @@ class TrialSearcher(Searcher):
                 self._sweep.display.ended(spec)
                 continue
             running = self._to_restart.pop(spec.name, None)
-            self._trials.running[trial_id] = running or RunningTrial(spec, config.settings.epochs)
+            self._trials.running[trial_id] = running or RunningTrial(spec, trial_epochs(config.settings))
             return {CONFIG: config}
         # A running trial may still have to be handed out again.
         return None if self._trials.running else Searcher.FINISHED

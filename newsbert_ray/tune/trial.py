@@ -36,6 +36,8 @@ from newsbert_ray.tune.space import (
 from newsbert_ray.tune.trials import metric_value
 
 if TYPE_CHECKING:
+    from newsbert_ray.data.reading import TrainingSchedule
+    from newsbert_ray.data.shards import Manifest
     from newsbert_ray.training.loop import Report
 
 LOCK_SECONDS = 30.0
@@ -67,9 +69,34 @@ WORK_SETTINGS = (
     "recommendation.npratio",
     "recommendation.history",
     "epochs",
+    "steps",
     "train_rows",
 )
 """Settings with which the work of a trial grows; also those of a scratch teacher."""
+
+
+def trial_epochs(settings: TrainSettings) -> int:
+    """Epochs of a run, which its `steps` may decide; the last may be cut."""
+    return settings.epochs if settings.steps is None else len(trial_schedule(settings).ends)
+
+
+def trial_schedule(settings: TrainSettings) -> TrainingSchedule:
+    """The number of updates and epochs of a trial, from the manifest of its shards alone."""
+    from newsbert_ray.data.order import Order
+    from newsbert_ray.data.reading import TrainingSchedule
+
+    folder, manifest = _read_data(settings.data)
+    order = Order(0, settings.batch_size)
+    epochs, rows = settings.epochs, settings.train_rows
+    return TrainingSchedule(folder, manifest, order, epochs, rows, task=settings.task, limit=settings.steps)
+
+
+@lru_cache(maxsize=8)
+def _read_data(data: str) -> tuple[str, Manifest]:
+    from newsbert_ray.data.shards import read_manifest
+
+    folder = str(fetch(data))
+    return folder, read_manifest(folder)
 
 
 def trial_settings(

@@ -22,9 +22,9 @@ from newsbert_ray.data.shards import read_manifest
 from tests.data.conftest import titles
 
 
-def schedule(shards: Path, **order: int) -> TrainingSchedule:
+def schedule(shards: Path, limit: int | None = None, **order: int) -> TrainingSchedule:
     """Two epochs over the small corpus."""
-    return TrainingSchedule(str(shards), read_manifest(shards), Order(5, 32, **order), 2, None)
+    return TrainingSchedule(str(shards), read_manifest(shards), Order(5, 32, **order), 2, None, limit=limit)
 
 
 def key(update: Update) -> tuple[int, int, list[list[list[int]]]]:
@@ -42,6 +42,24 @@ def test_entered_anywhere_it_goes_on_as_it_would_have(
     whole = [key(update) for update in read_updates(schedule(shards))]
     assert [step for step, _, _ in whole] == list(range(1, schedule(shards).total_steps + 1))
     assert [key(update) for update in read_updates(schedule(shards), done=done)] == whole[done:]
+
+
+@pytest.mark.parametrize("window_rows", [ordering.WINDOW_EXAMPLES, 100])
+@pytest.mark.parametrize("limit", [3, 8, 9, 13, 40])
+def test_a_length_in_steps_cuts_the_last_epoch(
+    shards: Path, monkeypatch: pytest.MonkeyPatch, window_rows: int, limit: int
+) -> None:
+    """A run of N updates has the first N of a longer one, wherever it is entered."""
+    monkeypatch.setattr(ordering, "WINDOW_EXAMPLES", window_rows)
+    longer = [key(update) for update in read_updates(schedule(shards, limit=50))]
+    cut = schedule(shards, limit=limit)
+    assert [key(update) for update in read_updates(cut)] == longer[:limit]
+    assert [key(update) for update in read_updates(cut, done=2)] == longer[2:limit]
+    assert cut.ends[-1] == cut.total_steps == limit
+    assert cut.ends[:-1] == tuple(schedule(shards, limit=50).ends[: len(cut.ends) - 1])
+    assert longer[: schedule(shards).total_steps] == [
+        key(update) for update in read_updates(schedule(shards))
+    ]
 
 
 def test_an_epoch_has_every_title_once(shards: Path) -> None:

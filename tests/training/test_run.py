@@ -169,6 +169,26 @@ def test_killed_at_any_moment_ends_in_the_same_weights(shards: Path, unbroken: P
     assert same(student(folder), student(unbroken))
 
 
+def test_a_length_in_steps(shards: Path, tmp_path: Path) -> None:
+    """The learning rate ends with the last step; a resume knows the length as well."""
+    values = {"steps": 12, "evaluate_every": 5, "optimizer": {"decay": "linear"}}
+
+    def stop(entry: dict[str, Any]) -> None:
+        if entry["step"] == 10:
+            raise RuntimeError("enough")
+
+    whole = train(small(shards, tmp_path / "whole", **values), quiet=True)
+    with pytest.raises(RuntimeError, match="enough"):
+        train(small(shards, tmp_path / "cut", **values), quiet=True, report=stop)
+    train(small(shards, tmp_path / "cut", **values), quiet=True)
+    assert [entry["step"] for entry in whole.curve] == [5, 9, 10, 12]
+    assert [entry["epoch"] for entry in whole.curve] == pytest.approx([5 / 9, 1.0, 4 / 3, 2.0])
+    assert whole.steps == 12
+    (last,) = [e for e in read_entries(tmp_path / "whole" / METRICS) if (e["kind"], e["step"]) == ("log", 12)]
+    assert last["learning_rate_factor"] == pytest.approx(1 / 12)
+    assert same(student(tmp_path / "cut"), student(tmp_path / "whole"))
+
+
 def test_a_finished_run_says_so_and_does_nothing(
     shards: Path, unbroken: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
