@@ -78,9 +78,10 @@ class StudentSettings(Settings):
     encoder: str | None = None
     """Another pretrained encoder to initialise the student from, such as a released TinyBERT: name, folder or
     URL. It needs the same tokeniser. By default the teacher."""
-    kind: Literal["transformer", "bilstm", "nrms"] = "transformer"
+    kind: Literal["transformer", "bilstm", "nrms", "linear"] = "transformer"
     """Architecture. bilstm: one bidirectional LSTM (Tang et al. 2019). nrms: one self-attention with 20 heads
-    of size 20 (NRMS, Wu et al. 2019). Both read the teacher's word embeddings."""
+    of size 20 (NRMS, Wu et al. 2019). Both read the teacher's word embeddings. linear: no encoder, but TF-IDF
+    of words and characters and a linear SVM, whose strength is chosen on validation; topics only."""
 
     @model_validator(mode="after")
     def _others_are_one_layer(self) -> Self:
@@ -207,7 +208,7 @@ class BeforeSettings(Settings):
 
     @model_validator(mode="after")
     def _student_goes_on(self) -> Self:
-        if self.method in ("bilstm_soft", "glove"):
+        if self.method in ("bilstm_soft", "glove", "linear"):
             raise ValueError(
                 f"before.method {self.method}: its student is not a Transformer; choose another method"
             )
@@ -340,6 +341,8 @@ class TrainSettings(Settings):
                 f"teacher {self.teacher}: the shards already contain the word vectors; set teacher "
                 f"{SCRATCH}, or method glove"
             )
+        if self.student.kind == "linear" and not (self.distill.alone and self.task == "topics"):
+            raise ValueError("student.kind linear learns topics from labels only; set method linear")
         if self.before.method != "none" and not (
             self.distill.alone and self.student.kind == "transformer" and self.student.encoder is None
         ):

@@ -161,6 +161,12 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
         "student": {"layers": 1},
         "distill": {"beta": 0.0, "weights": _only(student_task=1.0)},
     },
+    # The baseline of every classifier of texts: TF-IDF and a linear SVM; no encoder is read.
+    "linear": {
+        "teacher": "scratch",
+        "student": {"kind": "linear", "layers": 1},
+        "distill": {"beta": 0.0, "weights": _only(student_task=1.0)},
+    },
 }
 """Settings that each method changes; explicit settings override them."""
 

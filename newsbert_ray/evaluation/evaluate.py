@@ -18,7 +18,7 @@ from newsbert_ray.data.reading import World
 from newsbert_ray.data.shards import SPLITS, Manifest, ShardError, read_manifest, read_shard
 from newsbert_ray.data.tokenizer import TokenizerError
 from newsbert_ray.evaluation.encoding import Ints, Models, SplitData
-from newsbert_ray.evaluation.metrics import rank_candidates, topic_f1
+from newsbert_ray.evaluation.metrics import rank_candidates, topic_f1, topic_metrics
 from newsbert_ray.evaluation.scoring import (
     BATCH,
     News,
@@ -33,6 +33,7 @@ from newsbert_ray.evaluation.submission import check_submission, require_suffix,
 from newsbert_ray.methods import TaskName
 from newsbert_ray.model.assemble import assemble_pair
 from newsbert_ray.model.encoder import EncoderError
+from newsbert_ray.model.linear import LinearModel, confusion_of, is_linear, labelled_texts
 from newsbert_ray.model.saved import CHECKPOINTS, best_folders, load_best, load_student
 from newsbert_ray.record import read_record
 from newsbert_ray.storage.bucket import is_url
@@ -46,7 +47,8 @@ class TrainedRun:
     Attributes:
         settings: the run's, with local paths.
         location: the shards' location as the caller knows it.
-        models: student and, if its weights are kept, teacher, on the world's device.
+        models: student and, if its weights are kept, teacher, on the world's device; none of a linear model.
+        linear: the student of method `linear`.
     """
 
     settings: TrainSettings
@@ -54,6 +56,7 @@ class TrainedRun:
     data: SplitData
     models: Models
     world: World
+    linear: LinearModel | None = None
 
     def require_model(self, name: str) -> Models:
         """One model by name.
@@ -62,8 +65,9 @@ class TrainedRun:
             SettingsError: the run does not have or does not keep it.
         """
         if name not in self.models:
+            kept = " and ".join(sorted(self.models)) or "a linear model"
             raise SettingsError(
-                f"model '{name}': the run keeps {' and '.join(sorted(self.models))} (a teacher is kept with "
+                f"model '{name}': the run keeps {kept} (a teacher is kept with "
                 "the checkpoints: --checkpoint.keep_finished true)"
             )
         return {name: self.models[name]}
@@ -97,6 +101,8 @@ def evaluate(
             raise SettingsError(f"--submission {submission}: must be a local path, not a URL")
         require_suffix(Path(submission))
     shards, models, world = trained.data, trained.models, trained.world
+    if trained.linear is not None:
+        return {**result, "student": topic_metrics(_linear_confusion(trained, trained.linear))}
     if shards.task != "recommendation":
         return {**result, **score_models(models, shards, world=world)}
     news = encode_news(models, shards, shards.news_rows(), world=world)
@@ -143,6 +149,11 @@ def load_trained(run: str | Path, split: str, *, data: str | Path | None = None)
         settings = settings.model_copy(update={"data": str(data)})
     location, settings = settings.data, with_local_paths(settings)
     manifest = read_manifest(settings.data)
+    if is_linear(folder / "student"):
+        shards, model = SplitData.of(settings, manifest, split), LinearModel.load(folder / "student")
+        read = {"tokenizer_sha256": manifest.tokenizer.sha256, "labels": list(model.labels)}
+        _check_shards(read, manifest, "topics", location)  # it reads texts, not tokens
+        return TrainedRun(settings, location, shards, {}, World(), model)
     encoder, top, description = load_student(folder / "student")
     _check_shards(description, manifest, settings.task, location)
     models = {**_load_teacher(folder, settings, manifest), "student": (encoder, top)}
@@ -217,12 +228,20 @@ def by_topic(
     """
     trained = load_trained(run, split, data=data)
     trained.require_task("topics", "--by_topic")
-    models, labels = trained.require_model(model), trained.data.manifest.labels
-    batches = trained.data.batches(BATCH)
+    labels, linear = trained.data.manifest.labels, trained.linear if model == "student" else None
+    if linear is not None:
+        return topic_rows(_linear_confusion(trained, linear), labels)
+    models, batches = trained.require_model(model), trained.data.batches(BATCH)
     confusion = count_topics(models, batches, topics=len(labels), world=trained.world)[model]
     if not confusion.sum():
         raise ShardError(f"split '{split}' of {trained.location}: no title has a topic")
     return topic_rows(confusion, labels)
+
+
+def _linear_confusion(trained: TrainedRun, model: LinearModel) -> Ints:
+    data = trained.data
+    texts, topics = labelled_texts(data.folder, data.manifest, data.split)
+    return confusion_of(model.scores(texts), topics)
 
 
 def topic_rows(confusion: Ints, labels: list[str]) -> list[TopicRow]:

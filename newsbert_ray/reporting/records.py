@@ -28,6 +28,7 @@ NAMES: Mapping[str, str] = {
     "minilm": "MiniLM",
     "bilstm_soft": "BiLSTM-soft",
     "glove": "GloVe",
+    "linear": "linear SVM",
     "mutual": "mutual learning",
     "disjoint": "NewsBERT, disjoint",
     "no_momentum": "NewsBERT without momentum",

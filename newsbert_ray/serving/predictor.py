@@ -24,6 +24,7 @@ from newsbert_ray.data.tokenizer import TitleTokenizer, load_tokenizer
 from newsbert_ray.files import sha256_of
 from newsbert_ray.model.encoder import Encoder, EncoderError
 from newsbert_ray.model.heads import ClickHead, TopicHead
+from newsbert_ray.model.linear import LinearModel, is_linear
 from newsbert_ray.model.pair import Top
 from newsbert_ray.model.saved import load_student
 from newsbert_ray.record import RunRecord, read_record
@@ -121,6 +122,8 @@ def load_predictor(folder: Path, *, device: str | None = None, precision: Precis
     Raises:
         EncoderError, TokenizerError: it is incomplete.
     """
+    if is_linear(folder):
+        return LinearPredictor(LinearModel.load(folder))
     return Predictor(Student.read(folder), device=device, precision=precision)
 
 
@@ -187,12 +190,7 @@ class Predictor:
             raise SettingsError(f"this student learned {self.task}, not topics; use embed or rank")
         with torch.inference_mode():
             logits = self.top.head.dense(torch.from_numpy(self.embed(texts)).to(self.device))
-            best = torch.softmax(logits, -1).topk(min(top, len(self.labels)), dim=-1)
-        rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        return [
-            Prediction(tuple((self.labels[n], p) for n, p in zip(numbers, probabilities, strict=True)))
-            for numbers, probabilities in rows
-        ]
+            return self._best(logits, top)
 
     def rank(self, history: Sequence[str], candidates: Sequence[str]) -> list[Ranked]:
         """Candidates for a user who read the texts in `history`, best first.
@@ -212,6 +210,15 @@ class Predictor:
             user = self.top.head.encode_users(read, torch.ones(1, len(history), device=self.device))[0]
         scores: Floats = candidates @ user.cpu().numpy()
         return scores
+
+    def _best(self, logits: Tensor, top: int) -> list[Prediction]:
+        """The `top` most probable topics of each row of logits (M, Y)."""
+        best = torch.softmax(logits, -1).topk(min(top, len(self.labels)), dim=-1)
+        rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        return [
+            Prediction(tuple((self.labels[n], p) for n, p in zip(numbers, probabilities, strict=True)))
+            for numbers, probabilities in rows
+        ]
 
     @torch.inference_mode()
     def _embed_group(self, texts: Sequence[str]) -> Floats:
@@ -245,6 +252,30 @@ class Predictor:
         ids_, mask_ = (torch.from_numpy(array).to(self.device) for array in (ids, mask))
         embeddings: Floats = self.top.embed(self.encoder(ids_, mask_), mask_).cpu().numpy()
         return embeddings
+
+
+class LinearPredictor(Predictor):
+    """The linear model of method `linear`: it predicts topics and has no embeddings."""
+
+    def __init__(self, model: LinearModel) -> None:
+        self.model, self.device, self.precision = model, torch.device("cpu"), "fp32"
+        self.task, self.labels = "topics", model.labels
+
+    @property
+    def width(self) -> int:
+        """0: it has no embeddings."""
+        return 0
+
+    def embed(self, texts: Sequence[str]) -> Floats:
+        """
+        Raises:
+            SettingsError: always.
+        """
+        raise SettingsError("a linear model has no embeddings; train with another method, such as finetune")
+
+    def predict(self, texts: Sequence[str], *, top: int = 1) -> list[Prediction]:
+        """The `top` most probable topics of each text."""
+        return self._best(torch.from_numpy(self.model.scores(texts)), top) if len(texts) else []
 
 
 def cosines(embeddings: Floats, vector: Floats) -> Floats:

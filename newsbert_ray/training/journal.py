@@ -132,6 +132,10 @@ def closing_lines(record: RunRecord, workdir: WorkDir) -> str:
     split, scores = ("test", test) if test else ("validation", record.metrics["validation"])
     left_out = int(scores["student"].get("left_out", 0))
     rows = f"{int(scores['student']['rows'])} {task.rows}" + (f" ({left_out} left out)" if left_out else "")
+    files = "record, student/, checkpoints/ and TensorBoard events"
+    board = f"   |   tensorboard --logdir {workdir.path}"
+    if record.settings["student"]["kind"] == "linear":
+        files, board = "record and student/", ""
     report = "report" if workdir.is_remote else f"{run}/report"
     lines = [f"{split}, {rows}, best step {record.metrics['best_step']} of {record.steps}:"]
     lines += [_score_line(model, scores[model], task) for model in ("teacher", "student") if model in scores]
@@ -142,10 +146,9 @@ def closing_lines(record: RunRecord, workdir: WorkDir) -> str:
     return "\n".join(
         [
             *lines,
-            f"{record.titles_per_second:.0f} {task.examples}/s, {record.seconds['total']:.0f} s; record, "
-            f"student/, checkpoints/ and TensorBoard events are in {run}",
-            f"next: newsbert-ray evaluate {run}   |   newsbert-ray report {run} --out {report}   |   "
-            f"tensorboard --logdir {workdir.path}",
+            f"{record.titles_per_second:.0f} {task.examples}/s, {record.seconds['total']:.0f} s; "
+            f"{files} are in {run}",
+            f"next: newsbert-ray evaluate {run}   |   newsbert-ray report {run} --out {report}{board}",
         ]
     )
 

@@ -67,7 +67,9 @@ def train(
                 workdir.publish()
                 train_first = partial(train, quiet=quiet, gpus=gpus, teachers=teachers)
                 ready = train_prerequisite(settings, shared=teachers, train=train_first, say=say)
-                if in_process:
+                if settings.student.kind == "linear":
+                    _train_linear(with_local_paths(ready), manifest, report=report, quiet=quiet)
+                elif in_process:
                     _train_in_process(with_local_paths(ready), manifest, workdir, report=report, quiet=quiet)
                 else:
                     from newsbert_ray.training.ray_group import train_group
@@ -120,6 +122,20 @@ def _train_in_process(
         say = display.say if display else _silent
         world = World(device=pick_device(settings))
         run_worker(settings, WorkerContext(world, read_updates, receive, say, preempted))
+
+
+def _train_linear(settings: TrainSettings, manifest: Manifest, *, report: Report | None, quiet: bool) -> None:
+    """Fit the linear model in this process, whatever the number of workers."""
+    from newsbert_ray.training.linear import train_linear
+
+    def receive(entry: dict[str, Any]) -> None:
+        metrics, strength = entry["validation"]["student"], entry["train"]["strength"]
+        if not quiet:
+            print(f"C {strength:g}: validation accuracy {metrics['accuracy']:.4f}", flush=True)
+        if report is not None:
+            report(entry)
+
+    train_linear(settings, manifest, report=receive)
 
 
 def pick_device(settings: TrainSettings) -> Any:

@@ -318,13 +318,13 @@ def _record(
             "parameters": _count_parameters(learner.pair),
         },
         curve=progress.curve,
-        data=_describe_data(settings, manifest),
+        data=describe_data(settings, manifest),
         steps=progress.step,
         titles_per_second=progress.titles / max(1e-9, seconds["train"] + seconds["data"]),
     )
 
 
-def _describe_data(settings: TrainSettings, manifest: Manifest) -> dict[str, Any]:
+def describe_data(settings: TrainSettings, manifest: Manifest) -> dict[str, Any]:
     return {
         "name": " + ".join(dict.fromkeys(source.folder for source in manifest.sources)),
         "fingerprint": manifest.fingerprint,

@@ -65,13 +65,15 @@ def test_every_method_gives_the_weights_of_one_worker(
             **{"model.dropout": 0.0, "student.layers": 1, "optimizer.epsilon": 1e-4, "epochs": 1},
         )
         for method in METHODS
+        if method != "linear"
     ]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     values = [one.model_dump() for one in settings]
     spawn(work, (size, port, values, str(tmp_path)), nprocs=size)  # type: ignore[no-untyped-call]
-    for index, (method, one) in enumerate(zip(METHODS, settings, strict=True)):
+    for index, one in enumerate(settings):
+        method = one.method
         alone = train_steps(one.model_copy(update={"workers": 1}), World())
         together = torch.load(tmp_path / f"{size}-{index}.pt", weights_only=True)
         assert alone.keys() == together.keys()
