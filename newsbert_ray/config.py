@@ -316,7 +316,8 @@ class TrainSettings(Settings):
     train_rows: int | None = Field(None, ge=1)
     """Number of training examples to use, chosen by a fixed hash. By default all."""
     evaluate_every: int | None = Field(None, ge=1)
-    """Also evaluate on validation every so many steps. It is always done at the end of an epoch."""
+    """Also evaluate on validation every so many steps. It is done at the end of each epoch, too, unless
+    `steps` is given."""
     log_every: int = Field(20, ge=1)
     """Steps between two entries in the log and in TensorBoard."""
 

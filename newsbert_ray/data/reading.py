@@ -144,6 +144,14 @@ class TrainingSchedule:
                 break
         return tuple(ends)
 
+    def evaluations(self, every: int | None) -> frozenset[int]:
+        """Steps after which validation is evaluated: all `every` steps and the last of the run.
+
+        Also the last of each epoch, unless the run has a length in updates and `every` is given.
+        """
+        multiples = range(every, self.total_steps + 1, every) if every else ()
+        return frozenset((*multiples, *(self.ends[-1:] if every and self.limit else self.ends)))
+
     def starts(self, window: Window) -> tuple[int, ...]:
         """The first row in the table of texts of each news shard of a window."""
         start_of = dict(self.manifest.news)

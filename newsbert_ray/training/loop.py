@@ -71,7 +71,7 @@ class TrainingLoop:
                 it is written.
         """
         progress, settings = self.progress, self.learner.settings
-        ends = self.schedule.ends
+        ends, evaluations = self.schedule.ends, self.schedule.evaluations(settings.evaluate_every)
         clock = _Clock(progress)
         triggers = CheckpointTriggers(settings.checkpoint.every_minutes, self.world, self.preempted)
         if progress.curve and progress.curve[-1]["step"] == progress.step:
@@ -86,7 +86,7 @@ class TrainingLoop:
             clock.charge("train")
             if is_log_step:
                 self.report(self._log_entry(losses, numbers, update, clock.titles_per_second()))
-            is_evaluation = step in ends or _is_multiple(step, settings.evaluate_every)
+            is_evaluation = step in evaluations
             timer, preempted = triggers.check(step)
             is_checkpoint = (
                 (is_evaluation and settings.checkpoint.at_evaluation)

@@ -367,13 +367,9 @@ def _trial_cost(
     """Seconds of one trial; `prerequisites` are trained before it."""
     task, schedule = settings.task, trial_schedule(settings)
     manifest = schedule.manifest
-    ends, steps = set(schedule.ends), schedule.total_steps
-
-    def every(interval: int | None) -> set[int]:
-        return set(range(interval, steps + 1, interval)) if interval else set()
-
-    evaluations = ends | every(settings.evaluate_every)
-    checkpoints = every(settings.checkpoint.every_steps)
+    steps, interval = schedule.total_steps, settings.checkpoint.every_steps
+    evaluations = schedule.evaluations(settings.evaluate_every)
+    checkpoints = set(range(interval, steps + 1, interval)) if interval else set()
     checkpoints |= evaluations if settings.checkpoint.at_evaluation else set()
     parts = calibration.parts(settings)
     row = parts.row / settings.workers

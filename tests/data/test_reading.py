@@ -62,6 +62,14 @@ def test_a_length_in_steps_cuts_the_last_epoch(
     ]
 
 
+def test_a_run_of_many_short_epochs_is_not_evaluated_after_each(shards: Path) -> None:
+    """A thousand titles are eight updates of 128: an evaluation after each would take all the time."""
+    short = schedule(shards, limit=50)
+    assert short.evaluations(20) == {20, 40, 50}
+    assert short.evaluations(None) == set(short.ends)
+    assert schedule(shards).evaluations(3) > set(schedule(shards).ends)
+
+
 def test_an_epoch_has_every_title_once(shards: Path) -> None:
     """Windows must cover all shards, whatever their order."""
     manifest = read_manifest(shards)
