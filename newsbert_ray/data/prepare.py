@@ -25,7 +25,7 @@ import numpy as np
 
 from newsbert_ray.config import SCRATCH, PrepareSettings
 from newsbert_ray.data.mind_source import MindSource
-from newsbert_ray.data.pairs_source import PairsSource, is_pairs_table
+from newsbert_ray.data.pairs_source import PairsSource
 from newsbert_ray.data.shards import (
     FORMAT,
     MANIFEST,
@@ -49,6 +49,7 @@ from newsbert_ray.data.sources import (
     SourceFile,
     Workspace,
 )
+from newsbert_ray.data.tables import is_table
 from newsbert_ray.data.tokenizer import (
     VECTORS,
     TitleTokenizer,
@@ -125,7 +126,7 @@ def _prepare(settings: PrepareSettings, local: PrepareSettings, say: Say) -> tup
 
 def _open_corpus(settings: PrepareSettings, workspace: Workspace) -> Corpus:
     """The sources as a corpus of their kind. A new kind of source is chosen here."""
-    kind = PairsSource if any(map(is_pairs_table, settings.source)) else MindSource
+    kind = PairsSource if any(map(is_table, settings.source)) else MindSource
     return kind(settings, workspace)
 
 

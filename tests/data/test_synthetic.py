@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from newsbert_ray.data.mind import News, parse_behaviors, parse_news
-from newsbert_ray.data.pairs_source import Pair, open_table, read_pairs
+from newsbert_ray.data.pairs_source import COLUMNS, Pair, read_pairs
 from newsbert_ray.data.synthetic import synthesize, synthesize_pairs
+from newsbert_ray.data.tables import open_table
 
 
 def _lines(folder: Path, name: str) -> list[str]:
@@ -194,7 +195,7 @@ def test_refuses_sizes_that_make_no_corpus(tmp_path: Path, wrong: dict[str, obje
 
 
 def _pairs(path: Path) -> list[Pair]:
-    rows = [line.row for line in read_pairs(open_table(str(path)))]
+    rows = [record.values for record in read_pairs(open_table(str(path), columns=COLUMNS))]
     pairs = [row for row in rows if isinstance(row, Pair)]
     assert len(pairs) == len(rows)
     return pairs
