@@ -1,5 +1,5 @@
-"""Tables of query, text and clicked (NewsBERT Fig. 3) as a kind of source: the split of each row, and shards of
-row numbers. Each different string is tokenised once.
+"""Tables of query, text and clicked (NewsBERT Fig. 3) as a kind of source: the split of each row, and shards
+of row numbers. Each different string is tokenised once.
 
 There are two passes over the tables in this process, in constant memory but for 12 bytes a different string.
 """
@@ -104,8 +104,8 @@ class PairsSource:
         self._settings, self._workspace = settings, workspace
         if other := [source for source in settings.source if not is_table(source)]:
             raise PrepareError(
-                f"source {other[0]}: not a table ({', '.join(SUFFIXES)}), as another source is; prepare folders "
-                "of MIND and tables separately"
+                f"source {other[0]}: not a table ({', '.join(SUFFIXES)}), as another source is; prepare "
+                "folders of MIND and tables separately"
             )
         tables = [open_table(source, columns=COLUMNS) for source in settings.source]
         self._tables = [tables[i] for i in order_sources([table.path.stem for table in tables])]
