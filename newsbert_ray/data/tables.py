@@ -7,7 +7,6 @@ one, because Arrow's text readers stop at the first damaged one.
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from newsbert_ray.data.sources import CHUNK_BYTES, BadLine, PrepareError, SourceFile, changed
-from newsbert_ray.files import first_line
+from newsbert_ray.files import first_line, sha256_of
 
 SUFFIXES = (".tsv", ".csv", ".jsonl", ".parquet")
 
@@ -66,9 +65,7 @@ def open_table(source: str, *, columns: Sequence[str]) -> Table:
     if not path.is_file():
         raise PrepareError(f"source {source}: no such file; give a table with the columns {expected}")
     status = path.stat()
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    hashed = SourceFile(path.absolute().parent.name, path.name, status.st_size, digest, ())
+    hashed = SourceFile(path.absolute().parent.name, path.name, status.st_size, sha256_of(path), ())
     table = Table(path, hashed, status.st_mtime_ns)
     if table.suffix == ".parquet":
         names = list(_parquet_schema(table).names)
