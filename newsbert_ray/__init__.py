@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from newsbert_ray.config import PrepareSettings, TrainSettings
     from newsbert_ray.data.shards import Manifest
     from newsbert_ray.deploy.doctor import Finding
-    from newsbert_ray.evaluation.evaluate import RankedImpression, TopicRow
+    from newsbert_ray.evaluation.evaluate import RankedImpression
+    from newsbert_ray.evaluation.metrics import TopicRow
     from newsbert_ray.record import RunRecord, read_record
     from newsbert_ray.serving.bench import Timing
     from newsbert_ray.serving.predictor import load

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from newsbert_ray.deploy.doctor import Finding
-    from newsbert_ray.evaluation.evaluate import RankedImpression, TopicRow
+    from newsbert_ray.evaluation.evaluate import RankedImpression
+    from newsbert_ray.evaluation.metrics import TopicRow
     from newsbert_ray.serving.similar import Answer
     from newsbert_ray.settings import Setting
 
@@ -261,20 +262,10 @@ def print_rows(
 ) -> None:
     """A table; columns named in `right` are aligned right, rows with a cell `green` are green. Columns in
     `spare` are left out, the first one first, until the table fits the terminal."""
-    from rich import box
     from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
 
-    columns = {cells[0]: cells for cells in zip(head, *rows, strict=True)}
-    for name in spare:
-        width = 2 + sum(2 + max(map(len, cells)) for cells in columns.values())
-        if width <= shutil.get_terminal_size().columns:
-            break
-        del columns[name]
-    shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name in columns:
-        shown.add_column(Text(name), justify="right" if name in right else "left")
-    for row in list(zip(*columns.values(), strict=True))[1:]:
-        shown.add_row(*map(Text, row), style="green" if green and green in row else None)
-    Console().print(shown)
+    from newsbert_ray.reporting.tables import terminal_table
+
+    rows = list(rows)
+    styles = {index: "green" for index, row in enumerate(rows) if green and green in row}
+    Console().print(terminal_table(head, rows, right=right, spare=spare, styles=styles))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +18,7 @@ from newsbert_ray.data.reading import World
 from newsbert_ray.data.shards import SPLITS, Manifest, ShardError, read_manifest, read_shard
 from newsbert_ray.data.tokenizer import TokenizerError
 from newsbert_ray.evaluation.encoding import Ints, Models, SplitData
-from newsbert_ray.evaluation.metrics import rank_candidates, topic_f1, topic_metrics
+from newsbert_ray.evaluation.metrics import TopicRow, rank_candidates, topic_metrics, topic_rows
 from newsbert_ray.evaluation.scoring import (
     BATCH,
     News,
@@ -190,27 +190,6 @@ def _check_shards(description: dict[str, Any], manifest: Manifest, task: str, lo
         )
 
 
-class TopicRow(NamedTuple):
-    """One topic's results.
-
-    Attributes:
-        titles: titles of the topic.
-        predicted: titles predicted as the topic.
-        precision: 0 to 1; None if nothing was predicted as it.
-        recall: 0 to 1; None if it has no titles.
-        f1: 0 to 1.
-        taken_for: the other topic that its titles are most often confused with; None if they never are.
-    """
-
-    topic: str
-    titles: int
-    predicted: int
-    precision: float | None
-    recall: float | None
-    f1: float
-    taken_for: str | None
-
-
 def by_topic(
     run: str | Path, *, data: str | Path | None = None, split: str = "test", model: str = "student"
 ) -> list[TopicRow]:
@@ -242,29 +221,6 @@ def _linear_confusion(trained: TrainedRun, model: LinearModel) -> Ints:
     data = trained.data
     texts, topics = labelled_texts(data.folder, data.manifest, data.split)
     return confusion_of(model.scores(texts), topics)
-
-
-def topic_rows(confusion: Ints, labels: list[str]) -> list[TopicRow]:
-    """Results by topic from a confusion matrix (Y, Y): rows are true topics, columns predicted ones."""
-    rows = []
-    for i, (topic, f1) in enumerate(zip(labels, topic_f1(confusion).tolist(), strict=True)):
-        titles, predicted, hits = int(confusion[i].sum()), int(confusion[:, i].sum()), int(confusion[i, i])
-        if not titles and not predicted:
-            continue
-        errors = confusion[i].copy()
-        errors[i] = 0
-        rows.append(
-            TopicRow(
-                topic,
-                titles,
-                predicted,
-                hits / predicted if predicted else None,
-                hits / titles if titles else None,
-                f1,
-                labels[int(errors.argmax())] if errors.any() else None,
-            )
-        )
-    return sorted(rows, key=lambda row: -row.titles)
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -47,6 +48,37 @@ def topic_f1(confusion: npt.NDArray[np.int64]) -> FloatArray:
     seen = confusion.sum(axis=0) + confusion.sum(axis=1)  # (Y,) true + predicted
     f1: FloatArray = np.divide(2.0 * hits, seen, out=np.full(len(hits), math.nan), where=seen > 0)
     return f1
+
+
+class TopicRow(NamedTuple):
+    """One topic's results.
+
+    Attributes:
+        titles, predicted: titles of the topic, and titles predicted as it.
+        precision, recall: 0 to 1; None if nothing was predicted as it, or it has no titles.
+        f1: 0 to 1.
+        taken_for: the other topic that its titles are most often confused with; None if they never are.
+    """
+
+    topic: str
+    titles: int
+    predicted: int
+    precision: float | None
+    recall: float | None
+    f1: float
+    taken_for: str | None
+
+
+def topic_rows(confusion: Ints, labels: Sequence[str]) -> list[TopicRow]:
+    """Results of the topics that occur, most frequent first; `confusion` as in `topic_metrics`."""
+    rows = []
+    errors = confusion - np.diag(np.diag(confusion))
+    for i, (topic, f1) in enumerate(zip(labels, topic_f1(confusion).tolist(), strict=True)):
+        titles, predicted, hits = int(confusion[i].sum()), int(confusion[:, i].sum()), int(confusion[i, i])
+        shares = (hits / predicted if predicted else None, hits / titles if titles else None)
+        taken_for = labels[int(errors[i].argmax())] if errors[i].any() else None
+        rows += [TopicRow(topic, titles, predicted, *shares, f1, taken_for)] if titles or predicted else []
+    return sorted(rows, key=lambda row: -row.titles)
 
 
 def impression_metrics(

@@ -69,24 +69,21 @@ def write_figure(figure: FigureData[AnyPanel], folder: Path) -> list[Path]:
     """Draw `figure` as folder/NAME.png (200 dpi) and NAME.svg; the same data give the same bytes."""
     import matplotlib
 
-    png, svg = io.BytesIO(), io.StringIO()
+    png, paths = io.BytesIO(), figure_paths(figure.name, folder)
     with matplotlib.rc_context(_STYLE):
-        drawn = _draw(figure)
-        drawn.savefig(png, format="png", dpi=200, metadata={"Software": None})
-        drawn.savefig(svg, format="svg", metadata={"Date": None})
-    paths = figure_paths(figure.name, folder)
+        _draw(figure).savefig(png, format="png", dpi=200, metadata={"Software": None})
     write_bytes(paths[0], png.getvalue())
-    write_text(paths[1], svg.getvalue())
+    write_text(paths[1], draw_svg(figure, captioned=True))
     return paths
 
 
-def draw_svg(figure: FigureData[AnyPanel]) -> str:
-    """`figure` as SVG without its caption, for a page that shows the caption as text."""
+def draw_svg(figure: FigureData[AnyPanel], *, captioned: bool = False) -> str:
+    """`figure` as SVG; without its caption for a page that shows the caption as text."""
     import matplotlib
 
     svg = io.StringIO()
     with matplotlib.rc_context(_STYLE):
-        _draw(figure, captioned=False).savefig(svg, format="svg", metadata={"Date": None})
+        _draw(figure, captioned=captioned).savefig(svg, format="svg", metadata={"Date": None})
     return svg.getvalue()
 
 
@@ -133,16 +130,9 @@ def _draw(figure: FigureData[AnyPanel], *, captioned: bool = True) -> Figure:
     for axis in axes[len(figure.panels) :]:
         axis.set_visible(False)
     if labels:
-        drawn.legend(
-            [handles[label] for label in labels],
-            labels,
-            loc="lower center",
-            bbox_to_anchor=(0.5, caption_height / height),
-            ncols=legend_columns,
-            frameon=False,
-            handlelength=3.2,
-            borderpad=0,
-        )
+        style: Any = {"frameon": False, "handlelength": 3.2, "borderpad": 0, "ncols": legend_columns}
+        anchor = (0.5, caption_height / height)
+        drawn.legend(map(handles.get, labels), labels, loc="lower center", bbox_to_anchor=anchor, **style)
     if caption:
         drawn.text(0.01, 0.05 / height, caption, ha="left", va="bottom", color="#333333")
     return drawn
@@ -162,10 +152,9 @@ def _set_ticks(figure: FigureData[AnyPanel], axis: Axes, *, first: bool) -> None
 
 def _legend_columns(labels: Sequence[str], width: float) -> int:
     """All labels in one row where they fit, otherwise as many columns as the longest label allows."""
-    letters, handle = _LETTERS * width, 12
-    if sum(len(label) + handle for label in labels) <= letters:
-        return max(1, len(labels))
-    return max(1, int(letters / (max(map(len, labels)) + handle)))
+    letters, widths = _LETTERS * width, [len(label) + 12 for label in labels]
+    fitting = len(labels) if sum(widths) <= letters else int(letters / max(widths))
+    return max(1, fitting)
 
 
 def _legend_labels(figure: FigureData[AnyPanel]) -> list[str]:

@@ -1,6 +1,7 @@
 """What a figure shows, before it is drawn; and the figures of any runs, made from their records.
 
-"NewsBERT" is Wu et al. 2021; Figs. 3 to 7 are the paper's. Needs neither torch nor Ray.
+"NewsBERT" is Wu et al. 2021; Figs. 3 to 7 are the paper's. Needs neither torch nor Ray. A function that makes
+a figure raises NothingToDraw with the reason where it cannot, and ValueError for runs of several tasks.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from functools import partial
 from operator import itemgetter
@@ -167,10 +168,6 @@ def beta_figure(records: Sequence[RunRecord]) -> FigureData[Panel]:
     """The task's metrics on the test split over beta, a line for each student depth N (NewsBERT Fig. 7).
 
     Error bars are the standard deviation over seeds. Every other setting that varies makes more lines.
-
-    Raises:
-        NothingToDraw: beta does not vary, or too much else does.
-        ValueError: runs of several tasks.
     """
     task, records = one_task(records), distinct(records)
     varying = varying_settings(records)
@@ -178,11 +175,7 @@ def beta_figure(records: Sequence[RunRecord]) -> FigureData[Panel]:
         raise NothingToDraw("Fig. 7 (metric over beta) is left out: beta does not vary over these runs")
     others = [name for name in varying if name != BETA]
     groups = _labelled(records, others or [DEPTH])
-    if len(groups) > MAX_LINES:
-        raise NothingToDraw(
-            f"Fig. 7 (metric over beta) is left out: {', '.join(others)} make {len(groups)} lines, "
-            f"{MAX_LINES} can be told apart; report fewer runs at once"
-        )
+    _require_few(groups, f"Fig. 7 (metric over beta) is left out: {', '.join(others)} make")
     panels = []
     for metric in task.metrics:
         lines = _lines_over(BETA, groups, f"test.student.{metric.name}")
@@ -192,9 +185,8 @@ def beta_figure(records: Sequence[RunRecord]) -> FigureData[Panel]:
             mean, n = 100 * teacher.mean, teacher.n
             lines.append(Line("teacher (mean)", ends, (mean, mean), (None, None), (n, n), "reference"))
         if lines:
-            panels.append(
-                Panel("", "share of the teacher's gradient, β", f"test {metric.heading} (%)", tuple(lines))
-            )
+            x_label, y_label = "share of the teacher's gradient, β", f"test {metric.heading} (%)"
+            panels.append(Panel("", x_label, y_label, tuple(lines)))
     if not panels:
         raise NothingToDraw("Fig. 7 (metric over beta) is left out: no run has test metrics")
     across = 2 if len(panels) == 4 else 3
@@ -202,15 +194,17 @@ def beta_figure(records: Sequence[RunRecord]) -> FigureData[Panel]:
     return FigureData("fig7_beta", tuple(panels), caption, across=across, alt=alt)
 
 
+def _require_few(lines: Sized, message: str) -> None:
+    if len(lines) > MAX_LINES:
+        reason = f"{message} {len(lines)} lines, {MAX_LINES} can be told apart; report fewer runs at once"
+        raise NothingToDraw(reason)
+
+
 def method_figure(records: Sequence[RunRecord]) -> FigureData[Panel]:
     """The task's metrics on the test split over student depth N, a line for each method (NewsBERT Figs. 4
     and 6), and then those of the teachers that learned with the students (Fig. 5).
 
     Error bars are the standard deviation over seeds.
-
-    Raises:
-        NothingToDraw: settings other than method and depth vary, or too many methods.
-        ValueError: runs of several tasks.
     """
     return _over_depth(records, "methods_over_depth", "method", NAMES)
 
@@ -230,11 +224,7 @@ def _over_depth(
     groups = grouped(records, lambda record: str(flat_settings(record)[setting]))
     if set(varying_settings(records)) - set(tuned_settings(records)) != {setting, DEPTH}:
         raise NothingToDraw(f"{setting} over depth is left out: not just the method and the depth vary")
-    if len(groups) > MAX_LINES:
-        raise NothingToDraw(
-            f"{setting} over depth is left out: of {len(groups)} methods {MAX_LINES} can be told apart; "
-            "report fewer at once"
-        )
+    _require_few(groups, f"{setting} over depth is left out: the methods make")
     named = {names.get(value, value): group for value, group in groups.items()}
     panels = [
         Panel("", "student layers, N", f"{whose} {metric.heading} (%)", tuple(lines))
@@ -252,10 +242,6 @@ def curve_figure(records: Sequence[RunRecord]) -> FigureData[Panel]:
     """The task's first metric on validation over epochs, a panel for each student depth, mean over seeds.
 
     A panel shows at most MAX_LINES settings, those that ended best; the caption says how many are missing.
-
-    Raises:
-        NothingToDraw: no run was evaluated twice.
-        ValueError: runs of several tasks.
     """
     metric = one_task(records).primary
     records = [record for record in distinct(records) if len(record.curve) > 1]
@@ -264,10 +250,8 @@ def curve_figure(records: Sequence[RunRecord]) -> FigureData[Panel]:
     varying = varying_settings(records)
     left_out, panels = 0, []
     for label, group in _labelled(records, [DEPTH]).items():
-        settings = _labelled(group, [name for name in varying if name != DEPTH])
-        curves = (
-            _curve(runs, name or "student", f"student.{metric.name}") for name, runs in settings.items()
-        )
+        settings = _labelled(group, [name for name in varying if name != DEPTH]).items()
+        curves = (_curve(runs, name or "student", f"student.{metric.name}") for name, runs in settings)
         lines = [line for line in curves if line]
         best = sorted(lines, key=lambda line: line.y[-1], reverse=True)[:MAX_LINES]
         left_out += len(lines) - len(best)
@@ -279,15 +263,9 @@ def curve_figure(records: Sequence[RunRecord]) -> FigureData[Panel]:
             panels.append(Panel(label, "epoch", f"validation {metric.heading} (%)", tuple(shown)))
     if not panels:
         raise NothingToDraw("learning curves are left out: no run has metrics of its student")
-    note = f" {left_out} settings that ended lower are not drawn." if left_out else ""
-    return FigureData(
-        "learning_curves",
-        tuple(panels),
-        figure_caption(records, panels) + note,
-        whole_x=True,
-        share_y=True,
-        alt=_best_ends(panels, "epoch"),
-    )
+    caption, alt = figure_caption(records, panels), _best_ends(panels, "epoch")
+    caption += f" {left_out} settings that ended lower are not drawn." if left_out else ""
+    return FigureData("learning_curves", tuple(panels), caption, whole_x=True, share_y=True, alt=alt)
 
 
 def _curve(records: Sequence[RunRecord], label: str, name: str) -> Line | None:
@@ -301,10 +279,7 @@ def _curve(records: Sequence[RunRecord], label: str, name: str) -> Line | None:
 def loss_figure(record: RunRecord, entries: Sequence[Mapping[str, Any]]) -> FigureData[Panel]:
     """The losses of one run over epochs, those of the labels and those of distillation in a panel each.
 
-    Args:
-        entries: of the run's metrics.jsonl; averaged over up to LOSS_POINTS parts of the run.
-    Raises:
-        NothingToDraw: the run logged its losses less than twice.
+    `entries` are those of the run's metrics.jsonl, averaged over up to LOSS_POINTS parts of the run.
     """
     losses: dict[str, list[tuple[float, float]]] = {}
     for entry in (entry for entry in entries if entry.get("kind") == "log"):
@@ -331,11 +306,7 @@ def loss_figure(record: RunRecord, entries: Sequence[Mapping[str, Any]]) -> Figu
 
 def blocks_figure(records: Sequence[RunRecord]) -> FigureData[Panel]:
     """For each student depth and block the ratio of the gradients' norms and their cosine, before mixing,
-    over epochs; mean and standard deviation over all runs of that depth.
-
-    Raises:
-        NothingToDraw: no run has a teacher that learns with its student.
-    """
+    over epochs; mean and standard deviation over all runs of that depth."""
     records = [record for record in distinct(records) if any(entry.get("blocks") for entry in record.curve)]
     if not records:
         raise NothingToDraw("gradients of blocks are left out: no teacher learned with its student")
@@ -349,32 +320,21 @@ def blocks_figure(records: Sequence[RunRecord]) -> FigureData[Panel]:
                         blocks.setdefault(int(match[1]), []).append((float(entry["epoch"]), float(value)))
             lines = tuple(mean_line(pairs, f"block {block}") for block, pairs in sorted(blocks.items()))
             panels += [Panel(f"N = {depth}", "epoch", label, lines)] if lines else []
-    data, teachers = _names(records)
     spread = f"{len(records)} runs, mean ± sd over them" if len(records) > 1 else "1 run"
-    return FigureData(
-        "block_gradients",
-        tuple(panels),
-        f"Data: {data}. Teacher: {teachers}. {spread}; gradients of logged "
-        "steps before mixing. Momentum adds beta x ratio of its own length to a student layer's gradient; "
-        "where the cosine is small, it turns the update.",
-        across=2,
-        whole_x=True,
-        alt="; ".join(
-            f"{panel.title}, {panel.y_label}: "
-            + ", ".join(f"{line.label} ends at {line.y[-1]:.2f}" for line in panel.lines)
-            for panel in panels
-        ),
+    caption = (
+        f"{_origin(records)}. {spread}; gradients of logged steps before mixing. Momentum adds beta x ratio "
+        "of its own length to a student layer's gradient; where the cosine is small, it turns the update."
     )
+    alt = "; ".join(
+        f"{panel.title}, {panel.y_label}: "
+        + ", ".join(f"{line.label} ends at {line.y[-1]:.2f}" for line in panel.lines)
+        for panel in panels
+    )
+    return FigureData("block_gradients", tuple(panels), caption, across=2, whole_x=True, alt=alt)
 
 
 def map_figure(run: Path) -> FigureData[Panel]:
-    """Titles by topic in the plane that separates the topics best.
-
-    Args:
-        run: folder of a finished run of topics.
-    Raises:
-        NothingToDraw: the run left no map.
-    """
+    """Titles by topic in the plane that separates the topics best; `run` is the folder of a finished run."""
     try:
         points: dict[str, Any] = json.loads((run / MAP).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -416,10 +376,6 @@ def quality_figure(records: Sequence[RunRecord], *, chosen: bool = False) -> Fig
 
     Args:
         chosen: the runs are a search's best at each depth, in whatever else they differ.
-    Raises:
-        NothingToDraw: fewer than two depths with a teacher's metrics and both speeds, or settings other than
-            method, depth and learning rates vary.
-        ValueError: runs of several tasks.
     """
     metric = one_task(records).primary
     left_out = "quality kept over speed-up is left out"
@@ -434,8 +390,7 @@ def quality_figure(records: Sequence[RunRecord], *, chosen: bool = False) -> Fig
     }
     if max((len(depths) for depths in methods.values()), default=0) < 2:
         raise NothingToDraw(f"{left_out}: it takes students of two depths, with their teachers' metrics")
-    if len(methods) > MAX_LINES:
-        raise NothingToDraw(f"{left_out}: of {len(methods)} methods {MAX_LINES} can be told apart")
+    _require_few(methods, f"{left_out}: the methods make")
     lines: list[Line] = []
     for name, depths in methods.items():
         values = [[[number(r, path) or 0.0 for r in runs] for path in paths] for runs in depths.values()]
@@ -529,21 +484,13 @@ def _best_ends(panels: Sequence[Panel], x: str) -> str:
         lines = [line for line in panel.lines if line.look == "mean"]
         y, at, label = max((y, x, line.label) for line in lines for x, y in zip(line.x, line.y, strict=True))
         title = f"{panel.title}: " if panel.title else ""
-        texts.append(
-            f"{title}{panel.y_label} over {panel.x_label}, highest {y:.1f} at {x} = {at:g} ({label})"
-        )
+        text = f"{title}{panel.y_label} over {panel.x_label}"
+        texts.append(f"{text}, highest {y:.1f} at {x} = {at:g} ({label})")
     return ". ".join(texts) + "."
-
-
-def _names(records: Sequence[RunRecord]) -> tuple[str, str]:
-    """Names of the data and of the teachers."""
-    data, teachers = dict.fromkeys(map(data_name, records)), dict.fromkeys(map(teacher_name, records))
-    return ", ".join(data), ", ".join(teachers)
 
 
 def figure_caption(records: Sequence[RunRecord], panels: Sequence[Panel]) -> str:
     """What was measured: data, sizes, teacher, and how many seeds are behind a point."""
-    data, teachers = _names(records)
     units = count_units(one_task(records))
     counts = [
         f"{', '.join(sizes)} {units[split]}{split}"
@@ -551,12 +498,21 @@ def figure_caption(records: Sequence[RunRecord], panels: Sequence[Panel]) -> str
         if (sizes := dict.fromkeys(f"{n:,}" for record in records if (n := record.data.get(f"{split}_rows"))))
     ]
     means = [line for panel in panels for line in panel.lines if line.look == "mean"]
-    ns = sorted({n for line in means for n in line.n})
-    seeds = " to ".join(str(n) for n in dict.fromkeys((ns[0], ns[-1])))
+    seeds = span({n for line in means for n in line.n})
     kind = "mean ± sd" if any(line.sd for line in means) else "mean"
     spread = "one seed per point" if seeds == "1" else f"{kind} over {seeds} seeds per point"
     titles = f", {' / '.join(counts)}{units['all']}" if counts else ""
     words = [text for panel in panels for text in (panel.title, *(line.label for line in panel.lines))]
     legend = " N: student layers." if any(word.startswith("N = ") for word in words) else ""
     runs = f"{len(records)} run{'s' if len(records) > 1 else ''}"
-    return f"Data: {data}{titles}. Teacher: {teachers}. {runs}, {spread}.{legend}"
+    return f"{_origin(records, titles)}. {runs}, {spread}.{legend}"
+
+
+def _origin(records: Sequence[RunRecord], sizes: str = "") -> str:
+    data, teachers = (", ".join(dict.fromkeys(map(name, records))) for name in (data_name, teacher_name))
+    return f"Data: {data}{sizes}. Teacher: {teachers}"
+
+
+def span(numbers: Collection[int]) -> str:
+    """`3`, or `3 to 5`."""
+    return " to ".join(map(str, dict.fromkeys((min(numbers), max(numbers)))))

@@ -45,17 +45,8 @@ class HParams:
         goals: Sequence[str],
         task: TaskName = "topics",
     ) -> None:
-        """
-        Args:
-            trials: folder of the sweep's trials.
-            axes: what varies.
-            seeds: of each point.
-            goals: the sweep's metrics; those that no trial logs are written at its end.
-            task: of all trials.
-        """
-        self._trials = trials
-        self._axes = tuple(axes)
-        self._seeds = tuple(seeds)
+        """`trials` is the folder of the sweep's trials; goals that no trial logs are written at its end."""
+        self._trials, self._axes, self._seeds = trials, tuple(axes), tuple(seeds)
         self._metrics = tuple(dict.fromkeys((*goals, *logged_metrics(task))))
         self._as_text = {a.name for a in axes if a.values is not None and not _one_type(a.values)}
 
@@ -65,21 +56,17 @@ class HParams:
 
         settings = [api.HParam("seed", api.Discrete([float(seed) for seed in self._seeds]))]
         for axis in self._axes:
-            domain: Any = None
-            if axis.values is not None:
-                domain = api.Discrete([self._plain(axis.name, value) for value in axis.values])
-            elif axis.low is not None and axis.high is not None:
+            values = [self._plain(axis.name, value) for value in axis.values or ()]
+            domain = api.Discrete(values) if values else None
+            if axis.low is not None and axis.high is not None:
                 domain = api.RealInterval(float(axis.low), float(axis.high))
             settings.append(api.HParam(axis.name, domain))
         metrics = [api.Metric(metric.replace(".", "/"), display_name=metric) for metric in self._metrics]
         _write(self._trials / EXPERIMENT, [api.hparams_config_pb(settings, metrics, time.time())])
 
     def start(self, trial: str, values: Mapping[str, Any]) -> bool:
-        """The trial in folder `trial` runs, with these varied settings and `seed`.
-
-        Returns:
-            False as long as the trial has not written its settings; then nothing is written.
-        """
+        """The trial in folder `trial` runs, with these varied settings and `seed`; False, and nothing is
+        written, as long as it has not written its settings."""
         from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 
         settings = self._trials / trial / "settings.json"
@@ -94,15 +81,8 @@ class HParams:
     def end(
         self, trial: str, values: Mapping[str, Any], *, ok: bool, numbers: Mapping[str, float] | None = None
     ) -> bool:
-        """The trial has ended; a call of `start` before is not necessary.
-
-        Args:
-            values: as for `start`.
-            ok: it finished or was stopped early; otherwise it failed.
-            numbers: its goals by metric, of a trial that finished.
-        Returns:
-            False for a trial that never had a folder; nothing is written.
-        """
+        """The trial has ended (`ok`: finished or stopped early), whether or not `start` was called; `numbers`
+        are its goals by metric. False for a trial that never had a folder; nothing is written."""
         from tensorboard.compat.proto.summary_pb2 import Summary
         from tensorboard.plugins.hparams import api_pb2, metadata
         from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo
@@ -113,9 +93,8 @@ class HParams:
         info = HParamsPluginData(session_end_info=SessionEndInfo(status=status, end_time_secs=time.time()))
         tag, of_session = metadata.SESSION_END_INFO_TAG, metadata.create_summary_metadata(info)
         written = [Summary.Value(tag=tag, metadata=of_session, tensor=metadata.NULL_TENSOR)]
-        for metric, value in (numbers or {}).items():
-            if not metric.startswith("validation."):
-                written.append(Summary.Value(tag=metric.replace(".", "/"), simple_value=value))
+        ends = {name: value for name, value in (numbers or {}).items() if not name.startswith("validation.")}
+        written += [Summary.Value(tag=n.replace(".", "/"), simple_value=value) for n, value in ends.items()]
         _write(self._trials / trial / "tensorboard" / END, [Summary(value=[value]) for value in written])
         return True
 

@@ -134,26 +134,17 @@ def table2(records: Sequence[RunRecord], failed: Sequence[Mapping[str, Any]] = (
     for method, depth in sorted(rows.keys() | lost.keys(), key=lambda key: (order.index(key[0]), -key[1])):
         row = rows.get((method, depth))
         numbers = row.columns if row else {}
-        theirs = _TABLE2.get((method, depth), ())[paper_columns]
         failures = f" ({lost[method, depth]} failed)" if lost[method, depth] else ""
-        body.append(
-            (
-                NAMES[method],
-                str(depth),
-                f"{len(row.seeds) if row else 0}{failures}",
-                _PARAMETERS.show(numbers.get(_PARAMETERS.name)).removesuffix(" ± 0.0"),
-                "" if method in _OTHER_LAYERS else f"{PAPER_LAYERS / depth:.1f}",
-                _SPEED.show(numbers.get(_SPEED.name)),
-                *(column.show(numbers.get(column.name)) if row else "failed" for column in metrics),
-                *([f"{value:.2f}" for value in theirs] or [""] * len(metrics)),
-            )
-        )
-    head = (
-        *("system", "layers", "seeds", _PARAMETERS.heading, f"speed-up by layers, from {PAPER_LAYERS}"),
-        _SPEED.heading,
-        *(column.heading for column in metrics),
-        *(f"the paper's {column.label} %" for column in metrics),
-    )
+        seeds = f"{len(row.seeds) if row else 0}{failures}"
+        parameters = _PARAMETERS.show(numbers.get(_PARAMETERS.name)).removesuffix(" ± 0.0")
+        by_layers = "" if method in _OTHER_LAYERS else f"{PAPER_LAYERS / depth:.1f}"
+        means = (column.show(numbers.get(column.name)) if row else "failed" for column in metrics)
+        theirs = [f"{value:.2f}" for value in _TABLE2.get((method, depth), ())[paper_columns]]
+        sizes = (str(depth), seeds, parameters, by_layers, _SPEED.show(numbers.get(_SPEED.name)))
+        body.append((NAMES[method], *sizes, *means, *(theirs or [""] * len(metrics))))
+    ours = ("system", "layers", "seeds", _PARAMETERS.heading, f"speed-up by layers, from {PAPER_LAYERS}")
+    paper = (f"the paper's {column.label} %" for column in metrics)
+    head = (*ours, _SPEED.heading, *(column.heading for column in metrics), *paper)
     return Table(head, tuple(body), caption=_table2_caption(records, tuned))
 
 

@@ -69,11 +69,7 @@ def by_task(records: Sequence[RunRecord]) -> dict[TaskName, list[RunRecord]]:
 
 
 def one_task(records: Sequence[RunRecord]) -> Task:
-    """The task that all the records share.
-
-    Raises:
-        ValueError: several tasks, whose metrics cannot be compared.
-    """
+    """The task that all the records share; ValueError for several, whose metrics cannot be compared."""
     names = list(by_task(records)) or ["topics"]
     if len(names) > 1:
         raise ValueError(f"one table cannot hold several tasks ({', '.join(names)}); split them by `by_task`")
@@ -203,11 +199,7 @@ def is_kept(path: str | Path) -> bool:
 
 
 def write_kept(path: Path, records: Sequence[RunRecord]) -> None:
-    """Write the records, one line each, with every path cut to its last part.
-
-    Raises:
-        RecordError: the file name has another ending.
-    """
+    """Write the records, one line each, with every path cut to its last part. The name must end in .jsonl."""
     if not is_kept(path):
         raise RecordError(f"--keep {path}: the file name must end in .jsonl")
     text = ""

@@ -91,17 +91,16 @@ def _report(folders: Mapping[str, Path], out: Path, against: Against | None) -> 
         losses = partial(loss_figure, records[0], read_entries(run / METRICS))
         titles = partial(map_figure, run)
         figures = _draw({"losses": losses}, out) | figures | _draw({"map_of_titles": titles}, out)
-    for reason in figures.values():
-        if isinstance(reason, str):
-            _log.info("%s", reason)
-    failed: dict[TaskName, list[Mapping[str, Any]]] = {}
-    for sweep in (read_sweep(folder) for folder in paths if is_sweep(folder)):
-        task = next(name for name, task in TASKS.items() if task is sweep.task)
-        failed.setdefault(task, []).extend(sweep.failed_rows)
+    for reason in (figure for figure in figures.values() if isinstance(figure, str)):
+        _log.info("%s", reason)
+    sweeps = [read_sweep(folder) for folder in paths if is_sweep(folder)]
+    failed = {
+        name: [row for sweep in sweeps if sweep.task is TASKS[name] for row in sweep.failed_rows]
+        for name in groups
+    }
     rows = [row for group in groups.values() for row in rows_of(group)]
-    return _write(
-        runs_page(records, figures, against=against, failed=failed, topics=topics), to_csv(rows), figures, out
-    )
+    page = runs_page(records, figures, against=against, failed=failed, topics=topics)
+    return _write(page, to_csv(rows), figures, out)
 
 
 def collect(folders: Mapping[str, Path]) -> list[RunRecord]:
@@ -113,13 +112,11 @@ def collect(folders: Mapping[str, Path]) -> list[RunRecord]:
     kept = [record for folder in folders.values() if is_kept(folder) for record in read_kept(folder)]
     runs: dict[Path, None] = {}
     for name, folder in folders.items():
-        if is_kept(folder):
-            continue
-        paths = find_records(folder)
-        if not paths:
+        paths = [] if is_kept(folder) else find_records(folder)
+        if not paths and not is_kept(folder):
             missing = "no record.json at or below it; has a run finished?"
             raise RecordError(f"{name}: {missing if folder.is_dir() else 'no such folder'}")
-        runs.update(dict.fromkeys(path.resolve() for path in paths))
+        runs |= dict.fromkeys(path.resolve() for path in paths)
     return [*kept, *map(read_record, runs)]
 
 
@@ -173,11 +170,8 @@ def runs_page(
         SettingsError: no run has the value that the others are to be compared with.
     """
     runs, groups = len(distinct(records)), by_task(records)
-    only_topics = list(groups) == ["topics"]
-    blocks: list[Block] = []
-    for name, group in groups.items():
-        caption = "" if only_topics else _caption(name, distinct(group))
-        blocks.append(results_table(rows_of(group), caption))
+    captions = {} if list(groups) == ["topics"] else {name: _caption(name, groups[name]) for name in groups}
+    blocks: list[Block] = [results_table(rows_of(groups[n]), captions.get(n, "")) for n in groups]
     for name, group in groups.items():
         blocks += method_tables(group, against, (failed or {}).get(name, ()))
     blocks += [figure for figure in figures.values() if isinstance(figure, Picture)]
@@ -185,11 +179,8 @@ def runs_page(
     notes = [reason for reason in figures.values() if isinstance(reason, str)]
     if repeats := len(records) - runs:
         notes.insert(0, f"{repeats} repeats of a run (same settings and seed) are left out")
-    behind: list[Block] = [Facts(tuple(provenance(records)))]
-    if table := table1_of_runs(records):
-        behind.append(table)
-    if notes:
-        behind.append(Bullets(tuple(notes)))
+    table1, bullets = table1_of_runs(records), Bullets(tuple(notes)) if notes else None
+    behind = [block for block in (Facts(tuple(provenance(records))), table1, bullets) if block]
     several = f"{runs} runs, test split. Mean ± standard deviation over seeds (one seed has none)."
     lead = several if runs > 1 else _lead_of_one(records[0])
     return Page("Report", lead, (Section("Results", tuple(blocks)), Section("What was run", tuple(behind))))
@@ -198,9 +189,8 @@ def runs_page(
 def _lead_of_one(record: RunRecord) -> str:
     """The main result of a single run: its student's metric and speed, beside its teacher's."""
     task = one_task([record])
-    student, teacher = (
-        number(record, f"test.{model}.{task.primary.name}") for model in ("student", "teacher")
-    )
+    name = task.primary.name
+    student, teacher = number(record, f"test.student.{name}"), number(record, f"test.teacher.{name}")
     speed = number(record, "speed.times_teacher")
     method = NAMES.get(str(record.settings.get("method", "newsbert")), "")
     text = f"One run ({method}, seed {record.seed})."
@@ -212,7 +202,7 @@ def _lead_of_one(record: RunRecord) -> str:
 
 def _caption(name: TaskName, records: Sequence[RunRecord]) -> str:
     """`Recommendation: 3 runs, 982 impressions (3 left out). Standard error over the impressions, ...`."""
-    task = TASKS[name]
+    task, records = TASKS[name], distinct(records)
     sizes = {
         f"{rows:,.0f} {task.rows}" + (f" ({left_out:,.0f} left out)" if left_out else "")
         for record in records

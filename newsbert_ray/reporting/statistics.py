@@ -18,7 +18,7 @@ import numpy as np
 
 from newsbert_ray.config import SettingsError
 from newsbert_ray.methods import TASKS
-from newsbert_ray.reporting.figures import Bar, Bars, FigureData, NothingToDraw
+from newsbert_ray.reporting.figures import Bar, Bars, FigureData, NothingToDraw, span
 from newsbert_ray.reporting.page import Table
 from newsbert_ray.reporting.sweep_data import Axis, Point, Sweep, Trial
 from newsbert_ray.reporting.tables import Column, Row, Summary, number, student_columns
@@ -44,11 +44,7 @@ class Against(NamedTuple):
 
 
 def read_against(text: str) -> Against:
-    """`method=newsbert` -> Against.
-
-    Raises:
-        SettingsError: the text has another form.
-    """
+    """`method=newsbert` -> Against; SettingsError where the text has another form."""
     name, equals, value = text.partition("=")
     if not (name and equals and value):
         raise SettingsError(f"--against {text}: expected SETTING=VALUE, such as method=newsbert")
@@ -56,10 +52,7 @@ def read_against(text: str) -> Against:
 
 
 def default_base(rows: Sequence[Row]) -> Against | None:
-    """The rows that others are compared with by default: newsbert, as in the paper, or else finetune.
-
-    None where the rows have fewer than two methods, or neither of these.
-    """
+    """What others are compared with by default: newsbert, as in the paper, or else finetune, or None."""
     methods = {row.settings.get("method") for row in rows} - {None}
     base = next((name for name in ("newsbert", "finetune") if name in methods and len(methods) > 1), None)
     return Against("method", base) if base else None
@@ -164,12 +157,10 @@ def holm(values: Sequence[float]) -> list[float]:
 
     The chance of any false one below a level is at most that level.
     """
-    corrected = [0.0] * len(values)
-    highest = 0.0
-    for rank, index in enumerate(sorted(range(len(values)), key=values.__getitem__)):
-        highest = max(highest, min(1.0, (len(values) - rank) * values[index]))
-        corrected[index] = highest
-    return corrected
+    order, corrected = np.argsort(values, kind="stable"), np.empty(len(values))
+    products = np.arange(len(values), 0, -1) * np.asarray(values, np.float64)[order]
+    corrected[order] = np.minimum(1.0, np.maximum.accumulate(products))
+    return [float(p) for p in corrected]
 
 
 def significance_table(rows: Sequence[Row], against: Against, *, tuned: Sequence[str] = ()) -> Table | None:
@@ -193,10 +184,8 @@ def significance_table(rows: Sequence[Row], against: Against, *, tuned: Sequence
             line[index] = comparison.show(column)
     if not cells:
         return None
-    names = list(rows[0].settings)
-    counts = sorted({len(row.seeds) for row in rows})
-    seeds = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
-    seeds += f" seed{'' if counts[-1] == 1 else 's'}"
+    names, counts = list(rows[0].settings), {len(row.seeds) for row in rows}
+    seeds = f"{span(counts)} seed{'' if max(counts) == 1 else 's'}"
     own = f" except {', '.join(tuned)}, tuned for each method" if tuned else ""
     return Table(
         (*names, *(f"{column.label}, points" for column in columns)),
@@ -236,10 +225,6 @@ def importances_of(sweep: Sweep, *, goal: int = 0) -> Importances:
 
     Points that were stopped early count as worse than all finished ones, which is why they were stopped.
     Without them a setting whose bad values were all stopped would seem not to matter.
-
-    Raises:
-        NothingToDraw: fewer than MIN_POINTS points or MIN_FINISHED finished ones, or fewer than two settings
-            varied.
     """
     finished, stopped = sweep.finished, sweep.of("stopped")
     if len(finished) + len(stopped) < MIN_POINTS or len(finished) < MIN_FINISHED:
@@ -273,11 +258,8 @@ def importances_of(sweep: Sweep, *, goal: int = 0) -> Importances:
     numbers = zip((real / total).tolist(), low, high, np.sort(shuffled, axis=0)[p95], strict=True)
     bars = [Bar(axis.name, *map(float, row)) for axis, row in zip(axes, numbers, strict=True)]
     threshold = sorted((score for _, score in scores), reverse=True)[top - 1]
-    return Importances(
-        tuple(sorted(bars, key=lambda bar: -bar.value)),
-        len(scores),
-        sum(score >= threshold for _, score in scores),
-    )
+    ranked = tuple(sorted(bars, key=lambda bar: -bar.value))
+    return Importances(ranked, len(scores), sum(score >= threshold for _, score in scores))
 
 
 def _divergences(axes: Sequence[Axis], scores: Sequence[tuple[Point, float]], top: int) -> np.ndarray:
@@ -290,9 +272,8 @@ def _divergences(axes: Sequence[Axis], scores: Sequence[tuple[Point, float]], to
     ranges = {axis.name: _distribution(axis, [point for point, _ in scores]) for axis in axes}
     for point, score in scores:
         own = {name: value for name, value in point.values.items() if name in ranges}
-        study.add_trial(
-            optuna.create_trial(params=own, distributions={name: ranges[name] for name in own}, value=score)
-        )
+        known = {name: ranges[name] for name in own}
+        study.add_trial(optuna.create_trial(params=own, distributions=known, value=score))
     evaluator = PedAnovaImportanceEvaluator(target_quantile=top / len(scores))
     with warnings.catch_warnings():
         # Optuna warns on each call that unnormalised importances are experimental.
@@ -313,11 +294,7 @@ def _distribution(axis: Axis, points: Sequence[Point]) -> BaseDistribution:
 
 
 def importance_figure(sweep: Sweep) -> FigureData[Bars]:
-    """A bar for each varied setting, a panel for each goal.
-
-    Raises:
-        NothingToDraw: as importances_of.
-    """
+    """A bar for each varied setting, a panel for each goal."""
     results = [importances_of(sweep, goal=goal) for goal in range(len(sweep.goals))]
     panels = tuple(
         Bars(
@@ -334,16 +311,14 @@ def importance_figure(sweep: Sweep) -> FigureData[Bars]:
     clear = dict.fromkeys(bar.name for p in panels for bar in p.bars if bar.chance and bar.value > bar.chance)
     stopped = len(sweep.of("stopped"))
     behind = f", of which {stopped} were stopped early and count as worse than the others" if stopped else ""
-    return FigureData(
-        "importances",
-        panels,
+    caption = (
         f"PED-ANOVA on {results[0].points} points{behind}: how much the settings of the best "
         f"{results[0].top} differ from those of all points. A bar that ends before its mark of chance shows "
-        "no influence.",
-        wide=True,
-        alt=f"Importance of each setting. First: {', '.join(leading)}. "
-        + (f"Above chance: {', '.join(clear)}." if clear else "None is above chance."),
+        "no influence."
     )
+    above = f"Above chance: {', '.join(clear)}." if clear else "None is above chance."
+    alt = f"Importance of each setting. First: {', '.join(leading)}. {above}"
+    return FigureData("importances", panels, caption, wide=True, alt=alt)
 
 
 _PARTS = ("train", "data", "evaluate", "checkpoint", "report")
@@ -441,23 +416,18 @@ def _gpus(sweep: Sweep, trial: Trial) -> float:
 
 
 def cost_figure(sweep: Sweep) -> FigureData[Bars]:
-    """Processor time of all trials by part.
-
-    Raises:
-        NothingToDraw: no trial has recorded its time.
-    """
+    """Processor time of all trials by part."""
     parts = costs_of(sweep).parts
     if not parts:
         raise NothingToDraw("no trial has recorded its time yet")
-    units = (("CPU-hours", 1.0), ("CPU-minutes", 60.0), ("CPU-seconds", 3600.0))
-    largest = max(parts.values())
-    unit, factor = next((pair for pair in units if largest * pair[1] >= 1), units[-1])
-    bars = tuple(Bar(name, hours * factor) for name, hours in parts.items())
-    return FigureData(
-        "seconds_by_part",
-        (Bars("", unit, bars),),
-        "Processor time of all trials by part; for trials that were stopped early, and for prerequisites "
-        "(teachers, students to start from), the total.",
-        wide=True,
-        alt=f"{unit} by part: " + ", ".join(f"{bar.name} {bar.value:.3g}" for bar in bars),
+    units = {"CPU-hours": 1.0, "CPU-minutes": 60.0, "CPU-seconds": 3600.0}
+    unit, factor = next(
+        (u for u in units.items() if max(parts.values()) * u[1] >= 1), ("CPU-seconds", 3600.0)
     )
+    bars = tuple(Bar(name, hours * factor) for name, hours in parts.items())
+    caption = (
+        "Processor time of all trials by part; for trials that were stopped early, and for prerequisites "
+        "(teachers, students to start from), the total."
+    )
+    alt = f"{unit} by part: " + ", ".join(f"{bar.name} {bar.value:.3g}" for bar in bars)
+    return FigureData("seconds_by_part", (Bars("", unit, bars),), caption, wide=True, alt=alt)

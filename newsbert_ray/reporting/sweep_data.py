@@ -41,6 +41,10 @@ SWEEP = "sweep.json"
 TRIALS, FAILURES = "trials", "failures"
 """Folders of a sweep: one folder for each trial, and a text file for each failure."""
 
+_SPEEDS = {
+    "student_titles_per_second": ("student's titles/s", 0),
+    "times_teacher": ("speed, times the teacher's", 2),
+}
 State = Literal["finished", "stopped", "failed", "skipped", "under way"]
 """A trial is skipped when the point's first seed was stopped early and this seed had not started."""
 
@@ -74,11 +78,10 @@ class Goal(Settings):
     @classmethod
     def _metric_is_reported(cls, metric: str) -> str:
         known = goal_metrics(*TASKS.values())
-        if metric and metric not in known:
-            near = nearest(metric, list(known))
-            hint = f", did you mean '{near}'?" if near else ""
-            raise ValueError(f"no trial reports this metric{hint} (known: {', '.join(known)})")
-        return metric
+        if not metric or metric in known:
+            return metric
+        hint = f", did you mean '{near}'?" if (near := nearest(metric, list(known))) else ""
+        raise ValueError(f"no trial reports this metric{hint} (known: {', '.join(known)})")
 
     @property
     def sign(self) -> float:
@@ -90,11 +93,7 @@ class Goal(Settings):
         """The goal as a table column: heading, factor and digits."""
         split, _, rest = self.metric.partition(".")
         if split == "speed":
-            known = {
-                "student_titles_per_second": ("student's titles/s", 0),
-                "times_teacher": ("speed, times the teacher's", 2),
-            }
-            heading, digits = known.get(rest, (rest, 2))
+            heading, digits = _SPEEDS.get(rest, (rest, 2))
             return Column(self.metric, heading, self.metric, digits=digits)
         model, _, kind = rest.partition(".")
         whose = "" if model == "student" else f"{model}'s "
@@ -204,13 +203,9 @@ class Point:
     ) -> Point:
         """A point whose state follows from its trials: failed or stopped if one is, finished if all are."""
         states = {trial.state for trial in trials}
-        state: State = "under way"
-        if "failed" in states:
-            state = "failed"
-        elif "stopped" in states:
-            state = "stopped"
-        elif states == {"finished"} and {trial.seed for trial in trials} >= set(seeds):
-            state = "finished"
+        whole = states == {"finished"} and {trial.seed for trial in trials} >= set(seeds)
+        ends: tuple[State, ...] = ("failed", "stopped")
+        state = next((end for end in ends if end in states), "finished" if whole else "under way")
         return cls(label, values, tuple(trials), state)
 
     def of_state(self, state: State) -> list[Trial]:
@@ -349,15 +344,17 @@ def point_label(point: Mapping[str, Any], *, seed: int | None = None) -> str:
     names."""
     tails = [name.rsplit(".", 1)[-1] for name in point]
     short = {name: tail if tails.count(tail) == 1 else name for name, tail in zip(point, tails, strict=True)}
-    exact = ",".join(f"{short[name]}={_value_text(value)}" for name, value in point.items()) or "only"
-    rounded = ",".join(f"{short[name]}={_value_text(v, digits=6)}" for name, v in point.items()) or "only"
+    exact, rounded = (
+        ",".join(f"{short[name]}={_value_text(value, digits)}" for name, value in point.items()) or "only"
+        for digits in (None, 6)
+    )
     safe = re.sub(r"[^A-Za-z0-9_.,=+-]", "_", rounded)[:150]
     if safe != exact:
         safe += "~" + hashlib.sha256(exact.encode()).hexdigest()[:6]
     return safe if seed is None else f"{safe},seed={seed}"
 
 
-def _value_text(value: Any, digits: int | None = None) -> str:
+def _value_text(value: Any, digits: int | None) -> str:
     if isinstance(value, float):
         return f"{value:.{digits}g}" if digits else repr(value).removesuffix(".0")
     return str(value)
@@ -392,11 +389,10 @@ def read_sweep(folder: str | Path) -> Sweep:
         RecordError: sweep.json, or the record of a trial that has not failed, is damaged.
     """
     folder = Path(folder)
-    path = folder / SWEEP
+    path, known = folder / SWEEP, Axis.model_fields
     try:
         plan = json.loads(path.read_text(encoding="utf-8"))
         space = plan["space"]
-        known = Axis.model_fields.keys()
         axes = tuple(
             Axis(**{k: v for k, v in axis.items() if k in known and v is not None}) for axis in space["axes"]
         )
@@ -411,24 +407,16 @@ def read_sweep(folder: str | Path) -> Sweep:
             f"{path}: damaged, or written by another version ({type(error).__name__}: {error}); "
             f"its finished trials alone: newsbert-ray report {folder / TRIALS}"
         ) from error
-    trials = [
-        trial
-        for path in sorted((folder / TRIALS).glob("*"))
-        if path.is_dir() and (trial := _read_trial(path, axes, goals, failures)) is not None
-    ]
+    folders = [path for path in sorted((folder / TRIALS).glob("*")) if path.is_dir()]
+    trials = [trial for path in folders if (trial := _read_trial(path, axes, goals, failures))]
     groups = grouped(trials, lambda trial: trial.name.removesuffix(f",seed={trial.seed}"))
     points = tuple(Point.of(label, group[0].point, group, seeds=seeds) for label, group in groups.items())
-    held, prerequisites = is_locked(folder / ".lock"), _prerequisites(folder / TEACHERS)
-    return Sweep(folder, plan, axes, goals, seeds, points, failures, held, prerequisites)
-
-
-def _prerequisites(folder: Path) -> tuple[RunRecord, ...]:
-    """Finished runs that trials share; the trial that needs a damaged one reports it."""
-    records = []
-    for path in sorted(folder.glob(f"*/{RECORD}")):
-        with suppress(RecordError):
-            records.append(read_record(path.parent))
-    return tuple(records)
+    prerequisites = []
+    for path in sorted((folder / TEACHERS).glob(f"*/{RECORD}")):
+        with suppress(RecordError):  # the trial that needs a damaged one reports it
+            prerequisites.append(read_record(path.parent))
+    held = is_locked(folder / ".lock")
+    return Sweep(folder, plan, axes, goals, seeds, points, failures, held, tuple(prerequisites))
 
 
 def _failure_notes(folder: Path) -> dict[str, str]:

@@ -1,4 +1,7 @@
-"""The figures of a sweep: learning curves, Pareto front, a goal over each setting, nodes over time."""
+"""The figures of a sweep: learning curves, Pareto front, a goal over each setting, nodes over time.
+
+Those that cannot be drawn raise NothingToDraw, as in `figures`.
+"""
 
 from __future__ import annotations
 
@@ -83,9 +86,6 @@ def learning_curves(sweep: Sweep) -> FigureData[Panel]:
     """The first goal over epochs: the best points in colour, every other trial thin and grey.
 
     A goal that is known at the end only is replaced by the task's first metric on validation.
-
-    Raises:
-        NothingToDraw: no trial was evaluated, or none twice.
     """
     goal = sweep.goals[0]
     if not goal.metric.startswith("validation."):
@@ -94,29 +94,22 @@ def learning_curves(sweep: Sweep) -> FigureData[Panel]:
     names = [describe(point.values, 3) or "no setting" for point in best]
     if max(map(len, names), default=0) > MAX_LETTERS:
         names = [f"rank {rank} of the table" for rank in range(1, len(best) + 1)]
-    others = tuple(
-        Line(
-            "stopped early" if trial.state == "stopped" else "other trials",
-            tuple(x for x, _ in curve),
-            tuple(factor * y for _, y in curve),
-            look="cross" if trial.state == "stopped" else "run",
-        )
-        for trial in sweep.trials
-        if all(trial not in point.trials for point in best)
-        and (curve := curve_of(trial.entries, goal.metric))
-    )
+    others = []
+    for trial in (t for t in sweep.trials if all(t not in point.trials for point in best)):
+        if curve := [(x, factor * y) for x, y in curve_of(trial.entries, goal.metric)]:
+            stopped = trial.state == "stopped"
+            x, y = zip(*curve, strict=True)
+            label = "stopped early" if stopped else "other trials"
+            others.append(Line(label, x, y, look="cross" if stopped else "run"))
     teacher = goal.metric.replace(".student.", ".teacher.")
     wanted = [(point, goal.metric, name) for point, name in zip(best, names, strict=True)]
     wanted += [(point, teacher, "teacher of the best") for point in best[:1] if teacher != goal.metric]
-    lines = tuple(
-        replace(
-            mean_line(pairs, label, runs=len(point.trials)),
-            sd=(),
-            look="reference" if metric == teacher else "mean",
-        )
-        for point, metric, label in wanted
-        if (pairs := [(x, factor * y) for trial in point.trials for x, y in curve_of(trial.entries, metric)])
-    )
+    lines = []
+    for point, metric, label in wanted:
+        pairs = [(x, factor * y) for trial in point.trials for x, y in curve_of(trial.entries, metric)]
+        if pairs:
+            line = replace(mean_line(pairs, label, runs=len(point.trials)), sd=())
+            lines.append(replace(line, look="reference") if metric == teacher else line)
     if not lines and not others:
         raise NothingToDraw("no trial has been evaluated yet")
     if max(len(line.x) for line in (*lines, *others)) < 2:
@@ -124,17 +117,12 @@ def learning_curves(sweep: Sweep) -> FigureData[Panel]:
     seeds = f", mean of {len(sweep.seeds)} seeds" if len(sweep.seeds) > 1 else ""
     texts = [f"In colour: the best {len(best)} points{seeds}." if best else "No point has finished yet."]
     texts += [f"Grey: {len(others)} other trials, each one run."] if others else []
-    if stopped := sum(line.look == "cross" for line in others):
-        texts.append(f"Crosses: where {stopped} of them were stopped early.")
+    if ended := sum(line.look == "cross" for line in others):
+        texts.append(f"Crosses: where {ended} of them were stopped early.")
     alt = f"Learning curves: {goal.column.heading} over epochs. "
-    return FigureData(
-        "learning_curves",
-        (Panel("", "epoch", goal.column.heading, (*lines, *others)),),
-        " ".join(texts),
-        whole_x=True,
-        wide=True,
-        alt=alt + (f"The best point reaches {max(lines[0].y):.4g}." if lines else ""),
-    )
+    alt += f"The best point reaches {max(lines[0].y):.4g}." if lines else ""
+    panel = Panel("", "epoch", goal.column.heading, (*lines, *others))
+    return FigureData("learning_curves", (panel,), " ".join(texts), whole_x=True, wide=True, alt=alt)
 
 
 def best_at_each_depth(sweep: Sweep) -> list[RunRecord]:
@@ -147,11 +135,7 @@ def best_at_each_depth(sweep: Sweep) -> list[RunRecord]:
 
 
 def pareto_front(sweep: Sweep) -> FigureData[Panel]:
-    """Finished points over two goals, the Pareto front on a step line; a panel for each further goal.
-
-    Raises:
-        NothingToDraw: one goal, or no finished point.
-    """
+    """Finished points over two goals, the Pareto front on a step line; a panel for each further goal."""
     if len(sweep.goals) < 2:
         raise NothingToDraw("one goal makes no front")
     if not sweep.finished:
@@ -164,39 +148,28 @@ def pareto_front(sweep: Sweep) -> FigureData[Panel]:
     first = sweep.goals[0].column
     panels = []
     for index, goal in list(enumerate(sweep.goals))[1:]:
-        stairs: Literal["before", "after"] = "before" if goal.mode == "max" else "after"
-        lines = [
-            Line(
-                label,
-                tuple(goal.column.factor * point.mean(index) for point in points),
-                tuple(first.factor * point.mean() for point in points),
-                _spreads(points, first.factor),
-                look=look,
-                stairs=stairs if look == "front" and len(sweep.goals) == 2 else "",
-            )
-            for label, look, points in groups
-            if points
-        ]
+        steps: Literal["before", "after"] = "before" if goal.mode == "max" else "after"
+        lines = []
+        for label, look, points in groups:
+            x = tuple(goal.column.factor * point.mean(index) for point in points)
+            y = tuple(first.factor * point.mean() for point in points)
+            stairs = steps if look == "front" and len(sweep.goals) == 2 else ""
+            line = Line(label, x, y, _spreads(points, first.factor), look=look, stairs=stairs)
+            lines += [line] if points else []
         panels.append(Panel("", goal.column.heading, first.heading, tuple(lines)))
     bars = ", bars ± sd over seeds" if len(sweep.seeds) > 1 else ""
-    return FigureData(
-        "pareto_front",
-        tuple(panels),
+    caption = (
         f"Each dot is a finished point{bars}. On the Pareto front: no other point is as good in every goal "
-        "and better in one.",
-        share_y=True,
-        alt=f"{len(front)} of {len(sweep.finished)} points lie on the Pareto front of "
-        f"{listed([goal.column.heading for goal in sweep.goals])}.",
+        "and better in one."
     )
+    goals = listed([goal.column.heading for goal in sweep.goals])
+    alt = f"{len(front)} of {len(sweep.finished)} points lie on the Pareto front of {goals}."
+    return FigureData("pareto_front", tuple(panels), caption, share_y=True, alt=alt)
 
 
 def over_settings(sweep: Sweep, *, goal: int = 0) -> FigureData[Panel]:
     """A goal over each varied setting: a panel for each that has two values so far, a dot for each point,
-    and the mean over the dots.
-
-    Raises:
-        NothingToDraw: no point has a value, or nothing varies.
-    """
+    and the mean over the dots."""
     shown = [p for p in sweep.of("finished", "stopped") if p.summary(goal)]
     if not sweep.axes or not shown:
         raise NothingToDraw("nothing varies" if not sweep.axes else "no point has a value yet")
@@ -213,15 +186,10 @@ def over_settings(sweep: Sweep, *, goal: int = 0) -> FigureData[Panel]:
         y, x = better(zip(trend.y, trend.x, strict=True))
         where = panel.ticks[round(x)] if panel.ticks else short(x, 3)
         trends.append(f"{y:.4g} at {panel.x_label} = {where}")
-    return FigureData(
-        _over_name(goal),
-        panels,
-        _over_caption(sweep, shown, panels, floor),
-        share_y=True,
-        wide=len(panels) > 1,
-        alt=f"{column.heading} of {len(shown)} points over {listed([p.x_label for p in panels])}."
-        + (f" Best mean: {'; '.join(trends)}." if trends else ""),
-    )
+    alt = f"{column.heading} of {len(shown)} points over {listed([p.x_label for p in panels])}."
+    alt += f" Best mean: {'; '.join(trends)}." if trends else ""
+    name, caption = _over_name(goal), _over_caption(sweep, shown, panels, floor)
+    return FigureData(name, panels, caption, share_y=True, wide=len(panels) > 1, alt=alt)
 
 
 def _floor(sweep: Sweep, goal: int) -> float | None:
@@ -256,27 +224,14 @@ def _over_axis(sweep: Sweep, axis: Axis, points: Sequence[Point], goal: int, flo
     trend = _trend([(x[p.label], means[p.label]) for p in finished], log=log, ticks=ticks)
     if ticks:
         x |= _shifted({label: x[label] for label in x if best is None or label != best.label}, y)
-    return Panel(
-        "",
-        axis.name,
-        column.heading,
-        tuple(
-            Line(
-                label,
-                tuple(x[point.label] for point in group),
-                tuple(y[point.label] for point in group),
-                () if look == "below" else _spreads(group, column.factor, goal),
-                look=look,
-            )
-            for label, look, group in groups
-            if group
-        ),
-        trend,
-        tuple(map(_tick, ticks)),
-        log,
-        floor,
-        None if ticks or axis.low is None or axis.high is None else (axis.low, axis.high),
-    )
+    lines = []
+    for label, look, group in groups:
+        xs, ys = (tuple(place[point.label] for point in group) for place in (x, y))
+        spreads = () if look == "below" else _spreads(group, column.factor, goal)
+        lines += [Line(label, xs, ys, spreads, look=look)] if group else []
+    x_range = None if ticks or axis.low is None or axis.high is None else (axis.low, axis.high)
+    names = tuple(map(_tick, ticks))
+    return Panel("", axis.name, column.heading, tuple(lines), trend, names, log, floor, x_range)
 
 
 def _spreads(points: Sequence[Point], factor: float, goal: int = 0) -> tuple[float | None, ...]:
@@ -361,13 +316,7 @@ def _over_caption(sweep: Sweep, shown: Sequence[Point], panels: Sequence[Panel],
 
 
 def nodes_figure(events: Sequence[Mapping[str, Any]]) -> FigureData[Panel]:
-    """Nodes (with the head) and running trials, over the minutes since the sweep's first start.
-
-    Args:
-        events: of the sweep's events.jsonl, in order.
-    Raises:
-        NothingToDraw: the sweep never had more than one node.
-    """
+    """Nodes (with the head) and running trials, over the minutes since the first of a sweep's events."""
     nodes, trials = node_steps(events), trial_steps(events)
     most = int(max((count for _, count in nodes), default=0))
     if most < 2:
@@ -382,13 +331,9 @@ def nodes_figure(events: Sequence[Mapping[str, Any]]) -> FigureData[Panel]:
         line = Line("", (*xs, end), (*ys, ys[-1]), look="plain")
         panels.append(Panel("", "minutes", heading, (line,)))
     busiest = int(max((count for _, count in trials), default=0))
-    return FigureData(
-        "nodes_and_trials",
-        tuple(panels),
-        "Nodes of the cluster, including its head, and running trials, from events.jsonl.",
-        whole_y=True,
-        alt=f"The cluster had up to {most} nodes, and up to {busiest} trials ran at once.",
-    )
+    caption = "Nodes of the cluster, including its head, and running trials, from events.jsonl."
+    alt = f"The cluster had up to {most} nodes, and up to {busiest} trials ran at once."
+    return FigureData("nodes_and_trials", tuple(panels), caption, whole_y=True, alt=alt)
 
 
 def node_steps(events: Sequence[Mapping[str, Any]]) -> list[tuple[float, float]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 
 from newsbert_ray.files import format_duration
 from newsbert_ray.reporting.figures import describe, short
@@ -12,7 +13,7 @@ from newsbert_ray.reporting.paper import method_tables, table1_of_runs
 from newsbert_ray.reporting.records import joined, provenance
 from newsbert_ray.reporting.statistics import Against, costs_of
 from newsbert_ray.reporting.sweep_data import Axis, Point, State, Sweep, listed, teacher_summary
-from newsbert_ray.reporting.tables import Column, columns_of, csv_text, student_columns, summary_of
+from newsbert_ray.reporting.tables import Column, Summary, columns_of, csv_text, student_columns, summary_of
 from newsbert_ray.settings import flatten
 
 MAX_ROWS = 10
@@ -40,11 +41,7 @@ _STATES: Mapping[State, str] = {
 
 
 def sweep_page(sweep: Sweep, figures: Figures, *, against: Against | None = None) -> Page:
-    """The whole report of a sweep.
-
-    Raises:
-        SettingsError: no point has the value that the others are to be compared with.
-    """
+    """The whole report of a sweep; SettingsError where no point has the value that `against` names."""
 
     def drawn(*names: str) -> list[Block]:
         return [figure for name in names if isinstance(figure := figures.get(name), Picture)]
@@ -78,13 +75,12 @@ def equal_points(sweep: Sweep) -> int:
 
     They differ from it by no more than the larger of the two standard deviations over seeds.
     """
-    best = sweep.finished[0].summary()
-    count = 0
-    for summary in (point.summary() for point in sweep.finished):
-        if not best or not summary or abs(best.mean - summary.mean) > max(best.sd or 0.0, summary.sd or 0.0):
-            break
-        count += 1
-    return count
+    best, *others = (point.summary() for point in sweep.finished)
+
+    def is_equal(one: Summary | None) -> bool:
+        return not (best and one) or abs(best.mean - one.mean) <= max(best.sd or 0.0, one.sd or 0.0)
+
+    return 1 + len(list(takewhile(is_equal, others)))
 
 
 def _figure(figures: Figures, name: str) -> Block:
@@ -124,6 +120,7 @@ def searched(sweep: Sweep) -> Section:
     starts = len(space.get("start") or ())
     limits = space.get("limits") or {}
     words = {"hours": "{:g} hours of wall time", "cost": "a cost of {:g}", "target": "a first goal of {:g}"}
+    ends = [text.format(limits[name]) for name, text in words.items() if limits.get(name) is not None]
     settings = (space.get("settings") or {}, sweep.plan.get("overrides") or {})
     fixed = {name: value for source in settings for name, value in flatten(source).items()}
     elsewhere = {axis.name for axis in sweep.axes} | {"data", "teacher"}
@@ -135,9 +132,7 @@ def searched(sweep: Sweep) -> Section:
         "points chosen by": sampler,
         "tried first": f"{starts} point{'s' if starts > 1 else ''} of the search space" if starts else "",
         "early stopping": _stopping(sweep),
-        "limits": ", ".join(
-            words[name].format(limits[name]) for name in words if limits.get(name) is not None
-        ),
+        "limits": ", ".join(ends),
         "fixed settings": ", ".join(f"{n} {short(v)}" for n, v in fixed.items() if n not in elsewhere),
     }
     shown = Facts(tuple((name, value) for name, value in facts.items() if value))

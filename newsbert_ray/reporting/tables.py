@@ -8,13 +8,17 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+import shutil
+import textwrap
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, Literal
 
-from newsbert_ray.methods import HEADINGS, TASKS, Task, TaskName
+import numpy as np
+
+from newsbert_ray.evaluation.metrics import topic_rows
+from newsbert_ray.methods import TASKS, Task, TaskName
 from newsbert_ray.record import RunRecord
 from newsbert_ray.reporting.page import Table
 from newsbert_ray.reporting.records import (
@@ -30,7 +34,6 @@ if TYPE_CHECKING:
     import rich.table
 
 Mode = Literal["max", "min"]
-_TERMINAL_WIDTH = 80
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 """A spreadsheet runs a cell that begins with one of these."""
 
@@ -151,11 +154,9 @@ def rows_of(
     A column that no run of a row has is absent from that row.
 
     Args:
-        records: of one task.
+        records: of one task; ValueError otherwise.
         columns: what to summarise; by default `columns_of` the task.
         keep_order: rows in the order of the records instead of sorted by their settings.
-    Raises:
-        ValueError: runs of several tasks.
     """
     columns = columns_of(one_task(records)) if columns is None else columns
     records = distinct(records)
@@ -185,17 +186,13 @@ def results_table(rows: Sequence[Row], caption: str = "") -> Table:
             return column.show(summary)
         return f"{column.show(summary)} (± {summary.error * column.factor:.{column.digits}f})"
 
-    settings = list(rows[0].settings)
-    body = tuple(
-        (
-            *map(str, row.settings.values()),
-            str(len(row.seeds)),
-            *(cell(row.columns.get(column.name), column) for column in columns),
-        )
-        for row in rows
-    )
+    body = []
+    for row in rows:
+        cells = (cell(row.columns.get(column.name), column) for column in columns)
+        body.append((*map(str, row.settings.values()), str(len(row.seeds)), *cells))
+    settings = rows[0].settings
     head = (*settings, "seeds", *(column.heading for column in columns))
-    return Table(head, body, words=len(settings), caption=caption)
+    return Table(head, tuple(body), words=len(settings), caption=caption)
 
 
 def _shown(rows: Sequence[Row], columns: Sequence[Column]) -> list[Column]:
@@ -204,31 +201,29 @@ def _shown(rows: Sequence[Row], columns: Sequence[Column]) -> list[Column]:
 
 
 def topic_tables(points: Mapping[str, Any]) -> list[Table]:
-    """Results by topic and confusion matrix over the titles of a run's map.json; none for an older map."""
+    """Results by topic and confusion matrix from a run's map.json; none for a map of the first version."""
     if not points.get("predicted"):
         return []
-    pairs = Counter(zip(points["topic"], points["predicted"], strict=True))
-    labels, titles, predicted = points["labels"], Counter[int](), Counter[int]()
-    for (topic, guess), count in pairs.items():
-        titles[topic] += count
-        predicted[guess] += count
-    topics = sorted(titles | predicted, key=lambda topic: (-titles[topic], topic))
-    rows = []
-    for topic in topics:
-        hits = pairs[topic, topic]
-        errors = {guess: pairs[topic, guess] for guess in topics if guess != topic and pairs[topic, guess]}
-        shares = (hits / n if n else None for n in (predicted[topic], titles[topic]))
-        f1 = 2 * hits / (titles[topic] + predicted[topic])
-        cells = ("" if share is None else f"{100 * share:.1f}" for share in (*shares, f1))
-        worst = labels[max(errors, key=errors.__getitem__)] if errors else ""
-        rows.append((labels[topic], worst, str(titles[topic]), *cells))
+
+    def percent(share: float | None) -> str:
+        return "" if share is None else f"{100 * share:.1f}"
+
+    labels = points["labels"]
+    confusion = np.zeros((len(labels), len(labels)), np.int64)
+    np.add.at(confusion, (points["topic"], points["predicted"]), 1)
+    rows = topic_rows(confusion, labels)
+    order = [labels.index(row.topic) for row in rows]
+    results = tuple(
+        (row.topic, row.taken_for or "", str(row.titles), *map(percent, (row.precision, row.recall, row.f1)))
+        for row in rows
+    )
+    matrix = tuple((labels[i], *(str(n or "") for n in confusion[i, order].tolist())) for i in order)
     head = ("topic", "most often taken for", "titles", "precision %", "recall %", "F1 %")
-    of = f"{pairs.total():,} titles of {points['split']}"
-    matrix = tuple((labels[t], *(str(pairs[t, g] or "") for g in topics)) for t in topics)
+    of = f"{confusion.sum():,} titles of {points['split']}"
     caption = f"Confusion matrix, {of}: rows are true topics, columns predicted ones."
     return [
-        Table(head, tuple(rows), words=2, caption=f"The student's results by topic, {of}."),
-        Table(("topic", *(labels[topic] for topic in topics)), matrix, caption=caption),
+        Table(head, results, words=2, caption=f"The student's results by topic, {of}."),
+        Table(("topic", *(row.topic for row in rows)), matrix, caption=caption),
     ]
 
 
@@ -270,63 +265,70 @@ def csv_text(head: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
     return file.getvalue()
 
 
-def sweep_table(
-    records: Sequence[RunRecord], metric: str | None = None, *, mode: Mode = "max", seeds: int | None = None
-) -> rich.table.Table:
-    """The points of a sweep for a terminal of 80 columns, the best first, of equals the first tried.
+def sweep_table(records: Sequence[RunRecord], goal: Column, *, mode: Mode, seeds: int) -> rich.table.Table:
+    """The points of a sweep for a terminal, the best by the goal first, of equals the first tried.
 
-    Points that miss a seed come after those that have all. Shows as many of the other columns as fit.
-
-    Args:
-        metric: the sweep's goal, a dotted path into the metrics; by default the student's first metric on
-            the test split.
-        mode: whether the largest or the smallest is the best.
-        seeds: how many each point should have; by default as many as occur in the records.
+    Points that miss one of the `seeds` come after those that have all. Shows as many other columns as fit.
     """
-    from rich.console import Console
-
     task = one_task(records)
-    first, examples = task.primary, task.examples
-    metric = metric or f"test.student.{first.name}"
-    share = metric.rpartition(".")[2] in HEADINGS
-    heading = metric.replace(".", "\n") + (" %" if share else "")
-    goal = Column("metric", heading, metric, *((100.0, 1) if share else (1.0, 4)))
-    others = (
-        Column(first.name, f"test\n{first.heading} %", f"test.student.{first.name}", 100.0),
-        Column(f"teacher_{first.name}", f"teacher's\n{first.heading} %", f"test.teacher.{first.name}", 100.0),
-        Column(f"{examples}_per_second", f"{examples}/s", "titles_per_second", digits=0),
-    )
-    columns = [goal, *(column for column in others if column.path != metric)]
+    wanted = (f".{task.primary.name}", "titles_per_second")
+    others = (c for c in columns_of(task) if c.path.endswith(wanted) and c.path != goal.path)
+    columns = [goal, *(replace(column, heading=column.full_label) for column in others)]
     rows = rows_of(records, columns, keep_order=True)
-    wanted = seeds or len({record.seed for record in records})
 
     def rank(row: Row) -> tuple[bool, float]:
         summary = row.columns.get(goal.name)
         if summary is None:
             return True, math.inf
-        return summary.n < wanted, -summary.mean if mode == "max" else summary.mean
+        return summary.n < seeds, -summary.mean if mode == "max" else summary.mean
 
     rows.sort(key=rank)
-    columns = _shown(rows, columns)
-    title = f"{len(distinct(records))} runs, best {metric} first"
-    tables = [_rich_table(rows, columns[:count], title) for count in range(len(columns), 1, -1)]
-    narrow = _rich_table(rows, columns[:1] or [goal], title)
-    unlimited = Console(width=1000)
-    return next((t for t in tables if unlimited.measure(t).maximum <= _TERMINAL_WIDTH), narrow)
+    columns = _shown(rows, columns) or [goal]
+    cells = []
+    for row in rows:
+        values = (str(float(f"{v:.4g}") if isinstance(v, float) else v) for v in row.settings.values())
+        numbers = (column.show(row.columns.get(column.name)) for column in columns)
+        cells.append((*values, str(len(row.seeds)), *numbers))
+    settings = [name.replace(".", "\n") for name in rows[0].settings]
+    headings = ["\n".join(textwrap.wrap(column.heading, 12)) for column in columns]
+    title, head = f"{len(distinct(records))} runs, best {goal.path} first", (*settings, "seeds", *headings)
+    more: Any = {"right": head, "spare": headings[:0:-1], "fold": settings, "styles": {0: "bold"}}
+    return terminal_table(head, cells, title=title, **more)
 
 
-def _rich_table(rows: Sequence[Row], columns: Sequence[Column], title: str) -> rich.table.Table:
-    """A table for a terminal; where it is too narrow the settings' cells wrap, the numbers never."""
+def terminal_table(
+    head: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    right: Collection[str] = (),
+    spare: Iterable[str] = (),
+    styles: Mapping[int, str] | None = None,
+    fold: Collection[str] | None = None,
+    title: str | None = None,
+) -> rich.table.Table:
+    """A table for the terminal; a cell is shown as it is.
+
+    Args:
+        right: columns that are aligned right.
+        spare: columns that are left out, the first one first, until the table fits.
+        styles: rich's styles of rows.
+        fold: columns whose cells wrap where even that is too wide; by default all.
+    """
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, title=title)
-    for name in rows[0].settings if rows else ():
-        table.add_column(name.replace(".", "\n"), justify="right", overflow="fold")
-    for heading in ("seeds", *(column.heading for column in columns)):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row in rows:
-        settings = [str(float(f"{v:.4g}") if isinstance(v, float) else v) for v in row.settings.values()]
-        numbers = [column.show(row.columns.get(column.name)) for column in columns]
-        table.add_row(*settings, str(len(row.seeds)), *numbers, style="bold" if row is rows[0] else None)
-    return table
+    columns = {cells[0]: cells for cells in zip(head, *rows, strict=True)}
+    for name in spare:
+        widths = (max(len(line) for cell in cells for line in cell.split("\n")) for cells in columns.values())
+        if 2 + sum(2 + width for width in widths) <= shutil.get_terminal_size().columns:
+            break
+        del columns[name]
+    shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=title)
+    for name in columns:
+        justify: Literal["left", "right"] = "right" if name in right else "left"
+        fixed = fold is not None and name not in fold
+        shown.add_column(Text(name), justify=justify, overflow="fold", no_wrap=fixed)
+    for index, row in enumerate(list(zip(*columns.values(), strict=True))[1:]):
+        shown.add_row(*map(Text, row), style=(styles or {}).get(index))
+    return shown

@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -36,7 +36,7 @@ from newsbert_ray.record import describe_hardware, installed_versions
 from newsbert_ray.reporting.draw import draw_svg, write_figure
 from newsbert_ray.reporting.figures import FigureData, Line, Panel
 from newsbert_ray.reporting.page import Facts, Page, Picture, Section, Table
-from newsbert_ray.reporting.records import joined
+from newsbert_ray.reporting.records import grouped, joined
 from newsbert_ray.secrets import mask_url
 from newsbert_ray.serving.embed import Row, cut_file, read_rows
 from newsbert_ray.serving.predictor import Precision, Predictor, Student, best_device, read_run
@@ -101,18 +101,16 @@ class Model(NamedTuple):
     load: Callable[[], Student]
 
 
-class _Subject(NamedTuple):
-    """A loaded model, the megabytes that it needs at work, and what its rounds have measured.
-
-    `seconds` of all titles, `single` of one title, and the `shares` of the parts; a number for each round.
-    """
+@dataclass
+class _Subject:
+    """A loaded model, and what was measured: seconds of all titles and of one, shares of a round's parts."""
 
     name: str
     predictor: Predictor
     at_work: float | None
-    seconds: list[float]
-    single: list[float]
-    shares: dict[str, list[float]]
+    seconds: list[float] = field(default_factory=list)
+    single: list[float] = field(default_factory=list)
+    shares: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
 
 
 def bench(
@@ -147,10 +145,8 @@ def bench(
     timings: list[Timing] = []
     for count in threads:
         say(f"models: {len(variants)}, titles: {len(texts):,}, rounds: {rounds}, threads: {count}")
-        subjects = [
-            _Subject(model.name, predictor, at_work, [], [], defaultdict(list))
-            for (model, _), predictor, at_work in zip(variants, predictors, memory, strict=True)
-        ]
+        names = [model.name for model, _ in variants]
+        subjects = list(map(_Subject, names, predictors, memory))
         with _threads(count):
             for number in range(rounds + 1):
                 for subject in subjects:
@@ -178,19 +174,18 @@ def find_models(argument: str, texts: Sequence[str]) -> Iterator[Model]:
         argument: folder or URL of a finished run, or random:LAYERSxWIDTH.
         texts: a random encoder learns its vocabulary from them.
     Raises:
-        SettingsError: neither.
-        RecordError, EncoderError: as they say.
+        SettingsError, RecordError, EncoderError: neither, or no complete run.
     """
-    if match := RANDOM.fullmatch(argument):
-        layers, width = int(match[1]), int(match[2])
+    if argument.startswith("random"):
+        match = RANDOM.fullmatch(argument)
+        layers, width = map(int, match.groups()) if match else (0, 0)
         if not layers or not width or width % _HEAD_SIZE:
             raise SettingsError(
-                f"{argument}: needs layers, and a width that {_HEAD_SIZE} divides, such as random:12x768"
+                f"{argument}: write random:LAYERSxWIDTH, with a width that {_HEAD_SIZE} divides, such as "
+                "random:12x768"
             )
         yield Model(argument, partial(_random_bert, layers, width, texts))
         return
-    if argument.startswith("random"):
-        raise SettingsError(f"{argument}: write random:LAYERSxWIDTH, such as random:12x768")
     record, folder = read_run(argument)
     yield Model(f"{Path(argument).name}, student", partial(Student.read, folder))
     settings = build_settings(TrainSettings, record.settings)
@@ -243,21 +238,19 @@ def timings_table(timings: Sequence[Timing]) -> Table:
 
 def speed_figure(timings: Sequence[Timing]) -> FigureData[Panel]:
     """Titles/s over layers, relative to the deepest model, beside what the number of layers promises."""
-    lines = []
-    several = len({t.precision for t in timings}) > 1
-    for count, numbers in dict.fromkeys((t.threads, t.precision) for t in timings):
-        own = [t for t in timings if (t.threads, t.precision) == (count, numbers)]
+    lines, several = [], len({t.precision for t in timings}) > 1
+    for (count, numbers), own in grouped(timings, lambda t: (t.threads, t.precision)).items():
         label = f"{count} thread{'s' if count > 1 else ''}" + (f", {numbers}" if several else "")
-        lines.append(_line(label, [(t.layers, t.reached) for t in own], "mean"))
-    depths = [t.layers for t in timings]
-    deepest = max(depths)
-    expected = [(layers, deepest / layers) for layers in range(min(depths), deepest + 1)]
-    lines.append(_line("promised by the layers", expected, "reference"))
+        x, y = zip(*sorted((float(t.layers), t.reached) for t in own), strict=True)
+        lines.append(Line(label, x, y))
+    deepest = max(t.layers for t in timings)
+    depths = tuple(float(depth) for depth in range(min(t.layers for t in timings), deepest + 1))
+    promised = tuple(deepest / depth for depth in depths)
+    lines.append(Line("promised by the layers", depths, promised, look="reference"))
     panel = Panel("", "layers", "titles/s relative to the deepest model", tuple(lines))
     best = max(timings, key=lambda t: t.reached)
-    alt = (
-        f"{best.name} is {best.reached:.1f} times as fast as the deepest model, {best.promised:.1f} promised"
-    )
+    times = f"{best.reached:.1f} times as fast as the deepest model, {best.promised:.1f} promised"
+    alt = f"{best.name} is {times}"
     caption = "With tokenising; median over rounds in which all models took turns."
     return FigureData(FIGURE, (panel,), caption, alt=alt, whole_x=True)
 
@@ -267,12 +260,9 @@ def write_page(timings: Sequence[Timing], out: Path, facts: Mapping[str, Any]) -
     figure = speed_figure(timings)
     path = write_figure(figure, out)[0]
     texts = f"{facts['titles']:,}, {facts['input']}, {facts['tokens_per_title']:.1f} tokens on average"
-    rows = (
-        ("texts", texts),
-        ("rounds", f"{facts['rounds']}, all models in turn, after one that is not counted"),
-        ("hardware", joined(facts["hardware"])),
-        ("versions", joined(facts["versions"])),
-    )
+    rounds = f"{facts['rounds']}, all models in turn, after one that is not counted"
+    made = ((name, joined(facts[name])) for name in ("hardware", "versions"))
+    rows = (("texts", texts), ("rounds", rounds), *made)
     picture = Picture(path.name, draw_svg(figure), figure.alt, figure.caption)
     section = Section("Measured", (timings_table(timings), picture, Facts(rows)))
     write_text(out / "bench.md", Page("Speed", "Tokenising included.", (section,)).markdown())
@@ -302,30 +292,17 @@ def _timings(subjects: Sequence[_Subject], *, titles: int, threads: int) -> Iter
     """What the rounds give; the reference is the deepest model in the first precision."""
     first = subjects[0].predictor.precision
     base = max((s for s in subjects if s.predictor.precision == first), key=lambda s: _size(s.predictor))
+    deepest = len(base.predictor.encoder.layers)
     for subject in subjects:
-        layers, parameters, size = _size(subject.predictor)
-        rates = [titles / seconds for seconds in subject.seconds]
-        p50, p95, p99 = (1000 * np.percentile(subject.single, [50, 95, 99])).tolist()
-        ratios = [b / own for b, own in zip(base.seconds, subject.seconds, strict=True)]
-        yield Timing(
-            name=subject.name,
-            layers=layers,
-            width=subject.predictor.width,
-            parameters=parameters,
-            megabytes=size / 1e6,
-            threads=threads,
-            titles_per_second=statistics.median(rates),
-            slowest=min(rates),
-            fastest=max(rates),
-            p50=p50,
-            p95=p95,
-            p99=p99,
-            shares={part: statistics.median(shares) for part, shares in subject.shares.items()},
-            promised=len(base.predictor.encoder.layers) / layers,
-            reached=statistics.median(ratios),
-            at_work=subject.at_work,
-            precision=subject.predictor.precision,
-        )
+        predictor = subject.predictor
+        layers, parameters, size = _size(predictor)
+        rates = np.quantile(np.divide(titles, subject.seconds), [0.5, 0, 1]).tolist()
+        percentiles = (1000 * np.percentile(subject.single, [50, 95, 99])).tolist()
+        shares = {part: statistics.median(shares) for part, shares in subject.shares.items()}
+        reached = float(np.median(np.divide(base.seconds, subject.seconds)))
+        model = (subject.name, layers, predictor.width, parameters, size / 1e6, threads)
+        ratios = (shares, deepest / layers, reached, subject.at_work, predictor.precision)
+        yield Timing(*model, *rates, *percentiles, *ratios)
 
 
 def _seconds(work: Callable[..., Any], *arguments: Any) -> float:
@@ -343,11 +320,6 @@ def _size(predictor: Predictor) -> tuple[int, int, int]:
 
 def _token_ids(predictor: Predictor, texts: Sequence[str]) -> list[list[int]]:
     return list(predictor.tokenizer.encode(texts, max_tokens=predictor.max_tokens))
-
-
-def _line(label: str, points: Sequence[tuple[int, float]], look: Literal["mean", "reference"]) -> Line:
-    x, y = zip(*((float(x), y) for x, y in sorted(points)), strict=True)
-    return Line(label, x, y, (None,) * len(x), (1,) * len(x), look=look)
 
 
 def _read_titles(source: str | None, count: int) -> list[str]:
@@ -379,15 +351,10 @@ def _threads(count: int) -> Iterator[None]:
 def _teacher(name: str, settings: TrainSettings, run: Path) -> Student:
     """The teacher's encoder as it was before the run, which is as fast as after it."""
     student = Student.read(run)
-    encoder = load_encoder(
-        name,
-        model=settings.model,
-        scratch=settings.scratch,
-        vocabulary=student.tokenizer.vocabulary,
-        pad_id=student.tokenizer.pad_id,
-        max_tokens=student.max_tokens,
-    )
-    return _untrained(encoder, student.tokenizer, student.max_tokens)
+    tokenizer, most = student.tokenizer, student.max_tokens
+    sizes: Any = {"vocabulary": tokenizer.vocabulary, "pad_id": tokenizer.pad_id, "max_tokens": most}
+    encoder = load_encoder(name, model=settings.model, scratch=settings.scratch, **sizes)
+    return _untrained(encoder, tokenizer, most)
 
 
 def _random_bert(layers: int, width: int, texts: Sequence[str]) -> Student:

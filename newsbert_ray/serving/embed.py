@@ -46,8 +46,7 @@ class TextsError(ValueError):
     """A file that cannot be embedded; the text says why and what to do."""
 
 
-@dataclass(frozen=True)
-class EmbedTask:
+class EmbedTask(NamedTuple):
     """What all pieces share: locations that every machine understands, threads, and the encoder's numbers."""
 
     run: str
@@ -106,16 +105,10 @@ def embed(
             f"{len(rejected):,} of {total + len(rejected):,} rows are bad, at most {max_rejected_share:.1%} "
             f"may be: {'; '.join(rejected[:3])}. Correct the file, or allow more with --max_rejected_share"
         )
-    description = {
-        **source,
-        "state": "whole",
-        "rows": total,
-        "dimensions": width,
-        "parts": parts,
-        "layers": record.settings["student"]["layers"],
-        "task": record.settings.get("task", "topics"),
-        "run": absolute(run),
-    }
+    settings = record.settings
+    model = {"layers": settings["student"]["layers"], "task": settings.get("task", "topics")}
+    made = {"state": "whole", "rows": total, "dimensions": width, "parts": parts}
+    description = {**source, **made, **model, "run": absolute(run)}
     _describe(folder, description)
     if rejected:
         say(f"left out, {len(rejected):,} bad rows: {'; '.join(rejected[:_SHOWN])}")
@@ -164,14 +157,10 @@ def embed_piece(piece: Piece, task: EmbedTask) -> int:
     predictor = load_predictor(student, precision=task.precision)
     rows = list(read_rows(piece))
     good = [row for row in rows if isinstance(row, Row)]
-    embeddings = predictor.embed([row.text for row in good])
-    table = pa.table(
-        {
-            "id": pa.array([row.name for row in good], pa.string()),
-            "text": pa.array([row.text for row in good], pa.string()),
-            "embedding": pa.FixedSizeListArray.from_arrays(pa.array(embeddings.ravel()), predictor.width),
-        }
-    )
+    embeddings = pa.array(predictor.embed([row.text for row in good]).ravel())
+    columns = [pa.array(values, pa.string()) for values in zip(*good, strict=True)] or [[], []]
+    columns.append(pa.FixedSizeListArray.from_arrays(embeddings, predictor.width))
+    table = pa.table(columns, names=["id", "text", "embedding"])
     rejected = json.dumps([str(row) for row in rows if isinstance(row, BadLine)])
     buffer = pa.BufferOutputStream()
     pq.write_table(table.replace_schema_metadata({REJECTED: rejected}), buffer)

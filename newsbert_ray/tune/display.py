@@ -293,7 +293,7 @@ def print_result(
         from newsbert_ray.reporting.tables import sweep_table
 
         goal, seeds = trials.space.goals[0], len(trials.space.seeds)
-        console.print(sweep_table(records, metric=goal.metric, mode=goal.mode, seeds=seeds))
+        console.print(sweep_table(records, goal.column, mode=goal.mode, seeds=seeds))
     lines = [*_end_lines(result, trials), *_best_lines(result, trials.space)]
     if retention:
         lines.append(retention.line())

@@ -14,7 +14,8 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from newsbert_ray.evaluation.evaluate import TopicRow, by_topic
+from newsbert_ray.evaluation.evaluate import by_topic
+from newsbert_ray.evaluation.metrics import TopicRow
 from newsbert_ray.record import find_records, read_record
 from newsbert_ray.reporting.records import flat_settings
 from newsbert_ray.reporting.sweep_data import TRIALS

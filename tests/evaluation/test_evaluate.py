@@ -15,30 +15,13 @@ from newsbert_ray.data.prepare import prepare
 from newsbert_ray.data.reading import read_impressions
 from newsbert_ray.data.shards import ShardError, read_manifest
 from newsbert_ray.data.synthetic import synthesize
-from newsbert_ray.evaluation.evaluate import TopicRow, by_topic, evaluate, show, topic_rows
-from newsbert_ray.evaluation.metrics import topic_metrics
+from newsbert_ray.evaluation.evaluate import by_topic, evaluate, show
 from newsbert_ray.training.run import train
 from tests.conftest import MakeSettings
 from tests.evaluation.test_submission import official_scores
 
 if TYPE_CHECKING:
     from tests.conftest import MakeSettings
-
-
-def test_topic_rows_by_hand() -> None:
-    """Most titles first; never predicted: no precision; no titles: no recall; neither: no row."""
-    confusion = np.array(
-        [[3, 1, 0, 0, 2], [0, 8, 0, 0, 0], [0, 1, 0, 0, 0], [0, 0, 0, 0, 0], [0, 0, 0, 0, 0]]
-    )
-    rows = topic_rows(confusion, ["tv", "news", "kids", "none", "autos"])
-    assert rows == [
-        TopicRow("news", 8, 10, 0.8, 1.0, 16 / 18, None),
-        TopicRow("tv", 6, 3, 1.0, 0.5, 6 / 9, "autos"),
-        TopicRow("kids", 1, 0, None, 0.0, 0.0, "news"),
-        TopicRow("autos", 0, 2, 0.0, None, 0.0, None),
-    ]
-    mean = sum(row.f1 for row in rows) / 4
-    assert topic_metrics(confusion)["macro_f1"] == pytest.approx(mean)
 
 
 def test_a_run_by_topic(make_settings: MakeSettings, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,12 +16,14 @@ from hypothesis import strategies as st
 
 from newsbert_ray.evaluation.metrics import (
     RANKING,
+    TopicRow,
     impression_metrics,
     pooled_auc,
     rank_candidates,
     ranking_scores,
     tally,
     topic_metrics,
+    topic_rows,
 )
 
 Floats = npt.NDArray[np.float64]
@@ -366,3 +368,19 @@ def _split(ranks: Ints, impressions: list[Impression]) -> list[list[int]]:
     return [part.tolist() for part in np.split(ranks, np.cumsum([len(one) for one in impressions])[:-1])][
         : len(impressions)
     ]
+
+
+def test_topic_rows_by_hand() -> None:
+    """Most titles first; never predicted: no precision; no titles: no recall; neither: no row."""
+    confusion = np.array(
+        [[3, 1, 0, 0, 2], [0, 8, 0, 0, 0], [0, 1, 0, 0, 0], [0, 0, 0, 0, 0], [0, 0, 0, 0, 0]]
+    )
+    rows = topic_rows(confusion, ["tv", "news", "kids", "none", "autos"])
+    assert rows == [
+        TopicRow("news", 8, 10, 0.8, 1.0, 16 / 18, None),
+        TopicRow("tv", 6, 3, 1.0, 0.5, 6 / 9, "autos"),
+        TopicRow("kids", 1, 0, None, 0.0, 0.0, "news"),
+        TopicRow("autos", 0, 2, 0.0, None, 0.0, None),
+    ]
+    mean = sum(row.f1 for row in rows) / 4
+    assert topic_metrics(confusion)["macro_f1"] == pytest.approx(mean)

@@ -115,7 +115,7 @@ LEFT_OUT: list[tuple[Callable[..., Any], list[dict[str, Any]], str]] = [
         [*_at_two_depths("finetune", "newsbert"), {"method": "newsbert", "learning_rate": 1e-3}],
         "not just the method and the depth vary",
     ),
-    (method_figure, _at_two_depths(*list(METHODS)[:9]), "of 9 methods 8 can be told apart"),
+    (method_figure, _at_two_depths(*list(METHODS)[:9]), "9 lines, 8 can be told apart"),
     (blocks_figure, [{}], "no teacher learned with its student"),
 ]
 

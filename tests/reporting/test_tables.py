@@ -14,6 +14,7 @@ from newsbert_ray.methods import TASKS
 from newsbert_ray.reporting import records as compared
 from newsbert_ray.reporting.page import Table
 from newsbert_ray.reporting.records import distinct, teacher_name, varying_settings
+from newsbert_ray.reporting.sweep_data import Goal
 from newsbert_ray.reporting.tables import (
     Mode,
     columns_of,
@@ -30,6 +31,7 @@ from newsbert_ray.training.prerequisites import NEUTRAL_SETTINGS
 from tests.reporting.conftest import MakeRecord
 
 ACCURACY = columns_of(TASKS["topics"])[0]
+GOAL = Goal(metric="validation.student.accuracy").column
 
 
 def test_one_seed_has_no_spread(make_record: MakeRecord) -> None:
@@ -230,15 +232,16 @@ def test_sweep_table_puts_the_best_first(mode: Mode, order: list[str], make_reco
     records = [
         make_record(accuracy=a, **{"distill.beta": b}) for a, b in [(0.6, 0.0), (0.8, 0.1), (0.7, 0.2)]
     ]
-    lines = _printed(sweep_table(records, "validation.student.accuracy", mode=mode))
+    lines = _printed(sweep_table(records, GOAL, mode=mode, seeds=1))
     assert [line[0] for line in lines] == order
-    assert {line[0]: line[2] for line in lines} == {"0.0": "60.0", "0.1": "80.0", "0.2": "70.0"}
+    assert {line[0]: line[2] for line in lines} == {"0.0": "60.00", "0.1": "80.00", "0.2": "70.00"}
 
 
 def test_of_equals_the_first_tried_comes_first(make_record: MakeRecord) -> None:
     """The table and the sweep's last line must name the same best point."""
     records = [make_record(accuracy=0.7, **{"distill.beta": b}) for b in (0.3, 0.1, 0.2)]
-    assert [line[0] for line in _printed(sweep_table(records))] == ["0.3", "0.1", "0.2"]
+    lines = _printed(sweep_table(records, GOAL, mode="max", seeds=1))
+    assert [line[0] for line in lines] == ["0.3", "0.1", "0.2"]
 
 
 def test_sweep_table_fits_a_terminal(make_record: MakeRecord) -> None:
@@ -252,9 +255,9 @@ def test_sweep_table_fits_a_terminal(make_record: MakeRecord) -> None:
         for seed in (0, 1)
         for beta, t, rate in ((0.123456789, 1.0, 5e-5), (0.25, 12.5, 3.0517578125e-05))
     ]
-    lines = _printed(sweep_table(records, "validation.student.accuracy"))
-    assert lines[0] == ["0.25", "12.5", "3.052e-05", "2", "73.0", "±", "0.7", *lines[0][7:]]
-    assert lines[1] == ["0.1235", "1.0", "5e-05", "2", "71.7", "±", "0.7", *lines[1][7:]]
+    lines = _printed(sweep_table(records, GOAL, mode="max", seeds=2))
+    assert lines[0] == ["0.25", "12.5", "3.052e-05", "2", "73.00", "±", "0.71", *lines[0][7:]]
+    assert lines[1] == ["0.1235", "1.0", "5e-05", "2", "71.73", "±", "0.71", *lines[1][7:]]
 
 
 def test_sweep_table_of_many_axes_keeps_its_numbers(make_record: MakeRecord) -> None:
@@ -268,8 +271,9 @@ def test_sweep_table_of_many_axes_keeps_its_numbers(make_record: MakeRecord) -> 
         "optimizer.warmup_share": 0.2,
         "learning_rate": 3.0517578125e-05,
     }
-    table = sweep_table([make_record(), make_record(accuracy=0.9, **values)], "validation.student.accuracy")
-    assert _printed(table)[0][-1] == "90.0"
+    records = [make_record(), make_record(accuracy=0.9, **values)]
+    table = sweep_table(records, GOAL, mode="max", seeds=1)
+    assert _printed(table)[0][-1] == "90.00"
 
 
 @pytest.mark.parametrize("mode", ["max", "min"])
@@ -278,9 +282,9 @@ def test_point_that_misses_a_seed_is_not_the_best(mode: Mode, make_record: MakeR
     lucky = 0.9 if mode == "max" else 0.1
     records = [make_record(accuracy=lucky, seed=0, **{"distill.beta": 0.3})]
     records += [make_record(accuracy=0.7, seed=seed, **{"distill.beta": 0.1}) for seed in (0, 1)]
-    lines = _printed(sweep_table(records, mode=mode))
+    lines = _printed(sweep_table(records, GOAL, mode=mode, seeds=2))
     assert [line[:2] for line in lines] == [["0.1", "2"], ["0.3", "1"]]
-    lines = _printed(sweep_table(records, mode=mode, seeds=3))
+    lines = _printed(sweep_table(records, GOAL, mode=mode, seeds=3))
     assert [line[:2] for line in lines] == [["0.3", "1"], ["0.1", "2"]]
 
 
@@ -290,8 +294,8 @@ def test_sweep_table_of_clicks(make_record: MakeRecord) -> None:
         make_record(task="recommendation", auc=a, teacher_auc=0.66, **{"distill.beta": b})
         for a, b in [(0.61, 0.1), (0.63, 0.2)]
     ]
-    for metric in (None, "validation.student.auc"):
-        table = sweep_table(records, metric)
-        assert [line[:3] for line in _printed(table)] == [["0.2", "1", "63.0"], ["0.1", "1", "61.0"]]
-        headings = [str(column.header) for column in table.columns]
-        assert headings[-2:] == ["teacher's\nAUC %", "clicks/s"]
+    for metric in ("test.student.auc", "validation.student.auc"):
+        table = sweep_table(records, Goal(metric=metric).column, mode="max", seeds=1)
+        assert [line[:3] for line in _printed(table)] == [["0.2", "1", "63.00"], ["0.1", "1", "61.00"]]
+        headings = [str(column.header).replace("\n", " ") for column in table.columns]
+        assert headings[-2:] == ["test teacher's AUC (%)", "clicks/s in training"]
