@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         Share,
     )
     from newsbert_ray.tune.estimate import Estimate
+    from newsbert_ray.tune.space_file import Changes
     from newsbert_ray.tune.sweep import SweepResult
 
 __version__ = "0.2.0"
@@ -292,8 +293,8 @@ def sweep(
     """
     from newsbert_ray.tune import sweep as module
 
-    parts = _sweep_parts(vary, overrides, control, values)
-    return module.sweep(space, out=out, resume=resume, concurrency=concurrency, train=train, **parts)
+    changes = _changes(vary, overrides, control, values)
+    return module.sweep(space, changes, out=out, resume=resume, concurrency=concurrency, train=train)
 
 
 @_checked
@@ -327,19 +328,19 @@ def preview(
     """
     from newsbert_ray.tune import estimate as module
 
-    parts = _sweep_parts(vary, overrides, control, values)
-    return module.plan_sweep(space, out=out, concurrency=concurrency, curves=curves, **parts)
+    changes = _changes(vary, overrides, control, values)
+    return module.plan_sweep(space, changes, out=out, concurrency=concurrency, curves=curves)
 
 
-def _sweep_parts(vary: Any, *settings: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The settings of a sweep, checked, as the functions in `tune` take them."""
+def _changes(vary: Any, *settings: Mapping[str, Any] | None) -> Changes:
+    """The changes to a search space, checked."""
     from newsbert_ray.cli import settings_of
     from newsbert_ray.settings import check_each, merge
-    from newsbert_ray.tune.space_file import split_settings
+    from newsbert_ray.tune.space_file import Changes
 
     merged = merge(*(layer for layer in settings if layer))
     check_each(settings_of("sweep"), merged)
-    return split_settings(merged, vary)
+    return Changes.of(merged, vary)
 
 
 @_checked

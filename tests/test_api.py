@@ -16,6 +16,7 @@ import pytest
 import newsbert_ray
 from newsbert_ray import SettingsError, TrainSettings, cli
 from newsbert_ray.config import build_settings
+from newsbert_ray.tune.space_file import Changes
 
 NEEDED: dict[str, Any] = {"data": "shards", "teacher": "scratch", "out": "run"}
 WORDS = "--data shards --teacher scratch --out run"
@@ -107,8 +108,7 @@ def test_sweep_takes_settings_and_parts_of_the_search_space(monkeypatch: pytest.
         == 0
     )
     assert calls[0] == calls[1] == calls[2]
-    assert calls[0][1]["overrides"] == {"epochs": 3}
-    assert calls[0][1]["control"] == {"search": {"trials": 7}}
+    assert calls[0][0][1] == Changes({"epochs": 3}, {"seeds": [1, 2]}, {"search": {"trials": 7}})
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
@@ -22,6 +23,7 @@ from newsbert_ray.config import SettingsError, TrainSettings, build_settings
 from newsbert_ray.data.reading import read_impressions
 from newsbert_ray.data.shards import ShardError, read_manifest
 from newsbert_ray.training.run import train
+from newsbert_ray.tune.space_file import Changes
 from tests.conftest import MakeSettings
 
 NEEDED = ["--data", "shards", "--teacher", "scratch", "--out", "run"]
@@ -301,28 +303,21 @@ def test_sweep_passes_only_explicit_settings(monkeypatch: pytest.MonkeyPatch) ->
     """A default that is passed as an override would replace the search space's value."""
     seen: dict[str, Any] = {}
 
-    def sweep(space: str, **keywords: Any) -> SimpleNamespace:
-        seen.update(keywords, space=space)
+    def sweep(space: str, changes: Changes, **keywords: Any) -> SimpleNamespace:
+        seen.update(keywords, space=space, changes=changes)
         return SimpleNamespace(best="some point", failures={})
 
     monkeypatch.setattr("newsbert_ray.tune.sweep.sweep", sweep)
     words = ["space.yaml", "--out", "o", "--distill.temperature", "2", "--data", "d", "--vary", "seeds=1,2"]
     words += ["--vary", "distill.beta=0.1", "--concurrency", "2", "--search.trials", "7", "--gpus", "0.25"]
-    expected: dict[str, Any] = {
-        "space": "space.yaml",
-        "out": "o",
-        "overrides": {"distill": {"temperature": 2.0}, "data": "d"},
-        "vary": {"seeds": [1, 2], "distill.beta": [0.1]},
-        "control": {"search": {"trials": 7}, "gpus": 0.25},
-        "concurrency": 2,
-    }
+    control = {"search": {"trials": 7}, "gpus": 0.25}
+    changes = Changes(
+        {"distill": {"temperature": 2.0}, "data": "d"}, {"seeds": [1, 2], "distill.beta": [0.1]}, control
+    )
+    expected: dict[str, Any] = {"space": "space.yaml", "out": "o", "changes": changes, "concurrency": 2}
     assert cli.main(["sweep", *words, "--limits.hours", "0.5", "--resume"]) == 0
-    assert seen == {
-        **expected,
-        "control": {**expected["control"], "limits": {"hours": 0.5}},
-        "resume": True,
-        "train": None,
-    }
+    wider = replace(changes, control={**control, "limits": {"hours": 0.5}})
+    assert seen == {**expected, "changes": wider, "resume": True, "train": None}
     seen.clear()
     monkeypatch.setattr("newsbert_ray.tune.estimate.plan_sweep", sweep)
     assert cli.main(["sweep", *words, "--plan", "--curves", "earlier"]) == 0
@@ -333,7 +328,7 @@ def test_sweep_without_a_finished_trial_fails(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A script must not continue with the report of a sweep in which every trial failed."""
-    monkeypatch.setattr("newsbert_ray.tune.sweep.sweep", lambda space, **keywords: SimpleNamespace(best=None))
+    monkeypatch.setattr("newsbert_ray.tune.sweep.sweep", lambda *_, **keywords: SimpleNamespace(best=None))
     assert cli.main(["sweep", "space.yaml", "--out", "o"]) == 1
     assert "o: no trial finished" in capsys.readouterr().err
 

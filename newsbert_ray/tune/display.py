@@ -8,7 +8,7 @@ import shlex
 import statistics
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from rich.text import Text
 from newsbert_ray.config import merge
 from newsbert_ray.files import format_duration
 from newsbert_ray.record import RECORD, read_record
+from newsbert_ray.reporting.records import grouped
 from newsbert_ray.reporting.sweep_data import FAILURES, TRIALS, Point, Trial, pareto_front
 from newsbert_ray.settings import flatten
 from newsbert_ray.storage.workdir import WorkDir
@@ -143,12 +144,7 @@ class SweepDisplay:
             return f"failed: {trial.reason}"
         if trial.state == "stopped":
             return f"stopped early at epoch {trial.epoch:g} ({trial.reason}): {trial.values[0]:.4f}"
-        return self._goal_values(trial.values)
-
-    def _goal_values(self, values: tuple[float, ...]) -> str:
-        """Each goal's metric and value."""
-        goals = zip(self._trials.space.goals, values, strict=True)
-        return ", ".join(f"{goal.metric} {value:.4f}" for goal, value in goals)
+        return _goal_values(self._trials.space, trial.values)
 
     def _done(self) -> str:
         return f"[{self._trials.total - self._trials.unfinished}/{self._trials.total}]"
@@ -164,17 +160,14 @@ class SweepDisplay:
             "skipped": ended["skipped"],
             "failed": ended["failed"],
             "running": len(self._running),
-            "waiting": self._waiting(),
+            "waiting": max(0, self._trials.unfinished - len(self._running)),
         }
         always = ("done", "running", "waiting")
         return ", ".join(f"{count} {state}" for state, count in counts.items() if count or state in always)
 
-    def _waiting(self) -> int:
-        return max(0, self._trials.unfinished - len(self._running))
-
     def _best(self) -> list[str]:
         best = self._trials.best()
-        return [f"best so far {best.label}: {self._goal_values(best.means)}"] if best else []
+        return [f"best so far {best.label}: {_goal_values(self._trials.space, best.means)}"] if best else []
 
     def _status(self) -> list[str]:
         """The time left and the cost, as far as they are known."""
@@ -193,17 +186,18 @@ class SweepDisplay:
         if not durations:
             return None
         mean = statistics.fmean(seconds for _, seconds in durations)
-        by_work: dict[WorkKey, list[float]] = {}
-        for work, seconds in durations:
-            by_work.setdefault(work, []).append(seconds)
+        by_work = grouped(durations, lambda duration: duration[0])
 
         def expected(point: PointValues) -> float:
-            return statistics.fmean(by_work.get(_work_key(point), [mean]))
+            same = by_work.get(_work_key(point))
+            return statistics.fmean(seconds for _, seconds in same) if same else mean
 
-        rest = [max(0.0, expected(t.spec.point) - t.seconds) for t in self._running]
-        points = self._trials.waiting()
-        waiting = self._waiting() * mean if points is None else sum(map(expected, points))
-        return waiting + sum(rest), max(rest, default=0.0)
+        running, points = self._running, self._trials.waiting()
+        rest = [max(0.0, expected(t.spec.point) - t.seconds) for t in running]
+        waiting = max(0, self._trials.unfinished - len(running)) * mean
+        return (sum(map(expected, points)) if points is not None else waiting) + sum(rest), max(
+            rest, default=0.0
+        )
 
     def _time_left(self) -> str:
         remaining = self._remaining()
@@ -228,10 +222,14 @@ class SweepDisplay:
         return [f"cost {spent:.2f} of about {expected:.2f}"]
 
 
+def _goal_values(space: SearchSpace, values: Sequence[float]) -> str:
+    """Each goal's metric and value; a speed has no four decimals."""
+    numbers = (f"{v:.4f}" if abs(v) < 100 else f"{v:.0f}" for v in values)
+    return ", ".join(f"{goal.metric} {number}" for goal, number in zip(space.goals, numbers, strict=True))
+
+
 def _work_key(point: PointValues) -> WorkKey:
-    return tuple(
-        (name, value) for name, value in point.items() if name in (*CATEGORICAL_COST, *WORK_SETTINGS)
-    )
+    return tuple(item for item in point.items() if item[0] in (*CATEGORICAL_COST, *WORK_SETTINGS))
 
 
 def _cut(name: str, width: int) -> str:
@@ -301,8 +299,7 @@ def print_result(
     lines.append(f"{result.seconds:.0f} s in all; report: {html[0] if html else result.out / 'report'}")
     if comparison:
         lines.append(comparison)
-    for line in [*lines, *watch_commands(trials)]:
-        say(console, line)
+    say(console, *lines, *watch_commands(trials))
 
 
 def _end_lines(result: SweepResult, trials: Trials) -> list[str]:
@@ -331,8 +328,7 @@ def _best_lines(result: SweepResult, space: SearchSpace) -> list[str]:
         finished = [point for point in result.points if point.state == "finished"]
         sign = space.goals[0].sign
         for point in sorted(pareto_front(finished, space.goals), key=lambda point: -sign * point.means[0]):
-            numbers = ", ".join(f"{g.metric} {v:.4g}" for g, v in zip(space.goals, point.means, strict=True))
-            lines.append(f"  {point.label}: {numbers}")
+            lines.append(f"  {point.label}: {_goal_values(space, point.means)}")
     values = [trial.values[0] for trial in result.best.of_state("finished")]
     sd = f" (sd {statistics.stdev(values):.4f})" if len(values) > 1 else ""
     lines.append(
@@ -345,7 +341,9 @@ def train_command(space: SearchSpace, best: Point, overrides: Mapping[str, Any],
     """The command that trains the best point again, with the first seed."""
     settings = flatten(absolute_folders(merge(space.settings, overrides, best.values)))
     settings |= {"seed": space.seeds[0], "out": WorkDir.at(location).child("best").location}
-    words = [word for name, value in settings.items() for word in (f"--{name}", _word(value))]
+    words = []
+    for name, value in settings.items():
+        words += [f"--{name}", json.dumps(value) if value is None or isinstance(value, bool) else str(value)]
     return shlex.join(["newsbert-ray", "train", *words])
 
 
@@ -354,12 +352,7 @@ def resume_command(space: SearchSpace, location: str | Path) -> str:
     return shlex.join(["newsbert-ray", "sweep", space.file, "--out", str(location), "--resume"])
 
 
-def _word(value: Any) -> str:
-    if value is None or isinstance(value, bool):
-        return json.dumps(value)
-    return str(value)
-
-
-def say(console: Console, line: str) -> None:
-    """Print one line as it is: no markup, no colours, never wrapped by rich."""
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
+def say(console: Console, *lines: str) -> None:
+    """Print lines as they are: no markup, no colours, never wrapped by rich."""
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)

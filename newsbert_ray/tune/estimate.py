@@ -36,9 +36,10 @@ from newsbert_ray.evaluation.scoring import BATCH, count_topics
 from newsbert_ray.files import format_duration, write_json
 from newsbert_ray.model.saved import CHECKPOINTS, load_best, write_best, write_student
 from newsbert_ray.ray_session import ray_session
+from newsbert_ray.reporting.records import grouped
 from newsbert_ray.reporting.sweep_data import point_label
 from newsbert_ray.settings import flatten
-from newsbert_ray.storage.workdir import open_workdir, snapshot, with_local_paths
+from newsbert_ray.storage.workdir import snapshot, with_local_paths
 from newsbert_ray.training.checkpoint import Progress, write_checkpoint
 from newsbert_ray.training.journal import Journal
 from newsbert_ray.training.prerequisites import all_prerequisites
@@ -48,23 +49,11 @@ from newsbert_ray.training.worker import build_worker_learner
 from newsbert_ray.tune.ray_tune import node_resources
 from newsbert_ray.tune.resources import Resources, plan_resources
 from newsbert_ray.tune.space import PointValues, SearchSpace
-from newsbert_ray.tune.space_file import build_space, read_changes
+from newsbert_ray.tune.space_file import Changes
 from newsbert_ray.tune.study import SweepStudy
-from newsbert_ray.tune.sweep import (
-    ESTIMATE,
-    MARKS,
-    check_corpora,
-    estimate_subject,
-    lock_folder,
-)
-from newsbert_ray.tune.trial import (
-    CATEGORICAL_COST,
-    check_space,
-    teacher_depth,
-    trial_schedule,
-    trial_settings,
-)
-from newsbert_ray.tune.trials import Curve, Saving, estimate_saving, recorded_curves
+from newsbert_ray.tune.sweep import ESTIMATE, estimate_subject, open_sweep
+from newsbert_ray.tune.trial import CATEGORICAL_COST, teacher_depth, trial_schedule, trial_settings
+from newsbert_ray.tune.trials import Curve, Saving, estimate_saving, read_curves
 
 BETWEEN_SECONDS = 0.1
 """Between the end of a trial and the start of the next one in its slot; spent in Ray Tune."""
@@ -86,28 +75,22 @@ SWITCHES = ("model.dropout", "distill.teacher_dropout", "distill.weights.teacher
 
 def plan_sweep(
     space: str | Path,
+    changes: Changes,
     *,
     out: str | Path,
-    overrides: Mapping[str, Any] | None = None,
-    vary: Mapping[str, Sequence[Any]] | None = None,
-    control: Mapping[str, Any] | None = None,
     concurrency: int | None = None,
     curves: str | Path | None = None,
 ) -> Estimate:
     """Time a few steps of each group of trials, as many at once as in the sweep; print what it will take.
 
-    Arguments and errors as for `newsbert_ray.preview`, which documents and checks them.
+    `newsbert_ray.preview` documents and checks the arguments.
     """
-    with open_workdir(out, markers=MARKS, small=True) as workdir, lock_folder(workdir.path):
-        folder = workdir.path
-        changes = read_changes(overrides, vary, control, before={})
-        search_space, messages = build_space(space, changes)
-        first = check_space(search_space, out=workdir.location, overrides=changes.overrides)
-        check_corpora(search_space, first)
+    with open_sweep(space, changes, out=out) as opened:
+        workdir, search_space, overrides = opened.workdir, opened.space, opened.changes.overrides
         recorded = None
         if curves is not None:
             with snapshot(curves) as earlier:
-                recorded = recorded_curves(earlier, search_space.metric)
+                recorded = list(read_curves(earlier, search_space.metric).values())
             if not recorded:
                 raise SettingsError(f"--curves {curves}: no trial there has reported {search_space.metric}")
         print("starting Ray", flush=True)
@@ -115,23 +98,24 @@ def plan_sweep(
         with ray_session():
             session_seconds = time.monotonic() - began
             resources = plan_resources(
-                first,
+                opened.first,
                 node_resources(),
                 trials=search_space.points * len(search_space.seeds),
                 concurrency=concurrency,
                 gpus=search_space.gpus,
             )
-            planned = planned_trials(search_space, overrides=changes.overrides)
+            planned = planned_trials(search_space, overrides=overrides)
             to_time = settings_to_time([*planned.trials, *itertools.chain(*planned.prerequisites)])
             print(f"timing a few steps of {len(to_time)} trials, {resources.slots} at once", flush=True)
-            calibration = calibrate(to_time, resources, folder=folder / ".plan")
+            calibration = calibrate(to_time, resources, folder=workdir.path / ".plan")
         estimate = predict(
             search_space, planned, calibration, resources, session_seconds=session_seconds, curves=recorded
         )
-        shutil.rmtree(folder / ".plan", ignore_errors=True)
-        print("\n".join([*messages, *estimate.lines()]))
-        saved = {"of": estimate_subject(search_space, changes.overrides), "slots": resources.slots}
-        write_json(folder / ESTIMATE, {**saved, **asdict(estimate.expected), "lines": estimate.lines()})
+        shutil.rmtree(workdir.path / ".plan", ignore_errors=True)
+        print("\n".join([*opened.messages, *estimate.lines()]))
+        saved = {"of": estimate_subject(search_space, overrides), "slots": resources.slots}
+        saved |= {**asdict(estimate.expected), "lines": estimate.lines()}
+        write_json(workdir.path / ESTIMATE, saved)
         workdir.publish()
         print(f"saved in {workdir.child(ESTIMATE).location}; the same command without --plan runs the sweep")
     return estimate
@@ -139,11 +123,8 @@ def plan_sweep(
 
 @dataclass(frozen=True)
 class PlannedTrials:
-    """The trials of a sweep as far as they are known before it.
-
-    `duplicates`: points that the sampler drew twice; `impossible`: combinations that are refused;
-    `prerequisites`: for each trial the runs that it is the first to need, such as a fine-tuned teacher.
-    """
+    """The trials of a sweep as far as they are known before it. Points that the sampler drew twice and
+    refused combinations cost nothing; `prerequisites` are the runs that each trial is the first to need."""
 
     trials: tuple[TrainSettings, ...]
     points: int
@@ -177,25 +158,15 @@ class Amount:
 
 
 class Parts(NamedTuple):
-    """Seconds of a trial's parts; with several workers those of one worker's share.
+    """Seconds of a trial's parts; with several workers those of one worker's share."""
 
-    Attributes:
-        cold: what a process's first trial takes in addition: imports, the teacher's weights, the shards.
-        start: from a trial's start to its first step in a process that has run another.
-        step: one step, with its batch.
-        row: one validation row evaluated with all models that learn.
-        checkpoint: one checkpoint written.
-        best: the best model written.
-        end: the best model read back, the student written, the checkpoints removed.
-    """
-
-    cold: float
-    start: float
-    step: float
-    row: float
-    checkpoint: float
-    best: float
-    end: float
+    cold: float  # what a process's first trial takes in addition: imports, the teacher's weights, the shards
+    start: float  # from a trial's start to its first step in a process that has run another
+    step: float  # one step, with its batch
+    row: float  # one validation row evaluated with all models that learn
+    checkpoint: float  # one checkpoint written
+    best: float  # the best model written
+    end: float  # the best model read back, the student written, the checkpoints removed
 
 
 @dataclass(frozen=True)
@@ -208,29 +179,24 @@ class Calibration:
     seconds: float
 
     @cached_property
-    def _groups(self) -> dict[str, list[tuple[tuple[float, float], Parts]]]:
-        groups: dict[str, list[tuple[tuple[float, float], Parts]]] = {}
-        for settings, parts in self.timed:
-            groups.setdefault(cost_group(settings), []).append((work_of(settings), parts))
-        return groups
+    def _groups(self) -> dict[str, list[tuple[TrainSettings, Parts]]]:
+        return grouped(self.timed, lambda timed: cost_group(timed[0]))
 
     def parts(self, settings: TrainSettings) -> Parts:
         """A trial's parts, on straight lines through those of its group: a step's by the work of a step, the
         others' by that of a text."""
-        works, parts = zip(*self._groups[cost_group(settings)], strict=True)
+        timed, parts = zip(*self._groups[cost_group(settings)], strict=True)
         lines = []
-        for x, own in zip(np.transpose(works), work_of(settings), strict=True):
-            scale = max(x)
-            line = np.linalg.lstsq(np.column_stack([np.ones(len(x)), x / scale]), parts, rcond=None)[0]
-            lines.append(np.maximum(0.0, (1.0, own / scale) @ line).tolist())
+        for x, own in zip(np.transpose([*map(work_of, timed)]), work_of(settings), strict=True):
+            line = np.linalg.lstsq(np.column_stack([np.ones(len(x)), x / max(x)]), parts, rcond=None)[0]
+            lines.append(np.maximum(0.0, (1.0, own / max(x)) @ line).tolist())
         by_text, by_step = itertools.starmap(Parts, lines)
         return by_text._replace(step=by_step.step)
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a sweep will take. `full`: every trial to its end; `stopped`: with early stopping, if there is
-    any."""
+    """What a sweep will take: with every trial to its end (`full`), and with early stopping (`stopped`)."""
 
     space: SearchSpace
     resources: Resources
@@ -250,16 +216,14 @@ class Estimate:
         """The estimate for a person, a line each."""
         planned, seconds = self.planned, [cost.seconds() for cost in self.costs]
         step_times = [1000 * parts.step for _, parts in self.calibration.timed]
+        steps, epochs = (
+            sum(counts) for counts in zip(*((c.steps, c.epochs) for c in self.costs), strict=True)
+        )
+        free = {"drawn twice at random": planned.duplicates, "impossible combinations": planned.impossible}
         lines = [
-            f"{self.space.name}: {planned.points} points, {len(self.costs)} trials, "
-            f"{sum(cost.steps for cost in self.costs):,} steps, "
-            f"{sum(cost.epochs for cost in self.costs):,} epochs",
-        ]
-        if planned.duplicates:
-            lines.append(f"{planned.duplicates} points are drawn twice at random; they cost nothing")
-        if planned.impossible:
-            lines.append(f"{planned.impossible} points are impossible combinations; they cost nothing")
-        lines += [
+            f"{self.space.name}: {planned.points} points, {len(self.costs)} trials, {steps:,} steps, "
+            f"{epochs:,} epochs",
+            *(f"{count} points are {what}; they cost nothing" for what, count in free.items() if count),
             f"timed {len(step_times)} trials in {format_duration(self.calibration.seconds)}: "
             f"{_span(step_times, '.0f')} ms a step with {self.resources.slots} trials at once",
             f"seconds a trial, without early stopping: {_span(seconds, '.1f')}, "
@@ -317,13 +281,8 @@ def planned_trials(space: SearchSpace, *, overrides: Mapping[str, Any]) -> Plann
         runs = {run.model_dump_json(): run for run in all_prerequisites(settings)}
         prerequisites.append(tuple(run for key, run in runs.items() if key not in seen))
         seen |= runs.keys()
-    return PlannedTrials(
-        trials=tuple(trials),
-        points=len(points),
-        duplicates=len(points) - len(distinct),
-        impossible=len(distinct) - len(trials) // len(space.seeds),
-        prerequisites=tuple(prerequisites),
-    )
+    duplicates, impossible = len(points) - len(distinct), len(distinct) - len(trials) // len(space.seeds)
+    return PlannedTrials(tuple(trials), len(points), duplicates, impossible, tuple(prerequisites))
 
 
 def _random_points(space: SearchSpace) -> list[PointValues]:
@@ -378,13 +337,9 @@ def _trial_cost(
     evaluation = row * manifest.rows("validation", task) + parts.best
     group = GROUP_SECONDS if settings.workers > 1 else 0.0
     before = sum(_trial_cost(run, calibration).seconds() for run in prerequisites)
-    return TrialCost(
-        start=parts.start + BETWEEN_SECONDS + group + before,
-        training=steps * parts.step + len(evaluations) * evaluation + len(checkpoints) * parts.checkpoint,
-        end=test + parts.end,
-        steps=steps,
-        epochs=len(schedule.ends),
-    )
+    start = parts.start + BETWEEN_SECONDS + group + before
+    training = steps * parts.step + len(evaluations) * evaluation + len(checkpoints) * parts.checkpoint
+    return TrialCost(start, training, test + parts.end, steps=steps, epochs=len(schedule.ends))
 
 
 def wall_seconds(seconds: Sequence[float], slots: int) -> float:
@@ -401,12 +356,9 @@ def _span(values: Sequence[float], form: str) -> str:
 
 
 def calibrate(trials: Sequence[TrainSettings], resources: Resources, *, folder: Path) -> Calibration:
-    """Time these trials on as many workers at once as the sweep will have, where Ray places them.
-
-    Call it inside a Ray session.
+    """Time these trials, inside a Ray session, on as many workers at once as the sweep will have.
 
     Args:
-        trials: settings that differ in their work.
         folder: for checkpoints, on the sweep's disk; all nodes must see it.
     Raises:
         ShardError, EncoderError, SettingsError, LossError: as the trials themselves would.
@@ -455,15 +407,8 @@ def time_parts(settings: TrainSettings, *, folder: Path) -> Parts:
         best, checkpoint, end = _time_files(learner, schedule, run)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return Parts(
-        cold=max(0.0, starts[0] - starts[1]),
-        start=starts[1] + max(0.0, first - step),
-        step=step,
-        row=row,
-        checkpoint=checkpoint,
-        best=best,
-        end=end,
-    )
+    cold, start = max(0.0, starts[0] - starts[1]), starts[1] + max(0.0, first - step)
+    return Parts(cold, start, step, row, checkpoint=checkpoint, best=best, end=end)
 
 
 def _time_steps(learner: Learner, schedule: TrainingSchedule, device: torch.device) -> tuple[float, float]:
@@ -557,12 +502,10 @@ def work_of(settings: TrainSettings) -> tuple[float, float]:
 
 def settings_to_time(trials: Sequence[TrainSettings]) -> list[TrainSettings]:
     """For each group the trials with the least and the greatest work of a text and of a step."""
-    groups: dict[str, dict[tuple[float, float], TrainSettings]] = {}
-    for settings in trials:
-        groups.setdefault(cost_group(settings), {}).setdefault(work_of(settings), settings)
     chosen = []
-    for members in groups.values():
+    for group in grouped(trials, cost_group).values():
+        members = {work_of(settings): settings for settings in reversed(group)}
         by_text, by_step = sorted(members), sorted(members, key=lambda work: work[1])
-        ends = dict.fromkeys([by_text[0], by_text[-1], by_step[0], by_step[-1]])
-        chosen += [members[work] for work in ends]
+        ends = (by_text[0], by_text[-1], by_step[0], by_step[-1])
+        chosen += [members[work] for work in dict.fromkeys(ends)]
     return chosen

@@ -25,12 +25,12 @@ from newsbert_ray.ray_session import environment
 from newsbert_ray.record import EarlyStop, write_stop
 from newsbert_ray.reporting.hparams import HParams
 from newsbert_ray.reporting.sweep_data import TRIALS
-from newsbert_ray.telemetry import Event, EventLog, SweepMeters
+from newsbert_ray.telemetry import STATES, Event, EventLog, SweepMeters
 from newsbert_ray.training.loop import PreemptedError
 from newsbert_ray.tune.display import SweepDisplay
 from newsbert_ray.tune.resources import Budget, Resources, Retention
 from newsbert_ray.tune.trial import CONFIG, Train, TrialConfig, run_trial, trial_epochs
-from newsbert_ray.tune.trials import EPOCH, EarlyStopping, RunningTrial, Trials, TrialSpec
+from newsbert_ray.tune.trials import EPOCH, EarlyStopping, RunningTrial, Trials, TrialSpec, read_curves
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -60,7 +60,11 @@ def node_resources() -> list[dict[str, float]]:
 
 
 class SweepParts:
-    """What runs a sweep together: budget, early stopping, display, clean-up, TensorBoard's HParams tab."""
+    """What runs a sweep together: budget, early stopping, display, clean-up, TensorBoard's HParams tab.
+
+    `make_config` makes the configuration of a trial's actor, and raises SettingsError for an impossible
+    combination; `check` is called often, and raises KeyboardInterrupt where the sweep has to end.
+    """
 
     def __init__(
         self,
@@ -72,13 +76,6 @@ class SweepParts:
         console: Console,
         check: Callable[[], None],
     ) -> None:
-        """
-        Args:
-            first: settings of the first trial.
-            make_config: makes the configuration of a trial's actor; raises SettingsError for an impossible
-                combination.
-            check: called often; raises KeyboardInterrupt where the sweep has to end.
-        """
         space = trials.space
         self.trials, self.resources, self.make_config, self.check = trials, resources, make_config, check
         self.budget = Budget(trials, resources)
@@ -86,25 +83,17 @@ class SweepParts:
         self.display = SweepDisplay(trials, self.budget, console=console)
         epochs = max(space.samples_of("epochs", trial_epochs(first)))
         self.early_stopping = EarlyStopping(space, epochs=epochs)
-        for name, curve in trials.curves():
+        for name, curve in read_curves(trials.folder, space.metric).items():
             self.early_stopping.load_curve(name, curve)
-        self.board = HParams(
-            trials.folder / TRIALS,
-            space.axes,
-            seeds=space.seeds,
-            goals=[goal.metric for goal in space.goals],
-            task=first.task,
-        )
+        goals = [goal.metric for goal in space.goals]
+        folder = trials.folder / TRIALS
+        self.board = HParams(folder, space.axes, seeds=space.seeds, goals=goals, task=first.task)
         self.board.begin()
 
 
 def run_trials(sweep: SweepParts, *, train: Train | None = None) -> None:
-    """Run every trial that is due. Returns when all have ended, when a limit is reached
-    (`trials.end_reason`), or early after Ctrl-C (`trials.unfinished`).
-
-    Args:
-        train: what trains; the real training by default.
-    """
+    """Run every trial that is due, by `train` or the real training. Returns when all have ended, when a limit
+    is reached (`trials.end_reason`), or early after Ctrl-C (`trials.unfinished`)."""
     folder = sweep.trials.folder / ".tune"  # for Tune's files while it runs; all nodes must see it
     nested, searcher = sweep.resources.nested, TrialSearcher(sweep)
     trainable = tune.with_resources(partial(run_trial, train=train), sweep.resources.tune_request)
@@ -151,7 +140,14 @@ def _quiet_tune() -> Iterator[None]:
         logger.setLevel(before)
 
 
-class TrialSearcher(Searcher):
+class _Stateless:
+    """Tune saves no state of ours: a sweep is resumed from its own study."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class TrialSearcher(_Stateless, Searcher):
     """Hands trials to Tune when it asks for one, as long as the budget allows."""
 
     def __init__(self, sweep: SweepParts) -> None:
@@ -159,9 +155,6 @@ class TrialSearcher(Searcher):
         self._sweep = sweep
         self._trials = sweep.trials
         self._to_restart: dict[str, RunningTrial] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: Any, **spec: Any) -> bool:
         return True
@@ -187,11 +180,8 @@ class TrialSearcher(Searcher):
         return None if self._trials.running else Searcher.FINISHED
 
     def retry(self, running: RunningTrial, *, machine_lost: bool) -> bool:
-        """Hand a trial out again whose process has died; False where that has happened too often.
-
-        Args:
-            machine_lost: its machine has gone, so this death does not count.
-        """
+        """Hand a trial out again whose process has died; False where that has happened too often. With its
+        machine lost, its death does not count."""
         epoch = running.numbers.get(EPOCH, 0.0)
         if epoch > running.epoch_at_death:
             running.epoch_at_death, running.deaths = epoch, 0
@@ -204,9 +194,8 @@ class TrialSearcher(Searcher):
 
     def _over_budget(self) -> bool:
         """Whether no trial may start now; ends the sweep where none ever may."""
-        budget = self._sweep.budget
-        reached = budget.target_reached()
-        refusal = reached or budget.refusal()
+        reached = self._sweep.budget.target_reached()
+        refusal = reached or self._sweep.budget.refusal()
         if reached or (refusal and not self._trials.running):
             self._trials.end_reason = refusal
         return bool(refusal)
@@ -223,7 +212,7 @@ class TrialSearcher(Searcher):
         raise NotImplementedError("a sweep is resumed from its own study, not from Tune's state")
 
 
-class StoppingScheduler(FIFOScheduler):
+class StoppingScheduler(_Stateless, FIFOScheduler):
     """Asks the sweep's early stopping at each report."""
 
     def __init__(self, sweep: SweepParts) -> None:
@@ -231,23 +220,16 @@ class StoppingScheduler(FIFOScheduler):
         self._trials = sweep.trials
         self._early_stopping = sweep.early_stopping
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {}
-
     def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
         running = self._trials.running[trial.trial_id]
         if not self._early_stopping.should_stop(running.spec.name, result, epochs=running.epochs):
             return str(self.CONTINUE)
-        running.stop = EarlyStop(
-            epoch=result[EPOCH],
-            value=result[self._trials.space.metric],
-            seconds=running.seconds,
-            reason=self._early_stopping.reason,
-        )
+        epoch, value, reason = result[EPOCH], result[self._trials.space.metric], self._early_stopping.reason
+        running.stop = EarlyStop(epoch=epoch, value=value, seconds=running.seconds, reason=reason)
         return str(self.STOP)
 
 
-class SweepCallback(tune.Callback):
+class SweepCallback(_Stateless, tune.Callback):
     """Tells the trials, the display, the log and the meters what happens in Tune."""
 
     def __init__(self, sweep: SweepParts, searcher: TrialSearcher) -> None:
@@ -260,9 +242,6 @@ class SweepCallback(tune.Callback):
         self._status_time = 0.0
         self._error: Exception | None = None
         self._on_board: set[str] = set()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         running = self._trials.running[trial.trial_id]
@@ -303,10 +282,9 @@ class SweepCallback(tune.Callback):
             running = self._trials.running.pop(trial.trial_id)
             name = running.spec.name
             if self._searcher.retry(running, machine_lost=_machine_lost(error)):
-                self._log("trial_broke_off", trial=name, reason=_retry_reason(error))
-                self._sweep.display.say(
-                    f"{name}: {_retry_reason(error)}; it continues from its last checkpoint"
-                )
+                reason = _retry_reason(error)
+                self._log("trial_broke_off", trial=name, reason=reason)
+                self._sweep.display.say(f"{name}: {reason}; it continues from its last checkpoint")
             else:
                 self._trials.fail(running.spec, _failure_reason(error))
                 self._after_end(running)
@@ -326,13 +304,8 @@ class SweepCallback(tune.Callback):
             release_groups(self._sweep.retention)
         trials, running = self._trials, len(self._trials.running)
         states = [trial.state for trial in trials.ended.values()]
-        counts = {
-            "running": running,
-            "waiting": max(0, trials.unfinished - running),
-            "finished": states.count("finished"),
-            "stopped_early": states.count("stopped"),
-            "failed": states.count("failed"),
-        }
+        counts = {name: states.count(name.removesuffix("_early")) for name in STATES}  # type: ignore[arg-type]
+        counts |= {"running": running, "waiting": max(0, trials.unfinished - running)}
         best = trials.best()
         self._meters.update(counts, best=best.means[0] if best else None)
         nodes = {node["NodeID"] for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]

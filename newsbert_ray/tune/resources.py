@@ -3,6 +3,7 @@ and whether every machine of the cluster can read and write what a trial needs."
 
 from __future__ import annotations
 
+import math
 import secrets
 import shutil
 import statistics
@@ -100,14 +101,13 @@ def plan_resources(
         raise SettingsError(f"{setting}: Ray has no GPU; use --device cpu and leave gpus out{cure}")
     share = (gpus or (1.0 if workers > 1 else 0.0)) if total else 0.0
     usable = [node for node in nodes if node.get("GPU") or not total]
-    fitting = sum(_workers_on(node, cpus, share) for node in usable)
+    by_gpu = [int(node.get("GPU", 0.0) / share + 1e-9) if share else math.inf for node in usable]
+    fitting = int(
+        sum(min(node.get("CPU", 0.0) // cpus, most) for node, most in zip(usable, by_gpu, strict=True))
+    )
     if fitting < workers:
-        cure = (
-            "; or let the cluster grow: set the number of trials at once with --concurrency"
-            if growing
-            else ""
-        )
-        raise SettingsError(_does_not_fit(usable, cpus, share, workers, fitting) + cure)
+        grow = "; or let the cluster grow: set the number of trials at once with --concurrency"
+        raise SettingsError(_does_not_fit(usable, cpus, share, workers, fitting) + grow * growing)
     slots = fitting // workers
     if total and not share and concurrency is None:
         slots = min(slots, int(total * TRIALS_PER_GPU))
@@ -117,26 +117,16 @@ def plan_resources(
     return Resources(slots=slots, cpus=cpus, gpus=share, workers=workers)
 
 
-def _workers_on(node: Node, cpus: float, gpus: float) -> int:
-    """Workers that fit on a node."""
-    by_cpu = int(node.get("CPU", 0.0) // cpus)
-    return min(by_cpu, int(node.get("GPU", 0.0) / gpus + 1e-9)) if gpus else by_cpu
-
-
 def _does_not_fit(nodes: Sequence[Node], cpus: float, gpus: float, workers: int, fitting: int) -> str:
     """Why no trial fits, and the cure."""
     kind = "node with a GPU" if any(node.get("GPU") for node in nodes) else "node"
     largest = max((node.get("CPU", 0.0) for node in nodes), default=0.0)
     if not fitting and largest < cpus:
-        return (
-            f"threads = {cpus:g}: a trial needs {cpus:g} CPUs of one node, and Ray's largest {kind} has "
-            f"{largest:g}; use fewer threads"
-        )
-    share = f" and {gpus:g} GPUs" if gpus else ""
-    return (
-        f"workers = {workers}: each needs {cpus:g} CPUs{share} of one node, and {fitting} fit on Ray's "
-        "nodes; use fewer workers, threads or gpus"
-    )
+        has = f"Ray's largest {kind} has {largest:g}"
+        return f"threads = {cpus:g}: a trial needs {cpus:g} CPUs of one node, and {has}; use fewer threads"
+    each = f"{cpus:g} CPUs" + (f" and {gpus:g} GPUs" if gpus else "")
+    cure = "use fewer workers, threads or gpus"
+    return f"workers = {workers}: each needs {each} of one node, and {fitting} fit on Ray's nodes; {cure}"
 
 
 class Budget:
@@ -195,14 +185,11 @@ class Retention:
 
     def __init__(self, trials: Trials, resources: Resources, *, checkpoints: int) -> None:
         """`checkpoints`: how many of the newest ones a running trial keeps."""
-        self._trials = trials
-        self.slots = resources.slots
+        self._trials, self.slots, self._checkpoints = trials, resources.slots, checkpoints
         # Whether a group still writes into a bucket cannot be seen from here.
         self._at_end_only = resources.nested and trials.workdir.is_remote
-        self._checkpoints = checkpoints
         self._largest = 0
-        self._measured: set[str] = set()
-        self._removed: set[str] = set()
+        self._measured, self._removed = set[str](), set[str]()
         self._to_clear: list[TrialSpec] = []
 
     def reported(self, spec: TrialSpec) -> None:
@@ -230,10 +217,7 @@ class Retention:
 
     def clear(self, *, at_end: bool = False) -> bool:
         """Remove the checkpoints of ended trials in whose folders no worker writes; whether some are left.
-
-        Args:
-            at_end: no worker is left in the cluster.
-        """
+        `at_end`: no worker is left in the cluster."""
         from newsbert_ray.training.ray_group import GROUP_FOLDER, is_idle
 
         for spec in list(self._to_clear):
@@ -251,13 +235,12 @@ class Retention:
 
     def line(self) -> str:
         """Disk space of checkpoints and of the students that are kept."""
-        files = self._trials.workdir.child(TRIALS).sizes()
-        now = sum(size for name, size in files.items() if name.split("/")[1:2] == [CHECKPOINTS])
-        sizes = [
-            sum(size for name, size in files.items() if name.startswith(f"{trial}/{STUDENT}/"))
-            for trial in ranked_trials(self._trials)
-        ]
-        kept = [size for size in sizes if size]
+        students, now = Counter[str](), 0
+        for name, size in self._trials.workdir.child(TRIALS).sizes().items():
+            trial, part = f"{name}/".split("/")[:2]
+            students[trial] += size if part == STUDENT else 0
+            now += size if part == CHECKPOINTS else 0
+        kept = [students[trial] for trial in ranked_trials(self._trials) if students[trial]]
         return (
             f"disk: {len(kept)} students kept, {format_size(sum(kept))} "
             f"(keep_students: {self._trials.space.keep_students}); checkpoints {format_size(now)} now, at "
@@ -280,13 +263,8 @@ class NodeError(RuntimeError):
 
 
 def check_nodes(workdir: WorkDir, *, data: Sequence[str] = (), teachers: Sequence[str] = ()) -> None:
-    """Check that every node of the cluster can write to the sweep's folder and finds shards and teachers.
-
-    Those in a bucket are downloaded there. Nodes that leave meanwhile are skipped.
-
-    Raises:
-        NodeError: a node cannot.
-    """
+    """Raise NodeError unless every node of the cluster can write to the sweep's folder and finds shards and
+    teachers. Those in a bucket are downloaded there. Nodes that leave meanwhile are skipped."""
     import ray
     from ray.exceptions import RayError, RayTaskError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -298,12 +276,9 @@ def check_nodes(workdir: WorkDir, *, data: Sequence[str] = (), teachers: Sequenc
     task: Any = ray.remote(num_cpus=0, max_retries=0)(node_fault)
     try:
         nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-        answers = [
-            task.options(
-                scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            ).remote(workdir.absolute(), probe, list(data), list(teachers))
-            for node in nodes
-        ]
+        pins = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
+        needed = (workdir.absolute(), probe, list(data), list(teachers))
+        answers = [task.options(scheduling_strategy=pin).remote(*needed) for pin in pins]
         for node, answer in zip(nodes, answers, strict=True):
             try:
                 fault = ray.get(answer)
@@ -319,42 +294,27 @@ def check_nodes(workdir: WorkDir, *, data: Sequence[str] = (), teachers: Sequenc
 
 
 def node_fault(workdir: WorkDir, probe: Path | None, data: Sequence[str], teachers: Sequence[str]) -> str:
-    """Why this machine cannot run the sweep's trials; empty where it can.
-
-    Args:
-        workdir: the sweep's folder.
-        probe: a file in it that the driver has written; None where the folder is in a bucket.
-        data, teachers: folders of shards, and of teachers.
-    """
+    """Why this machine cannot run the sweep's trials; empty where it can. `probe`: a file in the sweep's
+    folder that the driver has written; None where the folder is in a bucket."""
     if probe and not probe.exists():
         return _not_visible(workdir.location, "--out")
+    needed = [(folder, "--data", MANIFEST) for folder in data]
+    needed += [(folder, "--teacher", "") for folder in teachers]
     try:
         workdir.check_writable()
-        for folder in data:
-            if not (fetch(folder) / MANIFEST).exists():
-                return _not_visible(folder, "--data")
-        for folder in teachers:
-            if not fetch(folder).is_dir():
-                return _not_visible(folder, "--teacher")
+        lacking = ((name, flag) for name, flag, file in needed if not (fetch(name) / file).exists())
+        return next((_not_visible(folder, flag) for folder, flag in lacking), "")
     except StorageError as error:
         return str(error)
-    return ""
 
 
 def require_seen(sweep: WorkDir | None) -> None:
-    """Refuse to work on a machine that does not see the sweep's folder: results would be lost there.
-
-    Args:
-        sweep: None, and a folder in a bucket, are visible everywhere.
-    Raises:
-        NodeError: it is not visible.
-    """
+    """Raise NodeError on a machine that does not see the sweep's folder: results would be lost there. A
+    bucket, and None, are visible everywhere."""
     if sweep and not sweep.is_remote and not (sweep.path / SWEEP).exists():
         raise NodeError(f"this node {_not_visible(sweep.location, '--out')}")
 
 
 def _not_visible(location: str, flag: str) -> str:
-    return (
-        f"does not see {location}: give as {flag} a folder that all nodes share, or a URL such as "
-        "s3://bucket/folder"
-    )
+    cure = "a folder that all nodes share, or a URL such as s3://bucket/folder"
+    return f"does not see {location}: give as {flag} {cure}"

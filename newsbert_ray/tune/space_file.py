@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
@@ -73,71 +73,67 @@ def read_space(path: str | Path, *, task: str | None = None) -> SearchSpace:
     Raises:
         SettingsError: any error, with file and line, and the nearest name for an unknown one.
     """
-    path = find_space_file(path)
-    text = read_yaml(path)
+    text = read_yaml(find_space_file(path))
     known = sorted(SearchSpace.model_fields.keys() - {"file", "axes"} | {"space", "metric", "mode"})
     for key in text.values:
-        if key not in known:
-            _unknown(text, (key,), "key", key, known)
-    settings = text.mapping(("settings",))
-    if task is not None:
-        settings = {**settings, "task": task}
-    for name, cure in SWEEP_SETTINGS.items():
-        if name in settings:
-            text.fail(("settings", name), f"'{name}' cannot be in settings: {cure}")
+        _require(text, (key,), "key", key, known)
+    settings = text.mapping(("settings",)) | ({} if task is None else {"task": task})
+    for name in SWEEP_SETTINGS.keys() & settings:
+        text.fail(("settings", name), f"'{name}' cannot be in settings: {SWEEP_SETTINGS[name]}")
     _build(text, ("settings",), TrainSettings, merge(_REQUIRED, settings))
     axes: list[Axis] = []
     for name in text.mapping(("space",)):
         axes.append(_read_axis(text, str(name), settings, axes))
-    search = text.mapping(("search",))
-    parts: dict[str, Any] = {
-        "file": str(path),
-        "axes": tuple(axes),
-        "settings": settings,
-        "search": _build(
-            text, ("search",), Search, {"sampler": "tpe" if "trials" in search else "grid", **search}
-        ),
-        "start": _read_start(text, axes),
-        "skip": _read_skip(text, axes),
-    }
-    sections: dict[str, type[Settings]] = {"stopping": Stopping, "limits": Limits, "prices": Prices}
-    for name, model in sections.items():
-        parts[name] = _build(text, (name,), model, text.mapping((name,)))
+    parts: dict[str, Any] = {name: value for name, value in text.values.items() if name in _AS_THEY_ARE}
+    parts |= {"file": text.file, "axes": tuple(axes), "settings": settings}
+    parts |= {"start": _read_start(text, axes), "skip": _read_skip(text, axes)}
+    for name, model in _SECTIONS.items():
+        values = text.mapping((name,))
+        if name == "search":
+            values = {"sampler": "tpe" if "trials" in values else "grid", **values}
+        parts[name] = _build(text, (name,), model, values)
     if goals := _read_goals(text, named_task(settings)):
         parts["goals"] = goals
-    others = {k: v for k, v in text.values.items() if k not in {*parts, "space", "metric", "mode"}}
-    space = _build(text, (), SearchSpace, {**others, **parts})
+    space = _build(text, (), SearchSpace, parts)
     for at, message in faults(space):
         text.fail(("metric",) if at[0] == "goals" and "metric" in text.values else at, message)
     return space
 
 
+_AS_THEY_ARE = ("name", "seeds", "gpus", "keep_students")
+_SECTIONS: Mapping[str, type[Settings]] = {
+    "search": Search,
+    "stopping": Stopping,
+    "limits": Limits,
+    "prices": Prices,
+}
 _REQUIRED = {"data": "-", "teacher": SCRATCH, "out": "-"}
 """Values for the required training settings, while a file is checked."""
 
 
 @dataclass(frozen=True)
 class Changes:
-    """What is given in addition to the search space's file, as sweep.json keeps it."""
+    """What is given in addition to the search space's file, as sweep.json keeps it: training settings, other
+    values for axes, and parts of the search space."""
 
-    overrides: Mapping[str, Any]
-    vary: Mapping[str, Sequence[Any]]
-    control: Mapping[str, Any]
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    vary: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    control: Mapping[str, Any] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, settings: Mapping[str, Any], vary: Any) -> Changes:
+        """From training settings and parts of the search space, nested or dotted, and `vary` as a mapping or
+        as words NAME=VALUE,VALUE.
 
-def split_settings(settings: Mapping[str, Any], vary: Any) -> dict[str, Any]:
-    """A sweep's settings as `overrides`, `control` (parts of the search space) and `vary`.
-
-    Args:
-        settings: training settings and parts of the search space, nested or dotted.
-        vary: values by axis, or words NAME=VALUE,VALUE.
-    Raises:
-        SettingsError: a word of `vary` has another form.
-    """
-    overrides = merge(settings)
-    control = {name: overrides.pop(name) for name in PARTS if name in overrides}
-    axes = vary if isinstance(vary, Mapping) else dict(map(parse_vary, vary or ()))
-    return {"overrides": overrides, "vary": axes, "control": control}
+        Raises:
+            SettingsError: a word of `vary` has another form.
+        """
+        overrides = absolute_folders(merge(settings))
+        control = {name: overrides.pop(name) for name in PARTS if name in overrides}
+        if url := control.get("search", {}).get("storage"):
+            control["search"]["storage"] = absolute_storage(url)
+        axes = vary if isinstance(vary, Mapping) else dict(map(parse_vary, vary or ()))
+        return cls(overrides, {name: list(values) for name, values in axes.items()}, control)
 
 
 def parse_vary(text: str) -> tuple[str, list[Any]]:
@@ -153,35 +149,23 @@ def parse_vary(text: str) -> tuple[str, list[Any]]:
     return name.strip(), [parse_scalar(part) for part in parts]
 
 
-def read_changes(
-    overrides: Mapping[str, Any] | None,
-    vary: Mapping[str, Sequence[Any]] | None,
-    control: Mapping[str, Any] | None,
-    *,
-    before: Mapping[str, Any],
-) -> Changes:
-    """The changes to the search space's file; a resume without any uses those of `before`.
+def restore_changes(changes: Changes, before: Mapping[str, Any]) -> Changes:
+    """The changes of a sweep that is resumed: those of `before`, its sweep.json, unless others are given.
 
     Raises:
         SettingsError: the storage's password is missing.
     """
-    own = absolute_folders(merge(overrides or {}))
-    axes = {name: list(values) for name, values in (vary or {}).items()}
-    search = merge(control or {})
-    if url := search.get("search", {}).get("storage"):
-        search["search"]["storage"] = absolute_storage(url)
     if not before:
-        return Changes(own, axes, search)
-    search = merge(before["control"], search)
-    url = search.get("search", {}).get("storage")
+        return changes
+    control = merge(before["control"], changes.control)
+    url = control.get("search", {}).get("storage")
     if url and "***" in url:
         raise SettingsError(
             f"search.storage = {url}: a sweep's folder does not keep the password; give the whole URL again "
             "as --search.storage"
         )
-    if not own and not axes:
-        own, axes = before["overrides"], before["vary"]
-    return Changes(own, axes, search)
+    given = changes if changes.overrides or changes.vary else Changes(before["overrides"], before["vary"])
+    return Changes(given.overrides, given.vary, control)
 
 
 def build_space(file: str | Path, changes: Changes) -> tuple[SearchSpace, list[str]]:
@@ -191,10 +175,10 @@ def build_space(file: str | Path, changes: Changes) -> tuple[SearchSpace, list[s
         SettingsError: a setting is impossible.
     """
     space, messages = _change(read_space(file, task=changes.overrides.get("task")), changes)
-    if space.search.storage:
-        search = space.search.model_copy(update={"storage": absolute_storage(space.search.storage)})
-        space = space.model_copy(update={"search": search})
-    space = space.model_copy(update={"settings": absolute_folders(space.settings)})
+    storage = space.search.storage and absolute_storage(space.search.storage)
+    search = space.search.model_copy(update={"storage": storage})
+    settings = absolute_folders(space.settings)
+    space = space.model_copy(update={"search": search, "settings": settings})
     return resolve_depths(space, changes.overrides), messages
 
 
@@ -209,7 +193,7 @@ def check_sweep(space: str | Path, *, out: str, resume: bool = False, **settings
         SettingsError: the search space, a setting or a combination of settings is wrong.
     """
     axes, *_ = [settings.pop(name, None) for name in ("vary", "plan", "curves", "concurrency")]
-    changes = Changes(**split_settings(settings, axes))
+    changes = Changes.of(settings, axes)
     file = read_space(space, task=changes.overrides.get("task"))
     if not resume:  # a resumed sweep uses the search space in its folder
         varied, _ = _change(file, changes)
@@ -226,14 +210,11 @@ def _read_axis(text: YamlFile, name: str, settings: Mapping[str, Any], before: S
         text.fail(at, f"{name} is a list; write `{name}: {{grid: [...]}}` to try each of its values")
     spec = text.mapping(at)
     for key in spec:
-        if key not in _AXIS_KEYS:
-            _unknown(text, (*at, key), f"key of {name}", key, list(_AXIS_KEYS))
-    kinds = [key for key in ("grid", "choice", "float", "int") if key in spec]
+        _require(text, (*at, key), f"key of {name}", key, _AXIS_KEYS)
+    kinds = [key for key in _AXIS_KEYS[:4] if key in spec]
     if len(kinds) != 1:
-        text.fail(
-            at,
-            f"{name} needs one of `grid: [..]`, `choice: [..]`, `float: [low, high]`, `int: [low, high]`",
-        )
+        forms = "`grid: [..]`, `choice: [..]`, `float: [low, high]`, `int: [low, high]`"
+        text.fail(at, f"{name} needs one of {forms}")
     read = _read_list if kinds[0] in ("grid", "choice") else _read_range
     axis = read(text, at, name, spec, kinds[0]).model_copy(update={"when": _read_when(text, at, before)})
     required = {other: values[0] for other, values in (conditions((*before, axis), axis) or {}).items()}
@@ -248,11 +229,10 @@ def _read_when(text: YamlFile, at: KeyPath, before: Sequence[Axis]) -> dict[str,
     when = {}
     for name, values in text.mapping((*at, "when")).items():
         where, what = (*at, "when", str(name)), f"{at[-1]}: when {name}"
-        axis = known.get(name)
-        if axis is None and name in text.mapping(("space",)):
+        if name not in known and name in text.mapping(("space",)):
             text.fail(where, f"{what}: it must come before {at[-1]} in `space`")
-        if axis is None:
-            _unknown(text, where, f"axis in {at[-1]}'s when", name, list(known))
+        _require(text, where, f"axis in {at[-1]}'s when", name, known)
+        axis = known[name]
         if axis.values is None and not axis.divisors:
             text.fail(where, f"{what}: that is a range; `when` needs a grid or choice")
         listed = values if isinstance(values, list) else [values]
@@ -293,8 +273,7 @@ def _read_start(text: YamlFile, axes: Sequence[Axis]) -> tuple[PointValues, ...]
     for at, item in _items(text, "start", "{distill.beta: 0.1}"):
         values = flatten(item)
         for name in values:
-            if name not in [axis.name for axis in axes]:
-                _unknown(text, (*at, name), "axis in start", name, [axis.name for axis in axes])
+            _require(text, (*at, name), "axis in start", name, [axis.name for axis in axes])
         point = PointValues()
         for axis in axes:
             if axis.name not in values:
@@ -303,10 +282,8 @@ def _read_start(text: YamlFile, axes: Sequence[Axis]) -> tuple[PointValues, ...]
             point[axis.name] = _convert(text, where, axis, values[axis.name], f"start: {axis.name}")
             for parent, allowed in axis.when.items():
                 if parent in point and point[parent] not in allowed:
-                    text.fail(
-                        where,
-                        f"start: {axis.name} does not vary where {parent} is {point[parent]}; leave it out",
-                    )
+                    what = f"{axis.name} does not vary where {parent} is {point[parent]}"
+                    text.fail(where, f"start: {what}; leave it out")
         if not point or point in points:
             text.fail(at, f"start: {item!r} " + ("is given twice" if point else "names no axis"))
         points.append(point)
@@ -320,12 +297,9 @@ def _read_skip(text: YamlFile, axes: Sequence[Axis]) -> tuple[dict[str, tuple[An
     for at, item in _items(text, "skip", "{method: bilstm_soft, student.layers: [2, 4]}"):
         skipped = {}
         for name, values in flatten(item).items():
-            if name not in known:
-                _unknown(text, (*at, name), "axis in skip", name, list(known))
-            listed, where = values if isinstance(values, list) else [values], (*at, name)
-            skipped[name] = tuple(
-                _convert(text, where, known[name], value, f"skip: {name}") for value in listed
-            )
+            where, listed = (*at, name), values if isinstance(values, list) else [values]
+            _require(text, where, "axis in skip", name, known)
+            skipped[name] = tuple(_convert(text, where, known[name], v, f"skip: {name}") for v in listed)
         if not skipped:
             text.fail(at, "skip: {} would leave out every point; name values of some axes")
         skip.append(skipped)
@@ -354,10 +328,8 @@ def _read_list(text: YamlFile, at: KeyPath, name: str, spec: Mapping[str, Any], 
     if not isinstance(values, list) or not values:
         word = f" or the word {DIVISORS}" if depths else ""
         text.fail((*at, kind), f"{name}: {kind} = {values!r}, expected a list of values{word}")
-    return Axis(
-        name=name,
-        values=distinct_values(values, lambda message: text.fail((*at, kind), f"{name}: {message}")),
-    )
+    distinct = distinct_values(values, lambda message: text.fail((*at, kind), f"{name}: {message}"))
+    return Axis(name=name, values=distinct)
 
 
 def _read_range(text: YamlFile, at: KeyPath, name: str, spec: Mapping[str, Any], kind: str) -> Axis:
@@ -398,7 +370,9 @@ def _build(text: YamlFile, at: KeyPath, model: type[S], values: Mapping[str, Any
         text.fail((*at, *map(str, inner)), str(error).removeprefix(": "))
 
 
-def _unknown(text: YamlFile, at: KeyPath, what: str, name: Any, known: list[str]) -> NoReturn:
-    near = nearest(str(name), known)
-    hint = f", did you mean '{near}'?" if near else ""
-    text.fail(at, f"unknown {what} '{name}'{hint} (known: {', '.join(known)})")
+def _require(text: YamlFile, at: KeyPath, what: str, name: Any, known: Collection[str]) -> None:
+    """Fail, with the nearest name, where `name` is not known."""
+    if name not in known:
+        near = nearest(str(name), list(known))
+        hint = f", did you mean '{near}'?" if near else ""
+        text.fail(at, f"unknown {what} '{name}'{hint} (known: {', '.join(known)})")

@@ -4,13 +4,13 @@ import Ray."""
 
 from __future__ import annotations
 
+import itertools
+import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 from urllib.parse import unquote
 
 from newsbert_ray.files import first_line
@@ -37,8 +37,7 @@ class StudyError(ValueError):
     """A storage that cannot be opened or written, or that holds another sweep; the text is one message."""
 
 
-@dataclass(frozen=True)
-class StudyPoint:
+class StudyPoint(NamedTuple):
     """A point that has ended, with one value for each goal; of a stopped point the last values it had."""
 
     number: int
@@ -51,11 +50,9 @@ class SweepStudy:
     """The points of one sweep: drawn, running, ended. Only one process at a time writes to it."""
 
     def __init__(self, space: SearchSpace, folder: Path, identity: str = "") -> None:
-        """Open or create the sweep's study. Points that were running, or had failed, are run again.
+        """Open or create the study of a sweep in `folder` by its unique `identity`. Points that were running,
+        or had failed, are run again.
 
-        Args:
-            folder: the sweep's; holds the journal file where the space names no other storage.
-            identity: unique name of this sweep; the study of another sweep is refused.
         Raises:
             StudyError: the storage cannot be opened, or holds another sweep of this name.
         """
@@ -102,13 +99,9 @@ class SweepStudy:
         curve: Sequence[tuple[float, float]] = (),
         stopped: bool = False,
     ) -> None:
-        """Record how a point ended.
-
-        Args:
-            results: one number for each goal, the mean over the seeds; None where the point failed.
-            curve: epoch and first goal's mean at each evaluation; only used with a single goal.
-            stopped: it was stopped early; its result is then the last value of the curve.
-        """
+        """Record how a point ended: one number for each goal, the mean over the seeds, or None where it
+        failed; and with a single goal its `curve`, epoch and mean at each evaluation, whose last value is the
+        result of a point that was stopped early."""
         from optuna.trial import TrialState
 
         if stopped and results and not curve:
@@ -145,14 +138,10 @@ class SweepStudy:
             if not self._is_complete(trial) and "fixed_params" in trial.system_attrs:
                 enqueue(dict(trial.system_attrs["fixed_params"]))
             self.tell(trial.number, None)
-        enqueued = [
-            trial.system_attrs.get("fixed_params") for trial in self._study.get_trials(deepcopy=False)
-        ]
-        for point in self._space.start:
-            if point not in enqueued:
-                enqueue(point)
+        before = [t.system_attrs.get("fixed_params") for t in self._study.get_trials(deepcopy=False)]
         failed = [self._values(trial) for trial in self._trials("FAIL") if self._is_complete(trial)]
-        for point in self._space.grid() if self._space.search.sampler == "grid" else failed:
+        again = self._space.grid() if self._space.search.sampler == "grid" else failed
+        for point in itertools.chain((p for p in self._space.start if p not in before), again):
             enqueue(point)
         return running
 
@@ -212,13 +201,12 @@ def _require_own_study(space: SearchSpace, study: Study, identity: str, *, start
     directions = [_DIRECTION[goal.mode] for goal in space.goals]
     foreign = identity and study.user_attrs.get(IDENTITY, "" if started else identity) != identity
     if foreign or [d.name.lower() for d in study.directions] != directions:
-        where, cure = JOURNAL, "another --out"
-        if space.search.storage is not None:
-            where = f"storage {shown_storage(space.search.storage)}"
+        url, where, cure = space.search.storage, JOURNAL, "another --out"
+        if url is not None:
+            where = f"storage {shown_storage(url)}"
             cure = "the search space another `name:`, or another --search.storage"
-        raise StudyError(
-            f"{where}: holds the study '{space.name}' of another sweep ({started} points); give {cure}"
-        )
+        message = f"holds the study '{space.name}' of another sweep ({started} points)"
+        raise StudyError(f"{where}: {message}; give {cure}")
 
 
 def _sampler(space: SearchSpace, *, seed: int) -> BaseSampler:
@@ -236,10 +224,6 @@ def _sampler(space: SearchSpace, *, seed: int) -> BaseSampler:
                 # With Optuna's 50 points a generation, a short search would only see the random first one.
                 return NSGAIISampler(seed=seed, population_size=max(8, min(50, space.points // 5)))
             case "gp":
-                if find_spec("scipy") is None:
-                    raise StudyError(
-                        "the gp sampler needs scipy: pip install scipy, or use --search.sampler tpe"
-                    )
                 return GPSampler(seed=seed)
             case _:
                 return RandomSampler(seed=seed)
@@ -249,12 +233,11 @@ def _suggest(trial: Trial, axis: Axis) -> Any:
     """A value for `axis`, drawn by the study's sampler."""
     if axis.values is not None:
         return trial.suggest_categorical(axis.name, axis.values)
-    assert axis.low is not None
-    assert axis.high is not None
+    low, high = cast(float, axis.low), cast(float, axis.high)
     if axis.integer:
         step = int(axis.step or 1)
-        return trial.suggest_int(axis.name, int(axis.low), int(axis.high), step=step, log=axis.log)
-    return trial.suggest_float(axis.name, axis.low, axis.high, step=axis.step, log=axis.log)
+        return trial.suggest_int(axis.name, int(low), int(high), step=step, log=axis.log)
+    return trial.suggest_float(axis.name, low, high, step=axis.step, log=axis.log)
 
 
 def shown_storage(url: str) -> str:
@@ -293,13 +276,8 @@ def open_storage(url: str | None, folder: Path) -> BaseStorage:
 def repair_journal(path: Path) -> None:
     """Remove what a kill during a write leaves behind: an incomplete last line, and Optuna's lock."""
     path.with_name(path.name + ".lock").unlink(missing_ok=True)
-    if not path.exists():
-        return
-    content = path.read_bytes()
-    complete = content.rfind(b"\n") + 1
-    if complete < len(content):
-        with open(path, "r+b") as file:
-            file.truncate(complete)
+    if path.exists():
+        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
 
 
 def _study_error(error: Exception, url: str | None, folder: Path, *, cure: str) -> StudyError:

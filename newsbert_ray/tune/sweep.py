@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,7 +25,7 @@ from newsbert_ray.tune import display
 from newsbert_ray.tune.display import say
 from newsbert_ray.tune.resources import Resources, Retention, check_nodes, plan_resources
 from newsbert_ray.tune.space import SearchSpace, absolute_folders
-from newsbert_ray.tune.space_file import Changes, build_space, read_changes
+from newsbert_ray.tune.space_file import Changes, build_space, restore_changes
 from newsbert_ray.tune.study import JOURNAL, SweepStudy, shown_storage
 from newsbert_ray.tune.trial import TrialConfig, check_space, trial_settings
 from newsbert_ray.tune.trials import Trials, TrialSpec
@@ -49,11 +49,8 @@ class SweepError(ValueError):
 
 @dataclass(frozen=True)
 class SweepResult:
-    """What a sweep has found.
-
-    `out` is its folder on this machine, `location` the folder or URL that the user named; `command` trains
-    the best point again, empty where no trial finished.
-    """
+    """What a sweep has found: `out` is its folder on this machine, `location` the folder or URL that the user
+    named; `command` trains the best point again, empty where no trial finished."""
 
     out: Path
     location: str | Path
@@ -69,151 +66,178 @@ class SweepResult:
         return {trial.name: trial.reason for point in self.points for trial in point.of_state("failed")}
 
 
+@dataclass(frozen=True)
+class OpenSweep:
+    """A sweep in its locked folder: the search space with all changes, the first trial's settings, messages
+    to show, sweep.json of an earlier start, and the fingerprints of the shards (empty where not read)."""
+
+    workdir: WorkDir
+    space: SearchSpace
+    changes: Changes
+    first: TrainSettings
+    messages: tuple[str, ...]
+    before: Mapping[str, Any]
+    corpora: tuple[str, ...]
+
+
+@contextmanager
+def open_sweep(
+    file: str | Path, changes: Changes, *, out: str | Path, resume: bool = False, read_data: bool = True
+) -> Iterator[OpenSweep]:
+    """Lock the sweep's folder and check everything that is known without Ray."""
+    with open_workdir(out, markers=MARKS, small=True) as workdir, lock_folder(workdir.path):
+        before = read_plan(workdir.path)
+        changes = restore_changes(changes, before if resume else {})
+        space, messages = build_space(file, changes)
+        first = check_space(space, out=workdir.location, overrides=changes.overrides)
+        corpora = check_corpora(space, first) if read_data else ()
+        yield OpenSweep(workdir, space, changes, first, tuple(messages), before, corpora)
+
+
 def sweep(
     space: str | Path,
+    changes: Changes,
     *,
     out: str | Path,
-    overrides: Mapping[str, Any] | None = None,
-    vary: Mapping[str, Sequence[Any]] | None = None,
-    control: Mapping[str, Any] | None = None,
     resume: bool = False,
     concurrency: int | None = None,
     train: Train | None = None,
 ) -> SweepResult:
     """Run every trial of a search space, print its table, and write the report with its figures.
 
-    Arguments and errors as for `newsbert_ray.sweep`, which documents and checks them.
+    `newsbert_ray.sweep` documents and checks the arguments.
     """
     from rich.console import Console
 
-    if concurrency is not None and concurrency < 1:
-        raise SettingsError(f"concurrency = {concurrency}: expected 1 or more")
     began, console = time.monotonic(), Console()
     with (
         interrupt_check() as check,
-        open_workdir(out, markers=MARKS, small=True) as workdir,
-        lock_folder(workdir.path),
+        open_sweep(space, changes, out=out, resume=resume, read_data=train is None) as opened,
     ):
-        here = workdir.path
-        before = read_plan(here)
-        changes = read_changes(overrides, vary, control, before=before if resume else {})
-        search_space, messages = build_space(space, changes)
-        first = check_space(search_space, out=workdir.location, overrides=changes.overrides)
-        corpora = check_corpora(search_space, first) if train is None else []
-        plan = make_plan(search_space, changes, first, corpora=corpora, before=before)
-        require_same(workdir.location, before, plan, resume=resume)
-        if workdir.is_remote:
-            plan["url"] = workdir.location  # the folder's name on this machine means nothing elsewhere
-        folder = _SweepFile(workdir, plan, began)
-        folder.write("running")
-        log = EventLog(here)
+        workdir, before = opened.workdir, opened.before
+        run = _Run(opened, make_plan(opened), began)
+        require_same(workdir.location, before, run.plan, resume=resume)
+        run.write("running")
+        log = EventLog(workdir.path)
         log("resume" if before else "start", space=str(space))
         try:
-            study = SweepStudy(search_space, here, plan["identity"])
-            trials = Trials(search_space, study, workdir)
-            for line in [*messages, *display.opening(trials)]:
-                say(console, line)
-            runner = _Runner(trials, first, changes.overrides, folder, console, check, concurrency, train)
-            retention = runner.run()
+            study = SweepStudy(opened.space, workdir.path, run.plan["identity"])
+            trials = Trials(opened.space, study, workdir)
+            say(console, *opened.messages, *display.opening(trials))
+            retention = run.start(trials, console, check, concurrency=concurrency, train=train)
         except KeyboardInterrupt:
-            folder.write("interrupted")
+            run.write("interrupted")
             log("interrupted")
             # From the trials' folders alone: right whatever was interrupted.
-            finished, stopped = (len(list(here.glob(f"{TRIALS}/*/{name}"))) for name in (RECORD, STOPPED))
-            say(console, f"interrupted: {finished} trials finished, {stopped} stopped early. Continue with:")
-            say(console, f"  {display.resume_command(search_space, workdir.location)}")
+            finished, stopped = (
+                len(list(workdir.path.glob(f"{TRIALS}/*/{name}"))) for name in (RECORD, STOPPED)
+            )
+            say(
+                console,
+                f"interrupted: {finished} trials finished, {stopped} stopped early. Continue with:",
+                f"  {display.resume_command(opened.space, workdir.location)}",
+            )
             workdir.publish()
             raise
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
-            if not before and not (here / TRIALS).exists():
+            if not before and not (workdir.path / TRIALS).exists():
                 # Nothing of this sweep stays, so that the corrected command works.
                 for name in (SWEEP, JOURNAL, EVENTS, f".{EVENTS}.lock"):
-                    (here / name).unlink(missing_ok=True)
+                    (workdir.path / name).unlink(missing_ok=True)
             else:
-                folder.write("broken off", ends=reason)
+                run.write("broken off", ends=reason)
                 log("error", reason=reason)
             if not isinstance(error, StorageError):
                 workdir.publish()
             raise
-        result = _result(trials, changes.overrides, seconds=folder.seconds)
-        failures, ends = result.failures, trials.end_reason
-        state = "ended at a limit" if ends else "finished"
+        result, ends = run.result(trials), trials.end_reason
+        failures, state = result.failures, "ended at a limit" if ends else "finished"
         suffix = " with failures" if failures else ""
-        folder.write(state + suffix, ends=ends, best=result.command, failures=failures)
+        run.write(state + suffix, ends=ends, best=result.command, failures=failures)
         log("end", state=state, failures=len(failures))
         result = _with_report(result)
         workdir.publish()
         comparison = ""
-        if retention and not before and not trials.end_reason:
-            seconds, slots = time.monotonic() - began, retention.slots
+        if retention and not before and not ends:
+            seconds, overrides = time.monotonic() - began, opened.changes.overrides
             comparison = compare_with_estimate(
-                here, search_space, changes.overrides, seconds=seconds, slots=slots
+                workdir.path, opened.space, overrides, seconds=seconds, slots=retention.slots
             )
     display.print_result(result, trials, retention, console, comparison=comparison)
     return result
 
 
 @dataclass(frozen=True)
-class _Runner:
-    """Runs the trials that are due on Ray."""
+class _Run:
+    """A sweep at work: sweep.json, with its state and the wall time of all starts, and the trials on Ray."""
 
-    trials: Trials
-    first: TrainSettings
-    overrides: Mapping[str, Any]
-    folder: _SweepFile
-    console: Console
-    check: Callable[[], None]
-    concurrency: int | None
-    train: Train | None
+    opened: OpenSweep
+    plan: dict[str, Any]
+    """Content of sweep.json; its `seconds` are those of earlier starts."""
+    began: float
 
-    def run(self) -> Retention | None:
-        """Run them; None, without starting Ray, where no trial is due."""
-        trials, space = self.trials, self.trials.space
+    @property
+    def seconds(self) -> float:
+        """Wall time of all starts."""
+        return float(self.plan["seconds"]) + time.monotonic() - self.began
+
+    def write(self, state: str, **more: Any) -> None:
+        """Write sweep.json with this state."""
+        write_json(
+            self.opened.workdir.path / SWEEP, {**self.plan, "state": state, "seconds": self.seconds, **more}
+        )
+
+    def start(
+        self,
+        trials: Trials,
+        console: Console,
+        check: Callable[[], None],
+        *,
+        concurrency: int | None,
+        train: Train | None,
+    ) -> Retention | None:
+        """Run the trials that are due on Ray; None, without starting Ray, where none is."""
         trials.collect()
         if not trials.due:
             return None
         from newsbert_ray.tune.ray_tune import SweepParts, node_resources, run_trials
 
+        space, first = self.opened.space, self.opened.first
         with ray_session() as session:
             if not session.private:
-                teachers = filter(is_location, space.samples_of("teacher", self.first.teacher))
-                inputs = {"data": space.samples_of("data", self.first.data), "teachers": list(teachers)}
-                check_nodes(trials.workdir, **inputs if self.train is None else {})
+                teachers = filter(is_location, space.samples_of("teacher", first.teacher))
+                inputs = {"data": space.samples_of("data", first.data), "teachers": list(teachers)}
+                check_nodes(trials.workdir, **inputs if train is None else {})
             resources = plan_resources(
-                self.first,
+                first,
                 node_resources(),
                 trials=trials.due,
-                concurrency=self.concurrency,
+                concurrency=concurrency,
                 gpus=space.gpus,
                 growing=session.has_autoscaler,
             )
-            self.folder.write_resources(resources)
-            for line in display.starting(trials, resources, session.dashboard):
-                say(self.console, line)
+            # The report computes CPU-hours from it.
+            cpus, gpus = resources.trial_cpus, resources.trial_gpus
+            self.plan["place"] = {"slots": resources.slots, "cpus": cpus, "gpus": gpus}
+            self.write("running")
+            trials.workdir.publish()
+            say(console, *display.starting(trials, resources, session.dashboard))
+            make_config = partial(self._trial_config, resources=resources, shared=not session.private)
             parts = SweepParts(
-                trials,
-                self.first,
-                resources,
-                make_config=partial(self._trial_config, resources=resources, shared=not session.private),
-                console=self.console,
-                check=self.check,
+                trials, first, resources, make_config=make_config, console=console, check=check
             )
-            run_trials(parts, train=self.train)
+            run_trials(parts, train=train)
             parts.retention.clear(at_end=True)
         if trials.unfinished and not trials.end_reason:
             raise KeyboardInterrupt
         return parts.retention
 
     def _trial_config(self, spec: TrialSpec, resources: Resources, *, shared: bool) -> TrialConfig:
-        """What a trial's actor receives; `shared`: it may run on a machine without the sweep's folder.
-
-        Raises:
-            SettingsError: the combination is impossible.
-        """
-        workdir, space = self.trials.workdir, self.trials.space
+        """What a trial's actor receives; `shared`: it may run on a machine without the sweep's folder."""
+        workdir, space, overrides = self.opened.workdir, self.opened.space, self.opened.changes.overrides
         out = workdir.child(TRIALS, spec.name).location
-        settings = trial_settings(space, spec.point, seed=spec.seed, out=out, overrides=self.overrides)
+        settings = trial_settings(space, spec.point, seed=spec.seed, out=out, overrides=overrides)
         if settings.workers > resources.workers:
             raise SettingsError(
                 f"workers = {settings.workers}: this sweep reserves {resources.workers} for each trial; "
@@ -227,17 +251,12 @@ class _Runner:
             gpus=resources.gpus,
         )
 
-
-def _result(trials: Trials, overrides: Mapping[str, Any], *, seconds: float) -> SweepResult:
-    best = trials.best()
-    return SweepResult(
-        out=trials.folder,
-        location=trials.workdir.location,
-        points=tuple(trials.points.values()),
-        best=best,
-        command=display.train_command(trials.space, best, overrides, trials.workdir.location) if best else "",
-        seconds=seconds,
-    )
+    def result(self, trials: Trials) -> SweepResult:
+        """What the sweep has found, without its report."""
+        best, points, location = trials.best(), tuple(trials.points.values()), trials.workdir.location
+        overrides = self.opened.changes.overrides
+        command = display.train_command(trials.space, best, overrides, location) if best else ""
+        return SweepResult(trials.folder, location, points, best, command, self.seconds)
 
 
 def _with_report(result: SweepResult) -> SweepResult:
@@ -271,64 +290,29 @@ def lock_folder(out: Path) -> Iterator[None]:
         yield
 
 
-@dataclass(frozen=True)
-class _SweepFile:
-    """sweep.json: what the sweep is, its state, and the wall time of all its starts."""
-
-    workdir: WorkDir
-    plan: dict[str, Any]
-    """Its content; its `seconds` are those of earlier starts."""
-    began: float
-
-    @property
-    def seconds(self) -> float:
-        """Wall time of all starts."""
-        return float(self.plan["seconds"]) + time.monotonic() - self.began
-
-    def write_resources(self, resources: Resources) -> None:
-        """Record what a trial occupies: the report computes CPU-hours from it."""
-        cpus, gpus = resources.trial_cpus, resources.trial_gpus
-        self.plan["place"] = {"slots": resources.slots, "cpus": cpus, "gpus": gpus}
-        self.write("running")
-        self.workdir.publish()
-
-    def write(self, state: str, **more: Any) -> None:
-        """Write the file with this state."""
-        values = {**self.plan, "state": state, "seconds": self.seconds, **more}
-        write_json(self.workdir.path / SWEEP, values)
-
-
-def make_plan(
-    space: SearchSpace,
-    changes: Changes,
-    first: TrainSettings,
-    *,
-    corpora: list[str],
-    before: Mapping[str, Any],
-) -> dict[str, Any]:
-    """The content of sweep.json: the search space, the changes to it, and the settings that all trials share.
-
-    Args:
-        corpora: fingerprints of the shards; empty where they were not read.
-        before: sweep.json of an earlier start, empty for a new sweep.
-    """
+def make_plan(opened: OpenSweep) -> dict[str, Any]:
+    """The content of sweep.json: the search space, the changes to it, and the settings that all trials
+    share."""
+    space, changes, before, workdir = opened.space, opened.changes, opened.before, opened.workdir
     control = _without_password(changes.control)
     return {
         "format": FORMAT,
         "space": _without_password(space.model_dump(mode="json", exclude={"file"})),
         "file": space.file,
         **json.loads(json.dumps({"overrides": changes.overrides, "vary": changes.vary, "control": control})),
-        "settings": first.model_dump(mode="json", exclude={"out", "seed"}),
+        "settings": opened.first.model_dump(mode="json", exclude={"out", "seed"}),
         "varied": [axis.name for axis in space.axes],
         "metric": space.metric,
         "mode": space.goals[0].mode,
         "scheduler": space.scheduler,
         "identity": before.get("identity", uuid.uuid4().hex),
         "trials": space.points * len(space.seeds),
-        "corpora": corpora or before.get("corpora", []),
+        "corpora": list(opened.corpora) or before.get("corpora", []),
         "place": before.get("place", {}),
         "seconds": before.get("seconds", 0.0),
         "versions": installed_versions(),
+        # The folder's name on this machine means nothing elsewhere.
+        **({"url": workdir.location} if workdir.is_remote else {}),
     }
 
 
@@ -423,7 +407,7 @@ def estimate_subject(space: SearchSpace, overrides: Mapping[str, Any]) -> dict[s
     return dict(json.loads(json.dumps({**values, "overrides": overrides})))
 
 
-def check_corpora(space: SearchSpace, first: TrainSettings) -> list[str]:
+def check_corpora(space: SearchSpace, first: TrainSettings) -> tuple[str, ...]:
     """Fingerprints of the shards that trials read; each teacher's tokeniser is compared with the shards'.
 
     A teacher known only by its Hugging Face name is left to the trials, because it may have to be downloaded.
@@ -445,4 +429,4 @@ def check_corpora(space: SearchSpace, first: TrainSettings) -> list[str]:
             folder = download_input(teacher)
             for manifest in manifests:
                 check_tokenizer(folder, manifest)
-    return [manifest.fingerprint for manifest in manifests]
+    return tuple(manifest.fingerprint for manifest in manifests)

@@ -47,31 +47,14 @@ _TRIAL_DEFAULTS: Mapping[str, Any] = {"threads": 1, "checkpoint": {"keep": 1, "k
 """Defaults of a trial that differ from those of a single run: one core, little disk."""
 
 CATEGORICAL_COST = (
-    "data",
-    "teacher",
-    "task",
-    "method",
-    "precision",
-    "device",
-    "threads",
-    "workers",
-    "token_budget",
-    "optimizer.accumulate",
-    "student.kind",
-    "student.encoder",
-    "distill.teacher",
-)
+    "data", "teacher", "task", "method", "precision", "device", "threads", "workers", "token_budget",
+    "optimizer.accumulate", "student.kind", "student.encoder", "distill.teacher",
+)  # fmt: skip
 """Settings that decide the duration of a step; each value has its own."""
 WORK_SETTINGS = (
-    "student.layers",
-    "model.teacher_layers",
-    "batch_size",
-    "recommendation.npratio",
-    "recommendation.history",
-    "epochs",
-    "steps",
-    "train_rows",
-)
+    "student.layers", "model.teacher_layers", "batch_size", "recommendation.npratio",
+    "recommendation.history", "epochs", "steps", "train_rows",
+)  # fmt: skip
 """Settings with which the work of a trial grows; also those of a scratch teacher."""
 
 
@@ -124,12 +107,10 @@ def check_space(space: SearchSpace, *, out: str | Path, overrides: Mapping[str, 
     check_search(space)
     points = list(space.grid() if space.search.sampler == "grid" else _sample_points(space))
     built = [trial_settings(space, p, seed=space.seeds[0], out=out, overrides=overrides) for p in points]
-    teacher_goals = [goal.metric for goal in space.goals if "teacher" in goal.metric]
-    if teacher_goals and any(settings.method == "finetune" for settings in built):
-        raise SettingsError(
-            f"{space.file}: metric = {teacher_goals[0]!r}: method finetune trains no teacher; "
-            "use a metric of the student, or another method"
-        )
+    teacher = next((goal.metric for goal in space.goals if "teacher" in goal.metric), None)
+    if teacher and any(settings.method == "finetune" for settings in built):
+        cure = "use a metric of the student, or another method"
+        raise SettingsError(f"{space.file}: metric = {teacher!r}: method finetune trains no teacher; {cure}")
     return built[0]
 
 
@@ -150,8 +131,7 @@ def resolve_depths(space: SearchSpace, overrides: Mapping[str, Any]) -> SearchSp
     """`space` with values for `choice: divisors`: the depths below the teacher's that divide it.
 
     Raises:
-        SettingsError: the teacher's depth is unknown, or varies; a starting point or a `when` names a depth
-            that does not divide it.
+        SettingsError: the teacher's depth is unknown, or varies; or a depth that is named does not divide it.
     """
     axis = next((axis for axis in space.axes if axis.divisors and axis.values is None), None)
     if axis is None:
@@ -201,16 +181,13 @@ def check_depth(settings: TrainSettings) -> None:
 
 
 def teacher_depth(settings: TrainSettings) -> int | None:
-    """Layers of the teacher (NK); None where only its configuration at Hugging Face tells.
-
-    Raises:
-        SettingsError: more layers requested than there are.
-    """
+    """Layers of the teacher (NK); None where only its configuration at Hugging Face tells. Raises
+    SettingsError where more layers are requested than there are."""
     wanted, layers = settings.model.teacher_layers, _encoder_depth(settings)
     if layers is not None and wanted is not None and wanted > layers:
+        cure = f"give --model.teacher_layers {layers} or fewer"
         raise SettingsError(
-            f"model.teacher_layers = {wanted}: {settings.teacher} has {layers} layers; "
-            f"give --model.teacher_layers {layers} or fewer"
+            f"model.teacher_layers = {wanted}: {settings.teacher} has {layers} layers; {cure}"
         )
     return layers if wanted is None else wanted
 
@@ -221,10 +198,10 @@ def _encoder_depth(settings: TrainSettings) -> int | None:
     folder = _fetch(settings.teacher)
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        depths = [config[key] for key in ("num_hidden_layers", "n_layers", "num_layers") if key in config]
-    except (OSError, ValueError, TypeError):
+        depth = next(config[key] for key in ("num_hidden_layers", "n_layers", "num_layers") if key in config)
+    except (OSError, ValueError, TypeError, StopIteration):
         return None
-    return depths[0] if depths and isinstance(depths[0], int) and depths[0] > 0 else None
+    return depth if isinstance(depth, int) and depth > 0 else None
 
 
 _fetch = lru_cache(maxsize=8)(fetch)
@@ -272,15 +249,11 @@ CONFIG = "trial"
 
 
 def run_trial(config: Mapping[str, TrialConfig], *, train: Train | None = None) -> None:
-    """Run one trial and report to Tune.
+    """Run one trial by `train` or the real training, and report to Tune.
 
     Every evaluation is reported with dotted names (`validation.student.accuracy`, `epoch`, `step`); the last
     report holds `values`, the record's number for each goal, or `failure`, the reason for having none. Tune
     stops a trial by raising SystemExit from a report, after the trial has written its checkpoint.
-
-    Args:
-        config: Tune's configuration; holds the TrialConfig.
-        train: what trains; the real training by default.
     """
     from ray import tune
 
@@ -319,9 +292,7 @@ def run_trial(config: Mapping[str, TrialConfig], *, train: Train | None = None) 
 def release_memory() -> None:
     """Return freed pages to the system. Every trial is a new thread of its actor, and glibc would keep what
     each of them has freed: gigabytes after some trials of different lengths."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+    getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)(0)
 
 
 def _real_train(trial: TrialConfig) -> Train:
@@ -335,8 +306,7 @@ def _real_train(trial: TrialConfig) -> Train:
 
 def numbers_of(entry: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of an evaluation, by dotted name."""
-    flat = flatten(entry)
-    return {n: v for n, v in flat.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+    return {name: v for name, v in flatten(entry).items() if type(v) in (int, float)}
 
 
 def _wait_for_lock(folder: Path) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from newsbert_ray.record import (
     METRICS,
@@ -92,19 +92,15 @@ class RunningTrial:
         return time.monotonic() - self.began if self.began else 0.0
 
 
-class MetricError(ValueError):
-    """A record without the metric of a goal."""
-
-
 def metric_value(record: RunRecord, metric: str) -> float:
     """The number called `metric` (`validation.student.accuracy`) in a record's metrics.
 
     Raises:
-        MetricError: it is missing, or not a finite number.
+        RecordError: it is missing, or not a finite number.
     """
     value = number_at(record.metrics, metric)
     if value is None:
-        raise MetricError(f"the trial's record has no finite number {metric}")
+        raise RecordError(f"the trial's record has no finite number {metric}")
     return value
 
 
@@ -112,6 +108,12 @@ def trial_curve(folder: Path, metric: str) -> Curve:
     """The values of `metric` that a trial has reported so far, from its metrics.jsonl."""
     evaluations = [entry for entry in read_entries(folder / METRICS) if entry.get("kind") == "evaluation"]
     return curve_of(evaluations, metric)
+
+
+def read_curves(sweep: Path, metric: str) -> dict[str, Curve]:
+    """The curve of every trial in a sweep's folder that has reported, by name."""
+    folders = sorted((sweep / TRIALS).glob("*"))
+    return {folder.name: curve for folder in folders if (curve := trial_curve(folder, metric))}
 
 
 class Trials:
@@ -180,8 +182,7 @@ class Trials:
 
     def collect(self) -> None:
         """Record everything that has ended already, up to the first trial that is due."""
-        spec = self.next_trial()
-        if spec is not None:
+        if (spec := self.next_trial()) is not None:
             self.put_back(spec)
 
     def next_trial(self) -> TrialSpec | None:
@@ -232,12 +233,6 @@ class Trials:
         """The best point by the first goal, of those that every seed finished where there is one."""
         return best_point(list(self.points.values()), self.space.goals[0])
 
-    def curves(self) -> Iterator[tuple[str, Curve]]:
-        """Name and curve of every trial in the sweep's folder that has reported."""
-        for folder in sorted((self.folder / TRIALS).glob("*")):
-            if curve := trial_curve(folder, self.space.metric):
-                yield folder.name, curve
-
     def _point(self, label: str) -> Point:
         values = self._values[label]
         names = [point_label(values, seed=seed) for seed in self.space.seeds]
@@ -271,7 +266,7 @@ class Trials:
                 try:
                     record = read_record(spec.out)
                     values = tuple(metric_value(record, goal.metric) for goal in self.space.goals)
-                except (RecordError, MetricError):
+                except RecordError:
                     (spec.out / RECORD).replace(spec.out / f"{RECORD}.damaged")
                     return
                 self._queue.pop(0)
@@ -295,16 +290,11 @@ class Trials:
         point = self._point(label)
         if len(point.trials) < len(self.space.seeds):
             return
-        told = {ended.number for ended in self._study.ended}
-        has_values = point.state != "failed" and bool(point.of_state("finished") or point.of_state("stopped"))
-        for number in numbers:
-            if number not in told:
-                self._study.tell(
-                    number,
-                    point.means if has_values else None,
-                    curve=self._mean_curve(point),
-                    stopped=bool(point.of_state("stopped")),
-                )
+        stopped = bool(point.of_state("stopped"))
+        has_values = point.state != "failed" and (stopped or bool(point.of_state("finished")))
+        for number in {*numbers} - {ended.number for ended in self._study.ended}:
+            means, curve = point.means if has_values else None, self._mean_curve(point)
+            self._study.tell(number, means, curve=curve, stopped=stopped)
 
     def _mean_curve(self, point: Point) -> Curve:
         """Mean over a point's seeds at the epochs that each of them has reached."""
@@ -318,8 +308,7 @@ class Trials:
         return [(epoch, statistics.fmean(curve[epoch] for curve in curves)) for epoch in sorted(common)]
 
 
-@dataclass(frozen=True)
-class _NamedTrial:
+class _NamedTrial(NamedTuple):
     """A trial as far as Ray's schedulers use it."""
 
     trial_id: str
@@ -379,8 +368,7 @@ def _ray_scheduler(space: SearchSpace, *, epochs: int) -> TrialScheduler | None:
     )
 
 
-@dataclass(frozen=True)
-class Saving:
+class Saving(NamedTuple):
     """What remains with early stopping: the share of all epochs, the share of trials that reach their end,
     and what the estimate is based on."""
 
@@ -406,8 +394,12 @@ def estimate_saving(
             drawn = generator.sample(curves, len(epochs))
         else:
             drawn = generator.choices(curves, k=len(epochs))
+        # At each epoch the last value by its end; before the first evaluation, that one's value.
         trials = [
-            [_value_at(curve, epoch) for epoch in range(1, last + 1)]
+            [
+                ([curve[0][1]] + [value for at, value in curve if at <= epoch])[-1]
+                for epoch in range(1, last + 1)
+            ]
             for last, curve in zip(epochs, drawn, strict=True)
         ]
         for trial_epochs, is_finished in _simulate(space, trials, slots=slots):
@@ -422,11 +414,8 @@ def estimate_saving(
 def _simulate(
     space: SearchSpace, trials: Sequence[Sequence[float]], *, slots: int
 ) -> Iterator[tuple[int, bool]]:
-    """Epochs of each trial, and whether it reached its end; `slots` trials at once advance epoch by epoch.
-
-    Args:
-        trials: the metric at each epoch.
-    """
+    """Epochs of each trial, and whether it reached its end, from its metric at each epoch; `slots` trials at
+    once advance epoch by epoch."""
     early = EarlyStopping(space, epochs=max(map(len, trials)))
     waiting, running = list(range(len(trials))), dict[int, int]()
     while waiting or running:
@@ -439,15 +428,3 @@ def _simulate(
             if stopped or epoch == len(values):
                 del running[number]
                 yield epoch, not stopped
-
-
-def recorded_curves(folder: str | Path, metric: str) -> list[Curve]:
-    """The learning curves of an earlier sweep's trials, those stopped early included."""
-    curves = [trial_curve(path, metric) for path in sorted((Path(folder) / TRIALS).glob("*"))]
-    return [curve for curve in curves if curve]
-
-
-def _value_at(curve: Curve, epoch: int) -> float:
-    """The last value by the end of `epoch`; before the first evaluation, that one's value."""
-    known = [value for at, value in curve if at <= epoch]
-    return known[-1] if known else curve[0][1]

@@ -188,7 +188,7 @@ def in_a_pool(common: Mapping[str, Any], betas: Sequence[float], folder: Path) -
 
 def in_a_sweep(common: Mapping[str, Any], betas: Sequence[float], folder: Path) -> Round:
     """The sweep, in a Ray session of this process, so that Ray's start is measured separately."""
-    from newsbert_ray.tune.sweep import sweep
+    from newsbert_ray import sweep
 
     space = folder / "space.yaml"
     space.write_text(SPACE.format(betas=", ".join(map(str, betas))), encoding="utf-8")

@@ -138,7 +138,7 @@ def read_table(folder: str | Path, *, metric: str | None = None) -> Table:
         metric: one that is known at each evaluation; by default the task's first.
     Raises:
         TableError: no sweep there, or a point of the grid has no record.
-        MetricError: a record without the metric.
+        RecordError: a record without the metric.
     """
     folder = Path(folder)
     records = [read_record(path) for path in find_records(folder / TRIALS)]

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from newsbert_ray.record import write_record
+from newsbert_ray.record import RecordError, write_record
 from newsbert_ray.reporting.sweep_data import Axis, point_label
 from newsbert_ray.tune.space import Search, Stopping
-from newsbert_ray.tune.trials import MetricError
 from tests.benchmarks.replay import RecordedTrial, Table, TableError, read_table, replay
 from tests.conftest import MakeRecord
 
@@ -138,5 +137,5 @@ def test_a_table_of_clicks_is_read_by_their_own_metric(tmp_path: Path, make_reco
     result = read_table(tmp_path)
     assert result.metric == "validation.student.auc"
     assert [trial.value for trial in result.trials.values()] == [0.6, 0.65]
-    with pytest.raises(MetricError, match=r"no finite number validation\.student\.accuracy"):
+    with pytest.raises(RecordError, match=r"no finite number validation\.student\.accuracy"):
         read_table(tmp_path, metric="validation.student.accuracy")

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from newsbert_ray import preview, sweep
 from newsbert_ray.config import SettingsError, TrainSettings, build_settings, merge
 from newsbert_ray.data.shards import Manifest, ShardError, read_manifest
 from newsbert_ray.ray_session import RaySession
@@ -21,7 +22,6 @@ from newsbert_ray.tune.estimate import (
     Estimate,
     Parts,
     calibrate,
-    plan_sweep,
     planned_trials,
     predict,
     settings_to_time,
@@ -31,7 +31,7 @@ from newsbert_ray.tune.estimate import (
 from newsbert_ray.tune.resources import Resources
 from newsbert_ray.tune.space import SearchSpace
 from newsbert_ray.tune.space_file import read_space
-from newsbert_ray.tune.sweep import ESTIMATE, SweepError, compare_with_estimate, estimate_subject, sweep
+from newsbert_ray.tune.sweep import ESTIMATE, SweepError, compare_with_estimate, estimate_subject
 from tests.conftest import MakeSettings
 
 PARTS = Parts(cold=4.0, start=0.5, step=0.1, row=0.001, checkpoint=0.2, best=0.05, end=0.3)
@@ -386,15 +386,15 @@ def test_an_impossible_plan_ends_at_once(write_space: WriteSpace, shards: Path, 
     """A user waits for the timing of a sweep that then refuses to start."""
     file = write_space(nowhere=str(shards))
     with pytest.raises(SettingsError, match="epochs = 0"):
-        plan_sweep(file, out=tmp_path / "sweep", overrides={"epochs": 0})
+        preview(file, out=tmp_path / "sweep", overrides={"epochs": 0})
     with pytest.raises(ShardError):
-        plan_sweep(write_space(), out=tmp_path / "sweep")
+        preview(write_space(), out=tmp_path / "sweep")
     with pytest.raises(SettingsError, match=r"--curves .*no trial there has reported"):
-        plan_sweep(write_space(nowhere=str(shards)), out=tmp_path / "sweep", curves=tmp_path)
+        preview(write_space(nowhere=str(shards)), out=tmp_path / "sweep", curves=tmp_path)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "photo.jpg").touch()
     with pytest.raises(SweepError, match="holds other files"):
-        plan_sweep(file, out=tmp_path / "other")
+        preview(file, out=tmp_path / "other")
 
 
 @pytest.mark.ray
@@ -416,7 +416,7 @@ def test_a_sweep_compares_itself_with_its_estimate(
         "space:\n  distill.beta: {grid: [0.0, 0.2]}\nprices: {cpu_hour: 0.5}\n"
     )
     file, out = write_space(small), tmp_path / "sweep"
-    estimate = plan_sweep(file, out=out)
+    estimate = preview(file, out=out)
     output = capsys.readouterr().out
     assert (len(estimate.costs), estimate.resources.slots) == (2, 2)
     assert "planned: 2 points, 2 trials, 18 steps, 2 epochs" in output

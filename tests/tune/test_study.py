@@ -288,24 +288,11 @@ def test_several_goals_make_a_front(sampler: str, write_space: WriteSpace, tmp_p
 
 def test_the_gaussian_process_searches_where_it_can(write_space: WriteSpace, tmp_path: Path) -> None:
     """A sampler that we offer fails at its eleventh point, when it first computes."""
-    pytest.importorskip("scipy", reason="the gp sampler's own need")
     text = CONDITIONAL.replace(", when: {optimizer.decay: linear}", "").replace(
         "tpe, trials: 6", "gp, trials: 12"
     )
     space = read_space(write_space(text))
     assert len(drain(SweepStudy(space, tmp_path))) == 12
-
-
-def test_the_gaussian_process_names_the_missing_package(
-    write_space: WriteSpace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Without scipy a sweep breaks off in the middle, with a stack trace."""
-    monkeypatch.setattr("newsbert_ray.tune.study.find_spec", lambda name: None)
-    space = read_space(
-        write_space(CONDITIONAL.replace(", when: {optimizer.decay: linear}", "").replace("tpe", "gp"))
-    )
-    with pytest.raises(StudyError, match="pip install scipy"):
-        SweepStudy(space, tmp_path)
 
 
 @pytest.mark.parametrize(("now", "rest"), [(9, 7), (3, 1), (1, 0)])

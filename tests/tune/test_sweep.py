@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import newsbert_ray
+from newsbert_ray import sweep
 from newsbert_ray.config import SettingsError, TrainSettings
 from newsbert_ray.data.shards import ShardError
 from newsbert_ray.data.tokenizer import TokenizerError
@@ -28,9 +29,9 @@ from newsbert_ray.storage.bucket import Remote
 from newsbert_ray.storage.workdir import WorkDir
 from newsbert_ray.tune import sweep as sweep_module
 from newsbert_ray.tune.space import steer
-from newsbert_ray.tune.space_file import Changes, read_changes, read_space
+from newsbert_ray.tune.space_file import Changes, read_space, restore_changes
 from newsbert_ray.tune.study import JOURNAL, SweepStudy
-from newsbert_ray.tune.sweep import SweepError, make_plan, sweep
+from newsbert_ray.tune.sweep import OpenSweep, SweepError, SweepResult, make_plan
 from newsbert_ray.tune.trial import check_space, trial_settings
 from newsbert_ray.tune.trials import Trials, metric_value
 
@@ -108,7 +109,7 @@ def test_a_sweep_runs_each_trial_once_and_survives_a_failure(
 KILLED = """
 import sys
 from pathlib import Path
-from newsbert_ray.tune.sweep import sweep
+from newsbert_ray import sweep
 
 def make():
     def train(settings, *, report, quiet):
@@ -290,7 +291,8 @@ def test_the_report_ignores_the_record_of_a_failed_trial(
     name = "beta=0,layers=2,seed=0"
     trials.ended[name] = replace(trials.ended[name], state="failed", values=(), reason="its process died")
     (out / "trials" / name / RECORD).write_text("{")
-    result = sweep_module._result(trials, {}, seconds=1.0)
+    points = tuple(trials.points.values())
+    result = SweepResult(out, out, points, trials.best(), "", seconds=1.0)
     plan = json.loads((out / "sweep.json").read_text())
     (out / "sweep.json").write_text(json.dumps({**plan, "failures": result.failures}))
     sweep_module._with_report(result)
@@ -365,13 +367,13 @@ def test_a_storage_password_is_never_written(
     file, out = write_space(), tmp_path / "sweep"
     url = f"sqlite:///{tmp_path}/study.db?password=hush"
     space = steer(read_space(file), {"search.storage": url})
-    changes = Changes({}, {}, {"search": {"storage": url}})
-    plan = make_plan(space, changes, check_space(space, out=out, overrides={}), corpora=[], before={})
+    changes, first = Changes(control={"search": {"storage": url}}), check_space(space, out=out, overrides={})
+    plan = make_plan(OpenSweep(WorkDir.at(out), space, changes, first, (), {}, ()))
     assert "hush" not in json.dumps(plan)
     assert plan["control"]["search"]["storage"].endswith("password=***")
     with pytest.raises(SettingsError, match=r"does not keep the password; give the whole URL again"):
-        read_changes(None, None, None, before=plan)
-    again = read_changes(None, None, {"search.storage": url}, before=plan)
+        restore_changes(Changes(), plan)
+    again = restore_changes(changes, plan)
     assert again.control["search"]["storage"] == url
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from newsbert_ray.config import TrainSettings, build_settings
 from newsbert_ray.files import write_text
-from newsbert_ray.record import METRICS, RECORD, EarlyStop, RunRecord, write_stop
+from newsbert_ray.record import METRICS, RECORD, EarlyStop, RecordError, RunRecord, write_stop
 from newsbert_ray.reporting.sweep_data import Axis, Point, undominated
 from newsbert_ray.storage.workdir import WorkDir
 from newsbert_ray.tune.space import Search, SearchSpace, Stopping
@@ -20,12 +20,11 @@ from newsbert_ray.tune.space_file import read_space
 from newsbert_ray.tune.study import SweepStudy
 from newsbert_ray.tune.trials import (
     EarlyStopping,
-    MetricError,
     Trials,
     TrialSpec,
     estimate_saving,
     metric_value,
-    recorded_curves,
+    read_curves,
 )
 
 WriteSpace = Callable[..., Path]
@@ -240,7 +239,7 @@ def test_the_study_gets_the_mean_curve(make_trials: MakeTrials) -> None:
     trials.finish(second, (0.7,))
     (trial,) = [trial for trial in trials._study._study.trials if trial.state.is_finished()]
     assert trial.intermediate_values == {1: pytest.approx(0.2), 2: pytest.approx(0.6)}
-    assert dict(trials.curves()) == {
+    assert read_curves(trials.folder, trials.space.metric) == {
         first.name: [(1.0, 0.1), (2.0, 0.5)],
         second.name: [(1.0, 0.3), (2.0, 0.7)],
     }
@@ -263,7 +262,7 @@ def test_the_value_comes_from_the_record(make_record: Callable[..., RunRecord]) 
     record = make_record(accuracy=0.5, macro_f1=math.nan)
     assert metric_value(record, "validation.student.accuracy") == 0.5
     for missing in ("validation.student.macro_f1", "validation.teacher.recall", "validation.student"):
-        with pytest.raises(MetricError, match=f"no finite number {missing}"):
+        with pytest.raises(RecordError, match=f"no finite number {missing}"):
             metric_value(record, missing)
 
 
@@ -410,7 +409,7 @@ def test_curves_of_an_earlier_sweep_are_read(tmp_path: Path) -> None:
     write_text(tmp_path / "trials" / "a" / METRICS, line)
     write_text(tmp_path / "trials" / "b" / METRICS, line + '{"kind": "log", "epoch": 2}\n')
     write_text(tmp_path / "trials" / "c" / METRICS, "")
-    curves = recorded_curves(tmp_path, "validation.student.accuracy")
+    curves = list(read_curves(tmp_path, "validation.student.accuracy").values())
     assert curves == [[(1.0, 0.5)], [(1.0, 0.5)]]
     saving = estimate_saving(space("asha"), [4] * 6, slots=2, curves=curves)
     assert saving.epochs == pytest.approx(1.0)  # equal curves: no trial is worse than the rung
