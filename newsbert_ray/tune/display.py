@@ -7,7 +7,6 @@ import json
 import shlex
 import statistics
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -119,10 +118,8 @@ class SweepDisplay:
         if len(running) > MAX_ROWS:
             table.add_row(f"and {len(running) - MAX_ROWS} more", "", "", "")
         lines = [f"{self._trials.space.name} {self._done()}  {self._counts()}", *self._best()]
-        lines.append("; ".join(self._status()))
-        if self._last:
-            lines.append(self._last)
-        return Group(*(Text(line) for line in lines), table)
+        lines += ["; ".join(self._status()), *filter(None, [self._last])]
+        return Group(*map(Text, lines), table)
 
     @property
     def _running(self) -> list[RunningTrial]:
@@ -151,19 +148,14 @@ class SweepDisplay:
 
     def _counts(self) -> str:
         """Trials by state; a point that the sampler drew twice counts twice, as in the total."""
-        ended = Counter[str]()
+        counts = dict.fromkeys(("finished", "stopped", "skipped", "failed"), 0)
         for trial in self._trials.ended.values():
-            ended[trial.state] += self._trials.count(trial)
-        counts = {
-            "done": ended["finished"],
-            "stopped early": ended["stopped"],
-            "skipped": ended["skipped"],
-            "failed": ended["failed"],
-            "running": len(self._running),
-            "waiting": max(0, self._trials.unfinished - len(self._running)),
-        }
-        always = ("done", "running", "waiting")
-        return ", ".join(f"{count} {state}" for state, count in counts.items() if count or state in always)
+            counts[trial.state] += self._trials.count(trial)
+        running = len(self._running)
+        counts |= {"running": running, "waiting": max(0, self._trials.unfinished - running)}
+        words = {"finished": "done", "stopped": "stopped early"}
+        optional = ("stopped", "skipped", "failed")
+        return ", ".join(f"{n} {words.get(s, s)}" for s, n in counts.items() if n or s not in optional)
 
     def _best(self) -> list[str]:
         best = self._trials.best()
@@ -263,12 +255,9 @@ def starting(trials: Trials, resources: Resources, dashboard: str | None) -> lis
     """How to watch, stop and resume; printed when the trials start."""
     slots = f"{resources.slots} trials at once" if resources.slots > 1 else "one trial at a time"
     workers = f", {resources.workers} Ray Train workers each" if resources.nested else ""
-    lines = [
-        f"{slots}{workers}. Ctrl-C stops the sweep; continue it with:",
-        f"  {resume_command(trials.space, trials.workdir.location)}",
-        *watch_commands(trials),
-    ]
-    return lines + ([f"Ray's dashboard: {dashboard}"] if dashboard else [])
+    resume = resume_command(trials.space, trials.workdir.location)
+    lines = [f"{slots}{workers}. Ctrl-C stops the sweep; continue it with:", f"  {resume}"]
+    return [*lines, *watch_commands(trials), *([f"Ray's dashboard: {dashboard}"] if dashboard else [])]
 
 
 def watch_commands(trials: Trials) -> list[str]:
@@ -327,13 +316,12 @@ def _best_lines(result: SweepResult, space: SearchSpace) -> list[str]:
         lines.append("Pareto front (no other point is as good in every goal and better in one):")
         finished = [point for point in result.points if point.state == "finished"]
         sign = space.goals[0].sign
-        for point in sorted(pareto_front(finished, space.goals), key=lambda point: -sign * point.means[0]):
-            lines.append(f"  {point.label}: {_goal_values(space, point.means)}")
+        front = sorted(pareto_front(finished, space.goals), key=lambda point: -sign * point.means[0])
+        lines += [f"  {point.label}: {_goal_values(space, point.means)}" for point in front]
     values = [trial.values[0] for trial in result.best.of_state("finished")]
-    sd = f" (sd {statistics.stdev(values):.4f})" if len(values) > 1 else ""
-    lines.append(
-        f"best: {result.best.label}, {space.metric} {result.best.means[0]:.4f}{sd}; train it again with:"
-    )
+    value = f"{result.best.means[0]:.4f}"
+    value += f" (sd {statistics.stdev(values):.4f})" if len(values) > 1 else ""
+    lines.append(f"best: {result.best.label}, {space.metric} {value}; train it again with:")
     return [*lines, f"  {result.command}"]
 
 

@@ -216,9 +216,7 @@ class Estimate:
         """The estimate for a person, a line each."""
         planned, seconds = self.planned, [cost.seconds() for cost in self.costs]
         step_times = [1000 * parts.step for _, parts in self.calibration.timed]
-        steps, epochs = (
-            sum(counts) for counts in zip(*((c.steps, c.epochs) for c in self.costs), strict=True)
-        )
+        steps, epochs = (sum(getattr(cost, unit) for cost in self.costs) for unit in ("steps", "epochs"))
         free = {"drawn twice at random": planned.duplicates, "impossible combinations": planned.impossible}
         lines = [
             f"{self.space.name}: {planned.points} points, {len(self.costs)} trials, {steps:,} steps, "

@@ -133,12 +133,8 @@ class SearchSpace(Settings):
     def _goals_have_a_metric(cls, goals: tuple[Goal, ...], info: ValidationInfo) -> tuple[Goal, ...]:
         """A metric that was not given follows the task, also when the task changes later."""
         default = f"validation.student.{named_task(info.data.get('settings', {})).primary.name}"
-        return tuple(
-            goal
-            if "metric" in goal.model_fields_set
-            else Goal.model_construct({"mode"}, metric=default, mode=goal.mode)
-            for goal in goals
-        )
+        own = [Goal.model_construct({"mode"}, metric=default, mode=goal.mode) for goal in goals]
+        return tuple(g if "metric" in g.model_fields_set else o for g, o in zip(goals, own, strict=True))
 
     @field_validator("seeds")
     @classmethod
@@ -181,11 +177,11 @@ class SearchSpace(Settings):
         points = iter([PointValues()])
         for axis in self.axes:
             points = _expand(points, axis)
-        return (point for point in points if not any(_matches(point, skipped) for skipped in self.skip))
+        return (point for point in points if not any(_fits(point, skipped) for skipped in self.skip))
 
 
-def _matches(point: PointValues, skipped: Mapping[str, tuple[Any, ...]]) -> bool:
-    return all(name in point and point[name] in values for name, values in skipped.items())
+def _fits(point: PointValues, values: Mapping[str, tuple[Any, ...]]) -> bool:
+    return all(name in point and point[name] in allowed for name, allowed in values.items())
 
 
 def _expand(points: Iterator[PointValues], axis: Axis) -> Iterator[PointValues]:
@@ -201,20 +197,12 @@ Fault = tuple[tuple[str, ...], str]
 """The key path of a fault in the search space's file, and its message."""
 
 
-def check_search(space: SearchSpace) -> None:
-    """Raise SettingsError for the first contradiction in `space`."""
-    for _, message in faults(space):
-        raise SettingsError(message)
-
-
 def faults(space: SearchSpace) -> Iterator[Fault]:
     """Contradictions in `space`, the simplest first."""
     for axis in space.axes:
         if conditions(space.axes, axis) is None:
-            yield (
-                ("space", axis.name, "when"),
-                f"{axis.name} never varies: the values in its `when` never occur together; leave it out",
-            )
+            why = "the values in its `when` never occur together; leave it out"
+            yield ("space", axis.name, "when"), f"{axis.name} never varies: {why}"
     yield from _search_faults(space)
     yield from _goal_faults(space)
     yield from _limit_faults(space)
@@ -246,34 +234,23 @@ def _search_faults(space: SearchSpace) -> Iterator[Fault]:
         yield at, f"the {search.sampler} sampler needs a number of points: give `trials: N`"
     conditional = [axis.name for axis in space.axes if axis.when]
     if search.sampler == "gp" and conditional:
-        yield (
-            at,
-            f"the gp sampler would draw {conditional[0]} at random: it has a `when`; use `sampler: tpe`",
-        )
+        why = f"the gp sampler would draw {conditional[0]} at random"
+        yield at, f"{why}: it has a `when`; use `sampler: tpe`"
     if search.storage is not None and not re.match(r"[a-z][a-z0-9_+]*://", search.storage):
-        yield (
-            ("search", "storage"),
-            f"storage = {mask_url(search.storage)!r}: expected a URL such as sqlite:///study.db; leave "
-            "it out for a journal file in the sweep's folder",
-        )
+        what = f"storage = {mask_url(search.storage)!r}: expected a URL such as sqlite:///study.db"
+        yield ("search", "storage"), f"{what}; leave it out for a journal file in the sweep's folder"
 
 
 def _grid_faults(space: SearchSpace) -> Iterator[Fault]:
     for axis in space.axes:
         if axis.values is None and not axis.divisors:
-            yield (
-                ("space", axis.name),
-                f"the grid sampler needs values: give {axis.name} a `grid: [...]`, "
-                "or use `sampler: tpe` with `trials:`",
-            )
+            cure = f"give {axis.name} a `grid: [...]`, or use `sampler: tpe` with `trials:`"
+            yield ("space", axis.name), f"the grid sampler needs values: {cure}"
             return
     if space.search.trials is not None:
         points = f"its {space.points} points" if space.points else "its points"
-        yield (
-            ("search", "trials"),
-            f"trials = {space.search.trials}: a grid tries each of {points} once; leave trials out, or use "
-            "another sampler, such as tpe",
-        )
+        what = f"trials = {space.search.trials}: a grid tries each of {points} once"
+        yield ("search", "trials"), f"{what}; leave trials out, or use another sampler, such as tpe"
     if space.points > MAX_POINTS:
         yield ("space",), f"the grid has more than {MAX_POINTS:,} points; use fewer values"
     if space.start:
@@ -287,48 +264,32 @@ def _goal_faults(space: SearchSpace) -> Iterator[Fault]:
         at = ("goals", str(index), "metric")
         if metric not in known:
             near = f"{metric.rpartition('.')[0]}.{space.task.primary.name}"
-            yield (
-                at,
-                f"metric = {metric!r}: no trial of task {space.settings.get('task', 'topics')} reports it, "
-                f"did you mean '{near}'? (known: {', '.join(known)})",
-            )
+            what = f"no trial of task {space.settings.get('task', 'topics')} reports it"
+            hint = f"did you mean '{near}'? (known: {', '.join(known)})"
+            yield at, f"metric = {metric!r}: {what}, {hint}"
         if metric in metrics[:index]:
             yield at, f"goals: {metric} is given twice; leave one out"
-    scheduler = space.stopping.scheduler
-    if scheduler in (None, "none"):
-        return
+    scheduler, why = space.stopping.scheduler, ""
     if len(metrics) > 1:
-        yield (
-            ("stopping", "scheduler"),
-            f"scheduler = {scheduler!r}: early stopping needs one goal, because one number must say which "
-            "trial is worse; leave the scheduler out, or give one goal",
-        )
+        why = "early stopping needs one goal, because one number must say which trial is worse"
+        why += "; leave the scheduler out, or give one goal"
     elif space.metric not in validation_metrics(*TASKS.values()):
-        yield (
-            ("stopping", "scheduler"),
-            f"scheduler = {scheduler!r}: {space.metric} is known only at a trial's end, so it cannot stop "
-            f"trials early; use `scheduler: none`, or one of {', '.join(validation_metrics(space.task))}",
-        )
+        why = f"{space.metric} is known only at a trial's end, so it cannot stop trials early"
+        why += f"; use `scheduler: none`, or one of {', '.join(validation_metrics(space.task))}"
+    if why and scheduler not in (None, "none"):
+        yield ("stopping", "scheduler"), f"scheduler = {scheduler!r}: {why}"
 
 
 def _limit_faults(space: SearchSpace) -> Iterator[Fault]:
-    limits, prices = space.limits, space.prices
-    if space.gpus is not None and space.gpus > 1 and space.gpus != int(space.gpus):
-        yield (
-            ("gpus",),
-            f"gpus = {space.gpus:g}: a worker has a share of one GPU, or whole GPUs; give 0.5 or 2",
-        )
-    if limits.cost is not None and not (prices.cpu_hour or prices.gpu_hour):
-        yield (
-            ("limits", "cost"),
-            f"cost = {limits.cost:g}: a limit on the cost needs prices; give "
-            "`prices: {cpu_hour: ..., gpu_hour: ...}`",
-        )
-    if limits.target is not None and len(space.goals) > 1:
-        yield (
-            ("limits", "target"),
-            f"target = {limits.target:g}: a target needs one goal; leave it out, or give one goal",
-        )
+    cost, target, gpus, prices = space.limits.cost, space.limits.target, space.gpus, space.prices
+    if gpus is not None and gpus > 1 and gpus != int(gpus):
+        yield ("gpus",), f"gpus = {gpus:g}: a worker has a share of one GPU, or whole GPUs; give 0.5 or 2"
+    if cost is not None and not (prices.cpu_hour or prices.gpu_hour):
+        cure = "give `prices: {cpu_hour: ..., gpu_hour: ...}`"
+        yield ("limits", "cost"), f"cost = {cost:g}: a limit on the cost needs prices; {cure}"
+    if target is not None and len(space.goals) > 1:
+        why = "a target needs one goal; leave it out, or give one goal"
+        yield ("limits", "target"), f"target = {target:g}: {why}"
 
 
 def steer(space: SearchSpace, control: Mapping[str, Any]) -> SearchSpace:
@@ -356,7 +317,7 @@ def vary(space: SearchSpace, changes: Mapping[str, Sequence[Any]]) -> SearchSpac
     seeds: Sequence[Any] = space.seeds
     for name, values in changes.items():
         if not values or isinstance(values, str):
-            raise SettingsError(f"--vary {name}: give at least one value, such as {name}=1,2")
+            _fail(f"--vary {name}", f"give at least one value, such as {name}=1,2")
         if name == "seeds":
             seeds = values
             continue

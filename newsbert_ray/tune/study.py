@@ -284,16 +284,17 @@ def _study_error(error: Exception, url: str | None, folder: Path, *, cure: str) 
     cause: BaseException = error
     while cause.__cause__ is not None:  # SQLAlchemy's own message contains a page of SQL
         cause = cause.__cause__
-    reason = first_line(cause)
-    if url is None and isinstance(error, OSError):
-        return StudyError(f"{folder / JOURNAL}: cannot be read or written ({reason}); {_TRY_LATER}")
-    if url is None:
+    reason, where, what = first_line(cause), str(folder / JOURNAL), "cannot be opened or written"
+    if url is not None:
+        where = f"storage {shown_storage(url)}"
+        reason = reason.replace(url, shown_storage(url))
+        for secret in find_secrets(url):
+            reason = reason.replace(secret, MASK).replace(unquote(secret), MASK)
+        if isinstance(error, ImportError):
+            what, cure = "its driver is not installed", f"install it, or {cure}"
+    elif isinstance(error, OSError):
+        what, cure = "cannot be read or written", _TRY_LATER
+    else:
+        what, reason = "damaged", f"{type(error).__name__}: {reason}"
         cure = "move it away and continue with --resume: the results in the trials' folders count"
-        return StudyError(f"{folder / JOURNAL}: damaged ({type(error).__name__}: {reason}); {cure}")
-    shown = shown_storage(url)
-    reason = reason.replace(url, shown)
-    for secret in find_secrets(url):
-        reason = reason.replace(secret, MASK).replace(unquote(secret), MASK)
-    if isinstance(error, ImportError):
-        return StudyError(f"storage {shown}: its driver is not installed ({reason}); install it, or {cure}")
-    return StudyError(f"storage {shown}: cannot be opened or written ({reason}); {cure}")
+    return StudyError(f"{where}: {what} ({reason}); {cure}")

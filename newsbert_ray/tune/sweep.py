@@ -239,10 +239,8 @@ class _Run:
         out = workdir.child(TRIALS, spec.name).location
         settings = trial_settings(space, spec.point, seed=spec.seed, out=out, overrides=overrides)
         if settings.workers > resources.workers:
-            raise SettingsError(
-                f"workers = {settings.workers}: this sweep reserves {resources.workers} for each trial; "
-                "do not vary it"
-            )
+            reserved = f"this sweep reserves {resources.workers} for each trial"
+            raise SettingsError(f"workers = {settings.workers}: {reserved}; do not vary it")
         return TrialConfig(
             settings=settings,
             metrics=tuple(goal.metric for goal in space.goals),
@@ -344,11 +342,8 @@ def read_plan(out: Path) -> dict[str, Any]:
 def require_same(
     out: str | Path, before: Mapping[str, Any], plan: Mapping[str, Any], *, resume: bool
 ) -> None:
-    """Refuse to continue another sweep, on other shards, or without --resume.
-
-    Raises:
-        SweepError: what differs, and the cure.
-    """
+    """Raise SweepError, with what differs, instead of continuing another sweep, on other shards, or without
+    --resume."""
     if not before:
         return
     differences = [
@@ -362,15 +357,11 @@ def require_same(
         raise SweepError(f"{out}: holds another sweep ({'; '.join(differences)}); give another --out")
     if before.get("corpora") and plan["corpora"] and before["corpora"] != plan["corpora"]:
         old, new = (", ".join(name[:12] for name in names) for names in (before["corpora"], plan["corpora"]))
-        raise SweepError(
-            f"{out}: holds trials on other shards (fingerprint {old}, now {new}): the shards were prepared "
-            "again; give another --out"
-        )
+        what = f"holds trials on other shards (fingerprint {old}, now {new})"
+        raise SweepError(f"{out}: {what}: the shards were prepared again; give another --out")
     if not resume:
-        raise SweepError(
-            f"{out}: holds this sweep already ({before.get('state', 'unknown')}); continue with --resume, "
-            "or give another --out"
-        )
+        what = f"holds this sweep already ({before.get('state', 'unknown')})"
+        raise SweepError(f"{out}: {what}; continue with --resume, or give another --out")
 
 
 def fixed_part(name: str, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -29,9 +29,9 @@ from newsbert_ray.tune.space import (
     PointValues,
     SearchSpace,
     absolute_folders,
-    check_search,
     conditions,
     conditions_text,
+    faults,
 )
 from newsbert_ray.tune.trials import metric_value
 
@@ -104,7 +104,8 @@ def check_space(space: SearchSpace, *, out: str | Path, overrides: Mapping[str, 
     Raises:
         SettingsError: the first impossible combination, or nothing to run.
     """
-    check_search(space)
+    for _, message in faults(space):
+        raise SettingsError(message)
     points = list(space.grid() if space.search.sampler == "grid" else _sample_points(space))
     built = [trial_settings(space, p, seed=space.seeds[0], out=out, overrides=overrides) for p in points]
     teacher = next((goal.metric for goal in space.goals if "teacher" in goal.metric), None)
@@ -138,10 +139,9 @@ def resolve_depths(space: SearchSpace, overrides: Mapping[str, Any]) -> SearchSp
         return space
     for other in space.axes:
         if other.name in ("teacher", "model.teacher_layers", "scratch.layers"):
-            raise SettingsError(
-                f"{axis.name}: `divisors` needs one teacher depth, but {other.name} varies; list the depths "
-                f"(`choice: [1, 2]`, --vary {axis.name}=1,2), or fix --{other.name}"
-            )
+            what = f"{axis.name}: `divisors` needs one teacher depth, but {other.name} varies"
+            cure = f"list the depths (`choice: [1, 2]`, --vary {axis.name}=1,2), or fix --{other.name}"
+            raise SettingsError(f"{what}; {cure}")
     values = merge({"data": "-", "out": "-"}, space.settings, overrides)
     settings = build_settings(TrainSettings, values, where=space.file)
     depth = teacher_depth(settings) or _fetch_depth(settings)
@@ -151,9 +151,8 @@ def resolve_depths(space: SearchSpace, overrides: Mapping[str, Any]) -> SearchSp
     axes = tuple(known if other is axis else other for other in space.axes)
     for other in axes:
         if conditions(axes, other) is None:
-            raise SettingsError(
-                f"{other.name} varies only where {conditions_text(other.when)}, but {why}; fix --{other.name}"
-            )
+            where = conditions_text(other.when)
+            raise SettingsError(f"{other.name} varies only where {where}, but {why}; fix --{other.name}")
     for point in space.start:
         if point.get(axis.name, 1) not in divisors:
             raise SettingsError(f"start: {axis.name} = {point[axis.name]}, but {why}; use one of them")
@@ -215,11 +214,9 @@ def _fetch_depth(settings: TrainSettings) -> int:
     try:
         return encoder_depth(settings.teacher, settings.model, settings.scratch)
     except (ValueError, AttributeError, TypeError) as error:
-        reason = first_line(error.__cause__ or error)
-        raise SettingsError(
-            f"teacher = {settings.teacher!r}: its depth is not known here ({reason}), and `choice: "
-            "divisors` needs it; give --model.teacher_layers N, or list the depths"
-        ) from error
+        what = f"its depth is not known here ({first_line(error.__cause__ or error)})"
+        cure = "`choice: divisors` needs it; give --model.teacher_layers N, or list the depths"
+        raise SettingsError(f"teacher = {settings.teacher!r}: {what}, and {cure}") from error
 
 
 class Train(Protocol):
