@@ -16,7 +16,7 @@ from hypothesis import settings
 from newsbert_ray.config import PrepareSettings, TrainSettings, build_settings, merge
 from newsbert_ray.data.batches import Batch, Bucket, Topics
 from newsbert_ray.data.prepare import prepare
-from newsbert_ray.data.synthetic import synthesize
+from newsbert_ray.data.synthetic import synthesize, synthesize_pairs
 from newsbert_ray.record import RunRecord
 
 if TYPE_CHECKING:
@@ -54,6 +54,19 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "workers": 0,
         "scratch": {"vocabulary": 400},
     }
+    prepare(build_settings(PrepareSettings, values), say=lambda _: None)
+    return folder / "shards"
+
+
+@pytest.fixture(scope="session")
+def pair_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small synthetic retrieval table, prepared with a learned vocabulary."""
+    folder = tmp_path_factory.mktemp("pairs")
+    tables = synthesize_pairs(folder, pairs=240, words=20, topics=4, seed=3)
+    values = {
+        "source": [str(table) for table in tables], "teacher": "scratch", "out": str(folder / "shards"),
+        "scratch": {"vocabulary": 400}, "max_tokens": 40,
+    }  # fmt: skip
     prepare(build_settings(PrepareSettings, values), say=lambda _: None)
     return folder / "shards"
 

@@ -31,9 +31,9 @@ class _Tensors:
     """A frozen dataclass of tensors that can be copied to a device."""
 
     def to(self, device: torch.device) -> Self:
-        """The same on `device`."""
+        """The same on `device`; a GPU copies from pinned memory while it computes."""
         tensors = {
-            field.name: value.to(device, non_blocking=True)
+            field.name: (value.pin_memory() if device.type == "cuda" else value).to(device, non_blocking=True)
             for field in fields(self)  # type: ignore[arg-type]
             if isinstance(value := getattr(self, field.name), Tensor)
         }

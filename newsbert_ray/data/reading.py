@@ -73,7 +73,7 @@ class World:
         """Each value summed over all workers; every worker must call it with the same keys."""
         if self.size == 1:
             return dict(values)
-        tensor = torch.tensor(list(values.values()), dtype=torch.float64, device=self.device)
+        tensor = torch.tensor(list(values.values()), dtype=torch.float64)  # a GPU would have to be waited for
         return dict(zip(values, self.sum_tensor(tensor).tolist(), strict=True))
 
     def broadcast(self, value: T) -> T:
@@ -81,8 +81,7 @@ class World:
         if self.size == 1:
             return value
         values = [value]
-        device = self.device if self.device.type == "cuda" else None
-        torch.distributed.broadcast_object_list(values, src=0, device=device)
+        torch.distributed.broadcast_object_list(values, src=0, device=_CPU)
         return values[0]
 
 

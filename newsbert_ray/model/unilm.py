@@ -32,6 +32,9 @@ _BIAS_SIZES = ("rel_pos_bins", "max_rel_pos")
 class UniLMEncoder(Encoder):
     """BERT with an attention bias that depends on the distance between key and query."""
 
+    _buckets: Tensor
+    """Of all lengths, on the encoder's device: a GPU would otherwise wait for each batch's copy."""
+
     def __init__(self, backbone: PreTrainedModel, bias: nn.Linear, *, reach: int) -> None:
         """
         Args:
@@ -41,12 +44,14 @@ class UniLMEncoder(Encoder):
         super().__init__(backbone)
         self.rel_pos_bias = bias
         self._reach = reach
+        buckets = relative_buckets(
+            int(backbone.config.max_position_embeddings), buckets=bias.weight.shape[1], reach=reach
+        )
+        self.register_buffer("_buckets", buckets, persistent=False)
 
     def position_bias(self, length: int) -> Tensor:
         """Bias (heads, L, L) of each query (row) and key (column)."""
-        weight = self.rel_pos_bias.weight
-        buckets = relative_buckets(length, buckets=weight.shape[1], reach=self._reach).to(weight.device)
-        return weight[:, buckets]
+        return self.rel_pos_bias.weight[:, self._buckets[:length, :length]]
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
         """As in `Encoder`, with the bias added to the attention mask."""

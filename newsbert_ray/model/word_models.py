@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from newsbert_ray.model.encoder import WEIGHTS, Encoder, EncoderError, States, write_encoder
 from newsbert_ray.model.pooling import HEAD_SIZE, HEADS, SelfAttention
@@ -79,6 +79,8 @@ class RecurrentEncoder(WordModel):
         super().__init__(words, hidden_size, dropout=dropout)
         if hidden_size % 2:
             raise EncoderError(f"a BiLSTM of width {hidden_size}: the width must be even for two directions")
+        # cuDNN would like both directions' weights in one piece; it copies them, which costs little.
+        warnings.filterwarnings("ignore", message="RNN module weights are not part of single contiguous")
         self.lstm = nn.LSTM(words.embedding_dim, hidden_size // 2, batch_first=True, bidirectional=True)
 
     @property
@@ -89,12 +91,30 @@ class RecurrentEncoder(WordModel):
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
         """Word embeddings (B, L, W) and the LSTM's states (B, L, D), 0 at padding."""
         embedded = self.dropout(self.words(input_ids))
-        lengths = attention_mask.sum(-1).cpu()
-        packed = pack_padded_sequence(embedded, lengths, batch_first=True, enforce_sorted=False)
-        states, _ = pad_packed_sequence(
-            self.lstm(packed)[0], batch_first=True, total_length=input_ids.shape[1]
-        )
-        return embedded, self.dropout(states)
+        # Packing would wait for the device to count the tokens. Here the second direction reads each text
+        # backwards from its own last token, so that neither begins in the padding.
+        mirrored = _mirror(attention_mask)[..., None]
+        weights = list(self.lstm.parameters())
+        half = len(weights) // 2
+        there = self._read(embedded, weights[:half])
+        back = self._read(embedded.gather(1, mirrored.expand_as(embedded)), weights[half:])
+        states = torch.cat([there, back.gather(1, mirrored.expand_as(back))], -1)
+        return embedded, self.dropout(states * attention_mask[..., None])
+
+    def _read(self, embedded: Tensor, weights: Sequence[Tensor]) -> Tensor:
+        """States (B, L, D / 2) of one direction, from the first position to the last."""
+        start = embedded.new_zeros(1, len(embedded), self.lstm.hidden_size)
+        states: Tensor = torch.lstm(
+            embedded, (start, start), list(weights), True, 1, 0.0, self.training, False, True
+        )[0]
+        return states
+
+
+def _mirror(attention_mask: Tensor) -> Tensor:
+    """Positions (B, L) that reverse each text's tokens and leave its padding where it is."""
+    positions = torch.arange(attention_mask.shape[1], device=attention_mask.device)
+    last = attention_mask.sum(-1, keepdim=True) - 1
+    return torch.where(positions <= last, last - positions, positions)
 
 
 class NrmsEncoder(WordModel):

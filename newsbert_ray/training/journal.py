@@ -171,7 +171,10 @@ def _log_numbers(entry: Mapping[str, Any]) -> str:
         if name in losses
     ]
     speed = f"{entry['titles_per_second']:.0f} {entry.get('examples', 'titles')}/s"
-    return "  ".join([f"loss {losses['total']:.3f}", *tasks, speed])
+    seconds = entry.get("seconds", {})
+    training = seconds.get("train", 0.0) + seconds.get("data", 0.0)
+    waiting = [f"waiting for data {seconds['data'] / training:.0%}"] if seconds.get("data") else []
+    return "  ".join([f"loss {losses['total']:.3f}", *tasks, speed, *waiting])
 
 
 def _evaluation_line(entry: Mapping[str, Any]) -> str:

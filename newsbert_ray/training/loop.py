@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from queue import Full, Queue
+from threading import Event, Thread
 from typing import Any
 
 import torch
@@ -21,6 +24,8 @@ from newsbert_ray.training.step import BLOCK, TOTAL, Learner, train_step
 
 Report = Callable[[dict[str, Any]], object]
 
+READ_AHEAD = 2
+"""Updates that are read before they are needed."""
 TRIGGER_STEPS = 5
 """Steps between two checks of the timer and of preemption notices in a group; each costs an exchange."""
 
@@ -70,6 +75,10 @@ class TrainingLoop:
             LossError: the loss or a weight is not finite; noticed at the next log entry or checkpoint, before
                 it is written.
         """
+        with closing(read_ahead(updates, self.world.device)) as ahead:
+            self._run(ahead)
+
+    def _run(self, updates: Iterable[Update]) -> None:
         progress, settings = self.progress, self.learner.settings
         ends, evaluations = self.schedule.ends, self.schedule.evaluations(settings.evaluate_every)
         clock = _Clock(progress)
@@ -113,11 +122,10 @@ class TrainingLoop:
                 raise PreemptedError(f"this machine is being taken away; step {step} is in a checkpoint")
 
     def _train(self, update: Update, *, statistics: bool) -> dict[str, Tensor | float]:
-        parts = [part.to(self.world.device) for part in update.parts]
-        numbers = train_step(self.learner, parts, step=update.step, statistics=statistics)
+        numbers = train_step(self.learner, update.parts, step=update.step, statistics=statistics)
         progress = self.progress
         progress.step = update.step
-        progress.titles += parts[0].rows
+        progress.titles += update.parts[0].rows
         losses = {name: value for name, value in numbers.items() if isinstance(value, Tensor)}
         self._unread.append((update.step, losses))
         blocks = {name: float(value) for name, value in numbers.items() if name.startswith(BLOCK)}
@@ -190,6 +198,42 @@ class TrainingLoop:
             "train": self.world.sum_values(losses),
             **{name: value for name, value in numbers.items() if name not in losses},
         }
+
+
+def read_ahead(updates: Iterable[Update], device: torch.device) -> Generator[Update, None, None]:
+    """The same updates, on `device`; a thread reads and copies the next READ_AHEAD while the last one trains.
+
+    Raises:
+        Exception: what reading raised, in its place.
+    """
+    ready: Queue[Update | BaseException | None] = Queue(READ_AHEAD)
+    ended = Event()
+
+    def put(item: Update | BaseException | None) -> None:
+        while not ended.is_set():
+            with suppress(Full):
+                return ready.put(item, timeout=0.1)
+
+    def read() -> None:
+        try:
+            for update in updates:
+                put(replace(update, parts=tuple(part.to(device) for part in update.parts)))
+                if ended.is_set():
+                    return
+            put(None)
+        except BaseException as error:
+            put(error)
+
+    thread = Thread(target=read, name="read-ahead", daemon=True)
+    thread.start()
+    try:
+        while (item := ready.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        ended.set()
+        thread.join()
 
 
 class CheckpointTriggers:

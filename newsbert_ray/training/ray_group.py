@@ -216,8 +216,8 @@ class _Group:
             ray_private.group_trainer()(
                 _work,
                 train_loop_config={"job": self._job},
-                # NCCL refuses two workers on one GPU.
-                torch_config=config_type(backend="gloo" if 0 < gpus < 1 else None),
+                # Counts are exchanged between the CPUs. NCCL refuses two workers on one GPU.
+                torch_config=config_type(backend="cpu:gloo,cuda:nccl" if gpus >= 1 else "gloo"),
                 scaling_config=ScalingConfig(
                     num_workers=workers,
                     use_gpu=gpus > 0,

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -205,7 +206,8 @@ class SparseEmbeddingGradients:
             assert dense is not None
             touched, rows = sparse._indices()[0], sparse._values()
             if self.world_size > 1:
-                touched, rows = mean_rows(touched, rows, world_size=self.world_size)
+                merge = rows.device.type == "cpu"
+                touched, rows = mean_rows(touched, rows, world_size=self.world_size, merge=merge)
             dense.index_add_(0, touched, rows)
             if (padding := self._padding[index]) is not None:
                 dense[padding].zero_()
@@ -213,23 +215,26 @@ class SparseEmbeddingGradients:
             embedding.weight.grad = dense
 
 
-def mean_rows(touched: Tensor, rows: Tensor, *, world_size: int) -> tuple[Tensor, Tensor]:
+def mean_rows(touched: Tensor, rows: Tensor, *, world_size: int, merge: bool = True) -> tuple[Tensor, Tensor]:
     """All workers' gradient rows divided by the number of workers, in rank order.
 
     Args:
         touched: (R,) int64, this worker's row numbers; a row may occur several times.
         rows: (R, D) gradients of these rows.
+        merge: add up each row's gradients before the exchange. Less is sent, but a GPU's workers would wait
+            for the number of different rows.
     Returns:
         (S,) row numbers and (S, D) gradients of all workers; some of them are zero.
     """
-    unique, inverse = torch.unique(touched, return_inverse=True)
-    summed = rows.new_zeros(len(unique), rows.shape[1]).index_add_(0, inverse, rows)
-    longest = torch.tensor([len(unique)], device=rows.device)
-    dist.all_reduce(longest, op=dist.ReduceOp.MAX)
+    if merge:
+        touched, inverse = torch.unique(touched, return_inverse=True)
+        rows = rows.new_zeros(len(touched), rows.shape[1]).index_add_(0, inverse, rows)
+    longest = np.array([len(touched)])  # shapes are known without the device
+    dist.all_reduce(torch.from_numpy(longest), op=dist.ReduceOp.MAX)
     # all_gather needs equal shapes: pad with zero gradients for row 0.
-    padding = int(longest) - len(unique)
-    padded_touched = nn.functional.pad(unique, (0, padding))
-    padded_rows = nn.functional.pad(summed, (0, 0, 0, padding)) / world_size
+    padding = int(longest[0]) - len(touched)
+    padded_touched = nn.functional.pad(touched, (0, padding))
+    padded_rows = nn.functional.pad(rows, (0, 0, 0, padding)) / world_size
     all_touched = [torch.empty_like(padded_touched) for _ in range(world_size)]
     all_rows = [torch.empty_like(padded_rows) for _ in range(world_size)]
     dist.all_gather(all_touched, padded_touched)

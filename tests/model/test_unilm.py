@@ -20,6 +20,7 @@ from newsbert_ray.model.assemble import assemble_pair
 from newsbert_ray.model.encoder import Encoder, EncoderError
 from newsbert_ray.model.families import encoder_depth, load_encoder, load_exported
 from newsbert_ray.model.unilm import UniLMEncoder, relative_buckets
+from tests.waits import Waits
 
 if TYPE_CHECKING:
     from tests.conftest import MakeSettings
@@ -206,6 +207,16 @@ def test_attention_losses_see_the_bias(tmp_path: Path) -> None:
         plain = layer._replace(bias=None)
         added = attention_scores(layer) - attention_scores(plain)
     torch.testing.assert_close(added[0], encoder.position_bias(IDS.shape[1]), rtol=1e-4, atol=1e-5)
+
+
+def test_the_bias_needs_nothing_from_the_cpu(tmp_path: Path) -> None:
+    """A GPU would wait for a copy in each batch."""
+    encoder = load(write(tmp_path, checkpoint(joined=False)))
+    assert isinstance(encoder, UniLMEncoder)
+    encoder.to("meta")
+    with Waits() as waits:
+        assert encoder.position_bias(7).shape == (HEADS, 7, 7)
+    assert not waits.count
 
 
 def test_missing_weights_are_named(tmp_path: Path) -> None:

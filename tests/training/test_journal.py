@@ -40,6 +40,13 @@ def test_log_line_names_its_unit() -> None:
     assert "examples" not in dict(flatten(entry))
 
 
+def test_log_line_shows_what_waiting_for_data_costs() -> None:
+    """A GPU that waits for its shards looks busy otherwise."""
+    entry: dict[str, Any] = {"train": {"total": 1.5}, "titles_per_second": 412.3}
+    entry["seconds"] = {"train": 9.0, "data": 1.0}
+    assert _log_numbers(entry) == "loss 1.500  412 titles/s  waiting for data 10%"
+
+
 def test_closing_lines_of_topics(make_record: MakeRecord) -> None:
     """Scripts read these lines: their format must not change."""
     first, teacher, student, speed, _ = closing_lines(

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
+from newsbert_ray.data.batches import Batch
 from newsbert_ray.data.reading import Update, World, make_schedule, read_updates
 from newsbert_ray.data.shards import read_manifest
 from newsbert_ray.model.assemble import assemble_pair
 from newsbert_ray.training.checkpoint import Progress, resume, step_folders
 from newsbert_ray.training.loop import (
+    READ_AHEAD,
     TRIGGER_STEPS,
     CheckpointTriggers,
     LossError,
     PreemptedError,
     TrainingLoop,
+    read_ahead,
 )
 from newsbert_ray.training.run import train
-from newsbert_ray.training.step import build_learner
+from newsbert_ray.training.step import Learner, build_learner, train_step
 
 if TYPE_CHECKING:
     from tests.conftest import MakeSettings
@@ -82,7 +86,7 @@ def test_a_preempted_worker_leaves_its_last_step(make_settings: MakeSettings, tm
 
 @pytest.mark.parametrize("log_every", [2, 100])
 def test_a_loss_that_is_not_finite_stops_the_run(
-    make_settings: MakeSettings, tmp_path: Path, log_every: int
+    make_settings: MakeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log_every: int
 ) -> None:
     """It is noticed at the next log entry or checkpoint; NaN weights in a checkpoint would spoil a resume."""
     settings = make_settings(log_every=log_every, **{"checkpoint.every_steps": 5})
@@ -91,13 +95,13 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     learner = build_learner(assemble_pair(settings, manifest), settings, total_steps=schedule.total_steps)
     entries: list[dict[str, Any]] = []
 
-    def updates() -> Iterator[Update]:
-        for update in read_updates(schedule):
-            if update.step == 3:
-                with torch.no_grad():
-                    learner.pair.get_parameter("top.head.dense.bias")[0] = float("nan")
-            yield update
+    def spoilt_step(learner: Learner, parts: Sequence[Batch], *, step: int, **options: Any) -> Any:
+        if step == 3:
+            with torch.no_grad():
+                learner.pair.get_parameter("top.head.dense.bias")[0] = float("nan")
+        return train_step(learner, parts, step=step, **options)
 
+    monkeypatch.setattr("newsbert_ray.training.loop.train_step", spoilt_step)
     loop = TrainingLoop(
         learner,
         schedule,
@@ -109,7 +113,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(
         preempted=lambda: False,
     )
     with pytest.raises(LossError, match=r"not finite at step 3 \(.*total nan.*lower learning_rate"):
-        loop.run(updates())
+        loop.run(read_updates(schedule))
     assert [entry["step"] for entry in entries] == ([1, 2] if log_every == 2 else [1])
     assert loop.progress.step == (4 if log_every == 2 else 5)
     assert list(tmp_path.iterdir()) == []
@@ -132,3 +136,38 @@ def test_evaluations_without_checkpoints(make_settings: MakeSettings) -> None:
     assert curves[0] == curves[1]
     assert steps[1] == ["07"]
     assert len(steps[0]) == 2
+
+
+def test_reading_ahead_keeps_order_bounds_and_errors(make_settings: MakeSettings) -> None:
+    """A run must get the same updates, hold few of them, and stop with what reading raised."""
+    schedule = make_schedule(make_settings(), read_manifest(make_settings().data))
+    read: list[int] = []
+
+    def updates(fails: int) -> Iterator[Update]:
+        for update in read_updates(schedule):
+            read.append(update.step)
+            if update.step == fails:
+                raise OSError("shard is gone")
+            yield update
+
+    ahead = read_ahead(updates(-1), torch.device("cpu"))
+    for expected in read_updates(schedule):
+        found = next(ahead)
+        assert found.step == expected.step
+        assert torch.equal(found.parts[0].buckets[0].input_ids, expected.parts[0].buckets[0].input_ids)
+        assert max(read) <= found.step + READ_AHEAD + 2
+    with pytest.raises(StopIteration):
+        next(ahead)
+    ahead = read_ahead(updates(3), torch.device("cpu"))
+    assert [next(ahead).step, next(ahead).step] == [1, 2]
+    with pytest.raises(OSError, match="shard is gone"):
+        next(ahead)
+
+
+def test_the_reader_ends_with_the_run(make_settings: MakeSettings) -> None:
+    """A thread that is left behind would read a trial's shards during the next one."""
+    schedule = make_schedule(make_settings(), read_manifest(make_settings().data))
+    ahead = read_ahead(read_updates(schedule), torch.device("cpu"))
+    next(ahead)
+    ahead.close()
+    assert not [thread for thread in threading.enumerate() if thread.name == "read-ahead"]

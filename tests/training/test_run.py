@@ -21,7 +21,6 @@ from newsbert_ray.data.examples import Clicks
 from newsbert_ray.data.prepare import prepare
 from newsbert_ray.data.reading import make_schedule, read_updates, window_parts
 from newsbert_ray.data.shards import ShardError, read_manifest
-from newsbert_ray.data.synthetic import synthesize_pairs
 from newsbert_ray.evaluation.evaluate import evaluate
 from newsbert_ray.model.assemble import assemble_pair
 from newsbert_ray.model.encoder import EncoderError
@@ -377,19 +376,6 @@ def test_negatives_change_with_the_epoch_and_nothing_else(make_settings: MakeSet
     assert drawn(0) == drawn(0)
     assert drawn(0) != drawn(1)
     assert {row[0] for row in drawn(0)} == {row[0] for row in drawn(1)}
-
-
-@pytest.fixture(scope="module")
-def pair_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small synthetic retrieval table, prepared with a learned vocabulary."""
-    folder = tmp_path_factory.mktemp("pairs")
-    tables = synthesize_pairs(folder, pairs=240, words=20, topics=4, seed=3)
-    values = {
-        "source": [str(table) for table in tables], "teacher": "scratch", "out": str(folder / "shards"),
-        "scratch": {"vocabulary": 400}, "max_tokens": 40,
-    }  # fmt: skip
-    prepare(build_settings(PrepareSettings, values), say=lambda _: None)
-    return folder / "shards"
 
 
 def test_a_retrieval_run_from_end_to_end(make_settings: MakeSettings, pair_shards: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from newsbert_ray.data.reading import Update, World, make_schedule, read_updates
 from newsbert_ray.data.shards import read_manifest
 from newsbert_ray.distill.joint import joint_losses
 from newsbert_ray.distill.losses import weighted_total
-from newsbert_ray.methods import LOSSES, METHODS
+from newsbert_ray.methods import LOSSES, METHODS, TASKS
 from newsbert_ray.model.assemble import assemble_pair
 from newsbert_ray.model.pair import Pair
 from newsbert_ray.training.step import (
@@ -24,6 +25,7 @@ from newsbert_ray.training.step import (
     SparseEmbeddingGradients,
     build_learner,
     learning_rate_factor,
+    mean_rows,
     train_step,
 )
 from tests.benchmarks.bench_recommend import each_mention
@@ -341,19 +343,39 @@ def test_word_gradients_equal_autograds_dense_ones(make_settings: MakeSettings) 
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("task", ["topics", "recommendation"])
-@pytest.mark.parametrize("method", [name for name in METHODS if name not in ("bilstm_soft", "linear")])
-def test_a_step_does_not_wait_for_the_device(make_settings: MakeSettings, method: str, task: str) -> None:
-    """A wait leaves a GPU without work; only a BiLSTM needs one, for its texts' lengths."""
-    settings = make_settings(method=method, task=task, **{"student.layers": 1})
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "linear"])
+def test_a_step_does_not_wait_for_the_device(
+    make_settings: MakeSettings, pair_shards: Path, method: str, task: str
+) -> None:
+    """A wait leaves a GPU without work. Both stages of a method, bf16 and clipping are in it."""
+    more = {"data": str(pair_shards)} if task == "retrieval" else {}
+    common = {"student.layers": 1, "optimizer.clip_norm": 1.0, "precision": "bf16"}
+    settings = make_settings(method=method, task=task, **common, **more)
     schedule = make_schedule(settings, read_manifest(settings.data))
     pair = assemble_pair(settings, schedule.manifest, stand_in=True)
-    learner = build_learner(pair, settings, total_steps=schedule.total_steps)
+    learner = build_learner(pair, settings, total_steps=2)
     first, second = islice(read_updates(schedule), 2)
     train_step(learner, first.parts, step=1)
     with Waits() as waits:
+        train_step(learner, first.parts, step=1)
         train_step(learner, second.parts, step=2)
     assert not waits.count
+
+
+def test_workers_of_gpus_exchange_without_a_wait(tmp_path: Path) -> None:
+    """The count of different rows would be one; both forms must give the same gradient."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        touched, rows = torch.tensor([4, 1, 4]), torch.randn(3, 2)
+        with Waits() as waits:
+            found = mean_rows(touched, rows, world_size=1, merge=False)
+        merged = mean_rows(touched, rows, world_size=1)
+    finally:
+        torch.distributed.destroy_process_group()
+    assert not waits.count
+    dense, others = (torch.zeros(6, 2).index_add_(0, *pair) for pair in (found, merged))
+    torch.testing.assert_close(dense, others)
 
 
 def test_a_wait_is_counted() -> None:
@@ -364,3 +386,32 @@ def test_a_wait_is_counted() -> None:
         values[values > 0]
         values.to("meta")
     assert sum(waits.count.values()) >= 3
+
+
+def test_an_item_that_is_put_back_is_counted(
+    make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same, inside a step."""
+    learner, updates = start(make_settings())
+
+    def total(losses: dict[str, Tensor], weights: LossWeights) -> Tensor:
+        assert all(loss.item() >= 0 for loss in losses.values())
+        return weighted_total(losses, weights)
+
+    monkeypatch.setattr("newsbert_ray.training.step.weighted_total", total)
+    with Waits() as waits:
+        train_step(learner, updates[0].parts, step=1)
+    assert waits.count["_local_scalar_dense"] >= 5
+
+
+def test_a_learned_map_computes_in_fp32(make_settings: MakeSettings) -> None:
+    """TinyBERT's losses compare its result; bf16 would round them."""
+    learner, updates = start(make_settings(method="finetune", precision="bf16"))
+    pair = learner.pair
+    pair.state_map = torch.nn.Linear(16, 24)
+    with torch.autocast("cpu", torch.bfloat16):
+        _, student = pair(updates[0].parts[0])
+    assert student.mapped_states is not None
+    expected = torch.nn.functional.linear(student.hidden_states[0][1], *pair.state_map.parameters())
+    assert torch.equal(student.mapped_states[0][1], expected)
+    assert expected.dtype == torch.float32
