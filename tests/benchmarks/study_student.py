@@ -22,7 +22,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -30,17 +30,21 @@ from typing import Any
 SIZES: tuple[int | None, ...] = (1000, 12000, 4000, None)
 """Amounts of labels; None is all."""
 SEEDS = (0, 1, 2, 3, 4)
-RATES = (2e-4, 4e-4, 8e-4)
+RATES = (1e-4, 2e-4, 4e-4, 8e-4)
 UNLABELLED_SHARE = 0.75
 TEACHER_RATE = 1e-4
 ABLATIONS = ("no_momentum", "no_soft_labels", "no_hidden")
 METHODS = ("finetune", "best", "twinbert", "newsbert", "newsbert_warm", "disjoint", "tinybert", *ABLATIONS)
 TUNED_LIKE = {**dict.fromkeys(ABLATIONS, "newsbert")}
 """Methods that take another's rate."""
+PARTS = (
+    *("teachers", "tuning", "main", "variants", "sizes", "layers2", "layers0", "regime", "rates", "layers3"),
+)
+"""The parts of the plan in the order in which a cut would leave the most."""
 COMMON: dict[str, Any] = {
     "steps": 1000,
     "batch_size": 128,
-    "evaluate_every": 100,
+    "evaluate_every": 50,
     "log_every": 500,
     "threads": 1,
     "optimizer": {"decay": "linear", "warmup_share": 0.05, "teacher_learning_rate": TEACHER_RATE},
@@ -93,33 +97,29 @@ def teacher_name(labels: int | None, seed: int) -> str:
 
 def make_plan(names: Sequence[str], *, depth: int) -> list[Run]:
     """The runs of some parts of the plan, in the order in which they are started."""
+    deeper = ("finetune", "best", "newsbert", "twinbert")
     parts = {
         "teachers": [Run("teachers", "teacher", n, depth, s, TEACHER_RATE) for n in SIZES for s in SEEDS],
         "tuning": list(_tuning()),
         "main": [Run("main", m, n, 1, s) for n in SIZES[:2] for s in SEEDS for m in METHODS],
         "sizes": [Run("main", m, n, 1, s) for n in SIZES[2:] for s in SEEDS for m in METHODS],
-        "layers": [
-            Run("layers", m, n, layers, s)
-            for layers in (2, 0, 3)
-            for n in SIZES
-            for s in SEEDS
-            for m in ("finetune", "best", "newsbert", "twinbert")
-            if layers or m in ("finetune", "best")
-        ],
+        "layers2": [Run("layers", m, n, 2, s) for n in SIZES for s in SEEDS for m in deeper],
+        "layers3": [Run("layers", m, n, 3, s) for n in SIZES for s in SEEDS for m in deeper],
+        "layers0": [Run("layers", m, n, 0, s) for n in SIZES for s in SEEDS for m in deeper[:2]],
         "variants": list(_variants()),
         "regime": list(_regime()),
         "rates": list(_rates(depth)),
-        "linear": [Run("linear", "linear", n, 0, s, 0.0) for n in SIZES for s in SEEDS],
+        # All labels are the same for each seed.
+        "linear": [Run("linear", "linear", n, 0, s, 0.0) for n in SIZES for s in SEEDS[: 5 if n else 1]],
     }
     return list({run.name: run for name in names for run in parts[name]}.values())
 
 
 def _tuning() -> Iterator[Run]:
     """Rates for each method, at seed 0."""
-    for labels in SIZES[:2]:
-        for method in METHODS:
-            if method not in TUNED_LIKE:
-                yield from (Run("tuning", method, labels, 1, 0, rate) for rate in RATES)
+    for method in METHODS:
+        for labels in SIZES[:2] if method not in TUNED_LIKE else ():
+            yield from (Run("tuning", method, labels, 1, 0, rate) for rate in RATES)
     for labels in SIZES[:2]:
         for method in ("finetune", "best"):
             yield from (Run("tuning", method, labels, 0, 0, rate) for rate in (1e-3, 2e-3, 4e-3))
@@ -140,32 +140,30 @@ def _variants() -> Iterator[Run]:
             yield from (Run("variants", "best", labels, 1, seed, None, change) for change in changes)
             for method in ("twinbert", "newsbert", "best"):
                 yield Run("variants", method, labels, 1, seed, None, {}, unlabelled=False)
+            for steps in (100, 300):  # does fine-tuning want a shorter schedule?
+                values = {"steps": steps, "evaluate_every": steps // 20}
+                yield Run("variants", "finetune", labels, 1, seed, None, values)
 
 
 def _regime() -> Iterator[Run]:
     """The paper's rates (19.7): does momentum matter where the student moves slowly?"""
+    values = {"steps": 3000, "optimizer.teacher_learning_rate": None, "optimizer.decay": "none"}
     for seed in SEEDS[:3]:
         for rate in (3e-5, 3e-6):
             for beta in (0.0, 0.1, 0.3):
-                values = {
-                    "distill.beta": beta,
-                    "steps": 3000,
-                    "optimizer.teacher_learning_rate": None,
-                    "optimizer.decay": "none",
-                }
-                yield Run("regime", "newsbert", 12000, 1, seed, rate, values, unlabelled=False)
+                own = {**values, "distill.beta": beta}
+                yield Run("regime", "newsbert", 12000, 1, seed, rate, own, unlabelled=False)
 
 
 def _rates(depth: int) -> Iterator[Run]:
-    """Rates of fine-tuning at three sizes, as a first look would run it (18.10)."""
+    """Rates of fine-tuning at three sizes, two epochs, as a first look would run it (18.10)."""
     short = {"batch_size": 32, "steps": None, "epochs": 2, "evaluate_every": None}
-    for seed in SEEDS[:2]:
-        for labels in (1500, 12000, None):
-            for rate in (5e-5, 1e-4, 2e-4, 4e-4):
-                for layers in (1, 2, depth):
-                    for decay in ("none", "linear"):
-                        values = {**short, "optimizer.decay": decay}
-                        yield Run("rates", "finetune", labels, layers, seed, rate, values)
+    for labels in (1500, 4000, 12000):
+        for layers in (2, depth):
+            for decay in ("none", "linear"):
+                values = {**short, "optimizer.decay": decay}
+                for rate in (5e-5, 1e-4, 2e-4, 4e-4):
+                    yield Run("rates", "finetune", labels, layers, 0, rate, values)
 
 
 # Data: a folder of shards for each draw of labels.
@@ -298,8 +296,11 @@ def work(connection: Connection, options: Mapping[str, str]) -> None:
     """A worker process: receives (run, rate), answers with its record or the error, until it gets None."""
     os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
     import torch
+    import transformers
 
     torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     while (job := connection.recv()) is not None:
         run, rate = job
         try:
@@ -318,24 +319,26 @@ class Study:
     """The plan's state: what is finished, failed, running and left.
 
     Attributes:
+        kept: folder of records.jsonl and failures.jsonl.
         times: seconds of finished runs by kind of run.
     """
 
     plan: list[Run]
     out: Path
+    kept: Path
     records: dict[str, dict[str, Any]] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     times: dict[tuple[str, int], list[float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        path = self.out / "records.jsonl"
+        path = self.kept / "records.jsonl"
         for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
             self._add(json.loads(line))
 
     def finish(self, record: dict[str, Any]) -> None:
         """Keep a record, or a failure, at once."""
         name = "records.jsonl" if "error" not in record else "failures.jsonl"
-        with (self.out / name).open("a", encoding="utf-8") as file:
+        with (self.kept / name).open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         self._add(record)
 
@@ -347,6 +350,10 @@ class Study:
                 continue
             rate = self.rate_of(run)
             if rate is None or not self._has_teacher(run) or self.expected(run) > seconds_left:
+                continue
+            tuning = self.records.get(replace(run, rate=rate).name)
+            if run.rate is None and tuning is not None:  # the same run
+                self.finish({**tuning, "name": run.name, "stage": run.stage})
                 continue
             return run, rate
         return None
@@ -461,9 +468,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", required=True, help="shards of all titles")
     parser.add_argument("--teacher", required=True)
     parser.add_argument("--out", required=True)
-    parser.add_argument(
-        "--plan", nargs="+", default=["teachers", "tuning", "main", "sizes", "layers", "variants"]
-    )
+    parser.add_argument("--records", help="folder of records.jsonl; by default DIR")
+    parser.add_argument("--plan", nargs="+", default=PARTS, help="parts of the plan")
     parser.add_argument("--only", nargs="+", default=[], help="NAME=VALUE,...: runs with these values only")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=1e6)
@@ -479,7 +485,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     depth = encoder_depth(options.teacher, ModelSettings(), ScratchSettings())
     plan = [run for run in make_plan(options.plan, depth=depth) if _is_wanted(run, options.only)]
-    study = Study(plan, out)
+    kept = Path(options.records or out).absolute()
+    kept.mkdir(parents=True, exist_ok=True)
+    study = Study(plan, out, kept)
     if options.dry_run:
         for run in plan:
             print("done" if run.name in study.records else "    ", run.stage, run.name)
