@@ -11,6 +11,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from newsbert_ray.methods import (
+    LABEL_LOSSES,
     METHOD_TASK_VALUES,
     METHODS,
     STUDENT_LOSSES,
@@ -315,6 +316,13 @@ class TrainSettings(Settings):
     """CPU threads per worker. By default all cores; one for a trial of a sweep."""
     train_rows: int | None = Field(None, ge=1)
     """Number of training examples to use, chosen by a fixed hash. By default all."""
+    unlabelled: str | None = None
+    """Further shards whose train news are texts without labels, prepared with the same tokeniser; folder or
+    URL. Texts that `data` has too are left out."""
+    unlabelled_share: float = Field(0.0, ge=0.0, lt=1.0)
+    """Share of a batch without labels: train news that no example uses (beyond `train_rows`, without a label,
+    never shown to a user), and those of `unlabelled`. Task losses leave them out. If there are none, a batch
+    has labelled ones only. An epoch is one pass over the labelled ones."""
     evaluate_every: int | None = Field(None, ge=1)
     """Also evaluate on validation every so many steps. It is done at the end of each epoch, too, unless
     `steps` is given."""
@@ -353,6 +361,7 @@ class TrainSettings(Settings):
             )
         if self.min_workers is not None and self.min_workers > self.workers:
             raise ValueError(f"min_workers {self.min_workers} is more than workers {self.workers}")
+        self._check_unlabelled()
         parts = self.workers * self.optimizer.accumulate
         if self.batch_size < parts:
             raise ValueError(
@@ -360,6 +369,28 @@ class TrainSettings(Settings):
                 "each part of a batch needs at least one example"
             )
         return self
+
+    @property
+    def unlabelled_size(self) -> int:
+        """Texts without labels in a batch."""
+        return self.batch_size - round(self.batch_size * (1 - self.unlabelled_share))
+
+    def _check_unlabelled(self) -> None:
+        share = f"unlabelled_share {self.unlabelled_share:g}"
+        if self.unlabelled is not None and not self.unlabelled_share:
+            raise ValueError(f"unlabelled {self.unlabelled}: has no effect; set unlabelled_share above 0")
+        if not self.unlabelled_share:
+            return
+        if self.task == "retrieval":
+            raise ValueError(f"{share}: task retrieval has no texts without a pair; set it to 0")
+        if self.distill.losses <= {*TEACHER_LOSSES, *LABEL_LOSSES[self.task]}:
+            what = "texts without labels" if self.task == "topics" else "news without clicks"
+            raise ValueError(
+                f"{share}: nothing learns from {what} with method {self.method}; set it to 0, or set "
+                "distill.weights.news_embedding or another loss of distillation"
+            )
+        if self.unlabelled_size == self.batch_size:
+            raise ValueError(f"{share} leaves no labelled example in a batch of {self.batch_size}; lower it")
 
 
 class PrepareSettings(Settings):

@@ -84,6 +84,12 @@ ATTENTION_LOSSES = losses_where(reads="attention")
 STATE_LOSSES = losses_where(reads="hidden_states") + ATTENTION_LOSSES
 """Losses that compare layers of the encoders; the others need embeddings and predictions only."""
 
+LABEL_LOSSES: Mapping[str, frozenset[str]] = {
+    "topics": frozenset({"student_task", "user_embedding"}),
+    "recommendation": frozenset({"student_task", "user_embedding", "soft_labels", "logits"}),
+}
+"""Losses of the student that a text without label, or a news without click, does not have, by task."""
+
 
 def _only(**weights: float) -> dict[str, float]:
     """Weights that turn off every other loss."""

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from newsbert_ray.config import (
@@ -55,3 +57,20 @@ def test_prepare_needs_a_source() -> None:
     """An empty list of sources would prepare an empty corpus."""
     with pytest.raises(SettingsError, match="source"):
         build_settings(PrepareSettings, {"source": [], "teacher": "scratch", "out": "shards"})
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"method": "finetune"}, "nothing learns from texts without labels with method finetune"),
+        ({"method": "twinbert", "task": "recommendation"}, "nothing learns from news without clicks"),
+        ({"task": "retrieval"}, "task retrieval has no texts without a pair"),
+        ({"batch_size": 4, "unlabelled_share": 0.9}, "leaves no labelled example in a batch of 4"),
+        ({"unlabelled": "more", "unlabelled_share": 0.0}, "has no effect; set unlabelled_share above 0"),
+    ],
+)
+def test_a_share_without_labels_that_nothing_learns_from(values: dict[str, Any], message: str) -> None:
+    """A run that ignores what it was given would look like one that found it useless."""
+    given = {"data": "d", "teacher": "scratch", "out": "o", "unlabelled_share": 0.5, **values}
+    with pytest.raises(SettingsError, match=message):
+        build_settings(TrainSettings, given)

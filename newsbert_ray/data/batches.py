@@ -59,7 +59,7 @@ class Bucket(_Tensors):
 
 @dataclass(frozen=True)
 class Topics(_Tensors):
-    """Target of topic classification: the topic of each text, (B,) int64."""
+    """Target of topic classification: the topic of each text, (B,) int64; -1 where it has no label."""
 
     labels: Tensor
 
@@ -113,6 +113,7 @@ class Batch:
         weight: 1, or 0 for a placeholder that a worker computes when an update has fewer examples than
             workers.
         piece: number of this part in the update. It seeds dropout, whichever worker computes the part.
+        labelled: examples with a label in the whole update; None where all have one.
     """
 
     buckets: tuple[Bucket, ...]
@@ -122,6 +123,7 @@ class Batch:
     tokens: int
     weight: float = 1.0
     piece: int = 0
+    labelled: int | None = None
 
     @property
     def padded_tokens(self) -> int:
@@ -156,6 +158,15 @@ class Examples(Protocol):
         """Buckets of at most about `budget` tokens, and the target."""
         ...
 
+    @property
+    def labelled(self) -> int:
+        """Examples with a label."""
+        ...
+
+    def beside(self, table: TextTable, rows: Ints) -> Self:
+        """These examples with further texts, `rows` of `table`, that have no label."""
+        ...
+
     def arrays(self) -> Sequence[npt.NDArray[np.integer]]:
         """What `restore` needs to make the same examples in another process, besides the table of texts."""
         ...
@@ -171,12 +182,14 @@ class Part:
     tokens: int
     weight: float = 1.0
     piece: int = 0
+    labelled: int | None = None
 
 
 def collate(part: Part, *, pad_id: int, budget: int) -> Batch:
     """A part's examples as a Batch, texts padded with `pad_id` to the longest of their bucket."""
     buckets, target = part.examples.collate(pad_id=pad_id, budget=budget)
-    return Batch(buckets, target, part.rows, part.texts, part.tokens, part.weight, part.piece)
+    counts = part.rows, part.texts, part.tokens, part.weight, part.piece, part.labelled
+    return Batch(buckets, target, *counts)
 
 
 def unique_texts(

@@ -6,7 +6,7 @@ They are made of columns of shards, and make batches. Knows no model and no Ray.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -33,7 +33,7 @@ class Titles:
 
     Attributes:
         tokens, offsets: ids flat; title i has offsets[i]:offsets[i + 1].
-        labels: (N,) topic of each title.
+        labels: (N,) topic of each title; -1 where it has no label.
         rows: (N,) row of each title in the table of texts.
     """
 
@@ -63,6 +63,18 @@ class Titles:
         flat, offsets = gather(self.offsets, rows)
         return Titles(self.tokens[flat], offsets, self.labels[rows], self.rows[rows])
 
+    @property
+    def labelled(self) -> int:
+        """Titles with a topic."""
+        return int(np.count_nonzero(self.labels >= 0))
+
+    def beside(self, table: TextTable, rows: Ints) -> Titles:
+        """Also the texts `rows` of `table`, without a topic; like lengths are neighbours then."""
+        flat, offsets = gather(table.offsets, rows)
+        texts = Titles(np.asarray(table.tokens[flat], np.int32), offsets, np.full(len(rows), -1), rows)
+        joined = join([self, texts])
+        return joined.take(np.argsort(joined.lengths, kind="stable"))
+
     def count(self) -> tuple[int, int]:
         """Titles, and their tokens."""
         return len(self), len(self.tokens)
@@ -83,14 +95,17 @@ class Titles:
 
 
 def titles_of(table: pa.Table, *, quota: int | None = None, start: int = 0) -> Titles:
-    """The titles of a news shard's columns `tokens` and `label`; `quota` of them, chosen by `news_id`.
+    """The titles of a news shard's columns `tokens` and `label`.
 
     Args:
+        quota: take so many of those with a label, chosen by `news_id`.
         start: the shard's first row in the table of texts.
     """
     rows = np.arange(table.num_rows)
-    if quota is not None and quota < table.num_rows:
-        rows = draw_examples(table.column("news_id").to_pylist(), quota)
+    if quota is not None:
+        rows = np.flatnonzero(table.column("label").to_numpy() >= 0)
+        names = table.column("news_id").take(pa.array(rows)).to_pylist()
+        rows = rows[draw_examples(names, quota)]
         table = table.take(pa.array(rows))
     tokens, offsets = flat_lists(table.column("tokens"))
     labels = table.column("label").to_numpy().astype(np.int64)
@@ -133,6 +148,7 @@ class Clicks:
         history, offsets: rows of the table of texts, flat; click i has offsets[i]:offsets[i + 1].
         candidates: (S, C) rows of the table, the clicked one first; -1 where the impression has too few.
         groups: (S,) number of the impression, ascending.
+        others: rows of the table of further texts, which no click mentions.
     """
 
     table: TextTable
@@ -140,17 +156,28 @@ class Clicks:
     offsets: Ints
     candidates: Rows
     groups: Ints
+    others: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
     grouped: ClassVar[bool] = True
 
     @classmethod
     def restore(cls, arrays: Arrays, table: TextTable) -> Clicks:
         """The clicks whose `arrays` came from another process."""
-        history, lengths, flat, groups = arrays
+        history, lengths, flat, groups, others = arrays
         candidates = flat[1:].reshape(-1, int(flat[0])).astype(np.int32)
-        return cls(table, history.astype(np.int32), offsets_of(lengths), candidates, groups.astype(np.int64))
+        rows = groups.astype(np.int64), others.astype(np.int64)
+        return cls(table, history.astype(np.int32), offsets_of(lengths), candidates, *rows)
 
     def __len__(self) -> int:
         return len(self.candidates)
+
+    @property
+    def labelled(self) -> int:
+        """Clicks."""
+        return len(self)
+
+    def beside(self, table: TextTable, rows: Ints) -> Clicks:
+        """Also the texts `rows` of `table`, which begins with this one's texts."""
+        return replace(self, table=table, others=rows)
 
     def take(self, rows: Ints) -> Clicks:
         """The clicks at `rows`, in that order."""
@@ -158,8 +185,9 @@ class Clicks:
         return Clicks(self.table, self.history[flat], offsets, self.candidates[rows], self.groups[rows])
 
     def mentions(self) -> Rows:
-        """The row of every news in histories, then of every candidate."""
-        return np.concatenate([self.history, self.candidates[self.candidates >= 0]])
+        """The row of every news in histories, then of every candidate, then of every further text."""
+        rows = [self.history, self.candidates[self.candidates >= 0], self.others.astype(np.int32)]
+        return np.concatenate(rows)
 
     def count(self) -> tuple[int, int]:
         """Mentions of news, and their tokens."""
@@ -172,7 +200,7 @@ class Clicks:
         present = self.candidates >= 0  # (S, C)
         read = len(self.history)
         candidates = np.zeros(present.shape, np.int64)
-        candidates[present] = positions[read:]
+        candidates[present] = positions[read : read + np.count_nonzero(present)]
         lengths = np.diff(self.offsets)
         mask = np.arange(max(1, int(lengths.max(initial=1))))[None, :] < lengths[:, None]  # (S, T)
         history = np.zeros(mask.shape, np.int64)
@@ -186,10 +214,10 @@ class Clicks:
         )
 
     def arrays(self) -> Arrays:
-        """Histories, their lengths, candidates preceded by C, groups."""
+        """Histories, their lengths, candidates preceded by C, groups, further texts."""
         width = np.array([self.candidates.shape[1]], np.int32)
         flat = np.concatenate([width, self.candidates.ravel()])
-        return self.history, np.diff(self.offsets), flat, self.groups
+        return self.history, np.diff(self.offsets), flat, self.groups, self.others
 
 
 def impressions_of(table: pa.Table, *, history: int) -> Impressions:
@@ -296,6 +324,15 @@ class Pairs:
         return len(self.clicked)
 
     @property
+    def labelled(self) -> int:
+        """Pairs."""
+        return len(self)
+
+    def beside(self, table: TextTable, rows: Ints) -> Pairs:
+        """Retrieval has no texts without a pair."""
+        raise NotImplementedError
+
+    @property
     def lengths(self) -> Ints:
         """Tokens of each pair's text."""
         return self.table.lengths(self.texts)
@@ -333,7 +370,7 @@ def pairs_of(shard: pa.Table, table: TextTable, *, quota: int | None = None) -> 
 def join(parts: Sequence[Joined]) -> Joined:
     """Several Titles, Impressions or Pairs as one, in order; the pairs are over one table of texts."""
     columns: dict[str, Any] = {}
-    for name in (field.name for field in fields(parts[0])):
+    for name in (one.name for one in fields(parts[0])):
         values = [getattr(part, name) for part in parts]
         if name.endswith("offsets"):
             columns[name] = offsets_of(np.concatenate([np.diff(value) for value in values]))

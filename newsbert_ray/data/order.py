@@ -23,14 +23,16 @@ WINDOW_EXAMPLES = 65_536
 """Examples shuffled together, and held in memory."""
 POOL_BATCHES = 50
 """Batches sorted by length together."""
+_NO_ROWS = np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True)
 class Order:
     """Decides an epoch's batches, and the part of each that this worker computes.
 
-    An update is cut into `shares` (by default one a worker), each in `accumulate` pieces. With fewer workers
-    than shares a worker has several, so the result depends on `shares` alone.
+    An update has `batch_size` examples and `beside` texts without labels. It is cut into `shares` (by default
+    one a worker), each in `accumulate` pieces. With fewer workers than shares a worker has several, so the
+    result depends on `shares` alone.
     """
 
     seed: int
@@ -39,6 +41,7 @@ class Order:
     world_size: int = 1
     accumulate: int = 1
     shares: int | None = None
+    beside: int = 0
 
 
 @dataclass(frozen=True)
@@ -97,21 +100,34 @@ def window_generator(order: Order, window: Window) -> np.random.Generator:
     return seeded_generator(order.seed, window.epoch, window.number + 1)
 
 
-def cut_updates(rows: Ints, order: Order, generator: np.random.Generator) -> Iterator[Ints]:
-    """Arranged `rows` cut into the rows of each update; the updates are shuffled."""
-    cuts = [rows[start : start + order.batch_size] for start in range(0, len(rows), order.batch_size)]
+def cut_updates(
+    rows: Ints, order: Order, generator: np.random.Generator, beside: Ints = _NO_ROWS
+) -> Iterator[tuple[Ints, Ints]]:
+    """The rows of each update and those `beside` them, both arranged; the updates are shuffled."""
+    size, more = order.batch_size, order.beside
+    cuts = [rows[start : start + size] for start in range(0, len(rows), size)]
     for index in generator.permutation(len(cuts)).tolist():
-        yield cuts[index]
+        yield cuts[index], beside[index * more : (index + 1) * more]
+
+
+def cycle_rows(rows: Ints, start: int, count: int, *, seed: int) -> Ints:
+    """`count` of `rows` from `start` of an endless sequence, each pass of which has its own seeded order."""
+    first, size = start // len(rows), len(rows)
+    passes = range(first, (start + count - 1) // size + 1)
+    orders = [seeded_generator(seed, number, 0, 2).permutation(size) for number in passes]
+    return rows[np.concatenate([_NO_ROWS, *orders])[start - first * size :][:count]]
 
 
 def shuffle_alike(lengths: Ints, order: Order, generator: np.random.Generator) -> Ints:
     """All rows shuffled, then sorted by length within pools of POOL_BATCHES updates."""
     rows = generator.permutation(len(lengths))
-    pool = order.batch_size * POOL_BATCHES
-    for start in range(0, len(rows), pool):
-        part = rows[start : start + pool]
-        part[:] = part[np.argsort(lengths[part], kind="stable")]
-    return rows
+    return rows[sort_pools(lengths[rows], order.batch_size)]
+
+
+def sort_pools(lengths: Ints, batch_size: int) -> Ints:
+    """The order that sorts by length within each POOL_BATCHES updates."""
+    pools = np.arange(len(lengths)) // (batch_size * POOL_BATCHES)
+    return np.lexsort((lengths, pools))
 
 
 def shuffle_groups(groups: Ints, generator: np.random.Generator) -> Ints:

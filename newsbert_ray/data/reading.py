@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,15 +24,27 @@ from newsbert_ray.data.order import (
     Order,
     Window,
     cut_updates,
+    cycle_rows,
     epoch_windows,
     seeded_generator,
     share_examples,
     shuffle_alike,
     shuffle_groups,
+    sort_pools,
     window_generator,
     worker_rows,
 )
-from newsbert_ray.data.shards import Manifest, Shard, ShardError, Split, TextTable, read_shard, read_texts
+from newsbert_ray.data.shards import (
+    Manifest,
+    Shard,
+    ShardError,
+    Split,
+    TextTable,
+    read_manifest,
+    read_shard,
+    read_texts,
+    require_tokenizer,
+)
 from newsbert_ray.methods import TASKS, TaskName
 
 _CACHED_WINDOWS = 4
@@ -108,12 +120,13 @@ class TrainingSchedule:
         epochs: passes over the examples, unless `limit` is given.
         train_rows: examples of an epoch; all where None.
         limit: updates of the whole run.
+        unlabelled: further shards with texts without labels.
         npratio, history: negatives of a click, and longest history, in recommendation.
         budget: tokens of a bucket, padding included.
     """
 
     folder: str
-    manifest: Manifest
+    manifest: Manifest = field(hash=False)
     order: Order
     epochs: int
     train_rows: int | None
@@ -122,6 +135,7 @@ class TrainingSchedule:
     history: int = 50
     budget: int = 8192
     limit: int | None = None
+    unlabelled: str | None = None
 
     def windows(self, epoch: int) -> list[Window]:
         """The windows of `epoch` (from 0), in order."""
@@ -130,7 +144,7 @@ class TrainingSchedule:
         return epoch_windows(shards, quotas, seed=self.order.seed, epoch=epoch)
 
     def steps(self, epoch: int) -> int:
-        """Updates of a whole `epoch`."""
+        """Updates of a whole `epoch`, one pass over the labelled examples."""
         return sum(window.batches(self.order.batch_size) for window in self.windows(epoch))
 
     @cached_property
@@ -197,7 +211,9 @@ def make_schedule(settings: TrainSettings, manifest: Manifest, world: World = ON
             )
     accumulate = settings.optimizer.accumulate
     shares = max(settings.workers, world.size)
-    order = Order(settings.seed, settings.batch_size, world.rank, world.size, accumulate, shares)
+    beside = unlabelled_size(settings, manifest)
+    labelled = settings.batch_size - beside
+    order = Order(settings.seed, labelled, world.rank, world.size, accumulate, shares, beside)
     share_examples(manifest.shards("train", settings.task), settings.train_rows)
     return TrainingSchedule(
         settings.data,
@@ -210,7 +226,16 @@ def make_schedule(settings: TrainSettings, manifest: Manifest, world: World = ON
         history=settings.recommendation.history,
         budget=settings.token_budget,
         limit=settings.steps,
+        unlabelled=settings.unlabelled,
     )
+
+
+def unlabelled_size(settings: TrainSettings, manifest: Manifest) -> int:
+    """Texts without labels in a batch: none where the shards, by their manifest, leave none."""
+    used = manifest.examples("train") if settings.train_rows is None else settings.train_rows
+    clicks = settings.task == "recommendation"
+    some = settings.unlabelled is not None or clicks or used < manifest.rows("train")
+    return settings.unlabelled_size if some else 0
 
 
 def read_updates(schedule: TrainingSchedule, *, done: int = 0) -> Iterator[Update]:
@@ -227,20 +252,31 @@ def window_parts(
     examples = window_examples(schedule, window)
     generator = window_generator(schedule.order, window)
     arranged = _arrange(examples, schedule.order, generator)
-    for index, rows in enumerate(cut_updates(arranged, schedule.order, generator)):
+    beside = _arrange_beside(schedule, window, first_step)
+    for index, (rows, more) in enumerate(cut_updates(arranged, schedule.order, generator, beside)):
         if index >= skip and first_step + index <= schedule.total_steps:
-            yield first_step + index, worker_parts(examples, rows, schedule.order)
+            texts = Texts(training_texts(schedule), more) if len(more) else None
+            yield first_step + index, worker_parts(examples, rows, schedule.order, texts)
 
 
-def worker_parts(examples: Examples, rows: Ints, order: Order) -> list[Part]:
-    """This worker's pieces of the update over `rows`; at least one, of weight 0 where none is its own."""
-    texts, tokens = examples.take(rows).count()
-    pieces = worker_rows(rows, order, grouped=examples.grouped)
-    own = {number: piece for number, piece in pieces.items() if len(piece)}
+def worker_parts(examples: Examples, rows: Ints, order: Order, more: Texts | None = None) -> list[Part]:
+    """This worker's pieces of the update over `rows`; at least one, of weight 0 where none is its own.
+
+    Args:
+        more: texts without labels in the update.
+    """
+    whole, pieces = examples.take(rows), worker_rows(rows, order, grouped=examples.grouped)
+    own = {number: examples.take(piece) for number, piece in pieces.items() if more or len(piece)}
+    if more is not None:
+        whole = whole.beside(*more)
+        others = worker_rows(more.rows, order)
+        own = {number: piece.beside(more.table, others[number]) for number, piece in own.items()}
+    counts = whole.count()
+    own = {number: piece for number, piece in own.items() if piece.count()[0]}
     weight = 1.0 if own else 0.0
     return [
-        Part(examples.take(piece), len(rows), texts, tokens, weight, number)
-        for number, piece in (own or {order.rank: rows[:1]}).items()
+        Part(piece, len(whole), *counts, weight, number, whole.labelled)
+        for number, piece in (own or {order.rank: examples.take(rows[:1])}).items()
     ]
 
 
@@ -269,10 +305,16 @@ def window_examples(schedule: TrainingSchedule, window: Window) -> Examples:
 
 
 def trained_texts(schedule: TrainingSchedule) -> Ints:
-    """Rows of the table of texts that training may encode, ascending.
+    """Rows of `training_texts` that training may encode, ascending.
 
     In recommendation these include every candidate that may be drawn as a negative.
     """
+    mentioned = _mentioned_texts(schedule)
+    return np.union1d(mentioned, unlabelled_texts(schedule).rows) if schedule.order.beside else mentioned
+
+
+def _mentioned_texts(schedule: TrainingSchedule) -> Ints:
+    """Rows of the table of texts that examples mention, ascending."""
     texts: list[npt.NDArray[np.integer]] = [np.zeros(0, np.int64)]
     for window in schedule.windows(0):
         if schedule.task == "recommendation":
@@ -287,11 +329,66 @@ def trained_texts(schedule: TrainingSchedule) -> Ints:
     return np.unique(np.concatenate(texts)).astype(np.int64)
 
 
+class Texts(NamedTuple):
+    """Rows of a table of texts."""
+
+    table: TextTable
+    rows: Ints
+
+
+def training_texts(schedule: TrainingSchedule) -> TextTable:
+    """The table of texts, continued by those of `unlabelled`."""
+    if schedule.order.beside and schedule.unlabelled is not None:
+        return unlabelled_texts(schedule).table
+    return read_texts(schedule.folder, schedule.manifest)
+
+
+@lru_cache(maxsize=2)
+def unlabelled_texts(schedule: TrainingSchedule) -> Texts:
+    """The texts without labels: train news that no example mentions, and the train news of `unlabelled`.
+
+    No text that validation or test has too, and none of `unlabelled` that these shards have: by their tokens,
+    as far as both keep them.
+
+    Raises:
+        ShardError: there is none, or the other shards have another tokeniser.
+    """
+    manifest, table = schedule.manifest, read_texts(schedule.folder, schedule.manifest)
+    other = read_manifest(schedule.unlabelled) if schedule.unlabelled else manifest
+    require_tokenizer(other, manifest, folder=schedule.unlabelled or schedule.folder)
+    longest = min(int(one.settings.get("max_tokens") or 512) for one in (manifest, other))
+
+    def begins(text: npt.NDArray[np.integer]) -> bytes:
+        return text[: longest - 1].tobytes()
+
+    train = manifest.rows("train")
+    held_out = table.split(np.arange(train, train + manifest.rows("validation") + manifest.rows("test")))
+    hidden, rows = set(map(begins, held_out)), np.setdiff1d(np.arange(train), _mentioned_texts(schedule))
+    rows = rows[[begins(text) not in hidden for text in table.split(rows)]] if len(rows) else rows
+    if schedule.unlabelled is not None:
+        known = set(map(begins, table.split(np.arange(len(table)))))
+        further = [text for text in _train_texts(schedule.unlabelled, other) if begins(text) not in known]
+        rows = np.concatenate([rows, np.arange(len(further)) + len(table)])
+        lengths = np.array([len(text) for text in further], np.int64)
+        offsets = examples.offsets_of(np.concatenate([np.diff(table.offsets), lengths]))
+        table = TextTable(np.concatenate([table.tokens, *further]), offsets)
+    if not len(rows):
+        raise ShardError(f"{schedule.folder}: no text is left for unlabelled_share; set it to 0")
+    return Texts(table, rows)
+
+
+def _train_texts(folder: str, manifest: Manifest) -> Iterator[npt.NDArray[np.int32]]:
+    """The tokens of all train news."""
+    for shard in manifest.require("train", "topics", folder=folder):
+        tokens, offsets = examples.flat_lists(read_shard(folder, shard, ["tokens"]).column("tokens"))
+        yield from TextTable(np.asarray(tokens, np.int32), offsets).split(np.arange(len(offsets) - 1))
+
+
 def restore_examples(schedule: TrainingSchedule, arrays: Sequence[npt.NDArray[np.integer]]) -> Examples:
     """Examples whose `arrays` came from another process."""
     if schedule.task == "topics":
         return Titles.restore(arrays, None)
-    table = read_texts(schedule.folder, schedule.manifest)
+    table = training_texts(schedule)
     return (Clicks if schedule.task == "recommendation" else Pairs).restore(arrays, table)
 
 
@@ -348,6 +445,16 @@ def _arrange(examples: Examples, order: Order, generator: np.random.Generator) -
         return shuffle_groups(examples.groups, generator)
     assert isinstance(examples, Titles | Pairs)
     return shuffle_alike(examples.lengths, order, generator)
+
+
+def _arrange_beside(schedule: TrainingSchedule, window: Window, first_step: int) -> Ints:
+    """The texts without labels for a window's updates, arranged by length as its titles are."""
+    more = schedule.order.beside
+    if not more:
+        return np.zeros(0, np.int64)
+    texts, count = unlabelled_texts(schedule), window.batches(schedule.order.batch_size) * more
+    rows = cycle_rows(texts.rows, (first_step - 1) * more, count, seed=schedule.order.seed)
+    return rows[sort_pools(texts.table.lengths(rows), more)]
 
 
 @lru_cache(maxsize=_CACHED_WINDOWS)

@@ -209,6 +209,19 @@ def read_manifest(folder: str | Path) -> Manifest:
     return manifest
 
 
+def require_tokenizer(other: Manifest, manifest: Manifest, *, folder: str) -> None:
+    """Refuse shards for `unlabelled` whose ids mean other words.
+
+    Raises:
+        ShardError: they have another tokeniser.
+    """
+    if other.tokenizer.sha256 != manifest.tokenizer.sha256:
+        raise ShardError(
+            f"unlabelled {folder}: tokenised by '{other.tokenizer.name}', the shards by "
+            f"'{manifest.tokenizer.name}'; prepare them with the same teacher"
+        )
+
+
 def _no_shards(folder: Path) -> str:
     """Why a folder without a manifest is no folder of shards, and what to do."""
     if folder.name == MANIFEST:
@@ -274,6 +287,12 @@ class TextTable:
         """Tokens of each of `rows`, shape as `rows`."""
         lengths: Ints = self.offsets[rows + 1] - self.offsets[rows]
         return lengths
+
+    def split(self, rows: npt.NDArray[np.integer]) -> list[npt.NDArray[np.int32]]:
+        """The token ids of each of `rows`."""
+        tokens = np.asarray(self.tokens)
+        ends = zip(self.offsets[rows].tolist(), self.offsets[rows + 1].tolist(), strict=True)
+        return [tokens[start:end] for start, end in ends]
 
     def ids(self, rows: npt.NDArray[np.integer], *, pad_id: int) -> tuple[Ints, npt.NDArray[np.bool_]]:
         """Texts as a padded array.

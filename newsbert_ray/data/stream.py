@@ -128,6 +128,7 @@ def _window_parts(batch: dict[str, Any]) -> pa.Table:
 
 _NUMBER = pa.int64()
 _COUNTS = {"rows": _NUMBER, "texts": _NUMBER, "tokens": _NUMBER, "weight": pa.float64(), "piece": _NUMBER}
+_COUNTS["labelled"] = _NUMBER
 _ARRAYS = pa.list_(pa.list_(pa.int32()))
 _PART_SCHEMA = pa.schema({"step": _NUMBER, "epoch": _NUMBER, **_COUNTS, "arrays": _ARRAYS})
 """`arrays` are those of the examples: ids, row numbers, lengths and labels, which all fit 32 bits."""

@@ -36,12 +36,16 @@ def joint_losses(
         Loss by name, as the fields of `LossWeights`.
     """
     weights = weights or settings.weights
-    formulas: Formulas = {
-        "student_task": lambda: losses.cross_entropy(student.logits, batch.target.labels, rows=batch.rows)
-    }
+    formulas: Formulas = {"student_task": lambda: _task_loss(student, batch)}
     if teacher is not None:
         formulas |= _distillation_losses(teacher, student, batch, settings)
     return {name: formula() for name, formula in formulas.items() if getattr(weights, name) > 0}
+
+
+def _task_loss(output: Output, batch: Batch) -> Tensor:
+    """The mean over examples with a label; the other losses count all."""
+    labelled = batch.rows if batch.labelled is None else batch.labelled
+    return losses.cross_entropy(output.logits, batch.target.labels, rows=labelled)
 
 
 def _distillation_losses(
@@ -56,7 +60,7 @@ def _distillation_losses(
         kl=settings.soft_label_form == "kl",
     )
     formulas: Formulas = {
-        "teacher_task": lambda: losses.cross_entropy(teacher.logits, batch.target.labels, rows=rows),
+        "teacher_task": lambda: _task_loss(teacher, batch),
         "embedding": lambda: losses.embedding_loss(
             student.compared_states, teacher.hidden_states, buckets, tokens=tokens
         ),

@@ -30,10 +30,10 @@ def cross_entropy(logits: Tensor, labels: Tensor, *, rows: int) -> Tensor:
 
     Args:
         logits: (S, Y) over topics, over candidates, or over (no click, click).
-        labels: (S,) index of the correct class.
-        rows: examples in the whole update.
+        labels: (S,) index of the correct class; -1 where there is no label.
+        rows: examples with a label in the whole update.
     """
-    return F.cross_entropy(logits, labels, reduction="sum") / rows
+    return F.cross_entropy(logits, labels, reduction="sum", ignore_index=-1) / rows
 
 
 def token_mse(student: Tensor, teacher: Tensor, bucket: Bucket, *, tokens: int) -> Tensor:

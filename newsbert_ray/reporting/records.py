@@ -43,7 +43,7 @@ IGNORED = frozenset({"seed", "out", "threads", "log_every", "min_workers", "chec
 """Rows average over the seed; the other settings do not affect results."""
 _REQUIRED = ("data", "teacher", "out")
 _TUNED = ("learning_rate", *(f"optimizer.{whose}_learning_rate" for whose in ("teacher", "student", "top")))
-_PATHS = ("data", "teacher", "out", "student.encoder", "before.data", "distill.teacher_run")
+_PATHS = ("data", "teacher", "out", "student.encoder", "before.data", "distill.teacher_run", "unlabelled")
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
 

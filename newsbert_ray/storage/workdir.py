@@ -30,7 +30,7 @@ CACHE = "NEWSBERT_CACHE"
 """Environment variable: the folder of all copies; ~/.cache/newsbert_ray by default."""
 WRITER = ".writer.json"
 """In a bucket's folder: which copy writes there. Only the process that began last may write."""
-_LOCATIONS = ("data", "teacher", "out", "student.encoder", "distill.teacher_run", "before.data")
+_LOCATIONS = ("data", "teacher", "out", "student.encoder", "distill.teacher_run", "before.data", "unlabelled")
 HUB_NAMES = ("teacher", "student.encoder")
 """Settings that may be a Hugging Face name instead of a location."""
 _LARGE = ("checkpoints", "student")

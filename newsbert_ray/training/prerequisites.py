@@ -70,6 +70,8 @@ def teacher_settings(settings: TrainSettings, out: str | Path) -> TrainSettings:
         "learning_rate": settings.optimizer.teacher_learning_rate or settings.learning_rate,
         "epochs": settings.distill.teacher_epochs or settings.epochs,
         "steps": None if settings.distill.teacher_epochs else settings.steps,
+        "unlabelled": None,
+        "unlabelled_share": 0.0,
         "optimizer": {**values["optimizer"], **no_rates},
         "checkpoint": {**values["checkpoint"], "keep_finished": False},
     }

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from newsbert_ray.config import SCRATCH, SettingsError, TrainSettings
-from newsbert_ray.data.shards import Manifest, read_manifest
+from newsbert_ray.data.shards import Manifest, read_manifest, require_tokenizer
 from newsbert_ray.files import locked, write_json
 from newsbert_ray.model.saved import CHECKPOINTS
 from newsbert_ray.ray_session import inside_cluster
@@ -61,6 +61,9 @@ def train(
         settings.out, markers=(SETTINGS, RECORD), small=not in_process, exclusive=not quiet
     ) as workdir:
         manifest = read_manifest(download_input(settings.data))
+        if settings.unlabelled is not None:
+            other = read_manifest(download_input(settings.unlabelled))
+            require_tokenizer(other, manifest, folder=settings.unlabelled)
         with _lock_run(workdir, settings, manifest):
             finished = (workdir.path / RECORD).exists()
             if not finished:

@@ -21,8 +21,16 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from newsbert_ray.config import TrainSettings
-from newsbert_ray.data.reading import TrainingSchedule, Update, World, make_schedule, trained_texts
-from newsbert_ray.data.shards import Manifest, Split, read_manifest, read_texts
+from newsbert_ray.data.reading import (
+    TrainingSchedule,
+    Update,
+    World,
+    make_schedule,
+    trained_texts,
+    training_texts,
+    unlabelled_texts,
+)
+from newsbert_ray.data.shards import Manifest, Split, read_manifest
 from newsbert_ray.evaluation.encoding import Pace, Scores, SplitData, device_name, encode_texts, map_titles
 from newsbert_ray.evaluation.scoring import score_models
 from newsbert_ray.files import replace_file, write_json
@@ -81,6 +89,8 @@ def run_worker(settings: TrainSettings, context: WorkerContext) -> None:
     learner = build_worker_learner(settings, schedule, world)
     if world.is_rank_zero:
         context.say(_describe_layers(learner.pair))
+        if settings.unlabelled_share:
+            context.say(_describe_unlabelled(schedule))
     progress = _resume(run / CHECKPOINTS, learner, world, say=context.say)
     if world.is_rank_zero and progress.step:
         context.say(f"continuing from step {progress.step} of {schedule.total_steps}")
@@ -111,7 +121,7 @@ def run_worker(settings: TrainSettings, context: WorkerContext) -> None:
             journal.close()
     if world.is_rank_zero:
         _export(settings, manifest, learner.pair, world, split="test" if test else "validation")
-        write_record(run, _record(settings, manifest, learner, progress, test, pace, world))
+        write_record(run, _record(settings, schedule, learner, progress, test, pace, world))
         if settings.checkpoint.keep_finished:
             keep_best(run / CHECKPOINTS, progress.best)
         else:
@@ -207,8 +217,8 @@ def cached_teacher(
     if not pair.frozen or all(map(needs_states, settings.distill.stages)):
         return None
     manifest, rows = schedule.manifest, trained_texts(schedule)
-    table = read_texts(settings.data, manifest)
-    path = _cache_file(settings, manifest, rows)
+    table = training_texts(schedule)
+    path = _cache_file(settings, schedule, rows)
     embeddings = world.broadcast(_read_cache(path, len(rows)) if world.is_rank_zero else None)
     if embeddings is None:
         teacher = {"teacher": pair.models()["teacher"]}
@@ -223,12 +233,14 @@ def cached_teacher(
     return EmbeddingCache(positions.to(world.device), embeddings.to(world.device))
 
 
-def _cache_file(settings: TrainSettings, manifest: Manifest, rows: npt.NDArray[np.integer]) -> Path:
+def _cache_file(settings: TrainSettings, schedule: TrainingSchedule, rows: npt.NDArray[np.integer]) -> Path:
     """File of the embeddings of these texts by these teacher weights."""
     assert settings.distill.teacher_run is not None
     folder = Path(settings.distill.teacher_run)
     weights = (folder / "student" / "model.safetensors").stat()
-    key = f"{manifest.fingerprint} {weights.st_size} {weights.st_mtime_ns} ".encode() + rows.tobytes()
+    others = f"{read_manifest(settings.unlabelled).fingerprint} " if settings.unlabelled else ""
+    texts = f"{others}{schedule.manifest.fingerprint} {weights.st_size} {weights.st_mtime_ns} "
+    key = texts.encode() + rows.tobytes()
     return folder / "texts" / f"{hashlib.sha256(key).hexdigest()[:16]}.safetensors"
 
 
@@ -275,6 +287,14 @@ def _describe_layers(pair: Pair) -> str:
     return "student layer <- teacher layers: " + ", ".join(blocks)
 
 
+def _describe_unlabelled(schedule: TrainingSchedule) -> str:
+    size, more = schedule.order.batch_size, schedule.order.beside
+    if not more:
+        return "no texts without labels: every text of a batch has one"
+    texts = len(unlabelled_texts(schedule).rows)
+    return f"texts without labels: {texts:,}; a batch has {more} of them, and {size} labelled"
+
+
 def _export(settings: TrainSettings, manifest: Manifest, pair: Pair, world: World, *, split: Split) -> None:
     """Write student/ and, of topics, the map of titles of `split`."""
     run, tokenizer = Path(settings.out), Path(settings.data) / "tokenizer"
@@ -288,7 +308,7 @@ def _export(settings: TrainSettings, manifest: Manifest, pair: Pair, world: Worl
 
 def _record(
     settings: TrainSettings,
-    manifest: Manifest,
+    schedule: TrainingSchedule,
     learner: Learner,
     progress: Progress,
     test: Scores,
@@ -318,10 +338,14 @@ def _record(
             "parameters": _count_parameters(learner.pair),
         },
         curve=progress.curve,
-        data=describe_data(settings, manifest),
+        data=describe_data(settings, schedule.manifest) | _count_unlabelled(schedule),
         steps=progress.step,
         titles_per_second=progress.titles / max(1e-9, seconds["train"] + seconds["data"]),
     )
+
+
+def _count_unlabelled(schedule: TrainingSchedule) -> dict[str, int]:
+    return {"unlabelled_rows": len(unlabelled_texts(schedule).rows)} if schedule.order.beside else {}
 
 
 def describe_data(settings: TrainSettings, manifest: Manifest) -> dict[str, Any]:

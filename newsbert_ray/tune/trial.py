@@ -66,10 +66,10 @@ def trial_epochs(settings: TrainSettings) -> int:
 def trial_schedule(settings: TrainSettings) -> TrainingSchedule:
     """The number of updates and epochs of a trial, from the manifest of its shards alone."""
     from newsbert_ray.data.order import Order
-    from newsbert_ray.data.reading import TrainingSchedule
+    from newsbert_ray.data.reading import TrainingSchedule, unlabelled_size
 
     folder, manifest = _read_data(settings.data)
-    order = Order(0, settings.batch_size)
+    order = Order(0, settings.batch_size - unlabelled_size(settings, manifest))
     epochs, rows = settings.epochs, settings.train_rows
     return TrainingSchedule(folder, manifest, order, epochs, rows, task=settings.task, limit=settings.steps)
 

@@ -37,7 +37,9 @@ def window(rows: int, epoch: int = 0, number: int = 0) -> Window:
 def window_batches(many: Titles, window: Window, order: Order) -> Iterator[Ints]:
     """Each update's rows of a window."""
     generator = window_generator(order, window)
-    yield from cut_updates(shuffle_alike(many.lengths, order, generator), order, generator)
+    yield from (
+        rows for rows, _ in cut_updates(shuffle_alike(many.lengths, order, generator), order, generator)
+    )
 
 
 def test_every_title_once_an_epoch() -> None:

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from newsbert_ray.config import PrepareSettings, build_settings
 from newsbert_ray.data import order as ordering
 from newsbert_ray.data.order import Order
+from newsbert_ray.data.prepare import prepare
 from newsbert_ray.data.reading import (
     TrainingSchedule,
     Update,
     World,
     evaluation_batches,
+    make_schedule,
     read_updates,
+    unlabelled_texts,
     worker_parts,
 )
-from newsbert_ray.data.shards import read_manifest
+from newsbert_ray.data.shards import read_manifest, read_texts
+from newsbert_ray.data.synthetic import synthesize
+from tests.conftest import MakeSettings
 from tests.data.conftest import titles
 
 
@@ -68,6 +75,99 @@ def test_a_run_of_many_short_epochs_is_not_evaluated_after_each(shards: Path) ->
     assert short.evaluations(20) == {20, 40, 50}
     assert short.evaluations(None) == set(short.ends)
     assert schedule(shards).evaluations(3) > set(schedule(shards).ends)
+
+
+def with_unlabelled(
+    make_settings: MakeSettings, size: int = 1, rank: int = 0, **values: Any
+) -> TrainingSchedule:
+    """A schedule of 100 labelled titles, a quarter of each batch."""
+    settings = make_settings(**{"train_rows": 100, "unlabelled_share": 0.75, "workers": size, **values})
+    return make_schedule(settings, read_manifest(settings.data), World(rank, size))
+
+
+def texts_of(update: Update, *, labelled: bool) -> list[int]:
+    """Rows of the update's texts with or without a label."""
+    rows = []
+    for part in update.parts:
+        own = torch.cat([bucket.rows for bucket in part.buckets if bucket.rows is not None])
+        rows += own[(part.target.labels >= 0) == labelled].tolist()
+    return rows
+
+
+@pytest.mark.parametrize("window_rows", [ordering.WINDOW_EXAMPLES, 40])
+def test_texts_without_labels_stand_beside_the_labelled(
+    make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch, window_rows: int
+) -> None:
+    """Labelled titles in their epochs, the others in passes of their own; none of validation or test."""
+    monkeypatch.setattr(ordering, "WINDOW_EXAMPLES", window_rows)
+    both = with_unlabelled(make_settings)
+    alone = with_unlabelled(make_settings, unlabelled_share=0, batch_size=8)
+    updates, labelled = list(read_updates(both)), list(read_updates(alone))
+    with_labels = [[sorted(texts_of(u, labelled=True)) for u in some] for some in (updates, labelled)]
+    assert with_labels[0] == with_labels[1]
+    others = [row for update in updates for row in texts_of(update, labelled=False)]
+    assert {len(texts_of(update, labelled=False)) for update in updates} == {24}
+    pool = unlabelled_texts(both).rows.tolist()
+    assert len(others) > len(pool)
+    assert set(others) == set(pool)
+    assert set(range(both.manifest.rows("train"))) >= set(pool)
+    assert not set(pool) & {row for update in labelled for row in texts_of(update, labelled=True)}
+    (part,) = updates[0].parts
+    assert (part.rows, part.labelled, part.texts) == (32, 8, 32)
+    assert part.tokens == sum(int(bucket.attention_mask.sum()) for bucket in part.buckets)
+
+
+@pytest.mark.parametrize("done", [1, 14])
+def test_texts_without_labels_resume(make_settings: MakeSettings, done: int) -> None:
+    """The pass over them goes on where it was."""
+    whole = [key(update) for update in read_updates(with_unlabelled(make_settings))]
+    assert [key(update) for update in read_updates(with_unlabelled(make_settings), done=done)] == whole[done:]
+
+
+def test_workers_share_the_texts_without_labels(make_settings: MakeSettings) -> None:
+    """Every text with one worker once, with the counts of the whole update."""
+    whole = next(read_updates(with_unlabelled(make_settings, **{"optimizer.accumulate": 2})))
+    updates = [
+        next(read_updates(with_unlabelled(make_settings, 2, rank, **{"optimizer.accumulate": 2})))
+        for rank in range(2)
+    ]
+    assert {(part.rows, part.labelled, part.weight) for u in updates for part in u.parts} == {(32, 8, 1.0)}
+    for labelled in (True, False):
+        shared = [row for update in updates for row in texts_of(update, labelled=labelled)]
+        assert sorted(shared) == sorted(texts_of(whole, labelled=labelled))
+
+
+@pytest.mark.parametrize("window_rows", [ordering.WINDOW_EXAMPLES, 100])
+def test_with_all_texts_labelled_nothing_changes(
+    make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch, window_rows: int
+) -> None:
+    """A share of texts that do not exist must not make the batches smaller."""
+    monkeypatch.setattr(ordering, "WINDOW_EXAMPLES", window_rows)
+    without = with_unlabelled(make_settings, train_rows=None, unlabelled_share=0)
+    with_share = with_unlabelled(make_settings, train_rows=None)
+    assert [key(u) for u in read_updates(with_share)] == [key(u) for u in read_updates(without)]
+
+
+def test_further_shards_give_their_new_train_news(make_settings: MakeSettings, tmp_path: Path) -> None:
+    """A text of the run's own validation or test would be learned from; one of its train is there already."""
+    own = make_settings().data
+    sources = synthesize(tmp_path / "mind", news=400, users=10, topics=4, seed=9)
+    values = {
+        "source": [str(sources[0])],
+        "teacher": f"{own}/tokenizer",
+        "out": str(tmp_path / "more"),
+        "workers": 0,
+    }
+    prepare(build_settings(PrepareSettings, values), say=lambda _: None)
+    same = with_unlabelled(make_settings, unlabelled=own)
+    more = with_unlabelled(make_settings, unlabelled=str(tmp_path / "more"))
+    alone = unlabelled_texts(with_unlabelled(make_settings)).rows
+    assert unlabelled_texts(same).rows.tolist() == alone.tolist()
+    table, rows = unlabelled_texts(more)
+    held_out = read_texts(own, more.manifest)
+    known = {text.tobytes() for text in held_out.split(np.arange(len(held_out)))}
+    assert 0 < len(rows) - len(alone) <= read_manifest(tmp_path / "more").rows("train")
+    assert not known & {text.tobytes() for text in table.split(rows[len(alone) :])}
 
 
 def test_an_epoch_has_every_title_once(shards: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from newsbert_ray.config import DistillSettings, LossWeights, TrainSettings
-from newsbert_ray.data.batches import Batch, Bucket
+from newsbert_ray.data.batches import Batch, Bucket, Topics
 from newsbert_ray.data.reading import make_schedule, read_updates
 from newsbert_ray.data.shards import read_manifest
 from newsbert_ray.distill.joint import joint_losses
@@ -71,6 +71,25 @@ def test_masked_positions_change_nothing(make_settings: MakeSettings) -> None:
     a, b = forward(pair, batch), forward(pair, padded)
     for name in a:
         torch.testing.assert_close(a[name], b[name], rtol=1e-5, atol=1e-7)
+
+
+def test_only_task_losses_leave_out_texts_without_a_label(make_settings: MakeSettings) -> None:
+    """Task losses are those of the labelled texts alone; every other loss is that of all texts."""
+    pair, batch = pair_and_batch(make_settings(**{"distill.weights.logits": 1.0}))
+    settings = DistillSettings(weights=LossWeights(logits=1.0))
+    labels = batch.target.labels.clone()
+    labels[8:] = -1
+    masked = replace(batch, target=Topics(labels), labelled=8)
+    teacher, student = pair(batch)
+    assert teacher is not None
+    whole, found = forward(pair, batch, settings), forward(pair, masked, settings)
+    for name, output in (("student_task", student), ("teacher_task", teacher)):
+        by_hand = torch.nn.functional.cross_entropy(output.logits[:8], labels[:8])
+        torch.testing.assert_close(found.pop(name), by_hand)
+    assert len(found) == 5
+    assert all(torch.equal(value, whole[name]) for name, value in found.items())
+    all_labelled = forward(pair, replace(batch, labelled=batch.rows), settings)
+    assert all(torch.equal(value, whole[name]) for name, value in all_labelled.items())
 
 
 def test_a_loss_without_weight_is_left_out(make_settings: MakeSettings) -> None:

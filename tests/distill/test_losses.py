@@ -27,6 +27,18 @@ def test_cross_entropy_by_hand() -> None:
     assert found.item() == pytest.approx((math.log(4 / 3) + math.log(2.0)) / 4)
 
 
+def test_cross_entropy_leaves_out_texts_without_a_label() -> None:
+    """They count neither above nor below the line, and get no gradient."""
+    logits = torch.tensor([[0.0, math.log(3.0)], [5.0, -2.0], [0.0, 0.0]], requires_grad=True)
+    found = losses.cross_entropy(logits, torch.tensor([1, -1, 0]), rows=2)
+    assert found.item() == pytest.approx((math.log(4 / 3) + math.log(2.0)) / 2)
+    found.backward()  # type: ignore[no-untyped-call]
+    assert logits.grad is not None
+    assert logits.grad[1].tolist() == [0.0, 0.0]
+    none = losses.cross_entropy(logits, torch.tensor([-1, -1, -1]), rows=2)
+    assert none.item() == 0.0
+
+
 def test_soft_labels_by_hand() -> None:
     """Eq. 3 is a cross-entropy of tempered predictions, without Hinton's t squared."""
     teacher = torch.tensor([[2.0 * math.log(3.0), 0.0]])

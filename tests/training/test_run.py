@@ -188,6 +188,48 @@ def test_a_length_in_steps(shards: Path, tmp_path: Path) -> None:
     assert same(student(tmp_path / "cut"), student(tmp_path / "whole"))
 
 
+UNLABELLED: dict[str, dict[str, Any]] = {
+    "frozen": {"method": "twinbert"},
+    "joint": {"method": "newsbert", "optimizer.accumulate": 2},
+    "clicks": {"method": "disjoint", "task": "recommendation"},
+}
+
+
+@pytest.mark.parametrize("kind", UNLABELLED)
+def test_texts_without_labels_are_learned_from(
+    make_settings: MakeSettings, tmp_path: Path, kind: str
+) -> None:
+    """They change the student; an interrupted run ends in the same weights; the record counts them."""
+    values = {**UNLABELLED[kind], "train_rows": 20, "evaluate_every": 2, "distill.teacher_epochs": 1}
+
+    def stop(entry: dict[str, Any]) -> None:
+        raise KeyboardInterrupt
+
+    def run(name: str, report: Any = None, **more: Any) -> RunRecord:
+        return train(make_settings(**values, **more, out=str(tmp_path / name)), quiet=True, report=report)
+
+    whole = run("whole", unlabelled_share=0.5)
+    with pytest.raises(KeyboardInterrupt):
+        run("cut", report=stop, unlabelled_share=0.5)
+    run("cut", unlabelled_share=0.5)
+    run("without", batch_size=16)
+    assert same(student(tmp_path / "cut"), student(tmp_path / "whole"))
+    assert not same(student(tmp_path / "without"), student(tmp_path / "whole"))
+    assert whole.data["unlabelled_rows"] > 100
+    assert whole.steps == 4
+
+
+def test_another_tokeniser_of_unlabelled_text_is_refused(make_settings: MakeSettings, tmp_path: Path) -> None:
+    """The same ids would mean other words, and nobody would see it in the numbers."""
+    settings = make_settings(unlabelled=str(tmp_path), unlabelled_share=0.5)
+    manifest = json.loads((Path(settings.data) / "manifest.json").read_text())
+    manifest["tokenizer"]["sha256"] = "other"
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ShardError, match=r"unlabelled .*prepare them with the same teacher"):
+        train(settings, quiet=True)
+    assert not Path(settings.out).exists() or not list(Path(settings.out).iterdir())
+
+
 def test_a_finished_run_says_so_and_does_nothing(
     shards: Path, unbroken: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

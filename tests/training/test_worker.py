@@ -56,16 +56,19 @@ def test_every_method_gives_the_weights_of_one_worker(
     make_settings: MakeSettings, tmp_path: Path, size: int
 ) -> None:
     """DDP must know which parameters a stage's losses use; else it stops at the second update."""
+    runs = [{"method": method} for method in METHODS if method != "linear"]
+    runs += [
+        {"train_rows": 60, "unlabelled_share": 0.5, "task": task} for task in ("topics", "recommendation")
+    ]
     settings = [
         make_settings(
-            method=method,
             batch_size=30,
             workers=size,
             # Adam divides by the gradient's size: with its usual epsilon rounding noise makes a whole step.
             **{"model.dropout": 0.0, "student.layers": 1, "optimizer.epsilon": 1e-4, "epochs": 1},
+            **values,
         )
-        for method in METHODS
-        if method != "linear"
+        for values in runs
     ]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
