@@ -12,16 +12,33 @@ import stat
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from itertools import chain, compress
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
-from newsbert_ray.data.sources import CHUNK_BYTES, BadLine, Chunk, PrepareError, parse_chunk
-from newsbert_ray.data.split import NO_CODE, Codes, Hashes, KnownNews, Minutes, hash_ids, minutes_of
+from newsbert_ray.data.shards import Hashes, hash_ids
+from newsbert_ray.data.sources import (
+    CHUNK_BYTES,
+    BadLine,
+    Chunk,
+    Fate,
+    Fates,
+    PrepareError,
+    Shares,
+    is_known,
+    parse_chunk,
+    split_by_hash,
+)
 
+Codes = npt.NDArray[np.uint16]
+Minutes = npt.NDArray[np.int32]
+Rows = npt.NDArray[np.int32]
 Kind = Literal["news", "behaviors"]
 
 NEWS = "news.tsv"
@@ -36,6 +53,15 @@ _LABELS = {"-0", "-1"}
 _LARGEST_RATIO = 200
 _SMALL_BYTES = 64 << 20
 """A member of a zip up to this size may have any compression ratio."""
+
+
+RARE = 20
+"""Topics with fewer news than this in the training source, or with none left to train on, are not split."""
+NO_CODE = np.uint16(0xFFFF)
+"""Topic code of a malformed line."""
+KEPT = (Fate.TRAIN, Fate.VALIDATION, Fate.TEST, Fate.UNSEEN_TOPIC)
+"""Fates of the news that are kept, in the order of the table of texts. News of an unseen topic are no test of
+topics, but users read them and impressions offer them."""
 
 
 class News(NamedTuple):
@@ -58,22 +84,33 @@ class Impression(NamedTuple):
     clicked: list[int] | None
 
 
-class Header(NamedTuple):
-    """A line of behaviors.tsv with its ids and date checked; history and candidates are not parsed."""
-
-    impression_id: str
-    user_id: str
-    time: datetime
-    history: str
-    candidates: str
-
-
 class MindFolder(NamedTuple):
     """The files of one source; `behaviors` may be missing."""
 
     name: str
     news: Path
     behaviors: Path | None
+
+
+@dataclass(frozen=True)
+class KnownNews:
+    """The news kept: sorted hashes of their ids, and the row of each in the table of texts; 12 bytes each."""
+
+    hashes: Hashes
+    rows: Rows
+
+    def find(self, hashes: Hashes) -> Rows:
+        """The row of each of `hashes`, -1 for other news; shape as `hashes`."""
+        rows = np.full(len(hashes), -1, dtype=np.int32)
+        known = is_known(hashes, self.hashes)
+        rows[known] = self.rows[np.searchsorted(self.hashes, hashes[known])]
+        return rows
+
+
+def number_news(hashes: Hashes) -> KnownNews:
+    """The news whose `hashes` are in the order of the table of texts."""
+    order = np.argsort(hashes)
+    return KnownNews(hashes[order], order.astype(np.int32))
 
 
 class Lines(NamedTuple):
@@ -134,43 +171,44 @@ def parse_news(line: str) -> News:
     return News(news_id, category, subcategory, title)
 
 
-def parse_header(line: str) -> Header:
-    """One line of behaviors.tsv, without its line end, up to its date: several times faster than the whole.
+def parse_behaviors(line: str, *, whole: bool = True) -> Impression:
+    """One line of behaviors.tsv, without its line end.
 
+    Args:
+        whole: False leaves history and candidates out, which is several times faster.
     Raises:
-        BadLine: another number of columns, an id that is missing, or a malformed date.
+        BadLine: another number of columns, an id that is missing, a malformed date; no candidates, or
+            candidates of which only some are labelled.
     """
     impression_id, user_id, time, history, candidates = _split(line, BEHAVIORS_COLUMNS)
     _require_id("impression id", impression_id)
     _require_id("user id", user_id)
-    return Header(impression_id, user_id, parse_time(time), history, candidates)
-
-
-def parse_behaviors(line: str) -> Impression:
-    """One line of behaviors.tsv, without its line end.
-
-    Raises:
-        BadLine: as `parse_header`; no candidates, or candidates of which only some are labelled.
-    """
-    header = parse_header(line)
-    ids, clicked = _parse_candidates(header.candidates.split())
-    return Impression(*header[:3], header.history.split(), ids, clicked)
+    when = parse_time(time)
+    if not whole:
+        return Impression(impression_id, user_id, when, [], [], None)
+    return Impression(impression_id, user_id, when, history.split(), *_parse_candidates(candidates.split()))
 
 
 def scan_chunk(work: tuple[Kind, Chunk], shared: None = None) -> tuple[Chunk, Lines, list[str]]:
-    """Ids and topics of a chunk of news.tsv; ids and times of one of behaviors.tsv, which is not parsed
-    further. The codes of the lines index the list of topics."""
+    """Ids and topics of a chunk of news.tsv; ids and times of one of behaviors.tsv.
+
+    The codes of the lines index the list of topics.
+    """
     kind, chunk = work
     lines, topics = Lines.unread(chunk.lines, kind), dict[str, int]()
     ids = [""] * chunk.lines
     times: dict[int, datetime] = {}
-    parse: Callable[[str], News | Header] = parse_news if kind == "news" else parse_header
+    parse: Callable[[str], News | Impression] = (
+        parse_news if kind == "news" else partial(parse_behaviors, whole=False)
+    )
     for position, (_, row) in enumerate(parse_chunk(chunk, parse)):
+        if isinstance(row, BadLine):
+            continue
+        ids[position] = row[0]
         if isinstance(row, News):
-            ids[position] = row.news_id
             lines.codes[position] = min(topics.setdefault(row.category, len(topics)), int(NO_CODE) - 1)
-        elif isinstance(row, Header):
-            ids[position], times[position] = row.impression_id, row.time
+        else:
+            times[position] = row.time
     lines.hashes[:] = hash_ids(ids)
     if times:
         lines.codes[list(times)] = 0
@@ -197,6 +235,103 @@ def parse_impressions(
                 reason = f"unknown id: candidate {unknown[:40]!r} is not in the news of the sources"
                 lines[position] = (text, BadLine(reason))
     return lines, row_of
+
+
+def split_news(
+    hashes: Hashes,
+    topics: Codes,
+    *,
+    role: Fate,
+    earlier: Hashes,
+    trained: Codes | None,
+    seed: int,
+    shares: Shares,
+) -> tuple[Fates, dict[int, int]]:
+    """The fate of every line of one news file.
+
+    Args:
+        hashes: shape (lines,); hash of the news id.
+        topics: shape (lines,); code of the category, NO_CODE where the line is malformed.
+        role: split that the file is for.
+        earlier: sorted hashes of the news of earlier files, which are not repeated.
+        trained: codes of the training topics; None for the training file itself.
+        shares: held out of the training file by hash.
+    Returns:
+        Fates of shape (lines,), and the duplicates (position -> position of the first).
+    """
+    well_formed = topics != NO_CODE
+    duplicates = find_duplicates(hashes, well_formed)
+    if role is Fate.TRAIN:
+        fates = split_by_hash(hashes, shares, seed=seed)
+    else:
+        fates = np.full(len(hashes), role, dtype=np.uint8)
+    fates[~well_formed] = Fate.MALFORMED
+    fates[list(duplicates)] = Fate.DUPLICATE
+    kept = fates <= Fate.TEST
+    fates[kept & is_known(hashes, earlier)] = Fate.EARLIER
+    kept = fates <= Fate.TEST
+    if trained is None:
+        counts = np.bincount(topics[kept], minlength=int(NO_CODE) + 1)
+        trains = np.bincount(topics[fates == Fate.TRAIN], minlength=int(NO_CODE) + 1)
+        fates[kept & ((counts < RARE) | (trains == 0))[topics]] = Fate.TRAIN
+    else:
+        fates[kept & ~np.isin(topics, trained)] = Fate.UNSEEN_TOPIC
+    return fates, duplicates
+
+
+def find_duplicates(hashes: Hashes, well_formed: npt.NDArray[np.bool_]) -> dict[int, int]:
+    """Position of every repeated well-formed line -> position of the first with the same id; ascending."""
+    good = hashes[well_formed]
+    good.sort()
+    repeated = np.unique(good[1:][good[1:] == good[:-1]])
+    original: dict[int, int] = {}
+    duplicates: dict[int, int] = {}
+    for position in np.flatnonzero(well_formed & np.isin(hashes, repeated)).tolist():
+        earliest = original.setdefault(int(hashes[position]), position)
+        if earliest != position:
+            duplicates[position] = earliest
+    return duplicates
+
+
+def split_by_time(minutes: Minutes, hashes: Hashes, counted: npt.NDArray[np.bool_], shares: Shares) -> Fates:
+    """TRAIN, VALIDATION or TEST for each impression: the latest are test, those before them validation.
+
+    The shares are rounded to whole impressions. Within the minute of a cut, larger hashes count as later.
+
+    Args:
+        minutes: shape (lines,); from `minutes_of`.
+        hashes: shape (lines,); hash of the impression id.
+        counted: shape (lines,); whether a line counts in the shares. Others are TRAIN.
+    Returns:
+        Shape (lines,).
+    """
+    fates = np.full(len(minutes), Fate.TRAIN, dtype=np.uint8)
+    total = int(np.count_nonzero(counted))
+    test = round(total * shares.test)
+    for fate, count in ((Fate.VALIDATION, test + round(total * shares.validation)), (Fate.TEST, test)):
+        fates[_find_latest(minutes, hashes, counted, min(count, total))] = fate
+    return fates
+
+
+def _find_latest(
+    minutes: Minutes, hashes: Hashes, counted: npt.NDArray[np.bool_], count: int
+) -> npt.NDArray[np.bool_]:
+    """Whether a line is among the latest `count` of those counted."""
+    if not count:
+        return np.zeros(len(minutes), dtype=np.bool_)
+    times = minutes[counted]
+    cut = np.partition(times, len(times) - count)[len(times) - count]
+    latest: npt.NDArray[np.bool_] = counted & (minutes > cut)
+    tied = np.flatnonzero(counted & (minutes == cut))
+    missing = count - int(np.count_nonzero(latest))
+    latest[tied[np.argsort(hashes[tied], kind="stable")[len(tied) - missing :]]] = True
+    return latest
+
+
+def minutes_of(times: Sequence[datetime]) -> Minutes:
+    """Minutes since 1970, shape (len(times),); times after the year 6052 are cut to its end."""
+    minutes = np.array(times, "datetime64[m]").astype(np.int64)
+    return np.minimum(minutes, np.iinfo(np.int32).max).astype(np.int32)
 
 
 def count_examples(impression: Impression) -> int:

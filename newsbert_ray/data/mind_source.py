@@ -22,16 +22,32 @@ import pyarrow.parquet as pq
 
 from newsbert_ray.config import PrepareSettings
 from newsbert_ray.data import mind
-from newsbert_ray.data.mind import Impression, Kind, Lines, News, parse_impressions
+from newsbert_ray.data.mind import (
+    KEPT,
+    NO_CODE,
+    RARE,
+    Impression,
+    Kind,
+    KnownNews,
+    Lines,
+    News,
+    find_duplicates,
+    number_news,
+    parse_impressions,
+    split_by_time,
+    split_news,
+)
 from newsbert_ray.data.shards import (
     BEHAVIORS_SCHEMA,
     NEWS_SCHEMA,
     SPLITS,
+    Hashes,
     Manifest,
     Shard,
     Split,
     Texts,
     TextWriter,
+    hash_ids,
     write_shard,
 )
 from newsbert_ray.data.sources import (
@@ -39,32 +55,20 @@ from newsbert_ray.data.sources import (
     BadLine,
     Chunk,
     Contents,
-    PrepareError,
-    Rejected,
-    SourceFile,
-    Workspace,
-    parse_chunk,
-    read_through,
-    show_progress,
-)
-from newsbert_ray.data.split import (
-    KEPT,
-    NO_CODE,
-    RARE,
     Fate,
     Fates,
-    Hashes,
-    KnownNews,
+    PrepareError,
+    Rejected,
     Shares,
+    SourceFile,
+    Workspace,
     describe_role,
-    find_duplicates,
-    hash_ids,
     held_out,
-    number_news,
     order_sources,
+    parse_chunk,
+    read_through,
     role_of,
-    split_by_time,
-    split_news,
+    show_progress,
 )
 from newsbert_ray.data.tokenizer import TitleTokenizer, restore_tokenizer
 from newsbert_ray.files import format_size
@@ -169,7 +173,7 @@ class MindSource:
         for position, file in enumerate(self._files):
             if file.kind == "behaviors":
                 scanned = lines.pop(file.source.number)
-                self._files[position] = _assign_impressions(file, scanned, self._known, shares)
+                self._files[position] = _assign_impressions(file, scanned, shares)
         for file in self._of_kind("news"):
             bad = int(np.isin(file.fates, (Fate.MALFORMED, Fate.DUPLICATE)).sum())
             if bad > self._settings.max_rejected_share * file.source.lines:
@@ -311,7 +315,7 @@ class MindSource:
             )
 
     def _collect_rejected(self, files: Sequence[MindFile], summaries: Iterable[Summary]) -> list[Rejected]:
-        """The bad lines of each file, which are then listed in the folder.
+        """The bad lines of each file; all are listed in the folder, in the order of files and lines.
 
         Raises:
             PrepareError: too many in one of them.
@@ -319,14 +323,16 @@ class MindSource:
         rejected = {file.source.number: Rejected() for file in files}
         for summary in summaries:
             rejected[summary.job[0]].merge(summary.rejected)
-        folder, allowed = self._workspace.folder, self._settings.max_rejected_share
+        with (self._workspace.folder / REJECTED).open("wb") as joined:
+            for part in sorted(self._workspace.folder.glob("rejected-*.part")):
+                joined.write(part.read_bytes())
+                part.unlink()
+        allowed = self._settings.max_rejected_share
         for file in files:
             bad, source = rejected[file.source.number], file.source
             if bad.counts.total() > allowed * source.lines:
-                _join_rejected([file], folder)
                 form = f" ({source.name} has {_COLUMNS[file.kind]} columns separated by tabs, and no header)"
                 self._workspace.refuse(source.label, source.lines, bad, allowed, form=form)
-        _join_rejected(files, folder)
         return list(rejected.values())
 
     def _describe(self, summaries: Iterable[Summary], rejected: list[Rejected], *, users: int) -> Contents:
@@ -381,38 +387,19 @@ def _open_files(sources: Sequence[str], workspace: Workspace) -> list[MindFile]:
     return files
 
 
-def _assign_impressions(file: MindFile, lines: Lines, known: KnownNews, shares: Shares) -> MindFile:
+def _assign_impressions(file: MindFile, lines: Lines, shares: Shares) -> MindFile:
     """The fate of every impression: by time in the training file, otherwise the file's role.
 
     Lines that are bad for their candidates alone count in the shares, as candidates are not parsed yet.
     """
     well_formed = lines.codes != NO_CODE
     duplicates = find_duplicates(lines.hashes, well_formed)
-    if duplicates:
-        # The earlier of two lines counts only if it is whole, so the candidates of these are parsed too.
-        repeated = np.unique([*duplicates, *duplicates.values()])
-        whole = well_formed.copy()
-        whole[repeated] = _are_whole(file, repeated, known)
-        duplicates = find_duplicates(lines.hashes, whole)
     fates = np.full(len(well_formed), file.role, dtype=np.uint8)
     if file.role is Fate.TRAIN:
         well_formed[list(duplicates)] = False
         fates = split_by_time(lines.minutes, lines.hashes, well_formed, shares)
     fates[list(duplicates)] = Fate.DUPLICATE
     return replace(file, fates=fates, duplicates=duplicates)
-
-
-def _are_whole(file: MindFile, positions: npt.NDArray[np.int64], known: KnownNews) -> npt.NDArray[np.bool_]:
-    """Whether the behaviours lines at `positions` (ascending) are good; reads the chunks that hold them."""
-    whole = [np.zeros(0, dtype=np.bool_)]
-    for chunk in file.source.chunks:
-        first = chunk.first_line - 1
-        start, stop = np.searchsorted(positions, [first, first + chunk.lines])
-        if start < stop:
-            lines, _ = parse_impressions(chunk, known)
-            good = np.array([isinstance(row, mind.Impression) for _, row in lines], dtype=np.bool_)
-            whole.append(good[positions[start:stop] - first])
-    return np.concatenate(whole)
 
 
 def write_chunk(job: Job, shared: Shared) -> Summary:
@@ -500,15 +487,6 @@ def _write_behaviors(
 
 def _shard_name(job: Job, group: Group) -> str:
     return f"{group}-{job.kind}-{job.number:02d}-{job.index:05d}.parquet"
-
-
-def _join_rejected(files: Iterable[MindFile], folder: Path) -> None:
-    """Join the chunks' bad lines in the order of files and lines."""
-    with (folder / REJECTED).open("wb") as joined:
-        for file in files:
-            for part in sorted(folder.glob(f"rejected-{file.source.number:02d}-*.part")):
-                joined.write(part.read_bytes())
-                part.unlink()
 
 
 def _write_texts(folder: Path, news: Sequence[Shard]) -> Texts:

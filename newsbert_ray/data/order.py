@@ -14,8 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from newsbert_ray.config import SettingsError
-from newsbert_ray.data.shards import Shard
-from newsbert_ray.data.split import hash_ids
+from newsbert_ray.data.shards import Shard, hash_ids
 
 Ints = npt.NDArray[np.int64]
 

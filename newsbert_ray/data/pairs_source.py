@@ -17,27 +17,33 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from newsbert_ray.config import PrepareSettings
-from newsbert_ray.data.shards import PAIRS_SCHEMA, SPLITS, Manifest, Shard, Split, TextWriter, write_shard
+from newsbert_ray.data.shards import (
+    PAIRS_SCHEMA,
+    SPLITS,
+    Hashes,
+    Manifest,
+    Shard,
+    Split,
+    TextWriter,
+    hash_ids,
+    write_shard,
+)
 from newsbert_ray.data.sources import (
     REJECTED,
     BadLine,
     Contents,
-    PrepareError,
-    Rejected,
-    Workspace,
-    show_progress,
-)
-from newsbert_ray.data.split import (
     Fate,
     Fates,
-    Hashes,
+    PrepareError,
+    Rejected,
     Shares,
+    Workspace,
     describe_role,
-    hash_ids,
     held_out,
     is_known,
     order_sources,
     role_of,
+    show_progress,
     split_by_hash,
 )
 from newsbert_ray.data.tables import SUFFIXES, Record, Table, check_text, is_table, open_table, read_table

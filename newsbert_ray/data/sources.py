@@ -13,12 +13,18 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from enum import IntEnum
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, NoReturn, Protocol, TypeVar
 
-from newsbert_ray.data.shards import Manifest, Shard, Split, Texts
-from newsbert_ray.data.tokenizer import TitleTokenizer
+import numpy as np
+import numpy.typing as npt
+
+from newsbert_ray.data.shards import Hashes, Manifest, Shard, Split, Texts
 from newsbert_ray.methods import TaskName
+
+if TYPE_CHECKING:
+    from newsbert_ray.data.tokenizer import TitleTokenizer
 
 CHUNK_BYTES = 2 << 20
 """Bytes read at once. A chunk ends at the last line end within them; a longer line is refused."""
@@ -29,10 +35,27 @@ SHOWN_ROWS = 5
 _EXCERPT = 120  # characters of a bad row that are listed
 _SAY_SECONDS = 5.0
 
+Fates = npt.NDArray[np.uint8]
+_HINTS = {"train": 0, "dev": 1, "valid": 1, "test": 2}
 Say = Callable[[str], None]
 MapAll = Callable[[Sequence[Any], Callable[[Any, Any], Any], Any], Iterable[Any]]
 """`function(item, shared)` for every item, in any order: in this process or as Ray tasks."""
 Row = TypeVar("Row")
+
+
+_BLOCK = 1 << 16
+
+
+class Fate(IntEnum):
+    """The split of a line, in the order of `shards.SPLITS`, or the reason why it is in none."""
+
+    TRAIN = 0
+    VALIDATION = 1
+    TEST = 2
+    MALFORMED = 3
+    DUPLICATE = 4
+    EARLIER = 5
+    UNSEEN_TOPIC = 6
 
 
 class PrepareError(ValueError):
@@ -178,6 +201,72 @@ class Corpus(Protocol):
     def summary(self, manifest: Manifest) -> Iterator[str]:
         """Lines for the user about what `write` has written."""
         ...
+
+
+def order_sources(names: Sequence[str]) -> list[int]:
+    """Indices of the sources in the order training, validation, test.
+
+    The names decide if each contains one of train, dev, valid and test, and only one of them train.
+    Otherwise the order stays as it is.
+    """
+    ranks = [{rank for hint, rank in _HINTS.items() if hint in name.lower()} for name in names]
+    clear = all(len(rank) == 1 for rank in ranks) and sum(rank == {0} for rank in ranks) == 1
+    return sorted(range(len(names)), key=lambda i: min(ranks[i])) if clear else list(range(len(names)))
+
+
+def role_of(position: int, sources: int) -> Fate:
+    """The split that the source at `position` (after `order_sources`) is for."""
+    if position == 0:
+        return Fate.TRAIN
+    return Fate.TEST if position == sources - 1 else Fate.VALIDATION
+
+
+def describe_role(role: Fate, sources: int) -> str:
+    """The splits that a source of this role gives rows to, as words."""
+    if sources == 1:
+        return "train, validation and test"
+    return "train and validation" if role is Fate.TRAIN and sources == 2 else role.name.lower()
+
+
+class Shares(NamedTuple):
+    """Shares of the training source that are held out for validation and test."""
+
+    validation: float
+    test: float
+
+
+def held_out(shares: Shares, *, sources: int) -> Shares:
+    """`shares`, but 0 for a split that another source is for."""
+    return Shares(shares.validation if sources < 3 else 0.0, shares.test if sources == 1 else 0.0)
+
+
+def draw_uniform(hashes: Hashes, *, seed: int) -> npt.NDArray[np.float64]:
+    """A number in [0, 1) for each hash, a function of hash and seed alone (one SplitMix64 step)."""
+    golden = 0x9E3779B97F4A7C15
+    value = hashes + np.uint64((seed + 1) * golden % 2**64)
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    value ^= value >> np.uint64(31)
+    return (value >> np.uint64(11)).astype(np.float64) / 2.0**53
+
+
+def split_by_hash(hashes: Hashes, shares: Shares, *, seed: int) -> Fates:
+    """TRAIN, VALIDATION or TEST for each hash, shape as `hashes`; the shares hold on average."""
+    fates = np.full(len(hashes), Fate.TRAIN, dtype=np.uint8)
+    for start in range(0, len(hashes), _BLOCK):
+        drawn = draw_uniform(hashes[start : start + _BLOCK], seed=seed)
+        block = fates[start : start + _BLOCK]
+        block[drawn < shares.validation + shares.test] = Fate.TEST
+        block[drawn < shares.validation] = Fate.VALIDATION
+    return fates
+
+
+def is_known(hashes: Hashes, known: Hashes) -> npt.NDArray[np.bool_]:
+    """Whether each of `hashes` is in `known` (sorted), shape as `hashes`."""
+    if not len(known):
+        return np.zeros(len(hashes), dtype=np.bool_)
+    positions = np.minimum(np.searchsorted(known, hashes), len(known) - 1)
+    return np.equal(known[positions], hashes)
 
 
 def read_through(path: Path, *, folder: str, number: int = 0) -> SourceFile:

@@ -4,18 +4,30 @@ from __future__ import annotations
 
 from datetime import datetime
 
+import numpy as np
 import pytest
 
 from newsbert_ray.data.mind import (
+    NO_CODE,
+    RARE,
     Impression,
     News,
     count_examples,
+    find_duplicates,
+    minutes_of,
+    number_news,
     parse_behaviors,
-    parse_header,
     parse_news,
     parse_time,
+    split_by_time,
+    split_news,
 )
-from newsbert_ray.data.sources import BadLine
+from newsbert_ray.data.shards import hash_ids
+from newsbert_ray.data.sources import (
+    BadLine,
+    Fate,
+    Shares,
+)
 
 NEWS = "N1\tsports\tsoccer\tA title\tAn abstract\thttps://example.invalid/1\t[]\t[]"
 IMPRESSION = "7\tU3\t11/15/2019 8:55:22 AM\tN1 N2\tN3-1 N4-0"
@@ -94,16 +106,12 @@ def test_names_what_is_wrong_with_behaviors(line: str, reason: str) -> None:
         parse_behaviors(line)
 
 
-def test_a_header_is_the_line_without_its_news() -> None:
-    """The quick look decides the split; where it reads another time or id, a row lands in the wrong one."""
-    assert parse_header(IMPRESSION)[:3] == parse_behaviors(IMPRESSION)[:3]
-    assert parse_header(IMPRESSION)[3:] == ("N1 N2", "N3-1 N4-0")
-    for damaged in (IMPRESSION.replace("U3", ""), IMPRESSION.replace("AM", "XM"), IMPRESSION + "\t"):
-        with pytest.raises(BadLine) as header:
-            parse_header(damaged)
-        with pytest.raises(BadLine) as whole:
-            parse_behaviors(damaged)
-        assert str(header.value) == str(whole.value)
+def test_ids_and_time_can_be_read_alone() -> None:
+    """The first pass must find a line good or bad as the second does, but for its candidates."""
+    assert parse_behaviors(IMPRESSION, whole=False)[:3] == parse_behaviors(IMPRESSION)[:3]
+    assert parse_behaviors("7\tU3\t11/15/2019 8:55:22 AM\t\t", whole=False).candidates == []
+    with pytest.raises(BadLine, match="date"):
+        parse_behaviors(IMPRESSION.replace("2019", "20x9"), whole=False)
 
 
 @pytest.mark.parametrize(
@@ -159,3 +167,120 @@ def test_refuses_what_is_no_date(text: str) -> None:
     """A guessed date would put an impression on the wrong side of the split."""
     with pytest.raises(BadLine, match="date"):
         parse_time(text)
+
+
+IDS = [f"N{i}" for i in range(4000)]
+
+
+def test_first_well_formed_line_wins() -> None:
+    """A damaged first copy must not take the good second one with it."""
+    hashes = hash_ids(["a", "b", "a", "b", "a"])
+    assert find_duplicates(hashes, np.array([True, False, True, True, True])) == {2: 0, 4: 0}
+    assert find_duplicates(hashes, np.array([False, False, False, True, True])) == {}
+
+
+def test_news_are_found_at_their_rows() -> None:
+    """A history that names its neighbours' rows trains on titles that nobody clicked."""
+    known = number_news(hash_ids(["c", "a", "d", "b"]))
+    assert known.find(hash_ids(["a", "b", "x", "c", "d", "a"])).tolist() == [1, 3, -1, 0, 2, 1]
+    assert number_news(hash_ids([])).find(hash_ids(["a"])).tolist() == [-1]
+
+
+def test_minutes() -> None:
+    """Another unit, or a time that wraps around, would turn the order of time over."""
+    times = [
+        datetime(1970, 1, 1, 0, 1, 59),
+        datetime(1969, 12, 31, 23, 59),
+        datetime(2019, 11, 15, 8, 55),
+        datetime(6052, 1, 1),
+        datetime(9999, 12, 31, 23, 59),
+    ]
+    days = 49 * 365 + 12 + 318  # years, leap days from 1972 to 2016, and days before 15 November
+    assert minutes_of(times)[:3].tolist() == [1, -1, days * 1440 + 8 * 60 + 55]
+    assert (np.diff(minutes_of(sorted(times))) > 0).all()
+
+
+def _by_time(
+    minutes: list[int], *, skip: tuple[int, ...] = (), validation: float = 0.2, test: float = 0.0
+) -> list[int]:
+    counted = np.array([i not in skip for i in range(len(minutes))])
+    hashes = np.arange(len(minutes), dtype=np.uint64)
+    fates: list[int] = split_by_time(
+        np.array(minutes, np.int32), hashes, counted, Shares(validation, test)
+    ).tolist()
+    return fates
+
+
+def test_the_last_by_time_are_held_out() -> None:
+    """Validation on clicks older than those trained on asks for the past to be foretold."""
+    assert _by_time([9, 1, 5, 7, 3]) == [1, 0, 0, 0, 0]
+    assert _by_time([9, 1, 5, 7, 3], test=0.4) == [2, 0, 1, 2, 0]
+    assert _by_time([9, 1, 5, 7, 3], validation=0.0, test=0.2) == [2, 0, 0, 0, 0]
+    # The line at minute 9 is no row: of the four others one is the fifth.
+    assert _by_time([9, 1, 5, 7, 3], skip=(0,)) == [0, 0, 0, 1, 0]
+    assert _by_time([]) == []
+
+
+def test_ties_at_the_cut_are_settled_by_hash() -> None:
+    """MIND's minutes hold hundreds of impressions: without a rule the counts, or two runs, would differ."""
+    assert _by_time([4, 4, 4, 4, 4], validation=0.4) == [0, 0, 0, 1, 1]
+    assert _by_time([4, 9, 4, 1, 4], validation=0.4) == [0, 1, 0, 0, 1]
+    assert _by_time([4, 4, 4, 4, 4], validation=0.4, test=0.2) == [0, 0, 1, 1, 2]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_shares_of_time_are_exact_and_in_order(seed: int) -> None:
+    """Any order of the lines gives each the same split: train, then validation, then test."""
+    generator = np.random.default_rng(seed)
+    minutes = generator.integers(0, 50, 997).astype(np.int32)
+    hashes = generator.permutation(997).astype(np.uint64)
+    counted = generator.random(997) < 0.9
+    shares = Shares(0.1, 0.25)
+    fates = split_by_time(minutes, hashes, counted, shares)
+    total = counted.sum()
+    assert np.bincount(fates[counted]).tolist()[1:] == [round(total * 0.1), round(total * 0.25)]
+    assert set(fates[~counted].tolist()) == {Fate.TRAIN}
+    key = minutes.astype(np.int64) * 1000 + hashes.astype(np.int64)
+    for earlier, later in ((Fate.TRAIN, Fate.VALIDATION), (Fate.VALIDATION, Fate.TEST)):
+        assert key[counted & (fates == earlier)].max() < key[counted & (fates == later)].min()
+    order = generator.permutation(997)
+    again = split_by_time(minutes[order], hashes[order], counted[order], shares)
+    assert (again == fates[order]).all()
+
+
+def _split(ids: list[str], topics: list[int], **changes: object) -> list[int]:
+    settings: dict[str, object] = {
+        "role": Fate.TRAIN,
+        "earlier": hash_ids([]),
+        "trained": None,
+        "seed": 0,
+        "shares": Shares(0.3, 0.3),
+    } | changes
+    codes = np.array(topics, dtype=np.uint16)
+    fates: list[int] = split_news(hash_ids(ids), codes, **settings)[0].tolist()  # type: ignore[arg-type]
+    return fates
+
+
+def test_a_rare_topic_trains_whole() -> None:
+    """A topic of two news split by hash could be tested without ever being trained."""
+    fates = _split(IDS[: 60 + RARE - 1], [0] * 60 + [1] * (RARE - 1))
+    assert set(fates[60:]) == {Fate.TRAIN}
+    assert set(fates[:60]) == {Fate.TRAIN, Fate.VALIDATION, Fate.TEST}
+    assert len(set(_split(IDS[: 60 + RARE], [0] * 60 + [1] * RARE)[60:])) > 1
+
+
+def test_a_topic_that_the_hash_leaves_without_training_trains_whole() -> None:
+    """Shares near one could give all of a topic away."""
+    assert set(_split(IDS[:25], [0] * 25, shares=Shares(0.5, 0.5))) == {Fate.TRAIN}
+
+
+def test_later_sources_hold_unseen_news_of_trained_topics() -> None:
+    """Seen news would make the test too easy; an untrained topic cannot be predicted."""
+    fates = _split(
+        ["a", "b", "c", "d", "d"],
+        [0, 0, 5, int(NO_CODE), 1],
+        role=Fate.TEST,
+        earlier=np.sort(hash_ids(["a", "z"])),
+        trained=np.array([0, 1], dtype=np.uint16),
+    )
+    assert fates == [Fate.EARLIER, Fate.TEST, Fate.UNSEEN_TOPIC, Fate.MALFORMED, Fate.TEST]

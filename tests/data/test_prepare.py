@@ -461,17 +461,12 @@ def test_too_many_bad_lines_are_an_error(tmp_path: Path, corpus: Corpus, teacher
     assert not list(tmp_path.glob("*.partial-*"))
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "kind"), [(b"2019", b"20x9", "date"), (b"\n", b" X1-0\n", "unknown id")]
-)
-def test_the_first_whole_copy_of_an_impression_counts(
-    tmp_path: Path, corpus: Corpus, teacher: Path, old: bytes, new: bytes, kind: str
-) -> None:
+def test_the_first_whole_copy_of_an_impression_counts(tmp_path: Path, corpus: Corpus, teacher: Path) -> None:
     """A damaged copy before the good line must not take its place."""
     train, dev = _copy(corpus, tmp_path)
-    _edit(train / "behaviors.tsv", lambda lines: lines.insert(3, lines[3].replace(old, new)))
+    _edit(train / "behaviors.tsv", lambda lines: lines.insert(3, lines[3].replace(b"2019", b"20x9")))
     manifest, _ = _prepare(tmp_path / "out", (train, dev), teacher, max_rejected_share=0.1)
-    assert manifest.rejected == {kind: 1}
+    assert manifest.rejected == {"date": 1}
     assert manifest.rows("train", "recommendation") + manifest.rows("validation", "recommendation") == 60
 
 

@@ -4,8 +4,26 @@ from __future__ import annotations
 
 import json
 
-from newsbert_ray.data.mind import parse_news
-from newsbert_ray.data.sources import BadLine, Rejected, parse_lines
+import numpy as np
+import pytest
+
+from newsbert_ray.data.mind import (
+    parse_news,
+)
+from newsbert_ray.data.shards import hash_ids
+from newsbert_ray.data.sources import (
+    BadLine,
+    Fate,
+    Rejected,
+    Shares,
+    draw_uniform,
+    held_out,
+    is_known,
+    order_sources,
+    parse_lines,
+    role_of,
+    split_by_hash,
+)
 
 NEWS = "N1\tsports\tsoccer\tA title\tAn abstract\thttps://example.invalid/1\t[]\t[]"
 
@@ -49,3 +67,69 @@ def test_a_listed_row_is_short() -> None:
     """A line of megabytes must not fill rejected.jsonl."""
     listed = Rejected().add("a/news.tsv", 3, "columns: 1 found", "x" * 5000)
     assert json.loads(listed)["text"] == "x" * 120
+
+
+IDS = [f"N{i}" for i in range(4000)]
+
+
+@pytest.mark.parametrize(
+    ("names", "order"),
+    [
+        (["MINDsmall_dev", "MINDsmall_train"], [1, 0]),
+        (["test", "dev", "train"], [2, 1, 0]),
+        (["a", "b"], [0, 1]),
+        (["train_a", "train_b"], [0, 1]),
+        (["validation", "test"], [0, 1]),
+        (["b_test_train", "a_train"], [0, 1]),
+    ],
+)
+def test_names_decide_the_order_only_where_they_are_clear(names: list[str], order: list[int]) -> None:
+    """Training on the test folder because it was named first would make every number too good."""
+    assert order_sources(names) == order
+
+
+def test_roles() -> None:
+    """With two sources the second is test, not validation."""
+    assert [role_of(i, 1) for i in range(1)] == [Fate.TRAIN]
+    assert [role_of(i, 2) for i in range(2)] == [Fate.TRAIN, Fate.TEST]
+    assert [role_of(i, 4) for i in range(4)] == [Fate.TRAIN, Fate.VALIDATION, Fate.VALIDATION, Fate.TEST]
+
+
+def test_a_split_with_a_source_of_its_own_takes_nothing_from_training() -> None:
+    """Training news spent on a split that has its own folder are lost for nothing."""
+    assert [held_out(Shares(0.1, 0.2), sources=n) for n in (1, 2, 3)] == [(0.1, 0.2), (0.1, 0.0), (0.0, 0.0)]
+
+
+def _split_mix(number: int, seed: int) -> float:
+    """SplitMix64 in Python's integers, from its authors' C."""
+    wrap = 2**64
+    value = (number + (seed + 1) * 0x9E3779B97F4A7C15) % wrap
+    value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 % wrap
+    value = (value ^ (value >> 27)) * 0x94D049BB133111EB % wrap
+    return ((value ^ (value >> 31)) >> 11) / 2**53
+
+
+def test_hashes_are_the_same_for_ever() -> None:
+    """Another hash in a later version would silently move news between train and test."""
+    hashes = hash_ids(["N1", "N2"])
+    assert hashes.tolist() == [4870954943910693542, 17677784663273689699]
+    assert draw_uniform(hashes, seed=3).tolist() == [_split_mix(number, 3) for number in hashes.tolist()]
+
+
+def test_shares_and_seeds() -> None:
+    """A share of the wrong end, or a seed without effect, would not show in one run's counts."""
+    hashes = hash_ids(IDS)
+    fates = split_by_hash(hashes, Shares(0.1, 0.2), seed=0)
+    shares = np.bincount(fates, minlength=3) / len(IDS)
+    assert shares == pytest.approx([0.7, 0.1, 0.2], abs=0.02)
+    assert (split_by_hash(hashes, Shares(0.1, 0.2), seed=0) == fates).all()
+    assert (split_by_hash(hashes, Shares(0.1, 0.2), seed=1) != fates).mean() > 0.3
+    assert (split_by_hash(hashes[::-1], Shares(0.1, 0.2), seed=0) == fates[::-1]).all()
+
+
+def test_known() -> None:
+    """The last of a sorted table is where a binary search goes wrong."""
+    known = np.sort(hash_ids(["a", "b", "c"]))
+    assert is_known(hash_ids(["a", "x", "c", "b"]), known).tolist() == [True, False, True, True]
+    assert is_known(hash_ids(["a"]), known[:0]).tolist() == [False]
+    assert is_known(np.array([2**64 - 1], dtype=np.uint64), known).tolist() == [False]
