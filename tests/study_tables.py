@@ -1,0 +1,390 @@
+"""The tables and figures of the study of students, from search_spaces/results/student.jsonl.
+
+`python -m tests.study_tables` draws the figures again; `readme_numbers` puts the tables into the pages.
+`keep RECORDS ...` writes student.jsonl from the records.jsonl files of `tests.benchmarks.study_student`.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from newsbert_ray.files import write_text
+from newsbert_ray.reporting.draw import write_figure
+from newsbert_ray.reporting.figures import FigureData, Line, Panel
+from newsbert_ray.reporting.page import Table
+from newsbert_ray.reporting.records import NAMES
+from newsbert_ray.reporting.statistics import LEVEL
+
+RESULTS = Path(__file__).parents[1] / "search_spaces" / "results"
+RECORDS, SPEEDS = RESULTS / "student.jsonl", RESULTS / "student_speed.json"
+SIZES = (1000, 4000, 12000, None)
+ORDER = ("linear", "finetune", "twinbert", "tinybert", "disjoint", "newsbert", "newsbert_warm")
+ABLATIONS = ("no_momentum", "no_soft_labels", "no_hidden")
+PAPER = ("finetune", "twinbert", "tinybert", "disjoint", *ABLATIONS)
+"""What the paper finds worse than NewsBERT."""
+RECIPE = "best"
+BLOCKS = (("main", "tuning"), ("layers", "tuning"))
+
+Record = Mapping[str, Any]
+Key = tuple[Any, ...]
+
+
+class Test(NamedTuple):
+    """Paired comparison over seeds, in points: mean difference, its p (two-sided t-test), number of pairs."""
+
+    mean: float
+    p: float
+    pairs: int
+
+    @property
+    def verdict(self) -> str:
+        """In words, at the paper's level."""
+        if self.p >= LEVEL or self.pairs < 2:
+            return "cannot be told"
+        return "holds" if self.mean > 0 else "does not hold"
+
+
+def read_records(path: Path = RECORDS) -> list[Record]:
+    """The kept lines."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def by_seed(
+    records: Iterable[Record], method: str, labels: int | None, layers: int, *, unlabelled: bool = True
+) -> dict[int, Record]:
+    """A method's final runs at an amount of labels, by seed; without those of tuning and of variants."""
+    return {
+        record["seed"]: record
+        for record in records
+        if (record["method"], record["labels"], record["layers"]) == (method, labels, layers)
+        and record["stage"] in ("main", "layers", "linear", "teachers")
+        and not record["values"]
+        and record["unlabelled"] == unlabelled
+    }
+
+
+def compare(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Test | None:
+    """Paired t-test over the seeds of both, in points; None without two pairs."""
+    from scipy.stats import ttest_rel  # type: ignore[import-untyped]
+
+    seeds = sorted(ours.keys() & theirs.keys())
+    if len(seeds) < 2:
+        return None
+    differences = [100 * (ours[seed] - theirs[seed]) for seed in seeds]
+    if len(set(differences)) == 1:
+        return Test(differences[0], 1.0 if differences[0] == 0 else 0.0, len(seeds))
+    p = float(ttest_rel([ours[seed] for seed in seeds], [theirs[seed] for seed in seeds]).pvalue)
+    return Test(statistics.fmean(differences), p, len(seeds))
+
+
+def accuracies(runs: Mapping[int, Record], what: str = "test", metric: str = "accuracy") -> dict[int, float]:
+    """A metric by seed; `what` is test, validation, teacher_test or teacher_validation."""
+    return {seed: record[what][metric] for seed, record in runs.items() if record.get(what)}
+
+
+def accuracy_table(records: list[Record], layers: int = 1) -> Table:
+    """A row for each method, accuracy and macro-F1 of the test split at each amount of labels."""
+    methods = [*ORDER, RECIPE, *ABLATIONS, "teacher"]
+    rows = []
+    for method in methods:
+        cells = [_cell(_runs(records, method, labels, layers)) for labels in SIZES]
+        if any(cells):
+            rows.append((name_of(method), *cells))
+    head = ("method", *(f"{size_name(labels)} labels" for labels in SIZES))
+    caption = (
+        "Accuracy % / macro-F1 % on the test split, mean ± sd of accuracy over seeds (their number in brackets "
+        f"where it is not 5). Students of {layers} layer{'s' * (layers != 1)}, the linear model and the teacher."
+    )
+    return Table(head, tuple(rows), words=1, caption=caption)
+
+
+def layers_table(records: list[Record]) -> Table:
+    """Accuracy over depth for the methods that were run at several."""
+    rows = []
+    depths = sorted({record["layers"] for record in records if record["stage"] in ("layers", "main")})
+    for labels in SIZES:
+        for method in ("finetune", "twinbert", "newsbert", RECIPE):
+            cells = [_cell(_runs(records, method, labels, n), f1=False) for n in depths]
+            if sum(map(bool, cells)) > 1:
+                rows.append((size_name(labels), name_of(method), *cells))
+    head = ("labels", "method", *(f"N = {n}" for n in depths))
+    return Table(head, tuple(rows), words=2, caption="Accuracy % on the test split by layers of the student.")
+
+
+def orderings_table(records: list[Record]) -> Table:
+    """Whether each ordering of the paper holds at each amount of labels, N = 1."""
+    rows = []
+    for method in PAPER:
+        cells = []
+        for labels in SIZES:
+            ours, theirs = (accuracies(by_seed(records, m, labels, 1)) for m in ("newsbert", method))
+            cells.append(_test_cell(compare(ours, theirs)))
+        if any(cells):
+            rows.append((f"NewsBERT above {name_of(method)}", *cells))
+    head = ("ordering of the paper", *(f"{size_name(labels)} labels" for labels in SIZES))
+    caption = (
+        f"Difference in points of accuracy, p (paired t-test over seeds), and the verdict at p < {LEVEL}."
+    )
+    return Table(head, tuple(rows), words=1, caption=caption)
+
+
+def against_table(records: list[Record], base: str = "finetune", layers: int = 1) -> Table:
+    """The difference of every method to `base`, paired over seeds."""
+    rows = []
+    for method in (*ORDER, RECIPE):
+        cells = []
+        for labels in SIZES:
+            ours, theirs = (
+                accuracies(by_seed(records, m, labels, 0 if m == "linear" else layers))
+                for m in (method, base)
+            )
+            test = compare(ours, theirs) if method != base else None
+            cells.append("" if test is None else f"{test.mean:+.1f} (p {test.p:.1g})")
+        if any(cells):
+            rows.append((name_of(method), *cells))
+    head = ("method", *(f"{size_name(labels)} labels" for labels in SIZES))
+    return Table(
+        head, tuple(rows), words=1, caption=f"Points of accuracy above {name_of(base)}, with paired p."
+    )
+
+
+def goals_table(records: list[Record]) -> Table:
+    """What the study was to reach, and what it reached."""
+    rows = []
+    for labels, points, share in ((1000, 4.0, 0.99), (12000, 2.5, 0.995)):
+        best, plain = (by_seed(records, m, labels, 1) for m in (RECIPE, "finetune"))
+        gain = compare(accuracies(best), {s: v + points / 100 for s, v in accuracies(plain).items()})
+        rows.append(_goal(f"{size_name(labels)} labels: {points} points above fine-tuning", gain, points))
+        teacher = {s: share * v for s, v in accuracies(best, "teacher_test").items()}
+        kept = compare(accuracies(best), teacher)
+        mean = _share(best)
+        rows.append(_goal(f"{size_name(labels)} labels: keeps {share:.1%} of its teacher", kept, 0.0, mean))
+    linear = accuracies(by_seed(records, "linear", None, 0))
+    best = accuracies(by_seed(records, RECIPE, None, 1))
+    same = dict.fromkeys(best, next(iter(linear.values()), 0.0))
+    above = compare(best, {seed: value + 0.02 for seed, value in same.items()}) if linear else None
+    rows.append(_goal("all labels: 2 points above the linear model", above, 2.0))
+    for labels in SIZES[:2]:
+        words, line = (accuracies(by_seed(records, m, labels, 0)) for m in (RECIPE, "linear"))
+        rows.append(
+            _goal(f"{size_name(labels)} labels: N = 0 above the linear model", compare(words, line), 0.0)
+        )
+    head = ("goal", "measured", "p", "reached")
+    caption = f"Reached: the goal lies below what was measured at p < {LEVEL} (one-sided, paired over seeds)."
+    return Table(head, tuple(rows), words=1, caption=caption)
+
+
+def variants_table(records: list[Record]) -> Table:
+    """Changes to the recipe at two sizes, as differences to it on the same seeds."""
+    groups: dict[Key, dict[int, Record]] = defaultdict(dict)
+    for record in records:
+        if record["stage"] == "variants":
+            changes = tuple(sorted(record["values"].items()))
+            groups[record["method"], record["unlabelled"], changes, record["labels"]][record["seed"]] = record
+    rows = []
+    for method, unlabelled, changes in dict.fromkeys(key[:3] for key in groups):
+        cells = []
+        for labels in SIZES:
+            runs = groups.get((method, unlabelled, changes, labels), {})
+            test = compare(accuracies(runs), accuracies(by_seed(records, method, labels, 1)))
+            cells.append("" if test is None else f"{test.mean:+.1f} (p {test.p:.1g}, {test.pairs} seeds)")
+        words = [f"`{name}` {value:g}" for name, value in changes if name != "evaluate_every"]
+        change = ", ".join(words) or "no unlabelled text"
+        if any(cells):
+            rows.append((name_of(method), change, *cells))
+    used = [n for n in range(len(SIZES)) if any(row[2 + n] for row in rows)]
+    head = ("method", "change", *(f"{size_name(SIZES[n])} labels" for n in used))
+    body = tuple((row[0], row[1], *(row[2 + n] for n in used)) for row in rows)
+    return Table(
+        head, body, words=2, caption="Points of accuracy against the method as it is, paired over seeds."
+    )
+
+
+def regime_table(records: list[Record]) -> Table:
+    """Momentum at low learning rates: accuracy by beta."""
+    groups: dict[Key, list[Record]] = defaultdict(list)
+    for record in records:
+        if record["stage"] == "regime":
+            groups[record["rate"], record["values"]["distill.beta"]].append(record)
+    betas = sorted({beta for _, beta in groups})
+    rows = [
+        (f"{rate:g}", *(_cell(groups.get((rate, beta), []), f1=False, usual=3) for beta in betas))
+        for rate in sorted({rate for rate, _ in groups})
+    ]
+    head = ("learning rate", *(f"beta {beta:g}" for beta in betas))
+    caption = "NewsBERT, N = 1, 12,000 labels, 3,000 updates of 128, one rate for all: test accuracy %."
+    return Table(head, tuple(rows), words=0, caption=caption)
+
+
+def rates_table(records: list[Record]) -> Table:
+    """Fine-tuning for two epochs: validation accuracy by rate and decay."""
+    groups: dict[Key, Record] = {}
+    for record in records:
+        if record["stage"] == "rates":
+            decay = record["values"]["optimizer.decay"]
+            groups[record["labels"], record["layers"], decay, record["rate"]] = record
+    rates = sorted({key[3] for key in groups})
+    rows = []
+    for labels, layers, decay in dict.fromkeys(key[:3] for key in groups):
+        runs = [groups.get((labels, layers, decay, rate)) for rate in rates]
+        cells = ["" if run is None else f"{100 * run['validation']['accuracy']:.1f}" for run in runs]
+        rows.append((f"{labels:,}", str(layers), decay, *cells))
+    head = ("titles", "layers", "decay", *(f"{rate:g}" for rate in rates))
+    caption = "Fine-tuning for two epochs of batches of 32: validation accuracy % by learning rate, one seed."
+    return Table(head, tuple(rows), words=3, caption=caption)
+
+
+TABLES: Mapping[str, Callable[[list[Record]], Table]] = {
+    "accuracy": accuracy_table,
+    "against": against_table,
+    "layers": layers_table,
+    "orderings": orderings_table,
+    "goals": goals_table,
+    "variants": variants_table,
+    "regime": regime_table,
+    "rates": rates_table,
+}
+
+
+def headline(records: list[Record]) -> str:
+    """One sentence on what the recipe gives at 1,000 labels."""
+    best, plain = (by_seed(records, m, 1000, 1) for m in (RECIPE, "finetune"))
+    ours, theirs, teacher = (
+        statistics.fmean(values.values())
+        for values in (accuracies(best), accuracies(plain), accuracies(best, "teacher_test"))
+    )
+    return (
+        f"**With 1,000 labelled titles, a student of one layer trained by `--method {RECIPE}` classifies "
+        f"{ours:.1%} of unseen titles\ncorrectly: {100 * (ours - theirs):.1f} points more than the same student "
+        f"fine-tuned, and {ours / teacher:.1%} of its 6-layer teacher** (means of {len(best)} seeds)."
+    )
+
+
+def learning_curve(records: list[Record]) -> FigureData[Panel]:
+    """Accuracy over labels, one line a method."""
+    most = max((r["labels"] or 0 for r in records), default=0)
+    total = max(40120, most)
+    lines = []
+    for method in (*ORDER, RECIPE, "teacher"):
+        layers = {"linear": 0, "teacher": 6}.get(method, 1)
+        points = [(labels or total, by_seed(records, method, labels, layers)) for labels in SIZES]
+        known = [(x, [100 * v for v in accuracies(runs).values()]) for x, runs in points if runs]
+        if known:
+            lines.append(_line(name_of(method), known, "reference" if method == "teacher" else "mean"))
+    panel = Panel("", "labelled titles", "test accuracy %", tuple(lines), log_x=True)
+    caption = (
+        "Students of one layer, beside the linear model and the 6-layer teacher; mean and sd over seeds."
+    )
+    alt = "Test accuracy over labelled titles, a line for each method"
+    return FigureData("student_learning_curve", (panel,), caption, alt=alt, wide=True)
+
+
+def quality_speed(
+    records: list[Record], speeds: Mapping[str, float], labels: int = 1000
+) -> FigureData[Panel]:
+    """Accuracy over measured titles/s; a dot for each depth, and the linear model."""
+    lines = []
+    for method in ("finetune", RECIPE):
+        known = []
+        for layers in (0, 1, 2, 3):
+            values = [100 * v for v in accuracies(by_seed(records, method, labels, layers)).values()]
+            if values and f"{layers}" in speeds:
+                known.append((speeds[f"{layers}"], values))
+        if known:
+            lines.append(_line(name_of(method), sorted(known), "mean"))
+    for method, layers, speed in (("teacher", 6, "6"), ("linear", 0, "linear")):
+        values = [100 * v for v in accuracies(by_seed(records, method, labels, layers)).values()]
+        if values and speed in speeds:
+            lines.append(_line(name_of(method), [(speeds[speed], values)], "mean"))
+    panel = Panel("", "titles/s on one CPU core", "test accuracy %", tuple(lines), log_x=True)
+    caption = f"{labels:,} labels; dots from right to left: 0, 1, 2 and 3 layers. Tokenising included."
+    alt = (
+        "Test accuracy over titles per second of students of 0 to 3 layers, the teacher and the linear model"
+    )
+    return FigureData("student_quality_speed", (panel,), caption, alt=alt, wide=True)
+
+
+def keep(paths: Sequence[Path], target: Path = RECORDS) -> None:
+    """Write the records of several files, the last line of each name, without what no table needs."""
+    lines: dict[str, Record] = {}
+    for path in paths:
+        for record in read_records(path):
+            kept = {k: v for k, v in record.items() if k not in ("settings", "parts", "texts_per_second")}
+            lines[record["name"]] = kept
+    text = "".join(json.dumps(record, separators=(",", ":")) + "\n" for _, record in sorted(lines.items()))
+    write_text(target, text)
+
+
+def draw(records: list[Record], folder: Path = RESULTS) -> None:
+    """The figures, as PNG."""
+    figures = [learning_curve(records)]
+    if SPEEDS.exists():
+        figures.append(
+            quality_speed(records, json.loads(SPEEDS.read_text(encoding="utf-8"))["titles_per_second"])
+        )
+    for figure in figures:
+        _, svg = write_figure(figure, folder)
+        svg.unlink()
+
+
+def name_of(method: str) -> str:
+    """A method as tables show it."""
+    return {"teacher": "6-layer teacher"}.get(method) or NAMES.get(method, method)
+
+
+def size_name(labels: int | None) -> str:
+    """1,000, or all."""
+    return "all" if labels is None else f"{labels:,}"
+
+
+def _runs(records: list[Record], method: str, labels: int | None, layers: int) -> list[Record]:
+    depth = {"linear": 0, "teacher": 6}.get(method, layers)
+    return list(by_seed(records, method, labels, depth).values())
+
+
+def _cell(runs: Sequence[Record], *, f1: bool = True, usual: int = 5) -> str:
+    if not runs:
+        return ""
+    accuracy, macro = ([100 * run["test"][name] for run in runs] for name in ("accuracy", "macro_f1"))
+    spread = f" ± {statistics.stdev(accuracy):.1f}" if len(runs) > 1 else ""
+    count = f" ({len(runs)})" if len(runs) != usual else ""
+    second = f" / {statistics.fmean(macro):.1f}" if f1 else ""
+    return f"{statistics.fmean(accuracy):.1f}{spread}{second}{count}"
+
+
+def _test_cell(test: Test | None) -> str:
+    return "" if test is None else f"{test.mean:+.1f}, p {test.p:.1g}: {test.verdict}"
+
+
+def _share(runs: Mapping[int, Record]) -> str:
+    shares = [
+        r["test"]["accuracy"] / r["teacher_test"]["accuracy"] for r in runs.values() if r["teacher_test"]
+    ]
+    return f"{statistics.fmean(shares):.1%}" if shares else ""
+
+
+def _goal(name: str, test: Test | None, points: float, measured: str = "") -> tuple[str, ...]:
+    if test is None:
+        return (name, "not measured", "", "cannot be told")
+    p = test.p / 2 if test.mean > 0 else 1 - test.p / 2
+    reached = "yes" if p < LEVEL else "yes in the mean, but not at this level" if test.mean > 0 else "no"
+    return (name, measured or f"{test.mean + points:+.1f} points", f"{p:.1g}", reached)
+
+
+def _line(label: str, points: Sequence[tuple[float, Sequence[float]]], look: Any) -> Line:
+    x = tuple(float(x) for x, _ in points)
+    means = tuple(statistics.fmean(values) for _, values in points)
+    sd = tuple(statistics.stdev(values) if len(values) > 1 else None for _, values in points)
+    return Line(label, x, means, sd, tuple(len(values) for _, values in points), look=look)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 2 and sys.argv[1] == "keep":
+        keep([Path(name) for name in sys.argv[2:]])
+    draw(read_records())
