@@ -98,8 +98,9 @@ def accuracy_table(records: list[Record], layers: int = 1) -> Table:
             rows.append((name_of(method), *cells))
     head = ("method", *(f"{size_name(labels)} labels" for labels in SIZES))
     caption = (
-        "Accuracy % / macro-F1 % on the test split, mean ± sd of accuracy over seeds (their number in brackets "
-        f"where it is not 5). Students of {layers} layer{'s' * (layers != 1)}, the linear model and the teacher."
+        "Accuracy % / macro-F1 % on the test split, mean ± sd of accuracy over seeds (their number in "
+        f"brackets where it is not 5). Students of {layers} layer{'s' * (layers != 1)}, the linear model and "
+        "the teacher."
     )
     return Table(head, tuple(rows), words=1, caption=caption)
 
@@ -261,8 +262,8 @@ def headline(records: list[Record]) -> str:
     )
     return (
         f"**With 1,000 labelled titles, a student of one layer trained by `--method {RECIPE}` classifies "
-        f"{ours:.1%} of unseen titles\ncorrectly: {100 * (ours - theirs):.1f} points more than the same student "
-        f"fine-tuned, and {ours / teacher:.1%} of its 6-layer teacher** (means of {len(best)} seeds)."
+        f"{ours:.1%} of unseen titles\ncorrectly: {100 * (ours - theirs):.1f} points more than the same "
+        f"student fine-tuned, and {ours / teacher:.1%} of its 6-layer teacher** (means of {len(best)} seeds)."
     )
 
 

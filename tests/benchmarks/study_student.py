@@ -288,8 +288,7 @@ def run_settings(run: Run, options: Mapping[str, str], rate: float) -> dict[str,
         values["distill"] = {"teacher_run": str(out / "teachers" / run.teacher)}
     if not alone and run.unlabelled and run.labels is not None:
         values["unlabelled_share"] = UNLABELLED_SHARE
-    extra = json.loads(options["set"])
-    return merge(values, run.values, extra)
+    return merge(values, run.values, json.loads(options["set"]))
 
 
 def work(connection: Connection, options: Mapping[str, str]) -> None:
