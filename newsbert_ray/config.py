@@ -67,6 +67,9 @@ class ModelSettings(Settings):
     """Dropout rate in both encoders (paper: 0.2)."""
     query_size: int = Field(256, ge=1)
     """Size of the query vector in attentive pooling (paper: 256)."""
+    trainable: int | None = Field(None, ge=1)
+    """Number of each encoder's last layers that learn; the layers below and the embeddings stay as they
+    start. By default all learn."""
 
 
 class StudentSettings(Settings):
@@ -76,6 +79,9 @@ class StudentSettings(Settings):
     """Number of Transformer layers N (paper: 1, 2, 4). Must divide the number of teacher layers."""
     start: Literal["first", "spread"] = "first"
     """Teacher layers that initialise the student: the first N (paper), or the last layer of each block."""
+    start_from: Literal["encoder", "teacher"] | None = None
+    """Whose layers these are: the pretrained encoder's, or those of the teacher that was fine-tuned first. By
+    default the teacher's if it learns on (`distill.teacher warm`), otherwise the encoder's."""
     encoder: str | None = None
     """Another pretrained encoder to initialise the student from, such as a released TinyBERT: name, folder or
     URL. It needs the same tokeniser. By default the teacher."""
@@ -104,14 +110,20 @@ class DistillSettings(Settings):
     """Multiply the soft-label loss by the squared temperature (Hinton et al. 2015; not in the paper)."""
     soft_label_form: Literal["cross_entropy", "kl"] = "cross_entropy"
     """Form of the soft-label loss. kl subtracts the teacher's entropy; the gradient is the same."""
-    teacher: Literal["joint", "frozen"] = "joint"
-    """joint: the teacher learns together with the student (3.1). frozen: the teacher is fine-tuned first,
-    with its own pooling and head, and then stays fixed."""
+    momentum: Literal["gradient", "rescaled", "update"] = "gradient"
+    """What `beta` mixes: the gradients (paper), the teacher's scaled to the norm of the student layer's, or
+    Adam's updates."""
+    blocks: Literal["all", "last"] = "all"
+    """Teacher layers of each student layer: K consecutive ones (3.2), or one of the teacher's last N."""
+    teacher: Literal["joint", "warm", "frozen"] = "joint"
+    """joint: the teacher learns together with the student (3.1). warm: the same, but it is fine-tuned first,
+    with pooling and head. frozen: it is fine-tuned first, with its own pooling and head, and stays fixed."""
     teacher_run: str | None = None
-    """Frozen teacher: a finished run of method finetune, whose student becomes the teacher; folder or URL. By
-    default the teacher is fine-tuned into OUT/teacher, or once for all trials of a sweep."""
+    """A finished run of method finetune, whose student becomes the teacher; folder or URL. A joint teacher
+    starts from it, as a warm one. By default a warm or frozen teacher is fine-tuned into OUT/teacher, or
+    once for all trials of a sweep."""
     teacher_epochs: int | None = Field(None, ge=1)
-    """Frozen teacher: epochs of its fine-tuning. By default those of the student."""
+    """Epochs in which a warm or frozen teacher is fine-tuned first. By default those of the student."""
     teacher_dropout: bool = True
     """Use dropout in the teacher while it learns, and so in the targets of the student. The paper does not
     say. A frozen teacher has no dropout."""
@@ -150,6 +162,12 @@ class DistillSettings(Settings):
     def frozen(self) -> bool:
         """Whether a fine-tuned teacher is needed that stays fixed."""
         return self.teacher == "frozen" and not self.alone
+
+    @property
+    def warm(self) -> bool:
+        """Whether a fine-tuned teacher is needed that learns on."""
+        started = self.teacher == "warm" or (self.teacher == "joint" and self.teacher_run is not None)
+        return started and not self.alone
 
     @property
     def own_tops(self) -> bool:

@@ -167,6 +167,32 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
         "student": {"layers": 1},
         "distill": {"beta": 0.0, "weights": _only(student_task=1.0)},
     },
+    # The public code that runs NewsBERT as a baseline (Tiny-NewsRec, 2022), by one of its authors: a teacher
+    # that was trained before, the last two layers learn, one teacher layer for each of the student's.
+    "newsbert_warm": {
+        "model": {"trainable": 2},
+        "distill": {
+            "teacher": "warm",
+            "blocks": "last",
+            "weights": {"student_task": 0.1, "embedding": 0.0},
+        },
+    },
+    # What the study of this project found best: labels, and a fine-tuned teacher's soft labels on all texts.
+    "best": {
+        "unlabelled_share": 0.75,
+        "optimizer": {
+            "student_learning_rate": 4e-4,
+            "top_learning_rate": 4e-4,
+            "decay": "linear",
+            "warmup_share": 0.05,
+        },
+        **_frozen(
+            _only(student_task=1.0, soft_labels=1.0),
+            temperature=2.0,
+            soft_label_t2=True,
+            soft_label_form="kl",
+        ),
+    },
     # The baseline of every classifier of texts: TF-IDF and a linear SVM; no encoder is read.
     "linear": {
         "teacher": "scratch",
@@ -186,6 +212,9 @@ TASK_VALUES: Mapping[str, Mapping[str, Any]] = {"recommendation": {"distill": {"
 
 METHOD_TASK_VALUES: Mapping[tuple[str, str], Mapping[str, Any]] = {
     # NRMS (Wu et al. 2019): 20 heads of size 20 over words and over clicks, additive attention of size 200.
+    # News without clicks have no soft labels; retrieval has no texts without a pair.
+    ("best", "recommendation"): {"distill": {"weights": {"news_embedding": 1.0}}},
+    ("best", "retrieval"): {"unlabelled_share": 0.0},
     ("glove", "recommendation"): {
         "student": {"kind": "nrms"},
         "model": {"query_size": 200},

@@ -52,6 +52,7 @@ def _distillation_losses(
     teacher: Output, student: Output, batch: Batch, settings: DistillSettings
 ) -> Formulas:
     rows, texts, tokens, buckets = batch.rows, batch.texts, batch.tokens, batch.buckets
+    last = settings.blocks == "last"
     soft_labels = partial(
         losses.soft_label_loss,
         temperature=settings.temperature,
@@ -65,7 +66,7 @@ def _distillation_losses(
             student.compared_states, teacher.hidden_states, buckets, tokens=tokens
         ),
         "hidden": lambda: losses.hidden_loss(
-            student.compared_states, teacher.hidden_states, buckets, tokens=tokens
+            student.compared_states, teacher.hidden_states, buckets, tokens=tokens, last=last
         ),
         "news_embedding": lambda: losses.vector_mse(
             student.news_embedding, teacher.news_embedding, rows=texts, uses=losses.uses_of(buckets)
@@ -73,12 +74,14 @@ def _distillation_losses(
         "soft_labels": lambda: soft_labels(student.logits, teacher.logits),
         "teacher_soft_labels": lambda: soft_labels(teacher.logits, student.logits),
         "logits": lambda: losses.logit_mse(student.logits, teacher.logits, rows=rows),
-        "cls": lambda: losses.cls_loss(student.hidden_states, teacher.hidden_states, buckets, rows=texts),
+        "cls": lambda: losses.cls_loss(
+            student.hidden_states, teacher.hidden_states, buckets, rows=texts, last=last
+        ),
         "cosine": lambda: losses.cosine_loss(
             student.hidden_states, teacher.hidden_states, buckets, tokens=tokens
         ),
         "attention_scores": lambda: losses.attention_score_loss(
-            student.projections, teacher.projections, buckets, rows=texts
+            student.projections, teacher.projections, buckets, rows=texts, last=last
         ),
         "attention_maps": lambda: losses.relation_kl(
             [losses.attention_scores(layers[-1]) for layers in student.projections],

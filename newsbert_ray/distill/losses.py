@@ -61,18 +61,27 @@ def embedding_loss(student: States, teacher: States, buckets: Sequence[Bucket], 
     return torch.stack(parts).sum()
 
 
-def hidden_loss(student: States, teacher: States, buckets: Sequence[Bucket], *, tokens: int) -> Tensor:
+def matched_layer(i: int, student_layers: int, teacher_layers: int, *, last: bool = False) -> int:
+    """The teacher layer (from 1) that student layer i is compared with: iK, or with `last` N(K - 1) + i."""
+    return teacher_layers - student_layers + i if last else i * (teacher_layers // student_layers)
+
+
+def hidden_loss(
+    student: States, teacher: States, buckets: Sequence[Bucket], *, tokens: int, last: bool = False
+) -> Tensor:
     """Sum over student layers i of MSE(H_t[iK], H_s[i]) (second term of Eq. 1).
 
     Args:
         student: for each bucket N + 1 tensors (B, L, D), embeddings first.
         teacher: for each bucket NK + 1 tensors (B, L, D), embeddings first.
+        last: compare with the teacher's last N layers in order instead.
     """
     parts = []
     for s, t, bucket in zip(student, teacher, buckets, strict=True):
         depth = len(s) - 1
-        size = (len(t) - 1) // depth
-        parts += [token_mse(s[i], t[i * size], bucket, tokens=tokens) for i in range(1, depth + 1)]
+        for i in range(1, depth + 1):
+            theirs = t[matched_layer(i, depth, len(t) - 1, last=last)]
+            parts.append(token_mse(s[i], theirs, bucket, tokens=tokens))
     return torch.stack(parts).sum()
 
 
@@ -126,7 +135,9 @@ def logit_mse(student: Tensor, teacher: Tensor, *, rows: int) -> Tensor:
     return (student - teacher.detach()).square().sum() / (rows * student.shape[-1])
 
 
-def cls_loss(student: States, teacher: States, buckets: Sequence[Bucket], *, rows: int) -> Tensor:
+def cls_loss(
+    student: States, teacher: States, buckets: Sequence[Bucket], *, rows: int, last: bool = False
+) -> Tensor:
     """MSE of normalised [CLS] states at layers i and iK for i < N (Sun et al. 2019, Eq. 7, PKD-skip).
 
     The mean is over layers and D, as in their code. 0 for a student of one layer.
@@ -138,9 +149,9 @@ def cls_loss(student: States, teacher: States, buckets: Sequence[Bucket], *, row
     parts = [student[0][0].new_zeros(())]
     for s, t, bucket in zip(student, teacher, buckets, strict=True):
         depth = len(s) - 1
-        size = (len(t) - 1) // depth
         for i in range(1, depth):
-            ours, theirs = (F.normalize(state[:, 0], dim=-1) for state in (s[i], t[i * size].detach()))
+            matched = t[matched_layer(i, depth, len(t) - 1, last=last)].detach()
+            ours, theirs = (F.normalize(state[:, 0], dim=-1) for state in (s[i], matched))
             difference = (ours - theirs).square().mean(-1)
             parts.append(_sum_mentions(difference, bucket) / (rows * (depth - 1)))
     return torch.stack(parts).sum()
@@ -164,6 +175,7 @@ def attention_score_loss(
     buckets: Sequence[Bucket],
     *,
     rows: int,
+    last: bool = False,
 ) -> Tensor:
     """Sum over student layers i of the MSE of attention scores at layers i and iK (Jiao et al. 2020, Eq. 7).
 
@@ -177,12 +189,11 @@ def attention_score_loss(
     """
     parts = []
     for s, t, bucket in zip(student, teacher, buckets, strict=True):
-        size = len(t) // len(s)
         real = bucket.attention_mask.to(s[0].query.dtype)
         pairs = real[:, None, :, None] * real[:, None, None, :]  # (B, 1, L, L)
         count = real.sum(-1).square()
         for i, ours in enumerate(s):
-            theirs = t[(i + 1) * size - 1]
+            theirs = t[matched_layer(i + 1, len(s), len(t), last=last) - 1]
             difference = attention_scores(ours) - attention_scores(theirs).detach()
             per_text = (difference.square() * pairs).sum((1, 2, 3)) / (count * difference.shape[1])
             parts.append(_sum_mentions(per_text, bucket) / rows)

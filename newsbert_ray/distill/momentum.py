@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -39,21 +40,70 @@ def mix_gradients_(
         torch._foreach_add_(list(student), list(layer), alpha=beta / len(teacher_block))
 
 
-def apply_momentum(student: nn.ModuleList, teacher: nn.ModuleList, *, beta: float) -> None:
+def apply_momentum(
+    student: nn.ModuleList, teacher: nn.ModuleList, *, beta: float, last: bool = False, rescaled: bool = False
+) -> None:
     """Mix each teacher block into its student layer, on `.grad`, after backward and all-reduce.
 
-    Transformer layers only: embeddings and the shared top keep their own gradients.
+    Transformer layers only: embeddings and the shared top keep their own gradients. Of a block only the
+    layers that learn count; a layer that does not learn, or whose block does not, keeps its gradient.
 
     Args:
-        student: N layers with gradients.
+        student: N layers with gradients; without layers there is nothing to mix.
         teacher: NK layers of the same architecture with gradients.
+        last: the block of a student layer is one of the teacher's last N layers, not K consecutive ones.
+        rescaled: scale the block's mean gradient to the norm of the student layer's (not in the paper).
     """
     if beta == 0.0:
         return
-    size = len(teacher) // len(student)
+    for layer, block in _blocks(student, teacher, last=last):
+        if not block:
+            continue
+        gradients, means = _gradients(layer), [_gradients(one) for one in block]
+        if rescaled:
+            mean = [torch.stack(same).mean(0) for same in zip(*means, strict=True)]
+            factor = _norm(gradients) / _norm(mean).clamp_min(torch.finfo(mean[0].dtype).tiny)
+            means = [[gradient * factor for gradient in mean]]
+        mix_gradients_(gradients, means, beta=beta)
+
+
+@contextmanager
+def mixed_updates(
+    student: nn.ModuleList, teacher: nn.ModuleList, *, beta: float, scale: float = 1.0, last: bool = False
+) -> Iterator[None]:
+    """Mix what the optimiser adds to each teacher block, not its gradient, into its student layer's update.
+
+    Wraps the optimiser's step: u_s <- beta * scale * mean_j(u_t[j]) + (1 - beta) * u_s. Not in the paper.
+
+    Args:
+        scale: learning rate of the student divided by the teacher's.
+    """
+    pairs = [(layer, block) for layer, block in _blocks(student, teacher, last=last) if block and beta]
+    before = [[_copies(one) for one in (layer, *block)] for layer, block in pairs]
+    yield
+    with torch.no_grad():
+        for (layer, block), starts in zip(pairs, before, strict=True):
+            own, *others = (
+                torch._foreach_sub(list(one.parameters()), start)
+                for one, start in zip((layer, *block), starts, strict=True)
+            )
+            mix_gradients_(own, [torch._foreach_mul(update, scale) for update in others], beta=beta)
+            for parameter, start, update in zip(layer.parameters(), starts[0], own, strict=True):
+                parameter.copy_(start + update)
+
+
+def _blocks(
+    student: nn.ModuleList, teacher: nn.ModuleList, *, last: bool
+) -> Iterator[tuple[nn.Module, list[nn.Module]]]:
+    """Each student layer that learns, and the layers of its teacher block that do; none for another."""
+    size, first = len(teacher) // max(1, len(student)), len(teacher) - len(student)
     for i, layer in enumerate(student):
-        block = [_gradients(teacher[i * size + j]) for j in range(size)]
-        mix_gradients_(_gradients(layer), block, beta=beta)
+        block = [teacher[first + i]] if last else [teacher[i * size + j] for j in range(size)]
+        yield layer, [one for one in block if _learns(one)] if _learns(layer) else []
+
+
+def _learns(layer: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in layer.parameters())
 
 
 @dataclass(frozen=True)
@@ -64,21 +114,24 @@ class BlockStatistics:
     cosine: float
 
 
-def block_statistics(student: nn.ModuleList, teacher: nn.ModuleList) -> list[BlockStatistics]:
+def block_statistics(
+    student: nn.ModuleList, teacher: nn.ModuleList, *, last: bool = False
+) -> list[BlockStatistics]:
     """Norm ratio and cosine of each block before mixing: how far momentum can turn an update.
 
-    Arguments as in `apply_momentum`.
+    Arguments as in `apply_momentum`; 0 and 0 for a block that does not learn.
     """
-    size = len(teacher) // len(student)
     statistics = []
-    for i, layer in enumerate(student):
+    for layer, block in _blocks(student, teacher, last=last):
+        if not block:
+            statistics.append(BlockStatistics(0.0, 0.0))
+            continue
         gradients = _gradients(layer)
         means = [torch.zeros_like(gradient) for gradient in gradients]
-        for j in range(size):
-            torch._foreach_add_(means, _gradients(teacher[i * size + j]), alpha=1 / size)
+        for one in block:
+            torch._foreach_add_(means, _gradients(one), alpha=1 / len(block))
         dot = torch.stack([(a * b).sum() for a, b in zip(gradients, means, strict=True)]).sum()
-        norm_student = torch.stack(torch._foreach_norm(gradients)).norm()
-        norm_mean = torch.stack(torch._foreach_norm(means)).norm()
+        norm_student, norm_mean = _norm(gradients), _norm(means)
         tiny = torch.finfo(dot.dtype).tiny
         statistics.append(
             BlockStatistics(
@@ -87,6 +140,14 @@ def block_statistics(student: nn.ModuleList, teacher: nn.ModuleList) -> list[Blo
             )
         )
     return statistics
+
+
+def _norm(gradients: Sequence[Tensor]) -> Tensor:
+    return torch.stack(torch._foreach_norm(list(gradients))).norm()
+
+
+def _copies(layer: nn.Module) -> list[Tensor]:
+    return [parameter.detach().clone() for parameter in layer.parameters()]
 
 
 def _gradients(layer: nn.Module) -> list[Tensor]:

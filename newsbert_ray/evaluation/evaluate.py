@@ -170,7 +170,7 @@ def _load_teacher(folder: Path, settings: TrainSettings, manifest: Manifest) -> 
     if not kept or settings.distill.alone or settings.distill.frozen:
         return {}
     try:
-        pair = assemble_pair(settings, manifest).eval()
+        pair = assemble_pair(settings, manifest, stand_in=True).eval()
     except (EncoderError, TokenizerError):
         return {}
     load_best(folder / CHECKPOINTS, kept[-1].name, pair)

@@ -31,8 +31,8 @@ _EQUAL_WIDTHS = frozenset(losses_where(widths="equal"))
 def assemble_pair(settings: TrainSettings, manifest: Manifest, *, stand_in: bool = False) -> Pair:
     """The pair that a run starts from, in training mode.
 
-    A pretrained or scratch teacher, its student, and tops drawn from the seed; or a frozen teacher with the
-    top that it was fine-tuned with.
+    A pretrained or scratch teacher, its student, and tops drawn from the seed; or a frozen or warm teacher
+    with the top that it was fine-tuned with, which a warm teacher shares with the student.
 
     Args:
         stand_in: use an untrained teacher where a fine-tuned one is still missing, to count parameters,
@@ -48,13 +48,19 @@ def assemble_pair(settings: TrainSettings, manifest: Manifest, *, stand_in: bool
         model = model.model_copy(update={"teacher_layers": settings.student.layers})
     teacher = _pretrained(settings.teacher, model, settings, manifest)
     block_map(len(teacher.layers), settings.student.layers)
+    tuned = None
+    if distill.warm and not (stand_in and distill.teacher_run is None):
+        tuned = copy.deepcopy(_load_teacher_run(settings, manifest))
+        teacher = tuned[0]
     torch.manual_seed(settings.seed)
-    student = _start_student(teacher, settings, manifest)
+    student = _start_student(teacher, settings, manifest, stand_in=stand_in)
     top = _draw_top(student, settings, manifest)
     _start_top(top, settings, manifest)
     teacher_top = None
     if distill.frozen and not (stand_in and distill.teacher_run is None):
-        teacher, teacher_top = _load_frozen(settings, manifest)
+        teacher, teacher_top = _load_teacher_run(settings, manifest)
+    elif tuned is not None:
+        top, teacher_top = (top, tuned[1]) if distill.own_tops else (tuned[1], None)
     elif distill.own_tops:
         teacher_top = _draw_top(teacher, settings, manifest)
     state_map = torch.nn.Linear(student.hidden_size, teacher.hidden_size) if distill.map_hidden else None
@@ -70,14 +76,29 @@ def assemble_pair(settings: TrainSettings, manifest: Manifest, *, stand_in: bool
         projections=not distill.losses.isdisjoint(ATTENTION_LOSSES),
     )
     _require_comparable(pair, distill)
+    _freeze_lower_layers(pair, settings.model.trainable)
     return pair.train()
 
 
-def _load_frozen(settings: TrainSettings, manifest: Manifest) -> tuple[Encoder, Top]:
+def _freeze_lower_layers(pair: Pair, trainable: int | None) -> None:
+    """Let only the last layers of each encoder that has layers learn."""
+    if trainable is None:
+        return
+    encoders = [pair.student] if pair.alone or pair.frozen else [pair.teacher, pair.student]
+    for encoder in encoders:
+        if len(encoder.layers):
+            encoder.requires_grad_(False)
+            encoder.layers[-trainable:].requires_grad_(True)
+
+
+def _load_teacher_run(settings: TrainSettings, manifest: Manifest) -> tuple[Encoder, Top]:
     """The encoder and top of the run that fine-tuned the teacher, with the same task, shards and topics."""
     run = settings.distill.teacher_run
     if run is None:
-        raise EncoderError("distill.teacher frozen: no teacher has been fine-tuned; give distill.teacher_run")
+        kind = settings.distill.teacher
+        raise EncoderError(
+            f"distill.teacher {kind}: no teacher has been fine-tuned; give distill.teacher_run"
+        )
     encoder, top, description = _cached_student(Path(run) / "student")  # nothing changes a frozen teacher
     for name, expected in (
         ("task", settings.task),
@@ -92,7 +113,9 @@ def _load_frozen(settings: TrainSettings, manifest: Manifest) -> tuple[Encoder, 
     return encoder, top
 
 
-def _start_student(teacher: Encoder, settings: TrainSettings, manifest: Manifest) -> Encoder:
+def _start_student(
+    teacher: Encoder, settings: TrainSettings, manifest: Manifest, *, stand_in: bool
+) -> Encoder:
     student = settings.student
     if student.kind == "bilstm":
         return RecurrentEncoder(teacher.word_embedding, teacher.hidden_size, dropout=settings.model.dropout)
@@ -101,6 +124,10 @@ def _start_student(teacher: Encoder, settings: TrainSettings, manifest: Manifest
     if student.encoder is not None:
         model = settings.model.model_copy(update={"teacher_layers": student.layers})
         return _pretrained(student.encoder, model, settings, manifest)
+    if settings.student.start_from == "teacher" and settings.distill.frozen and not stand_in:
+        teacher = _load_teacher_run(settings, manifest)[0]
+    elif settings.student.start_from == "encoder" and settings.distill.warm:
+        teacher = _pretrained(settings.teacher, settings.model, settings, manifest)
     blocks = block_map(len(teacher.layers), student.layers)
     spread = student.start == "spread"
     return teacher.pick_layers([block[-1] if spread else i for i, block in enumerate(blocks, 1)])

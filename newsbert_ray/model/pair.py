@@ -213,8 +213,10 @@ class Pair(nn.Module):
         return self
 
 
-def block_map(teacher_layers: int, student_layers: int) -> list[list[int]]:
+def block_map(teacher_layers: int, student_layers: int, *, last: bool = False) -> list[list[int]]:
     """Teacher layers (from 1) of each student layer's block: [(i - 1)K + 1, ..., iK] (NewsBERT 3.2).
+
+    With `last` the block of layer i is the one teacher layer N(K - 1) + i.
 
     Raises:
         SettingsError: N does not divide NK; the message lists the depths that do.
@@ -226,5 +228,7 @@ def block_map(teacher_layers: int, student_layers: int) -> list[list[int]]:
             f"{teacher_layers} teacher layers do not divide into {student_layers} student layers; "
             f"choose {choices}"
         )
-    size = teacher_layers // student_layers
+    size, first = teacher_layers // student_layers, teacher_layers - student_layers
+    if last:
+        return [[first + i] for i in range(1, student_layers + 1)]
     return [list(range(i * size + 1, (i + 1) * size + 1)) for i in range(student_layers)]

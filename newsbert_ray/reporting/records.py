@@ -30,6 +30,8 @@ NAMES: Mapping[str, str] = {
     "glove": "GloVe",
     "linear": "linear SVM",
     "mutual": "mutual learning",
+    "best": "recipe",
+    "newsbert_warm": "NewsBERT, warm teacher",
     "disjoint": "NewsBERT, disjoint",
     "no_momentum": "NewsBERT without momentum",
     "no_soft_labels": "NewsBERT without soft labels",

@@ -40,7 +40,8 @@ def prerequisite_of(settings: TrainSettings) -> Prerequisite | None:
     """The run that must finish before this one, if any; it may have a prerequisite itself."""
     if settings.before.method != "none":
         return Prerequisite(before_settings(settings, ""), "the student to start from", BEFORE)
-    if settings.distill.frozen and settings.distill.teacher_run is None:
+    distill = settings.distill
+    if (distill.frozen or distill.warm) and distill.teacher_run is None:
         return Prerequisite(teacher_settings(settings, ""), "the teacher", TEACHER)
     return None
 
@@ -54,9 +55,10 @@ def all_prerequisites(settings: TrainSettings) -> Iterator[TrainSettings]:
 
 
 def teacher_settings(settings: TrainSettings, out: str | Path) -> TrainSettings:
-    """The run into `out` that fine-tunes a frozen teacher.
+    """The run into `out` that fine-tunes a frozen or warm teacher.
 
-    Method finetune with the teacher's depth, learning rate and epochs; everything else as in `settings`.
+    Method finetune with the teacher's depth, learning rate and epochs, on labelled texts; all of the encoder
+    learns; everything else as in `settings`.
     """
     from newsbert_ray.model.families import encoder_depth
 
@@ -72,6 +74,7 @@ def teacher_settings(settings: TrainSettings, out: str | Path) -> TrainSettings:
         "steps": None if settings.distill.teacher_epochs else settings.steps,
         "unlabelled": None,
         "unlabelled_share": 0.0,
+        "model": {**values["model"], "trainable": None},
         "optimizer": {**values["optimizer"], **no_rates},
         "checkpoint": {**values["checkpoint"], "keep_finished": False},
     }

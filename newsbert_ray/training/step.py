@@ -16,7 +16,7 @@ from newsbert_ray.config import LossWeights, TrainSettings
 from newsbert_ray.data.batches import Batch
 from newsbert_ray.distill.joint import joint_losses
 from newsbert_ray.distill.losses import weighted_total
-from newsbert_ray.distill.momentum import apply_momentum, block_statistics
+from newsbert_ray.distill.momentum import apply_momentum, block_statistics, mixed_updates
 from newsbert_ray.methods import STATE_LOSSES, TEACHER_LOSSES
 from newsbert_ray.model.pair import Pair
 
@@ -138,13 +138,21 @@ def train_step(
     learner.sparse_embedding.gather()
     comparable = weights.teacher_task > 0 and learner.pair.layers_match
     block_numbers = _block_numbers(learner) if statistics and comparable else {}
-    apply_momentum(learner.pair.student.layers, learner.pair.teacher.layers, beta=settings.distill.beta)
+    layers, distill = (learner.pair.student.layers, learner.pair.teacher.layers), settings.distill
+    matching = {"beta": distill.beta, "last": distill.blocks == "last"}
+    if distill.momentum != "update":
+        apply_momentum(*layers, **matching, rescaled=distill.momentum == "rescaled")
     if settings.optimizer.clip_norm is not None:
         torch.nn.utils.clip_grad_norm_(learner.pair.parameters(), settings.optimizer.clip_norm)
     factor = learning_rate_factor(step, settings, total_steps=learner.total_steps)
     for group in learner.optimizer.param_groups:
         group["lr"] = group["full_lr"] * factor
-    learner.optimizer.step()
+    if distill.momentum == "update":
+        rates = {group["name"]: group["full_lr"] for group in learner.optimizer.param_groups}
+        with mixed_updates(*layers, **matching, scale=rates["student"] / rates["teacher"]):
+            learner.optimizer.step()
+    else:
+        learner.optimizer.step()
     return {**sums, **block_numbers, "learning_rate_factor": factor}
 
 
@@ -160,7 +168,8 @@ def _without_averaging(model: nn.Module) -> contextlib.AbstractContextManager[No
 
 
 def _block_numbers(learner: Learner) -> dict[str, float]:
-    blocks = block_statistics(learner.pair.student.layers, learner.pair.teacher.layers)
+    last = learner.settings.distill.blocks == "last"
+    blocks = block_statistics(learner.pair.student.layers, learner.pair.teacher.layers, last=last)
     return {
         f"{BLOCK}{i}_{name}": getattr(block, name)
         for i, block in enumerate(blocks, 1)

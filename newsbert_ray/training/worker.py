@@ -88,7 +88,7 @@ def run_worker(settings: TrainSettings, context: WorkerContext) -> None:
     run = Path(settings.out)
     learner = build_worker_learner(settings, schedule, world)
     if world.is_rank_zero:
-        context.say(_describe_layers(learner.pair))
+        context.say(_describe_layers(learner.pair, last=settings.distill.blocks == "last"))
         if settings.unlabelled_share:
             context.say(_describe_unlabelled(schedule))
     progress = _resume(run / CHECKPOINTS, learner, world, say=context.say)
@@ -275,14 +275,14 @@ def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.detach().cpu() for name, value in tensors.items()}
 
 
-def _describe_layers(pair: Pair) -> str:
+def _describe_layers(pair: Pair, *, last: bool) -> str:
     """Which teacher layers form the block of each student layer, on one line."""
     student = len(pair.student.layers)
     if pair.alone:
         return f"{student} layers learn without a teacher"
     blocks = [
         f"{i} <- {block[0]}-{block[-1]}" if len(block) > 1 else f"{i} <- {block[0]}"
-        for i, block in enumerate(block_map(len(pair.teacher.layers), student), 1)
+        for i, block in enumerate(block_map(len(pair.teacher.layers), student, last=last), 1)
     ]
     return "student layer <- teacher layers: " + ", ".join(blocks)
 
@@ -328,7 +328,9 @@ def _record(
             "threads": torch.get_num_threads(),
         },
         seconds={**seconds, "total": sum(seconds.values())},
-        layer_map=block_map(len(learner.pair.teacher.layers), settings.student.layers),
+        layer_map=block_map(
+            len(learner.pair.teacher.layers), settings.student.layers, last=settings.distill.blocks == "last"
+        ),
         metrics={
             "validation": best["validation"],
             "test": test,

@@ -100,6 +100,12 @@ def test_hidden_loss_takes_the_blocks_last_layers() -> None:
     assert found.item() == pytest.approx(2.0**2 + 4.0**2)
 
 
+def test_matched_layers_by_hand() -> None:
+    """Blocks of K end at iK; of a teacher's last layers each is compared with one."""
+    assert [losses.matched_layer(i, 2, 6) for i in (1, 2)] == [3, 6]
+    assert [losses.matched_layer(i, 2, 6, last=True) for i in (1, 2)] == [5, 6]
+
+
 def test_news_embedding_loss_is_mse() -> None:
     """Eq. 2 against torch's own mean squared error."""
     torch.manual_seed(1)

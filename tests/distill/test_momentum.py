@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from newsbert_ray.distill.momentum import apply_momentum, block_statistics, mix_gradients_
+from newsbert_ray.distill.momentum import apply_momentum, block_statistics, mix_gradients_, mixed_updates
 
 
 def layers(count: int, seed: int) -> nn.ModuleList:
@@ -92,3 +92,62 @@ def test_statistics_by_hand() -> None:
     (found,) = block_statistics(student, teacher)
     assert found.ratio == pytest.approx(0.5)
     assert found.cosine == pytest.approx(0.6)
+
+
+def test_last_layers_by_hand() -> None:
+    """N = 1: the teacher's last layer alone, 0.25 * 8 + 0.75 * 2 = 3.5; N = 2 of 4: layers 3 and 4."""
+    student, teacher = numbers(2.0), numbers(4.0, 8.0)
+    apply_momentum(student, teacher, beta=0.25, last=True)
+    assert gradients(student) == [3.5]
+    student = numbers(0.0, 0.0)
+    apply_momentum(student, numbers(1.0, 2.0, 3.0, 4.0), beta=0.5, last=True)
+    assert gradients(student) == [1.5, 2.0]
+
+
+def test_layers_that_do_not_learn_are_left_out() -> None:
+    """Of the blocks (1, 2) and (3, 4) only layer 4 learns: the first layer keeps its gradient."""
+    student, teacher = numbers(2.0, 2.0), numbers(1.0, 1.0, 1.0, 6.0)
+    for layer in teacher[:3]:
+        layer.requires_grad_(False)
+    apply_momentum(student, teacher, beta=0.5)
+    assert gradients(student) == [2.0, 4.0]
+    assert [found.ratio for found in block_statistics(student, teacher)] == [0.0, 1.5]
+    student[1].requires_grad_(False)
+    apply_momentum(student, teacher, beta=0.5)
+    assert gradients(student) == [2.0, 4.0]
+
+
+def test_rescaled_by_hand() -> None:
+    """The block's mean (0, 4) is scaled to the student's norm 2: 0.25 * (0, 2) + 0.75 * (2, 0)."""
+    student, teacher = (nn.ModuleList([nn.Linear(2, 1, bias=False)]) for _ in range(2))
+    student[0].weight.grad = torch.tensor([[2.0, 0.0]])
+    teacher[0].weight.grad = torch.tensor([[0.0, 4.0]])
+    apply_momentum(student, teacher, beta=0.25, rescaled=True)
+    assert student[0].weight.grad.tolist() == [[1.5, 0.5]]
+    teacher[0].weight.grad = torch.zeros(1, 2)
+    apply_momentum(student, teacher, beta=0.5, rescaled=True)
+    assert student[0].weight.grad.tolist() == [[0.75, 0.25]]
+
+
+def test_mixed_updates_by_hand() -> None:
+    """SGD at rates 1 and 2: updates -2, and -8 and -16; 0.25 * 0.5 * -12 + 0.75 * -2 = -3."""
+    student, teacher = numbers(2.0), numbers(4.0, 8.0)
+    before = [layer.weight.item() for layer in (*student, *teacher)]
+    groups = [{"params": student.parameters(), "lr": 1.0}, {"params": teacher.parameters(), "lr": 2.0}]
+    with mixed_updates(student, teacher, beta=0.25, scale=0.5):
+        torch.optim.SGD(groups).step()
+    moved = [layer.weight.item() - start for layer, start in zip((*student, *teacher), before, strict=True)]
+    assert moved == pytest.approx([-3.0, -8.0, -16.0], abs=1e-5)
+
+
+def numbers(*gradients: float) -> nn.ModuleList:
+    """Layers of one weight each, with these gradients."""
+    made = nn.ModuleList(nn.Linear(1, 1, bias=False) for _ in gradients)
+    for layer, gradient in zip(made, gradients, strict=True):
+        layer.weight.grad = torch.tensor([[gradient]])
+    return made
+
+
+def gradients(layers: nn.ModuleList) -> list[float]:
+    """The gradients of such layers."""
+    return [float(parameter.grad) for parameter in layers.parameters() if parameter.grad is not None]

@@ -10,6 +10,7 @@ import torch
 
 from newsbert_ray.config import SettingsError
 from newsbert_ray.data.shards import read_manifest
+from newsbert_ray.evaluation.evaluate import evaluate
 from newsbert_ray.model.assemble import assemble_pair
 from newsbert_ray.model.saved import load_student
 from newsbert_ray.record import find_records, read_record
@@ -61,6 +62,22 @@ def test_a_run_starts_from_the_student_of_the_one_before(
     assert all(torch.equal(pooled[name], value) for name, value in top.pooling.state_dict().items())
     fresh = assemble_pair(make_settings(**{**CHAIN, "before.method": "none"}), read_manifest(settings.data))
     assert any(not torch.equal(started[n], value) for n, value in fresh.student.state_dict().items())
+
+
+def test_a_warm_teacher_is_fine_tuned_first(
+    make_settings: MakeSettings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All of it learns then, whatever learns later; it goes on learning, and can be evaluated."""
+    settings = make_settings(method="newsbert_warm", epochs=1, **{"distill.teacher_epochs": 2})
+    record = train(settings)
+    assert f"first training the teacher, into {settings.out}/teacher" in capsys.readouterr().out
+    first = read_record(Path(settings.out) / "teacher")
+    assert (first.settings["epochs"], first.settings["model"]["trainable"]) == (2, None)
+    assert record.settings["distill"]["teacher_run"] is None
+    assert record.layer_map == [[3], [4]]
+    assert record.metrics["test"]["teacher"] != first.metrics["test"]["student"]
+    found = evaluate(settings.out)
+    assert found["teacher"] == pytest.approx(record.metrics["test"]["teacher"])
 
 
 def test_runs_share_their_prerequisites(make_settings: MakeSettings, tmp_path: Path) -> None:
