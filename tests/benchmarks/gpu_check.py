@@ -146,7 +146,8 @@ def equal(check: Check) -> None:
     """Losses and gradients on the device against the CPU's, for every method of two tasks, in fp32."""
     for method, task in configurations():
         settings = check_settings(check, method, task, **{"model.dropout": 0.0})
-        found = [loss_and_gradients(settings, device) for device in (torch.device("cpu"), check.device)]
+        with matmul_precision("fp32"):
+            found = [loss_and_gradients(settings, device) for device in (torch.device("cpu"), check.device)]
         (loss, gradients), (other, others) = found
         apart = max(
             float((others[name] - g).norm() / g.norm().clamp_min(1e-12))
@@ -262,8 +263,28 @@ def student(check: Check) -> None:
             measure(check, f"{size} batch {batch} {precision}", scratch, batch, precision, **more)
 
 
+def compiled(check: Check) -> None:
+    """Joint steps with each encoder's layers compiled; the first steps wait for the compiler."""
+    choices = (("6x384", 32), ("6x384", 512), ("12x768", 128)) if check.on_gpu else (("2x64", 32),)
+    for size, batch in choices:
+        for precision in ("bf16", "tf32") if check.on_gpu else ("fp32",):
+            if check.left < 0:
+                return
+            scratch = (SIZES if check.on_gpu else TINY_SIZES)[size]
+            began = time.perf_counter()
+            measure(check, f"{size} batch {batch} {precision}", scratch, batch, precision, compiled=True)
+            check.say(f"{size} batch {batch} {precision}", seconds_in_all=round(time.perf_counter() - began))
+
+
 def measure(
-    check: Check, name: str, scratch: dict[str, int], batch: int, precision: str, **values: Any
+    check: Check,
+    name: str,
+    scratch: dict[str, int],
+    batch: int,
+    precision: str,
+    *,
+    compiled: bool = False,
+    **values: Any,
 ) -> None:
     """Measure steps of one configuration and say the figures, or why it cannot run."""
     kind = precision if precision in ("fp32", "bf16") else "fp32"
@@ -272,19 +293,21 @@ def measure(
     )
     try:
         with matmul_precision(precision):
-            figures = step_figures(check, settings, precision)
+            figures = step_figures(check, settings, precision, compiled=compiled)
     except (RuntimeError, ValueError) as error:
         check.say(name, error=f"{type(error).__name__}: {str(error).splitlines()[0]}")
     else:
         check.say(name, **figures)
 
 
-def step_figures(check: Check, settings: TrainSettings, precision: str) -> dict[str, Any]:
+def step_figures(check: Check, settings: TrainSettings, precision: str, *, compiled: bool) -> dict[str, Any]:
     """Speed of updates that lie ready on the device, and of the same with reading and copying."""
     world = World(device=check.device)
     schedule = make_schedule(settings, read_manifest(settings.data), world)
     learner = build_worker_learner(settings, schedule, world)
     learner.pair.teacher_cache = cached_teacher(learner.pair, settings, schedule, world)
+    for layer in (*learner.pair.teacher.layers, *learner.pair.student.layers) if compiled else ():
+        layer.compile(dynamic=True)
     if check.on_gpu:
         torch.cuda.reset_peak_memory_stats()
     ready = [[part.to(check.device) for part in u.parts] for u in islice(read_updates(schedule), 12)]
@@ -292,16 +315,17 @@ def step_figures(check: Check, settings: TrainSettings, precision: str) -> dict[
     seconds = 1.2 if check.on_gpu else 0.6
     alone, host = run_steps(check, learner, cycle(ready), seconds)
     fed, _ = run_steps(check, learner, fed_parts(schedule, check.device), seconds)
-    rows, operations = settings.batch_size, product_operations(learner, tokens)
+    rows, achieved = settings.batch_size, product_operations(learner, tokens) / alone
     figures = {
         "per_second": round(rows / alone),
         "per_second_with_reading": round(rows / fed),
         "step_ms": round(1e3 * alone, 2),
         "host_ms": round(1e3 * host, 2),
         "tokens": round(tokens),
-        "tflops": round(operations / alone / 1e12, 3),
-        "share_of_product_rate": round(operations / alone / check.ceilings.get(precision, float("nan")), 3),
+        "tflops": round(achieved / 1e12, 3),
     }
+    if precision in check.ceilings:
+        figures["share_of_product_rate"] = round(achieved / check.ceilings[precision], 3)
     if check.on_gpu:
         figures["peak_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
     return figures
@@ -446,6 +470,7 @@ SECTIONS: dict[str, tuple[Callable[[Check], None], float]] = {
     "student": (student, 0.08),
     "serving": (serving, 0.08),
     "workers": (workers, 0.06),
+    "compiled": (compiled, 0.15),
     "sweeps": (sweeps, 0.10),
 }
 """Each section with its share of the time; what one leaves over goes to those after it."""
@@ -456,6 +481,7 @@ def matmul_precision(precision: str) -> Iterator[None]:
     """TF32 in matrix products of fp32 numbers, while the block runs, for precision tf32."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
     try:
         yield
     finally:
