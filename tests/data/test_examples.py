@@ -221,3 +221,18 @@ def test_titles_of_a_sliced_table() -> None:
     assert sliced.tokens.tolist() == [2, 3, 4, 5, 6]
     assert sliced.offsets.tolist() == [0, 2, 5]
     assert sliced.labels.tolist() == [1, 2]
+
+
+def test_a_draw_of_titles_is_of_those_with_a_label() -> None:
+    """The others are texts without labels; a quota of all labelled ones takes none of them."""
+    table = pa.table(
+        {
+            "news_id": [f"N{i}" for i in range(6)],
+            "tokens": pa.array([[i] for i in range(6)], pa.list_(pa.int32())),
+            "label": pa.array([0, -1, 2, -1, 1, 0]),
+        }
+    )
+    assert titles_of(table, quota=4, start=10).rows.tolist() == [10, 12, 14, 15]
+    two = titles_of(table, quota=2)
+    assert len(two) == two.labelled == 2
+    assert titles_of(table).labels.tolist() == [0, -1, 2, -1, 1, 0]

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +111,9 @@ def test_ray_data_streams_the_same_batches(shards: Path, session: None) -> None:
     order, manifest = Order(7, 20, 1, 2, 2), read_manifest(shards)
     titles = TrainingSchedule(str(shards), manifest, order, 2, None)
     clicks = TrainingSchedule(str(shards), manifest, order, 2, None, task="recommendation", npratio=3)
-    for schedule, done in ((titles, 0), (titles, 5), (clicks, 0), (clicks, 2)):
+    order = replace(order, batch_size=8, beside=12)  # texts without labels
+    mixed = replace(titles, order=order, train_rows=60), replace(clicks, order=order, train_rows=20)
+    for schedule, done in ((titles, 0), (titles, 5), (clicks, 0), (clicks, 2), (mixed[0], 3), (mixed[1], 1)):
         direct, streamed = list(read_updates(schedule, done=done)), list(stream_updates(schedule, done=done))
         assert len(direct) == len(streamed) > 0
         for a, b in zip(direct, streamed, strict=True):
@@ -123,6 +125,7 @@ def test_ray_data_streams_the_same_batches(shards: Path, session: None) -> None:
                     values = (getattr(part.target, field.name) for part in (left, right))
                     assert torch.equal(*values)
                 assert (left.rows, left.tokens, left.weight) == (right.rows, right.tokens, right.weight)
+                assert left.labelled == right.labelled
 
 
 @pytest.mark.ray
