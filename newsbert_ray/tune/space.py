@@ -404,9 +404,9 @@ def conditions_text(when: Mapping[str, Sequence[Any]]) -> str:
 
 
 def absolute_folders(values: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` with `data` and `teacher` as absolute paths where they are folders here."""
+    """`values` with `data`, `teacher` and `unlabelled` as absolute paths where they are folders here."""
     result = dict(values)
-    for name in ("data", "teacher"):
+    for name in ("data", "teacher", "unlabelled"):
         if isinstance(result.get(name), str) and Path(result[name]).is_dir():
             result[name] = str(Path(result[name]).absolute())
     return result
