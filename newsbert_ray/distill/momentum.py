@@ -143,7 +143,7 @@ def block_statistics(
 
 
 def _norm(gradients: Sequence[Tensor]) -> Tensor:
-    return torch.stack(torch._foreach_norm(list(gradients))).norm()
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(gradients))))
 
 
 def _copies(layer: nn.Module) -> list[Tensor]:

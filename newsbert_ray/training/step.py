@@ -139,9 +139,9 @@ def train_step(
     comparable = weights.teacher_task > 0 and learner.pair.layers_match
     block_numbers = _block_numbers(learner) if statistics and comparable else {}
     layers, distill = (learner.pair.student.layers, learner.pair.teacher.layers), settings.distill
-    matching = {"beta": distill.beta, "last": distill.blocks == "last"}
+    last, rescaled = distill.blocks == "last", distill.momentum == "rescaled"
     if distill.momentum != "update":
-        apply_momentum(*layers, **matching, rescaled=distill.momentum == "rescaled")
+        apply_momentum(*layers, beta=distill.beta, last=last, rescaled=rescaled)
     if settings.optimizer.clip_norm is not None:
         torch.nn.utils.clip_grad_norm_(learner.pair.parameters(), settings.optimizer.clip_norm)
     factor = learning_rate_factor(step, settings, total_steps=learner.total_steps)
@@ -149,7 +149,8 @@ def train_step(
         group["lr"] = group["full_lr"] * factor
     if distill.momentum == "update":
         rates = {group["name"]: group["full_lr"] for group in learner.optimizer.param_groups}
-        with mixed_updates(*layers, **matching, scale=rates["student"] / rates["teacher"]):
+        scale = rates["student"] / rates["teacher"]
+        with mixed_updates(*layers, beta=distill.beta, last=last, scale=scale):
             learner.optimizer.step()
     else:
         learner.optimizer.step()

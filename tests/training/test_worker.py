@@ -56,7 +56,7 @@ def test_every_method_gives_the_weights_of_one_worker(
     make_settings: MakeSettings, tmp_path: Path, size: int
 ) -> None:
     """DDP must know which parameters a stage's losses use; else it stops at the second update."""
-    runs = [{"method": method} for method in METHODS if method != "linear"]
+    runs: list[dict[str, Any]] = [{"method": method} for method in METHODS if method != "linear"]
     runs += [
         {"train_rows": 60, "unlabelled_share": 0.5, "task": task} for task in ("topics", "recommendation")
     ]
