@@ -327,7 +327,7 @@ class TrainSettings(Settings):
     """Continue with as few workers as this while nodes are missing; the result is the same. By default wait
     for all workers."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of the encoders. Parameters, optimiser and losses stay in fp32."""
+    """Arithmetic of the encoders, in evaluation too. Parameters, optimiser and losses stay in fp32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device; auto uses a GPU if there is one."""
     threads: int | None = Field(None, ge=1)

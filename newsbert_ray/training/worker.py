@@ -184,7 +184,8 @@ class Scorer:
         models = {name: model for name, model in pair.models().items() if name not in known}
         data = SplitData.of(self._settings, self._manifest, split)
         pair.eval()
-        scores = score_models(models, data, world=self._world, pace=pace)
+        with encoder_precision(self._settings, self._world):
+            scores = score_models(models, data, world=self._world, pace=pace)
         pair.train()
         if pair.frozen:
             self._teacher[split] = known or {"teacher": scores["teacher"]}
@@ -223,7 +224,8 @@ def cached_teacher(
     if embeddings is None:
         teacher = {"teacher": pair.models()["teacher"]}
         pad_id = manifest.tokenizer.pad_id
-        embeddings = encode_texts(teacher, table, rows, pad_id=pad_id, world=world)["teacher"].clone()
+        with encoder_precision(settings, world):
+            embeddings = encode_texts(teacher, table, rows, pad_id=pad_id, world=world)["teacher"].clone()
         if world.is_rank_zero:
             # For the next run; not being able to write them is no error.
             with suppress(OSError, SafetensorError), replace_file(path) as partial:
@@ -231,6 +233,11 @@ def cached_teacher(
     positions = torch.zeros(len(table), dtype=torch.int64)
     positions[torch.from_numpy(rows)] = torch.arange(len(rows))
     return EmbeddingCache(positions.to(world.device), embeddings.to(world.device))
+
+
+def encoder_precision(settings: TrainSettings, world: World) -> torch.autocast:
+    """The arithmetic of the encoders where nothing is learned."""
+    return torch.autocast(world.device.type, torch.bfloat16, enabled=settings.precision == "bf16")
 
 
 def _cache_file(settings: TrainSettings, schedule: TrainingSchedule, rows: npt.NDArray[np.integer]) -> Path:

@@ -41,6 +41,11 @@ PARTS = (
     *("teachers", "tuning", "main", "variants", "sizes", "layers2", "layers0", "regime", "rates", "layers3"),
 )
 """The parts of the plan in the order in which a cut would leave the most."""
+RECIPE: dict[str, Any] = {
+    "method": "twinbert",
+    "distill": {"temperature": 2.0, "soft_label_form": "kl"},
+}
+"""Method `best` where the product has none: a fine-tuned teacher's soft labels on all texts, and labels."""
 COMMON: dict[str, Any] = {
     "steps": 1000,
     "batch_size": 128,
@@ -110,6 +115,7 @@ def make_plan(names: Sequence[str], *, depth: int) -> list[Run]:
         "regime": list(_regime()),
         "rates": list(_rates(depth)),
         # All labels are the same for each seed.
+        "small": list(_small(depth)),
         "linear": [Run("linear", "linear", n, 0, s, 0.0) for n in SIZES for s in SEEDS[: 5 if n else 1]],
     }
     return list({run.name: run for name in names for run in parts[name]}.values())
@@ -123,6 +129,38 @@ def _tuning() -> Iterator[Run]:
     for labels in SIZES[:2]:
         for method in ("finetune", "best"):
             yield from (Run("tuning", method, labels, 0, 0, rate) for rate in (1e-3, 2e-3, 4e-3))
+
+
+def _small(depth: int) -> Iterator[Run]:
+    """What one CPU core can do in an hour or two: short teachers, one rate; 1,000 and 12,000 labels."""
+    rates = {1: 4e-4, 0: 2e-3}
+    steps = {1000: 315, 12000: 750}
+
+    def block(labels: int, seed: int) -> Iterator[Run]:
+        length = {"batch_size": 32, "steps": steps[labels], "evaluate_every": steps[labels] // 5}
+        yield Run("teachers", "teacher", labels, depth, seed, TEACHER_RATE, length)
+        for layers in (1, 0):
+            for method in ("finetune", "best"):
+                yield Run("main", method, labels, layers, seed, rates[layers])
+
+    def alone(labels: int, seed: int) -> Run:
+        return Run("main", "twinbert", labels, 1, seed, rates[1], {}, unlabelled=False)
+
+    yield from block(1000, 0)
+    for method in ("finetune", "best"):
+        yield Run("tuning", method, 1000, 1, 0, 2e-4)
+        yield Run("tuning", method, 1000, 0, 0, 5e-3)
+    yield alone(1000, 0)
+    yield from block(12000, 0)
+    yield alone(12000, 0)
+    for seed in SEEDS[1:]:
+        yield from block(1000, seed)
+    for seed in SEEDS[1:3]:
+        yield from block(12000, seed)
+    yield from (alone(1000, seed) for seed in SEEDS[1:3])
+    yield Run("main", "newsbert", 1000, 1, 0, rates[1])
+    for seed in SEEDS[3:]:
+        yield from block(12000, seed)
 
 
 def _variants() -> Iterator[Run]:
@@ -169,10 +207,11 @@ def _rates(depth: int) -> Iterator[Run]:
 # Data: a folder of shards for each draw of labels.
 
 
-def draw_shards(data: Path, out: Path, *, seed: int, labels: int | None) -> Path:
+def draw_shards(data: Path, out: Path, *, seed: int, labels: int | None, validation: float = 1.0) -> Path:
     """Shards in which `labels` training titles, drawn by `seed`, are labelled and the others are not.
 
-    The titles, their order and the table of texts are those of `data`; other files are links.
+    The titles, their order and the table of texts are those of `data`; other files are links. `validation`
+    cuts each of the validation split's shards to a share, to save time.
     """
     import numpy as np
     import pyarrow as pa
@@ -197,13 +236,17 @@ def draw_shards(data: Path, out: Path, *, seed: int, labels: int | None) -> Path
         table = table.set_column(index, table.schema.field(index), pa.array(values))
         shards.append(write_shard(folder, shard.file, table, examples=int(own.sum())))
         start += len(table)
+    chosen = []
+    for shard in manifest.splits["validation"]:
+        table = pq.read_table(data / shard.file)
+        chosen.append(write_shard(folder, shard.file, table.slice(0, round(validation * len(table)))))
     for path in data.iterdir():
         if path.name != MANIFEST and not (folder / path.name).exists():
             (folder / path.name).symlink_to(path.absolute(), target_is_directory=path.is_dir())
-    key = f"{manifest.fingerprint} {seed} {labels}".encode()
+    key = f"{manifest.fingerprint} {seed} {labels} {validation}".encode()
     drawn = manifest.model_copy(
         update={
-            "splits": {**manifest.splits, "train": shards},
+            "splits": {**manifest.splits, "train": shards, "validation": chosen},
             "fingerprint": hashlib.sha256(key).hexdigest(),
         }
     )
@@ -261,11 +304,18 @@ def _accuracies(scores: Mapping[str, float] | None) -> dict[str, float] | None:
 
 def run_settings(run: Run, options: Mapping[str, str], rate: float) -> dict[str, Any]:
     """All settings of a run, nested, as `newsbert_ray.train` takes them."""
+    from newsbert_ray.methods import METHODS as KNOWN
     from newsbert_ray.settings import merge
 
     out = Path(options["out"])
     alone = run.method in ("teacher", "finetune", "linear")
-    data = draw_shards(Path(options["data"]), out / "draws", seed=run.seed, labels=run.labels)
+    data = draw_shards(
+        Path(options["data"]),
+        out / "draws",
+        seed=run.seed,
+        labels=run.labels,
+        validation=float(options["validation"]),
+    )
     values: dict[str, Any] = merge(
         COMMON,
         {
@@ -281,14 +331,16 @@ def run_settings(run: Run, options: Mapping[str, str], rate: float) -> dict[str,
         values["out"] = str(out / "teachers" / teacher_name(run.labels, run.seed))
     else:
         values["out"] = str(Path(options["scratch"]) / run.name)
+    if run.method == "best" and run.method not in KNOWN:
+        values = merge(values, RECIPE)
     if run.method == "linear":
         return {name: values[name] for name in ("method", "data", "teacher", "seed", "out")}
     values["learning_rate"] = rate
     if run.teacher is not None:
-        values["distill"] = {"teacher_run": str(out / "teachers" / run.teacher)}
+        values = merge(values, {"distill.teacher_run": str(out / "teachers" / run.teacher)})
     if not alone and run.unlabelled and run.labels is not None:
         values["unlabelled_share"] = UNLABELLED_SHARE
-    return merge(values, run.values, json.loads(options["set"]))
+    return merge(values, json.loads(options["set"]), run.values)
 
 
 def work(connection: Connection, options: Mapping[str, str]) -> None:
@@ -474,6 +526,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, default=1e6)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--scratch", help="folder of runs at work; by default DIR/scratch")
+    parser.add_argument("--validation", type=float, default=1.0, help="share of the validation titles to use")
     parser.add_argument("--set", default="{}", help="further settings of all runs, as JSON")
     parser.add_argument("--dry-run", action="store_true", help="print the runs and end")
     options = parser.parse_args(arguments)
@@ -499,6 +552,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "scratch": options.scratch or str(out / "scratch"),
         "device": options.device,
         "set": options.set,
+        "validation": str(options.validation),
     }
     run_all(study, values, processes=options.processes, minutes=options.minutes)
     shutil.rmtree(values["scratch"], ignore_errors=True)

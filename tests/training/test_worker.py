@@ -15,6 +15,8 @@ from newsbert_ray.config import TrainSettings
 from newsbert_ray.data.reading import World, make_schedule, read_updates
 from newsbert_ray.data.shards import read_manifest
 from newsbert_ray.methods import METHODS
+from newsbert_ray.training import worker
+from newsbert_ray.training.run import train
 from newsbert_ray.training.step import train_step
 from newsbert_ray.training.worker import build_worker_learner
 
@@ -82,3 +84,20 @@ def test_every_method_gives_the_weights_of_one_worker(
         assert alone.keys() == together.keys()
         for name, value in alone.items():
             torch.testing.assert_close(together[name], value, rtol=0, atol=1e-6, msg=f"{method}: {name}")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_evaluation_has_the_runs_precision(
+    make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    """Many evaluations in fp32 would take a good part of a run in bf16."""
+    seen = set()
+    score = worker.score_models
+
+    def look(*arguments: Any, **values: Any) -> Any:
+        seen.add(torch.is_autocast_enabled("cpu"))
+        return score(*arguments, **values)
+
+    monkeypatch.setattr(worker, "score_models", look)
+    train(make_settings(precision=precision, steps=2), quiet=True)
+    assert seen == {precision == "bf16"}
