@@ -9,6 +9,7 @@ several joined by `+`. KIND is one of:
 - `bench`: what `newsbert-ray bench` wrote to bench.json; `times`: the most important columns of it
 - `lines`: the lines that a benchmark printed, one row each; `lines NAME ...`: these columns, and the lines
   that have one of them (`a/b` is b inside a)
+- `study NAME`: a table of the study of students (`tests.study_tables`); `study headline` is a sentence
 - `headline`: one sentence on the quality and speed of NewsBERT's student
 """
 
@@ -27,6 +28,7 @@ from newsbert_ray.reporting.records import read_kept
 from newsbert_ray.reporting.report import runs_page
 from newsbert_ray.reporting.statistics import read_against
 from newsbert_ray.serving.bench import Timing, timings_table
+from tests.study_tables import study
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "search_spaces" / "results"
@@ -44,6 +46,8 @@ def fill_tables(text: str) -> str:
 def _table(file: str, which: str) -> str:
     if which in ("bench", "times"):
         return _bench(json.loads((RESULTS / file).read_text(encoding="utf-8")), short=which == "times")
+    if which.startswith("study "):
+        return study(which.removeprefix("study "), RESULTS / file)
     if which.split()[0] == "lines":
         return _lines((RESULTS / file).read_text(encoding="utf-8").splitlines(), which.split()[1:])
     records = [record for name in file.split("+") for record in read_kept(RESULTS / name)]

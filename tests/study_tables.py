@@ -64,7 +64,7 @@ def by_seed(
         for record in records
         if (record["method"], record["labels"], record["layers"]) == (method, labels, layers)
         and record["stage"] in ("main", "layers", "linear", "teachers")
-        and not record["values"]
+        and (not record["values"] or method == "teacher")
         and record["unlabelled"] == unlabelled
     }
 
@@ -251,6 +251,12 @@ TABLES: Mapping[str, Callable[[list[Record]], Table]] = {
     "regime": regime_table,
     "rates": rates_table,
 }
+
+
+def study(name: str, path: Path = RECORDS) -> str:
+    """A table by its name in TABLES, or `headline`, as Markdown."""
+    records = read_records(path)
+    return headline(records) if name == "headline" else TABLES[name](records).markdown()
 
 
 def headline(records: list[Record]) -> str:

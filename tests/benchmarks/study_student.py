@@ -43,7 +43,7 @@ PARTS = (
 """The parts of the plan in the order in which a cut would leave the most."""
 RECIPE: dict[str, Any] = {
     "method": "twinbert",
-    "distill": {"temperature": 2.0, "soft_label_form": "kl"},
+    "distill": {"temperature": 2.0, "soft_label_form": "kl", "soft_label_t2": True},
 }
 """Method `best` where the product has none: a fine-tuned teacher's soft labels on all texts, and labels."""
 COMMON: dict[str, Any] = {

@@ -1,0 +1,103 @@
+"""The study's tables: what is paired with what, and the words for it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.study_tables import (
+    TABLES,
+    accuracies,
+    accuracy_table,
+    by_seed,
+    compare,
+    goals_table,
+    keep,
+    learning_curve,
+    orderings_table,
+    quality_speed,
+    read_records,
+    study,
+    variants_table,
+)
+
+
+def record(method: str, seed: int, accuracy: float, **more: Any) -> dict[str, Any]:
+    """One line as the driver writes it."""
+    scores = {"accuracy": accuracy, "macro_f1": accuracy / 2}
+    layers = {"linear": 0, "teacher": 6}.get(method, 1)
+    usual = {
+        "name": f"{method}{seed}{more}",
+        "stage": {"linear": "linear", "teacher": "teachers"}.get(method, "main"),
+        "method": method,
+        "labels": 1000,
+        "layers": layers,
+        "seed": seed,
+        "unlabelled": True,
+        "values": {},
+        "test": scores,
+        "validation": scores,
+        "teacher_test": {"accuracy": 0.7, "macro_f1": 0.5},
+        "parts": {"train": 1.0},
+    }
+    return {**usual, **more}
+
+
+RECORDS = [
+    *(record("finetune", seed, 0.64 + seed / 1000) for seed in range(5)),
+    *(record("best", seed, 0.69 + seed / 900) for seed in range(5)),
+    *(record("newsbert", seed, 0.66 + seed / 1100) for seed in range(5)),
+    *(record("linear", seed, 0.57 + seed / 1000) for seed in range(5)),
+    *(record("teacher", seed, 0.70, values={"steps": 5}) for seed in range(5)),
+    record("best", 7, 0.1, stage="tuning"),
+    *(record("best", seed, 0.65 + seed / 2000, stage="variants", values={"steps": 9}) for seed in range(3)),
+]
+
+
+def test_only_final_runs_count() -> None:
+    """Tuning looks at validation; a variant is another method."""
+    assert sorted(by_seed(RECORDS, "best", 1000, 1)) == [0, 1, 2, 3, 4]
+
+
+def test_runs_are_paired_by_seed() -> None:
+    """Seeds that only one method has do not count."""
+    test = compare({0: 0.6, 1: 0.7, 2: 0.65, 9: 0.1}, {0: 0.59, 1: 0.68, 2: 0.64, 8: 0.9})
+    assert test is not None
+    assert (test.mean, test.pairs) == (pytest.approx(4 / 3), 3)
+    assert test.p == pytest.approx(0.0572, abs=1e-3)
+    assert test.verdict == "cannot be told"
+    assert compare({0: 0.5}, {0: 0.6}) is None
+
+
+def test_tables_say_what_was_measured() -> None:
+    rows = {row[0]: row for row in accuracy_table(RECORDS).rows}
+    assert rows["fine-tuned"][1:] == ("64.2 ± 0.2 / 32.1", "", "", "")
+    assert rows["6-layer teacher"][1] == "70.0 ± 0.0 / 35.0"
+    (only,) = orderings_table(RECORDS).rows
+    assert only[0] == "NewsBERT above fine-tuned"
+    assert only[1].endswith("holds")
+    goals = {row[0]: row for row in goals_table(RECORDS).rows}
+    points, p, reached = goals["1,000 labels: 4.0 points above fine-tuning"][1:]
+    assert (points, reached) == ("+5.0 points", "yes")
+    assert float(p) < 1e-4
+    assert goals["12,000 labels: 2.5 points above fine-tuning"][-1] == "cannot be told"
+    (change,) = variants_table(RECORDS).rows
+    assert change[1] == "`steps` 9"
+
+
+def test_every_table_and_figure_is_made(tmp_path: Path) -> None:
+    """Also of a study that has measured a part only."""
+    (tmp_path / "records.jsonl").write_text("".join(json.dumps(r) + "\n" for r in RECORDS), encoding="utf-8")
+    keep([tmp_path / "records.jsonl"], tmp_path / "kept.jsonl")
+    kept = read_records(tmp_path / "kept.jsonl")
+    assert len(kept) == len(RECORDS)
+    assert "parts" not in kept[0]
+    assert all(study(name, tmp_path / "kept.jsonl") for name in TABLES)
+    assert "5.0 points more" in study("headline", tmp_path / "kept.jsonl")
+    assert len(learning_curve(kept).panels[0].lines) == 5
+    speeds = {"0": 9000.0, "1": 900.0, "6": 150.0, "linear": 5000.0}
+    assert len(quality_speed(kept, speeds).panels[0].lines) == 4
+    assert accuracies(by_seed(kept, "best", 1000, 1))[0] == 0.69
