@@ -259,7 +259,10 @@ def student(check: Check) -> None:
         for precision in ("tf32", "bf16") if check.on_gpu else ("fp32",):
             if check.left < 0:
                 return
-            more = {"method": "twinbert", "distill.teacher_run": str(check.folder / "teacher")}
+            more: dict[str, Any] = {
+                "method": "twinbert",
+                "distill.teacher_run": str(check.folder / "teacher"),
+            }
             measure(check, f"{size} batch {batch} {precision}", scratch, batch, precision, **more)
 
 
@@ -439,10 +442,11 @@ def sweeps(check: Check) -> None:
     except ImportError:
         check.say("sweep", skipped="Ray is not installed")
         return
+    from newsbert_ray.tune.space_file import Changes
     from newsbert_ray.tune.sweep import sweep
 
     space = check.folder / "space.yaml"
-    gpus = "resources: {gpus: 0.25}\n" if check.on_gpu else ""
+    gpus = "gpus: 0.25\n" if check.on_gpu else ""
     space.write_text(
         f"name: gpu_check\nsettings: {{}}\n{gpus}space:\n  distill.beta: {{grid: [0, 0.1, 0.2, 0.3]}}\n"
         "seeds: [0]\n",
@@ -451,7 +455,7 @@ def sweeps(check: Check) -> None:
     settings = check.settings("small", batch_size=32, epochs=2)
     overrides = settings.model_dump(exclude_unset=True, exclude={"out", "distill", "method"})
     began = time.perf_counter()
-    result = sweep(space, out=check.folder / "sweep", overrides=overrides)
+    result = sweep(space, Changes(overrides), out=check.folder / "sweep")
     check.say(
         "sweep",
         seconds=round(time.perf_counter() - began, 1),
