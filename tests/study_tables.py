@@ -88,7 +88,7 @@ def accuracies(runs: Mapping[int, Record], what: str = "test", metric: str = "ac
     return {seed: record[what][metric] for seed, record in runs.items() if record.get(what)}
 
 
-def accuracy_table(records: list[Record], layers: int = 1) -> Table:
+def accuracy_table(records: Sequence[Record], layers: int = 1) -> Table:
     """A row for each method, accuracy and macro-F1 of the test split at each amount of labels."""
     methods = [*ORDER, RECIPE, *ABLATIONS, "teacher"]
     rows = []
@@ -105,7 +105,7 @@ def accuracy_table(records: list[Record], layers: int = 1) -> Table:
     return Table(head, tuple(rows), words=1, caption=caption)
 
 
-def layers_table(records: list[Record]) -> Table:
+def layers_table(records: Sequence[Record]) -> Table:
     """Accuracy over depth for the methods that were run at several."""
     rows = []
     depths = sorted({record["layers"] for record in records if record["stage"] in ("layers", "main")})
@@ -118,7 +118,7 @@ def layers_table(records: list[Record]) -> Table:
     return Table(head, tuple(rows), words=2, caption="Accuracy % on the test split by layers of the student.")
 
 
-def orderings_table(records: list[Record]) -> Table:
+def orderings_table(records: Sequence[Record]) -> Table:
     """Whether each ordering of the paper holds at each amount of labels, N = 1."""
     rows = []
     for method in PAPER:
@@ -135,7 +135,7 @@ def orderings_table(records: list[Record]) -> Table:
     return Table(head, tuple(rows), words=1, caption=caption)
 
 
-def against_table(records: list[Record], base: str = "finetune", layers: int = 1) -> Table:
+def against_table(records: Sequence[Record], base: str = "finetune", layers: int = 1) -> Table:
     """The difference of every method to `base`, paired over seeds."""
     rows = []
     for method in (*ORDER, RECIPE):
@@ -155,7 +155,7 @@ def against_table(records: list[Record], base: str = "finetune", layers: int = 1
     )
 
 
-def goals_table(records: list[Record]) -> Table:
+def goals_table(records: Sequence[Record]) -> Table:
     """What the study was to reach, and what it reached."""
     rows = []
     for labels, points, share in ((1000, 4.0, 0.99), (12000, 2.5, 0.995)):
@@ -167,9 +167,9 @@ def goals_table(records: list[Record]) -> Table:
         mean = _share(best)
         rows.append(_goal(f"{size_name(labels)} labels: keeps {share:.1%} of its teacher", kept, 0.0, mean))
     linear = accuracies(by_seed(records, "linear", None, 0))
-    best = accuracies(by_seed(records, RECIPE, None, 1))
-    same = dict.fromkeys(best, next(iter(linear.values()), 0.0))
-    above = compare(best, {seed: value + 0.02 for seed, value in same.items()}) if linear else None
+    ours = accuracies(by_seed(records, RECIPE, None, 1))
+    same = dict.fromkeys(ours, next(iter(linear.values()), 0.0))
+    above = compare(ours, {seed: value + 0.02 for seed, value in same.items()}) if linear else None
     rows.append(_goal("all labels: 2 points above the linear model", above, 2.0))
     for labels in SIZES[:2]:
         words, line = (accuracies(by_seed(records, m, labels, 0)) for m in (RECIPE, "linear"))
@@ -181,7 +181,7 @@ def goals_table(records: list[Record]) -> Table:
     return Table(head, tuple(rows), words=1, caption=caption)
 
 
-def variants_table(records: list[Record]) -> Table:
+def variants_table(records: Sequence[Record]) -> Table:
     """Changes to the recipe at two sizes, as differences to it on the same seeds."""
     groups: dict[Key, dict[int, Record]] = defaultdict(dict)
     for record in records:
@@ -207,7 +207,7 @@ def variants_table(records: list[Record]) -> Table:
     )
 
 
-def regime_table(records: list[Record]) -> Table:
+def regime_table(records: Sequence[Record]) -> Table:
     """Momentum at low learning rates: accuracy by beta."""
     groups: dict[Key, list[Record]] = defaultdict(list)
     for record in records:
@@ -223,7 +223,7 @@ def regime_table(records: list[Record]) -> Table:
     return Table(head, tuple(rows), words=0, caption=caption)
 
 
-def rates_table(records: list[Record]) -> Table:
+def rates_table(records: Sequence[Record]) -> Table:
     """Fine-tuning for two epochs: validation accuracy by rate and decay."""
     groups: dict[Key, Record] = {}
     for record in records:
@@ -241,7 +241,7 @@ def rates_table(records: list[Record]) -> Table:
     return Table(head, tuple(rows), words=3, caption=caption)
 
 
-TABLES: Mapping[str, Callable[[list[Record]], Table]] = {
+TABLES: Mapping[str, Callable[[Sequence[Record]], Table]] = {
     "accuracy": accuracy_table,
     "against": against_table,
     "layers": layers_table,
@@ -259,7 +259,7 @@ def study(name: str, path: Path = RECORDS) -> str:
     return headline(records) if name == "headline" else TABLES[name](records).markdown()
 
 
-def headline(records: list[Record]) -> str:
+def headline(records: Sequence[Record]) -> str:
     """One sentence on what the recipe gives at 1,000 labels."""
     best, plain = (by_seed(records, m, 1000, 1) for m in (RECIPE, "finetune"))
     ours, theirs, teacher = (
@@ -273,7 +273,7 @@ def headline(records: list[Record]) -> str:
     )
 
 
-def learning_curve(records: list[Record]) -> FigureData[Panel]:
+def learning_curve(records: Sequence[Record]) -> FigureData[Panel]:
     """Accuracy over labels, one line a method."""
     most = max((r["labels"] or 0 for r in records), default=0)
     total = max(40120, most)
@@ -293,7 +293,7 @@ def learning_curve(records: list[Record]) -> FigureData[Panel]:
 
 
 def quality_speed(
-    records: list[Record], speeds: Mapping[str, float], labels: int = 1000
+    records: Sequence[Record], speeds: Mapping[str, float], labels: int = 1000
 ) -> FigureData[Panel]:
     """Accuracy over measured titles/s; a dot for each depth, and the linear model."""
     lines = []
@@ -328,7 +328,7 @@ def keep(paths: Sequence[Path], target: Path = RECORDS) -> None:
     write_text(target, text)
 
 
-def draw(records: list[Record], folder: Path = RESULTS) -> None:
+def draw(records: Sequence[Record], folder: Path = RESULTS) -> None:
     """The figures, as PNG."""
     figures = [learning_curve(records)]
     if SPEEDS.exists():
@@ -350,7 +350,7 @@ def size_name(labels: int | None) -> str:
     return "all" if labels is None else f"{labels:,}"
 
 
-def _runs(records: list[Record], method: str, labels: int | None, layers: int) -> list[Record]:
+def _runs(records: Sequence[Record], method: str, labels: int | None, layers: int) -> Sequence[Record]:
     depth = {"linear": 0, "teacher": 6}.get(method, layers)
     return list(by_seed(records, method, labels, depth).values())
 

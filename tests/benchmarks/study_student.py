@@ -299,7 +299,7 @@ def train_run(run: Run, options: Mapping[str, str], rate: float) -> dict[str, An
 
 
 def _accuracies(scores: Mapping[str, float] | None) -> dict[str, float] | None:
-    return scores and {name: round(scores[name], 5) for name in ("accuracy", "macro_f1")}
+    return {name: round(scores[name], 5) for name in ("accuracy", "macro_f1")} if scores else None
 
 
 def run_settings(run: Run, options: Mapping[str, str], rate: float) -> dict[str, Any]:
@@ -350,8 +350,8 @@ def work(connection: Connection, options: Mapping[str, str]) -> None:
     import transformers
 
     torch.set_num_threads(1)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     while (job := connection.recv()) is not None:
         run, rate = job
         try:
@@ -432,7 +432,7 @@ class Study:
         """Seconds of a run like this: the slowest so far, or a guess."""
         times = self.times.get((run.method, run.layers)) or self.times.get((run.method, 1)) or [20.0]
         steps = run.values.get("steps") or COMMON["steps"]
-        return max(times[-20:]) * max(1.0, steps / COMMON["steps"])
+        return max(times[-20:]) * float(max(1.0, steps / COMMON["steps"]))
 
     def left(self) -> int:
         """Runs that are neither finished nor failed."""

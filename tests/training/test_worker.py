@@ -14,6 +14,7 @@ from torch.multiprocessing.spawn import spawn
 from newsbert_ray.config import TrainSettings
 from newsbert_ray.data.reading import World, make_schedule, read_updates
 from newsbert_ray.data.shards import read_manifest
+from newsbert_ray.evaluation import scoring
 from newsbert_ray.methods import METHODS
 from newsbert_ray.training import worker
 from newsbert_ray.training.run import train
@@ -92,7 +93,7 @@ def test_evaluation_has_the_runs_precision(
 ) -> None:
     """Many evaluations in fp32 would take a good part of a run in bf16."""
     seen = set()
-    score = worker.score_models
+    score = scoring.score_models
 
     def look(*arguments: Any, **values: Any) -> Any:
         seen.add(torch.is_autocast_enabled("cpu"))
