@@ -94,7 +94,7 @@ def run_worker(settings: TrainSettings, context: WorkerContext) -> None:
     progress = _resume(run / CHECKPOINTS, learner, world, say=context.say)
     if world.is_rank_zero and progress.step:
         context.say(f"continuing from step {progress.step} of {schedule.total_steps}")
-    learner.pair.teacher_cache = cached_teacher(learner.pair, settings, schedule, world)
+    learner.pair.teacher_cache = cached_teacher(learner.pair, settings, schedule, world, context.say)
     events = EventLog(run)
     journal = None
     if world.is_rank_zero:
@@ -205,7 +205,11 @@ def _teacher_scores(settings: TrainSettings, manifest: Manifest) -> dict[Split, 
 
 
 def cached_teacher(
-    pair: Pair, settings: TrainSettings, schedule: TrainingSchedule, world: World
+    pair: Pair,
+    settings: TrainSettings,
+    schedule: TrainingSchedule,
+    world: World,
+    say: Callable[[str], object] = print,
 ) -> EmbeddingCache | None:
     """A frozen teacher's embeddings of every text that training may use, computed once.
 
@@ -222,6 +226,8 @@ def cached_teacher(
     path = _cache_file(settings, schedule, rows)
     embeddings = world.broadcast(_read_cache(path, len(rows)) if world.is_rank_zero else None)
     if embeddings is None:
+        if world.is_rank_zero:
+            say(f"computing what the teacher says of {len(rows):,} texts, once")
         teacher = {"teacher": pair.models()["teacher"]}
         pad_id = manifest.tokenizer.pad_id
         with encoder_precision(settings, world):
