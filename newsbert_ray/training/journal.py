@@ -69,6 +69,7 @@ class Display:
         self.total = total
         self._start: tuple[int, float] | None = None  # step and time of the first entry
         self._last_line = 0.0
+        self._numbers = ""
         columns = (
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -94,6 +95,8 @@ class Display:
             self._show_step(entry)
         elif entry["kind"] == "evaluation":
             self.say(_evaluation_line(entry))
+        elif entry["kind"] == "step":
+            self._move(entry["step"])
         elif entry["kind"] == "note":
             self.say(entry["text"])
         elif entry["preempted"]:
@@ -106,16 +109,21 @@ class Display:
             sys.stdout.flush()
 
     def _show_step(self, entry: Mapping[str, Any]) -> None:
-        step, numbers = entry["step"], _log_numbers(entry)
+        self._numbers = _log_numbers(entry)
+        self.bar.update(
+            self.task, description=f"epoch {entry['epoch']}/{entry['epochs']}", numbers=self._numbers
+        )
+        self._move(entry["step"])
+
+    def _move(self, step: int) -> None:
         if self._start is None:
             self._start = (step, time.monotonic())
             self.bar.reset(self.task, total=self.total, completed=step)
-        description = f"epoch {entry['epoch']}/{entry['epochs']}"
-        self.bar.update(self.task, completed=step, numbers=numbers, description=description)
+        self.bar.update(self.task, completed=step)
         now = time.monotonic()
         if not self.live and now - self._last_line >= _PLAIN_SECONDS:
             self._last_line = now
-            self.say(f"step {step}/{self.total}  {numbers}  left {self._time_left(step)}")
+            self.say(f"step {step}/{self.total}  {self._numbers}  left {self._time_left(step)}")
 
     def _time_left(self, step: int) -> str:
         if self._start is None or step <= self._start[0]:
