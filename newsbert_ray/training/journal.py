@@ -123,14 +123,15 @@ class Display:
         now = time.monotonic()
         if not self.live and now - self._last_line >= _PLAIN_SECONDS:
             self._last_line = now
-            self.say(f"step {step}/{self.total}  {self._numbers}  left {self._time_left(step)}")
+            parts = (f"step {step}/{self.total}", self._numbers, self._time_left(step))
+            self.say("  ".join(filter(None, parts)))
 
     def _time_left(self, step: int) -> str:
         if self._start is None or step <= self._start[0]:
-            return "-"
+            return ""
         seconds_per_step = (time.monotonic() - self._start[1]) / (step - self._start[0])
         seconds = int(seconds_per_step * (self.total - step))
-        return f"{seconds // 60}:{seconds % 60:02d}"
+        return f"left {seconds // 60}:{seconds % 60:02d}"
 
 
 def closing_lines(record: RunRecord, workdir: WorkDir) -> str:

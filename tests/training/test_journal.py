@@ -103,7 +103,7 @@ def test_progress_moves_at_every_step(
         now[0] += 12.0
         display(entry)
     assert capsys.readouterr().out.splitlines() == [
-        "step 1/10  loss 2.000  3 titles/s  left -",
+        "step 1/10  loss 2.000  3 titles/s",
         "step 2/10  loss 2.000  3 titles/s  left 1:36",
         "step 3/10  loss 2.000  3 titles/s  left 1:24",
     ]
