@@ -50,12 +50,12 @@ GROUPS: Mapping[str, Mapping[str, Verb]] = {
         "train": Verb(
             "--data shards --teacher bert-base-uncased --student.layers 2 --out runs/first",
             "data teacher out task method student.layers distill.beta epochs batch_size learning_rate seed"
-            " workers config",
+            " workers overwrite config",
         ),
         "sweep": Verb(
             "search_spaces/paper_beta.yaml --data shards --teacher bert-base-uncased --out runs/beta",
-            "space out data teacher plan resume concurrency vary search.trials limits.hours epochs gpus"
-            " config",
+            "space out data teacher plan resume overwrite concurrency vary search.trials limits.hours epochs"
+            " gpus config",
         ),
     },
     "Look at results": {

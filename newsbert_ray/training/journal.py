@@ -67,12 +67,13 @@ class Display:
         self.console = Console(file=sys.stdout, highlight=False)
         self.live = self.console.is_terminal if live is None else live
         self.total = total
+        self._is_wide = self.console.width >= 120
         self._start: tuple[int, float] | None = None  # step and time of the first entry
         self._last_line = 0.0
         self._numbers = ""
         columns = (
             TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=24 if self._is_wide else 10),
             TextColumn("{task.completed}/{task.total} steps"),
             TextColumn("{task.fields[numbers]}"),
             TextColumn("left"),
@@ -110,9 +111,9 @@ class Display:
 
     def _show_step(self, entry: Mapping[str, Any]) -> None:
         self._numbers = _log_numbers(entry)
-        self.bar.update(
-            self.task, description=f"epoch {entry['epoch']}/{entry['epochs']}", numbers=self._numbers
-        )
+        numbers = self._numbers if self._is_wide else _log_numbers(entry, short=True)
+        epoch = f"epoch {entry['epoch']}/{entry['epochs']}"
+        self.bar.update(self.task, description=epoch, numbers=numbers)
         self._move(entry["step"])
 
     def _move(self, step: int) -> None:
@@ -172,7 +173,7 @@ def _score_line(model: str, scores: Mapping[str, float], task: Task) -> str:
     return f"  {model:<8} {'  '.join(metrics)}"
 
 
-def _log_numbers(entry: Mapping[str, Any]) -> str:
+def _log_numbers(entry: Mapping[str, Any], *, short: bool = False) -> str:
     losses = entry["train"]
     tasks = [
         f"{name.removesuffix('_task')} {losses[name]:.3f}"
@@ -183,7 +184,8 @@ def _log_numbers(entry: Mapping[str, Any]) -> str:
     seconds = entry.get("seconds", {})
     training = seconds.get("train", 0.0) + seconds.get("data", 0.0)
     waiting = [f"waiting for data {seconds['data'] / training:.0%}"] if seconds.get("data") else []
-    return "  ".join([f"loss {losses['total']:.3f}", *tasks, speed, *waiting])
+    loss = f"loss {losses['total']:.3f}"
+    return "  ".join([loss, speed] if short else [loss, *tasks, speed, *waiting])
 
 
 def _evaluation_line(entry: Mapping[str, Any]) -> str:
