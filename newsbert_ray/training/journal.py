@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from newsbert_ray.files import write_text
+from newsbert_ray.files import format_duration, write_text
 from newsbert_ray.methods import HEADINGS, Task, task_of
 from newsbert_ray.record import METRICS, RunRecord, read_entries
 from newsbert_ray.storage.workdir import WorkDir
@@ -137,16 +138,17 @@ class Display:
 
 def closing_lines(record: RunRecord, workdir: WorkDir) -> str:
     """A finished run's metrics, where its files are, and which commands to run next."""
-    run, task = workdir.location, task_of(record.settings)
+    run, task = shlex.quote(workdir.location), task_of(record.settings)
     test = record.metrics.get("test") or {}
     split, scores = ("test", test) if test else ("validation", record.metrics["validation"])
     left_out = int(scores["student"].get("left_out", 0))
     rows = f"{int(scores['student']['rows'])} {task.rows}" + (f" ({left_out} left out)" if left_out else "")
     files = "record, student/, checkpoints/ and TensorBoard events"
-    board = f"   |   tensorboard --logdir {workdir.path}"
+    board = [f"tensorboard --logdir {shlex.quote(str(workdir.path))}"]
     if record.settings["student"]["kind"] == "linear":
-        files, board = "record and student/", ""
-    report = "report" if workdir.is_remote else f"{run}/report"
+        files, board = "record and student/", []
+    report = "report" if workdir.is_remote else shlex.quote(f"{workdir.location}/report")
+    commands = [f"newsbert-ray evaluate {run}", f"newsbert-ray report {run} --out {report}", *board]
     lines = [f"{split}, {rows}, best step {record.metrics['best_step']} of {record.steps}:"]
     lines += [_score_line(model, scores[model], task) for model in ("teacher", "student") if model in scores]
     if not test:
@@ -156,9 +158,10 @@ def closing_lines(record: RunRecord, workdir: WorkDir) -> str:
     return "\n".join(
         [
             *lines,
-            f"{record.titles_per_second:.0f} {task.examples}/s, {record.seconds['total']:.0f} s; "
-            f"{files} are in {run}",
-            f"next: newsbert-ray evaluate {run}   |   newsbert-ray report {run} --out {report}{board}",
+            f"{record.titles_per_second:.0f} {task.examples}/s, {format_duration(record.seconds['total'])}; "
+            f"{files} are in {workdir.location}",
+            f"next: {commands[0]}",
+            *(f"      {command}" for command in commands[1:]),
         ]
     )
 

@@ -51,7 +51,7 @@ def test_log_line_shows_what_waiting_for_data_costs() -> None:
 
 def test_closing_lines_of_topics(make_record: MakeRecord) -> None:
     """Scripts read these lines: their format must not change."""
-    first, teacher, student, speed, _ = closing_lines(
+    first, teacher, student, speed, *_ = closing_lines(
         _finished(make_record(), rows=400.0), WorkDir("runs/a")
     ).split("\n")
     assert first == "test, 400 titles, best step 20 of 20:"
@@ -62,7 +62,7 @@ def test_closing_lines_of_topics(make_record: MakeRecord) -> None:
 
 def test_closing_lines_of_recommendation(make_record: MakeRecord) -> None:
     """Few impressions have large standard errors, which must be shown."""
-    first, teacher, student, speed, _ = closing_lines(
+    first, teacher, student, speed, *_ = closing_lines(
         _finished(make_record(task="recommendation", auc=0.62, teacher_auc=0.6712)), WorkDir("runs/a")
     ).split("\n")
     assert first == "test, 397 impressions (3 left out), best step 20 of 20:"

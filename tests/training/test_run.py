@@ -512,22 +512,22 @@ def test_a_signal_loses_no_step(
     command = [sys.executable, "-m", "newsbert_ray.cli", "train", *words]
     step = 0
     for _ in range(2):
-        process = subprocess.Popen(
+        lines: list[str] = []
+        with subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-        )
-        assert process.stdout is not None
-        lines: list[str] = []
-        for line in process.stdout:
-            lines.append(line)
-            if line.startswith("step "):
-                break
-        process.send_signal(number)
-        rest = process.stdout.read()
-        assert process.wait(60) == code, "".join(lines) + rest
+        ) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                lines.append(line)
+                if line.startswith("step "):
+                    break
+            process.send_signal(number)
+            rest = process.stdout.read()
+            assert process.wait(60) == code, "".join(lines) + rest
         kept = re.search(r"the checkpoint of step (\d+) is kept; the same command goes on from there", rest)
         assert kept, rest
         assert "Traceback" not in rest
