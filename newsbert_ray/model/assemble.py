@@ -128,7 +128,6 @@ def _start_student(
         teacher = _load_teacher_run(settings, manifest)[0]
     elif settings.student.start_from == "encoder" and settings.distill.warm:
         teacher = _pretrained(settings.teacher, settings.model, settings, manifest)
-    torch.manual_seed(settings.seed)  # loading may have drawn numbers
     blocks = block_map(len(teacher.layers), student.layers)
     spread = student.start == "spread"
     return teacher.pick_layers([block[-1] if spread else i for i, block in enumerate(blocks, 1)])

@@ -158,6 +158,19 @@ def is_linear(folder: Path) -> bool:
     return (folder / MODEL).is_file()
 
 
+def require_encoder(folder: Path) -> None:
+    """Refuse a linear model where an encoder is needed.
+
+    Raises:
+        EncoderError: `folder` holds a linear model.
+    """
+    if is_linear(folder):
+        raise EncoderError(
+            f"{folder}: a linear model has no encoder and no embeddings; train with another method, such as "
+            "finetune"
+        )
+
+
 def fit_linear(
     texts: Sequence[str],
     topics: Ints,

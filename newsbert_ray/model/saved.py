@@ -20,6 +20,7 @@ from newsbert_ray.files import replace_folder, sha256_of, sync, write_json
 from newsbert_ray.methods import TaskName
 from newsbert_ray.model.encoder import Encoder, EncoderError, save_tensors
 from newsbert_ray.model.families import load_exported
+from newsbert_ray.model.linear import require_encoder
 from newsbert_ray.model.pair import Pair, Top
 
 CHECKPOINTS = "checkpoints"
@@ -167,6 +168,7 @@ def load_student(folder: Path) -> tuple[Encoder, Top, dict[str, Any]]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    require_encoder(folder)
     try:
         description = read_top(folder)
         encoder = load_exported(folder)

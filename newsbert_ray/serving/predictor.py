@@ -24,7 +24,7 @@ from newsbert_ray.data.tokenizer import TitleTokenizer, load_tokenizer
 from newsbert_ray.files import sha256_of
 from newsbert_ray.model.encoder import Encoder, EncoderError
 from newsbert_ray.model.heads import ClickHead, TopicHead
-from newsbert_ray.model.linear import LinearModel, is_linear
+from newsbert_ray.model.linear import LinearModel, is_linear, require_encoder
 from newsbert_ray.model.pair import Top
 from newsbert_ray.model.saved import load_student
 from newsbert_ray.record import RunRecord, read_record
@@ -293,6 +293,7 @@ def cosine_to_mean(history: Floats, embeddings: Floats) -> Floats:
 
 def weights_hash(folder: Path) -> str:
     """SHA-256 of a student's weights, which tells embeddings of different models apart."""
+    require_encoder(folder)
     return sha256_of(folder / "model.safetensors")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -14,9 +13,8 @@ from newsbert_ray.config import SCRATCH, SettingsError, TrainSettings
 from newsbert_ray.data.shards import Manifest, read_manifest, require_tokenizer
 from newsbert_ray.files import locked, write_json
 from newsbert_ray.model.saved import CHECKPOINTS
-from newsbert_ray.ray_session import Stopped, StopSignals, inside_cluster
+from newsbert_ray.ray_session import inside_cluster
 from newsbert_ray.record import RECORD, RunRecord, read_record
-from newsbert_ray.settings import flatten
 from newsbert_ray.storage.workdir import (
     HUB_NAMES,
     WorkDir,
@@ -28,7 +26,6 @@ from newsbert_ray.storage.workdir import (
     with_local_paths,
     with_locations,
 )
-from newsbert_ray.training.checkpoint import step_folders
 from newsbert_ray.training.journal import Display, closing_lines
 from newsbert_ray.training.loop import Report
 from newsbert_ray.training.prerequisites import NEUTRAL_SETTINGS, train_prerequisite
@@ -49,7 +46,6 @@ def train(
     quiet: bool = False,
     gpus: float | None = None,
     teachers: str | Path | None = None,
-    overwrite: bool = False,
 ) -> RunRecord:
     """Distil a student from a teacher on prepared shards.
 
@@ -68,10 +64,7 @@ def train(
         if settings.unlabelled is not None:
             other = read_manifest(download_input(settings.unlabelled))
             require_tokenizer(other, manifest, folder=settings.unlabelled)
-        with (
-            _lock_run(workdir, settings, manifest, overwrite=overwrite),
-            _stop_explained(workdir, quiet=quiet),
-        ):
+        with _lock_run(workdir, settings, manifest):
             finished = (workdir.path / RECORD).exists()
             if not finished:
                 workdir.publish()
@@ -92,27 +85,10 @@ def train(
             workdir.publish()
             record = read_record(workdir.path)
     if finished:
-        say(f"already finished: {location}; give another --out, or --overwrite, to train again")
+        say(f"already finished: {location}; give another --out to train again")
     else:
         say(closing_lines(record, WorkDir.at(location)))
     return record
-
-
-@contextmanager
-def _stop_explained(workdir: WorkDir, *, quiet: bool) -> Iterator[None]:
-    """Ctrl-C or SIGTERM in the block names the checkpoint from which the same command goes on."""
-    try:
-        yield
-    except KeyboardInterrupt as error:
-        if quiet or str(error):  # a run that is needed first has named its own
-            raise
-        steps = [int(path.name.rpartition("-")[2]) for path in step_folders(workdir.path / CHECKPOINTS)]
-        kept = f"the checkpoint of step {max(steps)} is kept" if steps else "there is no checkpoint yet"
-        if workdir.is_remote and not steps:  # a group's checkpoints are not copied to this machine
-            kept = "its last checkpoint is kept"
-        again = f"the same command goes on from {'there' if 'kept' in kept else 'the beginning'}"
-        number = getattr(error, "number", signal.SIGINT)
-        raise Stopped(number, f"{workdir.location}: {kept}; {again}") from error
 
 
 def _with_absolute_locations(settings: TrainSettings) -> TrainSettings:
@@ -132,7 +108,7 @@ def _train_in_process(
 ) -> None:
     """Train in this process; each checkpoint is published before it is reported."""
     from newsbert_ray.data.reading import World, make_schedule, read_updates
-    from newsbert_ray.ray_session import watch_for_end
+    from newsbert_ray.ray_session import watch_for_preemption
     from newsbert_ray.training.worker import WorkerContext, run_worker
 
     display = None if quiet else Display(total=make_schedule(settings, manifest).total_steps)
@@ -145,17 +121,10 @@ def _train_in_process(
         if report is not None and entry["kind"] == "evaluation":
             report(entry)
 
-    with display or nullcontext(), StopSignals(active=not quiet) as signals, watch_for_end() as leaving:
+    with display or nullcontext(), watch_for_preemption() as preempted:
         say = display.say if display else _silent
-        context = WorkerContext(
-            World(device=pick_device(settings)),
-            read_updates,
-            receive,
-            say,
-            leaving=lambda: "stopped" if signals.number else leaving(),
-            deferred=signals.deferred,
-        )
-        run_worker(settings, context)
+        world = World(device=pick_device(settings))
+        run_worker(settings, WorkerContext(world, read_updates, receive, say, preempted))
 
 
 def _train_linear(settings: TrainSettings, manifest: Manifest, *, report: Report | None, quiet: bool) -> None:
@@ -186,9 +155,7 @@ def pick_device(settings: TrainSettings) -> Any:
 
 
 @contextmanager
-def _lock_run(
-    workdir: WorkDir, settings: TrainSettings, manifest: Manifest, *, overwrite: bool
-) -> Iterator[None]:
+def _lock_run(workdir: WorkDir, settings: TrainSettings, manifest: Manifest) -> Iterator[None]:
     """Lock the run's folder for this process and check that it belongs to this run."""
     run, location = workdir.path, workdir.location
     if run.exists() and not run.is_dir():
@@ -200,8 +167,6 @@ def _lock_run(
     run.mkdir(parents=True, exist_ok=True)
     busy = RunFolderError(f"{location}: another process trains in it; wait for it, or give another --out")
     with locked(run / LOCK, error=busy):
-        if overwrite:
-            workdir.clear()
         _check_settings(workdir, settings, manifest)
         yield
 
@@ -211,36 +176,24 @@ def _check_settings(workdir: WorkDir, settings: TrainSettings, manifest: Manifes
     path, location = workdir.path / SETTINGS, workdir.location
     values = settings.model_dump(mode="json")
     current = {"settings": values, "fingerprint": manifest.fingerprint}
-    differences = []
-    if path.exists():
-        try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
-            differences = _differences(stored["settings"], values)
-            if stored["fingerprint"] != manifest.fingerprint:
-                differences.append("shards that have been prepared again since")
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise RunFolderError(
-                f"{workdir.child(SETTINGS).location}: damaged; give another --out, or --overwrite"
-            ) from error
-    if differences and any("/step-" in name or name.endswith(RECORD) for name in workdir.sizes()):
-        raise RunFolderError(
-            f"{location}: holds another run, with {', '.join(differences)}; give its settings to go on with "
-            "it, another --out for a new run, or --overwrite to replace it"
-        )
-    if differences:  # it ended before its first checkpoint
-        workdir.clear()
-    if differences or not path.exists():
+    if not path.exists():
         write_json(path, current)
-
-
-def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """`--epochs 3 instead of 5` for each setting that affects results and differs."""
-    before, now = flatten(old), flatten(new)
-    return [
-        f"--{name} {before.get(name)} instead of {value}"
-        for name, value in now.items()
-        if name.partition(".")[0] not in NEUTRAL_SETTINGS and before.get(name) != value
-    ]
+        return
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        differences = [
+            f"{name} was {stored['settings'].get(name)!r}, now {value!r}"
+            for name, value in values.items()
+            if name not in NEUTRAL_SETTINGS and stored["settings"].get(name) != value
+        ]
+        if stored["fingerprint"] != manifest.fingerprint:
+            differences.append("the shards were prepared again")
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise RunFolderError(
+            f"{workdir.child(SETTINGS).location}: damaged; give another --out, or delete {location}"
+        ) from error
+    if differences:
+        raise RunFolderError(f"{location}: holds another run ({'; '.join(differences)}); give another --out")
 
 
 def _silent(_: str) -> None:

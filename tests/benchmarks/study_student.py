@@ -8,6 +8,12 @@ one line to DIR/records.jsonl; a run whose line is there is skipped, so the same
 its own draw of labelled titles; the other training titles are unlabelled text. Teachers are fine-tuned first,
 one for each amount of labels and seed, and kept in DIR/teachers. Rates are tuned at seed 0, on validation.
 Runs are started in the order of the plan, and only while their expected time is left.
+
+On a machine with one large GPU and 16 cores: `--processes 14 --minutes 8 --device cuda`, with `--out` and
+`--scratch` in /dev/shm; neither Ray nor Optuna is needed there. On one CPU core, as in docs/results.md:
+
+    --plan small --validation 0.35 --minutes 85 \
+        --set '{"steps": 700, "batch_size": 64, "evaluate_every": 50, "precision": "bf16"}'
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ import pytest
 
 import newsbert_ray
 from newsbert_ray.config import SettingsError
+from newsbert_ray.model.encoder import EncoderError
 
 if TYPE_CHECKING:
     from tests.conftest import MakeSettings
@@ -36,6 +37,12 @@ def test_a_linear_run_is_a_run(run: Path, capsys: pytest.CaptureFixture[str]) ->
     assert 0 < first.probability <= 1
     with pytest.raises(SettingsError, match="no embeddings"):
         model.embed(["goal"])
+    with pytest.raises(EncoderError, match="no encoder and no embeddings"):
+        newsbert_ray.export(run, to="hf", out=run / "export")
+    texts = run / "texts.jsonl"
+    texts.write_text('{"id": "1", "text": "Rain"}\n', encoding="utf-8")
+    with pytest.raises(EncoderError, match="no encoder and no embeddings"):
+        newsbert_ray.embed(run, input=[texts], out=run / "vectors", workers=0)
     newsbert_ray.report([run], out=run / "report")
     assert "linear SVM" in (run / "report" / "report.md").read_text(encoding="utf-8")
 

@@ -42,27 +42,24 @@ def test_timer_starts_again_after_a_checkpoint(monkeypatch: pytest.MonkeyPatch) 
     """A timer that is not restarted writes a checkpoint at every step."""
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
-    triggers = CheckpointTriggers(1.0, World(), lambda: "")
+    triggers = CheckpointTriggers(1.0, World(), lambda: False)
     now[0] = 59.0
-    assert triggers.check(1) == (False, "")
+    assert triggers.check(1) == (False, False)
     now[0] = 60.0
-    assert triggers.check(2) == (True, "")
+    assert triggers.check(2) == (True, False)
     triggers.restart_timer()
-    assert triggers.check(3) == (False, "")
-    assert CheckpointTriggers(None, World(), lambda: "").check(1) == (False, "")
+    assert triggers.check(3) == (False, False)
+    assert CheckpointTriggers(None, World(), lambda: False).check(1) == (False, False)
 
 
 def test_a_group_exchanges_triggers_every_few_steps() -> None:
     """An exchange at every step would cost more than it saves; workers that disagree would hang."""
-    triggers = CheckpointTriggers(None, Pretended(0, 2), lambda: "preempted")
+    triggers = CheckpointTriggers(None, Pretended(0, 2), lambda: True)
     preempted = [triggers.check(step)[1] for step in range(1, 2 * TRIGGER_STEPS + 1)]
     assert [step for step, value in enumerate(preempted, 1) if value] == [TRIGGER_STEPS, 2 * TRIGGER_STEPS]
 
 
-@pytest.mark.parametrize("reason", ["preempted", "stopped"])
-def test_a_worker_that_has_to_end_leaves_its_last_step(
-    make_settings: MakeSettings, tmp_path: Path, reason: str
-) -> None:
+def test_a_preempted_worker_leaves_its_last_step(make_settings: MakeSettings, tmp_path: Path) -> None:
     """Without a checkpoint of its own, a spot machine's warning would be of no use."""
     settings = make_settings()
     manifest = read_manifest(settings.data)
@@ -78,11 +75,11 @@ def test_a_worker_that_has_to_end_leaves_its_last_step(
         evaluate=dict,
         report=entries.append,
         checkpoints=tmp_path,
-        leaving=lambda: reason if progress.step == 3 else "",
+        preempted=lambda: progress.step == 3,
     )
     with pytest.raises(PreemptedError, match="step 3 is in a checkpoint"):
         loop.run(read_updates(schedule))
-    assert entries[-1] == {"kind": "checkpoint", "step": 3, "preempted": reason == "preempted"}
+    assert entries[-1] == {"kind": "checkpoint", "step": 3, "preempted": True}
     assert [path.name for path in step_folders(tmp_path)] == ["step-000000003"]
     assert resume(tmp_path, learner, say=lambda _: None).step == 3
 
@@ -113,12 +110,11 @@ def test_a_loss_that_is_not_finite_stops_the_run(
         evaluate=dict,
         report=entries.append,
         checkpoints=tmp_path,
-        leaving=lambda: "",
+        preempted=lambda: False,
     )
     with pytest.raises(LossError, match=r"not finite at step 3 \(.*total nan.*lower learning_rate"):
         loop.run(read_updates(schedule))
-    logged = [entry["step"] for entry in entries if entry["kind"] == "log"]
-    assert logged == ([1, 2] if log_every == 2 else [1])
+    assert [entry["step"] for entry in entries] == ([1, 2] if log_every == 2 else [1])
     assert loop.progress.step == (4 if log_every == 2 else 5)
     assert list(tmp_path.iterdir()) == []
 
