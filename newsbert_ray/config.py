@@ -75,13 +75,17 @@ class ModelSettings(Settings):
 class StudentSettings(Settings):
     """The student."""
 
-    layers: int = Field(2, ge=1)
-    """Number of Transformer layers N (paper: 1, 2, 4). Must divide the number of teacher layers."""
+    layers: int = Field(2, ge=0)
+    """Number of Transformer layers N (paper: 1, 2, 4). Must divide the number of teacher layers. 0: only
+    word vectors, made of the teacher's output for each token."""
+    width: int | None = Field(None, ge=1)
+    """Size of the word vectors with `student.layers 0`, by principal components. By default the teacher's."""
     start: Literal["first", "spread"] = "first"
     """Teacher layers that initialise the student: the first N (paper), or the last layer of each block."""
     start_from: Literal["encoder", "teacher"] | None = None
     """Whose layers these are: the pretrained encoder's, or those of the teacher that was fine-tuned first. By
-    default the teacher's if it learns on (`distill.teacher warm`), otherwise the encoder's."""
+    default the teacher's if it learns on (`distill.teacher warm`) or the student has no layers, otherwise the
+    encoder's."""
     encoder: str | None = None
     """Another pretrained encoder to initialise the student from, such as a released TinyBERT: name, folder or
     URL. It needs the same tokeniser. By default the teacher."""
@@ -95,6 +99,14 @@ class StudentSettings(Settings):
         if self.kind != "transformer" and (self.layers != 1 or self.encoder is not None):
             article = "an" if self.kind == "nrms" else "a"
             raise ValueError(f"{article} {self.kind} student needs student.layers 1 and no student.encoder")
+        if self.layers == 0 and self.encoder is not None:
+            raise ValueError(
+                "student.layers 0 makes word vectors from the teacher; leave out student.encoder"
+            )
+        if self.layers > 0 and self.width is not None:
+            raise ValueError(
+                "student.width needs student.layers 0; other students are as wide as the teacher"
+            )
         return self
 
 
@@ -371,7 +383,9 @@ class TrainSettings(Settings):
         if self.student.kind == "linear" and not (self.distill.alone and self.task == "topics"):
             raise ValueError("student.kind linear learns topics from labels only; set method linear")
         if self.before.method != "none" and not (
-            self.distill.alone and self.student.kind == "transformer" and self.student.encoder is None
+            self.distill.alone
+            and (self.student.kind, self.student.encoder) == ("transformer", None)
+            and self.student.layers > 0
         ):
             raise ValueError(
                 f"before.method {self.before.method} needs a Transformer student that learns from labels "

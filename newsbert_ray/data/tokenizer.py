@@ -79,6 +79,12 @@ class TitleTokenizer:
             for encoding in self._backend.encode_batch_fast(list(titles[start : start + _BATCH])):
                 yield encoding.ids
 
+    def special_ids(self) -> tuple[list[int], list[int]]:
+        """Ids that every text begins with, such as [CLS], and those that it ends with."""
+        none, letter = self.encode(["", "a"], max_tokens=16)
+        start = next((n for n in range(len(letter)) if none[n : n + 1] != letter[n : n + 1]), 0)
+        return none[:start], none[start:]
+
     def save(self, folder: Path) -> None:
         """Write it as a Hugging Face tokeniser folder."""
         folder.mkdir(parents=True, exist_ok=True)

@@ -72,7 +72,7 @@ def hidden_loss(
     """Sum over student layers i of MSE(H_t[iK], H_s[i]) (second term of Eq. 1).
 
     Args:
-        student: for each bucket N + 1 tensors (B, L, D), embeddings first.
+        student: for each bucket N + 1 tensors (B, L, D), embeddings first; without layers the loss is 0.
         teacher: for each bucket NK + 1 tensors (B, L, D), embeddings first.
         last: compare with the teacher's last N layers in order instead.
     """
@@ -82,7 +82,7 @@ def hidden_loss(
         for i in range(1, depth + 1):
             theirs = t[matched_layer(i, depth, len(t) - 1, last=last)]
             parts.append(token_mse(s[i], theirs, bucket, tokens=tokens))
-    return torch.stack(parts).sum()
+    return torch.stack(parts).sum() if parts else student[0][0].new_zeros(())
 
 
 def vector_mse(student: Tensor, teacher: Tensor, *, rows: int, uses: Tensor | None = None) -> Tensor:
@@ -140,7 +140,7 @@ def cls_loss(
 ) -> Tensor:
     """MSE of normalised [CLS] states at layers i and iK for i < N (Sun et al. 2019, Eq. 7, PKD-skip).
 
-    The mean is over layers and D, as in their code. 0 for a student of one layer.
+    The mean is over layers and D, as in their code. 0 for a student of at most one layer.
 
     Args:
         student, teacher: as in `hidden_loss`.

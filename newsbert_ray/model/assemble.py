@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from newsbert_ray.config import SCRATCH, DistillSettings, ModelSettings, SettingsError, TrainSettings
 from newsbert_ray.data.shards import Manifest
@@ -18,7 +19,13 @@ from newsbert_ray.model.encoder import Encoder, EncoderError
 from newsbert_ray.model.families import load_encoder
 from newsbert_ray.model.pair import Pair, Top, block_map
 from newsbert_ray.model.saved import TOP, load_student, read_top
-from newsbert_ray.model.word_models import NrmsEncoder, RecurrentEncoder
+from newsbert_ray.model.word_models import (
+    NrmsEncoder,
+    RecurrentEncoder,
+    StaticEncoder,
+    reduce_width,
+    token_vectors,
+)
 
 _cached_tokenizer = lru_cache(maxsize=8)(load_tokenizer)
 _cached_encoder = lru_cache(maxsize=2)(load_encoder)
@@ -44,8 +51,9 @@ def assemble_pair(settings: TrainSettings, manifest: Manifest, *, stand_in: bool
     distill = settings.distill
     torch.manual_seed(settings.seed)
     model = settings.model
-    if distill.alone and settings.student.kind != "bilstm":  # only the student is needed
-        model = model.model_copy(update={"teacher_layers": settings.student.layers})
+    depth = settings.student.layers
+    if distill.alone and settings.student.kind != "bilstm" and depth:  # only the student is needed
+        model = model.model_copy(update={"teacher_layers": depth})
     teacher = _pretrained(settings.teacher, model, settings, manifest)
     block_map(len(teacher.layers), settings.student.layers)
     tuned = None
@@ -63,7 +71,7 @@ def assemble_pair(settings: TrainSettings, manifest: Manifest, *, stand_in: bool
         top, teacher_top = (top, tuned[1]) if distill.own_tops else (tuned[1], None)
     elif distill.own_tops:
         teacher_top = _draw_top(teacher, settings, manifest)
-    state_map = torch.nn.Linear(student.hidden_size, teacher.hidden_size) if distill.map_hidden else None
+    state_map = nn.Linear(student.hidden_size, teacher.hidden_size) if distill.map_hidden else None
     pair = Pair(
         teacher,
         student,
@@ -124,13 +132,31 @@ def _start_student(
     if student.encoder is not None:
         model = settings.model.model_copy(update={"teacher_layers": student.layers})
         return _pretrained(student.encoder, model, settings, manifest)
-    if settings.student.start_from == "teacher" and settings.distill.frozen and not stand_in:
+    start_from = student.start_from or ("encoder" if student.layers else "teacher")
+    if start_from == "teacher" and settings.distill.frozen and not stand_in:
         teacher = _load_teacher_run(settings, manifest)[0]
-    elif settings.student.start_from == "encoder" and settings.distill.warm:
+    elif student.start_from == "encoder" and settings.distill.warm:
         teacher = _pretrained(settings.teacher, settings.model, settings, manifest)
+    if not student.layers:
+        return _start_words(teacher, settings, manifest, stand_in=stand_in)
     blocks = block_map(len(teacher.layers), student.layers)
     spread = student.start == "spread"
     return teacher.pick_layers([block[-1] if spread else i for i, block in enumerate(blocks, 1)])
+
+
+def _start_words(
+    teacher: Encoder, settings: TrainSettings, manifest: Manifest, *, stand_in: bool
+) -> StaticEncoder:
+    """Word vectors from a teacher's outputs for each token; zeros for a stand-in, to save the time."""
+    width = min(settings.student.width or teacher.hidden_size, teacher.hidden_size)
+    before, after = _cached_tokenizer(str(Path(settings.data) / "tokenizer")).special_ids()
+    vectors = torch.zeros(manifest.tokenizer.vocabulary, width)
+    if not stand_in:
+        vectors = reduce_width(token_vectors(teacher, len(vectors), before=before, after=after), width)
+        vectors[[*before, *after]] = 0.0
+    torch.manual_seed(settings.seed)  # loading the teacher may have drawn numbers
+    words = nn.Embedding.from_pretrained(vectors, freeze=False)
+    return StaticEncoder(words, (*before, *after), dropout=settings.model.dropout)
 
 
 def _draw_top(encoder: Encoder, settings: TrainSettings, manifest: Manifest) -> Top:

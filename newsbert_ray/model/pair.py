@@ -152,10 +152,10 @@ class Pair(nn.Module):
     def layers_match(self) -> bool:
         """Whether student and teacher layers have parameters of the same shapes, as momentum needs."""
         student, teacher = (
-            [parameter.shape for parameter in encoder.layers[0].parameters()]
+            [[parameter.shape for parameter in layer.parameters()] for layer in encoder.layers[:1]]
             for encoder in (self.student, self.teacher)
         )
-        return student == teacher
+        return student in ([], teacher)
 
     def models(self) -> dict[str, tuple[Encoder, Top]]:
         """Encoder and top of each model that is computed, by name."""
@@ -216,11 +216,13 @@ class Pair(nn.Module):
 def block_map(teacher_layers: int, student_layers: int, *, last: bool = False) -> list[list[int]]:
     """Teacher layers (from 1) of each student layer's block: [(i - 1)K + 1, ..., iK] (NewsBERT 3.2).
 
-    With `last` the block of layer i is the one teacher layer N(K - 1) + i.
+    With `last` the block of layer i is the one teacher layer N(K - 1) + i. A student without layers has none.
 
     Raises:
         SettingsError: N does not divide NK; the message lists the depths that do.
     """
+    if not student_layers:
+        return []
     if teacher_layers % student_layers:
         divisors = [n for n in range(1, teacher_layers + 1) if teacher_layers % n == 0]
         choices = ", ".join(map(str, divisors[:-1])) + (" or " if divisors[:-1] else "") + str(divisors[-1])

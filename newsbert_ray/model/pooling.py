@@ -18,6 +18,11 @@ class AttentivePooling(nn.Module):
         self.key = nn.Linear(hidden_size, query_size)
         self.query = nn.Linear(query_size, 1, bias=False)
 
+    def scores(self, hidden: Tensor) -> Tensor:
+        """q . tanh(W h + b) of states (..., D), which the softmax turns into weights: (...)."""
+        scores: Tensor = self.query(torch.tanh(self.key(hidden))).squeeze(-1)
+        return scores
+
     def forward(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
         """Pooled states.
 
@@ -27,8 +32,7 @@ class AttentivePooling(nn.Module):
         Returns:
             (B, D). Masked positions have weight 0.
         """
-        scores = self.query(torch.tanh(self.key(hidden))).squeeze(-1)  # (B, L)
-        scores = scores.float().masked_fill(attention_mask == 0, float("-inf"))
+        scores = self.scores(hidden).float().masked_fill(attention_mask == 0, float("-inf"))
         weights = torch.softmax(scores, dim=-1).to(hidden.dtype)
         return torch.bmm(weights.unsqueeze(1), hidden).squeeze(1)
 

@@ -1,4 +1,4 @@
-"""One-layer encoders over word embeddings: a BiLSTM (Tang et al. 2019) and NRMS (Wu et al. 2019)."""
+"""Encoders over word embeddings: a BiLSTM (Tang et al. 2019), NRMS (Wu et al. 2019), and vectors alone."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from newsbert_ray.model.encoder import WEIGHTS, Encoder, EncoderError, States, write_encoder
-from newsbert_ray.model.pooling import HEAD_SIZE, HEADS, SelfAttention
+from newsbert_ray.model.pooling import HEAD_SIZE, HEADS, AttentivePooling, SelfAttention
+
+_TOKENS_AT_ONCE = 1024
 
 
 class WordModel(Encoder):
-    """Word embeddings followed by one layer of width D, which the subclass defines."""
+    """Word embeddings, and at most one layer of width D, which the subclass defines."""
 
     kind: ClassVar[str]
     """`model_type` in the exported config.json."""
@@ -44,15 +46,21 @@ class WordModel(Encoder):
         """The word embeddings."""
         return self.words
 
+    @property
+    def heads(self) -> int:
+        """Attention heads, which these models do not have."""
+        raise EncoderError(
+            f"losses on attention need a Transformer student, not {self.kind.removeprefix('newsbert_')}; set "
+            "their weights to 0, or choose another method"
+        )
+
     def encode(self, input_ids: Tensor, attention_mask: Tensor, *, projections: bool = False) -> States:
         """Hidden states.
 
         Raises:
             EncoderError: projections are requested, which these models do not have.
         """
-        if projections:
-            raise EncoderError(f"losses on attention need a Transformer student, not {self.kind}")
-        return States(self(input_ids, attention_mask))
+        return States(self(input_ids, attention_mask), (self.heads,) if projections else ())  # type: ignore[arg-type]
 
     def save(self, folder: Path) -> None:
         """Write config.json and model.safetensors."""
@@ -61,7 +69,7 @@ class WordModel(Encoder):
             "vocab_size": self.words.num_embeddings,
             "embedding_size": self.words.embedding_dim,
             "hidden_size": self.hidden_size,
-            "num_hidden_layers": 1,
+            "num_hidden_layers": len(self.layers),
         }
         write_encoder(folder, config, self.state_dict())
 
@@ -137,7 +145,82 @@ class NrmsEncoder(WordModel):
         return embedded, self.dropout(self.attention(embedded, attention_mask))
 
 
-WORD_MODELS = (RecurrentEncoder.kind, NrmsEncoder.kind)
+class StaticEncoder(WordModel):
+    """Word vectors without a layer. Those of special tokens stay 0, so they change only a text's length."""
+
+    kind = "newsbert_static"
+    special: Tensor
+
+    def __init__(self, words: nn.Embedding, special: Sequence[int] = (), *, dropout: float) -> None:
+        """
+        Args:
+            special: ids of the tokens that every text has, such as [CLS] and [SEP].
+        """
+        super().__init__(words, words.embedding_dim, dropout=dropout)
+        is_special = torch.zeros(words.num_embeddings, dtype=torch.bool)
+        is_special[list(special)] = True
+        self.register_buffer("special", is_special)
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """None."""
+        return nn.ModuleList()
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
+        """Word vectors (B, L, D), the only level."""
+        vectors = self.dropout(self.words(input_ids))
+        return (vectors.masked_fill(self.special[input_ids].unsqueeze(-1), 0.0),)
+
+    @torch.no_grad()
+    def weighted_vectors(self, pooling: AttentivePooling) -> Tensor:
+        """(V, D + 1) in fp32: each token's vector times its weight in attentive pooling, and that weight.
+
+        The weight exp(q . tanh(W e + b)) depends on the token alone, so a text's embedding is the sum of its
+        tokens' rows: the first D numbers divided by the last.
+        """
+        vectors = self.words.weight.float().masked_fill(self.special.unsqueeze(-1), 0.0)
+        scores = pooling.scores(vectors)
+        weights = (scores - scores.median()).clamp(-60.0, 60.0).exp().unsqueeze(-1)  # a factor cancels out
+        return torch.cat([vectors * weights, weights], -1)
+
+
+@torch.no_grad()
+def token_vectors(
+    teacher: Encoder, vocabulary: int, *, before: Sequence[int], after: Sequence[int]
+) -> Tensor:
+    """What a teacher makes of each token alone: the token's last hidden state in a text of it only.
+
+    Frequent tokens weigh as much as others: attentive pooling learns their weights. On MIND, weights by
+    frequency (SIF, Arora et al. 2017) or centring did not help.
+
+    Args:
+        before, after: ids of the special tokens around a text, such as [CLS] and [SEP].
+    Returns:
+        (vocabulary, D) in fp32, on the teacher's device.
+    """
+    training, device = teacher.training, teacher.word_embedding.weight.device
+    teacher.eval()
+    parts = []
+    for tokens in torch.split(torch.arange(vocabulary, device=device), _TOKENS_AT_ONCE):
+        ids = torch.tensor([*before, 0, *after], device=device).repeat(len(tokens), 1)
+        ids[:, len(before)] = tokens
+        parts.append(teacher(ids, torch.ones_like(ids))[-1][:, len(before)].float())
+    teacher.train(training)
+    return torch.cat(parts)
+
+
+def reduce_width(vectors: Tensor, width: int) -> Tensor:
+    """Vectors (V, D) on their first `width` principal components; unchanged if they are as narrow."""
+    if width >= vectors.shape[1]:
+        return vectors
+    centred = vectors.double() - vectors.double().mean(0)
+    _, axes = torch.linalg.eigh(centred.T @ centred)  # ascending
+    axes = axes[:, -width:].flip(-1)
+    axes = axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()  # else each sign is arbitrary
+    return torch.matmul(centred, axes).to(vectors.dtype)
+
+
+WORD_MODELS = (RecurrentEncoder.kind, NrmsEncoder.kind, StaticEncoder.kind)
 
 
 def load_word_model(folder: Path, config: Mapping[str, Any]) -> WordModel:
@@ -154,7 +237,9 @@ def load_word_model(folder: Path, config: Mapping[str, Any]) -> WordModel:
     encoder: WordModel
     if config["model_type"] == RecurrentEncoder.kind:
         encoder = RecurrentEncoder(words, config["hidden_size"], dropout=0.0)
-    else:
+    elif config["model_type"] == NrmsEncoder.kind:
         encoder = NrmsEncoder(words, dropout=0.0)
+    else:
+        encoder = StaticEncoder(words, dropout=0.0)
     encoder.load_state_dict(load_file(folder / WEIGHTS))
     return encoder.eval()

@@ -68,7 +68,7 @@ class Timing:
         titles_per_second: median over the rounds of all titles; `slowest` and `fastest` are the extremes.
         p50: percentile of the milliseconds of one title alone, as `p95` and `p99`.
         shares: share of a round's seconds for `tokenise`, `pool` and `encode`.
-        promised: the deepest model's layers divided by this model's.
+        promised: the deepest model's layers divided by this model's; None for a model without layers.
         reached: this model's titles/s divided by the deepest model's, median over rounds.
         megabytes: of the weights.
         at_work: megabytes that loading the model and reading the titles add to a process, at most; None on a
@@ -88,7 +88,7 @@ class Timing:
     p95: float
     p99: float
     shares: dict[str, float]
-    promised: float
+    promised: float | None
     reached: float
     at_work: float | None = None
     precision: str = "fp32"
@@ -226,7 +226,7 @@ def timings_table(timings: Sequence[Timing]) -> Table:
         "p95": lambda t: f"{t.p95:.2f}",
         "p99": lambda t: f"{t.p99:.2f}",
         "times": lambda t: f"{t.reached:.2f}",
-        "promised": lambda t: f"{t.promised:.2f}",
+        "promised": lambda t: "" if t.promised is None else f"{t.promised:.2f}",
         "tokenising": lambda t: f"{t.shares['tokenise']:.0%}",
         "pooling": lambda t: f"{t.shares['pool']:.0%}",
     }
@@ -244,13 +244,13 @@ def speed_figure(timings: Sequence[Timing]) -> FigureData[Panel]:
         x, y = zip(*sorted((float(t.layers), t.reached) for t in own), strict=True)
         lines.append(Line(label, x, y))
     deepest = max(t.layers for t in timings)
-    depths = tuple(float(depth) for depth in range(min(t.layers for t in timings), deepest + 1))
+    depths = tuple(float(depth) for depth in range(max(1, min(t.layers for t in timings)), deepest + 1))
     promised = tuple(deepest / depth for depth in depths)
     lines.append(Line("promised by the layers", depths, promised, look="reference"))
     panel = Panel("", "layers", "titles/s relative to the deepest model", tuple(lines))
     best = max(timings, key=lambda t: t.reached)
-    times = f"{best.reached:.1f} times as fast as the deepest model, {best.promised:.1f} promised"
-    alt = f"{best.name} is {times}"
+    alt = f"{best.name} is {best.reached:.1f} times as fast as the deepest model"
+    alt += f", {best.promised:.1f} promised" if best.promised else ""
     caption = "With tokenising; median over rounds in which all models took turns."
     return FigureData(FIGURE, (panel,), caption, alt=alt, whole_x=True)
 
@@ -301,7 +301,7 @@ def _timings(subjects: Sequence[_Subject], *, titles: int, threads: int) -> Iter
         shares = {part: statistics.median(shares) for part, shares in subject.shares.items()}
         reached = float(np.median(np.divide(base.seconds, subject.seconds)))
         model = (subject.name, layers, predictor.width, parameters, size / 1e6, threads)
-        ratios = (shares, deepest / layers, reached, subject.at_work, predictor.precision)
+        ratios = (shares, deepest / layers if layers else None, reached, subject.at_work, predictor.precision)
         yield Timing(*model, *rates, *percentiles, *ratios)
 
 

@@ -20,6 +20,7 @@ from newsbert_ray.files import replace_folder, write_json, write_text
 from newsbert_ray.methods import task_of
 from newsbert_ray.model.encoder import WEIGHTS, Encoder, save_tensors
 from newsbert_ray.model.heads import TopicHead
+from newsbert_ray.model.word_models import StaticEncoder
 from newsbert_ray.record import RECORD, RunRecord
 from newsbert_ray.reporting.page import Table
 from newsbert_ray.reporting.records import NAMES, data_name, task_name, teacher_name
@@ -57,10 +58,10 @@ def export(
         if not (target / RECORD).is_file():
             raise ExportError(f"--out {target}: holds no earlier export; give another --out")
     with replace_folder(target.absolute()) as partial:
+        _write_tokenizer(student, folder, partial)
         write(student, partial)
         if int8:
             _quantise(partial)
-        _write_tokenizer(student, folder, partial)
         if to != "onnx":
             _check_tokenizer(student, partial)
         shutil.copyfile(folder.parent / RECORD, partial / RECORD)
@@ -81,17 +82,22 @@ def _backbone(student: Student) -> Any:
 
 
 def _write_hf(student: Student, folder: Path) -> None:
-    backbone = _backbone(student)
     classes = {"AutoModel": "NewsModel"}
     if student.labels:
         classes["AutoModelForSequenceClassification"] = "NewsForSequenceClassification"
-    config = {
-        **backbone.config.to_dict(),
-        "architectures": [list(classes.values())[-1]],
-        "auto_map": {auto: f"modeling_newsbert.{name}" for auto, name in classes.items()},
-        "query_size": student.top.pooling.key.out_features,
-    }
-    weights = {f"{backbone.base_model_prefix}.{name}": v for name, v in backbone.state_dict().items()}
+    config: dict[str, Any] = {"architectures": [list(classes.values())[-1]]}
+    if isinstance(student.encoder, StaticEncoder):
+        words = student.encoder.words
+        classes["AutoConfig"] = "NewsConfig"
+        config |= {"model_type": "newsbert_student", "vocab_size": words.num_embeddings}
+        config |= {"hidden_size": words.embedding_dim}
+        weights = {"words.words.weight": words.weight.data}
+    else:
+        backbone = _backbone(student)
+        config = {**backbone.config.to_dict(), **config}
+        weights = {f"{backbone.base_model_prefix}.{name}": v for name, v in backbone.state_dict().items()}
+    config["auto_map"] = {auto: f"modeling_newsbert.{name}" for auto, name in classes.items()}
+    config["query_size"] = student.top.pooling.key.out_features
     if student.labels:
         weights |= cast("TopicHead", student.top.head).state_dict()
         config["id2label"] = dict(enumerate(student.labels))
@@ -102,7 +108,31 @@ def _write_hf(student: Student, folder: Path) -> None:
     _write_code(folder, "modeling_newsbert")
 
 
+def _write_modules(folder: Path, kinds: Mapping[str, str]) -> None:
+    modules = [{"idx": n, "name": str(n), "path": path, "type": kinds[path]} for n, path in enumerate(kinds)]
+    write_json(folder / "modules.json", modules)
+    write_json(folder / "config_sentence_transformers.json", {"similarity_fn_name": "cosine"})
+
+
+def _write_static(student: Student, encoder: StaticEncoder, folder: Path) -> None:
+    """As StaticEmbedding, the mean of vectors: those of `weighted_vectors` have the embedding's direction."""
+    from tokenizers import Tokenizer
+
+    vectors = encoder.weighted_vectors(student.top.pooling)[:, :-1]
+    save_tensors({"embedding.weight": vectors}, folder / WEIGHTS)
+    tokenizer = Tokenizer.from_str(
+        student.tokenizer.serialised
+    )  # read without special tokens, cut as it says
+    tokenizer.enable_truncation(student.max_tokens - sum(map(len, student.tokenizer.special_ids())))
+    tokenizer.save(str(folder / "tokenizer.json"))
+    kinds = {"": "StaticEmbedding", "1_Normalize": "Normalize"}
+    _write_modules(folder, {path: f"sentence_transformers.models.{name}" for path, name in kinds.items()})
+
+
 def _write_sentence_transformers(student: Student, folder: Path) -> None:
+    if isinstance(student.encoder, StaticEncoder):
+        _write_static(student, student.encoder, folder)
+        return
     backbone = _backbone(student)
     backbone.save_pretrained(folder)
     pooling, attention = folder / "1_NewsPooling", student.top.pooling
@@ -110,13 +140,11 @@ def _write_sentence_transformers(student: Student, folder: Path) -> None:
     write_json(pooling / "config.json", sizes)
     save_tensors({f"pooling.{name}": v for name, v in attention.state_dict().items()}, pooling / WEIGHTS)
     kinds = {"": "sentence_transformers.models.Transformer", pooling.name: "pooling_newsbert.NewsPooling"}
-    modules = [{"idx": n, "name": str(n), "path": path, "type": kinds[path]} for n, path in enumerate(kinds)]
-    write_json(folder / "modules.json", modules)
+    _write_modules(folder, kinds)
     settings: dict[str, Any] = {"max_seq_length": student.max_tokens}
     if "add_pooling_layer" in inspect.signature(type(backbone)).parameters:
         settings["model_args"] = {"add_pooling_layer": False}  # else the library warns of missing weights
     write_json(folder / "sentence_bert_config.json", settings)
-    write_json(folder / "config_sentence_transformers.json", {"similarity_fn_name": "cosine"})
     _write_code(folder, "pooling_newsbert")
 
 
@@ -266,6 +294,9 @@ def model_card(record: RunRecord, *, form: Format, labels: Sequence[str], max_to
     language = "language: en\n" if data_name(record).upper().startswith("MIND") else ""
     code = _CODE[form] + (_TOPICS if form == "hf" and labels else "")
     code = code.replace("MAX", str(max_tokens)).replace(", pipeline", ", pipeline" if labels else "")
+    depth = f"{layers} layer{'' if layers == 1 else 's'}" if layers else "word vectors, without layers"
+    if not layers:
+        code = "".join(line for line in code.splitlines(keepends=True) if not line.startswith("encoder ="))
     names = ("epochs", "batch_size", "learning_rate", "seed")
     values = ", ".join(f"{name} {settings[name]}" for name in names if name in settings)
     examples = f"{record.data.get('train_rows') or 0:,} {task_of(settings).examples}"
@@ -275,7 +306,7 @@ library_name: {"transformers" if form == "hf" else form}
 {language}tags: [news, distillation, newsbert]
 ---
 
-# News encoder with {layers} layer{"" if layers == 1 else "s"}, from {teacher_name(record)}
+# News encoder with {depth}, from {teacher_name(record)}
 
 Trained to {_TASKS[task_name(record)]} with the method *{method}* (newsbert_ray; NewsBERT, Wu et al. 2021), on
 {examples} of {data_name(record)}: {values}. All settings are in record.json. Texts are

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
@@ -27,6 +28,7 @@ from newsbert_ray.model.heads import ClickHead, TopicHead
 from newsbert_ray.model.linear import LinearModel, is_linear, require_encoder
 from newsbert_ray.model.pair import Top
 from newsbert_ray.model.saved import load_student
+from newsbert_ray.model.word_models import StaticEncoder
 from newsbert_ray.record import RunRecord, read_record
 from newsbert_ray.storage.workdir import fetch
 
@@ -167,6 +169,9 @@ class Predictor:
         on_cpu = self.device.type == "cpu"
         self._batch_tokens = BATCH_TOKENS if on_cpu else BATCH_TOKENS_GPU
         self._cache = TokenCache.of(self.encoder) if on_cpu else None
+        self._words = None
+        if isinstance(self.encoder, StaticEncoder):
+            self._words = self.encoder.weighted_vectors(self.top.pooling)
 
     @property
     def width(self) -> int:
@@ -223,6 +228,8 @@ class Predictor:
     @torch.inference_mode()
     def _embed_group(self, texts: Sequence[str]) -> Floats:
         ids = list(self.tokenizer.encode(texts, max_tokens=self.max_tokens))
+        if self._words is not None:
+            return self._add_words(ids, self._words)
         lengths = np.fromiter(map(len, ids), np.int64, len(ids))
         order = np.argsort(lengths, kind="stable")
         embeddings = np.empty((len(ids), self.width), dtype=np.float32)
@@ -233,6 +240,15 @@ class Predictor:
                 for (start, stop), batch, _ in zip(cuts, batches, turns, strict=True):
                     mask = np.arange(batch.shape[1]) < lengths[order[start:stop], None]
                     embeddings[order[start:stop]] = self._read(batch, mask.astype(np.int64))
+        return embeddings
+
+    def _add_words(self, ids: Sequence[Sequence[int]], words: Tensor) -> Floats:
+        """Embeddings of a student without layers, by its `weighted_vectors`: no padding, no pooling."""
+        starts = np.cumsum([0, *map(len, ids[:-1])])
+        flat = np.fromiter(chain.from_iterable(ids), np.int64)
+        tokens, offsets = (torch.from_numpy(array).to(self.device) for array in (flat, starts))
+        sums = F.embedding_bag(tokens, words, offsets, mode="sum")
+        embeddings: Floats = (sums[:, :-1] / sums[:, -1:]).cpu().numpy()
         return embeddings
 
     def _cached(self, batches: Sequence[Ints]) -> AbstractContextManager[Iterable[None]]:

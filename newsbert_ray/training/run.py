@@ -9,12 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from newsbert_ray.config import SCRATCH, SettingsError, TrainSettings
+from newsbert_ray.config import SCRATCH, SettingsError, TrainSettings, build_settings
 from newsbert_ray.data.shards import Manifest, read_manifest, require_tokenizer
 from newsbert_ray.files import locked, write_json
 from newsbert_ray.model.saved import CHECKPOINTS
 from newsbert_ray.ray_session import inside_cluster
 from newsbert_ray.record import RECORD, RunRecord, read_record
+from newsbert_ray.settings import flatten
 from newsbert_ray.storage.workdir import (
     HUB_NAMES,
     WorkDir,
@@ -181,10 +182,12 @@ def _check_settings(workdir: WorkDir, settings: TrainSettings, manifest: Manifes
         return
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
+        # A run of an earlier version lacks the settings that are new.
+        before = flatten(build_settings(TrainSettings, stored["settings"]).model_dump(mode="json"))
         differences = [
-            f"{name} was {stored['settings'].get(name)!r}, now {value!r}"
-            for name, value in values.items()
-            if name not in NEUTRAL_SETTINGS and stored["settings"].get(name) != value
+            f"{name} was {before.get(name)!r}, now {value!r}"
+            for name, value in flatten(values).items()
+            if name.partition(".")[0] not in NEUTRAL_SETTINGS and before.get(name) != value
         ]
         if stored["fingerprint"] != manifest.fingerprint:
             differences.append("the shards were prepared again")

@@ -291,6 +291,8 @@ def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _describe_layers(pair: Pair, *, last: bool) -> str:
     """Which teacher layers form the block of each student layer, on one line."""
     student = len(pair.student.layers)
+    if not student:
+        return "word vectors without layers: no momentum, no loss on layers"
     if pair.alone:
         return f"{student} layers learn without a teacher"
     blocks = [

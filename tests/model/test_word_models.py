@@ -1,4 +1,4 @@
-"""BiLSTM and NRMS encoders, NRMS's user encoder, and word vectors."""
+"""BiLSTM and NRMS encoders, NRMS's user encoder, word vectors, and students of word vectors alone."""
 
 from __future__ import annotations
 
@@ -18,9 +18,15 @@ from newsbert_ray.model.assemble import assemble_pair
 from newsbert_ray.model.encoder import EncoderError
 from newsbert_ray.model.families import load_exported
 from newsbert_ray.model.heads import ClickHead
-from newsbert_ray.model.pooling import HEAD_SIZE, HEADS, SelfAttention
+from newsbert_ray.model.pooling import HEAD_SIZE, HEADS, AttentivePooling, SelfAttention
 from newsbert_ray.model.saved import load_student
-from newsbert_ray.model.word_models import NrmsEncoder, RecurrentEncoder
+from newsbert_ray.model.word_models import (
+    NrmsEncoder,
+    RecurrentEncoder,
+    StaticEncoder,
+    reduce_width,
+    token_vectors,
+)
 from newsbert_ray.training.run import train
 
 if TYPE_CHECKING:
@@ -178,3 +184,92 @@ def test_bilstm_refuses_what_it_cannot_do(bilstm: RecurrentEncoder) -> None:
         bilstm.encode(IDS, MASK, projections=True)
     with pytest.raises(EncoderError, match="must be even"):
         RecurrentEncoder(nn.Embedding(20, 4), 7, dropout=0.0)
+
+
+@pytest.fixture
+def static() -> StaticEncoder:
+    """20 words of width 4; 5 and 9 are special."""
+    torch.manual_seed(0)
+    return StaticEncoder(nn.Embedding(20, 4), [5, 9], dropout=0.0)
+
+
+def test_special_tokens_have_no_vector(static: StaticEncoder, tmp_path: Path) -> None:
+    """They would add the same vector to every text, which the exported StaticEmbedding does not read."""
+    (states,) = static(IDS, MASK)
+    assert torch.equal(states[0, 1:], static.words.weight[[6, 7]])
+    assert not states[0, 0].any()
+    states.sum().backward()
+    gradient = static.words.weight.grad
+    assert gradient is not None
+    assert not gradient[[5, 9]].any()
+    static.save(tmp_path)
+    again = load_exported(tmp_path)
+    assert isinstance(again, StaticEncoder)
+    assert torch.equal(again(IDS, MASK)[0], states)
+    assert (again.hidden_size, len(again.layers)) == (4, 0)
+    with pytest.raises(EncoderError, match="need a Transformer student, not static"):
+        static.encode(IDS, MASK, projections=True)
+
+
+def test_weighted_vectors_are_attentive_pooling(static: StaticEncoder) -> None:
+    """One sum over a table must give what pooling gives, or a served student answers otherwise."""
+    torch.manual_seed(1)
+    pooling = AttentivePooling(4, 8)
+    nn.init.normal_(pooling.query.weight, std=3.0)
+    with torch.no_grad():
+        expected = pooling(static(IDS, MASK)[0], MASK)
+    rows = static.weighted_vectors(pooling)[IDS] * MASK.unsqueeze(-1)
+    sums = rows.sum(1)
+    torch.testing.assert_close(sums[:, :-1] / sums[:, -1:], expected)
+
+
+def test_vectors_are_the_teachers_outputs(make_settings: MakeSettings) -> None:
+    """Each token alone between [CLS] and [SEP], without dropout; the teacher goes on training."""
+    settings = make_settings(**{"student.layers": 0})
+    pair = assemble_pair(settings, read_manifest(settings.data))
+    vectors = token_vectors(pair.teacher, 60, before=[2], after=[3])
+    assert pair.teacher.training
+    pair.eval()
+    ids = torch.tensor([[2, 41, 3]])
+    with torch.no_grad():
+        expected = pair.teacher(ids, torch.ones_like(ids))[-1][0, 1]
+    torch.testing.assert_close(vectors[41], expected)
+    torch.testing.assert_close(pair.student.word_embedding.weight[41], expected)
+    assert not pair.student.word_embedding.weight[[2, 3]].any()
+
+
+def test_principal_components_by_hand() -> None:
+    """The widest direction comes first; distances in it stay."""
+    vectors = torch.tensor([[0.0, 1.0], [10.0, 1.0], [4.0, 1.1]])
+    narrow = reduce_width(vectors, 1).flatten()
+    torch.testing.assert_close((narrow - narrow[0]).abs(), vectors[:, 0], atol=1e-2, rtol=0)
+    assert torch.equal(reduce_width(vectors, 2), vectors)
+
+
+@pytest.mark.parametrize("method", ["newsbert", "pkd"])
+def test_a_student_without_layers_trains(make_settings: MakeSettings, method: str) -> None:
+    """Jointly and from a finished teacher; momentum and losses on layers have nothing to do."""
+    settings = make_settings(method=method, epochs=4, learning_rate=3e-2, **{"student.layers": 0})
+    record = train(settings, quiet=True)
+    first, last = record.curve[0], record.curve[-1]
+    assert record.layer_map == []
+    assert last["train"]["student_task"] < 0.95 * first["train"]["student_task"]
+    assert "block_1_ratio" not in last["train"]
+    assert record.metrics["test"]["student"]["accuracy"] > 0.3
+
+
+def test_what_a_student_without_layers_cannot_do(make_settings: MakeSettings) -> None:
+    """Losses on attention, a narrow student under a shared top, and another start."""
+    narrow = make_settings(**{"student.layers": 0, "student.width": 8})
+    manifest = read_manifest(narrow.data)
+    with pytest.raises(SettingsError, match="the student is 8 wide and the teacher 16"):
+        assemble_pair(narrow, manifest)
+    attention = make_settings(**{"student.layers": 0, "distill.weights.attention_maps": 1})
+    with pytest.raises(EncoderError, match="need a Transformer student, not static"):
+        assemble_pair(attention, manifest)
+    with pytest.raises(SettingsError, match=r"student\.width needs|is the size of word vectors"):
+        make_settings(**{"student.width": 8})
+    with pytest.raises(SettingsError, match="from the teacher"):
+        make_settings(**{"student.layers": 0, "student.encoder": "other"})
+    alone = make_settings(method="finetune", **{"student.layers": 0, "student.width": 8})
+    assert assemble_pair(alone, manifest).student.hidden_size == 8

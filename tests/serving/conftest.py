@@ -1,4 +1,4 @@
-"""A finished topics run, made once for all tests of what a student does at work."""
+"""Finished topics runs, made once for all tests of what a student does at work."""
 
 from __future__ import annotations
 
@@ -10,19 +10,29 @@ from newsbert_ray.config import TrainSettings, build_settings, merge
 from newsbert_ray.training.run import train
 
 
-@pytest.fixture(scope="session")
-def run(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One epoch of two layers, 16 wide."""
-    out = tmp_path_factory.mktemp("serving") / "run"
+def _train(shards: Path, out: Path, layers: int, method: str = "newsbert") -> Path:
     values = {
         "data": str(shards),
         "teacher": "scratch",
         "out": str(out),
+        "method": method,
         "scratch": {"layers": 4, "hidden": 16, "heads": 2, "feed_forward": 32},
         "model.query_size": 8,
-        "student.layers": 2,
+        "student.layers": layers,
         "epochs": 1,
         "threads": 1,
     }
     train(build_settings(TrainSettings, merge({}, values)), quiet=True)
     return out
+
+
+@pytest.fixture(scope="session")
+def run(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One epoch of two layers, 16 wide."""
+    return _train(shards, tmp_path_factory.mktemp("serving") / "run", 2)
+
+
+@pytest.fixture(scope="session")
+def static_run(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One epoch of word vectors, 16 wide."""
+    return _train(shards, tmp_path_factory.mktemp("serving") / "static", 0, "finetune")

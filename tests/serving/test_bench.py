@@ -92,6 +92,15 @@ def test_narrow_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest
         assert "promised" in shown
 
 
+def test_a_model_without_layers(static_run: Path, measured_memory: list[tuple[str, str]]) -> None:
+    """No number of layers promises anything for it; the figure begins at 1."""
+    timings = bench([str(static_run), "random:2x64"], titles=20, alone=2, rounds=1, device="cpu")
+    assert [(one.layers, one.promised) for one in timings] == [(0, None), (2, 1.0)]
+    assert timings_table(timings).rows[0][-3] == ""
+    (panel,) = speed_figure(timings).panels
+    assert panel.lines[-1].x == (1.0, 2.0)
+
+
 @pytest.fixture
 def measured_memory(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     """Model and precision of each measurement of memory, here without its own process."""

@@ -15,6 +15,7 @@ from newsbert_ray.model.heads import TopicHead
 from newsbert_ray.model.saved import load_student
 from newsbert_ray.record import RunRecord, read_record
 from newsbert_ray.serving.export import ExportError, export, model_card
+from newsbert_ray.serving.predictor import load
 from newsbert_ray.training.run import train
 
 if TYPE_CHECKING:
@@ -132,6 +133,49 @@ def test_onnxruntime(run: Path, ours: Any, tmp_path: Path) -> None:
     assert not np.array_equal(answers, logits)
     np.testing.assert_allclose(answers, logits, atol=0.1)
     assert (out / "model_int8.onnx").stat().st_size < (out / "model.onnx").stat().st_size
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_student_without_layers(static_run: Path, tmp_path: Path) -> None:
+    """transformers by the exported code; StaticEmbedding has the student's directions and cuts alike."""
+    from sentence_transformers import SentenceTransformer
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    model = load(static_run, device="cpu")
+    texts = [*TITLES, "Storm closes the airports " * 20]
+    embedding = model.embed(texts)
+    export(static_run, to="hf", out=tmp_path / "hf")
+    classifier = AutoModelForSequenceClassification.from_pretrained(tmp_path / "hf", trust_remote_code=True)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    assert isinstance(model.top.head, TopicHead)
+    with torch.inference_mode():
+        read = tokenizer(texts, return_tensors="pt", padding=True, truncation=True)
+        torch.testing.assert_close(
+            classifier(**read).logits, model.top.head.dense(torch.from_numpy(embedding)), atol=1e-5, rtol=0
+        )
+    export(static_run, to="sentence-transformers", out=tmp_path / "st")
+    loaded = SentenceTransformer(str(tmp_path / "st"), device="cpu")
+    assert type(loaded[0]).__name__ == "StaticEmbedding"
+    unit = embedding / np.linalg.norm(embedding, axis=1, keepdims=True)
+    np.testing.assert_allclose(loaded.encode(texts), unit, atol=1e-5)
+    card = (tmp_path / "hf" / "README.md").read_text()
+    assert "without layers" in card
+    assert "AutoModel.from_pretrained(DIR) " not in card
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.slow
+def test_onnx_of_a_student_without_layers(static_run: Path, tmp_path: Path) -> None:
+    """Any number of titles of any length."""
+    import onnxruntime
+
+    export(static_run, to="onnx", out=tmp_path / "onnx")
+    model = load(static_run, device="cpu")
+    session = onnxruntime.InferenceSession(str(tmp_path / "onnx" / "model.onnx"))
+    for text in TITLES:
+        ids = np.array(list(model.tokenizer.encode([text], max_tokens=30)))
+        found = session.run(None, {"input_ids": ids, "attention_mask": np.ones_like(ids)})[0]
+        np.testing.assert_allclose(found, model.embed([text]), atol=1e-5)
 
 
 def test_other_tasks_and_encoders(make_settings: MakeSettings, tmp_path: Path) -> None:

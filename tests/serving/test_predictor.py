@@ -42,6 +42,23 @@ def test_predict(run: Path) -> None:
     assert model.predict([]) == []
 
 
+def test_a_student_without_layers(static_run: Path) -> None:
+    """Sums of a table's rows must be the encoder's and the pooling's numbers, also for no text at all."""
+    model = load(static_run, device="cpu")
+    texts = [*TEXTS, "", "rain"]
+    ids, mask = _read(model, texts)
+    with torch.inference_mode():
+        expected = model.top.embed(model.encoder(ids, mask), mask).numpy()
+    np.testing.assert_allclose(model.embed(texts), expected, atol=1e-5)
+    assert model.embed([]).shape == (0, 16)
+
+
+def _read(model: Predictor, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    rows = [torch.tensor(ids) for ids in model.tokenizer.encode(texts, max_tokens=model.max_tokens)]
+    mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True), mask
+
+
 def test_rank_without_clicks(run: Path) -> None:
     """A topics student ranks by cosine: the text that was read comes first, and its opposite last."""
     ranked = load(run, device="cpu").rank(TEXTS[:1], [TEXTS[1], TEXTS[0]])

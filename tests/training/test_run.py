@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -299,6 +300,20 @@ def test_a_damaged_settings_file(shards: Path, tmp_path: Path, content: str) -> 
     (folder / "settings.json").write_text(content)
     with pytest.raises(RunFolderError, match=r"damaged|holds another run"):
         train(small(shards, folder), quiet=True)
+
+
+def test_a_run_of_an_earlier_version_goes_on(
+    shards: Path, unbroken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its settings lack those that are new, at any depth; others are compared by their flags."""
+    run = shutil.copytree(unbroken, tmp_path / "run")
+    stored = json.loads((run / "settings.json").read_text())
+    del stored["settings"]["student"]["width"], stored["settings"]["steps"]
+    (run / "settings.json").write_text(json.dumps(stored))
+    train(small(shards, run))
+    assert "already finished" in capsys.readouterr().out
+    with pytest.raises(RunFolderError, match=r"\(student.layers was 2, now 1\)"):
+        train(small(shards, run, student={"layers": 1}))
 
 
 def test_the_same_shards_by_another_path_are_the_same_run(

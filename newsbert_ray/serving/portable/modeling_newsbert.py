@@ -12,9 +12,42 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceClassifierOutput
+from transformers.modeling_outputs import (
+    BaseModelOutput,
+    BaseModelOutputWithPooling,
+    SequenceClassifierOutput,
+)
 
 from newsbert_ray.model.pooling import AttentivePooling
+
+
+class NewsConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
+    """Of a student without layers. Of another, the encoder's is used; this one tells pipelines its name."""
+
+    model_type = "newsbert_student"
+
+
+class WordVectors(nn.Module):
+    """The encoder of a student without layers."""
+
+    base_model_prefix = "words"
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.words = nn.Embedding(config.vocab_size, config.hidden_size)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The table of token embeddings."""
+        return self.words
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace it."""
+        self.words = value  # type: ignore[assignment]
+
+    def forward(self, input_ids: Tensor, **_: Any) -> BaseModelOutput:
+        """(B, L) token ids to their vectors (B, L, D)."""
+        states = self.words(input_ids)
+        return BaseModelOutput(states, (states,))
 
 
 class NewsModel(PreTrainedModel):
@@ -26,7 +59,9 @@ class NewsModel(PreTrainedModel):
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
-        encoder = AutoModel.from_config(config)  # type: ignore[no-untyped-call]
+        is_static = config.model_type == NewsConfig.model_type
+        build: Any = WordVectors if is_static else AutoModel.from_config
+        encoder = build(config)
         if getattr(encoder, "pooler", None) is not None:
             encoder.pooler = None
         # Under the encoder's own name in transformers, so that AutoModel finds it in the same file.
@@ -62,12 +97,6 @@ class NewsModel(PreTrainedModel):
         states = outputs.last_hidden_state
         hidden_states = outputs.hidden_states if output_hidden_states else None
         return BaseModelOutputWithPooling(states, self.pooling(states, mask), hidden_states)
-
-
-class NewsConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
-    """Only registers the classifier, so that pipelines know its name; the model's config is the encoder's."""
-
-    model_type = "newsbert_student"
 
 
 class NewsForSequenceClassification(NewsModel):  # type: ignore[no-untyped-call]
