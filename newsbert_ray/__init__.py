@@ -88,29 +88,33 @@ def __dir__() -> list[str]:
     return __all__
 
 
-def _checked(function: Callable[P, R], *, call: str = "") -> Callable[P, R]:
+def _checked(function: Callable[P, R], *, call: str = "", replaces: str = "") -> Callable[P, R]:
     """Check the arguments by the signature (SettingsError in the words of the command line), then call
-    `function`, or the function whose name is `call`."""
+    `function`, or the function whose name is `call`. Without its argument `overwrite`, files of the pattern
+    `replaces` in `out` are not replaced."""
 
     @wraps(function)
     def checked(*positional: P.args, **keywords: P.kwargs) -> R:
-        from newsbert_ray.settings import check_arguments
+        from newsbert_ray.settings import SettingsError, check_arguments
 
         target: Callable[..., R] = function
         if call:
             module, _, name = f"newsbert_ray.{call}".rpartition(".")
             target = getattr(import_module(module), name)
-        return target(**check_arguments(function, positional, keywords))
+        values = check_arguments(function, positional, keywords)
+        if replaces and not values.pop("overwrite") and (there := [*Path(values["out"]).glob(replaces)]):
+            raise SettingsError(f"{there[0]}: exists; give another out, or overwrite")
+        return target(**values)
 
     return checked
 
 
-def _calls(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def _calls(name: str, *, replaces: str = "") -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Declares a public function: `name` is the function that receives its checked arguments."""
-    return partial(_checked, call=name)
+    return partial(_checked, call=name, replaces=replaces)
 
 
-@_calls("data.synthetic.synthesize")
+@_calls("data.synthetic.synthesize", replaces="synthetic_*")
 def synthesize(
     out: Location,
     *,
@@ -124,6 +128,7 @@ def synthesize(
     candidates: PositiveInt = 6,
     unlabelled: Sequence[str] = (),
     popularity: NonNegativeFloat = 0.0,
+    overwrite: bool = True,
 ) -> list[Path]:
     """Write a small synthetic corpus in MIND's file format, to try things out.
 
@@ -142,6 +147,7 @@ def synthesize(
         candidates: news offered in each impression.
         unlabelled: folders whose behaviours do not say what was clicked, like MIND's test set.
         popularity: exponent of Zipf's law for how often news are offered; 0 offers all equally often.
+        overwrite: replace an earlier corpus.
     Returns:
         The folders written.
     Raises:
@@ -149,7 +155,7 @@ def synthesize(
     """
 
 
-@_calls("data.synthetic.synthesize_pairs")
+@_calls("data.synthetic.synthesize_pairs", replaces="synthetic_*")
 def synthesize_pairs(
     out: Location,
     *,
@@ -159,6 +165,7 @@ def synthesize_pairs(
     words: PositiveInt = 600,
     seed: NonNegativeInt = 0,
     tables: Sequence[str] = ("train", "dev"),
+    overwrite: bool = True,
 ) -> list[Path]:
     """Write small synthetic tables of query, text and clicked, to try retrieval.
 
@@ -173,6 +180,7 @@ def synthesize_pairs(
         words: mean length of a text; a query has about 12 words.
         seed: random seed.
         tables: names of the tables, in the order of time.
+        overwrite: replace earlier tables.
     Returns:
         The files written.
     Raises:
@@ -213,13 +221,14 @@ def train(
     quiet: bool = False,
     gpus: float | None = None,
     teachers: Location | None = None,
+    overwrite: bool = False,
     **values: Any,
 ) -> RunRecord:
     """Distil one student: teacher and student learn together.
 
-    Writes the student and a record of the run. An interrupted run continues from its last checkpoint. A run
-    that the method needs first (a fine-tuned teacher, a student to start from) is trained first. Several
-    workers form a Ray Train group.
+    Writes the student and a record of the run. Ctrl-C or SIGTERM writes a checkpoint first, and an
+    interrupted run continues from its last one. A run that the method needs first (a fine-tuned teacher, a
+    student to start from) is trained first. Several workers form a Ray Train group.
 
     Args:
         settings: all settings in one object; `values` override it.
@@ -228,12 +237,14 @@ def train(
         quiet: print nothing.
         gpus: GPUs of each worker, such as 0.25; by default what the cluster has.
         teachers: folder where several runs share the runs they need first; by default each has its own.
+        overwrite: replace an earlier run in `out`.
         values: settings by name, nested or dotted, as in `TrainSettings`.
     Returns:
         The record of the finished run; at once if the folder holds it already.
     Raises:
         SettingsError: a wrong setting.
         RunFolderError: the folder belongs to another run, or another process works in it.
+        Stopped: a KeyboardInterrupt after Ctrl-C or SIGTERM; its text names the checkpoint.
         StorageError: a bucket cannot be read or written.
         ShardError, EncoderError, CheckpointError, LossError, GroupError: see there.
     """
@@ -241,7 +252,7 @@ def train(
     from newsbert_ray.training import run
 
     chosen = _settings(TrainSettings, settings, values)
-    return run.train(chosen, report=report, quiet=quiet, gpus=gpus, teachers=teachers)
+    return run.train(chosen, report=report, quiet=quiet, gpus=gpus, teachers=teachers, overwrite=overwrite)
 
 
 def _settings(model: type[Any], settings: Any, values: Mapping[str, Any]) -> Any:
@@ -260,6 +271,7 @@ def sweep(
     *,
     out: Location,
     resume: bool = False,
+    overwrite: bool = False,
     concurrency: PositiveInt | None = None,
     vary: Mapping[str, Sequence[Any]] | Sequence[str] | None = None,
     overrides: Mapping[str, Any] | None = None,
@@ -276,6 +288,7 @@ def sweep(
         out: folder of the sweep, with a folder for each run; a disk that all nodes share, or a URL.
         resume: continue the sweep in `out`. Finished trials are kept, others continue from their checkpoints,
             failed ones are repeated.
+        overwrite: replace an earlier sweep in `out`.
         concurrency: most trials at once; by default as many as CPUs and GPUs allow.
         vary: other values for an axis, a new axis, or other seeds: NAME=VALUE,VALUE.
         overrides: training settings by name; the same as `values`.
@@ -294,7 +307,9 @@ def sweep(
     from newsbert_ray.tune import sweep as module
 
     changes = _changes(vary, overrides, control, values)
-    return module.sweep(space, changes, out=out, resume=resume, concurrency=concurrency, train=train)
+    return module.sweep(
+        space, changes, out=out, resume=resume, overwrite=overwrite, concurrency=concurrency, train=train
+    )
 
 
 @_checked
@@ -388,18 +403,19 @@ def evaluate(
     return module.evaluate(run, data=data, split=split, submission=submission, model=model)
 
 
-@_calls("reporting.report.report")
+@_calls("reporting.report.report", replaces="report.*")
 def report(
     folders: Sequence[Location],
     *,
     out: Location,
     against: str | None = None,
     keep: Location | None = None,
+    overwrite: bool = True,
 ) -> list[Path]:
     """Write a page with tables and figures from the records of runs and sweeps, or about shards.
 
     Writes report.md, report.html (the same, in one file), report.csv, tables.tex and each figure as PNG and
-    SVG. Files of an earlier report are replaced.
+    SVG.
 
     Args:
         folders: one sweep; or runs and sweeps, with every record at or below them; or files written by
@@ -408,6 +424,7 @@ def report(
         against: SETTING=VALUE of the rows that others are compared with, by a t-test over seeds, such as
             distill.beta=0; by default method newsbert.
         keep: also write the records to this .jsonl file, without this machine's paths, to report again later.
+        overwrite: replace an earlier report.
     Returns:
         The written files, report.md first.
     Raises:

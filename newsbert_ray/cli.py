@@ -12,6 +12,7 @@ import inspect
 import json
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections import deque
@@ -49,12 +50,12 @@ GROUPS: Mapping[str, Mapping[str, Verb]] = {
         "train": Verb(
             "--data shards --teacher bert-base-uncased --student.layers 2 --out runs/first",
             "data teacher out task method student.layers distill.beta epochs batch_size learning_rate seed"
-            " workers config",
+            " workers overwrite config",
         ),
         "sweep": Verb(
             "search_spaces/paper_beta.yaml --data shards --teacher bert-base-uncased --out runs/beta",
-            "space out data teacher plan resume concurrency vary search.trials limits.hours epochs gpus"
-            " config",
+            "space out data teacher plan resume overwrite concurrency vary search.trials limits.hours epochs"
+            " gpus config",
         ),
     },
     "Look at results": {
@@ -80,6 +81,7 @@ VERBS = {name: verb for verbs in GROUPS.values() for name, verb in verbs.items()
 _PYTHON_ONLY = ("say", "train", "overrides", "control")
 _EXTRA = {
     "plan": (bool, ("sweep",), "Only measure a few steps, and print what the sweep will take."),
+    "overwrite": (bool, ("train",), "Replace an earlier run in `out`."),
     "json": (bool, ("evaluate", "similar", "doctor"), "Print JSON instead of text."),
     "config": (str, tuple(VERBS), "YAML file of settings; flags override it."),
 }
@@ -101,7 +103,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run one verb.
 
     Returns:
-        The exit code: 0 done, 1 failed, 2 wrong command, 130 stopped by Ctrl-C; of a submitted job its own.
+        The exit code: 0 done, 1 failed, 2 wrong command, 130 stopped by Ctrl-C, 143 by SIGTERM; of a
+        submitted job its own.
     """
     try:
         code = _main(list(sys.argv[1:] if argv is None else argv))
@@ -145,13 +148,15 @@ def _main(words: list[str]) -> int:
 
 def _run(verb: str, words: list[str], *, debug: bool) -> int:
     """Run a verb and return its exit code; print an exception as one line, with `debug` as a traceback."""
+    from newsbert_ray.ray_session import StopSignals
+
     _configure_logging(debug=debug)
     try:
-        return _call(verb, parse(verb, words))
-    except KeyboardInterrupt:
-        again = "the same command" + (" with --resume" if verb == "sweep" else "")
-        print(f"\nnewsbert-ray {verb}: stopped; {again} continues where it was", file=sys.stderr)
-        return 130
+        with StopSignals():
+            return _call(verb, parse(verb, words))
+    except KeyboardInterrupt as stop:
+        print(f"\nnewsbert-ray {verb}: stopped{f'; {stop}' if str(stop) else ''}", file=sys.stderr)
+        return 128 + getattr(stop, "number", signal.SIGINT)
     except BrokenPipeError:
         raise
     except Exception as error:
@@ -401,6 +406,7 @@ def check_command(command: Sequence[str], *, folder: Path) -> dict[str, Any]:
     try:
         with chdir(folder):
             values = parse(verb, words)
+            values = {name: value for name, value in values.items() if name not in _EXTRA or verb == "sweep"}
             if verb in ("prepare", "train"):
                 values = build_settings(settings_of(verb), values).model_dump()
             elif verb == "sweep":

@@ -231,7 +231,22 @@ def forget_entries(group: str) -> None:
     from ray.experimental.internal_kv import _internal_kv_del
 
     with suppress(RpcError, ConnectionError):
-        _internal_kv_del(f"{group}/", del_by_prefix=True, namespace=_ENTRIES)
+        for prefix in (f"{group}/", f"stop-{group}"):
+            _internal_kv_del(prefix, del_by_prefix=True, namespace=_ENTRIES)
+
+
+def request_stop(group: str) -> None:
+    """Ask the workers of `group` to write a checkpoint and end."""
+    from ray.experimental.internal_kv import _internal_kv_put
+
+    _internal_kv_put(f"stop-{group}", "1", namespace=_ENTRIES)
+
+
+def stop_requested(group: str) -> bool:
+    """Whether the workers of `group` were asked to end."""
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    return bool(_internal_kv_get(f"stop-{group}", namespace=_ENTRIES))
 
 
 # --- Ray Train --------------------------------------------------------------------------------------------

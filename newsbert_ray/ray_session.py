@@ -16,6 +16,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 from newsbert_ray import ray_private
@@ -86,7 +87,7 @@ def ray_session(*, cpus: int | None = None, dashboard: bool = False) -> Iterator
     Raises:
         ConnectError: the address does not answer or refuses this user, or Ray does not start.
     """
-    address, private = _named_address(), False
+    address, private, handler = _named_address(), False, signal.getsignal(signal.SIGTERM)
     with ExitStack() as stack:
         if initialised():
             pass
@@ -95,6 +96,8 @@ def ray_session(*, cpus: int | None = None, dashboard: bool = False) -> Iterator
         else:
             private = True
             _start(stack, cpus=cpus, dashboard=dashboard)
+        if callable(handler) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)  # ray.init replaces it
         yield _describe(private=private)
 
 
@@ -205,8 +208,13 @@ def _shut_down() -> None:
     """End the session. A second Ctrl-C must not interrupt this: Ray's processes would stay for a minute."""
     import ray
 
-    with _on_interrupt(signal.SIG_IGN):
+    is_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN) if is_main else None
+    try:
         ray.shutdown()
+    finally:
+        if is_main:
+            signal.signal(signal.SIGINT, before or signal.SIG_DFL)
 
 
 def _own_folder(stack: ExitStack, parent: Path) -> Path:
@@ -227,29 +235,32 @@ def _own_folder(stack: ExitStack, parent: Path) -> Path:
 
 
 @contextmanager
-def watch_for_preemption() -> Iterator[Callable[[], bool]]:
-    """A function that tells whether this machine is about to be taken away (spot warning, drained node).
+def watch_for_end(stopped: Callable[[], bool] = lambda: False) -> Iterator[Callable[[], str]]:
+    """A function that tells why this process has to end soon, or an empty text.
 
-    The function costs nothing: a thread asks. Outside a cluster it always returns False.
+    `preempted`: this machine is about to be taken away (spot warning, drained node); `stopped`: the argument
+    said so. The function costs nothing: a thread asks. Outside a cluster its text is always empty.
     """
     if not initialised():
-        yield lambda: False
+        yield lambda: ""
         return
     import ray
 
     node = ray.get_runtime_context().get_node_id()
-    leaving, over = threading.Event(), threading.Event()
+    reasons, over = list[str](), threading.Event()
 
     def watch() -> None:
-        while not over.wait(WATCH_SECONDS) and not leaving.is_set():
+        while not reasons and not over.wait(WATCH_SECONDS):
             with suppress(Exception):  # the head may be away for a while; the next check asks again
-                if node in ray_private.draining_nodes():
-                    leaving.set()
+                if stopped():
+                    reasons.append("stopped")
+                elif node in ray_private.draining_nodes():
+                    reasons.append("preempted")
 
-    thread = threading.Thread(target=watch, name="watch-for-preemption", daemon=True)
+    thread = threading.Thread(target=watch, name="watch-for-end", daemon=True)
     thread.start()
     try:
-        yield leaving.is_set
+        yield lambda: reasons[0] if reasons else ""
     finally:
         over.set()
         thread.join(WATCH_SECONDS)
@@ -300,35 +311,60 @@ def _describe(*, private: bool) -> RaySession:
     )
 
 
-@contextmanager
-def interrupt_check() -> Iterator[Callable[[], None]]:
-    """Remember each Ctrl-C while the block runs, and raise KeyboardInterrupt as usual: Ray may swallow it.
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM ended the work; the text says what was kept.
 
-    Yields:
-        A function to call often: raises KeyboardInterrupt where one was raised and swallowed.
+    Attributes:
+        number: the signal's number; the exit code is 128 more.
     """
-    interrupts: list[int] = []
 
-    def remember(number: int, frame: FrameType | None) -> None:
-        interrupts.append(number)
-        raise KeyboardInterrupt
-
-    def check() -> None:
-        if interrupts:
-            raise KeyboardInterrupt
-
-    with _on_interrupt(remember):
-        yield check
+    def __init__(self, number: int = signal.SIGINT, text: str = "") -> None:
+        super().__init__(text)
+        self.number = int(number)
 
 
-@contextmanager
-def _on_interrupt(handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> Iterator[None]:
-    """Handle Ctrl-C by `handler` for the duration of the block; Python allows it in the main thread only."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+class StopSignals:
+    """Receives Ctrl-C and SIGTERM while its block runs in the main thread.
+
+    A signal raises Stopped at once. In a block of `deferred` the first one only sets `number`, and the code
+    in the block comes to an end by itself.
+    """
+
+    def __init__(self, *, active: bool = True) -> None:
+        """Where not `active` (a process that Ray started), signals are left as they are."""
+        self.number = 0
+        self._active = active and threading.current_thread() is threading.main_thread()
+        self._deferred = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        for number in (signal.SIGINT, signal.SIGTERM) if self._active else ():
+            if signal.getsignal(number) != signal.SIG_IGN:  # a shell's `&`, nohup
+                self._before[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+
+    def check(self) -> None:
+        """Raise Stopped where a signal was received: Ray may have swallowed the exception."""
+        if self.number:
+            raise Stopped(self.number)
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """A block that looks at `number` often and ends by itself; Stopped is raised at its end."""
+        self._deferred = True
+        try:
+            yield
+        finally:
+            self._deferred = False
+            self.check()
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        is_first, self.number = not self.number, self.number or number
+        if not (is_first and self._deferred):
+            raise Stopped(self.number)
+        # print() could be interrupted in the middle of another print().
+        os.write(2, b"\nstopping: a checkpoint is written first; press Ctrl-C again to stop at once\n")

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / ".lowest"
 TOOLS = (
     *("pytest", "pytest-xdist", "pytest-timeout", "hypothesis", "jsonschema"),
-    *("moto", "Flask", "flask-cors", "boto3"),
+    *("moto", "Flask", "flask-cors", "boto3", "google-api-python-client", "sentence-transformers"),
 )
 """What the quick tests need besides the package."""
 

@@ -155,3 +155,14 @@ def test_python_m_runs_the_command_line() -> None:
         [sys.executable, "-m", "newsbert_ray", "--version"], capture_output=True, text=True, check=True
     )
     assert done.stdout == f"newsbert-ray {newsbert_ray.__version__}\n"
+
+
+def test_earlier_files_are_replaced_unless_told_otherwise(tmp_path: Path) -> None:
+    """Every verb that writes has the same switch."""
+    small: Any = {"news": 8, "users": 1, "topics": 2}
+    newsbert_ray.synthesize(tmp_path, **small)
+    newsbert_ray.synthesize(tmp_path, **small)
+    with pytest.raises(
+        newsbert_ray.SettingsError, match=r"synthetic_\w+: exists; give another out, or overwrite"
+    ):
+        newsbert_ray.synthesize(tmp_path, overwrite=False, **small)

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -22,6 +23,7 @@ from newsbert_ray.cli import VERBS, parse
 from newsbert_ray.config import SettingsError, TrainSettings, build_settings
 from newsbert_ray.data.reading import read_impressions
 from newsbert_ray.data.shards import ShardError, read_manifest
+from newsbert_ray.ray_session import Stopped
 from newsbert_ray.training.run import train
 from newsbert_ray.tune.space_file import Changes
 from tests.conftest import MakeSettings
@@ -317,7 +319,7 @@ def test_sweep_passes_only_explicit_settings(monkeypatch: pytest.MonkeyPatch) ->
     expected: dict[str, Any] = {"space": "space.yaml", "out": "o", "changes": changes, "concurrency": 2}
     assert cli.main(["sweep", *words, "--limits.hours", "0.5", "--resume"]) == 0
     wider = replace(changes, control={**control, "limits": {"hours": 0.5}})
-    assert seen == {**expected, "changes": wider, "resume": True, "train": None}
+    assert seen == {**expected, "changes": wider, "resume": True, "overwrite": False, "train": None}
     seen.clear()
     monkeypatch.setattr("newsbert_ray.tune.estimate.plan_sweep", sweep)
     assert cli.main(["sweep", *words, "--plan", "--curves", "earlier"]) == 0
@@ -439,7 +441,10 @@ def test_ctrl_c_has_its_own_exit_code(
     """A script that loops over runs must notice that somebody wants to stop."""
     failing(KeyboardInterrupt())
     assert cli.main(["report", "x", "--out", "y"]) == 130
-    assert "stopped" in capsys.readouterr().err
+    assert capsys.readouterr().err == "\nnewsbert-ray report: stopped\n"
+    failing(Stopped(signal.SIGTERM, "run: step 3 is kept"))
+    assert cli.main(["report", "x", "--out", "y"]) == 143
+    assert capsys.readouterr().err == "\nnewsbert-ray report: stopped; run: step 3 is kept\n"
 
 
 def test_report_without_records_fails_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,7 +21,7 @@ PINNED = {
     for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     if "==" in line
 }
-MODULES = {"pyyaml": "yaml", "docstring-parser": "docstring_parser"}
+MODULES = {"pyyaml": "yaml", "docstring-parser": "docstring_parser", "scikit-learn": "sklearn"}
 """The import name, where it differs from the package's name."""
 NOT_IMPORTED = {
     "pandas": "Ray Data and Tune read their tables with it",

@@ -17,7 +17,14 @@ from pathlib import Path
 import pytest
 
 from newsbert_ray import ray_session as module
-from newsbert_ray.ray_session import ConnectError, environment, inside_cluster, interrupt_check, ray_session
+from newsbert_ray.ray_session import (
+    ConnectError,
+    Stopped,
+    StopSignals,
+    environment,
+    inside_cluster,
+    ray_session,
+)
 
 LOOPBACK = {"0100007F", "0" * 24 + "01000000", "0" * 16 + "FFFF00000100007F"}
 """127.0.0.1, ::1 and ::ffff:127.0.0.1 as /proc/net/tcp and tcp6 write them."""
@@ -211,22 +218,44 @@ def test_a_second_ctrl_c_does_not_interrupt_the_shutdown(monkeypatch: pytest.Mon
 def test_a_swallowed_ctrl_c_is_raised_later() -> None:
     """Ray swallows Ctrl-C while it starts, and the sweep goes on."""
     before = signal.getsignal(signal.SIGINT)
-    with interrupt_check() as check:
-        check()
+    with StopSignals() as signals:
+        signals.check()
         with suppress(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
-        with pytest.raises(KeyboardInterrupt):
-            check()
+        with pytest.raises(Stopped):
+            signals.check()
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_another_thread_runs_without_the_interrupt_check() -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_deferred_signal_is_raised_at_the_end_and_a_second_one_at_once(number: signal.Signals) -> None:
+    """A checkpoint is written first; a person who presses Ctrl-C twice does not want to wait for it."""
+    done = []
+
+    def work(times: int) -> None:
+        with signals.deferred():
+            for _ in range(times):
+                signal.raise_signal(number)
+            done.append(signals.number)
+
+    with StopSignals() as signals:
+        with pytest.raises(Stopped) as caught:
+            work(1)
+        assert done == [number]
+        assert caught.value.number == number
+        signals.number = 0
+        with pytest.raises(Stopped):
+            work(2)
+    assert done == [number]
+
+
+def test_another_thread_runs_without_signals() -> None:
     """Python sets signal handlers only in its main thread, so the sweep would fail at its start."""
     passed: list[str] = []
 
     def inside() -> None:
-        with interrupt_check() as check:
-            check()
+        with StopSignals() as signals:
+            signals.check()
             passed.append("through")
 
     thread = threading.Thread(target=inside)

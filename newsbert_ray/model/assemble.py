@@ -137,6 +137,7 @@ def _start_student(
         teacher = _load_teacher_run(settings, manifest)[0]
     elif student.start_from == "encoder" and settings.distill.warm:
         teacher = _pretrained(settings.teacher, settings.model, settings, manifest)
+    torch.manual_seed(settings.seed)  # loading may have drawn numbers
     if not student.layers:
         return _start_words(teacher, settings, manifest, stand_in=stand_in)
     blocks = block_map(len(teacher.layers), student.layers)

@@ -165,6 +165,12 @@ class WorkDir:
                 copy.files = {n: stamp for n, stamp in copy.files.items() if not n.startswith(f"{part}/")}
                 copy.write(self)
 
+    def clear(self) -> None:
+        """Remove everything but hidden files, in the bucket and on this machine."""
+        for top in {PurePosixPath(name).parts[0] for name in self.sizes()}:
+            (self.path / top).unlink(missing_ok=True) if (self.path / top).is_file() else self.remove(top)
+        self.publish()
+
     def discard(self) -> None:
         """Delete the copy: everything in it that counts has been published."""
         if self.is_remote:

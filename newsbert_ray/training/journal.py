@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from newsbert_ray.files import write_text
+from newsbert_ray.files import format_duration, write_text
 from newsbert_ray.methods import HEADINGS, Task, task_of
 from newsbert_ray.record import METRICS, RunRecord, read_entries
 from newsbert_ray.storage.workdir import WorkDir
@@ -67,11 +68,13 @@ class Display:
         self.console = Console(file=sys.stdout, highlight=False)
         self.live = self.console.is_terminal if live is None else live
         self.total = total
+        self._is_wide = self.console.width >= 120
         self._start: tuple[int, float] | None = None  # step and time of the first entry
         self._last_line = 0.0
+        self._numbers = ""
         columns = (
             TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=24 if self._is_wide else 10),
             TextColumn("{task.completed}/{task.total} steps"),
             TextColumn("{task.fields[numbers]}"),
             TextColumn("left"),
@@ -94,6 +97,8 @@ class Display:
             self._show_step(entry)
         elif entry["kind"] == "evaluation":
             self.say(_evaluation_line(entry))
+        elif entry["kind"] == "step":
+            self._move(entry["step"])
         elif entry["kind"] == "note":
             self.say(entry["text"])
         elif entry["preempted"]:
@@ -106,37 +111,44 @@ class Display:
             sys.stdout.flush()
 
     def _show_step(self, entry: Mapping[str, Any]) -> None:
-        step, numbers = entry["step"], _log_numbers(entry)
+        self._numbers = _log_numbers(entry)
+        numbers = self._numbers if self._is_wide else _log_numbers(entry, short=True)
+        epoch = f"epoch {entry['epoch']}/{entry['epochs']}"
+        self.bar.update(self.task, description=epoch, numbers=numbers)
+        self._move(entry["step"])
+
+    def _move(self, step: int) -> None:
         if self._start is None:
             self._start = (step, time.monotonic())
             self.bar.reset(self.task, total=self.total, completed=step)
-        description = f"epoch {entry['epoch']}/{entry['epochs']}"
-        self.bar.update(self.task, completed=step, numbers=numbers, description=description)
+        self.bar.update(self.task, completed=step)
         now = time.monotonic()
         if not self.live and now - self._last_line >= _PLAIN_SECONDS:
             self._last_line = now
-            self.say(f"step {step}/{self.total}  {numbers}  left {self._time_left(step)}")
+            parts = (f"step {step}/{self.total}", self._numbers, self._time_left(step))
+            self.say("  ".join(filter(None, parts)))
 
     def _time_left(self, step: int) -> str:
         if self._start is None or step <= self._start[0]:
-            return "-"
+            return ""
         seconds_per_step = (time.monotonic() - self._start[1]) / (step - self._start[0])
         seconds = int(seconds_per_step * (self.total - step))
-        return f"{seconds // 60}:{seconds % 60:02d}"
+        return f"left {seconds // 60}:{seconds % 60:02d}"
 
 
 def closing_lines(record: RunRecord, workdir: WorkDir) -> str:
     """A finished run's metrics, where its files are, and which commands to run next."""
-    run, task = workdir.location, task_of(record.settings)
+    run, task = shlex.quote(workdir.location), task_of(record.settings)
     test = record.metrics.get("test") or {}
     split, scores = ("test", test) if test else ("validation", record.metrics["validation"])
     left_out = int(scores["student"].get("left_out", 0))
     rows = f"{int(scores['student']['rows'])} {task.rows}" + (f" ({left_out} left out)" if left_out else "")
     files = "record, student/, checkpoints/ and TensorBoard events"
-    board = f"   |   tensorboard --logdir {workdir.path}"
+    board = [f"tensorboard --logdir {shlex.quote(str(workdir.path))}"]
     if record.settings["student"]["kind"] == "linear":
-        files, board = "record and student/", ""
-    report = "report" if workdir.is_remote else f"{run}/report"
+        files, board = "record and student/", []
+    report = "report" if workdir.is_remote else shlex.quote(f"{workdir.location}/report")
+    commands = [f"newsbert-ray evaluate {run}", f"newsbert-ray report {run} --out {report}", *board]
     lines = [f"{split}, {rows}, best step {record.metrics['best_step']} of {record.steps}:"]
     lines += [_score_line(model, scores[model], task) for model in ("teacher", "student") if model in scores]
     if not test:
@@ -146,9 +158,10 @@ def closing_lines(record: RunRecord, workdir: WorkDir) -> str:
     return "\n".join(
         [
             *lines,
-            f"{record.titles_per_second:.0f} {task.examples}/s, {record.seconds['total']:.0f} s; "
-            f"{files} are in {run}",
-            f"next: newsbert-ray evaluate {run}   |   newsbert-ray report {run} --out {report}{board}",
+            f"{record.titles_per_second:.0f} {task.examples}/s, {format_duration(record.seconds['total'])}; "
+            f"{files} are in {workdir.location}",
+            f"next: {commands[0]}",
+            *(f"      {command}" for command in commands[1:]),
         ]
     )
 
@@ -163,7 +176,7 @@ def _score_line(model: str, scores: Mapping[str, float], task: Task) -> str:
     return f"  {model:<8} {'  '.join(metrics)}"
 
 
-def _log_numbers(entry: Mapping[str, Any]) -> str:
+def _log_numbers(entry: Mapping[str, Any], *, short: bool = False) -> str:
     losses = entry["train"]
     tasks = [
         f"{name.removesuffix('_task')} {losses[name]:.3f}"
@@ -174,7 +187,8 @@ def _log_numbers(entry: Mapping[str, Any]) -> str:
     seconds = entry.get("seconds", {})
     training = seconds.get("train", 0.0) + seconds.get("data", 0.0)
     waiting = [f"waiting for data {seconds['data'] / training:.0%}"] if seconds.get("data") else []
-    return "  ".join([f"loss {losses['total']:.3f}", *tasks, speed, *waiting])
+    loss = f"loss {losses['total']:.3f}"
+    return "  ".join([loss, speed] if short else [loss, *tasks, speed, *waiting])
 
 
 def _evaluation_line(entry: Mapping[str, Any]) -> str:

@@ -31,7 +31,7 @@ TRIGGER_STEPS = 5
 
 
 class PreemptedError(RuntimeError):
-    """The machine is being taken away; the last update is in a checkpoint."""
+    """The run has to end here; the last update is in a checkpoint."""
 
 
 class LossError(ValueError):
@@ -46,9 +46,10 @@ class TrainingLoop:
         progress: continued and kept up to date.
         evaluate: metrics of both models on validation, the same on all workers.
         report: called on every worker with {"kind": "log", ...} every `log_every` steps,
-            {"kind": "evaluation", ...}, and {"kind": "checkpoint", ...} for a checkpoint without evaluation.
+            {"kind": "step", ...} for the other steps, {"kind": "evaluation", ...}, and {"kind": "checkpoint",
+            ...} for a checkpoint without evaluation.
         checkpoints: the run's checkpoint folder; only rank 0 writes.
-        preempted: whether this worker's machine is about to be taken away.
+        leaving: why this worker has to end soon (`stopped`, `preempted`); empty while it has not.
     """
 
     learner: Learner
@@ -58,7 +59,7 @@ class TrainingLoop:
     evaluate: Callable[[], Scores]
     report: Report
     checkpoints: Path
-    preempted: Callable[[], bool]
+    leaving: Callable[[], str]
     _unread: list[tuple[int, dict[str, Tensor]]] = field(default_factory=list, init=False)
     """Step and losses, on the device, of the updates since the last log entry or checkpoint."""
 
@@ -71,7 +72,7 @@ class TrainingLoop:
         Checkpoints are also written by step count, by a timer, and before the machine is taken away.
 
         Raises:
-            PreemptedError: some worker's machine is taken away; on every worker, after a checkpoint.
+            PreemptedError: some worker has to end; on every worker, after a checkpoint.
             LossError: the loss or a weight is not finite; noticed at the next log entry or checkpoint, before
                 it is written.
         """
@@ -82,7 +83,7 @@ class TrainingLoop:
         progress, settings = self.progress, self.learner.settings
         ends, evaluations = self.schedule.ends, self.schedule.evaluations(settings.evaluate_every)
         clock = _Clock(progress)
-        triggers = CheckpointTriggers(settings.checkpoint.every_minutes, self.world, self.preempted)
+        triggers = CheckpointTriggers(settings.checkpoint.every_minutes, self.world, self.leaving)
         if progress.curve and progress.curve[-1]["step"] == progress.step:
             # The process may have been killed between the checkpoint and the report.
             self.report({"kind": "evaluation", **progress.curve[-1]})
@@ -95,12 +96,14 @@ class TrainingLoop:
             clock.charge("train")
             if is_log_step:
                 self.report(self._log_entry(losses, numbers, update, clock.titles_per_second()))
+            else:
+                self.report({"kind": "step", "step": step})
             is_evaluation = step in evaluations
-            timer, preempted = triggers.check(step)
+            timer, leaving = triggers.check(step)
             is_checkpoint = (
                 (is_evaluation and settings.checkpoint.at_evaluation)
                 or timer
-                or preempted
+                or bool(leaving)
                 or _is_multiple(step, settings.checkpoint.every_steps)
             )
             if is_checkpoint or is_evaluation:
@@ -116,10 +119,10 @@ class TrainingLoop:
             if is_evaluation:
                 self.report({"kind": "evaluation", **progress.curve[-1]})
             elif is_checkpoint:
-                self.report({"kind": "checkpoint", "step": step, "preempted": preempted})
+                self.report({"kind": "checkpoint", "step": step, "preempted": leaving == "preempted"})
             clock.charge("report")
-            if preempted and step < self.schedule.total_steps:
-                raise PreemptedError(f"this machine is being taken away; step {step} is in a checkpoint")
+            if leaving == "stopped" or (leaving and step < self.schedule.total_steps):
+                raise PreemptedError(f"{leaving}; step {step} is in a checkpoint")
 
     def _train(self, update: Update, *, statistics: bool) -> dict[str, Tensor | float]:
         numbers = train_step(self.learner, update.parts, step=update.step, statistics=statistics)
@@ -237,21 +240,23 @@ def read_ahead(updates: Iterable[Update], device: torch.device) -> Generator[Upd
 
 
 class CheckpointTriggers:
-    """Triggers besides the step count: a timer and a preemption notice. All workers agree on them."""
+    """Triggers besides the step count: a timer, and a worker that has to end. All workers agree on them."""
 
-    def __init__(self, minutes: float | None, world: World, preempted: Callable[[], bool]) -> None:
+    def __init__(self, minutes: float | None, world: World, leaving: Callable[[], str]) -> None:
         self._seconds = math.inf if minutes is None else 60 * minutes
         self._world = world
-        self._preempted = preempted
+        self._leaving = leaving
         self._last = time.monotonic()
 
-    def check(self, step: int) -> tuple[bool, bool]:
-        """Whether the timer asks for a checkpoint, and whether some worker's machine is taken away."""
+    def check(self, step: int) -> tuple[bool, str]:
+        """Whether the timer asks for a checkpoint, and why some worker has to end; empty if none has to."""
         if self._world.size > 1 and step % TRIGGER_STEPS:
-            return False, False
+            return False, ""
+        own, reasons = self._leaving(), ("stopped", "preempted")
         timer = self._world.is_rank_zero and time.monotonic() - self._last >= self._seconds
-        workers = self._world.sum_values({"timer": float(timer), "preempted": float(self._preempted())})
-        return workers["timer"] > 0, workers["preempted"] > 0
+        numbers = {"timer": float(timer), **{reason: float(own == reason) for reason in reasons}}
+        workers = self._world.sum_values(numbers)
+        return workers["timer"] > 0, next((reason for reason in reasons if workers[reason]), "")
 
     def restart_timer(self) -> None:
         """After a checkpoint."""

@@ -20,7 +20,13 @@ from newsbert_ray.config import SettingsError, TrainSettings
 from newsbert_ray.data.reading import make_schedule
 from newsbert_ray.data.shards import Manifest
 from newsbert_ray.files import is_locked, locked
-from newsbert_ray.ray_session import RaySession, environment, ray_session, watch_for_preemption
+from newsbert_ray.ray_session import (
+    RaySession,
+    StopSignals,
+    environment,
+    ray_session,
+    watch_for_end,
+)
 from newsbert_ray.record import RECORD
 from newsbert_ray.storage.bucket import StorageError
 from newsbert_ray.storage.workdir import WorkDir, restore_urls, with_local_paths
@@ -35,6 +41,8 @@ GROUP_FOLDER = "ray"
 MAX_WINDOWS_READ = 1
 """Epochs of more windows are streamed by Ray Data, which takes half a minute to start; workers read the
 others themselves, since one window is in memory anyway."""
+STEP_SECONDS = 0.5
+"""Shortest time between two entries that only move the progress."""
 END_SECONDS = 20.0
 """How long a group that is stopped may take to end; usually it takes one."""
 _MAX_FAILURES = 3
@@ -76,10 +84,10 @@ def train_group(
 ) -> None:
     """Train with `settings.workers` Ray Train workers, in the cluster joined or a private one, to a record.
 
-    After the death of a worker the group continues from the last checkpoint. A machine that is about to be
-    taken away writes one more checkpoint first. With `settings.min_workers` the group continues with fewer
-    workers. All nodes must see the run's folder, or it is in a bucket. If this function ends early (a report
-    that raises, Ctrl-C), the group is ended first.
+    After the death of a worker the group continues from the last checkpoint. Before a machine is taken away,
+    and after Ctrl-C or SIGTERM, it writes one more. With `settings.min_workers` the group continues with
+    fewer workers. All nodes must see the run's folder, or it is in a bucket. If this function ends early (a
+    report that raises, a second Ctrl-C), the group is ended first.
 
     Args:
         report: called with each evaluation's entry once.
@@ -111,9 +119,11 @@ def train_group(
             stream=not quiet and len(schedule.windows(0)) > MAX_WINDOWS_READ,
         )
         is_local = session.address.startswith("127.0.0.1")
+        signals = stack.enter_context(StopSignals(active=not quiet))
         group = _Group(job, is_local=is_local, resources={"CPU": cpus, "GPU": gpus})
         try:
-            group.follow(display=display, report=report)
+            with signals.deferred():
+                group.follow(display=display, report=report, signals=signals)
         finally:
             group.end()
     if group.failure:
@@ -139,13 +149,18 @@ class _Group:
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
-    def follow(self, *, display: Display | None, report: Report | None) -> None:
-        """Show and pass on the entries of rank 0 until the group ends."""
+    def follow(self, *, display: Display | None, report: Report | None, signals: StopSignals) -> None:
+        """Show and pass on the entries of rank 0 until the group ends; a signal asks it to end."""
         evaluated: set[int] = set()
         running = True
         while running:
             self._thread.join(0.5)
             running = self._thread.is_alive()
+            if signals.number and not self._ending.is_set():
+                self._ending.set()
+                if not self._furthest_step:
+                    return  # nothing to keep: the workers have not begun
+                ray_private.request_stop(self._job.group)
             while display and not self._notes.empty():
                 display.say(self._notes.get())
             for entry in ray_private.take_entries(self._job.group):
@@ -247,11 +262,16 @@ def _work(config: dict[str, Any]) -> None:
     world = World(context.get_world_rank(), context.get_world_size(), get_device())
     run = workdir.path
 
+    sent = 0.0
+
     def report(entry: dict[str, Any]) -> None:
-        if world.is_rank_zero:
+        nonlocal sent
+        is_due = entry["kind"] != "step" or time.monotonic() - sent > STEP_SECONDS
+        if world.is_rank_zero and is_due:
             if entry["kind"] in ("evaluation", "checkpoint"):
                 workdir.publish()
             ray_private.send_entry(job.group, entry)
+            sent = time.monotonic()
 
     with ExitStack() as stack:
         if world.is_rank_zero:
@@ -267,7 +287,7 @@ def _work(config: dict[str, Any]) -> None:
             updates=stream_updates if job.stream else read_updates,
             report=report,
             say=lambda line: report({"kind": "note", "step": 0, "text": line}),
-            preempted=stack.enter_context(watch_for_preemption()),
+            leaving=stack.enter_context(watch_for_end(lambda: ray_private.stop_requested(job.group))),
         )
         run_worker(settings, worker)
         if world.is_rank_zero:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -13,7 +14,7 @@ from newsbert_ray.config import SCRATCH, SettingsError, TrainSettings, build_set
 from newsbert_ray.data.shards import Manifest, read_manifest, require_tokenizer
 from newsbert_ray.files import locked, write_json
 from newsbert_ray.model.saved import CHECKPOINTS
-from newsbert_ray.ray_session import inside_cluster
+from newsbert_ray.ray_session import Stopped, StopSignals, inside_cluster
 from newsbert_ray.record import RECORD, RunRecord, read_record
 from newsbert_ray.settings import flatten
 from newsbert_ray.storage.workdir import (
@@ -27,6 +28,7 @@ from newsbert_ray.storage.workdir import (
     with_local_paths,
     with_locations,
 )
+from newsbert_ray.training.checkpoint import step_folders
 from newsbert_ray.training.journal import Display, closing_lines
 from newsbert_ray.training.loop import Report
 from newsbert_ray.training.prerequisites import NEUTRAL_SETTINGS, train_prerequisite
@@ -47,6 +49,7 @@ def train(
     quiet: bool = False,
     gpus: float | None = None,
     teachers: str | Path | None = None,
+    overwrite: bool = False,
 ) -> RunRecord:
     """Distil a student from a teacher on prepared shards.
 
@@ -65,7 +68,10 @@ def train(
         if settings.unlabelled is not None:
             other = read_manifest(download_input(settings.unlabelled))
             require_tokenizer(other, manifest, folder=settings.unlabelled)
-        with _lock_run(workdir, settings, manifest):
+        with (
+            _lock_run(workdir, settings, manifest, overwrite=overwrite),
+            _stop_explained(workdir, quiet=quiet),
+        ):
             finished = (workdir.path / RECORD).exists()
             if not finished:
                 workdir.publish()
@@ -86,10 +92,27 @@ def train(
             workdir.publish()
             record = read_record(workdir.path)
     if finished:
-        say(f"already finished: {location}; give another --out to train again")
+        say(f"already finished: {location}; give another --out, or --overwrite, to train again")
     else:
         say(closing_lines(record, WorkDir.at(location)))
     return record
+
+
+@contextmanager
+def _stop_explained(workdir: WorkDir, *, quiet: bool) -> Iterator[None]:
+    """Ctrl-C or SIGTERM in the block names the checkpoint from which the same command goes on."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        if quiet or str(error):  # a run that is needed first has named its own
+            raise
+        steps = [int(path.name.rpartition("-")[2]) for path in step_folders(workdir.path / CHECKPOINTS)]
+        kept = f"the checkpoint of step {max(steps)} is kept" if steps else "there is no checkpoint yet"
+        if workdir.is_remote and not steps:  # a group's checkpoints are not copied to this machine
+            kept = "its last checkpoint is kept"
+        again = f"the same command goes on from {'there' if 'kept' in kept else 'the beginning'}"
+        number = getattr(error, "number", signal.SIGINT)
+        raise Stopped(number, f"{workdir.location}: {kept}; {again}") from error
 
 
 def _with_absolute_locations(settings: TrainSettings) -> TrainSettings:
@@ -109,7 +132,7 @@ def _train_in_process(
 ) -> None:
     """Train in this process; each checkpoint is published before it is reported."""
     from newsbert_ray.data.reading import World, make_schedule, read_updates
-    from newsbert_ray.ray_session import watch_for_preemption
+    from newsbert_ray.ray_session import watch_for_end
     from newsbert_ray.training.worker import WorkerContext, run_worker
 
     display = None if quiet else Display(total=make_schedule(settings, manifest).total_steps)
@@ -122,10 +145,17 @@ def _train_in_process(
         if report is not None and entry["kind"] == "evaluation":
             report(entry)
 
-    with display or nullcontext(), watch_for_preemption() as preempted:
+    with display or nullcontext(), StopSignals(active=not quiet) as signals, watch_for_end() as leaving:
         say = display.say if display else _silent
-        world = World(device=pick_device(settings))
-        run_worker(settings, WorkerContext(world, read_updates, receive, say, preempted))
+        context = WorkerContext(
+            World(device=pick_device(settings)),
+            read_updates,
+            receive,
+            say,
+            leaving=lambda: "stopped" if signals.number else leaving(),
+            deferred=signals.deferred,
+        )
+        run_worker(settings, context)
 
 
 def _train_linear(settings: TrainSettings, manifest: Manifest, *, report: Report | None, quiet: bool) -> None:
@@ -156,7 +186,9 @@ def pick_device(settings: TrainSettings) -> Any:
 
 
 @contextmanager
-def _lock_run(workdir: WorkDir, settings: TrainSettings, manifest: Manifest) -> Iterator[None]:
+def _lock_run(
+    workdir: WorkDir, settings: TrainSettings, manifest: Manifest, *, overwrite: bool
+) -> Iterator[None]:
     """Lock the run's folder for this process and check that it belongs to this run."""
     run, location = workdir.path, workdir.location
     if run.exists() and not run.is_dir():
@@ -168,6 +200,8 @@ def _lock_run(workdir: WorkDir, settings: TrainSettings, manifest: Manifest) -> 
     run.mkdir(parents=True, exist_ok=True)
     busy = RunFolderError(f"{location}: another process trains in it; wait for it, or give another --out")
     with locked(run / LOCK, error=busy):
+        if overwrite:
+            workdir.clear()
         _check_settings(workdir, settings, manifest)
         yield
 
@@ -177,26 +211,38 @@ def _check_settings(workdir: WorkDir, settings: TrainSettings, manifest: Manifes
     path, location = workdir.path / SETTINGS, workdir.location
     values = settings.model_dump(mode="json")
     current = {"settings": values, "fingerprint": manifest.fingerprint}
-    if not path.exists():
-        write_json(path, current)
-        return
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        # A run of an earlier version lacks the settings that are new.
-        before = flatten(build_settings(TrainSettings, stored["settings"]).model_dump(mode="json"))
-        differences = [
-            f"{name} was {before.get(name)!r}, now {value!r}"
-            for name, value in flatten(values).items()
-            if name.partition(".")[0] not in NEUTRAL_SETTINGS and before.get(name) != value
-        ]
-        if stored["fingerprint"] != manifest.fingerprint:
-            differences.append("the shards were prepared again")
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+    differences = []
+    if path.exists():
+        try:
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            # A run of an earlier version lacks the settings that are new.
+            before = build_settings(TrainSettings, stored["settings"]).model_dump(mode="json")
+            differences = _differences(before, values)
+            if stored["fingerprint"] != manifest.fingerprint:
+                differences.append("shards that have been prepared again since")
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise RunFolderError(
+                f"{workdir.child(SETTINGS).location}: damaged; give another --out, or --overwrite"
+            ) from error
+    if differences and any("/step-" in name or name.endswith(RECORD) for name in workdir.sizes()):
         raise RunFolderError(
-            f"{workdir.child(SETTINGS).location}: damaged; give another --out, or delete {location}"
-        ) from error
-    if differences:
-        raise RunFolderError(f"{location}: holds another run ({'; '.join(differences)}); give another --out")
+            f"{location}: holds another run, with {', '.join(differences)}; give its settings to go on with "
+            "it, another --out for a new run, or --overwrite to replace it"
+        )
+    if differences:  # it ended before its first checkpoint
+        workdir.clear()
+    if differences or not path.exists():
+        write_json(path, current)
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """`--epochs 3 instead of 5` for each setting that affects results and differs."""
+    before, now = flatten(old), flatten(new)
+    return [
+        f"--{name} {before.get(name)} instead of {value}"
+        for name, value in now.items()
+        if name.partition(".")[0] not in NEUTRAL_SETTINGS and before.get(name) != value
+    ]
 
 
 def _silent(_: str) -> None:

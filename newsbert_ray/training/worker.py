@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from newsbert_ray.config import TrainSettings
+from newsbert_ray.config import SCRATCH, TrainSettings
 from newsbert_ray.data.reading import (
     TrainingSchedule,
     Update,
@@ -67,14 +67,16 @@ class WorkerContext:
     Attributes:
         report: receives every entry of the loop, on every worker.
         say: prints a line; called on rank 0 only.
-        preempted: whether this worker's machine is about to be taken away.
+        leaving: as in TrainingLoop.
+        deferred: signals wait in its block, which `leaving` ends.
     """
 
     world: World
     updates: Updates
     report: Report
     say: Callable[[str], None]
-    preempted: Callable[[], bool]
+    leaving: Callable[[], str]
+    deferred: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 def run_worker(settings: TrainSettings, context: WorkerContext) -> None:
@@ -86,6 +88,8 @@ def run_worker(settings: TrainSettings, context: WorkerContext) -> None:
     manifest = read_manifest(settings.data)
     schedule = make_schedule(settings, manifest, world)
     run = Path(settings.out)
+    if world.is_rank_zero and settings.teacher != SCRATCH:
+        context.say(f"loading the teacher {settings.teacher}")
     learner = build_worker_learner(settings, schedule, world)
     if world.is_rank_zero:
         context.say(_describe_layers(learner.pair, last=settings.distill.blocks == "last"))
@@ -103,7 +107,7 @@ def run_worker(settings: TrainSettings, context: WorkerContext) -> None:
         events("resume" if progress.step else "start", step=progress.step, workers=world.size)
     scorer = Scorer(learner.pair, settings, manifest, world)
     try:
-        TrainingLoop(
+        loop = TrainingLoop(
             learner,
             schedule,
             progress,
@@ -111,8 +115,10 @@ def run_worker(settings: TrainSettings, context: WorkerContext) -> None:
             evaluate=lambda: scorer.score("validation"),
             report=lambda entry: [receive(entry) for receive in receivers],
             checkpoints=run / CHECKPOINTS,
-            preempted=context.preempted,
-        ).run(context.updates(schedule, done=progress.step))
+            leaving=context.leaving,
+        )
+        with context.deferred():
+            loop.run(context.updates(schedule, done=progress.step))
         _load_best_everywhere(run / CHECKPOINTS, learner, progress, world)
         pace = Pace()
         test = scorer.score("test", pace) if manifest.rows("test", settings.task) else {}

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from newsbert_ray.config import SCRATCH, SettingsError, TrainSettings, merge
 from newsbert_ray.files import format_duration, locked, write_json
-from newsbert_ray.ray_session import interrupt_check, ray_session
+from newsbert_ray.ray_session import StopSignals, ray_session
 from newsbert_ray.record import RECORD, STOPPED, installed_versions
 from newsbert_ray.reporting.sweep_data import FAILURES, SWEEP, TRIALS, Point
+from newsbert_ray.settings import flatten
 from newsbert_ray.storage.bucket import StorageError
 from newsbert_ray.storage.workdir import WorkDir, download_input, fetch, is_location, open_workdir
 from newsbert_ray.telemetry import EVENTS, EventLog
@@ -82,10 +83,20 @@ class OpenSweep:
 
 @contextmanager
 def open_sweep(
-    file: str | Path, changes: Changes, *, out: str | Path, resume: bool = False, read_data: bool = True
+    file: str | Path,
+    changes: Changes,
+    *,
+    out: str | Path,
+    resume: bool = False,
+    overwrite: bool = False,
+    read_data: bool = True,
 ) -> Iterator[OpenSweep]:
     """Lock the sweep's folder and check everything that is known without Ray."""
+    if resume and overwrite:
+        raise SettingsError("give only one of resume and overwrite")
     with open_workdir(out, markers=MARKS, small=True) as workdir, lock_folder(workdir.path):
+        if overwrite:
+            workdir.clear()
         before = read_plan(workdir.path)
         changes = restore_changes(changes, before if resume else {})
         space, messages = build_space(file, changes)
@@ -100,6 +111,7 @@ def sweep(
     *,
     out: str | Path,
     resume: bool = False,
+    overwrite: bool = False,
     concurrency: int | None = None,
     train: Train | None = None,
 ) -> SweepResult:
@@ -111,8 +123,10 @@ def sweep(
 
     began, console = time.monotonic(), Console()
     with (
-        interrupt_check() as check,
-        open_sweep(space, changes, out=out, resume=resume, read_data=train is None) as opened,
+        StopSignals() as signals,
+        open_sweep(
+            space, changes, out=out, resume=resume, overwrite=overwrite, read_data=train is None
+        ) as opened,
     ):
         workdir, before = opened.workdir, opened.before
         run = _Run(opened, make_plan(opened), began)
@@ -124,7 +138,7 @@ def sweep(
             study = SweepStudy(opened.space, workdir.path, run.plan["identity"])
             trials = Trials(opened.space, study, workdir)
             say(console, *opened.messages, *display.opening(trials))
-            retention = run.start(trials, console, check, concurrency=concurrency, train=train)
+            retention = run.start(trials, console, signals.check, concurrency=concurrency, train=train)
         except KeyboardInterrupt:
             run.write("interrupted")
             log("interrupted")
@@ -347,21 +361,24 @@ def require_same(
     if not before:
         return
     differences = [
-        f"{name}.{key} was {_short(old.get(key))}, now {_short(new.get(key))}"
+        f"{'--' if name == 'overrides' else ''}{key} {_short(old.get(key))} instead of {_short(new.get(key))}"
         for name in ("space", "overrides")
-        for old, new in [(fixed_part(name, before[name]), fixed_part(name, plan[name]))]
+        for old, new in [[flatten(fixed_part(name, values[name])) for values in (before, plan)]]
         for key in dict.fromkeys([*old, *new])
         if old.get(key) != new.get(key)
     ]
     if differences:
-        raise SweepError(f"{out}: holds another sweep ({'; '.join(differences)}); give another --out")
+        raise SweepError(
+            f"{out}: holds another sweep, with {', '.join(differences)}; give its settings and --resume to "
+            "go on with it, another --out for a new one, or --overwrite to replace it"
+        )
     if before.get("corpora") and plan["corpora"] and before["corpora"] != plan["corpora"]:
         old, new = (", ".join(name[:12] for name in names) for names in (before["corpora"], plan["corpora"]))
         what = f"holds trials on other shards (fingerprint {old}, now {new})"
-        raise SweepError(f"{out}: {what}: the shards were prepared again; give another --out")
+        raise SweepError(f"{out}: {what}: the shards were prepared again; give another --out, or --overwrite")
     if not resume:
         what = f"holds this sweep already ({before.get('state', 'unknown')})"
-        raise SweepError(f"{out}: {what}; continue with --resume, or give another --out")
+        raise SweepError(f"{out}: {what}; continue with --resume, or give another --out or --overwrite")
 
 
 def fixed_part(name: str, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -308,9 +308,8 @@ def test_another_runs_folder_is_refused_on_a_new_machine(
     Remote(settings.out).write(
         "settings.json", json.dumps({"settings": settings.model_dump(), "fingerprint": "another"}).encode()
     )
-    with pytest.raises(
-        RunFolderError, match=r"s3://.*/run: holds another run \(the shards were prepared again\)"
-    ):
+    Remote(settings.out).write("checkpoints/step-000000001/state.json", b"{}")
+    with pytest.raises(RunFolderError, match=r"s3://.*/run: holds another run, with shards that have been"):
         train(settings, quiet=True)
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from newsbert_ray.record import RunRecord
 from newsbert_ray.storage.workdir import WorkDir
-from newsbert_ray.training.journal import _evaluation_line, _log_numbers, closing_lines, flatten
+from newsbert_ray.training.journal import Display, _evaluation_line, _log_numbers, closing_lines, flatten
 
 MakeRecord = Callable[..., RunRecord]
 
@@ -49,7 +51,7 @@ def test_log_line_shows_what_waiting_for_data_costs() -> None:
 
 def test_closing_lines_of_topics(make_record: MakeRecord) -> None:
     """Scripts read these lines: their format must not change."""
-    first, teacher, student, speed, _ = closing_lines(
+    first, teacher, student, speed, *_ = closing_lines(
         _finished(make_record(), rows=400.0), WorkDir("runs/a")
     ).split("\n")
     assert first == "test, 400 titles, best step 20 of 20:"
@@ -60,7 +62,7 @@ def test_closing_lines_of_topics(make_record: MakeRecord) -> None:
 
 def test_closing_lines_of_recommendation(make_record: MakeRecord) -> None:
     """Few impressions have large standard errors, which must be shown."""
-    first, teacher, student, speed, _ = closing_lines(
+    first, teacher, student, speed, *_ = closing_lines(
         _finished(make_record(task="recommendation", auc=0.62, teacher_auc=0.6712)), WorkDir("runs/a")
     ).split("\n")
     assert first == "test, 397 impressions (3 left out), best step 20 of 20:"
@@ -80,3 +82,29 @@ def test_a_run_without_test_labels_says_what_to_do(make_record: MakeRecord) -> N
     assert hint == (
         "the test split has no labels: newsbert-ray evaluate runs/a --submission prediction.zip ranks it"
     )
+
+
+def test_progress_moves_at_every_step(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run whose steps take seconds looks as if it hangs between two log entries."""
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    display = Display(total=10, live=False)
+    log = {
+        "kind": "log",
+        "step": 1,
+        "epoch": 1,
+        "epochs": 1,
+        "titles_per_second": 3.0,
+        "train": {"total": 2.0},
+    }
+    for entry in (log, {"kind": "step", "step": 2}, {"kind": "step", "step": 3}):
+        now[0] += 12.0
+        display(entry)
+    assert capsys.readouterr().out.splitlines() == [
+        "step 1/10  loss 2.000  3 titles/s",
+        "step 2/10  loss 2.000  3 titles/s  left 1:36",
+        "step 3/10  loss 2.000  3 titles/s  left 1:24",
+    ]
+    assert display.bar.tasks[0].completed == 3

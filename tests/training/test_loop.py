@@ -42,24 +42,27 @@ def test_timer_starts_again_after_a_checkpoint(monkeypatch: pytest.MonkeyPatch) 
     """A timer that is not restarted writes a checkpoint at every step."""
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
-    triggers = CheckpointTriggers(1.0, World(), lambda: False)
+    triggers = CheckpointTriggers(1.0, World(), lambda: "")
     now[0] = 59.0
-    assert triggers.check(1) == (False, False)
+    assert triggers.check(1) == (False, "")
     now[0] = 60.0
-    assert triggers.check(2) == (True, False)
+    assert triggers.check(2) == (True, "")
     triggers.restart_timer()
-    assert triggers.check(3) == (False, False)
-    assert CheckpointTriggers(None, World(), lambda: False).check(1) == (False, False)
+    assert triggers.check(3) == (False, "")
+    assert CheckpointTriggers(None, World(), lambda: "").check(1) == (False, "")
 
 
 def test_a_group_exchanges_triggers_every_few_steps() -> None:
     """An exchange at every step would cost more than it saves; workers that disagree would hang."""
-    triggers = CheckpointTriggers(None, Pretended(0, 2), lambda: True)
+    triggers = CheckpointTriggers(None, Pretended(0, 2), lambda: "preempted")
     preempted = [triggers.check(step)[1] for step in range(1, 2 * TRIGGER_STEPS + 1)]
     assert [step for step, value in enumerate(preempted, 1) if value] == [TRIGGER_STEPS, 2 * TRIGGER_STEPS]
 
 
-def test_a_preempted_worker_leaves_its_last_step(make_settings: MakeSettings, tmp_path: Path) -> None:
+@pytest.mark.parametrize("reason", ["preempted", "stopped"])
+def test_a_worker_that_has_to_end_leaves_its_last_step(
+    make_settings: MakeSettings, tmp_path: Path, reason: str
+) -> None:
     """Without a checkpoint of its own, a spot machine's warning would be of no use."""
     settings = make_settings()
     manifest = read_manifest(settings.data)
@@ -75,11 +78,11 @@ def test_a_preempted_worker_leaves_its_last_step(make_settings: MakeSettings, tm
         evaluate=dict,
         report=entries.append,
         checkpoints=tmp_path,
-        preempted=lambda: progress.step == 3,
+        leaving=lambda: reason if progress.step == 3 else "",
     )
     with pytest.raises(PreemptedError, match="step 3 is in a checkpoint"):
         loop.run(read_updates(schedule))
-    assert entries[-1] == {"kind": "checkpoint", "step": 3, "preempted": True}
+    assert entries[-1] == {"kind": "checkpoint", "step": 3, "preempted": reason == "preempted"}
     assert [path.name for path in step_folders(tmp_path)] == ["step-000000003"]
     assert resume(tmp_path, learner, say=lambda _: None).step == 3
 
@@ -110,11 +113,12 @@ def test_a_loss_that_is_not_finite_stops_the_run(
         evaluate=dict,
         report=entries.append,
         checkpoints=tmp_path,
-        preempted=lambda: False,
+        leaving=lambda: "",
     )
     with pytest.raises(LossError, match=r"not finite at step 3 \(.*total nan.*lower learning_rate"):
         loop.run(read_updates(schedule))
-    assert [entry["step"] for entry in entries] == ([1, 2] if log_every == 2 else [1])
+    logged = [entry["step"] for entry in entries if entry["kind"] == "log"]
+    assert logged == ([1, 2] if log_every == 2 else [1])
     assert loop.progress.step == (4 if log_every == 2 else 5)
     assert list(tmp_path.iterdir()) == []
 

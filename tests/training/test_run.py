@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -243,7 +244,7 @@ def test_a_finished_run_says_so_and_does_nothing(
 
 def test_another_runs_folder_is_refused(shards: Path, unbroken: Path) -> None:
     """Two runs in one folder would mix their checkpoints; the message names what differs."""
-    with pytest.raises(RunFolderError, match=r"learning_rate was 0.002, now 0.001.*--out"):
+    with pytest.raises(RunFolderError, match=r"--learning_rate 0.002 instead of 0.001; .*--out"):
         train(small(shards, unbroken, learning_rate=1e-3), quiet=True)
 
 
@@ -312,8 +313,24 @@ def test_a_run_of_an_earlier_version_goes_on(
     (run / "settings.json").write_text(json.dumps(stored))
     train(small(shards, run))
     assert "already finished" in capsys.readouterr().out
-    with pytest.raises(RunFolderError, match=r"\(student.layers was 2, now 1\)"):
+    with pytest.raises(RunFolderError, match="--student.layers 2 instead of 1"):
         train(small(shards, run, student={"layers": 1}))
+
+
+def test_another_runs_folder_is_kept_unless_it_holds_nothing(
+    make_settings: MakeSettings, tmp_path: Path
+) -> None:
+    """A corrected command is refused because of the wrong one; a finished run is lost to a typing error."""
+    out = tmp_path / "run"
+    with pytest.raises(EncoderError):
+        train(make_settings(out=str(out), teacher=str(tmp_path / "none")), quiet=True)
+    train(make_settings(out=str(out), epochs=1), quiet=True)
+    other = make_settings(out=str(out), epochs=1, **{"distill.beta": 0.3})
+    with pytest.raises(
+        RunFolderError, match=r"another run, with --distill.beta 0\.\d+ instead of 0\.3; give its"
+    ):
+        train(other, quiet=True)
+    assert train(other, quiet=True, overwrite=True).settings["distill"]["beta"] == 0.3
 
 
 def test_the_same_shards_by_another_path_are_the_same_run(
@@ -495,3 +512,41 @@ def test_an_interrupted_recommendation_run_resumes(make_settings: MakeSettings, 
         assert (tmp_path / "whole" / "student" / name).read_bytes() == (
             tmp_path / "broken" / "student" / name
         ).read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.ray)])
+def test_a_signal_loses_no_step(
+    make_settings: MakeSettings, tmp_path: Path, number: signal.Signals, code: int, workers: int
+) -> None:
+    """Slurm, systemd and Kubernetes send SIGTERM, a person Ctrl-C: the hours since the last epoch count."""
+    settings = make_settings(epochs=60)
+    words = ["--data", settings.data, "--teacher", "scratch", "--out", str(tmp_path / "run")]
+    words += ["--student.layers", "1", "--epochs", "60", "--workers", str(workers), "--log_every", "1"]
+    command = [sys.executable, "-m", "newsbert_ray.cli", "train", *words]
+    step = 0
+    for _ in range(2):
+        lines: list[str] = []
+        with subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        ) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                lines.append(line)
+                if line.startswith("step "):
+                    break
+            process.send_signal(number)
+            rest = process.stdout.read()
+            assert process.wait(60) == code, "".join(lines) + rest
+        kept = re.search(r"the checkpoint of step (\d+) is kept; the same command goes on from there", rest)
+        assert kept, rest
+        assert "Traceback" not in rest
+        if step:
+            assert f"continuing from step {step} of " in "".join(lines)
+        step = int(kept[1])
+        assert (tmp_path / "run/checkpoints" / f"step-{step:09d}").is_dir()

@@ -328,11 +328,13 @@ def test_a_finished_sweep_is_never_overwritten(
     result = sweep(file, out=out, resume=True, train=make_train())
     assert result.best is not None
     assert "4 of them have ended before" in capsys.readouterr().out
-    with pytest.raises(SweepError, match=r"holds another sweep \(overrides.epochs was null, now 7\)"):
+    with pytest.raises(SweepError, match=r"holds another sweep, with --epochs null instead of 7; give its"):
         sweep(file, out=out, overrides={"epochs": 7}, resume=True, train=make_train())
     other = write_space(**{"[1, 2]": "[1, 4]"})
-    with pytest.raises(SweepError, match=r"holds another sweep \(space.axes was "):
+    with pytest.raises(SweepError, match=r"holds another sweep, with axes "):
         sweep(other, out=out, resume=True, train=make_train())
+    replaced = sweep(other, out=out, overwrite=True, train=make_train())
+    assert len(replaced.points) == len(result.points)
     (out / "sweep.json").write_text("{")
     with pytest.raises(SweepError, match="damaged, or written by another version"):
         sweep(file, out=out, resume=True, train=make_train())
@@ -356,7 +358,7 @@ def test_a_resume_may_ask_for_more_and_widen_limits(
     after = json.loads((out / "sweep.json").read_text())
     assert after["control"] == wider
     assert after["identity"] == before["identity"]
-    with pytest.raises(SweepError, match=r"holds another sweep \(space.stopping was "):
+    with pytest.raises(SweepError, match=r"holds another sweep, with stopping.scheduler "):
         sweep(file, out=out, control={"stopping.scheduler": "none"}, resume=True, train=make_train())
 
 
