@@ -313,7 +313,7 @@ def test_a_run_of_an_earlier_version_goes_on(
     (run / "settings.json").write_text(json.dumps(stored))
     train(small(shards, run))
     assert "already finished" in capsys.readouterr().out
-    with pytest.raises(RunFolderError, match="--student.layers 2 instead of 1"):
+    with pytest.raises(RunFolderError, match=r"--student\.layers 2 instead of 1"):
         train(small(shards, run, student={"layers": 1}))
 
 
