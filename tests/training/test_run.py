@@ -322,7 +322,7 @@ def test_another_runs_folder_is_kept_unless_it_holds_nothing(
 ) -> None:
     """A corrected command is refused because of the wrong one; a finished run is lost to a typing error."""
     out = tmp_path / "run"
-    with pytest.raises(EncoderError):
+    with pytest.raises(ValueError, match="no such folder"):
         train(make_settings(out=str(out), teacher=str(tmp_path / "none")), quiet=True)
     train(make_settings(out=str(out), epochs=1), quiet=True)
     other = make_settings(out=str(out), epochs=1, **{"distill.beta": 0.3})
