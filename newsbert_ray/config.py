@@ -11,6 +11,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from newsbert_ray.methods import (
+    ATTENTION_LOSSES,
     LABEL_LOSSES,
     METHOD_TASK_VALUES,
     METHODS,
@@ -338,8 +339,12 @@ class TrainSettings(Settings):
     min_workers: int | None = Field(None, ge=1)
     """Continue with as few workers as this while nodes are missing; the result is the same. By default wait
     for all workers."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of the encoders, in evaluation too. Parameters, optimiser and losses stay in fp32."""
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    """Arithmetic of the encoders, in evaluation too. Parameters, optimiser and losses stay in fp32. tf32: a
+    GPU's matrix products round their inputs to 10 bits; a CPU computes in fp32."""
+    compile: bool = False
+    """Compile the encoders' layers with torch.compile. The first steps take a minute or more. It needs a C++
+    compiler, and Triton on a GPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device; auto uses a GPU if there is one."""
     threads: int | None = Field(None, ge=1)
@@ -391,6 +396,8 @@ class TrainSettings(Settings):
                 f"before.method {self.before.method} needs a Transformer student that learns from labels "
                 "only; set method finetune"
             )
+        if self.compile and not self.distill.losses.isdisjoint(ATTENTION_LOSSES):
+            raise ValueError("compile: losses on attention read inside the layers; leave compile out")
         if self.min_workers is not None and self.min_workers > self.workers:
             raise ValueError(f"min_workers {self.min_workers} is more than workers {self.workers}")
         self._check_unlabelled()

@@ -74,3 +74,11 @@ def test_a_share_without_labels_that_nothing_learns_from(values: dict[str, Any],
     given = {"data": "d", "teacher": "scratch", "out": "o", "unlabelled_share": 0.5, **values}
     with pytest.raises(SettingsError, match=message):
         build_settings(TrainSettings, given)
+
+
+def test_compiled_layers_cannot_be_looked_into() -> None:
+    """The compiler would drop the hooks that read queries, keys and values."""
+    values = {"data": "d", "teacher": "scratch", "out": "o", "compile": True}
+    assert build_settings(TrainSettings, values).compile
+    with pytest.raises(SettingsError, match="losses on attention read inside the layers"):
+        build_settings(TrainSettings, {**values, "method": "minilm"})

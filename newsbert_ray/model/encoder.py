@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -130,6 +132,22 @@ class Encoder(nn.Module):
                 for outputs in captured
             ),
         )
+
+    def compile_layers(self) -> None:
+        """Compile each layer when it first runs, for batches of any size; the weights stay as they are.
+
+        Layers of one kind share the compiled code, which whole encoders of different depths would not.
+
+        Raises:
+            EncoderError: there is no C++ compiler.
+        """
+        compiler = os.environ.get("CXX", "g++")
+        if shutil.which(compiler) is None:
+            raise EncoderError(
+                f"compile: there is no C++ compiler '{compiler}'; install g++, or leave compile out"
+            )
+        for layer in self.layers:
+            layer.compile(dynamic=True)
 
     def pick_layers(self, numbers: Sequence[int]) -> Encoder:
         """A copy with the embeddings and the layers of these numbers (from 1); students start like this."""

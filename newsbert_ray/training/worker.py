@@ -145,7 +145,11 @@ def build_worker_learner(
     """
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
+    torch.set_float32_matmul_precision("high" if settings.precision == "tf32" else "highest")
     pair = assemble_pair(settings, schedule.manifest, stand_in=stand_in).to(world.device)
+    if settings.compile:
+        pair.teacher.compile_layers()
+        pair.student.compile_layers()
     learner = build_learner(pair, settings, total_steps=schedule.total_steps, world_size=world.size)
     if world.size > 1:
         words = {id(embedding.weight) for embedding in learner.sparse_embedding.embeddings}

@@ -48,7 +48,7 @@ _TRIAL_DEFAULTS: Mapping[str, Any] = {"threads": 1, "checkpoint": {"keep": 1, "k
 
 CATEGORICAL_COST = (
     "data", "teacher", "task", "method", "precision", "device", "threads", "workers", "token_budget",
-    "optimizer.accumulate", "student.kind", "student.encoder", "distill.teacher",
+    "compile", "optimizer.accumulate", "student.kind", "student.encoder", "distill.teacher",
 )  # fmt: skip
 """Settings that decide the duration of a step; each value has its own."""
 WORK_SETTINGS = (

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from newsbert_ray.distill.losses import relation
-from newsbert_ray.model.encoder import Encoder
+from newsbert_ray.model.encoder import Encoder, EncoderError
 
 
 @pytest.mark.parametrize("kind", ["bert", "distilbert", "roberta", "electra"])
@@ -33,3 +33,27 @@ def test_projections_are_those_of_the_attention(tmp_path: Path, kind: str) -> No
         scores = relation(layer.query, layer.key).masked_fill(mask[:, None, None] == 0, -1e9)
         torch.testing.assert_close(torch.softmax(scores, -1), maps)
     assert encoder.encode(ids, mask).projections == ()
+
+
+def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's own message comes at the first step, in a hundred lines."""
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(EncoderError, match=r"no C\+\+ compiler 'no-such-compiler'; install g"):
+        random_encoder().compile_layers()
+    monkeypatch.delenv("CXX")
+    encoder, compiled = random_encoder(), []
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda layer, **options: compiled.append((layer, options))
+    )
+    encoder.compile_layers()
+    assert compiled == [(layer, {"dynamic": True}) for layer in encoder.layers]
+
+
+def random_encoder() -> Encoder:
+    """A BERT of two small layers."""
+    from transformers import BertConfig, BertModel
+
+    config = BertConfig(
+        vocab_size=60, hidden_size=8, intermediate_size=16, num_attention_heads=2, num_hidden_layers=2
+    )
+    return Encoder(BertModel(config))

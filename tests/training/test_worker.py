@@ -102,3 +102,25 @@ def test_evaluation_has_the_runs_precision(
     monkeypatch.setattr(worker, "score_models", look)
     train(make_settings(precision=precision, steps=2), quiet=True)
     assert seen == {precision == "bf16"}
+
+
+def test_tf32_is_set_for_the_run(make_settings: MakeSettings) -> None:
+    """It is a switch of the process: the next trial in it must get its own."""
+    for precision, expected in (("tf32", "high"), ("fp32", "highest")):
+        settings = make_settings(precision=precision)
+        schedule = make_schedule(settings, read_manifest(settings.data))
+        build_worker_learner(settings, schedule, World())
+        assert torch.get_float32_matmul_precision() == expected
+
+
+@pytest.mark.slow
+def test_compiled_layers_compute_the_same(make_settings: MakeSettings) -> None:
+    """The compiler may round otherwise, not more."""
+    losses = []
+    for compiled in (False, True):
+        settings = make_settings(compile=compiled, **{"model.dropout": 0.0})
+        schedule = make_schedule(settings, read_manifest(settings.data))
+        learner = build_worker_learner(settings, schedule, World())
+        updates = islice(read_updates(schedule), 6)
+        losses.append([float(train_step(learner, u.parts, step=u.step)["total"]) for u in updates])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
