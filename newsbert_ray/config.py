@@ -97,9 +97,12 @@ class StudentSettings(Settings):
 
     @model_validator(mode="after")
     def _others_are_one_layer(self) -> Self:
-        if self.kind != "transformer" and (self.layers != 1 or self.encoder is not None):
+        layers = 0 if self.kind == "linear" else 1
+        if self.kind != "transformer" and (self.layers != layers or self.encoder is not None):
             article = "an" if self.kind == "nrms" else "a"
-            raise ValueError(f"{article} {self.kind} student needs student.layers 1 and no student.encoder")
+            raise ValueError(
+                f"{article} {self.kind} student needs student.layers {layers} and no student.encoder"
+            )
         if self.layers == 0 and self.encoder is not None:
             raise ValueError(
                 "student.layers 0 makes word vectors from the teacher; leave out student.encoder"

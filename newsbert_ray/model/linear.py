@@ -60,7 +60,11 @@ class LinearModel:
 
     def scores(self, texts: Sequence[str]) -> Floats:
         """Scores (M, Y) of M texts; the softmax of them is the probability of each topic."""
-        return self.scores_of(_features(self.vectorizers, texts))
+        return self.scores_of(self.features(texts))
+
+    def features(self, texts: Sequence[str]) -> Any:
+        """Sparse features (M, F) of M texts."""
+        return _features(self.vectorizers, texts)
 
     def scores_of(self, features: Any) -> Floats:
         """Scores (M, Y) of a sparse matrix of features (M, F)."""

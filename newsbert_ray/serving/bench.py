@@ -30,6 +30,7 @@ from newsbert_ray.evaluation.encoding import device_name
 from newsbert_ray.files import write_json, write_text
 from newsbert_ray.model.encoder import Encoder
 from newsbert_ray.model.families import encoder_depth, load_encoder
+from newsbert_ray.model.linear import LinearModel
 from newsbert_ray.model.pair import Top
 from newsbert_ray.ray_session import environment
 from newsbert_ray.record import describe_hardware, installed_versions
@@ -39,7 +40,16 @@ from newsbert_ray.reporting.page import Facts, Page, Picture, Section, Table
 from newsbert_ray.reporting.records import grouped, joined
 from newsbert_ray.secrets import mask_url
 from newsbert_ray.serving.embed import Row, cut_file, read_rows
-from newsbert_ray.serving.predictor import Precision, Predictor, Student, best_device, read_run
+from newsbert_ray.serving.predictor import (
+    LinearPredictor,
+    Precision,
+    Predictor,
+    Student,
+    best_device,
+    predictor_of,
+    read_model,
+    read_run,
+)
 from newsbert_ray.storage.bucket import is_url
 from newsbert_ray.storage.workdir import download_input
 
@@ -98,7 +108,7 @@ class Model(NamedTuple):
     """A model's name, and the function that loads it, also in another process."""
 
     name: str
-    load: Callable[[], Student]
+    load: Callable[[], Student | LinearModel]
 
 
 @dataclass
@@ -137,7 +147,7 @@ def bench(
     if not by_name:
         raise SettingsError("no model to measure; give a finished run, or random:12x768")
     variants = [(model, numbers) for numbers in dict.fromkeys(precision) for model in by_name.values()]
-    predictors = [Predictor(model.load(), device=device, precision=numbers) for model, numbers in variants]
+    predictors = [predictor_of(model.load(), device=device, precision=numbers) for model, numbers in variants]
     memory: list[float | None] = [None] * len(variants)
     for index, (model, numbers) in enumerate(variants if device == "cpu" else ()):
         say(f"memory of {model.name}" + (f", {numbers}" if len(variants) > len(by_name) else ""))
@@ -156,7 +166,7 @@ def bench(
     if out is not None:
         facts = {
             "titles": len(texts),
-            "tokens_per_title": statistics.fmean(map(len, _token_ids(predictors[0], texts))),
+            "tokens_per_title": statistics.fmean(_lengths(predictors, texts)),
             "rounds": rounds,
             "input": Path(input).name if input else "invented",
             "hardware": {**describe_hardware(), "device": device_name(torch.device(device))},
@@ -187,7 +197,7 @@ def find_models(argument: str, texts: Sequence[str]) -> Iterator[Model]:
         yield Model(argument, partial(_random_bert, layers, width, texts))
         return
     record, folder = read_run(argument)
-    yield Model(f"{Path(argument).name}, student", partial(Student.read, folder))
+    yield Model(f"{Path(argument).name}, student", partial(read_model, folder))
     settings = build_settings(TrainSettings, record.settings)
     if not settings.distill.alone:
         teacher = download_input(settings.teacher)
@@ -246,7 +256,8 @@ def speed_figure(timings: Sequence[Timing]) -> FigureData[Panel]:
     deepest = max(t.layers for t in timings)
     depths = tuple(float(depth) for depth in range(max(1, min(t.layers for t in timings)), deepest + 1))
     promised = tuple(deepest / depth for depth in depths)
-    lines.append(Line("promised by the layers", depths, promised, look="reference"))
+    if depths:
+        lines.append(Line("promised by the layers", depths, promised, look="reference"))
     panel = Panel("", "layers", "titles/s relative to the deepest model", tuple(lines))
     best = max(timings, key=lambda t: t.reached)
     alt = f"{best.name} is {best.reached:.1f} times as fast as the deepest model"
@@ -271,28 +282,37 @@ def write_page(timings: Sequence[Timing], out: Path, facts: Mapping[str, Any]) -
 def _run_round(subject: _Subject, texts: Sequence[str], alone: int, *, count: bool) -> None:
     """Time all titles and `alone` single ones; tokeniser and pooling alone, the rest is the encoder's."""
     predictor = subject.predictor
-    whole = _seconds(predictor.embed, texts)
-    single = [_seconds(predictor.embed, [text]) for text in texts[:alone]]
+    whole = _seconds(predictor.work, texts)
+    single = [_seconds(predictor.work, [text]) for text in texts[:alone]]
     if not count:
         return
+    subject.seconds.append(whole)
+    subject.single.extend(single)
+    if isinstance(predictor, LinearPredictor):
+        parts = {"tokenise": _seconds(predictor.model.features, texts), "pool": 0.0}
+    else:
+        parts = _parts(predictor, texts)
+    parts["encode"] = max(0.0, whole - sum(parts.values()))
+    for name, seconds in parts.items():
+        subject.shares[name].append(seconds / whole)
+
+
+def _parts(predictor: Predictor, texts: Sequence[str]) -> dict[str, float]:
+    """Seconds of the tokeniser and of the pooling alone."""
     tokens = sum(map(len, _token_ids(predictor, texts)))
     states = torch.zeros(max(1, tokens // 16), 16, predictor.width, device=predictor.device)
     mask = torch.ones(states.shape[:2], dtype=torch.int64, device=predictor.device)
     tokenising = _seconds(_token_ids, predictor, texts)
     with torch.inference_mode():
         pooling = _seconds(lambda: predictor.top.pooling(states, mask).cpu())
-    subject.seconds.append(whole)
-    subject.single.extend(single)
-    parts = {"tokenise": tokenising, "pool": pooling, "encode": max(0.0, whole - tokenising - pooling)}
-    for name, seconds in parts.items():
-        subject.shares[name].append(seconds / whole)
+    return {"tokenise": tokenising, "pool": pooling}
 
 
 def _timings(subjects: Sequence[_Subject], *, titles: int, threads: int) -> Iterator[Timing]:
     """What the rounds give; the reference is the deepest model in the first precision."""
     first = subjects[0].predictor.precision
     base = max((s for s in subjects if s.predictor.precision == first), key=lambda s: _size(s.predictor))
-    deepest = len(base.predictor.encoder.layers)
+    deepest = _size(base.predictor)[0]
     for subject in subjects:
         predictor = subject.predictor
         layers, parameters, size = _size(predictor)
@@ -313,9 +333,17 @@ def _seconds(work: Callable[..., Any], *arguments: Any) -> float:
 
 def _size(predictor: Predictor) -> tuple[int, int, int]:
     """Layers, and number and bytes of the weights."""
+    if isinstance(predictor, LinearPredictor):
+        return 0, predictor.model.parameters, 4 * predictor.model.parameters
     weights = [weight for module in (predictor.encoder, predictor.top) for weight in module.parameters()]
     size = sum(weight.numel() * weight.element_size() for weight in weights)
     return len(predictor.encoder.layers), sum(weight.numel() for weight in weights), size
+
+
+def _lengths(predictors: Sequence[Predictor], texts: Sequence[str]) -> list[int]:
+    """Tokens of each text by the first tokeniser, or words where all models are linear."""
+    encoders = [one for one in predictors if not isinstance(one, LinearPredictor)]
+    return list(map(len, _token_ids(encoders[0], texts) if encoders else (text.split() for text in texts)))
 
 
 def _token_ids(predictor: Predictor, texts: Sequence[str]) -> list[list[int]]:
@@ -371,13 +399,15 @@ def _untrained(encoder: Encoder, tokenizer: TitleTokenizer, max_tokens: int) -> 
     return Student(encoder, top, tokenizer, "topics", ("0", "1"), max_tokens)
 
 
-def _peak_memory(load: Callable[[], Student], texts: Sequence[str], precision: Precision) -> float:
+def _peak_memory(
+    load: Callable[[], Student | LinearModel], texts: Sequence[str], precision: Precision
+) -> float:
     torch.set_num_threads(1)
     small = _random_bert(1, 64, texts)  # loads the libraries before anything is measured
     Predictor(small, device="cpu", precision=precision).embed(texts[:100])
     _RESET_PEAK.write_text("5")
     before = _status_kilobytes("VmRSS")
-    Predictor(load(), device="cpu", precision=precision).embed(texts)
+    predictor_of(load(), device="cpu", precision=precision).work(texts)
     return (_status_kilobytes("VmHWM") - before) * 1024 / 1e6
 
 

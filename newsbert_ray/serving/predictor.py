@@ -124,9 +124,25 @@ def load_predictor(folder: Path, *, device: str | None = None, precision: Precis
     Raises:
         EncoderError, TokenizerError: it is incomplete.
     """
-    if is_linear(folder):
-        return LinearPredictor(LinearModel.load(folder))
-    return Predictor(Student.read(folder), device=device, precision=precision)
+    return predictor_of(read_model(folder), device=device, precision=precision)
+
+
+def read_model(folder: Path) -> Student | LinearModel:
+    """What a run's student/ holds.
+
+    Raises:
+        EncoderError, TokenizerError: it is incomplete.
+    """
+    return LinearModel.load(folder) if is_linear(folder) else Student.read(folder)
+
+
+def predictor_of(
+    model: Student | LinearModel, *, device: str | None = None, precision: Precision = "fp32"
+) -> Predictor:
+    """A model ready to read texts; a linear one always computes in fp32 on the processor."""
+    if isinstance(model, LinearModel):
+        return LinearPredictor(model)
+    return Predictor(model, device=device, precision=precision)
 
 
 class Prediction(NamedTuple):
@@ -177,6 +193,10 @@ class Predictor:
     def width(self) -> int:
         """Numbers of an embedding, D."""
         return self.encoder.hidden_size
+
+    def work(self, texts: Sequence[str]) -> object:
+        """What the model is for, to measure its speed: embeddings, or a linear model's topics."""
+        return self.embed(texts)
 
     def embed(self, texts: Sequence[str]) -> Floats:
         """Embeddings (M, D) of M texts, in their order."""
@@ -288,6 +308,10 @@ class LinearPredictor(Predictor):
             SettingsError: always.
         """
         raise SettingsError("a linear model has no embeddings; train with another method, such as finetune")
+
+    def work(self, texts: Sequence[str]) -> object:
+        """Topics."""
+        return self.predict(texts)
 
     def predict(self, texts: Sequence[str], *, top: int = 1) -> list[Prediction]:
         """The `top` most probable topics of each text."""

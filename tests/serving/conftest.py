@@ -36,3 +36,9 @@ def run(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def static_run(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One epoch of word vectors, 16 wide."""
     return _train(shards, tmp_path_factory.mktemp("serving") / "static", 0, "finetune")
+
+
+@pytest.fixture(scope="session")
+def linear_run(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """TF-IDF and a linear SVM."""
+    return _train(shards, tmp_path_factory.mktemp("serving") / "linear", 0, "linear")

@@ -195,3 +195,14 @@ def test_wrong_model_names(name: str) -> None:
     """A typing error must not measure another model."""
     with pytest.raises(SettingsError, match=r"random:12x768|that 64 divides"):
         bench([name], titles=5)
+
+
+@pytest.mark.parametrize("others", [[], ["random:1x64"]])
+def test_a_linear_model_beside_others(linear_run: Path, tmp_path: Path, others: list[str]) -> None:
+    """It has no layers and no tokeniser; what is timed is its predictions."""
+    linear, *rest = bench([str(linear_run), *others], titles=30, alone=4, rounds=1, out=tmp_path)
+    assert (linear.name, linear.layers, linear.width, linear.promised) == ("linear, student", 0, 0, None)
+    assert linear.titles_per_second > 0
+    assert 0 < linear.shares["tokenise"] <= 1.5
+    assert len(rest) == len(others)
+    assert json.loads((tmp_path / "bench.json").read_text())["tokens_per_title"] > 3

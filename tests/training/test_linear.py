@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def run(make_settings: MakeSettings) -> Path:
-    settings = make_settings(method="linear", **{"student.layers": 1})
+    settings = make_settings(method="linear", **{"student.layers": 0})
     newsbert_ray.train(settings, quiet=True)
     return Path(settings.out)
 
@@ -50,7 +50,7 @@ def test_a_linear_run_is_a_run(run: Path, capsys: pytest.CaptureFixture[str]) ->
 def test_train_rows_and_reports(make_settings: MakeSettings) -> None:
     """It learns from as many titles as another method would, and reports each strength."""
     entries: list[dict[str, Any]] = []
-    settings = make_settings(method="linear", train_rows=100, **{"student.layers": 1})
+    settings = make_settings(method="linear", train_rows=100, **{"student.layers": 0})
     record = newsbert_ray.train(settings, report=entries.append, quiet=True)
     assert [entry["step"] for entry in entries] == [1, 2, 3, 4, 5]
     assert record.data["train_rows"] == 100
@@ -60,4 +60,4 @@ def test_train_rows_and_reports(make_settings: MakeSettings) -> None:
 @pytest.mark.parametrize("wrong", [{"task": "recommendation"}, {"distill.weights.soft_labels": 1.0}])
 def test_it_learns_topics_from_labels_only(make_settings: MakeSettings, wrong: dict[str, Any]) -> None:
     with pytest.raises(SettingsError, match="topics from labels only"):
-        make_settings(method="linear", **{"student.layers": 1}, **wrong)
+        make_settings(method="linear", **{"student.layers": 0}, **wrong)
