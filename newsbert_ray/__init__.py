@@ -52,6 +52,7 @@ __all__ = [
     "evaluate",
     "export",
     "load",
+    "predict",
     "prepare",
     "preview",
     "read_record",
@@ -479,8 +480,8 @@ def embed(
 
     Args:
         run: folder of a finished run, or its URL.
-        input: files of texts, or their URLs: MIND's news.tsv; or .tsv with a header, .jsonl or .parquet with
-            news_id, id or nid, and title or text.
+        input: files of texts, or their URLs: MIND's news.tsv; .tsv or .csv with a header, .jsonl or .parquet
+            with title or text, and news_id, id or nid if there is an id; or .txt with one text a line.
         out: folder or URL (s3://...) for the embeddings: part-NNNNN.parquet (id, text, embedding of D
             floats) in the order of the input, and embedded.json.
         workers: parts embedded at once, each on one core; by default all cores; 0 uses this process only.
@@ -495,6 +496,37 @@ def embed(
         EmbedError, TextsError: see there.
         RecordError, EncoderError: no complete finished run there.
         StorageError: a bucket cannot be read or written.
+    """
+
+
+@_calls("serving.embed.predict")
+def predict(
+    run: Location,
+    *,
+    input: Location = "-",
+    out: Location = "-",
+    top_k: PositiveInt = 1,
+    precision: Literal["fp32", "bf16"] = "fp32",
+    overwrite: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Predict the topics of texts with a topics run's student, in constant memory.
+
+    Args:
+        run: folder of a finished run, or its URL.
+        input: file of texts, as for `embed`, or `-`: standard input, one text a line.
+        out: .jsonl, .csv or .parquet file for id, text, topic and probability of each text, or `-`: standard
+            output, as JSON lines. Rows have the order of the input; a text without an id has its line number.
+        top_k: number of topics of a text; the further ones are topic_2 and probability_2, and so on.
+        precision: arithmetic of the encoder; bf16 is faster where `newsbert-ray doctor` says so.
+        overwrite: replace an existing file.
+        say: receives progress, line by line.
+    Returns:
+        {"out", "rows": texts with a prediction, "left_out": bad rows}.
+    Raises:
+        SettingsError: a run of another task, or an `out` of another format or that exists.
+        TextsError: no text, or a file that cannot be read.
+        RecordError, EncoderError: no complete finished run there.
     """
 
 

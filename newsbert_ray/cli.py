@@ -65,6 +65,7 @@ GROUPS: Mapping[str, Mapping[str, Verb]] = {
     },
     "Use a student": {
         "export": Verb("runs/first --to sentence-transformers --out encoder"),
+        "predict": Verb("runs/first --input titles.txt --out topics.csv"),
         "embed": Verb("runs/first --input MINDsmall_dev/news.tsv --out vectors"),
         "similar": Verb("vectors --to N55528"),
     },
@@ -175,12 +176,12 @@ def _call(verb: str, values: dict[str, Any]) -> int:
         values.pop("resume", None)
         newsbert_ray.preview(**values, curves=curves)
         return 0
-    if verb == "bench":
+    if verb in ("bench", "predict"):
         values["say"] = lambda line: print(line, file=sys.stderr)
     result = _function(verb)(**values)
     if verb == "submit":
         return int(result)
-    if verb not in ("prepare", "train", "embed"):  # these print their own results
+    if verb not in ("prepare", "train", "embed", "predict"):  # these print their own results
         screens.print_result(verb, result, values, as_json=bool(as_json))
     return 0
 

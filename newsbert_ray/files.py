@@ -10,7 +10,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from glob import escape
 from pathlib import Path
@@ -86,6 +86,24 @@ def sha256_of(path: Path) -> str:
     """SHA-256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def checksum_of(value: Any) -> str:
+    """SHA-256 of a JSON value, whatever the order of its keys and its layout in a file."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def files_in(folder: Path) -> dict[str, str]:
+    """The SHA-256 of each file in a folder, by name."""
+    return {path.name: sha256_of(path) for path in sorted(folder.iterdir()) if path.is_file()}
+
+
+def require_intact(folder: Path, hashes: Mapping[str, str], error: Callable[[str], Exception]) -> None:
+    """Raise `error` of the first file in `folder` that is missing or does not have its hash."""
+    for name, digest in hashes.items():
+        if not (folder / name).is_file() or sha256_of(folder / name) != digest:
+            state = "damaged: its content has changed" if (folder / name).is_file() else "missing"
+            raise error(f"{folder / name}: {state}")
 
 
 def sync(path: Path) -> None:

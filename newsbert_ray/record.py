@@ -11,9 +11,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from newsbert_ray.files import write_text
+from newsbert_ray.files import checksum_of, write_json, write_text
 
 RECORD = "record.json"
 TEACHER, BEFORE, TEACHERS = "teacher", "before", "teachers"
@@ -31,7 +31,28 @@ class RecordError(ValueError):
     """A record that cannot be read; the text names the file and the cure."""
 
 
-class RunRecord(BaseModel):
+class Sealed(BaseModel):
+    """A JSON file that carries its own checksum, `check`, which is compared when it is read."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _compare(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or "check" not in value:
+            return value  # of an earlier version
+        body = {name: one for name, one in value.items() if name != "check"}
+        if checksum_of(body) != value["check"]:
+            raise ValueError("changed since it was written; if that was on purpose, remove `check`")
+        return body
+
+    def sealed(self) -> dict[str, Any]:
+        """The content of the file."""
+        body = json.loads(self.model_dump_json())
+        return {**body, "check": checksum_of(body)}
+
+
+class RunRecord(Sealed):
     """One finished run.
 
     Attributes:
@@ -41,8 +62,6 @@ class RunRecord(BaseModel):
         curve: one entry for each evaluation, in order: step, epoch, validation (as in metrics) and train
             (mean of each loss).
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     settings: dict[str, Any]
     seed: int
@@ -100,7 +119,7 @@ def read_entries(path: Path) -> list[Any]:
 def write_record(folder: str | Path, record: RunRecord) -> Path:
     """Write `record` as folder/record.json."""
     path = Path(folder) / RECORD
-    write_text(path, record.model_dump_json(indent=1) + "\n")
+    write_json(path, record.sealed())
     return path
 
 

@@ -204,7 +204,9 @@ def print_metrics(metrics: Mapping[str, Any]) -> None:
     if submission:
         lines, model = submission["lines"], submission["model"]
         print(f"{submission['file']}: {lines:,} impressions as the {model} ranks them.")
-        print("The file was read back and is complete.")
+        if unknown := submission.get("unknown_candidates"):
+            print(f"{unknown:,} candidates without a known title are ranked last.")
+        print("The file was read back and has a line for every impression.")
 
 
 def print_impressions(impressions: Sequence[RankedImpression], *, model: str) -> None:

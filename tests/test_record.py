@@ -19,6 +19,7 @@ from newsbert_ray.record import (
     read_record,
     write_record,
 )
+from tests.conftest import change_json
 
 MakeRecord = Callable[..., RunRecord]
 
@@ -28,6 +29,17 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path, make_record: MakeRec
     record = make_record(accuracy=0.1 + 0.2)
     write_record(tmp_path / "run", record)
     assert read_record(tmp_path / "run") == record
+
+
+def test_a_changed_record_is_refused(tmp_path: Path, make_record: MakeRecord) -> None:
+    """A flipped digit would be reported as measured; a record of an earlier version has no checksum."""
+    path = write_record(tmp_path, make_record(accuracy=0.75))
+    text = path.read_text()
+    path.write_text(text.replace("0.75", "0.74"))
+    with pytest.raises(RecordError, match=r"changed since it was written.*remove `check`"):
+        read_record(tmp_path)
+    change_json(path)
+    assert read_record(tmp_path).metrics["test"]["student"]["accuracy"] == 0.74
 
 
 def test_a_missing_record_is_an_error_that_says_so(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ from newsbert_ray.data.tokenizer import (
     load_tokenizer,
     vectors_sha256,
 )
-from newsbert_ray.files import locked, sha256_of, write_json
+from newsbert_ray.files import files_in, locked, sha256_of, write_json
 from newsbert_ray.methods import METHODS, TASKS
 from newsbert_ray.ray_session import inside_cluster
 from newsbert_ray.storage.bucket import is_url
@@ -118,7 +118,8 @@ def _prepare(settings: PrepareSettings, local: PrepareSettings, say: Say) -> tup
         contents = corpus.write(tokenizer)
         tokenizer.save(folder / "tokenizer")
         manifest = _describe(rows, corpus, contents, tokenizer, mark)
-        write_json(folder / MANIFEST, manifest.model_dump(mode="json"))
+        manifest = manifest.model_copy(update={"tokenizer_files": files_in(folder / "tokenizer")})
+        write_json(folder / MANIFEST, manifest.sealed())
         move_into_place(folder, out)
     seconds = time.perf_counter() - started
     return manifest, list(_closing_lines(manifest, corpus, contents, settings, out, seconds))

@@ -15,11 +15,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from newsbert_ray.files import sha256_of
+from newsbert_ray.files import require_intact, sha256_of
 from newsbert_ray.methods import TASKS, TaskName
-from newsbert_ray.record import first_fault
+from newsbert_ray.record import Sealed, first_fault
 
 MANIFEST = "manifest.json"
 FORMAT = 2
@@ -128,14 +128,14 @@ class Tokenizer(_Part):
     pad_id: int
 
 
-class Manifest(_Part):
+class Manifest(Sealed):
     """What a folder of shards holds and what it was made from.
 
     `splits` maps train, validation and test to their news shards, in order. So do `behaviors` and `pairs`,
     without the splits that have none. `others` are news of no split (label -1), which behaviours may name.
     `texts` is the table of texts: the rows of the news shards of train, validation, test and of `others`, in
     that order; or the queries and texts of the pairs. `fingerprint` is a SHA-256 over sources, tokeniser and
-    the settings that alter a row.
+    the settings that alter a row. `tokenizer_files` has the SHA-256 of each file of the folder tokenizer/.
     """
 
     format: int
@@ -151,6 +151,7 @@ class Manifest(_Part):
     texts: Texts
     statistics: dict[str, float]
     rejected: dict[str, int]
+    tokenizer_files: dict[str, str] = Field(default_factory=dict)
 
     @property
     def news(self) -> list[tuple[Shard, int]]:
@@ -214,6 +215,8 @@ def read_manifest(folder: str | Path) -> Manifest:
         raise ShardError(f"{path}: damaged manifest ({first_fault(error)}); {_AGAIN}") from error
     if manifest.format != FORMAT:
         raise ShardError(f"{path}: format {manifest.format}, this version reads {FORMAT}; {_AGAIN}")
+    hashes = manifest.tokenizer_files
+    require_intact(path.with_name("tokenizer"), hashes, lambda text: ShardError(f"{text}; {_AGAIN}"))
     return manifest
 
 

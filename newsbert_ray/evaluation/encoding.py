@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import heapq
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -11,6 +12,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
@@ -24,7 +26,7 @@ from newsbert_ray.data.reading import (
     evaluation_batches,
     read_impressions,
 )
-from newsbert_ray.data.shards import Manifest, Split, TextTable
+from newsbert_ray.data.shards import Manifest, Split, TextTable, read_shard
 from newsbert_ray.methods import TaskName
 from newsbert_ray.model.encoder import Encoder
 from newsbert_ray.model.pair import Top
@@ -37,6 +39,8 @@ Ints = npt.NDArray[np.int64]
 
 MAP_TITLES = 1500
 """Titles on the map; more dots cannot be told apart."""
+MISTAKES = 10
+"""Most confident wrong predictions that are kept."""
 _MAP_BATCH = 50
 _MIN_TOPIC_TITLES = 5
 """Titles that a topic needs to influence the plane."""
@@ -75,7 +79,7 @@ class SplitData:
         occurs = np.zeros(self.manifest.texts.rows, np.bool_)
         for _, impressions in self.impressions():
             occurs[impressions.history] = True
-            occurs[impressions.candidates] = True
+            occurs[impressions.candidates[impressions.candidates >= 0]] = True
         return np.flatnonzero(occurs)
 
 
@@ -163,38 +167,67 @@ def encode_texts(
 def map_titles(
     encoder: Encoder, top: Top, data: SplitData, *, device: torch.device, count: int = MAP_TITLES
 ) -> dict[str, Any]:
-    """Positions of some of a split's titles on a plane.
+    """What a model of topics does on a split: some titles on a plane, its confusion matrix, its worst errors.
 
     Args:
         encoder, top: in evaluation mode, on `device`.
-        count: approximate number of titles, of all lengths.
+        count: approximate number of titles on the plane, of all lengths.
     Returns:
-        {"split", "labels", "topic" and "predicted": indices into labels for each title, "x", "y", "share":
-        share of the variance between topics that the plane shows}.
+        {"split", "labels", "topic" and "predicted": indices into labels for each title on the plane, "x",
+        "y", "share": share of the variance between topics that the plane shows, "confusion": (Y, Y) counts
+        of all titles, "mistakes": the most confident wrong predictions, each with "title", "topic",
+        "predicted" and "probability"}.
     """
     every = max(1, data.manifest.rows(data.split, "topics") // count)
-    parts, topics, predicted = [], [], []
+    confusion = np.zeros((len(data.manifest.labels),) * 2, np.int64)
+    parts, topics, predicted, seen = [], [], [], 0
+    mistakes: list[tuple[float, int, int, int]] = []  # probability, number of the title, topic, predicted
     for index, batch in enumerate(data.batches(_MAP_BATCH)):
-        if index % every:
-            continue
         batch = batch.to(device)
         states = [encoder(bucket.input_ids, bucket.attention_mask) for bucket in batch.buckets]
         output = top(states, batch)
-        parts.append(output.news_embedding.double().cpu().numpy())
-        predicted.append(output.logits.argmax(-1).cpu().numpy())
         assert isinstance(batch.target, Topics)
-        topics.append(batch.target.labels.cpu().numpy())
-    labels = np.concatenate(topics)
-    points, share = between_topics(np.concatenate(parts), labels)
+        best, guesses = (part.cpu().numpy() for part in torch.softmax(output.logits, -1).max(-1))
+        labels = batch.target.labels.cpu().numpy()
+        known = np.flatnonzero(labels >= 0)
+        np.add.at(confusion, (labels[known], guesses[known]), 1)
+        wrong = known[labels[known] != guesses[known]].tolist()
+        mistakes += [(float(best[i]), seen + i, int(labels[i]), int(guesses[i])) for i in wrong]
+        mistakes = heapq.nlargest(MISTAKES, mistakes)
+        seen += len(labels)
+        if index % every == 0:
+            parts.append(output.news_embedding.double().cpu().numpy())
+            predicted.append(guesses)
+            topics.append(labels)
+    all_topics, titles = np.concatenate(topics), _titles_at(data, [number for _, number, *_ in mistakes])
+    points, share = between_topics(np.concatenate(parts), all_topics)
     return {
         "split": data.split,
         "labels": data.manifest.labels,
-        "topic": labels.tolist(),
+        "topic": all_topics.tolist(),
         "predicted": np.concatenate(predicted).tolist(),
         "x": np.round(points[:, 0], 3).tolist(),
         "y": np.round(points[:, 1], 3).tolist(),
         "share": share,
+        "confusion": confusion.tolist(),
+        "mistakes": [
+            {"title": titles[number], "topic": topic, "predicted": guess, "probability": round(p, 4)}
+            for p, number, topic, guess in mistakes
+        ],
     }
+
+
+def _titles_at(data: SplitData, numbers: Sequence[int]) -> dict[int, str]:
+    """The titles at some positions in the order of `evaluation_batches`."""
+    titles, start = dict[int, str](), 0
+    for shard in data.manifest.splits[data.split]:
+        inside = [number for number in numbers if start <= number < start + shard.rows]
+        if inside:
+            table = read_shard(data.folder, shard, ["title", "tokens"])
+            order = np.argsort(pc.list_value_length(table.column("tokens")).to_numpy(), kind="stable")
+            titles |= {n: table.column("title")[int(order[n - start])].as_py() for n in inside}
+        start += shard.rows
+    return titles
 
 
 def between_topics(embeddings: Floats, topics: Ints) -> tuple[Floats, float]:

@@ -29,7 +29,12 @@ from newsbert_ray.evaluation.scoring import (
     score_models,
     score_rankings,
 )
-from newsbert_ray.evaluation.submission import check_submission, require_suffix, write_submission
+from newsbert_ray.evaluation.submission import (
+    SubmissionError,
+    check_submission,
+    require_suffix,
+    write_submission,
+)
 from newsbert_ray.methods import TaskName
 from newsbert_ray.model.assemble import assemble_pair
 from newsbert_ray.model.encoder import EncoderError
@@ -100,6 +105,7 @@ def evaluate(
         if is_url(submission):
             raise SettingsError(f"--submission {submission}: must be a local path, not a URL")
         require_suffix(Path(submission))
+        _require_every_line(trained.data, trained.location)
     shards, models, world = trained.data, trained.models, trained.world
     if trained.linear is not None:
         return {**result, "student": topic_metrics(_linear_confusion(trained, trained.linear))}
@@ -108,14 +114,14 @@ def evaluate(
     news = encode_news(models, shards, shards.news_rows(), world=world)
     result |= score_rankings(models, shards, news, world=world, baselines=True)
     if submission is not None:
-        lines = _write_submission(Path(submission), trained, news, model)
-        result["submission"] = {"file": str(submission), "model": model, "lines": lines}
+        counts = _write_submission(Path(submission), trained, news, model)
+        result["submission"] = {"file": str(submission), "model": model, **counts}
     return result
 
 
-def _write_submission(path: Path, trained: TrainedRun, news: News, model: str) -> int:
-    """Write a model's prediction file and check it against the shards; the number of lines."""
-    models = trained.require_model(model)
+def _write_submission(path: Path, trained: TrainedRun, news: News, model: str) -> dict[str, int]:
+    """Write a model's prediction file and check it against the source file; lines, and unknown candidates."""
+    models, unknown = trained.require_model(model), 0
 
     def blocks() -> Iterator[tuple[list[str], Impressions]]:
         for rows, block in read_blocks(trained.data):
@@ -128,11 +134,30 @@ def _write_submission(path: Path, trained: TrainedRun, news: News, model: str) -
             yield from zip(ids, ranks, strict=True)
 
     def sizes() -> Iterator[tuple[str, int]]:
+        nonlocal unknown
         for ids, block in blocks():
+            unknown += int((block.candidates < 0).sum())
             yield from zip(ids, np.diff(block.offsets).tolist(), strict=True)
 
     write_submission(path, rankings())
-    return check_submission(path, sizes())
+    return {"lines": check_submission(path, sizes()), "unknown_candidates": unknown}
+
+
+def _require_every_line(data: SplitData, location: str) -> None:
+    """SubmissionError if a split that is a whole behaviors.tsv lacks a line of it."""
+    # A shard's name has the number of its source file; a file that several splits share is whole in none.
+    numbers = {
+        split: {int(shard.file.split("-")[2]) for shard in shards}
+        for split, shards in data.manifest.behaviors.items()
+    }
+    others = set().union(*(numbers[split] for split in numbers if split != data.split))
+    for source in (data.manifest.sources[number] for number in numbers.get(data.split, set()) - others):
+        if source.rejected:
+            raise SubmissionError(
+                f"--submission: {source.folder}/{source.file} has {source.rows:,} lines, of which the shards "
+                f"lack {source.rejected:,}, and MIND refuses a file without them; {location}/rejected.jsonl "
+                "says which and why: correct them and prepare again"
+            )
 
 
 def load_trained(run: str | Path, split: str, *, data: str | Path | None = None) -> TrainedRun:
@@ -276,9 +301,10 @@ def show(
     rows = _rows_of(shards, user)
     block = impressions_of(rows, history=shards.history)
     texts = np.unique(np.concatenate([block.history, block.candidates]))
+    texts = texts[texts >= 0]
     news = encode_news(models, shards, texts, world=trained.world)
     scores = score_block(models, news, block, world=trained.world)[model]
-    titles = _read_titles(shards, texts)
+    titles = {-1: NewsTitle("", "(a news without a known title)", ""), **_read_titles(shards, texts)}
     impressions = []
     for i in range(len(block)):
         own = slice(int(block.offsets[i]), int(block.offsets[i + 1]))

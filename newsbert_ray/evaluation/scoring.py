@@ -173,19 +173,27 @@ def encode_news(
 
 @torch.inference_mode()
 def score_block(models: Models, news: News, block: Impressions, *, world: World) -> dict[str, Floats]:
-    """Each model's scores (N,) of all candidates of some impressions, in their order."""
+    """Each model's scores (N,) of all candidates of some impressions, in their order.
+
+    Candidates without a known title (-1) come after all others, in the order of the file.
+    """
+    unknown = block.candidates < 0
     lengths = np.diff(block.history_offsets)
     mask = np.arange(max(1, int(lengths.max(initial=1))))[None, :] < lengths[:, None]  # (I, T)
     history = np.zeros(mask.shape, np.int64)
     history[mask] = news.positions[block.history]
     owners = np.repeat(np.arange(len(block)), np.diff(block.offsets))
-    arrays = (history, mask.astype(np.int64), news.positions[block.candidates], owners)
+    positions = news.positions[np.where(unknown, 0, block.candidates)]
+    arrays = (history, mask.astype(np.int64), positions, owners)
     clicked, clicked_mask, candidates, owner = (torch.from_numpy(a).to(world.device) for a in arrays)
     scores = {}
     for name, (_, top) in models.items():
         embedding = news.embeddings[name]
         users = cast("ClickHead", top.head).encode_users(embedding[clicked], clicked_mask)  # (I, D)
-        scores[name] = (embedding[candidates] * users[owner]).sum(-1).double().cpu().numpy()
+        own = (embedding[candidates] * users[owner]).sum(-1).double().cpu().numpy()
+        if unknown.any():
+            own[unknown] = np.floor(own.min()) - 1.0 - np.arange(unknown.sum())
+        scores[name] = own
     return scores
 
 
@@ -218,10 +226,14 @@ def _slice(impressions: Impressions, start: int, stop: int) -> Impressions:
 
 
 def _tally(scores: Floats | None, block: Impressions) -> Floats:
-    """Sums of the metrics of a block's labelled impressions; zeros if another worker has its scores."""
-    labelled = np.add.reduceat(block.clicked < 0, block.offsets[:-1]) == 0
+    """Sums of the metrics of a block's labelled impressions, without those that offer a news whose title is
+    unknown; zeros if another worker has its scores."""
+    labelled, known = (
+        np.add.reduceat(array < 0, block.offsets[:-1]) == 0 for array in (block.clicked, block.candidates)
+    )
     kept = np.repeat(labelled, np.diff(block.offsets))
     offsets = np.concatenate([[0], np.cumsum(np.diff(block.offsets)[labelled])])
     values = np.zeros(int(kept.sum())) if scores is None else scores[kept]
-    total = tally(impression_metrics(values, block.clicked[kept], offsets))
+    metrics = impression_metrics(values, block.clicked[kept], offsets)
+    total = tally({name: np.where(known[labelled], one, np.nan) for name, one in metrics.items()})
     return np.zeros_like(total) if scores is None else total

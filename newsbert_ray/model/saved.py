@@ -16,7 +16,15 @@ from typing import Any
 from torch import Tensor, nn
 
 from newsbert_ray.data.shards import Manifest
-from newsbert_ray.files import replace_folder, sha256_of, sync, write_json
+from newsbert_ray.files import (
+    checksum_of,
+    files_in,
+    replace_folder,
+    require_intact,
+    sha256_of,
+    sync,
+    write_json,
+)
 from newsbert_ray.methods import TaskName
 from newsbert_ray.model.encoder import Encoder, EncoderError, save_tensors
 from newsbert_ray.model.families import load_exported
@@ -149,7 +157,8 @@ def write_student(
             if tokenizer.is_dir():
                 shutil.copytree(tokenizer, partial, dirs_exist_ok=True)
             save_tensors(pair.top.state_dict(), partial / TOP)
-            write_json(partial / TOP_CONFIG, top)
+            top["files"] = files_in(partial)
+            write_json(partial / TOP_CONFIG, {**top, "check": checksum_of(top)})
     except (SafetensorError, OSError) as error:
         raise EncoderError(
             f"{folder}: the student cannot be written ({error}); free some disk space, then run the same "
@@ -163,7 +172,7 @@ def load_student(folder: Path) -> tuple[Encoder, Top, dict[str, Any]]:
     Returns:
         Its encoder, its top, and top.json (`task`, `labels`, `tokenizer_sha256`, ...).
     Raises:
-        EncoderError: the folder is not a complete exported student.
+        EncoderError: the folder is not a complete exported student, or a file of it is damaged.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -171,6 +180,9 @@ def load_student(folder: Path) -> tuple[Encoder, Top, dict[str, Any]]:
     require_encoder(folder)
     try:
         description = read_top(folder)
+        require_intact(
+            folder, description.pop("files", {}), lambda text: _Damage(f"{text}; train the run again")
+        )
         encoder = load_exported(folder)
         top = Top(
             encoder.hidden_size,
@@ -180,6 +192,8 @@ def load_student(folder: Path) -> tuple[Encoder, Top, dict[str, Any]]:
             user=description["user"],
         )
         top.load_state_dict(load_file(folder / TOP))
+    except _Damage:
+        raise
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise EncoderError(
             f"{folder}: not a complete exported student ({type(error).__name__}); train the run again"
@@ -187,7 +201,18 @@ def load_student(folder: Path) -> tuple[Encoder, Top, dict[str, Any]]:
     return encoder, top.eval(), description
 
 
+class _Damage(EncoderError):
+    """A file of a student whose content has changed."""
+
+
 def read_top(folder: Path) -> dict[str, Any]:
-    """The description of an exported student's top (top.json)."""
+    """The description of an exported student's top (top.json).
+
+    Raises:
+        EncoderError: it has changed since it was written.
+    """
     description: dict[str, Any] = json.loads((folder / TOP_CONFIG).read_text(encoding="utf-8"))
+    check = description.pop("check", None)  # early versions wrote none
+    if check is not None and check != checksum_of(description):
+        raise _Damage(f"{folder / TOP_CONFIG}: damaged: its content has changed; train the run again")
     return {"task": "topics", "user": "pooling", **description}  # early versions wrote neither

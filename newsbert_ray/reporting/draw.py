@@ -132,7 +132,7 @@ def _draw(figure: FigureData[AnyPanel], *, captioned: bool = True) -> Figure:
     if labels:
         style: Any = {"frameon": False, "handlelength": 3.2, "borderpad": 0, "ncols": legend_columns}
         anchor = (0.5, caption_height / height)
-        drawn.legend(map(handles.get, labels), labels, loc="lower center", bbox_to_anchor=anchor, **style)
+        drawn.legend([handles[n] for n in labels], labels, loc="lower center", bbox_to_anchor=anchor, **style)
     if caption:
         drawn.text(0.01, 0.05 / height, caption, ha="left", va="bottom", color="#333333")
     return drawn

@@ -34,7 +34,7 @@ from newsbert_ray.reporting.statistics import (
     default_base,
     significance_table,
 )
-from newsbert_ray.reporting.tables import Column, columns_of, csv_text, rows_of, student_columns
+from newsbert_ray.reporting.tables import PARAMETERS, SPEED, columns_of, csv_text, rows_of, student_columns
 
 PAPER_LAYERS = 12
 """Layers of the encoder that the paper's speed-ups refer to."""
@@ -60,8 +60,6 @@ _TABLE2: Mapping[tuple[str, int], tuple[float, ...]] = {
 *; GloVe's has no number of layers."""
 _TABLE2_COLUMNS: Mapping[TaskName, slice] = {"topics": slice(0, 2), "recommendation": slice(2, 6)}
 _OTHER_LAYERS = frozenset({"bilstm_soft", "glove"})
-_PARAMETERS = Column("parameters", "million parameters", "parameters.student", 1e-6)
-_SPEED = Column("times_teacher", "times its teacher's titles/s", "speed.times_teacher")
 _DEPTH, _JOINT = "student.layers", "newsbert"
 
 _TABLE1: Mapping[str, float | None] = {
@@ -126,7 +124,7 @@ def table2(records: Sequence[RunRecord], failed: Sequence[Mapping[str, Any]] = (
         return str(settings.get("method", first["method"])), int(settings.get(_DEPTH, first[_DEPTH]))
 
     rows = {
-        key(row.settings): row for row in rows_of(records, (*metrics, _PARAMETERS, _SPEED), keep_order=True)
+        key(row.settings): row for row in rows_of(records, (*metrics, PARAMETERS, SPEED), keep_order=True)
     }
     lost = Counter(map(key, failed))
     order = list(NAMES)
@@ -136,15 +134,15 @@ def table2(records: Sequence[RunRecord], failed: Sequence[Mapping[str, Any]] = (
         numbers = row.columns if row else {}
         failures = f" ({lost[method, depth]} failed)" if lost[method, depth] else ""
         seeds = f"{len(row.seeds) if row else 0}{failures}"
-        parameters = _PARAMETERS.show(numbers.get(_PARAMETERS.name)).removesuffix(" ± 0.0")
+        parameters = PARAMETERS.show(numbers.get(PARAMETERS.name)).removesuffix(" ± 0.0")
         by_layers = "" if method in _OTHER_LAYERS else f"{PAPER_LAYERS / depth:.1f}"
         means = (column.show(numbers.get(column.name)) if row else "failed" for column in metrics)
         theirs = [f"{value:.2f}" for value in _TABLE2.get((method, depth), ())[paper_columns]]
-        sizes = (str(depth), seeds, parameters, by_layers, _SPEED.show(numbers.get(_SPEED.name)))
+        sizes = (str(depth), seeds, parameters, by_layers, SPEED.show(numbers.get(SPEED.name)))
         body.append((NAMES[method], *sizes, *means, *(theirs or [""] * len(metrics))))
-    ours = ("system", "layers", "seeds", _PARAMETERS.heading, f"speed-up by layers, from {PAPER_LAYERS}")
+    ours = ("system", "layers", "seeds", PARAMETERS.heading, f"speed-up by layers, from {PAPER_LAYERS}")
     paper = (f"the paper's {column.label} %" for column in metrics)
-    head = (*ours, _SPEED.heading, *(column.heading for column in metrics), *paper)
+    head = (*ours, SPEED.heading, *(column.heading for column in metrics), *paper)
     return Table(head, tuple(body), caption=_table2_caption(records, tuned))
 
 

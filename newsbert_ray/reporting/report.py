@@ -41,11 +41,24 @@ from newsbert_ray.reporting.statistics import Against, read_against
 from newsbert_ray.reporting.sweep_data import is_sweep, read_sweep
 from newsbert_ray.reporting.sweep_figures import sweep_figures
 from newsbert_ray.reporting.sweep_page import points_csv, sweep_page
-from newsbert_ray.reporting.tables import number, results_table, rows_of, summary_of, to_csv, topic_tables
+from newsbert_ray.reporting.tables import (
+    PARAMETERS,
+    SPEED,
+    Column,
+    number,
+    pair_table,
+    results_table,
+    rows_of,
+    student_columns,
+    summary_of,
+    to_csv,
+    topic_tables,
+)
 from newsbert_ray.secrets import mask_url
 from newsbert_ray.storage.bucket import is_url
 from newsbert_ray.storage.workdir import snapshot
 
+_SIZES = (PARAMETERS, Column("speed", "titles/s at work", "speed.student_titles_per_second", digits=0))
 _log = logging.getLogger(__name__)
 
 
@@ -172,6 +185,9 @@ def runs_page(
     runs, groups = len(distinct(records)), by_task(records)
     captions = {} if list(groups) == ["topics"] else {name: _caption(name, groups[name]) for name in groups}
     blocks: list[Block] = [results_table(rows_of(groups[n]), captions.get(n, "")) for n in groups]
+    if len(records) == 1 and number(records[0], SPEED.path):
+        columns = (*student_columns(one_task(records)), *_SIZES, SPEED)
+        blocks.append(pair_table(records, columns, "The student beside its teacher."))
     for name, group in groups.items():
         blocks += method_tables(group, against, (failed or {}).get(name, ()))
     blocks += [figure for figure in figures.values() if isinstance(figure, Picture)]

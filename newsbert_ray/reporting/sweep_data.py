@@ -34,7 +34,7 @@ from newsbert_ray.record import (
     read_stop,
 )
 from newsbert_ray.reporting.records import distinct, grouped
-from newsbert_ray.reporting.tables import Column, Mode, Summary, number, number_at, summarise, summary_of
+from newsbert_ray.reporting.tables import Column, Mode, Summary, number, number_at, summarise
 from newsbert_ray.settings import Settings, flatten, nearest
 
 SWEEP = "sweep.json"
@@ -364,12 +364,6 @@ def curve_of(entries: Sequence[Mapping[str, Any]], metric: str) -> list[tuple[fl
     """(epoch, value) of each entry of metrics.jsonl that has `metric` as a finite number."""
     pairs = [(entry.get("epoch"), number_at(entry, metric)) for entry in entries]
     return [(float(x), y) for x, y in pairs if isinstance(x, int | float) and y is not None]
-
-
-def teacher_summary(point: Point, metric: str) -> Summary | None:
-    """The teacher's number for a student's `metric`, over the seeds; None where there is none."""
-    teacher_metric = metric.replace("student", "teacher")
-    return summary_of(point.records, teacher_metric) if teacher_metric != metric else None
 
 
 def listed(names: Sequence[str]) -> str:

@@ -12,8 +12,17 @@ from newsbert_ray.reporting.page import Block, Command, Facts, Page, Picture, Se
 from newsbert_ray.reporting.paper import method_tables, table1_of_runs
 from newsbert_ray.reporting.records import joined, provenance
 from newsbert_ray.reporting.statistics import Against, costs_of
-from newsbert_ray.reporting.sweep_data import Axis, Point, State, Sweep, listed, teacher_summary
-from newsbert_ray.reporting.tables import Column, Summary, columns_of, csv_text, student_columns, summary_of
+from newsbert_ray.reporting.sweep_data import Axis, Point, State, Sweep, listed
+from newsbert_ray.reporting.tables import (
+    Column,
+    Summary,
+    columns_of,
+    csv_text,
+    pair_table,
+    student_columns,
+    summary_of,
+    teacher_summary,
+)
 from newsbert_ray.settings import flatten
 
 MAX_ROWS = 10
@@ -23,6 +32,7 @@ CHOSEN = (
     "The best of many points is partly the luckiest: its value of the metric that chose it is a little too "
     "good. The test split was not used for choosing."
 )
+ONE_SEED = "One seed has no spread, so the order of points that are close may be chance."
 Figures = Mapping[str, Picture | str]
 """Drawn figures by name, or the reason why one could not be drawn."""
 _SAMPLERS = {
@@ -98,16 +108,15 @@ def _lead(sweep: Sweep) -> str:
         front = len(sweep.front)
         return f"{front} of {len(finished)} finished points lie on the Pareto front of {goals}. {state}"
     column = sweep.goals[0].column
-    teacher = teacher_summary(finished[0], column.path)
+    teacher = teacher_summary(finished[0].records, column.path)
     beside = f", its teacher's {column.show(teacher, unit=True)}" if teacher else ""
     value = column.show(finished[0].summary(), unit=True)
-    equal = equal_points(sweep) - 1
-    others = "1 other point is" if equal == 1 else f"{equal} other points are"
-    ties = f" {others} equally good: the difference is within the seeds' standard deviation." if equal else ""
-    return (
-        f"The best of {len(finished)} finished points has {describe(finished[0].values, 3) or 'no setting'}. "
-        f"Its {column.label}: {value}{beside}.{ties} {state}"
-    )
+    settings, equal = describe(finished[0].values, 3) or "no setting", equal_points(sweep)
+    which = f"The best of {len(finished)} finished points has {settings}."
+    if equal > 1:
+        spread = "they differ by no more than the seeds' standard deviation"
+        which = f"{equal} of {len(finished)} finished points are equally good: {spread}. One has {settings}."
+    return f"{which} Its {column.label}: {value}{beside}. {state}"
 
 
 def searched(sweep: Sweep) -> Section:
@@ -242,12 +251,8 @@ def _best(sweep: Sweep, figures: Figures) -> Section:
         blocks += [_figure(figures, "pareto_front"), points_table(sweep, sweep.front, caption)]
         blocks.append(Text(f"Best by the first goal, {sweep.goals[0].metric}:"))
     blocks.append(Facts(tuple((name, short(value, 4)) for name, value in best.values.items())))
-    rows = [
-        (column.full_label, column.show(student), column.show(teacher_summary(best, column.path)))
-        for column in (*(goal.column for goal in sweep.goals), *student_columns(sweep.task))
-        if (student := summary_of(best.records, column.path))
-    ]
-    blocks.append(Table(("", "student", "teacher"), tuple(rows), caption=f"The best point, {seeds}"))
+    columns = (*(goal.column for goal in sweep.goals), *student_columns(sweep.task))
+    blocks.append(pair_table(best.records, columns, f"The best point, {seeds}"))
     if command := sweep.plan.get("best"):
         blocks += [Text("Train it again:"), Command(str(command))]
     else:
@@ -258,7 +263,7 @@ def _best(sweep: Sweep, figures: Figures) -> Section:
         equal = min(equal_points(sweep), len(shown))
         ties = f"; the first {equal} are equally good" if equal > 1 else ""
         blocks.append(points_table(sweep, shown, f"The {which}, {seeds}{ties}; report.csv has all points"))
-        blocks.append(Text(CHOSEN))
+        blocks.append(Text(CHOSEN if len(sweep.seeds) > 1 else f"{CHOSEN} {ONE_SEED}"))
     return Section("The Pareto front" if several else "The best settings", tuple(blocks))
 
 

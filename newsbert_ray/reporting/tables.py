@@ -108,6 +108,10 @@ def columns_of(task: Task) -> tuple[Column, ...]:
     return (*metrics, speed, Column("seconds", "seconds per run", "seconds", digits=0))
 
 
+PARAMETERS = Column("parameters", "million parameters", "parameters.student", 1e-6)
+SPEED = Column("times_teacher", "times its teacher's titles/s", "speed.times_teacher")
+
+
 def student_columns(task: Task) -> list[Column]:
     """The student's metrics on the test split."""
     return [column for column in columns_of(task) if column.path.startswith("test.student.")]
@@ -144,6 +148,21 @@ def summary_of(records: Sequence[RunRecord], path: str) -> Summary | None:
     errors = [error for record in records if (error := number(record, f"{path}_error")) is not None]
     summary = summarise([value for _, value in pairs])
     return replace(summary, error=fmean(errors) if errors else None, by_seed=dict(pairs))
+
+
+def teacher_summary(records: Sequence[RunRecord], path: str) -> Summary | None:
+    """The teacher's number beside the student's at `path`; None where there is none."""
+    return summary_of(records, path.replace("student", "teacher")) if "student" in path else None
+
+
+def pair_table(records: Sequence[RunRecord], columns: Iterable[Column], caption: str) -> Table:
+    """The student's numbers beside its teacher's, a row for each of `columns` that the records have."""
+    rows = [
+        (column.full_label, column.show(student), column.show(teacher_summary(records, column.path)))
+        for column in columns
+        if (student := summary_of(records, column.path))
+    ]
+    return Table(("", "student", "teacher"), tuple(rows), caption=caption)
 
 
 def rows_of(
@@ -201,7 +220,8 @@ def _shown(rows: Sequence[Row], columns: Sequence[Column]) -> list[Column]:
 
 
 def topic_tables(points: Mapping[str, Any]) -> list[Table]:
-    """Results by topic and confusion matrix from a run's map.json; none for a map of the first version."""
+    """Results by topic, confusion matrix and worst mistakes from a run's map.json; none for one of the first
+    version."""
     if not points.get("predicted"):
         return []
 
@@ -209,8 +229,9 @@ def topic_tables(points: Mapping[str, Any]) -> list[Table]:
         return "" if share is None else f"{100 * share:.1f}"
 
     labels = points["labels"]
-    confusion = np.zeros((len(labels), len(labels)), np.int64)
-    np.add.at(confusion, (points["topic"], points["predicted"]), 1)
+    confusion = np.array(points.get("confusion") or np.zeros((len(labels),) * 2), np.int64)
+    if "confusion" not in points:  # an earlier version kept the titles of the plane alone
+        np.add.at(confusion, (points["topic"], points["predicted"]), 1)
     rows = topic_rows(confusion, labels)
     order = [labels.index(row.topic) for row in rows]
     results = tuple(
@@ -221,10 +242,17 @@ def topic_tables(points: Mapping[str, Any]) -> list[Table]:
     head = ("topic", "most often taken for", "titles", "precision %", "recall %", "F1 %")
     of = f"{confusion.sum():,} titles of {points['split']}"
     caption = f"Confusion matrix, {of}: rows are true topics, columns predicted ones."
-    return [
+    tables = [
         Table(head, results, words=2, caption=f"The student's results by topic, {of}."),
         Table(("topic", *(row.topic for row in rows)), matrix, caption=caption),
     ]
+    mistakes = tuple(
+        (one["title"], labels[one["topic"]], labels[one["predicted"]], f"{100 * one['probability']:.1f}")
+        for one in points.get("mistakes", ())
+    )
+    caption = f"The student's most confident mistakes on {points['split']}."
+    mistakes_head = ("title", "topic", "predicted", "probability %")
+    return [*tables, Table(mistakes_head, mistakes, words=3, caption=caption)] if mistakes else tables
 
 
 def to_csv(rows: Sequence[Row]) -> str:

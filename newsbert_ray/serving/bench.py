@@ -39,7 +39,6 @@ from newsbert_ray.reporting.figures import FigureData, Line, Panel
 from newsbert_ray.reporting.page import Facts, Page, Picture, Section, Table
 from newsbert_ray.reporting.records import grouped, joined
 from newsbert_ray.secrets import mask_url
-from newsbert_ray.serving.embed import Row, cut_file, read_rows
 from newsbert_ray.serving.predictor import (
     LinearPredictor,
     Precision,
@@ -50,6 +49,7 @@ from newsbert_ray.serving.predictor import (
     read_model,
     read_run,
 )
+from newsbert_ray.serving.texts import Row, open_texts
 from newsbert_ray.storage.bucket import is_url
 from newsbert_ray.storage.workdir import download_input
 
@@ -316,13 +316,13 @@ def _timings(subjects: Sequence[_Subject], *, titles: int, threads: int) -> Iter
     for subject in subjects:
         predictor = subject.predictor
         layers, parameters, size = _size(predictor)
-        rates = np.quantile(np.divide(titles, subject.seconds), [0.5, 0, 1]).tolist()
-        percentiles = (1000 * np.percentile(subject.single, [50, 95, 99])).tolist()
+        rate, slowest, fastest = np.quantile(np.divide(titles, subject.seconds), [0.5, 0, 1]).tolist()
+        p50, p95, p99 = (1000 * np.percentile(subject.single, [50, 95, 99])).tolist()
         shares = {part: statistics.median(shares) for part, shares in subject.shares.items()}
         reached = float(np.median(np.divide(base.seconds, subject.seconds)))
         model = (subject.name, layers, predictor.width, parameters, size / 1e6, threads)
         ratios = (shares, deepest / layers if layers else None, reached, subject.at_work, predictor.precision)
-        yield Timing(*model, *rates, *percentiles, *ratios)
+        yield Timing(*model, rate, slowest, fastest, p50, p95, p99, *ratios)
 
 
 def _seconds(work: Callable[..., Any], *arguments: Any) -> float:
@@ -357,7 +357,7 @@ def _read_titles(source: str | None, count: int) -> list[str]:
         words = np.array(invent_words(generator, 20_000))
         lengths = generator.integers(4, 18, size=count, endpoint=True)
         return [" ".join(words[generator.integers(len(words), size=n)]) for n in lengths.tolist()]
-    rows = (row for piece in cut_file(source)[1] for row in read_rows(piece))
+    rows = open_texts(source).rows
     titles = list(islice((row.text for row in rows if isinstance(row, Row)), count))
     if not titles:
         raise SettingsError(f"--input {source}: contains no text")

@@ -1,14 +1,18 @@
-"""`newsbert-ray embed`: files of texts -> Parquet files of their embeddings, on one machine or a cluster.
+"""`newsbert-ray embed` and `predict`: files of texts -> embeddings, or topics with their probabilities.
 
-The work is cut into pieces, one output file each. An interrupted command continues with the missing ones.
+Texts are read in constant memory. `embed` cuts them into pieces, one output file each, and embeds these on
+one machine or a cluster; an interrupted command continues with the missing ones.
 """
 
 from __future__ import annotations
 
+import csv
 import json
+import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,32 +22,40 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from newsbert_ray.data.mind import parse_news
-from newsbert_ray.data.sources import BadLine, Chunk, parse_chunk, read_through, show_progress
-from newsbert_ray.files import sha256_of
+from newsbert_ray.config import SettingsError
+from newsbert_ray.data.sources import BadLine, show_progress
+from newsbert_ray.files import replace_file
 from newsbert_ray.secrets import mask_url
-from newsbert_ray.serving.predictor import NOT_NEEDED, Precision, load_predictor, read_run, weights_hash
+from newsbert_ray.serving.predictor import NOT_NEEDED, Precision, load, load_predictor, read_run, weights_hash
+from newsbert_ray.serving.texts import ROWS, STREAM, Row, TextsError, open_texts
 from newsbert_ray.storage.bucket import Remote, is_url
-from newsbert_ray.storage.workdir import absolute, download_input, fetch, last_part
+from newsbert_ray.storage.workdir import absolute, fetch, last_part
 
 EMBEDDED = "embedded.json"
 REJECTED = "rejected"
 """Key in a file's metadata: why rows of its piece were left out."""
-SUFFIXES = (".tsv", ".jsonl", ".parquet")
-IDS, TEXTS = ("news_id", "id", "nid"), ("title", "text")
-"""Names of a table's columns; the first that exists is used."""
-ROWS = 8192
-"""Rows of a piece, at most: a core embeds them in seconds."""
+PREDICTED = (".jsonl", ".csv", ".parquet")
+_GROUP = 512
+"""Pieces in memory at once, on a cluster."""
 _SHOWN = 5
 Say = Callable[[str], None]
+Columns = dict[str, Any]
 
 
 class EmbedError(ValueError):
     """An output folder that must not be written to, or too many bad rows; the text says more."""
 
 
-class TextsError(ValueError):
-    """A file that cannot be embedded; the text says why and what to do."""
+class Piece(NamedTuple):
+    """Some rows of the input; `number` counts the pieces of all files."""
+
+    number: int
+    rows: list[Row | BadLine]
+
+    @property
+    def output(self) -> str:
+        """Name of the file with its embeddings."""
+        return f"part-{self.number:05d}.parquet"
 
 
 class EmbedTask(NamedTuple):
@@ -70,28 +82,34 @@ def embed(
     """The verb `embed`. Arguments, result and errors are those of `newsbert_ray.embed`."""
     start = time.perf_counter()
     record, student = read_run(run)
-    folder = Remote(absolute(out))
-    files, pieces = [], list[Piece]()
-    for file in input:
-        digest, own = cut_file(file, first=len(pieces))
-        files.append([last_part(file), digest])
-        pieces += own
-    if not pieces:
+    folder, files = Remote(absolute(out)), [open_texts(file) for file in input]
+    pieces = (Piece(*pair) for pair in enumerate(chain.from_iterable(file.pieces() for file in files)))
+    if (first := next(pieces, None)) is None:
         raise TextsError(f"{', '.join(map(str, input))}: contains no text")
-    source = {"model_sha256": weights_hash(student), "precision": precision, "files": files}
-    _claim(folder, source, overwrite=overwrite)
-    existing = folder.files()
-    waiting = [piece for piece in pieces if piece.output not in existing]
-    if len(waiting) < len(pieces):
-        say(f"{len(pieces) - len(waiting)} of {len(pieces)} files are already embedded")
+    hashes = [[last_part(name), file.sha256] for name, file in zip(input, files, strict=True)]
+    source = {"model_sha256": weights_hash(student), "precision": precision, "files": hashes}
+    if whole := _claim(folder, source, overwrite=overwrite):
+        say(f"all {len(whole['parts'])} files of {mask_url(folder.url)} are already embedded")
+        return whole
+    existing, parts = folder.files(), list[str]()
     task = EmbedTask(absolute(run), folder.url, 1 if workers != 0 else None, precision)
     done = 0
-    with show_progress(say, "embedding", total=sum(piece.size for piece in waiting)) as advance:
-        for rows in _run(waiting, task, workers=workers, gpus=gpus):
+    with show_progress(say, "embedding", total=sum(file.lines for file in files)) as advance:
+
+        def waiting() -> Iterator[Piece]:
+            for piece in chain([first], pieces):
+                parts.append(piece.output)
+                if piece.output in existing:
+                    advance(len(piece.rows))
+                else:
+                    yield piece
+
+        for rows in _run(waiting(), task, workers=workers, gpus=gpus):
             advance(rows)
             done += rows
+    if kept := len(existing.keys() & {*parts}):
+        say(f"{kept} of {len(parts)} files were already embedded")
     seconds = time.perf_counter() - start
-    parts = [piece.output for piece in pieces]
     if missing := sorted(set(parts) - folder.files().keys()):
         raise EmbedError(
             f"{folder.url}: {missing[0]} was written by another machine, to its own disk; give an --out that "
@@ -107,7 +125,7 @@ def embed(
         )
     settings = record.settings
     model = {"layers": settings["student"]["layers"], "task": settings.get("task", "topics")}
-    made = {"state": "whole", "rows": total, "dimensions": width, "parts": parts}
+    made = {"state": "whole", "rows": total, "dimensions": width, "parts": parts, "piece_rows": ROWS}
     description = {**source, **made, **model, "run": absolute(run)}
     _describe(folder, description)
     if rejected:
@@ -115,8 +133,8 @@ def embed(
     if done:
         say(f"{done:,} texts in {seconds:.1f} s ({done / seconds:,.0f} texts/s with loading and writing)")
     say(
-        f"{total:,} embeddings of {width} dimensions are in {folder.url}: {len(pieces)} "
-        f"file{'s' if len(pieces) > 1 else ''} (id, text, embedding) and {EMBEDDED}"
+        f"{total:,} embeddings of {width} dimensions are in {folder.url}: {len(parts)} "
+        f"file{'s' if len(parts) > 1 else ''} (id, text, embedding) and {EMBEDDED}"
     )
     return description
 
@@ -155,28 +173,34 @@ def embed_piece(piece: Piece, task: EmbedTask) -> int:
         torch.set_num_threads(task.threads)
     student = fetch(task.run, without=NOT_NEEDED) / "student"
     predictor = load_predictor(student, precision=task.precision)
-    rows = list(read_rows(piece))
-    good = [row for row in rows if isinstance(row, Row)]
+    good = [row for row in piece.rows if isinstance(row, Row)]
     embeddings = pa.array(predictor.embed([row.text for row in good]).ravel())
     columns = [pa.array(values, pa.string()) for values in zip(*good, strict=True)] or [[], []]
     columns.append(pa.FixedSizeListArray.from_arrays(embeddings, predictor.width))
     table = pa.table(columns, names=["id", "text", "embedding"])
-    rejected = json.dumps([str(row) for row in rows if isinstance(row, BadLine)])
+    rejected = json.dumps([str(row) for row in piece.rows if isinstance(row, BadLine)])
     buffer = pa.BufferOutputStream()
     pq.write_table(table.replace_schema_metadata({REJECTED: rejected}), buffer)
     Remote(task.out).write(piece.output, buffer.getvalue())
-    return len(rows)
+    return len(piece.rows)
 
 
-def _run(pieces: Sequence[Piece], task: EmbedTask, *, workers: int | None, gpus: float) -> Iterator[int]:
-    if workers == 0 or not pieces:
+def _run(pieces: Iterator[Piece], task: EmbedTask, *, workers: int | None, gpus: float) -> Iterator[int]:
+    if workers == 0:
         yield from (embed_piece(piece, task) for piece in pieces)
         return
     from newsbert_ray.data.stream import map_chunks
-    from newsbert_ray.ray_session import ray_session
+    from newsbert_ray.ray_session import ConnectError, ray_session
 
-    with ray_session(cpus=workers):
-        yield from map_chunks(pieces, embed_piece, task, workers=workers, gpus=gpus)
+    if not (group := list(islice(pieces, _GROUP))):
+        return
+    try:
+        with ray_session(cpus=workers):
+            while group:
+                yield from map_chunks(group, embed_piece, task, workers=workers, gpus=gpus)
+                group = list(islice(pieces, _GROUP))
+    except ConnectError as error:
+        raise EmbedError(f"{error}. To work without Ray, in this process: --workers 0") from error
 
 
 def _read_footer(folder: Remote, part: str) -> tuple[int, int, list[str]]:
@@ -201,9 +225,11 @@ def _describe(folder: Remote, description: dict[str, Any]) -> None:
     folder.write(EMBEDDED, (json.dumps(description, indent=1) + "\n").encode())
 
 
-def _claim(folder: Remote, source: dict[str, Any], *, overwrite: bool) -> None:
+def _claim(folder: Remote, source: dict[str, Any], *, overwrite: bool) -> dict[str, Any] | None:
     """Start embeddings of these files by this model, or continue them.
 
+    Returns:
+        The description of embeddings that are complete.
     Raises:
         EmbedError: the location holds something else.
     """
@@ -212,164 +238,101 @@ def _claim(folder: Remote, source: dict[str, Any], *, overwrite: bool) -> None:
         raise EmbedError(f"--out {shown}: exists, and holds no embeddings; give another --out")
     if known:
         known = {"precision": "fp32", **known}  # the first version did not write it
-        if {name: known.get(name) for name in source} == source:
-            return
+        is_same = {name: known.get(name) for name in source} == source
+        if is_same and known.get("state") == "whole" and {*known["parts"]} <= files.keys():
+            return known
+        # An earlier version cut files into other pieces.
+        if is_same and known.get("piece_rows") == ROWS:
+            return None
         if not overwrite:
             raise EmbedError(
                 f"--out {shown}: holds embeddings of other texts, of another model or in another "
                 "precision; add --overwrite, or give another --out"
             )
         folder.remove(name for name in files if name.startswith("part-") and "/" not in name)
-    _describe(folder, {**source, "state": "under way"})
+    _describe(folder, {**source, "piece_rows": ROWS, "state": "under way"})
+    return None
 
 
-@dataclass(frozen=True)
-class Piece:
-    """A part of a file: `size` lines or rows from `start` on, of a chunk of lines or of a Parquet row group.
-
-    Attributes:
-        number: counts the pieces of all files.
-        location: the file's path, or its URL, perhaps for another machine.
-        columns: indices of id and text in a .tsv with a header; None in MIND's news.tsv.
-    """
-
-    number: int
-    location: str
-    lines: Chunk | None = None
-    group: int | None = None
-    columns: tuple[int, int] | None = None
-    start: int = 0
-    size: int = 0
-
-    @property
-    def output(self) -> str:
-        """Name of the file with its embeddings."""
-        return f"part-{self.number:05d}.parquet"
-
-
-class Row(NamedTuple):
-    """A text with its id."""
-
-    name: str
-    text: str
-
-
-def cut_file(location: str | Path, *, first: int = 0) -> tuple[str, list[Piece]]:
-    """SHA-256 of a file, and its pieces, numbered from `first`.
-
-    Args:
-        location: path or URL; a URL is downloaded.
-    Raises:
-        TextsError: no such file, another format, or a required column is missing.
-    """
-    path = _local_file(str(location))
-    location = str(location) if is_url(location) else str(path)
-    if path.suffix not in SUFFIXES:
-        raise TextsError(f"{path}: give a {', '.join(SUFFIXES)} file")
-    if not path.is_file():
-        raise TextsError(f"{path}: no such file")
-    if path.suffix == ".parquet":
-        file, _ = _open_parquet(path)
-        digest = sha256_of(path)
-        sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
-        parts = [Piece(0, location, group=group, size=size) for group, size in enumerate(sizes)]
-    else:
-        source = read_through(path, folder=path.parent.name)
-        digest, columns = source.sha256, _header_columns(path) if path.suffix == ".tsv" else None
-        parts = [Piece(0, location, lines=c, columns=columns, size=c.lines) for c in source.chunks]
-    cut = [
-        replace(part, start=start, size=min(ROWS, part.size - start))
-        for part in parts
-        for start in range(0, part.size, ROWS)
-    ]
-    return digest, [replace(piece, number=first + number) for number, piece in enumerate(cut)]
+def predict(
+    run: str | Path,
+    *,
+    input: str | Path = STREAM,
+    out: str | Path = STREAM,
+    top_k: int = 1,
+    precision: Precision = "fp32",
+    overwrite: bool = False,
+    say: Say = lambda _: None,
+) -> dict[str, Any]:
+    """The verb `predict`. Arguments, result and errors are those of `newsbert_ray.predict`."""
+    start = time.perf_counter()
+    student = load(run, precision=precision)
+    texts, bad, done = open_texts(input), list[str](), 0
+    with (
+        _open_predictions(out, overwrite=overwrite) as write,
+        show_progress(say, "predicting", total=texts.lines or None) as advance,
+    ):
+        for rows in texts.pieces():
+            bad += [str(row) for row in rows if isinstance(row, BadLine)]
+            good = [row for row in rows if isinstance(row, Row)]
+            predictions = student.predict([row.text for row in good], top=top_k)
+            pairs = zip(good, predictions, strict=True)
+            if good:
+                write([{"id": row.name, "text": row.text, **_columns(one.topics)} for row, one in pairs])
+            done += len(good)
+            advance(len(rows))
+        if not done:
+            raise TextsError(f"--input {input}: contains no text" + "".join(f"; {one}" for one in bad[:1]))
+    if bad:
+        say(f"left out, {len(bad):,} bad rows: {'; '.join(bad[:_SHOWN])}")
+    seconds = time.perf_counter() - start
+    say(f"{done:,} texts in {seconds:.1f} s ({done / seconds:,.0f} texts/s with loading and writing)")
+    return {"out": str(out), "rows": done, "left_out": len(bad)}
 
 
-def read_rows(piece: Piece) -> Iterator[Row | BadLine]:
-    """The rows of a piece in their order; a bad one as the reason.
+def _columns(topics: Sequence[tuple[str, float]]) -> Columns:
+    """`topic` and `probability` of the first topic, `topic_2` and `probability_2` of the second, ..."""
+    columns: Columns = {}
+    for rank, (topic, probability) in enumerate(topics, 1):
+        end = f"_{rank}" if rank > 1 else ""
+        columns |= {f"topic{end}": topic, f"probability{end}": round(probability, 6)}
+    return columns
 
-    Raises:
-        PrepareError, TextsError: the file has changed since it was cut.
-    """
-    path = _local_file(piece.location)
-    if piece.lines is None:
-        file, columns = _open_parquet(path)
-        table = file.read_row_group(piece.group, columns=list(columns)).slice(piece.start, piece.size)
-        for name, text in zip(*(table[column].to_pylist() for column in columns), strict=True):
-            try:
-                yield _check_row(name, text)
-            except BadLine as bad:
-                yield bad
+
+@contextmanager
+def _open_predictions(out: str | Path, *, overwrite: bool) -> Iterator[Callable[[list[Columns]], None]]:
+    """A function that writes rows to `out`, in the format of its name; after an error no file is left."""
+    path = Path(out)
+    if str(out) == STREAM:
+        yield lambda rows: sys.stdout.writelines(map(_json_line, rows))
         return
+    if is_url(out) or path.suffix not in PREDICTED:
+        raise SettingsError(f"--out {mask_url(str(out))}: give a {', '.join(PREDICTED)} file on this machine")
+    if path.exists() and not overwrite:
+        raise SettingsError(f"--out {path}: exists; add --overwrite, or give another --out")
+    with ExitStack() as opened:
+        partial = opened.enter_context(replace_file(path))
+        if path.suffix == ".parquet":
+            writers = list[pq.ParquetWriter]()
 
-    def parse(line: str) -> Row:
-        return _parse_line(line, path.suffix, piece.columns)
+            def write_parquet(rows: list[Columns]) -> None:
+                table = pa.Table.from_pylist(rows)
+                if not writers:
+                    writers.append(opened.enter_context(pq.ParquetWriter(partial, table.schema)))
+                writers[0].write_table(table)
 
-    lines = parse_chunk(replace(piece.lines, path=str(path)), parse)
-    for number, (line, row) in enumerate(lines, piece.lines.first_line - 1):
-        is_header = number == 0 and piece.columns is not None
-        index = number - piece.lines.first_line + 1 - piece.start
-        if 0 <= index < piece.size and line.strip() and not is_header:
-            yield row
+            yield write_parquet
+            return
+        file = opened.enter_context(partial.open("w", encoding="utf-8", newline=""))
+        writer = csv.writer(file)
 
+        def write_csv(rows: list[Columns]) -> None:
+            if not file.tell():
+                writer.writerow(rows[0])
+            writer.writerows(row.values() for row in rows)
 
-def _local_file(location: str) -> Path:
-    return Path(download_input(location)).expanduser().absolute()
-
-
-def _header_columns(path: Path) -> tuple[int, int] | None:
-    """Indices of id and text if the first line of a .tsv names them."""
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
-        header = file.readline(10_000).rstrip("\r\n").split("\t")
-    names = _id_and_text(header)
-    return (header.index(names[0]), header.index(names[1])) if names else None
-
-
-def _id_and_text(names: Collection[str]) -> tuple[str, str] | None:
-    """Which of these columns hold id and text."""
-    found = [name for known in (IDS, TEXTS) for name in [n for n in known if n in names][:1]]
-    return (found[0], found[1]) if len(found) == 2 else None
+        yield write_csv if path.suffix == ".csv" else lambda rows: file.writelines(map(_json_line, rows))
 
 
-def _parse_line(line: str, suffix: str, columns: tuple[int, int] | None) -> Row:
-    if suffix == ".jsonl":
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise BadLine(f"columns: not JSON ({error})") from error
-        if not isinstance(value, dict):
-            raise BadLine("columns: not a JSON object")
-        names = _id_and_text(value)
-        if names is None:
-            raise BadLine(f"columns: no {' or '.join(IDS)}, or no {' or '.join(TEXTS)}")
-        return _check_row(value[names[0]], value[names[1]])
-    if columns is None:
-        news = parse_news(line)
-        return Row(news.news_id, news.title)
-    cells = line.split("\t")
-    if len(cells) <= max(columns):
-        raise BadLine(f"columns: {len(cells)} found, {max(columns) + 1} expected")
-    return _check_row(*(cells[column] for column in columns))
-
-
-def _check_row(name: object, text: object) -> Row:
-    if isinstance(name, bool) or not isinstance(name, str | int) or name == "":
-        raise BadLine(f"id: {name!r} is not an id")
-    if not isinstance(text, str) or not text.strip():
-        raise BadLine("text: empty")
-    return Row(str(name), text)
-
-
-def _open_parquet(path: Path) -> tuple[pq.ParquetFile, tuple[str, str]]:
-    """The file, and its columns with id and text."""
-    try:
-        file = pq.ParquetFile(path)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise TextsError(f"{path}: not a complete Parquet file ({error})") from error
-    columns = _id_and_text(file.schema_arrow.names)
-    if columns is None:
-        raise TextsError(
-            f"{path}: its columns are {', '.join(file.schema_arrow.names)}; name the id {' or '.join(IDS)} "
-            f"and the text {' or '.join(TEXTS)}"
-        )
-    return file, columns
+def _json_line(row: Columns) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from newsbert_ray.serving.embed import Row, cut_file, read_rows
 from newsbert_ray.serving.export import export
 from newsbert_ray.serving.predictor import load
+from newsbert_ray.serving.texts import Row, open_texts
 from tests.benchmarks.subject import FOLDER, add_subject, finished_run, say
 
 Encode = Callable[[Sequence[str]], Any]
@@ -40,8 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     options = parser.parse_args(arguments)
     run = finished_run(options.run, options)
-    _, pieces = cut_file(Path(options.input or FOLDER / "corpus" / "synthetic_train" / "news.tsv"))
-    rows = (row for piece in pieces for row in read_rows(piece))
+    rows = open_texts(options.input or FOLDER / "corpus" / "synthetic_train" / "news.tsv").rows
     texts = [row.text for row in rows if isinstance(row, Row)][: options.titles]
     with tempfile.TemporaryDirectory() as name:
         encoders = _encoders(str(run), Path(name))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +24,7 @@ from newsbert_ray.data.shards import (
     read_shard,
     read_texts,
 )
+from tests.conftest import change_json
 
 
 @pytest.fixture
@@ -75,6 +75,17 @@ def test_a_cut_shard_is_noticed(prepared: tuple[Path, Manifest], kept: int) -> N
         read_shard(folder, shard)
 
 
+def test_a_changed_tokeniser_is_refused(prepared: tuple[Path, Manifest]) -> None:
+    """A student would learn other tokens than its shards hold."""
+    folder, _ = prepared
+    path = folder / "tokenizer" / "tokenizer.json"
+    path.write_text(path.read_text(encoding="utf-8").replace("a", "b", 1), encoding="utf-8")
+    with pytest.raises(ShardError, match=r"tokenizer\.json: damaged: its content has changed; prepare again"):
+        read_manifest(folder)
+    change_json(folder / MANIFEST, tokenizer_files={})
+    assert read_manifest(folder).tokenizer_files == {}
+
+
 def test_a_manifest_that_cannot_be_trusted(prepared: tuple[Path, Manifest]) -> None:
     """A half-written or foreign manifest must say what to do, not raise a key error later."""
     folder, _ = prepared
@@ -84,7 +95,10 @@ def test_a_manifest_that_cannot_be_trusted(prepared: tuple[Path, Manifest]) -> N
         path.write_text(text, encoding="utf-8")
         with pytest.raises(ShardError, match="damaged manifest"):
             read_manifest(folder)
-    path.write_text(json.dumps({**json.loads(whole), "format": 99}), encoding="utf-8")
+    path.write_text(whole.replace('"format": 2', '"format": 1'), encoding="utf-8")
+    with pytest.raises(ShardError, match=r"damaged manifest \(.*changed since it was written"):
+        read_manifest(folder)
+    change_json(path, format=99)
     with pytest.raises(ShardError, match="format 99, this version reads 2"):
         read_manifest(folder)
     path.unlink()

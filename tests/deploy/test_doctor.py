@@ -26,6 +26,7 @@ from newsbert_ray.data.shards import MANIFEST
 from newsbert_ray.deploy import doctor as doctors
 from newsbert_ray.deploy.doctor import Finding, Parts
 from newsbert_ray.storage.workdir import WorkDir
+from tests.conftest import change_json
 from tests.deploy.conftest import TOKEN, dashboard, guarded, notes, problem, problems
 
 CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
@@ -492,14 +493,13 @@ def test_whole_shards(shards: Path) -> None:
 def test_no_shards(copied: Path, tmp_path: Path) -> None:
     """The wrong folder, or shards of an older version."""
     assert "no prepared shards there" in problem(check_shards(str(tmp_path))).message
-    manifest = json.loads((copied / MANIFEST).read_text())
-    (copied / MANIFEST).write_text(json.dumps(manifest | {"format": 1}))
+    change_json(copied / MANIFEST, format=1)
     assert "format 1" in problem(check_shards(str(copied))).message
 
 
 @pytest.mark.parametrize(
     ("damage", "message"),
-    [("missing", "(missing)"), ("cut", "bytes instead of"), ("tokenizer", "tokenizer.json (missing)")],
+    [("missing", "(missing)"), ("cut", "bytes instead of"), ("tokenizer", "tokenizer.json: missing")],
 )
 def test_incomplete_shards(copied: Path, damage: str, message: str) -> None:
     """A copy that broke off would be noticed by the trial that reads the last shard."""

@@ -12,11 +12,12 @@ import pytest
 import torch
 
 from newsbert_ray.data.shards import read_manifest
-from newsbert_ray.evaluation.encoding import SplitData, between_topics, map_titles
+from newsbert_ray.evaluation.encoding import MISTAKES, SplitData, between_topics, map_titles
 from newsbert_ray.model.saved import load_student
 from newsbert_ray.record import MAP, RunRecord, write_record
 from newsbert_ray.reporting.figures import OTHERS, NothingToDraw, map_figure
 from newsbert_ray.reporting.report import report
+from newsbert_ray.serving.predictor import load
 from newsbert_ray.training.run import train
 
 if TYPE_CHECKING:
@@ -63,6 +64,16 @@ def test_a_run_leaves_its_map(make_settings: MakeSettings) -> None:
     data = SplitData.of(settings, manifest, "train")
     few = map_titles(encoder, top, data, device=device, count=100)
     assert 100 <= len(few["topic"]) < manifest.rows("train", "topics")
+    assert np.trace(found["confusion"]) / np.sum(found["confusion"]) == pytest.approx(
+        train(settings, quiet=True).metrics["test"]["student"]["accuracy"]
+    )
+    mistakes = found["mistakes"]
+    assert 0 < len(mistakes) <= MISTAKES
+    predictions = load(settings.out).predict([one["title"] for one in mistakes])
+    for one, prediction in zip(mistakes, predictions, strict=True):
+        assert prediction.topic == found["labels"][one["predicted"]] != found["labels"][one["topic"]]
+        assert prediction.probability == pytest.approx(one["probability"], abs=1e-3)
+    assert mistakes == sorted(mistakes, key=lambda one: -one["probability"])
     figure = map_figure(Path(settings.out))
     assert sum(len(dots.x) for dots in figure.panels[0].lines) == len(found["x"])
     assert (Path(settings.out) / "report" / "map_of_titles.png") in report(

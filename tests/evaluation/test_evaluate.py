@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,11 +14,12 @@ from newsbert_ray import cli
 from newsbert_ray.config import PrepareSettings, SettingsError, build_settings
 from newsbert_ray.data.prepare import prepare
 from newsbert_ray.data.reading import read_impressions
-from newsbert_ray.data.shards import ShardError, read_manifest
+from newsbert_ray.data.shards import MANIFEST, ShardError, read_manifest
 from newsbert_ray.data.synthetic import synthesize
 from newsbert_ray.evaluation.evaluate import by_topic, evaluate, show
+from newsbert_ray.evaluation.submission import SubmissionError
 from newsbert_ray.training.run import train
-from tests.conftest import MakeSettings
+from tests.conftest import MakeSettings, change_json
 from tests.evaluation.test_submission import official_scores
 
 if TYPE_CHECKING:
@@ -103,6 +105,24 @@ def test_a_test_split_without_labels(make_settings: MakeSettings, unlabelled: Pa
     assert found["submission"]["lines"] == read_manifest(unlabelled).rows("test", "recommendation")
     (shown, *_) = show(settings.out, "U1")
     assert {offer.clicked for offer in shown.offers} == {None}
+
+
+def test_submission_of_shards_that_lack_lines(
+    make_settings: MakeSettings, unlabelled: Path, tmp_path: Path
+) -> None:
+    """MIND refuses a file with fewer lines than behaviors.tsv; a check against the shards cannot see it."""
+    settings = make_settings(task="recommendation", data=str(unlabelled), epochs=1)
+    train(settings, quiet=True)
+    shards = tmp_path / "shards"
+    shutil.copytree(unlabelled, shards)
+    manifest = json.loads((shards / MANIFEST).read_text())
+    source = next(s for s in reversed(manifest["sources"]) if s["file"] == "behaviors.tsv")
+    source |= {"rows": source["rows"] + 2, "rejected": 2}
+    change_json(shards / MANIFEST, sources=manifest["sources"])
+    with pytest.raises(SubmissionError, match=r"test/behaviors.tsv has \d+ lines, .* lack 2,"):
+        evaluate(settings.out, data=shards, submission=tmp_path / "p.zip")
+    assert not (tmp_path / "p.zip").exists()
+    assert evaluate(settings.out, data=shards, split="validation")["split"] == "validation"
 
 
 def test_a_user_is_shown(make_settings: MakeSettings) -> None:

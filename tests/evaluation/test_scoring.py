@@ -15,6 +15,7 @@ from newsbert_ray.data.reading import World
 from newsbert_ray.data.shards import Split, read_manifest, read_texts
 from newsbert_ray.evaluation import scoring as ranking
 from newsbert_ray.evaluation.encoding import Pace, SplitData
+from newsbert_ray.evaluation.metrics import rank_candidates
 from newsbert_ray.evaluation.scoring import encode_news, score_models, score_rankings
 from newsbert_ray.model.assemble import assemble_pair
 from newsbert_ray.model.pair import Pair
@@ -153,6 +154,24 @@ def test_each_news_is_encoded_once(make_settings: MakeSettings) -> None:
     blocks = [block for _, block in data.impressions()]
     mentioned = {int(row) for b in blocks for row in [*b.history, *b.candidates]}
     assert set(named.tolist()) == mentioned
+
+
+def test_candidates_without_a_title_come_last(make_settings: MakeSettings) -> None:
+    """A submission needs a rank for each; a metric over guessed ranks would mean nothing."""
+    pair, data = pair_and_data(make_settings, "test")
+    news = encode_news(pair.models(), data, data.news_rows(), world=CPU)
+    _, block = next(data.impressions())
+    first, size = int(block.offsets[1]), int(block.offsets[2] - block.offsets[1])
+    candidates = block.candidates.copy()
+    candidates[[first, first + 2]] = -1
+    hole = replace(block, candidates=candidates)
+    whole, scores = (ranking.score_block(pair.models(), news, b, world=CPU)["student"] for b in (block, hole))
+    known = candidates >= 0
+    assert (scores[known] == whole[known]).all()
+    ranks = rank_candidates(scores, block.offsets)
+    assert ranks[[first, first + 2]].tolist() == [size - 1, size]
+    of_all, of_known = ranking._tally(whole, block), ranking._tally(scores, hole)
+    assert of_known[:2].tolist() == [of_all[0] - 1, of_all[1] + 1]
 
 
 def test_popularity_counts_training_clicks(make_settings: MakeSettings) -> None:

@@ -12,7 +12,7 @@ from newsbert_ray.data.shards import read_manifest
 from newsbert_ray.model.assemble import assemble_pair
 from newsbert_ray.model.encoder import EncoderError
 from newsbert_ray.model.saved import load_student, write_best, write_student
-from tests.conftest import topic_batch
+from tests.conftest import change_json, topic_batch
 
 if TYPE_CHECKING:
     from tests.conftest import MakeSettings
@@ -42,6 +42,24 @@ def test_a_truncated_student_is_refused(make_settings: MakeSettings, tmp_path: P
     (tmp_path / "student" / name).write_bytes(content[: len(content) // 2])
     with pytest.raises(EncoderError, match=r"student|safetensors"):
         load_student(tmp_path / "student")
+
+
+@pytest.mark.parametrize("name", ["top.safetensors", "model.safetensors", "top.json", "tokenizer.json"])
+def test_a_changed_student_is_refused(make_settings: MakeSettings, tmp_path: Path, name: str) -> None:
+    """Other weights, topics or tokens would give other numbers without a word."""
+    settings = make_settings()
+    manifest, folder = read_manifest(settings.data), tmp_path / "student"
+    pair = assemble_pair(settings, manifest)
+    write_student(folder, pair, manifest, tokenizer=Path(settings.data) / "tokenizer")
+    content = (folder / name).read_bytes()
+    digit = next(i for i in range(len(content) - 1, 0, -1) if chr(content[i]) in "12")
+    changed = b"2" if content[digit : digit + 1] == b"1" else b"1"
+    (folder / name).write_bytes(content[:digit] + changed + content[digit + 1 :])
+    with pytest.raises(EncoderError, match=f"{name}: damaged: its content has changed; train the run again"):
+        load_student(folder)
+    write_student(folder, pair, manifest, tokenizer=Path(settings.data) / "tokenizer")
+    change_json(folder / "top.json")
+    assert load_student(folder)  # as an earlier version wrote it
 
 
 def test_exported_student_opens_in_transformers_alone(make_settings: MakeSettings, tmp_path: Path) -> None:

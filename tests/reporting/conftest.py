@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 import math
 import random
+import re
+import shutil
+import subprocess
 from collections.abc import Callable, Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,7 @@ from newsbert_ray.reporting.draw import figure_paths
 from newsbert_ray.reporting.figures import AnyPanel, FigureData
 from newsbert_ray.reporting.sweep_data import Axis, point_label
 from newsbert_ray.tune.space import SearchSpace
+from tests.conftest import change_json
 
 MakeRecord = Callable[..., RunRecord]
 MakeSweep = Callable[..., Path]
@@ -48,6 +53,32 @@ GOALS = (
 )
 
 
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+MEASURE = """<script>onload = () => {
+  const seen = [...document.querySelectorAll("iframe")].map(({contentDocument: page}) => [
+    page.documentElement.scrollWidth - page.documentElement.clientWidth,
+    [...page.querySelectorAll("svg")].filter(svg => svg.getBoundingClientRect().height > 20).length])
+  document.body.textContent = "measured " + JSON.stringify(seen) + " end" }</script>"""
+
+
+def open_pages(pages: Sequence[str], folder: Path, *, dark: bool) -> list[list[int]]:
+    """Each page in headless Chromium, 390 and 1280 pixels wide: pixels that overflow, figures drawn."""
+    frames = [f'<iframe width="{w}" srcdoc="{escape(page)}"></iframe>' for page in pages for w in (390, 1280)]
+    (folder / "frames.html").write_text(f"<body>{''.join(frames)}{MEASURE}</body>", encoding="utf-8")
+    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync --dump-dom"
+    flags += " --disable-background-networking --disable-component-update --window-size=1700,1000"
+    flags += " --enable-logging=stderr" + (" --blink-settings=preferredColorScheme=0" if dark else "")
+    command = [str(BROWSER), *flags.split(), f"--user-data-dir={folder}/profile"]
+    done = subprocess.run(
+        [*command, f"file://{folder}/frames.html"], capture_output=True, text=True, timeout=90
+    )
+    measured = re.search(r"measured (.*) end", done.stdout)
+    assert measured, done.stderr
+    assert "CONSOLE" not in done.stderr
+    sizes: list[list[int]] = json.loads(measured[1])
+    return sizes
+
+
 def change_plan(folder: Path, **changes: Any) -> None:
     """Change values of a sweep's sweep.json."""
     path = folder / "sweep.json"
@@ -57,9 +88,7 @@ def change_plan(folder: Path, **changes: Any) -> None:
 def change_hardware(folder: Path, **hardware: Any) -> str:
     """Change the hardware of the only record among a sweep's trials; returns the record."""
     (path,) = (folder / "trials").glob("*/record.json")
-    record = json.loads(path.read_text())
-    record["hardware"] |= hardware
-    write_json(path, record)
+    change_json(path, hardware=json.loads(path.read_text())["hardware"] | hardware)
     return path.read_text()
 
 

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
-import shutil
-import subprocess
 from dataclasses import replace
 from functools import cache
-from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -27,6 +23,7 @@ from newsbert_ray.reporting.page import (
     Text,
     inline_svg,
 )
+from tests.reporting.conftest import BROWSER, open_pages
 
 
 def test_markdown_by_hand() -> None:
@@ -238,14 +235,6 @@ def test_latex_is_escaped() -> None:
     ]
 
 
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
-MEASURE = """<script>onload = () => {
-  const seen = [...document.querySelectorAll("iframe")].map(({contentDocument: page}) => [
-    page.documentElement.scrollWidth - page.documentElement.clientWidth,
-    [...page.querySelectorAll("svg")].filter(svg => svg.getBoundingClientRect().height > 20).length])
-  document.body.textContent = "measured " + JSON.stringify(seen) + " end" }</script>"""
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
@@ -255,15 +244,4 @@ def test_page_fits_a_browser(tmp_path: Path, dark: bool) -> None:
         tuple(f"column {i}" for i in range(30)), (("12.3 ± 0.4",) * 30,), caption="A wide table. " * 9
     )
     page = replace(_page(), sections=(*_page().sections, Section("Wide", (wide,))))
-    frames = [f'<iframe width="{width}" srcdoc="{escape(page.html())}"></iframe>' for width in (390, 1280)]
-    (tmp_path / "frames.html").write_text(f"<body>{''.join(frames)}{MEASURE}</body>", encoding="utf-8")
-    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync --dump-dom"
-    flags += " --disable-background-networking --disable-component-update --window-size=1700,1000"
-    flags += " --blink-settings=preferredColorScheme=0" if dark else ""
-    command = [str(BROWSER), *flags.split(), f"--user-data-dir={tmp_path}/profile"]
-    done = subprocess.run(
-        [*command, f"file://{tmp_path}/frames.html"], capture_output=True, text=True, timeout=60
-    )
-    measured = re.search(r"measured (.*) end", done.stdout)
-    assert measured, done.stderr
-    assert json.loads(measured[1]) == [[0, 2], [0, 2]]
+    assert open_pages([page.html()], tmp_path, dark=dark) == [[0, 2], [0, 2]]

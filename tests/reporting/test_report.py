@@ -10,13 +10,26 @@ import pytest
 from newsbert_ray.record import RecordError, write_record
 from newsbert_ray.reporting import statistics as importance
 from newsbert_ray.reporting.report import report
-from tests.reporting.conftest import GOALS, MakeRecord, MakeSweep
+from tests.reporting.conftest import BROWSER, GOALS, MakeRecord, MakeSweep, open_pages
 
 
 def _write_sweep(folder: Path, make_record: MakeRecord) -> None:
     for i, (beta, seed) in enumerate((beta, seed) for beta in (0.0, 0.1) for seed in (0, 1)):
         record = make_record(accuracy=0.6 + beta + 0.01 * seed, seed=seed, **{"distill.beta": beta})
         write_record(folder / str(i), record)
+
+
+def _write_run(folder: Path, make_record: MakeRecord) -> None:
+    record = make_record(accuracy=0.712)
+    speed = {"student_titles_per_second": 900.0, "teacher_titles_per_second": 300.0, "times_teacher": 3.0}
+    write_record(folder, record.model_copy(update={"metrics": {**record.metrics, "speed": speed}}))
+    log = {"kind": "log", "steps": 8, "epochs": 1, "train": {"student_task": 1.0}}
+    lines = [json.dumps({**log, "step": step}) for step in (4, 8)]
+    (folder / "metrics.jsonl").write_text("\n".join(lines))
+    titles = {"topic": [0, 1, 1], "predicted": [0, 0, 1], "x": [0.0, 1.0, 2.0], "y": [0.0] * 3}
+    titles |= {"split": "test", "labels": ["news", "sport"], "share": 1.0}
+    titles["mistakes"] = [{"title": "Rain " * 20, "topic": 1, "predicted": 0, "probability": 0.99}]
+    (folder / "map.json").write_text(json.dumps(titles))
 
 
 def test_report_of_runs_is_complete(tmp_path: Path, make_record: MakeRecord) -> None:
@@ -98,18 +111,36 @@ def test_what_a_reader_must_know_is_noted(tmp_path: Path, make_record: MakeRecor
 @pytest.mark.usefixtures("_undrawn")
 def test_single_run_starts_with_its_result(tmp_path: Path, make_record: MakeRecord) -> None:
     """The page of one run has its metric, its teacher's and its losses; beta cannot vary over one run."""
-    write_record(tmp_path / "run", make_record(accuracy=0.712))
-    log = {"kind": "log", "steps": 8, "epochs": 1, "train": {"student_task": 1.0}}
-    lines = [json.dumps({**log, "step": step}) for step in (4, 8)]
-    (tmp_path / "run" / "metrics.jsonl").write_text("\n".join(lines))
-    titles = {"topic": [0, 1, 1], "predicted": [0, 0, 1], "x": [0.0, 1.0, 2.0], "y": [0.0] * 3}
-    titles |= {"split": "test", "labels": ["news", "sport"], "share": 1.0}
-    (tmp_path / "run" / "map.json").write_text(json.dumps(titles))
+    _write_run(tmp_path / "run", make_record)
     page = report([tmp_path / "run"], out=tmp_path / "out")[0].read_text()
     assert "Its student's test accuracy: 71.2 %; its teacher's: 80.0 %." in page
+    assert "| test accuracy (%) | 71.2 | 80.0 |" in page
+    assert "| titles/s at work | 900 | 300 |" in page
+    assert "| times its teacher's titles/s | 3.0 |  |" in page
+    assert "| sport | news | 99.0 |" in page
     assert "](losses.png)" in page
     assert "| sport | news | 2 | 100.0 | 50.0 | 66.7 |" in page
     assert "Fig. 7" not in page
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_reports_open_in_a_browser(
+    tmp_path: Path,
+    make_record: MakeRecord,
+    make_sweep: MakeSweep,
+    monkeypatch: pytest.MonkeyPatch,
+    dark: bool,
+) -> None:
+    """A run's and a sweep's page: no overflow, no error on the console, every figure is drawn."""
+    monkeypatch.setattr(importance, "REPEATS", 2)
+    _write_run(tmp_path / "run", make_record)
+    sweep = make_sweep(axes=["learning_rate", "distill.beta"], points=16, stopped=0.5, failed=1)
+    pages = [report([folder], out=tmp_path / "out")[1].read_text() for folder in (tmp_path / "run", sweep)]
+    figures = [page.count("<figure") for page in pages]
+    assert min(figures) >= 3
+    assert open_pages(pages, tmp_path, dark=dark) == [[0, count] for count in figures for _ in range(2)]
 
 
 def test_missing_folder_is_named(tmp_path: Path) -> None:
@@ -141,7 +172,7 @@ def test_sweep_gets_its_own_page(
         f"{name}.png" for name in drawn
     ]
     page = written[0].read_text()
-    assert page.startswith("# Sweep invented\n\nThe best of ")
+    assert page.startswith("# Sweep invented\n\n")
     places = [page.index(f"]({name}.png)") for name in drawn]
     assert places == sorted(places)
     assert written[1].read_text().count("<svg ") == page.count("![")

@@ -143,9 +143,14 @@ def test_points_within_the_spread_are_equal(make_sweep: MakeSweep) -> None:
     assert best is not None
     near = [s for s in others if s and best.mean - s.mean <= max(best.sd or 0.0, s.sd or 0.0)]
     assert equal_points(sweep) == 1 + len(near) < 4
+    assert f"{1 + len(near)} of 4 finished points are equally good: they differ by no more" in _markdown(
+        folder
+    )
     single = read_sweep(make_sweep("single", axes=["learning_rate"], points=4, seeds=(0,)))
     assert equal_points(single) == 1
-    assert "equally good" not in sweep_page(single, FIGURES).markdown()
+    page = sweep_page(single, FIGURES).markdown()
+    assert "equally good" not in page
+    assert "One seed has no spread" in page
 
 
 def test_front_is_a_table_and_a_figure(make_sweep: MakeSweep) -> None:

@@ -191,6 +191,12 @@ def test_topics_by_hand() -> None:
     )
     assert (confusion.head, confusion.rows) == (("topic", "a", "b"), (("a", "2", "1"), ("b", "", "1")))
     assert topic_tables({**points, "predicted": []} | {"topic": []}) == []
+    mistake = {"title": "Rain", "topic": 0, "predicted": 1, "probability": 0.987}
+    whole = {**points, "confusion": [[4, 2, 0], [0, 1, 0], [0, 0, 0]], "mistakes": [mistake]}
+    by_topic, confusion, mistakes = topic_tables(whole)
+    assert "7 titles of test" in confusion.caption
+    assert confusion.rows[0] == ("a", "4", "2")
+    assert mistakes.rows == (("Rain", "a", "b", "98.7"),)
     older = {name: value for name, value in points.items() if name != "predicted"}
     assert topic_tables(older) == []
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,19 +14,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from newsbert_ray.data import sources
+from newsbert_ray.config import SettingsError
 from newsbert_ray.model.saved import load_student
 from newsbert_ray.serving import embed as embedding
-from newsbert_ray.serving.embed import (
-    EMBEDDED,
-    EmbedError,
-    TextsError,
-    cut_file,
-    embed,
-    read_embedded,
-    read_rows,
-)
+from newsbert_ray.serving import texts
+from newsbert_ray.serving.embed import EMBEDDED, EmbedError, embed, predict, read_embedded
+from newsbert_ray.serving.predictor import load
 from newsbert_ray.serving.similar import similar
+from newsbert_ray.serving.texts import TextsError
 from newsbert_ray.storage.bucket import Remote
 from newsbert_ray.training.run import train
 
@@ -83,12 +80,12 @@ def test_all_formats_give_the_same(run: Path, tmp_path: Path) -> None:
     names, _, vectors, _ = read_embedded(tmp_path / "both")
     assert names == [name for name, _ in ROWS]
     np.testing.assert_allclose(vectors, expected, atol=1e-6)
-    assert len(description["parts"]) == 4
+    assert len(description["parts"]) == 2
 
 
 def test_interrupted_command_continues(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Hours of work are not repeated; a finished command says so."""
-    monkeypatch.setattr(sources, "CHUNK_BYTES", 600)
+    monkeypatch.setattr(texts, "ROWS", 10)
     lines: list[str] = []
     values: dict[str, Any] = {"input": [str(mind(tmp_path))], "out": tmp_path / "out", "workers": 0}
     work, calls = embedding.embed_piece, 0
@@ -109,7 +106,7 @@ def test_interrupted_command_continues(run: Path, tmp_path: Path, monkeypatch: p
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("part-*")}
     assert len(before) == 2
     description = embed(run, **values, say=lines.append)
-    assert f"2 of {len(description['parts'])} files are already embedded" in lines
+    assert f"2 of {len(description['parts'])} files were already embedded" in lines
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert read_embedded(tmp_path / "out")[0] == [name for name, _ in ROWS]
     embed(run, **values, say=lines.append)
@@ -182,66 +179,39 @@ def test_bad_rows_are_left_out_and_reported(run: Path, tmp_path: Path) -> None:
     file.write_text("\n".join([*good, *bad]), encoding="utf-8")
     with pytest.raises(
         EmbedError,
-        match=r"4 of 44 rows are bad, at most 1\.0% may be: columns: no news_id or id or nid, or",
+        match=r"4 of 44 rows are bad, at most 1\.0% may be: columns: title is missing",
     ):
         quiet(run, [file], tmp_path / "out")
     lines: list[str] = []
     values: dict[str, Any] = {"workers": 0, "max_rejected_share": 0.2, "overwrite": True}
     description = embed(run, input=[str(file)], out=tmp_path / "out", say=lines.append, **values)
     assert description["rows"] == 40
-    assert lines[0] == "2 of 2 files are already embedded"
-    assert lines[1].startswith("left out, 4 bad rows: columns: no news_id or id or nid")
+    assert lines[0] == "1 of 1 files were already embedded"
+    assert lines[1].startswith("left out, 4 bad rows: columns: title is missing")
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("news.csv", "a,b", "give a .tsv, .jsonl, .parquet file"),
         ("none.tsv", None, "no such file"),
-        ("news.parquet", "no table", "not a complete Parquet file"),
         ("empty.tsv", "", "contains no text"),
+        ("x.jsonl", "1\n", "columns"),
     ],
 )
 def test_unreadable_file(run: Path, tmp_path: Path, name: str, content: str | None, message: str) -> None:
-    """Before a model is loaded."""
+    """Before a model is loaded, and `--out` stays free."""
     if content is not None:
         (tmp_path / name).write_text(content)
     with pytest.raises(TextsError, match=message):
         quiet(run, [tmp_path / name], tmp_path / "out")
-    table = tmp_path / "columns.parquet"
-    pq.write_table(pa.table({"a": [1]}), table)
-    with pytest.raises(TextsError, match="its columns are a; name the id news_id or id"):
-        cut_file(table)
-
-
-def test_row_groups_of_parquet(tmp_path: Path) -> None:
-    """Each is a piece, read alone; ids may be numbers."""
-    table = tmp_path / "news.parquet"
-    pq.write_table(pa.table({"id": [1, 2, 3], "title": ["a", None, "c"]}), table, row_group_size=2)
-    _, pieces = cut_file(table, first=4)
-    assert [(piece.number, piece.size) for piece in pieces] == [(4, 2), (5, 1)]
-    first, second = (list(read_rows(piece)) for piece in pieces)
-    assert [type(row).__name__ for row in first] == ["Row", "BadLine"]
-    assert second == [("3", "c")]
-
-
-def test_tsv_with_a_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As xMIND's: columns by their names, in any order; without such a header the columns are MIND's."""
-    file = tmp_path / "news.tsv"
-    content = "nid\ttitle\tabstract\nN1\tAceste retete\tNu\nN2\tVremea azi\t\nN3\n\n"
-    file.write_text(content, encoding="utf-8-sig")
-    monkeypatch.setattr(embedding, "ROWS", 2)
-    _, pieces = cut_file(file)
-    rows = [row for piece in pieces for row in read_rows(piece)]
-    assert rows[:2] == [("N1", "Aceste retete"), ("N2", "Vremea azi")]
-    assert [str(row) for row in rows[2:]] == ["columns: 1 found, 2 expected"]
+    assert not (tmp_path / "out").exists()
 
 
 def test_everything_in_a_bucket(
     run: Path, tmp_path: Path, bucket: S3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a cluster whose machines share no disk; what is done is not done again there either."""
-    monkeypatch.setattr(sources, "CHUNK_BYTES", 600)
+    monkeypatch.setattr(texts, "ROWS", 10)
     quiet(run, [mind(tmp_path)], tmp_path / "here")
     remote = Remote(f"{bucket.url}/given")
     names = [path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()]
@@ -261,7 +231,7 @@ def test_everything_in_a_bucket(
     Remote(f"{bucket.url}/vectors").remove([description["parts"][1]])
     embed(remote.url, **values, say=lines.append)
     assert (
-        f"{len(description['parts']) - 1} of {len(description['parts'])} files are already embedded" in lines
+        f"{len(description['parts']) - 1} of {len(description['parts'])} files were already embedded" in lines
     )
     assert similar(f"{bucket.url}/vectors", to="N3", top=1).matches
     values["input"] = [str(mind(tmp_path, ROWS[:9]))]
@@ -282,21 +252,76 @@ def test_output_that_machines_do_not_share(
         quiet(run, [mind(tmp_path)], tmp_path / "out")
 
 
-def test_large_parts_are_cut_into_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Progress is seen, cores share the work, a restart loses seconds: every row once, in order."""
-    monkeypatch.setattr(embedding, "ROWS", 16)
-    table = tmp_path / "news.parquet"
-    pq.write_table(pa.table({"id": [n for n, _ in ROWS], "title": [t for _, t in ROWS]}), table)
-    for path in (mind(tmp_path), table):
-        _, pieces = cut_file(path, first=2)
-        assert [(piece.number, piece.size) for piece in pieces] == [(2, 16), (3, 16), (4, 8)]
-        assert [row for piece in pieces for row in read_rows(piece)] == ROWS
+def test_pieces_of_an_earlier_version_are_not_continued(run: Path, tmp_path: Path) -> None:
+    """It cut files elsewhere: texts would be missing or twice. Complete embeddings are kept."""
+    quiet(run, [mind(tmp_path)], tmp_path / "out")
+    path = tmp_path / "out" / EMBEDDED
+    earlier = {name: value for name, value in json.loads(path.read_text()).items() if name != "piece_rows"}
+    path.write_text(json.dumps(earlier))
+    assert quiet(run, [mind(tmp_path)], tmp_path / "out") == earlier
+    path.write_text(json.dumps(earlier | {"state": "under way"}))
+    with pytest.raises(EmbedError, match="add --overwrite"):
+        quiet(run, [mind(tmp_path)], tmp_path / "out")
+
+
+def test_without_ray(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that cannot start Ray can embed all the same, and is told how."""
+    from newsbert_ray import ray_session
+
+    def refuse(**_: Any) -> None:
+        raise ray_session.ConnectError("Ray does not start on this machine")
+
+    monkeypatch.setattr(ray_session, "ray_session", refuse)
+    with pytest.raises(EmbedError, match=r"not start on this machine.*--workers 0"):
+        embed(run, input=[str(mind(tmp_path))], out=tmp_path / "out")
+
+
+def test_predictions_in_every_format(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same rows, in the order of the file, as `load(run).predict` gives them."""
+    monkeypatch.setattr(texts, "ROWS", 16)
+    expected = load(run).predict([text for _, text in ROWS], top=2)
+    source = mind(tmp_path)
+    for name in ("out.jsonl", "out.csv", "out.parquet"):
+        result = predict(run, input=source, out=tmp_path / name, top_k=2)
+        assert (result["rows"], result["left_out"]) == (40, 0)
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [(row["id"], row["text"]) for row in rows] == ROWS
+    assert [(row["topic"], row["topic_2"]) for row in rows] == [
+        (one.topics[0][0], one.topics[1][0]) for one in expected
+    ]
+    assert [row["probability_2"] for row in rows] == pytest.approx(
+        [one.topics[1][1] for one in expected], abs=1e-6
+    )
+    assert pq.read_table(tmp_path / "out.parquet").to_pylist() == rows
+    with (tmp_path / "out.csv").open(encoding="utf-8", newline="") as file:
+        assert list(csv.DictReader(file)) == [{k: str(v) for k, v in row.items()} for row in rows]
+
+
+def test_predictions_of_standard_input(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One text a line; its id is the number of its line; standard output has nothing but the rows."""
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"rain again\n\ncaf\xc3\xa9s open\n\xff\n")))
+    lines: list[str] = []
+    assert predict(run, say=lines.append) == {"out": "-", "rows": 2, "left_out": 1}
+    shown = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(row["id"], row["text"]) for row in shown] == [("1", "rain again"), ("3", "cafés open")]
+    assert 0 < shown[0]["probability"] <= 1
+    assert lines[0].startswith("left out, 1 bad rows: encoding")
+    (tmp_path / "out.csv").touch()
+    for out, message in (("out.csv", "add --overwrite"), ("out.xlsx", "give a .jsonl, .csv, .parquet file")):
+        with pytest.raises(SettingsError, match=message):
+            predict(run, input=mind(tmp_path), out=tmp_path / out)
+    (tmp_path / "blank.txt").write_text("\n \n")
+    with pytest.raises(TextsError, match="contains no text"):
+        predict(run, input=tmp_path / "blank.txt", out=tmp_path / "none.jsonl")
+    assert not (tmp_path / "none.jsonl").exists()
 
 
 @pytest.mark.ray
 def test_over_ray_it_is_the_same(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pieces on two cores, the same shards."""
-    monkeypatch.setattr(sources, "CHUNK_BYTES", 600)
+    monkeypatch.setattr(texts, "ROWS", 10)
     path = mind(tmp_path)
     quiet(run, [path], tmp_path / "here")
     lines: list[str] = []

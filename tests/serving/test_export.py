@@ -17,6 +17,7 @@ from newsbert_ray.record import RunRecord, read_record
 from newsbert_ray.serving.export import ExportError, export, model_card
 from newsbert_ray.serving.predictor import load
 from newsbert_ray.training.run import train
+from tests.conftest import change_json
 
 if TYPE_CHECKING:
     from tests.conftest import MakeRecord, MakeSettings
@@ -209,6 +210,7 @@ def test_tokens_are_those_of_training(run: Path, tmp_path: Path, settings: dict[
     config = tmp_path / "run/student/tokenizer_config.json"
     known = json.loads(config.read_text()) if config.exists() else {}
     config.write_text(json.dumps(known | settings))
+    change_json(config.with_name("top.json"))
     export(tmp_path / "run", to="sentence-transformers", out=tmp_path / "st")
     titles = ["Storm Closes Airports", "Team WINS"]
     own = list(load_tokenizer(str(run / "student")).encode(titles, max_tokens=30))

@@ -19,6 +19,7 @@ from newsbert_ray.model.saved import load_student
 from newsbert_ray.serving import predictor as predictors
 from newsbert_ray.serving.predictor import Predictor, Student, TokenCache, load
 from newsbert_ray.training.run import train
+from tests.conftest import change_json
 
 if TYPE_CHECKING:
     from tests.conftest import MakeSettings
@@ -101,6 +102,7 @@ def test_changed_tokeniser_is_refused(run: Path, tmp_path: Path) -> None:
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     tokenizer["normalizer"]["lowercase"] = not tokenizer["normalizer"]["lowercase"]
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    change_json(folder / "top.json")
     with pytest.raises(EncoderError, match="not the tokeniser that the student was trained with"):
         Student.read(folder)
 

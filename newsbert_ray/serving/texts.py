@@ -1,0 +1,117 @@
+"""Files of texts, read row by row in constant memory: plain text, tables, MIND's news.tsv, standard input."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow.parquet as pq
+
+from newsbert_ray.data.mind import NEWS_COLUMNS, parse_news
+from newsbert_ray.data.sources import BadLine, parse_chunk, parse_lines, read_through
+from newsbert_ray.data.tables import SUFFIXES, Table, check_text, open_table, read_table
+from newsbert_ray.storage.workdir import download_input
+
+IDS, TEXTS = ("news_id", "id", "nid"), ("title", "text")
+"""Names of a table's columns; the first that exists is used. Without an id its rows are counted from 1."""
+STREAM = "-"
+"""Standard input or output."""
+ROWS = 8192
+"""Rows of a piece, at most: a core embeds them in seconds."""
+
+
+class TextsError(ValueError):
+    """A file whose texts cannot be read; the text says why and what to do."""
+
+
+class Row(NamedTuple):
+    """A text with its id."""
+
+    name: str
+    text: str
+
+
+@dataclass(frozen=True)
+class TextFile:
+    """A file of texts: its SHA-256, its lines or rows (bad ones and a header included), and an iterator of
+    its rows, of which a bad one is the reason."""
+
+    sha256: str
+    lines: int
+    rows: Iterator[Row | BadLine]
+
+    def pieces(self) -> Iterator[list[Row | BadLine]]:
+        """The rows, up to ROWS at a time."""
+        while rows := list(islice(self.rows, ROWS)):
+            yield rows
+
+
+def open_texts(location: str | Path) -> TextFile:
+    """A file of texts, of which nothing but a header has been read.
+
+    Args:
+        location: path or URL of MIND's news.tsv, of a table with a column of texts, or of a .txt with one
+            text a line; `-` is standard input, one text a line.
+    Raises:
+        TextsError, PrepareError: no such file, another format, or no column of texts.
+    """
+    if str(location) == STREAM:
+        raws = (parse_lines(raw, str, is_start=n == 0) for n, raw in enumerate(sys.stdin.buffer))
+        return TextFile("", 0, _read_lines(chain.from_iterable(raws)))
+    path = Path(download_input(str(location))).expanduser().absolute()
+    suffix = path.suffix.lower()
+    if suffix not in (*SUFFIXES, ".txt"):
+        raise TextsError(f"{path}: give a {', '.join(SUFFIXES)} or .txt file")
+    if not path.is_file() or not path.stat().st_size:
+        raise TextsError(f"{path}: " + ("contains no text" if path.is_file() else "no such file"))
+    table = None if suffix == ".txt" else open_table(str(path), columns=())
+    names = table.names if table else ()
+    text = next((name for name in TEXTS if name in names), None)
+    if table and text:
+        columns = (*[name for name in IDS if name in names][:1], text)
+        with path.open("rb") as file:
+            blocks = iter(lambda: file.read(1 << 20), b"")
+            parquet = suffix == ".parquet"
+            lines = pq.read_metadata(path).num_rows if parquet else sum(b.count(b"\n") for b in blocks)
+        return TextFile(table.source.sha256, lines, _read_columns(table, columns))
+    if suffix != ".txt" and not (suffix == ".tsv" and len(names) == NEWS_COLUMNS):
+        raise TextsError(
+            f"{path}: its columns are {', '.join(name[:40] for name in names[:10])}; name the text "
+            f"{' or '.join(TEXTS)}, and the id, if there is one, {' or '.join(IDS)}"
+        )
+    source = read_through(path, folder=path.parent.name)
+    parse: Callable[[str], str | Row] = str if suffix == ".txt" else _parse_news
+    chunks = (parse_chunk(chunk, parse) for chunk in source.chunks)
+    return TextFile(source.sha256, source.lines, _read_lines(chain.from_iterable(chunks)))
+
+
+def _parse_news(line: str) -> Row:
+    news = parse_news(line)
+    return Row(news.news_id, news.title)
+
+
+def _read_lines(lines: Iterable[tuple[str, Row | str | BadLine]]) -> Iterator[Row | BadLine]:
+    """The rows of lines that are not blank; the id of a text alone is the number of its line."""
+    for number, (line, row) in enumerate(lines, 1):
+        if line.strip():
+            yield Row(str(number), row) if isinstance(row, str) else row
+
+
+def _read_columns(table: Table, columns: Sequence[str]) -> Iterator[Row | BadLine]:
+    """The rows of a table, from its columns of ids (if it has one) and texts; without blank lines."""
+    for number, (_, shown, values) in enumerate(read_table(table, columns), 1):
+        if isinstance(values, BadLine):
+            if shown.strip() or str(values).startswith("csv"):
+                yield values
+            continue
+        *name, text = values
+        try:
+            is_number = bool(name) and isinstance(name[0], int) and not isinstance(name[0], bool)
+            own = str(name[0]) if is_number else check_text("id", name[0]) if name else str(number)
+            yield Row(own, check_text(columns[-1], text))
+        except BadLine as bad:
+            yield bad
