@@ -133,7 +133,10 @@ def read_record(folder: str | Path) -> RunRecord:
     try:
         return RunRecord.model_validate_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise RecordError(f"{path}: no record there; is it the folder of a finished run?") from error
+        fault = "no record there; is it the folder of a finished run?"
+        if (path.parent / "settings.json").is_file():
+            fault = "the run has not finished; the command that started it continues it"
+        raise RecordError(f"{path}: {fault}") from error
     except (ValidationError, UnicodeDecodeError) as error:
         fault = first_fault(error)
         raise RecordError(f"{path}: not a complete run record ({fault}); run the training again") from error
@@ -145,8 +148,9 @@ def first_fault(error: ValidationError | UnicodeDecodeError) -> str:
         return f"byte {error.start} is not UTF-8"
     faults = error.errors()
     name = ".".join(str(part) for part in faults[0]["loc"])
-    more = f", and {len(faults) - 1} more" if len(faults) > 1 else ""
-    return f"{name}: {faults[0]['msg']}{more}" if name else f"{faults[0]['msg']}{more}"
+    text = faults[0]["msg"].removeprefix("Value error, ")
+    text += f", and {len(faults) - 1} more" if len(faults) > 1 else ""
+    return f"{name}: {text}" if name else text
 
 
 def find_records(folder: str | Path) -> list[Path]:

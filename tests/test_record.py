@@ -48,6 +48,9 @@ def test_a_missing_record_is_an_error_that_says_so(tmp_path: Path) -> None:
         RecordError, match=r"run/record\.json: no record there; is it the folder of a finished"
     ):
         read_record(tmp_path / "run")
+    (tmp_path / "settings.json").touch()
+    with pytest.raises(RecordError, match="the run has not finished; the command that started it continues"):
+        read_record(tmp_path)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"seed": 1}', '{"surprise": 1}'])

@@ -157,13 +157,27 @@ def write_student(
             if tokenizer.is_dir():
                 shutil.copytree(tokenizer, partial, dirs_exist_ok=True)
             save_tensors(pair.top.state_dict(), partial / TOP)
-            top["files"] = files_in(partial)
+            (partial / "README.md").write_text(_card(pair.student), encoding="utf-8")
+            top["files"] = {n: digest for n, digest in files_in(partial).items() if n != "README.md"}
             write_json(partial / TOP_CONFIG, {**top, "check": checksum_of(top)})
     except (SafetensorError, OSError) as error:
         raise EncoderError(
             f"{folder}: the student cannot be written ({error}); free some disk space, then run the same "
             "command again: it continues from its last checkpoint"
         ) from error
+
+
+def _card(encoder: Encoder) -> str:
+    """What the folder of a student is, for those who open it with another library."""
+    what = "`AutoModel.from_pretrained` of transformers loads the encoder alone"
+    if type(encoder) is not Encoder:
+        what = "transformers does not load this folder, because the encoder has a form of its own"
+    return f"""# A student, as its run left it
+
+Load it with `newsbert_ray.load(RUN)`; RUN is the folder above. Other libraries: {what}.
+Pooling and head (topics or clicks) are in `{TOP}`, which only newsbert_ray reads.
+`newsbert-ray export RUN --to hf` (or sentence-transformers, onnx) writes a folder that they load as a whole.
+"""
 
 
 def load_student(folder: Path) -> tuple[Encoder, Top, dict[str, Any]]:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import chain, islice
 from pathlib import Path
+from shlex import quote
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +26,8 @@ import torch
 from newsbert_ray.config import SettingsError
 from newsbert_ray.data.sources import BadLine, show_progress
 from newsbert_ray.files import replace_file
+from newsbert_ray.model.linear import is_linear
+from newsbert_ray.record import RECORD
 from newsbert_ray.secrets import mask_url
 from newsbert_ray.serving.predictor import NOT_NEEDED, Precision, load, load_predictor, read_run, weights_hash
 from newsbert_ray.serving.texts import ROWS, STREAM, Row, TextsError, open_texts
@@ -82,6 +85,8 @@ def embed(
     """The verb `embed`. Arguments, result and errors are those of `newsbert_ray.embed`."""
     start = time.perf_counter()
     record, student = read_run(run)
+    if is_linear(student):
+        raise SettingsError(f"{run}: a linear model has no embeddings; train with another method")
     folder, files = Remote(absolute(out)), [open_texts(file) for file in input]
     pieces = (Piece(*pair) for pair in enumerate(chain.from_iterable(file.pieces() for file in files)))
     if (first := next(pieces, None)) is None:
@@ -157,9 +162,11 @@ def read_embedded(folder: str | Path) -> Embedded:
     local = fetch(folder)
     description = _read_description(Remote(absolute(local)))
     if description.get("state") != "whole":
+        is_run = (local / RECORD).is_file() or (local / "settings.json").is_file()
+        run, out = (folder, "VECTORS") if is_run else ("RUN", folder)
         raise EmbedError(
-            f"{folder}: contains no complete embeddings; make them with: newsbert-ray embed RUN --input "
-            f"news.tsv --out {folder}"
+            f"{folder}: {'a run, which ' if is_run else ''}contains no complete embeddings; make them with: "
+            f"newsbert-ray embed {quote(str(run))} --input news.tsv --out {quote(str(out))}"
         )
     table = pa.concat_tables(pq.read_table(local / part) for part in description["parts"]).combine_chunks()
     values = table["embedding"].combine_chunks().values.to_numpy()

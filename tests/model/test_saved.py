@@ -70,6 +70,7 @@ def test_exported_student_opens_in_transformers_alone(make_settings: MakeSetting
     manifest = read_manifest(settings.data)
     pair = assemble_pair(settings, manifest).eval()
     write_student(tmp_path / "student", pair, manifest, tokenizer=Path(settings.data) / "tokenizer")
+    assert "transformers loads the encoder alone" in (tmp_path / "student" / "README.md").read_text()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "student")
     model = AutoModel.from_pretrained(tmp_path / "student").eval()
     tokens = tokenizer("bado kelu", return_tensors="pt")

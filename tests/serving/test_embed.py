@@ -101,6 +101,8 @@ def test_interrupted_command_continues(run: Path, tmp_path: Path, monkeypatch: p
         patch.setattr(embedding, "embed_piece", break_off)
         with pytest.raises(KeyboardInterrupt):
             embed(run, **values, say=lines.append)
+    with pytest.raises(EmbedError, match=r"a run, which .*embed .*run --input news.tsv --out VECTORS"):
+        read_embedded(run)
     with pytest.raises(EmbedError, match="contains no complete embeddings"):
         read_embedded(tmp_path / "out")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("part-*")}

@@ -30,7 +30,7 @@ from newsbert_ray.model.saved import CheckpointError, load_student
 from newsbert_ray.record import METRICS, RunRecord, read_entries
 from newsbert_ray.training.run import RunFolderError, train
 from newsbert_ray.training.step import build_learner, train_step
-from tests.conftest import MakeSettings
+from tests.conftest import MakeSettings, change_json
 
 
 def student(run: str | Path) -> dict[str, torch.Tensor]:
@@ -224,9 +224,10 @@ def test_texts_without_labels_are_learned_from(
 def test_another_tokeniser_of_unlabelled_text_is_refused(make_settings: MakeSettings, tmp_path: Path) -> None:
     """The same ids would mean other words, and nobody would see it in the numbers."""
     settings = make_settings(unlabelled=str(tmp_path), unlabelled_share=0.5)
-    manifest = json.loads((Path(settings.data) / "manifest.json").read_text())
-    manifest["tokenizer"]["sha256"] = "other"
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    text = (Path(settings.data) / "manifest.json").read_text()
+    (tmp_path / "manifest.json").write_text(text)
+    tokenizer = json.loads(text)["tokenizer"] | {"sha256": "other"}
+    change_json(tmp_path / "manifest.json", tokenizer=tokenizer, tokenizer_files={})
     with pytest.raises(ShardError, match=r"unlabelled .*prepare them with the same teacher"):
         train(settings, quiet=True)
     assert not Path(settings.out).exists() or not list(Path(settings.out).iterdir())

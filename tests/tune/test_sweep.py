@@ -34,6 +34,7 @@ from newsbert_ray.tune.study import JOURNAL, SweepStudy
 from newsbert_ray.tune.sweep import OpenSweep, SweepError, SweepResult, make_plan
 from newsbert_ray.tune.trial import check_space, trial_settings
 from newsbert_ray.tune.trials import Trials, metric_value
+from tests.conftest import change_json
 
 if TYPE_CHECKING:
     from tests.conftest import S3
@@ -244,8 +245,9 @@ def test_other_shards_are_refused(
     """Half of a sweep's trials were trained on another corpus than the other half."""
     data, out = tmp_path / "shards", tmp_path / "sweep"
     data.mkdir()
-    text = (shards / "manifest.json").read_text()
-    (data / "manifest.json").write_text(text)
+    (data / "manifest.json").write_text((shards / "manifest.json").read_text())
+    change_json(data / "manifest.json", tokenizer_files={})
+    text = (data / "manifest.json").read_text()
     file = write_space(nowhere=str(data))
     finished_sweep(file, out, make_train)
     sweep(file, out=out, resume=True)
