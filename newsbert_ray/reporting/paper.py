@@ -123,9 +123,7 @@ def table2(records: Sequence[RunRecord], failed: Sequence[Mapping[str, Any]] = (
     def key(settings: Mapping[str, Any]) -> tuple[str, int]:
         return str(settings.get("method", first["method"])), int(settings.get(_DEPTH, first[_DEPTH]))
 
-    rows = {
-        key(row.settings): row for row in rows_of(records, (*metrics, PARAMETERS, SPEED), keep_order=True)
-    }
+    rows = {key(row.settings): row for row in rows_of(records, (*metrics, PARAMETERS, SPEED))}
     lost = Counter(map(key, failed))
     order = list(NAMES)
     body = []

@@ -12,7 +12,7 @@ from datetime import datetime
 from functools import partial
 from itertools import pairwise
 from pathlib import PurePath
-from statistics import fmean, stdev
+from statistics import fmean, geometric_mean
 from typing import Any, Literal
 
 from newsbert_ray.methods import TASKS
@@ -22,6 +22,7 @@ from newsbert_ray.reporting.figures import (
     DotLook,
     FigureData,
     Line,
+    LineLook,
     Make,
     NothingToDraw,
     Panel,
@@ -38,6 +39,7 @@ from newsbert_ray.reporting.figures import (
 from newsbert_ray.reporting.records import flat_settings
 from newsbert_ray.reporting.statistics import cost_figure, importance_figure
 from newsbert_ray.reporting.sweep_data import Axis, Goal, Point, Sweep, curve_of, listed
+from newsbert_ray.reporting.tables import summarise
 from newsbert_ray.telemetry import read_events
 
 BEST = 4
@@ -287,15 +289,13 @@ def _trend(pairs: Sequence[tuple[float, float]], *, log: bool, ticks: Sequence[A
         groups = [ordered[a:b] for a, b in pairwise(cuts)]
     if len(groups) < 2 or len(pairs) < 2 * len(groups):
         return None
-    xs, ys = [[x for x, _ in group] for group in groups], [[y for _, y in group] for group in groups]
+    xs, ys = zip(*(zip(*group, strict=True) for group in groups), strict=True)
+    x = tuple(geometric_mean(values) if log else fmean(values) for values in xs)
+    summaries = list(map(summarise, ys))
+    errors = tuple(None if s.sd is None else s.sd / math.sqrt(s.n) for s in summaries)
     joined = not any(isinstance(tick, str | bool) for tick in ticks)
-    return Line(
-        "mean ± standard error",
-        tuple(math.exp(fmean(map(math.log, x))) if log else fmean(x) for x in xs),
-        tuple(map(fmean, ys)),
-        tuple(stdev(y) / math.sqrt(len(y)) if len(y) > 1 else None for y in ys),
-        look="trend" if joined else "means",
-    )
+    look: LineLook = "trend" if joined else "means"
+    return Line("mean ± standard error", x, tuple(s.mean for s in summaries), errors, look=look)
 
 
 def _over_caption(sweep: Sweep, shown: Sequence[Point], panels: Sequence[Panel], floor: float | None) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
+from textwrap import wrap
+from typing import TYPE_CHECKING, Any
 
 from newsbert_ray.files import format_duration
 from newsbert_ray.reporting.figures import describe, short
@@ -22,8 +24,12 @@ from newsbert_ray.reporting.tables import (
     student_columns,
     summary_of,
     teacher_summary,
+    terminal_table,
 )
 from newsbert_ray.settings import flatten
+
+if TYPE_CHECKING:
+    import rich.table
 
 MAX_ROWS = 10
 """Points in the page's table; report.csv has all."""
@@ -286,6 +292,19 @@ def points_table(sweep: Sweep, points: Sequence[Point], caption: str) -> Table:
     )
     head = (*names, *(goal.heading for goal in goals), *(column.full_label for column in columns))
     return Table(head, rows, words=len(names), caption=caption)
+
+
+def terminal_points(sweep: Sweep) -> rich.table.Table | None:
+    """The points with every seed, the best first, and after them those that miss one; None without any."""
+    points = [*sweep.finished, *(point for point in sweep.of("under way") if point.means)]
+    if not points:
+        return None
+    goals, names = len(sweep.goals), [axis.name.replace(".", "\n") for axis in sweep.axes]
+    table = points_table(sweep, points, f"{len(points)} points, best {sweep.goals[0].metric} first")
+    numbers = ["\n".join(wrap(heading, 12)) for heading in table.head[len(names) :]]
+    head, spare = (*names, *numbers), numbers[: goals - 1 : -1]
+    style: Any = {"right": head, "spare": spare, "fixed": numbers, "styles": {0: "bold"}}
+    return terminal_table(head, table.rows, title=table.caption, **style)
 
 
 def points_csv(sweep: Sweep) -> str:

@@ -9,7 +9,6 @@ import csv
 import io
 import math
 import shutil
-import textwrap
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean, stdev
@@ -165,9 +164,7 @@ def pair_table(records: Sequence[RunRecord], columns: Iterable[Column], caption:
     return Table(("", "student", "teacher"), tuple(rows), caption=caption)
 
 
-def rows_of(
-    records: Sequence[RunRecord], columns: Sequence[Column] | None = None, *, keep_order: bool = False
-) -> list[Row]:
+def rows_of(records: Sequence[RunRecord], columns: Sequence[Column] | None = None) -> list[Row]:
     """One row for each combination of the varying settings; repeats of a run count once.
 
     A column that no run of a row has is absent from that row.
@@ -175,7 +172,6 @@ def rows_of(
     Args:
         records: of one task; ValueError otherwise.
         columns: what to summarise; by default `columns_of` the task.
-        keep_order: rows in the order of the records instead of sorted by their settings.
     """
     columns = columns_of(one_task(records)) if columns is None else columns
     records = distinct(records)
@@ -186,7 +182,7 @@ def rows_of(
         summaries = {c.name: summary for c in columns if (summary := summary_of(group, c.path))}
         seeds = tuple(sorted(record.seed for record in group))
         rows.append(Row({name: flat.get(name) for name in varying}, seeds, summaries, task_name(group[0])))
-    return rows if keep_order else sorted(rows, key=lambda row: list(map(sort_key, row.settings.values())))
+    return sorted(rows, key=lambda row: list(map(sort_key, row.settings.values())))
 
 
 def sort_key(value: Any) -> tuple[int, float, str]:
@@ -293,37 +289,6 @@ def csv_text(head: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
     return file.getvalue()
 
 
-def sweep_table(records: Sequence[RunRecord], goal: Column, *, mode: Mode, seeds: int) -> rich.table.Table:
-    """The points of a sweep for a terminal, the best by the goal first, of equals the first tried.
-
-    Points that miss one of the `seeds` come after those that have all. Shows as many other columns as fit.
-    """
-    task = one_task(records)
-    wanted = (f".{task.primary.name}", "titles_per_second")
-    others = (c for c in columns_of(task) if c.path.endswith(wanted) and c.path != goal.path)
-    columns = [goal, *(replace(column, heading=column.full_label) for column in others)]
-    rows = rows_of(records, columns, keep_order=True)
-
-    def rank(row: Row) -> tuple[bool, float]:
-        summary = row.columns.get(goal.name)
-        if summary is None:
-            return True, math.inf
-        return summary.n < seeds, -summary.mean if mode == "max" else summary.mean
-
-    rows.sort(key=rank)
-    columns = _shown(rows, columns) or [goal]
-    cells = []
-    for row in rows:
-        values = (str(float(f"{v:.4g}") if isinstance(v, float) else v) for v in row.settings.values())
-        numbers = (column.show(row.columns.get(column.name)) for column in columns)
-        cells.append((*values, str(len(row.seeds)), *numbers))
-    settings = [name.replace(".", "\n") for name in rows[0].settings]
-    headings = ["\n".join(textwrap.wrap(column.heading, 12)) for column in columns]
-    title, head = f"{len(distinct(records))} runs, best {goal.path} first", (*settings, "seeds", *headings)
-    more: Any = {"right": head, "spare": headings[:0:-1], "fold": settings, "styles": {0: "bold"}}
-    return terminal_table(head, cells, title=title, **more)
-
-
 def terminal_table(
     head: Sequence[str],
     rows: Iterable[Sequence[str]],
@@ -331,7 +296,7 @@ def terminal_table(
     right: Collection[str] = (),
     spare: Iterable[str] = (),
     styles: Mapping[int, str] | None = None,
-    fold: Collection[str] | None = None,
+    fixed: Collection[str] = (),
     title: str | None = None,
 ) -> rich.table.Table:
     """A table for the terminal; a cell is shown as it is.
@@ -340,7 +305,7 @@ def terminal_table(
         right: columns that are aligned right.
         spare: columns that are left out, the first one first, until the table fits.
         styles: rich's styles of rows.
-        fold: columns whose cells wrap where even that is too wide; by default all.
+        fixed: columns whose cells do not wrap where even that is too wide.
     """
     from rich import box
     from rich.table import Table
@@ -355,8 +320,7 @@ def terminal_table(
     shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=title)
     for name in columns:
         justify: Literal["left", "right"] = "right" if name in right else "left"
-        fixed = fold is not None and name not in fold
-        shown.add_column(Text(name), justify=justify, overflow="fold", no_wrap=fixed)
+        shown.add_column(Text(name), justify=justify, overflow="fold", no_wrap=name in fixed)
     for index, row in enumerate(list(zip(*columns.values(), strict=True))[1:]):
         shown.add_row(*map(Text, row), style=(styles or {}).get(index))
     return shown

@@ -20,9 +20,8 @@ from rich.text import Text
 
 from newsbert_ray.config import merge
 from newsbert_ray.files import format_duration
-from newsbert_ray.record import RECORD, read_record
 from newsbert_ray.reporting.records import grouped
-from newsbert_ray.reporting.sweep_data import FAILURES, TRIALS, Point, Trial, pareto_front
+from newsbert_ray.reporting.sweep_data import FAILURES, TRIALS, Point, Trial, pareto_front, read_sweep
 from newsbert_ray.settings import flatten
 from newsbert_ray.storage.workdir import WorkDir
 from newsbert_ray.tune.space import PointValues, SearchSpace, absolute_folders
@@ -274,13 +273,10 @@ def print_result(
     result: SweepResult, trials: Trials, retention: Retention | None, console: Console, *, comparison: str
 ) -> None:
     """The table, early ends, failures, the best point with its command, and where the files are."""
-    names = [trial.name for trial in trials.ended.values() if trial.state == "finished"]
-    folders = [result.out / TRIALS / name for name in names]
-    if records := [read_record(folder) for folder in folders if (folder / RECORD).exists()]:
-        from newsbert_ray.reporting.tables import sweep_table
+    from newsbert_ray.reporting.sweep_page import terminal_points
 
-        goal, seeds = trials.space.goals[0], len(trials.space.seeds)
-        console.print(sweep_table(records, goal.column, mode=goal.mode, seeds=seeds))
+    if table := terminal_points(read_sweep(result.out)):
+        console.print(table)
     lines = [*_end_lines(result, trials), *_best_lines(result, trials.space)]
     if retention:
         lines.append(retention.line())

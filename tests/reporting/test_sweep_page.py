@@ -7,10 +7,11 @@ import io
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from newsbert_ray.reporting.page import Picture
 from newsbert_ray.reporting.sweep_data import read_sweep
-from newsbert_ray.reporting.sweep_page import equal_points, points_csv, sweep_page
+from newsbert_ray.reporting.sweep_page import equal_points, points_csv, sweep_page, terminal_points
 from tests.reporting.conftest import GOALS, MakeSweep, change_plan
 
 AXES = ["learning_rate", "optimizer.decay", "optimizer.warmup_share", "student.layers"]
@@ -197,3 +198,22 @@ def test_csv_holds_every_point(make_sweep: MakeSweep) -> None:
     assert rows[3]["epochs"] == "1.0"
     assert rows[3]["validation.student.accuracy_sd"] == ""
     assert rows[5]["validation.student.accuracy"] == ""
+
+
+def test_points_for_a_terminal(make_sweep: MakeSweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The best first; a narrow terminal leaves out columns, but neither the goal nor a digit of it."""
+    axes = ["learning_rate", "distill.beta", "student.layers", "distill.temperature", "batch_size"]
+    sweep = read_sweep(make_sweep(axes=axes, points=5, under_way=1))
+    for width, few in ((300, False), (70, True)):
+        monkeypatch.setenv("COLUMNS", str(width))
+        table = terminal_points(sweep)
+        assert table is not None
+        console = Console(width=width, file=io.StringIO(), record=True)
+        console.print(table)
+        text = console.export_text()
+        places = [text.index(f"{100 * point.mean():.2f} ± ") for point in sweep.finished]
+        assert places == sorted(places)
+        assert len(places) == 4
+        assert ("seconds" not in text) == few
+        assert "…" not in text
+    assert terminal_points(read_sweep(make_sweep("new", points=0, state="running"))) is None

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-import re
 
 import pytest
-import rich.table
-from rich.console import Console
 
 from newsbert_ray.methods import TASKS
 from newsbert_ray.reporting import records as compared
@@ -16,14 +13,12 @@ from newsbert_ray.reporting.page import Table
 from newsbert_ray.reporting.records import distinct, teacher_name, varying_settings
 from newsbert_ray.reporting.sweep_data import Goal
 from newsbert_ray.reporting.tables import (
-    Mode,
     columns_of,
     csv_text,
     number,
     results_table,
     rows_of,
     summarise,
-    sweep_table,
     to_csv,
     topic_tables,
 )
@@ -221,87 +216,3 @@ def test_csv_of_several_tasks_keeps_them_apart(make_record: MakeRecord) -> None:
         "",
     )
     assert "task" not in to_csv(rows[:1]).split("\n")[0].split(",")
-
-
-def _printed(table: rich.table.Table) -> list[list[str]]:
-    """The cells of the rows, from a terminal 80 letters wide."""
-    console = Console(width=80, file=io.StringIO(), record=True)
-    console.print(table)
-    text = console.export_text()
-    assert "…" not in text
-    return [line.split() for line in text.splitlines() if re.match(r"\s+\d", line) and "runs" not in line]
-
-
-@pytest.mark.parametrize(("mode", "order"), [("max", ["0.1", "0.2", "0.0"]), ("min", ["0.0", "0.2", "0.1"])])
-def test_sweep_table_puts_the_best_first(mode: Mode, order: list[str], make_record: MakeRecord) -> None:
-    """The first row is the one that people use."""
-    records = [
-        make_record(accuracy=a, **{"distill.beta": b}) for a, b in [(0.6, 0.0), (0.8, 0.1), (0.7, 0.2)]
-    ]
-    lines = _printed(sweep_table(records, GOAL, mode=mode, seeds=1))
-    assert [line[0] for line in lines] == order
-    assert {line[0]: line[2] for line in lines} == {"0.0": "60.00", "0.1": "80.00", "0.2": "70.00"}
-
-
-def test_of_equals_the_first_tried_comes_first(make_record: MakeRecord) -> None:
-    """The table and the sweep's last line must name the same best point."""
-    records = [make_record(accuracy=0.7, **{"distill.beta": b}) for b in (0.3, 0.1, 0.2)]
-    lines = _printed(sweep_table(records, GOAL, mode="max", seeds=1))
-    assert [line[0] for line in lines] == ["0.3", "0.1", "0.2"]
-
-
-def test_sweep_table_fits_a_terminal(make_record: MakeRecord) -> None:
-    """No number is cut off: with more settings other columns are dropped, but not the goal."""
-    records = [
-        make_record(
-            accuracy=0.7 + 0.01 * seed + beta / 10,
-            seed=seed,
-            **{"distill.beta": beta, "student.layers": 2, "distill.temperature": t, "learning_rate": rate},
-        )
-        for seed in (0, 1)
-        for beta, t, rate in ((0.123456789, 1.0, 5e-5), (0.25, 12.5, 3.0517578125e-05))
-    ]
-    lines = _printed(sweep_table(records, GOAL, mode="max", seeds=2))
-    assert lines[0] == ["0.25", "12.5", "3.052e-05", "2", "73.00", "±", "0.71", *lines[0][7:]]
-    assert lines[1] == ["0.1235", "1.0", "5e-05", "2", "71.73", "±", "0.71", *lines[1][7:]]
-
-
-def test_sweep_table_of_many_axes_keeps_its_numbers(make_record: MakeRecord) -> None:
-    """Where even the settings do not fit they wrap; a number never does."""
-    values = {
-        "distill.weights.news_embedding": 1.5,
-        "distill.weights.soft_labels": 2.5,
-        "optimizer.clip_norm": 0.01,
-        "model.teacher_layers": 4,
-        "distill.temperature": 2.0,
-        "optimizer.warmup_share": 0.2,
-        "learning_rate": 3.0517578125e-05,
-    }
-    records = [make_record(), make_record(accuracy=0.9, **values)]
-    table = sweep_table(records, GOAL, mode="max", seeds=1)
-    assert _printed(table)[0][-1] == "90.00"
-
-
-@pytest.mark.parametrize("mode", ["max", "min"])
-def test_point_that_misses_a_seed_is_not_the_best(mode: Mode, make_record: MakeRecord) -> None:
-    """A single lucky seed must not come first."""
-    lucky = 0.9 if mode == "max" else 0.1
-    records = [make_record(accuracy=lucky, seed=0, **{"distill.beta": 0.3})]
-    records += [make_record(accuracy=0.7, seed=seed, **{"distill.beta": 0.1}) for seed in (0, 1)]
-    lines = _printed(sweep_table(records, GOAL, mode=mode, seeds=2))
-    assert [line[:2] for line in lines] == [["0.1", "2"], ["0.3", "1"]]
-    lines = _printed(sweep_table(records, GOAL, mode=mode, seeds=3))
-    assert [line[:2] for line in lines] == [["0.3", "1"], ["0.1", "2"]]
-
-
-def test_sweep_table_of_clicks(make_record: MakeRecord) -> None:
-    """Every share is shown in per cent, with the task's own columns."""
-    records = [
-        make_record(task="recommendation", auc=a, teacher_auc=0.66, **{"distill.beta": b})
-        for a, b in [(0.61, 0.1), (0.63, 0.2)]
-    ]
-    for metric in ("test.student.auc", "validation.student.auc"):
-        table = sweep_table(records, Goal(metric=metric).column, mode="max", seeds=1)
-        assert [line[:3] for line in _printed(table)] == [["0.2", "1", "63.00"], ["0.1", "1", "61.00"]]
-        headings = [str(column.header).replace("\n", " ") for column in table.columns]
-        assert headings[-2:] == ["test teacher's AUC (%)", "clicks/s in training"]
