@@ -218,17 +218,10 @@ def _check_shards(description: dict[str, Any], manifest: Manifest, task: str, lo
 def by_topic(
     run: str | Path, *, data: str | Path | None = None, split: str = "test", model: str = "student"
 ) -> list[TopicRow]:
-    """Results of a topics run's model on each topic of a split, most frequent topics first.
+    """`evaluate --by_topic`: results on each topic of a split, most frequent topics first.
 
     The mean of F1 over the rows is `evaluate`'s macro-F1: topics that neither occur nor are predicted are in
-    neither.
-
-    Args:
-        run, data, split: as in `evaluate`.
-        model: student or teacher.
-    Raises:
-        SettingsError: the run's task is another, or it does not keep the model.
-        ShardError: no such split, or one without labels. Others as in `evaluate`.
+    neither. ShardError for a split without labels; other errors as in `evaluate`.
     """
     trained = load_trained(run, split, data=data)
     trained.require_task("topics", "--by_topic")
@@ -285,15 +278,9 @@ class RankedImpression:
 def show(
     run: str | Path, user: str, *, data: str | Path | None = None, split: str = "test", model: str = "student"
 ) -> list[RankedImpression]:
-    """A user's impressions in a split, ranked by a run's model.
+    """`evaluate --show`: a user's impressions in a split, ranked by a run's model.
 
-    Args:
-        run, data, split: as in `evaluate`.
-        user: a user id of the behaviours.
-        model: student or teacher.
-    Raises:
-        ShardError: the user has no impression in this split; the message names one who has.
-        SettingsError: the run's task is another, or it does not keep the model.
+    ShardError for a user without an impression names one who has; other errors as in `evaluate`.
     """
     trained = load_trained(run, split, data=data)
     trained.require_task("recommendation", "--show")

@@ -56,7 +56,10 @@ class Table:
         """A `table` element in a box that scrolls where the table is wider than the screen."""
 
         def row(tag: str, cells: tuple[str, ...]) -> str:
-            kinds = ["" if column < self.words else ' class="number"' for column in range(len(cells))]
+            kinds = [
+                ' class="number"' if column >= self.words else ' class="text"' if len(cell) > 40 else ""
+                for column, cell in enumerate(cells)
+            ]
             scope = ' scope="col"' if tag == "th" else ""
             pairs = zip(kinds, cells, strict=True)
             return "<tr>" + "".join(f"<{tag}{scope}{k}>{escape(c)}</{tag}>" for k, c in pairs) + "</tr>"
