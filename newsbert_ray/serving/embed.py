@@ -26,7 +26,6 @@ import torch
 from newsbert_ray.config import SettingsError
 from newsbert_ray.data.sources import BadLine, show_progress
 from newsbert_ray.files import replace_file
-from newsbert_ray.model.linear import is_linear
 from newsbert_ray.record import RECORD
 from newsbert_ray.secrets import mask_url
 from newsbert_ray.serving.predictor import NOT_NEEDED, Precision, load, load_predictor, read_run, weights_hash
@@ -85,8 +84,6 @@ def embed(
     """The verb `embed`. Arguments, result and errors are those of `newsbert_ray.embed`."""
     start = time.perf_counter()
     record, student = read_run(run)
-    if is_linear(student):
-        raise SettingsError(f"{run}: a linear model has no embeddings; train with another method")
     folder, files = Remote(absolute(out)), [open_texts(file) for file in input]
     pieces = (Piece(*pair) for pair in enumerate(chain.from_iterable(file.pieces() for file in files)))
     if (first := next(pieces, None)) is None:
