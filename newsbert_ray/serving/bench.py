@@ -399,7 +399,9 @@ def _untrained(encoder: Encoder, tokenizer: TitleTokenizer, max_tokens: int) -> 
     return Student(encoder, top, tokenizer, "topics", ("0", "1"), max_tokens)
 
 
-def _peak_memory(load: Load, texts: Sequence[str], precision: Precision) -> float:
+def _peak_memory(
+    load: Callable[[], Student | LinearModel], texts: Sequence[str], precision: Precision
+) -> float:
     torch.set_num_threads(1)
     small = _random_bert(1, 64, texts)  # loads the libraries before anything is measured
     Predictor(small, device="cpu", precision=precision).embed(texts[:100])

@@ -22,8 +22,6 @@ from newsbert_ray.serving.bench import (
     timings_table,
     write_page,
 )
-from newsbert_ray.training.run import train
-from tests.conftest import MakeSettings
 
 
 def timing(name: str, layers: int, rate: float, base: float, threads: int = 1) -> Timing:
@@ -163,21 +161,6 @@ def test_several_precisions(measured_memory: list[tuple[str, str]]) -> None:
     assert "precision" in timings_table(timings).head
     (panel,) = speed_figure(timings).panels
     assert [line.label for line in panel.lines[:2]] == ["1 thread, bf16", "1 thread, fp32"]
-
-
-def test_linear_model(
-    make_settings: MakeSettings, tmp_path: Path, measured_memory: list[tuple[str, str]]
-) -> None:
-    """It stands beside the encoders, with titles/s and no layers that could promise anything."""
-    settings = make_settings(method="linear", **{"student.layers": 1})
-    train(settings, quiet=True)
-    linear, bert = bench([settings.out, "random:2x64"], titles=20, alone=2, rounds=1, out=tmp_path / "out")
-    assert (linear.name, linear.layers, linear.promised) == (f"{Path(settings.out).name}, linear", 0, None)
-    assert linear.reached == pytest.approx(linear.titles_per_second / bert.titles_per_second)
-    row = dict(zip(timings_table([linear]).head, timings_table([linear]).rows[0], strict=True))
-    assert (row["promised"], row["layers"]) == ("", "0")
-    (panel,) = speed_figure([linear, bert]).panels
-    assert panel.lines[-1].x == (1.0, 2.0)
 
 
 def test_missing_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
