@@ -307,10 +307,17 @@ def window_examples(schedule: TrainingSchedule, window: Window) -> Examples:
 def trained_texts(schedule: TrainingSchedule) -> Ints:
     """Rows of `training_texts` that training may encode, ascending.
 
-    In recommendation these include every candidate that may be drawn as a negative.
+    In recommendation these include every candidate that may be drawn as a negative. Of the texts without
+    labels a short run reads only the first.
     """
-    mentioned = _mentioned_texts(schedule)
-    return np.union1d(mentioned, unlabelled_texts(schedule).rows) if schedule.order.beside else mentioned
+    mentioned, more = _mentioned_texts(schedule), schedule.order.beside
+    if not more:
+        return mentioned
+    rows = unlabelled_texts(schedule).rows
+    count = more * sum(map(schedule.steps, range(len(schedule.ends))))
+    if count < len(rows):
+        rows = cycle_rows(rows, 0, count, seed=schedule.order.seed)
+    return np.union1d(mentioned, rows)
 
 
 def _mentioned_texts(schedule: TrainingSchedule) -> Ints:

@@ -20,6 +20,7 @@ from newsbert_ray.data.reading import (
     evaluation_batches,
     make_schedule,
     read_updates,
+    trained_texts,
     unlabelled_texts,
     worker_parts,
 )
@@ -115,6 +116,17 @@ def test_texts_without_labels_stand_beside_the_labelled(
     (part,) = updates[0].parts
     assert (part.rows, part.labelled, part.texts) == (32, 8, 32)
     assert part.tokens == sum(int(bucket.attention_mask.sum()) for bucket in part.buckets)
+
+
+def test_a_short_run_needs_only_the_first_texts_without_labels(make_settings: MakeSettings) -> None:
+    """A frozen teacher encodes what is needed: forty thousand texts take minutes on a CPU."""
+    short = with_unlabelled(make_settings, train_rows=20, steps=2)
+    read = {row for update in read_updates(short) for row in texts_of(update, labelled=False)}
+    needed = set(trained_texts(short).tolist())
+    assert read < needed
+    assert len(needed) == 20 + 3 * 24
+    long = with_unlabelled(make_settings, steps=40)
+    assert set(trained_texts(long).tolist()) > set(unlabelled_texts(long).rows.tolist())
 
 
 @pytest.mark.parametrize("done", [1, 14])
