@@ -47,8 +47,9 @@ class ClickHead(nn.Module):
         self.attention = _user_attention(hidden_size) if user == "self_attention" else None
         """Self-attention over the clicked news before pooling (NRMS)."""
         self.user = AttentivePooling(hidden_size, query_size)
-        self.newcomer = nn.Parameter(torch.zeros(hidden_size))
-        """The embedding of a user without a history."""
+        fixed = torch.Generator().manual_seed(0)  # the other weights are drawn as without it
+        self.newcomer = nn.Parameter(torch.randn(hidden_size, generator=fixed) / 50)
+        """The embedding of a user without a history. Zeros would give all candidates the same score."""
 
     def encode_users(self, history: Tensor, history_mask: Tensor) -> Tensor:
         """User embeddings.

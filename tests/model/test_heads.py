@@ -46,6 +46,18 @@ def test_a_newcomer_has_a_learned_embedding() -> None:
     assert all(p.grad is None or torch.isfinite(p.grad).all() for p in head.parameters())
 
 
+def test_a_newcomers_candidates_do_not_tie() -> None:
+    """Where no newcomer was trained on, a tie is an AUC of 0.5 here and the order of the file for MIND."""
+    torch.manual_seed(5)
+    head = ClickHead(4, query_size=3)
+    drawn = torch.rand(1)
+    found = head(torch.eye(4), choices([[0]], [[0]], [[0, 1, 2, 3]]))
+    assert len(found.logits.unique()) == 4
+    torch.manual_seed(5)
+    ClickHead(4, query_size=3)
+    assert torch.equal(torch.rand(1), drawn)
+
+
 def test_a_padded_candidate_has_no_probability() -> None:
     """Padding with a probability would be trained as a negative; with -inf the soft label is NaN."""
     logits = torch.tensor([[1.0, 0.0, NO_CHOICE]])
