@@ -29,7 +29,8 @@ ABLATIONS = ("no_momentum", "no_soft_labels", "no_hidden")
 PAPER = ("finetune", "twinbert", "tinybert", "disjoint", *ABLATIONS)
 """What the paper finds worse than NewsBERT."""
 RECIPE = "best"
-BLOCKS = (("main", "tuning"), ("layers", "tuning"))
+_FINAL = ("main", "layers", "linear", "teachers")
+"""Stages whose runs are results; the others choose a rate or look at a variant."""
 
 Record = Mapping[str, Any]
 Key = tuple[Any, ...]
@@ -63,10 +64,21 @@ def by_seed(
         record["seed"]: record
         for record in records
         if (record["method"], record["labels"], record["layers"]) == (method, labels, layers)
-        and record["stage"] in ("main", "layers", "linear", "teachers")
-        and (not record["values"] or method == "teacher")
+        and record["stage"] in _FINAL
+        and not _varies(record)
         and record["unlabelled"] == unlabelled
     }
+
+
+def _varies(record: Record) -> bool:
+    """Whether it is not the method as it is; a teacher's length is its own."""
+    return bool(record["values"]) and record["method"] != "teacher"
+
+
+def _sizes(records: Sequence[Record]) -> list[int | None]:
+    """Amounts of labels at which a student was trained."""
+    known = {record["labels"] for record in records}
+    return [labels for labels in SIZES if labels in known]
 
 
 def compare(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Test | None:
@@ -88,34 +100,65 @@ def accuracies(runs: Mapping[int, Record], what: str = "test", metric: str = "ac
     return {seed: record[what][metric] for seed, record in runs.items() if record.get(what)}
 
 
-def accuracy_table(records: Sequence[Record], layers: int = 1) -> Table:
-    """A row for each method, accuracy and macro-F1 of the test split at each amount of labels."""
-    methods = [*ORDER, RECIPE, *ABLATIONS, "teacher"]
+class System(NamedTuple):
+    """A method at a depth, with or without unlabelled text; a row of a table."""
+
+    method: str
+    layers: int
+    unlabelled: bool
+
+    @property
+    def name(self) -> str:
+        """As tables show it."""
+        alone = ", labelled text only" if not self.unlabelled else ""
+        return name_of(self.method) + alone
+
+    @property
+    def depth(self) -> str:
+        """Its layers."""
+        return "" if self.method == "linear" else str(self.layers)
+
+
+def systems(records: Sequence[Record]) -> list[System]:
+    """What has final runs, in the order of the tables."""
+    order = [*ORDER, RECIPE, *ABLATIONS, "teacher"]
+    known = {
+        System(r["method"], r["layers"], r["unlabelled"])
+        for r in records
+        if r["stage"] in _FINAL and not _varies(r)
+    }
+    return sorted(known, key=lambda one: (order.index(one.method), one.layers, one.unlabelled))
+
+
+def accuracy_table(records: Sequence[Record]) -> Table:
+    """A row for each system, accuracy and macro-F1 of the test split at each amount of labels."""
+    sizes = _sizes(records)
     rows = []
-    for method in methods:
-        cells = [_cell(_runs(records, method, labels, layers)) for labels in SIZES]
-        if any(cells):
-            rows.append((name_of(method), *cells))
-    head = ("method", *(f"{size_name(labels)} labels" for labels in SIZES))
+    for one in systems(records):
+        runs = [by_seed(records, one.method, n, one.layers, unlabelled=one.unlabelled) for n in sizes]
+        rows.append((one.name, one.depth, *(_cell(list(seeds.values())) for seeds in runs)))
+    head = ("method", "layers", *(f"{size_name(labels)} labels" for labels in sizes))
     caption = (
-        "Accuracy % / macro-F1 % on the test split, mean ± sd of accuracy over seeds (their number in "
-        f"brackets where it is not 5). Students of {layers} layer{'s' * (layers != 1)}, the linear model and "
-        "the teacher."
+        "Accuracy % / macro-F1 % on the test split, mean ± sd of accuracy over seeds; in brackets the number "
+        "of seeds where it is not 5."
     )
-    return Table(head, tuple(rows), words=1, caption=caption)
+    return Table(head, tuple(rows), words=2, caption=caption)
 
 
-def layers_table(records: Sequence[Record]) -> Table:
-    """Accuracy over depth for the methods that were run at several."""
-    rows = []
-    depths = sorted({record["layers"] for record in records if record["stage"] in ("layers", "main")})
-    for labels in SIZES:
-        for method in ("finetune", "twinbert", "newsbert", RECIPE):
-            cells = [_cell(_runs(records, method, labels, n), f1=False) for n in depths]
-            if sum(map(bool, cells)) > 1:
-                rows.append((size_name(labels), name_of(method), *cells))
-    head = ("labels", "method", *(f"N = {n}" for n in depths))
-    return Table(head, tuple(rows), words=2, caption="Accuracy % on the test split by layers of the student.")
+def against_table(records: Sequence[Record]) -> Table:
+    """The difference of every system to fine-tuning one layer, paired over seeds."""
+    base, sizes, rows = "finetune", _sizes(records), []
+    for one in systems(records):
+        cells = []
+        for labels in sizes:
+            ours = accuracies(by_seed(records, one.method, labels, one.layers, unlabelled=one.unlabelled))
+            test = compare(ours, accuracies(by_seed(records, base, labels, 1)))
+            cells.append("" if test is None else f"{test.mean:+.1f} (p {test.p:.1g}, {test.pairs} seeds)")
+        if any(cells) and (one.method, one.layers) != (base, 1):
+            rows.append((one.name, one.depth, *cells))
+    head = ("method", "layers", *(f"{size_name(labels)} labels" for labels in sizes))
+    caption = "Points of test accuracy above fine-tuning one layer; p of a paired t-test over seeds."
+    return Table(head, tuple(rows), words=2, caption=caption)
 
 
 def orderings_table(records: Sequence[Record]) -> Table:
@@ -133,26 +176,6 @@ def orderings_table(records: Sequence[Record]) -> Table:
         f"Difference in points of accuracy, p (paired t-test over seeds), and the verdict at p < {LEVEL}."
     )
     return Table(head, tuple(rows), words=1, caption=caption)
-
-
-def against_table(records: Sequence[Record], base: str = "finetune", layers: int = 1) -> Table:
-    """The difference of every method to `base`, paired over seeds."""
-    rows = []
-    for method in (*ORDER, RECIPE):
-        cells = []
-        for labels in SIZES:
-            ours, theirs = (
-                accuracies(by_seed(records, m, labels, 0 if m == "linear" else layers))
-                for m in (method, base)
-            )
-            test = compare(ours, theirs) if method != base else None
-            cells.append("" if test is None else f"{test.mean:+.1f} (p {test.p:.1g})")
-        if any(cells):
-            rows.append((name_of(method), *cells))
-    head = ("method", *(f"{size_name(labels)} labels" for labels in SIZES))
-    return Table(
-        head, tuple(rows), words=1, caption=f"Points of accuracy above {name_of(base)}, with paired p."
-    )
 
 
 def goals_table(records: Sequence[Record]) -> Table:
@@ -244,7 +267,6 @@ def rates_table(records: Sequence[Record]) -> Table:
 TABLES: Mapping[str, Callable[[Sequence[Record]], Table]] = {
     "accuracy": accuracy_table,
     "against": against_table,
-    "layers": layers_table,
     "orderings": orderings_table,
     "goals": goals_table,
     "variants": variants_table,
@@ -278,12 +300,14 @@ def learning_curve(records: Sequence[Record]) -> FigureData[Panel]:
     most = max((r["labels"] or 0 for r in records), default=0)
     total = max(40120, most)
     lines = []
-    for method in (*ORDER, RECIPE, "teacher"):
-        layers = {"linear": 0, "teacher": 6}.get(method, 1)
-        points = [(labels or total, by_seed(records, method, labels, layers)) for labels in SIZES]
+    for one in systems(records):
+        points = [
+            (labels or total, by_seed(records, one.method, labels, one.layers, unlabelled=one.unlabelled))
+            for labels in SIZES
+        ]
         known = [(x, [100 * v for v in accuracies(runs).values()]) for x, runs in points if runs]
-        if known:
-            lines.append(_line(name_of(method), known, "reference" if method == "teacher" else "mean"))
+        label = one.name if not one.depth or one.method == "teacher" else f"{one.name}, N = {one.layers}"
+        lines.append(_line(label, known, "reference" if one.method == "teacher" else "mean"))
     panel = Panel("", "labelled titles", "test accuracy %", tuple(lines), log_x=True)
     caption = (
         "Students of one layer, beside the linear model and the 6-layer teacher; mean and sd over seeds."
@@ -310,7 +334,9 @@ def quality_speed(
         if values and speed in speeds:
             lines.append(_line(name_of(method), [(speeds[speed], values)], "mean"))
     panel = Panel("", "titles/s on one CPU core", "test accuracy %", tuple(lines), log_x=True)
-    caption = f"{labels:,} labels; dots from right to left: 0, 1, 2 and 3 layers. Tokenising included."
+    caption = (
+        f"{labels:,} labels; dots from right to left: more and more layers, from 0. Tokenising included."
+    )
     alt = (
         "Test accuracy over titles per second of students of 0 to 3 layers, the teacher and the linear model"
     )
@@ -348,11 +374,6 @@ def name_of(method: str) -> str:
 def size_name(labels: int | None) -> str:
     """1,000, or all."""
     return "all" if labels is None else f"{labels:,}"
-
-
-def _runs(records: Sequence[Record], method: str, labels: int | None, layers: int) -> Sequence[Record]:
-    depth = {"linear": 0, "teacher": 6}.get(method, layers)
-    return list(by_seed(records, method, labels, depth).values())
 
 
 def _cell(runs: Sequence[Record], *, f1: bool = True, usual: int = 5) -> str:

@@ -53,6 +53,7 @@ RECORDS = [
     *(record("linear", seed, 0.57 + seed / 1000) for seed in range(5)),
     *(record("teacher", seed, 0.70, values={"steps": 5}) for seed in range(5)),
     record("best", 7, 0.1, stage="tuning"),
+    record("twinbert", 0, 0.67, unlabelled=False),
     *(record("best", seed, 0.65 + seed / 2000, stage="variants", values={"steps": 9}) for seed in range(3)),
 ]
 
@@ -75,8 +76,9 @@ def test_runs_are_paired_by_seed() -> None:
 
 def test_tables_say_what_was_measured() -> None:
     rows = {row[0]: row for row in accuracy_table(RECORDS).rows}
-    assert rows["fine-tuned"][1:] == ("64.2 ± 0.2 / 32.1", "", "", "")
-    assert rows["6-layer teacher"][1] == "70.0 ± 0.0 / 35.0"
+    assert rows["fine-tuned"][1:] == ("1", "64.2 ± 0.2 / 32.1")
+    assert rows["6-layer teacher"][2] == "70.0 ± 0.0 / 35.0"
+    assert rows["TwinBERT, labelled text only"][1:] == ("1", "67.0 / 33.5 (1)")
     (only,) = orderings_table(RECORDS).rows
     assert only[0] == "NewsBERT above fine-tuned"
     assert only[1].endswith("holds")
@@ -98,7 +100,7 @@ def test_every_table_and_figure_is_made(tmp_path: Path) -> None:
     assert "parts" not in kept[0]
     assert all(study(name, tmp_path / "kept.jsonl") for name in TABLES)
     assert "5.0 points more" in study("headline", tmp_path / "kept.jsonl")
-    assert len(learning_curve(kept).panels[0].lines) == 5
+    assert len(learning_curve(kept).panels[0].lines) == 6
     speeds = {"0": 9000.0, "1": 900.0, "6": 150.0, "linear": 5000.0}
     assert len(quality_speed(kept, speeds).panels[0].lines) == 4
     assert accuracies(by_seed(kept, "best", 1000, 1))[0] == 0.69
