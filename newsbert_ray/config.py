@@ -30,6 +30,14 @@ __all__ = ["LossWeights", "Settings", "SettingsError", "build_settings", "dotted
 SCRATCH = "scratch"
 """Value of `teacher` for a small BERT with random weights instead of a pretrained encoder."""
 
+ENCODERS = (
+    "bert", "big_bird", "camembert", "data2vec-text", "deberta", "deberta-v2", "distilbert", "electra",
+    "ernie", "eurobert", "gte", "jina_embeddings_v3", "megatron-bert", "mobilebert", "modernbert",
+    "mpnet", "nomic_bert", "rembert", "roberta", "roberta-prelayernorm", "roc_bert", "roformer",
+    "splinter", "unilmv2", "xlm-roberta", "xlm-roberta-xl", "xmod",
+)  # fmt: skip
+"""Model types of the encoders that can be a teacher: layers of their own, and no output reads padding."""
+
 VECTOR_FILES = (".txt", ".vec", ".txt.gz", ".vec.gz", ".bin", ".bin.gz", ".zip")
 """File name endings of word vectors, which `prepare` accepts as `teacher`."""
 

@@ -53,6 +53,7 @@ from newsbert_ray.data.tables import is_table
 from newsbert_ray.data.tokenizer import (
     VECTORS,
     TitleTokenizer,
+    check_encoder,
     fit_vectors,
     is_vectors,
     learn_tokenizer,
@@ -105,6 +106,8 @@ def _prepare(settings: PrepareSettings, local: PrepareSettings, say: Say) -> tup
         corpus = _open_corpus(local, workspace)
         made = local.teacher == SCRATCH or is_vectors(local.teacher)
         tokenizer = None if made else load_tokenizer(local.teacher)
+        if tokenizer is not None:
+            check_encoder(local.teacher, tokenizer)
         rows = row_settings(local, corpus)
         manifest = find_prepared(local, rows, corpus.files, tokenizer, say=say)
         if manifest is not None:

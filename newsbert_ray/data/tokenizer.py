@@ -14,15 +14,16 @@ import shutil
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import lru_cache
+from contextlib import contextmanager, suppress
+from functools import lru_cache, partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from newsbert_ray.config import VECTOR_FILES
+from newsbert_ray.config import ENCODERS, VECTOR_FILES
 from newsbert_ray.files import first_line, sha256_of
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ VECTORS = "vectors.npy"
 
 _EXPECTED = "lines `word v1 v2 ...` (GloVe, fastText) or word2vec's .bin"
 _BATCH = 1024
+_CASED_SHARE = 0.01
+"""A vocabulary with a larger share of words with capitals is cased."""
 _FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -197,17 +200,27 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _load_with_transformers(teacher: str, folder: Path) -> TitleTokenizer:
     from transformers import AutoTokenizer, BertTokenizer
+    from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
+    # UniLMv2 and early BERTs were released without a configuration that names the class of tokeniser.
+    is_bert = (folder / "vocab.txt").is_file() and not (folder / "tokenizer_config.json").is_file()
+    read = partial(
+        (BertTokenizer if is_bert else AutoTokenizer).from_pretrained,
+        str(folder) if is_bert else teacher,
+        trust_remote_code=False,
+        local_files_only=folder.is_dir(),
+    )
     try:
-        if (folder / "vocab.txt").is_file() and not (folder / "tokenizer_config.json").is_file():
-            # As released with UniLMv2 and early BERTs, whose configuration names no class of tokeniser.
-            loaded: Any = BertTokenizer.from_pretrained(str(folder), local_files_only=True)
-        else:
-            loaded = AutoTokenizer.from_pretrained(
-                teacher, use_fast=True, trust_remote_code=False, local_files_only=folder.is_dir()
-            )
+        loaded: Any = read()
+        if "do_lower_case" not in get_tokenizer_config(teacher) and _loses_capitals(loaded):
+            loaded = read(do_lower_case=False)
     except Exception as error:
         # A missing file, the hub's answer, a missing package: the message is the same.
+        of_sentencepiece = any(folder.glob("*.model")) if folder.is_dir() else "tiktoken" in str(error)
+        if of_sentencepiece and find_spec("sentencepiece") is None:
+            raise TokenizerError(
+                f"teacher {teacher!r}: its tokeniser needs a package more: pip install sentencepiece"
+            ) from error
         fault = "no tokeniser in this folder" if folder.is_dir() else "no such folder, and no name that loads"
         raise TokenizerError(
             f"teacher {teacher!r}: {fault} ({first_line(error)}); give a folder with a tokenizer.json, a "
@@ -226,6 +239,39 @@ def _load_with_transformers(teacher: str, folder: Path) -> TitleTokenizer:
         )
     name = folder.resolve().name if folder.is_dir() else teacher
     return TitleTokenizer(backend, name=name, pad_id=loaded.pad_token_id or 0, origin=loaded)
+
+
+def _loses_capitals(tokenizer: Any) -> bool:
+    """Whether texts are put in lower case although the vocabulary, besides special tokens, has capitals."""
+    words = tokenizer.get_vocab().keys() - set(tokenizer.get_added_vocab())
+    cased = sum(word != word.lower() for word in words if word[:1] not in "[<")
+    return cased > _CASED_SHARE * len(words) and tokenizer.tokenize("The") == tokenizer.tokenize("the")
+
+
+def check_encoder(teacher: str, tokenizer: TitleTokenizer) -> None:
+    """Refuse an encoder that cannot be trained, as far as its configuration tells.
+
+    Raises:
+        TokenizerError: its family is not supported, or it has fewer word embeddings than tokens.
+    """
+    folder = Path(teacher).expanduser()
+    config = _read_json(folder / "config.json")
+    if not folder.is_dir():
+        from transformers import PretrainedConfig
+
+        with suppress(OSError):  # only the tokeniser is at hand
+            config = PretrainedConfig.get_config_dict(teacher)[0]
+    kind, size = config.get("model_type"), config.get("vocab_size")
+    if kind not in (None, *ENCODERS):
+        raise TokenizerError(
+            f"teacher {teacher}: an encoder of type {kind!r} is not supported; supported are "
+            + ", ".join(ENCODERS)
+        )
+    if isinstance(size, int) and size < tokenizer.vocabulary:
+        raise TokenizerError(
+            f"teacher {teacher}: its tokeniser has {tokenizer.vocabulary:,} tokens, and the encoder only "
+            f"{size:,} word embeddings; give the tokeniser that the encoder was trained with"
+        )
 
 
 def _save_learned(backend: tokenizers.Tokenizer, serialised: str, folder: Path) -> None:

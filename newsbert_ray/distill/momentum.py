@@ -9,6 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+Parameters = dict[str, nn.Parameter]
+"""The parameters of a layer, by name."""
+
 
 def mix_gradients_(
     student: Sequence[Tensor], teacher_block: Sequence[Sequence[Tensor]], *, beta: float
@@ -84,22 +87,29 @@ def mixed_updates(
     with torch.no_grad():
         for (layer, block), starts in zip(pairs, before, strict=True):
             own, *others = (
-                torch._foreach_sub(list(one.parameters()), start)
+                torch._foreach_sub(list(one.values()), start)
                 for one, start in zip((layer, *block), starts, strict=True)
             )
             mix_gradients_(own, [torch._foreach_mul(update, scale) for update in others], beta=beta)
-            for parameter, start, update in zip(layer.parameters(), starts[0], own, strict=True):
+            for parameter, start, update in zip(layer.values(), starts[0], own, strict=True):
                 parameter.copy_(start + update)
 
 
 def _blocks(
     student: nn.ModuleList, teacher: nn.ModuleList, *, last: bool
-) -> Iterator[tuple[nn.Module, list[nn.Module]]]:
-    """Each student layer that learns, and the layers of its teacher block that do; none for another."""
+) -> Iterator[tuple[Parameters, list[Parameters]]]:
+    """Each student layer that learns, and the layers of its teacher block that do; none for another.
+
+    Parameters that some of them lack are left out: ModernBERT's first layer has one norm less.
+    """
     size, first = len(teacher) // max(1, len(student)), len(teacher) - len(student)
     for i, layer in enumerate(student):
         block = [teacher[first + i]] if last else [teacher[i * size + j] for j in range(size)]
-        yield layer, [one for one in block if _learns(one)] if _learns(layer) else []
+        learning = [one for one in block if _learns(one)] if _learns(layer) else []
+        named = [dict(one.named_parameters()) for one in (layer, *learning)]
+        names = [name for name in named[0] if all(name in one for one in named)]
+        own, *others = ({name: one[name] for name in names} for one in named)
+        yield own, others
 
 
 def _learns(layer: nn.Module) -> bool:
@@ -146,13 +156,13 @@ def _norm(gradients: Sequence[Tensor]) -> Tensor:
     return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(gradients))))
 
 
-def _copies(layer: nn.Module) -> list[Tensor]:
-    return [parameter.detach().clone() for parameter in layer.parameters()]
+def _copies(layer: Parameters) -> list[Tensor]:
+    return [parameter.detach().clone() for parameter in layer.values()]
 
 
-def _gradients(layer: nn.Module) -> list[Tensor]:
-    gradients = [parameter.grad for parameter in layer.parameters()]
-    missing = [name for name, parameter in layer.named_parameters() if parameter.grad is None]
+def _gradients(layer: Parameters) -> list[Tensor]:
+    gradients = [parameter.grad for parameter in layer.values()]
+    missing = [name for name, parameter in layer.items() if parameter.grad is None]
     if missing:
         raise ValueError(f"no gradient for {', '.join(missing[:3])}; momentum is mixed after backward")
     return [gradient for gradient in gradients if gradient is not None]

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
+import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
@@ -98,12 +99,13 @@ class Encoder(nn.Module):
         Returns:
             n + 1 tensors (B, L, D): the embedding layer's output, then each layer's.
         """
-        mask = attention_mask
-        if self.backbone.config._attn_implementation == "sdpa":
+        mask, config = attention_mask, self.backbone.config
+        if config._attn_implementation == "sdpa" and getattr(config, "layer_types", None) is None:
             # (B, 1, L, L). Given a mask (B, L), transformers waits for the device to look for padding in it.
+            # Only of (B, L) it can make a mask for each kind of layer.
             mask = mask.bool()[:, None, None, :].expand(-1, 1, mask.shape[1], -1)
         output = self.backbone(input_ids=input_ids, attention_mask=mask, output_hidden_states=True)
-        return cast("tuple[Tensor, ...]", output.hidden_states)
+        return (*output.hidden_states[:-1], output.last_hidden_state)  # with the norm after the last layer
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor, *, projections: bool = False) -> States:
         """Hidden states as `forward` returns them and, on request, each layer's queries, keys and values.
@@ -150,12 +152,31 @@ class Encoder(nn.Module):
             layer.compile(dynamic=True)
 
     def pick_layers(self, numbers: Sequence[int]) -> Encoder:
-        """A copy with the embeddings and the layers of these numbers (from 1); students start like this."""
+        """A copy with the embeddings and the layers of these numbers (from 1); students start like this.
+
+        Raises:
+            EncoderError: the first layer of this family is built in another way than the one chosen for it.
+        """
         backbone = copy.deepcopy(self.backbone)
         parent, name, layers = _find_layers(backbone)
         setattr(parent, name, nn.ModuleList([layers[number - 1] for number in numbers]))
-        backbone.config.num_hidden_layers = len(numbers)
+        set_layers(backbone.config, numbers)
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+            fresh = type(backbone)(backbone.config)
+        parts = ({n for n in model.state_dict() if "pooler" not in n} for model in (fresh, backbone))
+        if len(set(map(frozenset, parts))) > 1:
+            raise EncoderError(
+                f"an encoder of type '{backbone.config.model_type}' cannot begin with layer {numbers[0]}, as "
+                "its first layer is built in another way; set student.start first"
+            )
         return Encoder(backbone)
+
+
+def set_layers(config: Any, numbers: Sequence[int]) -> None:
+    """Change a configuration to these layers (from 1), whose kinds it may list."""
+    if (kinds := getattr(config, "layer_types", None)) is not None:
+        config.layer_types = [kinds[number - 1] for number in numbers]
+    config.num_hidden_layers = len(numbers)
 
 
 def write_encoder(folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
@@ -181,8 +202,7 @@ def _find_layers(backbone: nn.Module) -> tuple[nn.Module, str, nn.ModuleList]:
             if isinstance(child, nn.ModuleList) and len(child) == depth:
                 return parent, name, child
     raise EncoderError(
-        f"an encoder of type '{config.model_type}' shares or hides its layers; momentum needs one module per "
-        "layer, as in BERT, DistilBERT, RoBERTa, MPNet or ELECTRA"
+        f"an encoder of type '{config.model_type}' shares or hides its layers; each needs a module of its own"
     )
 
 

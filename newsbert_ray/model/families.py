@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from newsbert_ray.config import SCRATCH, ModelSettings, ScratchSettings
+from newsbert_ray.config import ENCODERS, SCRATCH, ModelSettings, ScratchSettings
 from newsbert_ray.files import first_line
-from newsbert_ray.model.encoder import Encoder, EncoderError
+from newsbert_ray.model.encoder import Encoder, EncoderError, set_layers
 from newsbert_ray.model.unilm import is_unilm, load_unilm, unilm_config
 from newsbert_ray.model.word_models import WORD_MODELS, load_word_model
 
@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     from transformers import BertConfig, PretrainedConfig, PreTrainedModel
 
 
-_POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet")
+_POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet", "data2vec-text", "xmod")
+_POSITIONS_AFTER_PADDING += ("roberta-prelayernorm", "xlm-roberta-xl")
 """Model types whose position ids start after the padding id."""
 _DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout")
+_DROPOUTS += ("embedding_dropout", "mlp_dropout", "hidden_dropout", "activation_dropout")
 
 
 def load_encoder(
@@ -49,7 +51,7 @@ def load_encoder(
     wanted = model.teacher_layers or depth
     if wanted > depth:
         raise EncoderError(f"model.teacher_layers {wanted}: '{name}' has only {depth} layers")
-    config.num_hidden_layers = wanted
+    set_layers(config, range(1, wanted + 1))
     for attribute in _DROPOUTS:
         if hasattr(config, attribute):
             setattr(config, attribute, model.dropout)
@@ -135,12 +137,18 @@ def _pretrained_config(name: str) -> PretrainedConfig:
     if is_unilm(name):
         return unilm_config(Path(name))
     try:
-        return cast("PretrainedConfig", AutoConfig.from_pretrained(name, trust_remote_code=False))
+        config = cast("PretrainedConfig", AutoConfig.from_pretrained(name, trust_remote_code=False))
     except (OSError, ValueError, KeyError) as error:
         raise EncoderError(
             f"teacher '{name}': no encoder found ({first_line(error)}); give a Hugging Face name, a folder "
             f"with config.json and model.safetensors, or '{SCRATCH}'"
         ) from error
+    if config.model_type not in ENCODERS:
+        raise EncoderError(
+            f"teacher '{name}': an encoder of type '{config.model_type}' is not supported; supported are "
+            + ", ".join(ENCODERS)
+        )
+    return config
 
 
 def _scratch_config(scratch: ScratchSettings, vocabulary: int, pad_id: int) -> PretrainedConfig:

@@ -20,6 +20,7 @@ from newsbert_ray.data.tokenizer import (
     SPECIAL_TOKENS,
     VECTORS,
     TokenizerError,
+    check_encoder,
     fit_vectors,
     is_vectors,
     learn_tokenizer,
@@ -157,6 +158,56 @@ def test_a_vocabulary_alone_is_berts(tmp_path: Path) -> None:
     (folder / "config.json").write_text('{"hidden_size": 768}')
     found, whole = (load_tokenizer(str(path)) for path in (folder, tmp_path / "whole"))
     assert list(found.encode(TITLES, max_tokens=30)) == list(whole.encode(TITLES, max_tokens=30))
+
+
+def test_a_vocabulary_with_capitals_is_cased(tmp_path: Path) -> None:
+    """As BioBERT and SciBERT are released; one word with a capital does not make a vocabulary cased."""
+    words = [*SPECIAL_TOKENS, "Apple", "US", "Storm", "apple", "us", "storm", "in", "the"]
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+
+    def read(vocabulary: list[str]) -> list[str]:
+        (tmp_path / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
+        (ids,) = load_tokenizer(str(tmp_path)).encode(["Storm in the US"], max_tokens=30)
+        return [vocabulary[number] for number in ids[1:-1]]
+
+    assert read(words) == ["Storm", "in", "the", "US"]
+    assert read([*words[:5], "Odd", *words[8:], *(f"w{n}" for n in range(200))]) == [
+        "storm",
+        "in",
+        "the",
+        "us",
+    ]
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
+    assert read(words) == ["Storm", "in", "the", "US"]
+    (tmp_path / "tokenizer_config.json").write_text(
+        '{"tokenizer_class": "BertTokenizer", "do_lower_case": true}'
+    )
+    assert read(words) == ["storm", "in", "the", "us"]
+
+
+def test_a_sentencepiece_model_names_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers asks for tiktoken, which cannot read it."""
+    (tmp_path / "config.json").write_text('{"model_type": "deberta-v2"}')
+    (tmp_path / "spm.model").write_bytes(b"\x0a\x0e")
+    monkeypatch.setattr("newsbert_ray.data.tokenizer.find_spec", lambda _: None)
+    with pytest.raises(TokenizerError, match=r"needs a package more: pip install sentencepiece$"):
+        load_tokenizer(str(tmp_path))
+
+
+def test_an_encoder_that_cannot_be_trained(tmp_path: Path) -> None:
+    """prepare must say so before its work, not training after it."""
+    tokenizer = learn_tokenizer(TITLES.__iter__, vocabulary=200)
+    tokenizer.save(tmp_path)
+    check_encoder(str(tmp_path), tokenizer)  # a tokeniser alone
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"model_type": "bert", "vocab_size": tokenizer.vocabulary}))
+    check_encoder(str(tmp_path), tokenizer)
+    config.write_text(json.dumps({"model_type": "bert", "vocab_size": tokenizer.vocabulary - 1}))
+    with pytest.raises(TokenizerError, match=r"tokens, and the encoder only \d+ word embeddings"):
+        check_encoder(str(tmp_path), tokenizer)
+    config.write_text(json.dumps({"model_type": "longformer"}))
+    with pytest.raises(TokenizerError, match="type 'longformer' is not supported; supported are bert, "):
+        check_encoder(str(tmp_path), tokenizer)
 
 
 SENTENCES = ["Rams beat the Café Kings", "the rams, again"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -11,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 
+from newsbert_ray.config import ENCODERS
+from newsbert_ray.data.shards import read_manifest
 from newsbert_ray.model.heads import TopicHead
 from newsbert_ray.model.saved import load_student
 from newsbert_ray.record import RunRecord, read_record
@@ -18,6 +21,7 @@ from newsbert_ray.serving.export import ExportError, export, model_card
 from newsbert_ray.serving.predictor import load
 from newsbert_ray.training.run import train
 from tests.conftest import change_json
+from tests.model.test_families import write_family
 
 if TYPE_CHECKING:
     from tests.conftest import MakeRecord, MakeSettings
@@ -179,6 +183,39 @@ def test_onnx_of_a_student_without_layers(static_run: Path, tmp_path: Path) -> N
         np.testing.assert_allclose(found, model.embed([text]), atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [kind for kind in ENCODERS if kind != "unilmv2"])
+def test_every_family_is_exported(
+    make_settings: MakeSettings, shards: Path, tmp_path: Path, kind: str
+) -> None:
+    """Trained jointly, then loaded by three libraries: all give the embeddings of `embed`."""
+    import onnxruntime
+    from sentence_transformers import SentenceTransformer
+    from transformers import AutoModel, AutoTokenizer
+
+    teacher = tmp_path / "teacher"
+    write_family(kind, teacher, read_manifest(shards).tokenizer.vocabulary)
+    shutil.copytree(shards / "tokenizer", teacher, dirs_exist_ok=True)
+    settings = make_settings(teacher=str(teacher), epochs=1, train_rows=64)
+    train(settings, quiet=True)
+    model = load(settings.out, device="cpu")
+    expected = model.embed(TITLES)
+    for form in ("hf", "sentence-transformers", "onnx"):
+        export(settings.out, to=form, out=tmp_path / form)  # type: ignore[arg-type]
+    read = AutoTokenizer.from_pretrained(tmp_path / "hf")(TITLES, return_tensors="pt", padding=True)
+    with torch.inference_mode():
+        found = AutoModel.from_pretrained(tmp_path / "hf", trust_remote_code=True)(**read).pooler_output
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
+    library = SentenceTransformer(
+        str(tmp_path / "sentence-transformers"), trust_remote_code=True, device="cpu"
+    )
+    np.testing.assert_allclose(library.encode(TITLES), expected, atol=1e-5)
+    session = onnxruntime.InferenceSession(str(tmp_path / "onnx" / "model.onnx"))
+    given = {name: read[name].numpy() for name in ("input_ids", "attention_mask")}
+    np.testing.assert_allclose(session.run(None, given)[0], expected, atol=1e-5)
+
+
 def test_other_tasks_and_encoders(make_settings: MakeSettings, tmp_path: Path) -> None:
     """A recommendation student has no topics; transformers has no class for a BiLSTM."""
     settings = make_settings(task="recommendation", epochs=1)
@@ -200,8 +237,6 @@ def test_other_tasks_and_encoders(make_settings: MakeSettings, tmp_path: Path) -
 @pytest.mark.parametrize("settings", [{"tokenizer_class": "BertTokenizer", "do_lower_case": False}, {}])
 def test_tokens_are_those_of_training(run: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
     """AutoTokenizer would follow tokenizer_config.json, training followed tokenizer.json."""
-    import shutil
-
     from transformers import AutoTokenizer
 
     from newsbert_ray.data.tokenizer import load_tokenizer
