@@ -357,10 +357,10 @@ def keep(paths: Sequence[Path], target: Path = RECORDS) -> None:
 def draw(records: Sequence[Record], folder: Path = RESULTS) -> None:
     """The figures, as PNG."""
     figures = [learning_curve(records)]
-    if SPEEDS.exists():
-        figures.append(
-            quality_speed(records, json.loads(SPEEDS.read_text(encoding="utf-8"))["titles_per_second"])
-        )
+    timings = json.loads(SPEEDS.read_text(encoding="utf-8"))["timings"]
+    names = ["linear" if "linear" in timing["name"] else str(timing["layers"]) for timing in timings]
+    speeds = {n: timing["titles_per_second"] for n, timing in zip(names, timings, strict=True)}
+    figures.append(quality_speed(records, speeds))
     for figure in figures:
         _, svg = write_figure(figure, folder)
         svg.unlink()

@@ -187,8 +187,11 @@ def _draw_lines(panel: Panel, axis: Axes, labels: Sequence[str], handles: dict[s
             style |= {**_numbered(index), "linestyle": _STYLES[index % len(_STYLES)]}
             # Shifted slightly, so that the error bars of two lines at one x do not hide each other.
             side = means.index(line) - (len(means) - 1) / 2
-            shift = 0.008 * (max(ends) - min(ends)) * side if line.sd else 0.0
-            x = tuple(at + shift for at in x)
+            share = 0.008 * side if line.sd else 0.0
+            if panel.log_x:
+                x = tuple(at * (max(ends) / min(ends)) ** share for at in x)
+            else:
+                x = tuple(at + share * (max(ends) - min(ends)) for at in x)
         bars = [math.nan if sd is None else sd for sd in line.sd] if any(line.sd) else None
         handles[line.label] = axis.errorbar(x, line.y, yerr=bars, **style)
         halo: dict[str, Any] = {"path_effects": [withStroke(linewidth=2.5, foreground="white")], "zorder": 9}

@@ -159,8 +159,13 @@ def _small(depth: int) -> Iterator[Run]:
     yield alone(1000, 0)
     yield from block(12000, 0)
     yield alone(12000, 0)
-    for seed in SEEDS[1:]:
+    for seed in SEEDS[1:3]:
         yield from block(1000, seed)
+    yield Run("variants", "best", 12000, 1, 0, rates[1], {"steps": 2100, "evaluate_every": 150})
+    yield Run("variants", "best", 12000, 1, 0, rates[1], {"unlabelled_share": 0.5})
+    for seed in SEEDS[3:]:
+        yield from block(1000, seed)
+    yield from (run for run in _rates(2) if run.layers == 2 and run.values["optimizer.decay"] == "linear")
     for seed in SEEDS[1:3]:
         yield from block(12000, seed)
     yield from (alone(1000, seed) for seed in SEEDS[1:3])
@@ -203,7 +208,7 @@ def _rates(depth: int) -> Iterator[Run]:
     """Rates of fine-tuning at three sizes, two epochs, as a first look would run it (18.10)."""
     short = {"batch_size": 32, "steps": None, "epochs": 2, "evaluate_every": None}
     for labels in (1500, 4000, 12000):
-        for layers in (2, depth):
+        for layers in dict.fromkeys((2, depth)):
             for decay in ("none", "linear"):
                 values = {**short, "optimizer.decay": decay}
                 for rate in (5e-5, 1e-4, 2e-4, 4e-4):

@@ -9,6 +9,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import matplotlib
+import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
 from matplotlib.figure import Figure
@@ -186,3 +187,13 @@ def test_svg_for_a_page_has_no_caption() -> None:
     whole = ElementTree.fromstring(draw_svg(figure)).get("height", "").removesuffix("pt")
     longer = ElementTree.fromstring(draw_svg(replace(figure, caption="x " * 900))).get("height", "")
     assert float(whole) == float(longer.removesuffix("pt"))
+
+
+def test_lines_on_a_logarithmic_axis_stay_where_they_were_measured() -> None:
+    """Error bars of several lines are shifted a little; by a share of the decade, not of the largest x."""
+    lines = tuple(Line(f"{i}", (1000.0, 40_000.0), (60.0, 70.0), (0.5, 0.5), (5, 5)) for i in range(7))
+    figure = drawing._draw(FigureData("fig", (Panel("", "labels", "accuracy", lines, log_x=True),), ""))
+    drawn = [np.asarray(line.get_xdata(), float) for line in figure.axes[0].lines]
+    starts = [float(x[0]) for x in drawn if len(x) == 2]
+    assert len(set(starts)) == 7
+    assert 850 < min(starts) < max(starts) < 1150
