@@ -286,7 +286,8 @@ def find_duplicates(hashes: Hashes, well_formed: npt.NDArray[np.bool_]) -> dict[
     repeated = np.unique(good[1:][good[1:] == good[:-1]])
     original: dict[int, int] = {}
     duplicates: dict[int, int] = {}
-    for position in np.flatnonzero(well_formed & np.isin(hashes, repeated)).tolist():
+    # NumPy 2.0 to 2.3 overflow here with another `kind`.
+    for position in np.flatnonzero(well_formed & np.isin(hashes, repeated, kind="sort")).tolist():
         earliest = original.setdefault(int(hashes[position]), position)
         if earliest != position:
             duplicates[position] = earliest
