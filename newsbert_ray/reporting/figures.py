@@ -414,8 +414,8 @@ def quality_figure(records: Sequence[RunRecord], *, chosen: bool = False) -> Fig
     return FigureData("quality_kept", (panel,), caption, alt=f"{alt}.")
 
 
-def is_single_point(figure: FigureData[AnyPanel]) -> bool:
-    """Whether no panel has more than one position on x, so that the figure would show nothing but a dot."""
+def without_single_points(figure: FigureData[AnyPanel]) -> FigureData[AnyPanel]:
+    """`figure` without panels that would show nothing but a dot or a bar."""
 
     def positions(panel: AnyPanel) -> int:
         if isinstance(panel, Bars):
@@ -423,7 +423,10 @@ def is_single_point(figure: FigureData[AnyPanel]) -> bool:
         dots = sum(len(line.x) for line in panel.lines if line.look in get_args(DotLook))
         return dots or len({x for line in panel.lines for x in line.x})
 
-    return max(map(positions, figure.panels)) < 2
+    panels = tuple(panel for panel in figure.panels if positions(panel) > 1)
+    if not panels:
+        raise NothingToDraw(f"{figure.name.replace('_', ' ')} is left out: it would show a single point")
+    return replace(figure, panels=panels)
 
 
 def symbol(name: str) -> str:

@@ -20,10 +20,10 @@ from newsbert_ray.reporting.draw import draw_svg, figure_paths, write_figure
 from newsbert_ray.reporting.figures import (
     Make,
     NothingToDraw,
-    is_single_point,
     loss_figure,
     map_figure,
     runs_figures,
+    without_single_points,
 )
 from newsbert_ray.reporting.page import Block, Bullets, Facts, Page, Picture, Section, Table
 from newsbert_ray.reporting.paper import corpora_csv, corpora_page, method_tables, table1_of_runs
@@ -139,9 +139,7 @@ def _draw(makes: Mapping[str, Make], out: Path, *, task: str = "") -> dict[str, 
     for kind, make in makes.items():
         name = f"{kind}_{task}" if task else kind
         try:
-            figure = replace(make(), name=name)
-            if is_single_point(figure):
-                raise NothingToDraw(f"{kind.replace('_', ' ')} is left out: it would show a single point")
+            figure = replace(without_single_points(make()), name=name)
         except NothingToDraw as reason:
             figures[name] = f"{task}: {reason}" if task else str(reason)
             continue

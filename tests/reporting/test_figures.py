@@ -18,11 +18,11 @@ from newsbert_ray.reporting.figures import (
     blocks_figure,
     chain_figure,
     curve_figure,
-    is_single_point,
     loss_figure,
     method_figure,
     quality_figure,
     runs_figures,
+    without_single_points,
 )
 from newsbert_ray.reporting.sweep_data import read_sweep
 from newsbert_ray.reporting.sweep_figures import best_at_each_depth
@@ -348,11 +348,13 @@ def test_losses_by_hand(make_record: MakeRecord) -> None:
         loss_figure(make_record(), entries[:2])
 
 
-def test_single_point_is_recognised() -> None:
-    """A figure of one dot looks like a result and shows nothing."""
+def test_single_points_are_left_out() -> None:
+    """A panel of one dot looks like a result and shows nothing."""
 
-    def figure(*x: float) -> FigureData[Panel]:
-        return FigureData("f", (Panel("", "x", "y", (Line("a", x, x), Line("b", (1.0,), (2.0,)))),), "")
+    def panel(*x: float) -> Panel:
+        return Panel("", "x", "y", (Line("a", x, x), Line("b", (1.0,), (2.0,))))
 
-    assert is_single_point(figure(1.0))
-    assert not is_single_point(figure(1.0, 2.0))
+    one, two = panel(1.0), panel(1.0, 2.0)
+    assert without_single_points(FigureData("f", (one, two), "")).panels == (two,)
+    with pytest.raises(NothingToDraw, match="the front is left out: it would show a single point"):
+        without_single_points(FigureData("the_front", (one,), ""))
