@@ -196,9 +196,9 @@ def map_titles(
         mistakes = heapq.nlargest(MISTAKES, mistakes)
         seen += len(labels)
         if index % every == 0:
-            parts.append(output.news_embedding.double().cpu().numpy())
-            predicted.append(guesses)
-            topics.append(labels)
+            parts.append(output.news_embedding.double().cpu().numpy()[known])
+            predicted.append(guesses[known])
+            topics.append(labels[known])
     all_topics, titles = np.concatenate(topics), _titles_at(data, [number for _, number, *_ in mistakes])
     points, share = between_topics(np.concatenate(parts), all_topics)
     return {

@@ -63,7 +63,7 @@ def score_models(models: Models, data: SplitData, *, world: World, pace: Pace | 
         return score_matches(models, data, world=world, pace=pace)
     topics = len(data.manifest.labels)
     counts = count_topics(models, data.batches(BATCH, world), topics=topics, world=world, pace=pace)
-    return {name: topic_metrics(matrix) for name, matrix in counts.items()}
+    return {name: topic_metrics(matrix) for name, matrix in counts.items() if matrix.any()}
 
 
 @torch.inference_mode()
@@ -71,6 +71,8 @@ def count_topics(
     models: Models, batches: Iterable[Batch], *, topics: int, world: World, pace: Pace | None = None
 ) -> dict[str, Ints]:
     """Each model's confusion matrix (Y, Y): rows are true topics, columns predicted ones.
+
+    Titles without a label are not counted.
 
     Args:
         batches: this worker's part of a split; over all workers each title occurs once.
@@ -88,7 +90,7 @@ def count_topics(
             output = top([encoder(b.input_ids, b.attention_mask) for b in batch.buckets], batch)
             if pace:
                 pace.charge(name, began, device)
-            cells = labels * topics + output.logits.argmax(-1)
+            cells = (labels * topics + output.logits.argmax(-1))[labels >= 0]
             counts[index] += torch.bincount(cells, minlength=topics * topics).view(topics, topics)
     return dict(zip(models, world.sum_tensor(counts).cpu().numpy(), strict=True))
 
@@ -210,19 +212,7 @@ def read_blocks(data: SplitData) -> Iterator[tuple[pa.Table, Impressions]]:
     for table, impressions in data.impressions():
         for start in range(0, len(impressions), BLOCK):
             stop = min(start + BLOCK, len(impressions))
-            yield table.slice(start, stop - start), _slice(impressions, start, stop)
-
-
-def _slice(impressions: Impressions, start: int, stop: int) -> Impressions:
-    histories = impressions.history_offsets[start : stop + 1]
-    candidates = impressions.offsets[start : stop + 1]
-    return Impressions(
-        impressions.history[histories[0] : histories[-1]],
-        histories - histories[0],
-        impressions.candidates[candidates[0] : candidates[-1]],
-        candidates - candidates[0],
-        impressions.clicked[candidates[0] : candidates[-1]],
-    )
+            yield table.slice(start, stop - start), impressions.take(np.arange(start, stop))
 
 
 def _tally(scores: Floats | None, block: Impressions) -> Floats:

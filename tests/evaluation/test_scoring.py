@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -172,6 +173,21 @@ def test_candidates_without_a_title_come_last(make_settings: MakeSettings) -> No
     assert ranks[[first, first + 2]].tolist() == [size - 1, size]
     of_all, of_known = ranking._tally(whole, block), ranking._tally(scores, hole)
     assert of_known[:2].tolist() == [of_all[0] - 1, of_all[1] + 1]
+
+
+def test_titles_without_a_label_are_not_counted(make_settings: MakeSettings) -> None:
+    """They would be counted as errors of some topic."""
+    settings = make_settings()
+    manifest = read_manifest(settings.data)
+    models = assemble_pair(settings, manifest).eval().models()
+    first, *others = SplitData.of(settings, manifest, "test").batches(16)
+    hidden = [
+        replace(b, target=replace(b.target, labels=torch.full_like(b.target.labels, -1))) for b in others
+    ]
+    count = partial(ranking.count_topics, models, topics=len(manifest.labels), world=CPU)
+    alone, beside = count([first]), count([first, *hidden])
+    assert (alone["student"] == beside["student"]).all()
+    assert alone["student"].sum() == 16
 
 
 def test_popularity_counts_training_clicks(make_settings: MakeSettings) -> None:
