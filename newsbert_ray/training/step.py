@@ -129,15 +129,16 @@ def train_step(
     sums: dict[str, Tensor] = {}
     for index, batch in enumerate(parts):
         is_last = index == len(parts) - 1
-        torch.manual_seed((settings.seed * 1_000_003 + step) * 1_009 + batch.piece)
+        _seed((settings.seed * 1_000_003 + step) * 1_009 + batch.piece, batch.buckets[0].input_ids.device)
         with contextlib.nullcontext() if is_last else _without_averaging(learner.model):
             losses = learner.model(batch, weights)
             (losses[TOTAL] * (learner.world_size * batch.weight)).backward()
         for name, loss in losses.items():
-            sums[name] = sums.get(name, torch.zeros_like(loss)) + loss.detach() * batch.weight
+            share = loss.detach() if batch.weight == 1 else loss.detach() * batch.weight
+            sums[name] = sums[name] + share if name in sums else share
     learner.sparse_embedding.gather()
-    comparable = weights.teacher_task > 0 and learner.pair.layers_match
-    block_numbers = _block_numbers(learner) if statistics and comparable else {}
+    statistics = statistics and weights.teacher_task > 0 and learner.pair.layers_match
+    block_numbers = _block_numbers(learner) if statistics else {}
     layers, distill = (learner.pair.student.layers, learner.pair.teacher.layers), settings.distill
     last, rescaled = distill.blocks == "last", distill.momentum == "rescaled"
     if distill.momentum != "update":
@@ -160,6 +161,13 @@ def train_step(
 def needs_states(weights: LossWeights) -> bool:
     """Whether any loss reads the teacher's layers, not only its embeddings and predictions."""
     return any(getattr(weights, name) for name in STATE_LOSSES)
+
+
+def _seed(seed: int, device: torch.device) -> None:
+    """What torch.manual_seed does, for the device that is used; that looks for every kind of device."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
 
 
 def _without_averaging(model: nn.Module) -> contextlib.AbstractContextManager[None]:
