@@ -374,6 +374,8 @@ class TrainSettings(Settings):
     `steps` is given."""
     log_every: int = Field(20, ge=1)
     """Steps between two entries in the log and in TensorBoard."""
+    track: Literal["mlflow", "wandb"] | None = None
+    """Also send all numbers to MLflow or Weights & Biases; a sweep is the parent of its trials."""
 
     @model_validator(mode="before")
     @classmethod

@@ -22,6 +22,7 @@ ORDER = (
         "ray_session",
         "methods",
         "telemetry",
+        "trackers",
         "storage",
     ),
     ("data",),

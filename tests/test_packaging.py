@@ -21,7 +21,12 @@ PINNED = {
     for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     if "==" in line
 }
-MODULES = {"pyyaml": "yaml", "docstring-parser": "docstring_parser", "scikit-learn": "sklearn"}
+MODULES = {
+    "pyyaml": "yaml",
+    "docstring-parser": "docstring_parser",
+    "scikit-learn": "sklearn",
+    "mlflow-skinny": "mlflow",
+}
 """The import name, where it differs from the package's name."""
 NOT_IMPORTED = {
     "pandas": "Ray Data and Tune read their tables with it",
@@ -50,7 +55,8 @@ def _imported() -> set[str]:
 def test_dependencies_are_what_the_package_imports() -> None:
     """One too many is a download and a risk for everybody; one too few fails on a new machine."""
     named = _names(PROJECT["dependencies"]) - NOT_IMPORTED.keys()
-    optional = _names(PROJECT["optional-dependencies"]["export"])
+    extras = (PROJECT["optional-dependencies"][name] for name in ("export", "mlflow", "wandb"))
+    optional = {MODULES.get(name, name) for extra in extras for name in _names(extra)}
     assert {MODULES.get(name, name) for name in named} == _imported() - optional
 
 

@@ -18,7 +18,7 @@ from newsbert_ray.files import locked
 from newsbert_ray.record import BEFORE, RECORD, TEACHER
 from newsbert_ray.storage.workdir import WorkDir, download_input, with_locations
 
-NEUTRAL_SETTINGS = ("data", "out", "threads", "log_every", "checkpoint", "device", "min_workers")
+NEUTRAL_SETTINGS = ("data", "out", "threads", "log_every", "checkpoint", "device", "min_workers", "track")
 """Settings that do not affect results; data is compared by the fingerprint of its shards."""
 
 

@@ -78,7 +78,7 @@ def train_group(
     settings: TrainSettings,
     manifest: Manifest,
     *,
-    report: Report | None,
+    report: Report,
     quiet: bool = False,
     gpus: float | None = None,
 ) -> None:
@@ -90,7 +90,7 @@ def train_group(
     report that raises, a second Ctrl-C), the group is ended first.
 
     Args:
-        report: called with each evaluation's entry once.
+        report: called with the entries of rank 0, each evaluation's once.
         quiet: print nothing, and start fast: a sweep's trial. Each worker reserves a CPU for each of its
             threads, and reads the shards itself, in the same batches: Ray Data takes another 1.5 GB.
         gpus: share of a GPU for each worker, reserved by the caller; by default taken from the cluster.
@@ -149,7 +149,7 @@ class _Group:
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
-    def follow(self, *, display: Display | None, report: Report | None, signals: StopSignals) -> None:
+    def follow(self, *, display: Display | None, report: Report, signals: StopSignals) -> None:
         """Show and pass on the entries of rank 0 until the group ends; a signal asks it to end."""
         evaluated: set[int] = set()
         running = True
@@ -172,8 +172,7 @@ class _Group:
                     display(entry)
                 if is_evaluation:
                     evaluated.add(entry["step"])
-                    if report:
-                        report(entry)
+                report(entry)
 
     def end(self) -> None:
         """End the group and wait until none of its workers writes any more, at most END_SECONDS."""

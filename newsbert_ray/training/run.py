@@ -28,6 +28,7 @@ from newsbert_ray.storage.workdir import (
     with_local_paths,
     with_locations,
 )
+from newsbert_ray.trackers import TrackedRun, Tracker, require_tracker, tracked
 from newsbert_ray.training.checkpoint import step_folders
 from newsbert_ray.training.journal import Display, closing_lines
 from newsbert_ray.training.loop import Report
@@ -50,16 +51,19 @@ def train(
     gpus: float | None = None,
     teachers: str | Path | None = None,
     overwrite: bool = False,
+    parent: TrackedRun | None = None,
 ) -> RunRecord:
     """Distil a student from a teacher on prepared shards.
 
     One worker trains in this process; several workers, or one inside a Ray cluster, form a Ray Train group.
     With `quiet` (a sweep's trial) one worker never forms a group: the sweep has reserved its resources.
-    Arguments, result and errors are those of `newsbert_ray.train`.
+    Arguments, result and errors are those of `newsbert_ray.train`; `parent` is the sweep's tracked run.
     """
+    require_tracker(settings.track)
     say = _silent if quiet else print
     location, settings = settings.out, _with_absolute_locations(settings)
-    in_process = settings.workers == 1 and (quiet or not inside_cluster())
+    is_linear = settings.student.kind == "linear"
+    in_process = is_linear or (settings.workers == 1 and (quiet or not inside_cluster()))
     # A trial's folder is locked by its sweep; a group's rank 0 has its own copy.
     with open_workdir(
         settings.out, markers=(SETTINGS, RECORD), small=not in_process, exclusive=not quiet
@@ -75,17 +79,17 @@ def train(
             finished = (workdir.path / RECORD).exists()
             if not finished:
                 workdir.publish()
-                train_first = partial(train, quiet=quiet, gpus=gpus, teachers=teachers)
+                train_first = partial(train, quiet=quiet, gpus=gpus, teachers=teachers, parent=parent)
                 ready = train_prerequisite(settings, shared=teachers, train=train_first, say=say)
-                if settings.student.kind == "linear":
-                    _train_linear(with_local_paths(ready), manifest, report=report, quiet=quiet)
-                elif in_process:
-                    _train_in_process(with_local_paths(ready), manifest, workdir, report=report, quiet=quiet)
-                else:
-                    from newsbert_ray.training.ray_group import train_group
-
-                    train_group(ready, manifest, report=report, quiet=quiet, gpus=gpus)
-                    workdir.download(small=True)
+                values, kind = settings.model_dump(), "trial" if parent else "train"
+                with tracked(settings.track, workdir.path, values, parent=parent, kind=kind) as tracker:
+                    here = workdir if in_process else None
+                    receive = partial(_receive, tracker, report)
+                    _train_ready(ready, manifest, here, report=receive, quiet=quiet, gpus=gpus)
+                    if not in_process:
+                        workdir.download(small=True)
+                    record = read_record(workdir.path)
+                    tracker.log({"test": record.metrics.get("test") or {}}, record.steps)
             elif not settings.checkpoint.keep_finished:
                 workdir.remove(CHECKPOINTS)
             restore_urls(workdir.path, settings)
@@ -115,6 +119,33 @@ def _stop_explained(workdir: WorkDir, *, quiet: bool) -> Iterator[None]:
         raise Stopped(number, f"{workdir.location}: {kept}; {again}") from error
 
 
+def _train_ready(
+    settings: TrainSettings,
+    manifest: Manifest,
+    workdir: WorkDir | None,
+    *,
+    report: Report,
+    quiet: bool,
+    gpus: float | None,
+) -> None:
+    """Train once every prerequisite is there: in this process, or without `workdir` in a group."""
+    if settings.student.kind == "linear":
+        _train_linear(with_local_paths(settings), manifest, report=report, quiet=quiet)
+    elif workdir:
+        _train_in_process(with_local_paths(settings), manifest, workdir, report=report, quiet=quiet)
+    else:
+        from newsbert_ray.training.ray_group import train_group
+
+        train_group(settings, manifest, report=report, quiet=quiet, gpus=gpus)
+
+
+def _receive(tracker: Tracker, report: Report | None, entry: dict[str, Any]) -> None:
+    """Track an entry, and report it where it is an evaluation."""
+    tracker(entry)
+    if report is not None and entry["kind"] == "evaluation":
+        report(entry)
+
+
 def _with_absolute_locations(settings: TrainSettings) -> TrainSettings:
     """Settings with absolute paths: workers and readers of the record have other working directories."""
     return with_locations(
@@ -128,7 +159,7 @@ def _with_absolute_locations(settings: TrainSettings) -> TrainSettings:
 
 
 def _train_in_process(
-    settings: TrainSettings, manifest: Manifest, workdir: WorkDir, *, report: Report | None, quiet: bool
+    settings: TrainSettings, manifest: Manifest, workdir: WorkDir, *, report: Report, quiet: bool
 ) -> None:
     """Train in this process; each checkpoint is published before it is reported."""
     from newsbert_ray.data.reading import World, make_schedule, read_updates
@@ -142,8 +173,7 @@ def _train_in_process(
             workdir.publish()
         if display:
             display(entry)
-        if report is not None and entry["kind"] == "evaluation":
-            report(entry)
+        report(entry)
 
     with display or nullcontext(), StopSignals(active=not quiet) as signals, watch_for_end() as leaving:
         say = display.say if display else _silent
@@ -158,7 +188,7 @@ def _train_in_process(
         run_worker(settings, context)
 
 
-def _train_linear(settings: TrainSettings, manifest: Manifest, *, report: Report | None, quiet: bool) -> None:
+def _train_linear(settings: TrainSettings, manifest: Manifest, *, report: Report, quiet: bool) -> None:
     """Fit the linear model in this process, whatever the number of workers."""
     from newsbert_ray.training.linear import train_linear
 
@@ -166,8 +196,7 @@ def _train_linear(settings: TrainSettings, manifest: Manifest, *, report: Report
         metrics, strength = entry["validation"]["student"], entry["train"]["strength"]
         if not quiet:
             print(f"C {strength:g}: validation accuracy {metrics['accuracy']:.4f}", flush=True)
-        if report is not None:
-            report(entry)
+        report(entry)
 
     train_linear(settings, manifest, report=receive)
 

@@ -22,6 +22,7 @@ from newsbert_ray.settings import flatten
 from newsbert_ray.storage.bucket import StorageError
 from newsbert_ray.storage.workdir import WorkDir, download_input, fetch, is_location, open_workdir
 from newsbert_ray.telemetry import EVENTS, EventLog
+from newsbert_ray.trackers import TrackedRun, require_tracker, tracked
 from newsbert_ray.tune import display
 from newsbert_ray.tune.display import say
 from newsbert_ray.tune.resources import Resources, Retention, check_nodes, plan_resources
@@ -101,6 +102,7 @@ def open_sweep(
         changes = restore_changes(changes, before if resume else {})
         space, messages = build_space(file, changes)
         first = check_space(space, out=workdir.location, overrides=changes.overrides)
+        require_tracker(first.track)
         corpora = check_corpora(space, first) if read_data else ()
         yield OpenSweep(workdir, space, changes, first, tuple(messages), before, corpora)
 
@@ -217,8 +219,9 @@ class _Run:
             return None
         from newsbert_ray.tune.ray_tune import SweepParts, node_resources, run_trials
 
-        space, first = self.opened.space, self.opened.first
-        with ray_session() as session:
+        space, first, folder = self.opened.space, self.opened.first, trials.workdir.path
+        shown = {key: self.plan[key] for key in ("file", "metric", "scheduler", "trials", "vary", "settings")}
+        with ray_session() as session, tracked(first.track, folder, shown, kind="sweep") as tracker:
             if not session.private:
                 teachers = filter(is_location, space.samples_of("teacher", first.teacher))
                 inputs = {"data": space.samples_of("data", first.data), "teachers": list(teachers)}
@@ -237,17 +240,23 @@ class _Run:
             self.write("running")
             trials.workdir.publish()
             say(console, *display.starting(trials, resources, session.dashboard))
-            make_config = partial(self._trial_config, resources=resources, shared=not session.private)
+            shared = not session.private
+            make_config = partial(self._trial_config, resources, shared=shared, tracked=tracker.run)
             parts = SweepParts(
                 trials, first, resources, make_config=make_config, console=console, check=check
             )
             run_trials(parts, train=train)
+            if best := trials.best():
+                means = zip(space.goals, best.means, strict=True)
+                tracker.log({"best": {goal.metric: mean for goal, mean in means}}, len(trials.ended))
             parts.retention.clear(at_end=True)
         if trials.unfinished and not trials.end_reason:
             raise KeyboardInterrupt
         return parts.retention
 
-    def _trial_config(self, spec: TrialSpec, resources: Resources, *, shared: bool) -> TrialConfig:
+    def _trial_config(
+        self, resources: Resources, spec: TrialSpec, *, shared: bool, tracked: TrackedRun | None
+    ) -> TrialConfig:
         """What a trial's actor receives; `shared`: it may run on a machine without the sweep's folder."""
         workdir, space, overrides = self.opened.workdir, self.opened.space, self.opened.changes.overrides
         out = workdir.child(TRIALS, spec.name).location
@@ -261,6 +270,7 @@ class _Run:
             failures=workdir.child(FAILURES).absolute(),
             sweep=workdir.absolute() if shared else None,
             gpus=resources.gpus,
+            tracked=tracked,
         )
 
     def result(self, trials: Trials) -> SweepResult:

@@ -24,6 +24,7 @@ from newsbert_ray.reporting.sweep_data import point_label
 from newsbert_ray.settings import flatten
 from newsbert_ray.storage.bucket import StorageError
 from newsbert_ray.storage.workdir import WorkDir, absolute, fetch
+from newsbert_ray.trackers import TrackedRun
 from newsbert_ray.tune.resources import require_seen
 from newsbert_ray.tune.space import (
     PointValues,
@@ -239,6 +240,8 @@ class TrialConfig:
     """The sweep's folder, where this machine has to check that it sees it; None on a single machine."""
     gpus: float = 0.0
     """Each worker's share of a GPU, for a trial of several workers."""
+    tracked: TrackedRun | None = None
+    """The sweep's run in MLflow or W&B."""
 
 
 CONFIG = "trial"
@@ -298,7 +301,7 @@ def _real_train(trial: TrialConfig) -> Train:
     # Next to the trials' folders; for a sweep in a bucket each machine keeps its own.
     parent = WorkDir(trial.settings.out).path.parents[1]
     gpus = trial.gpus if trial.settings.workers > 1 else None
-    return partial(train, gpus=gpus, teachers=parent / TEACHERS)
+    return partial(train, gpus=gpus, teachers=parent / TEACHERS, parent=trial.tracked)
 
 
 def numbers_of(entry: Mapping[str, Any]) -> dict[str, float]:
