@@ -175,6 +175,10 @@ def test_example_search_space_loads(tmp_path: Path) -> None:
     (example,) = re.findall(r"```yaml\n(.*?)```", PAGES["docs/sweeps.md"], flags=re.DOTALL)
     (tmp_path / "mine.yaml").write_text(example, encoding="utf-8")
     assert read_space(tmp_path / "mine.yaml").name == "mine"
+    (skip,) = re.findall(r"`(skip: .*?)`", PAGES["docs/sweeps.md"])
+    axes = "space: {student.layers: {grid: [1, 2]}, distill.beta: {grid: [0, 0.3]}}"
+    (tmp_path / "grid.yaml").write_text(f"name: grid\n{axes}\n{skip}\n", encoding="utf-8")
+    assert read_space(tmp_path / "grid.yaml").points == 3
 
 
 @pytest.mark.parametrize("name", [name for name, page in PAGES.items() if "```python" in page])

@@ -33,12 +33,17 @@ def mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.fixture
 def wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[Path]]:
-    """The folders of offline runs."""
-    pytest.importorskip("wandb", reason="`pip install wandb` to test --track wandb")
+    """The folders of offline runs, once everything is written."""
+    package = pytest.importorskip("wandb", reason="`pip install wandb` to test --track wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
-    return lambda: sorted((tmp_path / "wandb").glob("offline-run-*"))
+
+    def folders() -> list[Path]:
+        package.teardown()
+        return sorted((tmp_path / "wandb").glob("offline-run-*"))
+
+    return folders
 
 
 def test_nothing_is_tracked_by_default(tmp_path: Path) -> None:
@@ -107,9 +112,8 @@ def test_wandb_groups_a_sweeps_trials(wandb: Callable[[], list[Path]], tmp_path:
     child = tmp_path / "sweep" / "beta=0,seed=0"
     child.mkdir(parents=True)
     with tracked("wandb", tmp_path / "sweep", {"epochs": 2}, kind="sweep") as sweep:
-        for _ in range(2):
-            with tracked("wandb", child, {}, parent=sweep.run, kind="trial") as trial:
-                trial(ENTRY)
+        with tracked("wandb", child, {}, parent=sweep.run, kind="trial") as trial:
+            trial(ENTRY)
         sweep.log({"best": {"accuracy": 0.7}}, 1)
     assert sweep.run
     assert trial.run

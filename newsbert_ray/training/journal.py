@@ -40,12 +40,22 @@ class Journal:
         for name, value in flatten(entry):
             if name not in ("step", "steps", "epochs"):
                 self.board.add_scalar(name, value, entry["step"])
+        for name, value in overview(entry):
+            self.board.add_scalar(f"0_overview/{name}", value, entry["step"])
         if entry["kind"] == "evaluation":
             self.board.flush()
 
     def close(self) -> None:
         """Flush and close the TensorBoard file."""
         self.board.close()
+
+
+def overview(entry: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """The loss, or each model's main metric: TensorBoard opens on them, because it sorts groups by name."""
+    if entry["kind"] == "log":
+        return [("loss", entry["train"]["total"])] if "total" in entry["train"] else []
+    named = {model: [m for m in HEADINGS if m in scores] for model, scores in entry["validation"].items()}
+    return [(f"{k}_{m[0]}", entry["validation"][k][m[0]]) for k, m in named.items() if m]
 
 
 def flatten(entry: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

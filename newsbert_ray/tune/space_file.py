@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -206,8 +207,9 @@ def check_sweep(space: str | Path, *, out: str, resume: bool = False, **settings
 def _read_axis(text: YamlFile, name: str, settings: Mapping[str, Any], before: Sequence[Axis]) -> Axis:
     at = ("space", name)
     require_name(name, partial(text.fail, at))
-    if isinstance(text.mapping(("space",))[name], list):
-        text.fail(at, f"{name} is a list; write `{name}: {{grid: [...]}}` to try each of its values")
+    if isinstance(values := text.mapping(("space",))[name], list):
+        grid = f"{{grid: {json.dumps(values, default=str)}}}"
+        text.fail(at, f"{name} is a list; write `{name}: {grid}` to try each of its values")
     spec = text.mapping(at)
     for key in spec:
         _require(text, (*at, key), f"key of {name}", key, _AXIS_KEYS)

@@ -9,7 +9,14 @@ import pytest
 
 from newsbert_ray.record import RunRecord
 from newsbert_ray.storage.workdir import WorkDir
-from newsbert_ray.training.journal import Display, _evaluation_line, _log_numbers, closing_lines, flatten
+from newsbert_ray.training.journal import (
+    Display,
+    _evaluation_line,
+    _log_numbers,
+    closing_lines,
+    flatten,
+    overview,
+)
 
 MakeRecord = Callable[..., RunRecord]
 
@@ -108,3 +115,12 @@ def test_progress_moves_at_every_step(
         "step 3/10  loss 2.000  3 titles/s  left 1:24",
     ]
     assert display.bar.tasks[0].completed == 3
+
+
+def test_tensorboard_opens_on_loss_and_main_metric(make_record: MakeRecord) -> None:
+    """A user scrolls past gradient norms and seconds to see whether the run learns."""
+    clicks = make_record(epochs=1, task="recommendation", method="finetune", auc=0.62).curve[0]
+    assert overview({"kind": "evaluation", **clicks}) == [("student_auc", 0.62)]
+    topics = overview({"kind": "evaluation", **make_record(epochs=1).curve[0]})
+    assert dict(topics) == {"teacher_accuracy": 0.8, "student_accuracy": 0.7}
+    assert overview({"kind": "log", "train": {"total": 1.5, "hidden": 0.5}}) == [("loss", 1.5)]

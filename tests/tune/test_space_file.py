@@ -133,7 +133,7 @@ MISTAKES = {
         5,
         "unknown key of student.layers 'grd', did you mean 'grid'",
     ),
-    "list without grid": ("{grid: [1, 2]}", "[1, 2]", 5, r"write `student.layers: {grid: \[...\]}`"),
+    "list without grid": ("{grid: [1, 2]}", "[1, 2]", 5, r"write `student.layers: {grid: \[1, 2\]}` to try"),
     "no mapping": ("{grid: [1, 2]}", "word", 5, "expected names with values"),
     "range upside down": ("{grid: [1, 2]}", "{int: [4, 1]}", 5, r"did you mean \[1, 4\]"),
     "range of words": ("{grid: [1, 2]}", "{int: [a, b]}", 5, "two whole numbers"),

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -473,3 +478,50 @@ def test_the_dashboard_shows_every_trial(where: str, write_space: WriteSpace, tm
     assert first["values"] == [0.5]
     assert [value["value"] for value in first["intermediate_values"]] == [0.3, 0.5]
     assert detail["objective_names"] == ["validation.student.accuracy"]
+
+
+@pytest.fixture
+def postgres() -> Iterator[str]:
+    """URL of a study's database in a real PostgreSQL server on the loopback."""
+    pytest.importorskip("psycopg2", reason="`pip install psycopg2-binary` to test a study in PostgreSQL")
+    if not (shutil.which("initdb") and shutil.which("pg_ctl")):
+        pytest.skip("install PostgreSQL's server (initdb, pg_ctl) to test a study in it")
+    folder = Path(tempfile.mkdtemp(prefix="pg-"))  # short: a socket's path has at most 107 letters
+    as_user: list[str] = []
+    if os.geteuid() == 0:  # PostgreSQL refuses root
+        if not shutil.which("runuser"):
+            pytest.skip("PostgreSQL does not run as root")
+        as_user = ["runuser", "-u", "nobody", "--"]
+        shutil.chown(folder, "nobody")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    data, options = folder / "data", f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -F"
+
+    def call(*command: str) -> None:
+        quiet = subprocess.DEVNULL  # the server would keep a pipe open
+        subprocess.run([*as_user, *command], check=True, cwd=folder, stdout=quiet, stderr=quiet, timeout=60)
+
+    call("initdb", "-D", str(data), "-U", "study", "--auth=trust", "--no-sync")
+    call("pg_ctl", "-D", str(data), "-o", options, "-l", str(folder / "log"), "-w", "start")
+    try:
+        yield f"postgresql+psycopg2://study:hush@127.0.0.1:{port}/postgres"
+    finally:
+        call("pg_ctl", "-D", str(data), "-m", "immediate", "-w", "stop")
+        shutil.rmtree(folder)
+
+
+@pytest.mark.slow
+def test_a_study_in_postgresql_is_continued(postgres: str, tpe: SearchSpace, tmp_path: Path) -> None:
+    """Another database answers another way: a resume draws points twice, or loses one that was running."""
+    space = tpe.model_copy(update={"search": tpe.search.model_copy(update={"storage": postgres})})
+    study = SweepStudy(space, tmp_path, "ours")
+    first, _ = study.next_point() or pytest.fail("no point")
+    second, running = study.next_point() or pytest.fail("no point")
+    study.tell(first, (0.75,), curve=[(1.0, 0.5), (2.0, 0.75)])
+    again = SweepStudy(space, tmp_path, "ours")
+    assert [(point.number, point.results) for point in again.ended] == [(first, (0.75,))]
+    assert again.next_point() == (second, running)
+    with pytest.raises(StudyError, match="of another sweep") as refused:
+        SweepStudy(space, tmp_path, "theirs")
+    assert "hush" not in str(refused.value)
