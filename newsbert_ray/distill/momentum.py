@@ -153,7 +153,8 @@ def block_statistics(
 
 
 def _norm(gradients: Sequence[Tensor]) -> Tensor:
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(gradients))))
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(gradients))))
+    return norm
 
 
 def _copies(layer: Parameters) -> list[Tensor]:

@@ -130,7 +130,7 @@ def test_evaluations_without_checkpoints(make_settings: MakeSettings) -> None:
         out = {"out": f"{make_settings().out}-{at_evaluation}"}
         checkpoint = {"at_evaluation": at_evaluation, "every_steps": 7}
         settings = make_settings(**out, evaluate_every=5, checkpoint=checkpoint, epochs=1)
-        entries: list[dict[str, Any]] = []
+        entries: list[Any] = []
 
         def look(entry: dict[str, Any], folder: Path = Path(out["out"]), seen: Any = entries) -> None:
             seen.append([path.name[-2:] for path in step_folders(folder / "checkpoints")])
