@@ -103,8 +103,9 @@ def _checked(function: Callable[P, R], *, call: str = "", replaces: str = "") ->
             module, _, name = f"newsbert_ray.{call}".rpartition(".")
             target = getattr(import_module(module), name)
         values = check_arguments(function, positional, keywords)
-        if replaces and not values.pop("overwrite") and (there := [*Path(values["out"]).glob(replaces)]):
-            raise SettingsError(f"{there[0]}: exists; give another out, or overwrite")
+        if replaces and not values.pop("overwrite") and values["out"]:
+            for file in Path(values["out"]).glob(replaces):
+                raise SettingsError(f"{file}: exists; give another out, or overwrite")
         return target(**values)
 
     return checked
@@ -560,7 +561,7 @@ def similar(
     """
 
 
-@_calls("serving.bench.bench")
+@_calls("serving.bench.bench", replaces="bench.*")
 def bench(
     models: Sequence[str],
     *,
@@ -572,6 +573,7 @@ def bench(
     precision: Sequence[Literal["fp32", "bf16"]] = ("fp32",),
     device: Literal["cpu", "cuda"] | None = None,
     out: Location | None = None,
+    overwrite: bool = True,
     say: Callable[[str], None] = lambda _: None,
 ) -> list[Timing]:
     """Measure the speed of students, their teachers and random encoders, side by side on the same titles.
@@ -587,6 +589,7 @@ def bench(
         precision: arithmetic of the encoders to try; the first is the reference for the others.
         device: device of the encoders; by default a GPU if there is one.
         out: folder for bench.json, a table and a figure; by default none.
+        overwrite: replace earlier measurements.
         say: receives progress, line by line.
     Returns:
         A timing for each model, number of threads and precision.
