@@ -230,7 +230,7 @@ def test_a_swallowed_ctrl_c_is_raised_later() -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_deferred_signal_is_raised_at_the_end_and_a_second_one_at_once(number: signal.Signals) -> None:
     """A checkpoint is written first; a person who presses Ctrl-C twice does not want to wait for it."""
-    done = []
+    done: list[int] = []
 
     def work(times: int) -> None:
         with signals.deferred():
