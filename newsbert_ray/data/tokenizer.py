@@ -98,6 +98,7 @@ class TitleTokenizer:
                     shutil.copyfile(path, folder / path.name)
         elif self._origin is not None:
             self._origin.save_pretrained(folder)
+            (folder / "tokenizer.json").write_text(self.serialised, encoding="utf-8")
         else:
             _save_learned(self._backend, self.serialised, folder)
 
@@ -199,6 +200,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _load_with_transformers(teacher: str, folder: Path) -> TitleTokenizer:
+    import tokenizers
     from transformers import AutoTokenizer, BertTokenizer
     from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
@@ -238,6 +240,8 @@ def _load_with_transformers(teacher: str, folder: Path) -> TitleTokenizer:
             "download the encoder's whole folder again"
         )
     name = folder.resolve().name if folder.is_dir() else teacher
+    # The library rounds the scores of a Unigram model when it reads them; read once, they stay as they are.
+    backend = tokenizers.Tokenizer.from_str(backend.to_str())
     return TitleTokenizer(backend, name=name, pad_id=loaded.pad_token_id or 0, origin=loaded)
 
 

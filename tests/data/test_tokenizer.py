@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, models
 
 from newsbert_ray.config import PrepareSettings, TrainSettings, build_settings
 from newsbert_ray.data.prepare import prepare
@@ -192,6 +193,19 @@ def test_a_sentencepiece_model_names_its_package(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("newsbert_ray.data.tokenizer.find_spec", lambda _: None)
     with pytest.raises(TokenizerError, match=r"needs a package more: pip install sentencepiece$"):
         load_tokenizer(str(tmp_path))
+
+
+def test_scores_of_pieces_survive_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library rounds them when it reads them: a student would then refuse its own tokeniser."""
+    transformers = pytest.importorskip("transformers")
+    scores = np.random.default_rng(0).normal(-5.0, 2.0, 300)
+    pieces = [("<unk>", 0.0), *((f"w{n}", float(score)) for n, score in enumerate(scores))]
+    backend = Tokenizer(models.Unigram(pieces, unk_id=0))
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda *_, **__: fast)
+    tokenizer = load_tokenizer(str(tmp_path))
+    tokenizer.save(tmp_path / "saved")
+    assert load_tokenizer(str(tmp_path / "saved")).sha256 == tokenizer.sha256
 
 
 def test_an_encoder_that_cannot_be_trained(tmp_path: Path) -> None:
