@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from newsbert_ray.config import LossWeights, TrainSettings
 from newsbert_ray.data.examples import Clicks
@@ -220,6 +222,28 @@ def test_bf16_stays_near_fp32(make_settings: MakeSettings) -> None:
     learner, updates = start(make_settings(precision="bf16"))
     found = train_step(learner, updates[0].parts, step=1)
     assert {v.dtype for v in found.values() if isinstance(v, Tensor)} == {torch.float32}
+
+
+def test_bf16_casts_each_weight_once_a_step(make_settings: MakeSettings) -> None:
+    """Casting again for every bucket would cost a launch for each weight."""
+
+    class Casts(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-ignore]
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func.overloadpacket.__name__ == "_to_copy" and kwargs.get("dtype") == torch.bfloat16:
+                casts[args[0].data_ptr()] += 1
+            return func(*args, **(kwargs or {}))
+
+    settings = make_settings(task="recommendation", precision="bf16", token_budget=512)
+    learner, updates = start(settings)
+    weights = {p.data_ptr(): n for n, p in learner.pair.named_parameters()}
+    casts: Counter[int] = Counter()
+    (batch,) = updates[0].parts
+    assert len(batch.buckets) > 2
+    with Casts(), torch.enable_grad():
+        learner.model(batch, settings.distill.weights)
+    counts = {name: casts[address] for address, name in weights.items() if address in casts}
+    assert len(counts) > 40
+    assert set(counts.values()) == {1}
 
 
 def test_part_weight_zero_adds_nothing(make_settings: MakeSettings) -> None:
