@@ -445,20 +445,39 @@ class TrainSettings(Settings):
             raise ValueError(f"{share} leaves no labelled example in a batch of {self.batch_size}; lower it")
 
 
+class ColumnSettings(Settings):
+    """How to read tables and data sets of labelled texts."""
+
+    text: str | None = None
+    """Column of the text; several with commas between are joined. By default the first of text, title,
+    headline, sentence, content and other usual names."""
+    label: str | None = None
+    """Column of the label; `none` for texts without labels. By default label, category, topic, class, and
+    other usual names. A row whose label is empty is a text without label."""
+    id: str | None = None
+    """Column of the id. By default id, news_id, ..., else rows are numbered."""
+    delimiter: str | None = Field(None, min_length=1, max_length=1)
+    """Character between columns. By default a tab in .tsv, and in .csv the usual one of the first line."""
+    encoding: str = "utf-8"
+    """Encoding of text files, such as latin-1. UTF-16 is recognised by its first bytes."""
+
+
 class PrepareSettings(Settings):
-    """Tokenised Parquet shards from MIND's files or from tables of query-text pairs."""
+    """Tokenised Parquet shards from MIND's files, labelled texts, or tables of query-text pairs."""
 
     source: list[str] = Field(min_length=1)
-    """Folder or zip with news.tsv and behaviors.tsv, or a table (.tsv, .csv, .jsonl, .parquet) with query,
-    text and clicked; URLs too (s3://, gs://). Give one each for train, dev and test."""
+    """MIND's folder or zip; a table (.tsv, .csv, .jsonl, .parquet; .gz) of texts and labels, or of query,
+    text and clicked; a folder of LABEL/*.txt; a data set of the `datasets` library: a folder, or a name of
+    the Hub (NAME or NAME:CONFIG). URLs of files too (s3://, gs://). Give one each for train, dev and test."""
+    columns: ColumnSettings = ColumnSettings()
     teacher: str
     """Encoder whose tokeniser to use: a Hugging Face name, a folder, or `scratch`; or a file of word vectors
     (of GloVe, fastText or word2vec; plain, .gz or .zip), whose words become the tokens."""
     out: str
     """Folder for the shards and manifest.json, or its URL."""
     max_tokens: int | None = Field(None, ge=3)
-    """Longest title or text in tokens, with [CLS] and [SEP]; longer ones are cut. By default 30 for titles
-    and 512 for texts of a table."""
+    """Longest title or text in tokens, with [CLS] and [SEP]; longer ones are cut. By default 30 for MIND's
+    titles, 128 for other labelled texts and 512 for texts that queries clicked."""
     query_tokens: int = Field(30, ge=3)
     """Longest query of a table, in tokens."""
     validation_share: float = Field(0.1, gt=0.0, lt=0.5)

@@ -6,6 +6,7 @@ like any other.
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import stat
@@ -39,7 +40,8 @@ from newsbert_ray.data.sources import (
 Codes = npt.NDArray[np.uint16]
 Minutes = npt.NDArray[np.int32]
 Rows = npt.NDArray[np.int32]
-Kind = Literal["news", "behaviors"]
+Kind = Literal["news", "behaviors", "texts"]
+"""MIND's two files, and lines of JSON that `labelled` wrote."""
 
 NEWS = "news.tsv"
 BEHAVIORS = "behaviors.tsv"
@@ -57,8 +59,8 @@ _SMALL_BYTES = 64 << 20
 
 RARE = 20
 """Topics with fewer news than this in the training source, or with none left to train on, are not split."""
-NO_CODE = np.uint16(0xFFFF)
-"""Topic code of a malformed line."""
+NO_CODE, NO_TOPIC = np.uint16(0xFFFF), np.uint16(0xFFFE)
+"""Topic codes of a malformed line, and of a text without label."""
 KEPT = (Fate.TRAIN, Fate.VALIDATION, Fate.TEST, Fate.UNSEEN_TOPIC)
 """Fates of the news that are kept, in the order of the table of texts. News of an unseen topic are no test of
 topics, but users read them and impressions offer them."""
@@ -127,6 +129,14 @@ class Lines(NamedTuple):
         return Lines(np.zeros(count, dtype=np.uint64), np.full(count, NO_CODE, dtype=np.uint16), minutes)
 
 
+def is_mind(source: str) -> bool:
+    """Whether a source is a zip, or a folder that holds news.tsv, itself or in a subfolder."""
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return any(path.glob(NEWS)) or any(path.glob(f"*/{NEWS}"))
+    return path.suffix.lower() == ".zip" or (path.is_file() and path.open("rb").read(4) == b"PK\3\4")
+
+
 def find_folder(source: str, *, unpacked: Path) -> MindFolder:
     """The files of one `--source`.
 
@@ -134,21 +144,18 @@ def find_folder(source: str, *, unpacked: Path) -> MindFolder:
         source: a folder that holds news.tsv, itself or in its only such subfolder; or a zip of one.
         unpacked: folder to write a zip's files to.
     Raises:
-        PrepareError: no such path, no news.tsv in it, or a zip that is damaged or hostile.
+        PrepareError: no such path, or a zip that has no news.tsv, is damaged or hostile.
     """
     path = Path(source).expanduser()
-    expected = f"give a folder with {NEWS} and {BEHAVIORS}, or a zip of one"
     if path.is_dir():
         return _find_in_folder(path)
     if not path.exists():
-        raise PrepareError(f"source {source}: no such folder or zip; {expected}")
+        raise PrepareError(f"source {source}: no such zip; give MIND's zip or folder")
     if not zipfile.is_zipfile(path):
-        if path.suffix.lower() == ".zip":
-            raise PrepareError(
-                f"source {source}: damaged zip of {path.stat().st_size:,} bytes, perhaps an interrupted "
-                "download; download it again"
-            )
-        raise PrepareError(f"source {source}: neither a folder nor a zip; {expected}")
+        raise PrepareError(
+            f"source {source}: damaged zip of {path.stat().st_size:,} bytes, perhaps an interrupted "
+            "download; download it again"
+        )
     return _unpack(path, unpacked)
 
 
@@ -171,6 +178,18 @@ def parse_news(line: str) -> News:
     return News(news_id, category, subcategory, title)
 
 
+def parse_text(line: str) -> News:
+    """One line of JSON: id, label ("" for none) and text; or a bad row's number in its file, and the reason.
+
+    Raises:
+        BadLine: for a bad row.
+    """
+    row = json.loads(line)
+    if isinstance(row[0], int):
+        raise BadLine(row[1], row[0])
+    return News(row[0], row[1], "", row[2])
+
+
 def parse_behaviors(line: str, *, whole: bool = True) -> Impression:
     """One line of behaviors.tsv, without its line end.
 
@@ -189,6 +208,9 @@ def parse_behaviors(line: str, *, whole: bool = True) -> Impression:
     return Impression(impression_id, user_id, when, history.split(), *_parse_candidates(candidates.split()))
 
 
+NEWS_PARSERS: dict[Kind, Callable[[str], News]] = {"news": parse_news, "texts": parse_text}
+
+
 def scan_chunk(work: tuple[Kind, Chunk], shared: None = None) -> tuple[Chunk, Lines, list[str]]:
     """Ids and topics of a chunk of news.tsv; ids and times of one of behaviors.tsv.
 
@@ -198,15 +220,14 @@ def scan_chunk(work: tuple[Kind, Chunk], shared: None = None) -> tuple[Chunk, Li
     lines, topics = Lines.unread(chunk.lines, kind), dict[str, int]()
     ids = [""] * chunk.lines
     times: dict[int, datetime] = {}
-    parse: Callable[[str], News | Impression] = (
-        parse_news if kind == "news" else partial(parse_behaviors, whole=False)
-    )
+    parse: Callable[[str], News | Impression] = NEWS_PARSERS.get(kind, partial(parse_behaviors, whole=False))
     for position, (_, row) in enumerate(parse_chunk(chunk, parse)):
         if isinstance(row, BadLine):
             continue
         ids[position] = row[0]
         if isinstance(row, News):
-            lines.codes[position] = min(topics.setdefault(row.category, len(topics)), int(NO_CODE) - 1)
+            code = topics.setdefault(row.category, len(topics)) if row.category else NO_TOPIC
+            lines.codes[position] = min(code, NO_TOPIC)
         else:
             times[position] = row.time
     lines.hashes[:] = hash_ids(ids)
@@ -251,7 +272,7 @@ def split_news(
 
     Args:
         hashes: shape (lines,); hash of the news id.
-        topics: shape (lines,); code of the category, NO_CODE where the line is malformed.
+        topics: shape (lines,); code of the category; NO_CODE: malformed line, NO_TOPIC: no category.
         role: split that the file is for.
         earlier: sorted hashes of the news of earlier files, which are not repeated.
         trained: codes of the training topics; None for the training file itself.
@@ -276,6 +297,8 @@ def split_news(
         fates[kept & ((counts < RARE) | (trains == 0))[topics]] = Fate.TRAIN
     else:
         fates[kept & ~np.isin(topics, trained)] = Fate.UNSEEN_TOPIC
+    # Texts without labels train; those of later files belong to no split.
+    fates[kept & (topics == NO_TOPIC)] = Fate.TRAIN if role is Fate.TRAIN else Fate.UNSEEN_TOPIC
     return fates, duplicates
 
 
@@ -398,14 +421,12 @@ def _find_in_folder(folder: Path) -> MindFolder:
     if (folder / NEWS).is_file():
         return _mind_folder(folder.resolve().name, folder)
     inner = sorted(path.parent for path in folder.glob(f"*/{NEWS}"))
-    if len(inner) == 1:
-        return _mind_folder(inner[0].name, inner[0])
-    if inner:
+    if len(inner) > 1:
         names = ", ".join(path.name for path in inner)
         raise PrepareError(
             f"source {folder}: {len(inner)} folders with a {NEWS} in it ({names}); give each as a --source"
         )
-    raise PrepareError(f"source {folder}: no {NEWS} in it; give a folder with {NEWS} and {BEHAVIORS}")
+    return _mind_folder(inner[0].name, inner[0])
 
 
 def _mind_folder(name: str, folder: Path) -> MindFolder:

@@ -20,11 +20,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from newsbert_ray.config import PrepareSettings
-from newsbert_ray.data import mind
+from newsbert_ray.config import ColumnSettings, PrepareSettings
+from newsbert_ray.data import labelled, mind
 from newsbert_ray.data.mind import (
     KEPT,
     NO_CODE,
+    NO_TOPIC,
     RARE,
     Impression,
     Kind,
@@ -84,7 +85,12 @@ GROUPS: dict[int, Group] = {
     Fate.TEST: "test",
     Fate.UNSEEN_TOPIC: "other",
 }
-_COLUMNS: dict[Kind, int] = {"news": mind.NEWS_COLUMNS, "behaviors": mind.BEHAVIORS_COLUMNS}
+_FORMS: dict[Kind, str] = {
+    "news": f" ({{}} has {mind.NEWS_COLUMNS} columns separated by tabs, and no header; a table with a header is "
+    "a source itself, without its folder)",
+    "behaviors": f" ({{}} has {mind.BEHAVIORS_COLUMNS} columns separated by tabs, and no header)",
+    "texts": ", or say how to read it with --columns.encoding, --columns.delimiter, .text, .label and .id",
+}
 
 
 @dataclass(frozen=True)
@@ -147,18 +153,20 @@ class Summary:
     users: Hashes = field(default_factory=lambda: np.zeros(0, dtype=np.uint64))
 
 
-class MindSource:
-    """MIND's folders and zips, as a `sources.Corpus`."""
+class NewsSource:
+    """MIND's folders and zips, and other labelled texts, as a `sources.Corpus`."""
 
     noun = "news"
     task: TaskName = "topics"
-    max_tokens = 30  # as in the paper
     query_tokens = False
 
     def __init__(self, settings: PrepareSettings, workspace: Workspace) -> None:
         self._settings, self._workspace = settings, workspace
-        self._files = _open_files(settings.source, workspace)
+        self._files = _open_files(settings, workspace)
         self.files = [file.source for file in self._files]
+        others = any(file.kind == "texts" for file in self._files)
+        self.max_tokens = 128 if others else 30  # 30 as in the paper
+        self.columns = settings.columns.model_dump() if others else {}
         self._labels: list[str] = []
         self._rare: dict[str, int] = {}
         self._known = number_news(hash_ids([]))
@@ -168,13 +176,13 @@ class MindSource:
         """Decide the fate of every line; stop before a title is tokenised if a news file is mostly bad."""
         lines, topics = self._scan()
         shares = Shares(self._settings.validation_share, self._settings.test_share)
-        shares = held_out(shares, sources=len(self._of_kind("news")))
+        shares = held_out(shares, sources=len(self._news()))
         self._assign_news(lines, topics, shares)
         for position, file in enumerate(self._files):
             if file.kind == "behaviors":
                 scanned = lines.pop(file.source.number)
                 self._files[position] = _assign_impressions(file, scanned, shares)
-        for file in self._of_kind("news"):
+        for file in self._news():
             bad = int(np.isin(file.fates, (Fate.MALFORMED, Fate.DUPLICATE)).sum())
             if bad > self._settings.max_rejected_share * file.source.lines:
                 shared = Shared(self._workspace.folder.absolute(), self._known)
@@ -184,8 +192,8 @@ class MindSource:
     def all_texts(self, *, training_only: bool) -> Iterator[str]:
         """Titles in the order of their lines."""
         fates = {int(fate) for fate in ((Fate.TRAIN,) if training_only else KEPT)}
-        for job in chain.from_iterable(file.jobs() for file in self._of_kind("news")):
-            rows = parse_chunk(job.chunk, mind.parse_news)
+        for job in chain.from_iterable(file.jobs() for file in self._news()):
+            rows = parse_chunk(job.chunk, mind.NEWS_PARSERS[job.kind])
             for fate, (_, row) in zip(job.fates.tolist(), rows, strict=True):
                 if fate in fates and isinstance(row, News):
                     yield row.title
@@ -244,8 +252,8 @@ class MindSource:
         values = {name: f"{value:,.2f}".removesuffix(".00") for name, value in statistics.items()}
         yield "Table 1: " + ", ".join(f"{value} {name}" for name, value in values.items())
 
-    def _of_kind(self, kind: Kind) -> list[MindFile]:
-        return [file for file in self._files if file.kind == kind]
+    def _news(self) -> list[MindFile]:
+        return [file for file in self._files if file.kind != "behaviors"]
 
     def _scan(self) -> tuple[dict[int, Lines], dict[str, int]]:
         """The lines of each file by its number, and the code of each topic."""
@@ -255,15 +263,13 @@ class MindSource:
         work = [(file.kind, chunk) for file in self._files for chunk in file.source.chunks]
         for chunk, scanned, names in self._workspace.map_all(work, mind.scan_chunk, None):
             code = np.array([topics.setdefault(name, len(topics)) for name in names], dtype=np.int64)
-            if len(topics) >= NO_CODE:
-                raise PrepareError(
-                    f"{chunk.file}: more than {NO_CODE - 1:,} categories; is column 2 the category?"
-                )
+            if len(topics) >= NO_TOPIC:
+                raise PrepareError(f"{chunk.file}: more than {NO_TOPIC:,} labels; is that column the label?")
             target = lines[number[chunk]]
             rows = slice(chunk.first_line - 1, chunk.first_line - 1 + chunk.lines)
             target.hashes[rows], target.codes[rows] = scanned.hashes, scanned.codes
             if names:
-                good = scanned.codes != NO_CODE
+                good = scanned.codes < NO_TOPIC
                 target.codes[rows][good] = code[scanned.codes[good]]
             if len(target.minutes):
                 target.minutes[rows] = scanned.minutes
@@ -274,7 +280,7 @@ class MindSource:
         counts: npt.NDArray[np.int64] = np.zeros(0, dtype=np.int64)
         earlier: Hashes = np.zeros(0, dtype=np.uint64)
         for position, file in enumerate(self._files):
-            if file.kind != "news":
+            if file.kind == "behaviors":
                 continue
             hashes, codes, _ = lines[file.source.number]
             fates, duplicates = split_news(
@@ -291,7 +297,7 @@ class MindSource:
                 counts = np.bincount(codes[kept], minlength=len(topics))
             earlier = np.sort(np.concatenate([earlier, hashes[kept]]))
             self._files[position] = replace(file, fates=fates, duplicates=duplicates)
-        news = self._of_kind("news")
+        news = self._news()
         in_order = [lines[file.source.number].hashes[file.fates == fate] for fate in KEPT for file in news]
         self._known = number_news(np.concatenate(in_order))
         by_name = {name: int(counts[code]) for name, code in sorted(topics.items()) if counts[code]}
@@ -299,9 +305,12 @@ class MindSource:
         self._rare = {name: count for name, count in by_name.items() if count < RARE}
 
     def _require_news(self) -> None:
-        """Refuse an empty split or a single topic: it would alter every number."""
-        news = self._of_kind("news")
-        names = ", ".join(file.source.folder for file in news)
+        """Refuse an empty split or a single topic, which would alter every number; texts without any label
+        are for --unlabelled."""
+        news = self._news()
+        if not self._labels and any((file.fates == Fate.TRAIN).any() for file in news):
+            return
+        names = ", ".join(file.source.label if file.kind == "texts" else file.source.folder for file in news)
         for name in SPLITS:
             if not any((file.fates == Fate[name.upper()]).any() for file in news):
                 lines = sum(file.source.lines for file in news)
@@ -331,7 +340,7 @@ class MindSource:
         for file in files:
             bad, source = rejected[file.source.number], file.source
             if bad.counts.total() > allowed * source.lines:
-                form = f" ({source.name} has {_COLUMNS[file.kind]} columns separated by tabs, and no header)"
+                form = _FORMS[file.kind].format(source.name)
                 self._workspace.refuse(source.label, source.lines, bad, allowed, form=form)
         return list(rejected.values())
 
@@ -339,7 +348,8 @@ class MindSource:
         shards: dict[Kind, dict[Group, list[Shard]]] = {"news": {}, "behaviors": {}}
         for summary in summaries:
             for group, shard in summary.shards:
-                shards[summary.kind].setdefault(group, []).append(shard)
+                kind: Kind = "behaviors" if summary.kind == "behaviors" else "news"
+                shards[kind].setdefault(group, []).append(shard)
         news, behaviors = shards["news"], shards["behaviors"]
         in_order = [shard for group in GROUPS.values() for shard in news.get(group, [])]
         texts, counts = _write_texts(self._workspace.folder, in_order), self._counts
@@ -349,7 +359,7 @@ class MindSource:
             rejected=rejected,
             texts=texts,
             labels=self._labels,
-            splits={split: news[split] for split in SPLITS},
+            splits={split: news.get(split, []) for split in SPLITS},
             others=news.get("other", []),
             behaviors={split: behaviors[split] for split in SPLITS if split in behaviors},
             statistics={
@@ -365,26 +375,40 @@ class MindSource:
         )
 
 
-def _open_files(sources: Sequence[str], workspace: Workspace) -> list[MindFile]:
+def _open_files(settings: PrepareSettings, workspace: Workspace) -> list[MindFile]:
     """Every file of every source, hashed and cut into chunks, in the order of their roles."""
-    folders = [
-        mind.find_folder(one, unpacked=workspace.folder / f"source-{i}") for i, one in enumerate(sources)
+    parts = [
+        part
+        for number, source in enumerate(settings.source)
+        for part in _open_source(source, settings.columns, workspace, workspace.folder / f"source-{number}")
     ]
-    ordered = [folders[i] for i in order_sources([folder.name for folder in folders])]
+    ordered = [parts[i] for i in order_sources([name for name, _ in parts])]
     files: list[MindFile] = []
-    for position, folder in enumerate(ordered):
+    for position, (_, opened) in enumerate(ordered):
         role = role_of(position, len(ordered))
-        if folder.behaviors is None:
-            workspace.say(f"{folder.name}: no {mind.BEHAVIORS}, so news only")
         # Even numbers are news, odd ones behaviours: they are in the names of shards and in fingerprints.
-        paths: list[tuple[Kind, Path | None]] = [("news", folder.news), ("behaviors", folder.behaviors)]
-        for number, (kind, path) in enumerate(paths, 2 * position):
-            if path is not None:
-                source = read_through(path, folder=folder.name, number=number)
-                size = f"{source.lines:,} lines, {format_size(source.bytes)}"
-                workspace.say(f"{source.label}: {size}, for {describe_role(role, len(ordered))}")
-                files.append(MindFile(kind, role, source))
+        for number, (kind, source) in enumerate(opened.items(), 2 * position):
+            size = f"{source.lines:,} {'rows' if kind == 'texts' else 'lines'}, {format_size(source.bytes)}"
+            workspace.say(f"{source.label}: {size}, for {describe_role(role, len(ordered))}")
+            files.append(MindFile(kind, role, replace(source, number=number)))
     return files
+
+
+def _open_source(
+    source: str, columns: ColumnSettings, workspace: Workspace, unpacked: Path
+) -> list[tuple[str, dict[Kind, SourceFile]]]:
+    """The parts of a source, each with the name that decides its role and its files."""
+    if not mind.is_mind(source):
+        parts = labelled.open_parts(source, columns, say=workspace.say)
+        files = labelled.write_parts(parts, unpacked)
+        return [(file.name, {"texts": file}) for file in files]
+    folder = mind.find_folder(source, unpacked=unpacked)
+    opened: dict[Kind, SourceFile] = {"news": read_through(folder.news, folder=folder.name)}
+    if folder.behaviors is None:
+        workspace.say(f"{folder.name}: no {mind.BEHAVIORS}, so news only")
+    else:
+        opened["behaviors"] = read_through(folder.behaviors, folder=folder.name)
+    return [(folder.name, opened)]
 
 
 def _assign_impressions(file: MindFile, lines: Lines, shares: Shares) -> MindFile:
@@ -405,8 +429,8 @@ def _assign_impressions(file: MindFile, lines: Lines, shares: Shares) -> MindFil
 def write_chunk(job: Job, shared: Shared) -> Summary:
     """Write the shards of a chunk, and list its bad lines in a file of its own."""
     summary = Summary((job.number, job.index), job.chunk.length, job.kind)
-    if job.kind == "news":
-        news = _sort_rows(job, parse_chunk(job.chunk, mind.parse_news), shared, summary)
+    if job.kind != "behaviors":
+        news = _sort_rows(job, parse_chunk(job.chunk, mind.NEWS_PARSERS[job.kind]), shared, summary)
         if shared.tokenizer:
             _write_news(job, news, shared, summary)
     else:
@@ -430,7 +454,7 @@ def _sort_rows(
         else:
             duplicate = f"duplicate id: first at line {job.originals.get(position)}"
             reason = str(row) if isinstance(row, BadLine) else duplicate
-            number = job.chunk.first_line + position
+            number = getattr(row, "number", None) or job.chunk.first_line + position
             listed.append(summary.rejected.add(job.chunk.file, number, reason, text))
     if listed:
         part = shared.folder / f"rejected-{job.number:02d}-{job.index:05d}.part"
@@ -454,7 +478,9 @@ def _write_news(job: Job, kept: dict[Group, list[News]], shared: Shared, summary
             "tokens": list(tokenizer.encode(titles, max_tokens=shared.max_tokens)),
         }
         table = pa.table(columns, schema=NEWS_SCHEMA)
-        summary.shards.append((group, write_shard(shared.folder, _shard_name(job, group), table)))
+        labelled = sum(label >= 0 for label in columns["label"]) if group == "train" else None
+        shard = write_shard(shared.folder, _shard_name(job, group), table, examples=labelled)
+        summary.shards.append((group, shard))
         summary.counts["words"] += sum(len(title.split()) for title in titles)
         summary.counts["tokens"] += len(table["tokens"].combine_chunks().values)
 
@@ -486,7 +512,8 @@ def _write_behaviors(
 
 
 def _shard_name(job: Job, group: Group) -> str:
-    return f"{group}-{job.kind}-{job.number:02d}-{job.index:05d}.parquet"
+    kind = "behaviors" if job.kind == "behaviors" else "news"
+    return f"{group}-{kind}-{job.number:02d}-{job.index:05d}.parquet"
 
 
 def _write_texts(folder: Path, news: Sequence[Shard]) -> Texts:

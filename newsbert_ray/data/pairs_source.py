@@ -116,6 +116,7 @@ class PairsSource:
         tables = [open_table(source, columns=COLUMNS) for source in settings.source]
         self._tables = [tables[i] for i in order_sources([table.path.stem for table in tables])]
         self.files = [replace(table.source, number=number) for number, table in enumerate(self._tables)]
+        self.columns: dict[str, str | None] = {}
         self._rows: list[int] = []
         self._rejected: list[Rejected] = []
         self._clicks: Counter[tuple[int, int]] = Counter()  # rows by (fate, clicked)

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from newsbert_ray.config import SCRATCH, PrepareSettings
-from newsbert_ray.data.mind_source import MindSource
+from newsbert_ray.data.mind_source import NewsSource
 from newsbert_ray.data.pairs_source import PairsSource
 from newsbert_ray.data.shards import (
     FORMAT,
@@ -49,7 +49,7 @@ from newsbert_ray.data.sources import (
     SourceFile,
     Workspace,
 )
-from newsbert_ray.data.tables import is_table
+from newsbert_ray.data.tables import column_names, is_table
 from newsbert_ray.data.tokenizer import (
     VECTORS,
     TitleTokenizer,
@@ -130,8 +130,10 @@ def _prepare(settings: PrepareSettings, local: PrepareSettings, say: Say) -> tup
 
 def _open_corpus(settings: PrepareSettings, workspace: Workspace) -> Corpus:
     """The sources as a corpus of their kind. A new kind of source is chosen here."""
-    kind = PairsSource if any(map(is_table, settings.source)) else MindSource
-    return kind(settings, workspace)
+    tables = [source for source in settings.source if is_table(source)]
+    if any({"query", "clicked"} <= {*column_names(table)} for table in tables):
+        return PairsSource(settings, workspace)
+    return NewsSource(settings, workspace)
 
 
 def _chunk_mapper(workers: int | None, stack: ExitStack) -> MapAll:
@@ -269,6 +271,7 @@ def row_settings(settings: PrepareSettings, corpus: Corpus) -> dict[str, Any]:
         "test_share": settings.test_share,
         "seed": settings.seed,
         "scratch.vocabulary": settings.scratch.vocabulary if settings.teacher == SCRATCH else None,
+        **({"columns": corpus.columns} if corpus.columns else {}),
         **({"vectors": vectors_sha256(path)} if is_vectors(settings.teacher) else {}),
     }
 

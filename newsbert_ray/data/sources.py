@@ -63,7 +63,17 @@ class PrepareError(ValueError):
 
 
 class BadLine(ValueError):
-    """A line or table row that cannot be used. The text is the reason, `kind: details`."""
+    """A line or table row that cannot be used. The text is the reason, `kind: details`.
+
+    `number`: its line in the source, where that is not the one read.
+    """
+
+    def __init__(self, reason: str, number: int | None = None) -> None:
+        super().__init__(reason, number)
+        self.number = number
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +183,7 @@ class Corpus(Protocol):
         noun, task: what its rows are called, and a task that counts them.
         max_tokens: longest text where the settings name none.
         query_tokens: whether the setting of this name alters its rows.
+        columns: the settings of columns that alter its rows; empty for none.
         files: in the order of their numbers, training first.
     """
 
@@ -180,6 +191,7 @@ class Corpus(Protocol):
     task: TaskName
     max_tokens: int
     query_tokens: bool
+    columns: dict[str, str | None]
     files: list[SourceFile]
 
     def assign_rows(self) -> None:

@@ -6,22 +6,28 @@ one, because Arrow's text readers stop at the first damaged one.
 
 from __future__ import annotations
 
+import codecs
 import csv
+import gzip
 import json
+import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple, TextIO, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from newsbert_ray.config import ColumnSettings
 from newsbert_ray.data.sources import CHUNK_BYTES, BadLine, PrepareError, SourceFile, changed
 from newsbert_ray.files import first_line, sha256_of
 
 SUFFIXES = (".tsv", ".csv", ".jsonl", ".parquet")
 
 _BUFFER_BYTES = 1 << 20
+_USUAL = ColumnSettings()
 _TEXT_TYPES = ("string", "large_string", "string_view", "binary", "large_binary", "binary_view")
 
 
@@ -35,58 +41,95 @@ class Record(NamedTuple):
 
 @dataclass(frozen=True)
 class Table:
-    """A table that was read once; `names` are all its columns, `modified` its time stamp then."""
+    """A table that was read once; `names` are all its columns, `modified` its time stamp then.
+
+    `header`: lines before the first row. `encoding`, `delimiter`: of a text file.
+    """
 
     path: Path
     source: SourceFile
     modified: int
     names: tuple[str, ...] = ()
+    header: int = 1
+    encoding: str = "utf-8-sig"
+    delimiter: str = ","
 
     @property
     def suffix(self) -> str:
         """Its format."""
-        return self.path.suffix.lower()
+        return table_suffix(self.path)
+
+    @contextmanager
+    def open(self) -> Iterator[TextIO]:
+        """The text file, decompressed; bytes that are not UTF-8 become lone surrogates."""
+        opened = gzip.open if self.path.suffix == ".gz" else open
+        errors = "surrogateescape" if self.encoding == "utf-8-sig" else "strict"
+        try:
+            with opened(self.path, "rt", encoding=self.encoding, errors=errors, newline="\n") as file:
+                yield cast("TextIO", file)
+        except UnicodeError as error:
+            fault = f"not {self.encoding} ({first_line(error)}); name its encoding by --columns.encoding"
+            raise PrepareError(f"{self.source.label}: {fault}") from error
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            fault = f"damaged gzip ({error}); download it again"
+            raise PrepareError(f"{self.source.label}: {fault}") from error
+
+
+def table_suffix(path: str | Path) -> str:
+    """The format that a path's name gives, without .gz; empty for no table."""
+    suffix = Path(str(path).lower().removesuffix(".gz")).suffix
+    return suffix if suffix in SUFFIXES and not str(path).lower().endswith(".parquet.gz") else ""
 
 
 def is_table(path: str | Path) -> bool:
     """Whether `path` is named like a table."""
-    return Path(path).suffix.lower() in SUFFIXES
+    return bool(table_suffix(path))
 
 
-def open_table(source: str, *, columns: Sequence[str]) -> Table:
+def open_table(source: str, *, columns: Sequence[str], settings: ColumnSettings = _USUAL) -> Table:
     """Hash a table and find its columns.
 
     Args:
         columns: columns that it must have.
+        settings: encoding and delimiter. If its columns are numbers, the table has no header.
     Raises:
         PrepareError: no such file, no table, or one that lacks a column.
     """
-    path, expected = Path(source).expanduser(), ", ".join(columns)
+    path = Path(source).expanduser()
+    expected = f" the columns {', '.join(columns)}" if columns else " text and label"
     if not path.is_file():
-        raise PrepareError(f"source {source}: no such file; give a table with the columns {expected}")
+        raise PrepareError(f"source {source}: no such file; give a table with{expected}")
     status = path.stat()
     hashed = SourceFile(path.absolute().parent.name, path.name, status.st_size, sha256_of(path), ())
-    table = Table(path, hashed, status.st_mtime_ns)
+    table = Table(path, hashed, status.st_mtime_ns, encoding=_encoding(path, settings.encoding))
+    if not status.st_size:
+        raise PrepareError(f"{hashed.label}: empty; a table with{expected} expected")
     if table.suffix == ".parquet":
-        names = list(_parquet_schema(table).names)
-    elif not status.st_size:
-        raise PrepareError(f"{hashed.label}: empty; the columns {expected} expected")
+        table = replace(table, names=tuple(_parquet_schema(table).names))
     elif table.suffix == ".jsonl":
-        names = _json_columns(table, columns)
+        table = replace(table, names=tuple(_json_columns(table, columns)))
     else:
-        header = next((values for _, _, values in _records(table)), BadLine("columns: 0 found"))
-        if isinstance(header, BadLine):
-            raise PrepareError(f"{hashed.label}:1: no header ({header}); the columns {expected} expected")
-        names = [str(name) for name in header]
-    _require_columns(table, names, columns)
-    return replace(table, names=tuple(names))
+        table = _read_header(table, settings, expected)
+    _require_columns(table, columns)
+    return table
 
 
-def read_table(table: Table, columns: Sequence[str]) -> Iterator[Record]:
+def column_names(source: str) -> tuple[str, ...]:
+    """The columns of a table; none where it cannot be read."""
+    try:
+        return open_table(source, columns=()).names
+    except PrepareError:
+        return ()
+
+
+def read_table(table: Table, columns: Sequence[str | None], *, required: bool = True) -> Iterator[Record]:
     """The values of `columns` in every row of `table`, in its order; a bad row with the reason.
 
     Text is `str` or `bytes` as the file has it: `check_text` makes a text of it.
 
+    Args:
+        columns: names; None gives the value None.
+        required: whether a row of .jsonl must have them all.
     Raises:
         PrepareError: the file was altered since it was opened, or a Parquet file is damaged inside.
     """
@@ -94,12 +137,13 @@ def read_table(table: Table, columns: Sequence[str]) -> Iterator[Record]:
         yield from _read_parquet(table, columns)
     else:
         is_json = table.suffix == ".jsonl"
-        places: list[Any] = list(columns) if is_json else [table.names.index(name) for name in columns]
+        places = [table.names.index(name) if name and not is_json else name for name in columns]
         for record in _records(table):
             if isinstance(record.values, BadLine):
                 yield record
-            elif is_json or record.number > 1:
-                yield record._replace(values=_pick(record.values, places, len(table.names)))
+            elif is_json or record.number > table.header:
+                values = _pick(record.values, places, len(table.names), required)
+                yield record._replace(values=values)
     status = table.path.stat()
     if (status.st_mtime_ns, status.st_size) != (table.modified, table.source.bytes):
         raise changed(table.source.label)
@@ -127,20 +171,21 @@ def check_text(name: str, value: Any) -> str:
     return text
 
 
-def _pick(row: Any, places: Sequence[Any], count: int) -> Sequence[Any] | BadLine:
+def _pick(row: Any, places: Sequence[Any], count: int, required: bool) -> Sequence[Any] | BadLine:
     if isinstance(row, dict):
         missing = [name for name in places if name not in row]
-        return BadLine(f"columns: {missing[0]} is missing") if missing else [row[name] for name in places]
+        fault = required and missing
+        return BadLine(f"columns: {missing[0]} is missing") if fault else [row.get(name) for name in places]
     if len(row) != count:
         return BadLine(f"columns: {len(row)} found, {count} expected")
-    return [row[index] for index in places]
+    return [None if index is None else row[index] for index in places]
 
 
 def _records(table: Table) -> Iterator[Record]:
     """Every line or quoted record of a text table, a header included."""
-    with table.path.open(encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
+    with table.open() as file:
         if table.suffix == ".csv":
-            yield from _csv_records(file)
+            yield from _csv_records(file, table.delimiter)
             return
         for number, line in enumerate(_lines(file), 1):
             text = line.removesuffix("\n").removesuffix("\r")
@@ -153,7 +198,7 @@ def _records(table: Table) -> Iterator[Record]:
 def _parse_line(table: Table, line: str, text: str) -> Any:
     if len(line) >= CHUNK_BYTES and not line.endswith("\n"):
         raise BadLine(f"columns: line of more than {CHUNK_BYTES:,} bytes")
-    return _parse_object(text) if table.suffix == ".jsonl" else text.split("\t") if text else []
+    return _parse_object(text) if table.suffix == ".jsonl" else text.split(table.delimiter) if text else []
 
 
 def _lines(file: TextIO) -> Iterator[str]:
@@ -164,19 +209,50 @@ def _lines(file: TextIO) -> Iterator[str]:
             pass
 
 
-def _csv_records(file: TextIO) -> Iterator[Record]:
+def _csv_records(file: TextIO, delimiter: str) -> Iterator[Record]:
     """Every record with the number of its first line; damage in one ends with its line."""
-    reader = csv.reader(_lines(file), strict=True)
+    reader = csv.reader(_lines(file), delimiter=delimiter, strict=True)
     while True:
         start = reader.line_num + 1
         try:
             record = next(reader)
-            yield Record(start, ",".join(record), record)
+            yield Record(start, delimiter.join(record), record)
         except StopIteration:
             return
         except csv.Error as error:
             lines = f" in lines {start} to {reader.line_num}" if reader.line_num > start else ""
             yield Record(start, "", BadLine(f"csv: {error}{lines}"))
+
+
+def _encoding(path: Path, named: str) -> str:
+    """The encoding that the first bytes tell, or the one named."""
+    with path.open("rb") as file:
+        start = file.read(2)
+    usual = named.lower().replace("_", "-") in ("utf-8", "utf8")
+    if usual and start in (b"\xff\xfe", b"\xfe\xff"):
+        return "utf-16"
+    try:
+        return "utf-8-sig" if usual else codecs.lookup(named).name
+    except LookupError as error:
+        raise PrepareError(
+            f"columns.encoding {named}: no such encoding; utf-8, utf-16 or latin-1, say"
+        ) from error
+
+
+def _read_header(table: Table, settings: ColumnSettings, expected: str) -> Table:
+    """The table with its delimiter and the names in its first line, or numbers where it has no header."""
+    with table.open() as file:
+        first = next(_lines(file), "")
+    delimiter = settings.delimiter or ("\t" if table.suffix == ".tsv" else max(",;\t|", key=first.count))
+    table = replace(table, delimiter=delimiter)
+    header = next((values for _, _, values in _records(table)), BadLine("columns: 0 found"))
+    if isinstance(header, BadLine):
+        raise PrepareError(f"{table.source.label}:1: no header ({header}); a table with{expected} expected")
+    names = [str(name).strip() for name in header]
+    named = [one.strip() for one in f"{settings.text or ''},{settings.label or ''}".split(",")]
+    if any(one.isdigit() and one not in names for one in named):
+        return replace(table, header=0, names=tuple(str(number) for number in range(1, len(names) + 1)))
+    return replace(table, names=tuple(names))
 
 
 def _parse_object(line: str) -> dict[str, Any]:
@@ -194,7 +270,7 @@ def _json_columns(table: Table, columns: Sequence[str]) -> list[str]:
     names: dict[str, None] = {}
     for number, _, row in _records(table):
         names.update(dict.fromkeys(row if isinstance(row, dict) else ()))
-        if set(columns) <= names.keys() or number >= 1000:
+        if (columns and set(columns) <= names.keys()) or number >= 1000:
             break
     return list(names)
 
@@ -208,12 +284,13 @@ def _parquet_schema(table: Table) -> pa.Schema:
         ) from error
 
 
-def _read_parquet(table: Table, columns: Sequence[str]) -> Iterator[Record]:
-    number = 0
+def _read_parquet(table: Table, columns: Sequence[str | None]) -> Iterator[Record]:
+    number, wanted = 0, [name for name in columns if name]
     try:
         with pq.ParquetFile(table.path, buffer_size=_BUFFER_BYTES, pre_buffer=False) as file:
-            for batch in file.iter_batches(256, columns=list(columns), use_threads=False):
-                for values in zip(*(_values(batch.column(name)) for name in columns), strict=True):
+            for batch in file.iter_batches(256, columns=wanted, use_threads=False):
+                none = [None] * len(batch)
+                for values in zip(*(_values(batch.column(n)) if n else none for n in columns), strict=True):
                     number += 1
                     shown = (v.decode("utf-8", "replace") if isinstance(v, bytes) else str(v) for v in values)
                     yield Record(number, "\t".join(shown), values)
@@ -233,7 +310,8 @@ def _values(column: pa.Array) -> list[Any]:
     return values
 
 
-def _require_columns(table: Table, names: Sequence[str], columns: Sequence[str]) -> None:
+def _require_columns(table: Table, columns: Sequence[str]) -> None:
+    names = table.names
     missing = [name for name in columns if name not in names]
     twice = [name for name in columns if names.count(name) > 1]
     if not missing and not twice:
