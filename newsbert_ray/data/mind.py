@@ -134,7 +134,10 @@ def is_mind(source: str) -> bool:
     path = Path(source).expanduser()
     if path.is_dir():
         return any(path.glob(NEWS)) or any(path.glob(f"*/{NEWS}"))
-    return path.suffix.lower() == ".zip" or (path.is_file() and path.open("rb").read(4) == b"PK\3\4")
+    if path.suffix.lower() == ".zip" or not path.is_file():
+        return path.suffix.lower() == ".zip"
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\3\4"
 
 
 def find_folder(source: str, *, unpacked: Path) -> MindFolder:
@@ -238,18 +241,18 @@ def scan_chunk(work: tuple[Kind, Chunk], shared: None = None) -> tuple[Chunk, Li
 
 
 def parse_impressions(
-    chunk: Chunk, known: KnownNews
+    chunk: Chunk, known: KnownNews, *, complete: bool
 ) -> tuple[list[tuple[str, Impression | BadLine]], dict[str, int]]:
     """Rows of a chunk of behaviors.tsv, and the row in the table of texts of each known news in them.
 
-    An impression with an unknown candidate is refused: ranked without it, it would alter the metrics.
+    If they must be `complete`, an impression with an unknown candidate is refused: training cannot use it.
     """
     lines = list(parse_chunk(chunk, parse_behaviors))
     impressions = [row for _, row in lines if isinstance(row, Impression)]
     named = list(set(chain.from_iterable((*row.history, *row.candidates) for row in impressions)))
     rows = known.find(hash_ids(named)).tolist()
     row_of = {name: row for name, row in zip(named, rows, strict=True) if row >= 0}
-    for position, (text, row) in enumerate(lines if len(row_of) < len(named) else []):
+    for position, (text, row) in enumerate(lines if complete and len(row_of) < len(named) else []):
         if isinstance(row, Impression):
             unknown = next((name for name in row.candidates if name not in row_of), None)
             if unknown is not None:

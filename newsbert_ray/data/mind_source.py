@@ -86,8 +86,8 @@ GROUPS: dict[int, Group] = {
     Fate.UNSEEN_TOPIC: "other",
 }
 _FORMS: dict[Kind, str] = {
-    "news": f" ({{}} has {mind.NEWS_COLUMNS} columns separated by tabs, and no header; a table with a header is "
-    "a source itself, without its folder)",
+    "news": f" ({{}} has {mind.NEWS_COLUMNS} columns separated by tabs, and no header; a table with a "
+    "header is a source itself, without its folder)",
     "behaviors": f" ({{}} has {mind.BEHAVIORS_COLUMNS} columns separated by tabs, and no header)",
     "texts": ", or say how to read it with --columns.encoding, --columns.delimiter, .text, .label and .id",
 }
@@ -98,6 +98,7 @@ class Job:
     """A chunk to write, of file number `number`, with the fates of its lines.
 
     `originals`: position of a duplicate in the chunk -> line number of the first line with the same id.
+    `trains`: whether the file is for training; of others every impression is kept for the submission.
     """
 
     chunk: Chunk
@@ -106,6 +107,7 @@ class Job:
     index: int
     fates: Fates
     originals: dict[int, int]
+    trains: bool
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,8 @@ class MindFile:
             start, stop = chunk.first_line - 1, chunk.first_line - 1 + chunk.lines
             ours = repeated[slice(*np.searchsorted(repeated, [start, stop]))].tolist()
             originals = {position - start: self.duplicates[position] + 1 for position in ours}
-            yield Job(chunk, self.kind, self.source.number, index, self.fates[start:stop], originals)
+            fates, trains = self.fates[start:stop], self.role is Fate.TRAIN
+            yield Job(chunk, self.kind, self.source.number, index, fates, originals, trains)
 
 
 @dataclass(frozen=True)
@@ -249,6 +252,8 @@ class NewsSource:
         statistics = {name.replace("_", " "): value for name, value in manifest.statistics.items()}
         if unknown := int(statistics.pop("unknown clicks")):
             yield f"clicks in histories on news that the sources do not have, left out: {unknown:,}"
+        if unknown := int(statistics.pop("unknown candidates", 0)):
+            yield f"candidates without a title, ranked last and in no metric: {unknown:,}"
         values = {name: f"{value:,.2f}".removesuffix(".00") for name, value in statistics.items()}
         yield "Table 1: " + ", ".join(f"{value} {name}" for name, value in values.items())
 
@@ -323,7 +328,7 @@ class NewsSource:
                 f"{names}: a single topic ({self._labels[0]}); a classifier needs at least two topics"
             )
 
-    def _collect_rejected(self, files: Sequence[MindFile], summaries: Iterable[Summary]) -> list[Rejected]:
+    def _collect_rejected(self, files: Sequence[MindFile], summaries: Sequence[Summary]) -> list[Rejected]:
         """The bad lines of each file; all are listed in the folder, in the order of files and lines.
 
         Raises:
@@ -339,6 +344,12 @@ class NewsSource:
         allowed = self._settings.max_rejected_share
         for file in files:
             bad, source = rejected[file.source.number], file.source
+            lacking = sum(one.counts["incomplete"] for one in summaries if one.job[0] == source.number)
+            if lacking > allowed * source.lines:
+                raise PrepareError(
+                    f"{source.label}: {lacking:,} of {source.lines:,} impressions offer news without a title "
+                    "in the sources; correct them, or allow more with --max_rejected_share"
+                )
             if bad.counts.total() > allowed * source.lines:
                 form = _FORMS[file.kind].format(source.name)
                 self._workspace.refuse(source.label, source.lines, bad, allowed, form=form)
@@ -371,6 +382,7 @@ class NewsSource:
                 "words_per_title": counts["words"] / texts.rows,
                 "tokens_per_title": counts["tokens"] / texts.rows,
                 "unknown_clicks": counts["read"] - counts["read and known"],
+                **({"unknown_candidates": unknown} if (unknown := counts["unknown candidates"]) else {}),
             },
         )
 
@@ -434,7 +446,7 @@ def write_chunk(job: Job, shared: Shared) -> Summary:
         if shared.tokenizer:
             _write_news(job, news, shared, summary)
     else:
-        lines, row_of = parse_impressions(job.chunk, shared.known)
+        lines, row_of = parse_impressions(job.chunk, shared.known, complete=job.trains)
         impressions = _sort_rows(job, lines, shared, summary)
         _write_behaviors(job, impressions, row_of, shared, summary)
     return summary
@@ -497,15 +509,18 @@ def _write_behaviors(
             "user_id": users,
             "time": times,
             "history": [[row_of[name] for name in history if name in row_of] for history in histories],
-            "candidates": [[row_of[name] for name in offered] for offered in candidates],
+            "candidates": [[row_of.get(name, -1) for name in offered] for offered in candidates],
             "clicked": clicked,
         }
         table = pa.table(columns, schema=BEHAVIORS_SCHEMA)
-        examples = sum(map(mind.count_examples, rows))
+        known = [row for row in rows if all(name in row_of for name in row.candidates)]
+        summary.counts["incomplete"] += len(rows) - len(known)
+        examples = sum(map(mind.count_examples, known))
         shard = write_shard(shared.folder, _shard_name(job, group), table, examples=examples)
         summary.shards.append((group, shard))
         summary.counts[f"{group} clicks"] += sum(map(sum, filter(None, clicked)))
         summary.counts[f"{group} unlabelled"] += clicked.count(None)
+        summary.counts["unknown candidates"] += sum(offered.count(-1) for offered in columns["candidates"])
         summary.counts["read"] += sum(map(len, histories))
         summary.counts["read and known"] += len(table["history"].combine_chunks().values)
     summary.users = np.unique(hash_ids([row.user_id for rows in kept.values() for row in rows]))

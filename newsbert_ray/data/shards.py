@@ -59,8 +59,8 @@ BEHAVIORS_SCHEMA = pa.schema(
         ("clicked", pa.list_(pa.int8())),
     ]
 )
-"""A row of a behaviours shard: news are rows of the table of texts, in the order of the file; `clicked` is
-null for an impression without labels."""
+"""A row of a behaviours shard: news are rows of the table of texts, in the order of the file, -1 a candidate
+without a title (never in training); `clicked` is null for an impression without labels."""
 
 PAIRS_SCHEMA = pa.schema([("query", pa.int32()), ("text", pa.int32()), ("clicked", pa.int8())])
 """A row of a retrieval shard: query and news text are rows of the table of texts, `clicked` is 0 or 1."""

@@ -27,7 +27,10 @@ def read_impressions_by_id(out: Path) -> dict[str, dict[str, Any]]:
     impressions: dict[str, dict[str, Any]] = {}
     for split, shards in read_manifest(out).behaviors.items():
         for row in (row for shard in shards for row in read_shard(out, shard).to_pylist()):
-            lists = {kind: [names[at] for at in row[kind]] for kind in ("history", "candidates")}
+            lists = {
+                kind: [names[at] if at >= 0 else None for at in row[kind]]
+                for kind in ("history", "candidates")
+            }
             impressions[f"{split} {row['impression_id']}"] = {**row, **lists}
     return impressions
 

@@ -223,16 +223,24 @@ def test_what_the_lines_of_behaviors_may_hold(tmp_path: Path, corpus: Corpus, te
         "33": ([], ["N3", "N3", "N4", "N3", "N5"], [1, 0, 1, 1, 0]),
         "34": (["N1"], ["N3", "N3"], [1, 0]),
         "35": (["N1"], ["N3", "N4"], None),
-        "36": None,
+        "36": (["N1"], ["N3", None], [1, 0]),  # for the submission
     }
     before, _ = _prepare(tmp_path / "before", corpus, teacher)
     assert manifest.examples("test", "recommendation") - before.examples("test", "recommendation") == 1 + 3
-    assert manifest.statistics["clicks"] - before.statistics["clicks"] == 1 + 3 + 1
+    assert manifest.statistics["clicks"] - before.statistics["clicks"] == 1 + 3 + 1 + 1
     assert manifest.statistics["unknown_clicks"] == 4
     assert "clicks in histories on news that the sources do not have, left out: 4" in messages
     assert "test: 1 impressions without labels" in messages
+    assert manifest.rejected == {}
+    assert manifest.statistics["unknown_candidates"] == 1
+    assert "candidates without a title, ranked last and in no metric: 1" in messages
+    with pytest.raises(PrepareError, match="1 of 36 impressions offer news without a title"):
+        _prepare(tmp_path / "strict", (train, dev), teacher)
+    _edit(train / "behaviors.tsv", lambda old: old.append(lines[-1].encode()))
+    manifest, _ = _prepare(tmp_path / "both", (train, dev), teacher, max_rejected_share=0.1)
     assert manifest.rejected == {"unknown id": 1}
-    assert _rejected(out)[0]["reason"] == "unknown id: candidate 'X1' is not in the news of the sources"
+    (listed,) = _rejected(tmp_path / "both")
+    assert listed["reason"] == "unknown id: candidate 'X1' is not in the news of the sources"
 
 
 def test_examples_are_what_training_finds(tmp_path: Path, corpus: Corpus, teacher: Path) -> None:
@@ -435,8 +443,7 @@ def test_bad_lines_are_listed_and_left_out(tmp_path: Path, corpus: Corpus, teach
         ("synthetic_train/news.tsv", 21, "encoding"),
     ]
     assert _rejected(tmp_path / "out")[1]["reason"] == "duplicate id: first at line 9"
-    assert ("synthetic_dev/behaviors.tsv", 31, "duplicate id") in listed or (
-        "synthetic_dev/behaviors.tsv", 31, "unknown id") in listed  # fmt: skip
+    assert ("synthetic_dev/behaviors.tsv", 31, "duplicate id") in listed
     assert sum(manifest.rejected.values()) == len(listed)
     assert any("synthetic_train/news.tsv:5: columns: 2 found, 8 expected" in line for line in messages)
     good, left = _rows(tmp_path / "good"), _rows(tmp_path / "out")
@@ -514,9 +521,9 @@ def test_sources_that_are_none(tmp_path: Path, corpus: Corpus, teacher: Path, ki
     for name in ("news.tsv", "behaviors.tsv"):
         (tmp_path / "void" / name).touch()
     folders, message = {
-        "missing": ((tmp_path / "nowhere",), "nowhere: no such folder or zip"),
-        "no news": ((tmp_path / "empty",), r"empty: no news\.tsv in it"),
-        "a file": ((tmp_path / "file",), "file: neither a folder nor a zip"),
+        "missing": ((tmp_path / "nowhere",), "nowhere: no such file or folder"),
+        "no news": ((tmp_path / "empty",), r"empty: no news\.tsv of MIND in it"),
+        "a file": ((tmp_path / "file",), "file: neither a folder, a zip nor a table"),
         "twice": ((corpus[0], corpus[0]), "one is given twice"),
         "nothing in it": ((tmp_path / "void",), "train would be empty: none of the 0 news lines of void"),
         "two inside": ((corpus[0].parent,), r"2 folders with a news\.tsv"),

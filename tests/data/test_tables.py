@@ -221,8 +221,8 @@ def test_a_column_twice_is_one_message(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("empty.tsv", b"", "empty; the columns query, text, clicked expected"),
-        ("empty.jsonl", b"", "empty; the columns query, text, clicked expected"),
+        ("empty.tsv", b"", "empty; a table with the columns query, text, clicked expected"),
+        ("empty.jsonl", b"", "empty; a table with the columns query, text, clicked expected"),
         ("mark.csv", b"\xef\xbb\xbf", "no header"),
         ("header.tsv", b"qu\xffery\ttext\tclicked\n", "no column query; found 'qu"),
         (
@@ -230,7 +230,7 @@ def test_a_column_twice_is_one_message(tmp_path: Path) -> None:
             b"N1\tlifestyle\troyals\ta title\n",
             "no column query, text, clicked; found 'N1', 'life",
         ),
-        ("semicolons.csv", b"query;text;clicked\n", "found 'query;text;clicked'"),
+        ("carets.csv", b"query^text^clicked\n", "found 'query.text.clicked'"),
         ("blank.jsonl", b"\n\n", "no column query, text, clicked; found none"),
         ("empty.parquet", b"", "no readable Parquet file"),
         ("text.parquet", b"query\ttext\tclicked\n", "no readable Parquet file"),
