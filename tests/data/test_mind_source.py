@@ -216,9 +216,9 @@ def _check(
     here = [entry for entry in listed if entry["file"] == file and entry["line"] in (number, number + 1)]
     if mutation.kind is not None:
         own = [entry for entry in here if entry["line"] == number]
-        assert [entry["reason"].split(":")[0] for entry in own] == (
-            [mutation.kind] if mutation.kind else []
-        ), listed
+        # A later source keeps an impression with an unknown candidate, for the submission.
+        kind = "" if mutation.kind == "unknown id" and "dev" in file else mutation.kind
+        assert [entry["reason"].split(":")[0] for entry in own] == ([kind] if kind else []), listed
     # A line that offers a news which is gone is bad too; nothing else may be.
     others = [entry for entry in listed if entry not in here]
     gone = {key for kind, key in undamaged.keys() - rows.keys() if kind == "news"}
@@ -251,10 +251,11 @@ def _require_intact(
         if name == touched or name in duplicates:
             continue
         if kind == "behaviors":
-            if gone & {*row["candidates"]}:
+            if gone & {*row["candidates"]} and key.startswith("train"):
                 assert (kind, key) not in rows
                 continue
             row = {**row, "history": [news for news in row["history"] if news not in gone]}
+            row["candidates"] = [None if news in gone else news for news in row["candidates"]]
             moved += rows[kind, key]["split"] != row["split"]
             row["split"] = rows[kind, key]["split"]
         assert rows[kind, key] == row

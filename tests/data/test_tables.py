@@ -232,7 +232,7 @@ def test_a_column_twice_is_one_message(tmp_path: Path) -> None:
         ),
         ("carets.csv", b"query^text^clicked\n", "found 'query.text.clicked'"),
         ("blank.jsonl", b"\n\n", "no column query, text, clicked; found none"),
-        ("empty.parquet", b"", "no readable Parquet file"),
+        ("empty.parquet", b"", "empty; a table"),
         ("text.parquet", b"query\ttext\tclicked\n", "no readable Parquet file"),
     ],
 )
