@@ -68,6 +68,7 @@ def synthesize(
         candidates=(candidates, 1, 1000),
         popularity=(popularity, 0, 10),
     )
+    _require_names("folders", folders)
     if unknown := [name for name in unlabelled if name not in folders]:
         raise SettingsError(
             f"synthetic corpus: unlabelled {', '.join(unknown)}, some of {', '.join(folders)} expected"
@@ -115,6 +116,7 @@ def synthesize_pairs(
         topics=(topics, 2, 40),
         words=(words, 3, 10**5),
     )
+    _require_names("tables", tables)
     texts = _Texts(_Language(topics, seed), words)
     Path(out).mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
@@ -366,3 +368,9 @@ def _require_ranges(kind: str, **ranges: tuple[float, float, float]) -> None:
     for name, (value, low, high) in ranges.items():
         if not low <= value <= high:
             raise SettingsError(f"synthetic {kind}: {name} {value}, {low} to {high:,} expected")
+
+
+def _require_names(setting: str, names: Sequence[str]) -> None:
+    for name in names:
+        if not name or set(name) & set(",/ "):
+            raise SettingsError(f"{setting} {name!r}: not a name; give several apart: --{setting} train dev")

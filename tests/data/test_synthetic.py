@@ -334,3 +334,13 @@ def test_refuses_sizes_that_make_no_table(tmp_path: Path, wrong: dict[str, int])
     """One topic or no query fails far from its cause otherwise."""
     with pytest.raises(ValueError, match=f"{next(iter(wrong))} {next(iter(wrong.values()))}"):
         synthesize_pairs(tmp_path, **wrong)  # type: ignore[arg-type]
+
+
+def test_names_in_one_word_are_refused(tmp_path: Path) -> None:
+    """`--folders train,test` would be a folder of that name."""
+    for function, setting in ((synthesize, "folders"), (synthesize_pairs, "tables")):
+        with pytest.raises(
+            ValueError, match=f"'train,test': not a name; give several apart: --{setting} train"
+        ):
+            function(tmp_path, **{setting: ["train,test"]})  # type: ignore[operator]
+    assert not list(tmp_path.iterdir())
