@@ -185,10 +185,9 @@ class SweepDisplay:
 
         running, points = self._running, self._trials.waiting()
         rest = [max(0.0, expected(t.spec.point) - t.seconds) for t in running]
-        waiting = max(0, self._trials.unfinished - len(running)) * mean
-        return (sum(map(expected, points)) if points is not None else waiting) + sum(rest), max(
-            rest, default=0.0
-        )
+        unknown = max(0, self._trials.unfinished - len(running)) * mean
+        waiting = unknown if points is None else sum(map(expected, points))
+        return waiting + sum(rest), max(rest, default=0.0)
 
     def _time_left(self) -> str:
         remaining = self._remaining()

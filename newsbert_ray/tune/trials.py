@@ -292,7 +292,7 @@ class Trials:
             return
         stopped = bool(point.of_state("stopped"))
         has_values = point.state != "failed" and (stopped or bool(point.of_state("finished")))
-        for number in {*numbers} - {ended.number for ended in self._study.ended}:
+        for number in sorted({*numbers} - {ended.number for ended in self._study.ended}):
             means, curve = point.means if has_values else None, self._mean_curve(point)
             self._study.tell(number, means, curve=curve, stopped=stopped)
 
