@@ -152,8 +152,7 @@ def against_table(records: Sequence[Record]) -> Table:
         cells = []
         for labels in sizes:
             ours = accuracies(by_seed(records, one.method, labels, one.layers, unlabelled=one.unlabelled))
-            test = compare(ours, accuracies(by_seed(records, base, labels, 1)))
-            cells.append("" if test is None else f"{test.mean:+.1f} (p {test.p:.1g}, {test.pairs} seeds)")
+            cells.append(_difference(ours, accuracies(by_seed(records, base, labels, 1))))
         if any(cells) and (one.method, one.layers) != (base, 1):
             rows.append((one.name, one.depth, *cells))
     head = ("method", "layers", *(f"{size_name(labels)} labels" for labels in sizes))
@@ -216,8 +215,7 @@ def variants_table(records: Sequence[Record]) -> Table:
         cells = []
         for labels in SIZES:
             runs = groups.get((method, unlabelled, changes, labels), {})
-            test = compare(accuracies(runs), accuracies(by_seed(records, method, labels, 1)))
-            cells.append("" if test is None else f"{test.mean:+.1f} (p {test.p:.1g}, {test.pairs} seeds)")
+            cells.append(_difference(accuracies(runs), accuracies(by_seed(records, method, labels, 1))))
         words = [f"`{name}` {value:g}" for name, value in changes if name != "evaluate_every"]
         change = ", ".join(words) or "no unlabelled text"
         if any(cells):
@@ -384,6 +382,13 @@ def _cell(runs: Sequence[Record], *, f1: bool = True, usual: int = 5) -> str:
     count = f" ({len(runs)})" if len(runs) != usual else ""
     second = f" / {statistics.fmean(macro):.1f}" if f1 else ""
     return f"{statistics.fmean(accuracy):.1f}{spread}{second}{count}"
+
+
+def _difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> str:
+    """Points between the same seeds, with p where there are several."""
+    if test := compare(ours, theirs):
+        return f"{test.mean:+.1f} (p {test.p:.1g}, {test.pairs} seeds)"
+    return "".join(f"{100 * (ours[s] - theirs[s]):+.1f} (1 seed)" for s in ours.keys() & theirs.keys())
 
 
 def _test_cell(test: Test | None) -> str:

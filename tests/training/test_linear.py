@@ -43,6 +43,8 @@ def test_a_linear_run_is_a_run(run: Path, capsys: pytest.CaptureFixture[str]) ->
     texts.write_text('{"id": "1", "text": "Rain"}\n', encoding="utf-8")
     with pytest.raises(EncoderError, match="no encoder and no embeddings"):
         newsbert_ray.embed(run, input=[texts], out=run / "vectors", workers=0)
+    newsbert_ray.predict(run, input=texts, out=run / "predicted.jsonl")
+    assert '"probability"' in (run / "predicted.jsonl").read_text(encoding="utf-8")
     newsbert_ray.report([run], out=run / "report")
     assert "linear SVM" in (run / "report" / "report.md").read_text(encoding="utf-8")
 
