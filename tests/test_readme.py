@@ -55,7 +55,7 @@ def _commands() -> list[tuple[str, list[str]]]:
     for name, line in lines:
         if "newsbert-ray " not in line:
             continue
-        words = shlex.split(line, comments=True)
+        words = shlex.split(line.partition(" > ")[0], comments=True)
         program = [index for index, word in enumerate(words) if word.endswith("newsbert-ray")]
         if program and words[program[-1] + 1 :]:
             commands.append((name, words[program[-1] + 1 :]))
