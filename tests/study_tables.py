@@ -82,15 +82,15 @@ def _sizes(records: Sequence[Record]) -> list[int | None]:
 
 
 def compare(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Test | None:
-    """Paired t-test over the seeds of both, in points; None without two pairs."""
+    """Paired t-test over the seeds of both, in points; p is 1 for one seed, None without any."""
     from scipy.stats import ttest_rel  # type: ignore[import-untyped]
 
     seeds = sorted(ours.keys() & theirs.keys())
-    if len(seeds) < 2:
+    if not seeds:
         return None
     differences = [100 * (ours[seed] - theirs[seed]) for seed in seeds]
     if len(set(differences)) == 1:
-        return Test(differences[0], 1.0 if differences[0] == 0 else 0.0, len(seeds))
+        return Test(differences[0], 0.0 if differences[0] and len(seeds) > 1 else 1.0, len(seeds))
     p = float(ttest_rel([ours[seed] for seed in seeds], [theirs[seed] for seed in seeds]).pvalue)
     return Test(statistics.fmean(differences), p, len(seeds))
 
@@ -386,9 +386,10 @@ def _cell(runs: Sequence[Record], *, f1: bool = True, usual: int = 5) -> str:
 
 def _difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> str:
     """Points between the same seeds, with p where there are several."""
-    if test := compare(ours, theirs):
-        return f"{test.mean:+.1f} (p {test.p:.1g}, {test.pairs} seeds)"
-    return "".join(f"{100 * (ours[s] - theirs[s]):+.1f} (1 seed)" for s in ours.keys() & theirs.keys())
+    test = compare(ours, theirs)
+    if test is None:
+        return ""
+    return f"{test.mean:+.1f} ({'1 seed' if test.pairs == 1 else f'p {test.p:.1g}, {test.pairs} seeds'})"
 
 
 def _test_cell(test: Test | None) -> str:
@@ -405,9 +406,12 @@ def _share(runs: Mapping[int, Record]) -> str:
 def _goal(name: str, test: Test | None, points: float, measured: str = "") -> tuple[str, ...]:
     if test is None:
         return (name, "not measured", "", "cannot be told")
+    shown = measured or f"{test.mean + points:+.1f} points"
+    if test.pairs == 1:
+        return (name, shown, "", f"{'yes' if test.mean > 0 else 'no'}, of one seed: cannot be told")
     p = test.p / 2 if test.mean > 0 else 1 - test.p / 2
     reached = "yes" if p < LEVEL else "yes in the mean, but not at this level" if test.mean > 0 else "no"
-    return (name, measured or f"{test.mean + points:+.1f} points", f"{p:.1g}", reached)
+    return (name, shown, f"{p:.1g}", reached)
 
 
 def _line(label: str, points: Sequence[tuple[float, Sequence[float]]], look: Any) -> Line:

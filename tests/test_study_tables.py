@@ -71,7 +71,10 @@ def test_runs_are_paired_by_seed() -> None:
     assert test.pairs == 3
     assert test.p == pytest.approx(0.0572, abs=1e-3)
     assert test.verdict == "cannot be told"
-    assert compare({0: 0.5}, {0: 0.6}) is None
+    assert compare({0: 0.5}, {1: 0.6}) is None
+    alone = compare({0: 0.5}, {0: 0.6})
+    assert alone is not None
+    assert alone.verdict == "cannot be told"
 
 
 def test_tables_say_what_was_measured() -> None:

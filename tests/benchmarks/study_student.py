@@ -347,6 +347,9 @@ def run_settings(run: Run, options: Mapping[str, str], rate: float) -> dict[str,
     if run.method == "linear":
         return {name: values[name] for name in ("method", "data", "teacher", "seed", "out")}
     values["learning_rate"] = rate
+    if run.method == "best":  # it has rates of its own
+        own = {f"optimizer.{name}_learning_rate": rate for name in ("student", "top")}
+        values = merge(values, own)
     if run.teacher is not None:
         values = merge(values, {"distill.teacher_run": str(out / "teachers" / run.teacher)})
     if not alone and run.unlabelled and run.labels is not None:
