@@ -111,12 +111,13 @@ def _stop_explained(workdir: WorkDir, *, quiet: bool) -> Iterator[None]:
         if quiet or str(error):  # a run that is needed first has named its own
             raise
         steps = [int(path.name.rpartition("-")[2]) for path in step_folders(workdir.path / CHECKPOINTS)]
-        kept = f"the checkpoint of step {max(steps)} is kept" if steps else "there is no checkpoint yet"
-        if workdir.is_remote and not steps:  # a group's checkpoints are not copied to this machine
-            kept = "its last checkpoint is kept"
-        again = f"the same command goes on from {'there' if 'kept' in kept else 'the beginning'}"
+        text = "there is no checkpoint yet; the same command starts again"
+        if steps:
+            text = f"the checkpoint of step {max(steps)} is kept; the same command goes on from there"
+        elif workdir.is_remote:  # a group's checkpoints are not copied to this machine
+            text = "the same command goes on from its last checkpoint"
         number = getattr(error, "number", signal.SIGINT)
-        raise Stopped(number, f"{workdir.location}: {kept}; {again}") from error
+        raise Stopped(number, f"{workdir.location}: {text}") from error
 
 
 def _train_ready(
