@@ -27,6 +27,7 @@ from newsbert_ray.evaluation.evaluate import evaluate
 from newsbert_ray.model.assemble import assemble_pair
 from newsbert_ray.model.encoder import EncoderError
 from newsbert_ray.model.saved import CheckpointError, load_student
+from newsbert_ray.ray_session import Stopped
 from newsbert_ray.record import METRICS, RunRecord, read_entries
 from newsbert_ray.training.run import RunFolderError, train
 from newsbert_ray.training.step import build_learner, train_step
@@ -513,6 +514,19 @@ def test_an_interrupted_recommendation_run_resumes(make_settings: MakeSettings, 
         assert (tmp_path / "whole" / "student" / name).read_bytes() == (
             tmp_path / "broken" / "student" / name
         ).read_bytes()
+
+
+def test_a_stop_before_the_first_checkpoint_promises_nothing(
+    make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A person who is told that the work is kept does not look after it."""
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("newsbert_ray.training.run._train_in_process", stop)
+    with pytest.raises(Stopped, match="run: there is no checkpoint yet; the same command starts again"):
+        train(make_settings())
 
 
 @pytest.mark.slow
