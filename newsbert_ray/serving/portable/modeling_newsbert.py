@@ -59,9 +59,11 @@ class NewsModel(PreTrainedModel):
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
-        is_static = config.model_type == NewsConfig.model_type
-        build: Any = WordVectors if is_static else AutoModel.from_config
-        encoder = build(config)
+        build: Any = WordVectors if config.model_type == NewsConfig.model_type else AutoModel.from_config
+        try:
+            encoder = build(config)
+        except ValueError:  # this encoder has no sdpa, which this class has asked for
+            encoder = build(config, attn_implementation="eager")
         if getattr(encoder, "pooler", None) is not None:
             encoder.pooler = None
         # Under the encoder's own name in transformers, so that AutoModel finds it in the same file.
