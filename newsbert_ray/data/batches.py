@@ -32,8 +32,11 @@ class _Tensors:
 
     def to(self, device: torch.device) -> Self:
         """The same on `device`; a GPU copies from pinned memory while it computes."""
+        pin = device.type == "cuda"
         tensors = {
-            field.name: (value.pin_memory() if device.type == "cuda" else value).to(device, non_blocking=True)
+            field.name: (value.pin_memory() if pin and not value.is_cuda else value).to(
+                device, non_blocking=True
+            )
             for field in fields(self)  # type: ignore[arg-type]
             if isinstance(value := getattr(self, field.name), Tensor)
         }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import Full, Queue
@@ -219,10 +219,11 @@ def read_ahead(updates: Iterable[Update], device: torch.device) -> Generator[Upd
 
     def read() -> None:
         try:
-            for update in updates:
-                put(replace(update, parts=tuple(part.to(device) for part in update.parts)))
-                if ended.is_set():
-                    return
+            with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+                for update in updates:
+                    put(replace(update, parts=tuple(part.to(device) for part in update.parts)))
+                    if ended.is_set():
+                        return
             put(None)
         except BaseException as error:
             put(error)

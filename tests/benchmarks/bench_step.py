@@ -45,6 +45,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--dropout", type=float, default=0.0)
+    parser.add_argument("--precision", default="fp32", help="of our step; the plain loop has fp32")
     parser.add_argument("--plain_length", type=int, default=30)
     options = parser.parse_args()
     values = {
@@ -55,6 +56,7 @@ def main() -> None:
         "batch_size": options.batch_size,
         "train_rows": options.train_rows,
         "threads": options.threads,
+        "precision": options.precision,
         "epochs": 100,
     }
     settings = build_settings(TrainSettings, merge(values))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,14 +17,13 @@ from newsbert_ray.data.reading import World, make_schedule, read_updates
 from newsbert_ray.data.shards import read_manifest
 from newsbert_ray.evaluation import scoring
 from newsbert_ray.methods import METHODS
+from newsbert_ray.model.saved import load_student
 from newsbert_ray.training import worker
 from newsbert_ray.training.run import train
 from newsbert_ray.training.step import train_step
 from newsbert_ray.training.worker import build_worker_learner
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tests.conftest import MakeSettings
 
 STEPS = 4
@@ -114,13 +114,17 @@ def test_tf32_is_set_for_the_run(make_settings: MakeSettings) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
 def test_compiled_layers_compute_the_same(make_settings: MakeSettings) -> None:
-    """The compiler may round otherwise, not more."""
-    losses = []
+    """In a whole run, with evaluations and export; the compiler may round otherwise, not more."""
+    curves = []
     for compiled in (False, True):
-        settings = make_settings(compile=compiled, **{"model.dropout": 0.0})
-        schedule = make_schedule(settings, read_manifest(settings.data))
-        learner = build_worker_learner(settings, schedule, World())
-        updates = islice(read_updates(schedule), 6)
-        losses.append([float(train_step(learner, u.parts, step=u.step)["total"]) for u in updates])
-    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+        out = f"{make_settings().out}-{compiled}"
+        settings = make_settings(
+            compile=compiled, out=out, steps=12, evaluate_every=6, **{"model.dropout": 0.0}
+        )
+        record = train(settings, quiet=True)
+        assert load_student(Path(out) / "student")
+        curves.append([entry["train"] for entry in record.curve])
+    for plain, compiled_losses in zip(*curves, strict=True):
+        assert compiled_losses == pytest.approx(plain, rel=1e-4)
