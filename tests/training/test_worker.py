@@ -63,6 +63,7 @@ def test_every_method_gives_the_weights_of_one_worker(
     runs += [
         {"train_rows": 60, "unlabelled_share": 0.5, "task": task} for task in ("topics", "recommendation")
     ]
+    runs += [{"distill.momentum": "update"}, {"distill.momentum": "rescaled", "model.trainable": 1}]
     settings = [
         make_settings(
             batch_size=30,
