@@ -193,7 +193,7 @@ def synthesize_pairs(
 def prepare(
     settings: PrepareSettings | None = None, *, say: Callable[[str], None] = print, **values: Any
 ) -> Manifest:
-    """Turn MIND's files, or tables of query-text pairs, into tokenised Parquet shards.
+    """Turn MIND's files, labelled texts or query-text pairs into tokenised Parquet shards.
 
     Shards that were made from the same sources and settings are kept as they are.
 

@@ -41,7 +41,8 @@ GROUPS: Mapping[str, Mapping[str, Verb]] = {
     "Prepare data": {
         "prepare": Verb(
             "--source MINDsmall_train --source MINDsmall_dev --teacher bert-base-uncased --out shards",
-            "source teacher out max_tokens validation_share test_share workers overwrite config",
+            "source columns.text columns.label teacher out max_tokens validation_share test_share workers"
+            " overwrite config",
         ),
         "synthesize": Verb("--out corpus"),
         "synthesize-pairs": Verb("--out tables"),

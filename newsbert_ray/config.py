@@ -449,7 +449,7 @@ class ColumnSettings(Settings):
     """How to read tables and data sets of labelled texts."""
 
     text: str | None = None
-    """Column of the text; several with commas between are joined. By default the first of text, title,
+    """Column of the text; several with commas between are joined. By default the first of title, text,
     headline, sentence, content and other usual names."""
     label: str | None = None
     """Column of the label; `none` for texts without labels. By default label, category, topic, class, and

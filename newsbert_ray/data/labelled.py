@@ -18,14 +18,14 @@ from newsbert_ray.data.tables import SUFFIXES, Record, check_text, is_table, ope
 from newsbert_ray.files import first_line
 
 TEXTS = (
-    "text", "title", "headline", "sentence", "content", "body", "review", "document", "article",
+    "title", "text", "headline", "sentence", "content", "body", "review", "document", "article",
     "description", "message", "question", "tweet", "comment", "abstract", "sentence1",
 )  # fmt: skip
 LABELS = (
     "label", "category", "topic", "class", "target", "label_text", "category_name", "class_name",
     "class_index", "section", "sentiment", "intent", "genre", "tag", "y",
 )  # fmt: skip
-IDS = ("id", "news_id", "nid", "guid", "uid", "doc_id")
+IDS = ("news_id", "id", "nid", "guid", "uid", "doc_id")
 """Names of columns, the likeliest first; case, blanks and hyphens do not matter."""
 NO_LABEL = "none"
 """As `columns.label`: the texts have no labels."""
@@ -119,19 +119,24 @@ def write_parts(parts: Sequence[Part], folder: Path) -> Iterator[SourceFile]:
         yield replace(lines, bytes=own.bytes, sha256=own.sha256)
 
 
+def usual_name(names: Sequence[str], usual: Iterable[str]) -> str | None:
+    """The first of `names` that is a usual one."""
+    plain = {name.strip().lower().replace(" ", "_").replace("-", "_"): name for name in reversed(names)}
+    return next((plain[name] for name in usual if name in plain), None)
+
+
 def find_columns(label: str, names: Sequence[str], settings: ColumnSettings) -> Columns:
     """The columns of a source with these `names`: those of the settings, or the first of a usual name.
 
     Raises:
         PrepareError: a column is missing; `label` names the source.
     """
-    plain = {name.strip().lower().replace(" ", "_").replace("-", "_"): name for name in reversed(names)}
     shown = ", ".join(repr(name[:40]) for name in names[:12]) + (", ..." if len(names) > 12 else "") or "none"
 
     def find(flag: str, named: str | None, usual: Iterable[str], cure: str) -> str | None:
         if named in names:
             return named
-        column = next((plain[name] for name in usual if name in plain), None) if named is None else None
+        column = usual_name(names, usual) if named is None else None
         if column is None and (named is not None or cure):
             fault = f"no {flag} column" if named is None else f"no column {named!r}"
             raise PrepareError(f"{label}: {fault}; found {shown}; name it by --columns.{flag}{cure}")

@@ -255,7 +255,7 @@ class NewsSource:
         if unknown := int(statistics.pop("unknown candidates", 0)):
             yield f"candidates without a title, ranked last and in no metric: {unknown:,}"
         values = {name: f"{value:,.2f}".removesuffix(".00") for name, value in statistics.items()}
-        yield "Table 1: " + ", ".join(f"{value} {name}" for name, value in values.items())
+        yield "Table 1: " + ", ".join(f"{value} {name}" for name, value in values.items() if value != "0")
 
     def _news(self) -> list[MindFile]:
         return [file for file in self._files if file.kind != "behaviors"]

@@ -11,13 +11,12 @@ from typing import NamedTuple
 
 import pyarrow.parquet as pq
 
+from newsbert_ray.data.labelled import IDS, TEXTS, usual_name
 from newsbert_ray.data.mind import NEWS_COLUMNS, parse_news
 from newsbert_ray.data.sources import BadLine, parse_chunk, parse_lines, read_through
 from newsbert_ray.data.tables import SUFFIXES, Table, check_text, open_table, read_table
 from newsbert_ray.storage.workdir import download_input
 
-IDS, TEXTS = ("news_id", "id", "nid"), ("title", "text")
-"""Names of a table's columns; the first that exists is used. Without an id its rows are counted from 1."""
 STREAM = "-"
 """Standard input or output."""
 ROWS = 8192
@@ -70,9 +69,9 @@ def open_texts(location: str | Path) -> TextFile:
         raise TextsError(f"{path}: " + ("contains no text" if path.is_file() else "no such file"))
     table = None if suffix == ".txt" else open_table(str(path), columns=())
     names = table.names if table else ()
-    text = next((name for name in TEXTS if name in names), None)
+    text, name = usual_name(names, TEXTS), usual_name(names, IDS)
     if table and text:
-        columns = (*[name for name in IDS if name in names][:1], text)
+        columns = (text,) if name is None else (name, text)  # without an id, rows are counted from 1
         with path.open("rb") as file:
             blocks = iter(lambda: file.read(1 << 20), b"")
             parquet = suffix == ".parquet"
@@ -81,7 +80,7 @@ def open_texts(location: str | Path) -> TextFile:
     if suffix != ".txt" and not (suffix == ".tsv" and len(names) == NEWS_COLUMNS):
         raise TextsError(
             f"{path}: its columns are {', '.join(name[:40] for name in names[:10])}; name the text "
-            f"{' or '.join(TEXTS)}, and the id, if there is one, {' or '.join(IDS)}"
+            f"{' or '.join(TEXTS[:2])}, and the id, if there is one, {' or '.join(IDS[:3])}"
         )
     source = read_through(path, folder=path.parent.name)
     parse: Callable[[str], str | Row] = str if suffix == ".txt" else _parse_news
