@@ -219,12 +219,17 @@ def _write_tokenizer(student: Student, source: Path, folder: Path) -> None:
 
     Special tokens stay; texts are cut where the student's were.
     """
+    from tokenizers import Tokenizer
+
     write_text(folder / "tokenizer.json", student.tokenizer.serialised)
     config: dict[str, Any] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         if (source / name).is_file():
             settings = json.loads((source / name).read_text(encoding="utf-8"))
             config |= {k: v for k, v in settings.items() if k.endswith("_token") or k == "padding_side"}
+    # A folder with tokenizer.json alone names no token for padding, which the libraries need.
+    backend = Tokenizer.from_str(student.tokenizer.serialised)
+    config.setdefault("pad_token", backend.id_to_token(student.tokenizer.pad_id))
     config |= {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": student.max_tokens,

@@ -17,8 +17,8 @@ from newsbert_ray.data.shards import read_manifest
 from newsbert_ray.model.heads import TopicHead
 from newsbert_ray.model.saved import load_student
 from newsbert_ray.record import RunRecord, read_record
-from newsbert_ray.serving.export import ExportError, export, model_card
-from newsbert_ray.serving.predictor import load
+from newsbert_ray.serving.export import ExportError, _write_tokenizer, export, model_card
+from newsbert_ray.serving.predictor import Student, load
 from newsbert_ray.training.run import train
 from tests.conftest import change_json
 from tests.model.test_families import write_family
@@ -251,6 +251,14 @@ def test_tokens_are_those_of_training(run: Path, tmp_path: Path, settings: dict[
     titles = ["Storm Closes Airports", "Team WINS"]
     own = list(load_tokenizer(str(run / "student")).encode(titles, max_tokens=30))
     assert AutoTokenizer.from_pretrained(tmp_path / "st")(titles)["input_ids"] == own
+
+
+def test_padding_has_a_token(run: Path, tmp_path: Path) -> None:
+    """A folder with tokenizer.json alone names none, and the libraries cannot encode two titles without."""
+    from transformers import AutoTokenizer
+
+    _write_tokenizer(Student.read(run / "student"), tmp_path / "alone", tmp_path)
+    assert AutoTokenizer.from_pretrained(tmp_path).pad_token == "[PAD]"
 
 
 def test_existing_folder_is_kept(run: Path, tmp_path: Path) -> None:
