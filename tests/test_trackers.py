@@ -135,3 +135,28 @@ def test_a_run_is_tracked_from_its_first_step_to_its_test(mlflow: Any, make_sett
     assert found.data.metrics["test/student/accuracy"] == record.metrics["test"]["student"]["accuracy"]
     curve = mlflow.get_metric_history(run.id, "validation/student/accuracy")
     assert [point.step for point in curve] == [entry["step"] for entry in record.curve]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_sweep_is_the_parent_of_its_trials(
+    mlflow: Any, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`sweep --track mlflow`: trials run in other processes and folders, and must find store and parent."""
+    monkeypatch.setattr("newsbert_ray.reporting.report.report", lambda folders, *, out: [])
+    file, out = tmp_path / "space.yaml", tmp_path / "sweep"
+    file.write_text(
+        f"name: tracked\nsettings: {{data: {shards}, teacher: scratch, epochs: 1, batch_size: 32, "
+        "student.layers: 1, scratch: {layers: 2, hidden: 16, heads: 2, feed_forward: 32}}\n"
+        "space:\n  distill.beta: {grid: [0.0, 0.2]}\n"
+    )
+    result = newsbert_ray.sweep(file, out=out, track="mlflow")
+    parent = TrackedRun(**json.loads((out / FILE).read_text())).id
+    experiment = mlflow.get_experiment_by_name("newsbert_ray").experiment_id
+    children = mlflow.search_runs([experiment], filter_string=f"tags.`mlflow.parentRunId` = '{parent}'")
+    assert {run.info.run_name for run in children} == {t.name for p in result.points for t in p.trials}
+    assert {run.info.status for run in children} == {"FINISHED"}
+    assert result.best is not None
+    best = mlflow.get_run(parent).data.metrics["best/validation/student/accuracy"]
+    assert best == pytest.approx(result.best.means[0])
