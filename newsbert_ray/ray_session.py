@@ -197,10 +197,10 @@ def _start(stack: ExitStack, *, cpus: int | None, dashboard: bool) -> None:
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
-    except (ConnectionError, TimeoutError, RuntimeError, ValueError, OSError) as error:
+    except Exception as error:  # Ray raises Exception itself where its processes start too slowly
         raise ConnectError(
             f"Ray does not start on this machine: {first_line(error)}; "
-            f"check free memory, and free disk in {temporary}"
+            f"check its load, free memory, and free disk in {temporary}"
         ) from error
 
 
