@@ -174,7 +174,7 @@ def test_several_columns_are_joined_and_named(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("Class Index,Title,Description\n" + "".join(f"{i % 3},t{i},d {i}\n" for i in range(90)))
     said: list[str] = []
-    values = {"source": [str(path)], "teacher": "scratch", "workers": 0, "say": said.append}
+    values: dict[str, Any] = {"source": [str(path)], "teacher": "scratch", "workers": 0, "say": said.append}
     newsbert_ray.prepare(out=str(tmp_path / "a"), **values)
     assert f"{tmp_path.name}/a.csv: text from Title; label from Class Index" in said
     text = {"columns.text": "Title,Description"}
