@@ -58,8 +58,9 @@ def assemble_pair(settings: TrainSettings, manifest: Manifest, *, stand_in: bool
     block_map(len(teacher.layers), settings.student.layers)
     tuned = None
     if distill.warm and not (stand_in and distill.teacher_run is None):
-        tuned = copy.deepcopy(_load_teacher_run(settings, manifest))
-        teacher = tuned[0]
+        tuned = copy.deepcopy(_load_teacher_run(settings, manifest))  # an earlier trial may have frozen it
+        teacher = tuned[0].requires_grad_(True)
+        tuned[1].requires_grad_(True)
     torch.manual_seed(settings.seed)
     student = _start_student(teacher, settings, manifest, stand_in=stand_in)
     top = _draw_top(student, settings, manifest)
@@ -142,7 +143,8 @@ def _start_student(
         return _start_words(teacher, settings, manifest, stand_in=stand_in)
     blocks = block_map(len(teacher.layers), student.layers)
     spread = student.start == "spread"
-    return teacher.pick_layers([block[-1] if spread else i for i, block in enumerate(blocks, 1)])
+    student_layers = teacher.pick_layers([block[-1] if spread else i for i, block in enumerate(blocks, 1)])
+    return student_layers.requires_grad_(True)  # a frozen teacher's copies are frozen
 
 
 def _start_words(

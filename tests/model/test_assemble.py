@@ -66,6 +66,12 @@ def test_a_teacher_that_was_fine_tuned_first(make_settings: MakeSettings, tmp_pa
         _, pair = assemble(**values)
         assert equal(pair.teacher, tuned)
         assert equal(pair.student.layers, expected)
+        assert all(parameter.requires_grad for parameter in pair.student.parameters())
+    # The same teacher learns on after it was frozen in an earlier trial of this process.
+    for method, learns in (("twinbert", False), ("newsbert", True)):
+        _, pair = assemble(method=method, **{"student.start_from": "teacher"})
+        assert all(parameter.requires_grad for parameter in pair.student.parameters())
+        assert all(parameter.requires_grad == learns for parameter in pair.teacher.parameters())
     _, pair = assemble(method="mutual")
     assert pair.teacher_top is not None
     assert equal(pair.teacher_top, tuned_top)
