@@ -29,6 +29,8 @@ ABLATIONS = ("no_momentum", "no_soft_labels", "no_hidden")
 PAPER = ("finetune", "twinbert", "tinybert", "disjoint", *ABLATIONS)
 """What the paper finds worse than NewsBERT."""
 RECIPE = "best"
+_NOT_CHANGES = ("evaluate_every", "batch_size", "steps", "student_learning_rate", "top_learning_rate")
+"""Settings that a table of variants shows in columns of their own, or not at all."""
 _FINAL = ("main", "layers", "linear", "teachers")
 """Stages whose runs are results; the others choose a rate or look at a variant."""
 
@@ -204,28 +206,27 @@ def goals_table(records: Sequence[Record]) -> Table:
 
 
 def variants_table(records: Sequence[Record]) -> Table:
-    """Changes to the recipe at two sizes, as differences to it on the same seeds."""
-    groups: dict[Key, dict[int, Record]] = defaultdict(dict)
+    """Changes to a method, and what they gave on validation and test."""
+    groups: dict[Key, list[Record]] = defaultdict(list)
     for record in records:
         if record["stage"] == "variants":
             changes = tuple(sorted(record["values"].items()))
-            groups[record["method"], record["unlabelled"], changes, record["labels"]][record["seed"]] = record
+            key = (record["method"], record["labels"], record["layers"], record["unlabelled"], record["rate"])
+            groups[(*key, changes)].append(record)
     rows = []
-    for method, unlabelled, changes in dict.fromkeys(key[:3] for key in groups):
-        cells = []
-        for labels in SIZES:
-            runs = groups.get((method, unlabelled, changes, labels), {})
-            cells.append(_difference(accuracies(runs), accuracies(by_seed(records, method, labels, 1))))
-        words = [f"`{name}` {value:g}" for name, value in changes if name != "evaluate_every"]
-        change = ", ".join(words) or "no unlabelled text"
-        if any(cells):
-            rows.append((name_of(method), change, *cells))
-    used = [n for n in range(len(SIZES)) if any(row[2 + n] for row in rows)]
-    head = ("method", "change", *(f"{size_name(SIZES[n])} labels" for n in used))
-    body = tuple((row[0], row[1], *(row[2 + n] for n in used)) for row in rows)
-    return Table(
-        head, body, words=2, caption="Points of accuracy against the method as it is, paired over seeds."
-    )
+    for (method, labels, layers, unlabelled, rate, changes), runs in groups.items():
+        words = [f"{name} {value}" for name, value in changes if not name.endswith(_NOT_CHANGES)]
+        change = ", ".join([*words, *([] if unlabelled else ["no unlabelled text"])])
+        means = (
+            statistics.fmean(100 * run[split]["accuracy"] for run in runs) for split in ("validation", "test")
+        )
+        cells = (f"{rate:g}", f"{runs[0]['steps']:,}", *(f"{mean:.1f}" for mean in means), str(len(runs)))
+        rows.append(
+            (f"{name_of(method)}, {layers} layer{'s' * (layers != 1)}", size_name(labels), change, *cells)
+        )
+    head = ("method", "labels", "change", "learning rate", "updates", "validation %", "test %", "seeds")
+    caption = "Accuracy of variants; the choice among them is made on validation."
+    return Table(head, tuple(sorted(rows, key=lambda row: -float(row[5]))), words=3, caption=caption)
 
 
 def regime_table(records: Sequence[Record]) -> Table:
@@ -274,9 +275,10 @@ TABLES: Mapping[str, Callable[[Sequence[Record]], Table]] = {
 
 
 def study(name: str, path: Path = RECORDS) -> str:
-    """A table by its name in TABLES, or `headline`, as Markdown."""
+    """A table by its name in TABLES, or `headline` or `setup`, as Markdown."""
     records = read_records(path)
-    return headline(records) if name == "headline" else TABLES[name](records).markdown()
+    sentences = {"headline": headline, "setup": setup}
+    return sentences[name](records) if name in sentences else TABLES[name](records).markdown()
 
 
 def headline(records: Sequence[Record]) -> str:
@@ -291,6 +293,24 @@ def headline(records: Sequence[Record]) -> str:
         f"{ours:.1%} of unseen titles\ncorrectly: {100 * (ours - theirs):.1f} points more than the same "
         f"student fine-tuned, and {ours / teacher:.1%} of its 6-layer teacher** (means of {len(best)} seeds)."
     )
+
+
+def setup(records: Sequence[Record]) -> str:
+    """How long students and teachers learned, and at which rates."""
+    lengths: dict[str, set[str]] = defaultdict(set)
+    rates: dict[str, set[str]] = defaultdict(set)
+    for one in systems(records):
+        for labels in SIZES:
+            for run in by_seed(records, one.method, labels, one.layers, unlabelled=one.unlabelled).values():
+                if one.method == "teacher":
+                    lengths["teachers"].add(f"{run['steps']:,} at {size_name(labels)} labels")
+                elif one.method != "linear":
+                    lengths["students"].add(f"{run['steps']:,}")
+                    layers = f"{one.layers} layer{'s' * (one.layers != 1)}"
+                    rates[f"{name_of(one.method)} ({layers})"].add(f"{run['rate']:g}")
+    many = [f"{who} {' or '.join(sorted(counts))}" for who, counts in sorted(lengths.items())]
+    own = [f"{who} {' or '.join(sorted(values))}" for who, values in rates.items()]
+    return f"Updates: {'; '.join(many)}. Learning rates: {', '.join(own)}."
 
 
 def learning_curve(records: Sequence[Record]) -> FigureData[Panel]:
@@ -347,6 +367,7 @@ def keep(paths: Sequence[Path], target: Path = RECORDS) -> None:
     for path in paths:
         for record in read_records(path):
             kept = {k: v for k, v in record.items() if k not in ("settings", "parts", "texts_per_second")}
+            kept["stage"] = {"var": "variants"}.get(record["stage"], record["stage"])
             lines[record["name"]] = kept
     text = "".join(json.dumps(record, separators=(",", ":")) + "\n" for _, record in sorted(lines.items()))
     write_text(target, text)

@@ -20,6 +20,7 @@ from tests.study_tables import (
     orderings_table,
     quality_speed,
     read_records,
+    setup,
     study,
     variants_table,
 )
@@ -42,6 +43,8 @@ def record(method: str, seed: int, accuracy: float, **more: Any) -> dict[str, An
         "validation": scores,
         "teacher_test": {"accuracy": 0.7, "macro_f1": 0.5},
         "parts": {"train": 1.0},
+        "rate": 4e-4,
+        "steps": 700,
     }
     return {**usual, **more}
 
@@ -54,7 +57,10 @@ RECORDS = [
     *(record("teacher", seed, 0.70, values={"steps": 5}) for seed in range(5)),
     record("best", 7, 0.1, stage="tuning"),
     record("twinbert", 0, 0.67, unlabelled=False),
-    *(record("best", seed, 0.65 + seed / 2000, stage="variants", values={"steps": 9}) for seed in range(3)),
+    *(
+        record("best", seed, 0.65 + seed / 2000, stage="variants", values={"distill.temperature": 9})
+        for seed in range(3)
+    ),
 ]
 
 
@@ -91,7 +97,17 @@ def test_tables_say_what_was_measured() -> None:
     assert float(p) < 1e-4
     assert goals["12,000 labels: 2.5 points above fine-tuning"][-1] == "cannot be told"
     (change,) = variants_table(RECORDS).rows
-    assert change[1] == "`steps` 9"
+    assert change == (
+        "recipe, 1 layer",
+        "1,000",
+        "distill.temperature 9",
+        "0.0004",
+        "700",
+        "65.0",
+        "65.0",
+        "3",
+    )
+    assert setup(RECORDS).startswith("Updates: students 700; teachers 700 at 1,000 labels. Learning rates: ")
 
 
 def test_every_table_and_figure_is_made(tmp_path: Path) -> None:

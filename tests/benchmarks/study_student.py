@@ -300,6 +300,7 @@ def train_run(run: Run, options: Mapping[str, str], rate: float) -> dict[str, An
         "teacher_test": _accuracies(record.metrics["test"].get("teacher")),
         "best_step": record.metrics["best_step"],
         "steps": record.steps,
+        "batch_size": record.settings["batch_size"],
         "curve": [[e["step"], round(e["validation"]["student"]["accuracy"], 4)] for e in record.curve],
         "seconds": round(time.perf_counter() - start, 2),
         "parts": {name: round(seconds, 2) for name, seconds in record.seconds.items()},
