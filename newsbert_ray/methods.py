@@ -180,14 +180,10 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     # What the study of this project found best: labels, and a fine-tuned teacher's soft labels on all texts.
     "best": {
         "unlabelled_share": 0.75,
-        "optimizer": {
-            "student_learning_rate": 4e-4,
-            "top_learning_rate": 4e-4,
-            "decay": "linear",
-            "warmup_share": 0.05,
-        },
+        "learning_rate": 8e-4,
+        "optimizer": {"teacher_learning_rate": 1e-4, "decay": "linear", "warmup_share": 0.05},
         **_frozen(
-            _only(student_task=1.0, soft_labels=1.0),
+            _only(student_task=0.25, soft_labels=1.0),
             temperature=2.0,
             soft_label_t2=True,
             soft_label_form="kl",
@@ -211,10 +207,10 @@ TASK_VALUES: Mapping[str, Mapping[str, Any]] = {"recommendation": {"distill": {"
 """Settings that a task changes: the paper's values for it (4.1)."""
 
 METHOD_TASK_VALUES: Mapping[tuple[str, str], Mapping[str, Any]] = {
-    # NRMS (Wu et al. 2019): 20 heads of size 20 over words and over clicks, additive attention of size 200.
     # News without clicks have no soft labels; retrieval has no texts without a pair.
     ("best", "recommendation"): {"distill": {"weights": {"news_embedding": 1.0}}},
     ("best", "retrieval"): {"unlabelled_share": 0.0},
+    # NRMS (Wu et al. 2019): 20 heads of size 20 over words and over clicks, additive attention of size 200.
     ("glove", "recommendation"): {
         "student": {"kind": "nrms"},
         "model": {"query_size": 200},

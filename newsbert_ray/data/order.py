@@ -114,7 +114,8 @@ def cycle_rows(rows: Ints, start: int, count: int, *, seed: int) -> Ints:
     first, size = start // len(rows), len(rows)
     passes = range(first, (start + count - 1) // size + 1)
     orders = [seeded_generator(seed, number, 0, 2).permutation(size) for number in passes]
-    return rows[np.concatenate([_NO_ROWS, *orders])[start - first * size :][:count]]
+    chosen: Ints = rows[np.concatenate([_NO_ROWS, *orders])[start - first * size :][:count]]
+    return chosen
 
 
 def shuffle_alike(lengths: Ints, order: Order, generator: np.random.Generator) -> Ints:

@@ -249,7 +249,7 @@ def _loses_capitals(tokenizer: Any) -> bool:
     """Whether texts are put in lower case although the vocabulary, besides special tokens, has capitals."""
     words = tokenizer.get_vocab().keys() - set(tokenizer.get_added_vocab())
     cased = sum(word != word.lower() for word in words if word[:1] not in "[<")
-    return cased > _CASED_SHARE * len(words) and tokenizer.tokenize("The") == tokenizer.tokenize("the")
+    return cased > _CASED_SHARE * len(words) and bool(tokenizer.tokenize("The") == tokenizer.tokenize("the"))
 
 
 def check_encoder(teacher: str, tokenizer: TitleTokenizer) -> None:

@@ -158,7 +158,7 @@ def _start_words(
         vectors = reduce_width(token_vectors(teacher, len(vectors), before=before, after=after), width)
         vectors[[*before, *after]] = 0.0
     torch.manual_seed(settings.seed)  # loading the teacher may have drawn numbers
-    words = nn.Embedding.from_pretrained(vectors, freeze=False)
+    words = nn.Embedding.from_pretrained(vectors, freeze=False)  # type: ignore[no-untyped-call, unused-ignore]
     return StaticEncoder(words, (*before, *after), dropout=settings.model.dropout)
 
 

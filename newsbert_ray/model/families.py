@@ -18,11 +18,14 @@ if TYPE_CHECKING:
     from transformers import BertConfig, PretrainedConfig, PreTrainedModel
 
 
-_POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet", "data2vec-text", "xmod")
-_POSITIONS_AFTER_PADDING += ("roberta-prelayernorm", "xlm-roberta-xl")
+_POSITIONS_AFTER_PADDING = frozenset(
+    "roberta roberta-prelayernorm xlm-roberta xlm-roberta-xl camembert mpnet data2vec-text xmod".split()
+)
 """Model types whose position ids start after the padding id."""
-_DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout")
-_DROPOUTS += ("embedding_dropout", "mlp_dropout", "hidden_dropout", "activation_dropout")
+_DROPOUTS = (
+    *("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout"),
+    *("embedding_dropout", "mlp_dropout", "hidden_dropout", "activation_dropout"),
+)
 
 
 def load_encoder(

@@ -338,9 +338,13 @@ def test_refuses_sizes_that_make_no_table(tmp_path: Path, wrong: dict[str, int])
 
 def test_names_in_one_word_are_refused(tmp_path: Path) -> None:
     """`--folders train,test` would be a folder of that name."""
-    for function, setting in ((synthesize, "folders"), (synthesize_pairs, "tables")):
+    functions: tuple[tuple[Callable[..., object], str], ...] = (
+        (synthesize, "folders"),
+        (synthesize_pairs, "tables"),
+    )
+    for function, setting in functions:
         with pytest.raises(
             ValueError, match=f"'train,test': not a name; give several apart: --{setting} train"
         ):
-            function(tmp_path, **{setting: ["train,test"]})  # type: ignore[operator]
+            function(tmp_path, **{setting: ["train,test"]})
     assert not list(tmp_path.iterdir())

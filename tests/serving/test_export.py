@@ -202,7 +202,7 @@ def test_every_family_is_exported(
     model = load(settings.out, device="cpu")
     expected = model.embed(TITLES)
     for form in ("hf", "sentence-transformers", "onnx"):
-        export(settings.out, to=form, out=tmp_path / form)  # type: ignore[arg-type]
+        export(settings.out, to=form, out=tmp_path / form)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
     read = tokenizer(TITLES, return_tensors="pt", padding=True, truncation=True)
     with torch.inference_mode():

@@ -239,7 +239,7 @@ def test_bf16_casts_each_weight_once_a_step(make_settings: MakeSettings) -> None
     casts: Counter[int] = Counter()
     (batch,) = updates[0].parts
     assert len(batch.buckets) > 2
-    with Casts(), torch.enable_grad():
+    with Casts(), torch.enable_grad():  # type: ignore[no-untyped-call, unused-ignore]
         learner.model(batch, settings.distill.weights)
     counts = {name: casts[address] for address, name in weights.items() if address in casts}
     assert len(counts) > 40
