@@ -19,7 +19,16 @@ if TYPE_CHECKING:
 
 
 _POSITIONS_AFTER_PADDING = frozenset(
-    "roberta roberta-prelayernorm xlm-roberta xlm-roberta-xl camembert mpnet data2vec-text xmod".split()
+    [
+        "roberta",
+        "roberta-prelayernorm",
+        "xlm-roberta",
+        "xlm-roberta-xl",
+        "camembert",
+        "mpnet",
+        "data2vec-text",
+        "xmod",
+    ]
 )
 """Model types whose position ids start after the padding id."""
 _DROPOUTS = (
