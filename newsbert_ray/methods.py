@@ -179,6 +179,7 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     },
     # What the study of this project found best: labels, and a fine-tuned teacher's soft labels on all texts.
     "best": {
+        "student": {"start_from": "teacher"},
         "unlabelled_share": 0.75,
         "learning_rate": 8e-4,
         "optimizer": {"teacher_learning_rate": 1e-4, "decay": "linear", "warmup_share": 0.05},

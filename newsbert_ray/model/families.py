@@ -18,17 +18,9 @@ if TYPE_CHECKING:
     from transformers import BertConfig, PretrainedConfig, PreTrainedModel
 
 
-_POSITIONS_AFTER_PADDING = frozenset(
-    [
-        "roberta",
-        "roberta-prelayernorm",
-        "xlm-roberta",
-        "xlm-roberta-xl",
-        "camembert",
-        "mpnet",
-        "data2vec-text",
-        "xmod",
-    ]
+_POSITIONS_AFTER_PADDING = (
+    *("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "camembert"),
+    *("mpnet", "data2vec-text", "xmod"),
 )
 """Model types whose position ids start after the padding id."""
 _DROPOUTS = (

@@ -118,7 +118,8 @@ def test_every_family_trains_as_bert_does(tmp_path: Path, kind: str) -> None:
     states = encoder(ids, mask)
     assert [state.shape for state in states] == [(2, 12, 32)] * 5
     torch.testing.assert_close(encoder(ids[1:, :7], mask[1:, :7])[-1], states[-1][1:, :7], atol=1e-5, rtol=0)
-    torch.stack([state.square().mean() for state in states]).sum().backward()  # type: ignore[no-untyped-call, unused-ignore]
+    loss = torch.stack([state.square().mean() for state in states]).sum()
+    loss.backward()  # type: ignore[no-untyped-call, unused-ignore]
     student = encoder.pick_layers([1, 2]).eval()
     for layer in student.layers:
         for parameter in layer.parameters():
