@@ -470,6 +470,7 @@ class PrepareSettings(Settings):
     text and clicked; a folder of LABEL/*.txt; a data set of the `datasets` library: a folder, or a name of
     the Hub (NAME or NAME:CONFIG). URLs of files too (s3://, gs://). Give one each for train, dev and test."""
     columns: ColumnSettings = ColumnSettings()
+    """Columns and form of tables and data sets of labelled texts."""
     teacher: str
     """Encoder whose tokeniser to use: a Hugging Face name, a folder, or `scratch`; or a file of word vectors
     (of GloVe, fastText or word2vec; plain, .gz or .zip), whose words become the tokens."""

@@ -41,7 +41,7 @@ def test_settings_cannot_be_changed_after_the_check() -> None:
         ("distill.temperature", 0.0),
         ("distill.temperature", float("inf")),
         ("distill.weights.hidden", -1.0),
-        ("student.layers", 0),
+        ("student.layers", -1),
         ("student.layers", 1.5),
         ("model.dropout", 1.0),
         ("model.teacher_layers", 0),

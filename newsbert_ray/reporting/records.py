@@ -41,7 +41,7 @@ NAMES: Mapping[str, str] = {
     "no_news_embedding": "NewsBERT without news embedding loss",
 }
 """Methods by the name that tables and figures show, in the order of the tables."""
-IGNORED = frozenset({"seed", "out", "threads", "log_every", "min_workers", "checkpoint", "device"})
+IGNORED = frozenset({"seed", "out", "threads", "log_every", "min_workers", "checkpoint", "device", "track"})
 """Rows average over the seed; the other settings do not affect results."""
 _REQUIRED = ("data", "teacher", "out")
 _TUNED = ("learning_rate", *(f"optimizer.{whose}_learning_rate" for whose in ("teacher", "student", "top")))
