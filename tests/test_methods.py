@@ -249,6 +249,11 @@ def test_a_frozen_teacher_encodes_each_text_once(
         patch.setattr("newsbert_ray.model.pair.Pair._outputs", _student_alone)
         train(settings.model_copy(update={"out": str(tmp_path / "second")}), quiet=True, teachers=teachers)
 
+    (teacher,) = filter(Path.is_dir, teachers.iterdir())
+    rough = {"precision": "bf16", "epochs": 1, "distill.teacher_run": str(teacher)}
+    train(make_settings(method="twinbert", task=task, out=str(tmp_path / "rough"), **rough), quiet=True)
+    assert len(list(teachers.glob("*/texts/*.safetensors"))) == 2, "bf16 used the outputs of fp32"
+
     monkeypatch.setattr("newsbert_ray.training.worker.cached_teacher", lambda *_: None)
     plain = train(settings.model_copy(update={"out": str(tmp_path / "plain")}), quiet=True, teachers=teachers)
     for mine, theirs in zip(kept.curve, plain.curve, strict=True):

@@ -72,6 +72,7 @@ def assemble_pair(settings: TrainSettings, manifest: Manifest, *, stand_in: bool
         top, teacher_top = (top, tuned[1]) if distill.own_tops else (tuned[1], None)
     elif distill.own_tops:
         teacher_top = _draw_top(teacher, settings, manifest)
+    torch.manual_seed(settings.seed)  # loading the teacher may have drawn numbers
     state_map = nn.Linear(student.hidden_size, teacher.hidden_size) if distill.map_hidden else None
     pair = Pair(
         teacher,

@@ -263,7 +263,8 @@ def _cache_file(settings: TrainSettings, schedule: TrainingSchedule, rows: npt.N
     weights = (folder / "student" / "model.safetensors").stat()
     others = f"{read_manifest(settings.unlabelled).fingerprint} " if settings.unlabelled else ""
     texts = f"{others}{schedule.manifest.fingerprint} {weights.st_size} {weights.st_mtime_ns} "
-    key = texts.encode() + rows.tobytes()
+    numbers = settings.precision if settings.precision != "fp32" else ""
+    key = (texts + numbers).encode() + rows.tobytes()
     return folder / "texts" / f"{hashlib.sha256(key).hexdigest()[:16]}.safetensors"
 
 

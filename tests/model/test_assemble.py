@@ -8,7 +8,7 @@ import torch
 
 from newsbert_ray.config import TrainSettings
 from newsbert_ray.data.shards import read_manifest
-from newsbert_ray.model.assemble import assemble_pair
+from newsbert_ray.model.assemble import _cached_student, assemble_pair
 from newsbert_ray.model.pair import Pair
 from newsbert_ray.model.saved import load_student
 from newsbert_ray.training.prerequisites import teacher_settings
@@ -72,6 +72,12 @@ def test_a_teacher_that_was_fine_tuned_first(make_settings: MakeSettings, tmp_pa
         _, pair = assemble(method=method, **{"student.start_from": "teacher"})
         assert all(parameter.requires_grad for parameter in pair.student.parameters())
         assert all(parameter.requires_grad == learns for parameter in pair.teacher.parameters())
+    # A seed draws the same map, whether an earlier trial has loaded the teacher or not.
+    _cached_student.cache_clear()
+    first, second = (assemble(method="tinybert")[1].state_map for _ in range(2))
+    assert first is not None
+    assert second is not None
+    assert equal(first, second)
     _, pair = assemble(method="mutual")
     assert pair.teacher_top is not None
     assert equal(pair.teacher_top, tuned_top)
