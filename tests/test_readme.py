@@ -231,4 +231,5 @@ def _run(*words: str, folder: Path) -> str:
 
 
 def _without_numbers(line: str) -> str:
-    return " ".join(re.sub(r"\d[\d.,:]*", "#", line).replace("[>", "").split())
+    """The line with each number as #, and times in one unit."""
+    return " ".join(re.sub(r"\d[\d.,:]*( min\b| s\b)?", "#", line).replace("[>", "").split())
