@@ -134,8 +134,8 @@ def _mlflow(
         client.update_run(run, status="RUNNING")
     else:
         project = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
-        found = client.get_experiment_by_name(project)
-        experiment = found.experiment_id if found else client.create_experiment(project)
+        existing = client.get_experiment_by_name(project)
+        experiment = existing.experiment_id if existing else client.create_experiment(project)
         tags = {"newsbert_ray.kind": kind} | ({"mlflow.parentRunId": parent.id} if parent else {})
         run = client.create_run(experiment, run_name=name, tags=tags).info.run_id
         params = [Param(key, str(value)[:500]) for key, value in values.items()]

@@ -57,7 +57,7 @@ class Columns(NamedTuple):
         """The columns, for the user."""
         return f"text from {', '.join(self.texts)}; label from {self.label or 'no column'}"
 
-    def pick(self, place: str, record: Record) -> Record:
+    def pick(self, prefix: str, record: Record) -> Record:
         """A row of the values of these columns as [id, label, text]; the label is "" where there is none."""
         if isinstance(record.values, BadLine):
             return record
@@ -69,7 +69,7 @@ class Columns(NamedTuple):
             text = " ".join(chain.from_iterable(text.split() for text in texts))
             if not text:
                 raise BadLine(f"{self.texts[0]}: empty")
-            name = f"{place}{record.number if self.name is None else _plain('id', name)}"
+            name = f"{prefix}{record.number if self.name is None else _plain('id', name)}"
             return record._replace(values=["_".join(name.split()), _plain("label", label) or "", text])
         except BadLine as bad:
             return record._replace(values=bad)
@@ -176,15 +176,15 @@ def _table(source: str, settings: ColumnSettings, say: Say) -> Part:
     columns = find_columns(table.source.label, table.names, settings)
     say(f"{table.source.label}: {columns.describe()}")
     names = [*columns.texts, columns.label, columns.name]
-    place = "" if columns.name else f"{table.path.name.partition('.')[0]}-"
+    prefix = "" if columns.name else f"{table.path.name.partition('.')[0]}-"
 
     def rows() -> Iterator[Record]:
-        return (columns.pick(place, record) for record in read_table(table, names, required=False))
+        return (columns.pick(prefix, record) for record in read_table(table, names, required=False))
 
     return Part(table.source.folder, table.source.name, rows, table.source)
 
 
-def _text_files(folder: Path, place: str) -> Iterator[Record]:
+def _text_files(folder: Path, prefix: str) -> Iterator[Record]:
     """FOLDER/label/*.txt in the order of names; the id is label/name."""
     number = 0
     for label in sorted(path for path in folder.iterdir() if path.is_dir()):
@@ -193,7 +193,7 @@ def _text_files(folder: Path, place: str) -> Iterator[Record]:
             number += 1
             columns = Columns(["text"], "label", "id")
             values = [path.read_bytes(), topic, f"{label.name}/{path.stem}"]
-            yield columns.pick(place, Record(number, path.name, values))
+            yield columns.pick(prefix, Record(number, path.name, values))
 
 
 def _dataset(source: str, path: Path, settings: ColumnSettings, say: Say) -> list[Part]:
@@ -229,7 +229,7 @@ def _chain(parts: Sequence[Callable[[], Iterator[Record]]]) -> Iterator[Record]:
     return chain.from_iterable(part() for part in parts)
 
 
-def _dataset_rows(data: Any, columns: Columns, place: str) -> Iterator[Record]:
+def _dataset_rows(data: Any, columns: Columns, prefix: str) -> Iterator[Record]:
     feature = (data.features or {}).get(columns.label)
     classes = getattr(feature, "names", None)
     number = 0
@@ -240,4 +240,4 @@ def _dataset_rows(data: Any, columns: Columns, place: str) -> Iterator[Record]:
             number += 1
             if classes and isinstance(label, int):
                 label = classes[label] if 0 <= label < len(classes) else None
-            yield columns.pick(place, Record(number, str(rest[0])[:200], [*rest, label, name]))
+            yield columns.pick(prefix, Record(number, str(rest[0])[:200], [*rest, label, name]))

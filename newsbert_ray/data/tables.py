@@ -99,27 +99,35 @@ def open_table(source: str, *, columns: Sequence[str], settings: ColumnSettings 
     expected = f" the columns {', '.join(columns)}" if columns else " text and label"
     if not path.is_file():
         raise PrepareError(f"source {source}: no such file; give a table with{expected}")
-    status = path.stat()
-    hashed = SourceFile(path.absolute().parent.name, path.name, status.st_size, sha256_of(path), ())
-    table = Table(path, hashed, status.st_mtime_ns, encoding=_encoding(path, settings.encoding))
-    if not status.st_size:
-        raise PrepareError(f"{hashed.label}: empty; a table with{expected} expected")
-    if table.suffix == ".parquet":
-        table = replace(table, names=tuple(_parquet_schema(table).names))
-    elif table.suffix == ".jsonl":
-        table = replace(table, names=tuple(_json_columns(table, columns)))
-    else:
-        table = _read_header(table, settings, expected)
+    table = _with_names(_unread(path, settings), columns, settings, expected)
     _require_columns(table, columns)
     return table
 
 
 def column_names(source: str) -> tuple[str, ...]:
-    """The columns of a table; none where it cannot be read."""
+    """The columns of a table, of which no more than that is read; none where they cannot be found."""
     try:
-        return open_table(source, columns=()).names
-    except PrepareError:
+        return _with_names(_unread(Path(source).expanduser(), _USUAL, hashed=False), (), _USUAL, "").names
+    except (PrepareError, OSError):
         return ()
+
+
+def _unread(path: Path, settings: ColumnSettings, *, hashed: bool = True) -> Table:
+    """The table without its columns; its time stamp is taken before it is hashed."""
+    status = path.stat()
+    sha256 = sha256_of(path) if hashed else ""
+    source = SourceFile(path.absolute().parent.name, path.name, status.st_size, sha256, ())
+    return Table(path, source, status.st_mtime_ns, encoding=_encoding(path, settings.encoding))
+
+
+def _with_names(table: Table, columns: Sequence[str], settings: ColumnSettings, expected: str) -> Table:
+    if not table.source.bytes:
+        raise PrepareError(f"{table.source.label}: empty; a table with{expected} expected")
+    if table.suffix == ".parquet":
+        return replace(table, names=tuple(_parquet_schema(table).names))
+    if table.suffix == ".jsonl":
+        return replace(table, names=tuple(_json_columns(table, columns)))
+    return _read_header(table, settings, expected)
 
 
 def read_table(table: Table, columns: Sequence[str | None], *, required: bool = True) -> Iterator[Record]:
@@ -137,12 +145,12 @@ def read_table(table: Table, columns: Sequence[str | None], *, required: bool = 
         yield from _read_parquet(table, columns)
     else:
         is_json = table.suffix == ".jsonl"
-        places = [table.names.index(name) if name and not is_json else name for name in columns]
+        keys = [table.names.index(name) if name and not is_json else name for name in columns]
         for record in _records(table):
             if isinstance(record.values, BadLine):
                 yield record
             elif is_json or record.number > table.header:
-                values = _pick(record.values, places, len(table.names), required)
+                values = _pick(record.values, keys, len(table.names), required)
                 yield record._replace(values=values)
     status = table.path.stat()
     if (status.st_mtime_ns, status.st_size) != (table.modified, table.source.bytes):
@@ -171,14 +179,14 @@ def check_text(name: str, value: Any) -> str:
     return text
 
 
-def _pick(row: Any, places: Sequence[Any], count: int, required: bool) -> Sequence[Any] | BadLine:
+def _pick(row: Any, keys: Sequence[Any], count: int, required: bool) -> Sequence[Any] | BadLine:
     if isinstance(row, dict):
-        missing = [name for name in places if name not in row]
+        missing = [name for name in keys if name not in row]
         fault = required and missing
-        return BadLine(f"columns: {missing[0]} is missing") if fault else [row.get(name) for name in places]
+        return BadLine(f"columns: {missing[0]} is missing") if fault else [row.get(name) for name in keys]
     if len(row) != count:
         return BadLine(f"columns: {len(row)} found, {count} expected")
-    return [None if index is None else row[index] for index in places]
+    return [None if index is None else row[index] for index in keys]
 
 
 def _records(table: Table) -> Iterator[Record]:

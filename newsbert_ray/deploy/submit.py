@@ -471,7 +471,7 @@ def follow_log(
     written, hint, lost = 0, PENDING_SECONDS, False
     start = answered = time.monotonic()
     while True:
-        asked = time.monotonic()
+        polled = time.monotonic()
         info = _ask(client.get_job_info, job)
         end = info and job_end(info)
         log = _ask(client.get_job_logs, job) if info and info.status != "PENDING" else ""
@@ -482,19 +482,19 @@ def follow_log(
             if log is None:
                 say("the end of the log could not be read")
             return end
-        answered = asked if info else answered
-        if asked - answered > GIVE_UP_SECONDS:
+        answered = polled if info else answered
+        if polled - answered > GIVE_UP_SECONDS:
             raise SubmitError(f"{address}: no answer for {GIVE_UP_SECONDS:g} s; {job} may still be running")
-        if lost < (lost := asked - answered > LOST_SECONDS):
+        if lost < (lost := polled - answered > LOST_SECONDS):
             say(f"the connection to {address} was lost; trying again ...")
-        if info and info.status == "PENDING" and asked - start >= hint:
+        if info and info.status == "PENDING" and polled - start >= hint:
             hint *= 2
             reason = (info.message or "").strip().split("\n")[0] or "the head has not started it"
             say(
-                f"still pending after {asked - start:.0f} s: {reason} (the first start unpacks the files; "
+                f"still pending after {polled - start:.0f} s: {reason} (the first start unpacks the files; "
                 "--pip installs packages, which takes minutes)"
             )
-        time.sleep(min(30.0, max(POLL_SECONDS, 20 * (time.monotonic() - asked))))
+        time.sleep(min(30.0, max(POLL_SECONDS, 20 * (time.monotonic() - polled))))
 
 
 def _ask(request: Callable[[str], Any], job: str) -> Any:
