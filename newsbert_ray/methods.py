@@ -177,7 +177,7 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
             "weights": {"student_task": 0.1, "embedding": 0.0},
         },
     },
-    # Labels, and a fine-tuned teacher's soft labels on all texts; values chosen on validation (docs/results.md).
+    # Labels, and a fine-tuned teacher's soft labels on all texts; its values were chosen on validation.
     "best": {
         "student": {"start_from": "teacher"},
         "unlabelled_share": 0.75,
