@@ -119,7 +119,7 @@ def make_plan(names: Sequence[str], *, depth: int) -> list[Run]:
         "layers0": [Run("layers", m, n, 0, s) for n in SIZES for s in SEEDS for m in deeper[:2]],
         "variants": list(_variants()),
         "regime": list(_regime()),
-        "rates": list(_rates(depth)),
+        "rates": list(_rates(2)),
         # All labels are the same for each seed.
         "small": list(_small(depth)),
         "linear": [Run("linear", "linear", n, 0, s, 0.0) for n in SIZES for s in SEEDS[: 5 if n else 1]],
@@ -138,9 +138,9 @@ def _tuning() -> Iterator[Run]:
 
 
 def _small(depth: int) -> Iterator[Run]:
-    """What one CPU core can do in some hours: short teachers, one rate; 1,000 and 12,000 labels."""
+    """What one CPU core can do in some hours: short teachers, one rate, few seeds where a run is long."""
     rates = {("finetune", 1): 4e-4, ("finetune", 0): 5e-3, ("best", 1): 8e-4, ("best", 0): 5e-3}
-    steps = {1000: 315, 12000: 750}
+    steps = {1000: 315, 4000: 500, 12000: 750}
 
     def block(labels: int, seed: int) -> Iterator[Run]:
         length = {"batch_size": 32, "steps": steps[labels], "evaluate_every": steps[labels] // 5}
@@ -149,15 +149,22 @@ def _small(depth: int) -> Iterator[Run]:
             yield Run("main", method, labels, layers, seed, rate)
 
     yield from block(1000, 0)
-    yield from block(1000, 1)
     yield from block(12000, 0)
-    for seed in SEEDS[2:]:
+    for seed in SEEDS[1:]:
         yield from block(1000, seed)
+    for seed in SEEDS[1:3]:
+        yield from block(12000, seed)
     for labels in (1000, 12000):
         yield Run("main", "twinbert", labels, 1, 0, 4e-4, {}, unlabelled=False)
-    yield from (run for run in _rates(2) if run.values["optimizer.decay"] == "linear")
-    for seed in SEEDS[1:]:
+    for layers in (2, 3):
+        yield Run("layers", "finetune", 1000, layers, 0, 2e-4)
+        yield Run("layers", "best", 1000, layers, 0, 4e-4)
+    for seed in SEEDS[:3]:
+        yield from block(4000, seed)
+    for seed in SEEDS[3:]:
         yield from block(12000, seed)
+    for method in ("newsbert_warm", "newsbert"):
+        yield Run("main", method, 1000, 1, 0, 4e-4)
 
 
 def _variants() -> Iterator[Run]:
@@ -190,15 +197,16 @@ def _regime() -> Iterator[Run]:
                 yield Run("regime", "newsbert", 12000, 1, seed, rate, own, unlabelled=False)
 
 
-def _rates(depth: int) -> Iterator[Run]:
-    """Rates of fine-tuning at three sizes, two epochs, as a first look would run it (18.10)."""
-    short = {"batch_size": 32, "steps": None, "epochs": 2, "evaluate_every": None}
+def _rates(layers: int) -> Iterator[Run]:
+    """Rates at three sizes, with the default method, depth, batch and epochs, as a first look has them (18.10)."""
+    default = {"batch_size": 32, "steps": None, "epochs": 2, "evaluate_every": None}
+    old = {"optimizer.decay": "none", "optimizer.warmup_share": 0.0, "optimizer.teacher_learning_rate": None}
     for labels in (1500, 4000, 12000):
-        for layers in dict.fromkeys((2, depth)):
-            for decay in ("none", "linear"):
-                values = {**short, "optimizer.decay": decay}
-                for rate in (5e-5, 1e-4, 2e-4, 4e-4):
-                    yield Run("rates", "finetune", labels, layers, 0, rate, values)
+        yield Run("rates", "newsbert", labels, layers, 0, 5e-5, {**default, **old}, unlabelled=False)
+        for teacher in (1e-4, 5e-5):
+            own = {**default, "optimizer.teacher_learning_rate": teacher}
+            for rate in (3e-4, 6e-4, 1e-4):
+                yield Run("rates", "newsbert", labels, layers, 0, rate, own, unlabelled=False)
 
 
 # Data: a folder of shards for each draw of labels.
