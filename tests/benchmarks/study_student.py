@@ -198,7 +198,7 @@ def _regime() -> Iterator[Run]:
 
 
 def _rates(layers: int) -> Iterator[Run]:
-    """Rates at three sizes, with the default method, depth, batch and epochs, as a first look has them (18.10)."""
+    """Rates at three sizes, with the default method, depth, batch and epochs, as a first look has them."""
     default = {"batch_size": 32, "steps": None, "epochs": 2, "evaluate_every": None}
     old = {"optimizer.decay": "none", "optimizer.warmup_share": 0.0, "optimizer.teacher_learning_rate": None}
     for labels in (1500, 4000, 12000):
