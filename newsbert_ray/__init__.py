@@ -383,8 +383,8 @@ def evaluate(
         show: instead: this user's history, and the candidates as the model ranks them.
     Returns:
         {"split", "data", "student": metrics, "teacher": metrics if its weights were kept}; for recommendation
-        also "popularity" and "random"; with a submission {"file", "model", "lines"}. No metrics if the split
-        has no labels. With `by_topic` a row for each topic, with `show` the user's impressions.
+        also "popularity", "tfidf" and "random"; with a submission {"file", "model", "lines"}. No metrics if
+        the split has no labels. With `by_topic` a row for each topic, with `show` the user's impressions.
     Raises:
         SettingsError: options that do not fit the run's task, or a model that was not kept.
         RecordError: no finished run there.

@@ -361,7 +361,7 @@ def test_recommendation_from_the_command_line(
     target = tmp_path / "prediction.zip"
     assert cli.main(["evaluate", run.out, "--submission", str(target)]) == 0
     printed = capsys.readouterr().out
-    for word in ("teacher", "student", "popularity", "random", "nDCG@10", "±", "left out"):
+    for word in ("teacher", "student", "popularity", "tfidf", "random", "nDCG@10", "±", "left out"):
         assert word in printed
     checked = "as the student ranks them. The file was read back and has a line for every impression."
     assert checked in " ".join(printed.split())

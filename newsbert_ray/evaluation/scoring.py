@@ -136,20 +136,22 @@ def score_rankings(
 
     Args:
         news: all news of the split.
-        baselines: also rank by `popularity` and at `random`.
+        baselines: also rank by `popularity`, by `tfidf` (ProfileScores) and at `random`.
     Returns:
         name -> {"auc", "mrr", "ndcg5", "ndcg10", the standard error of each as "<name>_error", "rows",
         "left_out"}; empty if no impression of the split has labels.
     """
     clicks = count_clicks(data) if baselines else None
-    names = [*models, *(("popularity", "random") if baselines else ())]
+    profiles = ProfileScores(data) if baselines else None
+    names = [*models, *(("popularity", "tfidf", "random") if baselines else ())]
     tallies: dict[str, list[Floats]] = {name: [] for name in names}
     for index, (_, block) in enumerate(read_blocks(data)):
         scores: dict[str, Floats] = {}
         if world.owns(index):
             scores = score_block(models, news, block, world=world)
-            if clicks is not None:
+            if clicks is not None and profiles is not None:
                 scores["popularity"] = clicks[block.candidates].astype(np.float64)
+                scores["tfidf"] = profiles.score(block)
                 scores["random"] = seeded_generator(0, index).random(len(block.candidates))
         for name in names:
             tallies[name].append(_tally(scores.get(name), block))
@@ -197,6 +199,38 @@ def score_block(models: Models, news: News, block: Impressions, *, world: World)
             own[unknown] = np.floor(own.min()) - 1.0 - np.arange(unknown.sum())
         scores[name] = own
     return scores
+
+
+class ProfileScores:
+    """A baseline without learning: the cosine of a candidate and the user's profile.
+
+    A token's weight is (1 + log of its count) log(texts / texts with it), and a text's vector has length 1. A
+    profile is the sum over the user's history; users without one score 0 everywhere.
+    """
+
+    def __init__(self, data: SplitData) -> None:
+        from scipy.sparse import csr_matrix  # type: ignore[import-untyped]
+        from sklearn.preprocessing import normalize
+
+        table = read_texts(data.folder, data.manifest)
+        counts = csr_matrix((np.ones(len(table.tokens)), np.array(table.tokens), table.offsets))
+        counts.sum_duplicates()
+        texts = np.bincount(counts.indices, minlength=counts.shape[1])
+        counts.data = (1 + np.log(counts.data)) * np.log(len(table) / texts[counts.indices])
+        self.vectors = normalize(counts)
+
+    def score(self, block: Impressions) -> Floats:
+        """Scores (N,) of all candidates of some impressions, in their order."""
+        from scipy.sparse import csr_matrix
+        from sklearn.preprocessing import normalize
+
+        shape = (len(block), self.vectors.shape[0])
+        clicked = csr_matrix((np.ones(len(block.history)), block.history, block.history_offsets), shape=shape)
+        users = normalize(clicked @ self.vectors)
+        owners = np.repeat(np.arange(len(block)), np.diff(block.offsets))
+        known = block.candidates >= 0
+        products = self.vectors[np.where(known, block.candidates, 0)].multiply(users[owners])
+        return np.where(known, np.asarray(products.sum(1)).ravel(), -1.0)
 
 
 def count_clicks(data: SplitData) -> Ints:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import threading
+from collections import Counter
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -119,7 +121,7 @@ def test_any_number_of_workers_gives_the_same_numbers(
     for thread in threads:
         thread.join(60)
     assert [scores[number] for number in range(size)] == [alone] * size
-    assert set(alone) == {"teacher", "student", "popularity", "random"}
+    assert set(alone) == {"teacher", "student", "popularity", "tfidf", "random"}
 
 
 def test_scores_are_those_of_each_mention_encoded_alone(make_settings: MakeSettings) -> None:
@@ -188,6 +190,34 @@ def test_titles_without_a_label_are_not_counted(make_settings: MakeSettings) -> 
     alone, beside = count([first]), count([first, *hidden])
     assert (alone["student"] == beside["student"]).all()
     assert alone["student"].sum() == 16
+
+
+def test_a_profile_is_the_sum_of_what_was_clicked(make_settings: MakeSettings) -> None:
+    """Against the definition, one user and one candidate at a time."""
+    _, data = pair_and_data(make_settings, "test")
+    table = read_texts(data.folder, data.manifest)
+    texts = [tokens.tolist() for tokens in table.split(np.arange(len(table)))]
+    among = Counter(token for text in texts for token in set(text))
+
+    def vector(row: int) -> Counter[int]:
+        weights = {
+            t: (1 + math.log(n)) * math.log(len(texts) / among[t]) for t, n in Counter(texts[row]).items()
+        }
+        length = math.hypot(*weights.values())
+        return Counter({token: weight / length for token, weight in weights.items()})
+
+    _, block = next(data.impressions())
+    expected = []
+    for i in range(len(block)):
+        user: Counter[int] = Counter()
+        for row in block.history[block.history_offsets[i] : block.history_offsets[i + 1]]:
+            user.update(vector(int(row)))
+        length = math.hypot(*user.values()) or 1.0
+        for row in block.candidates[block.offsets[i] : block.offsets[i + 1]]:
+            expected.append(sum(weight * user[t] for t, weight in vector(int(row)).items()) / length)
+    scores = ranking.ProfileScores(data).score(block)
+    assert scores == pytest.approx(expected, abs=1e-12)
+    assert max(expected) > 0.1
 
 
 def test_popularity_counts_training_clicks(make_settings: MakeSettings) -> None:
