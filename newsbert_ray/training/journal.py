@@ -6,13 +6,14 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
 from newsbert_ray.files import format_duration, write_text
 from newsbert_ray.methods import HEADINGS, Task, task_of
 from newsbert_ray.record import METRICS, RunRecord, read_entries
+from newsbert_ray.settings import flatten
 from newsbert_ray.storage.workdir import WorkDir
 
 _PLAIN_SECONDS = 10.0
@@ -37,16 +38,15 @@ class Journal:
             return
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
-        for name, value in flatten(entry):
-            if name not in ("step", "steps", "epochs"):
-                self.board.add_scalar(name, value, entry["step"])
+        for name, value in flatten(entry).items():
+            if isinstance(value, int | float) and name not in ("step", "steps", "epochs"):
+                self.board.add_scalar(name.replace(".", "/"), value, entry["step"])
         for name, value in overview(entry):
             self.board.add_scalar(f"0_overview/{name}", value, entry["step"])
         if entry["kind"] == "evaluation":
             self.board.flush()
 
     def close(self) -> None:
-        """Flush and close the TensorBoard file."""
         self.board.close()
 
 
@@ -56,15 +56,6 @@ def overview(entry: Mapping[str, Any]) -> list[tuple[str, float]]:
         return [("loss", entry["train"]["total"])] if "total" in entry["train"] else []
     named = {model: [m for m in HEADINGS if m in scores] for model, scores in entry["validation"].items()}
     return [(f"{k}_{m[0]}", entry["validation"][k][m[0]]) for k, m in named.items() if m]
-
-
-def flatten(entry: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """Numbers of a nested mapping by path, as TensorBoard names them (`validation/student/accuracy`)."""
-    for key, value in entry.items():
-        if isinstance(value, Mapping):
-            yield from flatten(value, f"{prefix}{key}/")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            yield f"{prefix}{key}", float(value)
 
 
 class Display:
@@ -123,8 +114,7 @@ class Display:
     def _show_step(self, entry: Mapping[str, Any]) -> None:
         self._numbers = _log_numbers(entry)
         numbers = self._numbers if self._is_wide else _log_numbers(entry, short=True)
-        epoch = f"epoch {entry['epoch']}/{entry['epochs']}"
-        self.bar.update(self.task, description=epoch, numbers=numbers)
+        self.bar.update(self.task, description=f"epoch {entry['epoch']}/{entry['epochs']}", numbers=numbers)
         self._move(entry["step"])
 
     def _move(self, step: int) -> None:
@@ -165,15 +155,9 @@ def closing_lines(record: RunRecord, workdir: WorkDir) -> str:
         lines.append(
             f"the test split has no labels: newsbert-ray evaluate {run} --submission prediction.zip ranks it"
         )
-    return "\n".join(
-        [
-            *lines,
-            f"{record.titles_per_second:.0f} {task.examples}/s, {format_duration(record.seconds['total'])}; "
-            f"{files} are in {workdir.location}",
-            f"next: {commands[0]}",
-            *(f"      {command}" for command in commands[1:]),
-        ]
-    )
+    speed = f"{record.titles_per_second:.0f} {task.examples}/s"
+    lines.append(f"{speed}, {format_duration(record.seconds['total'])}; {files} are in {workdir.location}")
+    return "\n".join([*lines, "next: " + "\n      ".join(commands)])
 
 
 def _score_line(model: str, scores: Mapping[str, float], task: Task) -> str:
@@ -188,11 +172,8 @@ def _score_line(model: str, scores: Mapping[str, float], task: Task) -> str:
 
 def _log_numbers(entry: Mapping[str, Any], *, short: bool = False) -> str:
     losses = entry["train"]
-    tasks = [
-        f"{name.removesuffix('_task')} {losses[name]:.3f}"
-        for name in ("teacher_task", "student_task")
-        if name in losses
-    ]
+    models = ("teacher", "student")
+    tasks = [f"{model} {losses[f'{model}_task']:.3f}" for model in models if f"{model}_task" in losses]
     speed = f"{entry['titles_per_second']:.0f} {entry.get('examples', 'titles')}/s"
     seconds = entry.get("seconds", {})
     training = seconds.get("train", 0.0) + seconds.get("data", 0.0)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import closing, nullcontext, suppress
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from queue import Full, Queue
-from threading import Event, Thread
 from typing import Any
 
 import torch
@@ -81,7 +81,7 @@ class TrainingLoop:
 
     def _run(self, updates: Iterable[Update]) -> None:
         progress, settings = self.progress, self.learner.settings
-        ends, evaluations = self.schedule.ends, self.schedule.evaluations(settings.evaluate_every)
+        evaluations = self.schedule.evaluations(settings.evaluate_every)
         clock = _Clock(progress)
         triggers = CheckpointTriggers(settings.checkpoint.every_minutes, self.world, self.leaving)
         if progress.curve and progress.curve[-1]["step"] == progress.step:
@@ -100,17 +100,14 @@ class TrainingLoop:
                 self.report({"kind": "step", "step": step})
             is_evaluation = step in evaluations
             timer, leaving = triggers.check(step)
-            is_checkpoint = (
-                (is_evaluation and settings.checkpoint.at_evaluation)
-                or timer
-                or bool(leaving)
-                or _is_multiple(step, settings.checkpoint.every_steps)
-            )
+            every = settings.checkpoint.every_steps
+            is_due = timer or bool(leaving) or (every is not None and step % every == 0)
+            is_checkpoint = is_due or (is_evaluation and settings.checkpoint.at_evaluation)
             if is_checkpoint or is_evaluation:
                 self._read_losses()
                 _require_finite(self.learner, step)
             if is_evaluation:
-                self._evaluate(update, ends)
+                self._evaluate(update)
                 clock.charge("evaluate")
             if is_checkpoint:
                 self._write_checkpoint()
@@ -132,8 +129,7 @@ class TrainingLoop:
         losses = {name: value for name, value in numbers.items() if isinstance(value, Tensor)}
         self._unread.append((update.step, losses))
         blocks = {name: float(value) for name, value in numbers.items() if name.startswith(BLOCK)}
-        for name, value in blocks.items():
-            progress.blocks[name] = progress.blocks.get(name, 0.0) + value
+        _add(progress.blocks, blocks)
         progress.log_steps += bool(blocks)
         return numbers
 
@@ -150,14 +146,13 @@ class TrainingLoop:
                     f"the loss is not finite at step {step} ({text}); use a lower learning_rate or "
                     "optimizer.clip_norm, and another --out"
                 )
-            for name, value in losses.items():
-                progress.sums[name] = progress.sums.get(name, 0.0) + value
+            _add(progress.sums, losses)
             progress.count += 1
         self._unread.clear()
         return losses
 
-    def _evaluate(self, update: Update, ends: Sequence[int]) -> None:
-        progress, step = self.progress, update.step
+    def _evaluate(self, update: Update) -> None:
+        progress, step, ends = self.progress, update.step, self.schedule.ends
         scores = self.evaluate()
         previous = max((end for end in ends if end < step), default=0)
         following = min(end for end in ends if end >= step)
@@ -209,35 +204,21 @@ def read_ahead(updates: Iterable[Update], device: torch.device) -> Generator[Upd
     Raises:
         Exception: what reading raised, in its place.
     """
-    ready: Queue[Update | BaseException | None] = Queue(READ_AHEAD)
-    ended = Event()
+    source = iter(updates)
 
-    def put(item: Update | BaseException | None) -> None:
-        while not ended.is_set():
-            with suppress(Full):
-                return ready.put(item, timeout=0.1)
+    def read() -> Update | None:
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            update = next(source, None)
+            return update and replace(update, parts=tuple(part.to(device) for part in update.parts))
 
-    def read() -> None:
-        try:
-            with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-                for update in updates:
-                    put(replace(update, parts=tuple(part.to(device) for part in update.parts)))
-                    if ended.is_set():
-                        return
-            put(None)
-        except BaseException as error:
-            put(error)
-
-    thread = Thread(target=read, name="read-ahead", daemon=True)
-    thread.start()
+    reader = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
     try:
-        while (item := ready.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
+        ready = deque(reader.submit(read) for _ in range(READ_AHEAD))
+        while (update := ready.popleft().result()) is not None:
+            ready.append(reader.submit(read))
+            yield update
     finally:
-        ended.set()
-        thread.join()
+        reader.shutdown(cancel_futures=True)
 
 
 class CheckpointTriggers:
@@ -273,8 +254,8 @@ class _Clock:
         self._logged = self._trained()
 
     def charge(self, name: str) -> None:
-        now, seconds = time.perf_counter(), self._progress.seconds
-        seconds[name] = seconds.get(name, 0.0) + now - self._last
+        now = time.perf_counter()
+        _add(self._progress.seconds, {name: now - self._last})
         self._last = now
 
     def titles_per_second(self) -> float:
@@ -288,8 +269,9 @@ class _Clock:
         return self._progress.titles, seconds.get("train", 0.0) + seconds.get("data", 0.0)
 
 
-def _is_multiple(step: int, every: int | None) -> bool:
-    return every is not None and step % every == 0
+def _add(sums: dict[str, float], values: Mapping[str, float]) -> None:
+    for name, value in values.items():
+        sums[name] = sums.get(name, 0.0) + value
 
 
 def _require_finite(learner: Learner, step: int) -> None:

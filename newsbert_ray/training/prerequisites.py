@@ -23,13 +23,8 @@ NEUTRAL_SETTINGS = ("data", "out", "threads", "log_every", "checkpoint", "device
 
 
 class Prerequisite(NamedTuple):
-    """A run that must finish first.
-
-    Attributes:
-        settings: its settings, with an empty `out`.
-        purpose: what it is for, as shown to people.
-        name: its folder inside the run that needs it.
-    """
+    """A run that must finish first: its settings with an empty `out`, what it is for, as shown to people, and
+    the name of its folder inside the run that needs it."""
 
     settings: TrainSettings
     purpose: str

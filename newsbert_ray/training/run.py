@@ -131,7 +131,10 @@ def _train_ready(
 ) -> None:
     """Train once every prerequisite is there: in this process, or without `workdir` in a group."""
     if settings.student.kind == "linear":
-        _train_linear(with_local_paths(settings), manifest, report=report, quiet=quiet)
+        from newsbert_ray.training.worker import train_linear
+
+        say = _silent if quiet else partial(print, flush=True)
+        train_linear(with_local_paths(settings), manifest, report=report, say=say)
     elif workdir:
         _train_in_process(with_local_paths(settings), manifest, workdir, report=report, quiet=quiet)
     else:
@@ -187,19 +190,6 @@ def _train_in_process(
             deferred=signals.deferred,
         )
         run_worker(settings, context)
-
-
-def _train_linear(settings: TrainSettings, manifest: Manifest, *, report: Report, quiet: bool) -> None:
-    """Fit the linear model in this process, whatever the number of workers."""
-    from newsbert_ray.training.linear import train_linear
-
-    def receive(entry: dict[str, Any]) -> None:
-        metrics, strength = entry["validation"]["student"], entry["train"]["strength"]
-        if not quiet:
-            print(f"C {strength:g}: validation accuracy {metrics['accuracy']:.4f}", flush=True)
-        report(entry)
-
-    train_linear(settings, manifest, report=receive)
 
 
 def pick_device(settings: TrainSettings) -> Any:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,10 +33,12 @@ from newsbert_ray.data.reading import (
 )
 from newsbert_ray.data.shards import Manifest, Split, read_manifest
 from newsbert_ray.evaluation.encoding import Pace, Scores, SplitData, device_name, encode_texts, map_titles
+from newsbert_ray.evaluation.metrics import topic_metrics
 from newsbert_ray.evaluation.scoring import score_models
 from newsbert_ray.files import replace_file, write_json
 from newsbert_ray.model.assemble import assemble_pair
 from newsbert_ray.model.encoder import save_tensors
+from newsbert_ray.model.linear import confusion_of, fit_linear, labelled_texts
 from newsbert_ray.model.pair import EmbeddingCache, Pair, block_map
 from newsbert_ray.model.saved import CHECKPOINTS, load_best, write_student
 from newsbert_ray.record import (
@@ -54,17 +57,12 @@ from newsbert_ray.training.loop import Report, TrainingLoop
 from newsbert_ray.training.step import Learner, build_learner, needs_states
 
 
-class Updates(Protocol):
-    """Reads this worker's updates after `done` steps."""
-
-    def __call__(self, schedule: TrainingSchedule, *, done: int) -> Iterator[Update]: ...
-
-
 @dataclass(frozen=True)
 class WorkerContext:
     """What the process or the group that starts a worker gives to it.
 
     Attributes:
+        updates: reads this worker's updates of a schedule, after `done` steps.
         report: receives every entry of the loop, on every worker.
         say: prints a line; called on rank 0 only.
         leaving: as in TrainingLoop.
@@ -72,7 +70,7 @@ class WorkerContext:
     """
 
     world: World
-    updates: Updates
+    updates: Callable[..., Iterator[Update]]
     report: Report
     say: Callable[[str], None]
     leaving: Callable[[], str]
@@ -126,8 +124,7 @@ def run_worker(settings: TrainSettings, context: WorkerContext) -> None:
         if journal:
             journal.close()
     if world.is_rank_zero:
-        _export(settings, manifest, learner.pair, world, split="test" if test else "validation")
-        write_record(run, _record(settings, schedule, learner, progress, test, pace, world))
+        _write_results(settings, schedule, learner.pair, progress, test=test, pace=pace, world=world)
         if settings.checkpoint.keep_finished:
             keep_best(run / CHECKPOINTS, progress.best)
         else:
@@ -205,13 +202,11 @@ class Scorer:
 def _teacher_scores(settings: TrainSettings, manifest: Manifest) -> dict[Split, Scores]:
     """A frozen teacher's metrics on validation from its own record; empty if it used other shards."""
     assert settings.distill.teacher_run is not None
-    try:
+    with suppress(RecordError):
         record = read_record(settings.distill.teacher_run)
-    except RecordError:
-        return {}
-    if record.data.get("fingerprint") != manifest.fingerprint:
-        return {}
-    return {"validation": {"teacher": record.metrics["validation"]["student"]}}
+        if record.data.get("fingerprint") == manifest.fingerprint:
+            return {"validation": {"teacher": record.metrics["validation"]["student"]}}
+    return {}
 
 
 def cached_teacher(
@@ -231,15 +226,14 @@ def cached_teacher(
     """
     if not pair.frozen or all(map(needs_states, settings.distill.stages)):
         return None
-    manifest, rows = schedule.manifest, trained_texts(schedule)
-    table = training_texts(schedule)
+    table, rows = training_texts(schedule), trained_texts(schedule)
     path = _cache_file(settings, schedule, rows)
     embeddings = world.broadcast(_read_cache(path, len(rows)) if world.is_rank_zero else None)
     if embeddings is None:
         if world.is_rank_zero:
             say(f"computing what the teacher says of {len(rows):,} texts, once")
         teacher = {"teacher": pair.models()["teacher"]}
-        pad_id = manifest.tokenizer.pad_id
+        pad_id = schedule.manifest.tokenizer.pad_id
         with encoder_precision(settings, world):
             embeddings = encode_texts(teacher, table, rows, pad_id=pad_id, world=world)["teacher"].clone()
         if world.is_rank_zero:
@@ -269,11 +263,10 @@ def _cache_file(settings: TrainSettings, schedule: TrainingSchedule, rows: npt.N
 
 
 def _read_cache(path: Path, rows: int) -> Tensor | None:
-    try:
+    with suppress(OSError, SafetensorError, KeyError):
         embeddings = load_file(path)["embeddings"]
-    except (OSError, SafetensorError, KeyError):
-        return None
-    return embeddings if len(embeddings) == rows else None
+        return embeddings if len(embeddings) == rows else None
+    return None
 
 
 def _resume(folder: Path, learner: Learner, world: World, *, say: Callable[[str], None]) -> Progress:
@@ -321,75 +314,120 @@ def _describe_unlabelled(schedule: TrainingSchedule) -> str:
     return f"texts without labels: {texts:,}; a batch has {more} of them, and {size} labelled"
 
 
-def _export(settings: TrainSettings, manifest: Manifest, pair: Pair, world: World, *, split: Split) -> None:
-    """Write student/ and, of topics, the map of titles of `split`."""
-    run, tokenizer = Path(settings.out), Path(settings.data) / "tokenizer"
+def _write_results(
+    settings: TrainSettings,
+    schedule: TrainingSchedule,
+    pair: Pair,
+    progress: Progress,
+    *,
+    test: Scores,
+    pace: Pace,
+    world: World,
+) -> None:
+    """Write student/, of topics the map of titles, and record.json."""
+    run, manifest, models = Path(settings.out), schedule.manifest, pair.eval().models()
+    tokenizer = Path(settings.data) / "tokenizer"
     write_student(run / "student", pair, manifest, tokenizer=tokenizer, task=settings.task)
     if settings.task == "topics":
-        encoder, top = pair.eval().models()["student"]
-        data = SplitData.of(settings, manifest, split)
-        titles = map_titles(encoder, top, data, device=world.device)
-        write_json(run / MAP, titles)
+        data = SplitData.of(settings, manifest, "test" if test else "validation")
+        write_json(run / MAP, map_titles(*models["student"], data, device=world.device))
+    threads, last = torch.get_num_threads(), settings.distill.blocks == "last"
+    modules = {**{name: encoder for name, (encoder, _) in models.items()}, "top": pair.top}
+    record = _record(
+        settings,
+        manifest,
+        progress,
+        test=test,
+        hardware={"device": device_name(world.device), "workers": world.size, "threads": threads},
+        parameters={name: sum(p.numel() for p in module.parameters()) for name, module in modules.items()},
+        speed=pace.speed if pace.seconds else {},
+        layer_map=block_map(len(pair.teacher.layers), settings.student.layers, last=last),
+        unlabelled=len(unlabelled_texts(schedule).rows) if schedule.order.beside else 0,
+    )
+    write_record(run, record)
 
 
 def _record(
     settings: TrainSettings,
-    schedule: TrainingSchedule,
-    learner: Learner,
+    manifest: Manifest,
     progress: Progress,
+    *,
     test: Scores,
-    pace: Pace,
-    world: World,
+    hardware: Mapping[str, Any],
+    parameters: Mapping[str, int],
+    speed: Mapping[str, float],
+    layer_map: list[list[int]],
+    unlabelled: int = 0,
 ) -> RunRecord:
+    """The record of a run that ended with this progress; `unlabelled` counts its texts without labels."""
     best = next(entry for entry in progress.curve if entry["step"] == progress.best_step)
-    seconds = progress.seconds
+    seconds, last = progress.seconds, best if settings.student.kind == "linear" else progress.curve[-1]
     return RunRecord(
         settings=settings.model_dump(),
         seed=settings.seed,
         versions=installed_versions(),
-        hardware={
-            **describe_hardware(),
-            "device": device_name(world.device),
-            "workers": world.size,
-            "threads": torch.get_num_threads(),
-        },
+        hardware={**describe_hardware(), **hardware},
         seconds={**seconds, "total": sum(seconds.values())},
-        layer_map=block_map(
-            len(learner.pair.teacher.layers), settings.student.layers, last=settings.distill.blocks == "last"
-        ),
+        layer_map=layer_map,
         metrics={
             "validation": best["validation"],
             "test": test,
-            "speed": pace.speed if pace.seconds else {},
+            "speed": speed,
             "best_step": progress.best_step,
-            "train": progress.curve[-1]["train"],
-            "parameters": _count_parameters(learner.pair),
+            "train": last["train"],
+            "parameters": parameters,
         },
         curve=progress.curve,
-        data=describe_data(settings, schedule.manifest) | _count_unlabelled(schedule),
+        data={
+            "name": " + ".join(dict.fromkeys(source.folder for source in manifest.sources)),
+            "fingerprint": manifest.fingerprint,
+            "tokenizer": manifest.tokenizer.sha256,
+            "train_rows": settings.train_rows or manifest.examples("train", settings.task),
+            "validation_rows": manifest.rows("validation", settings.task),
+            "test_rows": manifest.rows("test", settings.task),
+            "labels": len(manifest.labels),
+            "statistics": dict(manifest.statistics),
+            **({"unlabelled_rows": unlabelled} if unlabelled else {}),
+        },
         steps=progress.step,
-        titles_per_second=progress.titles / max(1e-9, seconds["train"] + seconds["data"]),
+        titles_per_second=progress.titles / max(1e-9, seconds["train"] + seconds.get("data", 0.0)),
     )
 
 
-def _count_unlabelled(schedule: TrainingSchedule) -> dict[str, int]:
-    return {"unlabelled_rows": len(unlabelled_texts(schedule).rows)} if schedule.order.beside else {}
+def train_linear(
+    settings: TrainSettings, manifest: Manifest, *, report: Report, say: Callable[[str], object]
+) -> None:
+    """A whole run of method `linear`: of the models for each strength of the SVM the best one on validation.
 
-
-def describe_data(settings: TrainSettings, manifest: Manifest) -> dict[str, Any]:
-    return {
-        "name": " + ".join(dict.fromkeys(source.folder for source in manifest.sources)),
-        "fingerprint": manifest.fingerprint,
-        "tokenizer": manifest.tokenizer.sha256,
-        "train_rows": settings.train_rows or manifest.examples("train", settings.task),
-        "validation_rows": manifest.rows("validation", settings.task),
-        "test_rows": manifest.rows("test", settings.task),
-        "labels": len(manifest.labels),
-        "statistics": dict(manifest.statistics),
-    }
-
-
-def _count_parameters(pair: Pair) -> dict[str, int]:
-    encoders = {name: encoder for name, (encoder, _) in pair.models().items()}
-    modules: dict[str, nn.Module] = {**encoders, "top": pair.top}
-    return {name: sum(p.numel() for p in module.parameters()) for name, module in modules.items()}
+    Args:
+        report: receives an evaluation of each model; its `step` counts them.
+    Raises:
+        ShardError: no labelled titles in a split that is needed.
+        SettingsError: all titles have the same topic, or `train_rows` is more than there are.
+    """
+    start, progress = time.perf_counter(), Progress()
+    texts, topics = labelled_texts(settings.data, manifest, "train", count=settings.train_rows)
+    other = labelled_texts(settings.data, manifest, "validation")
+    for model, scores in fit_linear(texts, topics, manifest.labels, other, seed=settings.seed):
+        progress.step += 1
+        metrics, train = topic_metrics(confusion_of(scores, other[1])), {"strength": model.strength}
+        validation = {"student": metrics}
+        progress.curve.append(
+            {"step": progress.step, "epoch": progress.step, "validation": validation, "train": train}
+        )
+        if metrics["accuracy"] > progress.best_metric:
+            best, progress.best_metric, progress.best_step = model, metrics["accuracy"], progress.step
+        say(f"C {model.strength:g}: validation accuracy {metrics['accuracy']:.4f}")
+        report({"kind": "evaluation", **progress.curve[-1]})
+    progress.titles = len(texts) * progress.step
+    progress.seconds["train"] = time.perf_counter() - start
+    best.save(Path(settings.out) / "student")
+    test = {}
+    if manifest.rows("test", "topics"):
+        titles, truth = labelled_texts(settings.data, manifest, "test")
+        test["student"] = topic_metrics(confusion_of(best.scores(titles), truth))
+    progress.seconds["evaluate"] = time.perf_counter() - start - progress.seconds["train"]
+    hardware = {"device": "cpu", "workers": 1, "threads": 1}
+    parts: dict[str, Any] = {"test": test, "parameters": {"student": best.parameters}, "speed": {}}
+    record = _record(settings, manifest, progress, hardware=hardware, layer_map=[], **parts)
+    write_record(settings.out, record)

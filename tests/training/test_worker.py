@@ -1,4 +1,4 @@
-"""Several workers without Ray: every method gives the weights of one worker."""
+"""Several workers without Ray give the weights of one, by every method; a run of method `linear`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ import pytest
 import torch
 from torch.multiprocessing.spawn import spawn
 
-from newsbert_ray.config import TrainSettings
+import newsbert_ray
+from newsbert_ray.config import SettingsError, TrainSettings
 from newsbert_ray.data.reading import World, make_schedule, read_updates
 from newsbert_ray.data.shards import read_manifest
 from newsbert_ray.evaluation import scoring
 from newsbert_ray.methods import METHODS
+from newsbert_ray.model.encoder import EncoderError
 from newsbert_ray.model.saved import load_student
 from newsbert_ray.training import worker
 from newsbert_ray.training.run import train
@@ -129,3 +131,54 @@ def test_compiled_layers_compute_the_same(make_settings: MakeSettings) -> None:
         curves.append([entry["train"] for entry in record.curve])
     for plain, compiled_losses in zip(*curves, strict=True):
         assert compiled_losses == pytest.approx(plain, rel=1e-4)
+
+
+@pytest.fixture
+def linear_run(make_settings: MakeSettings) -> Path:
+    settings = make_settings(method="linear", **{"student.layers": 0})
+    newsbert_ray.train(settings, quiet=True)
+    return Path(settings.out)
+
+
+def test_a_linear_run_is_a_run(linear_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is recorded, evaluated, predicts and is reported like the others."""
+    run = linear_run
+    record = newsbert_ray.read_record(run)
+    best = max(entry["validation"]["student"]["accuracy"] for entry in record.curve)
+    assert record.metrics["validation"]["student"]["accuracy"] == best > 0.3
+    evaluated = newsbert_ray.evaluate(run)
+    assert evaluated["student"] == record.metrics["test"]["student"]  # type: ignore[call-overload]
+    rows: Any = newsbert_ray.evaluate(run, by_topic=True)
+    assert sum(row.titles for row in rows) == record.metrics["test"]["student"]["rows"]
+    model = newsbert_ray.load(run)
+    (first,) = model.predict(["goal match team"], top=3)
+    assert len(first.topics) == 3
+    assert 0 < first.probability <= 1
+    with pytest.raises(SettingsError, match="no embeddings"):
+        model.embed(["goal"])
+    with pytest.raises(EncoderError, match="no encoder and no embeddings"):
+        newsbert_ray.export(run, to="hf", out=run / "export")
+    texts = run / "texts.jsonl"
+    texts.write_text('{"id": "1", "text": "Rain"}\n', encoding="utf-8")
+    with pytest.raises(EncoderError, match="no encoder and no embeddings"):
+        newsbert_ray.embed(run, input=[texts], out=run / "vectors", workers=0)
+    newsbert_ray.predict(run, input=texts, out=run / "predicted.jsonl")
+    assert '"probability"' in (run / "predicted.jsonl").read_text(encoding="utf-8")
+    newsbert_ray.report([run], out=run / "report")
+    assert "linear SVM" in (run / "report" / "report.md").read_text(encoding="utf-8")
+
+
+def test_train_rows_and_reports(make_settings: MakeSettings) -> None:
+    """It learns from as many titles as another method would, and reports each strength."""
+    entries: list[dict[str, Any]] = []
+    settings = make_settings(method="linear", train_rows=100, **{"student.layers": 0})
+    record = newsbert_ray.train(settings, report=entries.append, quiet=True)
+    assert [entry["step"] for entry in entries] == [1, 2, 3, 4, 5]
+    assert record.data["train_rows"] == 100
+    assert newsbert_ray.train(settings, quiet=True) == record  # finished
+
+
+@pytest.mark.parametrize("wrong", [{"task": "recommendation"}, {"distill.weights.soft_labels": 1.0}])
+def test_it_learns_topics_from_labels_only(make_settings: MakeSettings, wrong: dict[str, Any]) -> None:
+    with pytest.raises(SettingsError, match="topics from labels only"):
+        make_settings(method="linear", **{"student.layers": 0}, **wrong)
