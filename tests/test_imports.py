@@ -62,7 +62,7 @@ TORCH = (
     "deploy",
     "serving",
 )
-NO_TORCH = ("evaluation.metrics", "evaluation.submission")
+NO_TORCH = ("evaluation.metrics",)
 HEAVY = {"torch", "transformers", "ray", "matplotlib", "datasets", "optuna", "scipy", "pandas", "tokenizers"}
 
 

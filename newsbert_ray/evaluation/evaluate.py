@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,11 +20,12 @@ from newsbert_ray.data.examples import Impressions, impressions_of
 from newsbert_ray.data.reading import World
 from newsbert_ray.data.shards import SPLITS, Manifest, ShardError, read_manifest, read_shard
 from newsbert_ray.data.tokenizer import TokenizerError
-from newsbert_ray.evaluation.encoding import Ints, Models, SplitData
-from newsbert_ray.evaluation.metrics import TopicRow, rank_candidates, topic_metrics, topic_rows
+from newsbert_ray.evaluation.metrics import Ints, TopicRow, rank_candidates, topic_metrics, topic_rows
 from newsbert_ray.evaluation.scoring import (
     BATCH,
+    Models,
     News,
+    SplitData,
     count_topics,
     encode_news,
     read_blocks,
@@ -29,12 +33,7 @@ from newsbert_ray.evaluation.scoring import (
     score_models,
     score_rankings,
 )
-from newsbert_ray.evaluation.submission import (
-    SubmissionError,
-    check_submission,
-    require_suffix,
-    write_submission,
-)
+from newsbert_ray.files import replace_file
 from newsbert_ray.methods import TaskName
 from newsbert_ray.model.assemble import assemble_pair
 from newsbert_ray.model.encoder import EncoderError
@@ -43,6 +42,14 @@ from newsbert_ray.model.saved import CHECKPOINTS, best_folders, load_best, load_
 from newsbert_ray.record import read_record
 from newsbert_ray.storage.bucket import is_url
 from newsbert_ray.storage.workdir import fetch, with_local_paths
+
+MEMBER = "prediction.txt"
+"""The only file of a submission's zip. A line is `<impression id> [r1,r2,...]`: the rank of each candidate in
+the order of behaviors.tsv, 1 the best."""
+
+
+class SubmissionError(ValueError):
+    """A prediction file that cannot be written, or that MIND would not accept."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +111,11 @@ def evaluate(
         trained.require_model(model)
         if is_url(submission):
             raise SettingsError(f"--submission {submission}: must be a local path, not a URL")
-        require_suffix(Path(submission))
+        if Path(submission).suffix.lower() not in (".zip", ".txt"):
+            wanted = ".zip (as MIND accepts it) or .txt (the lines only)"
+            raise SubmissionError(f"{submission}: expected a name that ends in {wanted}")
+        if Path(submission).is_dir():
+            raise SubmissionError(f"{submission}: is a folder; give the name of a file")
         _require_every_line(trained.data, trained.location)
     shards, models, world = trained.data, trained.models, trained.world
     if trained.linear is not None:
@@ -141,6 +152,57 @@ def _write_submission(path: Path, trained: TrainedRun, news: News, model: str) -
 
     write_submission(path, rankings())
     return {"lines": check_submission(path, sizes()), "unknown_candidates": unknown}
+
+
+def write_submission(path: Path, impressions: Iterable[tuple[str, Ints]]) -> None:
+    """Write MIND's prediction file or, on an error, none; the same ranks give the same bytes.
+
+    Args:
+        path: ends in .zip (contains `prediction.txt`) or .txt (the lines themselves).
+        impressions: id and the rank of each candidate, in the order of behaviors.tsv.
+    Raises:
+        SubmissionError: an id with blanks.
+    """
+    with replace_file(path) as partial, partial.open("wb") as file, ExitStack() as stack:
+        target: IO[bytes] = file
+        if path.suffix.lower() == ".zip":
+            info = zipfile.ZipInfo(MEMBER)  # dated 1980, whatever the clock says
+            info.compress_type, info.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
+            archive = stack.enter_context(zipfile.ZipFile(file, "w"))
+            target = stack.enter_context(archive.open(info, "w", force_zip64=True))
+        for impression, ranks in impressions:
+            if " " in impression or not impression.isprintable():
+                raise SubmissionError(f"impression {impression[:40]!r}: expected an id without blanks")
+            target.write(f"{impression} [{','.join(map(str, ranks.tolist()))}]\n".encode())
+
+
+def check_submission(path: Path, expected: Iterable[tuple[str, int]]) -> int:
+    """Compare a written prediction file with its behaviours, line by line; the number of lines.
+
+    Args:
+        expected: id and number of candidates of each impression, in the order of behaviors.tsv.
+    Raises:
+        SubmissionError: the first line that is missing, additional, about another impression, or not a
+            permutation of 1..n.
+    """
+    number = 0
+    with path.open("rb") as file, ExitStack() as stack:
+        lines: Iterable[bytes] = file
+        if path.suffix.lower() == ".zip":
+            lines = stack.enter_context(stack.enter_context(zipfile.ZipFile(file)).open(MEMBER))
+        for number, (line, one) in enumerate(zip_longest(lines, expected), 1):
+            impression, size = one or ("", 0)
+            name, _, ranks = (line or b"").decode().removesuffix("]\n").partition(" [")
+            every = ",".join(map(str, range(1, size + 1)))
+            if line is None or one is None:
+                missing = f"ends here; impression {impression} is missing"
+                raise SubmissionError(f"{path}:{number}: {missing if one else 'a line too many'}")
+            if name != impression or ",".join(sorted(ranks.split(","), key=int)) != every:
+                wanted = f"impression {impression} with each rank of 1 to {size} once"
+                raise SubmissionError(
+                    f"{path}:{number}: expected {wanted}, but it is {name[:40]} [{ranks[:40]}"
+                )
+    return number
 
 
 def _require_every_line(data: SplitData, location: str) -> None:

@@ -26,7 +26,7 @@ import torch
 from newsbert_ray.config import ModelSettings, ScratchSettings, SettingsError, TrainSettings, build_settings
 from newsbert_ray.data.synthetic import invent_words
 from newsbert_ray.data.tokenizer import TitleTokenizer, learn_tokenizer
-from newsbert_ray.evaluation.encoding import device_name
+from newsbert_ray.evaluation.scoring import device_name
 from newsbert_ray.files import write_json, write_text
 from newsbert_ray.model.encoder import Encoder
 from newsbert_ray.model.families import encoder_depth, load_encoder

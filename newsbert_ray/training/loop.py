@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from newsbert_ray.data.reading import TrainingSchedule, Update, World
-from newsbert_ray.evaluation.encoding import Scores
+from newsbert_ray.evaluation.scoring import Scores
 from newsbert_ray.methods import TASKS
 from newsbert_ray.model.saved import best_name, write_best
 from newsbert_ray.training.checkpoint import Progress, write_checkpoint

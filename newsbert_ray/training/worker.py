@@ -32,9 +32,16 @@ from newsbert_ray.data.reading import (
     unlabelled_texts,
 )
 from newsbert_ray.data.shards import Manifest, Split, read_manifest
-from newsbert_ray.evaluation.encoding import Pace, Scores, SplitData, device_name, encode_texts, map_titles
 from newsbert_ray.evaluation.metrics import topic_metrics
-from newsbert_ray.evaluation.scoring import score_models
+from newsbert_ray.evaluation.scoring import (
+    Pace,
+    Scores,
+    SplitData,
+    device_name,
+    encode_texts,
+    map_titles,
+    score_models,
+)
 from newsbert_ray.files import replace_file, write_json
 from newsbert_ray.model.assemble import assemble_pair
 from newsbert_ray.model.encoder import save_tensors

@@ -31,8 +31,7 @@ from newsbert_ray.data.reading import (
     read_updates,
 )
 from newsbert_ray.data.shards import read_manifest, read_texts
-from newsbert_ray.evaluation.encoding import SplitData, device_seconds, encode_texts
-from newsbert_ray.evaluation.scoring import BATCH, count_topics
+from newsbert_ray.evaluation.scoring import BATCH, SplitData, count_topics, device_seconds, encode_texts
 from newsbert_ray.files import format_duration, write_json
 from newsbert_ray.model.saved import CHECKPOINTS, load_best, write_best, write_student
 from newsbert_ray.ray_session import ray_session

@@ -36,9 +36,8 @@ from newsbert_ray.data.reading import (
 from newsbert_ray.data.shards import TextTable, read_manifest, read_texts
 from newsbert_ray.distill.joint import joint_losses
 from newsbert_ray.distill.losses import weighted_total
-from newsbert_ray.evaluation.encoding import Models, SplitData
 from newsbert_ray.evaluation.metrics import impression_metrics
-from newsbert_ray.evaluation.scoring import encode_news, score_block, score_models
+from newsbert_ray.evaluation.scoring import Models, SplitData, encode_news, score_block, score_models
 from newsbert_ray.model.assemble import assemble_pair
 from newsbert_ray.model.heads import ClickHead
 from newsbert_ray.training.step import train_step

@@ -16,8 +16,7 @@ from newsbert_ray.data.prepare import prepare
 from newsbert_ray.data.reading import read_impressions
 from newsbert_ray.data.shards import MANIFEST, ShardError, read_manifest
 from newsbert_ray.data.synthetic import synthesize
-from newsbert_ray.evaluation.evaluate import by_topic, evaluate, show
-from newsbert_ray.evaluation.submission import SubmissionError
+from newsbert_ray.evaluation.evaluate import SubmissionError, by_topic, evaluate, show
 from newsbert_ray.training.run import train
 from tests.conftest import MakeSettings, change_json
 from tests.evaluation.test_submission import official_scores
@@ -82,6 +81,8 @@ def test_a_recommendation_run_from_end_to_end(
     assert record.settings["distill"]["beta"] == 0.15
     assert record.curve[0]["train"].keys() >= {"user_embedding", "soft_labels", "teacher_task"}
     target = tmp_path / "prediction.zip"
+    with pytest.raises(SubmissionError, match=r"\.zip \(as MIND accepts it\) or \.txt"):
+        evaluate(settings.out, submission=tmp_path / "prediction.gz")
     found = evaluate(settings.out, submission=target)
     for model in ("teacher", "student"):
         assert found[model] == pytest.approx(record.metrics["test"][model])
