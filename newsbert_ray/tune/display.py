@@ -20,13 +20,11 @@ from rich.text import Text
 
 from newsbert_ray.config import merge
 from newsbert_ray.files import format_duration
-from newsbert_ray.reporting.records import grouped
 from newsbert_ray.reporting.sweep_data import FAILURES, TRIALS, Point, Trial, pareto_front, read_sweep
 from newsbert_ray.settings import flatten
 from newsbert_ray.storage.workdir import WorkDir
-from newsbert_ray.tune.space import PointValues, SearchSpace, absolute_folders
+from newsbert_ray.tune.space import SearchSpace, absolute_folders
 from newsbert_ray.tune.study import JOURNAL, shown_storage
-from newsbert_ray.tune.trial import CATEGORICAL_COST, WORK_SETTINGS
 from newsbert_ray.tune.trials import EPOCH
 
 if TYPE_CHECKING:
@@ -40,11 +38,6 @@ REFRESH_SECONDS = 0.5
 """Least time between two refreshes of the live table."""
 MAX_ROWS = 12
 """Running trials in the live table."""
-_NUMBER_COLUMNS_WIDTH = 26
-"""Width of a row without the trial's name and the metric's column."""
-
-WorkKey = tuple[tuple[str, Any], ...]
-"""The values of a point that decide how long it takes."""
 
 
 class SweepDisplay:
@@ -58,8 +51,6 @@ class SweepDisplay:
         self._budget = budget
         self._console = console
         self._line_time = self._draw_time = time.monotonic()
-        self._durations: list[tuple[WorkKey, float]] = []
-        self._last = ""
         self._live: Live | None = None
 
     @contextmanager
@@ -82,12 +73,9 @@ class SweepDisplay:
     def ended(self, spec: TrialSpec, *, seconds: float | None = None) -> None:
         """A trial has ended, as `trials.ended` says; `seconds`: its duration, None where it never started."""
         trial = self._trials.ended[spec.name]
-        if seconds is not None and trial.state != "failed":
-            self._durations.append((_work_key(spec.point), seconds))
-        ending = self._ending(trial) + (f"  {seconds:.1f} s" if seconds is not None else "")
-        self._last = f"last: {_cut(spec.name, self._console.width - len(ending) - 8)}  {ending}"
         if self._live is None or trial.state == "failed":
-            self.say(f"{self._done()}  {spec.name}  {ending}")
+            took = "" if seconds is None else f"  {seconds:.1f} s"
+            self.say(f"{self._done()}  {spec.name}  {self._ending(trial)}{took}")
             self._line_time = time.monotonic()
         self.draw()
 
@@ -107,17 +95,18 @@ class SweepDisplay:
             self._live.update(self._table(), refresh=True)
 
     def _table(self) -> Group:
-        """Lines about the whole sweep and the trial that ended last, and a row for each running trial."""
+        """Lines about the whole sweep, and a row for each running trial."""
         table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-        for heading in ("trial", "epoch", self._trials.space.metric, "seconds"):
-            table.add_column(heading, justify="left" if heading == "trial" else "right", no_wrap=True)
+        table.add_column("trial", overflow="fold")
+        for heading in ("epoch", self._trials.space.metric, "seconds"):
+            table.add_column(heading, justify="right", no_wrap=True)
         running = self._running
         for trial in running[:MAX_ROWS]:
             table.add_row(*self._row(trial))
         if len(running) > MAX_ROWS:
             table.add_row(f"and {len(running) - MAX_ROWS} more", "", "", "")
-        lines = [f"{self._trials.space.name} {self._done()}  {self._counts()}", *self._best()]
-        lines += ["; ".join(self._status()), *filter(None, [self._last])]
+        head = f"{self._trials.space.name} {self._done()}  {self._counts()}"
+        lines = [head, *self._best(), "; ".join(self._status())]
         return Group(*map(Text, lines), table)
 
     @property
@@ -126,14 +115,9 @@ class SweepDisplay:
         return [trial for trial in self._trials.running.values() if trial.began]
 
     def _row(self, trial: RunningTrial) -> list[str]:
-        metric = self._trials.space.metric
-        epoch, value = trial.numbers.get(EPOCH, 0.0), trial.numbers.get(metric)
-        return [
-            _cut(trial.spec.name, self._console.width - _NUMBER_COLUMNS_WIDTH - len(metric)),
-            f"{epoch:g} of {trial.epochs}",
-            "" if value is None else f"{value:.4f}",
-            f"{trial.seconds:.0f}",
-        ]
+        epoch, value = trial.numbers.get(EPOCH, 0.0), trial.numbers.get(self._trials.space.metric)
+        number = "" if value is None else f"{value:.4f}"
+        return [trial.spec.name, f"{epoch:g} of {trial.epochs}", number, f"{trial.seconds:.0f}"]
 
     def _ending(self, trial: Trial) -> str:
         if trial.state == "failed":
@@ -166,27 +150,13 @@ class SweepDisplay:
         return [f"ending: {reason}" if reason else self._time_left(), *self._cost()]
 
     def _remaining(self) -> tuple[float, float] | None:
-        """Seconds of trials still to run, and of the one that runs longest; None before any trial has ended.
-
-        From trials that ended in this start, or else in earlier ones, those of the same work where there are
-        any; failed trials are ignored.
-        """
-        ended = self._trials.ended.values()
-        earlier = [(_work_key(dict(t.point)), t.seconds) for t in ended if t.seconds is not None]
-        durations = self._durations or earlier
-        if not durations:
+        """Seconds of trials still to run, and of the one that runs longest, at the mean of those that have
+        ended; None before any has."""
+        if not (durations := self._trials.seconds.values()):
             return None
-        mean = statistics.fmean(seconds for _, seconds in durations)
-        by_work = grouped(durations, lambda duration: duration[0])
-
-        def expected(point: PointValues) -> float:
-            same = by_work.get(_work_key(point))
-            return statistics.fmean(seconds for _, seconds in same) if same else mean
-
-        running, points = self._running, self._trials.waiting()
-        rest = [max(0.0, expected(t.spec.point) - t.seconds) for t in running]
-        unknown = max(0, self._trials.unfinished - len(running)) * mean
-        waiting = unknown if points is None else sum(map(expected, points))
+        mean, running = statistics.fmean(durations), self._running
+        rest = [max(0.0, mean - trial.seconds) for trial in running]
+        waiting = max(0, self._trials.unfinished - len(running)) * mean
         return waiting + sum(rest), max(rest, default=0.0)
 
     def _time_left(self) -> str:
@@ -216,19 +186,6 @@ def _goal_values(space: SearchSpace, values: Sequence[float]) -> str:
     """Each goal's metric and value; a speed has no four decimals."""
     numbers = (f"{v:.4f}" if abs(v) < 100 else f"{v:.0f}" for v in values)
     return ", ".join(f"{goal.metric} {number}" for goal, number in zip(space.goals, numbers, strict=True))
-
-
-def _work_key(point: PointValues) -> WorkKey:
-    return tuple(item for item in point.items() if item[0] in (*CATEGORICAL_COST, *WORK_SETTINGS))
-
-
-def _cut(name: str, width: int) -> str:
-    """`name` shortened in the middle to `width` letters, since its seed is at the end."""
-    width = max(20, width)
-    if len(name) <= width:
-        return name
-    tail = (width - 1) // 2
-    return f"{name[: width - 1 - tail]}…{name[-tail:]}"
 
 
 def opening(trials: Trials) -> list[str]:

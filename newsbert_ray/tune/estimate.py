@@ -11,7 +11,6 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,7 +50,7 @@ from newsbert_ray.tune.space import PointValues, SearchSpace
 from newsbert_ray.tune.space_file import Changes
 from newsbert_ray.tune.study import SweepStudy
 from newsbert_ray.tune.sweep import ESTIMATE, estimate_subject, open_sweep
-from newsbert_ray.tune.trial import CATEGORICAL_COST, teacher_depth, trial_schedule, trial_settings
+from newsbert_ray.tune.trial import teacher_depth, trial_schedule, trial_settings
 from newsbert_ray.tune.trials import Curve, Saving, estimate_saving, read_curves
 
 BETWEEN_SECONDS = 0.1
@@ -68,6 +67,11 @@ UNKNOWN_DEPTH = 12
 """Teacher layers where only Hugging Face knows them."""
 EVALUATIONS = 4
 """Batches of the validation split that are timed."""
+COST_SETTINGS = (
+    "data", "teacher", "task", "method", "precision", "device", "threads", "workers", "token_budget",
+    "compile", "optimizer.accumulate", "student.kind", "student.encoder", "distill.teacher",
+)  # fmt: skip
+"""Settings that decide the duration of a step: trials with other values are timed separately."""
 SWITCHES = ("model.dropout", "distill.teacher_dropout", "distill.weights.teacher_task")
 """Settings that change the work only by being zero or not."""
 
@@ -86,12 +90,8 @@ def plan_sweep(
     """
     with open_sweep(space, changes, out=out) as opened:
         workdir, search_space, overrides = opened.workdir, opened.space, opened.changes.overrides
-        recorded = None
-        if curves is not None:
-            with snapshot(curves) as earlier:
-                recorded = list(read_curves(earlier, search_space.metric).values())
-            if not recorded:
-                raise SettingsError(f"--curves {curves}: no trial there has reported {search_space.metric}")
+        recorded = None if curves is None else _recorded_curves(curves, search_space.metric)
+        planned = planned_trials(search_space, overrides=overrides)
         print("starting Ray", flush=True)
         began = time.monotonic()
         with ray_session():
@@ -103,7 +103,6 @@ def plan_sweep(
                 concurrency=concurrency,
                 gpus=search_space.gpus,
             )
-            planned = planned_trials(search_space, overrides=overrides)
             to_time = settings_to_time([*planned.trials, *itertools.chain(*planned.prerequisites)])
             print(f"timing a few steps of {len(to_time)} trials, {resources.slots} at once", flush=True)
             calibration = calibrate(to_time, resources, folder=workdir.path / ".plan")
@@ -111,19 +110,27 @@ def plan_sweep(
             search_space, planned, calibration, resources, session_seconds=session_seconds, curves=recorded
         )
         shutil.rmtree(workdir.path / ".plan", ignore_errors=True)
-        print("\n".join([*opened.messages, *estimate.lines()]))
+        lines = estimate.lines()
+        print("\n".join([*opened.messages, *lines]))
         saved = {"of": estimate_subject(search_space, overrides), "slots": resources.slots}
-        saved |= {**asdict(estimate.expected), "lines": estimate.lines()}
-        write_json(workdir.path / ESTIMATE, saved)
+        write_json(workdir.path / ESTIMATE, {**saved, **asdict(estimate.expected), "lines": lines})
         workdir.publish()
         print(f"saved in {workdir.child(ESTIMATE).location}; the same command without --plan runs the sweep")
     return estimate
 
 
+def _recorded_curves(sweep: str | Path, metric: str) -> list[Curve]:
+    with snapshot(sweep) as folder:
+        curves = list(read_curves(folder, metric).values())
+    if not curves:
+        raise SettingsError(f"--curves {sweep}: no trial there has reported {metric}")
+    return curves
+
+
 @dataclass(frozen=True)
 class PlannedTrials:
-    """The trials of a sweep as far as they are known before it. Points that the sampler drew twice and
-    refused combinations cost nothing; `prerequisites` are the runs that each trial is the first to need."""
+    """The trials of a sweep that are known before it; `prerequisites`: the runs that each is the first to
+    need. Points that the sampler drew twice and impossible combinations cost nothing."""
 
     trials: tuple[TrainSettings, ...]
     points: int
@@ -143,7 +150,7 @@ class TrialCost:
     epochs: int
 
     def seconds(self, *, training: float = 1.0, end: float = 1.0) -> float:
-        """The whole trial's seconds, or those with these shares of its training and its end."""
+        """Seconds of the trial with these shares of its training and its end."""
         return self.start + training * self.training + end * self.end
 
 
@@ -157,7 +164,7 @@ class Amount:
 
 
 class Parts(NamedTuple):
-    """Seconds of a trial's parts; with several workers those of one worker's share."""
+    """Seconds of a trial's parts; of one worker's share where it has several."""
 
     cold: float  # what a process's first trial takes in addition: imports, the teacher's weights, the shards
     start: float  # from a trial's start to its first step in a process that has run another
@@ -170,21 +177,17 @@ class Parts(NamedTuple):
 
 @dataclass(frozen=True)
 class Calibration:
-    """The trials that were timed with their parts, the seconds until a process has started, and the
-    seconds that all timing took."""
+    """The timed trials with their parts; seconds until a process has started, and of all timing."""
 
     timed: tuple[tuple[TrainSettings, Parts], ...]
     process: float
     seconds: float
 
-    @cached_property
-    def _groups(self) -> dict[str, list[tuple[TrainSettings, Parts]]]:
-        return grouped(self.timed, lambda timed: cost_group(timed[0]))
-
     def parts(self, settings: TrainSettings) -> Parts:
         """A trial's parts, on straight lines through those of its group: a step's by the work of a step, the
         others' by that of a text."""
-        timed, parts = zip(*self._groups[cost_group(settings)], strict=True)
+        group = cost_group(settings)
+        timed, parts = zip(*(pair for pair in self.timed if cost_group(pair[0]) == group), strict=True)
         lines = []
         for x, own in zip(np.transpose([*map(work_of, timed)]), work_of(settings), strict=True):
             line = np.linalg.lstsq(np.column_stack([np.ones(len(x)), x / max(x)]), parts, rcond=None)[0]
@@ -208,11 +211,11 @@ class Estimate:
 
     @property
     def expected(self) -> Amount:
-        """What the sweep should take with its own early stopping."""
+        """What the sweep should take."""
         return self.stopped or self.full
 
     def lines(self) -> list[str]:
-        """The estimate for a person, a line each."""
+        """The estimate as text."""
         planned, seconds = self.planned, [cost.seconds() for cost in self.costs]
         step_times = [1000 * parts.step for _, parts in self.calibration.timed]
         steps, epochs = (sum(getattr(cost, unit) for cost in self.costs) for unit in ("steps", "epochs"))
@@ -485,7 +488,7 @@ def cost_group(settings: TrainSettings) -> str:
     """Trials of one group differ in the amount of work only; other settings (beta, rates, ...) cost
     nothing."""
     flat = flatten(settings.model_dump())
-    return repr([flat[name] for name in CATEGORICAL_COST] + [flat[name] > 0 for name in SWITCHES])
+    return repr([flat[name] for name in COST_SETTINGS] + [flat[name] > 0 for name in SWITCHES])
 
 
 def work_of(settings: TrainSettings) -> tuple[float, float]:

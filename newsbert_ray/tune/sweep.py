@@ -26,7 +26,7 @@ from newsbert_ray.trackers import TrackedRun, require_tracker, tracked
 from newsbert_ray.tune import display
 from newsbert_ray.tune.display import say
 from newsbert_ray.tune.resources import Resources, Retention, check_nodes, plan_resources
-from newsbert_ray.tune.space import SearchSpace, absolute_folders
+from newsbert_ray.tune.space import SearchSpace
 from newsbert_ray.tune.space_file import Changes, build_space, restore_changes
 from newsbert_ray.tune.study import JOURNAL, SweepStudy, shown_storage
 from newsbert_ray.tune.trial import TrialConfig, check_space, trial_settings
@@ -70,8 +70,8 @@ class SweepResult:
 
 @dataclass(frozen=True)
 class OpenSweep:
-    """A sweep in its locked folder: the search space with all changes, the first trial's settings, messages
-    to show, sweep.json of an earlier start, and the fingerprints of the shards (empty where not read)."""
+    """A sweep in its locked folder: the changed search space, the first trial's settings, messages to show,
+    sweep.json of an earlier start, and the fingerprints of the shards (empty where not read)."""
 
     workdir: WorkDir
     space: SearchSpace
@@ -145,14 +145,10 @@ def sweep(
             run.write("interrupted")
             log("interrupted")
             # From the trials' folders alone: right whatever was interrupted.
-            finished, stopped = (
-                len(list(workdir.path.glob(f"{TRIALS}/*/{name}"))) for name in (RECORD, STOPPED)
-            )
-            say(
-                console,
-                f"interrupted: {finished} trials finished, {stopped} stopped early. Continue with:",
-                f"  {display.resume_command(opened.space, workdir.location)}",
-            )
+            done, early = (len([*workdir.path.glob(f"{TRIALS}/*/{file}")]) for file in (RECORD, STOPPED))
+            resume = display.resume_command(opened.space, workdir.location)
+            ended = f"interrupted: {done} trials finished, {early} stopped early"
+            say(console, f"{ended}. Continue with:", f"  {resume}")
             workdir.publish()
             raise
         except Exception as error:
@@ -172,14 +168,15 @@ def sweep(
         suffix = " with failures" if failures else ""
         run.write(state + suffix, ends=ends, best=result.command, failures=failures)
         log("end", state=state, failures=len(failures))
-        result = _with_report(result)
+        if result.best:
+            from newsbert_ray.reporting.report import report
+
+            result = replace(result, report=tuple(report([result.out], out=result.out / "report")))
         workdir.publish()
         comparison = ""
         if retention and not before and not ends:
-            seconds, overrides = time.monotonic() - began, opened.changes.overrides
-            comparison = compare_with_estimate(
-                workdir.path, opened.space, overrides, seconds=seconds, slots=retention.slots
-            )
+            subject, took = estimate_subject(opened.space, opened.changes.overrides), time.monotonic() - began
+            comparison = compare_with_estimate(workdir.path, subject, seconds=took, slots=retention.slots)
     display.print_result(result, trials, retention, console, comparison=comparison)
     return result
 
@@ -195,14 +192,11 @@ class _Run:
 
     @property
     def seconds(self) -> float:
-        """Wall time of all starts."""
         return float(self.plan["seconds"]) + time.monotonic() - self.began
 
     def write(self, state: str, **more: Any) -> None:
-        """Write sweep.json with this state."""
-        write_json(
-            self.opened.workdir.path / SWEEP, {**self.plan, "state": state, "seconds": self.seconds, **more}
-        )
+        content = {**self.plan, "state": state, "seconds": self.seconds, **more}
+        write_json(self.opened.workdir.path / SWEEP, content)
 
     def start(
         self,
@@ -274,20 +268,11 @@ class _Run:
         )
 
     def result(self, trials: Trials) -> SweepResult:
-        """What the sweep has found, without its report."""
+        """The outcome, without the report."""
         best, points, location = trials.best(), tuple(trials.points.values()), trials.workdir.location
         overrides = self.opened.changes.overrides
         command = display.train_command(trials.space, best, overrides, location) if best else ""
         return SweepResult(trials.folder, location, points, best, command, self.seconds)
-
-
-def _with_report(result: SweepResult) -> SweepResult:
-    """The same with its report written, where any trial finished."""
-    if result.best is None:
-        return result
-    from newsbert_ray.reporting.report import report
-
-    return replace(result, report=tuple(report([result.out], out=result.out / "report")))
 
 
 @contextmanager
@@ -345,7 +330,7 @@ def _without_password(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_plan(out: Path) -> dict[str, Any]:
-    """sweep.json in the sweep's folder, with absolute folders of data and teacher; empty where there is none.
+    """sweep.json in the sweep's folder; empty where there is none.
 
     Raises:
         SweepError: damaged, or written by another version.
@@ -355,9 +340,8 @@ def read_plan(out: Path) -> dict[str, Any]:
         return {}
     try:
         plan = json.loads(path.read_text(encoding="utf-8"))
-        space = {**plan["space"], "settings": absolute_folders(plan["space"]["settings"])}
-        if plan["format"] == FORMAT and {"vary", "control", "identity"} <= plan.keys():
-            return {**plan, "space": space, "overrides": absolute_folders(plan["overrides"])}
+        if plan["format"] == FORMAT and {"space", "overrides", "vary", "control", "identity"} <= plan.keys():
+            return dict(plan)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass
     raise SweepError(f"{path}: damaged, or written by another version; give another --out")
@@ -370,10 +354,13 @@ def require_same(
     --resume."""
     if not before:
         return
+    old, new = (
+        flatten(_fixed_part(values["space"]))
+        | {f"--{name}": value for name, value in flatten(values["overrides"]).items()}
+        for values in (before, plan)
+    )
     differences = [
-        f"{'--' if name == 'overrides' else ''}{key} {_short(old.get(key))} instead of {_short(new.get(key))}"
-        for name in ("space", "overrides")
-        for old, new in [[flatten(fixed_part(name, values[name])) for values in (before, plan)]]
+        f"{key} {_short(old.get(key))} instead of {_short(new.get(key))}"
         for key in dict.fromkeys([*old, *new])
         if old.get(key) != new.get(key)
     ]
@@ -383,21 +370,21 @@ def require_same(
             "go on with it, another --out for a new one, or --overwrite to replace it"
         )
     if before.get("corpora") and plan["corpora"] and before["corpora"] != plan["corpora"]:
-        old, new = (", ".join(name[:12] for name in names) for names in (before["corpora"], plan["corpora"]))
-        what = f"holds trials on other shards (fingerprint {old}, now {new})"
+        was, now = (", ".join(name[:12] for name in names) for names in (before["corpora"], plan["corpora"]))
+        what = f"holds trials on other shards (fingerprint {was}, now {now})"
         raise SweepError(f"{out}: {what}: the shards were prepared again; give another --out, or --overwrite")
     if not resume:
         what = f"holds this sweep already ({before.get('state', 'unknown')})"
         raise SweepError(f"{out}: {what}; continue with --resume, or give another --out or --overwrite")
 
 
-def fixed_part(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries of `space` or `overrides` that must stay the same; a sweep may be given more trials."""
-    if name != "space":
-        return dict(values)
-    kept = {key: value for key, value in values.items() if key not in FREE}
-    search = {key: value for key, value in values.get("search", {}).items() if key != "trials"}
-    return {**kept, "search": search}
+def _fixed_part(space: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of a search space that must stay the same; a sweep may be given more trials."""
+    kept = {key: value for key, value in space.items() if key not in FREE}
+    return {
+        **kept,
+        "search": {key: value for key, value in space.get("search", {}).items() if key != "trials"},
+    }
 
 
 def _short(value: Any) -> str:
@@ -405,13 +392,11 @@ def _short(value: Any) -> str:
     return text if len(text) <= 200 else text[:197] + "..."
 
 
-def compare_with_estimate(
-    out: Path, space: SearchSpace, overrides: Mapping[str, Any], *, seconds: float, slots: int
-) -> str:
+def compare_with_estimate(out: Path, subject: Mapping[str, Any], *, seconds: float, slots: int) -> str:
     """How close plan.json in `out` was to what the sweep took; empty where there is none for this sweep."""
     try:
         plan = json.loads((out / ESTIMATE).read_text(encoding="utf-8"))
-        if plan["of"] != estimate_subject(space, overrides) or plan["slots"] != slots:
+        if plan["of"] != subject or plan["slots"] != slots:
             return ""
         wall = float(plan["wall"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -421,8 +406,8 @@ def compare_with_estimate(
 
 def estimate_subject(space: SearchSpace, overrides: Mapping[str, Any]) -> dict[str, Any]:
     """What an estimate is for: everything that affects how long the sweep takes."""
-    values = {**fixed_part("space", space.model_dump(mode="json", exclude={"file"})), "points": space.points}
-    return dict(json.loads(json.dumps({**values, "overrides": overrides})))
+    values = _fixed_part(space.model_dump(mode="json", exclude={"file"}))
+    return dict(json.loads(json.dumps({**values, "points": space.points, "overrides": overrides})))
 
 
 def check_corpora(space: SearchSpace, first: TrainSettings) -> tuple[str, ...]:

@@ -47,17 +47,6 @@ LOCK_SECONDS = 30.0
 _TRIAL_DEFAULTS: Mapping[str, Any] = {"threads": 1, "checkpoint": {"keep": 1, "keep_finished": False}}
 """Defaults of a trial that differ from those of a single run: one core, little disk."""
 
-CATEGORICAL_COST = (
-    "data", "teacher", "task", "method", "precision", "device", "threads", "workers", "token_budget",
-    "compile", "optimizer.accumulate", "student.kind", "student.encoder", "distill.teacher",
-)  # fmt: skip
-"""Settings that decide the duration of a step; each value has its own."""
-WORK_SETTINGS = (
-    "student.layers", "model.teacher_layers", "batch_size", "recommendation.npratio",
-    "recommendation.history", "epochs", "steps", "train_rows",
-)  # fmt: skip
-"""Settings with which the work of a trial grows; also those of a scratch teacher."""
-
 
 def trial_epochs(settings: TrainSettings) -> int:
     """Epochs of a run, which its `steps` may decide; the last may be cut."""

@@ -167,19 +167,6 @@ class Trials:
         """How often a trial counts: a point that the sampler drew twice is run once and counts twice."""
         return max(1, len(self._numbers.get(point_label(trial.point), ())))
 
-    def waiting(self) -> list[PointValues] | None:
-        """The point of each trial that has neither ended nor runs; None where a sampler has yet to draw
-        them."""
-        if self.space.search.sampler != "grid":
-            return None
-        running = [trial.spec.name for trial in self.running.values()]
-        return [
-            point
-            for point in self.space.grid()
-            for seed in self.space.seeds
-            if (name := point_label(point, seed=seed)) not in self.ended and name not in running
-        ]
-
     def collect(self) -> None:
         """Record everything that has ended already, up to the first trial that is due."""
         if (spec := self.next_trial()) is not None:

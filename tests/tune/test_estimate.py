@@ -371,15 +371,17 @@ def test_an_estimate_is_compared_with_its_own_sweep_only(write_space: WriteSpace
     plan = {"of": estimate_subject(space, {}), "slots": 2, "wall": 600.0}
     (tmp_path / ESTIMATE).write_text(json.dumps(plan))
     assert (
-        compare_with_estimate(tmp_path, space, {}, seconds=660.0, slots=2)
+        compare_with_estimate(tmp_path, estimate_subject(space, {}), seconds=660.0, slots=2)
         == "planned 10.0 min, took 11.0 min (+10%)"
     )
-    assert compare_with_estimate(tmp_path, space, {}, seconds=660.0, slots=1) == ""
-    assert compare_with_estimate(tmp_path, space, {"epochs": 9}, seconds=660.0, slots=2) == ""
+    assert compare_with_estimate(tmp_path, estimate_subject(space, {}), seconds=660.0, slots=1) == ""
+    assert (
+        compare_with_estimate(tmp_path, estimate_subject(space, {"epochs": 9}), seconds=660.0, slots=2) == ""
+    )
     other = read_space(write_space(**{"[1, 2]": "[1]"}))
-    assert compare_with_estimate(tmp_path, other, {}, seconds=660.0, slots=2) == ""
+    assert compare_with_estimate(tmp_path, estimate_subject(other, {}), seconds=660.0, slots=2) == ""
     (tmp_path / ESTIMATE).write_text("{")
-    assert compare_with_estimate(tmp_path, space, {}, seconds=660.0, slots=2) == ""
+    assert compare_with_estimate(tmp_path, estimate_subject(space, {}), seconds=660.0, slots=2) == ""
 
 
 def test_an_impossible_plan_ends_at_once(write_space: WriteSpace, shards: Path, tmp_path: Path) -> None:
