@@ -8,9 +8,9 @@ Knows no model and no Ray.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -137,62 +137,6 @@ class Batch:
         """The same batch on `device`."""
         buckets = tuple(bucket.to(device) for bucket in self.buckets)
         return replace(self, buckets=buckets, target=self.target.to(device))
-
-
-class Examples(Protocol):
-    """Examples of one task, which can be selected, counted, sent to another process and made into a batch."""
-
-    @property
-    def grouped(self) -> bool:
-        """Whether neighbours share texts, and so should stay with one worker."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def take(self, rows: Ints) -> Self:
-        """The examples at `rows`, in that order."""
-        ...
-
-    def count(self) -> tuple[int, int]:
-        """Mentions of texts, and their tokens."""
-        ...
-
-    def collate(self, *, pad_id: int, budget: int) -> tuple[tuple[Bucket, ...], Target]:
-        """Buckets of at most about `budget` tokens, and the target."""
-        ...
-
-    @property
-    def labelled(self) -> int:
-        """Examples with a label."""
-        ...
-
-    def beside(self, table: TextTable, rows: Ints) -> Self:
-        """These examples with further texts, `rows` of `table`, that have no label."""
-        ...
-
-    def arrays(self) -> Sequence[npt.NDArray[np.integer]]:
-        """What `restore` needs to make the same examples in another process, besides the table of texts."""
-        ...
-
-
-@dataclass(frozen=True)
-class Part:
-    """Examples of one forward pass with the counts that Batch carries."""
-
-    examples: Examples
-    rows: int
-    texts: int
-    tokens: int
-    weight: float = 1.0
-    piece: int = 0
-    labelled: int | None = None
-
-
-def collate(part: Part, *, pad_id: int, budget: int) -> Batch:
-    """A part's examples as a Batch, texts padded with `pad_id` to the longest of their bucket."""
-    buckets, target = part.examples.collate(pad_id=pad_id, budget=budget)
-    counts = part.rows, part.texts, part.tokens, part.weight, part.piece, part.labelled
-    return Batch(buckets, target, *counts)
 
 
 def unique_texts(

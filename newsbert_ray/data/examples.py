@@ -7,109 +7,156 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from newsbert_ray.data.batches import Bucket, ClickChoices, PairChoices, Topics, make_bucket, unique_texts
+from newsbert_ray.data.batches import (
+    Batch,
+    Bucket,
+    ClickChoices,
+    PairChoices,
+    Target,
+    Topics,
+    make_bucket,
+    unique_texts,
+)
 from newsbert_ray.data.order import Ints, draw_examples
-from newsbert_ray.data.shards import TextTable
+from newsbert_ray.data.shards import TextTable, gather, offsets_of
 
-TITLE_COLUMNS = ["news_id", "label", "tokens"]
+TITLE_COLUMNS = ["news_id", "label"]
 CLICK_COLUMNS = ["impression_id", "history", "candidates", "clicked"]
 PAIR_COLUMNS = ["query", "text", "clicked"]
 
-Rows = npt.NDArray[np.int32]
-Arrays = Sequence[npt.NDArray[np.integer]]
+Rows = npt.NDArray[np.integer]
+Arrays = Sequence[Rows]
 Joined = TypeVar("Joined", "Titles", "Impressions", "Pairs")
 
 
 @dataclass(frozen=True)
-class Titles:
-    """Token ids and labels of many titles.
+class Examples:
+    """Examples of one task, which can be selected, sent to another process and made into a batch.
 
     Attributes:
-        tokens, offsets: ids flat; title i has offsets[i]:offsets[i + 1].
-        labels: (N,) topic of each title; -1 where it has no label.
-        rows: (N,) row of each title in the table of texts.
+        table: the texts; examples name them by their rows.
+        grouped: whether neighbours share texts, and so should stay with one worker.
     """
 
-    tokens: npt.NDArray[np.int32]
-    offsets: Ints
-    labels: Ints
-    rows: Ints
+    table: TextTable
     grouped: ClassVar[bool] = False
 
     @classmethod
-    def restore(cls, arrays: Arrays, table: TextTable | None) -> Titles:
-        """The titles whose `arrays` came from another process; `table` is not needed."""
-        tokens, lengths, labels, rows = arrays
-        offsets = offsets_of(lengths)
-        return cls(tokens.astype(np.int32), offsets, labels.astype(np.int64), rows.astype(np.int64))
+    def restore(cls, table: TextTable, arrays: Arrays) -> Self:
+        """The examples whose `arrays` came from another process."""
+        return cls(table, *(array.astype(np.int64) for array in arrays))
+
+    def arrays(self) -> Arrays:
+        """What `restore` needs besides the table."""
+        return [getattr(self, one.name) for one in fields(self)[1:]]
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.arrays()[-1])
+
+    @property
+    def labelled(self) -> int:
+        """Examples with a label."""
+        return len(self)
+
+    def take(self, rows: Ints) -> Self:
+        """The examples at `rows`, in that order."""
+        return self.restore(self.table, [array[rows] for array in self.arrays()])
+
+    def beside(self, table: TextTable, rows: Ints) -> Self:
+        """Also the texts `rows` of `table`, without a label; it begins with this one's texts."""
+        raise NotImplementedError
+
+    def mentions(self) -> Rows:
+        """The row of every text that an example names, again where several do."""
+        raise NotImplementedError
+
+    def count(self) -> tuple[int, int]:
+        """Mentions of texts, and their tokens."""
+        mentions = self.mentions()
+        return len(mentions), int(self.table.lengths(mentions).sum())
+
+    def collate(self, *, pad_id: int, budget: int) -> tuple[tuple[Bucket, ...], Target]:
+        """Buckets of at most about `budget` tokens, and the target."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Part:
+    """Examples of one forward pass with the counts that Batch carries."""
+
+    examples: Examples
+    rows: int
+    texts: int
+    tokens: int
+    weight: float = 1.0
+    piece: int = 0
+    labelled: int | None = None
+
+
+def collate(part: Part, *, pad_id: int, budget: int) -> Batch:
+    """A part's examples as a Batch, texts padded with `pad_id` to the longest of their bucket."""
+    buckets, target = part.examples.collate(pad_id=pad_id, budget=budget)
+    counts = part.rows, part.texts, part.tokens, part.weight, part.piece, part.labelled
+    return Batch(buckets, target, *counts)
+
+
+@dataclass(frozen=True)
+class Titles(Examples):
+    """Titles, as (N,) rows of the table of texts, and the (N,) topic of each; -1 where it has no label."""
+
+    rows: Ints
+    labels: Ints
 
     @property
     def lengths(self) -> Ints:
         """Tokens of each title."""
-        return np.diff(self.offsets)
-
-    def take(self, rows: Ints) -> Titles:
-        """The titles at `rows`, in that order."""
-        flat, offsets = gather(self.offsets, rows)
-        return Titles(self.tokens[flat], offsets, self.labels[rows], self.rows[rows])
+        return self.table.lengths(self.rows)
 
     @property
     def labelled(self) -> int:
         """Titles with a topic."""
         return int(np.count_nonzero(self.labels >= 0))
 
+    def mentions(self) -> Rows:
+        """The row of each title."""
+        return self.rows
+
     def beside(self, table: TextTable, rows: Ints) -> Titles:
         """Also the texts `rows` of `table`, without a topic; like lengths are neighbours then."""
-        flat, offsets = gather(table.offsets, rows)
-        texts = Titles(np.asarray(table.tokens[flat], np.int32), offsets, np.full(len(rows), -1), rows)
-        joined = join([self, texts])
+        labels = np.concatenate([self.labels, np.full(len(rows), -1)])
+        joined = Titles(table, np.concatenate([self.rows, rows]), labels)
         return joined.take(np.argsort(joined.lengths, kind="stable"))
-
-    def count(self) -> tuple[int, int]:
-        """Titles, and their tokens."""
-        return len(self), len(self.tokens)
 
     def collate(self, *, pad_id: int, budget: int) -> tuple[tuple[Bucket, ...], Topics]:
         """The titles in their order, in few buckets: those of a batch have similar lengths already."""
-        table = TextTable(self.tokens, self.offsets)
         pieces = -(-int(self.lengths.max(initial=1)) * len(self) // budget)
         buckets = [
-            make_bucket(*table.ids(rows, pad_id=pad_id), rows=self.rows[rows])
-            for rows in np.array_split(np.arange(len(self)), min(pieces, len(self)))
+            make_bucket(*self.table.ids(rows, pad_id=pad_id), rows=rows)
+            for rows in np.array_split(self.rows, min(pieces, len(self)))
         ]
         return tuple(buckets), Topics(torch.from_numpy(self.labels))
 
-    def arrays(self) -> Arrays:
-        """Ids, lengths, labels and rows."""
-        return self.tokens, self.lengths, self.labels, self.rows
 
-
-def titles_of(table: pa.Table, *, quota: int | None = None, start: int = 0) -> Titles:
-    """The titles of a news shard's columns `tokens` and `label`.
+def titles_of(shard: pa.Table, table: TextTable, *, quota: int | None = None, start: int = 0) -> Titles:
+    """The titles of a news shard.
 
     Args:
         quota: take so many of those with a label, chosen by `news_id`.
         start: the shard's first row in the table of texts.
     """
-    rows = np.arange(table.num_rows)
+    labels = shard.column("label").to_numpy().astype(np.int64)
+    rows = np.arange(len(labels))
     if quota is not None:
-        rows = np.flatnonzero(table.column("label").to_numpy() >= 0)
-        names = table.column("news_id").take(pa.array(rows)).to_pylist()
-        rows = rows[draw_examples(names, quota)]
-        table = table.take(pa.array(rows))
-    tokens, offsets = flat_lists(table.column("tokens"))
-    labels = table.column("label").to_numpy().astype(np.int64)
-    return Titles(np.asarray(tokens, np.int32), offsets, labels, start + rows)
+        rows = np.flatnonzero(labels >= 0)
+        rows = rows[draw_examples(shard.column("news_id").take(pa.array(rows)).to_pylist(), quota)]
+    return Titles(table, start + rows, labels[rows])
 
 
 @dataclass(frozen=True)
@@ -141,7 +188,7 @@ class Impressions:
 
 
 @dataclass(frozen=True)
-class Clicks:
+class Clicks(Examples):
     """Clicks, each with its user's history and its negatives.
 
     Attributes:
@@ -151,7 +198,6 @@ class Clicks:
         others: rows of the table of further texts, which no click mentions.
     """
 
-    table: TextTable
     history: Rows
     offsets: Ints
     candidates: Rows
@@ -160,20 +206,18 @@ class Clicks:
     grouped: ClassVar[bool] = True
 
     @classmethod
-    def restore(cls, arrays: Arrays, table: TextTable) -> Clicks:
+    def restore(cls, table: TextTable, arrays: Arrays) -> Clicks:
         """The clicks whose `arrays` came from another process."""
-        history, lengths, flat, groups, others = arrays
-        candidates = flat[1:].reshape(-1, int(flat[0])).astype(np.int32)
-        rows = groups.astype(np.int64), others.astype(np.int64)
-        return cls(table, history.astype(np.int32), offsets_of(lengths), candidates, *rows)
+        history, offsets, flat, groups, others = (array.astype(np.int64) for array in arrays)
+        return cls(table, history, offsets, flat[1:].reshape(-1, int(flat[0])), groups, others)
+
+    def arrays(self) -> Arrays:
+        """Histories and their offsets, candidates preceded by C, groups, further texts."""
+        flat = np.concatenate([self.candidates.shape[1:], self.candidates.ravel()])
+        return self.history, self.offsets, flat, self.groups, self.others
 
     def __len__(self) -> int:
         return len(self.candidates)
-
-    @property
-    def labelled(self) -> int:
-        """Clicks."""
-        return len(self)
 
     def beside(self, table: TextTable, rows: Ints) -> Clicks:
         """Also the texts `rows` of `table`, which begins with this one's texts."""
@@ -186,13 +230,7 @@ class Clicks:
 
     def mentions(self) -> Rows:
         """The row of every news in histories, then of every candidate, then of every further text."""
-        rows = [self.history, self.candidates[self.candidates >= 0], self.others.astype(np.int32)]
-        return np.concatenate(rows)
-
-    def count(self) -> tuple[int, int]:
-        """Mentions of news, and their tokens."""
-        mentions = self.mentions()
-        return len(mentions), int(self.table.lengths(mentions).sum())
+        return np.concatenate([self.history, self.candidates[self.candidates >= 0], self.others])
 
     def collate(self, *, pad_id: int, budget: int) -> tuple[tuple[Bucket, ...], ClickChoices]:
         """Each different news once, and the clicks over them."""
@@ -213,12 +251,6 @@ class Clicks:
             labels=torch.zeros(len(self), dtype=torch.int64),
         )
 
-    def arrays(self) -> Arrays:
-        """Histories, their lengths, candidates preceded by C, groups, further texts."""
-        width = np.array([self.candidates.shape[1]], np.int32)
-        flat = np.concatenate([width, self.candidates.ravel()])
-        return self.history, np.diff(self.offsets), flat, self.groups, self.others
-
 
 def impressions_of(table: pa.Table, *, history: int) -> Impressions:
     """The impressions of a behaviours shard, each with the last `history` clicks of its history."""
@@ -230,9 +262,8 @@ def impressions_of(table: pa.Table, *, history: int) -> Impressions:
     candidates, candidate_offsets = flat_lists(table.column("candidates"))
     clicked = np.full(len(candidates), -1, np.int8)
     labelled = np.repeat(table.column("clicked").is_valid().to_numpy(), np.diff(candidate_offsets))
-    clicked[labelled] = flat_lists(table.column("clicked").drop_null())[0]
-    history_rows, candidate_rows = np.asarray(read, np.int32)[flat], np.asarray(candidates, np.int32)
-    return Impressions(history_rows, offsets, candidate_rows, candidate_offsets, clicked)
+    clicked[labelled] = table.column("clicked").combine_chunks().flatten().to_numpy()
+    return Impressions(read[flat], offsets, candidates, candidate_offsets, clicked)
 
 
 def find_clicks(impressions: Impressions) -> tuple[Ints, Ints, Ints]:
@@ -305,57 +336,27 @@ def choose_clicks(table: pa.Table, impressions: Impressions, quota: int) -> tupl
 
 
 @dataclass(frozen=True)
-class Pairs:
+class Pairs(Examples):
     """Pairs: rows of the table of texts for query and text, and 1 where the text was clicked, all (S,)."""
 
-    table: TextTable
     queries: Ints
     texts: Ints
     clicked: Ints
-    grouped: ClassVar[bool] = False
-
-    @classmethod
-    def restore(cls, arrays: Arrays, table: TextTable) -> Pairs:
-        """The pairs whose `arrays` came from another process."""
-        queries, texts, clicked = (array.astype(np.int64) for array in arrays)
-        return cls(table, queries, texts, clicked)
-
-    def __len__(self) -> int:
-        return len(self.clicked)
-
-    @property
-    def labelled(self) -> int:
-        """Pairs."""
-        return len(self)
-
-    def beside(self, table: TextTable, rows: Ints) -> Pairs:
-        """Retrieval has no texts without a pair."""
-        raise NotImplementedError
 
     @property
     def lengths(self) -> Ints:
         """Tokens of each pair's text."""
         return self.table.lengths(self.texts)
 
-    def take(self, rows: Ints) -> Pairs:
-        """The pairs at `rows`, in that order."""
-        return Pairs(self.table, self.queries[rows], self.texts[rows], self.clicked[rows])
-
-    def count(self) -> tuple[int, int]:
-        """Mentions of queries and texts, and their tokens."""
-        mentions = np.concatenate([self.queries, self.texts])
-        return len(mentions), int(self.table.lengths(mentions).sum())
+    def mentions(self) -> Rows:
+        """The row of every query, then of every text."""
+        return np.concatenate([self.queries, self.texts])
 
     def collate(self, *, pad_id: int, budget: int) -> tuple[tuple[Bucket, ...], PairChoices]:
         """Each different query and text once, and the pairs over them."""
-        mentions = np.concatenate([self.queries, self.texts])
-        buckets, positions = unique_texts(self.table, mentions, pad_id=pad_id, budget=budget)
+        buckets, positions = unique_texts(self.table, self.mentions(), pad_id=pad_id, budget=budget)
         queries, texts = (torch.from_numpy(half) for half in np.split(positions, 2))
         return buckets, PairChoices(queries, texts, torch.from_numpy(self.clicked))
-
-    def arrays(self) -> Arrays:
-        """Queries, texts and clicks."""
-        return self.queries, self.texts, self.clicked
 
 
 def pairs_of(shard: pa.Table, table: TextTable, *, quota: int | None = None) -> Pairs:
@@ -379,24 +380,7 @@ def join(parts: Sequence[Joined]) -> Joined:
     return replace(parts[0], **columns)
 
 
-def flat_lists(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.integer], Ints]:
+def flat_lists(column: pa.ChunkedArray) -> tuple[Rows, Ints]:
     """A column of lists as all values one after another, and the offsets of each list."""
-    whole = column.combine_chunks()
-    if isinstance(whole, pa.ChunkedArray):
-        whole = pa.concat_arrays(whole.chunks) if whole.num_chunks else pa.array([], type=whole.type)
-    offsets = whole.offsets.to_numpy().astype(np.int64)
-    if not len(offsets):
-        return np.zeros(0, np.int32), np.zeros(1, np.int64)
-    return whole.values.to_numpy()[offsets[0] : offsets[-1]], offsets - offsets[0]
-
-
-def offsets_of(lengths: npt.NDArray[np.integer]) -> Ints:
-    """Where each of lists of these lengths begins, and the end of the last."""
-    return np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
-
-
-def gather(offsets: Ints, rows: Ints) -> tuple[Ints, Ints]:
-    """Positions of the values of the lists at `rows`, one after another, and their new offsets."""
-    lengths = offsets[rows + 1] - offsets[rows]
-    new = offsets_of(lengths)
-    return np.repeat(offsets[rows] - new[:-1], lengths) + np.arange(new[-1]), new
+    lists = column.combine_chunks()
+    return lists.flatten().to_numpy(), offsets_of(lists.value_lengths().to_numpy())

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from newsbert_ray.config import TrainSettings
 from newsbert_ray.data import examples
-from newsbert_ray.data.batches import Batch, Examples, Part, collate
-from newsbert_ray.data.examples import Clicks, Impressions, Pairs, Titles
+from newsbert_ray.data.batches import Batch
+from newsbert_ray.data.examples import Clicks, Examples, Impressions, Pairs, Part, Titles, collate
 from newsbert_ray.data.order import (
     Ints,
     Order,
@@ -40,6 +40,7 @@ from newsbert_ray.data.shards import (
     ShardError,
     Split,
     TextTable,
+    offsets_of,
     read_manifest,
     read_shard,
     read_texts,
@@ -47,7 +48,7 @@ from newsbert_ray.data.shards import (
 )
 from newsbert_ray.methods import TASKS, TaskName
 
-_CACHED_WINDOWS = 4
+_CACHED_WINDOWS = 16
 EVALUATION_TOKENS = 8192
 """Tokens, padding included, that an encoder reads at once in evaluation."""
 
@@ -164,11 +165,6 @@ class TrainingSchedule:
         """
         multiples = range(every, self.total_steps + 1, every) if every else ()
         return frozenset((*multiples, *(self.ends[-1:] if every and self.limit else self.ends)))
-
-    def starts(self, window: Window) -> tuple[int, ...]:
-        """The first row in the table of texts of each news shard of a window."""
-        start_of = dict(self.manifest.news)
-        return tuple(start_of[shard] for shard in window.shards)
 
     @property
     def examples(self) -> int:
@@ -292,11 +288,14 @@ def window_examples(schedule: TrainingSchedule, window: Window) -> Examples:
     What is read from the shards is cached for the process's later epochs and runs.
     """
     folder, shards, quotas = schedule.folder, window.shards, window.quotas
-    if schedule.task == "topics":
-        return _window_titles(folder, shards, quotas, schedule.starts(window))
     table = read_texts(folder, schedule.manifest)
+    if schedule.task == "topics":
+        starts = dict(schedule.manifest.news)
+        return _window_titles(folder, table, shards, quotas, tuple(starts[shard] for shard in shards))
     if schedule.task == "retrieval":
-        return _window_pairs(folder, table, shards, quotas)
+        columns = [read_shard(folder, shard, examples.PAIR_COLUMNS) for shard in shards]
+        parts = zip(columns, quotas, strict=True)
+        return examples.join([examples.pairs_of(shard, table, quota=quota) for shard, quota in parts])
     impressions, chosen = _window_impressions(folder, shards, quotas, schedule.history)
     generator = seeded_generator(schedule.order.seed, window.epoch, window.number + 1, 1)
     return examples.draw_clicks(
@@ -325,14 +324,12 @@ def _mentioned_texts(schedule: TrainingSchedule) -> Ints:
     texts: list[npt.NDArray[np.integer]] = [np.zeros(0, np.int64)]
     for window in schedule.windows(0):
         if schedule.task == "recommendation":
-            impressions, _ = _window_impressions(
+            impressions = _window_impressions(
                 schedule.folder, window.shards, window.quotas, schedule.history
-            )
+            )[0]
             texts += [impressions.history, impressions.candidates]
-            continue
-        examples = window_examples(schedule, window)
-        assert isinstance(examples, Titles | Pairs)
-        texts += [examples.rows] if isinstance(examples, Titles) else [examples.queries, examples.texts]
+        else:
+            texts.append(window_examples(schedule, window).mentions())
     return np.unique(np.concatenate(texts)).astype(np.int64)
 
 
@@ -361,8 +358,9 @@ def unlabelled_texts(schedule: TrainingSchedule) -> Texts:
         ShardError: there is none, or the other shards have another tokeniser.
     """
     manifest, table = schedule.manifest, read_texts(schedule.folder, schedule.manifest)
-    other = read_manifest(schedule.unlabelled) if schedule.unlabelled else manifest
-    require_tokenizer(other, manifest, folder=schedule.unlabelled or schedule.folder)
+    folder = schedule.unlabelled or schedule.folder
+    other = read_manifest(folder) if schedule.unlabelled else manifest
+    require_tokenizer(other, manifest, folder=folder)
     longest = min(int(one.settings.get("max_tokens") or 512) for one in (manifest, other))
 
     def begins(text: npt.NDArray[np.integer]) -> bytes:
@@ -373,30 +371,23 @@ def unlabelled_texts(schedule: TrainingSchedule) -> Texts:
     hidden, rows = set(map(begins, held_out)), np.setdiff1d(np.arange(train), _mentioned_texts(schedule))
     rows = rows[[begins(text) not in hidden for text in table.split(rows)]] if len(rows) else rows
     if schedule.unlabelled is not None:
+        other.require("train", "topics", folder=folder)
         known = set(map(begins, table.split(np.arange(len(table)))))
-        further = [text for text in _train_texts(schedule.unlabelled, other) if begins(text) not in known]
+        texts = read_texts(folder, other).split(np.arange(other.rows("train")))
+        further = [text for text in texts if begins(text) not in known]
         rows = np.concatenate([rows, np.arange(len(further)) + len(table)])
         lengths = np.array([len(text) for text in further], np.int64)
-        offsets = examples.offsets_of(np.concatenate([np.diff(table.offsets), lengths]))
+        offsets = offsets_of(np.concatenate([np.diff(table.offsets), lengths]))
         table = TextTable(np.concatenate([table.tokens, *further]), offsets)
     if not len(rows):
         raise ShardError(f"{schedule.folder}: no text is left for unlabelled_share; set it to 0")
     return Texts(table, rows)
 
 
-def _train_texts(folder: str, manifest: Manifest) -> Iterator[npt.NDArray[np.int32]]:
-    """The tokens of all train news."""
-    for shard in manifest.require("train", "topics", folder=folder):
-        tokens, offsets = examples.flat_lists(read_shard(folder, shard, ["tokens"]).column("tokens"))
-        yield from TextTable(np.asarray(tokens, np.int32), offsets).split(np.arange(len(offsets) - 1))
-
-
 def restore_examples(schedule: TrainingSchedule, arrays: Sequence[npt.NDArray[np.integer]]) -> Examples:
     """Examples whose `arrays` came from another process."""
-    if schedule.task == "topics":
-        return Titles.restore(arrays, None)
-    table = training_texts(schedule)
-    return (Clicks if schedule.task == "recommendation" else Pairs).restore(arrays, table)
+    kinds: dict[TaskName, type[Examples]] = {"topics": Titles, "recommendation": Clicks, "retrieval": Pairs}
+    return kinds[schedule.task].restore(training_texts(schedule), arrays)
 
 
 def evaluation_batches(
@@ -411,9 +402,9 @@ def evaluation_batches(
 
     Workers may differ by one batch.
     """
-    number, starts = 0, dict(manifest.news)
+    number, starts, table = 0, dict(manifest.news), read_texts(folder, manifest)
     for shard in manifest.splits[split]:
-        titles = _shard_titles(str(folder), shard, starts[shard])
+        titles = _window_titles(str(folder), table, (shard,), (None,), (starts[shard],))
         rows = np.argsort(titles.lengths, kind="stable")
         for start in range(0, len(rows), batch_size):
             if world.owns(number):
@@ -466,19 +457,17 @@ def _arrange_beside(schedule: TrainingSchedule, window: Window, first_step: int)
 
 @lru_cache(maxsize=_CACHED_WINDOWS)
 def _window_titles(
-    folder: str, shards: tuple[Shard, ...], quotas: tuple[int, ...], starts: tuple[int, ...]
+    folder: str,
+    table: TextTable,
+    shards: tuple[Shard, ...],
+    quotas: tuple[int | None, ...],
+    starts: tuple[int, ...],
 ) -> Titles:
     parts = []
     for shard, quota, start in zip(shards, quotas, starts, strict=True):
-        table = read_shard(folder, shard, examples.TITLE_COLUMNS)
-        parts.append(examples.titles_of(table, quota=quota, start=start))
+        columns = read_shard(folder, shard, examples.TITLE_COLUMNS)
+        parts.append(examples.titles_of(columns, table, quota=quota, start=start))
     return examples.join(parts)
-
-
-def _window_pairs(folder: str, table: TextTable, shards: tuple[Shard, ...], quotas: tuple[int, ...]) -> Pairs:
-    columns = (read_shard(folder, shard, examples.PAIR_COLUMNS) for shard in shards)
-    parts = zip(columns, quotas, strict=True)
-    return examples.join([examples.pairs_of(shard, table, quota=quota) for shard, quota in parts])
 
 
 @lru_cache(maxsize=_CACHED_WINDOWS)
@@ -495,8 +484,3 @@ def _window_impressions(
         chosen.append(before + positions)
         before += len(examples.find_clicks(impressions)[0])
     return examples.join(parts), np.concatenate(chosen)
-
-
-@lru_cache(maxsize=_CACHED_WINDOWS)
-def _shard_titles(folder: str, shard: Shard, start: int) -> Titles:
-    return examples.titles_of(read_shard(folder, shard, ["label", "tokens"]), start=start)

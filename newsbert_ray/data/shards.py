@@ -284,9 +284,21 @@ OFFSETS = "texts-offsets.npy"
 Ints = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True)
+def offsets_of(lengths: npt.NDArray[np.integer]) -> Ints:
+    """Where each of lists of these lengths begins, and the end of the last."""
+    return np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
+
+
+def gather(offsets: Ints, rows: npt.NDArray[np.integer]) -> tuple[Ints, Ints]:
+    """Positions of the values of the lists at `rows`, one after another, and their new offsets."""
+    lengths = offsets[rows + 1] - offsets[rows]
+    new = offsets_of(lengths)
+    return np.repeat(offsets[rows] - new[:-1], lengths) + np.arange(new[-1]), new
+
+
+@dataclass(frozen=True, eq=False)
 class TextTable:
-    """Token ids of many texts: ids flat, text i at offsets[i]:offsets[i + 1]."""
+    """Token ids of many texts: ids flat, text i at offsets[i]:offsets[i + 1]. Hashed by identity."""
 
     tokens: npt.NDArray[np.int32]
     offsets: Ints
@@ -316,9 +328,7 @@ class TextTable:
         lengths = self.lengths(rows)
         mask = np.arange(int(lengths.max(initial=1)))[None, :] < lengths[:, None]
         ids = np.full(mask.shape, pad_id, np.int64)
-        flat = np.repeat(self.offsets[rows], lengths) + np.arange(int(lengths.sum()))
-        flat -= np.repeat(np.cumsum(lengths) - lengths, lengths)
-        ids[mask] = self.tokens[flat]
+        ids[mask] = self.tokens[gather(self.offsets, rows)[0]]
         return ids, mask
 
 

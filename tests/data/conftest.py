@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from newsbert_ray.data.examples import Titles
-from newsbert_ray.data.shards import SPLITS, read_manifest, read_shard
+from newsbert_ray.data.shards import SPLITS, TextTable, offsets_of, read_manifest, read_shard
 from newsbert_ray.data.synthetic import synthesize
 from newsbert_ray.data.tokenizer import learn_tokenizer
 
@@ -59,4 +59,4 @@ def titles(count: int, seed: int = 0) -> Titles:
     generator = np.random.default_rng(seed)
     lengths = generator.integers(3, 13, count)
     tokens = generator.integers(5, 99, lengths.sum()).astype(np.int32)
-    return Titles(tokens, np.concatenate(([0], np.cumsum(lengths))), np.arange(count), np.arange(count))
+    return Titles(TextTable(tokens, offsets_of(lengths)), np.arange(count), np.arange(count))

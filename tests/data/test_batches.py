@@ -6,17 +6,19 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from newsbert_ray.data.batches import Part, Topics, collate, cut_buckets
-from newsbert_ray.data.examples import Titles
+from newsbert_ray.data.batches import Topics, cut_buckets
+from newsbert_ray.data.examples import Part, Titles, collate
+from newsbert_ray.data.shards import TextTable
 
 
 def test_collate_by_hand() -> None:
     """Columns, shapes and dtypes that every model relies on."""
-    two = Titles(np.array([5, 6, 7, 8, 9], np.int32), np.array([0, 2, 5]), np.array([1, 0]), np.array([7, 3]))
+    table = TextTable(np.array([7, 8, 9, 5, 6], np.int32), np.array([0, 3, 5]))
+    two = Titles(table, np.array([1, 0]), np.array([1, 0]))
     batch = collate(Part(two, rows=4, texts=4, tokens=11), pad_id=99, budget=512)
     (bucket,) = batch.buckets
     assert bucket.rows is not None
-    assert bucket.rows.tolist() == [7, 3]
+    assert bucket.rows.tolist() == [1, 0]
     assert isinstance(batch.target, Topics)
     assert bucket.input_ids.tolist() == [[5, 6, 99], [7, 8, 9]]
     assert bucket.attention_mask.tolist() == [[1, 1, 0], [1, 1, 1]]

@@ -8,12 +8,13 @@ import pyarrow as pa
 import pytest
 import torch
 
-from newsbert_ray.data.batches import ClickChoices, Part, collate
+from newsbert_ray.data.batches import ClickChoices
 from newsbert_ray.data.examples import (
     Clicks,
     Impressions,
-    Titles,
+    Part,
     choose_clicks,
+    collate,
     draw_clicks,
     find_clicks,
     impressions_of,
@@ -23,7 +24,6 @@ from newsbert_ray.data.examples import (
 from newsbert_ray.data.order import Order, seeded_generator
 from newsbert_ray.data.reading import worker_parts
 from newsbert_ray.data.shards import BEHAVIORS_SCHEMA, TextTable
-from tests.data.conftest import titles
 
 
 def table_of(lengths: list[int]) -> TextTable:
@@ -194,33 +194,9 @@ def test_parts_make_up_the_update(world_size: int, accumulate: int) -> None:
 def test_arrays_travel() -> None:
     """What Ray Data sends must be what was drawn."""
     clicks = draw(behaviors(([1, 2], [4, 5, 6], [0, 1, 0]), ([], [4, 7], [1, 0])))
-    back = Clicks.restore([array.astype(np.int32) for array in clicks.arrays()], TABLE)
+    back = Clicks.restore(TABLE, [array.astype(np.int32) for array in clicks.arrays()])
     for name in ("history", "offsets", "candidates", "groups"):
         assert getattr(back, name).tolist() == getattr(clicks, name).tolist()
-
-
-def test_take_and_join_keep_titles_whole() -> None:
-    """Flat tokens with offsets: an error of one would give every title its neighbour's words."""
-    many = titles(50)
-
-    def words(t: Titles, i: int) -> list[int]:
-        return [int(token) for token in t.tokens[t.offsets[i] : t.offsets[i + 1]]]
-
-    taken = many.take(np.array([7, 0, 49, 7]))
-    assert [words(taken, i) for i in range(4)] == [words(many, i) for i in (7, 0, 49, 7)]
-    joined = join([many.take(np.array([3])), many.take(np.array([], np.int64)), taken])
-    assert [words(joined, i) for i in range(5)] == [words(many, i) for i in (3, 7, 0, 49, 7)]
-
-
-def test_titles_of_a_sliced_table() -> None:
-    """A slice of a Parquet table keeps its parent's buffers: offsets must start at zero again."""
-    table = pa.table(
-        {"tokens": pa.array([[1], [2, 3], [4, 5, 6]], pa.list_(pa.int32())), "label": pa.array([0, 1, 2])}
-    )
-    sliced = titles_of(table.slice(1))
-    assert sliced.tokens.tolist() == [2, 3, 4, 5, 6]
-    assert sliced.offsets.tolist() == [0, 2, 5]
-    assert sliced.labels.tolist() == [1, 2]
 
 
 def test_a_draw_of_titles_is_of_those_with_a_label() -> None:
@@ -228,11 +204,10 @@ def test_a_draw_of_titles_is_of_those_with_a_label() -> None:
     table = pa.table(
         {
             "news_id": [f"N{i}" for i in range(6)],
-            "tokens": pa.array([[i] for i in range(6)], pa.list_(pa.int32())),
             "label": pa.array([0, -1, 2, -1, 1, 0]),
         }
     )
-    assert titles_of(table, quota=4, start=10).rows.tolist() == [10, 12, 14, 15]
-    two = titles_of(table, quota=2)
+    assert titles_of(table, TABLE, quota=4, start=10).rows.tolist() == [10, 12, 14, 15]
+    two = titles_of(table, TABLE, quota=2)
     assert len(two) == two.labelled == 2
-    assert titles_of(table).labels.tolist() == [0, -1, 2, -1, 1, 0]
+    assert titles_of(table, TABLE).labels.tolist() == [0, -1, 2, -1, 1, 0]

@@ -216,7 +216,7 @@ def test_parts_make_up_the_batch(world_size: int, accumulate: int) -> None:
         assert {part.rows for part in parts} == {31}
         assert {part.tokens for part in parts} == {int(many.lengths[rows].sum())}
         assert len(parts) == accumulate
-        labels += [int(label) for part in parts for label in part.examples.arrays()[2]]
+        labels += [int(label) for part in parts for label in part.examples.arrays()[1]]
     assert sorted(labels) == rows.tolist()
 
 
