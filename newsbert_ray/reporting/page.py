@@ -52,28 +52,10 @@ class Table:
         lines = "\n".join(f"| {' | '.join(line)} |" for line in (head, align, *body))
         return f"{_escape_markdown(self.caption)}\n\n{lines}" if self.caption else lines
 
-    def html(self) -> str:
-        """A `table` element in a box that scrolls where the table is wider than the screen."""
-
-        def row(tag: str, cells: tuple[str, ...]) -> str:
-            kinds = [
-                ' class="number"' if column >= self.words else ' class="text"' if len(cell) > 40 else ""
-                for column, cell in enumerate(cells)
-            ]
-            scope = ' scope="col"' if tag == "th" else ""
-            pairs = zip(kinds, cells, strict=True)
-            return "<tr>" + "".join(f"<{tag}{scope}{k}>{escape(c)}</{tag}>" for k, c in pairs) + "</tr>"
-
-        caption = f"<caption>{escape(self.caption)}</caption>" if self.caption else ""
-        label = escape(self.caption or ", ".join(self.head))
-        # Long numbers, such as differences with their p-values, may wrap.
-        long = any(len(cell) > 24 for cells in self.rows for cell in cells[self.words :])
-        kind = ' class="words"' if self.words == len(self.head) else ' class="long"' if long else ""
-        rows = "\n".join(row("td", cells) for cells in self.rows)
-        return (
-            f'<div class="table" role="region" aria-label="{label}" tabindex="0"><table{kind}>{caption}\n'
-            f"<thead>{row('th', self.head)}</thead>\n<tbody>\n{rows}\n</tbody></table></div>"
-        )
+    @property
+    def has_long_numbers(self) -> bool:
+        """Whether numbers, such as differences with their p-values, are so long that they may wrap."""
+        return any(len(cell) > 24 for cells in self.rows for cell in cells[self.words :])
 
     def latex(self) -> str:
         """A `table` environment in the style of booktabs."""
@@ -98,12 +80,16 @@ class Picture:
         """A link to the PNG, which contains the caption."""
         return f"![{_escape_markdown(self.alt)}]({self.file})"
 
-    def html(self) -> str:
-        """A `figure` element with the drawing inside."""
-        svg = inline_svg(self.svg, name=self.file.partition(".")[0], alt=self.alt)
-        width = re.search(r'viewBox="\S+ \S+ (\S+) ', svg)
-        kind = ' class="narrow"' if width is None or float(width[1]) <= 400 else ""
-        return f"<figure{kind}>\n{svg}\n<figcaption>{escape(self.caption)}</figcaption>\n</figure>"
+    @property
+    def inline(self) -> str:
+        """The drawing for use inside a page."""
+        return inline_svg(self.svg, name=self.file.partition(".")[0], alt=self.alt)
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether the drawing has a single panel."""
+        width = re.search(r'viewBox="\S+ \S+ (\S+) ', self.svg)
+        return width is None or float(width[1]) <= 400
 
 
 Block = Text | Facts | Bullets | Command | Table | Picture
@@ -120,20 +106,6 @@ def _markdown(block: Block) -> str:
         case Command(text):
             return f"```sh\n{text}\n```"
     return block.markdown()
-
-
-def _html(block: Block) -> str:
-    match block:
-        case Text(text):
-            return f"<p>{escape(text)}</p>"
-        case Facts(rows):
-            pairs = (f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>\n" for name, value in rows)
-            return f"<dl>\n{''.join(pairs)}</dl>"
-        case Bullets(items):
-            return f"<ul>{''.join(f'<li>{escape(item)}</li>' for item in items)}</ul>"
-        case Command(text):
-            return f"<pre><code>{escape(text)}</code></pre>"
-    return block.html()
 
 
 @dataclass(frozen=True)
@@ -162,35 +134,11 @@ class Page:
 
     def html(self) -> str:
         """The page as one HTML document; every text in it is escaped."""
-        style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
-        links, sections = "", []
-        for index, section in enumerate(self.sections, 1):
-            title, blocks = escape(section.title), "\n".join(map(_html, section.blocks))
-            links += f'<li><a href="#part-{index}">{title}</a></li>'
-            heading = f'<h2 id="part-{index}">{title}</h2>'
-            sections.append(f'<section aria-labelledby="part-{index}">\n{heading}\n{blocks}\n</section>')
-        return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<title>{escape(self.title)}</title>
-<style>
-{style}</style>
-</head>
-<body>
-<header>
-<h1>{escape(self.title)}</h1>
-<p class="lead">{escape(self.lead)}</p>
-<nav aria-label="Contents"><ul>{links}</ul></nav>
-</header>
-<main>
-{chr(10).join(sections)}
-</main>
-</body>
-</html>
-"""
+        from jinja2 import Environment, FileSystemLoader
+
+        folder = FileSystemLoader(Path(__file__).parent)
+        templates = Environment(loader=folder, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+        return templates.get_template("page.html").render(page=self)
 
     def latex(self) -> str:
         """Every table of the page, in its order; needs \\usepackage{booktabs}."""
