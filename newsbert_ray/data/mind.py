@@ -9,11 +9,9 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import stat
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from datetime import datetime
 from functools import partial
 from itertools import chain, compress
@@ -30,6 +28,7 @@ from newsbert_ray.data.sources import (
     Chunk,
     Fate,
     Fates,
+    HashIndex,
     PrepareError,
     Shares,
     is_known,
@@ -38,8 +37,7 @@ from newsbert_ray.data.sources import (
 )
 
 Codes = npt.NDArray[np.uint16]
-Minutes = npt.NDArray[np.int32]
-Rows = npt.NDArray[np.int32]
+Minutes = npt.NDArray[np.int64]
 Kind = Literal["news", "behaviors", "texts"]
 """MIND's two files, and lines of JSON that `labelled` wrote."""
 
@@ -86,35 +84,6 @@ class Impression(NamedTuple):
     clicked: list[int] | None
 
 
-class MindFolder(NamedTuple):
-    """The files of one source; `behaviors` may be missing."""
-
-    name: str
-    news: Path
-    behaviors: Path | None
-
-
-@dataclass(frozen=True)
-class KnownNews:
-    """The news kept: sorted hashes of their ids, and the row of each in the table of texts; 12 bytes each."""
-
-    hashes: Hashes
-    rows: Rows
-
-    def find(self, hashes: Hashes) -> Rows:
-        """The row of each of `hashes`, -1 for other news; shape as `hashes`."""
-        rows = np.full(len(hashes), -1, dtype=np.int32)
-        known = is_known(hashes, self.hashes)
-        rows[known] = self.rows[np.searchsorted(self.hashes, hashes[known])]
-        return rows
-
-
-def number_news(hashes: Hashes) -> KnownNews:
-    """The news whose `hashes` are in the order of the table of texts."""
-    order = np.argsort(hashes)
-    return KnownNews(hashes[order], order.astype(np.int32))
-
-
 class Lines(NamedTuple):
     """Of each line: hash of the id, code of the topic (NO_CODE: malformed), minute of an impression."""
 
@@ -125,7 +94,7 @@ class Lines(NamedTuple):
     @staticmethod
     def unread(count: int, kind: Kind) -> Lines:
         """Lines of which nothing is known yet."""
-        minutes = np.zeros(count if kind == "behaviors" else 0, dtype=np.int32)
+        minutes = np.zeros(count if kind == "behaviors" else 0, dtype=np.int64)
         return Lines(np.zeros(count, dtype=np.uint64), np.full(count, NO_CODE, dtype=np.uint16), minutes)
 
 
@@ -140,26 +109,35 @@ def is_mind(source: str) -> bool:
         return file.read(4) == b"PK\3\4"
 
 
-def find_folder(source: str, *, unpacked: Path) -> MindFolder:
-    """The files of one `--source`.
+def find_files(source: str, *, unpacked: Path) -> tuple[str, dict[Kind, Path]]:
+    """The name of one `--source`, and its files, of which behaviors.tsv may be missing.
 
     Args:
         source: a folder that holds news.tsv, itself or in its only such subfolder; or a zip of one.
         unpacked: folder to write a zip's files to.
     Raises:
-        PrepareError: no such path, or a zip that has no news.tsv, is damaged or hostile.
+        PrepareError: no such path, or a zip that has no news.tsv or is damaged.
     """
     path = Path(source).expanduser()
     if path.is_dir():
-        return _find_in_folder(path)
-    if not path.exists():
+        folder = path.resolve()
+        if not (folder / NEWS).is_file():
+            inner = sorted(file.parent for file in folder.glob(f"*/{NEWS}"))
+            if len(inner) > 1:
+                names = ", ".join(one.name for one in inner)
+                raise PrepareError(
+                    f"source {source}: {len(inner)} folders with a {NEWS} in it ({names}); give each as a "
+                    "--source"
+                )
+            folder = inner[0]
+        name = folder.name
+    elif not path.exists():
         raise PrepareError(f"source {source}: no such zip; give MIND's zip or folder")
-    if not zipfile.is_zipfile(path):
-        raise PrepareError(
-            f"source {source}: damaged zip of {path.stat().st_size:,} bytes, perhaps an interrupted "
-            "download; download it again"
-        )
-    return _unpack(path, unpacked)
+    else:
+        _unpack(path, unpacked)
+        folder, name = unpacked, path.stem
+    files: dict[Kind, Path] = {"news": folder / NEWS, "behaviors": folder / BEHAVIORS}
+    return name, {kind: file for kind, file in files.items() if file.is_file()}
 
 
 def parse_news(line: str) -> News:
@@ -236,12 +214,12 @@ def scan_chunk(work: tuple[Kind, Chunk], shared: None = None) -> tuple[Chunk, Li
     lines.hashes[:] = hash_ids(ids)
     if times:
         lines.codes[list(times)] = 0
-        lines.minutes[list(times)] = minutes_of(list(times.values()))
+        lines.minutes[list(times)] = np.array(list(times.values()), "datetime64[m]").astype(np.int64)
     return chunk, lines, list(topics)
 
 
 def parse_impressions(
-    chunk: Chunk, known: KnownNews, *, complete: bool
+    chunk: Chunk, known: HashIndex, *, complete: bool
 ) -> tuple[list[tuple[str, Impression | BadLine]], dict[str, int]]:
     """Rows of a chunk of behaviors.tsv, and the row in the table of texts of each known news in them.
 
@@ -307,17 +285,11 @@ def split_news(
 
 def find_duplicates(hashes: Hashes, well_formed: npt.NDArray[np.bool_]) -> dict[int, int]:
     """Position of every repeated well-formed line -> position of the first with the same id; ascending."""
-    good = hashes[well_formed]
-    good.sort()
-    repeated = np.unique(good[1:][good[1:] == good[:-1]])
-    original: dict[int, int] = {}
-    duplicates: dict[int, int] = {}
-    # NumPy 2.0 to 2.3 overflow here with another `kind`.
-    for position in np.flatnonzero(well_formed & np.isin(hashes, repeated, kind="sort")).tolist():
-        earliest = original.setdefault(int(hashes[position]), position)
-        if earliest != position:
-            duplicates[position] = earliest
-    return duplicates
+    lines = np.flatnonzero(well_formed)
+    _, first, inverse = np.unique(hashes[lines], return_index=True, return_inverse=True)
+    originals = lines[first[inverse]]
+    repeated = originals != lines
+    return dict(zip(lines[repeated].tolist(), originals[repeated].tolist(), strict=True))
 
 
 def split_by_time(minutes: Minutes, hashes: Hashes, counted: npt.NDArray[np.bool_], shares: Shares) -> Fates:
@@ -326,39 +298,20 @@ def split_by_time(minutes: Minutes, hashes: Hashes, counted: npt.NDArray[np.bool
     The shares are rounded to whole impressions. Within the minute of a cut, larger hashes count as later.
 
     Args:
-        minutes: shape (lines,); from `minutes_of`.
+        minutes: shape (lines,); minutes since 1970.
         hashes: shape (lines,); hash of the impression id.
         counted: shape (lines,); whether a line counts in the shares. Others are TRAIN.
     Returns:
         Shape (lines,).
     """
     fates = np.full(len(minutes), Fate.TRAIN, dtype=np.uint8)
-    total = int(np.count_nonzero(counted))
-    test = round(total * shares.test)
-    for fate, count in ((Fate.VALIDATION, test + round(total * shares.validation)), (Fate.TEST, test)):
-        fates[_find_latest(minutes, hashes, counted, min(count, total))] = fate
+    lines = np.flatnonzero(counted)
+    in_order = lines[np.lexsort((hashes[lines], minutes[lines]))]
+    test = round(len(lines) * shares.test)
+    first = len(lines) - test - round(len(lines) * shares.validation)
+    fates[in_order[max(0, first) :]] = Fate.VALIDATION
+    fates[in_order[len(lines) - test :]] = Fate.TEST
     return fates
-
-
-def _find_latest(
-    minutes: Minutes, hashes: Hashes, counted: npt.NDArray[np.bool_], count: int
-) -> npt.NDArray[np.bool_]:
-    """Whether a line is among the latest `count` of those counted."""
-    if not count:
-        return np.zeros(len(minutes), dtype=np.bool_)
-    times = minutes[counted]
-    cut = np.partition(times, len(times) - count)[len(times) - count]
-    latest: npt.NDArray[np.bool_] = counted & (minutes > cut)
-    tied = np.flatnonzero(counted & (minutes == cut))
-    missing = count - int(np.count_nonzero(latest))
-    latest[tied[np.argsort(hashes[tied], kind="stable")[len(tied) - missing :]]] = True
-    return latest
-
-
-def minutes_of(times: Sequence[datetime]) -> Minutes:
-    """Minutes since 1970, shape (len(times),); times after the year 6052 are cut to its end."""
-    minutes = np.array(times, "datetime64[m]").astype(np.int64)
-    return np.minimum(minutes, np.iinfo(np.int32).max).astype(np.int32)
 
 
 def count_examples(impression: Impression) -> int:
@@ -420,44 +373,27 @@ def _require_id(name: str, value: str) -> None:
         raise BadLine(f"id: {name} {value[:40]!r} has blanks or control characters, or is too long")
 
 
-def _find_in_folder(folder: Path) -> MindFolder:
-    if (folder / NEWS).is_file():
-        return _mind_folder(folder.resolve().name, folder)
-    inner = sorted(path.parent for path in folder.glob(f"*/{NEWS}"))
-    if len(inner) > 1:
-        names = ", ".join(path.name for path in inner)
-        raise PrepareError(
-            f"source {folder}: {len(inner)} folders with a {NEWS} in it ({names}); give each as a --source"
-        )
-    return _mind_folder(inner[0].name, inner[0])
-
-
-def _mind_folder(name: str, folder: Path) -> MindFolder:
-    behaviors = folder / BEHAVIORS
-    return MindFolder(name, folder / NEWS, behaviors if behaviors.is_file() else None)
-
-
-def _unpack(path: Path, unpacked: Path) -> MindFolder:
+def _unpack(path: Path, unpacked: Path) -> None:
     """Write the zip's news.tsv and behaviors.tsv, and nothing else, under these names."""
     try:
         with zipfile.ZipFile(path) as archive:
-            for member in archive.infolist():
-                _require_harmless(path, member)
-            wanted = {name: _only_member(path, archive, name) for name in (NEWS, BEHAVIORS)}
-            if wanted[NEWS] is None:
+            members = {name: _only_member(path, archive, name) for name in (NEWS, BEHAVIORS)}
+            if members[NEWS] is None:
                 raise PrepareError(f"source {path}: no {NEWS} in this zip; give one of MIND's own zips")
-            _require_room(path, [member for member in wanted.values() if member], unpacked)
             unpacked.mkdir(parents=True)
-            for name, chosen in wanted.items():
-                if chosen is not None:
-                    with archive.open(chosen) as packed, (unpacked / name).open("wb") as file:
+            for name, member in members.items():
+                if member is not None:
+                    with archive.open(member) as packed, (unpacked / name).open("wb") as file:
                         shutil.copyfileobj(packed, file, CHUNK_BYTES)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise PrepareError(f"source {path}: damaged or encrypted zip ({error}); download it again") from error
-    return _mind_folder(path.stem, unpacked)
+        raise PrepareError(
+            f"source {path}: damaged or encrypted zip of {path.stat().st_size:,} bytes ({error}); download "
+            "it again"
+        ) from error
 
 
 def _only_member(path: Path, archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo | None:
+    """The member of this name, None where there is none; its folders do not matter."""
     members = [
         member
         for member in archive.infolist()
@@ -467,27 +403,10 @@ def _only_member(path: Path, archive: zipfile.ZipFile, name: str) -> zipfile.Zip
         raise PrepareError(
             f"source {path}: {len(members)} files named {name} in this zip; unpack it and give the folders"
         )
+    for member in members:
+        if member.file_size > max(_SMALL_BYTES, _LARGEST_RATIO * member.compress_size):
+            raise PrepareError(
+                f"source {path}: member {member.filename!r} would grow from {member.compress_size:,} bytes "
+                f"to {member.file_size:,}; unpack it yourself if you trust it, and give the folder"
+            )
     return members[0] if members else None
-
-
-def _require_harmless(path: Path, member: zipfile.ZipInfo) -> None:
-    name = member.filename.replace("\\", "/")
-    parts = PurePosixPath(name).parts
-    fault = f"source {path}: member {member.filename!r}"
-    if name.startswith("/") or ".." in parts or (parts and parts[0].endswith(":")):
-        raise PrepareError(f"{fault} points outside of the zip; give one of MIND's own zips")
-    if stat.S_ISLNK(member.external_attr >> 16):
-        raise PrepareError(f"{fault} is a link; give one of MIND's own zips")
-    size = member.file_size
-    if size > _SMALL_BYTES and size > _LARGEST_RATIO * max(1, member.compress_size):
-        raise PrepareError(
-            f"{fault} would grow from {member.compress_size:,} bytes to {size:,}; unpack it yourself if you "
-            "trust it, and give the folder"
-        )
-
-
-def _require_room(path: Path, members: Sequence[zipfile.ZipInfo], unpacked: Path) -> None:
-    needed = sum(member.file_size for member in members)
-    free = shutil.disk_usage(unpacked.parent).free
-    if needed > free:
-        raise PrepareError(f"source {path}: needs {needed:,} bytes unpacked, {free:,} are free beside --out")

@@ -1,7 +1,7 @@
 """MIND as a kind of source, in constant memory. Chunks are read twice, in this process or as Ray tasks.
 
 First all chunks are scanned for ids, topics and times, because the fate of a line (its split, or a duplicate)
-depends on the others; about 11 bytes a news line and 15 a behaviours line stay in memory. Then each chunk is
+depends on the others; about 11 bytes a news line and 27 a behaviours line stay in memory. Then each chunk is
 parsed, tokenised and written as shards.
 """
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,22 +22,7 @@ import pyarrow.parquet as pq
 
 from newsbert_ray.config import ColumnSettings, PrepareSettings
 from newsbert_ray.data import labelled, mind
-from newsbert_ray.data.mind import (
-    KEPT,
-    NO_CODE,
-    NO_TOPIC,
-    RARE,
-    Impression,
-    Kind,
-    KnownNews,
-    Lines,
-    News,
-    find_duplicates,
-    number_news,
-    parse_impressions,
-    split_by_time,
-    split_news,
-)
+from newsbert_ray.data.mind import KEPT, NO_CODE, NO_TOPIC, RARE, Impression, Kind, Lines, News
 from newsbert_ray.data.shards import (
     BEHAVIORS_SCHEMA,
     NEWS_SCHEMA,
@@ -58,17 +43,18 @@ from newsbert_ray.data.sources import (
     Contents,
     Fate,
     Fates,
+    HashIndex,
     PrepareError,
     Rejected,
     Shares,
     SourceFile,
     Workspace,
     describe_role,
-    held_out,
     order_sources,
     parse_chunk,
     read_through,
     role_of,
+    shares_of,
     show_progress,
 )
 from newsbert_ray.data.tokenizer import TitleTokenizer, restore_tokenizer
@@ -110,7 +96,7 @@ class Job:
     trains: bool
 
 
-@dataclass(frozen=True)
+@dataclass
 class MindFile:
     """A file of MIND. `fates` has an entry a line; `duplicates` maps a line's position to its original's."""
 
@@ -136,7 +122,7 @@ class Shared:
     """What all jobs need. Without a tokeniser they only list bad lines."""
 
     folder: Path
-    known: KnownNews
+    known: HashIndex
     labels: dict[str, int] = field(default_factory=dict)
     tokenizer: str = ""
     pad_id: int = 0
@@ -147,13 +133,11 @@ class Shared:
 class Summary:
     """What a job has written. `users` are hashes of different users."""
 
-    job: tuple[int, int]
-    bytes: int
-    kind: Kind
+    job: Job
     shards: list[tuple[Group, Shard]] = field(default_factory=list)
     rejected: Rejected = field(default_factory=Rejected)
     counts: Counter[str] = field(default_factory=Counter)
-    users: Hashes = field(default_factory=lambda: np.zeros(0, dtype=np.uint64))
+    users: Hashes = field(default_factory=lambda: hash_ids([]))
 
 
 class NewsSource:
@@ -167,25 +151,28 @@ class NewsSource:
         self._settings, self._workspace = settings, workspace
         self._files = _open_files(settings, workspace)
         self.files = [file.source for file in self._files]
+        self._news = [file for file in self._files if file.kind != "behaviors"]
         others = any(file.kind == "texts" for file in self._files)
         self.max_tokens = 128 if others else 30  # 30 as in the paper
         self.columns = settings.columns.model_dump() if others else {}
         self._labels: list[str] = []
         self._rare: dict[str, int] = {}
-        self._known = number_news(hash_ids([]))
+        self._known = HashIndex()
         self._counts: Counter[str] = Counter()
 
     def assign_rows(self) -> None:
-        """Decide the fate of every line; stop before a title is tokenised if a news file is mostly bad."""
+        """Read all rows once and decide the fate of each.
+
+        Raises:
+            PrepareError: a news file is mostly bad (no title is tokenised then), or a split would be empty.
+        """
         lines, topics = self._scan()
-        shares = Shares(self._settings.validation_share, self._settings.test_share)
-        shares = held_out(shares, sources=len(self._news()))
+        shares = shares_of(self._settings, sources=len(self._news))
         self._assign_news(lines, topics, shares)
-        for position, file in enumerate(self._files):
+        for file in self._files:
             if file.kind == "behaviors":
-                scanned = lines.pop(file.source.number)
-                self._files[position] = _assign_impressions(file, scanned, shares)
-        for file in self._news():
+                _assign_impressions(file, lines.pop(file.source.number), shares)
+        for file in self._news:
             bad = int(np.isin(file.fates, (Fate.MALFORMED, Fate.DUPLICATE)).sum())
             if bad > self._settings.max_rejected_share * file.source.lines:
                 shared = Shared(self._workspace.folder.absolute(), self._known)
@@ -195,7 +182,7 @@ class NewsSource:
     def all_texts(self, *, training_only: bool) -> Iterator[str]:
         """Titles in the order of their lines."""
         fates = {int(fate) for fate in ((Fate.TRAIN,) if training_only else KEPT)}
-        for job in chain.from_iterable(file.jobs() for file in self._news()):
+        for job in chain.from_iterable(file.jobs() for file in self._news):
             rows = parse_chunk(job.chunk, mind.NEWS_PARSERS[job.kind])
             for fate, (_, row) in zip(job.fates.tolist(), rows, strict=True):
                 if fate in fates and isinstance(row, News):
@@ -212,21 +199,16 @@ class NewsSource:
             max_tokens=self._settings.max_tokens or self.max_tokens,
         )
         jobs = [job for file in self._files for job in file.jobs()]
-        total = sum(job.chunk.length for job in jobs)
         summaries: list[Summary] = []
-        nobody: Hashes = np.zeros(0, dtype=np.uint64)
-        users = [nobody]
-        with show_progress(self._workspace.say, "prepared", total=total) as advance:
+        with show_progress(self._workspace.say, "prepared", total=len(jobs)) as advance:
             for summary in self._workspace.map_all(jobs, write_chunk, shared):
-                advance(summary.bytes)
-                users.append(summary.users)
-                if sum(map(len, users[1:])) > len(users[0]):
-                    users = [np.unique(np.concatenate(users))]
-                summaries.append(replace(summary, users=nobody))
-        summaries.sort(key=lambda summary: summary.job)  # Ray's tasks end in any order
+                advance(1)
+                summaries.append(summary)
+        summaries.sort(key=lambda one: (one.job.number, one.job.index))  # Ray's tasks end in any order
         self._counts = sum((summary.counts for summary in summaries), Counter())
         rejected = self._collect_rejected(self._files, summaries)
-        return self._describe(summaries, rejected, users=len(np.unique(np.concatenate(users))))
+        users = np.unique(np.concatenate([hash_ids([]), *(summary.users for summary in summaries)]))
+        return self._describe(summaries, rejected, users=len(users))
 
     def summary(self, manifest: Manifest) -> Iterator[str]:
         """Counts of news, topics, impressions and clicks, and Table 1 of the paper."""
@@ -257,9 +239,6 @@ class NewsSource:
         values = {name: f"{value:,.2f}".removesuffix(".00") for name, value in statistics.items()}
         yield "Table 1: " + ", ".join(f"{value} {name}" for name, value in values.items() if value != "0")
 
-    def _news(self) -> list[MindFile]:
-        return [file for file in self._files if file.kind != "behaviors"]
-
     def _scan(self) -> tuple[dict[int, Lines], dict[str, int]]:
         """The lines of each file by its number, and the code of each topic."""
         lines = {file.source.number: Lines.unread(file.source.lines, file.kind) for file in self._files}
@@ -270,25 +249,21 @@ class NewsSource:
             code = np.array([topics.setdefault(name, len(topics)) for name in names], dtype=np.int64)
             if len(topics) >= NO_TOPIC:
                 raise PrepareError(f"{chunk.file}: more than {NO_TOPIC:,} labels; is that column the label?")
-            target = lines[number[chunk]]
-            rows = slice(chunk.first_line - 1, chunk.first_line - 1 + chunk.lines)
-            target.hashes[rows], target.codes[rows] = scanned.hashes, scanned.codes
             if names:
                 good = scanned.codes < NO_TOPIC
-                target.codes[rows][good] = code[scanned.codes[good]]
-            if len(target.minutes):
-                target.minutes[rows] = scanned.minutes
+                scanned.codes[good] = code[scanned.codes[good]]
+            whole: tuple[npt.NDArray[Any], ...] = lines[number[chunk]]
+            for column, part in zip(whole, scanned, strict=True):
+                column[chunk.first_line - 1 : chunk.first_line - 1 + chunk.lines] = part
         return lines, topics
 
     def _assign_news(self, lines: dict[int, Lines], topics: dict[str, int], shares: Shares) -> None:
         """The fate of every news, the training topics, and the news kept."""
         counts: npt.NDArray[np.int64] = np.zeros(0, dtype=np.int64)
-        earlier: Hashes = np.zeros(0, dtype=np.uint64)
-        for position, file in enumerate(self._files):
-            if file.kind == "behaviors":
-                continue
+        earlier = hash_ids([])
+        for position, file in enumerate(self._news):
             hashes, codes, _ = lines[file.source.number]
-            fates, duplicates = split_news(
+            file.fates, file.duplicates = mind.split_news(
                 hashes,
                 codes,
                 role=file.role,
@@ -297,14 +272,13 @@ class NewsSource:
                 seed=self._settings.seed,
                 shares=shares,
             )
-            kept = np.isin(fates, KEPT)
+            kept = np.isin(file.fates, KEPT)
             if position == 0:
                 counts = np.bincount(codes[kept], minlength=len(topics))
             earlier = np.sort(np.concatenate([earlier, hashes[kept]]))
-            self._files[position] = replace(file, fates=fates, duplicates=duplicates)
-        news = self._news()
-        in_order = [lines[file.source.number].hashes[file.fates == fate] for fate in KEPT for file in news]
-        self._known = number_news(np.concatenate(in_order))
+        for fate in KEPT:
+            for file in self._news:
+                self._known.add(lines[file.source.number].hashes[file.fates == fate])
         by_name = {name: int(counts[code]) for name, code in sorted(topics.items()) if counts[code]}
         self._labels = list(by_name)
         self._rare = {name: count for name, count in by_name.items() if count < RARE}
@@ -312,7 +286,7 @@ class NewsSource:
     def _require_news(self) -> None:
         """Refuse an empty split or a single topic, which would alter every number; texts without any label
         are for --unlabelled."""
-        news = self._news()
+        news = self._news
         if not self._labels and any((file.fates == Fate.TRAIN).any() for file in news):
             return
         names = ", ".join(file.source.label if file.kind == "texts" else file.source.folder for file in news)
@@ -336,7 +310,7 @@ class NewsSource:
         """
         rejected = {file.source.number: Rejected() for file in files}
         for summary in summaries:
-            rejected[summary.job[0]].merge(summary.rejected)
+            rejected[summary.job.number].merge(summary.rejected)
         with (self._workspace.folder / REJECTED).open("wb") as joined:
             for part in sorted(self._workspace.folder.glob("rejected-*.part")):
                 joined.write(part.read_bytes())
@@ -344,7 +318,7 @@ class NewsSource:
         allowed = self._settings.max_rejected_share
         for file in files:
             bad, source = rejected[file.source.number], file.source
-            lacking = sum(one.counts["incomplete"] for one in summaries if one.job[0] == source.number)
+            lacking = sum(one.counts["incomplete"] for one in summaries if one.job.number == source.number)
             if lacking > allowed * source.lines:
                 raise PrepareError(
                     f"{source.label}: {lacking:,} of {source.lines:,} impressions offer news without a title "
@@ -356,15 +330,15 @@ class NewsSource:
         return list(rejected.values())
 
     def _describe(self, summaries: Iterable[Summary], rejected: list[Rejected], *, users: int) -> Contents:
-        shards: dict[Kind, dict[Group, list[Shard]]] = {"news": {}, "behaviors": {}}
+        news: dict[Group, list[Shard]] = {}
+        behaviors: dict[Group, list[Shard]] = {}
         for summary in summaries:
+            shards = behaviors if summary.job.kind == "behaviors" else news
             for group, shard in summary.shards:
-                kind: Kind = "behaviors" if summary.kind == "behaviors" else "news"
-                shards[kind].setdefault(group, []).append(shard)
-        news, behaviors = shards["news"], shards["behaviors"]
+                shards.setdefault(group, []).append(shard)
         in_order = [shard for group in GROUPS.values() for shard in news.get(group, [])]
         texts, counts = _write_texts(self._workspace.folder, in_order), self._counts
-        assert texts.rows == len(self._known.rows)
+        assert texts.rows == len(self._known)
         return Contents(
             rows=[file.lines for file in self.files],
             rejected=rejected,
@@ -414,41 +388,44 @@ def _open_source(
         parts = labelled.open_parts(source, columns, say=workspace.say)
         files = labelled.write_parts(parts, unpacked)
         return [(file.name, {"texts": file}) for file in files]
-    folder = mind.find_folder(source, unpacked=unpacked)
-    opened: dict[Kind, SourceFile] = {"news": read_through(folder.news, folder=folder.name)}
-    if folder.behaviors is None:
-        workspace.say(f"{folder.name}: no {mind.BEHAVIORS}, so news only")
-    else:
-        opened["behaviors"] = read_through(folder.behaviors, folder=folder.name)
-    return [(folder.name, opened)]
+    name, paths = mind.find_files(source, unpacked=unpacked)
+    if "behaviors" not in paths:
+        workspace.say(f"{name}: no {mind.BEHAVIORS}, so news only")
+    return [(name, {kind: read_through(path, folder=name) for kind, path in paths.items()})]
 
 
-def _assign_impressions(file: MindFile, lines: Lines, shares: Shares) -> MindFile:
+def _assign_impressions(file: MindFile, lines: Lines, shares: Shares) -> None:
     """The fate of every impression: by time in the training file, otherwise the file's role.
 
     Lines that are bad for their candidates alone count in the shares, as candidates are not parsed yet.
     """
     well_formed = lines.codes != NO_CODE
-    duplicates = find_duplicates(lines.hashes, well_formed)
-    fates = np.full(len(well_formed), file.role, dtype=np.uint8)
+    file.duplicates = mind.find_duplicates(lines.hashes, well_formed)
+    repeated = list(file.duplicates)
+    file.fates = np.full(len(well_formed), file.role, dtype=np.uint8)
     if file.role is Fate.TRAIN:
-        well_formed[list(duplicates)] = False
-        fates = split_by_time(lines.minutes, lines.hashes, well_formed, shares)
-    fates[list(duplicates)] = Fate.DUPLICATE
-    return replace(file, fates=fates, duplicates=duplicates)
+        well_formed[repeated] = False
+        file.fates = mind.split_by_time(lines.minutes, lines.hashes, well_formed, shares)
+    file.fates[repeated] = Fate.DUPLICATE
 
 
 def write_chunk(job: Job, shared: Shared) -> Summary:
     """Write the shards of a chunk, and list its bad lines in a file of its own."""
-    summary = Summary((job.number, job.index), job.chunk.length, job.kind)
-    if job.kind != "behaviors":
-        news = _sort_rows(job, parse_chunk(job.chunk, mind.NEWS_PARSERS[job.kind]), shared, summary)
-        if shared.tokenizer:
-            _write_news(job, news, shared, summary)
+    summary = Summary(job)
+    tables: dict[Group, tuple[pa.Table, int]] = {}
+    if job.kind == "behaviors":
+        lines, row_of = mind.parse_impressions(job.chunk, shared.known, complete=job.trains)
+        for group, rows in _sort_rows(job, lines, shared, summary).items():
+            tables[group] = _impression_table(rows, group, row_of, summary)
     else:
-        lines, row_of = parse_impressions(job.chunk, shared.known, complete=job.trains)
-        impressions = _sort_rows(job, lines, shared, summary)
-        _write_behaviors(job, impressions, row_of, shared, summary)
+        news = parse_chunk(job.chunk, mind.NEWS_PARSERS[job.kind])
+        for group, titles in _sort_rows(job, news, shared, summary).items():
+            if shared.tokenizer:
+                tables[group] = _news_table(titles, group, shared, summary)
+    kind = "behaviors" if job.kind == "behaviors" else "news"
+    for group, (table, examples) in tables.items():
+        name = f"{group}-{kind}-{job.number:02d}-{job.index:05d}.parquet"
+        summary.shards.append((group, write_shard(shared.folder, name, table, examples=examples)))
     return summary
 
 
@@ -471,64 +448,51 @@ def _sort_rows(
     if listed:
         part = shared.folder / f"rejected-{job.number:02d}-{job.index:05d}.part"
         part.write_text("".join(listed), "utf-8")
-    return kept
+    return {group: rows for group, rows in kept.items() if rows}
 
 
-def _write_news(job: Job, kept: dict[Group, list[News]], shared: Shared, summary: Summary) -> None:
+def _news_table(rows: list[News], group: Group, shared: Shared, summary: Summary) -> tuple[pa.Table, int]:
+    """A shard, and its examples."""
     tokenizer = _tokenizer(shared.tokenizer, shared.pad_id)
-    for group, rows in kept.items():
-        if not rows:
-            continue
-        ids, topics, subcategories, titles = zip(*rows, strict=True)
-        columns = {
-            "news_id": ids,
-            "title": titles,
-            "category": topics,
-            "subcategory": subcategories,
-            # A topic without training news is no label.
-            "label": [shared.labels.get(topic, -1) for topic in topics],
-            "tokens": list(tokenizer.encode(titles, max_tokens=shared.max_tokens)),
-        }
-        table = pa.table(columns, schema=NEWS_SCHEMA)
-        labelled = sum(label >= 0 for label in columns["label"]) if group == "train" else None
-        shard = write_shard(shared.folder, _shard_name(job, group), table, examples=labelled)
-        summary.shards.append((group, shard))
-        summary.counts["words"] += sum(len(title.split()) for title in titles)
-        summary.counts["tokens"] += len(table["tokens"].combine_chunks().values)
+    ids, topics, subcategories, titles = zip(*rows, strict=True)
+    columns = {
+        "news_id": ids,
+        "title": titles,
+        "category": topics,
+        "subcategory": subcategories,
+        # A topic without training news is no label.
+        "label": [shared.labels.get(topic, -1) for topic in topics],
+        "tokens": list(tokenizer.encode(titles, max_tokens=shared.max_tokens)),
+    }
+    table = pa.table(columns, schema=NEWS_SCHEMA)
+    summary.counts["words"] += sum(len(title.split()) for title in titles)
+    summary.counts["tokens"] += len(table["tokens"].combine_chunks().values)
+    return table, sum(label >= 0 for label in columns["label"]) if group == "train" else len(rows)
 
 
-def _write_behaviors(
-    job: Job, kept: dict[Group, list[Impression]], row_of: dict[str, int], shared: Shared, summary: Summary
-) -> None:
-    for group, rows in kept.items():
-        if not rows:
-            continue
-        ids, users, times, histories, candidates, clicked = zip(*rows, strict=True)
-        columns = {
-            "impression_id": ids,
-            "user_id": users,
-            "time": times,
-            "history": [[row_of[name] for name in history if name in row_of] for history in histories],
-            "candidates": [[row_of.get(name, -1) for name in offered] for offered in candidates],
-            "clicked": clicked,
-        }
-        table = pa.table(columns, schema=BEHAVIORS_SCHEMA)
-        known = [row for row in rows if all(name in row_of for name in row.candidates)]
-        summary.counts["incomplete"] += len(rows) - len(known)
-        examples = sum(map(mind.count_examples, known))
-        shard = write_shard(shared.folder, _shard_name(job, group), table, examples=examples)
-        summary.shards.append((group, shard))
-        summary.counts[f"{group} clicks"] += sum(map(sum, filter(None, clicked)))
-        summary.counts[f"{group} unlabelled"] += clicked.count(None)
-        summary.counts["unknown candidates"] += sum(offered.count(-1) for offered in columns["candidates"])
-        summary.counts["read"] += sum(map(len, histories))
-        summary.counts["read and known"] += len(table["history"].combine_chunks().values)
-    summary.users = np.unique(hash_ids([row.user_id for rows in kept.values() for row in rows]))
-
-
-def _shard_name(job: Job, group: Group) -> str:
-    kind = "behaviors" if job.kind == "behaviors" else "news"
-    return f"{group}-{kind}-{job.number:02d}-{job.index:05d}.parquet"
+def _impression_table(
+    rows: list[Impression], group: Group, row_of: dict[str, int], summary: Summary
+) -> tuple[pa.Table, int]:
+    """A shard, and its examples."""
+    ids, users, times, histories, candidates, clicked = zip(*rows, strict=True)
+    columns = {
+        "impression_id": ids,
+        "user_id": users,
+        "time": times,
+        "history": [[row_of[name] for name in history if name in row_of] for history in histories],
+        "candidates": [[row_of.get(name, -1) for name in offered] for offered in candidates],
+        "clicked": clicked,
+    }
+    table = pa.table(columns, schema=BEHAVIORS_SCHEMA)
+    known = [row for row in rows if all(name in row_of for name in row.candidates)]
+    summary.counts["incomplete"] += len(rows) - len(known)
+    summary.counts[f"{group} clicks"] += sum(map(sum, filter(None, clicked)))
+    summary.counts[f"{group} unlabelled"] += clicked.count(None)
+    summary.counts["unknown candidates"] += sum(offered.count(-1) for offered in columns["candidates"])
+    summary.counts["read"] += sum(map(len, histories))
+    summary.counts["read and known"] += len(table["history"].combine_chunks().values)
+    summary.users = np.union1d(summary.users, hash_ids(users))
+    return table, sum(map(mind.count_examples, known))
 
 
 def _write_texts(folder: Path, news: Sequence[Shard]) -> Texts:

@@ -13,14 +13,12 @@ from itertools import chain, compress
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from newsbert_ray.config import PrepareSettings
 from newsbert_ray.data.shards import (
     PAIRS_SCHEMA,
     SPLITS,
-    Hashes,
     Manifest,
     Shard,
     Split,
@@ -34,15 +32,15 @@ from newsbert_ray.data.sources import (
     Contents,
     Fate,
     Fates,
+    HashIndex,
     PrepareError,
     Rejected,
-    Shares,
+    Rows,
     Workspace,
     describe_role,
-    held_out,
-    is_known,
     order_sources,
     role_of,
+    shares_of,
     show_progress,
     split_by_hash,
 )
@@ -55,8 +53,6 @@ COLUMNS = ("query", "text", "clicked")
 
 SHARD_ROWS = 50_000
 _BLOCK_ROWS, _BLOCK_CHARACTERS = 2048, 16 << 20
-
-Rows = npt.NDArray[np.int32]
 
 
 class Pair(NamedTuple):
@@ -125,7 +121,11 @@ class PairsSource:
             workspace.say(f"{file.label}: {format_size(file.bytes)}, for {splits}")
 
     def assign_rows(self) -> None:
-        """Count the rows of each split and list bad ones."""
+        """Count the rows of each split and list bad ones.
+
+        Raises:
+            PrepareError: too many bad rows, or a split that would be empty or have a single class.
+        """
         with (
             (self._workspace.folder / REJECTED).open("w", encoding="utf-8") as listed,
             show_progress(self._workspace.say, "looked through") as advance,
@@ -223,8 +223,7 @@ class PairsSource:
         role = role_of(number, len(self._tables))
         if role is not Fate.TRAIN:
             return Block(rows, pairs, np.full(len(pairs), role, dtype=np.uint8))
-        shares = Shares(self._settings.validation_share, self._settings.test_share)
-        shares = held_out(shares, sources=len(self._tables))
+        shares = shares_of(self._settings, sources=len(self._tables))
         hashes = hash_ids([" ".join(pair.query.lower().split()) for pair in pairs])
         return Block(rows, pairs, split_by_hash(hashes, shares, seed=self._settings.seed))
 
@@ -258,7 +257,7 @@ class PairsWriter:
         self.shards: dict[Split, list[Shard]] = {split: [] for split in SPLITS}
         self.counts: Counter[str] = Counter()
         self._folder, self._tokenizer, self._texts = workspace.folder, tokenizer, texts
-        self._lengths, self._index = lengths, TextIndex()
+        self._lengths, self._index = lengths, HashIndex()
         self._waiting: dict[Split, list[pa.Table]] = {split: [] for split in SPLITS}
         self._shards_of_table: Counter[Split] = Counter()
 
@@ -284,7 +283,7 @@ class PairsWriter:
 
     def _add_texts(self, kind: str, strings: Sequence[str]) -> Rows:
         # A query and a text that are equal may be cut to different lengths.
-        rows, new = self._index.add([f"{kind} {string}" for string in strings])
+        rows, new = self._index.add(hash_ids([f"{kind} {string}" for string in strings]))
         ids = list(self._tokenizer.encode([strings[i] for i in new], max_tokens=self._lengths[kind]))
         lengths = np.array([len(one) for one in ids], dtype=np.int64)
         tokens = np.fromiter(chain.from_iterable(ids), np.int32, int(lengths.sum()))
@@ -299,25 +298,3 @@ class PairsWriter:
         name = f"{split}-pairs-{table:02d}-{self._shards_of_table[split]:05d}.parquet"
         self._shards_of_table[split] += 1
         self.shards[split].append(write_shard(self._folder, name, rows))
-
-
-class TextIndex:
-    """The row of every different string in the table of texts, by its 64-bit hash: 12 bytes a string."""
-
-    def __init__(self) -> None:
-        self._hashes: Hashes = np.zeros(0, dtype=np.uint64)
-        self._rows: Rows = np.zeros(0, dtype=np.int32)
-
-    def add(self, strings: Sequence[str]) -> tuple[Rows, list[int]]:
-        """Each string's row, and the positions of new strings, which get the next rows in that order."""
-        different, first, inverse = np.unique(hash_ids(strings), return_index=True, return_inverse=True)
-        positions = np.searchsorted(self._hashes, different)
-        known = is_known(different, self._hashes)
-        new = np.flatnonzero(~known)
-        new_in_order = new[np.argsort(first[new])]
-        rows = np.empty(len(different), dtype=np.int32)
-        rows[known] = self._rows[positions[known]]
-        rows[new_in_order] = len(self._rows) + np.arange(len(new))
-        self._hashes = np.insert(self._hashes, positions[new], different[new])
-        self._rows = np.insert(self._rows, positions[new], rows[new])
-        return rows[inverse], first[new_in_order].tolist()

@@ -1,6 +1,6 @@
 """Sources -> tokenised Parquet shards and their manifest, in constant memory.
 
-The same steps for every kind of source (`sources.Corpus`): open the files, find an earlier result, assign
+The same steps for every kind of source: open the files, find an earlier result, assign
 every row to a split, get a tokeniser, write shards, describe them in the manifest. All is written beside the
 output folder, and moved there at the end.
 """
@@ -42,7 +42,6 @@ from newsbert_ray.data.sources import (
     REJECTED,
     SHOWN_ROWS,
     Contents,
-    Corpus,
     MapAll,
     PrepareError,
     Say,
@@ -67,6 +66,9 @@ from newsbert_ray.storage.bucket import is_url
 from newsbert_ray.storage.workdir import download_input, open_workdir
 
 __all__ = ["PrepareError", "prepare"]
+
+Corpus = NewsSource | PairsSource
+"""The sources of one `prepare`, all of one kind."""
 
 _LOCK = ".lock"
 _LEARNED = ("scratch.vocabulary", "vectors")

@@ -15,16 +15,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, NoReturn, Protocol, TypeVar
+from typing import Any, BinaryIO, NamedTuple, NoReturn, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from newsbert_ray.data.shards import Hashes, Manifest, Shard, Split, Texts
-from newsbert_ray.methods import TaskName
-
-if TYPE_CHECKING:
-    from newsbert_ray.data.tokenizer import TitleTokenizer
+from newsbert_ray.config import PrepareSettings
+from newsbert_ray.data.shards import Hashes, Shard, Split, Texts
 
 CHUNK_BYTES = 2 << 20
 """Bytes read at once. A chunk ends at the last line end within them; a longer line is refused."""
@@ -36,6 +33,7 @@ _EXCERPT = 120  # characters of a bad row that are listed
 _SAY_SECONDS = 5.0
 
 Fates = npt.NDArray[np.uint8]
+Rows = npt.NDArray[np.int32]
 _HINTS = {"train": 0, "dev": 1, "valid": 1, "test": 2}
 Say = Callable[[str], None]
 MapAll = Callable[[Sequence[Any], Callable[[Any, Any], Any], Any], Iterable[Any]]
@@ -176,45 +174,6 @@ class Contents:
     pairs: dict[Split, list[Shard]] = field(default_factory=dict)
 
 
-class Corpus(Protocol):
-    """The sources of one `prepare`, all of one kind. `prepare` calls the methods in this order.
-
-    Attributes:
-        noun, task: what its rows are called, and a task that counts them.
-        max_tokens: longest text where the settings name none.
-        query_tokens: whether the setting of this name alters its rows.
-        columns: the settings of columns that alter its rows; empty for none.
-        files: in the order of their numbers, training first.
-    """
-
-    noun: str
-    task: TaskName
-    max_tokens: int
-    query_tokens: bool
-    columns: dict[str, str | None]
-    files: list[SourceFile]
-
-    def assign_rows(self) -> None:
-        """Read all rows once and decide the split of each.
-
-        Raises:
-            PrepareError: too many bad rows, or a split that would be empty.
-        """
-        ...
-
-    def all_texts(self, *, training_only: bool) -> Iterator[str]:
-        """The texts to make a tokeniser of."""
-        ...
-
-    def write(self, tokenizer: TitleTokenizer) -> Contents:
-        """Write the shards and the table of texts."""
-        ...
-
-    def summary(self, manifest: Manifest) -> Iterator[str]:
-        """Lines for the user about what `write` has written."""
-        ...
-
-
 def order_sources(names: Sequence[str]) -> list[int]:
     """Indices of the sources in the order training, validation, test.
 
@@ -247,9 +206,10 @@ class Shares(NamedTuple):
     test: float
 
 
-def held_out(shares: Shares, *, sources: int) -> Shares:
-    """`shares`, but 0 for a split that another source is for."""
-    return Shares(shares.validation if sources < 3 else 0.0, shares.test if sources == 1 else 0.0)
+def shares_of(settings: PrepareSettings, *, sources: int) -> Shares:
+    """The shares to hold out: 0 for a split that another source is for."""
+    validation = settings.validation_share if sources < 3 else 0.0
+    return Shares(validation, settings.test_share if sources == 1 else 0.0)
 
 
 def draw_uniform(hashes: Hashes, *, seed: int) -> npt.NDArray[np.float64]:
@@ -279,6 +239,36 @@ def is_known(hashes: Hashes, known: Hashes) -> npt.NDArray[np.bool_]:
         return np.zeros(len(hashes), dtype=np.bool_)
     positions = np.minimum(np.searchsorted(known, hashes), len(known) - 1)
     return np.equal(known[positions], hashes)
+
+
+class HashIndex:
+    """The row of every different hash in a table, numbered as they are added: 12 bytes each."""
+
+    def __init__(self) -> None:
+        self._hashes: Hashes = np.zeros(0, dtype=np.uint64)
+        self._rows: Rows = np.zeros(0, dtype=np.int32)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def find(self, hashes: Hashes) -> Rows:
+        """The row of each of `hashes`, -1 for others; shape as `hashes`."""
+        rows = np.full(len(hashes), -1, dtype=np.int32)
+        known = is_known(hashes, self._hashes)
+        rows[known] = self._rows[np.searchsorted(self._hashes, hashes[known])]
+        return rows
+
+    def add(self, hashes: Hashes) -> tuple[Rows, list[int]]:
+        """Each hash's row, and the positions of new hashes, which get the next rows in that order."""
+        different, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
+        rows = self.find(different)
+        new = np.flatnonzero(rows < 0)
+        in_order = new[np.argsort(first[new])]
+        rows[in_order] = len(self) + np.arange(len(new))
+        positions = np.searchsorted(self._hashes, different[new])
+        self._hashes = np.insert(self._hashes, positions, different[new])
+        self._rows = np.insert(self._rows, positions, rows[new])
+        return rows[inverse], first[in_order].tolist()
 
 
 def read_through(path: Path, *, folder: str, number: int = 0) -> SourceFile:

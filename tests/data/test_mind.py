@@ -14,8 +14,6 @@ from newsbert_ray.data.mind import (
     News,
     count_examples,
     find_duplicates,
-    minutes_of,
-    number_news,
     parse_behaviors,
     parse_news,
     parse_time,
@@ -179,34 +177,13 @@ def test_first_well_formed_line_wins() -> None:
     assert find_duplicates(hashes, np.array([False, False, False, True, True])) == {}
 
 
-def test_news_are_found_at_their_rows() -> None:
-    """A history that names its neighbours' rows trains on titles that nobody clicked."""
-    known = number_news(hash_ids(["c", "a", "d", "b"]))
-    assert known.find(hash_ids(["a", "b", "x", "c", "d", "a"])).tolist() == [1, 3, -1, 0, 2, 1]
-    assert number_news(hash_ids([])).find(hash_ids(["a"])).tolist() == [-1]
-
-
-def test_minutes() -> None:
-    """Another unit, or a time that wraps around, would turn the order of time over."""
-    times = [
-        datetime(1970, 1, 1, 0, 1, 59),
-        datetime(1969, 12, 31, 23, 59),
-        datetime(2019, 11, 15, 8, 55),
-        datetime(6052, 1, 1),
-        datetime(9999, 12, 31, 23, 59),
-    ]
-    days = 49 * 365 + 12 + 318  # years, leap days from 1972 to 2016, and days before 15 November
-    assert minutes_of(times)[:3].tolist() == [1, -1, days * 1440 + 8 * 60 + 55]
-    assert (np.diff(minutes_of(sorted(times))) > 0).all()
-
-
 def _by_time(
     minutes: list[int], *, skip: tuple[int, ...] = (), validation: float = 0.2, test: float = 0.0
 ) -> list[int]:
     counted = np.array([i not in skip for i in range(len(minutes))])
     hashes = np.arange(len(minutes), dtype=np.uint64)
     fates: list[int] = split_by_time(
-        np.array(minutes, np.int32), hashes, counted, Shares(validation, test)
+        np.array(minutes, np.int64), hashes, counted, Shares(validation, test)
     ).tolist()
     return fates
 
@@ -232,7 +209,7 @@ def test_ties_at_the_cut_are_settled_by_hash() -> None:
 def test_shares_of_time_are_exact_and_in_order(seed: int) -> None:
     """Any order of the lines gives each the same split: train, then validation, then test."""
     generator = np.random.default_rng(seed)
-    minutes = generator.integers(0, 50, 997).astype(np.int32)
+    minutes = generator.integers(0, 50, 997)
     hashes = generator.permutation(997).astype(np.uint64)
     counted = generator.random(997) < 0.9
     shares = Shares(0.1, 0.25)

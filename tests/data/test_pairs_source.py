@@ -21,7 +21,6 @@ from newsbert_ray.config import PrepareSettings
 from newsbert_ray.data import pairs_source
 from newsbert_ray.data.pairs_source import (
     COLUMNS,
-    TextIndex,
 )
 from newsbert_ray.data.prepare import prepare
 from newsbert_ray.data.shards import (
@@ -196,31 +195,6 @@ def test_equal_strings_are_one_text(tmp_path: Path, teacher: Path, monkeypatch: 
     assert "test-pairs-01-00000.parquet" in names
     found = [pair for split in SPLITS for pair in _ids(tmp_path / "out", split)]
     assert sorted(found) == sorted(_encoded(teacher, rows + _rows(20)))
-
-
-def test_rows_of_the_table_of_texts_by_hand() -> None:
-    """A row number that points elsewhere trains on another text, and nothing would fail."""
-    index = TextIndex()
-    rows, new = index.add(["b", "a", "b", "c"])
-    assert (rows.tolist(), new) == ([0, 1, 0, 2], [0, 1, 3])
-    rows, new = index.add(["d", "c", "e", "d", "a"])
-    assert (rows.tolist(), new) == ([3, 2, 4, 3, 1], [0, 2])
-    rows, new = index.add([])
-    assert (rows.tolist(), new) == ([], [])
-
-
-@given(st.lists(st.lists(st.sampled_from("abcdefgh")), max_size=6))
-def test_rows_are_those_of_a_dictionary(blocks: list[list[str]]) -> None:
-    """The sorted arrays must number strings just as a plain dictionary does."""
-    index, known = TextIndex(), dict[str, int]()
-    for block in blocks:
-        expected_new = [
-            i for i, string in enumerate(block) if string not in known and string not in block[:i]
-        ]
-        rows, new = index.add(block)
-        for string in block:
-            known.setdefault(string, len(known))
-        assert (rows.tolist(), new) == ([known[string] for string in block], expected_new)
 
 
 def test_formats_give_the_same_folder(tmp_path: Path, teacher: Path) -> None:

@@ -6,22 +6,24 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from newsbert_ray.data.mind import (
-    parse_news,
-)
+from newsbert_ray.config import PrepareSettings
+from newsbert_ray.data.mind import parse_news
 from newsbert_ray.data.shards import hash_ids
 from newsbert_ray.data.sources import (
     BadLine,
     Fate,
+    HashIndex,
     Rejected,
     Shares,
     draw_uniform,
-    held_out,
     is_known,
     order_sources,
     parse_lines,
     role_of,
+    shares_of,
     split_by_hash,
 )
 
@@ -97,7 +99,8 @@ def test_roles() -> None:
 
 def test_a_split_with_a_source_of_its_own_takes_nothing_from_training() -> None:
     """Training news spent on a split that has its own folder are lost for nothing."""
-    assert [held_out(Shares(0.1, 0.2), sources=n) for n in (1, 2, 3)] == [(0.1, 0.2), (0.1, 0.0), (0.0, 0.0)]
+    settings = PrepareSettings(source=["x"], teacher="t", out="y", validation_share=0.1, test_share=0.2)
+    assert [shares_of(settings, sources=n) for n in (1, 2, 3)] == [(0.1, 0.2), (0.1, 0.0), (0.0, 0.0)]
 
 
 def _split_mix(number: int, seed: int) -> float:
@@ -133,3 +136,36 @@ def test_known() -> None:
     assert is_known(hash_ids(["a", "x", "c", "b"]), known).tolist() == [True, False, True, True]
     assert is_known(hash_ids(["a"]), known[:0]).tolist() == [False]
     assert is_known(np.array([2**64 - 1], dtype=np.uint64), known).tolist() == [False]
+
+
+def test_rows_of_the_table_of_texts_by_hand() -> None:
+    """A row number that points elsewhere trains on another text, and nothing would fail."""
+    index = HashIndex()
+    rows, new = index.add(hash_ids(["b", "a", "b", "c"]))
+    assert (rows.tolist(), new) == ([0, 1, 0, 2], [0, 1, 3])
+    rows, new = index.add(hash_ids(["d", "c", "e", "d", "a"]))
+    assert (rows.tolist(), new) == ([3, 2, 4, 3, 1], [0, 2])
+    rows, new = index.add(hash_ids([]))
+    assert (rows.tolist(), new) == ([], [])
+
+
+@given(st.lists(st.lists(st.sampled_from("abcdefgh")), max_size=6))
+def test_rows_are_those_of_a_dictionary(blocks: list[list[str]]) -> None:
+    """The sorted arrays must number strings just as a plain dictionary does."""
+    index, known = HashIndex(), dict[str, int]()
+    for block in blocks:
+        expected_new = [
+            i for i, string in enumerate(block) if string not in known and string not in block[:i]
+        ]
+        rows, new = index.add(hash_ids(block))
+        for string in block:
+            known.setdefault(string, len(known))
+        assert (rows.tolist(), new) == ([known[string] for string in block], expected_new)
+
+
+def test_hashes_are_found_at_their_rows() -> None:
+    """A history that names its neighbours' rows trains on titles that nobody clicked."""
+    index = HashIndex()
+    assert index.find(hash_ids(["a"])).tolist() == [-1]
+    index.add(hash_ids(["c", "a", "d", "b"]))
+    assert index.find(hash_ids(["a", "b", "x", "c", "d", "a"])).tolist() == [1, 3, -1, 0, 2, 1]
