@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from newsbert_ray.evaluation.metrics import TopicRow
     from newsbert_ray.record import RunRecord, read_record
     from newsbert_ray.serving.bench import Timing
+    from newsbert_ray.serving.embed import Answer
     from newsbert_ray.serving.predictor import load
-    from newsbert_ray.serving.similar import Answer
     from newsbert_ray.settings import (
         Location,
         NonNegativeFloat,
@@ -500,7 +500,7 @@ def embed(
     """
 
 
-@_calls("serving.embed.predict")
+@_calls("serving.texts.predict")
 def predict(
     run: Location,
     *,
@@ -531,7 +531,7 @@ def predict(
     """
 
 
-@_calls("serving.similar.similar")
+@_calls("serving.embed.similar")
 def similar(
     vectors: Location,
     *,

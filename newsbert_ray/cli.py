@@ -390,9 +390,8 @@ def _read_config(path: str, model: type[Settings]) -> dict[str, Any]:
 def check_command(command: Sequence[str], *, folder: Path) -> dict[str, Any]:
     """Check a job's command as far as possible without its data and teacher; its settings by name.
 
-    Args:
-        command: verb and settings.
-        folder: folder that the command's relative paths start from.
+    Relative paths start from `folder`.
+
     Raises:
         SettingsError: what would fail on the cluster for the command alone.
     """

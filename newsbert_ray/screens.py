@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from newsbert_ray.deploy.doctor import Finding
     from newsbert_ray.evaluation.evaluate import RankedImpression
     from newsbert_ray.evaluation.metrics import TopicRow
-    from newsbert_ray.serving.similar import Answer
+    from newsbert_ray.serving.embed import Answer
     from newsbert_ray.settings import Setting
 
 

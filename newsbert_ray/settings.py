@@ -93,11 +93,7 @@ def check_each(
 ) -> None:
     """Check every value in nested `values` by itself: its name, type and range, not whether all fit together.
 
-    Args:
-        model, values, where: as for `build_settings`.
-        complete: a missing setting is an error.
-    Raises:
-        SettingsError: in the words of `build_settings`.
+    Arguments and errors are those of `build_settings`; with `complete` a missing setting is an error, too.
     """
     try:
         model.model_validate(merge(values))
@@ -187,13 +183,8 @@ def unknown_setting(name: str, names: list[str]) -> str:
 
 
 def nearest(name: str, names: list[str]) -> str | None:
-    """The name most like `name`, or None where none is near.
-
-    Args:
-        name: as typed; its last part alone (`beta`) finds the dotted name, and so do names that other
-            programs use (`lr`).
-        names: existing names.
-    """
+    """The one of `names` most like `name`, None where none is near. A name's last part (`beta`) finds it, and
+    so does another program's name (`lr`)."""
     name = name.replace("-", "_")
     if (usual := _HABITS.get(name)) in names:
         return usual
@@ -357,13 +348,10 @@ def read_yaml(path: str | Path) -> YamlFile:
 
 def parse_scalar(text: str) -> Any:
     """One value as YAML reads it: `0.1` a number, `true` a boolean, `linear` a string."""
-    loader = _Loader(text)
     try:
-        return loader.get_single_data()
+        return yaml.load(text, _Loader)
     except yaml.YAMLError:
         return text
-    finally:
-        loader.dispose()
 
 
 def _collect_lines(

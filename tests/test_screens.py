@@ -11,7 +11,7 @@ from newsbert_ray.deploy.doctor import Finding
 from newsbert_ray.evaluation.evaluate import NewsTitle, RankedCandidate, RankedImpression
 from newsbert_ray.evaluation.metrics import TopicRow
 from newsbert_ray.screens import VerbError, print_result
-from newsbert_ray.serving.similar import Answer, Match
+from newsbert_ray.serving.embed import Answer, Match
 
 
 @pytest.fixture(autouse=True)

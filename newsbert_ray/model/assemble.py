@@ -259,11 +259,7 @@ def _start_top(top: Top, settings: TrainSettings, manifest: Manifest) -> None:
 
 
 def check_tokenizer(teacher: str, manifest: Manifest) -> None:
-    """Refuse a teacher whose tokeniser did not make the shards: the same ids would mean other words.
-
-    Raises:
-        EncoderError: the tokenisers differ.
-    """
+    """Raise EncoderError if another tokeniser than the teacher's made the shards."""
     if _cached_tokenizer(teacher).sha256 != manifest.tokenizer.sha256:
         raise EncoderError(
             f"the shards were tokenised by '{manifest.tokenizer.name}', the teacher '{teacher}' has another "

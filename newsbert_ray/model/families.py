@@ -81,11 +81,7 @@ def load_encoder(
 
 
 def encoder_depth(name: str, model: ModelSettings, scratch: ScratchSettings) -> int:
-    """Number of layers of the teacher that `load_encoder` returns, read from its configuration.
-
-    Raises:
-        EncoderError: no such encoder.
-    """
+    """Number of layers of the teacher that `load_encoder` returns; EncoderError where there is none."""
     if model.teacher_layers is not None:
         return model.teacher_layers
     return scratch.layers if name == SCRATCH else int(_pretrained_config(name).num_hidden_layers)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -60,11 +60,7 @@ class LinearModel:
 
     def scores(self, texts: Sequence[str]) -> Floats:
         """Scores (M, Y) of M texts; the softmax of them is the probability of each topic."""
-        return self.scores_of(self.features(texts))
-
-    def features(self, texts: Sequence[str]) -> Any:
-        """Sparse features (M, F) of M texts."""
-        return _features(self.vectorizers, texts)
+        return self.scores_of(features_of(self.vectorizers, texts))
 
     def scores_of(self, features: Any) -> Floats:
         """Scores (M, Y) of a sparse matrix of features (M, F)."""
@@ -75,17 +71,15 @@ class LinearModel:
         """Write the model into `folder`, which is replaced if it exists."""
         from safetensors.numpy import save_file
 
-        idf = {f"idf.{name}": v.idf_ for name, v in zip(_VIEWS, self.vectorizers, strict=True)}
+        views = dict(zip(_VIEWS, self.vectorizers, strict=True))
+        idf = {f"idf.{name}": vectorizer.idf_ for name, vectorizer in views.items()}
         arrays = {"weights": self.weights, "bias": self.bias, **idf}
         description = {
             "task": "topics",
             "labels": self.labels,
             "strength": self.strength,
             "scale": self.scale,
-            **{
-                name: v.get_feature_names_out().tolist()
-                for name, v in zip(_VIEWS, self.vectorizers, strict=True)
-            },
+            **{name: vectorizer.get_feature_names_out().tolist() for name, vectorizer in views.items()},
         }
         with replace_folder(folder) as partial:
             contiguous = {name: np.ascontiguousarray(array, np.float32) for name, array in arrays.items()}
@@ -110,28 +104,20 @@ class LinearModel:
                 vectorizer = _vectorizer({**options, "vocabulary": description[name]})
                 vectorizer.idf_ = arrays[f"idf.{name}"].astype(np.float64)
                 vectorizers.append(vectorizer)
-            model = cls(
-                tuple(vectorizers),
-                arrays["weights"],
-                arrays["bias"],
-                tuple(description["labels"]),
-                float(description["strength"]),
-                float(description["scale"]),
-            )
+            labels, strength, scale = (description[name] for name in ("labels", "strength", "scale"))
+            return cls(tuple(vectorizers), arrays["weights"], arrays["bias"], tuple(labels), strength, scale)
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise EncoderError(
                 f"{folder}: not a complete linear model ({type(error).__name__}); train the run again"
             ) from error
-        return model
 
 
 def labelled_texts(
     folder: str | Path, manifest: Manifest, split: Split, *, count: int | None = None
 ) -> tuple[list[str], Ints]:
-    """The labelled titles of a split of prepared shards, and their topics (N,), positions in its labels.
+    """The labelled titles of a split of prepared shards, and their topics (N,), positions in its labels;
+    with `count` so many of them, those that any method would use.
 
-    Args:
-        count: how many titles, those that any method would use; all by default.
     Raises:
         ShardError: the split has none.
         SettingsError: `count` is more than there are.
@@ -163,11 +149,7 @@ def is_linear(folder: Path) -> bool:
 
 
 def require_encoder(folder: Path) -> None:
-    """Refuse a linear model where an encoder is needed.
-
-    Raises:
-        EncoderError: `folder` holds a linear model.
-    """
+    """Raise EncoderError if `folder` holds a linear model."""
     if is_linear(folder):
         raise EncoderError(
             f"{folder}: a linear model has no encoder and no embeddings; train with another method, such as "
@@ -183,11 +165,9 @@ def fit_linear(
     *,
     seed: int = 0,
 ) -> Iterator[tuple[LinearModel, Floats]]:
-    """A model for each of STRENGTHS, and its scores of the validation texts, (M, Y).
+    """A model of `texts` and `topics` (N,), positions in `labels`, for each of STRENGTHS, and its scores
+    (M, Y) of the validation texts. The scores are scaled on `validation`: other texts and topics.
 
-    Args:
-        texts, topics: what to learn from; topics (N,) are positions in `labels`.
-        validation: the same for validation, on which the scores are scaled.
     Raises:
         SettingsError: all texts have the same topic.
     """
@@ -197,7 +177,7 @@ def fit_linear(
     if len(known) < 2:
         raise SettingsError("method linear: all labelled texts have the same topic; label texts of another")
     vectorizers = tuple(_vectorizer(options).fit(texts) for options in _VIEWS.values())
-    features, other = (_features(vectorizers, many) for many in (texts, validation[0]))
+    features, other = (features_of(vectorizers, many) for many in (texts, validation[0]))
     for strength in STRENGTHS:
         svm = LinearSVC(C=strength, random_state=seed).fit(features, topics)
         own, bias = svm.coef_.T, svm.intercept_
@@ -209,7 +189,7 @@ def fit_linear(
         all_bias[known] = bias
         model = LinearModel(vectorizers, weights, all_bias, tuple(labels), strength)
         scale = _fit_scale(model.scores_of(other), validation[1])
-        model = LinearModel(vectorizers, weights, scale * all_bias, tuple(labels), strength, scale)
+        model = replace(model, bias=scale * all_bias, scale=scale)
         yield model, model.scores_of(other)
 
 
@@ -235,7 +215,7 @@ def _vectorizer(options: dict[str, Any]) -> Any:
     return TfidfVectorizer(**options)
 
 
-def _features(vectorizers: Sequence[Any], texts: Sequence[str]) -> Any:
+def features_of(vectorizers: Sequence[Any], texts: Sequence[str]) -> Any:
     """Sparse features (M, F) in float32 of M texts."""
     from scipy.sparse import hstack  # type: ignore[import-untyped]
 

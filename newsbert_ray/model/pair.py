@@ -124,11 +124,8 @@ class Pair(nn.Module):
         teacher_dropout: bool = True,
         projections: bool = False,
     ) -> None:
-        """
-        Args:
-            state_map: learned map from the student's width to the teacher's.
-            projections: also return queries, keys and values of every layer.
-        """
+        """`state_map` is a learned map from the student's width to the teacher's; `projections`: also return
+        queries, keys and values of every layer."""
         super().__init__()
         self.alone = alone
         self.frozen = frozen

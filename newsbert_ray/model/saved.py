@@ -84,11 +84,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def verify_weights(path: Path) -> dict[str, Any]:
-    """The state of a weight folder, after checking both checksums.
-
-    Raises:
-        CheckpointError: missing or damaged.
-    """
+    """The state of a weight folder, after checking both checksums; errors as `read_weights`."""
     try:
         document = json.loads((path / STATE).read_text(encoding="utf-8"))
         body: dict[str, Any] = document["body"]
@@ -112,21 +108,14 @@ def best_folders(folder: Path) -> list[Path]:
 
 
 def write_best(folder: Path, pair: nn.Module, *, step: int) -> str:
-    """Write the pair's weights as folder/best-N and return that name.
-
-    Older ones are deleted once no checkpoint names them.
-    """
+    """Write the pair's weights as folder/best-N and return that name."""
     name = best_name(step)
     write_weights(folder / name, dict(pair.state_dict()), {"step": step})
     return name
 
 
 def load_best(folder: Path, name: str, pair: nn.Module) -> None:
-    """Load the weights of folder/`name` into `pair`.
-
-    Raises:
-        CheckpointError: missing or damaged.
-    """
+    """Load the weights of folder/`name` into `pair`; errors as `read_weights`."""
     pair.load_state_dict(read_weights(folder / name)[0])
 
 

@@ -36,11 +36,8 @@ class UniLMEncoder(Encoder):
     """Of all lengths, on the encoder's device: a GPU would otherwise wait for each batch's copy."""
 
     def __init__(self, backbone: PreTrainedModel, bias: nn.Linear, *, reach: int) -> None:
-        """
-        Args:
-            bias: weight (heads, buckets), added to the scaled scores by bucket of distance.
-            reach: all distances from here on share one bucket.
-        """
+        """The weight of `bias` (heads, buckets) is added to the scaled scores by bucket of distance; all
+        distances from `reach` on share one bucket."""
         super().__init__(backbone)
         self.rel_pos_bias = bias
         self._reach = reach
@@ -141,11 +138,7 @@ def unilm_config(folder: Path) -> BertConfig:
 
 
 def load_unilm(folder: Path, config: BertConfig) -> UniLMEncoder:
-    """The first `config.num_hidden_layers` layers of a checkpoint, with the configuration's dropout.
-
-    Raises:
-        EncoderError: weights are missing or have other sizes.
-    """
+    """The first `config.num_hidden_layers` layers of a checkpoint; EncoderError if weights are missing."""
     from safetensors.torch import load_file
     from transformers import BertModel
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,12 +26,7 @@ class WordModel(Encoder):
     words: nn.Embedding
 
     def __init__(self, words: nn.Embedding, hidden_size: int, *, dropout: float) -> None:
-        """
-        Args:
-            words: (vocabulary, W) word embeddings, copied.
-            hidden_size: D.
-            dropout: on the embeddings and on the layer's output.
-        """
+        """`words` (vocabulary, W) are copied; `dropout` is on the embeddings and on the layer's output."""
         nn.Module.__init__(self)
         self.words = copy.deepcopy(words)
         self.dropout = nn.Dropout(dropout)
@@ -55,11 +51,7 @@ class WordModel(Encoder):
         )
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor, *, projections: bool = False) -> States:
-        """Hidden states.
-
-        Raises:
-            EncoderError: projections are requested, which these models do not have.
-        """
+        """Hidden states; EncoderError for projections, which these models do not have."""
         return States(self(input_ids, attention_mask), (self.heads,) if projections else ())  # type: ignore[arg-type]
 
     def save(self, folder: Path) -> None:
@@ -80,10 +72,6 @@ class RecurrentEncoder(WordModel):
     kind = "newsbert_bilstm"
 
     def __init__(self, words: nn.Embedding, hidden_size: int, *, dropout: float) -> None:
-        """
-        Args:
-            hidden_size: D, even.
-        """
         super().__init__(words, hidden_size, dropout=dropout)
         if hidden_size % 2:
             raise EncoderError(f"a BiLSTM of width {hidden_size}: the width must be even for two directions")
@@ -152,10 +140,7 @@ class StaticEncoder(WordModel):
     special: Tensor
 
     def __init__(self, words: nn.Embedding, special: Sequence[int] = (), *, dropout: float) -> None:
-        """
-        Args:
-            special: ids of the tokens that every text has, such as [CLS] and [SEP].
-        """
+        """`special`: ids of the tokens that every text has, such as [CLS] and [SEP]."""
         super().__init__(words, words.embedding_dim, dropout=dropout)
         is_special = torch.zeros(words.num_embeddings, dtype=torch.bool)
         is_special[list(special)] = True
@@ -220,26 +205,20 @@ def reduce_width(vectors: Tensor, width: int) -> Tensor:
     return torch.matmul(centred, axes).to(vectors.dtype)
 
 
-WORD_MODELS = (RecurrentEncoder.kind, NrmsEncoder.kind, StaticEncoder.kind)
+WORD_MODELS: Mapping[str, Callable[[nn.Embedding, int], WordModel]] = {
+    RecurrentEncoder.kind: partial(RecurrentEncoder, dropout=0.0),
+    NrmsEncoder.kind: lambda words, _: NrmsEncoder(words, dropout=0.0),
+    StaticEncoder.kind: lambda words, _: StaticEncoder(words, dropout=0.0),
+}
+"""How to make each kind from its word embeddings and its width."""
 
 
 def load_word_model(folder: Path, config: Mapping[str, Any]) -> WordModel:
-    """The word model that `save` wrote, in evaluation mode.
-
-    Raises:
-        KeyError, OSError, RuntimeError: a file is incomplete.
-    """
+    """The word model that `save` wrote, in evaluation mode; errors as `load_exported`."""
     from safetensors.torch import load_file
 
     with torch.device("meta"):
         words = nn.Embedding(config["vocab_size"], config["embedding_size"])
-    words = words.to_empty(device="cpu")
-    encoder: WordModel
-    if config["model_type"] == RecurrentEncoder.kind:
-        encoder = RecurrentEncoder(words, config["hidden_size"], dropout=0.0)
-    elif config["model_type"] == NrmsEncoder.kind:
-        encoder = NrmsEncoder(words, dropout=0.0)
-    else:
-        encoder = StaticEncoder(words, dropout=0.0)
+    encoder = WORD_MODELS[config["model_type"]](words.to_empty(device="cpu"), config["hidden_size"])
     encoder.load_state_dict(load_file(folder / WEIGHTS))
     return encoder.eval()

@@ -30,7 +30,7 @@ from newsbert_ray.evaluation.scoring import device_name
 from newsbert_ray.files import write_json, write_text
 from newsbert_ray.model.encoder import Encoder
 from newsbert_ray.model.families import encoder_depth, load_encoder
-from newsbert_ray.model.linear import LinearModel
+from newsbert_ray.model.linear import LinearModel, features_of
 from newsbert_ray.model.pair import Top
 from newsbert_ray.ray_session import environment
 from newsbert_ray.record import describe_hardware, installed_versions
@@ -164,9 +164,11 @@ def bench(
                 say(f"round {number} of {rounds}" + ("" if number else " (not counted)"))
         timings += _timings(subjects, titles=len(texts), threads=count)
     if out is not None:
+        encoders = [one for one in predictors if not isinstance(one, LinearPredictor)]
+        tokens = _token_ids(encoders[0], texts) if encoders else [text.split() for text in texts]
         facts = {
             "titles": len(texts),
-            "tokens_per_title": statistics.fmean(_lengths(predictors, texts)),
+            "tokens_per_title": statistics.fmean(map(len, tokens)),
             "rounds": rounds,
             "input": Path(input).name if input else "invented",
             "hardware": {**describe_hardware(), "device": device_name(torch.device(device))},
@@ -178,14 +180,7 @@ def bench(
 
 
 def find_models(argument: str, texts: Sequence[str]) -> Iterator[Model]:
-    """The models that an argument of `bench` names; none is loaded yet.
-
-    Args:
-        argument: folder or URL of a finished run, or random:LAYERSxWIDTH.
-        texts: a random encoder learns its vocabulary from them.
-    Raises:
-        SettingsError, RecordError, EncoderError: neither, or no complete run.
-    """
+    """The models that an argument of `bench` names, not loaded; a random one learns `texts`' vocabulary."""
     if argument.startswith("random"):
         match = RANDOM.fullmatch(argument)
         layers, width = map(int, match.groups()) if match else (0, 0)
@@ -206,10 +201,7 @@ def find_models(argument: str, texts: Sequence[str]) -> Iterator[Model]:
 
 
 def memory_in_use(model: Model, texts: Sequence[str], *, precision: Precision = "fp32") -> float | None:
-    """Megabytes (10^6) that loading a model and reading `texts` on one thread add to a process, at most.
-
-    Measured in a process of its own on the processor; None where the system does not tell.
-    """
+    """`Timing.at_work`, measured in a process of its own on the processor; None where it cannot be."""
     if not _RESET_PEAK.exists():
         return None
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
@@ -288,17 +280,16 @@ def _run_round(subject: _Subject, texts: Sequence[str], alone: int, *, count: bo
         return
     subject.seconds.append(whole)
     subject.single.extend(single)
-    if isinstance(predictor, LinearPredictor):
-        parts = {"tokenise": _seconds(predictor.model.features, texts), "pool": 0.0}
-    else:
-        parts = _parts(predictor, texts)
+    parts = _parts(predictor, texts)
     parts["encode"] = max(0.0, whole - sum(parts.values()))
     for name, seconds in parts.items():
         subject.shares[name].append(seconds / whole)
 
 
 def _parts(predictor: Predictor, texts: Sequence[str]) -> dict[str, float]:
-    """Seconds of the tokeniser and of the pooling alone."""
+    """Seconds of the tokeniser and of the pooling alone; a linear model has no pooling."""
+    if isinstance(predictor, LinearPredictor):
+        return {"tokenise": _seconds(features_of, predictor.model.vectorizers, texts), "pool": 0.0}
     tokens = sum(map(len, _token_ids(predictor, texts)))
     states = torch.zeros(max(1, tokens // 16), 16, predictor.width, device=predictor.device)
     mask = torch.ones(states.shape[:2], dtype=torch.int64, device=predictor.device)
@@ -336,14 +327,8 @@ def _size(predictor: Predictor) -> tuple[int, int, int]:
     if isinstance(predictor, LinearPredictor):
         return 0, predictor.model.parameters, 4 * predictor.model.parameters
     weights = [weight for module in (predictor.encoder, predictor.top) for weight in module.parameters()]
-    size = sum(weight.numel() * weight.element_size() for weight in weights)
-    return len(predictor.encoder.layers), sum(weight.numel() for weight in weights), size
-
-
-def _lengths(predictors: Sequence[Predictor], texts: Sequence[str]) -> list[int]:
-    """Tokens of each text by the first tokeniser, or words where all models are linear."""
-    encoders = [one for one in predictors if not isinstance(one, LinearPredictor)]
-    return list(map(len, _token_ids(encoders[0], texts) if encoders else (text.split() for text in texts)))
+    parameters = sum(weight.numel() for weight in weights)
+    return len(predictor.encoder.layers), parameters, sum(weight.nbytes for weight in weights)
 
 
 def _token_ids(predictor: Predictor, texts: Sequence[str]) -> list[list[int]]:

@@ -1,47 +1,49 @@
-"""`newsbert-ray embed` and `predict`: files of texts -> embeddings, or topics with their probabilities.
+"""`newsbert-ray embed` and `similar`: files of texts -> embeddings, and the texts that are alike.
 
-Texts are read in constant memory. `embed` cuts them into pieces, one output file each, and embeds these on
-one machine or a cluster; an interrupted command continues with the missing ones.
+`embed` cuts texts into pieces, one output file each, and embeds these on one machine or a cluster; an
+interrupted command continues with the missing ones.
 """
 
 from __future__ import annotations
 
-import csv
 import json
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from shlex import quote
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
 from newsbert_ray.config import SettingsError
-from newsbert_ray.data.sources import BadLine, show_progress
-from newsbert_ray.files import replace_file
+from newsbert_ray.data.mind import Impression, parse_behaviors
+from newsbert_ray.data.sources import BadLine, Say, show_progress
 from newsbert_ray.record import RECORD
 from newsbert_ray.secrets import mask_url
-from newsbert_ray.serving.predictor import NOT_NEEDED, Precision, load, load_predictor, read_run, weights_hash
-from newsbert_ray.serving.texts import ROWS, STREAM, Row, TextsError, open_texts
-from newsbert_ray.storage.bucket import Remote, is_url
+from newsbert_ray.serving.predictor import (
+    NOT_NEEDED,
+    Floats,
+    Precision,
+    Predictor,
+    cosine_to_mean,
+    cosines,
+    load_predictor,
+    read_run,
+    weights_hash,
+)
+from newsbert_ray.serving.texts import ROWS, SHOWN, Row, TextsError, open_texts
+from newsbert_ray.storage.bucket import Remote
 from newsbert_ray.storage.workdir import absolute, fetch, last_part
 
 EMBEDDED = "embedded.json"
 REJECTED = "rejected"
 """Key in a file's metadata: why rows of its piece were left out."""
-PREDICTED = (".jsonl", ".csv", ".parquet")
 _GROUP = 512
 """Pieces in memory at once, on a cluster."""
-_SHOWN = 5
-Say = Callable[[str], None]
-Columns = dict[str, Any]
 
 
 class EmbedError(ValueError):
@@ -131,7 +133,7 @@ def embed(
     description = {**source, **made, **model, "run": absolute(run)}
     _describe(folder, description)
     if rejected:
-        say(f"left out, {len(rejected):,} bad rows: {'; '.join(rejected[:_SHOWN])}")
+        say(f"left out, {len(rejected):,} bad rows: {'; '.join(rejected[:SHOWN])}")
     if done:
         say(f"{done:,} texts in {seconds:.1f} s ({done / seconds:,.0f} texts/s with loading and writing)")
     say(
@@ -146,7 +148,7 @@ class Embedded(NamedTuple):
 
     names: list[str]
     texts: list[str]
-    embeddings: npt.NDArray[np.float32]
+    embeddings: Floats
     description: dict[str, Any]
 
 
@@ -258,85 +260,97 @@ def _claim(folder: Remote, source: dict[str, Any], *, overwrite: bool) -> dict[s
     return None
 
 
-def predict(
-    run: str | Path,
+class Match(NamedTuple):
+    """A text, its id, and its score: a cosine, or the click score for a user."""
+
+    score: float
+    name: str
+    text: str
+
+
+class Answer(NamedTuple):
+    """The query in words, the texts that it consists of, and the matches, best first."""
+
+    question: str
+    query: list[str]
+    matches: list[Match]
+
+
+def similar(
+    vectors: str | Path,
     *,
-    input: str | Path = STREAM,
-    out: str | Path = STREAM,
-    top_k: int = 1,
-    precision: Precision = "fp32",
-    overwrite: bool = False,
-    say: Say = lambda _: None,
-) -> dict[str, Any]:
-    """The verb `predict`. Arguments, result and errors are those of `newsbert_ray.predict`."""
-    start = time.perf_counter()
-    student = load(run, precision=precision)
-    texts, bad, done = open_texts(input), list[str](), 0
-    with (
-        _open_predictions(out, overwrite=overwrite) as write,
-        show_progress(say, "predicting", total=texts.lines or None) as advance,
-    ):
-        for rows in texts.pieces():
-            bad += [str(row) for row in rows if isinstance(row, BadLine)]
-            good = [row for row in rows if isinstance(row, Row)]
-            predictions = student.predict([row.text for row in good], top=top_k)
-            pairs = zip(good, predictions, strict=True)
-            if good:
-                write([{"id": row.name, "text": row.text, **_columns(one.topics)} for row, one in pairs])
-            done += len(good)
-            advance(len(rows))
-        if not done:
-            raise TextsError(f"--input {input}: contains no text" + "".join(f"; {one}" for one in bad[:1]))
-    if bad:
-        say(f"left out, {len(bad):,} bad rows: {'; '.join(bad[:_SHOWN])}")
-    seconds = time.perf_counter() - start
-    say(f"{done:,} texts in {seconds:.1f} s ({done / seconds:,.0f} texts/s with loading and writing)")
-    return {"out": str(out), "rows": done, "left_out": len(bad)}
+    to: str | None = None,
+    read: Sequence[str] = (),
+    user: str | None = None,
+    behaviors: str | Path | None = None,
+    run: str | Path | None = None,
+    top: int = 10,
+) -> Answer:
+    """The verb `similar`. Arguments, result and errors are those of `newsbert_ray.similar`."""
+    if sum(map(bool, (to, read, user))) != 1:
+        raise SettingsError("give one of: --to ID_OR_TEXT, --read ID ID ..., --user USER --behaviors FILE")
+    embedded = read_embedded(vectors)
+    indices = {name: index for index, name in enumerate(embedded.names)}
+    if to is not None:
+        rows, query = ([indices[to]], []) if to in indices else ([], [to])
+        vector = embedded.embeddings[rows[0]] if rows else _load_student(embedded, run).embed(query)[0]
+        scores = cosines(embedded.embeddings, vector)
+        return _answer(f"like {to}", scores, embedded, rows, top, query)
+    clicked = list(read) if user is None else _read_history(user, behaviors)
+    rows = [indices[name] for name in clicked if name in indices]
+    if not rows:
+        raise SettingsError(f"none of the {len(clicked)} texts that were read is among these embeddings")
+    history = embedded.embeddings[rows]
+    if embedded.description.get("task") == "recommendation":
+        kind = "click score"
+        scores = _load_student(embedded, run).user_scores(history, embedded.embeddings)
+    else:
+        kind = "cosine to their mean: not trained on clicks"
+        scores = cosine_to_mean(history, embedded.embeddings)
+    question = f"{user or 'a user'} who read {len(rows)} of these ({kind})"
+    return _answer(question, scores, embedded, rows, top)
 
 
-def _columns(topics: Sequence[tuple[str, float]]) -> Columns:
-    """`topic` and `probability` of the first topic, `topic_2` and `probability_2` of the second, ..."""
-    columns: Columns = {}
-    for rank, (topic, probability) in enumerate(topics, 1):
-        end = f"_{rank}" if rank > 1 else ""
-        columns |= {f"topic{end}": topic, f"probability{end}": round(probability, 6)}
-    return columns
+def _answer(
+    question: str, scores: Floats, embedded: Embedded, rows: list[int], top: int, query: Sequence[str] = ()
+) -> Answer:
+    """The texts outside the query (`rows`, and texts of `query`), best first; equal ones appear once."""
+    texts, matches = [*query, *(embedded.texts[row] for row in rows)], list[Match]()
+    seen = {embedded.texts[row] for row in rows}
+    for row in np.argsort(-scores, kind="stable").tolist():
+        if len(matches) == top:
+            break
+        if (text := embedded.texts[row]) not in seen:
+            seen.add(text)
+            matches.append(Match(float(scores[row]), embedded.names[row], text))
+    return Answer(question, texts, matches)
 
 
-@contextmanager
-def _open_predictions(out: str | Path, *, overwrite: bool) -> Iterator[Callable[[list[Columns]], None]]:
-    """A function that writes rows to `out`, in the format of its name; after an error no file is left."""
-    path = Path(out)
-    if str(out) == STREAM:
-        yield lambda rows: sys.stdout.writelines(map(_json_line, rows))
-        return
-    if is_url(out) or path.suffix not in PREDICTED:
-        raise SettingsError(f"--out {mask_url(str(out))}: give a {', '.join(PREDICTED)} file on this machine")
-    if path.exists() and not overwrite:
-        raise SettingsError(f"--out {path}: exists; add --overwrite, or give another --out")
-    with ExitStack() as opened:
-        partial = opened.enter_context(replace_file(path))
-        if path.suffix == ".parquet":
-            writers = list[pq.ParquetWriter]()
-
-            def write_parquet(rows: list[Columns]) -> None:
-                table = pa.Table.from_pylist(rows)
-                if not writers:
-                    writers.append(opened.enter_context(pq.ParquetWriter(partial, table.schema)))
-                writers[0].write_table(table)
-
-            yield write_parquet
-            return
-        file = opened.enter_context(partial.open("w", encoding="utf-8", newline=""))
-        writer = csv.writer(file)
-
-        def write_csv(rows: list[Columns]) -> None:
-            if not file.tell():
-                writer.writerow(rows[0])
-            writer.writerows(row.values() for row in rows)
-
-        yield write_csv if path.suffix == ".csv" else lambda rows: file.writelines(map(_json_line, rows))
+def _load_student(embedded: Embedded, run: str | Path | None) -> Predictor:
+    location = run or embedded.description.get("run")
+    student = fetch(location, without=NOT_NEEDED) / "student" if location else Path()
+    if not location or not student.is_dir():
+        raise SettingsError(f"the run that embedded these texts is not at {location}; give --run")
+    if weights_hash(student) != embedded.description["model_sha256"]:
+        raise SettingsError(f"the student of {location} did not embed these texts; embed them again")
+    return load_predictor(student, device="cpu")
 
 
-def _json_line(row: Columns) -> str:
-    return json.dumps(row, ensure_ascii=False) + "\n"
+def _read_history(user: str, behaviors: str | Path | None) -> list[str]:
+    """What a user of behaviors.tsv had read before the last impression there."""
+    if behaviors is None:
+        raise SettingsError(f"--user {user}: give --behaviors, a behaviors.tsv with this user's impressions")
+    last: Impression | None = None
+    with fetch(behaviors).open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            if f"\t{user}\t" not in line:
+                continue
+            try:
+                impression = parse_behaviors(line.rstrip("\r\n"))
+            except BadLine:
+                continue
+            if impression.user_id == user and (last is None or impression.time >= last.time):
+                last = impression
+    if last is None:
+        raise SettingsError(f"--user {user}: no impression of this user in {behaviors}")
+    return last.history

@@ -120,9 +120,8 @@ def _write_static(student: Student, encoder: StaticEncoder, folder: Path) -> Non
 
     vectors = encoder.weighted_vectors(student.top.pooling)[:, :-1]
     save_tensors({"embedding.weight": vectors}, folder / WEIGHTS)
-    tokenizer = Tokenizer.from_str(
-        student.tokenizer.serialised
-    )  # read without special tokens, cut as it says
+    # Read without special tokens, cut as it says.
+    tokenizer = Tokenizer.from_str(student.tokenizer.serialised)
     tokenizer.enable_truncation(student.max_tokens - sum(map(len, student.tokenizer.special_ids())))
     tokenizer.save(str(folder / "tokenizer.json"))
     kinds = {"": "StaticEmbedding", "1_Normalize": "Normalize"}
@@ -286,14 +285,7 @@ _TASKS = {
 
 
 def model_card(record: RunRecord, *, form: Format, labels: Sequence[str], max_tokens: int) -> str:
-    """The model card: Markdown with a YAML head.
-
-    Args:
-        record: the run's.
-        form: hf, sentence-transformers or onnx.
-        labels: the topics; none for another task.
-        max_tokens: where texts are cut.
-    """
+    """The model card of a run: Markdown with a YAML head. `labels` are its topics; none for another task."""
     settings, layers = record.settings, record.settings["student"]["layers"]
     method = NAMES.get(str(settings.get("method")), str(settings.get("method")))
     language = "language: en\n" if data_name(record).upper().startswith("MIND") else ""

@@ -69,11 +69,7 @@ class Student:
 
     @classmethod
     def read(cls, folder: Path) -> Student:
-        """The student in RUN/student.
-
-        Raises:
-            EncoderError, TokenizerError: it is incomplete.
-        """
+        """The student in RUN/student; EncoderError or TokenizerError if it is incomplete."""
         encoder, top, description = load_student(folder)
         tokenizer = load_tokenizer(str(folder))
         if description.get("tokenizer_sha256") not in (None, tokenizer.sha256):
@@ -87,10 +83,8 @@ class Student:
 
 
 def read_run(run: str | Path) -> tuple[RunRecord, Path]:
-    """The record of a finished run, and the folder of its student.
+    """The record of a finished run, and the folder of its student; a URL is downloaded, without checkpoints.
 
-    Args:
-        run: its folder or URL; a URL is downloaded, without checkpoints.
     Raises:
         RecordError: no finished run.
         EncoderError: a sweep did not keep this student.
@@ -119,20 +113,12 @@ def load(run: str | Path, *, device: str | None = None, precision: Precision = "
 
 @lru_cache(maxsize=1)
 def load_predictor(folder: Path, *, device: str | None = None, precision: Precision = "fp32") -> Predictor:
-    """The student in a local folder; the last one is kept for a process's next task.
-
-    Raises:
-        EncoderError, TokenizerError: it is incomplete.
-    """
+    """The student in a local folder, as `load`; the last one is kept for a process's next task."""
     return predictor_of(read_model(folder), device=device, precision=precision)
 
 
 def read_model(folder: Path) -> Student | LinearModel:
-    """What a run's student/ holds.
-
-    Raises:
-        EncoderError, TokenizerError: it is incomplete.
-    """
+    """What a run's student/ holds, as `load`."""
     return LinearModel.load(folder) if is_linear(folder) else Student.read(folder)
 
 
@@ -303,10 +289,7 @@ class LinearPredictor(Predictor):
         return 0
 
     def embed(self, texts: Sequence[str]) -> Floats:
-        """
-        Raises:
-            SettingsError: always.
-        """
+        """Not possible."""
         raise SettingsError("a linear model has no embeddings; train with another method, such as finetune")
 
     def work(self, texts: Sequence[str]) -> object:
@@ -377,9 +360,8 @@ class TokenCache:
     """
 
     def __init__(self, encoder: Encoder) -> None:
-        backbone = cast("Any", encoder.backbone)
         attention = cast("Any", encoder.layers[0]).attention.self
-        self._modules: list[tuple[Any, str]] = [(backbone, "embeddings")]
+        self._modules: list[tuple[Any, str]] = [(encoder.backbone, "embeddings")]
         self._modules += [(attention, name) for name in ("query", "key", "value")]
 
     @classmethod
@@ -400,11 +382,8 @@ class TokenCache:
         keys = [(batch * stride + np.arange(batch.shape[1])).ravel() for batch in batches]
         pairs, inverse = np.unique(np.concatenate(keys), return_inverse=True)
         tables = self._compute(torch.from_numpy(pairs // stride), torch.from_numpy(pairs % stride))
-        ends = np.cumsum([len(key) for key in keys])[:-1]
-        rows = [
-            torch.from_numpy(part).view(batch.shape)
-            for part, batch in zip(np.split(inverse, ends), batches, strict=True)
-        ]
+        parts = np.split(inverse, np.cumsum(list(map(len, keys)))[:-1])
+        rows = [torch.from_numpy(part).view(b.shape) for part, b in zip(parts, batches, strict=True)]
         originals = [getattr(parent, name) for parent, name in self._modules]
         lookups = [_Lookup(table) for table in tables]
         try:

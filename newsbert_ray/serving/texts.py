@@ -1,24 +1,38 @@
-"""Files of texts, read row by row in constant memory: plain text, tables, MIND's news.tsv, standard input."""
+"""Files of texts, read in constant memory: plain text, tables, MIND's news.tsv, standard input; `predict`."""
 
 from __future__ import annotations
 
+import json
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import pyarrow as pa
 import pyarrow.parquet as pq
+from pyarrow.csv import CSVWriter
 
+from newsbert_ray.config import SettingsError
 from newsbert_ray.data.labelled import IDS, TEXTS, usual_name
 from newsbert_ray.data.mind import NEWS_COLUMNS, parse_news
-from newsbert_ray.data.sources import BadLine, parse_chunk, parse_lines, read_through
+from newsbert_ray.data.sources import BadLine, Say, parse_chunk, parse_lines, read_through, show_progress
 from newsbert_ray.data.tables import SUFFIXES, Table, check_text, open_table, read_table
+from newsbert_ray.files import replace_file
+from newsbert_ray.secrets import mask_url
+from newsbert_ray.serving.predictor import Precision, load
+from newsbert_ray.storage.bucket import is_url
 from newsbert_ray.storage.workdir import download_input
 
 STREAM = "-"
 """Standard input or output."""
+PREDICTED = (".jsonl", ".csv", ".parquet")
+SHOWN = 5
+"""Bad rows that a message shows."""
+Columns = dict[str, Any]
 ROWS = 8192
 """Rows of a piece, at most: a core embeds them in seconds."""
 
@@ -114,3 +128,80 @@ def _read_columns(table: Table, columns: Sequence[str]) -> Iterator[Row | BadLin
             yield Row(own, check_text(columns[-1], text))
         except BadLine as bad:
             yield bad
+
+
+def predict(
+    run: str | Path,
+    *,
+    input: str | Path = STREAM,
+    out: str | Path = STREAM,
+    top_k: int = 1,
+    precision: Precision = "fp32",
+    overwrite: bool = False,
+    say: Say = lambda _: None,
+) -> dict[str, Any]:
+    """The verb `predict`. Arguments, result and errors are those of `newsbert_ray.predict`."""
+    start = time.perf_counter()
+    student = load(run, precision=precision)
+    texts, bad, done = open_texts(input), list[str](), 0
+    with (
+        _open_predictions(out, overwrite=overwrite) as write,
+        show_progress(say, "predicting", total=texts.lines or None) as advance,
+    ):
+        for rows in texts.pieces():
+            bad += [str(row) for row in rows if isinstance(row, BadLine)]
+            good = [row for row in rows if isinstance(row, Row)]
+            predictions = student.predict([row.text for row in good], top=top_k)
+            pairs = zip(good, predictions, strict=True)
+            if good:
+                write([{"id": row.name, "text": row.text, **_columns(one.topics)} for row, one in pairs])
+            done += len(good)
+            advance(len(rows))
+        if not done:
+            raise TextsError(f"--input {input}: contains no text" + "".join(f"; {one}" for one in bad[:1]))
+    if bad:
+        say(f"left out, {len(bad):,} bad rows: {'; '.join(bad[:SHOWN])}")
+    seconds = time.perf_counter() - start
+    say(f"{done:,} texts in {seconds:.1f} s ({done / seconds:,.0f} texts/s with loading and writing)")
+    return {"out": str(out), "rows": done, "left_out": len(bad)}
+
+
+def _columns(topics: Sequence[tuple[str, float]]) -> Columns:
+    """`topic` and `probability` of the first topic, `topic_2` and `probability_2` of the second, ..."""
+    columns: Columns = {}
+    for rank, (topic, probability) in enumerate(topics, 1):
+        end = f"_{rank}" if rank > 1 else ""
+        columns |= {f"topic{end}": topic, f"probability{end}": round(probability, 6)}
+    return columns
+
+
+@contextmanager
+def _open_predictions(out: str | Path, *, overwrite: bool) -> Iterator[Callable[[list[Columns]], None]]:
+    """A function that writes rows to `out`, in the format of its name; after an error no file is left."""
+    path = Path(out)
+    if str(out) == STREAM:
+        yield lambda rows: sys.stdout.writelines(map(_json_line, rows))
+        return
+    if is_url(out) or path.suffix not in PREDICTED:
+        raise SettingsError(f"--out {mask_url(str(out))}: give a {', '.join(PREDICTED)} file on this machine")
+    if path.exists() and not overwrite:
+        raise SettingsError(f"--out {path}: exists; add --overwrite, or give another --out")
+    with ExitStack() as opened:
+        partial = opened.enter_context(replace_file(path))
+        if path.suffix == ".jsonl":
+            file = opened.enter_context(partial.open("w", encoding="utf-8"))
+            yield lambda rows: file.writelines(map(_json_line, rows))
+            return
+        writer, writers = {".csv": CSVWriter, ".parquet": pq.ParquetWriter}[path.suffix], list[Any]()
+
+        def write(rows: list[Columns]) -> None:
+            table = pa.Table.from_pylist(rows)
+            if not writers:
+                writers.append(opened.enter_context(writer(partial, table.schema)))
+            writers[0].write_table(table)
+
+        yield write
+
+
+def _json_line(row: Columns) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -61,22 +62,13 @@ class Progress:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """From what `to_json` returned.
-
-        Raises:
-            TypeError: an unknown key.
-        """
+        """From what `to_json` returned; TypeError if it has an unknown key."""
         values = dict(values)
         return cls(log_steps=values.pop("looks", 0), **values)
 
 
 def write_checkpoint(folder: Path, learner: Learner, progress: Progress, *, keep: int) -> Path:
-    """Write folder/step-N and delete older ones.
-
-    Args:
-        folder: the run's checkpoints/.
-        keep: number of newest checkpoints that stay, with the best models that they name.
-    """
+    """Write folder/step-N; keep the newest `keep` checkpoints, with the best models that they name."""
     path = folder / f"{_PREFIX}{progress.step:09d}"
     write_weights(path, learner_tensors(learner), {"progress": progress.to_json()})
     for later in step_folders(folder):
@@ -96,11 +88,7 @@ def learner_tensors(learner: Learner) -> dict[str, Tensor]:
 
 
 def load_tensors(learner: Learner, tensors: Mapping[str, Tensor]) -> None:
-    """Load what `learner_tensors` returned.
-
-    Raises:
-        KeyError, RuntimeError: the tensors belong to another model.
-    """
+    """Load what `learner_tensors` returned; KeyError or RuntimeError if it belongs to another model."""
     prefix = "model."
     model = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
     learner.pair.load_state_dict(model)
@@ -112,12 +100,8 @@ def load_tensors(learner: Learner, tensors: Mapping[str, Tensor]) -> None:
 
 
 def resume(folder: Path, learner: Learner, *, say: Callable[[str], None]) -> Progress:
-    """Load the newest intact checkpoint into `learner`.
+    """Load the newest intact checkpoint into `learner` and return its progress, empty if there is none.
 
-    A damaged checkpoint is reported through `say`, and the one before it is used.
-
-    Returns:
-        The progress to continue from; an empty one if there is no checkpoint.
     Raises:
         CheckpointError: there are checkpoints, but none is intact.
     """
@@ -129,10 +113,9 @@ def resume(folder: Path, learner: Learner, *, say: Callable[[str], None]) -> Pro
             if progress.best:
                 verify_weights(folder / progress.best)
             load_tensors(learner, tensors)
+            return progress
         except (CheckpointError, KeyError, TypeError, RuntimeError) as error:
             say(f"checkpoint {path} cannot be used ({error}); trying the one before it")
-            continue
-        return progress
     if paths:
         raise CheckpointError(
             f"{folder}: none of the {len(paths)} checkpoints is intact; delete the run's folder and train "
@@ -158,10 +141,8 @@ def _prune(folder: Path, keep: int) -> None:
         shutil.rmtree(path, ignore_errors=True)
     named = set()
     for path in step_folders(folder):
-        try:
+        with suppress(OSError, ValueError, KeyError):
             named.add(json.loads((path / STATE).read_text(encoding="utf-8"))["body"]["progress"]["best"])
-        except (OSError, ValueError, KeyError):
-            continue
     for path in best_folders(folder):
         if path.name not in named:
             shutil.rmtree(path, ignore_errors=True)

@@ -330,13 +330,8 @@ def _own_reason(error: BaseException) -> str | None:
 
 @contextmanager
 def rank_zero_lock(run: Path, *, wait_seconds: float = 60.0) -> Iterator[None]:
-    """Hold the run's folder for this group's rank 0, once the one of an earlier start has ended.
-
-    Workers outlive a driver that is killed.
-
-    Raises:
-        GroupError: it has not ended within `wait_seconds`.
-    """
+    """Hold the run's folder for this group's rank 0. Workers of an earlier start, which outlive a driver that
+    is killed, must end within `wait_seconds`; otherwise GroupError."""
     busy = GroupError(
         f"{run}: workers of an earlier start still train in it after {wait_seconds:g} s; end them, "
         "or wait, then run the same command again"

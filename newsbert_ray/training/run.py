@@ -1,21 +1,27 @@
-"""`newsbert-ray train`: prepares the run's folder and trains in this process or in a Ray Train group."""
+"""`newsbert-ray train`: prepares the run's folder and trains in this process or in a Ray Train group.
+
+Runs that must finish first (a frozen teacher, the student to start from) are trained once for all runs that
+need the same one.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from newsbert_ray.config import SCRATCH, SettingsError, TrainSettings, build_settings
 from newsbert_ray.data.shards import Manifest, read_manifest, require_tokenizer
 from newsbert_ray.files import locked, write_json
 from newsbert_ray.model.saved import CHECKPOINTS
 from newsbert_ray.ray_session import Stopped, StopSignals, inside_cluster
-from newsbert_ray.record import RECORD, RunRecord, read_record
+from newsbert_ray.record import BEFORE, RECORD, TEACHER, RunRecord, read_record
 from newsbert_ray.settings import flatten
 from newsbert_ray.storage.workdir import (
     HUB_NAMES,
@@ -32,11 +38,12 @@ from newsbert_ray.trackers import TrackedRun, Tracker, require_tracker, tracked
 from newsbert_ray.training.checkpoint import step_folders
 from newsbert_ray.training.journal import Display, closing_lines
 from newsbert_ray.training.loop import Report
-from newsbert_ray.training.prerequisites import NEUTRAL_SETTINGS, train_prerequisite
 
 SETTINGS = "settings.json"
 """The run's settings and its shards' fingerprint, written at its first start."""
 LOCK = ".lock"
+NEUTRAL_SETTINGS = ("data", "out", "threads", "log_every", "checkpoint", "device", "min_workers", "track")
+"""Settings that do not affect results; data is compared by the fingerprint of its shards."""
 
 
 class RunFolderError(ValueError):
@@ -62,8 +69,8 @@ def train(
     require_tracker(settings.track)
     say = _silent if quiet else print
     location, settings = settings.out, _with_absolute_locations(settings)
-    is_linear = settings.student.kind == "linear"
-    in_process = is_linear or (settings.workers == 1 and (quiet or not inside_cluster()))
+    is_alone = settings.workers == 1 and (quiet or not inside_cluster())
+    in_process = is_alone or settings.student.kind == "linear"
     # A trial's folder is locked by its sweep; a group's rank 0 has its own copy.
     with open_workdir(
         settings.out, markers=(SETTINGS, RECORD), small=not in_process, exclusive=not quiet
@@ -83,10 +90,13 @@ def train(
                 ready = train_prerequisite(settings, shared=teachers, train=train_first, say=say)
                 values, kind = settings.model_dump(), "trial" if parent else "train"
                 with tracked(settings.track, workdir.path, values, parent=parent, kind=kind) as tracker:
-                    here = workdir if in_process else None
                     receive = partial(_receive, tracker, report)
-                    _train_ready(ready, manifest, here, report=receive, quiet=quiet, gpus=gpus)
-                    if not in_process:
+                    if in_process:
+                        _train_in_process(ready, manifest, workdir, report=receive, quiet=quiet)
+                    else:
+                        from newsbert_ray.training.ray_group import train_group
+
+                        train_group(ready, manifest, report=receive, quiet=quiet, gpus=gpus)
                         workdir.download(small=True)
                     record = read_record(workdir.path)
                     tracker.log({"test": record.metrics.get("test") or {}}, record.steps)
@@ -120,29 +130,6 @@ def _stop_explained(workdir: WorkDir, *, quiet: bool) -> Iterator[None]:
         raise Stopped(number, f"{workdir.location}: {text}") from error
 
 
-def _train_ready(
-    settings: TrainSettings,
-    manifest: Manifest,
-    workdir: WorkDir | None,
-    *,
-    report: Report,
-    quiet: bool,
-    gpus: float | None,
-) -> None:
-    """Train once every prerequisite is there: in this process, or without `workdir` in a group."""
-    if settings.student.kind == "linear":
-        from newsbert_ray.training.worker import train_linear
-
-        say = _silent if quiet else partial(print, flush=True)
-        train_linear(with_local_paths(settings), manifest, report=report, say=say)
-    elif workdir:
-        _train_in_process(with_local_paths(settings), manifest, workdir, report=report, quiet=quiet)
-    else:
-        from newsbert_ray.training.ray_group import train_group
-
-        train_group(settings, manifest, report=report, quiet=quiet, gpus=gpus)
-
-
 def _receive(tracker: Tracker, report: Report | None, entry: dict[str, Any]) -> None:
     """Track an entry, and report it where it is an evaluation."""
     tracker(entry)
@@ -168,8 +155,13 @@ def _train_in_process(
     """Train in this process; each checkpoint is published before it is reported."""
     from newsbert_ray.data.reading import World, make_schedule, read_updates
     from newsbert_ray.ray_session import watch_for_end
-    from newsbert_ray.training.worker import WorkerContext, run_worker
+    from newsbert_ray.training.worker import WorkerContext, run_worker, train_linear
 
+    settings = with_local_paths(settings)
+    if settings.student.kind == "linear":
+        lines = _silent if quiet else partial(print, flush=True)
+        train_linear(settings, manifest, report=report, say=lines)
+        return
     display = None if quiet else Display(total=make_schedule(settings, manifest).total_steps)
 
     def receive(entry: dict[str, Any]) -> None:
@@ -193,11 +185,7 @@ def _train_in_process(
 
 
 def pick_device(settings: TrainSettings) -> Any:
-    """The torch device for these settings.
-
-    Raises:
-        SettingsError: device is cuda and there is no GPU.
-    """
+    """The torch device for these settings; SettingsError if it is cuda and there is no GPU."""
     import torch
 
     if settings.device == "cuda" and not torch.cuda.is_available():
@@ -267,3 +255,120 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 def _silent(_: str) -> None:
     pass
+
+
+class Prerequisite(NamedTuple):
+    """A run that must finish first: its settings with an empty `out`, what it is for, as shown to people, and
+    the name of its folder inside the run that needs it."""
+
+    settings: TrainSettings
+    purpose: str
+    name: str
+
+
+def prerequisite_of(settings: TrainSettings) -> Prerequisite | None:
+    """The run that must finish before this one, if any; it may have a prerequisite itself."""
+    if settings.before.method != "none":
+        return Prerequisite(before_settings(settings, ""), "the student to start from", BEFORE)
+    distill = settings.distill
+    if (distill.frozen or distill.warm) and distill.teacher_run is None:
+        return Prerequisite(teacher_settings(settings, ""), "the teacher", TEACHER)
+    return None
+
+
+def all_prerequisites(settings: TrainSettings) -> Iterator[TrainSettings]:
+    """Settings of all runs that must finish before this one, the last of them first."""
+    prerequisite = prerequisite_of(settings)
+    if prerequisite is not None:
+        yield prerequisite.settings
+        yield from all_prerequisites(prerequisite.settings)
+
+
+def teacher_settings(settings: TrainSettings, out: str | Path) -> TrainSettings:
+    """The run into `out` that fine-tunes a frozen or warm teacher.
+
+    Method finetune with the teacher's depth, learning rate and epochs, on labelled texts; all of the encoder
+    learns; everything else as in `settings`.
+    """
+    from newsbert_ray.model.families import encoder_depth
+
+    values = settings.model_dump(exclude={"distill", "student", "method"})
+    no_rates = {"teacher_learning_rate": None, "student_learning_rate": None, "top_learning_rate": None}
+    depth = encoder_depth(download_input(settings.teacher), settings.model, settings.scratch)
+    changes = {
+        "out": str(out),
+        "method": "finetune",
+        "student": {"layers": depth},
+        "learning_rate": settings.optimizer.teacher_learning_rate or settings.learning_rate,
+        "epochs": settings.distill.teacher_epochs or settings.epochs,
+        "steps": None if settings.distill.teacher_epochs else settings.steps,
+        "unlabelled": None,
+        "unlabelled_share": 0.0,
+        "model": {**values["model"], "trainable": None},
+        "optimizer": {**values["optimizer"], **no_rates},
+        "checkpoint": {**values["checkpoint"], "keep_finished": False},
+    }
+    return build_settings(TrainSettings, {**values, **changes}, where="the teacher's fine-tuning")
+
+
+def before_settings(settings: TrainSettings, out: str | Path) -> TrainSettings:
+    """The run into `out` whose student this one starts from.
+
+    Method, task, data, epochs, learning rate and examples are those of `before` where it gives them, and the
+    task's own momentum; everything else as in `settings`.
+    """
+    before = settings.before
+    values = settings.model_dump(exclude={"distill", "student", "method", "task", "before"})
+    changes = {
+        **before.model_dump(exclude_none=True),
+        "steps": None if before.epochs else settings.steps,
+        "out": str(out),
+        "student": {"layers": settings.student.layers},
+        "checkpoint": {**values["checkpoint"], "keep_finished": False},
+    }
+    return build_settings(TrainSettings, {**values, **changes}, where="the run before")
+
+
+def train_prerequisite(
+    settings: TrainSettings,
+    *,
+    shared: str | Path | None,
+    train: Callable[[TrainSettings], object],
+    say: Callable[[str], None],
+) -> TrainSettings:
+    """Train the run that must finish first, unless it is finished, and return settings that use its result.
+
+    Other processes on this machine that need the same one wait for it.
+
+    Args:
+        shared: local folder where many runs share their prerequisites; None puts it beside this run.
+        train: trains a run, or returns at once if it is finished.
+    """
+    prerequisite = prerequisite_of(settings)
+    if prerequisite is None:
+        return settings
+    if shared is None:
+        location = WorkDir(settings.out).companion(prerequisite.name).location
+        say(f"first training {prerequisite.purpose}, into {location}")
+        train(prerequisite.settings.model_copy(update={"out": location}))
+        return _use_result(settings, prerequisite, location)
+    folder = Path(shared) / _shared_name(prerequisite.settings)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with locked(folder.with_name(f"{folder.name}.lock"), wait_seconds=math.inf):
+        if not (folder / RECORD).exists():
+            train(prerequisite.settings.model_copy(update={"out": str(folder)}))
+    return _use_result(settings, prerequisite, str(folder))
+
+
+def _shared_name(settings: TrainSettings) -> str:
+    """A hash of everything that affects the run's result, its own prerequisites included."""
+    runs = (settings, *all_prerequisites(settings))
+    fingerprints = [read_manifest(download_input(run.data)).fingerprint for run in runs]
+    values = [settings.model_dump(mode="json", exclude=set(NEUTRAL_SETTINGS)), *fingerprints]
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _use_result(settings: TrainSettings, prerequisite: Prerequisite, location: str) -> TrainSettings:
+    if prerequisite.name == TEACHER:
+        return with_locations(settings, {"distill.teacher_run": location})
+    return with_locations(settings, {"teacher": f"{location.rstrip('/')}/student"})

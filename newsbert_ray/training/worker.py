@@ -142,11 +142,7 @@ def run_worker(settings: TrainSettings, context: WorkerContext) -> None:
 def build_worker_learner(
     settings: TrainSettings, schedule: TrainingSchedule, world: World, *, stand_in: bool = False
 ) -> Learner:
-    """The learner on this worker's device, wrapped by DDP if there are several workers.
-
-    Args:
-        stand_in: as in `assemble_pair`.
-    """
+    """The learner on this worker's device, in DDP if there are several; `stand_in` as in `assemble_pair`."""
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     torch.set_float32_matmul_precision("high" if settings.precision == "tf32" else "highest")

@@ -40,8 +40,7 @@ from newsbert_ray.settings import flatten
 from newsbert_ray.storage.workdir import snapshot, with_local_paths
 from newsbert_ray.training.checkpoint import Progress, write_checkpoint
 from newsbert_ray.training.journal import Journal
-from newsbert_ray.training.prerequisites import all_prerequisites
-from newsbert_ray.training.run import pick_device
+from newsbert_ray.training.run import all_prerequisites, pick_device
 from newsbert_ray.training.step import Learner, train_step
 from newsbert_ray.training.worker import build_worker_learner
 from newsbert_ray.tune.ray_tune import node_resources

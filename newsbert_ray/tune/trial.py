@@ -153,7 +153,7 @@ def check_depth(settings: TrainSettings) -> None:
     """Raise SettingsError where the student's layers do not divide the teacher's, or a student that trains
     alone has more layers than its encoder. Depths that are not known here are left to the trial."""
     if settings.before.method != "none":
-        from newsbert_ray.training.prerequisites import before_settings
+        from newsbert_ray.training.run import before_settings
 
         check_depth(before_settings(settings, ""))
         return

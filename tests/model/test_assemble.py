@@ -11,8 +11,7 @@ from newsbert_ray.data.shards import read_manifest
 from newsbert_ray.model.assemble import _cached_student, assemble_pair
 from newsbert_ray.model.pair import Pair
 from newsbert_ray.model.saved import load_student
-from newsbert_ray.training.prerequisites import teacher_settings
-from newsbert_ray.training.run import train
+from newsbert_ray.training.run import teacher_settings, train
 from tests.conftest import topic_batch
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from newsbert_ray.reporting.tables import (
     to_csv,
     topic_tables,
 )
-from newsbert_ray.training.prerequisites import NEUTRAL_SETTINGS
+from newsbert_ray.training.run import NEUTRAL_SETTINGS
 from tests.reporting.conftest import MakeRecord
 
 ACCURACY = columns_of(TASKS["topics"])[0]

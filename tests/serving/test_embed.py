@@ -18,10 +18,9 @@ from newsbert_ray.config import SettingsError
 from newsbert_ray.model.saved import load_student
 from newsbert_ray.serving import embed as embedding
 from newsbert_ray.serving import texts
-from newsbert_ray.serving.embed import EMBEDDED, EmbedError, embed, predict, read_embedded
+from newsbert_ray.serving.embed import EMBEDDED, EmbedError, embed, read_embedded, similar
 from newsbert_ray.serving.predictor import load
-from newsbert_ray.serving.similar import similar
-from newsbert_ray.serving.texts import TextsError
+from newsbert_ray.serving.texts import TextsError, predict
 from newsbert_ray.storage.bucket import Remote
 from newsbert_ray.training.run import train
 

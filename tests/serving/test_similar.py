@@ -17,8 +17,7 @@ from newsbert_ray.cli import main
 from newsbert_ray.config import SettingsError
 from newsbert_ray.model.heads import ClickHead
 from newsbert_ray.model.saved import load_student
-from newsbert_ray.serving.embed import embed, read_embedded
-from newsbert_ray.serving.similar import similar
+from newsbert_ray.serving.embed import embed, read_embedded, similar
 from newsbert_ray.training.run import train
 
 if TYPE_CHECKING:

@@ -14,8 +14,7 @@ from newsbert_ray.evaluation.evaluate import evaluate
 from newsbert_ray.model.assemble import assemble_pair
 from newsbert_ray.model.saved import load_student
 from newsbert_ray.record import find_records, read_record
-from newsbert_ray.training.prerequisites import all_prerequisites, before_settings, train_prerequisite
-from newsbert_ray.training.run import train
+from newsbert_ray.training.run import all_prerequisites, before_settings, train, train_prerequisite
 
 if TYPE_CHECKING:
     from tests.conftest import MakeSettings
