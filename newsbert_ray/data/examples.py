@@ -18,13 +18,14 @@ from newsbert_ray.data.batches import (
     Batch,
     Bucket,
     ClickChoices,
+    Ints,
     PairChoices,
     Target,
     Topics,
+    draw_examples,
     make_bucket,
     unique_texts,
 )
-from newsbert_ray.data.order import Ints, draw_examples
 from newsbert_ray.data.shards import TextTable, gather, offsets_of
 
 TITLE_COLUMNS = ["news_id", "label"]

@@ -5,9 +5,8 @@ and Hugging Face datasets. In constant memory; what follows reads the lines as i
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,7 +41,7 @@ class Part(NamedTuple):
 
     folder: str
     name: str
-    rows: Callable[[], Iterator[Record]]
+    rows: Iterator[Record]
     file: SourceFile | None = None
 
 
@@ -93,9 +92,9 @@ def open_parts(source: str, settings: ColumnSettings, *, say: Say) -> list[Part]
     if path.is_dir() and not any((path / name).is_file() for name in _DATASET_FILES):
         title, folders = path.resolve().name, sorted(one for one in path.iterdir() if one.is_dir())
         if any(next(folder.glob("*.txt"), None) for folder in folders):
-            return [Part(title, "texts", partial(_text_files, path, ""))]
+            return [Part(title, "texts", _text_files(path, ""))]
         if parts := [one for one in folders if next(one.glob("*/*.txt"), None)]:
-            return [Part(title, one.name, partial(_text_files, one, f"{one.name}-")) for one in parts]
+            return [Part(title, one.name, _text_files(one, f"{one.name}-")) for one in parts]
         if not any(one.suffix.lower() in _LOADED for one in path.glob("**/*")):
             raise PrepareError(
                 f"source {source}: no news.tsv of MIND in it, no LABEL/*.txt, and no file of a data set "
@@ -110,7 +109,7 @@ def write_parts(parts: Sequence[Part], folder: Path) -> Iterator[SourceFile]:
         path = folder / str(number) / part.name
         path.parent.mkdir(parents=True)
         with path.open("w", encoding="utf-8") as file:
-            for record in part.rows():
+            for record in part.rows:
                 row = record.values
                 row = [record.number, str(row), record.shown[:_EXCERPT]] if isinstance(row, BadLine) else row
                 file.write(json.dumps(row) + "\n")
@@ -173,14 +172,11 @@ def _plain(name: str, value: Any) -> str | None:
 
 def _table(source: str, settings: ColumnSettings, say: Say) -> Part:
     table = open_table(source, columns=(), settings=settings)
-    columns = find_columns(table.source.label, table.names, settings)
-    say(f"{table.source.label}: {columns.describe()}")
+    columns = find_columns(table.label, table.names, settings)
+    say(f"{table.label}: {columns.describe()}")
     names = [*columns.texts, columns.label, columns.name]
     prefix = "" if columns.name else f"{table.path.name.partition('.')[0]}-"
-
-    def rows() -> Iterator[Record]:
-        return (columns.pick(prefix, record) for record in read_table(table, names, required=False))
-
+    rows = (columns.pick(prefix, record) for record in read_table(table, names, required=False))
     return Part(table.source.folder, table.source.name, rows, table.source)
 
 
@@ -215,18 +211,14 @@ def _dataset(source: str, path: Path, settings: ColumnSettings, say: Say) -> lis
         ) from error
     splits = loaded if isinstance(loaded, dict) else {"all": loaded}
     title = path.resolve().name if path.is_dir() else name.rpartition("/")[2]
-    parts: dict[str, list[Callable[[], Iterator[Record]]]] = {}
+    parts: dict[str, list[Iterator[Record]]] = {}
     for split, data in splits.items():
         names = data.column_names or list(next(iter(data), {}))
         columns = find_columns(f"{title}/{split}", names, settings)
         say(f"{title}/{split}: {columns.describe()}")
         main = next(iter(splits)) if split in _UNLABELLED else split
-        parts.setdefault(main, []).append(partial(_dataset_rows, data, columns, f"{split}-"))
-    return [Part(title, split, partial(_chain, rows)) for split, rows in parts.items()]
-
-
-def _chain(parts: Sequence[Callable[[], Iterator[Record]]]) -> Iterator[Record]:
-    return chain.from_iterable(part() for part in parts)
+        parts.setdefault(main, []).append(_dataset_rows(data, columns, f"{split}-"))
+    return [Part(title, split, chain.from_iterable(rows)) for split, rows in parts.items()]
 
 
 def _dataset_rows(data: Any, columns: Columns, prefix: str) -> Iterator[Record]:

@@ -17,9 +17,8 @@ from torch import Tensor
 
 from newsbert_ray.config import TrainSettings
 from newsbert_ray.data import examples
-from newsbert_ray.data.batches import Batch
-from newsbert_ray.data.examples import Clicks, Examples, Impressions, Pairs, Part, Titles, collate
-from newsbert_ray.data.order import (
+from newsbert_ray.data.batches import (
+    Batch,
     Ints,
     Order,
     Window,
@@ -34,6 +33,7 @@ from newsbert_ray.data.order import (
     window_generator,
     worker_rows,
 )
+from newsbert_ray.data.examples import Clicks, Examples, Impressions, Pairs, Part, Titles, collate
 from newsbert_ray.data.shards import (
     Manifest,
     Shard,

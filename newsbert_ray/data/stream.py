@@ -15,8 +15,8 @@ from typing import Any, TypeVar, cast
 import numpy as np
 import pyarrow as pa
 
+from newsbert_ray.data.batches import Window
 from newsbert_ray.data.examples import Part
-from newsbert_ray.data.order import Window
 from newsbert_ray.data.reading import TrainingSchedule, Update, collate_update, restore_examples, window_parts
 
 Chunk = TypeVar("Chunk")

@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO, cast
 
@@ -41,13 +42,13 @@ class Record(NamedTuple):
 
 @dataclass(frozen=True)
 class Table:
-    """A table that was read once; `names` are all its columns, `modified` its time stamp then.
+    """A table and what its first lines tell; `names` are its columns, `size` and `modified` its state then.
 
     `header`: lines before the first row. `encoding`, `delimiter`: of a text file.
     """
 
     path: Path
-    source: SourceFile
+    size: int
     modified: int
     names: tuple[str, ...] = ()
     header: int = 1
@@ -59,6 +60,18 @@ class Table:
         """Its format."""
         return table_suffix(self.path)
 
+    @property
+    def label(self) -> str:
+        """How messages name it."""
+        return f"{self.path.absolute().parent.name}/{self.path.name}"
+
+    @cached_property
+    def source(self) -> SourceFile:
+        """The file, hashed at the first use."""
+        return SourceFile(
+            self.path.absolute().parent.name, self.path.name, self.size, sha256_of(self.path), ()
+        )
+
     @contextmanager
     def open(self) -> Iterator[TextIO]:
         """The text file, decompressed; bytes that are not UTF-8 become lone surrogates."""
@@ -69,10 +82,10 @@ class Table:
                 yield cast("TextIO", file)
         except UnicodeError as error:
             fault = f"not {self.encoding} ({first_line(error)}); name its encoding by --columns.encoding"
-            raise PrepareError(f"{self.source.label}: {fault}") from error
+            raise PrepareError(f"{self.label}: {fault}") from error
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             fault = f"damaged gzip ({error}); download it again"
-            raise PrepareError(f"{self.source.label}: {fault}") from error
+            raise PrepareError(f"{self.label}: {fault}") from error
 
 
 def table_suffix(path: str | Path) -> str:
@@ -87,7 +100,7 @@ def is_table(path: str | Path) -> bool:
 
 
 def open_table(source: str, *, columns: Sequence[str], settings: ColumnSettings = _USUAL) -> Table:
-    """Hash a table and find its columns.
+    """Find the columns of a table.
 
     Args:
         columns: columns that it must have.
@@ -99,35 +112,26 @@ def open_table(source: str, *, columns: Sequence[str], settings: ColumnSettings 
     expected = f" the columns {', '.join(columns)}" if columns else " text and label"
     if not path.is_file():
         raise PrepareError(f"source {source}: no such file; give a table with{expected}")
-    table = _with_names(_unread(path, settings), columns, settings, expected)
+    status = path.stat()
+    table = Table(path, status.st_size, status.st_mtime_ns, encoding=_encoding(path, settings.encoding))
+    if not table.size:
+        raise PrepareError(f"{table.label}: empty; a table with{expected} expected")
+    if table.suffix == ".parquet":
+        table = replace(table, names=tuple(_parquet_schema(table).names))
+    elif table.suffix == ".jsonl":
+        table = replace(table, names=tuple(_json_columns(table, columns)))
+    else:
+        table = _read_header(table, settings, expected)
     _require_columns(table, columns)
     return table
 
 
 def column_names(source: str) -> tuple[str, ...]:
-    """The columns of a table, of which no more than that is read; none where they cannot be found."""
+    """The columns of a table; none where they cannot be found."""
     try:
-        return _with_names(_unread(Path(source).expanduser(), _USUAL, hashed=False), (), _USUAL, "").names
+        return open_table(source, columns=()).names
     except (PrepareError, OSError):
         return ()
-
-
-def _unread(path: Path, settings: ColumnSettings, *, hashed: bool = True) -> Table:
-    """The table without its columns; its time stamp is taken before it is hashed."""
-    status = path.stat()
-    sha256 = sha256_of(path) if hashed else ""
-    source = SourceFile(path.absolute().parent.name, path.name, status.st_size, sha256, ())
-    return Table(path, source, status.st_mtime_ns, encoding=_encoding(path, settings.encoding))
-
-
-def _with_names(table: Table, columns: Sequence[str], settings: ColumnSettings, expected: str) -> Table:
-    if not table.source.bytes:
-        raise PrepareError(f"{table.source.label}: empty; a table with{expected} expected")
-    if table.suffix == ".parquet":
-        return replace(table, names=tuple(_parquet_schema(table).names))
-    if table.suffix == ".jsonl":
-        return replace(table, names=tuple(_json_columns(table, columns)))
-    return _read_header(table, settings, expected)
 
 
 def read_table(table: Table, columns: Sequence[str | None], *, required: bool = True) -> Iterator[Record]:
@@ -150,11 +154,10 @@ def read_table(table: Table, columns: Sequence[str | None], *, required: bool = 
             if isinstance(record.values, BadLine):
                 yield record
             elif is_json or record.number > table.header:
-                values = _pick(record.values, keys, len(table.names), required)
-                yield record._replace(values=values)
+                yield record._replace(values=_pick(record.values, keys, len(table.names), required))
     status = table.path.stat()
-    if (status.st_mtime_ns, status.st_size) != (table.modified, table.source.bytes):
-        raise changed(table.source.label)
+    if (status.st_mtime_ns, status.st_size) != (table.modified, table.size):
+        raise changed(table.label)
 
 
 def check_text(name: str, value: Any) -> str:
@@ -197,16 +200,12 @@ def _records(table: Table) -> Iterator[Record]:
             return
         for number, line in enumerate(_lines(file), 1):
             text = line.removesuffix("\n").removesuffix("\r")
-            try:
-                yield Record(number, text, _parse_line(table, line, text))
-            except BadLine as bad:
-                yield Record(number, text, bad)
-
-
-def _parse_line(table: Table, line: str, text: str) -> Any:
-    if len(line) >= CHUNK_BYTES and not line.endswith("\n"):
-        raise BadLine(f"columns: line of more than {CHUNK_BYTES:,} bytes")
-    return _parse_object(text) if table.suffix == ".jsonl" else text.split(table.delimiter) if text else []
+            values: Any = text.split(table.delimiter) if text else []
+            if len(line) >= CHUNK_BYTES and not line.endswith("\n"):
+                values = BadLine(f"columns: line of more than {CHUNK_BYTES:,} bytes")
+            elif table.suffix == ".jsonl":
+                values = _parse_object(text)
+            yield Record(number, text, values)
 
 
 def _lines(file: TextIO) -> Iterator[str]:
@@ -255,7 +254,7 @@ def _read_header(table: Table, settings: ColumnSettings, expected: str) -> Table
     table = replace(table, delimiter=delimiter)
     header = next((values for _, _, values in _records(table)), BadLine("columns: 0 found"))
     if isinstance(header, BadLine):
-        raise PrepareError(f"{table.source.label}:1: no header ({header}); a table with{expected} expected")
+        raise PrepareError(f"{table.label}:1: no header ({header}); a table with{expected} expected")
     names = [str(name).strip() for name in header]
     named = [one.strip() for one in f"{settings.text or ''},{settings.label or ''}".split(",")]
     if any(one.isdigit() and one not in names for one in named):
@@ -263,14 +262,12 @@ def _read_header(table: Table, settings: ColumnSettings, expected: str) -> Table
     return replace(table, names=tuple(names))
 
 
-def _parse_object(line: str) -> dict[str, Any]:
+def _parse_object(line: str) -> dict[str, Any] | BadLine:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise BadLine(f"json: {error}") from error
-    if not isinstance(row, dict):
-        raise BadLine(f"json: {type(row).__name__} found, an object expected")
-    return row
+        return BadLine(f"json: {error}")
+    return row if isinstance(row, dict) else BadLine(f"json: {type(row).__name__} found, an object expected")
 
 
 def _json_columns(table: Table, columns: Sequence[str]) -> list[str]:
@@ -288,7 +285,7 @@ def _parquet_schema(table: Table) -> pa.Schema:
         return pq.read_schema(table.path)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise PrepareError(
-            f"{table.source.label}: no readable Parquet file ({first_line(error)}); write it again"
+            f"{table.label}: no readable Parquet file ({first_line(error)}); write it again"
         ) from error
 
 
@@ -304,7 +301,7 @@ def _read_parquet(table: Table, columns: Sequence[str | None]) -> Iterator[Recor
                     yield Record(number, "\t".join(shown), values)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise PrepareError(
-            f"{table.source.label}: damaged after row {number:,} ({first_line(error)}); write it again"
+            f"{table.label}: damaged after row {number:,} ({first_line(error)}); write it again"
         ) from error
 
 
@@ -314,8 +311,7 @@ def _values(column: pa.Array) -> list[Any]:
         column = column.dictionary_decode()
     if str(column.type) in _TEXT_TYPES:
         column = column.cast(pa.large_binary())
-    values: list[Any] = column.to_pylist()
-    return values
+    return cast("list[Any]", column.to_pylist())
 
 
 def _require_columns(table: Table, columns: Sequence[str]) -> None:
@@ -329,6 +325,6 @@ def _require_columns(table: Table, columns: Sequence[str]) -> None:
     fault = f"no column {', '.join(missing)}" if missing else f"column {', '.join(twice)} is there twice"
     where = "" if table.suffix in (".jsonl", ".parquet") else " in the first line"
     raise PrepareError(
-        f"{table.source.label}: {fault}; found {shown or 'none'}, expected {', '.join(columns)}{where} (of "
+        f"{table.label}: {fault}; found {shown or 'none'}, expected {', '.join(columns)}{where} (of "
         "MIND give the folder)"
     )

@@ -21,9 +21,8 @@ import torch
 from torch import Tensor
 
 from newsbert_ray.config import TrainSettings
-from newsbert_ray.data.batches import Batch, Topics, cut_buckets
+from newsbert_ray.data.batches import Batch, Topics, cut_buckets, seeded_generator
 from newsbert_ray.data.examples import Impressions
-from newsbert_ray.data.order import seeded_generator
 from newsbert_ray.data.reading import (
     EVALUATION_TOKENS,
     ONE_WORKER,

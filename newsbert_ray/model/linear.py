@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow.compute as pc
 
 from newsbert_ray.config import SettingsError
-from newsbert_ray.data.order import draw_examples, share_examples
+from newsbert_ray.data.batches import draw_examples, share_examples
 from newsbert_ray.data.shards import Manifest, ShardError, Split, read_shard
 from newsbert_ray.files import replace_folder
 from newsbert_ray.model.encoder import EncoderError

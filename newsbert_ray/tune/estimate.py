@@ -20,7 +20,7 @@ import torch
 from ray.exceptions import RayTaskError
 
 from newsbert_ray.config import SCRATCH, SettingsError, TrainSettings
-from newsbert_ray.data.order import Ints
+from newsbert_ray.data.batches import Ints
 from newsbert_ray.data.reading import (
     TrainingSchedule,
     World,

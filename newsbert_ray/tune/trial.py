@@ -55,7 +55,7 @@ def trial_epochs(settings: TrainSettings) -> int:
 
 def trial_schedule(settings: TrainSettings) -> TrainingSchedule:
     """The number of updates and epochs of a trial, from the manifest of its shards alone."""
-    from newsbert_ray.data.order import Order
+    from newsbert_ray.data.batches import Order
     from newsbert_ray.data.reading import TrainingSchedule, unlabelled_size
 
     folder, manifest = _read_data(settings.data)

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from newsbert_ray.data.batches import ClickChoices
+from newsbert_ray.data.batches import ClickChoices, Order, seeded_generator
 from newsbert_ray.data.examples import (
     Clicks,
     Impressions,
@@ -21,7 +21,6 @@ from newsbert_ray.data.examples import (
     join,
     titles_of,
 )
-from newsbert_ray.data.order import Order, seeded_generator
 from newsbert_ray.data.reading import worker_parts
 from newsbert_ray.data.shards import BEHAVIORS_SCHEMA, TextTable
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from newsbert_ray.config import PrepareSettings, build_settings
-from newsbert_ray.data import order as ordering
-from newsbert_ray.data.order import Order
+from newsbert_ray.data import batches as ordering
+from newsbert_ray.data.batches import Order
 from newsbert_ray.data.prepare import prepare
 from newsbert_ray.data.reading import (
     TrainingSchedule,

@@ -343,7 +343,9 @@ def _peak(path: Path) -> int:
     before, held = pa.total_allocated_bytes(), 0
     tracemalloc.start()
     try:
-        for line in read_pairs(open_table(str(path), columns=COLUMNS)):
+        table = open_table(str(path), columns=COLUMNS)
+        assert table.source.sha256
+        for line in read_pairs(table):
             if line.number % 50 == 0:
                 held = max(held, pa.total_allocated_bytes() - before)
         return held + tracemalloc.get_traced_memory()[1]

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from newsbert_ray.config import SettingsError, TrainSettings
-from newsbert_ray.data.order import Order
+from newsbert_ray.data.batches import Order
 from newsbert_ray.data.reading import TrainingSchedule, read_updates
 from newsbert_ray.data.shards import read_manifest
 from newsbert_ray.model.saved import CHECKPOINTS
