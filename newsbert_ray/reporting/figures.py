@@ -340,30 +340,23 @@ def map_figure(run: Path) -> FigureData[Panel]:
     except (OSError, ValueError) as error:
         raise NothingToDraw(f"the map of titles is left out: {run.name} has none") from error
     labels, topics = points["labels"], points["topic"]
-    ranked = sorted(Counter(topics).items(), key=lambda item: (-item[1], item[0]))[:MAX_LINES]
-    groups: list[tuple[str, int | None, list[int]]] = [
-        (labels[topic], colour, [i for i, t in enumerate(topics) if t == topic])
-        for colour, (topic, _) in enumerate(ranked)
-    ]
-    named = {topic for topic, _ in ranked}
-    groups.insert(0, (OTHERS, None, [i for i, topic in enumerate(topics) if topic not in named]))
-    dots = tuple(
-        Line(
-            name,
-            tuple(points["x"][index] for index in indices),
-            tuple(points["y"][index] for index in indices),
-            look="stopped" if colour is None else "finished",
-            colour=colour,
-        )
-        for name, colour, indices in groups
-        if indices
+    named = [topic for topic, _ in Counter(sorted(topics)).most_common(MAX_LINES)]
+    groups = grouped(
+        zip(points["x"], points["y"], topics, strict=True), lambda dot: dot[2] if dot[2] in named else None
     )
+    dots = []
+    for topic in (topic for topic in (None, *named) if topic in groups):
+        x, y, _ = zip(*groups[topic], strict=True)
+        if topic is None:
+            dots.append(Line(OTHERS, x, y, look="stopped"))
+        else:
+            dots.append(Line(labels[topic], x, y, look="finished", colour=named.index(topic)))
     caption = (
         f"{len(topics):,} titles of {points['split']} as the student embeds them, in the plane in which the "
         f"topics' means are furthest apart ({points['share']:.0%} of the variance between them)."
     )
-    alt = f"titles of {', '.join(name for name, _, _ in groups[1:])} and others on a plane"
-    panel = Panel("", "first axis", "second axis", dots)
+    alt = f"titles of {', '.join(labels[topic] for topic in named)} and others on a plane"
+    panel = Panel("", "first axis", "second axis", tuple(dots))
     return FigureData("map_of_titles", (panel,), caption, wide=True, alt=alt)
 
 
@@ -429,11 +422,6 @@ def without_single_points(figure: FigureData[AnyPanel]) -> FigureData[AnyPanel]:
     return replace(figure, panels=panels)
 
 
-def symbol(name: str) -> str:
-    """The paper's letter for a setting, or the last part of its name."""
-    return {DEPTH: "N", BETA: "β", "distill.temperature": "t"}.get(name, name.split(".")[-1])
-
-
 def short(value: Any, digits: int = 6) -> str:
     """A setting's value for people: at most `digits` digits of a number; null and bools as in YAML."""
     if isinstance(value, bool) or value is None:
@@ -442,8 +430,10 @@ def short(value: Any, digits: int = 6) -> str:
 
 
 def describe(values: Mapping[str, Any], digits: int = 6) -> str:
-    """Settings in one line, as in a legend: `β = 0.1, N = 2`."""
-    return ", ".join(f"{symbol(name)} = {short(value, digits)}" for name, value in values.items())
+    """Settings in one line, as in a legend, by the paper's letters: `β = 0.1, N = 2`."""
+    letters = {DEPTH: "N", BETA: "β", "distill.temperature": "t"}
+    named = [(letters.get(name, name.split(".")[-1]), value) for name, value in values.items()]
+    return ", ".join(f"{name} = {short(value, digits)}" for name, value in named)
 
 
 def mean_line(pairs: Iterable[tuple[float, float]], label: str, *, runs: int = 0) -> Line:

@@ -216,9 +216,7 @@ def table1(corpora: Mapping[str, Mapping[str, float]]) -> Table | None:
     """Counts and means of corpora, each a column under its name, and the paper's; None if none is known."""
 
     def show(value: float | None) -> str:
-        if value is None:
-            return ""
-        return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.2f}"
+        return "" if value is None else f"{value:,.{0 if float(value).is_integer() else 2}f}"
 
     known = {name: numbers for name, numbers in corpora.items() if numbers}
     rows = [

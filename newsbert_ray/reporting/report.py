@@ -92,8 +92,7 @@ def _report(folders: Mapping[str, Path], out: Path, against: Against | None) -> 
         figures = _draw(sweep_figures(sweep), out)
         return _write(sweep_page(sweep, figures, against=against), points_csv(sweep), figures, out)
     records = collect(folders)
-    groups = by_task(records)
-    figures = {}
+    groups, figures = by_task(records), dict[str, Picture | str]()
     for task, group in groups.items():
         figures |= _draw(runs_figures(group), out, task=task if len(groups) > 1 else "")
     topics: list[Table] = []
@@ -122,14 +121,16 @@ def collect(folders: Mapping[str, Path]) -> list[RunRecord]:
     Raises:
         RecordError: a folder without any, or a damaged record.
     """
-    kept = [record for folder in folders.values() if is_kept(folder) for record in read_kept(folder)]
+    kept: list[RunRecord] = []
     runs: dict[Path, None] = {}
     for name, folder in folders.items():
-        paths = [] if is_kept(folder) else find_records(folder)
-        if not paths and not is_kept(folder):
+        if is_kept(folder):
+            kept += read_kept(folder)
+        elif paths := find_records(folder):
+            runs |= dict.fromkeys(path.resolve() for path in paths)
+        else:
             missing = "no record.json at or below it; has a run finished?"
             raise RecordError(f"{name}: {missing if folder.is_dir() else 'no such folder'}")
-        runs |= dict.fromkeys(path.resolve() for path in paths)
     return [*kept, *map(read_record, runs)]
 
 

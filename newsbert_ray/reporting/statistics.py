@@ -54,8 +54,8 @@ def read_against(text: str) -> Against:
 def default_base(rows: Sequence[Row]) -> Against | None:
     """What others are compared with by default: newsbert, as in the paper, or else finetune, or None."""
     methods = {row.settings.get("method") for row in rows} - {None}
-    base = next((name for name in ("newsbert", "finetune") if name in methods and len(methods) > 1), None)
-    return Against("method", base) if base else None
+    bases = [Against("method", name) for name in ("newsbert", "finetune") if name in methods]
+    return bases[0] if bases and len(methods) > 1 else None
 
 
 @dataclass(frozen=True)
@@ -204,15 +204,12 @@ REPEATS = 100
 """Bootstrap samples and shuffles."""
 
 
-@dataclass(frozen=True)
-class Importances:
-    """The settings for one goal, the most important first.
+class Importances(NamedTuple):
+    """The settings for one goal, the most important first; how many points were compared, how many of them
+    count as the best.
 
-    Attributes:
-        settings: share of the total importance, its 5th and 95th percentile over resampled points (`low`,
-            `high`), and the 95th percentile where the values are shuffled among the points (`chance`).
-        points: how many were compared.
-        top: how many of them count as the best.
+    A setting's bar is its share of the total importance, with the 5th and 95th percentile over resampled
+    points, and the 95th where the values are shuffled among the points (`chance`).
     """
 
     settings: tuple[Bar, ...]
@@ -238,7 +235,7 @@ def importances_of(sweep: Sweep, *, goal: int = 0) -> Importances:
     # Among stopped points the later and better ones come first, so that none are ties.
     stopped.sort(key=lambda p: (max(t.epoch for t in p.trials), sign * p.mean(goal)), reverse=True)
     scores += [(point, worst - rank) for rank, point in enumerate(stopped, 1)]
-    axes = [axis for axis in sweep.axes if len({repr(p.values.get(axis.name)) for p, _ in scores}) > 1]
+    axes = sweep.varied([point for point, _ in scores])
     if len(axes) < 2:
         raise NothingToDraw("fewer than two settings varied over the points: there is nothing to compare")
     top = min(len(finished), max(MIN_FINISHED, math.ceil(len(scores) / 10)))
@@ -307,7 +304,7 @@ def importance_figure(sweep: Sweep) -> FigureData[Bars]:
         )
         for goal, result in zip(sweep.goals, results, strict=True)
     )
-    leading = [f"{bar.name} ({bar.value:.0%})" for bar in (result.settings[0] for result in results)]
+    leading = [f"{bars[0].name} ({bars[0].value:.0%})" for bars, *_ in results]
     clear = dict.fromkeys(bar.name for p in panels for bar in p.bars if bar.chance and bar.value > bar.chance)
     stopped = len(sweep.of("stopped"))
     behind = f", of which {stopped} were stopped early and count as worse than the others" if stopped else ""
@@ -325,17 +322,14 @@ _PARTS = ("train", "data", "evaluate", "checkpoint", "report")
 _STOPPED, _PREREQUISITES = "stopped early", "prerequisites"
 
 
-@dataclass(frozen=True)
-class Costs:
+class Costs(NamedTuple):
     """What a sweep cost so far. Times are those of the training loops, as the runs recorded them.
 
     Attributes:
         prerequisite_seconds: of the runs before the trials (teachers, students to start from).
         money: None where the search space states no price.
-        parts: CPU-hours of the finished trials by part, of trials stopped early, and of prerequisites.
         unknown: trials without a known time: failed or unfinished.
         saved_epochs: left out by early stopping, including those of seeds that never started.
-        saved_seconds: what they would have taken at the mean time of an epoch.
     """
 
     seconds: float
@@ -343,45 +337,32 @@ class Costs:
     cpu_hours: float
     gpu_hours: float
     money: float | None
-    parts: Mapping[str, float]
     unknown: int
-    seconds_per_epoch: float | None
+    seconds_per_epoch: float
     saved_epochs: float
-    saved_seconds: float
 
 
 def costs_of(sweep: Sweep) -> Costs:
     """What the sweep has cost so far."""
     timed = [(trial, trial.seconds) for trial in sweep.trials if trial.seconds is not None]
     before = sum(number(record, "seconds") or 0.0 for record in sweep.prerequisites)
-    parts = _cpu_hours(sweep)
-    gpu_hours = sum(seconds * _gpus(sweep, trial) for trial, seconds in timed) / 3600
-    gpu_hours += before * _gpus(sweep, sweep.trials[0]) / 3600 if sweep.trials else 0.0
-    cpu_hours = sum(seconds * _cpus(_hardware(trial)) for trial, seconds in timed)
-    cpu_hours = cpu_hours / 3600 + parts.get(_PREREQUISITES, 0.0)
+    epochs, seconds = sum(trial.epoch for trial, _ in timed), sum(seconds for _, seconds in timed)
+    gpu_hours = (seconds + before) * float((sweep.plan.get("place") or {}).get("gpus", 0.0)) / 3600
+    cpu_hours = sum(seconds * _cpus(_hardware(trial)) for trial, seconds in timed) / 3600
+    cpu_hours += cpu_hours_by_part(sweep).get(_PREREQUISITES, 0.0)
     prices = sweep.space.get("prices") or {}
     cpu_price, gpu_price = (float(prices.get(name, 0.0)) for name in ("cpu_hour", "gpu_hour"))
-    epochs, seconds = sum(trial.epoch for trial, _ in timed), sum(seconds for _, seconds in timed)
+    money = cpu_hours * cpu_price + gpu_hours * gpu_price if cpu_price or gpu_price else None
     saved = 0.0
     for point in sweep.of("stopped"):
         saved += sum(max(0.0, t.epochs - t.epoch) for t in point.trials if t.state == "stopped")
         saved += (len(sweep.seeds) - len(point.trials)) * point.trials[0].epochs
-    return Costs(
-        seconds=seconds,
-        prerequisite_seconds=before,
-        cpu_hours=cpu_hours,
-        gpu_hours=gpu_hours,
-        money=cpu_hours * cpu_price + gpu_hours * gpu_price if cpu_price or gpu_price else None,
-        parts=parts,
-        unknown=len(sweep.trials) - len(timed),
-        seconds_per_epoch=seconds / epochs if epochs else None,
-        saved_epochs=saved,
-        saved_seconds=saved * seconds / epochs if epochs else 0.0,
-    )
+    unknown, per_epoch = len(sweep.trials) - len(timed), seconds / epochs if epochs else 0.0
+    return Costs(seconds, before, cpu_hours, gpu_hours, money, unknown, per_epoch, saved)
 
 
-def _cpu_hours(sweep: Sweep) -> dict[str, float]:
-    """CPU-hours by part, in the order shown."""
+def cpu_hours_by_part(sweep: Sweep) -> dict[str, float]:
+    """CPU-hours of the finished trials by part, of trials stopped early, and of prerequisites."""
     parts = defaultdict[str, float](float)
     for trial in sweep.trials:
         seconds = {_STOPPED: trial.seconds} if trial.seconds is not None else {}
@@ -403,21 +384,9 @@ def _cpus(hardware: Mapping[str, Any]) -> float:
     return float(hardware.get("threads") or 1) * float(hardware.get("workers") or 1)
 
 
-def _gpus(sweep: Sweep, trial: Trial) -> float:
-    """GPUs of a trial: as sweep.json records them, else the search space's share for each worker."""
-    resources = sweep.plan.get("place")
-    if isinstance(resources, dict) and "gpus" in resources:
-        return float(resources["gpus"])
-    # Trials that were stopped early leave no record; they ran where the others did.
-    devices = {str(t.record.hardware.get("device", "cpu")) for t in sweep.trials if t.record}
-    if devices <= {"cpu"}:
-        return 0.0
-    return float(sweep.space.get("gpus") or 1.0) * float(_hardware(trial).get("workers") or 1)
-
-
 def cost_figure(sweep: Sweep) -> FigureData[Bars]:
     """Processor time of all trials by part."""
-    parts = costs_of(sweep).parts
+    parts = cpu_hours_by_part(sweep)
     if not parts:
         raise NothingToDraw("no trial has recorded its time yet")
     units = {"CPU-hours": 1.0, "CPU-minutes": 60.0, "CPU-seconds": 3600.0}

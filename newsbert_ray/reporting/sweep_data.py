@@ -12,7 +12,7 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -182,7 +182,7 @@ class Trial:
     values: tuple[float, ...] = ()
     """One number for each goal where it finished; the first goal's last value where it was stopped."""
     seconds: float | None = None
-    """Wall time of the trial; None where it is not known."""
+    """Wall time, where it is known."""
     reason: str = ""
     """Why it failed, or which scheduler stopped it."""
     record: RunRecord | None = None
@@ -252,10 +252,9 @@ class Sweep:
     """Runs that several trials share: fine-tuned teachers, students to start from."""
 
     @property
-    def space(self) -> Mapping[str, Any]:
+    def space(self) -> dict[str, Any]:
         """The search space as sweep.json holds it."""
-        space: Mapping[str, Any] = self.plan["space"]
-        return space
+        return dict(self.plan["space"])
 
     @property
     def task(self) -> Task:
@@ -280,6 +279,10 @@ class Sweep:
     def of(self, *states: State) -> list[Point]:
         """Points in one of these states."""
         return [point for point in self.points if point.state in states]
+
+    def varied(self, points: Sequence[Point]) -> list[Axis]:
+        """The axes that have two values among the points."""
+        return [axis for axis in self.axes if len({repr(p.values.get(axis.name)) for p in points}) > 1]
 
     @property
     def failed_rows(self) -> list[Mapping[str, Any]]:
@@ -325,11 +328,11 @@ def pareto_front(points: Sequence[Point], goals: Sequence[Goal]) -> list[Point]:
 
 def undominated(scores: Sequence[tuple[float, ...]]) -> list[int]:
     """Indices of the scores that no other equals everywhere and beats somewhere; larger is better."""
-    return [
-        i
-        for i, one in enumerate(scores)
-        if not any(other != one and all(o >= v for o, v in zip(other, one, strict=True)) for other in scores)
-    ]
+
+    def beats(other: tuple[float, ...], one: tuple[float, ...]) -> bool:
+        return other != one and all(o >= v for o, v in zip(other, one, strict=True))
+
+    return [i for i, one in enumerate(scores) if not any(beats(other, one) for other in scores)]
 
 
 def best_point(points: Sequence[Point], goal: Goal) -> Point | None:
@@ -439,34 +442,25 @@ def _read_trial(
             point[axis.name] = flat.get(axis.name)
     entries = record.curve if record else read_entries(folder / METRICS)
     evaluations = tuple(entry for entry in entries if "validation" in entry)
-    state, values, seconds = ("failed", (), None) if failed else _ending(folder, record, goals)
-    return Trial(
+    trial = Trial(
         name=folder.name,
         point=point,
         seed=int(settings.get("seed", 0)),
-        state=state,
+        state="failed" if failed else "under way",
         settings=settings,
         epochs=int(settings.get("epochs", 0)),
         epoch=max((float(entry.get("epoch", 0.0)) for entry in evaluations), default=0.0),
         entries=evaluations,
-        values=values,
-        seconds=seconds,
         reason=failures.get(folder.name, ""),
         record=record,
     )
-
-
-def _ending(
-    folder: Path, record: RunRecord | None, goals: Sequence[Goal]
-) -> tuple[State, tuple[float, ...], float | None]:
-    """State, values and seconds of a trial that has not failed by itself."""
-    if record is not None:
+    if record:
         values = tuple(v for goal in goals if (v := number(record, goal.metric)) is not None)
         if len(values) < len(goals):
-            return "failed", (), None
-        return "finished", values, number(record, "seconds")
-    stop = read_stop(folder)
-    return ("under way", (), None) if stop is None else ("stopped", (stop.value,), stop.seconds)
+            return replace(trial, state="failed")
+        return replace(trial, state="finished", values=values, seconds=number(record, "seconds"))
+    stop = None if failed else read_stop(folder)
+    return replace(trial, state="stopped", values=(stop.value,), seconds=stop.seconds) if stop else trial
 
 
 def _read_settings(folder: Path) -> Mapping[str, Any] | None:

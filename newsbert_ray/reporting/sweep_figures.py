@@ -52,8 +52,8 @@ MIN_BELOW = 3.0
 """Per cent below the finished points that are always drawn."""
 _SHIFTS = (0.0, 0.09, -0.09, 0.18, -0.18, 0.27, -0.27, 0.36, -0.36)
 """Shifts of dots that would hide each other; neighbouring positions are 1 apart."""
-_STARTS, _ENDS = ("trial_start", "trial_retry"), ("trial_end", "trial_broke_off")
-_ALL_END = ("start", "resume", "interrupted", "error", "end")
+Steps = list[tuple[float, float]]
+"""(minutes since the first event, count from then on)."""
 
 
 def sweep_figures(sweep: Sweep) -> dict[str, Make]:
@@ -177,10 +177,9 @@ def over_settings(sweep: Sweep, *, goal: int = 0) -> FigureData[Panel]:
         raise NothingToDraw("nothing varies" if not sweep.axes else "no point has a value yet")
     column = sweep.goals[goal].column
     floor = _floor(sweep, goal)
-    varied = [axis for axis in sweep.axes if len({repr(p.values.get(axis.name)) for p in shown}) > 1]
     panels = tuple(
         _over_axis(sweep, axis, [p for p in shown if axis.name in p.values], goal, floor)
-        for axis in varied or [axis for axis in sweep.axes if any(axis.name in p.values for p in shown)]
+        for axis in sweep.varied(shown) or [a for a in sweep.axes if any(a.name in p.values for p in shown)]
     )
     better = max if sweep.goals[goal].mode == "max" else min
     trends = []
@@ -317,7 +316,7 @@ def _over_caption(sweep: Sweep, shown: Sequence[Point], panels: Sequence[Panel],
 
 def nodes_figure(events: Sequence[Mapping[str, Any]]) -> FigureData[Panel]:
     """Nodes (with the head) and running trials, over the minutes since the first of a sweep's events."""
-    nodes, trials = node_steps(events), trial_steps(events)
+    nodes, trials = node_and_trial_steps(events)
     most = int(max((count for _, count in nodes), default=0))
     if most < 2:
         raise NothingToDraw("nodes over time are left out: the sweep ran on one machine")
@@ -336,30 +335,22 @@ def nodes_figure(events: Sequence[Mapping[str, Any]]) -> FigureData[Panel]:
     return FigureData("nodes_and_trials", tuple(panels), caption, whole_y=True, alt=alt)
 
 
-def node_steps(events: Sequence[Mapping[str, Any]]) -> list[tuple[float, float]]:
-    """(minutes, nodes from then on) at each change."""
-    changes = ("node_came", "node_gone")
-    return [(at, float(event["nodes"])) for at, event in _timed(events) if event["event"] in changes]
-
-
-def trial_steps(events: Sequence[Mapping[str, Any]]) -> list[tuple[float, float]]:
-    """(minutes, trials running from then on) at each change; whatever ends the sweep ends them all."""
+def node_and_trial_steps(events: Sequence[Mapping[str, Any]]) -> tuple[Steps, Steps]:
+    """The nodes, and the trials running, from each change on; whatever ends the sweep ends all trials."""
     running: set[str] = set()
-    steps = []
-    for minute, event in _timed(events):
-        kind = event["event"]
-        if kind in _STARTS:
+    nodes, trials = Steps(), Steps()
+    for event in events:
+        kind, times = event["event"], [datetime.fromisoformat(e["time"]) for e in (event, events[0])]
+        minute = (times[0] - times[1]).total_seconds() / 60
+        if kind in ("node_came", "node_gone"):
+            nodes.append((minute, float(event["nodes"])))
+        if kind in ("trial_start", "trial_retry"):
             running.add(event["trial"])
-        elif kind in _ENDS:
+        elif kind in ("trial_end", "trial_broke_off"):
             running.discard(event["trial"])
-        elif kind in _ALL_END:
+        elif kind in ("start", "resume", "interrupted", "error", "end"):
             running.clear()
-        if kind in (*_STARTS, *_ENDS, *_ALL_END):
-            steps.append((minute, float(len(running))))
-    return steps
-
-
-def _timed(events: Sequence[Mapping[str, Any]]) -> list[tuple[float, Mapping[str, Any]]]:
-    """Each event with its minutes since the first."""
-    times = [datetime.fromisoformat(event["time"]) for event in events]
-    return [((at - times[0]).total_seconds() / 60, event) for at, event in zip(times, events, strict=True)]
+        else:
+            continue
+        trials.append((minute, float(len(running))))
+    return nodes, trials

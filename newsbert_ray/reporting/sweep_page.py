@@ -1,14 +1,18 @@
-"""The page and the CSV of a sweep: what was searched, the best points, what mattered, what it cost."""
+"""What shows a sweep: its page, its CSV, its table in the terminal, and TensorBoard's HParams tab."""
 
 from __future__ import annotations
 
+import io
 import shlex
+import time
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
+from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
-from newsbert_ray.files import format_duration
+from newsbert_ray.files import format_duration, write_bytes
+from newsbert_ray.methods import Task
 from newsbert_ray.reporting.figures import describe, short
 from newsbert_ray.reporting.page import Block, Command, Facts, Page, Picture, Section, Table, Text
 from newsbert_ray.reporting.paper import method_tables, table1_of_runs
@@ -350,10 +354,10 @@ def _cost(sweep: Sweep, figure: Sequence[Block]) -> Section:
         each = ", ".join(f"{prices[name]:g} per {unit}" for name, unit in units.items() if prices.get(name))
         amount = f"{costs.money:.2f}" if costs.money >= 0.1 else f"{costs.money:.2g}"
         facts["money"] = f"{amount} ({each}; training loops only)"
-    if costs.saved_epochs and costs.seconds_per_epoch is not None:
-        share = costs.saved_seconds / (costs.saved_seconds + costs.seconds)
+    if saved_seconds := costs.saved_epochs * costs.seconds_per_epoch:
+        share = saved_seconds / (saved_seconds + costs.seconds)
         facts["saved by early stopping"] = (
-            f"{costs.saved_epochs:g} epochs, about {format_duration(costs.saved_seconds)} at "
+            f"{costs.saved_epochs:g} epochs, about {format_duration(saved_seconds)} at "
             f"{costs.seconds_per_epoch:.3g} s per epoch: {share:.0%} of the time without early stopping"
         )
     return Section("What it cost", (Facts(tuple(facts.items())), *figure))
@@ -369,3 +373,100 @@ def _origin(sweep: Sweep) -> Section:
         facts.append(("versions", joined(sweep.plan.get("versions") or {})))
     table = table1_of_runs(sweep.records)
     return Section("Data, versions and hardware", (Facts(tuple(facts)), *([table] if table else [])))
+
+
+_EVENTS = "events.out.tfevents.0000000000"
+"""Sorts before a trial's own event files: TensorBoard reads those of a run in order and never goes back."""
+
+
+class HParams:
+    """TensorBoard's HParams tab of a sweep: what varies, and each trial's settings, metrics and status.
+
+    `tensorboard --logdir OUT/trials` shows it. An existing file is replaced, so that a resume, or a second
+    end of a trial, makes no second session.
+    """
+
+    def __init__(
+        self, trials: Path, axes: Sequence[Axis], *, seeds: Sequence[int], goals: Sequence[str], task: Task
+    ) -> None:
+        """Write which settings vary over which values, and which metrics count, in the trials' folder.
+
+        Goals that no trial logs at its evaluations are written at its end.
+        """
+        from tensorboard.plugins.hparams import summary_v2 as api
+
+        self._trials = trials
+        self._as_text = {a.name for a in axes if a.values is not None and not _one_type(a.values)}
+        settings = [api.HParam("seed", api.Discrete([float(seed) for seed in seeds]))]
+        for axis in axes:
+            values = [self._plain(axis.name, value) for value in axis.values or ()]
+            domain = api.Discrete(values) if values else None
+            if axis.low is not None and axis.high is not None:
+                domain = api.RealInterval(float(axis.low), float(axis.high))
+            settings.append(api.HParam(axis.name, domain))
+        logged = [f"validation.student.{metric.name}" for metric in task.metrics]
+        names = dict.fromkeys((*goals, *logged, f"validation.teacher.{task.primary.name}"))
+        metrics = [api.Metric(name.replace(".", "/"), display_name=name) for name in names]
+        content = api.hparams_config_pb(settings, metrics, time.time())
+        _write_events(trials / f"{_EVENTS}.hparams", [content])
+
+    def start(self, trial: str, values: Mapping[str, Any]) -> bool:
+        """The trial in folder `trial` runs, with these varied settings and `seed`; False, and nothing is
+        written, as long as it has not written its settings."""
+        from tensorboard.plugins.hparams.summary_v2 import hparams_pb
+
+        settings = self._trials / trial / "settings.json"
+        if not settings.exists():
+            return False
+        plain = {name: self._plain(name, value) for name, value in values.items()}
+        events = self._trials / trial / "tensorboard"
+        (events / f"{_EVENTS}.hparams-end").unlink(missing_ok=True)
+        content = hparams_pb(plain, trial, settings.stat().st_mtime)
+        _write_events(events / f"{_EVENTS}.hparams-start", [content])
+        return True
+
+    def end(
+        self, trial: str, values: Mapping[str, Any], *, ok: bool, numbers: Mapping[str, float] | None = None
+    ) -> bool:
+        """The trial has ended (`ok`: finished or stopped early), whether or not `start` was called; `numbers`
+        are its goals by metric. False for a trial that never had a folder; nothing is written."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.plugins.hparams import api_pb2, metadata
+        from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo
+
+        if not self.start(trial, values):
+            return False
+        status = api_pb2.STATUS_SUCCESS if ok else api_pb2.STATUS_FAILURE
+        info = HParamsPluginData(session_end_info=SessionEndInfo(status=status, end_time_secs=time.time()))
+        tag, of_session = metadata.SESSION_END_INFO_TAG, metadata.create_summary_metadata(info)
+        written = [Summary.Value(tag=tag, metadata=of_session, tensor=metadata.NULL_TENSOR)]
+        ends = {name: value for name, value in (numbers or {}).items() if not name.startswith("validation.")}
+        written += [Summary.Value(tag=n.replace(".", "/"), simple_value=value) for n, value in ends.items()]
+        path = self._trials / trial / "tensorboard" / f"{_EVENTS}.hparams-end"
+        _write_events(path, [Summary(value=[value]) for value in written])
+        return True
+
+    def _plain(self, name: str, value: Any) -> bool | float | str:
+        """`value` as the tab can hold it: null, and every value of a setting of several types, as text."""
+        if value is None or name in self._as_text:
+            return short(value)
+        return float(value) if type(value) in (int, float) else value
+
+
+def _one_type(values: Sequence[Any]) -> bool:
+    """Whether all are bools, all numbers, or all strings."""
+    types = {float if type(value) is int else type(value) for value in values}
+    return len(types) == 1 and type(None) not in types
+
+
+def _write_events(path: Path, summaries: Sequence[Any]) -> None:
+    """Write TensorBoard's summaries as an event file in one step."""
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    buffer, now = io.BytesIO(), time.time()
+    writer = RecordWriter(buffer)
+    writer.write(Event(wall_time=now, file_version="brain.Event:2").SerializeToString())
+    for summary in summaries:
+        writer.write(Event(wall_time=now, summary=summary).SerializeToString())
+    write_bytes(path, buffer.getvalue())

@@ -194,7 +194,7 @@ def sort_key(value: Any) -> tuple[int, float, str]:
 
 def results_table(rows: Sequence[Row], caption: str = "") -> Table:
     """The rows, all of one task. A single seed's number has its standard error in brackets, where known."""
-    columns = _shown(rows, columns_of(TASKS[rows[0].task]))
+    columns = [c for c in columns_of(TASKS[rows[0].task]) if any(c.name in row.columns for row in rows)]
 
     def cell(summary: Summary | None, column: Column) -> str:
         if summary is None or summary.sd is not None or summary.error is None:
@@ -210,24 +210,16 @@ def results_table(rows: Sequence[Row], caption: str = "") -> Table:
     return Table(head, tuple(body), words=len(settings), caption=caption)
 
 
-def _shown(rows: Sequence[Row], columns: Sequence[Column]) -> list[Column]:
-    """The columns that at least one row has."""
-    return [column for column in columns if any(column.name in row.columns for row in rows)]
-
-
 def topic_tables(points: Mapping[str, Any]) -> list[Table]:
-    """Results by topic, confusion matrix and worst mistakes from a run's map.json; none for one of the first
-    version."""
-    if not points.get("predicted"):
+    """Results by topic, confusion matrix and worst mistakes from a run's map.json; none from the version
+    before."""
+    if "confusion" not in points:
         return []
 
     def percent(share: float | None) -> str:
         return "" if share is None else f"{100 * share:.1f}"
 
-    labels = points["labels"]
-    confusion = np.array(points.get("confusion") or np.zeros((len(labels),) * 2), np.int64)
-    if "confusion" not in points:  # an earlier version kept the titles of the plane alone
-        np.add.at(confusion, (points["topic"], points["predicted"]), 1)
+    labels, confusion = points["labels"], np.array(points["confusion"], np.int64)
     rows = topic_rows(confusion, labels)
     order = [labels.index(row.topic) for row in rows]
     results = tuple(
@@ -244,7 +236,7 @@ def topic_tables(points: Mapping[str, Any]) -> list[Table]:
     ]
     mistakes = tuple(
         (one["title"], labels[one["topic"]], labels[one["predicted"]], f"{100 * one['probability']:.1f}")
-        for one in points.get("mistakes", ())
+        for one in points["mistakes"]
     )
     caption = f"The student's most confident mistakes on {points['split']}."
     mistakes_head = ("title", "topic", "predicted", "probability %")
@@ -257,24 +249,18 @@ def to_csv(rows: Sequence[Row]) -> str:
     Rows of several tasks have a first column `task`, and leave the other tasks' columns blank.
     """
     tasks = list(dict.fromkeys(row.task for row in rows))
+    settings = [name for row in rows for name in row.settings]
+    head = dict.fromkeys([*(["task"] if tasks[1:] else []), *settings, "n_seeds"])
     lines: list[dict[str, Any]] = []
     for row in rows:
-        line: dict[str, Any] = {"task": row.task} if len(tasks) > 1 else {}
-        line |= {**row.settings, "n_seeds": len(row.seeds)}
+        lines.append({"task": row.task, **row.settings, "n_seeds": len(row.seeds)})
         for name, summary in row.columns.items():
-            line |= {name: summary.mean, f"{name}_sd": summary.sd}
-            line |= {} if summary.error is None else {f"{name}_error": summary.error}
-        lines.append(line)
-    settings = [name for row in rows for name in row.settings]
-    numbers = [
-        name
-        for task in tasks
-        for column in columns_of(TASKS[task])
-        for name in (column.name, f"{column.name}_sd", f"{column.name}_error")
-        if any(name in line for line in lines)
-    ]
-    head = list(dict.fromkeys([*(["task"] if tasks[1:] else []), *settings, "n_seeds", *numbers]))
-    return csv_text(head, ([line.get(name) for name in head] for line in lines))
+            lines[-1] |= {name: summary.mean, f"{name}_sd": summary.sd}
+            lines[-1] |= {} if summary.error is None else {f"{name}_error": summary.error}
+    for column in (column for task in tasks for column in columns_of(TASKS[task])):
+        names = (column.name, f"{column.name}_sd", f"{column.name}_error")
+        head |= dict.fromkeys(name for name in names if any(name in line for line in lines))
+    return csv_text(list(head), ([line.get(name) for name in head] for line in lines))
 
 
 def csv_text(head: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:

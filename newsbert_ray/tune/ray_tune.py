@@ -20,11 +20,12 @@ from ray.tune.search import Searcher
 
 from newsbert_ray.config import SettingsError, TrainSettings
 from newsbert_ray.files import first_line
+from newsbert_ray.methods import TASKS
 from newsbert_ray.ray_private import release_orphans
 from newsbert_ray.ray_session import environment
 from newsbert_ray.record import EarlyStop, write_stop
-from newsbert_ray.reporting.hparams import HParams
 from newsbert_ray.reporting.sweep_data import TRIALS
+from newsbert_ray.reporting.sweep_page import HParams
 from newsbert_ray.telemetry import STATES, Event, EventLog, SweepMeters
 from newsbert_ray.training.loop import PreemptedError
 from newsbert_ray.tune.display import SweepDisplay
@@ -87,8 +88,7 @@ class SweepParts:
             self.early_stopping.load_curve(name, curve)
         goals = [goal.metric for goal in space.goals]
         folder = trials.folder / TRIALS
-        self.board = HParams(folder, space.axes, seeds=space.seeds, goals=goals, task=first.task)
-        self.board.begin()
+        self.board = HParams(folder, space.axes, seeds=space.seeds, goals=goals, task=TASKS[first.task])
 
 
 def run_trials(sweep: SweepParts, *, train: Train | None = None) -> None:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from cluster.local import LocalCluster, descendants
 from newsbert_ray.record import METRICS, RECORD, read_entries, read_record
-from newsbert_ray.reporting.sweep_figures import node_steps, trial_steps
+from newsbert_ray.reporting.sweep_figures import node_and_trial_steps
 from newsbert_ray.telemetry import read_events
 from tests.benchmarks.soak_cluster import Soak, check, one_fault, running
 from tests.test_ray_session import LOOPBACK, listeners
@@ -68,8 +68,8 @@ def test_a_sweep_starts_nodes_and_releases_them(shards: Path, tmp_path: Path) ->
         assert addresses
         assert addresses <= LOOPBACK
         events = read_events(out)
-        assert max(count for _, count in node_steps(events)) == 3, "two nodes and the head"
-        assert max(count for _, count in trial_steps(events)) == 2
+        nodes, trials = (max(count for _, count in steps) for steps in node_and_trial_steps(events))
+        assert (nodes, trials) == (3, 2), "two nodes and the head"
         assert len(list(out.glob(f"trials/*/{RECORD}"))) == 4
         assert (out / "report" / "nodes_and_trials.png").exists()
         end = time.monotonic() + 60

@@ -13,11 +13,10 @@ from newsbert_ray.reporting.figures import NothingToDraw, Panel
 from newsbert_ray.reporting.sweep_data import Axis, Goal, Point, State, Sweep, Trial, curve_of, read_sweep
 from newsbert_ray.reporting.sweep_figures import (
     learning_curves,
-    node_steps,
+    node_and_trial_steps,
     nodes_figure,
     over_settings,
     pareto_front,
-    trial_steps,
 )
 from tests.reporting.conftest import GOALS, MakeSweep
 
@@ -308,8 +307,9 @@ GROWN = [
 
 def test_steps_by_hand() -> None:
     """A trial that was interrupted does not run; an interrupted sweep runs none."""
-    assert node_steps(GROWN) == [(0.1, 1), (0.5, 2), (1.0, 1), (1.5, 2)]
-    assert trial_steps(GROWN) == [
+    nodes, trials = node_and_trial_steps(GROWN)
+    assert nodes == [(0.1, 1), (0.5, 2), (1.0, 1), (1.5, 2)]
+    assert trials == [
         (0.0, 0), (0.6, 1), (1.0, 0), (1.6, 1), (2.0, 2), (2.5, 1), (3.0, 0),
     ]  # fmt: skip
 

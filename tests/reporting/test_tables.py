@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from typing import Any
 
 import pytest
 
@@ -177,22 +178,21 @@ def test_test_split_without_labels_has_no_numbers(make_record: MakeRecord) -> No
 
 def test_topics_by_hand() -> None:
     """Three titles of a, of which one is taken for b, and one of b, which is recognised."""
-    topics = {"topic": [0, 0, 0, 1], "predicted": [0, 0, 1, 1]}
-    points = {"split": "test", "labels": ["a", "b", "c"], **topics}
+    points: dict[str, Any] = {"split": "test", "labels": ["a", "b", "c"], "mistakes": []}
+    points |= {"confusion": [[2, 1, 0], [0, 1, 0], [0, 0, 0]]}
     by_topic, confusion = topic_tables(points)
     assert by_topic.rows == (
         ("a", "b", "3", "100.0", "66.7", "80.0"),
         ("b", "", "1", "50.0", "100.0", "66.7"),
     )
     assert (confusion.head, confusion.rows) == (("topic", "a", "b"), (("a", "2", "1"), ("b", "", "1")))
-    assert topic_tables({**points, "predicted": []} | {"topic": []}) == []
     mistake = {"title": "Rain", "topic": 0, "predicted": 1, "probability": 0.987}
     whole = {**points, "confusion": [[4, 2, 0], [0, 1, 0], [0, 0, 0]], "mistakes": [mistake]}
     by_topic, confusion, mistakes = topic_tables(whole)
     assert "7 titles of test" in confusion.caption
     assert confusion.rows[0] == ("a", "4", "2")
     assert mistakes.rows == (("Rain", "a", "b", "98.7"),)
-    older = {name: value for name, value in points.items() if name != "predicted"}
+    older = {name: value for name, value in points.items() if name != "confusion"}
     assert topic_tables(older) == []
 
 

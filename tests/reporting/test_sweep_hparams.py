@@ -15,8 +15,9 @@ from tensorboard.plugins import base_plugin
 from tensorboard.plugins.hparams import api_pb2, backend_context, get_experiment, list_session_groups
 from torch.utils.tensorboard import SummaryWriter
 
-from newsbert_ray.reporting.hparams import HParams, logged_metrics
+from newsbert_ray.methods import TASKS
 from newsbert_ray.reporting.sweep_data import Axis
+from newsbert_ray.reporting.sweep_page import HParams
 
 AXES = (
     Axis(name="distill.beta", low=0.0, high=0.3),
@@ -70,10 +71,8 @@ def _values(group: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def hparams(tmp_path: Path) -> HParams:
-    """Of two seeds and two goals, begun."""
-    made = HParams(tmp_path, AXES, seeds=(0, 1), goals=GOALS)
-    made.begin()
-    return made
+    """Of two seeds and two goals."""
+    return HParams(tmp_path, AXES, seeds=(0, 1), goals=GOALS, task=TASKS["topics"])
 
 
 def _train(folder: Path, values: Mapping[int, float]) -> None:
@@ -139,8 +138,7 @@ def test_resume_makes_no_second_session(hparams: HParams, tmp_path: Path) -> Non
     """A trial that failed, was repeated and finished appears once, as finished."""
     _train(tmp_path / "a", {1: 0.5})
     hparams.end("a", POINT, ok=False)
-    again = HParams(tmp_path, AXES, seeds=(0, 1), goals=GOALS)
-    again.begin()
+    again = HParams(tmp_path, AXES, seeds=(0, 1), goals=GOALS, task=TASKS["topics"])
     again.start("a", POINT)
     assert _Tab(tmp_path).sessions()["a"].sessions[0].status == api_pb2.STATUS_UNKNOWN
     time.sleep(1)  # event files of one second are read in the order of their numbers as text, 10 before 9
@@ -167,12 +165,8 @@ def test_trial_without_a_folder_gets_none(hparams: HParams, tmp_path: Path) -> N
     assert [path.name for path in tmp_path.iterdir()] == ["events.out.tfevents.0000000000.hparams"]
 
 
-def test_metrics_are_those_of_the_task() -> None:
+def test_metrics_are_those_of_the_task(tmp_path: Path) -> None:
     """Columns of another task's metrics would all be blank."""
-    assert logged_metrics("topics") == (
-        "validation.student.accuracy",
-        "validation.student.macro_f1",
-        "validation.teacher.accuracy",
-    )
-    assert logged_metrics("retrieval") == ("validation.student.auc", "validation.teacher.auc")
-    assert len(logged_metrics("recommendation")) == 5
+    HParams(tmp_path, AXES, seeds=(0,), goals=(), task=TASKS["retrieval"])
+    names = [info.name.tag for info in _Tab(tmp_path).experiment().metric_infos]
+    assert names == ["validation/student/auc", "validation/teacher/auc"]
