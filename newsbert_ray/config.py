@@ -494,6 +494,7 @@ class PrepareSettings(Settings):
     scratch: ScratchSettings = ScratchSettings()
     """With teacher `scratch`: number of WordPieces to learn."""
     workers: int | None = Field(None, ge=0)
-    """Ray Data tasks at once. By default as many as there are cores; 0 uses this process, without Ray."""
+    """Ray Data tasks at once; 0 uses this process, without Ray. By default 0 for files of up to 32 MB in all,
+    and as many as there are cores for larger ones."""
     overwrite: bool = False
     """Replace shards that were made from other sources or settings."""

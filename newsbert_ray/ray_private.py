@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -59,6 +62,42 @@ def loopback_node() -> Iterator[None]:
         yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextmanager
+def own_sigterm() -> Iterator[None]:
+    """A Python handler of SIGTERM stays in force while Ray starts.
+
+    `ray.init` replaces it by one that ends the process without a word; for a moment its C++ part by one that
+    prints frames, which nothing turns off: so nothing is printed in that moment.
+    """
+    from ray import _raylet
+    from ray._private import utils
+
+    raylet, handlers = cast("Any", _raylet), cast("Any", utils)
+    handler = signal.getsignal(signal.SIGTERM)
+    if not callable(handler) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = handlers.set_sigterm_handler, raylet.CoreWorker
+
+    def start_core(*arguments: Any, **options: Any) -> Any:
+        screen, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, 2)
+        try:
+            core = before[1](*arguments, **options)
+            signal.signal(signal.SIGTERM, handler)
+            return core
+        finally:
+            os.dup2(screen, 2)
+            os.close(screen)
+            os.close(nothing)
+
+    handlers.set_sigterm_handler, raylet.CoreWorker = lambda handler: None, start_core
+    try:
+        yield
+    finally:
+        handlers.set_sigterm_handler, raylet.CoreWorker = before
 
 
 def forget_authentication() -> None:

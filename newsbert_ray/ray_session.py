@@ -87,17 +87,11 @@ def ray_session(*, cpus: int | None = None, dashboard: bool = False) -> Iterator
     Raises:
         ConnectError: the address does not answer or refuses this user, or Ray does not start.
     """
-    address, private, handler = _named_address(), False, signal.getsignal(signal.SIGTERM)
+    address, private = _named_address(), False
     with ExitStack() as stack:
-        if initialised():
-            pass
-        elif address is not None:
-            _join(stack, address)
-        else:
-            private = True
-            _start(stack, cpus=cpus, dashboard=dashboard)
-        if callable(handler) and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, handler)  # ray.init replaces it
+        if not initialised():
+            private = address is None
+            _start(stack, cpus=cpus, dashboard=dashboard) if address is None else _join(stack, address)
         yield _describe(private=private)
 
 
@@ -124,7 +118,8 @@ def _join(stack: ExitStack, address: str) -> None:
         stack.enter_context(ray_private.loopback_node())
     stack.callback(_shut_down)
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        with ray_private.own_sigterm():
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
         raise ConnectError(
             f"RAY_ADDRESS={address}: {first_line(error)}; where the cluster asks for a token, set "
@@ -189,14 +184,15 @@ def _start(stack: ExitStack, *, cpus: int | None, dashboard: bool) -> None:
     stack.enter_context(ray_private.loopback_node())
     stack.callback(_shut_down)
     try:
-        ray.init(
-            "local",
-            num_cpus=cpus,
-            include_dashboard=dashboard,
-            _temp_dir=str(folder / "ray"),
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        with ray_private.own_sigterm():
+            ray.init(
+                "local",
+                num_cpus=cpus,
+                include_dashboard=dashboard,
+                _temp_dir=str(folder / "ray"),
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
     except Exception as error:  # Ray raises Exception itself where its processes start too slowly
         raise ConnectError(
             f"Ray does not start on this machine: {first_line(error)}; "

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ast
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -43,6 +44,35 @@ def test_loopback_node() -> None:
     with ray_private.loopback_node():
         assert ray_constants.ENABLE_RAY_CLUSTER is False
     assert before == ray_constants.ENABLE_RAY_CLUSTER
+
+
+def test_own_sigterm(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """SIGTERM while Ray starts would end the command without its message, or print C++ frames."""
+    from ray import _raylet
+    from ray._private import utils
+
+    raylet, handlers = cast("Any", _raylet), cast("Any", utils)
+
+    def start() -> str:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.write(2, b"frames")
+        return "core"
+
+    monkeypatch.setattr(raylet, "CoreWorker", start)
+
+    def own(number: int, frame: object) -> None: ...
+
+    before = signal.signal(signal.SIGTERM, own)
+    try:
+        with ray_private.own_sigterm():
+            handlers.set_sigterm_handler(signal.SIG_DFL)
+            assert signal.getsignal(signal.SIGTERM) is own
+            assert raylet.CoreWorker() == "core"
+        assert signal.getsignal(signal.SIGTERM) is own
+        assert raylet.CoreWorker is start
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert "frames" not in capfd.readouterr().err
 
 
 def test_forget_authentication() -> None:

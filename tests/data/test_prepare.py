@@ -18,13 +18,16 @@ from typing import Any
 
 import pytest
 
+from newsbert_ray import ray_session
 from newsbert_ray.config import PrepareSettings
 from newsbert_ray.data import mind, mind_source, sources
+from newsbert_ray.data import prepare as module
 from newsbert_ray.data.examples import find_clicks, impressions_of
 from newsbert_ray.data.prepare import PrepareError, prepare
 from newsbert_ray.data.shards import OFFSETS, SPLITS, TOKENS, Manifest, read_manifest, read_shard, read_texts
 from newsbert_ray.data.synthetic import synthesize
 from newsbert_ray.data.tokenizer import TokenizerError, load_tokenizer
+from newsbert_ray.ray_session import ConnectError
 from tests.data.conftest import news_ids, read_impressions_by_id
 
 Corpus = tuple[Path, Path]
@@ -672,6 +675,7 @@ def test_a_source_that_changes_meanwhile_is_noticed(
 
 _KILLED = """
 import sys, time
+from newsbert_ray import ray_session
 from newsbert_ray.config import PrepareSettings
 from newsbert_ray.data import mind_source, prepare
 run = mind_source.write_chunk
@@ -708,6 +712,23 @@ def test_a_killed_run_leaves_nothing_and_is_cleared_away(
         _prepare(out, corpus, teacher, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert len(_rows(out)) == 300
+
+
+def test_small_sources_need_no_ray(
+    tmp_path: Path, corpus: Corpus, teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray takes ten seconds to start, a few thousand titles one to prepare."""
+
+    def start(**_: Any) -> None:
+        raise ConnectError("Ray starts")
+
+    monkeypatch.setattr(ray_session, "ray_session", start)
+    _prepare(tmp_path / "here", corpus, teacher)
+    _prepare(tmp_path / "default", corpus, teacher, workers=None)
+    assert _contents(tmp_path / "default") == _contents(tmp_path / "here")
+    monkeypatch.setattr(module, "_FEW_CHUNKS", 0)
+    with pytest.raises(ConnectError, match="Ray starts"):
+        _prepare(tmp_path / "large", corpus, teacher, workers=None)
 
 
 @pytest.mark.ray
