@@ -7,6 +7,8 @@ dropout) and threads, but for what `differs` says. Batches are tensors before th
 
 - joint: teacher and student learn together (method newsbert); of the others only a Trainer can
 - layers: a frozen teacher is read at every step; labels, soft labels, embedding layer and hidden states
+- random batches: the same, but the others read the titles in random batches, as a DataLoader draws them,
+  padded to the longest; ours puts like lengths together
 - soft labels: a frozen teacher is read at every step; labels and soft labels (method twinbert)
 - stored: the same with the teacher's outputs stored before, as the method does it
 - embeddings: MSE of text embeddings to the teacher's stored ones, as Sentence Transformers' example of layer
@@ -26,12 +28,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -39,8 +42,10 @@ from threading import Semaphore, Thread
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers.utils import logging
 
+from newsbert_ray.data.shards import read_manifest
 from tests.benchmarks import peers
 from tests.benchmarks.bench_sweep import in_a_pool, in_a_sweep
 from tests.benchmarks.peers import Classifier, Given, Keep, Wait
@@ -63,22 +68,25 @@ class Entry:
 OURS, TRAINER, BREWER = "newsbert_ray", "transformers' Trainer", "TextBrewer"
 NO_NEWS = {"distill.weights.news_embedding": 0.0, "distill.weights.user_embedding": 0.0}
 ONLY_NEWS = {f"distill.weights.{name}": 0.0 for name in ("student_task", "soft_labels")}
+RANDOM = "random batches"
+LAYERS = [
+    Entry(OURS, partial(peers.ours, method="disjoint", **NO_NEWS)),
+    Entry(TRAINER, partial(peers.trainer, hidden=True), "accelerate"),
+    Entry(BREWER, partial(peers.textbrewer, hidden=True), "textbrewer"),
+    Entry(
+        "torchdistill",
+        partial(peers.torchdistill, hidden=True),
+        "torchdistill",
+        "padding counts in the losses of layers",
+    ),
+]
 JOBS = {
     "joint": [
         Entry(OURS, peers.ours),
         Entry(TRAINER, partial(peers.trainer, joint=True), "accelerate", "no momentum"),
     ],
-    "layers": [
-        Entry(OURS, partial(peers.ours, method="disjoint", **NO_NEWS)),
-        Entry(TRAINER, partial(peers.trainer, hidden=True), "accelerate"),
-        Entry(BREWER, partial(peers.textbrewer, hidden=True), "textbrewer"),
-        Entry(
-            "torchdistill",
-            partial(peers.torchdistill, hidden=True),
-            "torchdistill",
-            "padding counts in the losses of layers",
-        ),
-    ],
+    "layers": LAYERS,
+    RANDOM: [LAYERS[0], *(replace(entry, differs="random batches") for entry in LAYERS[1:])],
     "soft labels": [
         Entry(OURS, partial(peers.ours, method="twinbert")),
         Entry(TRAINER, peers.trainer, "accelerate"),
@@ -201,6 +209,7 @@ class Program:
 
 def step_figures(job: str, given: Given, rounds: int) -> Iterator[tuple[str, dict[str, Any]]]:
     """Name and figures of each program of a job that is installed."""
+    given = shuffled(given) if job == RANDOM else given
     programs: dict[Entry, Program] = {}
     students: dict[Entry, Classifier] = {}
     for entry in JOBS[job]:
@@ -229,6 +238,29 @@ def step_figures(job: str, given: Given, rounds: int) -> Iterator[tuple[str, dic
         )
 
 
+def shuffled(given: Given) -> Given:
+    """The same titles in random batches of the same size, each padded to its longest."""
+    pad_id = read_manifest(given.values["data"]).tokenizer.pad_id
+    titles = [
+        (ids[mask.bool()], label)
+        for batch in given.batches
+        for ids, mask, label in zip(batch["input_ids"], batch["attention_mask"], batch["labels"], strict=True)
+    ]
+    random.Random(0).shuffle(titles)
+    size, batches = len(given.batches[0]["labels"]), []
+    for start in range(0, len(titles), size):
+        ids, labels = zip(*titles[start : start + size], strict=True)
+        masks = [torch.ones_like(one) for one in ids]
+        batches.append(
+            {
+                "input_ids": pad_sequence(ids, batch_first=True, padding_value=pad_id),
+                "attention_mask": pad_sequence(masks, batch_first=True),
+                "labels": torch.stack(labels),
+            }
+        )
+    return replace(given, batches=batches)
+
+
 def sweep_figures(given: Given, options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
     """Trials a minute from the first trial's call to the last one's end, and with what comes before."""
     common = {
@@ -249,7 +281,7 @@ def sweep_figures(given: Given, options: argparse.Namespace) -> Iterator[tuple[s
             name,
             {
                 **spread("trials_per_minute", [60 * len(betas) / one["wall"] for one in rounds]),
-                **spread("times_slower", [one["wall"] / other["wall"] for one, other in pairs]),
+                **spread("times_longer", [one["wall"] / other["wall"] for one, other in pairs]),
                 "trials_per_minute_with_start": 60 * len(betas) / statistics.median(whole),
             },
         )

@@ -105,12 +105,12 @@ class Given:
         given = cls(merge(values, common), folder, [])
         settings = given.settings()
         manifest = read_manifest(settings.data)
-        pair = given.pair(settings)
+        pair = assemble_pair(settings, manifest)
         layers = len(pair.student.layers)
         times = len(pair.teacher.layers) // layers
         given.matches = [(level, level * times) for level in range(layers + 1)]
         write_student(
-            given.teacher_run / "student",
+            folder / "teacher" / "student",
             Pair(pair.teacher, pair.teacher, pair.top, alone=True),
             manifest,
             tokenizer=Path(settings.data) / "tokenizer",
@@ -121,20 +121,14 @@ class Given:
             given.batches.append({**texts, "labels": update.parts[0].target.labels})
         return given
 
-    @property
-    def teacher_run(self) -> Path:
-        return self.folder / "teacher"
-
     def settings(self, method: str = "newsbert", **values: Any) -> TrainSettings:
-        frozen = {} if method == "newsbert" else {"distill.teacher_run": str(self.teacher_run)}
+        frozen = {} if method == "newsbert" else {"distill.teacher_run": str(self.folder / "teacher")}
         return build_settings(TrainSettings, merge(self.values, {"method": method}, frozen, values))
-
-    def pair(self, settings: TrainSettings) -> Pair:
-        return assemble_pair(settings, read_manifest(settings.data))
 
     def models(self, *, joint: bool = False) -> tuple[Classifier, Classifier]:
         """Teacher and student as our runs start them: under one top, or the teacher frozen with its own."""
-        pair = copy.deepcopy(self.pair(self.settings("newsbert" if joint else "twinbert")))
+        settings = self.settings("newsbert" if joint else "twinbert")
+        pair = copy.deepcopy(assemble_pair(settings, read_manifest(settings.data)))
         teacher = Classifier(pair.teacher, pair.teacher_top or pair.top)
         return teacher.train(joint), Classifier(pair.student, pair.top)
 

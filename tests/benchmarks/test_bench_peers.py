@@ -11,7 +11,7 @@ from newsbert_ray.data.reading import World, make_schedule, read_updates
 from newsbert_ray.data.shards import read_manifest
 from newsbert_ray.training.step import train_step
 from newsbert_ray.training.worker import build_worker_learner
-from tests.benchmarks.bench_peers import JOBS, NO_NEWS, OURS, Program, step_figures
+from tests.benchmarks.bench_peers import JOBS, NO_NEWS, OURS, Program, shuffled, step_figures
 from tests.benchmarks.peers import Given, distilled
 
 SCRATCH = {"layers": 2, "hidden": 16, "heads": 2, "feed_forward": 32}
@@ -50,6 +50,17 @@ def test_the_trainer_s_loss_is_ours(given: Given, method: str) -> None:
     with torch.no_grad():
         theirs = distilled(student(**batch), teacher(**batch), batch, given.matches, joint=joint)
     assert float(theirs) == pytest.approx(float(total), rel=1e-6)
+
+
+def test_random_batches_hold_the_same_titles(given: Given) -> None:
+    """Each token and label once, and padding only after the longest title."""
+    other = shuffled(given)
+    for name in ("attention_mask", "labels"):
+        assert sum(int(b[name].sum()) for b in other.batches) == sum(
+            int(b[name].sum()) for b in given.batches
+        )
+    for batch in other.batches:
+        assert batch["input_ids"].shape[1] == int(batch["attention_mask"].sum(1).max())
 
 
 def test_a_program_that_fails_is_not_waited_for() -> None:
