@@ -198,9 +198,7 @@ def print_metrics(metrics: Mapping[str, Any]) -> None:
             print("± is the standard error of the mean over the evaluated rows")
     else:
         print("no metrics: the split has no labels")
-    for name, value in metrics.items():
-        if not isinstance(value, dict):
-            print(f"{name} {value}")
+    print(*(f"{name} {value}" for name, value in metrics.items() if not isinstance(value, dict)), sep="\n")
     if submission:
         lines, model = submission["lines"], submission["model"]
         print(f"{submission['file']}: {lines:,} impressions as the {model} ranks them.")

@@ -47,10 +47,7 @@ class EventLog:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        """
-        Args:
-            folder: the run's or sweep's; must exist before the first event. Its name is in each line.
-        """
+        """`folder`: the run's or sweep's; must exist before the first event. Its name is in each line."""
         self.path = Path(folder) / EVENTS
         self._run = Path(folder).absolute().name
 
@@ -90,8 +87,6 @@ STATES = ("running", "finished", "stopped_early", "failed", "waiting")
 """States of a sweep's trial."""
 REFRESH_SECONDS = 2.0
 """An unchanged state is reported again after this time."""
-_TRIALS = "trials"
-"""Folder of a sweep that holds the trials' folders."""
 
 
 class Meter(NamedTuple):
@@ -126,12 +121,9 @@ class RunMeters:
     """A training report that sends a run's numbers to Prometheus; does nothing in a process without Ray."""
 
     def __init__(self, folder: str | Path) -> None:
-        """
-        Args:
-            folder: the run's; in a sweep's `trials` folder the run is a trial.
-        """
+        """`folder`: the run's; in a sweep's `trials` folder the run is a trial."""
         folder = Path(folder).absolute()
-        of_sweep = folder.parent.name == _TRIALS
+        of_sweep = folder.parent.name == "trials"
         self._run = _tag(folder.parent.parent.name if of_sweep else folder.name)
         self._trial = _tag(folder.name) if of_sweep else ""
         self._active = _is_connected()
@@ -181,12 +173,8 @@ class SweepMeters:
     """Sends the number of a sweep's trials in each state to Prometheus; does nothing without Ray."""
 
     def __init__(self, folder: str | Path) -> None:
-        """
-        Args:
-            folder: the sweep's.
-        """
-        self._run = _tag(Path(folder).absolute().name)
-        self._active = _is_connected()
+        """`folder`: the sweep's."""
+        self._run, self._active = _tag(Path(folder).absolute().name), _is_connected()
         self._last: tuple[dict[str, int], float | None] = ({}, None)
         self._sent_at = 0.0
 

@@ -12,7 +12,7 @@ import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -91,11 +91,13 @@ def tracked(
         yield Tracker()
         return
     require_tracker(tracker)
-    settings, before = mask_fields(flatten(values)), _read(folder / FILE, tracker)
-    known = before or (parent and TrackedRun(tracker, parent.store, "")) or TrackedRun(tracker, "", "")
+    known = TrackedRun(tracker, parent.store if parent else "", "")
+    with suppress(OSError, ValueError, TypeError):  # no earlier start
+        before = TrackedRun(**json.loads((folder / FILE).read_text(encoding="utf-8")))
+        known = before if before.tracker == tracker else known
     try:
         connect = _mlflow if tracker == "mlflow" else _wandb
-        run, send, end = connect(known, parent, folder.name, settings, kind)
+        run, send, end = connect(known, parent, folder.name, mask_fields(flatten(values)), kind)
     except Exception as error:  # each tracker has its own
         raise SettingsError(f"track = {tracker}: cannot be opened ({first_line(error)})") from error
     write_json(folder / FILE, run._asdict())
@@ -108,15 +110,6 @@ def tracked(
         raise
     finally:
         Tracker(run, lambda *_: end(state)).log({}, 0)
-
-
-def _read(path: Path, tracker: TrackerName) -> TrackedRun | None:
-    """The run that an earlier start has left; None where there is none in this tracker."""
-    try:
-        run = TrackedRun(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return None
-    return run if run.tracker == tracker else None
 
 
 Connection = tuple[TrackedRun, Callable[..., object], Callable[[str], object]]

@@ -5,9 +5,12 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from newsbert_ray.data.shards import SPLITS, Manifest
@@ -39,48 +42,17 @@ from newsbert_ray.reporting.tables import PARAMETERS, SPEED, columns_of, csv_tex
 PAPER_LAYERS = 12
 """Layers of the encoder that the paper's speed-ups refer to."""
 
-_TABLE2: Mapping[tuple[str, int], tuple[float, ...]] = {
-    ("glove", 1): (71.13, 49.71, 67.92, 33.09, 36.03, 41.80),
-    ("finetune", 12): (74.54, 51.75, 70.53, 35.29, 38.61, 44.29),
-    ("finetune", 8): (74.69, 52.10, 70.72, 35.40, 38.74, 44.41),
-    ("finetune", 4): (73.53, 51.20, 69.64, 34.38, 37.65, 43.38),
-    ("finetune", 2): (72.96, 50.76, 68.96, 33.52, 36.74, 42.48),
-    ("finetune", 1): (72.32, 50.37, 68.02, 33.14, 36.09, 41.87),
-    ("twinbert", 4): (73.59, 51.24, 69.78, 34.48, 37.76, 43.47),
-    ("twinbert", 2): (72.98, 50.84, 69.12, 33.67, 36.89, 42.60),
-    ("twinbert", 1): (72.40, 50.45, 68.32, 33.40, 36.34, 42.09),
-    ("tinybert", 4): (73.76, 51.12, 69.90, 34.52, 37.77, 43.48),
-    ("tinybert", 2): (73.15, 50.94, 69.35, 33.80, 37.42, 43.06),
-    ("tinybert", 1): (72.55, 50.50, 68.40, 33.46, 36.39, 42.15),
-    ("newsbert", 4): (74.45, 51.78, 70.31, 34.89, 38.32, 43.95),
-    ("newsbert", 2): (74.10, 51.26, 69.89, 34.50, 37.75, 43.50),
-    ("newsbert", 1): (73.49, 50.65, 68.97, 33.54, 36.77, 42.51),
-}
-"""Table 2, per cent: accuracy, macro-F1; AUC, MRR, nDCG@5, nDCG@10. Only the rows of UniLM and those marked
-*; GloVe's has no number of layers."""
 _TABLE2_COLUMNS: Mapping[TaskName, slice] = {"topics": slice(0, 2), "recommendation": slice(2, 6)}
 _OTHER_LAYERS = frozenset({"bilstm_soft", "glove"})
 _DEPTH, _JOINT = "student.layers", "newsbert"
 
-_TABLE1: Mapping[str, float | None] = {
-    "users": 1_000_000,
-    "news": 161_013,
-    "news_categories": 20,
-    "impressions": 15_777_377,
-    "clicks": 24_155_470,
-    "words_per_title": 11.52,
-    "tokens_per_title": None,
-    "queries": 1_990_942,
-    "texts": 1_428_779,
-    "pairs": None,
-    "clicked": None,
-    "words_per_query": 11.83,
-    "words_per_text": 596.09,
-    "tokens_per_query": None,
-    "tokens_per_text": None,
-}
-"""Table 1 of the paper, the parts about MIND and NewsRetrieval; None where the paper has no number."""
-TABLE1_CAPTION = "Table 1. Contents of the shards; the paper used other corpora."
+
+@cache
+def _published() -> dict[str, Any]:
+    """The paper's numbers. Table 1: the parts about MIND and NewsRetrieval, null where it has no number.
+    Table 2, per cent: accuracy, macro-F1, AUC, MRR, nDCG@5, nDCG@10; only UniLM's rows and GloVe's."""
+    numbers: dict[str, Any] = json.loads(Path(__file__).with_name("paper.json").read_text(encoding="utf-8"))
+    return numbers
 
 
 def method_tables(
@@ -135,9 +107,10 @@ def table2(records: Sequence[RunRecord], failed: Sequence[Mapping[str, Any]] = (
         parameters = PARAMETERS.show(numbers.get(PARAMETERS.name)).removesuffix(" ± 0.0")
         by_layers = "" if method in _OTHER_LAYERS or not depth else f"{PAPER_LAYERS / depth:.1f}"
         means = (column.show(numbers.get(column.name)) if row else "failed" for column in metrics)
-        theirs = [f"{value:.2f}" for value in _TABLE2.get((method, depth), ())[paper_columns]]
+        published = _published()["table2"].get(f"{method} {depth}", [])[paper_columns]
+        theirs = [f"{value:.2f}" for value in published] or [""] * len(metrics)
         sizes = (str(depth), seeds, parameters, by_layers, SPEED.show(numbers.get(SPEED.name)))
-        body.append((NAMES[method], *sizes, *means, *(theirs or [""] * len(metrics))))
+        body.append((NAMES[method], *sizes, *means, *theirs))
     ours = ("system", "layers", "seeds", PARAMETERS.heading, f"speed-up by layers, from {PAPER_LAYERS}")
     paper = (f"the paper's {column.label} %" for column in metrics)
     head = (*ours, SPEED.heading, *(column.heading for column in metrics), *paper)
@@ -221,10 +194,11 @@ def table1(corpora: Mapping[str, Mapping[str, float]]) -> Table | None:
     known = {name: numbers for name, numbers in corpora.items() if numbers}
     rows = [
         (kind.replace("_", " "), *(show(numbers.get(kind)) for numbers in known.values()), show(theirs))
-        for kind, theirs in _TABLE1.items()
+        for kind, theirs in _published()["table1"].items()
         if any(kind in numbers for numbers in known.values())
     ]
-    return Table(("", *known, "the paper's"), tuple(rows), caption=TABLE1_CAPTION) if rows else None
+    caption = "Table 1. Contents of the shards; the paper used other corpora."
+    return Table(("", *known, "the paper's"), tuple(rows), caption=caption) if rows else None
 
 
 def table1_of_runs(records: Sequence[RunRecord]) -> Table | None:

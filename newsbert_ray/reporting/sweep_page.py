@@ -160,10 +160,7 @@ def searched(sweep: Sweep) -> Section:
 
 
 def _stopping(sweep: Sweep) -> str:
-    stopping, goal = sweep.space.get("stopping") or {}, sweep.goals[0].metric
-    early = len(sweep.goals) == 1 and goal.startswith("validation.")
-    default = "asha" if early and sweep.space["search"]["sampler"] != "grid" else "none"
-    kind = sweep.plan.get("scheduler") or stopping.get("scheduler") or default
+    stopping, kind = sweep.space.get("stopping") or {}, sweep.plan.get("scheduler", "none")
     grace = int(stopping.get("grace", 1))
     least = f"each trial had at least {grace} epoch{'s' if grace > 1 else ''}"
     if kind == "asha":
