@@ -153,15 +153,18 @@ def runs_figures(records: Sequence[RunRecord]) -> dict[str, Make]:
     flats = [flat_settings(record) for record in records]
     several = {name for name in ("method", PREREQUISITE, DEPTH) if len({flat[name] for flat in flats}) > 1}
     blocks = any("blocks" in entry for record in records for entry in record.curve)
-    wanted = [
-        ("fig7_beta", beta_figure, len(records) > 1),
-        ("methods_over_depth", method_figure, "method" in several),
-        ("fig3_after_another_task", chain_figure, PREREQUISITE in several),
-        ("quality_kept", quality_figure, DEPTH in several),
-        ("learning_curves", curve_figure, True),
-        ("block_gradients", blocks_figure, blocks),
-    ]
-    return {name: partial(make, records) for name, make, needed in wanted if needed}
+    makes: dict[str, tuple[bool, Make]] = {
+        "fig7_beta": (len(records) > 1, partial(beta_figure, records)),
+        "methods_over_depth": ("method" in several, partial(method_figure, records)),
+        "fig3_after_another_task": (
+            PREREQUISITE in several,
+            partial(method_figure, records, setting=PREREQUISITE),
+        ),
+        "quality_kept": (DEPTH in several, partial(quality_figure, records)),
+        "learning_curves": (True, partial(curve_figure, records)),
+        "block_gradients": (blocks, partial(blocks_figure, records)),
+    }
+    return {name: make for name, (needed, make) in makes.items() if needed}
 
 
 def beta_figure(records: Sequence[RunRecord]) -> FigureData[Panel]:
@@ -200,26 +203,18 @@ def _require_few(lines: Sized, message: str) -> None:
         raise NothingToDraw(reason)
 
 
-def method_figure(records: Sequence[RunRecord]) -> FigureData[Panel]:
+def method_figure(records: Sequence[RunRecord], *, setting: str = "method") -> FigureData[Panel]:
     """The task's metrics on the test split over student depth N, a line for each method (NewsBERT Figs. 4
     and 6), and then those of the teachers that learned with the students (Fig. 5).
 
     Error bars are the standard deviation over seeds.
+
+    Args:
+        setting: `before.method`: a line for each method by which the students learned another task before
+            (Fig. 3: retrieval after recommendation).
     """
-    return _over_depth(records, "methods_over_depth", "method", NAMES)
-
-
-def chain_figure(records: Sequence[RunRecord]) -> FigureData[Panel]:
-    """As method_figure, a line for each method by which the students learned another task before (NewsBERT
-    Fig. 3: retrieval after recommendation)."""
-    names = {name: f"after {shown}" for name, shown in NAMES.items()} | {"none": "the encoder as it is"}
-    return _over_depth(records, "fig3_after_another_task", PREREQUISITE, names)
-
-
-def _over_depth(
-    records: Sequence[RunRecord], name: str, setting: str, names: Mapping[str, str]
-) -> FigureData[Panel]:
-    """A line over depth for each value of `setting`, labelled by `names`."""
+    before = {name: f"after {shown}" for name, shown in NAMES.items()} | {"none": "the encoder as it is"}
+    names = NAMES if setting == "method" else before
     task, records = one_task(records), distinct(records)
     groups = grouped(records, lambda record: str(flat_settings(record)[setting]))
     if set(varying_settings(records)) - set(tuned_settings(records)) != {setting, DEPTH}:
@@ -235,6 +230,7 @@ def _over_depth(
     if not panels:
         raise NothingToDraw(f"{setting} over depth is left out: no run has test metrics")
     caption, alt = figure_caption(records, panels), _best_ends(panels, "N")
+    name = "methods_over_depth" if setting == "method" else "fig3_after_another_task"
     return FigureData(name, tuple(panels), caption, across=2, whole_x=True, alt=alt)
 
 

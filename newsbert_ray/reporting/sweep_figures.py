@@ -19,6 +19,7 @@ from newsbert_ray.methods import TASKS
 from newsbert_ray.record import RunRecord
 from newsbert_ray.reporting.figures import (
     DEPTH,
+    PREREQUISITE,
     DotLook,
     FigureData,
     Line,
@@ -28,7 +29,6 @@ from newsbert_ray.reporting.figures import (
     Panel,
     beta_figure,
     blocks_figure,
-    chain_figure,
     describe,
     map_figure,
     mean_line,
@@ -76,7 +76,7 @@ def sweep_figures(sweep: Sweep) -> dict[str, Make]:
     if sweep.space["search"]["sampler"] == "grid":  # other samplers' points would be a line each
         makes["fig7_beta"] = partial(beta_figure, records)
         makes["methods_over_depth"] = partial(method_figure, records)
-        makes["fig3_after_another_task"] = partial(chain_figure, records)
+        makes["fig3_after_another_task"] = partial(method_figure, records, setting=PREREQUISITE)
     return makes
 
 

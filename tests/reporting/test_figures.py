@@ -10,13 +10,13 @@ import pytest
 from newsbert_ray.methods import METHODS
 from newsbert_ray.record import RunRecord
 from newsbert_ray.reporting.figures import (
+    PREREQUISITE,
     FigureData,
     Line,
     NothingToDraw,
     Panel,
     beta_figure,
     blocks_figure,
-    chain_figure,
     curve_figure,
     loss_figure,
     method_figure,
@@ -224,12 +224,13 @@ def test_prerequisite_methods_by_hand(make_record: MakeRecord) -> None:
         for before in ("none", "newsbert")
         for depth in (2, 1)
     ]
-    (panel,) = chain_figure(records).panels
+    (panel,) = method_figure(records, setting=PREREQUISITE).panels
     assert [line.label for line in panel.lines] == ["the encoder as it is", "after NewsBERT"]
     assert panel.lines[1].y == pytest.approx((63.0, 64.0))
     assert panel.y_label == "test AUC (%)"
+    more = make_record(task="retrieval", method="finetune", batch_size=8)
     with pytest.raises(NothingToDraw, match=r"before\.method over depth is left out"):
-        chain_figure([*records, make_record(task="retrieval", method="finetune", batch_size=8)])
+        method_figure([*records, more], setting=PREREQUISITE)
 
 
 def test_gradients_of_blocks_by_hand(make_record: MakeRecord) -> None:
