@@ -21,20 +21,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from newsbert_ray.data import sources
 from newsbert_ray.data.shards import Hashes, hash_ids
-from newsbert_ray.data.sources import (
-    CHUNK_BYTES,
-    BadLine,
-    Chunk,
-    Fate,
-    Fates,
-    HashIndex,
-    PrepareError,
-    Shares,
-    is_known,
-    parse_chunk,
-    split_by_hash,
-)
+from newsbert_ray.data.sources import BadLine, Chunk, Fate, Fates, PrepareError, Shares
 
 Codes = npt.NDArray[np.uint16]
 Minutes = npt.NDArray[np.int64]
@@ -202,7 +191,7 @@ def scan_chunk(work: tuple[Kind, Chunk], shared: None = None) -> tuple[Chunk, Li
     ids = [""] * chunk.lines
     times: dict[int, datetime] = {}
     parse: Callable[[str], News | Impression] = NEWS_PARSERS.get(kind, partial(parse_behaviors, whole=False))
-    for position, (_, row) in enumerate(parse_chunk(chunk, parse)):
+    for position, (_, row) in enumerate(sources.parse_chunk(chunk, parse)):
         if isinstance(row, BadLine):
             continue
         ids[position] = row[0]
@@ -219,13 +208,13 @@ def scan_chunk(work: tuple[Kind, Chunk], shared: None = None) -> tuple[Chunk, Li
 
 
 def parse_impressions(
-    chunk: Chunk, known: HashIndex, *, complete: bool
+    chunk: Chunk, known: sources.HashIndex, *, complete: bool
 ) -> tuple[list[tuple[str, Impression | BadLine]], dict[str, int]]:
     """Rows of a chunk of behaviors.tsv, and the row in the table of texts of each known news in them.
 
     If they must be `complete`, an impression with an unknown candidate is refused: training cannot use it.
     """
-    lines = list(parse_chunk(chunk, parse_behaviors))
+    lines = list(sources.parse_chunk(chunk, parse_behaviors))
     impressions = [row for _, row in lines if isinstance(row, Impression)]
     named = list(set(chain.from_iterable((*row.history, *row.candidates) for row in impressions)))
     rows = known.find(hash_ids(named)).tolist()
@@ -264,13 +253,13 @@ def split_news(
     well_formed = topics != NO_CODE
     duplicates = find_duplicates(hashes, well_formed)
     if role is Fate.TRAIN:
-        fates = split_by_hash(hashes, shares, seed=seed)
+        fates = sources.split_by_hash(hashes, shares, seed=seed)
     else:
         fates = np.full(len(hashes), role, dtype=np.uint8)
     fates[~well_formed] = Fate.MALFORMED
     fates[list(duplicates)] = Fate.DUPLICATE
     kept = fates <= Fate.TEST
-    fates[kept & is_known(hashes, earlier)] = Fate.EARLIER
+    fates[kept & sources.is_known(hashes, earlier)] = Fate.EARLIER
     kept = fates <= Fate.TEST
     if trained is None:
         counts = np.bincount(topics[kept], minlength=int(NO_CODE) + 1)
@@ -384,7 +373,7 @@ def _unpack(path: Path, unpacked: Path) -> None:
             for name, member in members.items():
                 if member is not None:
                     with archive.open(member) as packed, (unpacked / name).open("wb") as file:
-                        shutil.copyfileobj(packed, file, CHUNK_BYTES)
+                        shutil.copyfileobj(packed, file, sources.CHUNK_BYTES)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise PrepareError(
             f"source {path}: damaged or encrypted zip of {path.stat().st_size:,} bytes ({error}); download "

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from newsbert_ray.config import ColumnSettings, PrepareSettings
-from newsbert_ray.data import labelled, mind
+from newsbert_ray.data import labelled, mind, sources
 from newsbert_ray.data.mind import KEPT, NO_CODE, NO_TOPIC, RARE, Impression, Kind, Lines, News
 from newsbert_ray.data.shards import (
     BEHAVIORS_SCHEMA,
@@ -37,25 +37,15 @@ from newsbert_ray.data.shards import (
     write_shard,
 )
 from newsbert_ray.data.sources import (
-    REJECTED,
     BadLine,
     Chunk,
-    Contents,
     Fate,
     Fates,
-    HashIndex,
     PrepareError,
     Rejected,
     Shares,
     SourceFile,
     Workspace,
-    describe_role,
-    order_sources,
-    parse_chunk,
-    read_through,
-    role_of,
-    shares_of,
-    show_progress,
 )
 from newsbert_ray.data.tokenizer import TitleTokenizer, restore_tokenizer
 from newsbert_ray.files import format_size
@@ -122,7 +112,7 @@ class Shared:
     """What all jobs need. Without a tokeniser they only list bad lines."""
 
     folder: Path
-    known: HashIndex
+    known: sources.HashIndex
     labels: dict[str, int] = field(default_factory=dict)
     tokenizer: str = ""
     pad_id: int = 0
@@ -157,7 +147,7 @@ class NewsSource:
         self.columns = settings.columns.model_dump() if others else {}
         self._labels: list[str] = []
         self._rare: dict[str, int] = {}
-        self._known = HashIndex()
+        self._known = sources.HashIndex()
         self._counts: Counter[str] = Counter()
 
     def assign_rows(self) -> None:
@@ -167,7 +157,7 @@ class NewsSource:
             PrepareError: a news file is mostly bad (no title is tokenised then), or a split would be empty.
         """
         lines, topics = self._scan()
-        shares = shares_of(self._settings, sources=len(self._news))
+        shares = sources.shares_of(self._settings, sources=len(self._news))
         self._assign_news(lines, topics, shares)
         for file in self._files:
             if file.kind == "behaviors":
@@ -183,12 +173,12 @@ class NewsSource:
         """Titles in the order of their lines."""
         fates = {int(fate) for fate in ((Fate.TRAIN,) if training_only else KEPT)}
         for job in chain.from_iterable(file.jobs() for file in self._news):
-            rows = parse_chunk(job.chunk, mind.NEWS_PARSERS[job.kind])
+            rows = sources.parse_chunk(job.chunk, mind.NEWS_PARSERS[job.kind])
             for fate, (_, row) in zip(job.fates.tolist(), rows, strict=True):
                 if fate in fates and isinstance(row, News):
                     yield row.title
 
-    def write(self, tokenizer: TitleTokenizer) -> Contents:
+    def write(self, tokenizer: TitleTokenizer) -> sources.Contents:
         """Write the shards of news and behaviours, and the table of texts."""
         shared = Shared(
             self._workspace.folder.absolute(),
@@ -200,7 +190,7 @@ class NewsSource:
         )
         jobs = [job for file in self._files for job in file.jobs()]
         summaries: list[Summary] = []
-        with show_progress(self._workspace.say, "prepared", total=len(jobs)) as advance:
+        with sources.show_progress(self._workspace.say, "prepared", total=len(jobs)) as advance:
             for summary in self._workspace.map_all(jobs, write_chunk, shared):
                 advance(1)
                 summaries.append(summary)
@@ -311,7 +301,7 @@ class NewsSource:
         rejected = {file.source.number: Rejected() for file in files}
         for summary in summaries:
             rejected[summary.job.number].merge(summary.rejected)
-        with (self._workspace.folder / REJECTED).open("wb") as joined:
+        with (self._workspace.folder / sources.REJECTED).open("wb") as joined:
             for part in sorted(self._workspace.folder.glob("rejected-*.part")):
                 joined.write(part.read_bytes())
                 part.unlink()
@@ -329,7 +319,9 @@ class NewsSource:
                 self._workspace.refuse(source.label, source.lines, bad, allowed, form=form)
         return list(rejected.values())
 
-    def _describe(self, summaries: Iterable[Summary], rejected: list[Rejected], *, users: int) -> Contents:
+    def _describe(
+        self, summaries: Iterable[Summary], rejected: list[Rejected], *, users: int
+    ) -> sources.Contents:
         news: dict[Group, list[Shard]] = {}
         behaviors: dict[Group, list[Shard]] = {}
         for summary in summaries:
@@ -339,7 +331,7 @@ class NewsSource:
         in_order = [shard for group in GROUPS.values() for shard in news.get(group, [])]
         texts, counts = _write_texts(self._workspace.folder, in_order), self._counts
         assert texts.rows == len(self._known)
-        return Contents(
+        return sources.Contents(
             rows=[file.lines for file in self.files],
             rejected=rejected,
             texts=texts,
@@ -368,14 +360,14 @@ def _open_files(settings: PrepareSettings, workspace: Workspace) -> list[MindFil
         for number, source in enumerate(settings.source)
         for part in _open_source(source, settings.columns, workspace, workspace.folder / f"source-{number}")
     ]
-    ordered = [parts[i] for i in order_sources([name for name, _ in parts])]
+    ordered = [parts[i] for i in sources.order_sources([name for name, _ in parts])]
     files: list[MindFile] = []
     for position, (_, opened) in enumerate(ordered):
-        role = role_of(position, len(ordered))
+        role = sources.role_of(position, len(ordered))
         # Even numbers are news, odd ones behaviours: they are in the names of shards and in fingerprints.
         for number, (kind, source) in enumerate(opened.items(), 2 * position):
             size = f"{source.lines:,} {'rows' if kind == 'texts' else 'lines'}, {format_size(source.bytes)}"
-            workspace.say(f"{source.label}: {size}, for {describe_role(role, len(ordered))}")
+            workspace.say(f"{source.label}: {size}, for {sources.describe_role(role, len(ordered))}")
             files.append(MindFile(kind, role, replace(source, number=number)))
     return files
 
@@ -391,7 +383,7 @@ def _open_source(
     name, paths = mind.find_files(source, unpacked=unpacked)
     if "behaviors" not in paths:
         workspace.say(f"{name}: no {mind.BEHAVIORS}, so news only")
-    return [(name, {kind: read_through(path, folder=name) for kind, path in paths.items()})]
+    return [(name, {kind: sources.read_through(path, folder=name) for kind, path in paths.items()})]
 
 
 def _assign_impressions(file: MindFile, lines: Lines, shares: Shares) -> None:
@@ -418,7 +410,7 @@ def write_chunk(job: Job, shared: Shared) -> Summary:
         for group, rows in _sort_rows(job, lines, shared, summary).items():
             tables[group] = _impression_table(rows, group, row_of, summary)
     else:
-        news = parse_chunk(job.chunk, mind.NEWS_PARSERS[job.kind])
+        news = sources.parse_chunk(job.chunk, mind.NEWS_PARSERS[job.kind])
         for group, titles in _sort_rows(job, news, shared, summary).items():
             if shared.tokenizer:
                 tables[group] = _news_table(titles, group, shared, summary)

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from newsbert_ray.config import PrepareSettings
+from newsbert_ray.data import sources
 from newsbert_ray.data.shards import (
     PAIRS_SCHEMA,
     SPLITS,
@@ -26,24 +27,7 @@ from newsbert_ray.data.shards import (
     hash_ids,
     write_shard,
 )
-from newsbert_ray.data.sources import (
-    REJECTED,
-    BadLine,
-    Contents,
-    Fate,
-    Fates,
-    HashIndex,
-    PrepareError,
-    Rejected,
-    Rows,
-    Workspace,
-    describe_role,
-    order_sources,
-    role_of,
-    shares_of,
-    show_progress,
-    split_by_hash,
-)
+from newsbert_ray.data.sources import BadLine, Fate, PrepareError, Rejected
 from newsbert_ray.data.tables import SUFFIXES, Record, Table, check_text, is_table, open_table, read_table
 from newsbert_ray.data.tokenizer import TitleTokenizer
 from newsbert_ray.files import format_size
@@ -66,13 +50,12 @@ class Pair(NamedTuple):
 def read_pairs(table: Table) -> Iterator[Record]:
     """Every row of `table` in its order, its values as a Pair; errors are those of `read_table`."""
     for record in read_table(table, COLUMNS):
-        if isinstance(record.values, BadLine):
-            yield record
-            continue
-        try:
-            yield record._replace(values=_make_pair(*record.values))
-        except BadLine as bad:
-            yield record._replace(values=bad)
+        if not isinstance(record.values, BadLine):
+            try:
+                record = record._replace(values=_make_pair(*record.values))
+            except BadLine as bad:
+                record = record._replace(values=bad)
+        yield record
 
 
 def _make_pair(query: Any, text: Any, clicked: Any) -> Pair:
@@ -88,7 +71,7 @@ class Block(NamedTuple):
 
     rows: list[Record]
     pairs: list[Pair]
-    fates: Fates
+    fates: sources.Fates
 
 
 class PairsSource:
@@ -102,7 +85,7 @@ class PairsSource:
     max_tokens = 512  # as many as BERT has positions
     query_tokens = True
 
-    def __init__(self, settings: PrepareSettings, workspace: Workspace) -> None:
+    def __init__(self, settings: PrepareSettings, workspace: sources.Workspace) -> None:
         self._settings, self._workspace = settings, workspace
         if other := [source for source in settings.source if not is_table(source)]:
             raise PrepareError(
@@ -110,14 +93,14 @@ class PairsSource:
                 "folders of MIND and tables separately"
             )
         tables = [open_table(source, columns=COLUMNS) for source in settings.source]
-        self._tables = [tables[i] for i in order_sources([table.path.stem for table in tables])]
+        self._tables = [tables[i] for i in sources.order_sources([table.path.stem for table in tables])]
         self.files = [replace(table.source, number=number) for number, table in enumerate(self._tables)]
         self.columns: dict[str, str | None] = {}
         self._rows: list[int] = []
         self._rejected: list[Rejected] = []
         self._clicks: Counter[tuple[int, int]] = Counter()  # rows by (fate, clicked)
         for number, file in enumerate(self.files):
-            splits = describe_role(role_of(number, len(tables)), len(tables))
+            splits = sources.describe_role(sources.role_of(number, len(tables)), len(tables))
             workspace.say(f"{file.label}: {format_size(file.bytes)}, for {splits}")
 
     def assign_rows(self) -> None:
@@ -127,8 +110,8 @@ class PairsSource:
             PrepareError: too many bad rows, or a split that would be empty or have a single class.
         """
         with (
-            (self._workspace.folder / REJECTED).open("w", encoding="utf-8") as listed,
-            show_progress(self._workspace.say, "looked through") as advance,
+            (self._workspace.folder / sources.REJECTED).open("w", encoding="utf-8") as listed,
+            sources.show_progress(self._workspace.say, "looked through") as advance,
         ):
             for number, file in enumerate(self.files):
                 rows, rejected = 0, Rejected()
@@ -149,7 +132,7 @@ class PairsSource:
 
     def all_texts(self, *, training_only: bool) -> Iterator[str]:
         """Queries and texts; equal neighbours come once."""
-        with show_progress(self._workspace.say, "learned from") as advance:
+        with sources.show_progress(self._workspace.say, "learned from") as advance:
             for number in range(1 if training_only else len(self._tables)):
                 for block in self._blocks(number):
                     advance(len(block.rows))
@@ -157,7 +140,7 @@ class PairsSource:
                     yield from dict.fromkeys(pair.query for pair in compress(block.pairs, used))
                     yield from dict.fromkeys(pair.text for pair in compress(block.pairs, used))
 
-    def write(self, tokenizer: TitleTokenizer) -> Contents:
+    def write(self, tokenizer: TitleTokenizer) -> sources.Contents:
         """Write the shards and the table of texts."""
         lengths = {
             "query": self._settings.query_tokens,
@@ -166,7 +149,7 @@ class PairsSource:
         total = sum(self._rows)
         with (
             TextWriter(self._workspace.folder) as texts,
-            show_progress(self._workspace.say, "prepared", total=total) as advance,
+            sources.show_progress(self._workspace.say, "prepared", total=total) as advance,
         ):
             writer = PairsWriter(self._workspace, tokenizer, texts, lengths)
             for number in range(len(self._tables)):
@@ -175,7 +158,7 @@ class PairsSource:
                     advance(len(block.rows))
                 writer.end_table(number)
         counts, clicks = writer.counts, self._clicks
-        return Contents(
+        return sources.Contents(
             rows=self._rows,
             rejected=self._rejected,
             texts=texts.describe(),
@@ -185,10 +168,11 @@ class PairsSource:
                 "texts": counts["text"],
                 "pairs": sum(clicks.values()),
                 "clicked": sum(count for (_, clicked), count in clicks.items() if clicked),
-                "words_per_query": counts["query words"] / counts["query"],
-                "words_per_text": counts["text words"] / counts["text"],
-                "tokens_per_query": counts["query tokens"] / counts["query"],
-                "tokens_per_text": counts["text tokens"] / counts["text"],
+                **{
+                    f"{what}_per_{kind}": counts[f"{kind} {what}"] / counts[kind]
+                    for what in ("words", "tokens")
+                    for kind in ("query", "text")
+                },
             },
         )
 
@@ -220,12 +204,12 @@ class PairsSource:
     def _block(self, number: int, rows: list[Record]) -> Block:
         """Rows with their splits; queries that differ only in case or blanks share one."""
         pairs = [line.values for line in rows if isinstance(line.values, Pair)]
-        role = role_of(number, len(self._tables))
+        role = sources.role_of(number, len(self._tables))
         if role is not Fate.TRAIN:
             return Block(rows, pairs, np.full(len(pairs), role, dtype=np.uint8))
-        shares = shares_of(self._settings, sources=len(self._tables))
+        shares = sources.shares_of(self._settings, sources=len(self._tables))
         hashes = hash_ids([" ".join(pair.query.lower().split()) for pair in pairs])
-        return Block(rows, pairs, split_by_hash(hashes, shares, seed=self._settings.seed))
+        return Block(rows, pairs, sources.split_by_hash(hashes, shares, seed=self._settings.seed))
 
     def _require_both_clicks(self) -> None:
         """A split without clicked or without other pairs has no AUC, and teaches nothing."""
@@ -252,12 +236,16 @@ class PairsWriter:
     """
 
     def __init__(
-        self, workspace: Workspace, tokenizer: TitleTokenizer, texts: TextWriter, lengths: dict[str, int]
+        self,
+        workspace: sources.Workspace,
+        tokenizer: TitleTokenizer,
+        texts: TextWriter,
+        lengths: dict[str, int],
     ) -> None:
         self.shards: dict[Split, list[Shard]] = {split: [] for split in SPLITS}
         self.counts: Counter[str] = Counter()
         self._folder, self._tokenizer, self._texts = workspace.folder, tokenizer, texts
-        self._lengths, self._index = lengths, HashIndex()
+        self._lengths, self._index = lengths, sources.HashIndex()
         self._waiting: dict[Split, list[pa.Table]] = {split: [] for split in SPLITS}
         self._shards_of_table: Counter[Split] = Counter()
 
@@ -281,7 +269,7 @@ class PairsWriter:
                 self._write(table, split)
         self._shards_of_table.clear()
 
-    def _add_texts(self, kind: str, strings: Sequence[str]) -> Rows:
+    def _add_texts(self, kind: str, strings: Sequence[str]) -> sources.Rows:
         # A query and a text that are equal may be cut to different lengths.
         rows, new = self._index.add(hash_ids([f"{kind} {string}" for string in strings]))
         ids = list(self._tokenizer.encode([strings[i] for i in new], max_tokens=self._lengths[kind]))

@@ -124,8 +124,7 @@ def _prepare(settings: PrepareSettings, local: PrepareSettings, say: Say) -> tup
             tokenizer = _make_tokenizer(local, corpus, folder, say)
         contents = corpus.write(tokenizer)
         tokenizer.save(folder / "tokenizer")
-        manifest = _describe(rows, corpus, contents, tokenizer, mark)
-        manifest = manifest.model_copy(update={"tokenizer_files": files_in(folder / "tokenizer")})
+        manifest = _describe(rows, corpus, contents, tokenizer, mark, folder)
         write_json(folder / MANIFEST, manifest.sealed())
         move_into_place(folder, out)
     seconds = time.perf_counter() - started
@@ -200,9 +199,16 @@ def _make_tokenizer(settings: PrepareSettings, corpus: Corpus, folder: Path, say
 
 
 def _describe(
-    rows: dict[str, Any], corpus: Corpus, contents: Contents, tokenizer: TitleTokenizer, mark: str
+    rows: dict[str, Any],
+    corpus: Corpus,
+    contents: Contents,
+    tokenizer: TitleTokenizer,
+    mark: str,
+    folder: Path,
 ) -> Manifest:
     total: Counter[str] = sum((rejected.counts for rejected in contents.rejected), Counter())
+    files = zip(corpus.files, contents.rows, contents.rejected, strict=True)
+    parts = ("labels", "splits", "others", "behaviors", "pairs", "texts", "statistics")
     return Manifest(
         format=FORMAT,
         fingerprint=mark,
@@ -216,17 +222,12 @@ def _describe(
                 rows=count,
                 rejected=rejected.counts.total(),
             )
-            for file, count, rejected in zip(corpus.files, contents.rows, contents.rejected, strict=True)
+            for file, count, rejected in files
         ],
         tokenizer=Tokenizer.model_validate(tokenizer, from_attributes=True),
-        labels=contents.labels,
-        splits=contents.splits,
-        others=contents.others,
-        behaviors=contents.behaviors,
-        pairs=contents.pairs,
-        texts=contents.texts,
-        statistics=contents.statistics,
         rejected=dict(sorted(total.items())),
+        tokenizer_files=files_in(folder / "tokenizer"),
+        **{part: getattr(contents, part) for part in parts},
     )
 
 

@@ -16,23 +16,8 @@ import torch
 from torch import Tensor
 
 from newsbert_ray.config import TrainSettings
-from newsbert_ray.data import examples
-from newsbert_ray.data.batches import (
-    Batch,
-    Ints,
-    Order,
-    Window,
-    cut_updates,
-    cycle_rows,
-    epoch_windows,
-    seeded_generator,
-    share_examples,
-    shuffle_alike,
-    shuffle_groups,
-    sort_pools,
-    window_generator,
-    worker_rows,
-)
+from newsbert_ray.data import batches, examples
+from newsbert_ray.data.batches import Batch, Ints, Order, Window
 from newsbert_ray.data.examples import Clicks, Examples, Impressions, Pairs, Part, Titles, collate
 from newsbert_ray.data.shards import (
     Manifest,
@@ -141,8 +126,8 @@ class TrainingSchedule:
     def windows(self, epoch: int) -> list[Window]:
         """The windows of `epoch` (from 0), in order."""
         shards = self.manifest.shards("train", self.task)
-        quotas = share_examples(shards, self.train_rows)
-        return epoch_windows(shards, quotas, seed=self.order.seed, epoch=epoch)
+        quotas = batches.share_examples(shards, self.train_rows)
+        return batches.epoch_windows(shards, quotas, seed=self.order.seed, epoch=epoch)
 
     def steps(self, epoch: int) -> int:
         """Updates of a whole `epoch`, one pass over the labelled examples."""
@@ -210,7 +195,7 @@ def make_schedule(settings: TrainSettings, manifest: Manifest, world: World = ON
     beside = unlabelled_size(settings, manifest)
     labelled = settings.batch_size - beside
     order = Order(settings.seed, labelled, world.rank, world.size, accumulate, shares, beside)
-    share_examples(manifest.shards("train", settings.task), settings.train_rows)
+    batches.share_examples(manifest.shards("train", settings.task), settings.train_rows)
     return TrainingSchedule(
         settings.data,
         manifest,
@@ -246,10 +231,10 @@ def window_parts(
 ) -> Iterator[tuple[int, list[Part]]]:
     """(step, this worker's parts) of a window's updates, without the first `skip` and those after the end."""
     examples = window_examples(schedule, window)
-    generator = window_generator(schedule.order, window)
+    generator = batches.window_generator(schedule.order, window)
     arranged = _arrange(examples, schedule.order, generator)
     beside = _arrange_beside(schedule, window, first_step)
-    for index, (rows, more) in enumerate(cut_updates(arranged, schedule.order, generator, beside)):
+    for index, (rows, more) in enumerate(batches.cut_updates(arranged, schedule.order, generator, beside)):
         if index >= skip and first_step + index <= schedule.total_steps:
             texts = Texts(training_texts(schedule), more) if len(more) else None
             yield first_step + index, worker_parts(examples, rows, schedule.order, texts)
@@ -261,11 +246,11 @@ def worker_parts(examples: Examples, rows: Ints, order: Order, more: Texts | Non
     Args:
         more: texts without labels in the update.
     """
-    whole, pieces = examples.take(rows), worker_rows(rows, order, grouped=examples.grouped)
+    whole, pieces = examples.take(rows), batches.worker_rows(rows, order, grouped=examples.grouped)
     own = {number: examples.take(piece) for number, piece in pieces.items() if more or len(piece)}
     if more is not None:
         whole = whole.beside(*more)
-        others = worker_rows(more.rows, order)
+        others = batches.worker_rows(more.rows, order)
         own = {number: piece.beside(more.table, others[number]) for number, piece in own.items()}
     counts = whole.count()
     own = {number: piece for number, piece in own.items() if piece.count()[0]}
@@ -297,7 +282,7 @@ def window_examples(schedule: TrainingSchedule, window: Window) -> Examples:
         parts = zip(columns, quotas, strict=True)
         return examples.join([examples.pairs_of(shard, table, quota=quota) for shard, quota in parts])
     impressions, chosen = _window_impressions(folder, shards, quotas, schedule.history)
-    generator = seeded_generator(schedule.order.seed, window.epoch, window.number + 1, 1)
+    generator = batches.seeded_generator(schedule.order.seed, window.epoch, window.number + 1, 1)
     return examples.draw_clicks(
         impressions, table, npratio=schedule.npratio, generator=generator, chosen=chosen
     )
@@ -315,7 +300,7 @@ def trained_texts(schedule: TrainingSchedule) -> Ints:
     rows = unlabelled_texts(schedule).rows
     count = more * sum(map(schedule.steps, range(len(schedule.ends))))
     if count < len(rows):
-        rows = cycle_rows(rows, 0, count, seed=schedule.order.seed)
+        rows = batches.cycle_rows(rows, 0, count, seed=schedule.order.seed)
     return np.union1d(mentioned, rows)
 
 
@@ -440,9 +425,9 @@ def read_pairs(folder: str | Path, manifest: Manifest, split: Split) -> Iterator
 
 def _arrange(examples: Examples, order: Order, generator: np.random.Generator) -> Ints:
     if isinstance(examples, Clicks):
-        return shuffle_groups(examples.groups, generator)
+        return batches.shuffle_groups(examples.groups, generator)
     assert isinstance(examples, Titles | Pairs)
-    return shuffle_alike(examples.lengths, order, generator)
+    return batches.shuffle_alike(examples.lengths, order, generator)
 
 
 def _arrange_beside(schedule: TrainingSchedule, window: Window, first_step: int) -> Ints:
@@ -451,8 +436,8 @@ def _arrange_beside(schedule: TrainingSchedule, window: Window, first_step: int)
     if not more:
         return np.zeros(0, np.int64)
     texts, count = unlabelled_texts(schedule), window.batches(schedule.order.batch_size) * more
-    rows = cycle_rows(texts.rows, (first_step - 1) * more, count, seed=schedule.order.seed)
-    return rows[sort_pools(texts.table.lengths(rows), more)]
+    rows = batches.cycle_rows(texts.rows, (first_step - 1) * more, count, seed=schedule.order.seed)
+    return rows[batches.sort_pools(texts.table.lengths(rows), more)]
 
 
 @lru_cache(maxsize=_CACHED_WINDOWS)

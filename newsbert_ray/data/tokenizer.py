@@ -339,25 +339,31 @@ def fit_vectors(path: Path, texts: Iterable[str]) -> WordVectors:
     """
     from tokenizers import Tokenizer, models
 
-    counts = _count_words(texts)
-    cased, share = _find_case(path, counts)
-    words: dict[str, Array] = {}
+    counts, known = _count_words(texts), {True: dict[str, Array](), False: dict[str, Array]()}
     for word, numbers in _read_rows(path):
-        if word in counts[cased] and word not in words:
-            words[word] = _vector(path, word, numbers)
+        cases = [cased for cased in known if word in counts[cased] and word not in known[cased]]
+        if cases:
+            vector = _vector(path, word, numbers)
+            for cased in cases:
+                known[cased][word] = vector
+    occurrences = {cased: sum(counts[cased][word] for word in words) for cased, words in known.items()}
+    has_capitals = any(word != word.lower() for word in known[True])
+    cased = has_capitals and occurrences[True] >= occurrences[False]
+    words = known[cased]
     if not words:
         raise TokenizerError(
             f"{path}: knows none of the corpus's {len(counts[cased]):,} words; is it of another language?"
         )
-    known = np.stack(list(words.values()))
-    special = np.random.default_rng(0).normal(0.0, known.std(), (len(SPECIAL_TOKENS), known.shape[1]))
+    table = np.stack(list(words.values()))
+    special = np.random.default_rng(0).normal(0.0, table.std(), (len(SPECIAL_TOKENS), table.shape[1]))
     special[0] = 0.0
-    table = np.concatenate([special.astype(np.float32), known])
+    table = np.concatenate([special.astype(np.float32), table])
     ids = {word: number for number, word in enumerate([*SPECIAL_TOKENS, *words])}
     backend = Tokenizer(models.WordLevel(ids, unk_token="[UNK]"))
     backend.normalizer, backend.pre_tokenizer = _cutters(cased=cased)
     _add_special_tokens(backend)
     tokenizer = TitleTokenizer(backend, name=path.name, pad_id=ids["[PAD]"])
+    share = occurrences[cased] / counts[cased].total()
     return WordVectors(tokenizer, table, len(counts[cased]), len(words), share)
 
 
@@ -379,19 +385,6 @@ def _cutters(*, cased: bool) -> tuple[Any, Any]:
 
     normaliser = normalizers.BertNormalizer(lowercase=not cased, strip_accents=False)
     return normaliser, pre_tokenizers.BertPreTokenizer()
-
-
-def _find_case(path: Path, counts: dict[bool, Counter[str]]) -> tuple[bool, float]:
-    """Whether words keep their case, and the share of their occurrences that the file then knows."""
-    known: dict[bool, set[str]] = {True: set(), False: set()}
-    for word, _ in _read_rows(path):
-        for cased, words in known.items():
-            if word in counts[cased]:
-                words.add(word)
-    occurrences = {cased: sum(counts[cased][word] for word in words) for cased, words in known.items()}
-    has_capitals = any(word != word.lower() for word in known[True])
-    cased = has_capitals and occurrences[True] >= occurrences[False]
-    return cased, occurrences[cased] / max(1, counts[cased].total())
 
 
 def _read_rows(path: Path) -> Iterator[tuple[str, list[str] | Array]]:

@@ -93,8 +93,9 @@ class Remote:
         Raises:
             StorageError: an unknown kind of URL, or a URL with a secret in it.
         """
-        self.url = url
-        self._retry = _Retry(url, _patience() if patience is None else patience)
+        self.url, self._patience = url, _patience() if patience is None else patience
+        self._since: float | None = None  # when the storage became unavailable
+        self._cancelled = threading.Event()  # nobody waits for the results any more
         if mask_url(url) != url:
             raise StorageError(
                 f"{mask_url(url)}: a secret in a URL would appear in records and logs; remove it, and give "
@@ -112,7 +113,7 @@ class Remote:
 
         base = self._path(below) if below else self._base
         selector = FileSelector(base, recursive=True, allow_not_found=True)
-        infos = self._retry.call(lambda: self._fs.get_file_info(selector))
+        infos = self._call(lambda: self._fs.get_file_info(selector))
         start = len(self._base) + 1 if self._base else 0
         files = {info.path[start:]: _file_info(info) for info in infos if info.is_file}
         if not files:
@@ -121,7 +122,7 @@ class Remote:
 
     def as_file(self) -> FileInfo | None:
         """The URL's own size and time where it is one file; None where it is a folder or nothing."""
-        info = self._retry.call(lambda: self._fs.get_file_info(self._base)) if self._base else None
+        info = self._call(lambda: self._fs.get_file_info(self._base)) if self._base else None
         return _file_info(info) if info is not None and info.is_file else None
 
     def read(self, name: str) -> bytes | None:
@@ -132,15 +133,23 @@ class Remote:
                 return bytes(file.read())
             return None
 
-        return self._retry.call(read)
+        return self._call(read)
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """A small file's JSON object; empty where there is none."""
+        try:
+            value = json.loads(self.read(name) or b"{}")
+        except ValueError:
+            return {}
+        return value if isinstance(value, dict) else {}
 
     def open(self, name: str) -> Any:
         """A file opened for reading at any position; the caller closes it."""
-        return self._retry.call(lambda: self._fs.open_input_file(self._path(name)))
+        return self._call(lambda: self._fs.open_input_file(self._path(name)))
 
     def write(self, name: str, content: bytes) -> None:
         """Replace a small file in one step."""
-        self._retry.call(lambda: self._put(name, content))
+        self._call(lambda: self._put(name, content))
 
     def upload(self, folder: Path, names: Iterable[str]) -> None:
         """Copy these files of `folder` here, several at once."""
@@ -152,19 +161,53 @@ class Remote:
 
     def remove(self, names: Iterable[str]) -> None:
         """Remove these files; one that is missing counts as removed."""
-        self._for_each(names, partial(self._delete, self._fs.delete_file))
+        self._for_each(names, lambda name: _unless_missing(self._fs.delete_file, self._path(name)))
 
     def remove_folder(self, name: str) -> None:
         """Remove a folder and everything in it, if it is there."""
-        self._retry.call(partial(self._delete, self._fs.delete_dir, name))
+        self._call(lambda: _unless_missing(self._fs.delete_dir, self._path(name)))
+
+    def _call(self, action: Callable[[], T]) -> T:
+        """The result of `action`, tried again with growing pauses while the storage is unavailable."""
+        pause = 0.5
+        while True:
+            try:
+                result = action()
+            except (OSError, ValueError, NotImplementedError) as error:
+                if not _is_temporary(error) or self._cancelled.is_set():
+                    raise StorageError(f"{self.url}: {_explain(error)}") from error
+                self._warn(error)
+                self._cancelled.wait(pause)
+                pause = min(2 * pause, MAX_PAUSE_SECONDS)
+            else:
+                since, self._since = self._since, None
+                if since is not None:
+                    seconds = time.monotonic() - since
+                    _log.warning("%s: the storage is back after %.0f s", self.url, seconds)
+                return result
+
+    def _warn(self, error: Exception) -> None:
+        """Log the beginning of an outage, and raise its end where it lasts too long."""
+        since = self._since or time.monotonic()
+        is_first, self._since, seconds = self._since is None, since, time.monotonic() - since
+        reason = first_line(error)
+        if seconds >= self._patience:
+            raise StorageError(
+                f"{self.url}: the storage has been unavailable for {seconds:.0f} s ({reason}); run the same "
+                "command again once it is back (sweeps: with --resume); "
+                f"{PATIENCE}=SECONDS waits longer"
+            ) from error
+        if is_first:
+            again = f"trying again for up to {self._patience:.0f} s"
+            _log.warning("%s: the storage is unavailable (%s); %s", self.url, reason, again)
 
     def _for_each(self, names: Iterable[str], work: Callable[[str], None]) -> None:
         pool = ThreadPoolExecutor(PARALLEL_TRANSFERS)
         try:
-            for future in [pool.submit(self._retry.call, partial(work, name)) for name in names]:
+            for future in [pool.submit(self._call, partial(work, name)) for name in names]:
                 future.result()
         except BaseException:
-            self._retry.cancelled.set()  # the other threads must not retry any longer
+            self._cancelled.set()  # the other threads must not retry any longer
             raise
         finally:
             pool.shutdown(cancel_futures=True)
@@ -201,10 +244,6 @@ class Remote:
             raise ConnectionError(f"{name}: received {received} bytes of {size}")
         os.replace(partial_path, path)
 
-    def _delete(self, delete: Callable[[str], None], name: str) -> None:
-        with suppress(FileNotFoundError):
-            delete(self._path(name))
-
     def _path(self, name: str) -> str:
         return f"{self._base}/{name}" if self._base and name else self._base or name
 
@@ -213,65 +252,17 @@ class Remote:
         bucket = self._base.partition("/")[0]
         if self._fs.type_name not in _OBJECT_STORES or not bucket:
             return
-        if self._retry.call(lambda: self._fs.get_file_info(bucket)).type.name == "NotFound":
+        if self._call(lambda: self._fs.get_file_info(bucket)).type.name == "NotFound":
             raise StorageError(f"{self.url}: there is no bucket '{bucket}'; create it, or correct the URL")
+
+
+def _unless_missing(delete: Callable[[str], None], path: str) -> None:
+    with suppress(FileNotFoundError):
+        delete(path)
 
 
 def _file_info(info: Any) -> FileInfo:
     return FileInfo(info.size, info.mtime_ns or 0)
-
-
-class _Retry:
-    """Calls the storage again, with growing pauses, while it is unavailable, and logs that it is."""
-
-    def __init__(self, url: str, patience: float) -> None:
-        self._url = url
-        self._patience = patience
-        self._since: float | None = None
-        self._lock = threading.Lock()
-        self.cancelled = threading.Event()
-        """Set when nobody waits for the result any more."""
-
-    def call(self, action: Callable[[], T]) -> T:
-        pause = 0.5
-        while True:
-            try:
-                result = action()
-            except (OSError, ValueError, NotImplementedError) as error:
-                if not _is_temporary(error) or self.cancelled.is_set():
-                    raise StorageError(f"{self._url}: {_explain(error)}") from error
-                self._failed(error)
-                self.cancelled.wait(pause)
-                pause = min(2 * pause, MAX_PAUSE_SECONDS)
-            else:
-                self._succeeded()
-                return result
-
-    def _failed(self, error: Exception) -> None:
-        now = time.monotonic()
-        with self._lock:
-            is_first = self._since is None
-            self._since = now if self._since is None else self._since
-            seconds = now - self._since
-        if seconds >= self._patience:
-            raise StorageError(
-                f"{self._url}: the storage has been unavailable for {seconds:.0f} s ({first_line(error)}); "
-                "run the same command again once it is back (sweeps: with --resume); "
-                f"{PATIENCE}=SECONDS waits longer"
-            ) from error
-        if is_first:
-            _log.warning(
-                "%s: the storage is unavailable (%s); trying again for up to %.0f s",
-                self._url,
-                first_line(error),
-                self._patience,
-            )
-
-    def _succeeded(self) -> None:
-        with self._lock:
-            since, self._since = self._since, None
-        if since is not None:
-            _log.warning("%s: the storage is back after %.0f s", self._url, time.monotonic() - since)
 
 
 def _patience() -> float:
@@ -341,7 +332,7 @@ def lease(url: str, lock: Path) -> Iterator[None]:
         before = holder_file.read_text(encoding="utf-8") if holder_file.exists() else ""
         _wait_for_lease(remote, dead=before)
         holder_file.write_text(own, encoding="utf-8")
-        _write_lease(remote, own, beat=0)
+        remote.write(LEASE, json.dumps({"holder": own, "beat": 0}).encode())
         over = threading.Event()
         renewal = threading.Thread(target=_renew_lease, args=(url, own, over), name="lease", daemon=True)
         renewal.start()
@@ -352,23 +343,23 @@ def lease(url: str, lock: Path) -> Iterator[None]:
             renewal.join()
             with suppress(StorageError):  # where the storage is unavailable, the lease runs out by itself
                 remote = Remote(url, patience=0)
-                if _holder(remote.read(LEASE)) == own:
+                if remote.read_json(LEASE).get("holder") == own:
                     remote.remove([LEASE])
 
 
 def _wait_for_lease(remote: Remote, *, dead: str) -> None:
     """Return once nobody holds the folder; `dead` held it from this machine and does not run any more."""
-    found = remote.read(LEASE)
-    if found is None or (dead and _holder(found) == dead):
+    lease = remote.read_json(LEASE)
+    if not lease or (dead and lease.get("holder") == dead):
         return
     _log.warning("%s: in use, perhaps by a process that was killed; waiting %.0f s", remote.url, WAIT_SECONDS)
     end = time.monotonic() + WAIT_SECONDS
     while time.monotonic() < end:
         time.sleep(min(_POLL_SECONDS, WAIT_SECONDS / 4))
-        now = remote.read(LEASE)
-        if now is None:
+        now = remote.read_json(LEASE)
+        if not now:
             return
-        if now != found:
+        if now != lease:
             raise _in_use(remote.url)
 
 
@@ -378,20 +369,9 @@ def _renew_lease(url: str, own: str, over: threading.Event) -> None:
         beat += 1
         with suppress(StorageError):  # unavailable: the next beat tries again
             remote = Remote(url, patience=0)
-            if _holder(remote.read(LEASE)) not in (own, ""):
+            if remote.read_json(LEASE).get("holder", own) != own:
                 return  # another process took this one for dead; WorkDir.publish checks for that
-            _write_lease(remote, own, beat=beat)
-
-
-def _write_lease(remote: Remote, own: str, *, beat: int) -> None:
-    remote.write(LEASE, json.dumps({"holder": own, "beat": beat}).encode())
-
-
-def _holder(content: bytes | None) -> str:
-    try:
-        return str(json.loads(content or b"{}").get("holder", ""))
-    except (ValueError, AttributeError):
-        return ""
+            remote.write(LEASE, json.dumps({"holder": own, "beat": beat}).encode())
 
 
 def _in_use(url: str) -> StorageError:

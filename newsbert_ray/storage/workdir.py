@@ -104,7 +104,7 @@ class WorkDir:
             raise StorageError(f"{self.location}: holds other files; give an empty or new folder as --out")
         wanted = {n: f for n, f in files.items() if not (small or RECORD in files) or not is_large(n)}
         path.mkdir(parents=True, exist_ok=True)
-        if copy.id and _read_writer(remote).get("copy") == copy.id:
+        if copy.id and remote.read_json(WRITER).get("copy") == copy.id:
             wanted = {n: f for n, f in wanted.items() if n not in copy.files and not (path / n).exists()}
         else:
             copy = _Copy(id=uuid.uuid4().hex)
@@ -214,7 +214,7 @@ class WorkDir:
     def _claim(self, remote: Remote, copy: _Copy) -> None:
         """Become the folder's writer; after that, make sure that nobody else has become it since."""
         if copy.session:
-            if _read_writer(remote).get("session") not in (copy.session, None):
+            if remote.read_json(WRITER).get("session") not in (copy.session, None):
                 raise StorageError(
                     f"{self.location}: another process has begun to write there, so this one ends; its work "
                     "continues there"
@@ -398,14 +398,6 @@ class _Copy:
 
     def write(self, workdir: WorkDir) -> None:
         write_json(workdir._beside(".json"), self.__dict__)
-
-
-def _read_writer(remote: Remote) -> Mapping[str, str]:
-    try:
-        writer = json.loads(remote.read(WRITER) or b"{}")
-    except ValueError:
-        return {}
-    return writer if isinstance(writer, dict) else {}
 
 
 def _rank(name: str) -> int:
