@@ -70,10 +70,7 @@ class Window:
 
 def share_examples(shards: Sequence[Shard], count: int | None) -> list[int]:
     """How many of `count` training examples come from each shard, in proportion to its own; all where None.
-
-    Raises:
-        SettingsError: `count` is more than there are.
-    """
+    SettingsError where there are fewer."""
     sizes = [shard.examples for shard in shards]
     total = sum(sizes)
     if count is None:

@@ -100,12 +100,15 @@ class Part:
     piece: int = 0
     labelled: int | None = None
 
+    def counts(self) -> tuple[int, int, int, float, int, int | None]:
+        """Everything but the examples, in order."""
+        return self.rows, self.texts, self.tokens, self.weight, self.piece, self.labelled
+
 
 def collate(part: Part, *, pad_id: int, budget: int) -> Batch:
     """A part's examples as a Batch, texts padded with `pad_id` to the longest of their bucket."""
     buckets, target = part.examples.collate(pad_id=pad_id, budget=budget)
-    counts = part.rows, part.texts, part.tokens, part.weight, part.piece, part.labelled
-    return Batch(buckets, target, *counts)
+    return Batch(buckets, target, *part.counts())
 
 
 @dataclass(frozen=True)

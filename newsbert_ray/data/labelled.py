@@ -75,11 +75,8 @@ class Columns(NamedTuple):
 
 
 def open_parts(source: str, settings: ColumnSettings, *, say: Say) -> list[Part]:
-    """The parts of a source that is a table, a folder of text files, or a dataset.
-
-    Raises:
-        PrepareError: it is none of them, or its columns are not found.
-    """
+    """The parts of a source that is a table, a folder of text files, or a dataset; PrepareError where it is
+    none of them, or its columns are not found."""
     path = Path(source).expanduser()
     if is_table(path):
         return [_table(source, settings, say)]
@@ -126,10 +123,7 @@ def usual_name(names: Sequence[str], usual: Iterable[str]) -> str | None:
 
 def find_columns(label: str, names: Sequence[str], settings: ColumnSettings) -> Columns:
     """The columns of a source with these `names`: those of the settings, or the first of a usual name.
-
-    Raises:
-        PrepareError: a column is missing; `label` names the source.
-    """
+    PrepareError where one is missing; `label` names the source in it."""
     shown = ", ".join(repr(name[:40]) for name in names[:12]) + (", ..." if len(names) > 12 else "") or "none"
 
     def find(flag: str, named: str | None, usual: Iterable[str], cure: str) -> str | None:

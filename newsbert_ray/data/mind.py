@@ -130,11 +130,8 @@ def find_files(source: str, *, unpacked: Path) -> tuple[str, dict[Kind, Path]]:
 
 
 def parse_news(line: str) -> News:
-    """One line of news.tsv, without its line end.
-
-    Raises:
-        BadLine: another number of columns, or an id, category or title that is missing or malformed.
-    """
+    """One line of news.tsv, without its line end; BadLine where it has another number of columns, or an id,
+    category or title is missing or malformed."""
     news_id, category, subcategory, title = _split(line, NEWS_COLUMNS)[:4]
     _require_id("news id", news_id)
     if not category.isalnum() and (
@@ -149,11 +146,7 @@ def parse_news(line: str) -> News:
 
 
 def parse_text(line: str) -> News:
-    """One line of JSON: id, label ("" for none) and text; or a bad row's number in its file, and the reason.
-
-    Raises:
-        BadLine: for a bad row.
-    """
+    """One line of JSON: id, label ("" for none) and text; or a bad row's number and reason, as BadLine."""
     row = json.loads(line)
     if isinstance(row[0], int):
         raise BadLine(row[1], row[0])
@@ -304,11 +297,8 @@ def split_by_time(minutes: Minutes, hashes: Hashes, counted: npt.NDArray[np.bool
 
 
 def count_examples(impression: Impression) -> int:
-    """Clicks of an impression that training can learn from.
-
-    All of its clicks if it has a negative: a candidate that is nowhere in it clicked. Otherwise none, and
-    none without labels.
-    """
+    """Clicks of an impression to learn from: all if it has a negative (a candidate that it nowhere lists as
+    clicked), otherwise none."""
     if impression.clicked is None:
         return 0
     clicked = set(compress(impression.candidates, impression.clicked))
@@ -316,11 +306,7 @@ def count_examples(impression: Impression) -> int:
 
 
 def parse_time(text: str) -> datetime:
-    """MIND's date, `11/15/2019 8:55:22 AM` (%m/%d/%Y %I:%M:%S %p).
-
-    Raises:
-        BadLine: another form, or a day or hour that does not exist.
-    """
+    """MIND's date, `11/15/2019 8:55:22 AM` (%m/%d/%Y %I:%M:%S %p); BadLine where it is none."""
     match = _DATE.fullmatch(text)
     if match is None:
         raise BadLine(f"date: {text[:40]!r} is not of the form 11/15/2019 8:55:22 AM")

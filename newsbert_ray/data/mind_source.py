@@ -294,10 +294,7 @@ class NewsSource:
 
     def _collect_rejected(self, files: Sequence[MindFile], summaries: Sequence[Summary]) -> list[Rejected]:
         """The bad lines of each file; all are listed in the folder, in the order of files and lines.
-
-        Raises:
-            PrepareError: too many in one of them.
-        """
+        PrepareError where a file has too many."""
         rejected = {file.source.number: Rejected() for file in files}
         for summary in summaries:
             rejected[summary.job.number].merge(summary.rejected)

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from newsbert_ray.config import SCRATCH, PrepareSettings
+from newsbert_ray.data import sources
 from newsbert_ray.data.mind_source import NewsSource
 from newsbert_ray.data.pairs_source import PairsSource
 from newsbert_ray.data.shards import (
@@ -38,16 +39,7 @@ from newsbert_ray.data.shards import (
     Tokenizer,
     read_manifest,
 )
-from newsbert_ray.data.sources import (
-    REJECTED,
-    SHOWN_ROWS,
-    Contents,
-    MapAll,
-    PrepareError,
-    Say,
-    SourceFile,
-    Workspace,
-)
+from newsbert_ray.data.sources import Contents, PrepareError, Say, SourceFile, Workspace
 from newsbert_ray.data.tables import column_names, is_table
 from newsbert_ray.data.tokenizer import (
     VECTORS,
@@ -82,8 +74,8 @@ def prepare(settings: PrepareSettings, *, say: Say = print) -> Manifest:
 
     Arguments, result and errors are those of `newsbert_ray.prepare`.
     """
-    sources = [download_input(source) for source in settings.source]
-    local = settings.model_copy(update={"source": sources, "teacher": download_input(settings.teacher)})
+    inputs = [download_input(source) for source in settings.source]
+    local = settings.model_copy(update={"source": inputs, "teacher": download_input(settings.teacher)})
     if inside_cluster() and any(map(is_url, (settings.out, *settings.source))):
         # Other machines would read and write on their own disks, so this process does all.
         local = local.model_copy(update={"workers": 0})
@@ -105,7 +97,7 @@ def _prepare(settings: PrepareSettings, local: PrepareSettings, say: Say) -> tup
     if len({Path(one).expanduser().resolve() for one in local.source}) < len(local.source):
         raise PrepareError(f"sources {', '.join(local.source)}: one is given twice; give each once")
     with partial_folder(out) as folder, ExitStack() as stack:
-        rejected = out.with_name(f"{out.name}.{REJECTED}")
+        rejected = out.with_name(f"{out.name}.{sources.REJECTED}")
         workspace = Workspace(folder, rejected, say, _chunk_mapper(local.workers, stack))
         corpus = _open_corpus(local, workspace)
         made = local.teacher == SCRATCH or is_vectors(local.teacher)
@@ -139,7 +131,7 @@ def _open_corpus(settings: PrepareSettings, workspace: Workspace) -> Corpus:
     return NewsSource(settings, workspace)
 
 
-def _chunk_mapper(workers: int | None, stack: ExitStack) -> MapAll:
+def _chunk_mapper(workers: int | None, stack: ExitStack) -> sources.MapAll:
     """Maps chunks in turn in this process, or as Ray tasks if they are many. Ray starts at the first use."""
 
     @cache
@@ -244,10 +236,10 @@ def _closing_lines(
     for kind, count in manifest.rejected.items():
         yield f"rejected, {kind}: {count:,}"
     examples = [line for rejected in contents.rejected for line in rejected.examples]
-    yield from (f"  {line}" for line in examples[:SHOWN_ROWS])
+    yield from (f"  {line}" for line in examples[: sources.SHOWN_ROWS])
     count = sum(contents.rows)
     yield f"{count:,} rows in {seconds:.1f} s ({count / seconds:,.0f} rows/s)"
-    yield f"{settings.out} holds the shards, {MANIFEST}, {REJECTED} and tokenizer/"
+    yield f"{settings.out} holds the shards, {MANIFEST}, {sources.REJECTED} and tokenizer/"
     tasks = [task for task in TASKS if manifest.examples("train", task)]
     for word, task in zip(("next:", "or:  "), tasks, strict=False):
         flags = f"--data {settings.out} {_encoder_flags(settings, folder)}"

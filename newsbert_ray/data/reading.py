@@ -98,35 +98,29 @@ class Update:
 
 @dataclass(frozen=True)
 class TrainingSchedule:
-    """The order in which a run reads its task's examples from prepared shards.
+    """The order in which a run with these settings reads its task's examples from prepared shards.
 
-    Attributes:
-        folder, manifest: the shards.
-        order: decides the batches, and this worker's part of each.
-        epochs: passes over the examples, unless `limit` is given.
-        train_rows: examples of an epoch; all where None.
-        limit: updates of the whole run.
-        unlabelled: further shards with texts without labels.
-        npratio, history: negatives of a click, and longest history, in recommendation.
-        budget: tokens of a bucket, padding included.
+    `order` decides the batches, and this worker's part of each.
     """
 
-    folder: str
+    settings: TrainSettings = field(hash=False)
     manifest: Manifest = field(hash=False)
     order: Order
-    epochs: int
-    train_rows: int | None
-    task: TaskName = "topics"
-    npratio: int = 4
-    history: int = 50
-    budget: int = 8192
-    limit: int | None = None
-    unlabelled: str | None = None
+
+    @property
+    def folder(self) -> str:
+        """The shards."""
+        return self.settings.data
+
+    @property
+    def task(self) -> TaskName:
+        """The task of the run."""
+        return self.settings.task
 
     def windows(self, epoch: int) -> list[Window]:
         """The windows of `epoch` (from 0), in order."""
         shards = self.manifest.shards("train", self.task)
-        quotas = batches.share_examples(shards, self.train_rows)
+        quotas = batches.share_examples(shards, self.settings.train_rows)
         return batches.epoch_windows(shards, quotas, seed=self.order.seed, epoch=epoch)
 
     def steps(self, epoch: int) -> int:
@@ -135,11 +129,12 @@ class TrainingSchedule:
 
     @cached_property
     def ends(self) -> tuple[int, ...]:
-        """The last step of each epoch; with a `limit` the last epoch is cut."""
+        """The last step of each epoch; `steps` may cut the last epoch."""
         ends: list[int] = []
+        limit = self.settings.steps
         for done in itertools.accumulate(map(self.steps, itertools.count())):
-            ends.append(done if self.limit is None else min(done, self.limit))
-            if len(ends) == self.epochs if self.limit is None else done >= self.limit:
+            ends.append(done if limit is None else min(done, limit))
+            if len(ends) == self.settings.epochs if limit is None else done >= limit:
                 break
         return tuple(ends)
 
@@ -149,12 +144,12 @@ class TrainingSchedule:
         Also the last of each epoch, unless the run has a length in updates and `every` is given.
         """
         multiples = range(every, self.total_steps + 1, every) if every else ()
-        return frozenset((*multiples, *(self.ends[-1:] if every and self.limit else self.ends)))
+        return frozenset((*multiples, *(self.ends[-1:] if every and self.settings.steps else self.ends)))
 
     @property
     def examples(self) -> int:
         """Examples of an epoch."""
-        return self.train_rows or self.manifest.examples("train", self.task)
+        return self.settings.train_rows or self.manifest.examples("train", self.task)
 
     @property
     def total_steps(self) -> int:
@@ -196,19 +191,7 @@ def make_schedule(settings: TrainSettings, manifest: Manifest, world: World = ON
     labelled = settings.batch_size - beside
     order = Order(settings.seed, labelled, world.rank, world.size, accumulate, shares, beside)
     batches.share_examples(manifest.shards("train", settings.task), settings.train_rows)
-    return TrainingSchedule(
-        settings.data,
-        manifest,
-        order,
-        settings.epochs,
-        settings.train_rows,
-        task=settings.task,
-        npratio=settings.recommendation.npratio,
-        history=settings.recommendation.history,
-        budget=settings.token_budget,
-        limit=settings.steps,
-        unlabelled=settings.unlabelled,
-    )
+    return TrainingSchedule(settings, manifest, order)
 
 
 def unlabelled_size(settings: TrainSettings, manifest: Manifest) -> int:
@@ -241,11 +224,8 @@ def window_parts(
 
 
 def worker_parts(examples: Examples, rows: Ints, order: Order, more: Texts | None = None) -> list[Part]:
-    """This worker's pieces of the update over `rows`; at least one, of weight 0 where none is its own.
-
-    Args:
-        more: texts without labels in the update.
-    """
+    """This worker's pieces of the update over `rows` and the texts `more`, which have no labels; at least one
+    piece, of weight 0 where none is its own."""
     whole, pieces = examples.take(rows), batches.worker_rows(rows, order, grouped=examples.grouped)
     own = {number: examples.take(piece) for number, piece in pieces.items() if more or len(piece)}
     if more is not None:
@@ -263,8 +243,8 @@ def worker_parts(examples: Examples, rows: Ints, order: Order, more: Texts | Non
 
 def collate_update(parts: Sequence[Part], schedule: TrainingSchedule, *, step: int, epoch: int) -> Update:
     """An update's parts as batches."""
-    pad_id = schedule.manifest.tokenizer.pad_id
-    return Update(step, epoch, tuple(collate(part, pad_id=pad_id, budget=schedule.budget) for part in parts))
+    pad_id, budget = schedule.manifest.tokenizer.pad_id, schedule.settings.token_budget
+    return Update(step, epoch, tuple(collate(part, pad_id=pad_id, budget=budget) for part in parts))
 
 
 def window_examples(schedule: TrainingSchedule, window: Window) -> Examples:
@@ -281,10 +261,11 @@ def window_examples(schedule: TrainingSchedule, window: Window) -> Examples:
         columns = [read_shard(folder, shard, examples.PAIR_COLUMNS) for shard in shards]
         parts = zip(columns, quotas, strict=True)
         return examples.join([examples.pairs_of(shard, table, quota=quota) for shard, quota in parts])
-    impressions, chosen = _window_impressions(folder, shards, quotas, schedule.history)
+    recommendation = schedule.settings.recommendation
+    impressions, chosen = _window_impressions(folder, shards, quotas, recommendation.history)
     generator = batches.seeded_generator(schedule.order.seed, window.epoch, window.number + 1, 1)
     return examples.draw_clicks(
-        impressions, table, npratio=schedule.npratio, generator=generator, chosen=chosen
+        impressions, table, npratio=recommendation.npratio, generator=generator, chosen=chosen
     )
 
 
@@ -310,7 +291,7 @@ def _mentioned_texts(schedule: TrainingSchedule) -> Ints:
     for window in schedule.windows(0):
         if schedule.task == "recommendation":
             impressions = _window_impressions(
-                schedule.folder, window.shards, window.quotas, schedule.history
+                schedule.folder, window.shards, window.quotas, schedule.settings.recommendation.history
             )[0]
             texts += [impressions.history, impressions.candidates]
         else:
@@ -327,7 +308,7 @@ class Texts(NamedTuple):
 
 def training_texts(schedule: TrainingSchedule) -> TextTable:
     """The table of texts, continued by those of `unlabelled`."""
-    if schedule.order.beside and schedule.unlabelled is not None:
+    if schedule.order.beside and schedule.settings.unlabelled is not None:
         return unlabelled_texts(schedule).table
     return read_texts(schedule.folder, schedule.manifest)
 
@@ -343,8 +324,8 @@ def unlabelled_texts(schedule: TrainingSchedule) -> Texts:
         ShardError: there is none, or the other shards have another tokeniser.
     """
     manifest, table = schedule.manifest, read_texts(schedule.folder, schedule.manifest)
-    folder = schedule.unlabelled or schedule.folder
-    other = read_manifest(folder) if schedule.unlabelled else manifest
+    folder = schedule.settings.unlabelled or schedule.folder
+    other = read_manifest(folder) if schedule.settings.unlabelled else manifest
     require_tokenizer(other, manifest, folder=folder)
     longest = min(int(one.settings.get("max_tokens") or 512) for one in (manifest, other))
 
@@ -355,7 +336,7 @@ def unlabelled_texts(schedule: TrainingSchedule) -> Texts:
     held_out = table.split(np.arange(train, train + manifest.rows("validation") + manifest.rows("test")))
     hidden, rows = set(map(begins, held_out)), np.setdiff1d(np.arange(train), _mentioned_texts(schedule))
     rows = rows[[begins(text) not in hidden for text in table.split(rows)]] if len(rows) else rows
-    if schedule.unlabelled is not None:
+    if schedule.settings.unlabelled is not None:
         other.require("train", "topics", folder=folder)
         known = set(map(begins, table.split(np.arange(len(table)))))
         texts = read_texts(folder, other).split(np.arange(other.rows("train")))
@@ -403,21 +384,14 @@ def read_impressions(
     folder: str | Path, manifest: Manifest, split: Split, *, history: int
 ) -> Iterator[tuple[pa.Table, Impressions]]:
     """Each behaviours shard of a split, in the order of the file: its whole table, and its impressions.
-
-    Raises:
-        ShardError: no behaviours in this split.
-    """
+    ShardError where there is none."""
     for shard in manifest.require(split, "recommendation", folder=folder):
         table = read_shard(folder, shard)
         yield table, examples.impressions_of(table, history=history)
 
 
 def read_pairs(folder: str | Path, manifest: Manifest, split: Split) -> Iterator[Pairs]:
-    """Each pairs shard of a split, in order.
-
-    Raises:
-        ShardError: no pairs in this split.
-    """
+    """Each pairs shard of a split, in order; ShardError where there is none."""
     table = read_texts(folder, manifest)
     for shard in manifest.require(split, "retrieval", folder=folder):
         yield examples.pairs_of(read_shard(folder, shard, examples.PAIR_COLUMNS), table)

@@ -181,11 +181,7 @@ class Manifest(Sealed):
         return of_task[task].get(split, [])
 
     def require(self, split: Split, task: TaskName, *, folder: str | Path) -> list[Shard]:
-        """The shards of a task's split.
-
-        Raises:
-            ShardError: the folder holds nothing of the task, or nothing in that split.
-        """
+        """The shards of a task's split; ShardError where the folder has none."""
         shards = self.shards(split, task)
         if sum(shard.rows for shard in shards):
             return shards
@@ -201,16 +197,20 @@ class Manifest(Sealed):
 
 
 def read_manifest(folder: str | Path) -> Manifest:
-    """The manifest of the shards in `folder`.
-
-    Raises:
-        ShardError: none there, damaged, or of another format.
-    """
+    """The manifest of the shards in `folder`; ShardError where it is missing, damaged or another format."""
     path = Path(folder) / MANIFEST
     try:
         manifest = Manifest.model_validate_json(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise ShardError(_no_shards(Path(folder))) from error
+        if path.parent.name == MANIFEST:
+            at = path.parent
+            raise ShardError(f"{at}: a file of prepared shards; give its folder, {at.parent}") from error
+        is_source = path.parent.is_file() or path.with_name("news.tsv").is_file()
+        source, out = (path.parent, "SHARDS") if is_source else ("MIND_FOLDER", path.parent)
+        raise ShardError(
+            f"{path}: no prepared shards there; make them with: newsbert-ray prepare --source {source} "
+            f"--teacher NAME_OR_DIR --out {out}"
+        ) from error
     except (ValidationError, UnicodeDecodeError) as error:
         raise ShardError(f"{path}: damaged manifest ({first_fault(error)}); {_AGAIN}") from error
     if manifest.format != FORMAT:
@@ -221,11 +221,7 @@ def read_manifest(folder: str | Path) -> Manifest:
 
 
 def require_tokenizer(other: Manifest, manifest: Manifest, *, folder: str) -> None:
-    """Refuse shards for `unlabelled` whose ids mean other words.
-
-    Raises:
-        ShardError: they have another tokeniser.
-    """
+    """Refuse, by a ShardError, shards for `unlabelled` of another tokeniser: their ids are other words."""
     if other.tokenizer.sha256 != manifest.tokenizer.sha256:
         raise ShardError(
             f"unlabelled {folder}: tokenised by '{other.tokenizer.name}', the shards by "
@@ -233,40 +229,17 @@ def require_tokenizer(other: Manifest, manifest: Manifest, *, folder: str) -> No
         )
 
 
-def _no_shards(folder: Path) -> str:
-    """Why a folder without a manifest is no folder of shards, and what to do."""
-    if folder.name == MANIFEST:
-        return f"{folder}: a file of prepared shards; give its folder, {folder.parent}"
-    source, out = "MIND_FOLDER", str(folder)
-    if folder.is_file() or (folder / "news.tsv").is_file():
-        source, out = str(folder), "SHARDS"
-    return (
-        f"{folder / MANIFEST}: no prepared shards there; make them with: newsbert-ray prepare --source "
-        f"{source} --teacher NAME_OR_DIR --out {out}"
-    )
-
-
 def write_shard(folder: Path, name: str, table: pa.Table, *, examples: int | None = None) -> Shard:
     """Write `table` as the Parquet file `name` and describe it; `examples` is its number of rows if None."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    content = sink.getvalue().to_pybytes()
-    (folder / name).write_bytes(content)
-    return Shard(
-        file=name,
-        rows=len(table),
-        bytes=len(content),
-        sha256=hashlib.sha256(content).hexdigest(),
-        examples=len(table) if examples is None else examples,
-    )
+    pq.write_table(table, folder / name, compression="zstd")
+    part = _describe(folder / name)
+    examples = len(table) if examples is None else examples
+    return Shard(file=name, rows=len(table), bytes=part.bytes, sha256=part.sha256, examples=examples)
 
 
 def read_shard(folder: str | Path, shard: Shard, columns: list[str] | None = None) -> pa.Table:
-    """The rows of one shard, after its size and hash are checked against the manifest.
-
-    Raises:
-        ShardError: missing, cut short or altered.
-    """
+    """The rows of one shard, after its size and hash are checked against the manifest; ShardError where it is
+    missing, cut short or altered."""
     path = Path(folder) / shard.file
     try:
         content = path.read_bytes()
@@ -375,11 +348,8 @@ class TextWriter:
 
 
 def read_texts(folder: str | Path, manifest: Manifest) -> TextTable:
-    """The table of texts of prepared shards, memory-mapped; its hashes are checked once a process.
-
-    Raises:
-        ShardError: missing, cut short or altered.
-    """
+    """The table of texts of prepared shards, memory-mapped; its hashes are checked once a process. ShardError
+    where it is missing, cut short or altered."""
     return _read_texts(str(folder), manifest.texts)
 
 

@@ -41,9 +41,6 @@ MapAll = Callable[[Sequence[Any], Callable[[Any, Any], Any], Any], Iterable[Any]
 Row = TypeVar("Row")
 
 
-_BLOCK = 1 << 16
-
-
 class Fate(IntEnum):
     """The split of a line, in the order of `shards.SPLITS`, or the reason why it is in none."""
 
@@ -135,14 +132,8 @@ class Rejected:
 
 @dataclass(frozen=True)
 class Workspace:
-    """What a kind of source works with.
-
-    Attributes:
-        folder: shards and the list of bad rows are written here.
-        rejected: where the list of bad rows is kept if the sources are refused.
-        say: called with each line of progress.
-        map_all: runs a function over chunks.
-    """
+    """What a kind of source works with: the `folder` to write to, where to keep the list of bad rows if the
+    sources are `rejected`, whom to tell of progress, and what runs a function over chunks."""
 
     folder: Path
     rejected: Path
@@ -224,12 +215,10 @@ def draw_uniform(hashes: Hashes, *, seed: int) -> npt.NDArray[np.float64]:
 
 def split_by_hash(hashes: Hashes, shares: Shares, *, seed: int) -> Fates:
     """TRAIN, VALIDATION or TEST for each hash, shape as `hashes`; the shares hold on average."""
+    drawn = draw_uniform(hashes, seed=seed)
     fates = np.full(len(hashes), Fate.TRAIN, dtype=np.uint8)
-    for start in range(0, len(hashes), _BLOCK):
-        drawn = draw_uniform(hashes[start : start + _BLOCK], seed=seed)
-        block = fates[start : start + _BLOCK]
-        block[drawn < shares.validation + shares.test] = Fate.TEST
-        block[drawn < shares.validation] = Fate.VALIDATION
+    fates[drawn < shares.validation + shares.test] = Fate.TEST
+    fates[drawn < shares.validation] = Fate.VALIDATION
     return fates
 
 
@@ -298,11 +287,7 @@ def read_through(path: Path, *, folder: str, number: int = 0) -> SourceFile:
 
 
 def read_chunk(chunk: Chunk) -> bytes:
-    """The bytes of `chunk`; of an overlong line only the beginning.
-
-    Raises:
-        PrepareError: the file has changed since its chunks were cut.
-    """
+    """The bytes of `chunk`, of an overlong line the beginning; PrepareError where the file has changed."""
     with open(chunk.path, "rb") as file:
         file.seek(chunk.offset)
         if chunk.overlong:

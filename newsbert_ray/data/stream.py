@@ -9,7 +9,6 @@ import pickle
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import groupby
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -104,37 +103,20 @@ def stream_updates(schedule: TrainingSchedule, *, done: int = 0) -> Iterator[Upd
         _window_parts, batch_size=1, num_cpus=0
     )
     for block in pipeline.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
-        table = cast("pa.Table", block)
-        for step, group in groupby(range(table.num_rows), key=table.column("step").to_pylist().__getitem__):
-            indices = list(group)
-            epoch = table.column("epoch")[indices[0]].as_py()
-            yield collate_update(
-                [_part(table, i, schedule) for i in indices], schedule, step=step, epoch=epoch
-            )
+        for update in cast("pa.Table", block).column("update").to_pylist():
+            step, epoch, sent = pickle.loads(update)
+            parts = [Part(restore_examples(schedule, arrays), *counts) for arrays, counts in sent]
+            yield collate_update(parts, schedule, step=step, epoch=epoch)
 
 
 def _window_parts(batch: dict[str, Any]) -> pa.Table:
-    """A window's parts for one worker, a row a part."""
+    """A window's updates for one worker, a row each; ids, row numbers and labels fit 32 bits."""
     work: tuple[TrainingSchedule, Window, int, int] = pickle.loads(batch["work"][0])
     schedule, window, first_step, skip = work
-    rows = []
+    updates = []
     for step, parts in window_parts(schedule, window, first_step=first_step, skip=skip):
-        for part in parts:
-            arrays = [array.astype(np.int32) for array in part.examples.arrays()]
-            counts = {name: getattr(part, name) for name in _COUNTS}
-            rows.append({"step": step, "epoch": window.epoch, **counts, "arrays": arrays})
-    return pa.Table.from_pylist(rows, schema=_PART_SCHEMA)
-
-
-_NUMBER = pa.int64()
-_COUNTS = {"rows": _NUMBER, "texts": _NUMBER, "tokens": _NUMBER, "weight": pa.float64(), "piece": _NUMBER}
-_COUNTS["labelled"] = _NUMBER
-_ARRAYS = pa.list_(pa.list_(pa.int32()))
-_PART_SCHEMA = pa.schema({"step": _NUMBER, "epoch": _NUMBER, **_COUNTS, "arrays": _ARRAYS})
-"""`arrays` are those of the examples: ids, row numbers, lengths and labels, which all fit 32 bits."""
-
-
-def _part(table: pa.Table, index: int, schedule: TrainingSchedule) -> Part:
-    arrays = [np.array(one.values.to_numpy()) for one in table.column("arrays")[index]]
-    counts = (table.column(name)[index].as_py() for name in _COUNTS)
-    return Part(restore_examples(schedule, arrays), *counts)
+        sent = [
+            ([array.astype(np.int32) for array in part.examples.arrays()], part.counts()) for part in parts
+        ]
+        updates.append(pickle.dumps((step, window.epoch, sent)))
+    return pa.table({"update": pa.array(updates, pa.binary())})

@@ -315,17 +315,18 @@ class _Texts:
     def query(self, generator: np.random.Generator, text: int) -> str:
         """A query that the text number `text` answers."""
         size = int(generator.integers(_SHORTEST_QUERY, _LONGEST_QUERY + 1))
-        rare = self._draw_rare(self.language.generator(12, text))
+        _, rare = self._start(text)
         return self._draw(generator, text, rare, size, (0.22, 0.08, 0.20))
 
     def _make_text(self, number: int) -> str:
-        generator = self.language.generator(12, number)
-        rare = self._draw_rare(generator)
+        generator, rare = self._start(number)
         size = max(1, int(self._words * generator.uniform(0.75, 1.25)))
         return self._draw(generator, number, rare, size, (0.10, 0.06, 0.03))
 
-    def _draw_rare(self, generator: np.random.Generator) -> Integers:
-        return self.language.rare_start + generator.integers(0, RARE, _RARE_OF_TEXT)
+    def _start(self, number: int) -> tuple[np.random.Generator, Integers]:
+        """The generator of a text, and its rare words."""
+        generator = self.language.generator(12, number)
+        return generator, self.language.rare_start + generator.integers(0, RARE, _RARE_OF_TEXT)
 
     def _draw(
         self, generator: np.random.Generator, text: int, rare: Integers, size: int, shares: Sequence[float]

@@ -161,11 +161,7 @@ def read_table(table: Table, columns: Sequence[str | None], *, required: bool = 
 
 
 def check_text(name: str, value: Any) -> str:
-    """`value` of the column `name` as a text.
-
-    Raises:
-        BadLine: nothing but blanks, no text, or one that is not UTF-8.
-    """
+    """`value` of the column `name` as a text; BadLine where it is blank, no text, or not UTF-8."""
     text = value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value
     if text is None or (isinstance(text, str) and (not text or text.isspace())):
         raise BadLine(f"{name}: empty")

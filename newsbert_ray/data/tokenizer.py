@@ -104,11 +104,8 @@ class TitleTokenizer:
 
 
 def load_tokenizer(teacher: str) -> TitleTokenizer:
-    """The tokeniser of the encoder `teacher`, a folder or a Hugging Face name.
-
-    Raises:
-        TokenizerError: no such folder or name, or no tokeniser there that can be read.
-    """
+    """The tokeniser of the encoder `teacher`, a folder or a Hugging Face name; TokenizerError where there is
+    none that can be read."""
     folder = Path(teacher).expanduser()
     if (folder / "tokenizer.json").is_file():
         return _read_folder(folder)
@@ -253,11 +250,8 @@ def _loses_capitals(tokenizer: Any) -> bool:
 
 
 def check_encoder(teacher: str, tokenizer: TitleTokenizer) -> None:
-    """Refuse an encoder that cannot be trained, as far as its configuration tells.
-
-    Raises:
-        TokenizerError: its family is not supported, or it has fewer word embeddings than tokens.
-    """
+    """Refuse, by a TokenizerError, an encoder of a family that is not supported, or with fewer word
+    embeddings than tokens, as far as its configuration tells."""
     folder = Path(teacher).expanduser()
     config = _read_json(folder / "config.json")
     if not folder.is_dir():
@@ -311,11 +305,7 @@ def is_vectors(name: str) -> bool:
 
 @lru_cache(maxsize=4)
 def vectors_sha256(path: Path) -> str:
-    """SHA-256 of the file.
-
-    Raises:
-        TokenizerError: no such file.
-    """
+    """SHA-256 of a file of word vectors; TokenizerError where it cannot be read."""
     try:
         return sha256_of(path)
     except OSError as error:

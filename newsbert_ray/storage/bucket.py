@@ -104,11 +104,8 @@ class Remote:
         self._fs, self._base = _open(url, os.environ.get("AWS_ENDPOINT_URL", ""))
 
     def files(self, below: str = "") -> dict[str, FileInfo]:
-        """Every file below the URL, or below its folder `below`; empty where there is none.
-
-        Raises:
-            StorageError: no such bucket, no right to read, or unavailable too long.
-        """
+        """Every file below the URL, or below its folder `below`; empty where there is none. StorageError
+        where there is no such bucket, no right to read, or it is unavailable too long."""
         from pyarrow.fs import FileSelector
 
         base = self._path(below) if below else self._base

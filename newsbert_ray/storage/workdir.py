@@ -119,10 +119,7 @@ class WorkDir:
 
     def publish(self) -> None:
         """Send what has changed since the last download or publication, then remove what is gone.
-
-        Raises:
-            StorageError: another process has begun to write there; no permission; unavailable too long.
-        """
+        StorageError where another process has begun to write there, or the bucket does not let us."""
         if not self.is_remote:
             return
         path, copy = self.path, _Copy.read(self)
@@ -191,11 +188,7 @@ class WorkDir:
         return {name: size for name, (size, _) in _stamps(self.path, _file_names(self.path)).items()}
 
     def check_writable(self) -> None:
-        """Write a file at the location, read it back and remove it.
-
-        Raises:
-            StorageError: one of them does not work.
-        """
+        """Write a file at the location, read it back and remove it; StorageError where that fails."""
         name, content = f".probe-{secrets.token_hex(8)}", secrets.token_hex(16)
         try:
             self.write_text(name, content)
@@ -312,11 +305,7 @@ def with_locations(settings: TrainSettings, locations: Mapping[str, str]) -> Tra
 
 
 def with_local_paths(settings: TrainSettings) -> TrainSettings:
-    """The same settings with every URL replaced by this machine's copy; inputs are downloaded.
-
-    Raises:
-        StorageError: as for `fetch`.
-    """
+    """The same settings with every URL replaced by this machine's copy; inputs are fetched."""
     urls = {name: location for name, location in locations_of(settings).items() if is_url(location)}
     without = {"distill.teacher_run": ("checkpoints/*",)}
     copies = {

@@ -463,7 +463,7 @@ def _validation_texts(schedule: TrainingSchedule) -> tuple[Ints, int]:
     folder, manifest = Path(schedule.folder), schedule.manifest
     if schedule.task == "recommendation":
         rows = manifest.rows("validation", schedule.task)
-        return SplitData(folder, manifest, "validation", history=schedule.history).news_rows(), rows
+        return SplitData.of(schedule.settings, manifest, "validation").news_rows(), rows
     first = next(read_pairs(folder, manifest, "validation"))
     return np.unique(np.concatenate([first.queries, first.texts])), len(first)
 

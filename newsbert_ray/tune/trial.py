@@ -58,18 +58,16 @@ def trial_schedule(settings: TrainSettings) -> TrainingSchedule:
     from newsbert_ray.data.batches import Order
     from newsbert_ray.data.reading import TrainingSchedule, unlabelled_size
 
-    folder, manifest = _read_data(settings.data)
+    manifest = _read_data(settings.data)
     order = Order(0, settings.batch_size - unlabelled_size(settings, manifest))
-    epochs, rows = settings.epochs, settings.train_rows
-    return TrainingSchedule(folder, manifest, order, epochs, rows, task=settings.task, limit=settings.steps)
+    return TrainingSchedule(settings, manifest, order)
 
 
 @lru_cache(maxsize=8)
-def _read_data(data: str) -> tuple[str, Manifest]:
+def _read_data(data: str) -> Manifest:
     from newsbert_ray.data.shards import read_manifest
 
-    folder = str(fetch(data))
-    return folder, read_manifest(folder)
+    return read_manifest(fetch(data))
 
 
 def trial_settings(

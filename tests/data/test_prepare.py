@@ -16,6 +16,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from newsbert_ray import ray_session
@@ -623,14 +625,14 @@ def test_a_full_disk_is_one_message(
     tmp_path: Path, corpus: Corpus, teacher: Path, monkeypatch: pytest.MonkeyPatch, when: int
 ) -> None:
     """Half of the shards must not be left for a reader, nor a partial folder on a disk that is full."""
-    write, calls = Path.write_bytes, iter(range(99))
+    write, calls = pq.write_table, iter(range(99))
 
-    def fill(path: Path, content: bytes) -> int:
-        if path.suffix == ".parquet" and next(calls) == when:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-        return write(path, content)
+    def fill(table: pa.Table, path: Path, **keywords: Any) -> None:
+        if next(calls) == when:
+            raise OSError(errno.ENOSPC, f"Error writing bytes to file: {os.strerror(errno.ENOSPC)}")
+        write(table, path, **keywords)
 
-    monkeypatch.setattr(Path, "write_bytes", fill)
+    monkeypatch.setattr(pq, "write_table", fill)
     with pytest.raises(PrepareError, match=r"No space left on device.*free some room"):
         _prepare(tmp_path / "out", corpus, teacher)
     assert not list(tmp_path.iterdir())

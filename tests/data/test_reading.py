@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from newsbert_ray.config import PrepareSettings, build_settings
+from newsbert_ray.config import PrepareSettings, TrainSettings, build_settings
 from newsbert_ray.data import batches as ordering
 from newsbert_ray.data.batches import Order
 from newsbert_ray.data.prepare import prepare
@@ -32,7 +32,8 @@ from tests.data.conftest import titles
 
 def schedule(shards: Path, limit: int | None = None, **order: int) -> TrainingSchedule:
     """Two epochs over the small corpus."""
-    return TrainingSchedule(str(shards), read_manifest(shards), Order(5, 32, **order), 2, None, limit=limit)
+    settings = TrainSettings(data=str(shards), teacher="scratch", out="run", epochs=2, steps=limit)
+    return TrainingSchedule(settings, read_manifest(shards), Order(5, 32, **order))
 
 
 def key(update: Update) -> tuple[int, int, list[list[list[int]]]]:

@@ -109,10 +109,15 @@ def test_ray_data_streams_the_same_batches(shards: Path, session: None) -> None:
     from newsbert_ray.data.stream import stream_updates
 
     order, manifest = Order(7, 20, 1, 2, 2), read_manifest(shards)
-    titles = TrainingSchedule(str(shards), manifest, order, 2, None)
-    clicks = TrainingSchedule(str(shards), manifest, order, 2, None, task="recommendation", npratio=3)
+    of_titles = TrainSettings(data=str(shards), teacher="scratch", out="run", epochs=2)
+    changes = {"task": "recommendation", "recommendation": {"npratio": 3}}
+    of_clicks = TrainSettings.model_validate(of_titles.model_dump() | changes)
+    titles, clicks = (TrainingSchedule(one, manifest, order) for one in (of_titles, of_clicks))
     order = replace(order, batch_size=8, beside=12)  # texts without labels
-    mixed = replace(titles, order=order, train_rows=60), replace(clicks, order=order, train_rows=20)
+    mixed = [
+        TrainingSchedule(one.model_copy(update={"train_rows": rows}), manifest, order)
+        for one, rows in ((of_titles, 60), (of_clicks, 20))
+    ]
     for schedule, done in ((titles, 0), (titles, 5), (clicks, 0), (clicks, 2), (mixed[0], 3), (mixed[1], 1)):
         direct, streamed = list(read_updates(schedule, done=done)), list(stream_updates(schedule, done=done))
         assert len(direct) == len(streamed) > 0
