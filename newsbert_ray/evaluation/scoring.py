@@ -406,14 +406,14 @@ def map_titles(
         encoder, top: in evaluation mode, on `device`.
         count: approximate number of titles on the plane, of all lengths.
     Returns:
-        {"split", "labels", "topic" and "predicted": indices into labels for each title on the plane, "x",
-        "y", "share": share of the variance between topics that the plane shows, "confusion": (Y, Y) counts
-        of all titles, "mistakes": the most confident wrong predictions, each with "title", "topic",
-        "predicted" and "probability"}.
+        {"split", "labels", "topic": index into labels of each title on the plane, "x", "y", "share": share of
+        the variance between topics that the plane shows, "confusion": (Y, Y) counts of all titles,
+        "mistakes": the most confident wrong predictions, each with "title", "topic", "predicted" and
+        "probability"}.
     """
     every = max(1, data.manifest.rows(data.split, "topics") // count)
     confusion = np.zeros((len(data.manifest.labels),) * 2, np.int64)
-    parts, topics, predicted, seen = [], [], [], 0
+    parts, topics, seen = [], [], 0
     mistakes: list[tuple[float, int, int, int]] = []  # probability, number of the title, topic, predicted
     for index, batch in enumerate(data.batches(_MAP_BATCH)):
         batch = batch.to(device)
@@ -430,7 +430,6 @@ def map_titles(
         seen += len(labels)
         if index % every == 0:
             parts.append(output.news_embedding.double().cpu().numpy()[known])
-            predicted.append(guesses[known])
             topics.append(labels[known])
     all_topics, titles = np.concatenate(topics), _titles_at(data, [number for _, number, *_ in mistakes])
     points, share = between_topics(np.concatenate(parts), all_topics)
@@ -438,7 +437,6 @@ def map_titles(
         "split": data.split,
         "labels": data.manifest.labels,
         "topic": all_topics.tolist(),
-        "predicted": np.concatenate(predicted).tolist(),
         "x": np.round(points[:, 0], 3).tolist(),
         "y": np.round(points[:, 1], 3).tolist(),
         "share": share,

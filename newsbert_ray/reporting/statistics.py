@@ -204,24 +204,16 @@ REPEATS = 100
 """Bootstrap samples and shuffles."""
 
 
-class Importances(NamedTuple):
-    """The settings for one goal, the most important first; how many points were compared, how many of them
-    count as the best.
-
-    A setting's bar is its share of the total importance, with the 5th and 95th percentile over resampled
-    points, and the 95th where the values are shuffled among the points (`chance`).
-    """
-
-    settings: tuple[Bar, ...]
-    points: int
-    top: int
-
-
-def importances_of(sweep: Sweep, *, goal: int = 0) -> Importances:
+def importances_of(sweep: Sweep, *, goal: int = 0) -> tuple[tuple[Bar, ...], int, int]:
     """How much each varied setting decides whether a point is among the best (PED-ANOVA).
 
     Points that were stopped early count as worse than all finished ones, which is why they were stopped.
     Without them a setting whose bad values were all stopped would seem not to matter.
+
+    Returns:
+        A bar for each setting, the most important first: its share of the total, the 5th and 95th percentile
+        over resampled points, and the 95th where the values are shuffled among the points (`chance`). Then
+        how many points were compared, and how many of them count as the best.
     """
     finished, stopped = sweep.finished, sweep.of("stopped")
     if len(finished) + len(stopped) < MIN_POINTS or len(finished) < MIN_FINISHED:
@@ -256,7 +248,7 @@ def importances_of(sweep: Sweep, *, goal: int = 0) -> Importances:
     bars = [Bar(axis.name, *map(float, row)) for axis, row in zip(axes, numbers, strict=True)]
     threshold = sorted((score for _, score in scores), reverse=True)[top - 1]
     ranked = tuple(sorted(bars, key=lambda bar: -bar.value))
-    return Importances(ranked, len(scores), sum(score >= threshold for _, score in scores))
+    return ranked, len(scores), sum(score >= threshold for _, score in scores)
 
 
 def _divergences(axes: Sequence[Axis], scores: Sequence[tuple[Point, float]], top: int) -> np.ndarray:
@@ -297,20 +289,20 @@ def importance_figure(sweep: Sweep) -> FigureData[Bars]:
         Bars(
             goal.column.heading if len(sweep.goals) > 1 else "",
             "share of the total importance",
-            result.settings,
+            bars,
             value_label="importance",
             interval_label="90 % of 100 resamplings",
             chance_label="chance: 95 % of 100 shuffles stay below",
         )
-        for goal, result in zip(sweep.goals, results, strict=True)
+        for goal, (bars, _, _) in zip(sweep.goals, results, strict=True)
     )
     leading = [f"{bars[0].name} ({bars[0].value:.0%})" for bars, *_ in results]
     clear = dict.fromkeys(bar.name for p in panels for bar in p.bars if bar.chance and bar.value > bar.chance)
     stopped = len(sweep.of("stopped"))
     behind = f", of which {stopped} were stopped early and count as worse than the others" if stopped else ""
     caption = (
-        f"PED-ANOVA on {results[0].points} points{behind}: how much the settings of the best "
-        f"{results[0].top} differ from those of all points. A bar that ends before its mark of chance shows "
+        f"PED-ANOVA on {results[0][1]} points{behind}: how much the settings of the best "
+        f"{results[0][2]} differ from those of all points. A bar that ends before its mark of chance shows "
         "no influence."
     )
     above = f"Above chance: {', '.join(clear)}." if clear else "None is above chance."

@@ -26,7 +26,7 @@ def _write_run(folder: Path, make_record: MakeRecord) -> None:
     log = {"kind": "log", "steps": 8, "epochs": 1, "train": {"student_task": 1.0}}
     lines = [json.dumps({**log, "step": step}) for step in (4, 8)]
     (folder / "metrics.jsonl").write_text("\n".join(lines))
-    titles = {"topic": [0, 1, 1], "predicted": [0, 0, 1], "x": [0.0, 1.0, 2.0], "y": [0.0] * 3}
+    titles = {"topic": [0, 1, 1], "x": [0.0, 1.0, 2.0], "y": [0.0] * 3}
     titles |= {"split": "test", "labels": ["news", "sport"], "share": 1.0, "confusion": [[1, 0], [1, 1]]}
     titles["mistakes"] = [{"title": "Rain " * 20, "topic": 1, "predicted": 0, "probability": 0.99}]
     (folder / "map.json").write_text(json.dumps(titles))

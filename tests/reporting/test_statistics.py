@@ -185,34 +185,34 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_important_setting_comes_first_and_above_chance(make_sweep: MakeSweep) -> None:
     """The metric of the invented sweep depends on the learning rate only."""
-    found = importances_of(read_sweep(make_sweep(axes=AXES, points=40, seeds=(0,))))
-    first, *rest = found.settings
+    found, points, top = importances_of(read_sweep(make_sweep(axes=AXES, points=40, seeds=(0,))))
+    first, *rest = found
     assert first.name == "learning_rate"
     assert first.value > 0.5
     assert first.chance is not None
     assert first.value > first.chance
-    assert sum(i.value for i in found.settings) == pytest.approx(1.0)
+    assert sum(i.value for i in found) == pytest.approx(1.0)
     temperature = next(i for i in rest if i.name == "distill.temperature")
     assert temperature.chance is not None
     assert temperature.value < temperature.chance
-    assert (found.points, found.top) == (40, 5)
+    assert (points, top) == (40, 5)
 
 
 def test_stopped_points_count(make_sweep: MakeSweep) -> None:
     """Early stopping leaves only good rates: among finished points the rate would seem not to matter."""
     sweep = read_sweep(make_sweep(axes=AXES, points=40, seeds=(0,), stopped=0.7))
     assert len(sweep.finished) == 12
-    found = importances_of(sweep)
-    assert found.points == 40
-    assert found.settings[0].name == "learning_rate"
+    found, points, _ = importances_of(sweep)
+    assert points == 40
+    assert found[0].name == "learning_rate"
     assert "of which 28 were stopped early and count as worse" in importance_figure(sweep).caption
 
 
 def test_conditional_settings_are_included(make_sweep: MakeSweep) -> None:
     """Half of the points do not have the setting."""
     axes = ["learning_rate", "optimizer.decay", "optimizer.warmup_share"]
-    found = importances_of(read_sweep(make_sweep(axes=axes, points=30, seeds=(0,))))
-    assert {i.name for i in found.settings} == set(axes)
+    found, *_ = importances_of(read_sweep(make_sweep(axes=axes, points=30, seeds=(0,))))
+    assert {i.name for i in found} == set(axes)
 
 
 def test_same_points_give_the_same_bars(make_sweep: MakeSweep) -> None:
