@@ -262,7 +262,7 @@ class OptimizerSettings(Settings):
     """Adam and the schedule of its learning rate (4.1: Adam, one constant rate)."""
 
     teacher_learning_rate: float | None = Field(None, gt=0.0)
-    """Learning rate of the teacher. By default `learning_rate`, as in the paper."""
+    """Learning rate of the teacher. By default `learning_rate`, but at most 1e-4 for a pretrained one."""
     student_learning_rate: float | None = Field(None, gt=0.0)
     """Learning rate of the student. By default `learning_rate`."""
     top_learning_rate: float | None = Field(None, gt=0.0)
@@ -273,10 +273,10 @@ class OptimizerSettings(Settings):
     """Adam's decay rate of the second moment."""
     epsilon: float = Field(1e-8, gt=0.0)
     """Adam's epsilon."""
-    warmup_share: float = Field(0.0, ge=0.0, lt=1.0)
+    warmup_share: float = Field(0.05, ge=0.0, lt=1.0)
     """Share of all steps in which the learning rate rises linearly from 0."""
-    decay: Literal["none", "linear", "cosine"] = "none"
-    """How the learning rate falls to 0 after the warm-up; none keeps it constant."""
+    decay: Literal["none", "linear", "cosine"] = "linear"
+    """How the learning rate falls to 0 after the warm-up; none keeps it constant, as in the paper."""
     clip_norm: float | None = Field(None, gt=0.0)
     """Largest norm of the whole gradient, after the teacher's share is mixed in. By default no clipping."""
     accumulate: int = Field(1, ge=1)
@@ -299,6 +299,10 @@ class CheckpointSettings(Settings):
     keep_finished: bool = True
     """Keep the best model, and with it the teacher, when the run has finished. Trials of a sweep do
     not."""
+
+
+TEACHER_RATE = 1e-4
+"""A pretrained teacher's learning rate is at most this, unless it is set."""
 
 
 class TrainSettings(Settings):
@@ -341,8 +345,9 @@ class TrainSettings(Settings):
     token_budget: int = Field(8192, ge=512)
     """Most tokens, with padding, that an encoder processes at once in training. Texts of similar length share
     a part. Larger values suit a GPU."""
-    learning_rate: float = Field(5e-5, gt=0.0)
-    """Learning rate of Adam (paper: 3e-6, with far longer training)."""
+    learning_rate: float = Field(6e-4, gt=0.0)
+    """Learning rate of Adam. The default suits students of 1 to 3 layers; a deeper one wants less (1e-4), and
+    the paper has 3e-6, with far longer training."""
     seed: int = Field(0, ge=0, lt=2**31)
     """Random seed of initialisation, order and dropout."""
     workers: int = Field(1, ge=1)
@@ -421,6 +426,17 @@ class TrainSettings(Settings):
                 "each part of a batch needs at least one example"
             )
         return self
+
+    @property
+    def learning_rates(self) -> dict[str, float]:
+        """Of teacher, student and top."""
+        own, rate = self.optimizer, self.learning_rate
+        return {
+            "teacher": own.teacher_learning_rate
+            or (rate if self.teacher == "scratch" else min(rate, TEACHER_RATE)),
+            "student": own.student_learning_rate or rate,
+            "top": own.top_learning_rate or rate,
+        }
 
     @property
     def unlabelled_size(self) -> int:

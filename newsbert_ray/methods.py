@@ -182,7 +182,6 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
         "student": {"start_from": "teacher"},
         "unlabelled_share": 0.75,
         "learning_rate": 8e-4,
-        "optimizer": {"teacher_learning_rate": 1e-4, "decay": "linear", "warmup_share": 0.05},
         **_frozen(
             _only(student_task=0.25, soft_labels=1.0),
             temperature=2.0,

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from newsbert_ray.config import (
     PrepareSettings,
@@ -27,8 +29,28 @@ def test_defaults_are_the_papers_where_it_gives_one() -> None:
     assert {name for name, weight in weights.items() if weight == 1.0} == {*papers, "soft_labels"}
     assert set(weights.values()) == {0.0, 1.0}
     assert (settings.model.dropout, settings.model.query_size, settings.batch_size) == (0.2, 256, 32)
-    assert settings.optimizer.decay == "none"
-    assert settings.optimizer.warmup_share == 0.0
+
+
+@pytest.mark.parametrize("name", ["table2", "fig3", "fig4", "fig5", "fig6", "fig7", "paper_beta"])
+def test_spaces_of_the_paper_have_its_constant_rate(name: str) -> None:
+    """The defaults are chosen for short runs; what reproduces the paper must not take them."""
+    text = (Path(__file__).parents[1] / "search_spaces" / f"{name}.yaml").read_text(encoding="utf-8")
+    values = yaml.safe_load(text)["settings"]
+    settings = build_settings(TrainSettings, merge({**NEEDED, "teacher": "some-encoder"}, values))
+    assert set(settings.learning_rates.values()) == {3e-6}
+    assert (settings.optimizer.decay, settings.optimizer.warmup_share) == ("none", 0.0)
+
+
+def test_a_pretrained_teacher_learns_slowly_by_default() -> None:
+    """At a student's rate it would forget what it knows; one of random weights has to learn as fast."""
+
+    def rates(**values: object) -> dict[str, float]:
+        return build_settings(TrainSettings, {**NEEDED, **values}).learning_rates
+
+    assert rates(teacher="some-encoder") == {"teacher": 1e-4, "student": 6e-4, "top": 6e-4}
+    assert rates(teacher="some-encoder", learning_rate=3e-6)["teacher"] == 3e-6
+    assert rates(teacher="scratch")["teacher"] == 6e-4
+    assert rates(teacher="some-encoder", optimizer={"teacher_learning_rate": 2e-4})["teacher"] == 2e-4
 
 
 def test_every_setting_is_documented() -> None:

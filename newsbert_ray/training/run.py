@@ -299,7 +299,7 @@ def teacher_settings(settings: TrainSettings, out: str | Path) -> TrainSettings:
         "out": str(out),
         "method": "finetune",
         "student": {"layers": depth},
-        "learning_rate": settings.optimizer.teacher_learning_rate or settings.learning_rate,
+        "learning_rate": settings.learning_rates["teacher"],
         "epochs": settings.distill.teacher_epochs or settings.epochs,
         "steps": None if settings.distill.teacher_epochs else settings.steps,
         "unlabelled": None,

@@ -70,17 +70,17 @@ def build_learner(pair: Pair, settings: TrainSettings, *, total_steps: int, worl
     if settings.distill.losses.isdisjoint(TEACHER_LOSSES):
         pair.teacher.requires_grad_(False)
     modules = {
-        "teacher": ((pair.teacher, pair.teacher_top), optimizer.teacher_learning_rate),
-        "student": ((pair.student, pair.state_map), optimizer.student_learning_rate),
-        "top": ((pair.top,), optimizer.top_learning_rate),
+        "teacher": (pair.teacher, pair.teacher_top),
+        "student": (pair.student, pair.state_map),
+        "top": (pair.top,),
     }
     groups = [
         {
             "params": [p for m in members if m is not None for p in m.parameters() if p.requires_grad],
-            "lr": rate or settings.learning_rate,
+            "lr": settings.learning_rates[name],
             "name": name,
         }
-        for name, (members, rate) in modules.items()
+        for name, members in modules.items()
     ]
     for group in groups:
         group["full_lr"] = group["lr"]
