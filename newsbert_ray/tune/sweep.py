@@ -82,6 +82,10 @@ class OpenSweep:
     corpora: tuple[str, ...]
 
 
+DEFAULTS_0_1 = {"learning_rate": 5e-5, "optimizer": {"warmup_share": 0.0, "decay": "none"}}
+"""Defaults of version 0.1 that have changed: a sweep that began with them goes on with them."""
+
+
 @contextmanager
 def open_sweep(
     file: str | Path,
@@ -101,6 +105,9 @@ def open_sweep(
         before = read_plan(workdir.path)
         changes = restore_changes(changes, before if resume else {})
         space, messages = build_space(file, changes)
+        if defaults_of(before) == "0.1":
+            space = space.model_copy(update={"settings": merge(DEFAULTS_0_1, space.settings)})
+            before["space"]["settings"] = merge(DEFAULTS_0_1, before["space"]["settings"])
         first = check_space(space, out=workdir.location, overrides=changes.overrides)
         require_tracker(first.track)
         corpora = check_corpora(space, first) if read_data else ()
@@ -146,9 +153,9 @@ def sweep(
             log("interrupted")
             # From the trials' folders alone: right whatever was interrupted.
             done, early = (len([*workdir.path.glob(f"{TRIALS}/*/{file}")]) for file in (RECORD, STOPPED))
-            resume = display.resume_command(opened.space, workdir.location)
+            again = display.resume_command(opened.space, workdir.location)
             ended = f"interrupted: {done} trials finished, {early} stopped early"
-            say(console, f"{ended}. Continue with:", f"  {resume}")
+            say(console, f"{ended}. Continue with:", f"  {again}")
             workdir.publish()
             raise
         except Exception as error:
@@ -297,6 +304,11 @@ def lock_folder(out: Path) -> Iterator[None]:
         yield
 
 
+def defaults_of(plan: Mapping[str, Any]) -> str:
+    """The version whose default settings a sweep's trials have: that in which it was started."""
+    return str(plan.get("defaults", "0.1")) if plan else "0.2"
+
+
 def make_plan(opened: OpenSweep) -> dict[str, Any]:
     """The content of sweep.json: the search space, the changes to it, and the settings that all trials
     share."""
@@ -317,6 +329,7 @@ def make_plan(opened: OpenSweep) -> dict[str, Any]:
         "corpora": list(opened.corpora) or before.get("corpora", []),
         "place": before.get("place", {}),
         "seconds": before.get("seconds", 0.0),
+        "defaults": defaults_of(before),
         "versions": installed_versions(),
         # The folder's name on this machine means nothing elsewhere.
         **({"url": workdir.location} if workdir.is_remote else {}),

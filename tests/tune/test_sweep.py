@@ -361,6 +361,25 @@ def test_a_resume_may_ask_for_more_and_widen_limits(
         sweep(file, out=out, control={"stopping.scheduler": "none"}, resume=True, train=make_train())
 
 
+def test_a_sweep_of_an_earlier_version_goes_on_with_its_defaults(
+    write_space: WriteSpace, make_train: Any, tmp_path: Path
+) -> None:
+    """Half of its trials have other learning rates than the others, and nothing says so."""
+    text = (
+        "name: old\nsettings: {data: nowhere, teacher: scratch}\nspace:\n  distill.beta: {grid: [0.0, 0.3]}\n"
+    )
+    file, out = write_space(text), tmp_path / "sweep"
+    finished_sweep(file, out, make_train)
+    plan = json.loads((out / "sweep.json").read_text())
+    assert (plan.pop("defaults"), plan["settings"]["optimizer"]["decay"]) == ("0.2", "linear")
+    (out / "sweep.json").write_text(json.dumps(plan))
+    for _ in range(2):
+        sweep(file, out=out, resume=True, train=make_train())
+        plan = json.loads((out / "sweep.json").read_text())
+        optimizer, rate = plan["settings"]["optimizer"], plan["settings"]["learning_rate"]
+        assert (rate, optimizer["decay"], optimizer["warmup_share"]) == (5e-5, "none", 0.0)
+
+
 def test_a_storage_password_is_never_written(
     write_space: WriteSpace, make_train: Any, tmp_path: Path
 ) -> None:
