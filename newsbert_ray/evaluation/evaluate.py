@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import torch
 
 from newsbert_ray.config import SettingsError, TrainSettings, build_settings
-from newsbert_ray.data.examples import Impressions, impressions_of
+from newsbert_ray.data.examples import impressions_of
 from newsbert_ray.data.reading import World
 from newsbert_ray.data.shards import SPLITS, Manifest, ShardError, read_manifest, read_shard
 from newsbert_ray.data.tokenizer import TokenizerError
@@ -134,21 +134,18 @@ def _write_submission(path: Path, trained: TrainedRun, news: News, model: str) -
     """Write a model's prediction file and check it against the source file; lines, and unknown candidates."""
     models, unknown = trained.require_model(model), 0
 
-    def blocks() -> Iterator[tuple[list[str], Impressions]]:
-        for rows, block in read_blocks(trained.data):
-            yield rows.column("impression_id").to_pylist(), block
-
     def rankings() -> Iterator[tuple[str, Any]]:
-        for ids, block in blocks():
+        for rows, block in read_blocks(trained.data):
             scores = score_block(models, news, block, world=trained.world)[model]
             ranks = np.split(rank_candidates(scores, block.offsets), block.offsets[1:-1])
-            yield from zip(ids, ranks, strict=True)
+            yield from zip(rows.column("impression_id").to_pylist(), ranks, strict=True)
 
     def sizes() -> Iterator[tuple[str, int]]:
         nonlocal unknown
-        for ids, block in blocks():
+        for rows, block in read_blocks(trained.data):
             unknown += int((block.candidates < 0).sum())
-            yield from zip(ids, np.diff(block.offsets).tolist(), strict=True)
+            counts = np.diff(block.offsets).tolist()
+            yield from zip(rows.column("impression_id").to_pylist(), counts, strict=True)
 
     write_submission(path, rankings())
     return {"lines": check_submission(path, sizes()), "unknown_candidates": unknown}
@@ -191,17 +188,15 @@ def check_submission(path: Path, expected: Iterable[tuple[str, int]]) -> int:
         if path.suffix.lower() == ".zip":
             lines = stack.enter_context(stack.enter_context(zipfile.ZipFile(file)).open(MEMBER))
         for number, (line, one) in enumerate(zip_longest(lines, expected), 1):
-            impression, size = one or ("", 0)
-            name, _, ranks = (line or b"").decode().removesuffix("]\n").partition(" [")
-            every = ",".join(map(str, range(1, size + 1)))
             if line is None or one is None:
-                missing = f"ends here; impression {impression} is missing"
+                missing = f"ends here; impression {one and one[0]} is missing"
                 raise SubmissionError(f"{path}:{number}: {missing if one else 'a line too many'}")
-            if name != impression or ",".join(sorted(ranks.split(","), key=int)) != every:
-                wanted = f"impression {impression} with each rank of 1 to {size} once"
-                raise SubmissionError(
-                    f"{path}:{number}: expected {wanted}, but it is {name[:40]} [{ranks[:40]}"
-                )
+            name, _, ranks = line.decode().removesuffix("]\n").partition(" [")
+            every = [str(rank) for rank in range(1, one[1] + 1)]
+            if name != one[0] or sorted(ranks.split(","), key=int) != every:
+                wanted = f"impression {one[0]} with each rank of 1 to {one[1]} once"
+                found = f"{name[:40]} [{ranks[:40]}"
+                raise SubmissionError(f"{path}:{number}: expected {wanted}, but it is {found}")
     return number
 
 
@@ -354,26 +349,18 @@ def show(
     news = encode_news(models, shards, texts, world=trained.world)
     scores = score_block(models, news, block, world=trained.world)[model]
     titles = {-1: NewsTitle("", "(a news without a known title)", ""), **_read_titles(shards, texts)}
+    histories = np.split(block.history, block.history_offsets[1:-1])
+    offers = (np.split(one, block.offsets[1:-1]) for one in (block.candidates, scores, block.clicked))
     impressions = []
-    for i in range(len(block)):
-        own = slice(int(block.offsets[i]), int(block.offsets[i + 1]))
-        history = block.history[block.history_offsets[i] : block.history_offsets[i + 1]]
+    for row, history, *arrays in zip(rows.to_pylist(), histories, *offers, strict=True):
         candidates = [
-            RankedCandidate(titles[row], score, None if click < 0 else bool(click))
-            for row, score, click in zip(
-                block.candidates[own].tolist(), scores[own].tolist(), block.clicked[own].tolist(), strict=True
-            )
+            RankedCandidate(titles[news_row], score, None if click < 0 else bool(click))
+            for news_row, score, click in zip(*(array.tolist() for array in arrays), strict=True)
         ]
-        impressions.append(
-            RankedImpression(
-                impression_id=rows.column("impression_id")[i].as_py(),
-                user_id=user,
-                time=str(rows.column("time")[i].as_py()),
-                history=[titles[row] for row in history.tolist()],
-                # Among equal scores the later candidate comes first, as in metrics and submissions.
-                offers=sorted(reversed(candidates), key=lambda candidate: -candidate.score),
-            )
-        )
+        # Among equal scores the later candidate comes first, as in metrics and submissions.
+        ranked = sorted(reversed(candidates), key=lambda candidate: -candidate.score)
+        read = [titles[news_row] for news_row in history.tolist()]
+        impressions.append(RankedImpression(row["impression_id"], user, str(row["time"]), read, ranked))
     return impressions
 
 

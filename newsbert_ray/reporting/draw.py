@@ -221,8 +221,11 @@ def _numbered(index: int) -> dict[str, Any]:
 
 def _set_range(panel: Panel, axis: Axes) -> None:
     """The searched range on x, the floor on y, and names of positions."""
-    if panel.x_range:
-        _set_x_range(panel.x_range, axis, log=panel.log_x)
+    if panel.x_range and panel.log_x:
+        _set_log_range(*panel.x_range, axis)
+    elif panel.x_range:
+        low, high = panel.x_range
+        axis.set_xlim(low - 0.04 * (high - low), high + 0.04 * (high - low))
     if panel.floor is not None:
         top = axis.get_ylim()[1]
         axis.set_ylim(panel.floor - 0.04 * (top - panel.floor), top)
@@ -235,14 +238,9 @@ def _set_range(panel: Panel, axis: Axes) -> None:
         axis.grid(False, axis="x")
 
 
-def _set_x_range(ends: tuple[float, float], axis: Axes, *, log: bool) -> None:
+def _set_log_range(low: float, high: float, axis: Axes) -> None:
     from matplotlib.ticker import LogFormatterSciNotation, LogLocator, NullFormatter, StrMethodFormatter
 
-    low, high = ends
-    if not log:
-        margin = 0.04 * (high - low)
-        axis.set_xlim(low - margin, high + margin)
-        return
     span = high / low
     margin = span**0.04
     axis.set_xlim(low / margin, high * margin)

@@ -393,7 +393,8 @@ class HParams:
         from tensorboard.plugins.hparams import summary_v2 as api
 
         self._trials = trials
-        self._as_text = {a.name for a in axes if a.values is not None and not _one_type(a.values)}
+        types = {a.name: {float if type(v) is int else type(v) for v in a.values or ()} for a in axes}
+        self._as_text = {name for name, found in types.items() if len(found) > 1 or type(None) in found}
         settings = [api.HParam("seed", api.Discrete([float(seed) for seed in seeds]))]
         for axis in axes:
             values = [self._plain(axis.name, value) for value in axis.values or ()]
@@ -448,12 +449,6 @@ class HParams:
         if value is None or name in self._as_text:
             return short(value)
         return float(value) if type(value) in (int, float) else value
-
-
-def _one_type(values: Sequence[Any]) -> bool:
-    """Whether all are bools, all numbers, or all strings."""
-    types = {float if type(value) is int else type(value) for value in values}
-    return len(types) == 1 and type(None) not in types
 
 
 def _write_events(path: Path, summaries: Sequence[Any]) -> None:
