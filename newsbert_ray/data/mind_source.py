@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -21,21 +20,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from newsbert_ray.config import ColumnSettings, PrepareSettings
-from newsbert_ray.data import labelled, mind, sources
+from newsbert_ray.data import labelled, mind, shards, sources
 from newsbert_ray.data.mind import KEPT, NO_CODE, NO_TOPIC, RARE, Impression, Kind, Lines, News
-from newsbert_ray.data.shards import (
-    BEHAVIORS_SCHEMA,
-    NEWS_SCHEMA,
-    SPLITS,
-    Hashes,
-    Manifest,
-    Shard,
-    Split,
-    Texts,
-    TextWriter,
-    hash_ids,
-    write_shard,
-)
+from newsbert_ray.data.shards import SPLITS, Hashes, Manifest, Shard, Split, Texts, TextWriter, hash_ids
 from newsbert_ray.data.sources import (
     BadLine,
     Chunk,
@@ -98,11 +85,13 @@ class MindFile:
 
     def jobs(self) -> Iterator[Job]:
         """A job for each chunk, in the order of lines."""
-        repeated = np.array(list(self.duplicates), dtype=np.int64)
         for index, chunk in enumerate(self.source.chunks):
             start, stop = chunk.first_line - 1, chunk.first_line - 1 + chunk.lines
-            ours = repeated[slice(*np.searchsorted(repeated, [start, stop]))].tolist()
-            originals = {position - start: self.duplicates[position] + 1 for position in ours}
+            originals = {
+                position - start: self.duplicates[position] + 1
+                for position in range(start, stop)
+                if position in self.duplicates
+            }
             fates, trains = self.fates[start:stop], self.role is Fate.TRAIN
             yield Job(chunk, self.kind, self.source.number, index, fates, originals, trains)
 
@@ -322,9 +311,9 @@ class NewsSource:
         news: dict[Group, list[Shard]] = {}
         behaviors: dict[Group, list[Shard]] = {}
         for summary in summaries:
-            shards = behaviors if summary.job.kind == "behaviors" else news
+            written = behaviors if summary.job.kind == "behaviors" else news
             for group, shard in summary.shards:
-                shards.setdefault(group, []).append(shard)
+                written.setdefault(group, []).append(shard)
         in_order = [shard for group in GROUPS.values() for shard in news.get(group, [])]
         texts, counts = _write_texts(self._workspace.folder, in_order), self._counts
         assert texts.rows == len(self._known)
@@ -414,7 +403,7 @@ def write_chunk(job: Job, shared: Shared) -> Summary:
     kind = "behaviors" if job.kind == "behaviors" else "news"
     for group, (table, examples) in tables.items():
         name = f"{group}-{kind}-{job.number:02d}-{job.index:05d}.parquet"
-        summary.shards.append((group, write_shard(shared.folder, name, table, examples=examples)))
+        summary.shards.append((group, shards.write_shard(shared.folder, name, table, examples=examples)))
     return summary
 
 
@@ -442,7 +431,7 @@ def _sort_rows(
 
 def _news_table(rows: list[News], group: Group, shared: Shared, summary: Summary) -> tuple[pa.Table, int]:
     """A shard, and its examples."""
-    tokenizer = _tokenizer(shared.tokenizer, shared.pad_id)
+    tokenizer = restore_tokenizer(shared.tokenizer, name="", pad_id=shared.pad_id)
     ids, topics, subcategories, titles = zip(*rows, strict=True)
     columns = {
         "news_id": ids,
@@ -453,7 +442,7 @@ def _news_table(rows: list[News], group: Group, shared: Shared, summary: Summary
         "label": [shared.labels.get(topic, -1) for topic in topics],
         "tokens": list(tokenizer.encode(titles, max_tokens=shared.max_tokens)),
     }
-    table = pa.table(columns, schema=NEWS_SCHEMA)
+    table = pa.table(columns, schema=shards.NEWS_SCHEMA)
     summary.counts["words"] += sum(len(title.split()) for title in titles)
     summary.counts["tokens"] += len(table["tokens"].combine_chunks().values)
     return table, sum(label >= 0 for label in columns["label"]) if group == "train" else len(rows)
@@ -472,7 +461,7 @@ def _impression_table(
         "candidates": [[row_of.get(name, -1) for name in offered] for offered in candidates],
         "clicked": clicked,
     }
-    table = pa.table(columns, schema=BEHAVIORS_SCHEMA)
+    table = pa.table(columns, schema=shards.BEHAVIORS_SCHEMA)
     known = [row for row in rows if all(name in row_of for name in row.candidates)]
     summary.counts["incomplete"] += len(rows) - len(known)
     summary.counts[f"{group} clicks"] += sum(map(sum, filter(None, clicked)))
@@ -491,9 +480,3 @@ def _write_texts(folder: Path, news: Sequence[Shard]) -> Texts:
             tokens = pq.read_table(folder / shard.file, columns=["tokens"])["tokens"].combine_chunks()
             writer.add(tokens.values.to_numpy(), np.diff(tokens.offsets.to_numpy()))
     return writer.describe()
-
-
-@lru_cache(maxsize=1)
-def _tokenizer(serialised: str, pad_id: int) -> TitleTokenizer:
-    """A task's own tokeniser, made once a process."""
-    return restore_tokenizer(serialised, name="", pad_id=pad_id)

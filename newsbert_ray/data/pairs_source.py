@@ -16,17 +16,8 @@ import numpy as np
 import pyarrow as pa
 
 from newsbert_ray.config import PrepareSettings
-from newsbert_ray.data import sources
-from newsbert_ray.data.shards import (
-    PAIRS_SCHEMA,
-    SPLITS,
-    Manifest,
-    Shard,
-    Split,
-    TextWriter,
-    hash_ids,
-    write_shard,
-)
+from newsbert_ray.data import shards, sources
+from newsbert_ray.data.shards import SPLITS, Manifest, Shard, Split, TextWriter, hash_ids, write_shard
 from newsbert_ray.data.sources import BadLine, Fate, PrepareError, Rejected
 from newsbert_ray.data.tables import SUFFIXES, Record, Table, check_text, is_table, open_table, read_table
 from newsbert_ray.data.tokenizer import TitleTokenizer
@@ -256,7 +247,7 @@ class PairsWriter:
             "text": self._add_texts("text", [pair.text for pair in block.pairs]),
             "clicked": [pair.clicked for pair in block.pairs],
         }
-        rows = pa.table(columns, schema=PAIRS_SCHEMA)
+        rows = pa.table(columns, schema=shards.PAIRS_SCHEMA)
         for fate, split in enumerate(SPLITS):
             self._waiting[split].append(rows.filter(pa.array(block.fates == fate)))
             if sum(len(part) for part in self._waiting[split]) >= SHARD_ROWS:

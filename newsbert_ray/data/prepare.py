@@ -24,21 +24,10 @@ from typing import Any
 import numpy as np
 
 from newsbert_ray.config import SCRATCH, PrepareSettings
-from newsbert_ray.data import sources
+from newsbert_ray.data import shards, sources
 from newsbert_ray.data.mind_source import NewsSource
 from newsbert_ray.data.pairs_source import PairsSource
-from newsbert_ray.data.shards import (
-    FORMAT,
-    MANIFEST,
-    SPLITS,
-    Manifest,
-    Part,
-    Shard,
-    ShardError,
-    Source,
-    Tokenizer,
-    read_manifest,
-)
+from newsbert_ray.data.shards import MANIFEST, SPLITS, Manifest, Part, Shard, ShardError, read_manifest
 from newsbert_ray.data.sources import Contents, PrepareError, Say, SourceFile, Workspace
 from newsbert_ray.data.tables import column_names, is_table
 from newsbert_ray.data.tokenizer import (
@@ -202,11 +191,11 @@ def _describe(
     files = zip(corpus.files, contents.rows, contents.rejected, strict=True)
     parts = ("labels", "splits", "others", "behaviors", "pairs", "texts", "statistics")
     return Manifest(
-        format=FORMAT,
+        format=shards.FORMAT,
         fingerprint=mark,
         settings=rows,
         sources=[
-            Source(
+            shards.Source(
                 folder=file.folder,
                 file=file.name,
                 bytes=file.bytes,
@@ -216,7 +205,7 @@ def _describe(
             )
             for file, count, rejected in files
         ],
-        tokenizer=Tokenizer.model_validate(tokenizer, from_attributes=True),
+        tokenizer=shards.Tokenizer.model_validate(tokenizer, from_attributes=True),
         rejected=dict(sorted(total.items())),
         tokenizer_files=files_in(folder / "tokenizer"),
         **{part: getattr(contents, part) for part in parts},
@@ -276,7 +265,7 @@ def row_settings(settings: PrepareSettings, corpus: Corpus) -> dict[str, Any]:
 def fingerprint(rows: dict[str, Any], files: Iterable[SourceFile], tokenizer: TitleTokenizer | None) -> str:
     """SHA-256 over sources, tokeniser (None: to be made of the texts) and the settings that alter a row."""
     made_from = {
-        "format": FORMAT,
+        "format": shards.FORMAT,
         "sources": [[file.number, file.sha256] for file in files],
         "tokenizer": SCRATCH if tokenizer is None else tokenizer.sha256,
         "settings": rows,

@@ -16,21 +16,10 @@ import torch
 from torch import Tensor
 
 from newsbert_ray.config import TrainSettings
-from newsbert_ray.data import batches, examples
+from newsbert_ray.data import batches, examples, shards
 from newsbert_ray.data.batches import Batch, Ints, Order, Window
 from newsbert_ray.data.examples import Clicks, Examples, Impressions, Pairs, Part, Titles, collate
-from newsbert_ray.data.shards import (
-    Manifest,
-    Shard,
-    ShardError,
-    Split,
-    TextTable,
-    offsets_of,
-    read_manifest,
-    read_shard,
-    read_texts,
-    require_tokenizer,
-)
+from newsbert_ray.data.shards import Manifest, Shard, ShardError, Split, TextTable, read_shard, read_texts
 from newsbert_ray.methods import TASKS, TaskName
 
 _CACHED_WINDOWS = 16
@@ -325,8 +314,8 @@ def unlabelled_texts(schedule: TrainingSchedule) -> Texts:
     """
     manifest, table = schedule.manifest, read_texts(schedule.folder, schedule.manifest)
     folder = schedule.settings.unlabelled or schedule.folder
-    other = read_manifest(folder) if schedule.settings.unlabelled else manifest
-    require_tokenizer(other, manifest, folder=folder)
+    other = shards.read_manifest(folder) if schedule.settings.unlabelled else manifest
+    shards.require_tokenizer(other, manifest, folder=folder)
     longest = min(int(one.settings.get("max_tokens") or 512) for one in (manifest, other))
 
     def begins(text: npt.NDArray[np.integer]) -> bytes:
@@ -343,7 +332,7 @@ def unlabelled_texts(schedule: TrainingSchedule) -> Texts:
         further = [text for text in texts if begins(text) not in known]
         rows = np.concatenate([rows, np.arange(len(further)) + len(table)])
         lengths = np.array([len(text) for text in further], np.int64)
-        offsets = offsets_of(np.concatenate([np.diff(table.offsets), lengths]))
+        offsets = shards.offsets_of(np.concatenate([np.diff(table.offsets), lengths]))
         table = TextTable(np.concatenate([table.tokens, *further]), offsets)
     if not len(rows):
         raise ShardError(f"{schedule.folder}: no text is left for unlabelled_share; set it to 0")

@@ -8,8 +8,7 @@ import os
 import pickle
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +16,9 @@ import pyarrow as pa
 from newsbert_ray.data.batches import Window
 from newsbert_ray.data.examples import Part
 from newsbert_ray.data.reading import TrainingSchedule, Update, collate_update, restore_examples, window_parts
+
+if TYPE_CHECKING:
+    from ray.data import DataContext
 
 Chunk = TypeVar("Chunk")
 Shared = TypeVar("Shared")
@@ -54,32 +56,25 @@ def map_chunks(
     if not chunks:
         return
     rows = [{"chunk": pickle.dumps(chunk)} for chunk in chunks]
-    with quiet_ray_data():
-        pipeline = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-            run, batch_size=1, compute=TaskPoolStrategy(workers), num_cpus=1, num_gpus=gpus or None
-        )
-        for row in pipeline.iter_rows():
-            yield pickle.loads(row["summary"])
+    _quiet_context()
+    pipeline = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+        run, batch_size=1, compute=TaskPoolStrategy(workers), num_cpus=1, num_gpus=gpus or None
+    )
+    for row in pipeline.iter_rows():
+        yield pickle.loads(row["summary"])
 
 
-@contextmanager
-def quiet_ray_data() -> Iterator[None]:
-    """Turns off Ray Data's progress bars and execution plans while the block runs."""
+def _quiet_context() -> DataContext:
+    """This process's settings of Ray Data, without progress bars and execution plans."""
     from ray.data import DataContext
 
     with warnings.catch_warnings():
         # Ray 2.60 warns of deprecated fields that its own context sets.
         warnings.simplefilter("ignore", DeprecationWarning)
         context = DataContext.get_current()
-    logger = logging.getLogger("ray.data")
-    before = context.enable_progress_bars, logger.level
     context.enable_progress_bars = False
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        context.enable_progress_bars = before[0]
-        logger.setLevel(before[1])
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    return context
 
 
 def stream_updates(schedule: TrainingSchedule, *, done: int = 0) -> Iterator[Update]:
@@ -90,11 +85,8 @@ def stream_updates(schedule: TrainingSchedule, *, done: int = 0) -> Iterator[Upd
     maps the table of texts. Tasks reserve no CPU, because the workers may hold all of them.
     """
     import ray
-    from ray.data import DataContext
 
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    context.execution_options.preserve_order = True
+    _quiet_context().execution_options.preserve_order = True
     rows = [
         {"work": pickle.dumps((schedule, window, first_step, skip))}
         for window, first_step, skip in schedule.windows_from(done)

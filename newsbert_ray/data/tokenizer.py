@@ -116,8 +116,9 @@ def load_tokenizer(teacher: str) -> TitleTokenizer:
     return _load_with_transformers(teacher, folder)
 
 
+@lru_cache(maxsize=1)
 def restore_tokenizer(serialised: str, *, name: str, pad_id: int) -> TitleTokenizer:
-    """The tokeniser whose `serialised` form came from another process."""
+    """The tokeniser whose `serialised` form came from another process, made once in this one."""
     from tokenizers import Tokenizer
 
     return TitleTokenizer(Tokenizer.from_str(serialised), name=name, pad_id=pad_id)

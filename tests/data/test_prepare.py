@@ -22,7 +22,7 @@ import pytest
 
 from newsbert_ray import ray_session
 from newsbert_ray.config import PrepareSettings
-from newsbert_ray.data import mind, mind_source, sources
+from newsbert_ray.data import mind, sources
 from newsbert_ray.data import prepare as module
 from newsbert_ray.data.examples import find_clicks, impressions_of
 from newsbert_ray.data.prepare import PrepareError, prepare
@@ -649,7 +649,7 @@ def test_an_exception_leaves_what_was_there(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(mind_source, "write_shard", interrupt)
+    monkeypatch.setattr("newsbert_ray.data.shards.write_shard", interrupt)
     with pytest.raises(KeyboardInterrupt):
         _prepare(out, corpus, teacher, seed=9, overwrite=True)
     assert _contents(out) == before
