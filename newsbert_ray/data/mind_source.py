@@ -120,7 +120,7 @@ class Summary:
 
 
 class NewsSource:
-    """MIND's folders and zips, and other labelled texts, as a `sources.Corpus`."""
+    """MIND's folders and zips, and other labelled texts, as a kind of source."""
 
     noun = "news"
     task: TaskName = "topics"

@@ -66,7 +66,7 @@ class Block(NamedTuple):
 
 
 class PairsSource:
-    """Tables of pairs, as a `sources.Corpus`.
+    """Tables of pairs as a kind of source.
 
     One table is split by a hash of the query; of two, the first gives validation; of three, each is a split.
     """

@@ -335,19 +335,15 @@ def show_progress(say: Say, verb: str, *, total: int | None = None) -> Iterator[
     On a terminal it draws a bar, elsewhere it says a line every few seconds: the share of `total` and the
     time left, or how many rows are done where the total is unknown.
     """
-    if not sys.stderr.isatty():
-        yield _progress_lines(say, verb, total)
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn(verb), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+            task = progress.add_task(verb, total=total)
+            yield lambda amount: progress.advance(task, amount)
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn(verb), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(verb, total=total)
-        yield lambda amount: progress.advance(task, amount)
-
-
-def _progress_lines(say: Say, verb: str, total: int | None) -> Callable[[int], None]:
     started = last_said = time.perf_counter()
     done = 0
 
@@ -364,7 +360,7 @@ def _progress_lines(say: Say, verb: str, total: int | None) -> Callable[[int], N
             left = (now - started) * (total - done) / done
             say(f"{verb} {100 * done / total:.0f} %, about {left:.0f} s left")
 
-    return advance
+    yield advance
 
 
 def _chunk(path: Path, label: str, content: bytes, offset: int, line: int) -> Chunk:

@@ -121,8 +121,8 @@ WRONG: dict[str, tuple[bytes, dict[str, Any], str]] = {
     "ids.csv": (b"id,text,label\n" + b"1,x,y\n" * 9, {}, "8 of 9 lines are bad, .*duplicate id"),
     "cut.csv.gz": (gzip.compress(b"text,label\n" + bytes(range(256)) * 9)[:99], {}, "damaged gzip"),
     "bad.parquet": (b"PAR1", {}, "no readable Parquet file"),
-    "cut.zip": (b"PK\3\4 and so on", {}, "damaged zip of 14 bytes"),
-    "zip": (b"PK\3\4 and so on", {}, "damaged zip of 14 bytes"),
+    "cut.zip": (b"PK\3\4 and so on", {}, "damaged or encrypted zip of 14 bytes"),
+    "zip": (b"PK\3\4 and so on", {}, "damaged or encrypted zip of 14 bytes"),
     "notes.txt": (b"text", {}, "neither a folder, a zip nor a table"),
     "folder/a.txt": (b"text", {}, r"no news.tsv of MIND in it, no LABEL/\*.txt"),
 }  # fmt: skip
