@@ -469,6 +469,7 @@ def embed(
     out: Location,
     workers: NonNegativeInt | None = None,
     gpus: NonNegativeFloat = 0,
+    columns: Mapping[str, Any] = {},
     precision: Literal["fp32", "bf16"] = "fp32",
     max_rejected_share: Share = 0.01,
     overwrite: bool = False,
@@ -487,6 +488,7 @@ def embed(
             floats) in the order of the input, and embedded.json.
         workers: parts embedded at once, each on one core; by default all cores; 0 uses this process only.
         gpus: GPUs of each worker, such as 0.25.
+        columns: of tables: the names `text` and `id` of their columns, their `delimiter` and `encoding`.
         precision: arithmetic of the encoder; bf16 is faster where `newsbert-ray doctor` says so.
         max_rejected_share: a larger share of bad rows is an error.
         overwrite: replace embeddings of other texts or another model.
@@ -507,6 +509,7 @@ def predict(
     input: Location = "-",
     out: Location = "-",
     top_k: PositiveInt = 1,
+    columns: Mapping[str, Any] = {},
     precision: Literal["fp32", "bf16"] = "fp32",
     overwrite: bool = False,
     say: Callable[[str], None] = lambda _: None,
@@ -519,6 +522,7 @@ def predict(
         out: .jsonl, .csv or .parquet file for id, text, topic and probability of each text, or `-`: standard
             output, as JSON lines. Rows have the order of the input; a text without an id has its line number.
         top_k: number of topics of a text; the further ones are topic_2 and probability_2, and so on.
+        columns: of a table: the names `text` and `id` of its columns, its `delimiter` and `encoding`.
         precision: arithmetic of the encoder; bf16 is faster where `newsbert-ray doctor` says so.
         overwrite: replace an existing file.
         say: receives progress, line by line.

@@ -239,7 +239,7 @@ def settings_of(verb: str) -> type[Settings]:
     from pydantic import create_model
     from pydantic.fields import FieldInfo
 
-    from newsbert_ray.config import PrepareSettings, TrainSettings
+    from newsbert_ray.config import PrepareSettings, TextColumns, TrainSettings
     from newsbert_ray.settings import Settings, arguments_of
 
     if verb in ("prepare", "train"):
@@ -255,6 +255,8 @@ def settings_of(verb: str) -> type[Settings]:
         for name in ("data", "teacher"):
             text = f"{training[name].description} By default the search space's."
             fields[name] = FieldInfo(annotation=cast(Any, str | None), default=None, description=text)
+    if verb in ("embed", "predict"):
+        fields["columns"] = FieldInfo(annotation=TextColumns, default=TextColumns())
     typed: Any = {name: (field.annotation, field) for name, field in fields.items()}
     return create_model(verb, __base__=Settings, **{n: typed[n] for n in typed if n not in _PYTHON_ONLY})
 

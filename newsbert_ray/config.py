@@ -461,21 +461,26 @@ class TrainSettings(Settings):
             raise ValueError(f"{share} leaves no labelled example in a batch of {self.batch_size}; lower it")
 
 
-class ColumnSettings(Settings):
-    """How to read tables and data sets of labelled texts."""
+class TextColumns(Settings):
+    """How to read tables of texts."""
 
     text: str | None = None
     """Column of the text; several with commas between are joined. By default the first of title, text,
     headline, sentence, content and other usual names."""
-    label: str | None = None
-    """Column of the label; `none` for texts without labels. By default label, category, topic, class, and
-    other usual names. A row whose label is empty is a text without label."""
     id: str | None = None
     """Column of the id. By default id, news_id, ..., else rows are numbered."""
     delimiter: str | None = Field(None, min_length=1, max_length=1)
     """Character between columns. By default a tab in .tsv, and in .csv the usual one of the first line."""
     encoding: str = "utf-8"
     """Encoding of text files, such as latin-1. UTF-16 is recognised by its first bytes."""
+
+
+class ColumnSettings(TextColumns):
+    """How to read tables and data sets of labelled texts."""
+
+    label: str | None = None
+    """Column of the label; `none` for texts without labels. By default label, category, topic, class, and
+    other usual names. A row whose label is empty is a text without label."""
 
 
 class PrepareSettings(Settings):

@@ -68,7 +68,7 @@ class Columns(NamedTuple):
             text = " ".join(chain.from_iterable(text.split() for text in texts))
             if not text:
                 raise BadLine(f"{self.texts[0]}: empty")
-            name = f"{prefix}{record.number if self.name is None else _plain('id', name)}"
+            name = f"{prefix}{_plain('id', name) or record.number}"
             return record._replace(values=["_".join(name.split()), _plain("label", label) or "", text])
         except BadLine as bad:
             return record._replace(values=bad)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from shlex import quote
@@ -78,6 +78,7 @@ def embed(
     out: str | Path,
     workers: int | None = None,
     gpus: float = 0,
+    columns: Mapping[str, Any] = {},
     precision: Precision = "fp32",
     max_rejected_share: float = 0.01,
     overwrite: bool = False,
@@ -86,12 +87,13 @@ def embed(
     """The verb `embed`. Arguments, result and errors are those of `newsbert_ray.embed`."""
     start = time.perf_counter()
     record, student = read_run(run)
-    folder, files = Remote(absolute(out)), [open_texts(file) for file in input]
+    folder, files = Remote(absolute(out)), [open_texts(file, columns) for file in input]
     pieces = (Piece(*pair) for pair in enumerate(chain.from_iterable(file.pieces() for file in files)))
     if (first := next(pieces, None)) is None:
         raise TextsError(f"{', '.join(map(str, input))}: contains no text")
     hashes = [[last_part(name), file.sha256] for name, file in zip(input, files, strict=True)]
     source = {"model_sha256": weights_hash(student), "precision": precision, "files": hashes}
+    source |= {"columns": columns} if columns else {}
     if whole := _claim(folder, source, overwrite=overwrite):
         say(f"all {len(whole['parts'])} files of {mask_url(folder.url)} are already embedded")
         return whole

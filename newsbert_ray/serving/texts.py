@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -16,11 +17,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow.csv import CSVWriter
 
-from newsbert_ray.config import SettingsError
-from newsbert_ray.data.labelled import IDS, TEXTS, usual_name
+from newsbert_ray.config import ColumnSettings, SettingsError, build_settings
+from newsbert_ray.data.labelled import NO_LABEL, TEXTS, Columns, find_columns, usual_name
 from newsbert_ray.data.mind import NEWS_COLUMNS, parse_news
 from newsbert_ray.data.sources import BadLine, Say, parse_chunk, parse_lines, read_through, show_progress
-from newsbert_ray.data.tables import SUFFIXES, Table, check_text, open_table, read_table
+from newsbert_ray.data.tables import SUFFIXES, Table, open_table, read_table, table_suffix
 from newsbert_ray.files import replace_file
 from newsbert_ray.secrets import mask_url
 from newsbert_ray.serving.predictor import Precision, load
@@ -32,7 +33,7 @@ STREAM = "-"
 PREDICTED = (".jsonl", ".csv", ".parquet")
 SHOWN = 5
 """Bad rows that a message shows."""
-Columns = dict[str, Any]
+Fields = dict[str, Any]
 ROWS = 8192
 """Rows of a piece, at most: a core embeds them in seconds."""
 
@@ -63,12 +64,13 @@ class TextFile:
             yield rows
 
 
-def open_texts(location: str | Path) -> TextFile:
+def open_texts(location: str | Path, columns: Mapping[str, Any] = {}) -> TextFile:
     """A file of texts, of which nothing but a header has been read.
 
     Args:
         location: path or URL of MIND's news.tsv, of a table with a column of texts, or of a .txt with one
             text a line; `-` is standard input, one text a line.
+        columns: values of `TextColumns`.
     Raises:
         TextsError, PrepareError: no such file, another format, or no column of texts.
     """
@@ -76,30 +78,30 @@ def open_texts(location: str | Path) -> TextFile:
         raws = (parse_lines(raw, str, is_start=n == 0) for n, raw in enumerate(sys.stdin.buffer))
         return TextFile("", 0, _read_lines(chain.from_iterable(raws)))
     path = Path(download_input(str(location))).expanduser().absolute()
-    suffix = path.suffix.lower()
+    suffix = table_suffix(path) or path.suffix.lower()
     if suffix not in (*SUFFIXES, ".txt"):
-        raise TextsError(f"{path}: give a {', '.join(SUFFIXES)} or .txt file")
+        raise TextsError(f"{path}: give a {', '.join(SUFFIXES)} (.gz too, but of .parquet) or .txt file")
     if not path.is_file() or not path.stat().st_size:
         raise TextsError(f"{path}: " + ("contains no text" if path.is_file() else "no such file"))
-    table = None if suffix == ".txt" else open_table(str(path), columns=())
-    names = table.names if table else ()
-    text, name = usual_name(names, TEXTS), usual_name(names, IDS)
-    if table and text:
-        columns = (text,) if name is None else (name, text)  # without an id, rows are counted from 1
-        with path.open("rb") as file:
-            blocks = iter(lambda: file.read(1 << 20), b"")
-            parquet = suffix == ".parquet"
-            lines = pq.read_metadata(path).num_rows if parquet else sum(b.count(b"\n") for b in blocks)
-        return TextFile(table.source.sha256, lines, _read_columns(table, columns))
-    if suffix != ".txt" and not (suffix == ".tsv" and len(names) == NEWS_COLUMNS):
-        raise TextsError(
-            f"{path}: its columns are {', '.join(name[:40] for name in names[:10])}; name the text "
-            f"{' or '.join(TEXTS[:2])}, and the id, if there is one, {' or '.join(IDS[:3])}"
-        )
+    if suffix != ".txt":
+        settings = build_settings(ColumnSettings, {**columns, "label": NO_LABEL}, where="columns")
+        table = open_table(str(path), columns=(), settings=settings)
+        is_mind = suffix == ".tsv" and len(table.names) == NEWS_COLUMNS and settings.text is None
+        if not is_mind or usual_name(table.names, TEXTS):
+            found = find_columns(str(path), table.names, settings)
+            return TextFile(table.source.sha256, _count_rows(path, suffix), _read_columns(table, found))
     source = read_through(path, folder=path.parent.name)
     parse: Callable[[str], str | Row] = str if suffix == ".txt" else _parse_news
     chunks = (parse_chunk(chunk, parse) for chunk in source.chunks)
     return TextFile(source.sha256, source.lines, _read_lines(chain.from_iterable(chunks)))
+
+
+def _count_rows(path: Path, suffix: str) -> int:
+    """The rows or lines of a table."""
+    if suffix == ".parquet":
+        return int(pq.read_metadata(path).num_rows)
+    with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
+        return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
 
 
 def _parse_news(line: str) -> Row:
@@ -114,20 +116,15 @@ def _read_lines(lines: Iterable[tuple[str, Row | str | BadLine]]) -> Iterator[Ro
             yield Row(str(number), row) if isinstance(row, str) else row
 
 
-def _read_columns(table: Table, columns: Sequence[str]) -> Iterator[Row | BadLine]:
-    """The rows of a table, from its columns of ids (if it has one) and texts; without blank lines."""
-    for number, (_, shown, values) in enumerate(read_table(table, columns), 1):
-        if isinstance(values, BadLine):
-            if shown.strip() or str(values).startswith("csv"):
-                yield values
-            continue
-        *name, text = values
-        try:
-            is_number = bool(name) and isinstance(name[0], int) and not isinstance(name[0], bool)
-            own = str(name[0]) if is_number else check_text("id", name[0]) if name else str(number)
-            yield Row(own, check_text(columns[-1], text))
-        except BadLine as bad:
-            yield bad
+def _read_columns(table: Table, columns: Columns) -> Iterator[Row | BadLine]:
+    """The rows of a table without its blank lines; without a column of ids they are counted from 1."""
+    names = [*columns.texts, columns.label, columns.name]
+    for number, record in enumerate(read_table(table, names, required=False), 1):
+        values = columns.pick("", record._replace(number=number)).values
+        if not isinstance(values, BadLine):
+            yield Row(values[0], values[2])
+        elif record.shown.strip() or str(values).startswith("csv"):
+            yield values
 
 
 def predict(
@@ -136,6 +133,7 @@ def predict(
     input: str | Path = STREAM,
     out: str | Path = STREAM,
     top_k: int = 1,
+    columns: Mapping[str, Any] = {},
     precision: Precision = "fp32",
     overwrite: bool = False,
     say: Say = lambda _: None,
@@ -143,7 +141,7 @@ def predict(
     """The verb `predict`. Arguments, result and errors are those of `newsbert_ray.predict`."""
     start = time.perf_counter()
     student = load(run, precision=precision)
-    texts, bad, done = open_texts(input), list[str](), 0
+    texts, bad, done = open_texts(input, columns), list[str](), 0
     with (
         _open_predictions(out, overwrite=overwrite) as write,
         show_progress(say, "predicting", total=texts.lines or None) as advance,
@@ -166,9 +164,9 @@ def predict(
     return {"out": str(out), "rows": done, "left_out": len(bad)}
 
 
-def _columns(topics: Sequence[tuple[str, float]]) -> Columns:
+def _columns(topics: Sequence[tuple[str, float]]) -> Fields:
     """`topic` and `probability` of the first topic, `topic_2` and `probability_2` of the second, ..."""
-    columns: Columns = {}
+    columns: Fields = {}
     for rank, (topic, probability) in enumerate(topics, 1):
         end = f"_{rank}" if rank > 1 else ""
         columns |= {f"topic{end}": topic, f"probability{end}": round(probability, 6)}
@@ -176,7 +174,7 @@ def _columns(topics: Sequence[tuple[str, float]]) -> Columns:
 
 
 @contextmanager
-def _open_predictions(out: str | Path, *, overwrite: bool) -> Iterator[Callable[[list[Columns]], None]]:
+def _open_predictions(out: str | Path, *, overwrite: bool) -> Iterator[Callable[[list[Fields]], None]]:
     """A function that writes rows to `out`, in the format of its name; after an error no file is left."""
     path = Path(out)
     if str(out) == STREAM:
@@ -194,7 +192,7 @@ def _open_predictions(out: str | Path, *, overwrite: bool) -> Iterator[Callable[
             return
         writer, writers = {".csv": CSVWriter, ".parquet": pq.ParquetWriter}[path.suffix], list[Any]()
 
-        def write(rows: list[Columns]) -> None:
+        def write(rows: list[Fields]) -> None:
             table = pa.Table.from_pylist(rows)
             if not writers:
                 writers.append(opened.enter_context(writer(partial, table.schema)))
@@ -203,5 +201,5 @@ def _open_predictions(out: str | Path, *, overwrite: bool) -> Iterator[Callable[
         yield write
 
 
-def _json_line(row: Columns) -> str:
+def _json_line(row: Fields) -> str:
     return json.dumps(row, ensure_ascii=False) + "\n"
