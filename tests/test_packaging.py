@@ -79,6 +79,15 @@ def test_wheel_holds_every_package() -> None:
     assert set(PYPROJECT["tool"]["setuptools"]["packages"]) == packages | {"newsbert_ray.search_spaces"}
 
 
+def test_wheel_holds_every_other_file() -> None:
+    """A template that is missing from the wheel is found out by the first report."""
+    listed = PYPROJECT["tool"]["setuptools"]["package-data"]
+    inside = {path for package, names in listed.items() for name in names
+              for path in (ROOT / package.replace(".", "/")).glob(name)}  # fmt: skip
+    files = {path for path in (ROOT / "newsbert_ray").rglob("*.*") if path.is_file()}
+    assert {path.name for path in files - inside if path.suffix not in (".py", ".pyc")} == set()
+
+
 @pytest.mark.parametrize("name", ["demo", "search_spaces/demo.yaml"])
 def test_search_spaces_are_reachable_anywhere(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
