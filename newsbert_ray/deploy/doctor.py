@@ -40,9 +40,10 @@ from newsbert_ray.ray_session import host_and_port, refusal
 
 COMPILED = ("torch", "transformers", "ray", "pyarrow")
 """Packages with compiled parts, which can be installed and yet fail to load."""
-LOW_MEMORY, ENOUGH_MEMORY = 1 << 30, 4 << 30
+_GB = 1 << 30
+LOW_MEMORY, ENOUGH_MEMORY = 1 * _GB, 4 * _GB
 """Bytes: a run of a small encoder takes about 1 GB, a sweep that much for each trial."""
-LOW_DISK, ENOUGH_DISK = 1 << 30, 10 << 30
+LOW_DISK, ENOUGH_DISK = 1 * _GB, 10 * _GB
 """Bytes: a checkpoint of a BERT-size pair takes 2 GB."""
 PORTS: Mapping[int, tuple[str, str]] = {
     6379: ("Ray head", "--port"),
@@ -52,8 +53,6 @@ PORTS: Mapping[int, tuple[str, str]] = {
 """Ray's default ports, and the option of `ray start` that chooses another."""
 NEW_TOKEN = "(umask 077; ray get-auth-token --generate > /dev/null)"
 """Writes ~/.ray/auth_token for this user alone; without the umask everyone may read it."""
-_GB = 1 << 30
-
 
 State = Literal["ok", "note", "fix"]
 
@@ -83,7 +82,7 @@ def doctor(
     variables = (os.environ.get(name, "").strip() for name in ("RAY_ADDRESS", ADDRESS_VARIABLE))
     address = address or next(filter(None, variables), None)
     topics = {
-        "versions": check_versions(Path(__file__).parents[2] / "constraints.txt"),
+        "versions": check_versions(),
         "devices": check_devices(),
         "storage": check_storage(out),
         "ports": check_ports(),
@@ -96,23 +95,22 @@ def doctor(
         yield from (Finding(topic, *parts) for parts in findings)
 
 
-def check_versions(constraints: Path) -> Iterator[Parts]:
-    """Python and packages against our requirements, and against the pinned versions in `constraints`."""
-    install = "pip install -c constraints.txt -e ."
+def check_versions() -> Iterator[Parts]:
+    """Python and packages against our requirements."""
     try:
         own = metadata.distribution("newsbert-ray")
     except metadata.PackageNotFoundError:
+        install = "pip install -c constraints.txt -e ."
         yield "fix", "newsbert-ray is not installed, its files are only on the path", install
         return
     python, needed = platform.python_version(), str(own.metadata["Requires-Python"])
     problems = []
     if not SpecifierSet(needed).contains(python):
         problems.append((f"Python {python}, {needed} is needed", f"make a new .venv with Python {needed}"))
-    requirements = [Requirement(text) for text in own.requires or ()]
-    for requirement in requirements:
-        version = _version(requirement.name)
+    for requirement in map(Requirement, own.requires or ()):
         if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
             continue
+        version = _version(requirement.name)
         if version is None or not requirement.specifier.contains(version, prereleases=True):
             state = f"{requirement.name} {version}" if version else f"{requirement.name} is not installed"
             problems.append((f"{state}, {requirement.specifier} is needed", f"pip install '{requirement}'"))
@@ -123,8 +121,6 @@ def check_versions(constraints: Path) -> Iterator[Parts]:
             cure = f"pip install --force-reinstall --no-deps {name}=={_version(name)}"
             problems.append((f"{name} is installed but does not load ({first_line(error)})", cure))
     yield from (("fix", *problem) for problem in problems)
-    if other := list(_not_pinned(constraints, {requirement.name for requirement in requirements})):
-        yield "note", f"not the pinned versions: {', '.join(other)}", install
     if not problems:
         names = ", ".join(f"{name} {_version(name)}" for name in COMPILED)
         yield "ok", f"Python {python}, newsbert-ray {own.version}, {names}"
@@ -135,11 +131,9 @@ def check_devices() -> Iterator[Parts]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     limit = container_cores()
     if limit < cores:
-        yield (
-            "note",
-            f"{cores} cores, of which this container may use {limit:g}: PyTorch would start too many threads",
-            f"train with --threads {max(1, int(limit))}, sweep with --concurrency {max(1, int(limit))}",
-        )
+        message = f"{cores} cores, of which this container may use {limit:g}"
+        cure = f"train with --threads {max(1, int(limit))}, sweep with --concurrency {max(1, int(limit))}"
+        yield "note", f"{message}: PyTorch would start too many threads", cure
     else:
         yield "ok", f"{cores} cores"
     memory = available_memory()
@@ -195,9 +189,7 @@ def check_ports() -> Iterator[Parts]:
         yield "note", "this system does not tell which ports are in use"
         return
     listening: dict[int, set[str]] = {}
-    for address in (
-        connection.laddr for connection in connections if connection.status == psutil.CONN_LISTEN
-    ):
+    for address in (one.laddr for one in connections if one.status == psutil.CONN_LISTEN):
         listening.setdefault(address.port, set()).add(address.ip.removeprefix("::ffff:"))
     taken = sorted(PORTS.keys() & listening.keys())
     for port in taken:
@@ -245,12 +237,8 @@ def check_token(address: str | None, environment: Mapping[str, str]) -> Iterator
 
 
 def check_cluster(address: str | None, environment: Mapping[str, str]) -> Iterator[Parts]:
-    """Whether the cluster answers, accepts our token, and has our versions.
-
-    Args:
-        address: http(s)://HOST:PORT of a dashboard, or HOST:PORT of a head; None for no cluster.
-        environment: variables that name the token.
-    """
+    """Whether the cluster answers, accepts our token, and has our versions; `address` is the URL of a
+    dashboard, HOST:PORT of a head, or None."""
     if address is None or address == "local":
         yield "ok", "none given (--address, RAY_ADDRESS, RAY_API_SERVER_ADDRESS)"
     elif "://" in address:
@@ -279,12 +267,8 @@ def check_shards(data: str, *, deep: bool = False) -> Iterator[Parts]:
     except (ShardError, OSError) as error:
         yield "fix", str(error), cure
         return
-    damaged = [
-        f"{part.file} ({fault})" for part in manifest.parts() if (fault := _fault(Path(data), part, deep))
-    ]
-    if not (Path(data) / "tokenizer/tokenizer.json").is_file():
-        damaged.append("tokenizer/tokenizer.json (missing)")
-    if damaged:
+    faults = ((part.file, _fault(Path(data), part, deep)) for part in manifest.parts())
+    if damaged := [f"{name} ({fault})" for name, fault in faults if fault]:
         more = f" and {len(damaged) - 3} more" if len(damaged) > 3 else ""
         yield "fix", f"{data}: {', '.join(damaged[:3])}{more}", cure
         return
@@ -312,8 +296,6 @@ def check_teacher(teacher: str, data: str | None) -> Iterator[Parts]:
     try:
         if folder.is_dir():
             encoder_depth(str(folder), ModelSettings(), ScratchSettings())
-            if "auto_map" in (folder / "config.json").read_text(encoding="utf-8"):
-                yield "note", f"{folder}: contains Python files, which are never run"
     except EncoderError as error:
         yield "fix", str(error), "give another folder, or download the encoder again"
         return
@@ -345,14 +327,6 @@ def _version(name: str) -> str | None:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _not_pinned(constraints: Path, names: set[str]) -> Iterator[str]:
-    """`torch 2.12.0 (pinned 2.13.0)` for each of these packages that has another version than is pinned."""
-    lines = constraints.read_text(encoding="utf-8").splitlines() if constraints.is_file() else []
-    for name, _, pin in (line.partition("==") for line in lines):
-        if name in names and (version := _version(name)) and version.partition("+")[0] != pin:
-            yield f"{name} {version} (pinned {pin})"
 
 
 def _check_gpu() -> Iterator[Parts]:
@@ -403,11 +377,8 @@ def _local_heads() -> Iterator[tuple[list[int], str | None]]:
 def _check_head(address: str, environment: Mapping[str, str]) -> Iterator[Parts]:
     host, port = host_and_port(address)
     if not host or not port:
-        yield (
-            "fix",
-            f"{address}: not an address",
-            "give http://HOST:8265 (to submit) or HOST:6379 (RAY_ADDRESS)",
-        )
+        cure = "give http://HOST:8265 (to submit) or HOST:6379 (RAY_ADDRESS)"
+        yield "fix", f"{address}: not an address", cure
         return
     if reason := refusal(host, port):
         cure = "start the cluster, correct the address, or open the tunnel to it; it is HOST:6379 of the head"
@@ -421,15 +392,15 @@ def _check_head(address: str, environment: Mapping[str, str]) -> Iterator[Parts]
             text=True,
             timeout=20,
         )
+        code, errors = done.returncode, done.stderr
     except subprocess.TimeoutExpired:
-        yield "fix", f"{address}: no Ray head answers", "give HOST:6379 of the head"
-        return
-    if "AuthenticationError" in done.stderr or "InvalidAuthToken" in done.stderr:
+        code, errors = 1, "no answer within 20 s"
+    if "AuthenticationError" in errors or "InvalidAuthToken" in errors:
         cure = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to a file with the cluster's token"
         yield "fix", f"{address}: the cluster does not accept our token, or got none", cure
         return
-    if done.returncode != 0:
-        reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1][:200]
+    if code:
+        reason = (errors.strip().splitlines() or [f"exit code {code}"])[-1][:200]
         yield "fix", f"{address}: no Ray head answers ({reason})", "give HOST:6379 of the head"
         return
     # Ray accepts only its own version and the same Python.
@@ -450,11 +421,8 @@ def _fault(folder: Path, part: Shard | Part, deep: bool) -> str:
     try:
         if (size := path.stat().st_size) != part.bytes:
             return f"{size:,} bytes instead of {part.bytes:,}"
-        if not deep:
-            return ""
-        digest = sha256_of(path)
+        return "its content has changed" if deep and sha256_of(path) != part.sha256 else ""
     except FileNotFoundError:
         return "missing"
     except OSError as error:
         return error.strerror or type(error).__name__
-    return "" if digest == part.sha256 else "its content has changed"

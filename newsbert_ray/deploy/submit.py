@@ -20,12 +20,11 @@ from http.client import HTTPException
 from importlib import metadata
 from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.error import HTTPError, URLError
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from newsbert_ray.deploy.package import (
-    PackageFiles,
     check_job_name,
     check_paths,
     check_secrets,
@@ -63,7 +62,7 @@ Warn = Callable[[str, str], None]
 """Takes a warning and its cure."""
 
 _say = partial(print, flush=True)  # also into a pipe, whose reader waits for it
-_write = partial(_say, end="")
+_write_log = partial(_say, end="")
 
 
 class DashboardError(ValueError):
@@ -123,7 +122,10 @@ def submit(
     for line in check_paths(settings, package):
         _say(line)
     dashboard, client = _open_client(address, token_file)
-    _say(_describe(package))
+    source = "that folder" if package.has_newsbert_ray else "this installation"
+    links = f"; links not followed: {', '.join(package.links[:5])}" if package.links else ""
+    size = f"{len(package.files):,} files, {format_size(package.bytes)}"
+    _say(f"sending {package.root}: {size}, with newsbert_ray from {source}{links}")
     try:
         with tempfile.TemporaryDirectory(prefix="nb-submit-") as folder:
             link_files(package, Path(folder))
@@ -191,18 +193,19 @@ def list_jobs(*, address: str | None, token_file: str | None) -> int:
 
 def _open_client(address: str | None, token_file: str | None) -> tuple[Dashboard, JobSubmissionClient]:
     """The dashboard and Ray's client for it, whatever Ray's own variables say, and with a time-out."""
-    dashboard = connect(
-        address, token_file=token_file, warn=lambda problem, cure: _say(f"warning: {problem}; {cure}")
-    )
+
+    def warn(problem: str, cure: str) -> None:
+        _say(f"warning: {problem}; {cure}")
+
+    dashboard = connect(address, token_file=token_file, warn=warn)
     headers = {"Authorization": f"Bearer {dashboard.token}"} if dashboard.token else {}
     with environment({ADDRESS_VARIABLE: dashboard.address}, over=True):
         from ray.job_submission import JobSubmissionClient
 
         for name in _NOISY_LOGGERS:
             logging.getLogger(f"ray.{name}").setLevel(logging.ERROR)
-        client: JobSubmissionClient = _call(
-            dashboard.address, partial(JobSubmissionClient, headers=headers), dashboard.address
-        )
+        make = partial(JobSubmissionClient, headers=headers)
+        client: JobSubmissionClient = _call(dashboard.address, make, dashboard.address)
     client._do_request = partial(client._do_request, timeout=REQUEST_SECONDS)  # type: ignore[method-assign]
     return dashboard, client
 
@@ -217,10 +220,9 @@ def _retry_until_ready(call: Callable[[], Any]) -> Any:
             if "No available agent" not in str(error):
                 raise
             if time.monotonic() > deadline:
-                raise SubmitError(
-                    f"{error} Its agent does not run: dashboard_agent.log on the head tells why (a second "
-                    "head on one machine needs `ray start --dashboard-agent-listen-port 0`)"
-                ) from error
+                why = "Its agent does not run: dashboard_agent.log on the head tells why"
+                cure = "a second head on one machine needs `ray start --dashboard-agent-listen-port 0`"
+                raise SubmitError(f"{error} {why} ({cure})") from error
         if not told:
             _say("the head does not take jobs yet; waiting ...")
         told = True
@@ -233,18 +235,15 @@ def _call(job: str, request: Callable[..., Any], *arguments: Any) -> Any:
         return request(*arguments)
     except (RuntimeError, OSError) as error:
         text = str(error)
-        if "already exists" in text:
-            raise SubmitError(
-                f"--id {job}: the cluster already has a job of this name; --logs {job} shows its log, "
-                "another --id starts a new job"
-            ) from error
-        if "status code 404" in text:
-            raise SubmitError(
-                f"{job}: the cluster knows no such job; --list shows its jobs (a head that was restarted has "
-                "forgotten the jobs before)"
-            ) from error
         lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
-        raise SubmitError(f"{job}: the cluster refuses it: {mask_text(lines[-1])[:500]}") from error
+        message = f"{job}: the cluster refuses it: {mask_text(lines[-1])[:500]}"
+        if "already exists" in text:
+            cure = f"--logs {job} shows its log, another --id starts a new job"
+            message = f"--id {job}: the cluster already has a job of this name; {cure}"
+        elif "status code 404" in text:
+            why = "a head that was restarted has forgotten the jobs before"
+            message = f"{job}: the cluster knows no such job; --list shows its jobs ({why})"
+        raise SubmitError(message) from error
 
 
 def _follow(client: Any, dashboard: Dashboard, job: str, *, verb: str, out: str | None) -> int:
@@ -276,13 +275,6 @@ def _how_to_resume(verb: str) -> str:
     return f"; {again} continues it" if again else ""
 
 
-def _describe(package: PackageFiles) -> str:
-    source = "that folder" if package.has_newsbert_ray else "this installation"
-    links = f"; links not followed: {', '.join(package.links[:5])}" if package.links else ""
-    size = f"{len(package.files):,} files, {format_size(package.bytes)}"
-    return f"sending {package.root}: {size}, with newsbert_ray from {source}{links}"
-
-
 def connect(
     address: str | None,
     *,
@@ -303,37 +295,24 @@ def connect(
     host, port = host_and_port(address)
     is_local = is_loopback(host or "")
     if not is_local and not address.startswith("https:"):
-        warn(
-            f"{address} is neither https nor on this machine: token, code and log are sent unencrypted",
-            f"use https, or a tunnel (ssh -L 8265:127.0.0.1:{port or 80} {host}, then --address "
-            "http://127.0.0.1:8265)",
-        )
-    token = read_token(Path(token_file).expanduser(), warn) if token_file else None
-    version = _ask_version(address, None)
-    if version is not None:
-        token = None
-        if not is_local:
-            problem = (
-                f"{address} asks for no token: everyone who can reach it can run programs on the cluster"
-            )
-            warn(problem, "start the head with RAY_AUTH_MODE=token")
-    elif (token := token or _find_token(environment, warn)) is None:
-        raise DashboardError(
-            f"{address}: the cluster requires a token, and none was found",
-            "give --token_file FILE, or RAY_AUTH_MODE=token with RAY_AUTH_TOKEN_PATH=FILE",
-        )
-    elif (version := _ask_version(address, token)) is None:
-        raise DashboardError(
-            f"{address}: the cluster refuses the token",
-            "copy the cluster's token (on the head: ~/.ray/auth_token) to the file of --token_file or "
-            "RAY_AUTH_TOKEN_PATH",
-        )
-    own_version = metadata.version("ray")
-    if version != own_version:
-        warn(
-            f"{address} runs Ray {version}, this machine has Ray {own_version}",
-            f"pip install ray=={version} here, or use an image with ray=={own_version} for the cluster",
-        )
+        problem = "is neither https nor on this machine: token, code and log are sent unencrypted"
+        tunnel = f"ssh -L 8265:127.0.0.1:{port or 80} {host}, then --address http://127.0.0.1:8265"
+        warn(f"{address} {problem}", f"use https, or a tunnel ({tunnel})")
+    own_token = read_token(Path(token_file).expanduser(), warn) if token_file else None
+    token, version = None, _ask_version(address, None)
+    if version is None:
+        if (token := own_token or _find_token(environment, warn)) is None:
+            cure = "give --token_file FILE, or RAY_AUTH_MODE=token with RAY_AUTH_TOKEN_PATH=FILE"
+            raise DashboardError(f"{address}: the cluster requires a token, and none was found", cure)
+        if (version := _ask_version(address, token)) is None:
+            cure = "copy the cluster's token (on the head: ~/.ray/auth_token) to the file of --token_file or"
+            raise DashboardError(f"{address}: the cluster refuses the token", f"{cure} RAY_AUTH_TOKEN_PATH")
+    elif not is_local:
+        problem = "asks for no token: everyone who can reach it can run programs on the cluster"
+        warn(f"{address} {problem}", "start the head with RAY_AUTH_MODE=token")
+    if version != (own := metadata.version("ray")):
+        cure = f"pip install ray=={version} here, or use an image with ray=={own} for the cluster"
+        warn(f"{address} runs Ray {version}, this machine has Ray {own}", cure)
     return Dashboard(address, token, version)
 
 
@@ -346,18 +325,16 @@ def is_loopback(host: str) -> bool:
 
 
 def _full_address(text: str | None) -> str:
+    form = "give the dashboard's: http://HOST:8265"
     if not text or not text.strip():
-        raise DashboardError(
-            "no cluster given", f"give --address http://HOST:8265 (its dashboard), or set {ADDRESS_VARIABLE}"
-        )
+        cure = f"give --address http://HOST:8265 (its dashboard), or set {ADDRESS_VARIABLE}"
+        raise DashboardError("no cluster given", cure)
     address = (text.strip() if "://" in text else f"http://{text.strip()}").rstrip("/")
     scheme, host = address.partition("://")[0], host_and_port(address)[0]
     if scheme == "ray":
-        raise DashboardError(
-            f"--address {address} is Ray Client's", f"give the dashboard's: http://{host or 'HOST'}:8265"
-        )
+        raise DashboardError(f"--address {address} is Ray Client's", form.replace("HOST", host or "HOST"))
     if scheme not in ("http", "https") or not host:
-        raise DashboardError(f"--address {text} is not an address", "give the dashboard's: http://HOST:8265")
+        raise DashboardError(f"--address {text} is not an address", form)
     if "@" in address:
         raise DashboardError("--address holds a password, which logs would show", f"give {host} without it")
     return address
@@ -415,18 +392,15 @@ def _ask_version(address: str, token: str | None) -> str | None:
         cure = f"it redirects to {target}" if target else "is this the cluster's dashboard?"
         raise DashboardError(f"{address}: answers {error.code} when asked for its version", cure) from error
     except (URLError, OSError, HTTPException) as error:
-        raise DashboardError(
-            f"{address}: no cluster answers ({getattr(error, 'reason', None) or error})",
-            "start it, correct --address (the dashboard's, usually port 8265), or open the tunnel to it",
-        ) from error
+        reason = getattr(error, "reason", None) or error
+        cure = "start it, correct --address (the dashboard's, usually port 8265), or open the tunnel to it"
+        raise DashboardError(f"{address}: no cluster answers ({reason})", cure) from error
     except (ValueError, KeyError, TypeError) as error:
-        raise DashboardError(
-            f"{address}: answers, but is not Ray's dashboard", "give http://HOST:8265 of the head"
-        ) from error
+        cure = "give http://HOST:8265 of the head"
+        raise DashboardError(f"{address}: answers, but is not Ray's dashboard", cure) from error
 
 
-@dataclass(frozen=True)
-class JobEnd:
+class JobEnd(NamedTuple):
     """How a job ended: Ray's status, our exit code, and the reason."""
 
     status: str
@@ -447,26 +421,16 @@ def job_end(info: Any) -> JobEnd | None:
     return JobEnd(status, 0 if status == "SUCCEEDED" else failure, reason)
 
 
-def follow_log(
-    client: Any,
-    job: str,
-    address: str,
-    *,
-    write: Callable[[str], None] = _write,
-    say: Callable[[str], None] = _say,
-) -> JobEnd:
-    """Write the log of a job from its beginning until the job ends; returns how it ended.
+def follow_log(client: Any, job: str, address: str) -> JobEnd:
+    """Print the log of a job from its beginning until the job ends, and lines that explain delays.
 
     The whole log is requested each time: a stream through a proxy or a tunnel may end without an error.
 
     Args:
         client: a ray.job_submission.JobSubmissionClient.
         address: the cluster's, for messages.
-        write: called with pieces of the log, which need not end with a line.
-        say: called with a line that explains a delay or a lost connection.
     Raises:
         SubmitError: the cluster does not know the job, or was unreachable for GIVE_UP_SECONDS.
-        KeyboardInterrupt: the job continues.
     """
     written, hint, lost = 0, PENDING_SECONDS, False
     start = answered = time.monotonic()
@@ -476,24 +440,22 @@ def follow_log(
         end = info and job_end(info)
         log = _ask(client.get_job_logs, job) if info and info.status != "PENDING" else ""
         if new := (log or "")[written:]:
-            write(new)
+            _write_log(new)
             written += len(new)
         if end:
             if log is None:
-                say("the end of the log could not be read")
+                _say("the end of the log could not be read")
             return end
         answered = polled if info else answered
         if polled - answered > GIVE_UP_SECONDS:
             raise SubmitError(f"{address}: no answer for {GIVE_UP_SECONDS:g} s; {job} may still be running")
         if lost < (lost := polled - answered > LOST_SECONDS):
-            say(f"the connection to {address} was lost; trying again ...")
+            _say(f"the connection to {address} was lost; trying again ...")
         if info and info.status == "PENDING" and polled - start >= hint:
             hint *= 2
             reason = (info.message or "").strip().split("\n")[0] or "the head has not started it"
-            say(
-                f"still pending after {polled - start:.0f} s: {reason} (the first start unpacks the files; "
-                "--pip installs packages, which takes minutes)"
-            )
+            why = "the first start unpacks the files; --pip installs packages, which takes minutes"
+            _say(f"still pending after {polled - start:.0f} s: {reason} ({why})")
         time.sleep(min(30.0, max(POLL_SECONDS, 20 * (time.monotonic() - polled))))
 
 

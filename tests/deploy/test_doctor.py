@@ -29,7 +29,6 @@ from newsbert_ray.storage.workdir import WorkDir
 from tests.conftest import change_json
 from tests.deploy.conftest import TOKEN, dashboard, guarded, notes, problem, problems
 
-CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
 GB = 1 << 30
 
 
@@ -118,7 +117,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, str | None]:
 
 def test_this_checkout_is_fine() -> None:
     """A doctor who finds a problem everywhere is not asked twice."""
-    findings = list(check_versions(CONSTRAINTS))
+    findings = list(check_versions())
     assert problems(iter(findings)) == []
     assert f"torch {metadata.version('torch')}" in findings[-1].message
 
@@ -126,7 +125,7 @@ def test_this_checkout_is_fine() -> None:
 def test_old_and_missing_packages(installed: dict[str, str | None]) -> None:
     """An old Ray fails in the middle of a sweep, with a message about an argument."""
     installed |= {"ray": "2.9.3", "optuna": None}
-    ray, optuna = problems(check_versions(CONSTRAINTS))
+    ray, optuna = problems(check_versions())
     assert ray.message.startswith("ray 2.9.3, ")
     assert ">=2.55" in ray.message
     assert ray.cure.startswith("pip install 'ray[")
@@ -139,22 +138,13 @@ def test_old_and_missing_packages(installed: dict[str, str | None]) -> None:
 def test_old_python(monkeypatch: pytest.MonkeyPatch) -> None:
     """A checkout on PYTHONPATH runs under any Python, up to the first line that it cannot read."""
     monkeypatch.setattr(platform, "python_version", lambda: "3.10.4")
-    assert problem(check_versions(CONSTRAINTS)).message == "Python 3.10.4, >=3.11 is needed"
-
-
-def test_other_than_the_pinned_versions(tmp_path: Path, installed: dict[str, str | None]) -> None:
-    """A note: what was tested are the pinned versions."""
-    file = tmp_path / "constraints.txt"
-    file.write_text("# comment\nnumpy==1.0.0\nunknown==3\ntorch==2.99.0\n")
-    installed |= {"torch": "2.99.0+cpu", "numpy": "2.1.0"}
-    assert "not the pinned versions: numpy 2.1.0 (pinned 1.0.0) |" in notes(check_versions(file))
-    assert notes(check_versions(tmp_path / "none")) == ""
+    assert problem(check_versions()).message == "Python 3.10.4, >=3.11 is needed"
 
 
 def test_package_that_does_not_load(monkeypatch: pytest.MonkeyPatch) -> None:
     """A wheel for another processor, or a missing system library."""
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    finding = problem(check_versions(CONSTRAINTS))
+    finding = problem(check_versions())
     assert finding.message.startswith("pyarrow is installed but does not load")
     assert finding.cure.startswith("pip install --force-reinstall --no-deps pyarrow==")
 
@@ -166,7 +156,7 @@ def test_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(metadata, "distribution", missing)
-    assert "is not installed" in problem(check_versions(CONSTRAINTS)).message
+    assert "is not installed" in problem(check_versions()).message
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 import pytest
 
@@ -546,7 +547,8 @@ def follow(jobs: FakeJobs) -> tuple[JobEnd, str, list[str]]:
     """The job's end, its log, and the lines of explanation."""
     written: list[str] = []
     lines: list[str] = []
-    end = follow_log(jobs, "job", "http://head", write=written.append, say=lines.append)
+    with patch.multiple(submission, _write_log=written.append, _say=lines.append):
+        end = follow_log(jobs, "job", "http://head")
     return end, "".join(written), lines
 
 
