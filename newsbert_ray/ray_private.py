@@ -135,17 +135,10 @@ def walk_package(
     skip: Callable[[Path], bool],
     gitignore: bool,
 ) -> None:
-    """Visit the files and folders that Ray would pack as a job's working directory.
+    """Visit the files and folders at or below `start` that Ray would pack as a job's working directory.
 
-    Ray reads .gitignore and .rayignore only while it packs; names and sizes are needed before.
-
-    Args:
-        start: file or folder to begin at.
-        visit: called with each file and folder.
-        root: folder that `excludes` are relative to.
-        excludes: patterns as in a .gitignore.
-        skip: whether to leave a path out, whatever the patterns say.
-        gitignore: whether .gitignore files hold too.
+    Ray reads .gitignore and .rayignore only while it packs; names and sizes are needed before. `excludes` are
+    patterns relative to `root`; `skip` leaves a path out whatever they say.
     """
     from ray._private.runtime_env import packaging
 
@@ -185,9 +178,10 @@ def release_orphans() -> int:
     """
     import ray
     from ray._raylet import PlacementGroupID
+    from ray.core.generated import gcs_pb2 as gcs
     from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-    gcs, job = _messages(), bytes.fromhex(ray.get_runtime_context().get_job_id())
+    job = bytes.fromhex(ray.get_runtime_context().get_job_id())
     count = 0
     for row in _tables().get_placement_group_table():
         group = gcs.PlacementGroupTableData.FromString(row)
@@ -208,8 +202,9 @@ def end_controllers() -> None:
     Ray Train gives no handle to its controller, and `fit` cannot be interrupted.
     """
     import ray
+    from ray.core.generated import gcs_pb2 as gcs
 
-    gcs, context = _messages(), ray.get_runtime_context()
+    context = ray.get_runtime_context()
     worker: Any = ray._private.worker.global_worker
     own_id = bytes.fromhex(context.get_worker_id())
     for row in _tables().get_actor_table(ray.JobID.from_hex(context.get_job_id()), None):
@@ -231,34 +226,22 @@ def _tables() -> Any:
     return state._connect_and_get_accessor()
 
 
-def _messages() -> Any:
-    """The protocol buffers in which the tables' rows are written."""
-    from ray.core.generated import gcs_pb2
-
-    return gcs_pb2
-
-
 # --- Entries of a training group, in the key-value store of the cluster's head -----------------------------
 # An actor that holds a queue would cost a process; the store is there, and survives its writers.
 
 
 def send_entry(group: str, entry: Mapping[str, Any]) -> None:
     """Send `entry` (JSON values) to the process that started `group`."""
-    from ray.experimental.internal_kv import _internal_kv_put
-
-    _internal_kv_put(f"{group}/{time.time_ns():020d}", json.dumps(entry), namespace=_ENTRIES)
+    _store()._internal_kv_put(f"{group}/{time.time_ns():020d}", json.dumps(entry), namespace=_ENTRIES)
 
 
 def take_entries(group: str) -> list[dict[str, Any]]:
     """Remove and return what `group` has sent, in order; what is left while the head is away comes later."""
-    from ray.exceptions import RpcError
-    from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_list
-
     entries: list[dict[str, Any]] = []
-    with suppress(RpcError, ConnectionError):
-        for key in sorted(_internal_kv_list(f"{group}/", namespace=_ENTRIES)):
-            value = _internal_kv_get(key, namespace=_ENTRIES)
-            _internal_kv_del(key, namespace=_ENTRIES)
+    with _head_may_be_away():
+        for key in sorted(_store()._internal_kv_list(f"{group}/", namespace=_ENTRIES)):
+            value = _store()._internal_kv_get(key, namespace=_ENTRIES)
+            _store()._internal_kv_del(key, namespace=_ENTRIES)
             if value:
                 entries.append(json.loads(value))
     return entries
@@ -266,26 +249,31 @@ def take_entries(group: str) -> list[dict[str, Any]]:
 
 def forget_entries(group: str) -> None:
     """Remove the entries of `group` that nobody has taken; nothing happens while the head is away."""
-    from ray.exceptions import RpcError
-    from ray.experimental.internal_kv import _internal_kv_del
-
-    with suppress(RpcError, ConnectionError):
+    with _head_may_be_away():
         for prefix in (f"{group}/", f"stop-{group}"):
-            _internal_kv_del(prefix, del_by_prefix=True, namespace=_ENTRIES)
+            _store()._internal_kv_del(prefix, del_by_prefix=True, namespace=_ENTRIES)
 
 
 def request_stop(group: str) -> None:
     """Ask the workers of `group` to write a checkpoint and end."""
-    from ray.experimental.internal_kv import _internal_kv_put
-
-    _internal_kv_put(f"stop-{group}", "1", namespace=_ENTRIES)
+    _store()._internal_kv_put(f"stop-{group}", "1", namespace=_ENTRIES)
 
 
 def stop_requested(group: str) -> bool:
     """Whether the workers of `group` were asked to end."""
-    from ray.experimental.internal_kv import _internal_kv_get
+    return bool(_store()._internal_kv_get(f"stop-{group}", namespace=_ENTRIES))
 
-    return bool(_internal_kv_get(f"stop-{group}", namespace=_ENTRIES))
+
+def _store() -> Any:
+    from ray.experimental import internal_kv
+
+    return internal_kv
+
+
+def _head_may_be_away() -> suppress:
+    from ray.exceptions import RpcError
+
+    return suppress(RpcError, ConnectionError)
 
 
 # --- Ray Train --------------------------------------------------------------------------------------------
@@ -344,7 +332,6 @@ _rank_zero_socket: list[socket.socket] = []
 
 
 def _open_rank_zero_socket() -> int:
-    """Open rank 0's socket and return its port."""
     _rank_zero_socket.append(socket.create_server((_LOOPBACK, 0)))
     return int(_rank_zero_socket[-1].getsockname()[1])
 

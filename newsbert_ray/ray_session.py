@@ -44,6 +44,9 @@ PRIVATE_ENVIRONMENT: Mapping[str, str] = {
 }
 
 
+_ALONE = "unset RAY_ADDRESS to work on this machine alone"
+
+
 class ConnectError(ValueError):
     """A cluster that cannot be joined or started; the text names the address and the cure."""
 
@@ -65,7 +68,7 @@ class RaySession:
     cpus: float
     gpus: float
     dashboard: str | None
-    has_autoscaler: bool = False
+    has_autoscaler: bool
 
 
 def inside_cluster() -> bool:
@@ -121,28 +124,26 @@ def _join(stack: ExitStack, address: str) -> None:
         with ray_private.own_sigterm():
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
-        raise ConnectError(
-            f"RAY_ADDRESS={address}: {first_line(error)}; where the cluster asks for a token, set "
-            "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to a file with it; "
-            "or unset RAY_ADDRESS to work on this machine alone"
-        ) from error
+        token = (
+            "where the cluster asks for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to a file"
+        )
+        message = f"RAY_ADDRESS={address}: {first_line(error)}; {token} with it; or {_ALONE}"
+        raise ConnectError(message) from error
 
 
 def _check_answer(address: str) -> bool:
     """Raise ConnectError where `address` does not answer: Ray would wait for minutes, then end the process.
 
     Returns:
-        Whether the cluster is on this machine and listens on the loopback only. Ray replaces a loopback
-        address by the network's, where such a cluster does not listen.
+        Whether the cluster listens on this machine's loopback only. Ray replaces a loopback address by the
+        network's, where such a cluster does not listen.
     """
     host, port = host_and_port(address)
     if not host or not port:
         raise ConnectError(f"RAY_ADDRESS={address}: expected HOST:PORT, such as 10.0.0.5:6379")
     if reason := refusal(host, port):
-        raise ConnectError(
-            f"RAY_ADDRESS={address}: no Ray cluster answers there ({reason}); start it, correct the address, "
-            "or unset RAY_ADDRESS to work on this machine alone"
-        )
+        what = f"no Ray cluster answers there ({reason})"
+        raise ConnectError(f"RAY_ADDRESS={address}: {what}; start it, correct the address, or {_ALONE}")
     is_loopback = host in ("127.0.0.1", "localhost", "::1")
     return is_loopback and refusal(ray_private.node_ip_address(), port) is not None
 
@@ -194,10 +195,8 @@ def _start(stack: ExitStack, *, cpus: int | None, dashboard: bool) -> None:
                 logging_level=logging.ERROR,
             )
     except Exception as error:  # Ray raises Exception itself where its processes start too slowly
-        raise ConnectError(
-            f"Ray does not start on this machine: {first_line(error)}; "
-            f"check its load, free memory, and free disk in {temporary}"
-        ) from error
+        cure = f"check its load, free memory, and free disk in {temporary}"
+        raise ConnectError(f"Ray does not start on this machine: {first_line(error)}; {cure}") from error
 
 
 def _shut_down() -> None:
@@ -214,10 +213,7 @@ def _shut_down() -> None:
 
 
 def _own_folder(stack: ExitStack, parent: Path) -> Path:
-    """A new folder with a lock, which the system releases however this process ends.
-
-    The folders of this user's sessions that were killed are removed.
-    """
+    """A new folder with a lock; the folders of this user's sessions that were killed are removed."""
     for lock in parent.glob(f"{PREFIX}*/{LOCK}"):
         with suppress(OSError), locked(lock):
             shutil.rmtree(lock.parent, ignore_errors=True)
@@ -322,8 +318,7 @@ class Stopped(KeyboardInterrupt):
 class StopSignals:
     """Receives Ctrl-C and SIGTERM while its block runs in the main thread.
 
-    A signal raises Stopped at once. In a block of `deferred` the first one only sets `number`, and the code
-    in the block comes to an end by itself.
+    A signal raises Stopped at once; in a block of `deferred` the first one only sets `number`.
     """
 
     def __init__(self, *, active: bool = True) -> None:

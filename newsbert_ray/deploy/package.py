@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 import shlex
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -49,11 +47,8 @@ class File(NamedTuple):
 
 @dataclass(frozen=True)
 class PackageFiles:
-    """The files that are sent from `root`, sorted by name.
-
-    `links` are symbolic links that were left out, because they lead to a folder or out of `root`.
-    `has_newsbert_ray`: whether newsbert_ray is one of root's own folders.
-    """
+    """The files that are sent from `root`, sorted by name; `links` were left out, because they lead to a
+    folder or out of `root`; `has_newsbert_ray`: whether newsbert_ray is one of root's own folders."""
 
     root: Path
     files: tuple[File, ...]
@@ -73,12 +68,9 @@ class PackageFiles:
 def find_files(root: str | Path, *, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> PackageFiles:
     """The files of a folder that are sent, and those of newsbert_ray if the folder does not contain it.
 
-    Not sent is what EXCLUDES, a .gitignore or a .rayignore names, unless `include` names it; and what SECRETS
-    or `exclude` names.
+    Not sent is what EXCLUDES, a .gitignore or a .rayignore names, unless `include` names it (/shards/,
+    *.parquet); and what SECRETS or `exclude` names, patterns as in a .gitignore.
 
-    Args:
-        include: patterns below `root`, such as /shards/ or *.parquet.
-        exclude: patterns as in a .gitignore.
     Raises:
         PackageError: no such folder, a folder that cannot be read, more than MAX_FILES files (probably a home
             folder or a data set), or more than LIMIT_BYTES, which Ray would refuse after the upload.
@@ -89,21 +81,20 @@ def find_files(root: str | Path, *, include: Sequence[str] = (), exclude: Sequen
     links: set[str] = set()
     never = [*SECRETS, *exclude]
     files: dict[str, File] = {}
-    _add_files(files, root, root, [*EXCLUDES, *never], links, gitignore=True)
+    _add_files(files, root, root, [*EXCLUDES, *never], links)
     for path in (path for pattern in include for path in _matches(root, pattern)):
         _add_files(files, path, root, never, links, gitignore=False)
     own = "newsbert_ray/__init__.py" in files
     if not own:
         folder = Path(__file__).parents[1]
-        _add_files(files, folder, folder.parent, [*EXCLUDES, *SECRETS], links, gitignore=True)
+        _add_files(files, folder, folder.parent, [*EXCLUDES, *SECRETS], links)
     package = PackageFiles(root, tuple(sorted(files.values())), tuple(sorted(links)), own)
     if package.bytes > LIMIT_BYTES:
         names, first = _largest_folders({file.name: file.bytes for file in package.files}, format_size)
-        raise PackageError(
-            f"{root}: {format_size(package.bytes)} in {len(files):,} files is more than the "
-            f"{format_size(LIMIT_BYTES)} that can be sent; largest: {names}. Leave them out with --exclude "
-            f"{first}, or move data to a bucket or a shared disk and give its location there"
-        )
+        size, limit = format_size(package.bytes), format_size(LIMIT_BYTES)
+        what = f"{size} in {len(files):,} files is more than the {limit} that can be sent; largest: {names}"
+        cure = "or move data to a bucket or a shared disk and give its location there"
+        raise PackageError(f"{root}: {what}. Leave them out with --exclude {first}, {cure}")
     return package
 
 
@@ -118,9 +109,8 @@ def link_files(package: PackageFiles, folder: Path) -> None:
             file.name.encode()
             file.path.open("rb").close()
         except (OSError, UnicodeEncodeError) as error:
-            raise PackageError(
-                f"{str(file.path)!r}: cannot be sent ({error}); leave it out with --exclude PATTERN"
-            ) from error
+            message = f"{str(file.path)!r}: cannot be sent ({error}); leave it out with --exclude PATTERN"
+            raise PackageError(message) from error
         link = folder / file.name
         if link.name not in _IGNORE_FILES:
             link.parent.mkdir(parents=True, exist_ok=True)
@@ -134,7 +124,7 @@ def _add_files(
     excludes: Sequence[str],
     links: set[str],
     *,
-    gitignore: bool,
+    gitignore: bool = True,
 ) -> None:
     """Add the files at or below `start`; patterns and names are relative to `root`."""
     real = root.resolve()
@@ -151,17 +141,14 @@ def _add_files(
             files[name] = File(name, path, path.stat().st_size)
             if len(files) > MAX_FILES:
                 names, first = _largest_folders(dict.fromkeys(files, 1), "{:,}".format)
-                raise PackageError(
-                    f"{root}: more than {MAX_FILES:,} files, most of them in {names}; go to the project's "
-                    f"folder, or leave some out with --exclude {first}"
-                )
+                cure = f"go to the project's folder, or leave some out with --exclude {first}"
+                raise PackageError(f"{root}: more than {MAX_FILES:,} files, most of them in {names}; {cure}")
 
     try:
         walk_package(start, add, root=root, excludes=excludes, skip=is_skipped_link, gitignore=gitignore)
     except OSError as error:
-        raise PackageError(
-            f"{error.filename}: cannot be read ({error.strerror}); leave it out with --exclude PATTERN"
-        ) from error
+        cure = "leave it out with --exclude PATTERN"
+        raise PackageError(f"{error.filename}: cannot be read ({error.strerror}); {cure}") from error
 
 
 def _matches(root: Path, pattern: str) -> Iterator[Path]:
@@ -196,11 +183,9 @@ _VISIBLE = "is visible to everyone who may look at the cluster; give the nodes a
 
 
 def runtime_environment(variables: Sequence[str], requirements: str | None) -> dict[str, Any]:
-    """Ray's runtime environment without the working directory.
+    """Ray's runtime environment without the working directory: ENVIRONMENT and the NAME=VALUE words, and what
+    pip installs on every node from the file of requirements, without Ray itself.
 
-    Args:
-        variables: NAME=VALUE words for the job and its workers, beside ENVIRONMENT.
-        requirements: file of what pip installs on every node; Ray itself is left out of it.
     Raises:
         SettingsError: a word of another form, a secret, or requirements that cannot be read.
     """
@@ -241,17 +226,8 @@ def read_entrypoint(text: str) -> tuple[str, str | None]:
     return words[3], out[0] if out else None
 
 
-def make_job_name(verb: str) -> str:
-    """A name from the verb and the time, such as newsbert-sweep-20261125-1231-ab12."""
-    return f"newsbert-{verb}-{time.strftime('%Y%m%d-%H%M')}-{secrets.token_hex(2)}"
-
-
 def check_job_name(job: str) -> str:
-    """Return `job`, which becomes a part of addresses and file names on the head.
-
-    Raises:
-        SettingsError: a name with other characters.
-    """
+    """Return `job`, which becomes a part of addresses and file names on the head, or raise SettingsError."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", job):
         raise SettingsError(f"{job!r} is not a job's name; expected letters, digits, '-', '_' and '.'")
     return job
@@ -269,7 +245,7 @@ def check_paths(settings: Mapping[str, Any], package: PackageFiles) -> list[str]
     Args:
         settings: the command's settings by name: {"data": "shards", "out": "s3://..."}.
     Returns:
-        Lines to show: absolute paths, which must be on a disk that all nodes share.
+        Lines to show about absolute paths.
     Raises:
         SettingsError: an input that is not sent, or an output in the job's temporary folder.
     """
@@ -284,28 +260,21 @@ def check_paths(settings: Mapping[str, Any], package: PackageFiles) -> list[str]
             if PurePosixPath(path).is_absolute() or path.startswith("~"):
                 absolute.append(f"{flag} {path}")
             elif name in _OUTPUTS:
-                raise SettingsError(
-                    f"{flag} {path}: a relative path is in the job's own folder on the cluster, which Ray "
-                    f"removes; give {SHARED}"
-                )
+                where = "a relative path is in the job's own folder on the cluster, which Ray removes"
+                raise SettingsError(f"{flag} {path}: {where}; give {SHARED}")
             elif package.contains(inside) or (name == "teacher" and not local.exists()):
                 continue  # sent, or a Hugging Face name
             elif not local.exists() or inside.startswith(".."):
                 raise SettingsError(f"{flag} {path}: not in {package.root}, which is sent; give {SHARED}")
             else:
-                raise SettingsError(
-                    f"{flag} {path}: is not sent, so the cluster cannot read it; give {SHARED}, or send it "
-                    f"with --include /{inside}{'/' if local.is_dir() else ''}"
-                )
+                cure = f"or send it with --include /{inside}{'/' if local.is_dir() else ''}"
+                what = "is not sent, so the cluster cannot read it"
+                raise SettingsError(f"{flag} {path}: {what}; give {SHARED}, {cure}")
     return [f"note: every node must be able to read {', '.join(absolute)} at that path"] if absolute else []
 
 
 def check_secrets(command: Sequence[str]) -> None:
-    """Refuse a password in a URL of the command.
-
-    Raises:
-        SettingsError: names the word, with the password masked.
-    """
+    """Raise SettingsError where the command has a password in a URL."""
     for word in command:
         if find_secrets(word):
             raise SettingsError(f"{mask_text(word)}: a secret in a job's command {_VISIBLE}")

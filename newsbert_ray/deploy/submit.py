@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import secrets
 import shlex
 import stat
 import tempfile
@@ -31,7 +32,6 @@ from newsbert_ray.deploy.package import (
     find_files,
     link_files,
     make_entrypoint,
-    make_job_name,
     read_entrypoint,
     runtime_environment,
 )
@@ -113,7 +113,8 @@ def submit(
     Arguments, result and errors are those of `newsbert_ray.submit`. `settings` are the command's settings by
     name ({"data": "shards"}), whose paths are checked before anything is sent.
     """
-    job = make_job_name(command[0]) if id is None else check_job_name(id)
+    unique = f"{time.strftime('%Y%m%d-%H%M')}-{secrets.token_hex(2)}"
+    job = f"newsbert-{command[0]}-{unique}" if id is None else check_job_name(id)
     check_secrets(command)
     runtime = runtime_environment(env, pip)
     token = Path(token_file).expanduser() if token_file else token_path(os.environ)
