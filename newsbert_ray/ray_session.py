@@ -304,11 +304,8 @@ def _describe(*, private: bool) -> RaySession:
 
 
 class Stopped(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM ended the work; the text says what was kept.
-
-    Attributes:
-        number: the signal's number; the exit code is 128 more.
-    """
+    """Ctrl-C or SIGTERM ended the work; the text says what was kept. `number`: the signal's number; the exit
+    code is 128 more."""
 
     def __init__(self, number: int = signal.SIGINT, text: str = "") -> None:
         super().__init__(text)
@@ -316,10 +313,8 @@ class Stopped(KeyboardInterrupt):
 
 
 class StopSignals:
-    """Receives Ctrl-C and SIGTERM while its block runs in the main thread.
-
-    A signal raises Stopped at once; in a block of `deferred` the first one only sets `number`.
-    """
+    """Receives Ctrl-C and SIGTERM while its block runs in the main thread. A signal raises Stopped at once;
+    in a block of `deferred` the first one only sets `number`."""
 
     def __init__(self, *, active: bool = True) -> None:
         """Where not `active` (a process that Ray started), signals are left as they are."""

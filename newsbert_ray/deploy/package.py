@@ -1,7 +1,5 @@
 """What a submitted job takes along: files, variables, requirements; and the checks before anything is sent.
-
-Ray packs and uploads the files. This module selects them, so that names and size are known before.
-"""
+Ray packs and uploads the files. This module selects them, so that names and size are known before."""
 
 from __future__ import annotations
 
@@ -100,10 +98,7 @@ def find_files(root: str | Path, *, include: Sequence[str] = (), exclude: Sequen
 
 def link_files(package: PackageFiles, folder: Path) -> None:
     """Fill `folder` with links to the files, for Ray to pack; without .gitignore files, which Ray would obey.
-
-    Raises:
-        PackageError: a file that cannot be read, or whose name is not Unicode.
-    """
+    Raises PackageError for a file that cannot be read, or whose name is not Unicode."""
     for file in package.files:
         try:
             file.name.encode()
@@ -184,11 +179,7 @@ _VISIBLE = "is visible to everyone who may look at the cluster; give the nodes a
 
 def runtime_environment(variables: Sequence[str], requirements: str | None) -> dict[str, Any]:
     """Ray's runtime environment without the working directory: ENVIRONMENT and the NAME=VALUE words, and what
-    pip installs on every node from the file of requirements, without Ray itself.
-
-    Raises:
-        SettingsError: a word of another form, a secret, or requirements that cannot be read.
-    """
+    pip installs on every node from the file of requirements, without Ray itself. Raises SettingsError."""
     environment = dict(ENVIRONMENT)
     for word in variables:
         name, equals, value = word.partition("=")
@@ -240,14 +231,12 @@ SHARED = "a URL such as s3://BUCKET/FOLDER, or an absolute path on a disk that a
 
 
 def check_paths(settings: Mapping[str, Any], package: PackageFiles) -> list[str]:
-    """Refuse paths that the cluster cannot read, and results that would be lost.
+    """Refuse paths that the cluster cannot read, and results that would be lost, by a SettingsError.
 
     Args:
         settings: the command's settings by name: {"data": "shards", "out": "s3://..."}.
     Returns:
         Lines to show about absolute paths.
-    Raises:
-        SettingsError: an input that is not sent, or an output in the job's temporary folder.
     """
     absolute = []
     for name in (*_INPUTS, "teacher", *_OUTPUTS):

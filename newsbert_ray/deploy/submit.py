@@ -108,11 +108,9 @@ def submit(
     wait: bool,
     settings: Mapping[str, Any],
 ) -> int:
-    """Send a verb to a Ray cluster as a job, follow its log, and return its exit code.
-
-    Arguments, result and errors are those of `newsbert_ray.submit`. `settings` are the command's settings by
-    name ({"data": "shards"}), whose paths are checked before anything is sent.
-    """
+    """Send a verb to a Ray cluster as a job, follow its log, and return its exit code; see
+    `newsbert_ray.submit`. The paths in `settings`, the command's by name, are checked before anything is
+    sent."""
     unique = f"{time.strftime('%Y%m%d-%H%M')}-{secrets.token_hex(2)}"
     job = f"newsbert-{command[0]}-{unique}" if id is None else check_job_name(id)
     check_secrets(command)
@@ -157,11 +155,7 @@ def show_log(job: str, *, address: str | None, token_file: str | None) -> int:
 
 
 def stop_job(job: str, *, address: str | None, token_file: str | None) -> int:
-    """Stop a job as Ctrl-C would, and wait until it has stopped.
-
-    Raises:
-        SubmitError: no such job, or one that does not stop.
-    """
+    """Stop a job as Ctrl-C would, and wait until it has; SubmitError where there is none, or it goes on."""
     _, client = _open_client(address, token_file)
     end = job_end(_call(job, client.get_job_info, check_job_name(job)))
     if end is not None:
@@ -426,12 +420,7 @@ def follow_log(client: Any, job: str, address: str) -> JobEnd:
     """Print the log of a job from its beginning until the job ends, and lines that explain delays.
 
     The whole log is requested each time: a stream through a proxy or a tunnel may end without an error.
-
-    Args:
-        client: a ray.job_submission.JobSubmissionClient.
-        address: the cluster's, for messages.
-    Raises:
-        SubmitError: the cluster does not know the job, or was unreachable for GIVE_UP_SECONDS.
+    Raises SubmitError where the cluster does not know the job, or was unreachable for GIVE_UP_SECONDS.
     """
     written, hint, lost = 0, PENDING_SECONDS, False
     start = answered = time.monotonic()

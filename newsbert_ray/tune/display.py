@@ -1,5 +1,4 @@
-"""What a sweep prints: a live table on a terminal, plain lines elsewhere; the lines before and after it, and
-the commands to resume and to train again. Does not import Ray."""
+"""What a sweep prints: a live table or plain lines, the lines before and after, and its commands. No Ray."""
 
 from __future__ import annotations
 
@@ -150,8 +149,8 @@ class SweepDisplay:
         return [f"ending: {reason}" if reason else self._time_left(), *self._cost()]
 
     def _remaining(self) -> tuple[float, float] | None:
-        """Seconds of trials still to run, and of the one that runs longest, at the mean of those that have
-        ended; None before any has."""
+        """Seconds still to run, and of the trial that runs longest, at the mean of ended trials; None before
+        any."""
         if not (durations := self._trials.seconds.values()):
             return None
         mean, running = statistics.fmean(durations), self._running

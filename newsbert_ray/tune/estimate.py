@@ -1,5 +1,4 @@
-"""`newsbert-ray sweep --plan`: what a sweep will take, from a few timed steps, before anything is spent; and
-how close the estimate was after the sweep."""
+"""`newsbert-ray sweep --plan`: what a sweep will take, estimated from a few timed steps."""
 
 from __future__ import annotations
 
@@ -83,10 +82,8 @@ def plan_sweep(
     concurrency: int | None = None,
     curves: str | Path | None = None,
 ) -> Estimate:
-    """Time a few steps of each group of trials, as many at once as in the sweep; print what it will take.
-
-    `newsbert_ray.preview` documents and checks the arguments.
-    """
+    """Time a few steps of each group of trials and print what the sweep will take; see
+    `newsbert_ray.preview`."""
     with open_sweep(space, changes, out=out) as opened:
         workdir, search_space, overrides = opened.workdir, opened.space, opened.changes.overrides
         recorded = None if curves is None else _recorded_curves(curves, search_space.metric)
@@ -258,11 +255,8 @@ class Estimate:
 
 
 def planned_trials(space: SearchSpace, *, overrides: Mapping[str, Any]) -> PlannedTrials:
-    """The trials of a sweep over `space`: a grid's own, or as many random ones as it asks for.
-
-    Raises:
-        SettingsError: every point is impossible.
-    """
+    """The trials of a sweep over `space`: a grid's own, or as many random ones as it asks for. Raises
+    SettingsError where every point is impossible."""
     points = list(space.grid()) if space.search.sampler == "grid" else _random_points(space)
     distinct = {point_label(point): point for point in points}
     trials: list[TrainSettings] = []
@@ -355,13 +349,8 @@ def _span(values: Sequence[float], form: str) -> str:
 
 
 def calibrate(trials: Sequence[TrainSettings], resources: Resources, *, folder: Path) -> Calibration:
-    """Time these trials, inside a Ray session, on as many workers at once as the sweep will have.
-
-    Args:
-        folder: for checkpoints, on the sweep's disk; all nodes must see it.
-    Raises:
-        ShardError, EncoderError, SettingsError, LossError: as the trials themselves would.
-    """
+    """Time these trials, inside a Ray session, on as many workers at once as the sweep will have. They raise
+    their own errors. `folder`: for checkpoints, on the sweep's disk; all nodes must see it."""
     began = time.monotonic()
     slots = range(resources.slots * resources.workers)
     remote: Any = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=0)
@@ -383,11 +372,9 @@ def _start_process() -> None:
 
 
 def time_parts(settings: TrainSettings, *, folder: Path) -> Parts:
-    """Time the parts of a trial of `settings` in this process: WARM_UP + STEPS steps of its first epoch, a
-    few evaluated batches, files written into `folder` and removed.
-
-    Of several workers the share of one is timed, without their communication.
-    """
+    """Time the parts of a trial of `settings` in this process: WARM_UP + STEPS steps, a few evaluated
+    batches, files written into `folder` and removed. Of several workers one's share, without their
+    communication."""
     if settings.workers > 1:
         share = max(settings.optimizer.accumulate, settings.batch_size // settings.workers)
         settings = settings.model_copy(update={"workers": 1, "batch_size": share})
@@ -411,11 +398,8 @@ def time_parts(settings: TrainSettings, *, folder: Path) -> Parts:
 
 
 def _time_steps(learner: Learner, schedule: TrainingSchedule, device: torch.device) -> tuple[float, float]:
-    """Seconds of a trial's first step, and of a later one with the making of its batch.
-
-    Steps differ by the length of their titles: those that are timed are spread evenly over the sizes of a
-    sample.
-    """
+    """Seconds of a trial's first step, and of a later one with the making of its batch. The timed steps are
+    spread evenly over the sizes of a sample."""
     count = min(SAMPLE, schedule.steps(0))
     began = time.perf_counter()
     sample = list(itertools.islice(read_updates(schedule), count))
@@ -431,11 +415,8 @@ def _time_steps(learner: Learner, schedule: TrainingSchedule, device: torch.devi
 
 
 def _time_evaluation(learner: Learner, schedule: TrainingSchedule, device: torch.device) -> float:
-    """Seconds to evaluate one validation row with all models that learn, from a sample spread over the split.
-
-    In recommendation and retrieval that is the encoding of the different texts of its rows, divided among the
-    rows; scoring and metrics take little in comparison.
-    """
+    """Seconds to evaluate one validation row with all models that learn, from a sample over the split. In
+    recommendation and retrieval only the encoding of the different texts counts, divided among the rows."""
     pair, world, manifest = learner.pair, World(device=device), schedule.manifest
     models = {name: model for name, model in pair.models().items() if not (pair.frozen and name == "teacher")}
     pair.eval()
@@ -484,8 +465,7 @@ def _time_files(learner: Learner, schedule: TrainingSchedule, run: Path) -> list
 
 
 def cost_group(settings: TrainSettings) -> str:
-    """Trials of one group differ in the amount of work only; other settings (beta, rates, ...) cost
-    nothing."""
+    """Trials of one group differ in the amount of work, and in settings that cost nothing."""
     flat = flatten(settings.model_dump())
     return repr([flat[name] for name in COST_SETTINGS] + [flat[name] > 0 for name in SWITCHES])
 

@@ -61,11 +61,9 @@ def node_resources() -> list[dict[str, float]]:
 
 
 class SweepParts:
-    """What runs a sweep together: budget, early stopping, display, clean-up, TensorBoard's HParams tab.
-
-    `make_config` makes the configuration of a trial's actor, and raises SettingsError for an impossible
-    combination; `check` is called often, and raises KeyboardInterrupt where the sweep has to end.
-    """
+    """What runs a sweep together. `make_config` makes the configuration of a trial's actor, and raises
+    SettingsError for an impossible combination; `check` raises KeyboardInterrupt where the sweep has to
+    end."""
 
     def __init__(
         self,
@@ -180,8 +178,8 @@ class TrialSearcher(_Stateless, Searcher):
         return None if self._trials.running else Searcher.FINISHED
 
     def retry(self, running: RunningTrial, *, machine_lost: bool) -> bool:
-        """Hand a trial out again whose process has died; False where that has happened too often. With its
-        machine lost, its death does not count."""
+        """Hand a trial out again whose process has died; False where that happened too often, machines
+        aside."""
         epoch = running.numbers.get(EPOCH, 0.0)
         if epoch > running.epoch_at_death:
             running.epoch_at_death, running.deaths = epoch, 0

@@ -47,12 +47,12 @@ class Resources:
 
     @property
     def trial_cpus(self) -> float:
-        """CPUs of one trial, all workers together."""
+        """CPUs of one trial."""
         return self.cpus * self.workers
 
     @property
     def trial_gpus(self) -> float:
-        """GPUs of one trial, all workers together."""
+        """GPUs of one trial."""
         return self.gpus * self.workers
 
     def hourly_price(self, prices: Prices) -> float:
@@ -80,12 +80,10 @@ def plan_resources(
 
     Args:
         nodes: the cluster's nodes.
-        trials: how many are to run.
-        concurrency: the most trials at once.
+        trials, concurrency: how many are to run; the most at once.
         gpus: GPUs of each worker; where there are GPUs an equal share by default, at most TRIALS_PER_GPU
             trials on each, or one GPU for each worker of a group.
-        growing: the cluster starts nodes on demand: with `concurrency`, that many trials run at once, however
-            few fit now.
+        growing: the cluster starts nodes on demand, so `concurrency` trials run at once, however few fit now.
     Raises:
         SettingsError: not even one trial would fit, and Ray would wait for ever.
     """
@@ -101,10 +99,10 @@ def plan_resources(
         raise SettingsError(f"{setting}: Ray has no GPU; use --device cpu and leave gpus out{cure}")
     share = (gpus or (1.0 if workers > 1 else 0.0)) if total else 0.0
     usable = [node for node in nodes if node.get("GPU") or not total]
-    by_gpu = [int(node.get("GPU", 0.0) / share + 1e-9) if share else math.inf for node in usable]
-    fitting = int(
-        sum(min(node.get("CPU", 0.0) // cpus, most) for node, most in zip(usable, by_gpu, strict=True))
-    )
+    fitting = 0
+    for node in usable:
+        most = int(node.get("GPU", 0.0) / share + 1e-9) if share else math.inf
+        fitting += int(min(node.get("CPU", 0.0) // cpus, most))
     if fitting < workers:
         grow = "; or let the cluster grow: set the number of trials at once with --concurrency"
         raise SettingsError(_does_not_fit(usable, cpus, share, workers, fitting) + grow * growing)
@@ -130,10 +128,8 @@ def _does_not_fit(nodes: Sequence[Node], cpus: float, gpus: float, workers: int,
 
 
 class Budget:
-    """What a sweep has spent, and whether one more trial may start.
-
-    A trial may start if it is expected, at the mean of those that have ended, to end within the limits.
-    """
+    """What a sweep has spent, and whether one more trial may start: one that is expected to end within the
+    limits, at the mean of those that have ended."""
 
     def __init__(self, trials: Trials, resources: Resources) -> None:
         self.resources = resources
@@ -149,8 +145,7 @@ class Budget:
         return self.hourly * (sum(self._trials.seconds.values()) + sum(running) + sum(more)) / 3600
 
     def refusal(self) -> str:
-        """Why no trial may start now; empty where one may. A running trial may still make room by ending
-        soon."""
+        """Why no trial may start now; empty where one may. A trial that ends soon may still make room."""
         ended, limits = self._trials.seconds.values(), self._limits
         mean = statistics.fmean(ended) if ended else 0.0
         rest = (max(0.0, mean - trial.seconds) for trial in self._trials.running.values())
@@ -180,8 +175,7 @@ class Budget:
 
 
 class Retention:
-    """Removes the files of ended trials that are no longer needed, and bounds the disk space of
-    checkpoints."""
+    """Removes files of ended trials that are no longer needed, and bounds the disk space of checkpoints."""
 
     def __init__(self, trials: Trials, resources: Resources, *, checkpoints: int) -> None:
         """`checkpoints`: how many of the newest ones a running trial keeps."""
@@ -197,13 +191,14 @@ class Retention:
         if self._trials.workdir.is_remote and spec.name in self._measured:
             return
         self._measured.add(spec.name)
-        folders, largest = Counter[str](), Counter[str]()
+        folders = Counter[str]()
         for name, size in self._trials.workdir.child(TRIALS, spec.name, CHECKPOINTS).sizes().items():
             folders[name.split("/")[0]] += size
-        for name, size in folders.items():
-            kind = name.split("-")[0]  # step-12 or best-12
-            largest[kind] = max(largest[kind], size)
-        self._largest = max(self._largest, largest.total())
+        # step-12 or best-12
+        largest = [
+            max((s for n, s in folders.items() if n.startswith(k)), default=0) for k in ("step", "best")
+        ]
+        self._largest = max(self._largest, sum(largest))
 
     def ended(self, spec: TrialSpec) -> None:
         """Remove a trial's checkpoints, once no worker writes them, and students no longer among the best."""
@@ -227,12 +222,6 @@ class Retention:
                 self._to_clear.remove(spec)
         return bool(self._to_clear) and not self._at_end_only
 
-    @property
-    def bound(self) -> int:
-        """The most bytes of checkpoints that all running trials together can have: for each its newest ones,
-        the one being written, and the best model."""
-        return self.slots * (self._checkpoints + 1) * self._largest
-
     def line(self) -> str:
         """Disk space of checkpoints and of the students that are kept."""
         students, now = Counter[str](), 0
@@ -241,10 +230,12 @@ class Retention:
             students[trial] += size if part == STUDENT else 0
             now += size if part == CHECKPOINTS else 0
         kept = [students[trial] for trial in ranked_trials(self._trials) if students[trial]]
+        # The newest checkpoints of each running trial, the one being written, and the best model.
+        bound = self.slots * (self._checkpoints + 1) * self._largest
         return (
             f"disk: {len(kept)} students kept, {format_size(sum(kept))} "
             f"(keep_students: {self._trials.space.keep_students}); checkpoints {format_size(now)} now, at "
-            f"most {format_size(self.bound)} during the sweep ({self.slots} trials at once)"
+            f"most {format_size(bound)} during the sweep ({self.slots} trials at once)"
         )
 
 
@@ -264,7 +255,7 @@ class NodeError(RuntimeError):
 
 def check_nodes(workdir: WorkDir, *, data: Sequence[str] = (), teachers: Sequence[str] = ()) -> None:
     """Raise NodeError unless every node of the cluster can write to the sweep's folder and finds shards and
-    teachers. Those in a bucket are downloaded there. Nodes that leave meanwhile are skipped."""
+    teachers, which are downloaded there from a bucket."""
     import ray
     from ray.exceptions import RayError, RayTaskError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -294,8 +285,8 @@ def check_nodes(workdir: WorkDir, *, data: Sequence[str] = (), teachers: Sequenc
 
 
 def node_fault(workdir: WorkDir, probe: Path | None, data: Sequence[str], teachers: Sequence[str]) -> str:
-    """Why this machine cannot run the sweep's trials; empty where it can. `probe`: a file in the sweep's
-    folder that the driver has written; None where the folder is in a bucket."""
+    """Why this machine cannot run the sweep's trials; empty where it can. `probe`: a file that the driver has
+    written into a folder that is not in a bucket."""
     if probe and not probe.exists():
         return _not_visible(workdir.location, "--out")
     needed = [(folder, "--data", MANIFEST) for folder in data]
@@ -309,8 +300,8 @@ def node_fault(workdir: WorkDir, probe: Path | None, data: Sequence[str], teache
 
 
 def require_seen(sweep: WorkDir | None) -> None:
-    """Raise NodeError on a machine that does not see the sweep's folder: results would be lost there. A
-    bucket, and None, are visible everywhere."""
+    """Raise NodeError on a machine that does not see the sweep's local folder: results would be lost
+    there."""
     if sweep and not sweep.is_remote and not (sweep.path / SWEEP).exists():
         raise NodeError(f"this node {_not_visible(sweep.location, '--out')}")
 

@@ -294,10 +294,7 @@ def _limit_faults(space: SearchSpace) -> Iterator[Fault]:
 
 def steer(space: SearchSpace, control: Mapping[str, Any]) -> SearchSpace:
     """`space` with other `search`, `stopping`, `limits`, `prices`, `gpus`, `keep_students`, nested or dotted.
-
-    Raises:
-        SettingsError: an unknown name, or a value out of range.
-    """
+    Raises SettingsError for an unknown name, or a value out of range."""
     current = space.model_dump(include={"search", "stopping", "limits", "prices"})
     changes = merge(control)
     if changes.get("search", {}).get("sampler") == "grid":
@@ -308,11 +305,8 @@ def steer(space: SearchSpace, control: Mapping[str, Any]) -> SearchSpace:
 
 
 def vary(space: SearchSpace, changes: Mapping[str, Sequence[Any]]) -> SearchSpace:
-    """`space` with other values for some axes, with new axes, or with other `seeds`.
-
-    Raises:
-        SettingsError: an unknown setting, or a value out of range.
-    """
+    """`space` with other values for some axes, with new axes, or with other `seeds`. Raises SettingsError for
+    an unknown setting, or a value out of range."""
     axes = {axis.name: axis for axis in space.axes}
     seeds: Sequence[Any] = space.seeds
     for name, values in changes.items():
@@ -331,11 +325,8 @@ def vary(space: SearchSpace, changes: Mapping[str, Sequence[Any]]) -> SearchSpac
 def fix(space: SearchSpace, overrides: Mapping[str, Any]) -> tuple[SearchSpace, list[str]]:
     """`space` without the axes that `overrides` fixes, and one message for each change.
 
-    An axis that varies only with certain values of a fixed axis either always varies or is dropped. Starting
-    points keep the settings that still vary.
-
-    Raises:
-        SettingsError: an override that the sweep sets itself.
+    An axis that varies only with certain values of a fixed axis either always varies or is dropped. Raises
+    SettingsError for an override that the sweep sets itself.
     """
     fixed = flatten(merge(overrides))
     if "out" in fixed:

@@ -67,13 +67,8 @@ def find_space_file(name: str | Path) -> Path:
 
 
 def read_space(path: str | Path, *, task: str | None = None) -> SearchSpace:
-    """The search space in a YAML file, with every name, type and range checked.
-
-    Args:
-        task: replaces the file's task; it decides which goals there are.
-    Raises:
-        SettingsError: any error, with file and line, and the nearest name for an unknown one.
-    """
+    """The search space in a YAML file; `task` replaces the file's. Raises SettingsError for any wrong name,
+    type or range, with file and line, and the nearest name for an unknown one."""
     text = read_yaml(find_space_file(path))
     known = sorted(SearchSpace.model_fields.keys() - {"file", "axes"} | {"space", "metric", "mode"})
     for key in text.values:
@@ -124,11 +119,7 @@ class Changes:
     @classmethod
     def of(cls, settings: Mapping[str, Any], vary: Any) -> Changes:
         """From training settings and parts of the search space, nested or dotted, and `vary` as a mapping or
-        as words NAME=VALUE,VALUE.
-
-        Raises:
-            SettingsError: a word of `vary` has another form.
-        """
+        as words NAME=VALUE,VALUE; SettingsError for another form."""
         overrides = absolute_folders(merge(settings))
         control = {name: overrides.pop(name) for name in PARTS if name in overrides}
         if url := control.get("search", {}).get("storage"):
@@ -138,11 +129,7 @@ class Changes:
 
 
 def parse_vary(text: str) -> tuple[str, list[Any]]:
-    """`student.layers=1,2,3` -> ("student.layers", [1, 2, 3]); values are read as in YAML.
-
-    Raises:
-        SettingsError: no `=`, or nothing after it.
-    """
+    """`student.layers=1,2,3` -> ("student.layers", [1, 2, 3]); values as in YAML. Raises SettingsError."""
     name, equals, values = text.partition("=")
     parts = [part.strip() for part in values.strip().removeprefix("[").removesuffix("]").split(",")]
     if not equals or not name.strip() or not all(parts):
@@ -152,10 +139,7 @@ def parse_vary(text: str) -> tuple[str, list[Any]]:
 
 def restore_changes(changes: Changes, before: Mapping[str, Any]) -> Changes:
     """The changes of a sweep that is resumed: those of `before`, its sweep.json, unless others are given.
-
-    Raises:
-        SettingsError: the storage's password is missing.
-    """
+    Raises SettingsError where the storage's password is missing."""
     if not before:
         return changes
     control = merge(before["control"], changes.control)
@@ -170,11 +154,7 @@ def restore_changes(changes: Changes, before: Mapping[str, Any]) -> Changes:
 
 
 def build_space(file: str | Path, changes: Changes) -> tuple[SearchSpace, list[str]]:
-    """The search space of a file with the changes applied and its depths known, and messages to show.
-
-    Raises:
-        SettingsError: a setting is impossible.
-    """
+    """The search space of a file with the changes applied and its depths known, and messages to show."""
     space, messages = _change(read_space(file, task=changes.overrides.get("task")), changes)
     storage = space.search.storage and absolute_storage(space.search.storage)
     search = space.search.model_copy(update={"storage": storage})
@@ -188,11 +168,8 @@ def _change(space: SearchSpace, changes: Changes) -> tuple[SearchSpace, list[str
 
 
 def check_sweep(space: str | Path, *, out: str, resume: bool = False, **settings: Any) -> dict[str, Any]:
-    """Check a sweep's arguments without its data and teacher; return the locations of these two.
-
-    Raises:
-        SettingsError: the search space, a setting or a combination of settings is wrong.
-    """
+    """Check a sweep's arguments without its data and teacher, and return the locations of these two. Raises
+    SettingsError for a wrong search space, setting or combination."""
     axes, *_ = [settings.pop(name, None) for name in ("vary", "plan", "curves", "concurrency")]
     changes = Changes.of(settings, axes)
     file = read_space(space, task=changes.overrides.get("task"))

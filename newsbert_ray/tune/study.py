@@ -1,6 +1,5 @@
-"""A sweep's points in an Optuna study, kept in a journal file or a database: optuna-dashboard can open it,
-and a resumed sweep continues from it. Knows points and their values, not seeds or trial folders; does not
-import Ray."""
+"""A sweep's points in an Optuna study, in a journal file or a database, from which a resumed sweep continues.
+Knows points and their values, not seeds or trial folders; does not import Ray."""
 
 from __future__ import annotations
 
@@ -51,11 +50,7 @@ class SweepStudy:
 
     def __init__(self, space: SearchSpace, folder: Path, identity: str = "") -> None:
         """Open or create the study of a sweep in `folder` by its unique `identity`. Points that were running,
-        or had failed, are run again.
-
-        Raises:
-            StudyError: the storage cannot be opened, or holds another sweep of this name.
-        """
+        or had failed, are run again. Raises StudyError, also where it holds another sweep of this name."""
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -99,9 +94,8 @@ class SweepStudy:
         curve: Sequence[tuple[float, float]] = (),
         stopped: bool = False,
     ) -> None:
-        """Record how a point ended: one number for each goal, the mean over the seeds, or None where it
-        failed; and with a single goal its `curve`, epoch and mean at each evaluation, whose last value is the
-        result of a point that was stopped early."""
+        """Record how a point ended: its mean for each goal, or None where it failed; and with a single goal
+        its `curve`, epoch and mean at each evaluation."""
         from optuna.trial import TrialState
 
         if stopped and results and not curve:
@@ -118,8 +112,8 @@ class SweepStudy:
                 self._study.tell(number, list(results))
 
     def _restart_points(self) -> list[tuple[int, PointValues]]:
-        """Points that were running; enqueues failed points, starting points and the points of a grid that are
-        not in the study yet."""
+        """Points that were running; enqueues failed points, starting points, and points of a grid not known
+        yet."""
         running: list[tuple[int, PointValues]] = []
         known = {point_label(self._values(t)) for t in self._trials("COMPLETE", "PRUNED", "WAITING")}
 
@@ -201,8 +195,8 @@ def _require_own_study(space: SearchSpace, study: Study, identity: str, *, start
     directions = [_DIRECTION[goal.mode] for goal in space.goals]
     foreign = identity and study.user_attrs.get(IDENTITY, "" if started else identity) != identity
     if foreign or [d.name.lower() for d in study.directions] != directions:
-        url, where, cure = space.search.storage, JOURNAL, "another --out"
-        if url is not None:
+        where, cure = JOURNAL, "another --out"
+        if url := space.search.storage:
             where = f"storage {shown_storage(url)}"
             cure = "the search space another `name:`, or another --search.storage"
         message = f"holds the study '{space.name}' of another sweep ({started} points)"
@@ -255,29 +249,23 @@ def absolute_storage(url: str) -> str:
 
 
 def open_storage(url: str | None, folder: Path) -> BaseStorage:
-    """Optuna's storage at `url`; without a URL the journal file in `folder`, repaired after a kill.
-
-    Raises:
-        StudyError: it cannot be opened, or its driver is not installed.
-    """
+    """Optuna's storage at `url`, or the journal file in `folder`, repaired after a kill. Raises StudyError
+    where it cannot be opened, or its driver is not installed."""
     from optuna.storages import JournalStorage, RDBStorage
     from optuna.storages.journal import JournalFileBackend
 
     try:
         if url is not None:
             return RDBStorage(url)
-        repair_journal(folder / JOURNAL)
-        return JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
+        # A kill during a write leaves an incomplete last line and Optuna's lock behind.
+        path = folder / JOURNAL
+        path.with_name(f"{JOURNAL}.lock").unlink(missing_ok=True)
+        if path.exists():
+            os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+        return JournalStorage(JournalFileBackend(str(path)))
     except Exception as error:
         # Database drivers raise exceptions of their own; as a cause one might show the password.
         raise _study_error(error, url, folder, cure=_USE_ANOTHER) from None
-
-
-def repair_journal(path: Path) -> None:
-    """Remove what a kill during a write leaves behind: an incomplete last line, and Optuna's lock."""
-    path.with_name(path.name + ".lock").unlink(missing_ok=True)
-    if path.exists():
-        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
 
 
 def _study_error(error: Exception, url: str | None, folder: Path, *, cure: str) -> StudyError:

@@ -1,5 +1,4 @@
-"""`newsbert-ray sweep`: opens the sweep's folder, runs its trials on Ray, and prints and reports the
-results."""
+"""`newsbert-ray sweep`: opens the sweep's folder, runs its trials on Ray, prints and reports the results."""
 
 from __future__ import annotations
 
@@ -124,10 +123,7 @@ def sweep(
     concurrency: int | None = None,
     train: Train | None = None,
 ) -> SweepResult:
-    """Run every trial of a search space, print its table, and write the report with its figures.
-
-    `newsbert_ray.sweep` documents and checks the arguments.
-    """
+    """Run every trial of a search space, print its table, and write the report; see `newsbert_ray.sweep`."""
     from rich.console import Console
 
     began, console = time.monotonic(), Console()
@@ -284,11 +280,8 @@ class _Run:
 
 @contextmanager
 def lock_folder(out: Path) -> Iterator[None]:
-    """Hold the sweep's folder for this process alone; the system releases it however the process ends.
-
-    Raises:
-        SweepError: another sweep runs in it, it holds other files, or it cannot be written.
-    """
+    """Hold the sweep's folder for this process alone. Raises SweepError where another sweep runs in it, it
+    holds other files, or it cannot be written."""
     if out.exists() and not out.is_dir():
         raise SweepError(f"{out}: is a file; give another --out")
     ours = {SWEEP, ESTIMATE, ".lock"}
@@ -310,8 +303,7 @@ def defaults_of(plan: Mapping[str, Any]) -> str:
 
 
 def make_plan(opened: OpenSweep) -> dict[str, Any]:
-    """The content of sweep.json: the search space, the changes to it, and the settings that all trials
-    share."""
+    """The content of sweep.json: the search space, its changes, and the settings that all trials share."""
     space, changes, before, workdir = opened.space, opened.changes, opened.before, opened.workdir
     control = _without_password(changes.control)
     return {
@@ -343,11 +335,7 @@ def _without_password(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_plan(out: Path) -> dict[str, Any]:
-    """sweep.json in the sweep's folder; empty where there is none.
-
-    Raises:
-        SweepError: damaged, or written by another version.
-    """
+    """sweep.json, empty where there is none; SweepError where it is damaged, or of another version."""
     path = out / SWEEP
     if not path.exists():
         return {}
@@ -429,9 +417,7 @@ def check_corpora(space: SearchSpace, first: TrainSettings) -> tuple[str, ...]:
     A teacher known only by its Hugging Face name is left to the trials, because it may have to be downloaded.
 
     Raises:
-        ShardError: no shards there.
-        EncoderError, TokenizerError: no such teacher, or its tokeniser did not make the shards.
-        StorageError: a folder in a bucket cannot be read.
+        ShardError, EncoderError, TokenizerError, StorageError: nothing there, or another tokeniser.
     """
     from newsbert_ray.data.shards import read_manifest
 

@@ -74,10 +74,7 @@ def trial_settings(
     space: SearchSpace, point: PointValues, *, seed: int, out: str | Path, overrides: Mapping[str, Any]
 ) -> TrainSettings:
     """Settings of one trial: the space's own, then `overrides`, the point, the seed and the trial's folder.
-
-    Raises:
-        SettingsError: the combination is impossible.
-    """
+    Raises SettingsError for an impossible combination."""
     # A worker that Ray starts has another working directory, so folders must be absolute.
     own = {"seed": seed, "out": absolute(out)}
     values = absolute_folders(merge(_TRIAL_DEFAULTS, space.settings, overrides, point, own))
@@ -87,11 +84,8 @@ def trial_settings(
 
 
 def check_space(space: SearchSpace, *, out: str | Path, overrides: Mapping[str, Any]) -> TrainSettings:
-    """Build the settings of every grid point, or of each axis's values in turn; return the first ones.
-
-    Raises:
-        SettingsError: the first impossible combination, or nothing to run.
-    """
+    """Build the settings of every grid point, or of each axis's values in turn; return the first ones. Raises
+    SettingsError for an impossible combination, or nothing to run."""
     for _, message in faults(space):
         raise SettingsError(message)
     points = list(space.grid() if space.search.sampler == "grid" else _sample_points(space))
@@ -117,11 +111,8 @@ def _sample_points(space: SearchSpace) -> Iterator[PointValues]:
 
 
 def resolve_depths(space: SearchSpace, overrides: Mapping[str, Any]) -> SearchSpace:
-    """`space` with values for `choice: divisors`: the depths below the teacher's that divide it.
-
-    Raises:
-        SettingsError: the teacher's depth is unknown, or varies; or a depth that is named does not divide it.
-    """
+    """`space` with values for `choice: divisors`: the depths below the teacher's that divide it. Raises
+    SettingsError where the teacher's depth is unknown or varies, or a named depth does not divide it."""
     axis = next((axis for axis in space.axes if axis.divisors and axis.values is None), None)
     if axis is None:
         return space
@@ -148,8 +139,8 @@ def resolve_depths(space: SearchSpace, overrides: Mapping[str, Any]) -> SearchSp
 
 
 def check_depth(settings: TrainSettings) -> None:
-    """Raise SettingsError where the student's layers do not divide the teacher's, or a student that trains
-    alone has more layers than its encoder. Depths that are not known here are left to the trial."""
+    """Raise SettingsError where the student's layers do not divide the teacher's, or a student alone has more
+    than its encoder. Depths that are not known here are left to the trial."""
     if settings.before.method != "none":
         from newsbert_ray.training.run import before_settings
 
@@ -172,10 +163,8 @@ def teacher_depth(settings: TrainSettings) -> int | None:
     SettingsError where more layers are requested than there are."""
     wanted, layers = settings.model.teacher_layers, _encoder_depth(settings)
     if layers is not None and wanted is not None and wanted > layers:
-        cure = f"give --model.teacher_layers {layers} or fewer"
-        raise SettingsError(
-            f"model.teacher_layers = {wanted}: {settings.teacher} has {layers} layers; {cure}"
-        )
+        what = f"{settings.teacher} has {layers} layers; give --model.teacher_layers {layers} or fewer"
+        raise SettingsError(f"model.teacher_layers = {wanted}: {what}")
     return layers if wanted is None else wanted
 
 
@@ -218,7 +207,6 @@ class TrialConfig:
     """What a trial's actor receives."""
 
     settings: TrainSettings
-    """Settings of the run, its seed and its folder among them."""
     metrics: tuple[str, ...]
     """The goals' metrics; the trial reports one number for each."""
     failures: WorkDir
@@ -239,8 +227,8 @@ def run_trial(config: Mapping[str, TrialConfig], *, train: Train | None = None) 
     """Run one trial by `train` or the real training, and report to Tune.
 
     Every evaluation is reported with dotted names (`validation.student.accuracy`, `epoch`, `step`); the last
-    report holds `values`, the record's number for each goal, or `failure`, the reason for having none. Tune
-    stops a trial by raising SystemExit from a report, after the trial has written its checkpoint.
+    report holds `values`, one for each goal, or `failure`, the reason for having none. Tune stops a trial by
+    raising SystemExit from a report, after the trial has written its checkpoint.
     """
     from ray import tune
 
@@ -254,7 +242,7 @@ def run_trial(config: Mapping[str, TrialConfig], *, train: Train | None = None) 
     try:
         require_seen(trial.sweep)
         work = train or _real_train(trial)
-        record = work(settings, report=lambda entry: tune.report(numbers_of(entry)), quiet=True)
+        record = work(settings, report=lambda entry: tune.report(_numbers(entry)), quiet=True)
         values = [metric_value(record, metric) for metric in trial.metrics]
         workdir.discard()
     except PreemptedError:
@@ -273,13 +261,9 @@ def run_trial(config: Mapping[str, TrialConfig], *, train: Train | None = None) 
                 (trial.failures.path / note).unlink(missing_ok=True)
         tune.report({"values": values})
     finally:
-        release_memory()
-
-
-def release_memory() -> None:
-    """Return freed pages to the system. Every trial is a new thread of its actor, and glibc would keep what
-    each of them has freed: gigabytes after some trials of different lengths."""
-    getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)(0)
+        # Every trial is a new thread of its actor, and glibc would keep what each of them has freed:
+        # gigabytes after some trials of different lengths.
+        getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)(0)
 
 
 def _real_train(trial: TrialConfig) -> Train:
@@ -291,7 +275,7 @@ def _real_train(trial: TrialConfig) -> Train:
     return partial(train, gpus=gpus, teachers=parent / TEACHERS, parent=trial.tracked)
 
 
-def numbers_of(entry: Mapping[str, Any]) -> dict[str, float]:
+def _numbers(entry: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of an evaluation, by dotted name."""
     return {name: v for name, v in flatten(entry).items() if type(v) in (int, float)}
 

@@ -65,7 +65,7 @@ class TrialSpec:
 
     @property
     def has_ended(self) -> bool:
-        """Whether a record or an early end is in its folder."""
+        """Whether it left a record or an early end."""
         return (self.out / RECORD).exists() or (self.out / STOPPED).exists()
 
 
@@ -93,11 +93,8 @@ class RunningTrial:
 
 
 def metric_value(record: RunRecord, metric: str) -> float:
-    """The number called `metric` (`validation.student.accuracy`) in a record's metrics.
-
-    Raises:
-        RecordError: it is missing, or not a finite number.
-    """
+    """The number called `metric` (`validation.student.accuracy`) in a record's metrics. Raises RecordError
+    where it is missing, or not a finite number."""
     value = number_at(record.metrics, metric)
     if value is None:
         raise RecordError(f"the trial's record has no finite number {metric}")
@@ -117,8 +114,7 @@ def read_curves(sweep: Path, metric: str) -> dict[str, Curve]:
 
 
 class Trials:
-    """Every trial of a sweep. Each is handed out at most once; a record or an early end in its folder
-    counts."""
+    """Every trial of a sweep, handed out at most once; a record or an early end in its folder counts."""
 
     def __init__(self, space: SearchSpace, study: SweepStudy, workdir: WorkDir) -> None:
         """`workdir`: the sweep's folder."""
@@ -203,9 +199,6 @@ class Trials:
     def stop(self, spec: TrialSpec, stop: EarlyStop) -> None:
         """A trial was stopped early. The point's seeds that have not started are skipped."""
         self._download(spec, failed=False)
-        self._stop(spec, stop)
-
-    def _stop(self, spec: TrialSpec, stop: EarlyStop) -> None:
         skipped = [o for o in self._queue if o.label == spec.label and o != spec and not o.has_ended]
         self._queue = [other for other in self._queue if other not in skipped]
         self.ended |= {other.name: other.trial("skipped") for other in skipped}
@@ -243,10 +236,8 @@ class Trials:
                 self._queue.append(spec)
 
     def _collect_ended(self) -> None:
-        """Record trials at the head of the queue that have left a record or an early end.
-
-        A trial whose record is damaged, or has no such metric, is run again; the record is renamed.
-        """
+        """Record trials at the head of the queue that have left a record or an early end. A trial whose
+        record is damaged, or has no such metric, is run again; the record is renamed."""
         while self._queue:
             spec = self._queue[0]
             if (spec.out / RECORD).exists():
@@ -260,7 +251,7 @@ class Trials:
                 self._end(spec, spec.trial("finished", values=values, seconds=record.seconds.get("total")))
             elif (stop := read_stop(spec.out)) is not None:
                 self._queue.pop(0)
-                self._stop(spec, stop)
+                self.stop(spec, stop)
             else:
                 return
             self.resumed += 1
@@ -302,10 +293,8 @@ class _NamedTrial(NamedTuple):
 
 
 class EarlyStopping:
-    """Decides which trials of a sweep end early. Keeps the rungs of all trials it has seen, by name.
-
-    A trial is never stopped at its last epoch: that is already paid for.
-    """
+    """Decides which trials end early, by the rungs of all trials it has seen. A trial is never stopped at its
+    last epoch: that is already paid for."""
 
     def __init__(self, space: SearchSpace, *, epochs: int) -> None:
         """Decide by the first goal of `space`; `epochs`: the most that a trial may have."""
@@ -317,12 +306,7 @@ class EarlyStopping:
         self._controller: Any = SimpleNamespace(get_live_trials=list)
 
     def should_stop(self, name: str, result: Mapping[str, Any], *, epochs: int) -> bool:
-        """Whether the trial `name` ends with this evaluation.
-
-        Args:
-            result: holds `epoch` (epochs done) and the metric, at least.
-            epochs: how many the trial has in all.
-        """
+        """Whether the trial `name`, of so many `epochs`, ends with this evaluation."""
         if self._scheduler is None or EPOCH not in result or self._metric not in result:
             return False
         if name not in self._trials:
@@ -356,8 +340,7 @@ def _ray_scheduler(space: SearchSpace, *, epochs: int) -> TrialScheduler | None:
 
 
 class Saving(NamedTuple):
-    """What remains with early stopping: the share of all epochs, the share of trials that reach their end,
-    and what the estimate is based on."""
+    """What remains with early stopping: the shares of epochs and of trials that reach their end; and why."""
 
     epochs: float
     finished: float
@@ -367,10 +350,10 @@ class Saving(NamedTuple):
 def estimate_saving(
     space: SearchSpace, epochs: Sequence[int], *, slots: int, curves: Sequence[Curve] | None = None
 ) -> Saving:
-    """What the space's early stopping leaves of trials of so many `epochs`: the mean over SIMULATIONS orders.
+    """What early stopping leaves of trials of so many `epochs`: the mean over SIMULATIONS random orders.
 
     Recorded curves are assigned at random; one that is too short keeps its last value. Without any, every
-    trial keeps its rank from the first epoch to the last, and all orders of the ranks are equally likely.
+    trial keeps its rank from the first epoch to the last.
     """
     generator = random.Random(space.search.seed)
     spent, finished = 0, 0
@@ -401,8 +384,8 @@ def estimate_saving(
 def _simulate(
     space: SearchSpace, trials: Sequence[Sequence[float]], *, slots: int
 ) -> Iterator[tuple[int, bool]]:
-    """Epochs of each trial, and whether it reached its end, from its metric at each epoch; `slots` trials at
-    once advance epoch by epoch."""
+    """Epochs of each trial, and whether it reached its end, from its metric at each epoch, `slots` at
+    once."""
     early = EarlyStopping(space, epochs=max(map(len, trials)))
     waiting, running = list(range(len(trials))), dict[int, int]()
     while waiting or running:
