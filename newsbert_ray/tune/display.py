@@ -23,13 +23,11 @@ from newsbert_ray.reporting.sweep_data import FAILURES, TRIALS, Point, Trial, pa
 from newsbert_ray.settings import flatten
 from newsbert_ray.storage.workdir import WorkDir
 from newsbert_ray.tune.space import SearchSpace, absolute_folders
-from newsbert_ray.tune.study import JOURNAL, shown_storage
-from newsbert_ray.tune.trials import EPOCH
+from newsbert_ray.tune.study import EPOCH, JOURNAL, shown_storage
 
 if TYPE_CHECKING:
-    from newsbert_ray.tune.resources import Budget, Resources, Retention
     from newsbert_ray.tune.sweep import SweepResult
-    from newsbert_ray.tune.trials import RunningTrial, Trials, TrialSpec
+    from newsbert_ray.tune.trials import Budget, Resources, Retention, RunningTrial, Trials, TrialSpec
 
 LINE_SECONDS = 30.0
 """Least time between two status lines, where the output is not a terminal."""

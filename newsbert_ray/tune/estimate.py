@@ -43,13 +43,12 @@ from newsbert_ray.training.run import all_prerequisites, pick_device
 from newsbert_ray.training.step import Learner, train_step
 from newsbert_ray.training.worker import build_worker_learner
 from newsbert_ray.tune.ray_tune import node_resources
-from newsbert_ray.tune.resources import Resources, plan_resources
 from newsbert_ray.tune.space import PointValues, SearchSpace
 from newsbert_ray.tune.space_file import Changes
-from newsbert_ray.tune.study import SweepStudy
+from newsbert_ray.tune.study import Curve, Saving, SweepStudy, estimate_saving
 from newsbert_ray.tune.sweep import ESTIMATE, estimate_subject, open_sweep
 from newsbert_ray.tune.trial import teacher_depth, trial_schedule, trial_settings
-from newsbert_ray.tune.trials import Curve, Saving, estimate_saving, read_curves
+from newsbert_ray.tune.trials import Resources, plan_resources, read_curves
 
 BETWEEN_SECONDS = 0.1
 """Between the end of a trial and the start of the next one in its slot; spent in Ray Tune."""

@@ -29,9 +29,17 @@ from newsbert_ray.reporting.sweep_page import HParams
 from newsbert_ray.telemetry import STATES, Event, EventLog, SweepMeters
 from newsbert_ray.training.loop import PreemptedError
 from newsbert_ray.tune.display import SweepDisplay
-from newsbert_ray.tune.resources import Budget, Resources, Retention
+from newsbert_ray.tune.study import EPOCH, EarlyStopping
 from newsbert_ray.tune.trial import CONFIG, Train, TrialConfig, run_trial, trial_epochs
-from newsbert_ray.tune.trials import EPOCH, EarlyStopping, RunningTrial, Trials, TrialSpec, read_curves
+from newsbert_ray.tune.trials import (
+    Budget,
+    Resources,
+    Retention,
+    RunningTrial,
+    Trials,
+    TrialSpec,
+    read_curves,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -1,14 +1,16 @@
-"""A sweep's points in an Optuna study, in a journal file or a database, from which a resumed sweep continues.
-Knows points and their values, not seeds or trial folders; does not import Ray."""
+"""A sweep's points in an Optuna study, in a journal file or a database, from which a resumed sweep continues;
+and which of its trials end early, by Ray's schedulers. Knows no seeds and no trial folders."""
 
 from __future__ import annotations
 
 import itertools
 import os
+import random
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 from urllib.parse import unquote
 
@@ -22,8 +24,15 @@ if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
     from optuna.storages import BaseStorage
     from optuna.trial import FrozenTrial, Trial
+    from ray.tune.schedulers import TrialScheduler
 
 JOURNAL = "optuna.journal"
+EPOCH = "epoch"
+SIMULATIONS = 20
+"""Random orders of the trials over which a saving is averaged."""
+
+Curve = list[tuple[float, float]]
+"""(epochs done, the first goal's metric) at each evaluation, in order."""
 IDENTITY = "newsbert_ray_sweep"
 """Attribute of the study that names the sweep it belongs to."""
 
@@ -286,3 +295,117 @@ def _study_error(error: Exception, url: str | None, folder: Path, *, cure: str) 
         what, reason = "damaged", f"{type(error).__name__}: {reason}"
         cure = "move it away and continue with --resume: the results in the trials' folders count"
     return StudyError(f"{where}: {what} ({reason}); {cure}")
+
+
+class _NamedTrial(NamedTuple):
+    """A trial as far as Ray's schedulers use it."""
+
+    trial_id: str
+
+
+class EarlyStopping:
+    """Decides which trials end early, by the rungs of all trials it has seen. A trial is never stopped at its
+    last epoch: that is already paid for."""
+
+    def __init__(self, space: SearchSpace, *, epochs: int) -> None:
+        """Decide by the first goal of `space`; `epochs`: the most that a trial may have."""
+        self.reason = space.scheduler
+        self._metric = space.metric
+        self._scheduler = _ray_scheduler(space, epochs=epochs)
+        self._trials: dict[str, Any] = {}
+        # The median rule asks for waiting trials, in order to pause one; our trials are never paused.
+        self._controller: Any = SimpleNamespace(get_live_trials=list)
+
+    def should_stop(self, name: str, result: Mapping[str, Any], *, epochs: int) -> bool:
+        """Whether the trial `name`, of so many `epochs`, ends with this evaluation."""
+        if self._scheduler is None or EPOCH not in result or self._metric not in result:
+            return False
+        if name not in self._trials:
+            self._trials[name] = _NamedTrial(name)
+            self._scheduler.on_trial_add(self._controller, self._trials[name])
+        decision = self._scheduler.on_trial_result(self._controller, self._trials[name], dict(result))
+        return decision == "STOP" and result[EPOCH] < epochs
+
+    def load_curve(self, name: str, curve: Iterable[tuple[float, float]]) -> None:
+        """Take in what a trial had reported before a resume: (epoch, metric) in order."""
+        for epoch, value in curve:
+            self.should_stop(name, {EPOCH: epoch, self._metric: value}, epochs=0)
+
+
+def _ray_scheduler(space: SearchSpace, *, epochs: int) -> TrialScheduler | None:
+    if space.scheduler == "none":
+        return None
+    from ray.tune.schedulers import AsyncHyperBandScheduler, MedianStoppingRule
+
+    options: dict[str, Any] = {"time_attr": EPOCH, "metric": space.metric, "mode": space.goals[0].mode}
+    grace = min(space.stopping.grace, epochs)
+    if space.scheduler == "median":
+        return MedianStoppingRule(**options, grace_period=grace)
+    return AsyncHyperBandScheduler(
+        **options,
+        grace_period=grace,
+        max_t=max(epochs, grace),
+        reduction_factor=space.stopping.factor,
+        stop_last_trials=False,
+    )
+
+
+class Saving(NamedTuple):
+    """What remains with early stopping: the shares of epochs and of trials that reach their end; and why."""
+
+    epochs: float
+    finished: float
+    source: str
+
+
+def estimate_saving(
+    space: SearchSpace, epochs: Sequence[int], *, slots: int, curves: Sequence[Curve] | None = None
+) -> Saving:
+    """What early stopping leaves of trials of so many `epochs`: the mean over SIMULATIONS random orders.
+
+    Recorded curves are assigned at random; one that is too short keeps its last value. Without any, every
+    trial keeps its rank from the first epoch to the last.
+    """
+    generator = random.Random(space.search.seed)
+    spent, finished = 0, 0
+    for _ in range(SIMULATIONS):
+        if not curves:
+            drawn: Sequence[Curve] = [[(1.0, generator.random())] for _ in epochs]
+        elif len(curves) >= len(epochs):
+            drawn = generator.sample(curves, len(epochs))
+        else:
+            drawn = generator.choices(curves, k=len(epochs))
+        # At each epoch the last value by its end; before the first evaluation, that one's value.
+        trials = [
+            [
+                ([curve[0][1]] + [value for at, value in curve if at <= epoch])[-1]
+                for epoch in range(1, last + 1)
+            ]
+            for last, curve in zip(epochs, drawn, strict=True)
+        ]
+        for trial_epochs, is_finished in _simulate(space, trials, slots=slots):
+            spent += trial_epochs
+            finished += is_finished
+    source = "assuming that trials keep their rank from the first epoch to the last"
+    if curves:
+        source = f"simulated on {len(curves)} recorded curves in random order"
+    return Saving(spent / (SIMULATIONS * sum(epochs)), finished / (SIMULATIONS * len(epochs)), source)
+
+
+def _simulate(
+    space: SearchSpace, trials: Sequence[Sequence[float]], *, slots: int
+) -> Iterator[tuple[int, bool]]:
+    """Epochs of each trial, and whether it reached its end, from its metric at each epoch, `slots` at
+    once."""
+    early = EarlyStopping(space, epochs=max(map(len, trials)))
+    waiting, running = list(range(len(trials))), dict[int, int]()
+    while waiting or running:
+        while waiting and len(running) < slots:
+            running[waiting.pop(0)] = 0
+        for number, epoch in [(number, done + 1) for number, done in running.items()]:
+            running[number], values = epoch, trials[number]
+            result = {EPOCH: float(epoch), space.metric: values[epoch - 1]}
+            stopped = early.should_stop(str(number), result, epochs=len(values))
+            if stopped or epoch == len(values):
+                del running[number]
+                yield epoch, not stopped

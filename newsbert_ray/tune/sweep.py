@@ -24,12 +24,11 @@ from newsbert_ray.telemetry import EVENTS, EventLog
 from newsbert_ray.trackers import TrackedRun, require_tracker, tracked
 from newsbert_ray.tune import display
 from newsbert_ray.tune.display import say
-from newsbert_ray.tune.resources import Resources, Retention, check_nodes, plan_resources
 from newsbert_ray.tune.space import SearchSpace
 from newsbert_ray.tune.space_file import Changes, build_space, restore_changes
 from newsbert_ray.tune.study import JOURNAL, SweepStudy, shown_storage
-from newsbert_ray.tune.trial import TrialConfig, check_space, trial_settings
-from newsbert_ray.tune.trials import Trials, TrialSpec
+from newsbert_ray.tune.trial import TrialConfig, check_nodes, check_space, trial_settings
+from newsbert_ray.tune.trials import Resources, Retention, Trials, TrialSpec, plan_resources
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -1,4 +1,5 @@
-"""One trial of a sweep: its settings, from the search space and a point; and running it inside a Tune actor.
+"""One trial of a sweep: its settings, from the search space and a point; running it inside a Tune actor; and
+whether a machine can read and write what it needs.
 
 An exception in a trial becomes a reported failure, so that the actor lives on and serves the next trial. Only
 a process that dies is seen by Tune, which starts the trial again from the trial's own checkpoints.
@@ -8,9 +9,10 @@ from __future__ import annotations
 
 import ctypes
 import json
+import secrets
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -18,14 +20,14 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Protocol
 
 from newsbert_ray.config import SCRATCH, SettingsError, TrainSettings, build_settings, merge
+from newsbert_ray.data.shards import MANIFEST
 from newsbert_ray.files import first_line, is_locked
 from newsbert_ray.record import TEACHERS, RunRecord
-from newsbert_ray.reporting.sweep_data import point_label
+from newsbert_ray.reporting.sweep_data import SWEEP, point_label
 from newsbert_ray.settings import flatten
 from newsbert_ray.storage.bucket import StorageError
 from newsbert_ray.storage.workdir import WorkDir, absolute, fetch
 from newsbert_ray.trackers import TrackedRun
-from newsbert_ray.tune.resources import require_seen
 from newsbert_ray.tune.space import (
     PointValues,
     SearchSpace,
@@ -285,3 +287,65 @@ def _wait_for_lock(folder: Path) -> None:
     end = time.monotonic() + LOCK_SECONDS
     while is_locked(folder / ".lock") and time.monotonic() < end:
         time.sleep(0.2)
+
+
+class NodeError(RuntimeError):
+    """A machine that cannot read or write what a trial needs; the text names both, and the cure."""
+
+
+def check_nodes(workdir: WorkDir, *, data: Sequence[str] = (), teachers: Sequence[str] = ()) -> None:
+    """Raise NodeError unless every node of the cluster can write to the sweep's folder and finds shards and
+    teachers, which are downloaded there from a bucket."""
+    import ray
+    from ray.exceptions import RayError, RayTaskError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    probe = None
+    if not workdir.is_remote:
+        probe = workdir.path.absolute() / f".probe-{secrets.token_hex(8)}"
+        probe.touch()
+    task: Any = ray.remote(num_cpus=0, max_retries=0)(node_fault)
+    try:
+        nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+        pins = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
+        needed = (workdir.absolute(), probe, list(data), list(teachers))
+        answers = [task.options(scheduling_strategy=pin).remote(*needed) for pin in pins]
+        for node, answer in zip(nodes, answers, strict=True):
+            try:
+                fault = ray.get(answer)
+            except RayTaskError:
+                raise
+            except RayError:
+                continue  # the node has left
+            if fault:
+                raise NodeError(f"node {node['NodeManagerAddress']} ({node['NodeID'][:12]}): {fault}")
+    finally:
+        if probe:
+            probe.unlink(missing_ok=True)
+
+
+def node_fault(workdir: WorkDir, probe: Path | None, data: Sequence[str], teachers: Sequence[str]) -> str:
+    """Why this machine cannot run the sweep's trials; empty where it can. `probe`: a file that the driver has
+    written into a folder that is not in a bucket."""
+    if probe and not probe.exists():
+        return _not_visible(workdir.location, "--out")
+    needed = [(folder, "--data", MANIFEST) for folder in data]
+    needed += [(folder, "--teacher", "") for folder in teachers]
+    try:
+        workdir.check_writable()
+        lacking = ((name, flag) for name, flag, file in needed if not (fetch(name) / file).exists())
+        return next((_not_visible(folder, flag) for folder, flag in lacking), "")
+    except StorageError as error:
+        return str(error)
+
+
+def require_seen(sweep: WorkDir | None) -> None:
+    """Raise NodeError on a machine that does not see the sweep's local folder: results would be lost
+    there."""
+    if sweep and not sweep.is_remote and not (sweep.path / SWEEP).exists():
+        raise NodeError(f"this node {_not_visible(sweep.location, '--out')}")
+
+
+def _not_visible(location: str, flag: str) -> str:
+    cure = "a folder that all nodes share, or a URL such as s3://bucket/folder"
+    return f"does not see {location}: give as {flag} {cure}"

@@ -20,8 +20,8 @@ from newsbert_ray.reporting.sweep_data import SWEEP, TRIALS, Axis, point_label, 
 from newsbert_ray.settings import flatten
 from newsbert_ray.storage.workdir import WorkDir
 from newsbert_ray.tune.space import PointValues, Search, SearchSpace, Stopping
-from newsbert_ray.tune.study import SweepStudy
-from newsbert_ray.tune.trials import EPOCH, Curve, EarlyStopping, Trials, TrialSpec, metric_value
+from newsbert_ray.tune.study import EPOCH, Curve, EarlyStopping, SweepStudy
+from newsbert_ray.tune.trials import Trials, TrialSpec, metric_value
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,9 @@ from newsbert_ray.reporting.sweep_data import Trial
 from newsbert_ray.storage.workdir import WorkDir
 from newsbert_ray.tune import display
 from newsbert_ray.tune.display import SweepDisplay
-from newsbert_ray.tune.resources import Budget, Resources
 from newsbert_ray.tune.space_file import read_space
 from newsbert_ray.tune.study import SweepStudy
-from newsbert_ray.tune.trials import RunningTrial, Trials, TrialSpec
+from newsbert_ray.tune.trials import Budget, Resources, RunningTrial, Trials, TrialSpec
 
 WriteSpace = Callable[..., Path]
 MakeTrials = Callable[..., Trials]

@@ -28,10 +28,10 @@ from newsbert_ray.tune.estimate import (
     time_parts,
     wall_seconds,
 )
-from newsbert_ray.tune.resources import Resources
 from newsbert_ray.tune.space import SearchSpace
 from newsbert_ray.tune.space_file import read_space
 from newsbert_ray.tune.sweep import ESTIMATE, SweepError, compare_with_estimate, estimate_subject
+from newsbert_ray.tune.trials import Resources
 from tests.conftest import MakeSettings
 
 PARTS = Parts(cold=4.0, start=0.5, step=0.1, row=0.001, checkpoint=0.2, best=0.05, end=0.3)

@@ -32,11 +32,10 @@ from newsbert_ray.tune.ray_tune import (
     release_groups,
     wait_for_groups,
 )
-from newsbert_ray.tune.resources import Budget, Resources, Retention
 from newsbert_ray.tune.space_file import read_space
 from newsbert_ray.tune.study import SweepStudy
 from newsbert_ray.tune.trial import CONFIG, TrialConfig, trial_settings
-from newsbert_ray.tune.trials import Trials, TrialSpec
+from newsbert_ray.tune.trials import Budget, Resources, Retention, Trials, TrialSpec
 
 WriteSpace = Callable[..., Path]
 MakeSearcher = Callable[..., tuple[TrialSearcher, list[str]]]

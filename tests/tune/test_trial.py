@@ -9,9 +9,18 @@ import pytest
 from ray import tune
 
 from newsbert_ray.config import TrainSettings, build_settings
+from newsbert_ray.ray_session import RaySession
 from newsbert_ray.storage import workdir as storage
 from newsbert_ray.storage.workdir import WorkDir
-from newsbert_ray.tune.trial import CONFIG, TrialConfig, run_trial
+from newsbert_ray.tune.trial import (
+    CONFIG,
+    NodeError,
+    TrialConfig,
+    check_nodes,
+    node_fault,
+    require_seen,
+    run_trial,
+)
 
 
 @pytest.fixture
@@ -59,3 +68,36 @@ def test_a_full_disk_is_the_trials_reason_and_no_more(
     monkeypatch.setattr(storage, "write_text", full)
     run_trial(config, train=make_train(fails={"epochs": 2}))
     assert reports[-1] == {"failure": "ValueError: the loss is not a number"}
+
+
+def test_a_machine_says_what_it_cannot_read(shards: Path, tmp_path: Path) -> None:
+    """A trial on a machine without the shared disk leaves its results where nobody finds them."""
+    (tmp_path / "probe").touch()
+    seen, out = tmp_path / "probe", WorkDir.at(tmp_path)
+    assert node_fault(out, seen, [str(shards)], [str(tmp_path)]) == ""
+    assert "does not see" in node_fault(out, tmp_path / "gone", [], [])
+    assert "nowhere: give as --data a folder that all nodes share" in node_fault(out, seen, ["nowhere"], [])
+    assert "nowhere: give as --teacher" in node_fault(out, seen, [], ["nowhere"])
+    assert "cannot be written" in node_fault(WorkDir("/proc/here"), seen, [], [])
+
+
+def test_a_machine_that_joins_later_is_checked_too(tmp_path: Path) -> None:
+    """The cluster grows during the sweep, and the new machine does not see the folder."""
+    require_seen(None)
+    require_seen(WorkDir("s3://shelf/sweep"))
+    with pytest.raises(
+        NodeError, match=r"this node does not see .*give as --out a folder that all nodes share"
+    ):
+        require_seen(WorkDir.at(tmp_path))
+    (tmp_path / "sweep.json").touch()
+    require_seen(WorkDir.at(tmp_path))
+
+
+@pytest.mark.ray
+def test_every_machine_is_checked(ray: RaySession, shards: Path, tmp_path: Path) -> None:
+    """The driver's machine sees everything; the others may not."""
+    check_nodes(WorkDir.at(tmp_path), data=[str(shards)])
+    assert not list(tmp_path.glob(".probe*"))
+    with pytest.raises(NodeError, match=r"node 127\.0\.0\.1 \(\w+\): does not see .*nowhere"):
+        check_nodes(WorkDir.at(tmp_path), data=[str(tmp_path / "nowhere")])
+    assert not list(tmp_path.glob(".probe*"))

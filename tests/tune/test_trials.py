@@ -10,20 +10,19 @@ from typing import Any
 
 import pytest
 
-from newsbert_ray.config import TrainSettings, build_settings
-from newsbert_ray.files import write_text
+from newsbert_ray.config import SettingsError, TrainSettings, build_settings
 from newsbert_ray.record import METRICS, RECORD, EarlyStop, RecordError, RunRecord, write_stop
-from newsbert_ray.reporting.sweep_data import Axis, Point, undominated
+from newsbert_ray.reporting.sweep_data import Point, undominated
 from newsbert_ray.storage.workdir import WorkDir
-from newsbert_ray.tune.space import Search, SearchSpace, Stopping
 from newsbert_ray.tune.space_file import read_space
 from newsbert_ray.tune.study import SweepStudy
 from newsbert_ray.tune.trials import (
-    EarlyStopping,
+    Resources,
+    Retention,
     Trials,
     TrialSpec,
-    estimate_saving,
     metric_value,
+    plan_resources,
     read_curves,
 )
 
@@ -271,145 +270,121 @@ def test_the_pareto_front_holds_what_nothing_dominates() -> None:
     assert undominated([(1.0, 5.0), (2.0, 4.0), (0.5, 4.5), (2.0, 3.0), (1.0, 5.0)]) == [0, 1, 4]
 
 
-METRIC = "validation.student.accuracy"
-
-
-@pytest.fixture
-def make_space(write_space: WriteSpace) -> Callable[[str], SearchSpace]:
-    """A space of twelve points over beta with the given `stopping:`."""
-
-    def make(stopping: str) -> SearchSpace:
-        text = (
-            "name: early\nsettings: {data: nowhere, teacher: scratch, epochs: 9}\n"
-            "space:\n  distill.beta: {float: [0.0, 0.3]}\n"
-            f"search: {{trials: 12}}\nstopping: {stopping}\n"
-        )
-        return read_space(write_space(text))
-
-    return make
-
-
-def ends(early: EarlyStopping, values: list[float], *, epochs: int = 9) -> list[int]:
-    """At which epoch each of several trials ends, one after the other; each has its value at every epoch."""
-    return [
-        next(
-            (
-                epoch
-                for epoch in range(1, epochs + 1)
-                if early.should_stop(str(number), {"epoch": float(epoch), METRIC: value}, epochs=epochs)
-            ),
-            epochs,
-        )
-        for number, value in enumerate(values)
-    ]
-
-
-def test_asha_continues_one_trial_in_three(make_space: Callable[[str], SearchSpace]) -> None:
-    """Every trial is trained to its end, or a good one is stopped.
-
-    By hand, rungs at 1, 3 and 9: a trial continues where it is not below the upper third (numpy's linear
-    percentile 66.7) of those that have reached the rung before it.
-    """
-    early = EarlyStopping(make_space("{scheduler: asha, grace: 1, factor: 3}"), epochs=9)
-    assert ends(early, [0.5, 0.4, 0.6, 0.55, 0.7, 0.1]) == [9, 1, 9, 3, 9, 1]
-
-
-def test_the_last_epoch_is_never_an_early_end(make_space: Callable[[str], SearchSpace]) -> None:
-    """A trial that is paid for ends without a record because its last rung is not its best."""
-    early = EarlyStopping(make_space("{scheduler: asha, grace: 1, factor: 3}"), epochs=1)
-    assert not any(
-        early.should_stop(str(n), {"epoch": 1.0, METRIC: value}, epochs=1)
-        for n, value in enumerate([0.9, 0.1])
-    )
-
-
-@pytest.mark.parametrize("kind", ["asha", "median"])
-def test_a_resume_decides_like_an_uninterrupted_sweep(
-    kind: str, make_space: Callable[[str], SearchSpace]
+@pytest.mark.parametrize(
+    ("nodes", "values", "concurrency", "trials", "expected"),
+    [
+        ([(8, 0)], {}, None, 100, (8, 1, 0)),
+        ([(8, 0)], {}, 3, 100, (3, 1, 0)),
+        ([(8, 0)], {}, 30, 100, (8, 1, 0)),
+        ([(8, 0)], {}, None, 5, (5, 1, 0)),
+        ([(8, 0)], {"threads": 3}, None, 100, (2, 3, 0)),
+        ([(0, 0), (4, 0), (7, 0)], {"threads": 3}, None, 100, (3, 3, 0)),
+        ([(4, 0), (2, 0)], {"threads": 4}, None, 100, (1, 4, 0)),
+        ([(16, 1)], {}, None, 100, (4, 1, 0.25)),
+        ([(16, 1)], {}, 8, 100, (8, 1, 0.125)),
+        ([(8, 2), (8, 2)], {}, 2, 100, (2, 1, 1)),
+        ([(64, 0), (2, 1)], {}, None, 100, (2, 1, 0.5)),
+        ([(16, 1)], {"device": "cpu"}, None, 100, (16, 1, 0)),
+        ([(5, 0), (2, 0)], {"workers": 2}, None, 100, (3, 1, 0)),
+        ([(5, 0), (3, 0)], {"workers": 2, "threads": 2}, None, 100, (1, 2, 0)),
+        ([(8, 4)], {"workers": 2}, None, 100, (2, 1, 1)),
+    ],
+)
+def test_trials_at_once_follow_the_resources(
+    nodes: list[tuple[int, int]],
+    values: dict[str, Any],
+    concurrency: int | None,
+    trials: int,
+    expected: tuple[float, ...],
 ) -> None:
-    """After a kill all start with empty rungs: bad trials continue, and a stopped one's rung is lost."""
-    space = make_space(f"{{scheduler: {kind}, grace: 1}}")
-    values = [0.5, 0.4, 0.6, 0.55, 0.7, 0.1, 0.65, 0.3]
-    whole = ends(EarlyStopping(space, epochs=9), values)
-    early, again = EarlyStopping(space, epochs=9), EarlyStopping(space, epochs=9)
-    before = ends(early, values[:5])
-    for number, (value, last) in enumerate(zip(values[:5], before, strict=True)):
-        again.load_curve(str(number), [(float(epoch), value) for epoch in range(1, last + 1)])
-    after = [
-        next(
-            (e for e in range(1, 10) if again.should_stop(str(n), {"epoch": float(e), METRIC: v}, epochs=9)),
-            9,
-        )
-        for n, v in list(enumerate(values))[5:]
-    ]
-    assert before + after == whole
-    assert 1 in whole
-    assert 9 in whole
+    """Trials wait for ever for resources that do not exist, or leave the machine idle."""
+    resources = plan_resources(settings_with(values), cluster(*nodes), trials=trials, concurrency=concurrency)
+    assert (resources.slots, resources.cpus, resources.gpus) == expected
 
 
-def test_the_median_rule_compares_with_earlier_trials(make_space: Callable[[str], SearchSpace]) -> None:
-    """The worst trial runs to its end, or the rule pauses a trial, which Tune could not resume."""
-    early = EarlyStopping(make_space("{scheduler: median, grace: 2}"), epochs=9)
-    assert ends(early, [0.5, 0.6, 0.7, 0.4, 0.65]) == [9, 9, 9, 2, 9]
+@pytest.mark.parametrize(
+    ("nodes", "values", "message"),
+    [
+        ([(2, 0)], {"threads": 4}, "needs 4 CPUs of one node, and Ray's largest node has 2"),
+        ([(4, 0), (4, 0)], {"threads": 8}, "needs 8 CPUs of one node, and Ray's largest node has 4"),
+        ([(8, 0), (4, 1)], {"threads": 8}, "largest node with a GPU has 4"),
+        ([(0, 0)], {}, "largest node has 0"),
+        ([(2, 0)], {"device": "cuda"}, "Ray has no GPU"),
+        ([(2, 0)], {"workers": 3}, "workers = 3: each needs 1 CPUs of one node, and 2 fit"),
+        ([(8, 1)], {"workers": 2}, "workers = 2: each needs 1 CPUs and 1 GPUs of one node, and 1 fit"),
+    ],
+)
+def test_a_trial_that_does_not_fit_is_refused_at_once(
+    nodes: list[tuple[int, int]], values: dict[str, Any], message: str
+) -> None:
+    """Ray would wait for ever for a larger machine."""
+    with pytest.raises(SettingsError, match=message):
+        plan_resources(settings_with(values), cluster(*nodes), trials=1, concurrency=None)
 
 
-def test_reports_without_the_metric_end_nothing(make_space: Callable[[str], SearchSpace]) -> None:
-    """A trial's last report, which holds its value alone, ends the sweep with a KeyError."""
-    for kind in ("asha", "median"):
-        early = EarlyStopping(make_space(f"{{scheduler: {kind}}}"), epochs=9)
-        assert not early.should_stop("a", {"value": 0.1}, epochs=9)
-
-
-def test_without_a_scheduler_nothing_is_stopped(make_space: Callable[[str], SearchSpace]) -> None:
-    """A grid for a figure misses points."""
-    early = EarlyStopping(make_space("{scheduler: none}"), epochs=9)
-    assert ends(early, [0.9, 0.1]) == [9, 9]
-
-
-def space(scheduler: str, **stopping: int) -> SearchSpace:
-    """A search of 30 points with this early stopping."""
-    return SearchSpace(
-        file="space.yaml",
-        name="saving",
-        axes=(Axis(name="distill.beta", low=0.0, high=0.3),),
-        search=Search(sampler="random", trials=30),
-        stopping=Stopping.model_validate({"scheduler": scheduler, **stopping}),
+@pytest.mark.parametrize(
+    ("nodes", "gpus", "concurrency", "expected"),
+    [
+        ([(16, 1)], 0.25, None, (4, 0.25)),
+        ([(16, 1)], 0.3, None, (3, 0.3)),
+        ([(2, 1)], 0.25, None, (2, 0.25)),
+        ([(16, 2)], 1.0, None, (2, 1.0)),
+        ([(16, 2)], 2.0, 8, (1, 2.0)),
+    ],
+)
+def test_the_gpu_share_is_the_requested_one(
+    nodes: list[tuple[int, int]], gpus: float, concurrency: int | None, expected: tuple[float, ...]
+) -> None:
+    """Five trials share a GPU that holds four, and all die for lack of memory."""
+    resources = plan_resources(
+        settings_with({}), cluster(*nodes), trials=100, concurrency=concurrency, gpus=gpus
     )
+    assert (resources.slots, resources.gpus) == expected
 
 
-def test_without_early_stopping_nothing_is_saved() -> None:
-    """A plan must not promise a saving that does not exist."""
-    saving = estimate_saving(space("none"), [4] * 30, slots=2)
-    assert (saving.epochs, saving.finished) == (1.0, 1.0)
+def test_a_gpu_share_without_gpus_is_refused() -> None:
+    """Trials priced for a GPU run for days on a CPU."""
+    with pytest.raises(SettingsError, match=r"gpus = 0.25: Ray has no GPU"):
+        plan_resources(settings_with({}), cluster((8, 0)), trials=1, gpus=0.25)
 
 
-def test_asha_saves_what_its_rungs_stop() -> None:
-    """With ranks that never change, about one in three continues from each rung (1 and 3 of 9
-    epochs), more while the rungs are still empty."""
-    saving = estimate_saving(space("asha"), [9] * 300, slots=1)
-    ideal = (1 + (1 / 3) * 2 + (1 / 9) * 6) / 9
-    assert ideal < saving.epochs < 1.25 * ideal
-    assert 1 / 9 < saving.finished < 0.2
-    assert "assuming" in saving.source
+def test_a_groups_driver_holds_no_cpu() -> None:
+    """Drivers hold all CPUs and their workers wait for ever."""
+    resources = plan_resources(settings_with({"workers": 2}), cluster((4, 0)), trials=9)
+    assert (resources.nested, resources.slots, resources.tune_request["CPU"]) == (True, 2, 0)
 
 
-def test_recorded_curves_decide_the_saving() -> None:
-    """Curves that cross cost more than those that do not: the saving must be based on what was recorded."""
-    calm = [[(float(e), 0.01 * i) for e in range(1, 10)] for i in range(30)]
-    assert estimate_saving(space("asha"), [9] * 30, slots=1, curves=calm).epochs < 0.5
-    rising = [[(float(e), e + 0.01 * i) for e in range(1, 10)] for i in range(30)]
-    saving = estimate_saving(space("median", grace=1), [9] * 30, slots=30, curves=rising)
-    assert 0.5 < saving.epochs < 1.0
-    assert "30 recorded curves" in saving.source
+def settings_with(values: dict[str, Any]) -> TrainSettings:
+    """Settings of a trial."""
+    return build_settings(TrainSettings, {"data": "d", "teacher": "scratch", "out": "o", **values})
 
 
-def test_curves_of_an_earlier_sweep_are_read(tmp_path: Path) -> None:
-    """Without the curves of stopped trials, only winners would be simulated."""
-    line = '{"kind": "evaluation", "epoch": 1.0, "validation": {"student": {"accuracy": 0.5}}}\n'
-    write_text(tmp_path / "trials" / "a" / METRICS, line)
-    write_text(tmp_path / "trials" / "b" / METRICS, line + '{"kind": "log", "epoch": 2}\n')
-    write_text(tmp_path / "trials" / "c" / METRICS, "")
-    curves = list(read_curves(tmp_path, "validation.student.accuracy").values())
-    assert curves == [[(1.0, 0.5)], [(1.0, 0.5)]]
-    saving = estimate_saving(space("asha"), [4] * 6, slots=2, curves=curves)
-    assert saving.epochs == pytest.approx(1.0)  # equal curves: no trial is worse than the rung
+def cluster(*nodes: tuple[int, int]) -> list[dict[str, float]]:
+    """Nodes of so many CPUs and GPUs, as Ray describes them."""
+    return [{"CPU": float(cpus)} | ({"GPU": float(gpus)} if gpus else {}) for cpus, gpus in nodes]
+
+
+def test_checkpoints_are_removed_and_the_best_students_are_kept(
+    write_space: Callable[..., Path], tmp_path: Path
+) -> None:
+    """A sweep of hundreds of trials fills the disk; or the best model is the one that was removed."""
+    space = read_space(write_space(**{"seeds: [0]": "seeds: [0]\nkeep_students: 2"}))
+    trials = Trials(space, SweepStudy(space, tmp_path), WorkDir.at(tmp_path))
+    keeper = Retention(trials, Resources(slots=2, cpus=1.0, gpus=0.0), checkpoints=1)
+    folders = []
+    for value in (0.2, 0.4, 0.1, 0.3):
+        spec = trials.next_trial()
+        assert spec is not None
+        for name, size in (("checkpoints/step-1", 3000), ("checkpoints/best-1", 1000), ("student", 500)):
+            (spec.out / name).mkdir(parents=True)
+            (spec.out / name / "weights").write_bytes(bytes(size))
+        keeper.reported(spec)
+        trials.finish(spec, (value,))
+        keeper.ended(spec)
+        folders.append(spec.out)
+    assert [(folder / "student").exists() for folder in folders] == [False, True, False, True]
+    assert not any((folder / "checkpoints").exists() for folder in folders)
+    assert keeper.line() == (
+        "disk: 2 students kept, 1.0 kB (keep_students: 2); checkpoints 0 B now, at most 16.0 kB during the "
+        "sweep (2 trials at once)"
+    )
