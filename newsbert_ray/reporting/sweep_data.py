@@ -101,6 +101,11 @@ class Goal(Settings):
         return Column(self.metric, heading, self.metric, factor=100.0, digits=2)
 
 
+def has_values(point: Mapping[str, Any], allowed: Mapping[str, tuple[Any, ...]]) -> bool:
+    """Whether each of these settings varies at `point` and has one of its values."""
+    return all(name in point and point[name] in values for name, values in allowed.items())
+
+
 class Axis(Settings):
     """One varied setting: a list of `values`, or a range from `low` to `high`, both included."""
 
@@ -125,7 +130,7 @@ class Axis(Settings):
 
     def is_active(self, point: Mapping[str, Any]) -> bool:
         """Whether the axis varies at `point`, which holds the values of the axes before it."""
-        return all(name in point and point[name] in values for name, values in self.when.items())
+        return has_values(point, self.when)
 
     def samples(self) -> tuple[Any, ...]:
         """Values to check: every value of a list or of a short integer range, else the ends of the range."""

@@ -22,7 +22,14 @@ from newsbert_ray.config import (
     nearest,
 )
 from newsbert_ray.methods import TASKS, Task
-from newsbert_ray.reporting.sweep_data import Axis, Goal, goal_metrics, point_label, validation_metrics
+from newsbert_ray.reporting.sweep_data import (
+    Axis,
+    Goal,
+    goal_metrics,
+    has_values,
+    point_label,
+    validation_metrics,
+)
 from newsbert_ray.secrets import mask_url
 from newsbert_ray.settings import flatten
 
@@ -177,18 +184,13 @@ class SearchSpace(Settings):
         points = iter([PointValues()])
         for axis in self.axes:
             points = _expand(points, axis)
-        return (point for point in points if not any(_fits(point, skipped) for skipped in self.skip))
-
-
-def _fits(point: PointValues, values: Mapping[str, tuple[Any, ...]]) -> bool:
-    return all(name in point and point[name] in allowed for name, allowed in values.items())
+        return (point for point in points if not any(has_values(point, skipped) for skipped in self.skip))
 
 
 def _expand(points: Iterator[PointValues], axis: Axis) -> Iterator[PointValues]:
     for point in points:
         if axis.is_active(point):
-            for value in axis.values or ():
-                yield {**point, axis.name: value}
+            yield from ({**point, axis.name: value} for value in axis.values or ())
         else:
             yield point
 
@@ -265,8 +267,7 @@ def _goal_faults(space: SearchSpace) -> Iterator[Fault]:
         if metric not in known:
             near = f"{metric.rpartition('.')[0]}.{space.task.primary.name}"
             what = f"no trial of task {space.settings.get('task', 'topics')} reports it"
-            hint = f"did you mean '{near}'? (known: {', '.join(known)})"
-            yield at, f"metric = {metric!r}: {what}, {hint}"
+            yield at, f"metric = {metric!r}: {what}, did you mean '{near}'? (known: {', '.join(known)})"
         if metric in metrics[:index]:
             yield at, f"goals: {metric} is given twice; leave one out"
     scheduler, why = space.stopping.scheduler, ""
@@ -345,11 +346,8 @@ def fix(space: SearchSpace, overrides: Mapping[str, Any]) -> tuple[SearchSpace, 
             axes.append(changed_axis)
         else:
             messages.append(f"{axis.name} is not varied: it varies only where {conditions_text(axis.when)}")
-    changes: dict[str, Any] = {
-        "axes": tuple(axes),
-        "start": _start_points(space.start, axes, messages),
-        "skip": _skipped(space.skip, fixed),
-    }
+    start = _start_points(space.start, axes, messages)
+    changes: dict[str, Any] = {"axes": tuple(axes), "start": start, "skip": _skipped(space.skip, fixed)}
     if "task" in fixed:
         changes["settings"] = merge(space.settings, {"task": fixed["task"]})
     if "seed" in fixed:
@@ -366,9 +364,8 @@ def _start_points(
     by_name = {axis.name: axis for axis in axes}
     points: list[PointValues] = []
     for point in start:
-        varied = {name: value for name, value in point.items() if name in by_name}
         try:
-            varied = {name: by_name[name].convert(value) for name, value in varied.items()}
+            varied = {name: by_name[name].convert(value) for name, value in point.items() if name in by_name}
         except ValueError as error:
             messages.append(f"starting point {point_label(point)} is left out: {error}")
             continue

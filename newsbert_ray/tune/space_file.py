@@ -83,11 +83,10 @@ def read_space(path: str | Path, *, task: str | None = None) -> SearchSpace:
     parts: dict[str, Any] = {name: value for name, value in text.values.items() if name in _AS_THEY_ARE}
     parts |= {"file": text.file, "axes": tuple(axes), "settings": settings}
     parts |= {"start": _read_start(text, axes), "skip": _read_skip(text, axes)}
+    sampler = "tpe" if "trials" in text.mapping(("search",)) else "grid"
     for name, model in _SECTIONS.items():
-        values = text.mapping((name,))
-        if name == "search":
-            values = {"sampler": "tpe" if "trials" in values else "grid", **values}
-        parts[name] = _build(text, (name,), model, values)
+        default = {"sampler": sampler} if name == "search" else {}
+        parts[name] = _build(text, (name,), model, default | text.mapping((name,)))
     if goals := _read_goals(text, named_task(settings)):
         parts["goals"] = goals
     space = _build(text, (), SearchSpace, parts)
@@ -97,12 +96,7 @@ def read_space(path: str | Path, *, task: str | None = None) -> SearchSpace:
 
 
 _AS_THEY_ARE = ("name", "seeds", "gpus", "keep_students")
-_SECTIONS: Mapping[str, type[Settings]] = {
-    "search": Search,
-    "stopping": Stopping,
-    "limits": Limits,
-    "prices": Prices,
-}
+_SECTIONS = {"search": Search, "stopping": Stopping, "limits": Limits, "prices": Prices}
 _REQUIRED = {"data": "-", "teacher": SCRATCH, "out": "-"}
 """Values for the required training settings, while a file is checked."""
 
@@ -145,10 +139,8 @@ def restore_changes(changes: Changes, before: Mapping[str, Any]) -> Changes:
     control = merge(before["control"], changes.control)
     url = control.get("search", {}).get("storage")
     if url and "***" in url:
-        raise SettingsError(
-            f"search.storage = {url}: a sweep's folder does not keep the password; give the whole URL again "
-            "as --search.storage"
-        )
+        why = "a sweep's folder does not keep the password"
+        raise SettingsError(f"search.storage = {url}: {why}; give the whole URL again as --search.storage")
     given = changes if changes.overrides or changes.vary else Changes(before["overrides"], before["vary"])
     return Changes(given.overrides, given.vary, control)
 
@@ -158,8 +150,7 @@ def build_space(file: str | Path, changes: Changes) -> tuple[SearchSpace, list[s
     space, messages = _change(read_space(file, task=changes.overrides.get("task")), changes)
     storage = space.search.storage and absolute_storage(space.search.storage)
     search = space.search.model_copy(update={"storage": storage})
-    settings = absolute_folders(space.settings)
-    space = space.model_copy(update={"search": search, "settings": settings})
+    space = space.model_copy(update={"search": search, "settings": absolute_folders(space.settings)})
     return resolve_depths(space, changes.overrides), messages
 
 
@@ -214,12 +205,16 @@ def _read_when(text: YamlFile, at: KeyPath, before: Sequence[Axis]) -> dict[str,
         axis = known[name]
         if axis.values is None and not axis.divisors:
             text.fail(where, f"{what}: that is a range; `when` needs a grid or choice")
-        listed = values if isinstance(values, list) else [values]
-        if not listed:
+        if values == []:
             text.fail(where, f"{what} = []: give at least one of its values")
-        distinct = distinct_values(listed, partial(text.fail, where))
-        when[str(name)] = tuple(_convert(text, where, axis, value, what) for value in distinct)
+        when[str(name)] = _convert_all(text, where, axis, values, what)
     return when
+
+
+def _convert_all(text: YamlFile, at: KeyPath, axis: Axis, values: Any, what: str) -> tuple[Any, ...]:
+    """A value of the axis, or a list of them, in its type."""
+    distinct = distinct_values(values if isinstance(values, list) else [values], partial(text.fail, at))
+    return tuple(_convert(text, at, axis, value, what) for value in distinct)
 
 
 def _convert(text: YamlFile, at: KeyPath, axis: Axis, value: Any, what: str) -> Any:
@@ -276,9 +271,8 @@ def _read_skip(text: YamlFile, axes: Sequence[Axis]) -> tuple[dict[str, tuple[An
     for at, item in _items(text, "skip", "{method: bilstm_soft, student.layers: [2, 4]}"):
         skipped = {}
         for name, values in flatten(item).items():
-            where, listed = (*at, name), values if isinstance(values, list) else [values]
-            _require(text, where, "axis in skip", name, known)
-            skipped[name] = tuple(_convert(text, where, known[name], v, f"skip: {name}") for v in listed)
+            _require(text, (*at, name), "axis in skip", name, known)
+            skipped[name] = _convert_all(text, (*at, name), known[name], values, f"skip: {name}")
         if not skipped:
             text.fail(at, "skip: {} would leave out every point; name values of some axes")
         skip.append(skipped)
