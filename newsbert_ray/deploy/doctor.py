@@ -67,7 +67,7 @@ class Finding(NamedTuple):
 
 
 Parts = tuple[State, str] | tuple[State, str, str]
-"""State, message and cure of a finding; `doctor` adds the topic."""
+"""A finding without its topic."""
 
 
 def doctor(

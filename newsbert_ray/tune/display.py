@@ -172,11 +172,11 @@ class SweepDisplay:
         spent, remaining = self._budget.spent(), self._remaining()
         if remaining is None:
             return [f"cost {spent:.2f}"]
-        limit = self._trials.space.limits.cost
+        limit, why = self._trials.space.limits.cost, ""
         expected = spent + self._budget.hourly * remaining[0] / 3600
         if limit is not None and expected > limit:
-            return [f"cost {spent:.2f} of about {limit:.2f} (limits.cost {limit:g})"]
-        return [f"cost {spent:.2f} of about {expected:.2f}"]
+            expected, why = limit, f" (limits.cost {limit:g})"
+        return [f"cost {spent:.2f} of about {expected:.2f}{why}"]
 
 
 def _goal_values(space: SearchSpace, values: Sequence[float]) -> str:
@@ -190,17 +190,15 @@ def opening(trials: Trials) -> list[str]:
     space = trials.space
     axes = ", ".join(axis.name for axis in space.axes) or "nothing"
     rule = {"asha": "asha after each epoch", "median": "the median rule after each epoch", "none": "none"}
-    seeds = "seed" if len(space.seeds) == 1 else "seeds"
+    seeds = f"seed{'s' * (len(space.seeds) > 1)} {', '.join(map(str, space.seeds))}"
+    goals = ", ".join(f"{goal.metric} ({goal.mode})" for goal in space.goals)
+    impossible = " (not possible with several goals)" if len(space.goals) > 1 else ""
     lines = [
-        f"{space.name}: {space.points} points over {axes} by {space.search.sampler}, "
-        f"{seeds} {', '.join(map(str, space.seeds))}: {trials.total} trials in {trials.workdir.location}",
-        f"goal: {', '.join(f'{goal.metric} ({goal.mode})' for goal in space.goals)}; "
-        f"early stopping: {rule[space.scheduler]}"
-        + (" (not possible with several goals)" if len(space.goals) > 1 else ""),
+        f"{space.name}: {space.points} points over {axes} by {space.search.sampler}, {seeds}: "
+        f"{trials.total} trials in {trials.workdir.location}",
+        f"goal: {goals}; early stopping: {rule[space.scheduler]}{impossible}",
     ]
-    if trials.resumed:
-        lines.append(f"{trials.resumed} of them have ended before")
-    return lines
+    return [*lines, *([f"{trials.resumed} of them have ended before"] if trials.resumed else [])]
 
 
 def starting(trials: Trials, resources: Resources, dashboard: str | None) -> list[str]:
@@ -230,13 +228,13 @@ def print_result(
 
     if table := terminal_points(read_sweep(result.out)):
         console.print(table)
-    lines = [*_end_lines(result, trials), *_best_lines(result, trials.space)]
-    if retention:
-        lines.append(retention.line())
-    html = [str(path) for path in result.report if path.suffix == ".html"]
-    lines.append(f"{result.seconds:.0f} s in all; report: {html[0] if html else result.out / 'report'}")
-    if comparison:
-        lines.append(comparison)
+    page = next((path for path in result.report if path.suffix == ".html"), result.out / "report")
+    closing = [
+        retention.line() if retention else "",
+        f"{result.seconds:.0f} s in all; report: {page}",
+        comparison,
+    ]
+    lines = [*_end_lines(result, trials), *_best_lines(result, trials.space), *filter(None, closing)]
     say(console, *lines, *watch_commands(trials))
 
 

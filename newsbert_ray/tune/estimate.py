@@ -9,7 +9,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -108,7 +108,7 @@ def plan_sweep(
         lines = estimate.lines()
         print("\n".join([*opened.messages, *lines]))
         saved = {"of": estimate_subject(search_space, overrides), "slots": resources.slots}
-        write_json(workdir.path / ESTIMATE, {**saved, **asdict(estimate.expected), "lines": lines})
+        write_json(workdir.path / ESTIMATE, {**saved, **estimate.expected._asdict(), "lines": lines})
         workdir.publish()
         print(f"saved in {workdir.child(ESTIMATE).location}; the same command without --plan runs the sweep")
     return estimate
@@ -134,9 +134,8 @@ class PlannedTrials:
     prerequisites: tuple[tuple[TrainSettings, ...], ...]
 
 
-@dataclass(frozen=True)
-class TrialCost:
-    """Seconds of one trial before its first step, in training, and after its last step."""
+class TrialCost(NamedTuple):
+    """Seconds of one trial before its first step, in training, and after its last step; its size."""
 
     start: float
     training: float
@@ -144,13 +143,12 @@ class TrialCost:
     steps: int
     epochs: int
 
-    def seconds(self, *, training: float = 1.0, end: float = 1.0) -> float:
-        """Seconds of the trial with these shares of its training and its end."""
-        return self.start + training * self.training + end * self.end
+    @property
+    def seconds(self) -> float:
+        return self.start + self.training + self.end
 
 
-@dataclass(frozen=True)
-class Amount:
+class Amount(NamedTuple):
     """Seconds of all trials together, wall time, and money."""
 
     trial_seconds: float
@@ -211,7 +209,7 @@ class Estimate:
 
     def lines(self) -> list[str]:
         """The estimate as text."""
-        planned, seconds = self.planned, [cost.seconds() for cost in self.costs]
+        planned, seconds = self.planned, [cost.seconds for cost in self.costs]
         step_times = [1000 * parts.step for _, parts in self.calibration.timed]
         steps, epochs = (sum(getattr(cost, unit) for cost in self.costs) for unit in ("steps", "epochs"))
         free = {"drawn twice at random": planned.duplicates, "impossible combinations": planned.impossible}
@@ -300,7 +298,7 @@ def predict(
     hourly = resources.hourly_price(space.prices)
 
     def amount(*, training: float = 1.0, end: float = 1.0) -> Amount:
-        seconds = [cost.seconds(training=training, end=end) for cost in costs]
+        seconds = [cost.start + training * cost.training + end * cost.end for cost in costs]
         wall = around + wall_seconds(seconds, resources.slots)
         return Amount(sum(seconds), wall, hourly * sum(seconds) / 3600)
 
@@ -328,7 +326,7 @@ def _trial_cost(
     test = row * manifest.rows("test", task) if manifest.examples("test", task) else 0.0
     evaluation = row * manifest.rows("validation", task) + parts.best
     group = GROUP_SECONDS if settings.workers > 1 else 0.0
-    before = sum(_trial_cost(run, calibration).seconds() for run in prerequisites)
+    before = sum(_trial_cost(run, calibration).seconds for run in prerequisites)
     start = parts.start + BETWEEN_SECONDS + group + before
     training = steps * parts.step + len(evaluations) * evaluation + len(checkpoints) * parts.checkpoint
     return TrialCost(start, training, test + parts.end, steps=steps, epochs=len(schedule.ends))
@@ -353,9 +351,9 @@ def calibrate(trials: Sequence[TrainSettings], resources: Resources, *, folder: 
     began = time.monotonic()
     slots = range(resources.slots * resources.workers)
     remote: Any = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=0)
-    start, task = remote(_start_process), remote(time_parts)
+    start, task = remote(lambda: None), remote(time_parts)
     try:
-        ray.get([start.remote() for _ in slots])
+        ray.get([start.remote() for _ in slots])  # returns once the worker processes have started
         process = time.monotonic() - began
         timed = []
         for settings in trials:
@@ -364,10 +362,6 @@ def calibrate(trials: Sequence[TrainSettings], resources: Resources, *, folder: 
     except RayTaskError as error:
         raise error.cause from error
     return Calibration(tuple(timed), process, time.monotonic() - began)
-
-
-def _start_process() -> None:
-    """Returns once a worker process has started."""
 
 
 def time_parts(settings: TrainSettings, *, folder: Path) -> Parts:

@@ -148,8 +148,8 @@ def sweep(
             log("interrupted")
             # From the trials' folders alone: right whatever was interrupted.
             done, early = (len([*workdir.path.glob(f"{TRIALS}/*/{file}")]) for file in (RECORD, STOPPED))
-            again = display.resume_command(opened.space, workdir.location)
             ended = f"interrupted: {done} trials finished, {early} stopped early"
+            again = display.resume_command(opened.space, workdir.location)
             say(console, f"{ended}. Continue with:", f"  {again}")
             workdir.publish()
             raise
@@ -167,8 +167,8 @@ def sweep(
             raise
         result, ends = run.result(trials), trials.end_reason
         failures, state = result.failures, "ended at a limit" if ends else "finished"
-        suffix = " with failures" if failures else ""
-        run.write(state + suffix, ends=ends, best=result.command, failures=failures)
+        with_failures = f"{state} with failures" if failures else state
+        run.write(with_failures, ends=ends, best=result.command, failures=failures)
         log("end", state=state, failures=len(failures))
         if result.best:
             from newsbert_ray.reporting.report import report

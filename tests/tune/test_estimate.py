@@ -71,7 +71,7 @@ def test_a_trial_is_the_sum_of_its_parts(make_settings: MakeSettings) -> None:
     course = 8 * 0.1 + 2 * (rows.rows("validation") * 0.001 + 0.05 + 0.2)
     end = rows.rows("test") * 0.001 + 0.3
     one = 0.5 + BETWEEN_SECONDS + course + end
-    assert [cost.seconds() for cost in estimate.costs] == pytest.approx([one] * 4)
+    assert [cost.seconds for cost in estimate.costs] == pytest.approx([one] * 4)
     assert estimate.full.trial_seconds == pytest.approx(4 * one)
     assert estimate.full.wall == pytest.approx(AROUND_SECONDS + 2.0 + 4.0 + 4 * one)
     assert (estimate.saving, estimate.stopped) == (None, None)
