@@ -95,7 +95,18 @@ def ray_session(*, cpus: int | None = None, dashboard: bool = False) -> Iterator
         if not initialised():
             private = address is None
             _start(stack, cpus=cpus, dashboard=dashboard) if address is None else _join(stack, address)
-        yield _describe(private=private)
+        import ray
+
+        resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        url = ray_private.dashboard_address()
+        yield RaySession(
+            private=private,
+            address=ray.get_runtime_context().gcs_address,
+            cpus=float(resources.get("CPU", 0)),
+            gpus=float(resources.get("GPU", 0)),
+            dashboard=f"http://{url}" if url else None,
+            has_autoscaler=not private and ray_private.has_autoscaler(),
+        )
 
 
 def _named_address() -> str | None:
@@ -286,21 +297,6 @@ def environment(values: Mapping[str, str], *, over: bool = False) -> Iterator[No
         for name in added:
             os.environ.pop(name, None)
         os.environ.update(before)
-
-
-def _describe(*, private: bool) -> RaySession:
-    import ray
-
-    resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    dashboard = ray_private.dashboard_address()
-    return RaySession(
-        private=private,
-        address=ray.get_runtime_context().gcs_address,
-        cpus=float(resources.get("CPU", 0)),
-        gpus=float(resources.get("GPU", 0)),
-        dashboard=f"http://{dashboard}" if dashboard else None,
-        has_autoscaler=not private and ray_private.has_autoscaler(),
-    )
 
 
 class Stopped(KeyboardInterrupt):

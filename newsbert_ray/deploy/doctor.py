@@ -255,7 +255,8 @@ def _problems(check: Callable[[Warn], object]) -> Iterator[Parts]:
     try:
         check(lambda *warning: warnings.append(warning))
     except DashboardError as error:
-        warnings.append((error.problem, error.cure))
+        problem, cure = error.args
+        warnings.append((problem, cure))
     yield from (("fix", *warning) for warning in warnings)
 
 

@@ -66,14 +66,10 @@ _write_log = partial(_say, end="")
 
 
 class DashboardError(ValueError):
-    """A dashboard that cannot be used: the problem, which names the address, and the cure."""
-
-    def __init__(self, problem: str, cure: str) -> None:
-        super().__init__(problem, cure)
-        self.problem, self.cure = problem, cure
+    """A dashboard that cannot be used; `args`: the problem, which names the address, and the cure."""
 
     def __str__(self) -> str:
-        return f"{self.problem}; {self.cure}"
+        return "; ".join(self.args)
 
 
 class SubmitError(RuntimeError):

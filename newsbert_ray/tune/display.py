@@ -229,12 +229,9 @@ def print_result(
     if table := terminal_points(read_sweep(result.out)):
         console.print(table)
     page = next((path for path in result.report if path.suffix == ".html"), result.out / "report")
-    closing = [
-        retention.line() if retention else "",
-        f"{result.seconds:.0f} s in all; report: {page}",
-        comparison,
-    ]
-    lines = [*_end_lines(result, trials), *_best_lines(result, trials.space), *filter(None, closing)]
+    disk = [retention.line()] if retention else []
+    closing = [*disk, f"{result.seconds:.0f} s in all; report: {page}", *filter(None, [comparison])]
+    lines = [*_end_lines(result, trials), *_best_lines(result, trials.space), *closing]
     say(console, *lines, *watch_commands(trials))
 
 
