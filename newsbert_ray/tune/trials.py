@@ -200,6 +200,9 @@ class Trials:
     def stop(self, spec: TrialSpec, stop: EarlyStop) -> None:
         """A trial was stopped early. The point's seeds that have not started are skipped."""
         self._download(spec, failed=False)
+        self._stop(spec, stop)
+
+    def _stop(self, spec: TrialSpec, stop: EarlyStop) -> None:
         skipped = [o for o in self._queue if o.label == spec.label and o != spec and not o.has_ended]
         self._queue = [other for other in self._queue if other not in skipped]
         self.ended |= {other.name: other.trial("skipped") for other in skipped}
@@ -252,7 +255,7 @@ class Trials:
                 self._end(spec, spec.trial("finished", values=values, seconds=record.seconds.get("total")))
             elif (stop := read_stop(spec.out)) is not None:
                 self._queue.pop(0)
-                self.stop(spec, stop)
+                self._stop(spec, stop)
             else:
                 return
             self.resumed += 1
