@@ -99,7 +99,10 @@ class SweepDisplay:
             table.add_column(heading, justify="right", no_wrap=True)
         running = self._running
         for trial in running[:MAX_ROWS]:
-            table.add_row(*self._row(trial))
+            epoch, value = trial.numbers.get(EPOCH, 0.0), trial.numbers.get(self._trials.space.metric)
+            number = "" if value is None else f"{value:.4f}"
+            progress = f"{epoch:g} of {trial.epochs}"
+            table.add_row(trial.spec.name, progress, number, f"{trial.seconds:.0f}")
         if len(running) > MAX_ROWS:
             table.add_row(f"and {len(running) - MAX_ROWS} more", "", "", "")
         head = f"{self._trials.space.name} {self._done()}  {self._counts()}"
@@ -110,11 +113,6 @@ class SweepDisplay:
     def _running(self) -> list[RunningTrial]:
         """Trials whose process has started."""
         return [trial for trial in self._trials.running.values() if trial.began]
-
-    def _row(self, trial: RunningTrial) -> list[str]:
-        epoch, value = trial.numbers.get(EPOCH, 0.0), trial.numbers.get(self._trials.space.metric)
-        number = "" if value is None else f"{value:.4f}"
-        return [trial.spec.name, f"{epoch:g} of {trial.epochs}", number, f"{trial.seconds:.0f}"]
 
     def _ending(self, trial: Trial) -> str:
         if trial.state == "failed":

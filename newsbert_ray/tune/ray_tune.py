@@ -127,9 +127,8 @@ def run_trials(sweep: SweepParts, *, train: Train | None = None) -> None:
                 ),
             ).fit()
             if nested and not wait_for_groups(sweep.retention):
-                sweep.display.say(
-                    "some of Ray's placement groups are still reserved; they end with this session"
-                )
+                message = "some of Ray's placement groups are still reserved; they end with this session"
+                sweep.display.say(message)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
