@@ -178,10 +178,9 @@ def release_orphans() -> int:
     """
     import ray
     from ray._raylet import PlacementGroupID
-    from ray.core.generated import gcs_pb2 as gcs
     from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-    job = bytes.fromhex(ray.get_runtime_context().get_job_id())
+    gcs, job = _messages(), bytes.fromhex(ray.get_runtime_context().get_job_id())
     count = 0
     for row in _tables().get_placement_group_table():
         group = gcs.PlacementGroupTableData.FromString(row)
@@ -202,9 +201,8 @@ def end_controllers() -> None:
     Ray Train gives no handle to its controller, and `fit` cannot be interrupted.
     """
     import ray
-    from ray.core.generated import gcs_pb2 as gcs
 
-    context = ray.get_runtime_context()
+    gcs, context = _messages(), ray.get_runtime_context()
     worker: Any = ray._private.worker.global_worker
     own_id = bytes.fromhex(context.get_worker_id())
     for row in _tables().get_actor_table(ray.JobID.from_hex(context.get_job_id()), None):
@@ -224,6 +222,13 @@ def _tables() -> Any:
     from ray._private.state import state
 
     return state._connect_and_get_accessor()
+
+
+def _messages() -> Any:
+    """The protocol buffers in which the tables' rows are written."""
+    from ray.core.generated import gcs_pb2
+
+    return gcs_pb2
 
 
 # --- Entries of a training group, in the key-value store of the cluster's head -----------------------------
