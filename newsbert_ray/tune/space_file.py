@@ -96,8 +96,7 @@ def read_space(path: str | Path, *, task: str | None = None) -> SearchSpace:
 
 
 _AS_THEY_ARE = ("name", "seeds", "gpus", "keep_students")
-_PARTS = (Search, Stopping, Limits, Prices)
-_SECTIONS: dict[str, type[Settings]] = {part.__name__.lower(): part for part in _PARTS}
+_SECTIONS: dict[str, type[Settings]] = dict(search=Search, stopping=Stopping, limits=Limits, prices=Prices)
 _REQUIRED = {"data": "-", "teacher": SCRATCH, "out": "-"}
 """Values for the required training settings, while a file is checked."""
 
