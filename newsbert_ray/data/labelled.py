@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -58,20 +59,16 @@ class Columns(NamedTuple):
 
     def pick(self, prefix: str, record: Record) -> Record:
         """A row of the values of these columns as [id, label, text]; the label is "" where there is none."""
-        if isinstance(record.values, BadLine):
-            return record
-        *rest, label, name = record.values
-        try:
-            texts = [
-                check_text(column, value) for column, value in zip(self.texts, rest, strict=True) if value
-            ]
-            text = " ".join(chain.from_iterable(text.split() for text in texts))
-            if not text:
-                raise BadLine(f"{self.texts[0]}: empty")
-            name = f"{prefix}{_plain('id', name) or record.number}"
-            return record._replace(values=["_".join(name.split()), _plain("label", label) or "", text])
-        except BadLine as bad:
-            return record._replace(values=bad)
+        return record.map(partial(self._make_row, prefix, record.number))
+
+    def _make_row(self, prefix: str, number: int, *values: Any) -> list[str]:
+        *rest, label, name = values
+        texts = [check_text(column, one) for column, one in zip(self.texts, rest, strict=True) if one]
+        text = " ".join(chain.from_iterable(text.split() for text in texts))
+        if not text:
+            raise BadLine(f"{self.texts[0]}: empty")
+        name = f"{prefix}{_plain('id', name) or number}"
+        return ["_".join(name.split()), _plain("label", label) or "", text]
 
 
 def open_parts(source: str, settings: ColumnSettings, *, say: Say) -> list[Part]:

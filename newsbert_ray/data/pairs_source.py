@@ -40,13 +40,7 @@ class Pair(NamedTuple):
 
 def read_pairs(table: Table) -> Iterator[Record]:
     """Every row of `table` in its order, its values as a Pair; errors are those of `read_table`."""
-    for record in read_table(table, COLUMNS):
-        if not isinstance(record.values, BadLine):
-            try:
-                record = record._replace(values=_make_pair(*record.values))
-            except BadLine as bad:
-                record = record._replace(values=bad)
-        yield record
+    return (record.map(_make_pair) for record in read_table(table, COLUMNS))
 
 
 def _make_pair(query: Any, text: Any, clicked: Any) -> Pair:

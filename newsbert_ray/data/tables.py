@@ -11,7 +11,7 @@ import csv
 import gzip
 import json
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -38,6 +38,15 @@ class Record(NamedTuple):
     number: int
     shown: str
     values: Sequence[Any] | BadLine
+
+    def map(self, make: Callable[..., Sequence[Any]]) -> Record:
+        """The record with the values that `make` makes of its own, or with the BadLine that it raises."""
+        if isinstance(self.values, BadLine):
+            return self
+        try:
+            return self._replace(values=make(*self.values))
+        except BadLine as bad:
+            return self._replace(values=bad)
 
 
 @dataclass(frozen=True)

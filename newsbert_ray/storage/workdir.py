@@ -15,7 +15,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from operator import attrgetter
@@ -419,11 +419,9 @@ def _stamps(folder: Path, names: Iterable[str]) -> dict[str, list[int]]:
     """Size and time of the files that exist."""
     stamps = {}
     for name in names:
-        try:
+        with suppress(FileNotFoundError):
             status = (folder / name).stat()
-        except FileNotFoundError:
-            continue
-        stamps[name] = [status.st_size, status.st_mtime_ns]
+            stamps[name] = [status.st_size, status.st_mtime_ns]
     return stamps
 
 
