@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,7 @@ from newsbert_ray.data.reading import World, make_schedule, read_updates
 from newsbert_ray.data.shards import read_manifest
 from newsbert_ray.model.assemble import assemble_pair
 from newsbert_ray.model.encoder import Encoder
+from newsbert_ray.model.heads import TopicHead
 from newsbert_ray.model.pair import Pair, Top
 from newsbert_ray.model.saved import write_student
 from newsbert_ray.training.checkpoint import Progress
@@ -65,14 +66,15 @@ class Classifier(nn.Module):
             input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True
         ).hidden_states
         embedding = self.top.pooling(states[-1], attention_mask)
-        logits = self.top.head.dense(embedding)
+        logits = cast("TopicHead", self.top.head).dense(embedding)
         loss = {} if labels is None else {"loss": F.cross_entropy(logits, labels)}
         return {**loss, "logits": logits, "hidden_states": states, "embedding": embedding}
 
     def path(self, level: int) -> str:
         """The module whose output is this hidden state."""
         module = self._layers[level - 1] if level else self.backbone.embeddings
-        return next(name for name, found in self.named_modules() if found is module)
+        (path,) = [name for name, found in self.named_modules() if found is module]
+        return str(path)
 
 
 @dataclass
@@ -182,7 +184,7 @@ def trainer(
         def get_train_dataloader(self) -> Any:
             return Feed(batches, wait)
 
-        def compute_loss(self, model: nn.ModuleDict, inputs: Any, *_: Any, **__: Any) -> Any:
+        def compute_loss(self, model: Any, inputs: Any, *_: Any, **__: Any) -> Any:
             texts = {name: inputs[name] for name in given.batches[0]}
             with torch.set_grad_enabled(joint):
                 other = {"logits": inputs["stored"]} if stored else teacher(**texts)
@@ -329,9 +331,9 @@ def sentence_transformers(given: Given, wait: Wait, keep: Keep) -> None:
         modules=[encoder, modules.Pooling(encoder.get_embedding_dimension())], device="cpu"
     )
     student = copy.deepcopy(teacher)
-    layers = student[0].auto_model.encoder.layer
-    student[0].auto_model.encoder.layer = layers[: len(given.matches) - 1]
-    student[0].auto_model.config.num_hidden_layers = len(given.matches) - 1
+    backbone: Any = student[0].auto_model
+    backbone.config.num_hidden_layers = len(given.matches) - 1
+    backbone.encoder.layer = backbone.encoder.layer[: len(given.matches) - 1]
     batches = []
     for batch in given.batches:
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
@@ -339,7 +341,7 @@ def sentence_transformers(given: Given, wait: Wait, keep: Keep) -> None:
             label = teacher(dict(inputs))["sentence_embedding"]
         batches.append({**{f"text_{name}": value for name, value in inputs.items()}, "label": label})
 
-    class Distiller(st.SentenceTransformerTrainer):  # type: ignore[misc]
+    class Distiller(st.SentenceTransformerTrainer):
         def get_train_dataloader(self) -> Any:
             return Feed(batches, wait)
 
