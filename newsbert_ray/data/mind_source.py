@@ -23,17 +23,7 @@ from newsbert_ray.config import ColumnSettings, PrepareSettings
 from newsbert_ray.data import labelled, mind, shards, sources
 from newsbert_ray.data.mind import KEPT, NO_CODE, NO_TOPIC, RARE, Impression, Kind, Lines, News
 from newsbert_ray.data.shards import SPLITS, Hashes, Manifest, Shard, Split, Texts, TextWriter, hash_ids
-from newsbert_ray.data.sources import (
-    BadLine,
-    Chunk,
-    Fate,
-    Fates,
-    PrepareError,
-    Rejected,
-    Shares,
-    SourceFile,
-    Workspace,
-)
+from newsbert_ray.data.sources import BadLine, Fate, PrepareError, Rejected, SourceFile, Workspace
 from newsbert_ray.data.tokenizer import TitleTokenizer, restore_tokenizer
 from newsbert_ray.files import format_size
 from newsbert_ray.methods import TaskName
@@ -42,12 +32,7 @@ Group = Split | Literal["other"]
 """A split, or the news of none."""
 Row = TypeVar("Row", News, Impression)
 
-GROUPS: dict[int, Group] = {
-    Fate.TRAIN: "train",
-    Fate.VALIDATION: "validation",
-    Fate.TEST: "test",
-    Fate.UNSEEN_TOPIC: "other",
-}
+GROUPS: dict[int, Group] = dict(zip(KEPT, (*SPLITS, "other"), strict=True))
 _FORMS: dict[Kind, str] = {
     "news": f" ({{}} has {mind.NEWS_COLUMNS} columns separated by tabs, and no header; a table with a "
     "header is a source itself, without its folder)",
@@ -64,11 +49,11 @@ class Job:
     `trains`: whether the file is for training; of others every impression is kept for the submission.
     """
 
-    chunk: Chunk
+    chunk: sources.Chunk
     kind: Kind
     number: int
     index: int
-    fates: Fates
+    fates: sources.Fates
     originals: dict[int, int]
     trains: bool
 
@@ -80,7 +65,7 @@ class MindFile:
     kind: Kind
     role: Fate
     source: SourceFile
-    fates: Fates = field(default_factory=lambda: np.zeros(0, dtype=np.uint8))
+    fates: sources.Fates = field(default_factory=lambda: np.zeros(0, dtype=np.uint8))
     duplicates: dict[int, int] = field(default_factory=dict)
 
     def jobs(self) -> Iterator[Job]:
@@ -236,7 +221,7 @@ class NewsSource:
                 column[chunk.first_line - 1 : chunk.first_line - 1 + chunk.lines] = part
         return lines, topics
 
-    def _assign_news(self, lines: dict[int, Lines], topics: dict[str, int], shares: Shares) -> None:
+    def _assign_news(self, lines: dict[int, Lines], topics: dict[str, int], shares: sources.Shares) -> None:
         """The fate of every news, the training topics, and the news kept."""
         counts: npt.NDArray[np.int64] = np.zeros(0, dtype=np.int64)
         earlier = hash_ids([])
@@ -372,7 +357,7 @@ def _open_source(
     return [(name, {kind: sources.read_through(path, folder=name) for kind, path in paths.items()})]
 
 
-def _assign_impressions(file: MindFile, lines: Lines, shares: Shares) -> None:
+def _assign_impressions(file: MindFile, lines: Lines, shares: sources.Shares) -> None:
     """The fate of every impression: by time in the training file, otherwise the file's role.
 
     Lines that are bad for their candidates alone count in the shares, as candidates are not parsed yet.
