@@ -30,6 +30,7 @@ from newsbert_ray.reporting.records import (
     tuned_settings,
     varying_settings,
 )
+from newsbert_ray.reporting.sweep_data import curve_of
 from newsbert_ray.reporting.tables import number, sort_key, summarise, summary_of
 
 LineLook = Literal["mean", "reference", "run", "cross", "plain", "trend", "means"]
@@ -266,10 +267,8 @@ def curve_figure(records: Sequence[RunRecord]) -> FigureData[Panel]:
 
 def _curve(records: Sequence[RunRecord], label: str, name: str) -> Line | None:
     """`name` (`student.accuracy`) on validation in per cent, at the epochs that all the records have."""
-    model, _, metric = name.partition(".")
-    entries = ((entry, entry["validation"].get(model, {})) for record in records for entry in record.curve)
-    pairs = [(float(entry["epoch"]), 100 * values[metric]) for entry, values in entries if metric in values]
-    return replace(mean_line(pairs, label, runs=len(records)), sd=()) if pairs else None
+    pairs = [(x, 100 * y) for record in records for x, y in curve_of(record.curve, f"validation.{name}")]
+    return mean_line(pairs, label, runs=len(records), spread=False) if pairs else None
 
 
 def loss_figure(record: RunRecord, entries: Sequence[Mapping[str, Any]]) -> FigureData[Panel]:
@@ -282,11 +281,8 @@ def loss_figure(record: RunRecord, entries: Sequence[Mapping[str, Any]]) -> Figu
         part = math.ceil(LOSS_POINTS * entry["step"] / entry["steps"]) / LOSS_POINTS
         for name, value in entry.get("train", {}).items():
             losses.setdefault(name, []).append((part * entry["epochs"], value))
-    lines = {
-        name: replace(mean_line(pairs, name.replace("_", " ")), sd=())
-        for name, pairs in losses.items()
-        if name != "total"
-    }
+    losses.pop("total", None)
+    lines = {n: mean_line(pairs, n.replace("_", " "), spread=False) for n, pairs in losses.items()}
     if max((len(line.x) for line in lines.values()), default=0) < 2:
         raise NothingToDraw("losses are left out: the run logged them less than twice")
     groups = grouped(lines, lambda name: name.endswith("_task"))
@@ -432,7 +428,9 @@ def describe(values: Mapping[str, Any], digits: int = 6) -> str:
     return ", ".join(f"{name} = {short(value, digits)}" for name, value in named)
 
 
-def mean_line(pairs: Iterable[tuple[float, float]], label: str, *, runs: int = 0) -> Line:
+def mean_line(
+    pairs: Iterable[tuple[float, float]], label: str, *, runs: int = 0, spread: bool = True
+) -> Line:
     """Mean, spread and number of the y at each x.
 
     Args:
@@ -443,7 +441,7 @@ def mean_line(pairs: Iterable[tuple[float, float]], label: str, *, runs: int = 0
     values = {x: ys for x, ys in values.items() if len(ys) == runs} or values
     summaries = [summarise(values[x]) for x in sorted(values)]
     means, sds, ns = zip(*((s.mean, s.sd, s.n) for s in summaries), strict=True)
-    return Line(label, tuple(sorted(values)), means, sds, ns)
+    return Line(label, tuple(sorted(values)), means, sds if spread else (), ns)
 
 
 def _lines_over(setting: str, groups: Mapping[str, Sequence[RunRecord]], path: str) -> list[Line]:

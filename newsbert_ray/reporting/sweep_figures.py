@@ -110,7 +110,7 @@ def learning_curves(sweep: Sweep) -> FigureData[Panel]:
     for point, metric, label in wanted:
         pairs = [(x, factor * y) for trial in point.trials for x, y in curve_of(trial.entries, metric)]
         if pairs:
-            line = replace(mean_line(pairs, label, runs=len(point.trials)), sd=())
+            line = mean_line(pairs, label, runs=len(point.trials), spread=False)
             lines.append(replace(line, look="reference") if metric == teacher else line)
     if not lines and not others:
         raise NothingToDraw("no trial has been evaluated yet")
