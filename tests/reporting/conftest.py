@@ -185,6 +185,7 @@ def invent(
         "varied": list(axes),
         "metric": whole.metric,
         "mode": whole.goals[0].mode,
+        "scheduler": whole.scheduler,
         "trials": points * len(seeds),
         "versions": {"python": "3.11.7", "torch": "2.13.0"},
         "state": state,
