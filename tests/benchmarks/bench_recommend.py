@@ -61,6 +61,7 @@ def main() -> None:
     parser.add_argument("--plain_part", type=int, default=8)
     parser.add_argument("--impressions", type=int, default=16)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--precision", default="fp32", help="of our training; the plain program has fp32")
     parser.add_argument("--only", choices=["training", "evaluation"])
     options = parser.parse_args()
     settings = build_settings(
@@ -73,6 +74,7 @@ def main() -> None:
                 "student.layers": options.layers,
                 "model.dropout": 0.0,
                 "threads": options.threads,
+                "precision": options.precision,
                 "learning_rate": 1e-5,
             }
         ),

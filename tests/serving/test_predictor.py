@@ -43,6 +43,18 @@ def test_predict(run: Path) -> None:
     assert model.predict([]) == []
 
 
+def test_int8_is_close_to_fp32(run: Path) -> None:
+    """Weights and inputs are rounded to 8 bits; a wrong scale or a forgotten bias would be far off."""
+    exact = Predictor(Student.read(run / "student"), device="cpu")
+    rough = Predictor(Student.read(run / "student"), precision="int8")
+    maps = [type(module).__name__ for module in rough.encoder.layers.modules()]
+    assert (maps.count("Linear"), maps.count("_Int8Linear")) == (3, 9)  # the token cache computes three
+    expected = exact.embed(TEXTS)
+    assert 0 < np.abs(rough.embed(TEXTS) - expected).max() < 0.05 * np.abs(expected).max()
+    with pytest.raises(SettingsError, match="int8 is for the processor; use bf16 on a GPU"):
+        Predictor(Student.read(run / "student"), device="cuda", precision="int8")
+
+
 def test_a_student_without_layers(static_run: Path) -> None:
     """Sums of a table's rows must be the encoder's and the pooling's numbers, also for no text at all."""
     model = load(static_run, device="cpu")
