@@ -162,7 +162,7 @@ class Predictor:
     """A student with its tokeniser, ready to read texts. Not for several threads at once."""
 
     def __init__(self, student: Student, *, device: str | None = None, precision: Precision = "fp32") -> None:
-        """Pooling and head stay in fp32, whatever the encoder computes in.
+        """The head stays in fp32, whatever the encoder computes in, and the pooling except with int8.
 
         Raises:
             SettingsError: int8 on a GPU.
@@ -178,12 +178,14 @@ class Predictor:
         self.tokenizer, self.max_tokens = student.tokenizer, student.max_tokens
         self.task, self.labels = student.task, student.labels
         self._batch_tokens = BATCH_TOKENS if on_cpu else BATCH_TOKENS_GPU
-        self._cache = TokenCache.of(self.encoder) if on_cpu else None
-        if precision == "int8":
-            round_weights(self.encoder, kept=self._cache.maps if self._cache else ())
+        # Maps in int8 are faster than the cache.
+        self._cache = TokenCache.of(self.encoder) if on_cpu and precision != "int8" else None
         self._words = None
         if isinstance(self.encoder, StaticEncoder):
             self._words = self.encoder.weighted_vectors(self.top.pooling)
+        elif precision == "int8":
+            _round_weights(self.encoder.layers)
+            _round_weights(self.top.pooling)
 
     @property
     def width(self) -> int:
@@ -350,11 +352,11 @@ def _group_buckets(cuts: Iterable[tuple[int, int]], lengths: Ints) -> Iterator[l
         yield group
 
 
-def round_weights(encoder: Encoder, *, kept: Sequence[nn.Module] = ()) -> None:
-    """Replace the linear maps of an encoder's layers by maps in 8-bit integers, except those in `kept`."""
-    for parent in list(encoder.layers.modules()):
+def _round_weights(model: nn.Module) -> None:
+    """Replace a model's linear maps by maps in 8-bit integers."""
+    for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if type(child) is nn.Linear and child not in kept:
+            if type(child) is nn.Linear:
                 setattr(parent, name, _Int8Linear(child))
 
 
@@ -400,11 +402,6 @@ class TokenCache:
         attention = cast("Any", encoder.layers[0]).attention.self
         self._modules: list[tuple[Any, str]] = [(encoder.backbone, "embeddings")]
         self._modules += [(attention, name) for name in ("query", "key", "value")]
-
-    @property
-    def maps(self) -> list[nn.Module]:
-        """The linear maps whose outputs are cached."""
-        return [getattr(parent, name) for parent, name in self._modules[1:]]
 
     @classmethod
     def of(cls, encoder: Encoder) -> TokenCache | None:

@@ -88,9 +88,12 @@ def test_a_recommendation_run_from_end_to_end(
         assert found[model] == pytest.approx(record.metrics["test"][model])
     manifest = read_manifest(settings.data)
     clicked: list[list[int]] = []
+    newcomers = 0
     for _, block in read_impressions(settings.data, manifest, "test", history=1):
+        newcomers += int((np.diff(block.history_offsets) == 0).sum())
         clicked += [clicks.tolist() for clicks in np.split(block.clicked, block.offsets[1:-1])]
     assert found["submission"]["lines"] == len(clicked)
+    assert newcomers  # their candidates may not tie: the file would order them, and score them differently
     official = official_scores(target, clicked)
     for metric in ("auc", "mrr", "ndcg5", "ndcg10"):
         assert official[metric] == pytest.approx(found["student"][metric], abs=1e-12)
