@@ -192,10 +192,8 @@ def _describe(error: BaseException) -> tuple[int, str]:
     from newsbert_ray.settings import SettingsError
 
     for cause in _causes(error):
-        if isinstance(cause, SettingsError):
-            return 2, str(cause)
         if type(cause).__module__.startswith("newsbert_ray."):
-            return 1, str(cause)
+            return 2 if isinstance(cause, SettingsError) else 1, str(cause)
     if isinstance(error, OSError) and error.errno is None:
         return 1, " ".join(str(error).split())
     if isinstance(error, OSError):
@@ -332,7 +330,7 @@ def _read_words(verb: str, words: Sequence[str]) -> dict[str, Any]:
             continue
         name, equals, value = word[2:].partition("=")
         flag, negated = _find_flag(name, value if equals else next(iter(waiting), ""), flags)
-        if flag.is_bool:
+        if flag.type is bool:
             if not equals:
                 value = waiting.popleft() if waiting and waiting[0].lower() in _BOOL else "true"
             switch = _BOOL.get(value.lower())
@@ -354,17 +352,15 @@ def _read_words(verb: str, words: Sequence[str]) -> dict[str, Any]:
 
 
 def _find_flag(name: str, value: str, flags: Mapping[str, Setting]) -> tuple[Setting, bool]:
-    """The flag that a word names, and whether the word negates it (--no-resume).
-
-    A group of settings is a flag for a mapping or a YAML file: --distill '{beta: 0.2}'.
-    """
+    """The flag that a word names, and whether the word negates it (--no-resume). A group of settings is one,
+    too, for a mapping or a YAML file: --distill '{beta: 0.2}'."""
     from newsbert_ray.settings import Setting, SettingsError, unknown_setting
 
     if name in flags:
         return flags[name], False
     if any(known.startswith(f"{name}.") for known in flags) and (value[:1] == "{" or os.path.isfile(value)):
         return Setting(name, str, None, "", False), False
-    if name[:3] in ("no-", "no_") and (flag := flags.get(name[3:])) and flag.is_bool:
+    if name[:3] in ("no-", "no_") and (flag := flags.get(name[3:])) and flag.type is bool:
         return flag, True
     raise SettingsError(unknown_setting(name, list(flags)))
 
@@ -390,13 +386,8 @@ def _read_config(path: str, model: type[Settings]) -> dict[str, Any]:
 
 
 def check_command(command: Sequence[str], *, folder: Path) -> dict[str, Any]:
-    """Check a job's command as far as possible without its data and teacher; its settings by name.
-
-    Relative paths start from `folder`.
-
-    Raises:
-        SettingsError: what would fail on the cluster for the command alone.
-    """
+    """Check a job's command as far as possible without its data and teacher: SettingsError for what would
+    fail on the cluster. Relative paths start from `folder`. Returns the command's settings by name."""
     from newsbert_ray.settings import SettingsError, build_settings
 
     verb, *words = command

@@ -60,7 +60,7 @@ def _entry(setting: Setting, *, positional: bool) -> list[str]:
     """The lines of one setting: its flag and value, its description and default."""
     choices = "|".join(setting.choices)
     value = choices if 0 < len(choices) <= 50 else setting.name.rpartition(".")[2].upper()
-    flag = f"--[no-]{setting.name}" if setting.is_bool else f"--{setting.name} {value}"
+    flag = f"--[no-]{setting.name}" if setting.type is bool else f"--{setting.name} {value}"
     text = setting.text.rstrip(".") + "."
     text = text if re.match(r"\w+:", text) else text[:1].upper() + text[1:]
     if len(choices) > 50:

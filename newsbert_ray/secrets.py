@@ -63,15 +63,12 @@ def mask_text(text: str) -> str:
 
 def mask_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     """The same mapping with every secret masked: by the name of a field, or by the form of a text in it."""
-    return {str(name): _mask_named(str(name), value) for name, value in fields.items()}
+    return {str(name): _mask_value(value, str(name)) for name, value in fields.items()}
 
 
-def _mask_named(name: str, value: Any) -> Any:
-    is_secret = value is not None and not isinstance(value, bool) and is_secret_name(name)
-    return MASK if is_secret else _mask_value(value)
-
-
-def _mask_value(value: Any) -> Any:
+def _mask_value(value: Any, name: str = "") -> Any:
+    if value is not None and not isinstance(value, bool) and is_secret_name(name):
+        return MASK
     if isinstance(value, Mapping):
         return mask_fields(value)
     if isinstance(value, str | Path | BaseException):

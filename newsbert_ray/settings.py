@@ -72,12 +72,8 @@ S = TypeVar("S", bound=Settings)
 
 
 def build_settings(model: type[S], values: Mapping[str, Any], *, where: str = "") -> S:
-    """A validated `model` from nested `values`.
+    """A validated `model` from nested `values`. A message begins with their source `where`, such as a file.
 
-    Args:
-        model: class of the settings.
-        values: nested mapping; its keys are the fields of `model`.
-        where: source of the values, such as a file; the message begins with it.
     Raises:
         SettingsError: names every wrong setting with its value, every missing one, and for an unknown one
             the nearest name.
@@ -106,11 +102,8 @@ def check_each(
 def check_arguments(
     function: Callable[..., Any], positional: tuple[Any, ...], keywords: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """All arguments of a call by name, with defaults, converted to the types in the function's signature.
-
-    Raises:
-        SettingsError: a wrong, missing or unknown argument, in the words of `build_settings`.
-    """
+    """All arguments of a call by name, with defaults, converted to the types in the function's signature;
+    errors as `build_settings`."""
     signature, model, others = inspect.signature(function), arguments_of(function), {}
     values = {**signature.bind_partial(*positional).arguments, **keywords}
     if any(p.kind == p.VAR_KEYWORD for p in signature.parameters.values()):
@@ -207,11 +200,6 @@ class Setting(NamedTuple):
     default: Any
     text: str
     required: bool
-
-    @property
-    def is_bool(self) -> bool:
-        """Whether it is on or off."""
-        return self.type is bool
 
     @property
     def is_list(self) -> bool:

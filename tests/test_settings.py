@@ -175,7 +175,7 @@ def test_a_setting_knows_its_kind() -> None:
     settings = {setting.name: setting for setting in settings_in(TrainSettings)}
     assert settings["precision"].choices == ("fp32", "tf32", "bf16")
     assert settings["before.method"].choices[-1] == "none"
-    assert settings["distill.shared_top"].is_bool
+    assert settings["distill.shared_top"].type is bool
     assert not settings["min_workers"].choices
     assert next(s for s in settings_in(PrepareSettings) if s.name == "source").is_list
 

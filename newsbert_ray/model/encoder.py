@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -108,16 +109,13 @@ class Encoder(nn.Module):
         return (*output.hidden_states[:-1], output.last_hidden_state)  # with the norm after the last layer
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor, *, projections: bool = False) -> States:
-        """Hidden states as `forward` returns them and, on request, each layer's queries, keys and values.
-
-        Raises:
-            EncoderError: the layers have no separate query, key and value maps.
-        """
+        """Hidden states as `forward` returns them and, on request, each layer's queries, keys and values;
+        EncoderError if the layers have no separate maps for these."""
         if not projections:
             return States(self(input_ids, attention_mask))
         captured: list[dict[int, Tensor]] = [{} for _ in self.layers]
         handles = [
-            module.register_forward_hook(_capture_into(outputs, index))
+            module.register_forward_hook(partial(_capture, outputs, index))
             for layer, outputs in zip(self.layers, captured, strict=True)
             for index, module in enumerate(_projection_maps(layer))
         ]
@@ -136,12 +134,9 @@ class Encoder(nn.Module):
         )
 
     def compile_layers(self) -> None:
-        """Compile each layer when it first runs, for batches of any size; the weights stay as they are.
+        """Compile each layer when it first runs, for any size of batch; EncoderError without a C++ compiler.
 
         Layers of one kind share the compiled code, which whole encoders of different depths would not.
-
-        Raises:
-            EncoderError: there is no C++ compiler.
         """
         compiler = os.environ.get("CXX", "g++")
         if shutil.which(compiler) is None:
@@ -217,10 +212,8 @@ def _projection_maps(layer: nn.Module) -> list[nn.Module]:
     )
 
 
-def _capture_into(outputs: dict[int, Tensor], index: int) -> Any:
+def _capture(
+    outputs: dict[int, Tensor], index: int, _module: nn.Module, _inputs: Any, output: Tensor
+) -> None:
     """A forward hook that stores a module's output as outputs[index]."""
-
-    def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-        outputs[index] = output
-
-    return hook
+    outputs[index] = output

@@ -88,11 +88,8 @@ def encoder_depth(name: str, model: ModelSettings, scratch: ScratchSettings) -> 
 
 
 def load_exported(folder: Path) -> Encoder:
-    """The encoder of an exported student, in evaluation mode.
-
-    Raises:
-        KeyError, OSError, RuntimeError, ValueError: a file is missing or damaged.
-    """
+    """The encoder of an exported student, in evaluation mode; KeyError, OSError, RuntimeError or ValueError
+    if a file is missing or damaged."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if config["model_type"] in WORD_MODELS:
         return load_word_model(folder, config)

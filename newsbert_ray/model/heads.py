@@ -44,7 +44,12 @@ class ClickHead(nn.Module):
 
     def __init__(self, hidden_size: int, query_size: int, user: UserKind = "pooling") -> None:
         super().__init__()
-        self.attention = _user_attention(hidden_size) if user == "self_attention" else None
+        if user == "self_attention" and hidden_size != HEADS * HEAD_SIZE:
+            raise SettingsError(
+                f"recommendation.user self_attention is {HEADS * HEAD_SIZE} wide and the encoder "
+                f"{hidden_size}; set student.kind nrms, or recommendation.user pooling"
+            )
+        self.attention = SelfAttention(hidden_size) if user == "self_attention" else None
         """Self-attention over the clicked news before pooling (NRMS)."""
         self.user = AttentivePooling(hidden_size, query_size)
         fixed = torch.Generator().manual_seed(0)  # the other weights are drawn as without it
@@ -102,12 +107,3 @@ def build_head(
     if task == "topics":
         return TopicHead(hidden_size, topics)
     return ClickHead(hidden_size, query_size, user) if task == "recommendation" else PairHead()
-
-
-def _user_attention(hidden_size: int) -> SelfAttention:
-    if hidden_size != HEADS * HEAD_SIZE:
-        raise SettingsError(
-            f"recommendation.user self_attention is {HEADS * HEAD_SIZE} wide and the encoder {hidden_size}; "
-            "set student.kind nrms, or recommendation.user pooling"
-        )
-    return SelfAttention(hidden_size)

@@ -88,11 +88,7 @@ class LinearModel:
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """The model in `folder`.
-
-        Raises:
-            EncoderError: missing or damaged.
-        """
+        """The model in `folder`; EncoderError if it is missing or damaged."""
         from safetensors import SafetensorError
         from safetensors.numpy import load_file
 

@@ -83,12 +83,8 @@ class Top(nn.Module):
 
 @dataclass(frozen=True)
 class EmbeddingCache:
-    """Text embeddings of a frozen teacher, computed once.
-
-    Attributes:
-        positions: position in `embeddings` of each row of the table of texts.
-        embeddings: (M, D).
-    """
+    """Text embeddings (M, D) of a frozen teacher, computed once, and the position in them of each row of the
+    table of texts."""
 
     positions: Tensor
     embeddings: Tensor

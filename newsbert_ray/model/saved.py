@@ -45,11 +45,8 @@ class CheckpointError(ValueError):
 
 
 def write_weights(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-    """Replace folder `path` by weights.safetensors and state.json (JSON values), with checksums of both.
-
-    Raises:
-        CheckpointError: the disk is full or not writable.
-    """
+    """Replace folder `path` by weights.safetensors and state.json (JSON values), with checksums of both;
+    CheckpointError if the disk is full or not writable."""
     from safetensors import SafetensorError
 
     try:
@@ -68,11 +65,7 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str,
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and state of a folder that `write_weights` wrote.
-
-    Raises:
-        CheckpointError: missing or damaged.
-    """
+    """Tensors and state of a folder that `write_weights` wrote; CheckpointError if missing or damaged."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -122,14 +115,8 @@ def load_best(folder: Path, name: str, pair: nn.Module) -> None:
 def write_student(
     folder: Path, pair: Pair, manifest: Manifest, *, tokenizer: Path, task: TaskName = "topics"
 ) -> None:
-    """Write the student as a Hugging Face folder with its tokeniser and its top.
-
-    Args:
-        folder: replaced if it exists.
-        tokenizer: folder of the shards' tokeniser.
-    Raises:
-        EncoderError: the disk is full or not writable.
-    """
+    """Replace `folder` by the student as a Hugging Face folder with its tokeniser (a folder) and its top;
+    EncoderError if the disk is full or not writable."""
     from safetensors import SafetensorError
 
     top = {
@@ -209,11 +196,7 @@ class _Damage(EncoderError):
 
 
 def read_top(folder: Path) -> dict[str, Any]:
-    """The description of an exported student's top (top.json).
-
-    Raises:
-        EncoderError: it has changed since it was written.
-    """
+    """The description of an exported student's top (top.json); EncoderError if it has changed since."""
     description: dict[str, Any] = json.loads((folder / TOP_CONFIG).read_text(encoding="utf-8"))
     check = description.pop("check", None)  # early versions wrote none
     if check is not None and check != checksum_of(description):

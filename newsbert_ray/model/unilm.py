@@ -115,11 +115,8 @@ def is_unilm(name: str | Path) -> bool:
 
 
 def unilm_config(folder: Path) -> BertConfig:
-    """A checkpoint's configuration as BERT's, with `rel_pos_bins` and `max_rel_pos`.
-
-    Raises:
-        EncoderError: config.json is missing or lacks a size.
-    """
+    """A checkpoint's configuration as BERT's, with `rel_pos_bins` and `max_rel_pos`; EncoderError if
+    config.json is missing or lacks a size."""
     from transformers import BertConfig
 
     try:

@@ -23,6 +23,7 @@ class WordModel(Encoder):
 
     kind: ClassVar[str]
     """`model_type` in the exported config.json."""
+    layer_names: ClassVar[tuple[str, ...]] = ()
     words: nn.Embedding
 
     def __init__(self, words: nn.Embedding, hidden_size: int, *, dropout: float) -> None:
@@ -31,6 +32,11 @@ class WordModel(Encoder):
         self.words = copy.deepcopy(words)
         self.dropout = nn.Dropout(dropout)
         self._width = hidden_size
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The one layer, or none."""
+        return nn.ModuleList([getattr(self, name) for name in self.layer_names])
 
     @property
     def hidden_size(self) -> int:
@@ -70,6 +76,7 @@ class RecurrentEncoder(WordModel):
     """Word embeddings and one BiLSTM; its two directions together are D wide, as the teacher is."""
 
     kind = "newsbert_bilstm"
+    layer_names = ("lstm",)
 
     def __init__(self, words: nn.Embedding, hidden_size: int, *, dropout: float) -> None:
         super().__init__(words, hidden_size, dropout=dropout)
@@ -78,11 +85,6 @@ class RecurrentEncoder(WordModel):
         # cuDNN would like both directions' weights in one piece; it copies them, which costs little.
         warnings.filterwarnings("ignore", message="RNN module weights are not part of single contiguous")
         self.lstm = nn.LSTM(words.embedding_dim, hidden_size // 2, batch_first=True, bidirectional=True)
-
-    @property
-    def layers(self) -> nn.ModuleList:
-        """The one layer."""
-        return nn.ModuleList([self.lstm])
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
         """Word embeddings (B, L, W) and the LSTM's states (B, L, D), 0 at padding."""
@@ -117,15 +119,11 @@ class NrmsEncoder(WordModel):
     """Word embeddings and one layer of self-attention (NRMS, its section 3.1)."""
 
     kind = "newsbert_nrms"
+    layer_names = ("attention",)
 
     def __init__(self, words: nn.Embedding, *, dropout: float) -> None:
         super().__init__(words, HEADS * HEAD_SIZE, dropout=dropout)
         self.attention = SelfAttention(words.embedding_dim)
-
-    @property
-    def layers(self) -> nn.ModuleList:
-        """The one layer."""
-        return nn.ModuleList([self.attention])
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
         """Word embeddings (B, L, W) and the layer's states (B, L, D)."""
@@ -145,11 +143,6 @@ class StaticEncoder(WordModel):
         is_special = torch.zeros(words.num_embeddings, dtype=torch.bool)
         is_special[list(special)] = True
         self.register_buffer("special", is_special)
-
-    @property
-    def layers(self) -> nn.ModuleList:
-        """None."""
-        return nn.ModuleList()
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
         """Word vectors (B, L, D), the only level."""

@@ -155,11 +155,7 @@ class Embedded(NamedTuple):
 
 
 def read_embedded(folder: str | Path) -> Embedded:
-    """Read what `embed` wrote into memory.
-
-    Raises:
-        EmbedError: no embeddings there, or incomplete ones.
-    """
+    """Read what `embed` wrote into memory; EmbedError if it is missing or incomplete."""
     local = fetch(folder)
     description = _read_description(Remote(absolute(local)))
     if description.get("state") != "whole":
@@ -234,13 +230,8 @@ def _describe(folder: Remote, description: dict[str, Any]) -> None:
 
 
 def _claim(folder: Remote, source: dict[str, Any], *, overwrite: bool) -> dict[str, Any] | None:
-    """Start embeddings of these files by this model, or continue them.
-
-    Returns:
-        The description of embeddings that are complete.
-    Raises:
-        EmbedError: the location holds something else.
-    """
+    """Start or continue embeddings of these files by this model; the description of complete ones. EmbedError
+    if the location holds something else."""
     known, files, shown = _read_description(folder), folder.files(), mask_url(folder.url)
     if not known and files:
         raise EmbedError(f"--out {shown}: exists, and holds no embeddings; give another --out")

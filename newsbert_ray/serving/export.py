@@ -251,32 +251,6 @@ def _check_tokenizer(student: Student, folder: Path) -> None:
             )
 
 
-_CODE = {
-    "hf": """from transformers import AutoModel, AutoTokenizer, pipeline
-
-tokenizer = AutoTokenizer.from_pretrained(DIR)
-encoder = AutoModel.from_pretrained(DIR)                              # only the encoder's states
-model = AutoModel.from_pretrained(DIR, trust_remote_code=True)        # pooler_output: the text's embedding
-embedding = model(**tokenizer(["A title"], return_tensors="pt", truncation=True)).pooler_output""",
-    "sentence-transformers": """from sentence_transformers import SentenceTransformer
-
-model = SentenceTransformer(DIR, trust_remote_code=True)
-embeddings = model.encode(["A title", "another"])""",
-    "onnx": """import numpy as np
-import onnxruntime
-from tokenizers import Tokenizer
-
-tokenizer = Tokenizer.from_file("DIR/tokenizer.json")
-tokenizer.enable_truncation(MAX)
-tokenizer.enable_padding()
-read = tokenizer.encode_batch(["A title", "another"])
-ids, mask = (np.array([getattr(one, name) for one in read]) for name in ("ids", "attention_mask"))
-session = onnxruntime.InferenceSession("DIR/model.onnx")              # or model_int8.onnx
-embedding, *logits = session.run(None, {"input_ids": ids, "attention_mask": mask})""",
-}
-_TOPICS = """
-topics = pipeline("text-classification", model=DIR, trust_remote_code=True)
-topics("A title", truncation=True)"""
 _TASKS = {
     "topics": "classify news titles by topic",
     "recommendation": "rank news for a user by what the user clicked before",
@@ -286,49 +260,27 @@ _TASKS = {
 
 def model_card(record: RunRecord, *, form: Format, labels: Sequence[str], max_tokens: int) -> str:
     """The model card of a run: Markdown with a YAML head. `labels` are its topics; none for another task."""
+    from jinja2 import Environment, FileSystemLoader
+
     settings, layers = record.settings, record.settings["student"]["layers"]
-    method = NAMES.get(str(settings.get("method")), str(settings.get("method")))
-    language = "language: en\n" if data_name(record).upper().startswith("MIND") else ""
-    code = _CODE[form] + (_TOPICS if form == "hf" and labels else "")
-    code = code.replace("MAX", str(max_tokens)).replace(", pipeline", ", pipeline" if labels else "")
-    depth = f"{layers} layer{'' if layers == 1 else 's'}" if layers else "word vectors, without layers"
-    if not layers:
-        code = "".join(line for line in code.splitlines(keepends=True) if not line.startswith("encoder ="))
-    names = ("epochs", "batch_size", "learning_rate", "seed")
-    values = ", ".join(f"{name} {settings[name]}" for name in names if name in settings)
-    examples = f"{record.data.get('train_rows') or 0:,} {task_of(settings).examples}"
-    topics = f" It distinguishes {len(labels)} topics, without 'none of them': {', '.join(labels)}."
-    return f"""---
-library_name: {"transformers" if form == "hf" else form}
-{language}tags: [news, distillation, newsbert]
----
-
-# News encoder with {depth}, from {teacher_name(record)}
-
-Trained to {_TASKS[task_name(record)]} with the method *{method}* (newsbert_ray; NewsBERT, Wu et al. 2021), on
-{examples} of {data_name(record)}: {values}. All settings are in record.json. Texts are
-cut at {max_tokens} tokens. A text's embedding is the attentive pooling of its tokens' last hidden states.
-
-## Use
-
-```python
-{code}
-```
-
-## Results
-
-{_results(record)}
-
-## Limits
-
-Trained on texts of one corpus, from one period and in its language; results on other texts are unknown. The
-results above are of one run; another seed changes them.{topics if labels else ""}
-
-## Licences
-
-The weights derive from the teacher and from the data, so both licences apply (MIND: Microsoft Research
-Licence Terms, non-commercial research). Any code in this folder is part of newsbert_ray, Apache-2.0.
-"""
+    method, names = str(settings.get("method")), ("epochs", "batch_size", "learning_rate", "seed")
+    folder = FileSystemLoader(Path(__file__).parent)
+    templates = Environment(loader=folder, trim_blocks=True, keep_trailing_newline=True)
+    return templates.get_template("card.md").render(
+        form=form,
+        labels=labels,
+        max_tokens=max_tokens,
+        layers=layers,
+        depth=f"{layers} layer{'' if layers == 1 else 's'}" if layers else "word vectors, without layers",
+        english=data_name(record).upper().startswith("MIND"),
+        teacher=teacher_name(record),
+        purpose=_TASKS[task_name(record)],
+        method=NAMES.get(method, method),
+        examples=f"{record.data.get('train_rows') or 0:,} {task_of(settings).examples}",
+        data=data_name(record),
+        values=", ".join(f"{name} {settings[name]}" for name in names if name in settings),
+        results=_results(record),
+    )
 
 
 def _results(record: RunRecord) -> str:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from newsbert_ray.config import SettingsError
 from newsbert_ray.data.batches import cut_buckets
+from newsbert_ray.data.shards import TextTable
 from newsbert_ray.data.tokenizer import TitleTokenizer, load_tokenizer
 from newsbert_ray.files import sha256_of
 from newsbert_ray.model.encoder import Encoder, EncoderError
@@ -246,26 +247,25 @@ class Predictor:
     @torch.inference_mode()
     def _embed_group(self, texts: Sequence[str]) -> Floats:
         ids = list(self.tokenizer.encode(texts, max_tokens=self.max_tokens))
+        flat, offsets = np.fromiter(chain.from_iterable(ids), np.int32), np.cumsum([0, *map(len, ids)])
         if self._words is not None:
-            return self._add_words(ids, self._words)
-        lengths = np.fromiter(map(len, ids), np.int64, len(ids))
+            return self._add_words(flat, offsets, self._words)
+        table, lengths = TextTable(flat, offsets), np.diff(offsets)
         order = np.argsort(lengths, kind="stable")
         embeddings = np.empty((len(ids), self.width), dtype=np.float32)
         buckets = cut_buckets(lengths[order], budget=self._batch_tokens)
         for cuts in _group_buckets(buckets, lengths[order]):
-            batches = [self._pad([ids[row] for row in order[start:stop].tolist()]) for start, stop in cuts]
-            with self._cached(batches) as turns:
+            pad_id = self.tokenizer.pad_id
+            batches = [table.ids(order[start:stop], pad_id=pad_id) for start, stop in cuts]
+            with self._cached([ids for ids, _ in batches]) as turns:
                 for (start, stop), batch, _ in zip(cuts, batches, turns, strict=True):
-                    mask = np.arange(batch.shape[1]) < lengths[order[start:stop], None]
-                    embeddings[order[start:stop]] = self._read(batch, mask.astype(np.int64))
+                    embeddings[order[start:stop]] = self._read(*batch)
         return embeddings
 
-    def _add_words(self, ids: Sequence[Sequence[int]], words: Tensor) -> Floats:
+    def _add_words(self, flat: npt.NDArray[np.int32], offsets: Ints, words: Tensor) -> Floats:
         """Embeddings of a student without layers, by its `weighted_vectors`: no padding, no pooling."""
-        starts = np.cumsum([0, *map(len, ids[:-1])])
-        flat = np.fromiter(chain.from_iterable(ids), np.int64)
-        tokens, offsets = (torch.from_numpy(array).to(self.device) for array in (flat, starts))
-        sums = F.embedding_bag(tokens, words, offsets, mode="sum")
+        tokens, starts = (torch.from_numpy(a).to(self.device).long() for a in (flat, offsets[:-1]))
+        sums = F.embedding_bag(tokens, words, starts, mode="sum")
         embeddings: Floats = (sums[:, :-1] / sums[:, -1:]).cpu().numpy()
         return embeddings
 
@@ -274,16 +274,9 @@ class Predictor:
             return nullcontext([None] * len(batches))
         return self._cache.fill(batches)
 
-    def _pad(self, ids: Sequence[Sequence[int]]) -> Ints:
-        """Token ids (B, L) of texts in ascending length."""
-        padded = np.full((len(ids), len(ids[-1])), self.tokenizer.pad_id, dtype=np.int64)
-        for row, own in zip(padded, ids, strict=True):
-            row[: len(own)] = own
-        return padded
-
-    def _read(self, ids: Ints, mask: Ints) -> Floats:
+    def _read(self, ids: Ints, mask: npt.NDArray[np.bool_]) -> Floats:
         """Token ids (B, L) and mask to embeddings (B, D)."""
-        ids_, mask_ = (torch.from_numpy(array).to(self.device) for array in (ids, mask))
+        ids_, mask_ = (torch.from_numpy(array).to(self.device).long() for array in (ids, mask))
         embeddings: Floats = self.top.embed(self.encoder(ids_, mask_), mask_).cpu().numpy()
         return embeddings
 
@@ -411,12 +404,8 @@ class TokenCache:
 
     @contextmanager
     def fill(self, batches: Sequence[Ints]) -> Iterator[Iterator[None]]:
-        """Within this context the encoder uses values computed for these batches.
-
-        Args:
-            batches: token ids (B, L). The encoder must read them in this order, each after one more step of
-                the iterator that this yields.
-        """
+        """Within this context the encoder uses values computed for these batches of token ids (B, L). It must
+        read them in this order, each after one more step of the iterator that this yields."""
         stride = max(batch.shape[1] for batch in batches)
         keys = [(batch * stride + np.arange(batch.shape[1])).ravel() for batch in batches]
         pairs, inverse = np.unique(np.concatenate(keys), return_inverse=True)

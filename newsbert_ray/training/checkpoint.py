@@ -99,12 +99,9 @@ def load_tensors(learner: Learner, tensors: Mapping[str, Tensor]) -> None:
             learner.optimizer.state[parameter] = state
 
 
-def resume(folder: Path, learner: Learner, *, say: Callable[[str], None]) -> Progress:
-    """Load the newest intact checkpoint into `learner` and return its progress, empty if there is none.
-
-    Raises:
-        CheckpointError: there are checkpoints, but none is intact.
-    """
+def resume(folder: Path, learner: Learner, *, say: Callable[[str], object]) -> Progress:
+    """Load the newest intact checkpoint into `learner` and return its progress, empty if there is none;
+    CheckpointError if there are checkpoints, but none is intact."""
     paths = step_folders(folder)
     for path in reversed(paths):
         try:

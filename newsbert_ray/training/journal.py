@@ -61,13 +61,13 @@ def overview(entry: Mapping[str, Any]) -> list[tuple[str, float]]:
 class Display:
     """Shows entries on the screen: a progress bar on a terminal, otherwise a line every ten seconds."""
 
-    def __init__(self, *, total: int, live: bool | None = None) -> None:
-        """`total` is the number of steps; `live` shows the bar, by default on a terminal."""
+    def __init__(self, *, total: int, live: bool | None = None, quiet: bool = False) -> None:
+        """`total` is the number of steps; `live` shows the bar, by default on a terminal; `quiet` nothing."""
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-        self.console = Console(file=sys.stdout, highlight=False)
-        self.live = self.console.is_terminal if live is None else live
+        self.console = Console(file=sys.stdout, highlight=False, quiet=quiet)
+        self.live = self.console.is_terminal and not quiet if live is None else live
         self.total = total
         self._is_wide = self.console.width >= 120
         self._start: tuple[int, float] | None = None  # step and time of the first entry
@@ -95,7 +95,11 @@ class Display:
 
     def __call__(self, entry: Mapping[str, Any]) -> None:
         if entry["kind"] == "log":
-            self._show_step(entry)
+            self._numbers = _log_numbers(entry)
+            numbers = self._numbers if self._is_wide else _log_numbers(entry, short=True)
+            epoch = f"epoch {entry['epoch']}/{entry['epochs']}"
+            self.bar.update(self.task, description=epoch, numbers=numbers)
+            self._move(entry["step"])
         elif entry["kind"] == "evaluation":
             self.say(_evaluation_line(entry))
         elif entry["kind"] == "step":
@@ -110,12 +114,6 @@ class Display:
         self.console.print(line, markup=False, soft_wrap=True)
         if not self.live:
             sys.stdout.flush()
-
-    def _show_step(self, entry: Mapping[str, Any]) -> None:
-        self._numbers = _log_numbers(entry)
-        numbers = self._numbers if self._is_wide else _log_numbers(entry, short=True)
-        self.bar.update(self.task, description=f"epoch {entry['epoch']}/{entry['epochs']}", numbers=numbers)
-        self._move(entry["step"])
 
     def _move(self, step: int) -> None:
         if self._start is None:

@@ -66,10 +66,9 @@ class TrainingLoop:
     def run(self, updates: Iterable[Update]) -> None:
         """Train over `updates`, the worker's updates after `progress.step`.
 
-        At each epoch's end, and every `evaluate_every` steps, the pair is evaluated, the best student kept, a
-        checkpoint written (unless `checkpoint.at_evaluation` is off) and then the entry reported: whoever
-        stops a run in its report can resume it.
-        Checkpoints are also written by step count, by a timer, and before the machine is taken away.
+        At an evaluation the best student is kept, a checkpoint written (unless `checkpoint.at_evaluation` is
+        off) and then the entry reported: whoever stops a run in its report can resume it. Checkpoints are
+        also written by step count, by a timer, and before the machine is taken away.
 
         Raises:
             PreemptedError: some worker has to end; on every worker, after a checkpoint.
@@ -200,10 +199,7 @@ class TrainingLoop:
 
 def read_ahead(updates: Iterable[Update], device: torch.device) -> Generator[Update, None, None]:
     """The same updates, on `device`; a thread reads and copies the next READ_AHEAD while the last one trains.
-
-    Raises:
-        Exception: what reading raised, in its place.
-    """
+    What reading raises is raised in its place."""
     source = iter(updates)
 
     def read() -> Update | None:

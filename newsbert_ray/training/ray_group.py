@@ -84,10 +84,9 @@ def train_group(
 ) -> None:
     """Train with `settings.workers` Ray Train workers, in the cluster joined or a private one, to a record.
 
-    After the death of a worker the group continues from the last checkpoint. Before a machine is taken away,
-    and after Ctrl-C or SIGTERM, it writes one more. With `settings.min_workers` the group continues with
-    fewer workers. All nodes must see the run's folder, or it is in a bucket. If this function ends early (a
-    report that raises, a second Ctrl-C), the group is ended first.
+    After the death of a worker the group continues from the last checkpoint, with `settings.min_workers` also
+    with fewer workers. Before a machine is taken away, and after Ctrl-C or SIGTERM, it writes one more. All
+    nodes must see the run's folder, or it is in a bucket.
 
     Args:
         report: called with the entries of rank 0, each evaluation's once.
@@ -105,11 +104,10 @@ def train_group(
         cpus = float(settings.threads or 1) if quiet else 1.0
         if gpus is None:
             gpus = _gpus_per_worker(settings, session, cpus=cpus)
-        schedule, display = make_schedule(settings, manifest), None
-        if not quiet:
-            display = stack.enter_context(Display(total=schedule.total_steps))
-            link = f", dashboard {session.dashboard}" if session.dashboard else ""
-            display.say(f"Ray Train group of {settings.workers} at {session.address}{link}")
+        schedule = make_schedule(settings, manifest)
+        display = stack.enter_context(Display(total=schedule.total_steps, quiet=quiet))
+        link = f", dashboard {session.dashboard}" if session.dashboard else ""
+        display.say(f"Ray Train group of {settings.workers} at {session.address}{link}")
         job = GroupJob(
             settings,
             group=uuid.uuid4().hex,
@@ -149,10 +147,9 @@ class _Group:
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
-    def follow(self, *, display: Display | None, report: Report, signals: StopSignals) -> None:
+    def follow(self, *, display: Display, report: Report, signals: StopSignals) -> None:
         """Show and pass on the entries of rank 0 until the group ends; a signal asks it to end."""
-        evaluated: set[int] = set()
-        running = True
+        evaluated, running = set[int](), True
         while running:
             self._thread.join(0.5)
             running = self._thread.is_alive()
@@ -161,15 +158,14 @@ class _Group:
                 if not self._furthest_step:
                     return  # nothing to keep: the workers have not begun
                 ray_private.request_stop(self._job.group)
-            while display and not self._notes.empty():
+            while not self._notes.empty():
                 display.say(self._notes.get())
             for entry in ray_private.take_entries(self._job.group):
                 self._furthest_step = max(self._furthest_step, entry["step"])
                 is_evaluation = entry["kind"] == "evaluation"
                 if is_evaluation and entry["step"] in evaluated:
                     continue  # a restarted group repeats its last evaluations
-                if display:
-                    display(entry)
+                display(entry)
                 if is_evaluation:
                     evaluated.add(entry["step"])
                 report(entry)
@@ -252,16 +248,14 @@ def _work(config: dict[str, Any]) -> None:
 
     from newsbert_ray.data.reading import World, read_updates
     from newsbert_ray.data.stream import stream_updates
-    from newsbert_ray.training.worker import WorkerContext, run_worker
+    from newsbert_ray.training.worker import run_worker
 
     job: GroupJob = config["job"]
     workdir, settings = WorkDir(job.settings.out), with_local_paths(job.settings)
     torch.set_num_threads(job.threads)
     context = ray.train.get_context()
     world = World(context.get_world_rank(), context.get_world_size(), get_device())
-    run = workdir.path
-
-    sent = 0.0
+    run, sent = workdir.path, 0.0
 
     def report(entry: dict[str, Any]) -> None:
         nonlocal sent
@@ -281,14 +275,14 @@ def _work(config: dict[str, Any]) -> None:
         # The others wait here for rank 0; workers of an earlier start may have finished in the meantime.
         if world.sum_values({"finished": float(world.is_rank_zero and (run / RECORD).exists())})["finished"]:
             return
-        worker = WorkerContext(
+        run_worker(
+            settings,
             world,
             updates=stream_updates if job.stream else read_updates,
             report=report,
             say=lambda line: report({"kind": "note", "step": 0, "text": line}),
             leaving=stack.enter_context(watch_for_end(lambda: ray_private.stop_requested(job.group))),
         )
-        run_worker(settings, worker)
         if world.is_rank_zero:
             restore_urls(run, job.settings)
             workdir.publish()

@@ -11,7 +11,7 @@ import json
 import math
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -155,33 +155,31 @@ def _train_in_process(
     """Train in this process; each checkpoint is published before it is reported."""
     from newsbert_ray.data.reading import World, make_schedule, read_updates
     from newsbert_ray.ray_session import watch_for_end
-    from newsbert_ray.training.worker import WorkerContext, run_worker, train_linear
+    from newsbert_ray.training.worker import run_worker, train_linear
 
     settings = with_local_paths(settings)
     if settings.student.kind == "linear":
         lines = _silent if quiet else partial(print, flush=True)
         train_linear(settings, manifest, report=report, say=lines)
         return
-    display = None if quiet else Display(total=make_schedule(settings, manifest).total_steps)
+    display = Display(total=make_schedule(settings, manifest).total_steps, quiet=quiet)
 
     def receive(entry: dict[str, Any]) -> None:
         if entry["kind"] in ("evaluation", "checkpoint"):
             workdir.publish()
-        if display:
-            display(entry)
+        display(entry)
         report(entry)
 
-    with display or nullcontext(), StopSignals(active=not quiet) as signals, watch_for_end() as leaving:
-        say = display.say if display else _silent
-        context = WorkerContext(
+    with display, StopSignals(active=not quiet) as signals, watch_for_end() as leaving:
+        run_worker(
+            settings,
             World(device=pick_device(settings)),
-            read_updates,
-            receive,
-            say,
+            updates=read_updates,
+            report=receive,
+            say=display.say,
             leaving=lambda: "stopped" if signals.number else leaving(),
             deferred=signals.deferred,
         )
-        run_worker(settings, context)
 
 
 def pick_device(settings: TrainSettings) -> Any:
@@ -338,11 +336,8 @@ def train_prerequisite(
 ) -> TrainSettings:
     """Train the run that must finish first, unless it is finished, and return settings that use its result.
 
-    Other processes on this machine that need the same one wait for it.
-
-    Args:
-        shared: local folder where many runs share their prerequisites; None puts it beside this run.
-        train: trains a run, or returns at once if it is finished.
+    It is in the local folder `shared`, where other processes that need the same one wait for it, or beside
+    this run.
     """
     prerequisite = prerequisite_of(settings)
     if prerequisite is None:
@@ -351,13 +346,16 @@ def train_prerequisite(
         location = WorkDir(settings.out).companion(prerequisite.name).location
         say(f"first training {prerequisite.purpose}, into {location}")
         train(prerequisite.settings.model_copy(update={"out": location}))
-        return _use_result(settings, prerequisite, location)
-    folder = Path(shared) / _shared_name(prerequisite.settings)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with locked(folder.with_name(f"{folder.name}.lock"), wait_seconds=math.inf):
-        if not (folder / RECORD).exists():
-            train(prerequisite.settings.model_copy(update={"out": str(folder)}))
-    return _use_result(settings, prerequisite, str(folder))
+    else:
+        folder = Path(shared) / _shared_name(prerequisite.settings)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        location = str(folder)
+        with locked(folder.with_name(f"{folder.name}.lock"), wait_seconds=math.inf):
+            if not (folder / RECORD).exists():
+                train(prerequisite.settings.model_copy(update={"out": location}))
+    if prerequisite.name == TEACHER:
+        return with_locations(settings, {"distill.teacher_run": location})
+    return with_locations(settings, {"teacher": f"{location.rstrip('/')}/student"})
 
 
 def _shared_name(settings: TrainSettings) -> str:
@@ -366,9 +364,3 @@ def _shared_name(settings: TrainSettings) -> str:
     fingerprints = [read_manifest(download_input(run.data)).fingerprint for run in runs]
     values = [settings.model_dump(mode="json", exclude=set(NEUTRAL_SETTINGS)), *fingerprints]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _use_result(settings: TrainSettings, prerequisite: Prerequisite, location: str) -> TrainSettings:
-    if prerequisite.name == TEACHER:
-        return with_locations(settings, {"distill.teacher_run": location})
-    return with_locations(settings, {"teacher": f"{location.rstrip('/')}/student"})

@@ -10,7 +10,6 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -64,51 +63,44 @@ from newsbert_ray.training.loop import Report, TrainingLoop
 from newsbert_ray.training.step import Learner, build_learner, needs_states
 
 
-@dataclass(frozen=True)
-class WorkerContext:
-    """What the process or the group that starts a worker gives to it.
+def run_worker(
+    settings: TrainSettings,
+    world: World,
+    *,
+    updates: Callable[..., Iterator[Update]],
+    report: Report,
+    say: Callable[[str], object],
+    leaving: Callable[[], str],
+    deferred: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> None:
+    """Everything that a worker does from its start to the run's record.json.
 
-    Attributes:
+    Only rank 0 reads and writes the run's folder, and prints. The settings have local paths.
+
+    Args:
         updates: reads this worker's updates of a schedule, after `done` steps.
         report: receives every entry of the loop, on every worker.
-        say: prints a line; called on rank 0 only.
         leaving: as in TrainingLoop.
         deferred: signals wait in its block, which `leaving` ends.
     """
-
-    world: World
-    updates: Callable[..., Iterator[Update]]
-    report: Report
-    say: Callable[[str], None]
-    leaving: Callable[[], str]
-    deferred: Callable[[], AbstractContextManager[None]] = nullcontext
-
-
-def run_worker(settings: TrainSettings, context: WorkerContext) -> None:
-    """Everything that a worker does from its start to the run's record.json.
-
-    Only rank 0 reads and writes the run's folder. The settings have local paths.
-    """
-    world, receivers = context.world, [context.report]
-    manifest = read_manifest(settings.data)
+    manifest, run, receivers = read_manifest(settings.data), Path(settings.out), [report]
     schedule = make_schedule(settings, manifest, world)
-    run = Path(settings.out)
-    if world.is_rank_zero and settings.teacher != SCRATCH:
-        context.say(f"loading the teacher {settings.teacher}")
+    say = say if world.is_rank_zero else lambda _: None
+    if settings.teacher != SCRATCH:
+        say(f"loading the teacher {settings.teacher}")
     learner = build_worker_learner(settings, schedule, world)
-    if world.is_rank_zero:
-        context.say(_describe_layers(learner.pair, last=settings.distill.blocks == "last"))
-        if settings.unlabelled_share:
-            context.say(_describe_unlabelled(schedule))
-    progress = _resume(run / CHECKPOINTS, learner, world, say=context.say)
-    if world.is_rank_zero and progress.step:
-        context.say(f"continuing from step {progress.step} of {schedule.total_steps}")
-    learner.pair.teacher_cache = cached_teacher(learner.pair, settings, schedule, world, context.say)
+    say(_describe_layers(learner.pair, last=settings.distill.blocks == "last"))
+    if settings.unlabelled_share:
+        say(_describe_unlabelled(schedule))
+    progress = _resume(run / CHECKPOINTS, learner, world, say=say)
+    if progress.step:
+        say(f"continuing from step {progress.step} of {schedule.total_steps}")
+    learner.pair.teacher_cache = cached_teacher(learner.pair, settings, schedule, world, say)
     events = EventLog(run)
     journal = None
     if world.is_rank_zero:
         journal = Journal(run, done=progress.step)
-        receivers = [journal, RunMeters(run), events.report, context.report]
+        receivers = [journal, RunMeters(run), events.report, report]
         events("resume" if progress.step else "start", step=progress.step, workers=world.size)
     scorer = Scorer(learner.pair, settings, manifest, world)
     try:
@@ -120,10 +112,10 @@ def run_worker(settings: TrainSettings, context: WorkerContext) -> None:
             evaluate=lambda: scorer.score("validation"),
             report=lambda entry: [receive(entry) for receive in receivers],
             checkpoints=run / CHECKPOINTS,
-            leaving=context.leaving,
+            leaving=leaving,
         )
-        with context.deferred():
-            loop.run(context.updates(schedule, done=progress.step))
+        with deferred():
+            loop.run(updates(schedule, done=progress.step))
         _load_best_everywhere(run / CHECKPOINTS, learner, progress, world)
         pace = Pace()
         test = scorer.score("test", pace) if manifest.rows("test", settings.task) else {}
@@ -219,13 +211,10 @@ def cached_teacher(
     world: World,
     say: Callable[[str], object] = print,
 ) -> EmbeddingCache | None:
-    """A frozen teacher's embeddings of every text that training may use, computed once.
+    """A frozen teacher's embeddings of every text in training; None if losses of every stage read its layers.
 
-    They are kept in the teacher's folder for other runs. The texts are encoded in a fixed order, so that the
-    bits do not depend on who computes them.
-
-    Returns:
-        None if the teacher is not frozen, or if losses of every stage read its layers.
+    They are computed once and kept in the teacher's folder for other runs. The texts are encoded in a fixed
+    order, so that the bits do not depend on who computes them.
     """
     if not pair.frozen or all(map(needs_states, settings.distill.stages)):
         return None
@@ -233,8 +222,7 @@ def cached_teacher(
     path = _cache_file(settings, schedule, rows)
     embeddings = world.broadcast(_read_cache(path, len(rows)) if world.is_rank_zero else None)
     if embeddings is None:
-        if world.is_rank_zero:
-            say(f"computing what the teacher says of {len(rows):,} texts, once")
+        say(f"computing what the teacher says of {len(rows):,} texts, once")
         teacher = {"teacher": pair.models()["teacher"]}
         pad_id = schedule.manifest.tokenizer.pad_id
         with encoder_precision(settings, world):
@@ -272,13 +260,12 @@ def _read_cache(path: Path, rows: int) -> Tensor | None:
     return None
 
 
-def _resume(folder: Path, learner: Learner, world: World, *, say: Callable[[str], None]) -> Progress:
+def _resume(folder: Path, learner: Learner, world: World, *, say: Callable[[str], object]) -> Progress:
     """Load the newest checkpoint on every worker. Only rank 0's machine needs to see the folder."""
     progress = world.broadcast(resume(folder, learner, say=say) if world.is_rank_zero else Progress())
     if world.size > 1 and progress.step:
-        load_tensors(
-            learner, world.broadcast(_on_cpu(learner_tensors(learner)) if world.is_rank_zero else {})
-        )
+        tensors = _on_cpu(learner_tensors(learner)) if world.is_rank_zero else {}
+        load_tensors(learner, world.broadcast(tensors))
     if not world.is_rank_zero:
         progress.sums = dict.fromkeys(progress.sums, 0.0)  # rank 0 has the sums of all workers
     return progress

@@ -173,7 +173,7 @@ def test_killed_at_any_moment_ends_in_the_same_weights(shards: Path, unbroken: P
 
 def test_a_length_in_steps(shards: Path, tmp_path: Path) -> None:
     """The learning rate ends with the last step; a resume knows the length as well."""
-    values = {"steps": 12, "evaluate_every": 5, "optimizer": {"decay": "linear"}}
+    values = {"steps": 12, "evaluate_every": 5, "optimizer": {"decay": "linear", "warmup_share": 0.0}}
 
     def stop(entry: dict[str, Any]) -> None:
         if entry["step"] == 10:
