@@ -92,7 +92,7 @@ def embed(
     if (first := next(pieces, None)) is None:
         raise TextsError(f"{', '.join(map(str, input))}: contains no text")
     hashes = [[last_part(name), file.sha256] for name, file in zip(input, files, strict=True)]
-    source = {"model_sha256": weights_hash(student), "precision": precision, "files": hashes}
+    source: dict[str, Any] = {"model_sha256": weights_hash(student), "precision": precision, "files": hashes}
     source |= {"columns": columns} if columns else {}
     if whole := _claim(folder, source, overwrite=overwrite):
         say(f"all {len(whole['parts'])} files of {mask_url(folder.url)} are already embedded")
