@@ -91,6 +91,7 @@ _EXTRA = {
 _BOOL = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _QUIET = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_VERBOSITY": "error",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "TRANSFORMERS_VERBOSITY": "error",
     "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",

@@ -26,7 +26,10 @@ class Waits(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-ignore]
         name = func.overloadpacket.__name__
         indices = args[1] if name == "index" else ()
         is_mask = any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in indices)
-        is_copy = name == "_to_copy" and (kwargs or {}).get("device", args[0].device) != args[0].device
+        options = kwargs or {}
+        is_copy = name == "_to_copy" and options.get("device", args[0].device) != args[0].device
+        # A copy that does not block is waited for elsewhere, once for all; from a GPU it is pinned.
+        is_copy &= not (args and getattr(args[0], "is_cuda", False) and options.get("non_blocking"))
         if name in self.NAMES or is_mask or is_copy:
             self.count[name] += 1
         return func(*args, **(kwargs or {}))

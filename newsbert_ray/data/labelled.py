@@ -197,8 +197,8 @@ def _dataset(source: str, path: Path, settings: ColumnSettings, say: Say) -> lis
     except Exception as error:  # the Hub, the disk or a builder: the message is the same
         raise PrepareError(
             f"source {source}: no such file or folder, and no data set of this name could be loaded "
-            f"({first_line(error)}); give a table, a folder, or a name "
-            "of the Hugging Face Hub"
+            f"({first_line(error)}); give a table, a folder, or a name of the Hugging Face Hub, which "
+            "needs the network"
         ) from error
     splits = loaded if isinstance(loaded, dict) else {"all": loaded}
     title = path.resolve().name if path.is_dir() else name.rpartition("/")[2]

@@ -107,7 +107,6 @@ class Summary:
 class NewsSource:
     """MIND's folders and zips, and other labelled texts, as a kind of source."""
 
-    noun = "news"
     task: TaskName = "topics"
     query_tokens = False
 
@@ -117,6 +116,7 @@ class NewsSource:
         self.files = [file.source for file in self._files]
         self._news = [file for file in self._files if file.kind != "behaviors"]
         others = any(file.kind == "texts" for file in self._files)
+        self.noun = "texts" if others else "news"
         self.max_tokens = 128 if others else 30  # 30 as in the paper
         self.columns = settings.columns.model_dump() if others else {}
         self._labels: list[str] = []
@@ -178,12 +178,12 @@ class NewsSource:
         """Counts of news, topics, impressions and clicks, and Table 1 of the paper."""
         counts = self._counts
         rows = ", ".join(f"{manifest.rows(split):,} {split}" for split in SPLITS)
-        yield f"news: {rows}; {len(manifest.labels)} topics"
+        yield f"{self.noun}: {rows}; {len(manifest.labels)} topics"
         if counts["earlier"]:
-            yield f"already in an earlier source, not repeated: {counts['earlier']:,} news"
+            yield f"already in an earlier source, not repeated: {counts['earlier']:,} {self.noun}"
         if self._rare:
             named = ", ".join(f"{name} ({count})" for name, count in self._rare.items())
-            yield f"topics with fewer than {RARE} news, kept whole in train: {named}"
+            yield f"topics with fewer than {RARE} {self.noun}, kept whole in train: {named}"
         if manifest.others:
             others = sum(shard.rows for shard in manifest.others)
             yield f"no topic of the training news: {others:,} news, for recommendation only"
@@ -200,6 +200,10 @@ class NewsSource:
             yield f"clicks in histories on news that the sources do not have, left out: {unknown:,}"
         if unknown := int(statistics.pop("unknown candidates", 0)):
             yield f"candidates without a title, ranked last and in no metric: {unknown:,}"
+        if self.noun == "texts":
+            words, tokens = (statistics[f"{name} per title"] for name in ("words", "tokens"))
+            yield f"{words:.1f} words and {tokens:.1f} tokens per text"
+            return
         values = {name: f"{value:,.2f}".removesuffix(".00") for name, value in statistics.items()}
         yield "Table 1: " + ", ".join(f"{value} {name}" for name, value in values.items() if value != "0")
 

@@ -184,8 +184,15 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Write detached copies as safetensors."""
     from safetensors.torch import save_file
 
-    copies = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    save_file(copies, path, {"format": "pt"})
+    save_file({n: value.contiguous() for n, value in on_cpu(tensors).items()}, path, {"format": "pt"})
+
+
+def on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors on the CPU, detached. Those of a GPU are copied together, with one wait at the end."""
+    copies = {n: value.detach().to("cpu", non_blocking=value.is_cuda) for n, value in tensors.items()}
+    if any(value.is_cuda for value in tensors.values()):
+        torch.cuda.synchronize()
+    return copies
 
 
 def _find_layers(backbone: nn.Module) -> tuple[nn.Module, str, nn.ModuleList]:

@@ -43,7 +43,7 @@ from newsbert_ray.evaluation.scoring import (
 )
 from newsbert_ray.files import replace_file, write_json
 from newsbert_ray.model.assemble import assemble_pair
-from newsbert_ray.model.encoder import save_tensors
+from newsbert_ray.model.encoder import on_cpu, save_tensors
 from newsbert_ray.model.linear import confusion_of, fit_linear, labelled_texts
 from newsbert_ray.model.pair import EmbeddingCache, Pair, block_map
 from newsbert_ray.model.saved import CHECKPOINTS, load_best, write_student
@@ -264,7 +264,7 @@ def _resume(folder: Path, learner: Learner, world: World, *, say: Callable[[str]
     """Load the newest checkpoint on every worker. Only rank 0's machine needs to see the folder."""
     progress = world.broadcast(resume(folder, learner, say=say) if world.is_rank_zero else Progress())
     if world.size > 1 and progress.step:
-        tensors = _on_cpu(learner_tensors(learner)) if world.is_rank_zero else {}
+        tensors = on_cpu(learner_tensors(learner)) if world.is_rank_zero else {}
         load_tensors(learner, world.broadcast(tensors))
     if not world.is_rank_zero:
         progress.sums = dict.fromkeys(progress.sums, 0.0)  # rank 0 has the sums of all workers
@@ -275,11 +275,7 @@ def _load_best_everywhere(folder: Path, learner: Learner, progress: Progress, wo
     if world.is_rank_zero:
         load_best(folder, progress.best, learner.pair)
     if world.size > 1:
-        learner.pair.load_state_dict(world.broadcast(_on_cpu(learner.pair.state_dict())))
-
-
-def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.detach().cpu() for name, value in tensors.items()}
+        learner.pair.load_state_dict(world.broadcast(on_cpu(learner.pair.state_dict())))
 
 
 def _describe_layers(pair: Pair, *, last: bool) -> str:

@@ -177,6 +177,8 @@ def test_several_columns_are_joined_and_named(tmp_path: Path) -> None:
     values: dict[str, Any] = {"source": [str(path)], "teacher": "scratch", "workers": 0, "say": said.append}
     newsbert_ray.prepare(out=str(tmp_path / "a"), **values)
     assert f"{tmp_path.name}/a.csv: text from Title; label from Class Index" in said
+    assert any(line.startswith("texts: ") for line in said)
+    assert not any("news" in line or "Table 1" in line for line in said[:-1])
     text = {"columns.text": "Title,Description"}
     manifest, rows = _prepare(tmp_path / "b", path, **text)
     assert {row["title"] for row in rows} == {f"t{i} d {i}" for i in range(90)}

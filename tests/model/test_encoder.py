@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from newsbert_ray.distill.losses import relation
-from newsbert_ray.model.encoder import Encoder, EncoderError
+from newsbert_ray.model.encoder import Encoder, EncoderError, on_cpu
+from tests.waits import Waits
 
 
 @pytest.mark.parametrize("kind", ["bert", "distilbert", "roberta", "electra"])
@@ -33,6 +34,26 @@ def test_projections_are_those_of_the_attention(tmp_path: Path, kind: str) -> No
         scores = relation(layer.query, layer.key).masked_fill(mask[:, None, None] == 0, -1e9)
         torch.testing.assert_close(torch.softmax(scores, -1), maps)
     assert encoder.encode(ids, mask).projections == ()
+
+
+def test_saving_waits_once_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint has hundreds of tensors, and a wait for each of them stops the GPU as often."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    waited: list[str] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: waited.append("all"))
+    with FakeTensorMode():  # a GPU's tensors without a GPU
+        tensors = {str(n): torch.empty(3, device="cuda") for n in range(4)}
+        with Waits() as waits:
+            copies = on_cpu(tensors)
+        assert not waits.count
+        with Waits() as waits:
+            tensors["0"].cpu()
+        assert waits.count == {"_to_copy": 1}
+    assert [copy.device.type for copy in copies.values()] == ["cpu"] * 4
+    assert waited == ["all"]
+    on_cpu({"weight": torch.ones(2)})
+    assert waited == ["all"]
 
 
 def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:

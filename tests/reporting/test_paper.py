@@ -116,7 +116,7 @@ def test_other_runs_have_no_table2(make_record: MakeRecord, varied: str) -> None
 
 def test_each_corpus_has_a_column() -> None:
     """What a corpus lacks is blank; what all corpora lack is not a row."""
-    table = table1({"a": {"users": 12, "words_per_title": 10.5}, "b": {"queries": 3}, "c": {}})
+    table = table1({"a": {"users": 12, "clicks": 0, "words_per_title": 10.5}, "b": {"queries": 3}, "c": {}})
     assert table is not None
     assert table.head == ("", "a", "b", "the paper's")
     assert table.rows == (
