@@ -256,7 +256,7 @@ def rates_table(records: Sequence[Record]) -> Table:
     rates = sorted({key[3] for key in groups})
     rows = []
     for labels, decay, teacher in sorted(
-        {key[:3] for key in groups}, key=lambda key: (key[0], key[1] != "none")
+        {key[:3] for key in groups}, key=lambda key: (key[0], key[1] != "none", key[2])
     ):
         runs = [groups.get((labels, decay, teacher, rate)) for rate in rates]
         rows.append((f"{labels:,}", decay, f"{teacher:g}", *(_both(run) if run else "" for run in runs)))
