@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from newsbert_ray import ray_session as module
+from newsbert_ray.data.stream import map_chunks
 from newsbert_ray.ray_session import (
     ConnectError,
     Stopped,
@@ -94,6 +95,25 @@ def join(address: str, **variables: str) -> str:
         check=True,
     )
     return done.stdout
+
+
+def _secret_of_a_task(chunk: int, shared: None) -> str:
+    return os.environ["AWS_SECRET_ACCESS_KEY"]
+
+
+@pytest.mark.ray
+def test_keys_reach_the_tasks_but_no_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever may read a cluster's logs would have the bucket."""
+    keys = {"AWS_ACCESS_KEY_ID": "AKIAINVENTED", "AWS_SECRET_ACCESS_KEY": "inventedsecret"}
+    keys |= {"AWS_SESSION_TOKEN": "inventedtoken", "HF_TOKEN": "hf_invented"}
+    for name, value in keys.items():
+        monkeypatch.setenv(name, value)
+    with ray_session(cpus=1):
+        folder = Path(os.environ["RAY_AUTH_TOKEN_PATH"]).parent
+        assert list(map_chunks([1, 2], _secret_of_a_task, None, workers=1)) == ["inventedsecret"] * 2
+        logs = [path.read_bytes() for path in folder.rglob("*") if path.is_file()]
+        assert len(logs) > 10
+        assert [value for value in keys.values() if any(value.encode() in log for log in logs)] == []
 
 
 @pytest.mark.ray
