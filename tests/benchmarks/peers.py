@@ -102,15 +102,15 @@ class Given:
         common = {
             "out": str(folder / "run"), "train_rows": batches * int(values["batch_size"]),
             "model.dropout": 0.0, "learning_rate": RATE, "steps": ENDLESS, "evaluate_every": ENDLESS,
-            "checkpoint.every_minutes": None,
+            "checkpoint.every_minutes": None, "optimizer.decay": "none", "optimizer.warmup_share": 0.0,
+            "optimizer.teacher_learning_rate": RATE,
         }  # fmt: skip
         given = cls(merge(values, common), folder, [])
         settings = given.settings()
         manifest = read_manifest(settings.data)
         pair = assemble_pair(settings, manifest)
-        layers = len(pair.student.layers)
-        times = len(pair.teacher.layers) // layers
-        given.matches = [(level, level * times) for level in range(layers + 1)]
+        layers, depth = len(pair.student.layers), len(pair.teacher.layers)
+        given.matches = [(level, level * depth // layers) for level in range(layers + 1)]
         write_student(
             folder / "teacher" / "student",
             Pair(pair.teacher, pair.teacher, pair.top, alone=True),
