@@ -205,8 +205,8 @@ def read_manifest(folder: str | Path) -> Manifest:
         if path.parent.name == MANIFEST:
             at = path.parent
             raise ShardError(f"{at}: a file of prepared shards; give its folder, {at.parent}") from error
-        is_source = path.parent.is_file() or path.with_name("news.tsv").is_file()
-        source, out = (path.parent, "SHARDS") if is_source else ("MIND_FOLDER", path.parent)
+        is_source = path.parent.is_file() or (path.parent.is_dir() and any(path.parent.iterdir()))
+        source, out = (path.parent, "SHARDS") if is_source else ("SOURCE", path.parent)
         raise ShardError(
             f"{path}: no prepared shards there; make them with: newsbert-ray prepare --source {source} "
             f"--teacher NAME_OR_DIR --out {out}"

@@ -103,8 +103,8 @@ def test_a_manifest_that_cannot_be_trusted(prepared: tuple[Path, Manifest]) -> N
         read_manifest(folder)
     path.unlink()
     with pytest.raises(ShardError, match="no prepared shards there; make them with: newsbert-ray prepare"):
-        read_manifest(folder)
-    (folder / "news.tsv").touch()
+        read_manifest(folder / "none")
+    (folder / "label").mkdir(exist_ok=True)  # a folder of LABEL/*.txt, which must not become --out
     with pytest.raises(ShardError, match=f"prepare --source {folder} --teacher NAME_OR_DIR --out SHARDS"):
         read_manifest(folder)
     path.touch()
