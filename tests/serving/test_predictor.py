@@ -55,6 +55,16 @@ def test_int8_is_close_to_fp32(run: Path) -> None:
         Predictor(Student.read(run / "student"), device="cuda", precision="int8")
 
 
+def test_texts_of_one_length_need_no_mask(run: Path) -> None:
+    """Attention without a mask is another kernel; its numbers must be those of training."""
+    model = load(run, device="cpu")
+    ids, mask = _read(model, [TEXTS[0]] * 3)
+    assert mask.all()
+    with torch.inference_mode():
+        expected = model.top.embed(model.encoder(ids, mask), mask).numpy()
+        np.testing.assert_allclose(model._read(ids.numpy(), mask.numpy().astype(bool)), expected, atol=1e-6)
+
+
 def test_a_student_without_layers(static_run: Path) -> None:
     """Sums of a table's rows must be the encoder's and the pooling's numbers, also for no text at all."""
     model = load(static_run, device="cpu")
