@@ -163,6 +163,16 @@ def available_memory() -> int:
     return max(0, min(int(psutil.virtual_memory().available), int(estimate_available_memory())))  # type: ignore[no-untyped-call]
 
 
+def send_no_keys() -> None:
+    """Keep Ray Tune from giving this process's AWS keys to its trials as a runtime environment, which every
+    node logs. A private session's processes inherit them; a cluster's nodes have keys or a role of their own.
+    """
+    from ray.tune.execution import class_cache
+
+    sent: set[str] = class_cache.ENV_VARS_TO_PROPAGATE
+    sent -= {name for name in sent if name.startswith("AWS_")}
+
+
 # --- Placement groups and actors --------------------------------------------------------------------------
 
 

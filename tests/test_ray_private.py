@@ -75,6 +75,18 @@ def test_own_sigterm(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixtu
     assert "frames" not in capfd.readouterr().err
 
 
+def test_send_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever may read a node's logs would have the bucket."""
+    from ray.tune.execution import class_cache
+
+    known = set(class_cache.ENV_VARS_TO_PROPAGATE)
+    monkeypatch.setattr(class_cache, "ENV_VARS_TO_PROPAGATE", known | {"AWS_SECRET_ACCESS_KEY"})
+    ray_private.send_no_keys()
+    left = class_cache.ENV_VARS_TO_PROPAGATE
+    assert left
+    assert left == {name for name in known if not name.startswith("AWS_")}
+
+
 def test_forget_authentication() -> None:
     """The second private session of a process would show the first one's token and be refused."""
     ray_private.forget_authentication()

@@ -21,7 +21,7 @@ from ray.tune.search import Searcher
 from newsbert_ray.config import SettingsError, TrainSettings
 from newsbert_ray.files import first_line
 from newsbert_ray.methods import TASKS
-from newsbert_ray.ray_private import release_orphans
+from newsbert_ray.ray_private import release_orphans, send_no_keys
 from newsbert_ray.ray_session import environment
 from newsbert_ray.record import EarlyStop, write_stop
 from newsbert_ray.reporting.sweep_data import TRIALS
@@ -104,6 +104,7 @@ def run_trials(sweep: SweepParts, *, train: Train | None = None) -> None:
     nested, searcher = sweep.resources.nested, TrialSearcher(sweep)
     trainable = tune.with_resources(partial(run_trial, train=train), sweep.resources.tune_request)
     # With a searcher, Tune starts one process after another unless it is told how many may be pending.
+    send_no_keys()
     variables = {**TUNE_ENVIRONMENT, "TUNE_MAX_PENDING_TRIALS_PG": str(sweep.resources.slots)}
     try:
         with environment(variables), _quiet_tune(), sweep.display.shown():
