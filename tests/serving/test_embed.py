@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from newsbert_ray.config import SettingsError
+from newsbert_ray.data.sources import PrepareError
 from newsbert_ray.model.saved import load_student
 from newsbert_ray.serving import embed as embedding
 from newsbert_ray.serving import texts
@@ -176,11 +177,11 @@ def test_bad_rows_are_left_out_and_reported(run: Path, tmp_path: Path) -> None:
     """Up to a share; a file of damage is an error that names its kind."""
     file = tmp_path / "news.jsonl"
     good = [json.dumps({"id": n, "title": t}) for n, t in ROWS]
-    bad = ['{"id": "x"}', "[1]", "{", '{"id": true, "title": "a"}']
+    bad = ['{"id": "x"}', "[1]", "{", '{"id": [1], "title": "a"}']
     file.write_text("\n".join([*good, *bad]), encoding="utf-8")
     with pytest.raises(
         EmbedError,
-        match=r"4 of 44 rows are bad, at most 1\.0% may be: columns: title is missing",
+        match=r"4 of 44 rows are bad, at most 1\.0% may be: title: empty",
     ):
         quiet(run, [file], tmp_path / "out")
     lines: list[str] = []
@@ -188,7 +189,7 @@ def test_bad_rows_are_left_out_and_reported(run: Path, tmp_path: Path) -> None:
     description = embed(run, input=[str(file)], out=tmp_path / "out", say=lines.append, **values)
     assert description["rows"] == 40
     assert lines[0] == "1 of 1 files were already embedded"
-    assert lines[1].startswith("left out, 4 bad rows: columns: title is missing")
+    assert lines[1].startswith("left out, 4 bad rows: title: empty")
 
 
 @pytest.mark.parametrize(
@@ -196,14 +197,14 @@ def test_bad_rows_are_left_out_and_reported(run: Path, tmp_path: Path) -> None:
     [
         ("none.tsv", None, "no such file"),
         ("empty.tsv", "", "contains no text"),
-        ("x.jsonl", "1\n", "columns"),
+        ("x.jsonl", "1\n", "no text column; found none"),
     ],
 )
 def test_unreadable_file(run: Path, tmp_path: Path, name: str, content: str | None, message: str) -> None:
     """Before a model is loaded, and `--out` stays free."""
     if content is not None:
         (tmp_path / name).write_text(content)
-    with pytest.raises(TextsError, match=message):
+    with pytest.raises((TextsError, PrepareError), match=message):
         quiet(run, [tmp_path / name], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
