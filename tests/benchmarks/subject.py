@@ -26,14 +26,18 @@ def add_subject(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--teacher", help="name or folder of the shards' encoder; needed with --data")
 
 
+CONSTANT = {"learning_rate": 5e-5, "optimizer": {"decay": "none", "warmup_share": 0.0}}
+"""Another program's loop has the same rate at each step, whatever the defaults are."""
+
+
 def subject(options: argparse.Namespace, **corpus: Any) -> dict[str, Any]:
-    """`data`, `teacher` and `scratch` for TrainSettings; the invented corpus is prepared once, in bench/.
+    """`data`, `teacher`, `scratch` and a constant rate; the invented corpus is prepared once, in bench/.
 
     Args:
         corpus: arguments of `synthesize` that a benchmark wants otherwise; it then has a folder of its own.
     """
     if options.data:
-        return {"data": options.data, "teacher": options.teacher}
+        return {"data": options.data, "teacher": options.teacher, **CONSTANT}
     name = "-".join(f"{key}{value}" for key, value in corpus.items())
     sources = synthesize(FOLDER / f"corpus{name}", **{"news": 20_000, "users": 100, **corpus})
     values = {
@@ -44,7 +48,7 @@ def subject(options: argparse.Namespace, **corpus: Any) -> dict[str, Any]:
         "workers": 0,
     }
     prepare(build_settings(PrepareSettings, values))
-    return {"data": str(FOLDER / f"shards{name}"), "teacher": "scratch", "scratch": SIZE}
+    return {"data": str(FOLDER / f"shards{name}"), "teacher": "scratch", "scratch": SIZE, **CONSTANT}
 
 
 def finished_run(run: str | None, options: argparse.Namespace) -> Path:
