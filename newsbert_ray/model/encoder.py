@@ -6,7 +6,8 @@ import copy
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -57,6 +58,22 @@ class EncoderError(ValueError):
     """An encoder that cannot be loaded, used or written; the message gives reason and remedy."""
 
 
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No progress bars and reports of transformers meanwhile: a missing weight is our own error."""
+    from transformers.utils import logging
+
+    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+        if bars:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
 class Encoder(nn.Module):
     """An encoder with named access to its layers, its word embeddings and its projections."""
 
@@ -68,7 +85,8 @@ class Encoder(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Write config.json and model.safetensors, as Hugging Face does."""
-        self.backbone.save_pretrained(folder)
+        with quiet_transformers():
+            self.backbone.save_pretrained(folder)
 
     @property
     def layers(self) -> nn.ModuleList:

@@ -10,7 +10,7 @@ import torch
 
 from newsbert_ray.config import ENCODERS, SCRATCH, ModelSettings, ScratchSettings
 from newsbert_ray.files import first_line
-from newsbert_ray.model.encoder import Encoder, EncoderError, set_layers
+from newsbert_ray.model.encoder import Encoder, EncoderError, quiet_transformers, set_layers
 from newsbert_ray.model.unilm import is_unilm, load_unilm, unilm_config
 from newsbert_ray.model.word_models import WORD_MODELS, load_word_model
 
@@ -108,12 +108,13 @@ def _build(name: str, config: PretrainedConfig) -> PreTrainedModel:
     options: dict[str, Any] = {"config": config, "use_safetensors": True, "output_loading_info": True}
     options |= {"trust_remote_code": False, "dtype": torch.float32}
     try:
-        try:
-            model, info = AutoModel.from_pretrained(name, attn_implementation="sdpa", **options)
-        except ValueError as error:
-            if "scaled_dot_product_attention" not in str(error):
-                raise
-            model, info = AutoModel.from_pretrained(name, **options)
+        with quiet_transformers():
+            try:
+                model, info = AutoModel.from_pretrained(name, attn_implementation="sdpa", **options)
+            except ValueError as error:
+                if "scaled_dot_product_attention" not in str(error):
+                    raise
+                model, info = AutoModel.from_pretrained(name, **options)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise EncoderError(
             f"teacher '{name}': its weights cannot be loaded as safetensors ({first_line(error)}); "

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from newsbert_ray.files import replace_folder, write_json, write_text
 from newsbert_ray.methods import task_of
-from newsbert_ray.model.encoder import WEIGHTS, Encoder, save_tensors
+from newsbert_ray.model.encoder import WEIGHTS, Encoder, quiet_transformers, save_tensors
 from newsbert_ray.model.heads import TopicHead
 from newsbert_ray.model.word_models import StaticEncoder
 from newsbert_ray.record import RECORD, RunRecord
@@ -133,7 +133,8 @@ def _write_sentence_transformers(student: Student, folder: Path) -> None:
         _write_static(student, student.encoder, folder)
         return
     backbone = _backbone(student)
-    backbone.save_pretrained(folder)
+    with quiet_transformers():
+        backbone.save_pretrained(folder)
     pooling, attention = folder / "1_NewsPooling", student.top.pooling
     sizes = {"hidden_size": student.encoder.hidden_size, "query_size": attention.key.out_features}
     write_json(pooling / "config.json", sizes)

@@ -175,7 +175,8 @@ def _log_numbers(entry: Mapping[str, Any], *, short: bool = False) -> str:
     speed = f"{entry['titles_per_second']:.0f} {entry.get('examples', 'titles')}/s"
     seconds = entry.get("seconds", {})
     training = seconds.get("train", 0.0) + seconds.get("data", 0.0)
-    waiting = [f"waiting for data {seconds['data'] / training:.0%}"] if seconds.get("data") else []
+    waits = seconds.get("data") and entry.get("step") != 1  # the first batch is not read ahead
+    waiting = [f"waiting for data {seconds['data'] / training:.0%}"] if waits else []
     loss = f"loss {losses['total']:.3f}"
     return "  ".join([loss, speed] if short else [loss, *tasks, speed, *waiting])
 

@@ -23,6 +23,19 @@ def test_a_teacher_is_cut_to_its_first_layers() -> None:
         load_encoder("scratch", model=ModelSettings(teacher_layers=5), scratch=scratch, vocabulary=50)
 
 
+def test_loading_and_saving_is_silent(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A report of missing pooler weights would tell a user to train a student that is finished."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_warning()  # type: ignore[no-untyped-call]
+    logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+    scratch = ScratchSettings(layers=2, hidden=8, heads=2, feed_forward=8)
+    load_encoder("scratch", model=ModelSettings(), scratch=scratch, vocabulary=50).save(tmp_path)
+    load_exported(tmp_path)
+    assert capfd.readouterr() == ("", "")
+    assert logging.is_progress_bar_enabled()
+
+
 @pytest.mark.parametrize("content", [None, "{", '{"model_type": "no such type"}'])
 def test_missing_teacher(tmp_path: Path, content: str | None) -> None:
     """A wrong folder must end in one message with the remedy, not in a library's traceback."""

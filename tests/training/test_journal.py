@@ -51,7 +51,8 @@ def test_log_line_shows_what_waiting_for_data_costs() -> None:
     """A GPU that waits for its shards looks busy otherwise."""
     entry: dict[str, Any] = {"train": {"total": 1.5}, "titles_per_second": 412.3}
     entry["seconds"] = {"train": 9.0, "data": 1.0}
-    assert _log_numbers(entry) == "loss 1.500  412 titles/s  waiting for data 10%"
+    assert _log_numbers({**entry, "step": 2}) == "loss 1.500  412 titles/s  waiting for data 10%"
+    assert _log_numbers({**entry, "step": 1}) == "loss 1.500  412 titles/s"
 
 
 def test_closing_lines_of_topics(make_record: MakeRecord) -> None:
