@@ -52,6 +52,7 @@ def record(method: str, seed: int, accuracy: float, **more: Any) -> dict[str, An
 RECORDS = [
     *(record("finetune", seed, 0.64 + seed / 1000) for seed in range(5)),
     *(record("best", seed, 0.69 + seed / 900) for seed in range(5)),
+    *(record("best", seed, 0.68, layers=0, name=f"words{seed}") for seed in range(5)),
     *(record("newsbert", seed, 0.66 + seed / 1100) for seed in range(5)),
     *(record("linear", seed, 0.57 + seed / 1000) for seed in range(5)),
     *(record("teacher", seed, 0.70, values={"steps": 5}) for seed in range(5)),
@@ -119,7 +120,7 @@ def test_every_table_and_figure_is_made(tmp_path: Path) -> None:
     assert "parts" not in kept[0]
     assert all(study(name, tmp_path / "kept.jsonl") for name in TABLES)
     assert "5.0 points more" in study("headline", tmp_path / "kept.jsonl")
-    assert len(learning_curve(kept).panels[0].lines) == 6
+    assert len(learning_curve(kept).panels[0].lines) == 7
     speeds = {"0": 9000.0, "1": 900.0, "6": 150.0, "linear": 5000.0}
     assert len(quality_speed(kept, speeds).panels[0].lines) == 4
     assert accuracies(by_seed(kept, "best", 1000, 1))[0] == 0.69
