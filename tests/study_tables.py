@@ -305,8 +305,8 @@ def headline(records: Sequence[Record]) -> str:
         f"**With 1,000 labelled titles, a student of one layer trained by `--method {RECIPE}` classifies "
         f"{ours:.1%} of unseen titles\ncorrectly: {100 * (ours - theirs):.1f} points more than the same "
         f"student fine-tuned, and {ours / teacher:.1%} of its 6-layer teacher,\nwhich takes {times['1']:.1f} "
-        f"times as long. A student without layers reaches {averaged:.1%} and is {times['0']:.0f} times as fast"
-        f"\nas the teacher** (MIND titles, means of {len(seeds)} seeds, one CPU core)."
+        f"times as long. A student without layers reaches {averaged:.1%} and is {times['0']:.0f} times as "
+        f"fast\nas the teacher** (MIND titles, means of {len(seeds)} seeds, one CPU core)."
     )
 
 
