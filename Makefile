@@ -58,7 +58,7 @@ bench: $(READY) ## All benchmarks in tests/benchmarks, one after the other.
 	@set -e; for file in tests/benchmarks/bench_*.py; do name=$$(basename $$file .py); echo "== $$name"; $(BIN)/python -m tests.benchmarks.$$name; done
 
 soak: $(READY) ## Break a local cluster at random during a sweep; check that nothing is lost.
-	$(BIN)/python -m tests.benchmarks.soak_cluster --faults 20 --seed 1 --news 5000 --epochs 6 --out soak
+	$(BIN)/python -m tests.benchmarks.soak_cluster --faults 20 --seed 1 --news 5000 --epochs 9 --out soak
 
 clean: ## Remove what demo, benchmarks, docs and tools wrote; keeps .venv.
 	rm -rf demo bench soak build dist docs/_build docs/reference .lowest .pytest_cache .ruff_cache .mypy_cache .hypothesis
