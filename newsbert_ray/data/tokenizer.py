@@ -211,7 +211,7 @@ def _load_with_transformers(teacher: str, folder: Path) -> TitleTokenizer:
         local_files_only=folder.is_dir(),
     )
     try:
-        loaded: Any = read()
+        loaded: Any = read(do_lower_case=True) if is_bert else read()  # not every version has it by default
         if "do_lower_case" not in get_tokenizer_config(teacher) and _loses_capitals(loaded):
             loaded = read(do_lower_case=False)
     except Exception as error:

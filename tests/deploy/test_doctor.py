@@ -130,8 +130,8 @@ def test_old_and_missing_packages(installed: dict[str, str | None]) -> None:
     assert ">=2.55" in ray.message
     assert ray.cure.startswith("pip install 'ray[")
     assert (optuna.message, optuna.cure) == (
-        "optuna is not installed, >=4.2 is needed",
-        "pip install 'optuna>=4.2'",
+        "optuna is not installed, >=4.7 is needed",
+        "pip install 'optuna>=4.7'",
     )
 
 

@@ -98,9 +98,9 @@ class Group:
 
     def sum(self, rank: int, values: Tensor) -> Tensor:
         self.said[rank] = values
-        self.barrier.wait(30)
+        self.barrier.wait(120)
         total = torch.stack([self.said[r] for r in sorted(self.said)]).sum(0)
-        self.barrier.wait(30)
+        self.barrier.wait(120)
         return total
 
 
