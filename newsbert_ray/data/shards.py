@@ -215,6 +215,11 @@ def read_manifest(folder: str | Path) -> Manifest:
         raise ShardError(f"{path}: damaged manifest ({first_fault(error)}); {_AGAIN}") from error
     if manifest.format != FORMAT:
         raise ShardError(f"{path}: format {manifest.format}, this version reads {FORMAT}; {_AGAIN}")
+    news = sum(shard.rows for shard, _ in manifest.news)
+    if news and news != manifest.texts.rows:  # each row would be another title's tokens
+        raise ShardError(
+            f"{path}: shards of {news:,} news, but {manifest.texts.rows:,} tokenised texts; {_AGAIN}"
+        )
     hashes = manifest.tokenizer_files
     require_intact(path.with_name("tokenizer"), hashes, lambda text: ShardError(f"{text}; {_AGAIN}"))
     return manifest

@@ -215,14 +215,14 @@ def _rates(layers: int) -> Iterator[Run]:
 def draw_shards(data: Path, out: Path, *, seed: int, labels: int | None, validation: float = 1.0) -> Path:
     """Shards in which `labels` training titles, drawn by `seed`, are labelled and the others are not.
 
-    The titles, their order and the table of texts are those of `data`; other files are links. `validation`
-    cuts each of the validation split's shards to a share, to save time.
+    The titles and their order are those of `data`; other files are links. `validation` cuts each of the
+    validation split's shards to a share, to save time, and with them the table of texts.
     """
     import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from newsbert_ray.data.shards import MANIFEST, read_manifest, write_shard
+    from newsbert_ray.data.shards import MANIFEST, TextWriter, read_manifest, read_texts, write_shard
 
     folder = out / teacher_name(labels, seed)
     if (folder / MANIFEST).exists():
@@ -241,10 +241,18 @@ def draw_shards(data: Path, out: Path, *, seed: int, labels: int | None, validat
         table = table.set_column(index, table.schema.field(index), pa.array(values))
         shards.append(write_shard(folder, shard.file, table, examples=int(own.sum())))
         start += len(table)
-    chosen = []
+    chosen, kept = [], [np.arange(total)]
     for shard in manifest.splits["validation"]:
         table = pq.read_table(data / shard.file)
-        chosen.append(write_shard(folder, shard.file, table.slice(0, round(validation * len(table)))))
+        rows = round(validation * len(table))
+        chosen.append(write_shard(folder, shard.file, table.slice(0, rows)))
+        kept.append(start + np.arange(rows))
+        start += len(table)
+    texts = read_texts(data, manifest)
+    kept.append(np.arange(start, len(texts)))
+    with TextWriter(folder) as writer:
+        parts = texts.split(np.concatenate(kept))
+        writer.add(np.concatenate(parts), np.array([len(part) for part in parts]))
     for path in data.iterdir():
         if path.name != MANIFEST and not (folder / path.name).exists():
             (folder / path.name).symlink_to(path.absolute(), target_is_directory=path.is_dir())
@@ -252,6 +260,8 @@ def draw_shards(data: Path, out: Path, *, seed: int, labels: int | None, validat
     drawn = manifest.model_copy(
         update={
             "splits": {**manifest.splits, "train": shards, "validation": chosen},
+            "texts": writer.describe(),
+            "behaviors": {},
             "fingerprint": hashlib.sha256(key).hexdigest(),
         }
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from newsbert_ray.data.shards import read_manifest, read_shard
+from newsbert_ray.data.shards import read_manifest, read_shard, read_texts
 from tests.benchmarks.study_student import (
     PARTS,
     RATES,
@@ -70,6 +70,10 @@ def test_a_draw_labels_some_titles_and_keeps_the_others(shards: Path, tmp_path: 
         assert (labels >= 0).sum() == manifest.examples("train") == 50
         assert manifest.rows("train") == whole.rows("train")
         assert abs(2 * manifest.rows("validation") - whole.rows("validation")) <= 2
+        texts = read_texts(folder, manifest)
+        for shard, first in manifest.news:  # the table of texts has the tokens of each title
+            tokens = read_shard(folder, shard).column("tokens").to_pylist()
+            assert [part.tolist() for part in texts.split(first + np.arange(shard.rows))] == tokens
         labelled.append(set(np.flatnonzero(labels >= 0)))
     assert labelled[0] != labelled[1]
 
