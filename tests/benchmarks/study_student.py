@@ -118,7 +118,10 @@ def make_plan(names: Sequence[str], *, depth: int) -> list[Run]:
         "layers3": [Run("layers", m, n, 3, s) for n in SIZES for s in SEEDS for m in deeper],
         "layers0": [Run("layers", m, n, 0, s) for n in SIZES for s in SEEDS for m in deeper[:2]],
         "variants": list(_variants()),
-        "regime": list(_regime()),
+        "regime": list(_regime(steps=3000, seeds=3)),
+        "regime_small": list(_regime(steps=250, seeds=1)),
+        "short": list(_short(2)),
+        "base": list(_base(depth)),
         "rates": list(_rates(2)),
         # All labels are the same for each seed.
         "small": list(_small(depth)),
@@ -187,14 +190,40 @@ def _variants() -> Iterator[Run]:
                 yield Run("variants", "finetune", labels, 1, seed, None, values)
 
 
-def _regime() -> Iterator[Run]:
-    """The paper's rates (19.7): does momentum matter where the student moves slowly?"""
-    values = {"steps": 3000, "optimizer.teacher_learning_rate": None, "optimizer.decay": "none"}
-    for seed in SEEDS[:3]:
+def _regime(*, steps: int, seeds: int) -> Iterator[Run]:
+    """The paper's rates (19.7): does momentum, in any form, matter where the student moves slowly?"""
+    base = {
+        "steps": steps,
+        "evaluate_every": steps,
+        "optimizer.teacher_learning_rate": None,
+        "optimizer.decay": "none",
+    }
+    forms: list[dict[str, Any]] = [{"distill.beta": beta} for beta in (0.0, 0.1, 0.3)]
+    forms += [{"distill.beta": 0.3, "distill.momentum": form} for form in ("rescaled", "update")]
+    for seed in SEEDS[:seeds]:
         for rate in (3e-5, 3e-6):
-            for beta in (0.0, 0.1, 0.3):
-                own = {**values, "distill.beta": beta}
-                yield Run("regime", "newsbert", 12000, 1, seed, rate, own, unlabelled=False)
+            for form in forms:
+                yield Run("regime", "newsbert", 12000, 1, seed, rate, {**base, **form}, unlabelled=False)
+
+
+def _short(seeds: int) -> Iterator[Run]:
+    """All methods at 1,000 labels in fewer updates: what a CPU can do for those with a learning teacher."""
+    for seed in SEEDS[:seeds]:
+        for method in METHODS:
+            rate = 8e-4 if method == "best" else 4e-4
+            yield Run("short", method, 1000, 1, seed, rate, {"steps": 400, "evaluate_every": 100})
+
+
+def _base(depth: int) -> Iterator[Run]:
+    """The paper's shape (19.8): a teacher of 8 layers, 768 wide, students of 1, 2 and 4, few updates."""
+    length = {"steps": 250, "evaluate_every": 125}
+    yield Run("teachers", "teacher", 1000, depth, 0, 5e-5, length)
+    for method, layers, rate in (
+        *(("finetune", layers, 2e-4) for layers in (1, 2, 4)),
+        *(("best", layers, rate) for layers, rate in ((1, 4e-4), (2, 4e-4), (4, 2e-4))),
+        ("newsbert", 1, 2e-4),
+    ):
+        yield Run("base", method, 1000, layers, 0, rate)
 
 
 def _rates(layers: int) -> Iterator[Run]:
@@ -554,7 +583,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from newsbert_ray.config import ModelSettings, ScratchSettings
     from newsbert_ray.model.families import encoder_depth
 
-    depth = encoder_depth(options.teacher, ModelSettings(), ScratchSettings())
+    model = ModelSettings(**json.loads(options.set).get("model", {}))
+    depth = encoder_depth(options.teacher, model, ScratchSettings())
     plan = [run for run in make_plan(options.plan, depth=depth) if _is_wanted(run, options.only)]
     kept = Path(options.records or out).absolute()
     kept.mkdir(parents=True, exist_ok=True)

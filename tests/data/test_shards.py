@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +98,12 @@ def test_a_manifest_that_cannot_be_trusted(prepared: tuple[Path, Manifest]) -> N
             read_manifest(folder)
     path.write_text(whole.replace('"format": 2', '"format": 1'), encoding="utf-8")
     with pytest.raises(ShardError, match=r"damaged manifest \(.*changed since it was written"):
+        read_manifest(folder)
+    texts = json.loads(whole)["texts"]
+    change_json(path, texts={**texts, "rows": texts["rows"] - 1})
+    with pytest.raises(
+        ShardError, match=rf"shards of {texts['rows']} news, but {texts['rows'] - 1} tokenised"
+    ):
         read_manifest(folder)
     change_json(path, format=99)
     with pytest.raises(ShardError, match="format 99, this version reads 2"):
