@@ -99,6 +99,7 @@ def test_a_manifest_that_cannot_be_trusted(prepared: tuple[Path, Manifest]) -> N
     path.write_text(whole.replace('"format": 2', '"format": 1'), encoding="utf-8")
     with pytest.raises(ShardError, match=r"damaged manifest \(.*changed since it was written"):
         read_manifest(folder)
+    path.write_text(whole, encoding="utf-8")
     texts = json.loads(whole)["texts"]
     change_json(path, texts={**texts, "rows": texts["rows"] - 1})
     with pytest.raises(
