@@ -21,7 +21,7 @@ import yaml
 from newsbert_ray import cli
 from newsbert_ray.cli import VERBS, parse
 from newsbert_ray.config import SettingsError, TrainSettings, build_settings
-from newsbert_ray.data.reading import read_impressions
+from newsbert_ray.data.reading import SplitData
 from newsbert_ray.data.shards import ShardError, read_manifest
 from newsbert_ray.ray_session import Stopped
 from newsbert_ray.training.run import train
@@ -365,7 +365,7 @@ def test_recommendation_from_the_command_line(
         assert word in printed
     checked = "as the student ranks them. The file was read back and has a line for every impression."
     assert checked in " ".join(printed.split())
-    rows, _ = next(read_impressions(run.data, read_manifest(run.data), "test", history=50))
+    rows, _ = next(SplitData(Path(run.data), read_manifest(run.data), "test").impressions())
     user = next(row["user_id"] for row in rows.to_pylist() if row["history"])
     assert cli.main(["evaluate", run.out, "--show", user, "--model", "teacher"]) == 0
     printed = capsys.readouterr().out

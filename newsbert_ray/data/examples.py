@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -33,13 +33,12 @@ CLICK_COLUMNS = ["impression_id", "history", "candidates", "clicked"]
 PAIR_COLUMNS = ["query", "text", "clicked"]
 
 Rows = npt.NDArray[np.integer]
-Arrays = Sequence[Rows]
 Joined = TypeVar("Joined", "Titles", "Impressions", "Pairs")
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Examples of one task, which can be selected, sent to another process and made into a batch.
+    """Examples of one task, which can be selected and made into a batch.
 
     Attributes:
         table: the texts; examples name them by their rows.
@@ -49,17 +48,8 @@ class Examples:
     table: TextTable
     grouped: ClassVar[bool] = False
 
-    @classmethod
-    def restore(cls, table: TextTable, arrays: Arrays) -> Self:
-        """The examples whose `arrays` came from another process."""
-        return cls(table, *(array.astype(np.int64) for array in arrays))
-
-    def arrays(self) -> Arrays:
-        """What `restore` needs besides the table."""
-        return [getattr(self, one.name) for one in fields(self)[1:]]
-
     def __len__(self) -> int:
-        return len(self.arrays()[-1])
+        return len(getattr(self, fields(self)[-1].name))
 
     @property
     def labelled(self) -> int:
@@ -68,7 +58,7 @@ class Examples:
 
     def take(self, rows: Ints) -> Self:
         """The examples at `rows`, in that order."""
-        return self.restore(self.table, [array[rows] for array in self.arrays()])
+        return replace(self, **{one.name: getattr(self, one.name)[rows] for one in fields(self)[1:]})
 
     def beside(self, table: TextTable, rows: Ints) -> Self:
         """Also the texts `rows` of `table`, without a label; it begins with this one's texts."""
@@ -88,9 +78,8 @@ class Examples:
         raise NotImplementedError
 
 
-@dataclass(frozen=True)
-class Part:
-    """Examples of one forward pass with the counts that Batch carries."""
+class Part(NamedTuple):
+    """Examples of one forward pass, and the counts that their Batch carries."""
 
     examples: Examples
     rows: int
@@ -100,15 +89,11 @@ class Part:
     piece: int = 0
     labelled: int | None = None
 
-    def counts(self) -> tuple[int, int, int, float, int, int | None]:
-        """Everything but the examples, in order."""
-        return self.rows, self.texts, self.tokens, self.weight, self.piece, self.labelled
-
 
 def collate(part: Part, *, pad_id: int, budget: int) -> Batch:
     """A part's examples as a Batch, texts padded with `pad_id` to the longest of their bucket."""
     buckets, target = part.examples.collate(pad_id=pad_id, budget=budget)
-    return Batch(buckets, target, *part.counts())
+    return Batch(buckets, target, *part[1:])
 
 
 @dataclass(frozen=True)
@@ -208,17 +193,6 @@ class Clicks(Examples):
     groups: Ints
     others: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
     grouped: ClassVar[bool] = True
-
-    @classmethod
-    def restore(cls, table: TextTable, arrays: Arrays) -> Clicks:
-        """The clicks whose `arrays` came from another process."""
-        history, offsets, flat, groups, others = (array.astype(np.int64) for array in arrays)
-        return cls(table, history, offsets, flat[1:].reshape(-1, int(flat[0])), groups, others)
-
-    def arrays(self) -> Arrays:
-        """Histories and their offsets, candidates preceded by C, groups, further texts."""
-        flat = np.concatenate([self.candidates.shape[1:], self.candidates.ravel()])
-        return self.history, self.offsets, flat, self.groups, self.others
 
     def __len__(self) -> int:
         return len(self.candidates)

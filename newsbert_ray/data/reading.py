@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -339,51 +339,58 @@ def unlabelled_texts(schedule: TrainingSchedule) -> Texts:
     return Texts(table, rows)
 
 
-def restore_examples(schedule: TrainingSchedule, arrays: Sequence[npt.NDArray[np.integer]]) -> Examples:
-    """Examples whose `arrays` came from another process."""
-    kinds: dict[TaskName, type[Examples]] = {"topics": Titles, "recommendation": Clicks, "retrieval": Pairs}
-    return kinds[schedule.task].restore(training_texts(schedule), arrays)
+@dataclass(frozen=True)
+class SplitData:
+    """One split of prepared shards, as evaluation reads it.
 
-
-def evaluation_batches(
-    folder: str | Path,
-    manifest: Manifest,
-    split: Split,
-    *,
-    batch_size: int,
-    world: World = ONE_WORKER,
-) -> Iterator[Batch]:
-    """Every title of a split once over all workers, similar lengths together.
-
-    Workers may differ by one batch.
+    Attributes:
+        folder, manifest: the shards.
+        history: number of a user's last clicks that are used, in recommendation.
     """
-    number, starts, table = 0, dict(manifest.news), read_texts(folder, manifest)
-    for shard in manifest.splits[split]:
-        titles = _window_titles(str(folder), table, (shard,), (None,), (starts[shard],))
-        rows = np.argsort(titles.lengths, kind="stable")
-        for start in range(0, len(rows), batch_size):
-            if world.owns(number):
-                batch = titles.take(rows[start : start + batch_size])
-                part = Part(batch, len(batch), *batch.count())
-                yield collate(part, pad_id=manifest.tokenizer.pad_id, budget=EVALUATION_TOKENS)
-            number += 1
 
+    folder: Path
+    manifest: Manifest
+    split: Split
+    task: TaskName = "topics"
+    history: int = 50
 
-def read_impressions(
-    folder: str | Path, manifest: Manifest, split: Split, *, history: int
-) -> Iterator[tuple[pa.Table, Impressions]]:
-    """Each behaviours shard of a split, in the order of the file: its whole table, and its impressions.
-    ShardError where there is none."""
-    for shard in manifest.require(split, "recommendation", folder=folder):
-        table = read_shard(folder, shard)
-        yield table, examples.impressions_of(table, history=history)
+    @classmethod
+    def of(cls, settings: TrainSettings, manifest: Manifest, split: Split) -> Self:
+        """A split of the shards of these settings, which have local paths."""
+        return cls(Path(settings.data), manifest, split, settings.task, settings.recommendation.history)
 
+    def batches(self, size: int, world: World = ONE_WORKER) -> Iterator[Batch]:
+        """Every title once over all workers, similar lengths together. Workers may differ by one batch."""
+        number, starts, table = 0, dict(self.manifest.news), read_texts(self.folder, self.manifest)
+        for shard in self.manifest.splits[self.split]:
+            titles = _window_titles(str(self.folder), table, (shard,), (None,), (starts[shard],))
+            rows = np.argsort(titles.lengths, kind="stable")
+            for start in range(0, len(rows), size):
+                if world.owns(number):
+                    batch = titles.take(rows[start : start + size])
+                    part = Part(batch, len(batch), *batch.count())
+                    yield collate(part, pad_id=self.manifest.tokenizer.pad_id, budget=EVALUATION_TOKENS)
+                number += 1
 
-def read_pairs(folder: str | Path, manifest: Manifest, split: Split) -> Iterator[Pairs]:
-    """Each pairs shard of a split, in order; ShardError where there is none."""
-    table = read_texts(folder, manifest)
-    for shard in manifest.require(split, "retrieval", folder=folder):
-        yield examples.pairs_of(read_shard(folder, shard, examples.PAIR_COLUMNS), table)
+    def impressions(self) -> Iterator[tuple[pa.Table, Impressions]]:
+        """Each behaviours shard in the order of the file, whole and as impressions; ShardError if none."""
+        for shard in self.manifest.require(self.split, "recommendation", folder=self.folder):
+            table = read_shard(self.folder, shard)
+            yield table, examples.impressions_of(table, history=self.history)
+
+    def news_rows(self) -> Ints:
+        """Rows of the table of texts that occur in histories or candidates, ascending."""
+        occurs = np.zeros(self.manifest.texts.rows, np.bool_)
+        for _, impressions in self.impressions():
+            occurs[impressions.history] = True
+            occurs[impressions.candidates[impressions.candidates >= 0]] = True
+        return np.flatnonzero(occurs)
+
+    def pairs(self) -> Iterator[Pairs]:
+        """Each pairs shard, in order; ShardError if there is none."""
+        table = read_texts(self.folder, self.manifest)
+        for shard in self.manifest.require(self.split, "retrieval", folder=self.folder):
+            yield examples.pairs_of(read_shard(self.folder, shard, examples.PAIR_COLUMNS), table)
 
 
 def _arrange(examples: Examples, order: Order, generator: np.random.Generator) -> Ints:

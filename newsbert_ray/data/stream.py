@@ -8,6 +8,7 @@ import os
 import pickle
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
@@ -15,10 +16,13 @@ import pyarrow as pa
 
 from newsbert_ray.data.batches import Window
 from newsbert_ray.data.examples import Part
-from newsbert_ray.data.reading import TrainingSchedule, Update, collate_update, restore_examples, window_parts
+from newsbert_ray.data.reading import TrainingSchedule, Update, collate_update, training_texts, window_parts
+from newsbert_ray.data.shards import TextTable
 
 if TYPE_CHECKING:
     from ray.data import DataContext
+
+_NO_TEXTS = TextTable(np.zeros(0, np.int32), np.zeros(1, np.int64))
 
 Chunk = TypeVar("Chunk")
 Shared = TypeVar("Shared")
@@ -81,8 +85,8 @@ def stream_updates(schedule: TrainingSchedule, *, done: int = 0) -> Iterator[Upd
     """The same updates as `data.reading.read_updates` gives, made by Ray Data tasks.
 
     One pipeline over all windows of all remaining epochs, so that it starts once. A task reads and orders a
-    window and sends this worker's examples only: of behaviours row numbers without texts, because each worker
-    maps the table of texts. Tasks reserve no CPU, because the workers may hold all of them.
+    window and sends this worker's examples only, without the table of texts, because each worker maps it.
+    Tasks reserve no CPU, because the workers may hold all of them.
     """
     import ray
 
@@ -97,18 +101,20 @@ def stream_updates(schedule: TrainingSchedule, *, done: int = 0) -> Iterator[Upd
     for block in pipeline.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
         for update in cast("pa.Table", block).column("update").to_pylist():
             step, epoch, sent = pickle.loads(update)
-            parts = [Part(restore_examples(schedule, arrays), *counts) for arrays, counts in sent]
+            parts = [_over(training_texts(schedule), part) for part in sent]
             yield collate_update(parts, schedule, step=step, epoch=epoch)
 
 
 def _window_parts(batch: dict[str, Any]) -> pa.Table:
-    """A window's updates for one worker, a row each; ids, row numbers and labels fit 32 bits."""
+    """A window's updates for one worker, a row each."""
     work: tuple[TrainingSchedule, Window, int, int] = pickle.loads(batch["work"][0])
     schedule, window, first_step, skip = work
-    updates = []
-    for step, parts in window_parts(schedule, window, first_step=first_step, skip=skip):
-        sent = [
-            ([array.astype(np.int32) for array in part.examples.arrays()], part.counts()) for part in parts
-        ]
-        updates.append(pickle.dumps((step, window.epoch, sent)))
+    updates = [
+        pickle.dumps((step, window.epoch, [_over(_NO_TEXTS, part) for part in parts]))
+        for step, parts in window_parts(schedule, window, first_step=first_step, skip=skip)
+    ]
     return pa.table({"update": pa.array(updates, pa.binary())})
+
+
+def _over(table: TextTable, part: Part) -> Part:
+    return part._replace(examples=replace(part.examples, table=table))

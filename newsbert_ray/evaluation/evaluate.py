@@ -17,7 +17,7 @@ import torch
 
 from newsbert_ray.config import SettingsError, TrainSettings, build_settings
 from newsbert_ray.data.examples import impressions_of
-from newsbert_ray.data.reading import World
+from newsbert_ray.data.reading import SplitData, World
 from newsbert_ray.data.shards import SPLITS, Manifest, ShardError, read_manifest, read_shard
 from newsbert_ray.data.tokenizer import TokenizerError
 from newsbert_ray.evaluation.metrics import Ints, TopicRow, rank_candidates, topic_metrics, topic_rows
@@ -25,7 +25,6 @@ from newsbert_ray.evaluation.scoring import (
     BATCH,
     Models,
     News,
-    SplitData,
     count_topics,
     encode_news,
     read_blocks,

@@ -10,8 +10,7 @@ import heapq
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -20,18 +19,10 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from newsbert_ray.config import TrainSettings
 from newsbert_ray.data.batches import Batch, Topics, cut_buckets, seeded_generator
 from newsbert_ray.data.examples import Impressions
-from newsbert_ray.data.reading import (
-    EVALUATION_TOKENS,
-    ONE_WORKER,
-    World,
-    evaluation_batches,
-    read_impressions,
-    read_pairs,
-)
-from newsbert_ray.data.shards import Manifest, Split, TextTable, read_shard, read_texts
+from newsbert_ray.data.reading import EVALUATION_TOKENS, SplitData, World
+from newsbert_ray.data.shards import TextTable, read_shard, read_texts
 from newsbert_ray.evaluation.metrics import (
     FloatArray,
     Ints,
@@ -41,7 +32,6 @@ from newsbert_ray.evaluation.metrics import (
     tally,
     topic_metrics,
 )
-from newsbert_ray.methods import TaskName
 from newsbert_ray.model.encoder import Encoder
 from newsbert_ray.model.heads import ClickHead, PairHead
 from newsbert_ray.model.pair import Top
@@ -59,43 +49,6 @@ MISTAKES = 10
 _MAP_BATCH = 50
 _MIN_TOPIC_TITLES = 5
 """Titles that a topic needs to influence the plane."""
-
-
-@dataclass(frozen=True)
-class SplitData:
-    """One split of prepared shards, as a run reads it.
-
-    Attributes:
-        folder, manifest: the shards.
-        history: number of a user's last clicks that are used, in recommendation.
-    """
-
-    folder: Path
-    manifest: Manifest
-    split: Split
-    task: TaskName = "topics"
-    history: int = 50
-
-    @classmethod
-    def of(cls, settings: TrainSettings, manifest: Manifest, split: Split) -> Self:
-        """A split of the shards of these settings, which have local paths."""
-        return cls(Path(settings.data), manifest, split, settings.task, settings.recommendation.history)
-
-    def batches(self, size: int, world: World = ONE_WORKER) -> Iterator[Batch]:
-        """This worker's batches of titles, as `evaluation_batches`."""
-        return evaluation_batches(self.folder, self.manifest, self.split, batch_size=size, world=world)
-
-    def impressions(self) -> Iterator[tuple[pa.Table, Impressions]]:
-        """Each behaviours shard's table and impressions, as `read_impressions`."""
-        return read_impressions(self.folder, self.manifest, self.split, history=self.history)
-
-    def news_rows(self) -> Ints:
-        """Rows of the table of texts that occur in histories or candidates, ascending."""
-        occurs = np.zeros(self.manifest.texts.rows, np.bool_)
-        for _, impressions in self.impressions():
-            occurs[impressions.history] = True
-            occurs[impressions.candidates[impressions.candidates >= 0]] = True
-        return np.flatnonzero(occurs)
 
 
 @dataclass
@@ -237,7 +190,7 @@ def score_matches(models: Models, data: SplitData, *, world: World, pace: Pace |
     table, pad_id = read_texts(data.folder, data.manifest), data.manifest.tokenizer.pad_id
     scores: dict[str, list[Tensor]] = {name: [] for name in models}
     clicked = []
-    for pairs in read_pairs(data.folder, data.manifest, data.split):
+    for pairs in data.pairs():
         rows, positions = np.unique(np.concatenate([pairs.queries, pairs.texts]), return_inverse=True)
         embeddings = encode_texts(models, table, rows, pad_id=pad_id, world=world, pace=pace)
         queries, texts = (torch.from_numpy(half).to(world.device) for half in np.split(positions, 2))
@@ -449,7 +402,7 @@ def map_titles(
 
 
 def _titles_at(data: SplitData, numbers: Sequence[int]) -> dict[int, str]:
-    """The titles at some positions in the order of `evaluation_batches`."""
+    """The titles at some positions in the order of `SplitData.batches`."""
     titles, start = dict[int, str](), 0
     for shard in data.manifest.splits[data.split]:
         inside = [number for number in numbers if start <= number < start + shard.rows]

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from newsbert_ray.config import SCRATCH, TrainSettings
 from newsbert_ray.data.reading import (
+    SplitData,
     TrainingSchedule,
     Update,
     World,
@@ -35,7 +36,6 @@ from newsbert_ray.evaluation.metrics import topic_metrics
 from newsbert_ray.evaluation.scoring import (
     Pace,
     Scores,
-    SplitData,
     device_name,
     encode_texts,
     map_titles,

@@ -20,16 +20,9 @@ from ray.exceptions import RayTaskError
 
 from newsbert_ray.config import SCRATCH, SettingsError, TrainSettings
 from newsbert_ray.data.batches import Ints
-from newsbert_ray.data.reading import (
-    TrainingSchedule,
-    World,
-    evaluation_batches,
-    make_schedule,
-    read_pairs,
-    read_updates,
-)
+from newsbert_ray.data.reading import SplitData, TrainingSchedule, World, make_schedule, read_updates
 from newsbert_ray.data.shards import read_manifest, read_texts
-from newsbert_ray.evaluation.scoring import BATCH, SplitData, count_topics, device_seconds, encode_texts
+from newsbert_ray.evaluation.scoring import BATCH, count_topics, device_seconds, encode_texts
 from newsbert_ray.files import format_duration, write_json
 from newsbert_ray.model.saved import CHECKPOINTS, load_best, write_best, write_student
 from newsbert_ray.ray_session import ray_session
@@ -416,7 +409,7 @@ def _time_evaluation(learner: Learner, schedule: TrainingSchedule, device: torch
     if schedule.task == "topics":
         count = sum(-(-shard.rows // BATCH) for shard in manifest.splits["validation"])
         wanted = {int((i + 0.5) * count / EVALUATIONS) for i in range(EVALUATIONS)}
-        batches = evaluation_batches(schedule.folder, manifest, "validation", batch_size=BATCH)
+        batches = SplitData.of(schedule.settings, manifest, "validation").batches(BATCH)
         chosen = [batch for number, batch in enumerate(batches) if number in wanted]
         began = device_seconds(device)
         count_topics(models, chosen, topics=len(manifest.labels), world=world)
@@ -434,11 +427,10 @@ def _time_evaluation(learner: Learner, schedule: TrainingSchedule, device: torch
 
 def _validation_texts(schedule: TrainingSchedule) -> tuple[Ints, int]:
     """The different texts of validation rows, and the number of rows: all impressions, or a shard's pairs."""
-    folder, manifest = Path(schedule.folder), schedule.manifest
-    if schedule.task == "recommendation":
-        rows = manifest.rows("validation", schedule.task)
-        return SplitData.of(schedule.settings, manifest, "validation").news_rows(), rows
-    first = next(read_pairs(folder, manifest, "validation"))
+    data = SplitData.of(schedule.settings, schedule.manifest, "validation")
+    if data.task == "recommendation":
+        return data.news_rows(), data.manifest.rows("validation", data.task)
+    first = next(data.pairs())
     return np.unique(np.concatenate([first.queries, first.texts])), len(first)
 
 

@@ -23,7 +23,7 @@ import torch
 
 from newsbert_ray.config import TrainSettings, build_settings
 from newsbert_ray.data.batches import Topics
-from newsbert_ray.data.reading import evaluation_batches
+from newsbert_ray.data.reading import SplitData
 from newsbert_ray.data.shards import read_manifest
 from newsbert_ray.evaluation.metrics import topic_metrics
 from newsbert_ray.model.heads import TopicHead
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         reads |= {part: _onnx(folder / part, options.threads) for part in ("model.onnx", "model_int8.onnx")}
         confusions = {part: np.zeros((topics, topics), np.int64) for part in reads}
         seconds = dict.fromkeys(reads, 0.0)
-        for batch in evaluation_batches(data, manifest, "test", batch_size=_BATCH):
+        for batch in SplitData(Path(data), manifest, "test").batches(_BATCH):
             assert isinstance(batch.target, Topics)
             labels = batch.target.labels.numpy()
             for part, read in reads.items():

@@ -26,18 +26,18 @@ from newsbert_ray.config import TrainSettings, build_settings, merge
 from newsbert_ray.data.batches import Batch, Bucket, ClickChoices
 from newsbert_ray.data.examples import Clicks, Impressions
 from newsbert_ray.data.reading import (
+    SplitData,
     TrainingSchedule,
     World,
     collate_update,
     make_schedule,
-    read_impressions,
     window_parts,
 )
 from newsbert_ray.data.shards import TextTable, read_manifest, read_texts
 from newsbert_ray.distill.joint import joint_losses
 from newsbert_ray.distill.losses import weighted_total
 from newsbert_ray.evaluation.metrics import impression_metrics
-from newsbert_ray.evaluation.scoring import Models, SplitData, encode_news, score_block, score_models
+from newsbert_ray.evaluation.scoring import Models, encode_news, score_block, score_models
 from newsbert_ray.model.assemble import assemble_pair
 from newsbert_ray.model.heads import ClickHead
 from newsbert_ray.training.step import train_step
@@ -199,7 +199,7 @@ def compare_evaluation(settings: TrainSettings, *, impressions: int) -> None:
     scores = score_models(models, data, world=world)
     seconds = time.perf_counter() - start
     count = manifest.rows("test", "recommendation")
-    _, block = next(read_impressions(folder, manifest, "test", history=HISTORY))
+    _, block = next(data.impressions())
     table = read_texts(folder, manifest)
     start = time.perf_counter()
     plain = plain_scores(models, table, block, impressions, pad_id=manifest.tokenizer.pad_id)

@@ -17,14 +17,13 @@ import argparse
 import math
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from newsbert_ray.config import TrainSettings, build_settings
-from newsbert_ray.data.reading import evaluation_batches, make_schedule, read_updates
+from newsbert_ray.data.reading import SplitData, make_schedule, read_updates
 from newsbert_ray.data.shards import Manifest, read_manifest
 from newsbert_ray.distill import momentum
 from newsbert_ray.distill.joint import joint_losses
@@ -186,7 +185,7 @@ def _predict(pair: Pair, settings: TrainSettings, manifest: Manifest) -> Found:
     pair.eval()
     encoder, top = pair.models()["student"]
     values, labels = [], []
-    for batch in evaluation_batches(Path(settings.data), manifest, "test", batch_size=256):
+    for batch in SplitData.of(settings, manifest, "test").batches(256):
         states = [encoder(bucket.input_ids, bucket.attention_mask) for bucket in batch.buckets]
         values.append(top(states, batch).logits.argmax(-1))
         labels.append(batch.target.labels)

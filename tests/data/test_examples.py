@@ -190,14 +190,6 @@ def test_parts_make_up_the_update(world_size: int, accumulate: int) -> None:
     assert clicked == clicks.candidates[:, 0].tolist()
 
 
-def test_arrays_travel() -> None:
-    """What Ray Data sends must be what was drawn."""
-    clicks = draw(behaviors(([1, 2], [4, 5, 6], [0, 1, 0]), ([], [4, 7], [1, 0])))
-    back = Clicks.restore(TABLE, [array.astype(np.int32) for array in clicks.arrays()])
-    for name in ("history", "offsets", "candidates", "groups"):
-        assert getattr(back, name).tolist() == getattr(clicks, name).tolist()
-
-
 def test_a_draw_of_titles_is_of_those_with_a_label() -> None:
     """The others are texts without labels; a quota of all labelled ones takes none of them."""
     table = pa.table(

@@ -14,10 +14,10 @@ from newsbert_ray.data import batches as ordering
 from newsbert_ray.data.batches import Order
 from newsbert_ray.data.prepare import prepare
 from newsbert_ray.data.reading import (
+    SplitData,
     TrainingSchedule,
     Update,
     World,
-    evaluation_batches,
     make_schedule,
     read_updates,
     trained_texts,
@@ -198,10 +198,10 @@ def test_evaluation_sees_every_title_once_over_all_workers(shards: Path, world_s
     labels = [
         label
         for rank in range(world_size)
-        for batch in evaluation_batches(shards, manifest, "test", batch_size=7, world=World(rank, world_size))
+        for batch in SplitData(shards, manifest, "test").batches(7, World(rank, world_size))
         for label in batch.target.labels.tolist()
     ]
-    alone = [b.target.labels for b in evaluation_batches(shards, manifest, "test", batch_size=7)]
+    alone = [b.target.labels for b in SplitData(shards, manifest, "test").batches(7)]
     assert len(labels) == manifest.rows("test")
     assert sorted(labels) == sorted(torch.cat(alone).tolist())
 
@@ -217,7 +217,7 @@ def test_parts_make_up_the_batch(world_size: int, accumulate: int) -> None:
         assert {part.rows for part in parts} == {31}
         assert {part.tokens for part in parts} == {int(many.lengths[rows].sum())}
         assert len(parts) == accumulate
-        labels += [int(label) for part in parts for label in part.examples.arrays()[1]]
+        labels += [int(row) for part in parts for row in part.examples.mentions()]
     assert sorted(labels) == rows.tolist()
 
 

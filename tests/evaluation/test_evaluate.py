@@ -13,7 +13,7 @@ import pytest
 from newsbert_ray import cli
 from newsbert_ray.config import PrepareSettings, SettingsError, build_settings
 from newsbert_ray.data.prepare import prepare
-from newsbert_ray.data.reading import read_impressions
+from newsbert_ray.data.reading import SplitData
 from newsbert_ray.data.shards import MANIFEST, ShardError, read_manifest
 from newsbert_ray.data.synthetic import synthesize
 from newsbert_ray.evaluation.evaluate import SubmissionError, by_topic, evaluate, show
@@ -89,7 +89,7 @@ def test_a_recommendation_run_from_end_to_end(
     manifest = read_manifest(settings.data)
     clicked: list[list[int]] = []
     newcomers = 0
-    for _, block in read_impressions(settings.data, manifest, "test", history=1):
+    for _, block in SplitData(Path(settings.data), manifest, "test", history=1).impressions():
         newcomers += int((np.diff(block.history_offsets) == 0).sum())
         clicked += [clicks.tolist() for clicks in np.split(block.clicked, block.offsets[1:-1])]
     assert found["submission"]["lines"] == len(clicked)
@@ -135,7 +135,7 @@ def test_a_user_is_shown(make_settings: MakeSettings) -> None:
     train(settings, quiet=True)
     manifest = read_manifest(settings.data)
     shown = show(settings.out, "U3")
-    blocks = list(read_impressions(settings.data, manifest, "test", history=50))
+    blocks = list(SplitData(Path(settings.data), manifest, "test").impressions())
     users = [user for rows, _ in blocks for user in rows.column("user_id").to_pylist()]
     assert len(shown) == users.count("U3") > 0
     for one in shown:

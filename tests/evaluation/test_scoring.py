@@ -17,14 +17,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from newsbert_ray.data.reading import World
+from newsbert_ray.data.reading import SplitData, World
 from newsbert_ray.data.shards import Split, read_manifest, read_texts
 from newsbert_ray.evaluation import scoring as ranking
 from newsbert_ray.evaluation.metrics import rank_candidates
 from newsbert_ray.evaluation.scoring import (
     MISTAKES,
     Pace,
-    SplitData,
     between_topics,
     encode_news,
     map_titles,
