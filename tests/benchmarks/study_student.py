@@ -282,6 +282,7 @@ def draw_shards(data: Path, out: Path, *, seed: int, labels: int | None, validat
     with TextWriter(folder) as writer:
         parts = texts.split(np.concatenate(kept))
         writer.add(np.concatenate(parts), np.array([len(part) for part in parts]))
+    own_texts = writer.describe()  # before the links, so that no link is written through
     for path in data.iterdir():
         if path.name != MANIFEST and not (folder / path.name).exists():
             (folder / path.name).symlink_to(path.absolute(), target_is_directory=path.is_dir())
@@ -289,7 +290,7 @@ def draw_shards(data: Path, out: Path, *, seed: int, labels: int | None, validat
     drawn = manifest.model_copy(
         update={
             "splits": {**manifest.splits, "train": shards, "validation": chosen},
-            "texts": writer.describe(),
+            "texts": own_texts,
             "behaviors": {},
             "fingerprint": hashlib.sha256(key).hexdigest(),
         }

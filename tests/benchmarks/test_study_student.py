@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from newsbert_ray.data.shards import read_manifest, read_shard, read_texts
+from newsbert_ray.files import files_in
 from tests.benchmarks.study_student import (
     PARTS,
     RATES,
@@ -60,7 +61,7 @@ def test_a_run_waits_for_its_teacher_and_its_rate(tmp_path: Path) -> None:
 
 def test_a_draw_labels_some_titles_and_keeps_the_others(shards: Path, tmp_path: Path) -> None:
     """Two seeds label different titles; the texts and their order stay."""
-    whole = read_manifest(shards)
+    whole, before = read_manifest(shards), files_in(shards)
     labelled = []
     for seed in (0, 1):
         folder = draw_shards(shards, tmp_path, seed=seed, labels=50, validation=0.5)
@@ -76,6 +77,7 @@ def test_a_draw_labels_some_titles_and_keeps_the_others(shards: Path, tmp_path: 
             assert [part.tolist() for part in texts.split(first + np.arange(shard.rows))] == tokens
         labelled.append(set(np.flatnonzero(labels >= 0)))
     assert labelled[0] != labelled[1]
+    assert files_in(shards) == before
 
 
 def test_settings_of_a_run(shards: Path, tmp_path: Path) -> None:
