@@ -1,7 +1,8 @@
 """The tables and figures of the study of students, from search_spaces/results/student.jsonl.
 
 `python -m tests.study_tables` draws the figures again; `readme_numbers` puts the tables into the pages.
-`keep RECORDS ...` writes student.jsonl from the records.jsonl files of `tests.benchmarks.study_student`.
+`keep RECORDS ...` writes student.jsonl from the records.jsonl files of `tests.benchmarks.study_student`,
+`student_base.jsonl RECORDS ...` that file.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from newsbert_ray.reporting.statistics import LEVEL
 
 RESULTS = Path(__file__).parents[1] / "search_spaces" / "results"
 RECORDS, SPEEDS = RESULTS / "student.jsonl", RESULTS / "student_speed.json"
+BASE_SPEEDS = RESULTS / "student_base_speed.json"
 SIZES = (1000, 4000, 12000, None)
 ORDER = ("linear", "finetune", "twinbert", "tinybert", "disjoint", "newsbert", "newsbert_warm")
 ABLATIONS = ("no_momentum", "no_soft_labels", "no_hidden")
@@ -163,19 +165,68 @@ def against_table(records: Sequence[Record]) -> Table:
 
 
 def orderings_table(records: Sequence[Record]) -> Table:
-    """Whether each ordering of the paper holds at each amount of labels, N = 1."""
+    """Whether each ordering of the paper holds at each amount of labels and in few updates, N = 1."""
+    columns: dict[str, Callable[[str], dict[int, float]]] = {
+        f"{size_name(n)} labels": lambda method, n=n: accuracies(by_seed(records, method, n, 1))
+        for n in SIZES
+    }
+    short = [record for record in records if record["stage"] == "short"]
+    for steps in sorted({record["steps"] for record in short}):
+        columns[f"1,000 labels, {steps} updates"] = lambda method: accuracies(
+            {record["seed"]: record for record in short if record["method"] == method}
+        )
+    columns = {head: values for head, values in columns.items() if values("newsbert")}
     rows = []
     for method in PAPER:
-        cells = []
-        for labels in SIZES:
-            ours, theirs = (accuracies(by_seed(records, m, labels, 1)) for m in ("newsbert", method))
-            cells.append(_test_cell(compare(ours, theirs)))
+        cells = [_test_cell(compare(values("newsbert"), values(method))) for values in columns.values()]
         if any(cells):
             rows.append((f"NewsBERT above {name_of(method)}", *cells))
-    head = ("ordering of the paper", *(f"{size_name(labels)} labels" for labels in SIZES))
     caption = (
         f"Difference in points of accuracy, p (paired t-test over seeds), and the verdict at p < {LEVEL}."
     )
+    return Table(("ordering of the paper", *columns), tuple(rows), words=1, caption=caption)
+
+
+def short_table(records: Sequence[Record]) -> Table:
+    """All methods in the same few updates at 1,000 labels."""
+    runs: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        if record["stage"] == "short":
+            runs[record["method"]].append(record)
+    rows = [
+        (
+            name_of(method),
+            _cell(own),
+            f"{own[0]['rate']:g}",
+            f"{statistics.fmean(r['seconds'] for r in own):,.0f}",
+        )
+        for method, own in sorted(runs.items(), key=lambda item: -_mean_accuracy(item[1]))
+    ]
+    caption = "One layer, 1,000 labels, test accuracy % / macro-F1 % of as many updates; seeds in brackets."
+    return Table(
+        ("method", "accuracy % / macro-F1 %", "learning rate", "seconds"), tuple(rows), 1, caption=caption
+    )
+
+
+def _mean_accuracy(runs: Sequence[Record]) -> float:
+    return statistics.fmean(run["test"]["accuracy"] for run in runs)
+
+
+def base_table(records: Sequence[Record], speeds: Path = BASE_SPEEDS) -> Table:
+    """The paper's shape: quality and measured speed-up of each student."""
+    speed = measured_speeds("titles_per_second", speeds)
+    (teacher,) = (record for record in records if record["method"] == "teacher")
+    whole = teacher["test"]["accuracy"]
+    rows = []
+    for run in sorted(records, key=lambda run: (run["layers"], run["test"]["accuracy"])):
+        name = f"{run['layers']}-layer teacher" if run is teacher else name_of(run["method"])
+        accuracy, f1 = (f"{100 * run['test'][metric]:.1f}" for metric in ("accuracy", "macro_f1"))
+        rate = speed[str(run["layers"])]
+        times = f"{rate / speed[str(teacher['layers'])]:.1f}"
+        kept = f"{run['test']['accuracy'] / whole:.1%}"
+        rows.append((name, str(run["layers"]), accuracy, f1, kept, f"{rate:,.0f}", times))
+    head = ("method", "layers", "accuracy %", "macro-F1 %", "of the teacher", "titles/s", "times")
+    caption = f"MPNet's first {teacher['layers']} layers as teacher, 1,000 labels, one seed."
     return Table(head, tuple(rows), words=1, caption=caption)
 
 
@@ -230,19 +281,24 @@ def variants_table(records: Sequence[Record]) -> Table:
 
 
 def regime_table(records: Sequence[Record]) -> Table:
-    """Momentum at low learning rates: accuracy by beta."""
+    """Momentum at low learning rates: accuracy by beta and by what beta mixes."""
     groups: dict[Key, list[Record]] = defaultdict(list)
     for record in records:
         if record["stage"] == "regime":
-            groups[record["rate"], record["values"]["distill.beta"]].append(record)
-    betas = sorted({beta for _, beta in groups})
+            form = record["values"].get("distill.momentum", "gradient")
+            groups[record["rate"], record["values"]["distill.beta"], form].append(record)
+    forms = sorted({key[1:] for key in groups}, key=lambda key: (key[1] != "gradient", key))
     rows = [
-        (f"{rate:g}", *(_cell(groups.get((rate, beta), []), f1=False, usual=3) for beta in betas))
-        for rate in sorted({rate for rate, _ in groups})
+        (f"{rate:g}", *(_cell(groups.get((rate, *form), []), f1=False, usual=1) for form in forms))
+        for rate in sorted({key[0] for key in groups})
     ]
-    head = ("learning rate", *(f"beta {beta:g}" for beta in betas))
-    caption = "NewsBERT, N = 1, 12,000 labels, 3,000 updates of 128, one rate for all: test accuracy %."
-    return Table(head, tuple(rows), words=0, caption=caption)
+    names = (f"beta {beta:g}{'' if form == 'gradient' else f', {form}'}" for beta, form in forms)
+    steps = sorted({run["steps"] for runs in groups.values() for run in runs})
+    caption = (
+        "NewsBERT, N = 1, 12,000 labels, one rate for all models, "
+        f"{' or '.join(f'{n:,}' for n in steps)} updates: test accuracy %."
+    )
+    return Table(("learning rate", *names), tuple(rows), words=0, caption=caption)
 
 
 def rates_table(records: Sequence[Record]) -> Table:
@@ -278,6 +334,7 @@ TABLES: Mapping[str, Callable[[Sequence[Record]], Table]] = {
     "accuracy": accuracy_table,
     "against": against_table,
     "orderings": orderings_table,
+    "short": short_table,
     "goals": goals_table,
     "variants": variants_table,
     "regime": regime_table,
@@ -286,10 +343,12 @@ TABLES: Mapping[str, Callable[[Sequence[Record]], Table]] = {
 
 
 def study(name: str, path: Path = RECORDS) -> str:
-    """A table by its name in TABLES, or `headline` or `setup`, as Markdown."""
+    """A table by its name in TABLES, or `base`, `headline` or `setup`, as Markdown."""
     records = read_records(path)
     sentences = {"headline": headline, "setup": setup}
-    return sentences[name](records) if name in sentences else TABLES[name](records).markdown()
+    if name in sentences:
+        return sentences[name](records)
+    return (base_table if name == "base" else TABLES[name])(records).markdown()
 
 
 def headline(records: Sequence[Record]) -> str:
@@ -388,9 +447,9 @@ def keep(paths: Sequence[Path], target: Path = RECORDS) -> None:
     write_text(target, text)
 
 
-def measured_speeds(field: str = "titles_per_second") -> dict[str, float]:
-    """Titles/s by number of layers, and of the linear model; `reached`: times those of 6 layers."""
-    timings = json.loads(SPEEDS.read_text(encoding="utf-8"))["timings"]
+def measured_speeds(field: str = "titles_per_second", path: Path = SPEEDS) -> dict[str, float]:
+    """Titles/s by number of layers, and of the linear model; `reached`: times those of the deepest."""
+    timings = json.loads(path.read_text(encoding="utf-8"))["timings"]
     names = ["linear" if "linear" in timing["name"] else str(timing["layers"]) for timing in timings]
     return {n: timing[field] for n, timing in zip(names, timings, strict=True)}
 
@@ -464,4 +523,6 @@ def _line(label: str, points: Sequence[tuple[float, Sequence[float]]], look: Any
 if __name__ == "__main__":
     if len(sys.argv) > 2 and sys.argv[1] == "keep":
         keep([Path(name) for name in sys.argv[2:]])
+    elif len(sys.argv) > 2:
+        keep([Path(name) for name in sys.argv[2:]], RESULTS / sys.argv[1])
     draw(read_records())

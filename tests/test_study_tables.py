@@ -12,6 +12,7 @@ from tests.study_tables import (
     TABLES,
     accuracies,
     accuracy_table,
+    base_table,
     by_seed,
     compare,
     goals_table,
@@ -20,7 +21,9 @@ from tests.study_tables import (
     orderings_table,
     quality_speed,
     read_records,
+    regime_table,
     setup,
+    short_table,
     study,
     variants_table,
 )
@@ -124,3 +127,40 @@ def test_every_table_and_figure_is_made(tmp_path: Path) -> None:
     speeds = {"0": 9000.0, "1": 900.0, "6": 150.0, "linear": 5000.0}
     assert len(quality_speed(kept, speeds).panels[0].lines) == 4
     assert accuracies(by_seed(kept, "best", 1000, 1))[0] == 0.69
+
+
+def test_few_updates_and_forms_of_momentum() -> None:
+    """Runs of few updates are compared with each other only; a form of momentum has a column of its own."""
+    short = [
+        record(
+            method, seed, accuracy + seed / 500, stage="short", values={"steps": 400}, steps=400, seconds=9.0
+        )
+        for method, accuracy in (("newsbert", 0.66), ("finetune", 0.62))
+        for seed in range(2)
+    ]
+    assert [row[:2] for row in short_table(short).rows] == [
+        ("NewsBERT", "66.1 ± 0.1 / 33.0 (2)"),
+        ("fine-tuned", "62.1 ± 0.1 / 31.1 (2)"),
+    ]
+    table = orderings_table([*RECORDS, *short])
+    assert table.head[1:] == ("1,000 labels", "1,000 labels, 400 updates")
+    assert table.rows[0][2].startswith("+4.0, p 0: holds")
+    forms = [{"distill.beta": 0.0}, {"distill.beta": 0.3, "distill.momentum": "update"}]
+    runs = [record("newsbert", 0, 0.4 + i / 10, stage="regime", values=form) for i, form in enumerate(forms)]
+    assert regime_table(runs).head == ("learning rate", "beta 0", "beta 0.3, update")
+    assert regime_table(runs).rows == (("0.0004", "40.0", "50.0"),)
+
+
+def test_the_paper_s_shape(tmp_path: Path) -> None:
+    """Quality beside measured speed, as a share and a multiple of the teacher's."""
+    runs = [record("teacher", 0, 0.8, layers=8), record("best", 0, 0.72)]
+    speeds = [
+        {"name": "teacher", "layers": 8, "titles_per_second": 50.0},
+        {"name": "1 layer", "layers": 1, "titles_per_second": 400.0},
+    ]
+    (tmp_path / "speed.json").write_text(json.dumps({"timings": speeds}), encoding="utf-8")
+    rows = base_table(runs, tmp_path / "speed.json").rows
+    assert rows == (
+        ("recipe", "1", "72.0", "36.0", "90.0%", "400", "8.0"),
+        ("8-layer teacher", "8", "80.0", "40.0", "100.0%", "50", "1.0"),
+    )
