@@ -24,15 +24,7 @@ from packaging.specifiers import SpecifierSet
 
 from newsbert_ray.config import SCRATCH
 from newsbert_ray.data.shards import SPLITS, Part, Shard, ShardError, read_manifest
-from newsbert_ray.deploy.submit import (
-    ADDRESS_VARIABLE,
-    DashboardError,
-    Warn,
-    connect,
-    is_loopback,
-    read_token,
-    token_path,
-)
+from newsbert_ray.deploy import submit
 from newsbert_ray.files import first_line, sha256_of
 from newsbert_ray.methods import TASKS
 from newsbert_ray.ray_private import VERSIONS_PROGRAM, available_memory, container_cores
@@ -79,7 +71,7 @@ def doctor(
     deep: bool = False,
 ) -> Iterator[Finding]:
     """The verb `doctor`. Arguments and result are those of `newsbert_ray.doctor`."""
-    variables = (os.environ.get(name, "").strip() for name in ("RAY_ADDRESS", ADDRESS_VARIABLE))
+    variables = (os.environ.get(name, "").strip() for name in ("RAY_ADDRESS", submit.ADDRESS_VARIABLE))
     address = address or next(filter(None, variables), None)
     topics = {
         "versions": check_versions(),
@@ -200,7 +192,7 @@ def check_ports() -> Iterator[Parts]:
         yield "ok", f"Ray's default ports are free ({', '.join(map(str, PORTS))})"
     for ports, mode in _local_heads():
         addresses = {address for port in ports for address in listening.get(port, ())}
-        outside = ", ".join(sorted(address for address in addresses if not is_loopback(address)))
+        outside = ", ".join(sorted(address for address in addresses if not submit.is_loopback(address)))
         head = f"a Ray head runs here, port {', '.join(map(str, ports)) or 'unknown'}"
         is_open = f"{head}, open to other machines at {outside}, and asks for"
         if ports and not outside:
@@ -220,7 +212,7 @@ def check_token(address: str | None, environment: Mapping[str, str]) -> Iterator
     mode = environment.get("RAY_AUTH_MODE", "").strip().lower()
     if mode != "token":
         state = f"RAY_AUTH_MODE is {mode or 'not set'}"
-        if address is not None and not is_loopback(host_and_port(address)[0] or ""):
+        if address is not None and not submit.is_loopback(host_and_port(address)[0] or ""):
             yield "fix", f"{state}: Ray sends no token to {address}", "export RAY_AUTH_MODE=token"
         else:
             yield "note", f"{state}: a private session makes its own token"
@@ -230,9 +222,9 @@ def check_token(address: str | None, environment: Mapping[str, str]) -> Iterator
         else:
             yield "fix", "RAY_AUTH_TOKEN is empty", "unset RAY_AUTH_TOKEN, or set it to the cluster's token"
         return
-    path = token_path(environment)
+    path = submit.token_path(environment)
     if mode == "token" or "RAY_AUTH_TOKEN_PATH" in environment or path.is_file():
-        found = list(_problems(partial(read_token, path)))
+        found = list(_problems(partial(submit.read_token, path)))
         yield from found or [("ok", f"{path}: only this user can read it")]
 
 
@@ -242,19 +234,18 @@ def check_cluster(address: str | None, environment: Mapping[str, str]) -> Iterat
     if address is None or address == "local":
         yield "ok", "none given (--address, RAY_ADDRESS, RAY_API_SERVER_ADDRESS)"
     elif "://" in address:
-        yield from list(_problems(lambda warn: connect(address, warn=warn, environment=environment))) or [
-            ("ok", f"{address} answers and accepts us: Ray {metadata.version('ray')}")
-        ]
+        found = list(_problems(lambda warn: submit.connect(address, warn=warn, environment=environment)))
+        yield from found or [("ok", f"{address} answers and accepts us: Ray {metadata.version('ray')}")]
     else:
         yield from _check_head(address, environment)
 
 
-def _problems(check: Callable[[Warn], object]) -> Iterator[Parts]:
+def _problems(check: Callable[[submit.Warn], object]) -> Iterator[Parts]:
     """What `check` warns of or raises."""
     warnings: list[tuple[str, str]] = []
     try:
         check(lambda *warning: warnings.append(warning))
-    except DashboardError as error:
+    except submit.DashboardError as error:
         problem, cure = error.args
         warnings.append((problem, cure))
     yield from (("fix", *warning) for warning in warnings)
@@ -291,26 +282,14 @@ def check_teacher(teacher: str, data: str | None) -> Iterator[Parts]:
     from newsbert_ray.data.tokenizer import TokenizerError, load_tokenizer
     from newsbert_ray.model.assemble import check_tokenizer
     from newsbert_ray.model.encoder import EncoderError
-    from newsbert_ray.model.families import encoder_depth
+    from newsbert_ray.model.families import load_encoder
 
-    folder = Path(teacher).expanduser()
-    try:
-        if folder.is_dir():
-            encoder_depth(str(folder), ModelSettings(), ScratchSettings())
-    except EncoderError as error:
-        yield "fix", str(error), "give another folder, or download the encoder again"
-        return
-    if folder.is_dir() and not any(folder.glob("model.safetensors*")):
-        pickled = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))
-        names = ", ".join(pickled)
-        weights = f"only pickled weights ({names}), which can run code" if pickled else "no weights"
-        cure = "if you trust the weights, load them with transformers, then save_pretrained(FOLDER)"
-        yield "fix", f"{folder}: {weights}; model.safetensors is needed", cure
-        return
-    manifest = None
+    folder, manifest = Path(teacher).expanduser(), None
     with suppress(ShardError, OSError):  # reported under shards
         manifest = read_manifest(data) if data is not None else None
     try:
+        if folder.is_dir():
+            load_encoder(str(folder), model=ModelSettings(), scratch=ScratchSettings(), vocabulary=0)
         if manifest is None:
             load_tokenizer(teacher)
             yield "ok", f"{teacher}: loads; not compared with shards (--data)"
@@ -318,7 +297,8 @@ def check_teacher(teacher: str, data: str | None) -> Iterator[Parts]:
             check_tokenizer(teacher, manifest)
             yield "ok", f"{teacher}: loads, and has the tokeniser of the shards"
     except EncoderError as error:
-        yield "fix", str(error), f"newsbert-ray prepare ... --teacher {teacher} --out NEW"
+        make = f"newsbert-ray prepare ... --teacher {teacher} --out NEW"
+        yield "fix", str(error), f"give another encoder, or make shards of this one: {make}"
     except TokenizerError as error:
         yield "fix", str(error), "give an encoder's folder, or download it where there is a network"
 
@@ -419,11 +399,8 @@ def _check_head(address: str, environment: Mapping[str, str]) -> Iterator[Parts]
 def _fault(folder: Path, part: Shard | Part, deep: bool) -> str:
     """What is wrong with a file of the shards; empty if nothing."""
     path = folder / part.file
-    try:
-        if (size := path.stat().st_size) != part.bytes:
-            return f"{size:,} bytes instead of {part.bytes:,}"
-        return "its content has changed" if deep and sha256_of(path) != part.sha256 else ""
-    except FileNotFoundError:
+    if not path.is_file():
         return "missing"
-    except OSError as error:
-        return error.strerror or type(error).__name__
+    if (size := path.stat().st_size) != part.bytes:
+        return f"{size:,} bytes instead of {part.bytes:,}"
+    return "its content has changed" if deep and sha256_of(path) != part.sha256 else ""

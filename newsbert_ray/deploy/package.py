@@ -8,9 +8,9 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any
 
 from newsbert_ray.config import SettingsError
 from newsbert_ray.files import format_size
@@ -29,41 +29,64 @@ EXCLUDES = (
 )
 """Caches, results, data and weights: sent only with --include."""
 _IGNORE_FILES = (".gitignore", ".rayignore")
+_OWN = "newsbert_ray/__init__.py"
 
 
 class PackageError(ValueError):
     """A working directory that cannot be sent; the text names the reason and the cure."""
 
 
-class File(NamedTuple):
-    """A file: its name in the package, its path, its size in bytes."""
-
-    name: str
-    path: Path
-    bytes: int
-
-
-@dataclass(frozen=True)
-class PackageFiles:
-    """The files that are sent from `root`, sorted by name; `links` were left out, because they lead to a
-    folder or out of `root`; `has_newsbert_ray`: whether newsbert_ray is one of root's own folders."""
+@dataclass
+class Package:
+    """What is sent from `root`: the path of each file by its name in the package. `links` were left out,
+    because they lead to a folder or out of `root`."""
 
     root: Path
-    files: tuple[File, ...]
-    links: tuple[str, ...]
-    has_newsbert_ray: bool
+    files: dict[str, Path] = field(default_factory=dict)
+    links: set[str] = field(default_factory=set)
 
     @property
     def bytes(self) -> int:
         """The size of all files."""
-        return sum(file.bytes for file in self.files)
+        return sum(path.stat().st_size for path in self.files.values())
+
+    @property
+    def has_newsbert_ray(self) -> bool:
+        """Whether newsbert_ray is one of root's own folders."""
+        return self.files.get(_OWN) == self.root / _OWN
 
     def contains(self, name: str) -> bool:
         """Whether the file or folder `name`, relative to the root, is sent."""
-        return name in (".", "") or any(f.name == name or f.name.startswith(f"{name}/") for f in self.files)
+        return name in (".", "", *self.files) or any(file.startswith(f"{name}/") for file in self.files)
+
+    def add(self, start: Path, root: Path, excludes: Sequence[str], *, gitignore: bool = True) -> None:
+        """Add the files at or below `start`; patterns and names are relative to `root`."""
+        real = root.resolve()
+
+        def is_skipped_link(path: Path) -> bool:
+            """A link out of the folder may lead to a secret; a link to a folder may lead in a circle."""
+            if skipped := path.is_symlink() and not (path.is_file() and path.resolve().is_relative_to(real)):
+                self.links.add(path.relative_to(root).as_posix())
+            return skipped
+
+        def visit(path: Path) -> None:
+            if path.is_file():
+                self.files[path.relative_to(root).as_posix()] = path
+                if len(self.files) > MAX_FILES:
+                    names, first = _largest_folders(dict.fromkeys(self.files, 1), "{:,}".format)
+                    what = f"more than {MAX_FILES:,} files, most of them in {names}"
+                    cure = f"go to the project's folder, or leave some out with --exclude {first}"
+                    raise PackageError(f"{root}: {what}; {cure}")
+
+        options: Any = {"root": root, "excludes": excludes, "gitignore": gitignore}
+        try:
+            walk_package(start, visit, skip=is_skipped_link, **options)
+        except OSError as error:
+            fault = f"cannot be read ({error.strerror}); leave it out with --exclude PATTERN"
+            raise PackageError(f"{error.filename}: {fault}") from error
 
 
-def find_files(root: str | Path, *, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> PackageFiles:
+def find_files(folder: str | Path, *, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> Package:
     """The files of a folder that are sent, and those of newsbert_ray if the folder does not contain it.
 
     Not sent is what EXCLUDES, a .gitignore or a .rayignore names, unless `include` names it (/shards/,
@@ -73,77 +96,39 @@ def find_files(root: str | Path, *, include: Sequence[str] = (), exclude: Sequen
         PackageError: no such folder, a folder that cannot be read, more than MAX_FILES files (probably a home
             folder or a data set), or more than LIMIT_BYTES, which Ray would refuse after the upload.
     """
-    root = Path(root).absolute()
+    package, never = Package(root := Path(folder).absolute()), [*SECRETS, *exclude]
     if not root.is_dir():
         raise PackageError(f"--working_dir {root}: no such folder")
-    links: set[str] = set()
-    never = [*SECRETS, *exclude]
-    files: dict[str, File] = {}
-    _add_files(files, root, root, [*EXCLUDES, *never], links)
+    package.add(root, root, [*EXCLUDES, *never])
     for path in (path for pattern in include for path in _matches(root, pattern)):
-        _add_files(files, path, root, never, links, gitignore=False)
-    own = "newsbert_ray/__init__.py" in files
-    if not own:
-        folder = Path(__file__).parents[1]
-        _add_files(files, folder, folder.parent, [*EXCLUDES, *SECRETS], links)
-    package = PackageFiles(root, tuple(sorted(files.values())), tuple(sorted(links)), own)
+        package.add(path, root, never, gitignore=False)
+    if not package.has_newsbert_ray:
+        own = Path(__file__).parents[1]
+        package.add(own, own.parent, [*EXCLUDES, *SECRETS])
     if package.bytes > LIMIT_BYTES:
-        names, first = _largest_folders({file.name: file.bytes for file in package.files}, format_size)
+        sizes = {name: path.stat().st_size for name, path in package.files.items()}
+        names, first = _largest_folders(sizes, format_size)
         size, limit = format_size(package.bytes), format_size(LIMIT_BYTES)
-        what = f"{size} in {len(files):,} files is more than the {limit} that can be sent; largest: {names}"
+        what = f"{size} in {len(sizes):,} files is more than the {limit} that can be sent; largest: {names}"
         cure = "or move data to a bucket or a shared disk and give its location there"
         raise PackageError(f"{root}: {what}. Leave them out with --exclude {first}, {cure}")
     return package
 
 
-def link_files(package: PackageFiles, folder: Path) -> None:
+def link_files(package: Package, folder: Path) -> None:
     """Fill `folder` with links to the files, for Ray to pack; without .gitignore files, which Ray would obey.
     Raises PackageError for a file that cannot be read, or whose name is not Unicode."""
-    for file in package.files:
+    for name, path in package.files.items():
         try:
-            file.name.encode()
-            file.path.open("rb").close()
+            name.encode()
+            path.open("rb").close()
         except (OSError, UnicodeEncodeError) as error:
-            message = f"{str(file.path)!r}: cannot be sent ({error}); leave it out with --exclude PATTERN"
+            message = f"{str(path)!r}: cannot be sent ({error}); leave it out with --exclude PATTERN"
             raise PackageError(message) from error
-        link = folder / file.name
+        link = folder / name
         if link.name not in _IGNORE_FILES:
             link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to(file.path)
-
-
-def _add_files(
-    files: dict[str, File],
-    start: Path,
-    root: Path,
-    excludes: Sequence[str],
-    links: set[str],
-    *,
-    gitignore: bool = True,
-) -> None:
-    """Add the files at or below `start`; patterns and names are relative to `root`."""
-    real = root.resolve()
-
-    def is_skipped_link(path: Path) -> bool:
-        """A link out of the folder may lead to a secret; a link to a folder may lead in a circle."""
-        if skipped := path.is_symlink() and not (path.is_file() and path.resolve().is_relative_to(real)):
-            links.add(path.relative_to(root).as_posix())
-        return skipped
-
-    def add(path: Path) -> None:
-        if path.is_file():
-            name = path.relative_to(root).as_posix()
-            files[name] = File(name, path, path.stat().st_size)
-            if len(files) > MAX_FILES:
-                names, first = _largest_folders(dict.fromkeys(files, 1), "{:,}".format)
-                cure = f"go to the project's folder, or leave some out with --exclude {first}"
-                raise PackageError(f"{root}: more than {MAX_FILES:,} files, most of them in {names}; {cure}")
-
-    try:
-        walk_package(start, add, root=root, excludes=excludes, skip=is_skipped_link, gitignore=gitignore)
-    except OSError as error:
-        cure = "leave it out with --exclude PATTERN"
-        raise PackageError(f"{error.filename}: cannot be read ({error.strerror}); {cure}") from error
+            link.symlink_to(path)
 
 
 def _matches(root: Path, pattern: str) -> Iterator[Path]:
@@ -230,7 +215,7 @@ _POSITIONAL = {"space": "search space", "run": "run", "folders": "folder", "vect
 SHARED = "a URL such as s3://BUCKET/FOLDER, or an absolute path on a disk that all nodes share"
 
 
-def check_paths(settings: Mapping[str, Any], package: PackageFiles) -> list[str]:
+def check_paths(settings: Mapping[str, Any], package: Package) -> list[str]:
     """Refuse paths that the cluster cannot read, and results that would be lost, by a SettingsError.
 
     Args:

@@ -25,16 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.error import HTTPError, URLError
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
-from newsbert_ray.deploy.package import (
-    check_job_name,
-    check_paths,
-    check_secrets,
-    find_files,
-    link_files,
-    make_entrypoint,
-    read_entrypoint,
-    runtime_environment,
-)
+from newsbert_ray.deploy import package
 from newsbert_ray.files import format_size
 from newsbert_ray.ray_session import environment, host_and_port
 from newsbert_ray.secrets import mask_text
@@ -108,25 +99,25 @@ def submit(
     `newsbert_ray.submit`. The paths in `settings`, the command's by name, are checked before anything is
     sent."""
     unique = f"{time.strftime('%Y%m%d-%H%M')}-{secrets.token_hex(2)}"
-    job = f"newsbert-{command[0]}-{unique}" if id is None else check_job_name(id)
-    check_secrets(command)
-    runtime = runtime_environment(env, pip)
+    job = f"newsbert-{command[0]}-{unique}" if id is None else package.check_job_name(id)
+    package.check_secrets(command)
+    runtime = package.runtime_environment(env, pip)
     token = Path(token_file).expanduser() if token_file else token_path(os.environ)
     own_token = os.path.relpath(token.resolve(), Path(working_dir).resolve())  # never sent
-    package = find_files(working_dir, include=include, exclude=[*exclude, f"/{own_token}"])
-    for line in check_paths(settings, package):
+    sent = package.find_files(working_dir, include=include, exclude=[*exclude, f"/{own_token}"])
+    for line in package.check_paths(settings, sent):
         _say(line)
     dashboard, client = _open_client(address, token_file)
-    source = "that folder" if package.has_newsbert_ray else "this installation"
-    links = f"; links not followed: {', '.join(package.links[:5])}" if package.links else ""
-    size = f"{len(package.files):,} files, {format_size(package.bytes)}"
-    _say(f"sending {package.root}: {size}, with newsbert_ray from {source}{links}")
+    source = "that folder" if sent.has_newsbert_ray else "this installation"
+    links = f"; links not followed: {', '.join(sorted(sent.links)[:5])}" if sent.links else ""
+    size = f"{len(sent.files):,} files, {format_size(sent.bytes)}"
+    _say(f"sending {sent.root}: {size}, with newsbert_ray from {source}{links}")
     try:
         with tempfile.TemporaryDirectory(prefix="nb-submit-") as folder:
-            link_files(package, Path(folder))
+            package.link_files(sent, Path(folder))
             send = partial(
                 client.submit_job,
-                entrypoint=make_entrypoint(command),
+                entrypoint=package.make_entrypoint(command),
                 submission_id=job,
                 runtime_env={"working_dir": folder, **runtime},
                 entrypoint_resources={"node:__internal_head__": 0.001},  # the head is not preempted
@@ -146,14 +137,15 @@ def submit(
 def show_log(job: str, *, address: str | None, token_file: str | None) -> int:
     """Follow the log of a submitted job from its first line; returns its exit code, as `submit` does."""
     dashboard, client = _open_client(address, token_file)
-    verb, out = read_entrypoint(_call(job, client.get_job_info, check_job_name(job)).entrypoint)
+    info = _call(job, client.get_job_info, package.check_job_name(job))
+    verb, out = package.read_entrypoint(info.entrypoint)
     return _follow(client, dashboard, job, verb=verb, out=out)
 
 
 def stop_job(job: str, *, address: str | None, token_file: str | None) -> int:
     """Stop a job as Ctrl-C would, and wait until it has; SubmitError where there is none, or it goes on."""
     _, client = _open_client(address, token_file)
-    end = job_end(_call(job, client.get_job_info, check_job_name(job)))
+    end = job_end(_call(job, client.get_job_info, package.check_job_name(job)))
     if end is not None:
         _say(f"{job} has already ended: {end.status}")
         return 0
@@ -164,7 +156,7 @@ def stop_job(job: str, *, address: str | None, token_file: str | None) -> int:
         if time.monotonic() > deadline:
             raise SubmitError(f"{job}: still {info.status} after {STOP_SECONDS:g} s")
         time.sleep(0.5)
-    _say(f"{job}: {end.status}{_how_to_resume(read_entrypoint(info.entrypoint)[0])}")
+    _say(f"{job}: {end.status}{_how_to_resume(package.read_entrypoint(info.entrypoint)[0])}")
     return 0
 
 
@@ -175,7 +167,7 @@ def list_jobs(*, address: str | None, token_file: str | None) -> int:
     width = max((len(info.submission_id) for info in jobs), default=0)
     for info in sorted(jobs, key=lambda info: info.start_time or 0):
         start = time.strftime("%d %b %H:%M", time.localtime((info.start_time or 0) / 1000))
-        command = mask_text(info.entrypoint).replace(make_entrypoint(()), "newsbert-ray")
+        command = mask_text(info.entrypoint).replace(package.make_entrypoint(()), "newsbert-ray")
         _say(f"{info.submission_id:<{width}}  {info.status!s:<9}  {start}  {command[:200]}")
     if not jobs:
         _say("no jobs")
@@ -184,11 +176,9 @@ def list_jobs(*, address: str | None, token_file: str | None) -> int:
 
 def _open_client(address: str | None, token_file: str | None) -> tuple[Dashboard, JobSubmissionClient]:
     """The dashboard and Ray's client for it, whatever Ray's own variables say, and with a time-out."""
-
-    def warn(problem: str, cure: str) -> None:
-        _say(f"warning: {problem}; {cure}")
-
-    dashboard = connect(address, token_file=token_file, warn=warn)
+    dashboard = connect(
+        address, token_file=token_file, warn=lambda *lines: _say("warning:", "; ".join(lines))
+    )
     headers = {"Authorization": f"Bearer {dashboard.token}"} if dashboard.token else {}
     with environment({ADDRESS_VARIABLE: dashboard.address}, over=True):
         from ray.job_submission import JobSubmissionClient

@@ -16,7 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -146,17 +146,18 @@ def bench(
     by_name = {model.name: model for argument in models for model in find_models(argument, texts)}
     if not by_name:
         raise SettingsError("no model to measure; give a finished run, or random:12x768")
-    variants = [(model, numbers) for numbers in dict.fromkeys(precision) for model in by_name.values()]
-    predictors = [predictor_of(model.load(), device=device, precision=numbers) for model, numbers in variants]
-    memory: list[float | None] = [None] * len(variants)
-    for index, (model, numbers) in enumerate(variants if device == "cpu" else ()):
-        say(f"memory of {model.name}" + (f", {numbers}" if len(variants) > len(by_name) else ""))
-        memory[index] = memory_in_use(model, texts, precision=numbers)
+    variants = list(product(dict.fromkeys(precision), by_name.values()))
+    loaded: list[tuple[str, Predictor, float | None]] = []
+    for numbers, model in variants:
+        at_work = None
+        if device == "cpu":
+            say(f"memory of {model.name}" + (f", {numbers}" if len(variants) > len(by_name) else ""))
+            at_work = memory_in_use(model, texts, precision=numbers)
+        loaded.append((model.name, predictor_of(model.load(), device=device, precision=numbers), at_work))
     timings: list[Timing] = []
     for count in threads:
         say(f"models: {len(variants)}, titles: {len(texts):,}, rounds: {rounds}, threads: {count}")
-        names = [model.name for model, _ in variants]
-        subjects = list(map(_Subject, names, predictors, memory))
+        subjects = [_Subject(*one) for one in loaded]
         with _threads(count):
             for number in range(rounds + 1):
                 for subject in subjects:
@@ -164,7 +165,7 @@ def bench(
                 say(f"round {number} of {rounds}" + ("" if number else " (not counted)"))
         timings += _timings(subjects, titles=len(texts), threads=count)
     if out is not None:
-        encoders = [one for one in predictors if not isinstance(one, LinearPredictor)]
+        encoders = [one for _, one, _ in loaded if not isinstance(one, LinearPredictor)]
         tokens = _token_ids(encoders[0], texts) if encoders else [text.split() for text in texts]
         facts = {
             "titles": len(texts),
@@ -274,8 +275,8 @@ def write_page(timings: Sequence[Timing], out: Path, facts: Mapping[str, Any]) -
 def _run_round(subject: _Subject, texts: Sequence[str], alone: int, *, count: bool) -> None:
     """Time all titles and `alone` single ones; tokeniser and pooling alone, the rest is the encoder's."""
     predictor = subject.predictor
-    whole = _seconds(predictor.work, texts)
-    single = [_seconds(predictor.work, [text]) for text in texts[:alone]]
+    whole = _seconds(_read, predictor, texts)
+    single = [_seconds(_read, predictor, [text]) for text in texts[:alone]]
     if not count:
         return
     subject.seconds.append(whole)
@@ -314,6 +315,11 @@ def _timings(subjects: Sequence[_Subject], *, titles: int, threads: int) -> Iter
         model = (subject.name, layers, predictor.width, parameters, size / 1e6, threads)
         ratios = (shares, deepest / layers if layers else None, reached, subject.at_work, predictor.precision)
         yield Timing(*model, rate, slowest, fastest, p50, p95, p99, *ratios)
+
+
+def _read(predictor: Predictor, texts: Sequence[str]) -> object:
+    """What a model is for: embeddings, or a linear model's topics."""
+    return (predictor.predict if isinstance(predictor, LinearPredictor) else predictor.embed)(texts)
 
 
 def _seconds(work: Callable[..., Any], *arguments: Any) -> float:
@@ -392,7 +398,7 @@ def _peak_memory(
     Predictor(small, device="cpu", precision=precision).embed(texts[:100])
     _RESET_PEAK.write_text("5")
     before = _status_kilobytes("VmRSS")
-    predictor_of(load(), device="cpu", precision=precision).work(texts)
+    _read(predictor_of(load(), device="cpu", precision=precision), texts)
     return (_status_kilobytes("VmHWM") - before) * 1024 / 1e6
 
 

@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, islice
+from operator import attrgetter
 from pathlib import Path
 from shlex import quote
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ import torch
 
 from newsbert_ray.config import SettingsError
 from newsbert_ray.data.mind import Impression, parse_behaviors
-from newsbert_ray.data.sources import BadLine, Say, show_progress
+from newsbert_ray.data.sources import BadLine, Say, parse_chunk, read_through, show_progress
 from newsbert_ray.record import RECORD
 from newsbert_ray.secrets import mask_url
 from newsbert_ray.serving.predictor import (
@@ -133,7 +134,7 @@ def embed(
     model = {"layers": settings["student"]["layers"], "task": settings.get("task", "topics")}
     made = {"state": "whole", "rows": total, "dimensions": width, "parts": parts, "piece_rows": ROWS}
     description = {**source, **made, **model, "run": absolute(run)}
-    _describe(folder, description)
+    folder.write_json(EMBEDDED, description)
     if rejected:
         say(f"left out, {len(rejected):,} bad rows: {'; '.join(rejected[:SHOWN])}")
     if done:
@@ -157,7 +158,7 @@ class Embedded(NamedTuple):
 def read_embedded(folder: str | Path) -> Embedded:
     """Read what `embed` wrote into memory; EmbedError if it is missing or incomplete."""
     local = fetch(folder)
-    description = _read_description(Remote(absolute(local)))
+    description = Remote(absolute(local)).read_json(EMBEDDED)
     if description.get("state") != "whole":
         is_run = (local / RECORD).is_file() or (local / "settings.json").is_file()
         run, out = (folder, "VECTORS") if is_run else ("RUN", folder)
@@ -216,23 +217,10 @@ def _read_footer(folder: Remote, part: str) -> tuple[int, int, list[str]]:
     return metadata.num_rows, schema.field("embedding").type.list_size, rejected
 
 
-def _read_description(folder: Remote) -> dict[str, Any]:
-    """The content of embedded.json; empty if there is none."""
-    try:
-        description: dict[str, Any] = json.loads(folder.read(EMBEDDED) or b"{}")
-    except ValueError:
-        return {}
-    return description
-
-
-def _describe(folder: Remote, description: dict[str, Any]) -> None:
-    folder.write(EMBEDDED, (json.dumps(description, indent=1) + "\n").encode())
-
-
 def _claim(folder: Remote, source: dict[str, Any], *, overwrite: bool) -> dict[str, Any] | None:
     """Start or continue embeddings of these files by this model; the description of complete ones. EmbedError
     if the location holds something else."""
-    known, files, shown = _read_description(folder), folder.files(), mask_url(folder.url)
+    known, files, shown = folder.read_json(EMBEDDED), folder.files(), mask_url(folder.url)
     if not known and files:
         raise EmbedError(f"--out {shown}: exists, and holds no embeddings; give another --out")
     if known:
@@ -249,7 +237,7 @@ def _claim(folder: Remote, source: dict[str, Any], *, overwrite: bool) -> dict[s
                 "precision; add --overwrite, or give another --out"
             )
         folder.remove(name for name in files if name.startswith("part-") and "/" not in name)
-    _describe(folder, {**source, "piece_rows": ROWS, "state": "under way"})
+    folder.write_json(EMBEDDED, {**source, "piece_rows": ROWS, "state": "under way"})
     return None
 
 
@@ -333,17 +321,13 @@ def _read_history(user: str, behaviors: str | Path | None) -> list[str]:
     """What a user of behaviors.tsv had read before the last impression there."""
     if behaviors is None:
         raise SettingsError(f"--user {user}: give --behaviors, a behaviors.tsv with this user's impressions")
-    last: Impression | None = None
-    with fetch(behaviors).open(encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            if f"\t{user}\t" not in line:
-                continue
-            try:
-                impression = parse_behaviors(line.rstrip("\r\n"))
-            except BadLine:
-                continue
-            if impression.user_id == user and (last is None or impression.time >= last.time):
-                last = impression
-    if last is None:
+
+    def parse(line: str) -> Impression | None:
+        return parse_behaviors(line) if f"\t{user}\t" in line else None
+
+    chunks = read_through(fetch(behaviors), folder="").chunks
+    rows = [row for chunk in chunks for _, row in parse_chunk(chunk, parse) if isinstance(row, Impression)]
+    own = [row for row in rows if row.user_id == user]
+    if not own:
         raise SettingsError(f"--user {user}: no impression of this user in {behaviors}")
-    return last.history
+    return max(reversed(own), key=attrgetter("time")).history

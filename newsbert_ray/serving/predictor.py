@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import chain
+from itertools import chain, groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
@@ -193,10 +194,6 @@ class Predictor:
         """Numbers of an embedding, D."""
         return self.encoder.hidden_size
 
-    def work(self, texts: Sequence[str]) -> object:
-        """What the model is for, to measure its speed: embeddings, or a linear model's topics."""
-        return self.embed(texts)
-
     def embed(self, texts: Sequence[str]) -> Floats:
         """Embeddings (M, D) of M texts, in their order."""
         embeddings = np.empty((len(texts), self.width), dtype=np.float32)
@@ -253,12 +250,12 @@ class Predictor:
         table, lengths = TextTable(flat, offsets), np.diff(offsets)
         order = np.argsort(lengths, kind="stable")
         embeddings = np.empty((len(ids), self.width), dtype=np.float32)
-        buckets = cut_buckets(lengths[order], budget=self._batch_tokens)
+        buckets = list(cut_buckets(lengths[order], budget=self._batch_tokens))
         for cuts in _group_buckets(buckets, lengths[order]):
             pad_id = self.tokenizer.pad_id
             batches = [table.ids(order[start:stop], pad_id=pad_id) for start, stop in cuts]
-            with self._cached([ids for ids, _ in batches]) as turns:
-                for (start, stop), batch, _ in zip(cuts, batches, turns, strict=True):
+            with self._cached([ids for ids, _ in batches]):
+                for (start, stop), batch in zip(cuts, batches, strict=True):
                     embeddings[order[start:stop]] = self._read(*batch)
         return embeddings
 
@@ -269,10 +266,9 @@ class Predictor:
         embeddings: Floats = (sums[:, :-1] / sums[:, -1:]).cpu().numpy()
         return embeddings
 
-    def _cached(self, batches: Sequence[Ints]) -> AbstractContextManager[Iterable[None]]:
-        if self._cache is None or sum(map(len, batches)) < MIN_TEXTS:
-            return nullcontext([None] * len(batches))
-        return self._cache.fill(batches)
+    def _cached(self, batches: Sequence[Ints]) -> AbstractContextManager[None]:
+        worth = self._cache is not None and sum(map(len, batches)) >= MIN_TEXTS
+        return self._cache.fill(batches) if self._cache and worth else nullcontext()
 
     def _read(self, ids: Ints, mask: npt.NDArray[np.bool_]) -> Floats:
         """Token ids (B, L) and mask to embeddings (B, D)."""
@@ -300,10 +296,6 @@ class LinearPredictor(Predictor):
     def embed(self, texts: Sequence[str]) -> Floats:
         """Not possible."""
         raise SettingsError("a linear model has no embeddings; train with another method, such as finetune")
-
-    def work(self, texts: Sequence[str]) -> object:
-        """Topics."""
-        return self.predict(texts)
 
     def predict(self, texts: Sequence[str], *, top: int = 1) -> list[Prediction]:
         """The `top` most probable topics of each text."""
@@ -334,19 +326,12 @@ def best_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _group_buckets(cuts: Iterable[tuple[int, int]], lengths: Ints) -> Iterator[list[tuple[int, int]]]:
-    """Buckets (start, stop) of ascending `lengths`, in groups that share a cache."""
-    group: list[tuple[int, int]] = []
-    tokens = 0
-    for start, stop in cuts:
-        size = (stop - start) * int(lengths[stop - 1])
-        if group and tokens + size > CACHED_TOKENS:
-            yield group
-            group, tokens = [], 0
-        group.append((start, stop))
-        tokens += size
-    if group:
-        yield group
+def _group_buckets(cuts: Sequence[tuple[int, int]], lengths: Ints) -> list[list[tuple[int, int]]]:
+    """Buckets (start, stop) of ascending `lengths`, in groups of about CACHED_TOKENS that share a cache."""
+    sizes = [(stop - start) * int(lengths[stop - 1]) for start, stop in cuts]
+    numbers = (np.cumsum(sizes) // CACHED_TOKENS).tolist()
+    pairs = groupby(zip(numbers, cuts, strict=True), itemgetter(0))
+    return [[cut for _, cut in group] for _, group in pairs]
 
 
 def _round_weights(model: nn.Module) -> None:
@@ -377,15 +362,16 @@ class _Int8Linear(nn.Module):
 
 
 class _Lookup(nn.Module):
-    """Replaces a module: returns rows of its precomputed outputs."""
+    """Replaces a module: returns rows of its precomputed outputs, those of the next batch at each call."""
 
-    def __init__(self, table: Tensor) -> None:
+    def __init__(self, table: Tensor, batches: Iterable[Tensor]) -> None:
         super().__init__()
         self.table = table  # (U, D), a row for each distinct token and position
-        self.rows = torch.empty(0)  # (B, L), of the current batch
+        self.batches = iter(batches)  # row numbers (B, L) of each batch
 
     def forward(self, *_args: Any, **_kwargs: Any) -> Tensor:
-        return self.table.index_select(0, self.rows.flatten()).view(*self.rows.shape, -1)
+        rows = next(self.batches)
+        return self.table.index_select(0, rows.flatten()).view(*rows.shape, -1)
 
 
 class TokenCache:
@@ -407,9 +393,9 @@ class TokenCache:
         return cls(encoder) if is_bert and len(encoder.layers) else None
 
     @contextmanager
-    def fill(self, batches: Sequence[Ints]) -> Iterator[Iterator[None]]:
+    def fill(self, batches: Sequence[Ints]) -> Iterator[None]:
         """Within this context the encoder uses values computed for these batches of token ids (B, L). It must
-        read them in this order, each after one more step of the iterator that this yields."""
+        read them in this order, each once."""
         stride = max(batch.shape[1] for batch in batches)
         keys = [(batch * stride + np.arange(batch.shape[1])).ravel() for batch in batches]
         pairs, inverse = np.unique(np.concatenate(keys), return_inverse=True)
@@ -417,11 +403,10 @@ class TokenCache:
         parts = np.split(inverse, np.cumsum(list(map(len, keys)))[:-1])
         rows = [torch.from_numpy(part).view(b.shape) for part, b in zip(parts, batches, strict=True)]
         originals = [getattr(parent, name) for parent, name in self._modules]
-        lookups = [_Lookup(table) for table in tables]
         try:
-            for (parent, name), lookup in zip(self._modules, lookups, strict=True):
-                setattr(parent, name, lookup)
-            yield _each_batch(lookups, rows)
+            for (parent, name), table in zip(self._modules, tables, strict=True):
+                setattr(parent, name, _Lookup(table, rows))
+            yield
         finally:
             for (parent, name), module in zip(self._modules, originals, strict=True):
                 setattr(parent, name, module)
@@ -451,10 +436,3 @@ class TokenCache:
 
 def _centre(vectors: Tensor) -> Tensor:
     return vectors - vectors.mean(-1, keepdim=True)
-
-
-def _each_batch(lookups: Sequence[_Lookup], rows: Sequence[Tensor]) -> Iterator[None]:
-    for own in rows:
-        for lookup in lookups:
-            lookup.rows = own
-        yield

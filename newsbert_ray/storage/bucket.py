@@ -12,7 +12,7 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
@@ -147,6 +147,10 @@ class Remote:
     def write(self, name: str, content: bytes) -> None:
         """Replace a small file in one step."""
         self._call(lambda: self._put(name, content))
+
+    def write_json(self, name: str, value: Mapping[str, Any]) -> None:
+        """Replace a small file by a JSON object, in one step."""
+        self.write(name, (json.dumps(value, indent=1) + "\n").encode())
 
     def upload(self, folder: Path, names: Iterable[str]) -> None:
         """Copy these files of `folder` here, several at once."""
@@ -329,7 +333,7 @@ def lease(url: str, lock: Path) -> Iterator[None]:
         before = holder_file.read_text(encoding="utf-8") if holder_file.exists() else ""
         _wait_for_lease(remote, dead=before)
         holder_file.write_text(own, encoding="utf-8")
-        remote.write(LEASE, json.dumps({"holder": own, "beat": 0}).encode())
+        remote.write_json(LEASE, {"holder": own, "beat": 0})
         over = threading.Event()
         renewal = threading.Thread(target=_renew_lease, args=(url, own, over), name="lease", daemon=True)
         renewal.start()
@@ -368,7 +372,7 @@ def _renew_lease(url: str, own: str, over: threading.Event) -> None:
             remote = Remote(url, patience=0)
             if remote.read_json(LEASE).get("holder", own) != own:
                 return  # another process took this one for dead; WorkDir.publish checks for that
-            remote.write(LEASE, json.dumps({"holder": own, "beat": beat}).encode())
+            remote.write_json(LEASE, {"holder": own, "beat": beat})
 
 
 def _in_use(url: str) -> StorageError:

@@ -215,7 +215,7 @@ class WorkDir:
             return
         copy.id, copy.session = copy.id or uuid.uuid4().hex, uuid.uuid4().hex
         copy.write(self)
-        remote.write(WRITER, json.dumps({"copy": copy.id, "session": copy.session}).encode())
+        remote.write_json(WRITER, {"copy": copy.id, "session": copy.session})
 
     def _beside(self, suffix: str) -> Path:
         return self.path.with_name(f"{self.path.name}{suffix}")

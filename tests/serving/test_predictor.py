@@ -176,8 +176,8 @@ def test_cached_values_are_exact() -> None:
     cache = TokenCache.of(encoder)
     assert cache is not None
     batches = [torch.randint(30, (6, length), generator=generator) for length in (3, 7)]
-    with torch.inference_mode(), cache.fill([ids.numpy() for ids in batches]) as turns:
-        found = [encoder(ids, torch.ones_like(ids)) for ids, _ in zip(batches, turns, strict=True)]
+    with torch.inference_mode(), cache.fill([ids.numpy() for ids in batches]):
+        found = [encoder(ids, torch.ones_like(ids)) for ids in batches]
     for ids, states in zip(batches, found, strict=True):
         for state, expected in zip(states, encoder(ids, torch.ones_like(ids)), strict=True):
             torch.testing.assert_close(state, expected, rtol=1e-9, atol=1e-9)
@@ -193,8 +193,7 @@ def test_modules_are_restored_after_an_error() -> None:
     mask = torch.ones_like(ids)
 
     def fail() -> None:
-        with cache.fill([ids.numpy()]) as turns:
-            next(turns)
+        with cache.fill([ids.numpy()]):
             torch.testing.assert_close(encoder(ids, mask)[-1], before)
             raise RuntimeError("stop")
 
