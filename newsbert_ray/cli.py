@@ -103,12 +103,8 @@ _QUIET = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one verb.
-
-    Returns:
-        The exit code: 0 done, 1 failed, 2 wrong command, 130 stopped by Ctrl-C, 143 by SIGTERM; of a
-        submitted job its own.
-    """
+    """Run one verb; returns the exit code: 0 done, 1 failed, 2 wrong command, 130 stopped by Ctrl-C, 143 by
+    SIGTERM; of a submitted job its own."""
     try:
         code = _main(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
@@ -279,11 +275,8 @@ def _positionals(verb: str) -> list[str]:
 
 
 def parse(verb: str, words: Sequence[str]) -> dict[str, Any]:
-    """The values that `words` (and the file of --config) set, nested as in the settings; no defaults.
-
-    Raises:
-        SettingsError: a wrong, unknown or missing setting, in the words of the Python functions.
-    """
+    """The values that `words` (and the file of --config) set, nested as in the settings, without defaults.
+    SettingsError for one that is wrong, unknown or missing, in the words of the Python functions."""
     from jsonargparse import ArgumentError, ArgumentParser
 
     from newsbert_ray.settings import SettingsError, check_each, merge, parse_scalar

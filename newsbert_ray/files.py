@@ -39,10 +39,8 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 @contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
-    """An empty hidden file beside `path` to write; it becomes `path` at the end of the block.
-
-    If the block raises, the partial file is removed and `path` stays as it was.
-    """
+    """An empty hidden file beside `path` to write, which becomes `path` at the end of the block. If the block
+    raises, it is removed, and `path` stays as it was."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = _partial_name(path)
     partial.touch(exist_ok=False)
@@ -114,14 +112,9 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def locked(path: Path, *, wait_seconds: float = 0.0, error: Exception | None = None) -> Iterator[None]:
-    """Hold the lock file `path`; the system releases it however this process ends.
-
-    Args:
-        wait_seconds: how long to wait for another process; 0 tries once, infinity waits for ever.
-        error: what to raise where another process holds it; TimeoutError by default.
-    Raises:
-        OSError: the lock file cannot be written.
-    """
+    """Hold the lock file `path`; the system releases it however this process ends. Waits `wait_seconds` for
+    another process (infinity: for ever), then raises `error`, TimeoutError by default; OSError where the file
+    cannot be written."""
     lock = FileLock(path, timeout=-1 if wait_seconds == float("inf") else wait_seconds, thread_local=False)
     try:
         lock.acquire(poll_interval=_POLL_SECONDS)

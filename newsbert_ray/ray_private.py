@@ -50,10 +50,8 @@ def node_ip_address() -> str:
 
 @contextmanager
 def loopback_node() -> Iterator[None]:
-    """This process's node address is 127.0.0.1 for the duration of the block.
-
-    RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 does the same for Ray's other processes, but Ray reads it on import.
-    """
+    """This process's node address is 127.0.0.1 for the duration of the block, as it is for Ray's other
+    processes by RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0, which Ray reads on import."""
     from ray._private import ray_constants
 
     before = ray_constants.ENABLE_RAY_CLUSTER
@@ -66,11 +64,9 @@ def loopback_node() -> Iterator[None]:
 
 @contextmanager
 def own_sigterm() -> Iterator[None]:
-    """A Python handler of SIGTERM stays in force while Ray starts.
-
-    `ray.init` replaces it by one that ends the process without a word; for a moment its C++ part by one that
-    prints frames, which nothing turns off: so nothing is printed in that moment.
-    """
+    """A Python handler of SIGTERM stays in force while Ray starts. `ray.init` replaces it by one that ends
+    the process without a word; for a moment its C++ part by one that prints frames, which nothing turns off:
+    so nothing is printed in that moment."""
     from ray import _raylet
     from ray._private import utils
 
@@ -135,11 +131,9 @@ def walk_package(
     skip: Callable[[Path], bool],
     gitignore: bool,
 ) -> None:
-    """Visit the files and folders at or below `start` that Ray would pack as a job's working directory.
-
-    Ray reads .gitignore and .rayignore only while it packs; names and sizes are needed before. `excludes` are
-    patterns relative to `root`; `skip` leaves a path out whatever they say.
-    """
+    """Visit the files and folders at or below `start` that Ray would pack as a job's working directory: it
+    reads .gitignore and .rayignore only while it packs; names and sizes are needed before. `excludes` are
+    patterns relative to `root`; `skip` leaves a path out whatever they say."""
     from ray._private.runtime_env import packaging
 
     silent = logging.Logger("newsbert_ray.package", logging.CRITICAL)
@@ -180,11 +174,9 @@ def release_orphans() -> int:
     """Remove this job's placement groups whose creator, an actor, is dead; what runs in them ends.
 
     Ray keeps such a group, with its CPUs and GPUs, until the job ends. Its own cleaner needs the dashboard.
-    `ray.util.placement_group_table` does not say who created a group.
-
-    Returns:
-        How many placement groups of actors this job has, including those just removed: 0 when all are
-        released. Groups that this process created itself (a sweep's trials) are kept and not counted.
+    `ray.util.placement_group_table` does not say who created a group. Returns how many groups of actors this
+    job has, with those just removed: 0 when all are released. Groups that this process created itself (a
+    sweep's trials) are kept and not counted.
     """
     import ray
     from ray._raylet import PlacementGroupID
@@ -206,10 +198,8 @@ def release_orphans() -> int:
 
 
 def end_controllers() -> None:
-    """Kill the Ray Train controllers that this process started; their workers end with them.
-
-    Ray Train gives no handle to its controller, and `fit` cannot be interrupted.
-    """
+    """Kill the Ray Train controllers that this process started; their workers end with them. Ray Train gives
+    no handle to its controller, and `fit` cannot be interrupted."""
     import ray
 
     gcs, context = _messages(), ray.get_runtime_context()

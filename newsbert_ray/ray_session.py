@@ -53,15 +53,9 @@ class ConnectError(ValueError):
 
 @dataclass(frozen=True)
 class RaySession:
-    """A session and its resources.
-
-    Attributes:
-        private: started by this process, on this machine alone.
-        address: HOST:PORT of the cluster's head.
-        cpus, gpus: what the cluster has now.
-        dashboard: URL of Ray's dashboard, where there is one.
-        has_autoscaler: the cluster starts more nodes on demand.
-    """
+    """A session and what the cluster has now. `private`: started by this process, on this machine alone;
+    `address`: HOST:PORT of the head; `dashboard`: its URL, where there is one; `has_autoscaler`: more nodes
+    start on demand."""
 
     private: bool
     address: str
@@ -81,14 +75,10 @@ def ray_session(*, cpus: int | None = None, dashboard: bool = False) -> Iterator
     """A Ray session for the duration of the block.
 
     A session that is already open in this process is used and left open. Otherwise the cluster of RAY_ADDRESS
-    is joined, and left at the end. Without RAY_ADDRESS a private session starts on this machine; it listens
-    on the loopback only, asks for a token, and is removed at the end, with its folder.
-
-    Args:
-        cpus: CPUs of a private session; all of this machine by default.
-        dashboard: start Ray's dashboard with a private session.
-    Raises:
-        ConnectError: the address does not answer or refuses this user, or Ray does not start.
+    is joined, and left at the end. Without RAY_ADDRESS a private session starts on this machine, with `cpus`
+    (all by default) and, where wanted, Ray's dashboard; it listens on the loopback only, asks for a token,
+    and is removed at the end, with its folder. ConnectError: the address does not answer or refuses this
+    user, or Ray does not start.
     """
     address, private = _named_address(), False
     with ExitStack() as stack:
@@ -144,11 +134,8 @@ def _join(stack: ExitStack, address: str) -> None:
 
 def _check_answer(address: str) -> bool:
     """Raise ConnectError where `address` does not answer: Ray would wait for minutes, then end the process.
-
-    Returns:
-        Whether the cluster listens on this machine's loopback only. Ray replaces a loopback address by the
-        network's, where such a cluster does not listen.
-    """
+    Returns whether the cluster listens on this machine's loopback only: Ray replaces a loopback address by
+    the network's, where such a cluster does not listen."""
     host, port = host_and_port(address)
     if not host or not port:
         raise ConnectError(f"RAY_ADDRESS={address}: expected HOST:PORT, such as 10.0.0.5:6379")
@@ -239,11 +226,9 @@ def _own_folder(stack: ExitStack, parent: Path) -> Path:
 
 @contextmanager
 def watch_for_end(stopped: Callable[[], bool] = lambda: False) -> Iterator[Callable[[], str]]:
-    """A function that tells why this process has to end soon, or an empty text.
-
-    `preempted`: this machine is about to be taken away (spot warning, drained node); `stopped`: the argument
-    said so. The function costs nothing: a thread asks. Outside a cluster its text is always empty.
-    """
+    """A function that tells, at no cost, why this process has to end soon: `preempted` (this machine is about
+    to be taken away: spot warning, drained node) or `stopped` (the argument said so). An empty text
+    otherwise, and always outside a cluster."""
     if not initialised():
         yield lambda: ""
         return

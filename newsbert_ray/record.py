@@ -77,11 +77,8 @@ class RunRecord(Sealed):
 
 
 class EarlyStop(BaseModel):
-    """A sweep's trial that was stopped before its last epoch: stopped.json in its folder.
-
-    Attributes:
-        value: the sweep's metric at `epoch`; metrics.jsonl has the earlier ones, settings.json the settings.
-    """
+    """A sweep's trial that was stopped before its last epoch: stopped.json in its folder. `value`: the
+    sweep's metric at `epoch`; metrics.jsonl has the earlier ones, settings.json the settings."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -105,10 +102,8 @@ def read_stop(folder: str | Path) -> EarlyStop | None:
 
 
 def read_entries(path: Path) -> list[Any]:
-    """The values of a JSON Lines file such as metrics.jsonl; none where the file is missing.
-
-    Damaged lines are skipped: a kill may cut the last one short.
-    """
+    """The values of a JSON Lines file such as metrics.jsonl; none where it is missing. Damaged lines are
+    skipped: a kill may cut the last one short."""
     entries = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
         with suppress(ValueError):

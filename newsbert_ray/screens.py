@@ -115,11 +115,8 @@ class VerbError(RuntimeError):
 
 
 def print_result(verb: str, result: Any, values: Mapping[str, Any], *, as_json: bool) -> None:
-    """Print what the function of `verb` returned, as text or as JSON.
-
-    Raises:
-        VerbError: trials of a sweep failed, or the doctor found a problem.
-    """
+    """Print what the function of `verb` returned, as text or as JSON. VerbError: trials of a sweep failed, or
+    the doctor found a problem."""
     if verb == "sweep":
         failed = f"{len(result.failures)} trials failed" if result.best else "no trial finished"
         if not result.best or result.failures:

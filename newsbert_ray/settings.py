@@ -72,12 +72,9 @@ S = TypeVar("S", bound=Settings)
 
 
 def build_settings(model: type[S], values: Mapping[str, Any], *, where: str = "") -> S:
-    """A validated `model` from nested `values`. A message begins with their source `where`, such as a file.
-
-    Raises:
-        SettingsError: names every wrong setting with its value, every missing one, and for an unknown one
-            the nearest name.
-    """
+    """A validated `model` from nested `values`; a message begins with their source `where`, such as a file.
+    SettingsError names every wrong setting with its value, every missing one, and the nearest name of an
+    unknown one."""
     try:
         return model.model_validate(dict(values))
     except ValidationError as error:
@@ -88,9 +85,7 @@ def check_each(
     model: type[Settings], values: Mapping[str, Any], *, where: str = "", complete: bool = False
 ) -> None:
     """Check every value in nested `values` by itself: its name, type and range, not whether all fit together.
-
-    Arguments and errors are those of `build_settings`; with `complete` a missing setting is an error, too.
-    """
+    As `build_settings`; with `complete` a missing setting is an error, too."""
     try:
         model.model_validate(merge(values))
     except ValidationError as error:
@@ -306,11 +301,8 @@ _Loader.add_implicit_resolver(
 
 
 def read_yaml(path: str | Path) -> YamlFile:
-    """The mapping in the YAML file at `path`.
-
-    Raises:
-        SettingsError: no such file, not text, not YAML, not a mapping, or a key that is given twice.
-    """
+    """The mapping in a YAML file. SettingsError: no such file, not text, not YAML, no mapping, or a key
+    twice."""
     try:
         loader = _Loader(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -345,10 +337,8 @@ def parse_scalar(text: str) -> Any:
 def _collect_lines(
     node: Any, at: KeyPath, lines: dict[KeyPath, int], sizes: dict[int, int], file: str
 ) -> int:
-    """Fill in the line of each key in `node`; return how many values it has once aliases are replaced.
-
-    Each node is visited once; `sizes` holds the values of those that were.
-    """
+    """Fill in the line of each key in `node`; return how many values it has once aliases are replaced. Each
+    node is visited once; `sizes` holds the values of those that were."""
     if not isinstance(node, yaml.CollectionNode):
         return 1
     if id(node) in sizes:

@@ -179,12 +179,8 @@ class SweepMeters:
         self._sent_at = 0.0
 
     def update(self, states: Mapping[str, int], *, best: float | None = None) -> None:
-        """Report the trials' states. Call it often: an unchanged state is sent every two seconds only.
-
-        Args:
-            states: trials in each of STATES; 0 for those left out.
-            best: the first goal's best value, if any.
-        """
+        """Report the number of trials in each of STATES (0 for those left out), and the first goal's best
+        value. Call it often: an unchanged state is sent every two seconds only."""
         assert states.keys() <= set(STATES), f"states {sorted(states)}, known are {STATES}"
         now = time.monotonic()
         if not self._active or ((dict(states), best) == self._last and now - self._sent_at < REFRESH_SECONDS):

@@ -43,10 +43,8 @@ def require_tracker(tracker: TrackerName | None) -> None:
 
 
 class Tracker:
-    """Receives the entries of a training loop; does nothing without a run.
-
-    A tracker that fails after its start is given up with one line: it must not end a run.
-    """
+    """Receives the entries of a training loop; does nothing without a run. A tracker that fails after its
+    start is given up with one line: it must not end a run."""
 
     def __init__(self, run: TrackedRun | None = None, send: Callable[..., object] | None = None) -> None:
         """`send(numbers, step)` sends numbers by name."""
@@ -77,16 +75,9 @@ def tracked(
     parent: TrackedRun | None = None,
     kind: str = "train",
 ) -> Iterator[Tracker]:
-    """Track a run for as long as the block runs; a resumed one is continued.
-
-    Args:
-        folder: the run's or sweep's; its name is the run's name.
-        values: settings to show; secrets are masked.
-        parent: the sweep's run.
-        kind: W&B's job type.
-    Raises:
-        SettingsError: the tracker is not installed, or cannot be reached.
-    """
+    """Track a run for as long as the block runs; a resumed one is continued. `folder`, the run's or sweep's,
+    gives the name; `values` are settings to show, secrets masked; `parent` is the sweep's run, `kind` W&B's
+    job type. SettingsError: the tracker is not installed, or cannot be reached."""
     if tracker is None:
         yield Tracker()
         return

@@ -216,13 +216,9 @@ SHARED = "a URL such as s3://BUCKET/FOLDER, or an absolute path on a disk that a
 
 
 def check_paths(settings: Mapping[str, Any], package: Package) -> list[str]:
-    """Refuse paths that the cluster cannot read, and results that would be lost, by a SettingsError.
-
-    Args:
-        settings: the command's settings by name: {"data": "shards", "out": "s3://..."}.
-    Returns:
-        Lines to show about absolute paths.
-    """
+    """Refuse, by a SettingsError, paths in the command's settings ({"data": "shards", "out": "s3://..."})
+    that the cluster cannot read, and results that would be lost. Returns lines to show about absolute
+    paths."""
     absolute = []
     for name in (*_INPUTS, "teacher", *_OUTPUTS):
         value, flag = settings.get(name), _POSITIONAL.get(name, f"--{name}")

@@ -73,7 +73,6 @@ class Dashboard:
 
     address: str
     token: str | None = field(repr=False)
-    ray_version: str
 
     @property
     def command(self) -> str:
@@ -176,9 +175,7 @@ def list_jobs(*, address: str | None, token_file: str | None) -> int:
 
 def _open_client(address: str | None, token_file: str | None) -> tuple[Dashboard, JobSubmissionClient]:
     """The dashboard and Ray's client for it, whatever Ray's own variables say, and with a time-out."""
-    dashboard = connect(
-        address, token_file=token_file, warn=lambda *lines: _say("warning:", "; ".join(lines))
-    )
+    dashboard = connect(address, token_file=token_file, warn=lambda *both: _say("warning:", "; ".join(both)))
     headers = {"Authorization": f"Bearer {dashboard.token}"} if dashboard.token else {}
     with environment({ADDRESS_VARIABLE: dashboard.address}, over=True):
         from ray.job_submission import JobSubmissionClient
@@ -265,12 +262,10 @@ def connect(
 ) -> Dashboard:
     """Ask a dashboard for its version. The token is shown only to a dashboard that asks for one.
 
-    Args:
-        address: http(s)://HOST:PORT, or HOST:PORT; RAY_API_SERVER_ADDRESS by default.
-        token_file: file with the token; RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token by default.
-        warn: called with what is unsafe or differs between both sides, and the cure.
-    Raises:
-        DashboardError: no address, no answer, a token is required and missing, or the token is wrong.
+    `address` is http(s)://HOST:PORT or HOST:PORT, RAY_API_SERVER_ADDRESS by default; the token is in
+    `token_file`, by default where Ray looks for it. `warn` is called with what is unsafe or differs between
+    both sides, and the cure. DashboardError: no address, no answer, a token is required and missing, or it is
+    wrong.
     """
     address = _full_address(address or environment.get(ADDRESS_VARIABLE))
     host, port = host_and_port(address)
@@ -294,7 +289,7 @@ def connect(
     if version != (own := metadata.version("ray")):
         cure = f"pip install ray=={version} here, or use an image with ray=={own} for the cluster"
         warn(f"{address} runs Ray {version}, this machine has Ray {own}", cure)
-    return Dashboard(address, token, version)
+    return Dashboard(address, token)
 
 
 def is_loopback(host: str) -> bool:

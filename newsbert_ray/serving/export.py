@@ -216,9 +216,7 @@ def _write_code(folder: Path, name: str) -> None:
 
 def _write_tokenizer(student: Student, source: Path, folder: Path) -> None:
     """Write the tokeniser as tokenizer.json alone, because AutoTokenizer would rebuild it from other files.
-
-    Special tokens stay; texts are cut where the student's were.
-    """
+    Special tokens stay; texts are cut where the student's were."""
     from tokenizers import Tokenizer
 
     write_text(folder / "tokenizer.json", student.tokenizer.serialised)

@@ -55,13 +55,8 @@ Precision = Literal["fp32", "bf16", "int8"]
 
 @dataclass(frozen=True)
 class Student:
-    """A finished run's student.
-
-    Attributes:
-        task: topics, recommendation or retrieval.
-        labels: the topics; empty for another task.
-        max_tokens: where texts are cut.
-    """
+    """A finished run's student; `task`: topics, recommendation or retrieval; `labels`: the topics, empty for
+    another task; `max_tokens`: where texts are cut."""
 
     encoder: Encoder
     top: Top
@@ -87,11 +82,7 @@ class Student:
 
 def read_run(run: str | Path) -> tuple[RunRecord, Path]:
     """The record of a finished run, and the folder of its student; a URL is downloaded, without checkpoints.
-
-    Raises:
-        RecordError: no finished run.
-        EncoderError: a sweep did not keep this student.
-    """
+    RecordError: no finished run; EncoderError: a sweep did not keep this student."""
     folder = fetch(run, without=NOT_NEEDED)
     record = read_record(folder)
     if not (folder / "student").is_dir():
@@ -165,10 +156,7 @@ class Predictor:
 
     def __init__(self, student: Student, *, device: str | None = None, precision: Precision = "fp32") -> None:
         """The head stays in fp32, whatever the encoder computes in, and the pooling except with int8.
-
-        Raises:
-            SettingsError: int8 on a GPU.
-        """
+        SettingsError: int8 on a GPU."""
         self.device = torch.device(device or ("cpu" if precision == "int8" else best_device()))
         self.precision = precision
         on_cpu = self.device.type == "cpu"
@@ -202,11 +190,8 @@ class Predictor:
         return embeddings
 
     def predict(self, texts: Sequence[str], *, top: int = 1) -> list[Prediction]:
-        """The `top` most probable topics of each text.
-
-        Raises:
-            SettingsError: the student learned another task.
-        """
+        """The `top` most probable topics of each text; SettingsError where the student learned another
+        task."""
         if not isinstance(self.top.head, TopicHead):
             raise SettingsError(f"this student learned {self.task}, not topics; use embed or rank")
         with torch.inference_mode():
@@ -214,10 +199,8 @@ class Predictor:
             return self._best(logits, top)
 
     def rank(self, history: Sequence[str], candidates: Sequence[str]) -> list[Ranked]:
-        """Candidates for a user who read the texts in `history`, best first.
-
-        The score is the click score of a recommendation student, else the cosine to the mean of the history.
-        """
+        """Candidates for a user who read the texts in `history`, best first, by the click score of a
+        recommendation student, else by the cosine to the mean of the history."""
         scores = self.user_scores(self.embed(history), self.embed(candidates))
         order = np.argsort(-scores, kind="stable").tolist()
         return [Ranked(index, candidates[index], float(scores[index])) for index in order]
@@ -375,11 +358,8 @@ class _Lookup(nn.Module):
 
 
 class TokenCache:
-    """Caches a BERT's embeddings and first-layer queries, keys and values per (token, position).
-
-    Only these depend on one token alone. Each distinct pair of token and position is computed once for all
-    texts of a group.
-    """
+    """Caches a BERT's embeddings and first-layer queries, keys and values per (token, position): only these
+    depend on one token alone. Each distinct pair is computed once for all texts of a group."""
 
     def __init__(self, encoder: Encoder) -> None:
         attention = cast("Any", encoder.layers[0]).attention.self

@@ -65,15 +65,9 @@ class TextFile:
 
 
 def open_texts(location: str | Path, columns: Mapping[str, Any] = {}) -> TextFile:
-    """A file of texts, of which nothing but a header has been read.
-
-    Args:
-        location: path or URL of MIND's news.tsv, of a table with a column of texts, or of a .txt with one
-            text a line; `-` is standard input, one text a line.
-        columns: values of `TextColumns`.
-    Raises:
-        TextsError, PrepareError: no such file, another format, or no column of texts.
-    """
+    """A file of texts, of which nothing but a header has been read: path or URL of MIND's news.tsv, of a
+    table with a column of texts (`columns`: values of `TextColumns`), or of a .txt with one text a line; `-`
+    is standard input. TextsError, PrepareError: no such file, another format, or no column of texts."""
     if str(location) == STREAM:
         raws = (parse_lines(raw, str, is_start=n == 0) for n, raw in enumerate(sys.stdin.buffer))
         return TextFile("", 0, _read_lines(chain.from_iterable(raws)))

@@ -89,10 +89,7 @@ class Remote:
 
     def __init__(self, url: str, *, patience: float | None = None) -> None:
         """`patience`: seconds to retry an unavailable storage; NEWSBERT_STORAGE_PATIENCE by default.
-
-        Raises:
-            StorageError: an unknown kind of URL, or a URL with a secret in it.
-        """
+        StorageError: an unknown kind of URL, or a URL with a secret in it."""
         self.url, self._patience = url, _patience() if patience is None else patience
         self._since: float | None = None  # when the storage became unavailable
         self._cancelled = threading.Event()  # nobody waits for the results any more
@@ -176,7 +173,7 @@ class Remote:
                 result = action()
             except (OSError, ValueError, NotImplementedError) as error:
                 if not _is_temporary(error) or self._cancelled.is_set():
-                    raise StorageError(f"{self.url}: {_explain(error)}") from error
+                    raise StorageError(f"{self.url}: {self._explain(error)}") from error
                 self._warn(error)
                 self._cancelled.wait(pause)
                 pause = min(2 * pause, MAX_PAUSE_SECONDS)
@@ -201,6 +198,22 @@ class Remote:
         if is_first:
             again = f"trying again for up to {self._patience:.0f} s"
             _log.warning("%s: the storage is unavailable (%s); %s", self.url, reason, again)
+
+    def _explain(self, error: Exception) -> str:
+        """A permanent error, with the cure."""
+        reason = first_line(error)
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            return f"{reason}; free some space, then run the same command again"
+        if "NO_SUCH_BUCKET" in reason:
+            return f"there is no such bucket ({reason}); create it, or correct the URL"
+        if self._fs.type_name == "local":
+            return f"cannot be written or read ({reason}); give another location"
+        if _PERMANENT.search(reason) or isinstance(error, PermissionError):
+            return (
+                f"not permitted ({reason}); give credentials that may list, read, write and delete there by "
+                f"{_CREDENTIALS}, and the bucket's region by AWS_DEFAULT_REGION"
+            )
+        return f"{reason}; correct the URL, or give another one"
 
     def _for_each(self, names: Iterable[str], work: Callable[[str], None]) -> None:
         pool = ThreadPoolExecutor(PARALLEL_TRANSFERS)
@@ -299,32 +312,13 @@ def _is_temporary(error: Exception) -> bool:
     return isinstance(error, _TEMPORARY) or getattr(error, "errno", None) in _TEMPORARY_NUMBERS
 
 
-def _explain(error: Exception) -> str:
-    """A permanent error, with the cure."""
-    reason = first_line(error)
-    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-        return f"{reason}; free some space, then run the same command again"
-    if "NO_SUCH_BUCKET" in reason:
-        return f"there is no such bucket ({reason}); create it, or correct the URL"
-    if _PERMANENT.search(reason) or isinstance(error, PermissionError):
-        return (
-            f"not permitted ({reason}); give credentials that may list, read, write and delete there by "
-            f"{_CREDENTIALS}, and the bucket's region by AWS_DEFAULT_REGION"
-        )
-    return f"{reason}; correct the URL, or give another one"
-
-
 @contextmanager
 def lease(url: str, lock: Path) -> Iterator[None]:
-    """Hold the folder at `url` for this process alone.
+    """Hold the folder at `url` for this process alone; `lock` is this machine's lock file for it.
+    StorageError: another process works there.
 
     The lease of a process that was killed is waited for until it has not changed for WAIT_SECONDS; if that
     process ran on this machine, not at all, because the system has released its lock.
-
-    Args:
-        lock: a lock file of this machine for the folder.
-    Raises:
-        StorageError: another process works there.
     """
     remote, own = Remote(url), uuid.uuid4().hex
     lock.parent.mkdir(parents=True, exist_ok=True)

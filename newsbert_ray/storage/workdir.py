@@ -22,7 +22,7 @@ from operator import attrgetter
 from pathlib import Path, PurePosixPath
 
 from newsbert_ray.config import TrainSettings, merge
-from newsbert_ray.files import locked, write_json, write_text
+from newsbert_ray.files import locked, write_json
 from newsbert_ray.record import RECORD, STOPPED, read_record, write_record
 from newsbert_ray.storage.bucket import FileInfo, Remote, StorageError, is_hidden, is_url, join, lease
 
@@ -83,18 +83,12 @@ class WorkDir:
         return WorkDir(f"{self.location.rstrip('/')}-{name}") if self.is_remote else self.child(name)
 
     def download(self, *, markers: Sequence[str] = (), small: bool = False) -> Path:
-        """Bring the copy up to date with the bucket, and become the folder's writer.
+        """Bring the copy up to date with the bucket, become the folder's writer, and return `path`.
 
         Where nobody else has written there since, the copy is kept: it is newer if the storage was
-        unavailable at the end. Checkpoints and students of a finished run are not downloaded.
-
-        Args:
-            markers: file names of which one must be there where any file is.
-            small: leave out checkpoints and students.
-        Returns:
-            `path`.
-        Raises:
-            StorageError: the folder holds other files; no such bucket, no permission; unavailable too long.
+        unavailable at the end. Checkpoints and students are left out of a finished run, and with `small`.
+        StorageError: the folder holds files, but none of `markers`; no such bucket, no permission;
+        unavailable too long.
         """
         if not self.is_remote:
             return self.path
@@ -158,9 +152,8 @@ class WorkDir:
         if self.is_remote:
             Remote(self.location).remove_folder(part)
             copy = _Copy.read(self)
-            if any(name.startswith(f"{part}/") for name in copy.files):
-                copy.files = {n: stamp for n, stamp in copy.files.items() if not n.startswith(f"{part}/")}
-                copy.write(self)
+            copy.files = {n: stamp for n, stamp in copy.files.items() if not n.startswith(f"{part}/")}
+            copy.write(self)
 
     def clear(self) -> None:
         """Remove everything but hidden files, in the bucket and on this machine."""
@@ -176,32 +169,20 @@ class WorkDir:
 
     def write_text(self, name: str, text: str) -> None:
         """Write a small file at the location itself, in one step."""
-        if self.is_remote:
-            Remote(self.location).write(name, text.encode())
-        else:
-            write_text(self.path / name, text)
+        Remote(absolute(self.location)).write(name, text.encode())
 
     def sizes(self) -> dict[str, int]:
         """Bytes of each file at the location itself, by name."""
-        if self.is_remote:
-            return {name: file.size for name, file in Remote(self.location).files().items()}
-        return {name: size for name, (size, _) in _stamps(self.path, _file_names(self.path)).items()}
+        return {name: file.size for name, file in Remote(absolute(self.location)).files().items()}
 
     def check_writable(self) -> None:
         """Write a file at the location, read it back and remove it; StorageError where that fails."""
-        name, content = f".probe-{secrets.token_hex(8)}", secrets.token_hex(16)
-        try:
-            self.write_text(name, content)
-            if self.is_remote:
-                remote = Remote(self.location)
-                read = remote.read(name)
-                remote.remove([name])
-            else:
-                read = (self.path / name).read_bytes()
-                (self.path / name).unlink()
-        except OSError as error:
-            raise StorageError(f"{self.location}: cannot be written ({error}); give another --out") from error
-        if read != content.encode():
+        remote = Remote(absolute(self.location))
+        name, content = f".probe-{secrets.token_hex(8)}", secrets.token_bytes(16)
+        remote.write(name, content)
+        read = remote.read(name)
+        remote.remove([name])
+        if read != content:
             raise StorageError(f"{self.location}: a test file came back changed; give another --out")
 
     def _claim(self, remote: Remote, copy: _Copy) -> None:
@@ -225,14 +206,9 @@ class WorkDir:
 def open_workdir(
     location: str | Path, *, markers: Sequence[str], small: bool = False, exclusive: bool = True
 ) -> Iterator[WorkDir]:
-    """The folder at `location`, downloaded where it is in a bucket, which no other process may write to.
-
-    Args:
-        markers, small: as for `WorkDir.download`.
-        exclusive: False where the caller knows that no other process works there (a sweep's trial).
-    Raises:
-        StorageError: another process works there, or as for `WorkDir.download`.
-    """
+    """The folder at `location`, downloaded (`markers`, `small`: see there) where it is in a bucket, which no
+    other process may write to; with `exclusive` False the caller knows that none does (a sweep's trial).
+    StorageError: another process works there, or as for `WorkDir.download`."""
     workdir = WorkDir.at(location)
     with ExitStack() as stack:
         if workdir.is_remote and exclusive:
@@ -257,13 +233,9 @@ def snapshot(location: str | Path) -> Iterator[Path]:
 def fetch(location: str | Path, *, without: Sequence[str] = ()) -> Path:
     """A local path to something that is only read: shards, a teacher, a finished run, one file.
 
-    A URL is downloaded once to a machine, and again where it has changed; the copy from before stays for the
-    processes that read it.
-
-    Args:
-        without: patterns of files that are not needed.
-    Raises:
-        StorageError: nothing there; no such bucket, no permission; unavailable too long.
+    A URL is downloaded once to a machine, without files of the patterns `without`, and again where it has
+    changed; the copy from before stays for the processes that read it. StorageError: nothing there; no such
+    bucket, no permission; unavailable too long.
     """
     if not is_url(location):
         return Path(location)

@@ -10,7 +10,7 @@ from ray import tune
 
 from newsbert_ray.config import TrainSettings, build_settings
 from newsbert_ray.ray_session import RaySession
-from newsbert_ray.storage import workdir as storage
+from newsbert_ray.storage.bucket import Remote
 from newsbert_ray.storage.workdir import WorkDir
 from newsbert_ray.tune.trial import (
     CONFIG,
@@ -62,10 +62,10 @@ def test_a_full_disk_is_the_trials_reason_and_no_more(
 ) -> None:
     """The stack trace cannot be written either, and the trial seems to have died for lack of memory."""
 
-    def full(path: Path, text: str) -> None:
+    def full(remote: Remote, name: str, content: bytes) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(storage, "write_text", full)
+    monkeypatch.setattr(Remote, "write", full)
     run_trial(config, train=make_train(fails={"epochs": 2}))
     assert reports[-1] == {"failure": "ValueError: the loss is not a number"}
 
