@@ -11,13 +11,14 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
+_LOCK = ".lock"
 _POLL_SECONDS = 0.05
 
 
@@ -59,25 +60,31 @@ def replace_file(path: Path) -> Iterator[Path]:
 def replace_folder(path: Path) -> Iterator[Path]:
     """An empty hidden folder beside `path` to fill; it becomes `path` at the end of the block.
 
-    A folder that was there before is removed only then. If the block raises, it stays. Partial folders of
-    processes that were killed are removed: only one process at a time may replace the same folder.
+    A folder that was there before is removed only then. If the block raises or deletes its folder, it stays.
+    Partial folders of processes that were killed (nobody holds their lock) are removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in path.parent.glob(f".{escape(path.name)}.{'[0-9a-f]' * 8}"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    for leftover in path.parent.glob(f".{escape(path.name)}.{'[0-9a-f]' * 8}*"):
+        with suppress(OSError), locked(leftover / _LOCK):
+            shutil.rmtree(leftover, ignore_errors=True)
     partial = _partial_name(path)
     partial.mkdir()
-    try:
-        yield partial
-        for file in partial.rglob("*"):
-            if file.is_file():
-                file.chmod(partial.stat().st_mode & 0o666)
-        if path.exists():
-            shutil.rmtree(path)
-        os.replace(partial, path)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+    with locked(partial / _LOCK):
+        try:
+            yield partial
+            if partial.exists():
+                (partial / _LOCK).unlink()
+                for file in partial.rglob("*"):
+                    if file.is_file():
+                        file.chmod(partial.stat().st_mode & 0o666)
+                old = partial.with_name(f"{partial.name}-old")
+                if path.exists():
+                    os.replace(path, old)
+                os.replace(partial, path)
+                shutil.rmtree(old, ignore_errors=True)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
 
 
 def sha256_of(path: Path) -> str:

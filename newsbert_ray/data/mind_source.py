@@ -22,7 +22,17 @@ import pyarrow.parquet as pq
 from newsbert_ray.config import ColumnSettings, PrepareSettings
 from newsbert_ray.data import labelled, mind, shards, sources
 from newsbert_ray.data.mind import KEPT, NO_CODE, NO_TOPIC, RARE, Impression, Kind, Lines, News
-from newsbert_ray.data.shards import SPLITS, Hashes, Manifest, Shard, Split, Texts, TextWriter, hash_ids
+from newsbert_ray.data.shards import (
+    SPLITS,
+    Contents,
+    Hashes,
+    Manifest,
+    Shard,
+    Split,
+    Texts,
+    TextWriter,
+    hash_ids,
+)
 from newsbert_ray.data.sources import BadLine, Fate, PrepareError, Rejected, SourceFile, Workspace
 from newsbert_ray.data.tokenizer import TitleTokenizer, restore_tokenizer
 from newsbert_ray.files import format_size
@@ -114,6 +124,7 @@ class NewsSource:
         self._settings, self._workspace = settings, workspace
         self._files = _open_files(settings, workspace)
         self.files = [file.source for file in self._files]
+        self.rows = [file.lines for file in self.files]
         self._news = [file for file in self._files if file.kind != "behaviors"]
         others = any(file.kind == "texts" for file in self._files)
         self.noun = "texts" if others else "news"
@@ -123,6 +134,7 @@ class NewsSource:
         self._rare: dict[str, int] = {}
         self._known = sources.HashIndex()
         self._counts: Counter[str] = Counter()
+        self.rejected: list[Rejected] = []
 
     def assign_rows(self) -> None:
         """Read all rows once and decide the fate of each.
@@ -152,7 +164,7 @@ class NewsSource:
                 if fate in fates and isinstance(row, News):
                     yield row.title
 
-    def write(self, tokenizer: TitleTokenizer) -> sources.Contents:
+    def write(self, tokenizer: TitleTokenizer) -> Contents:
         """Write the shards of news and behaviours, and the table of texts."""
         shared = Shared(
             self._workspace.folder.absolute(),
@@ -170,9 +182,8 @@ class NewsSource:
                 summaries.append(summary)
         summaries.sort(key=lambda one: (one.job.number, one.job.index))  # Ray's tasks end in any order
         self._counts = sum((summary.counts for summary in summaries), Counter())
-        rejected = self._collect_rejected(self._files, summaries)
-        users = np.unique(np.concatenate([hash_ids([]), *(summary.users for summary in summaries)]))
-        return self._describe(summaries, rejected, users=len(users))
+        self._collect_rejected(self._files, summaries)
+        return self._describe(summaries)
 
     def summary(self, manifest: Manifest) -> Iterator[str]:
         """Counts of news, topics, impressions and clicks, and Table 1 of the paper."""
@@ -270,10 +281,11 @@ class NewsSource:
                 f"{names}: a single topic ({self._labels[0]}); a classifier needs at least two topics"
             )
 
-    def _collect_rejected(self, files: Sequence[MindFile], summaries: Sequence[Summary]) -> list[Rejected]:
-        """The bad lines of each file; all are listed in the folder, in the order of files and lines.
+    def _collect_rejected(self, files: Sequence[MindFile], summaries: Sequence[Summary]) -> None:
+        """Find the bad lines of each file and list all in the folder, in the order of files and lines.
         PrepareError where a file has too many."""
         rejected = {file.source.number: Rejected() for file in files}
+        self.rejected = [*rejected.values()]
         for summary in summaries:
             rejected[summary.job.number].merge(summary.rejected)
         with (self._workspace.folder / sources.REJECTED).open("wb") as joined:
@@ -292,11 +304,8 @@ class NewsSource:
             if bad.counts.total() > allowed * source.lines:
                 form = _FORMS[file.kind].format(source.name)
                 self._workspace.refuse(source.label, source.lines, bad, allowed, form=form)
-        return list(rejected.values())
 
-    def _describe(
-        self, summaries: Iterable[Summary], rejected: list[Rejected], *, users: int
-    ) -> sources.Contents:
+    def _describe(self, summaries: Iterable[Summary]) -> Contents:
         news: dict[Group, list[Shard]] = {}
         behaviors: dict[Group, list[Shard]] = {}
         for summary in summaries:
@@ -305,17 +314,16 @@ class NewsSource:
                 written.setdefault(group, []).append(shard)
         in_order = [shard for group in GROUPS.values() for shard in news.get(group, [])]
         texts, counts = _write_texts(self._workspace.folder, in_order), self._counts
+        users = np.unique(np.concatenate([hash_ids([]), *(summary.users for summary in summaries)]))
         assert texts.rows == len(self._known)
-        return sources.Contents(
-            rows=[file.lines for file in self.files],
-            rejected=rejected,
+        return Contents(
             texts=texts,
             labels=self._labels,
             splits={split: news.get(split, []) for split in SPLITS},
             others=news.get("other", []),
             behaviors={split: behaviors[split] for split in SPLITS if split in behaviors},
             statistics={
-                "users": users,
+                "users": len(users),
                 "news": texts.rows,
                 "news_categories": len(self._labels),
                 "impressions": sum(shard.rows for each in behaviors.values() for shard in each),
@@ -335,14 +343,12 @@ def _open_files(settings: PrepareSettings, workspace: Workspace) -> list[MindFil
         for number, source in enumerate(settings.source)
         for part in _open_source(source, settings.columns, workspace, workspace.folder / f"source-{number}")
     ]
-    ordered = [parts[i] for i in sources.order_sources([name for name, _ in parts])]
     files: list[MindFile] = []
-    for position, (_, opened) in enumerate(ordered):
-        role = sources.role_of(position, len(ordered))
+    for position, (index, role, splits) in enumerate(sources.order_sources([name for name, _ in parts])):
         # Even numbers are news, odd ones behaviours: they are in the names of shards and in fingerprints.
-        for number, (kind, source) in enumerate(opened.items(), 2 * position):
+        for number, (kind, source) in enumerate(parts[index][1].items(), 2 * position):
             size = f"{source.lines:,} {'rows' if kind == 'texts' else 'lines'}, {format_size(source.bytes)}"
-            workspace.say(f"{source.label}: {size}, for {sources.describe_role(role, len(ordered))}")
+            workspace.say(f"{source.label}: {size}, for {splits}")
             files.append(MindFile(kind, role, replace(source, number=number)))
     return files
 

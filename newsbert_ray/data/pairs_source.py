@@ -17,7 +17,16 @@ import pyarrow as pa
 
 from newsbert_ray.config import PrepareSettings
 from newsbert_ray.data import shards, sources
-from newsbert_ray.data.shards import SPLITS, Manifest, Shard, Split, TextWriter, hash_ids, write_shard
+from newsbert_ray.data.shards import (
+    SPLITS,
+    Contents,
+    Manifest,
+    Shard,
+    Split,
+    TextWriter,
+    hash_ids,
+    write_shard,
+)
 from newsbert_ray.data.sources import BadLine, Fate, PrepareError, Rejected
 from newsbert_ray.data.tables import SUFFIXES, Record, Table, check_text, is_table, open_table, read_table
 from newsbert_ray.data.tokenizer import TitleTokenizer
@@ -78,14 +87,14 @@ class PairsSource:
                 "folders of MIND and tables separately"
             )
         tables = [open_table(source, columns=COLUMNS) for source in settings.source]
-        self._tables = [tables[i] for i in sources.order_sources([table.path.stem for table in tables])]
-        self.files = [replace(table.source, number=number) for number, table in enumerate(self._tables)]
+        order = sources.order_sources([table.path.stem for table in tables])
+        self._tables = [(tables[index], role) for index, role, _ in order]
+        self.files = [replace(table.source, number=number) for number, (table, _) in enumerate(self._tables)]
         self.columns: dict[str, str | None] = {}
-        self._rows: list[int] = []
-        self._rejected: list[Rejected] = []
+        self.rows: list[int] = []
+        self.rejected: list[Rejected] = []
         self._clicks: Counter[tuple[int, int]] = Counter()  # rows by (fate, clicked)
-        for number, file in enumerate(self.files):
-            splits = sources.describe_role(sources.role_of(number, len(tables)), len(tables))
+        for file, (_, _, splits) in zip(self.files, order, strict=True):
             workspace.say(f"{file.label}: {format_size(file.bytes)}, for {splits}")
 
     def assign_rows(self) -> None:
@@ -108,8 +117,8 @@ class PairsSource:
                             listed.write(rejected.add(file.label, line.number, str(line.values), line.shown))
                     rows += len(block.rows)
                     advance(len(block.rows))
-                self._rows.append(rows)
-                self._rejected.append(rejected)
+                self.rows.append(rows)
+                self.rejected.append(rejected)
                 if rejected.counts.total() > self._settings.max_rejected_share * rows:
                     listed.flush()
                     self._workspace.refuse(file.label, rows, rejected, self._settings.max_rejected_share)
@@ -125,13 +134,13 @@ class PairsSource:
                     yield from dict.fromkeys(pair.query for pair in compress(block.pairs, used))
                     yield from dict.fromkeys(pair.text for pair in compress(block.pairs, used))
 
-    def write(self, tokenizer: TitleTokenizer) -> sources.Contents:
+    def write(self, tokenizer: TitleTokenizer) -> Contents:
         """Write the shards and the table of texts."""
         lengths = {
             "query": self._settings.query_tokens,
             "text": self._settings.max_tokens or self.max_tokens,
         }
-        total = sum(self._rows)
+        total = sum(self.rows)
         with (
             TextWriter(self._workspace.folder) as texts,
             sources.show_progress(self._workspace.say, "prepared", total=total) as advance,
@@ -143,9 +152,7 @@ class PairsSource:
                     advance(len(block.rows))
                 writer.end_table(number)
         counts, clicks = writer.counts, self._clicks
-        return sources.Contents(
-            rows=self._rows,
-            rejected=self._rejected,
+        return Contents(
             texts=texts.describe(),
             pairs=writer.shards,
             statistics={
@@ -177,7 +184,7 @@ class PairsSource:
         """Rows of table `number` in blocks of bounded size."""
         rows: list[Record] = []
         characters = 0
-        for line in read_pairs(self._tables[number]):
+        for line in read_pairs(self._tables[number][0]):
             rows.append(line)
             characters += len(line.values.text) if isinstance(line.values, Pair) else len(line.shown)
             if len(rows) >= _BLOCK_ROWS or characters >= _BLOCK_CHARACTERS:
@@ -189,7 +196,7 @@ class PairsSource:
     def _block(self, number: int, rows: list[Record]) -> Block:
         """Rows with their splits; queries that differ only in case or blanks share one."""
         pairs = [line.values for line in rows if isinstance(line.values, Pair)]
-        role = sources.role_of(number, len(self._tables))
+        role = self._tables[number][1]
         if role is not Fate.TRAIN:
             return Block(rows, pairs, np.full(len(pairs), role, dtype=np.uint8))
         shares = sources.shares_of(self._settings, sources=len(self._tables))
@@ -203,7 +210,7 @@ class PairsSource:
             without, clicked = self._clicks[fate, 0], self._clicks[fate, 1]
             if not without and not clicked:
                 raise PrepareError(
-                    f"{split} would be empty: none of the {sum(self._rows):,} rows of {names} falls into it; "
+                    f"{split} would be empty: none of the {sum(self.rows):,} rows of {names} falls into it; "
                     "give more queries, a larger share, or a table of its own"
                 )
             if not without or not clicked:

@@ -9,15 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import secrets
 import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack
 from functools import cache, partial
-from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +24,17 @@ from newsbert_ray.config import SCRATCH, PrepareSettings
 from newsbert_ray.data import shards, sources
 from newsbert_ray.data.mind_source import NewsSource
 from newsbert_ray.data.pairs_source import PairsSource
-from newsbert_ray.data.shards import MANIFEST, SPLITS, Manifest, Part, Shard, ShardError, read_manifest
-from newsbert_ray.data.sources import Contents, PrepareError, Say, SourceFile, Workspace
+from newsbert_ray.data.shards import (
+    MANIFEST,
+    SPLITS,
+    Contents,
+    Manifest,
+    Part,
+    Shard,
+    ShardError,
+    read_manifest,
+)
+from newsbert_ray.data.sources import PrepareError, Say, SourceFile, Workspace
 from newsbert_ray.data.tables import column_names, is_table
 from newsbert_ray.data.tokenizer import (
     VECTORS,
@@ -40,7 +46,7 @@ from newsbert_ray.data.tokenizer import (
     load_tokenizer,
     vectors_sha256,
 )
-from newsbert_ray.files import files_in, locked, sha256_of, write_json
+from newsbert_ray.files import files_in, replace_folder, sha256_of, write_json
 from newsbert_ray.methods import METHODS, TASKS
 from newsbert_ray.ray_session import inside_cluster
 from newsbert_ray.storage.bucket import is_url
@@ -51,7 +57,6 @@ __all__ = ["PrepareError", "prepare"]
 Corpus = NewsSource | PairsSource
 """The sources of one `prepare`, all of one kind."""
 
-_LOCK = ".lock"
 _FEW_CHUNKS = 16
 """So many chunks, of 2 MB, this process maps sooner than Ray starts."""
 _LEARNED = ("scratch.vocabulary", "vectors")
@@ -85,7 +90,7 @@ def _prepare(settings: PrepareSettings, local: PrepareSettings, say: Say) -> tup
     started, out = time.perf_counter(), Path(local.out)
     if len({Path(one).expanduser().resolve() for one in local.source}) < len(local.source):
         raise PrepareError(f"sources {', '.join(local.source)}: one is given twice; give each once")
-    with partial_folder(out) as folder, ExitStack() as stack:
+    with replace_folder(out) as folder, ExitStack() as stack:
         rejected = out.with_name(f"{out.name}.{sources.REJECTED}")
         workspace = Workspace(folder, rejected, say, _chunk_mapper(local.workers, stack))
         corpus = _open_corpus(local, workspace)
@@ -98,6 +103,7 @@ def _prepare(settings: PrepareSettings, local: PrepareSettings, say: Say) -> tup
         if manifest is not None:
             counted = ", ".join(f"{manifest.rows(split, corpus.task):,} {split}" for split in SPLITS)
             holds = f"{settings.out} holds {counted} {corpus.noun} of the same sources"
+            shutil.rmtree(folder)
             return manifest, [f"already prepared: {holds}; nothing to do"]
         mark = fingerprint(rows, corpus.files, tokenizer)
         corpus.assign_rows()
@@ -107,9 +113,10 @@ def _prepare(settings: PrepareSettings, local: PrepareSettings, say: Say) -> tup
         tokenizer.save(folder / "tokenizer")
         manifest = _describe(rows, corpus, contents, tokenizer, mark, folder)
         write_json(folder / MANIFEST, manifest.sealed())
-        move_into_place(folder, out)
+        for path in folder.glob("source-*"):
+            shutil.rmtree(path)
     seconds = time.perf_counter() - started
-    return manifest, list(_closing_lines(manifest, corpus, contents, settings, out, seconds))
+    return manifest, list(_closing_lines(manifest, corpus, settings, out, seconds))
 
 
 def _open_corpus(settings: PrepareSettings, workspace: Workspace) -> Corpus:
@@ -187,9 +194,7 @@ def _describe(
     mark: str,
     folder: Path,
 ) -> Manifest:
-    total: Counter[str] = sum((rejected.counts for rejected in contents.rejected), Counter())
-    files = zip(corpus.files, contents.rows, contents.rejected, strict=True)
-    parts = ("labels", "splits", "others", "behaviors", "pairs", "texts", "statistics")
+    total: Counter[str] = sum((rejected.counts for rejected in corpus.rejected), Counter())
     return Manifest(
         format=shards.FORMAT,
         fingerprint=mark,
@@ -200,22 +205,21 @@ def _describe(
                 file=file.name,
                 bytes=file.bytes,
                 sha256=file.sha256,
-                rows=count,
+                rows=rows_of_file,
                 rejected=rejected.counts.total(),
             )
-            for file, count, rejected in files
+            for file, rows_of_file, rejected in zip(corpus.files, corpus.rows, corpus.rejected, strict=True)
         ],
         tokenizer=shards.Tokenizer.model_validate(tokenizer, from_attributes=True),
         rejected=dict(sorted(total.items())),
         tokenizer_files=files_in(folder / "tokenizer"),
-        **{part: getattr(contents, part) for part in parts},
+        **dict(contents),
     )
 
 
 def _closing_lines(
     manifest: Manifest,
     corpus: Corpus,
-    contents: Contents,
     settings: PrepareSettings,
     folder: Path,
     seconds: float,
@@ -224,9 +228,9 @@ def _closing_lines(
     yield from corpus.summary(manifest)
     for kind, count in manifest.rejected.items():
         yield f"rejected, {kind}: {count:,}"
-    examples = [line for rejected in contents.rejected for line in rejected.examples]
+    examples = [line for rejected in corpus.rejected for line in rejected.examples]
     yield from (f"  {line}" for line in examples[: sources.SHOWN_ROWS])
-    count = sum(contents.rows)
+    count = sum(corpus.rows)
     yield f"{count:,} rows in {seconds:.1f} s ({count / seconds:,.0f} rows/s)"
     yield f"{settings.out} holds the shards, {MANIFEST}, {sources.REJECTED} and tokenizer/"
     tasks = [task for task in TASKS if manifest.examples("train", task)]
@@ -282,12 +286,7 @@ def find_prepared(
     say: Say,
 ) -> Manifest | None:
     """The manifest at --out if it was made from the same and is whole; None where --out may be written.
-
-    Args:
-        rows: the settings that alter a row.
-        tokenizer: None for one that is still to be made.
-    Raises:
-        PrepareError: --out holds something else, which is named.
+    PrepareError where it holds something else, which is named. `tokenizer` is None if it is still to be made.
     """
     out = Path(settings.out)
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
@@ -313,38 +312,6 @@ def find_prepared(
     if damaged:
         say(f"{out / damaged[0]}: missing or damaged ({len(damaged)} in all), so all is prepared again")
     return None if changes or damaged else manifest
-
-
-@contextmanager
-def partial_folder(out: Path) -> Iterator[Path]:
-    """A locked folder beside `out` to write into; removed at the end unless it was moved.
-
-    Those of killed processes (nobody holds their lock) are removed first.
-    """
-    parent = out.absolute().parent
-    parent.mkdir(parents=True, exist_ok=True)
-    for stale in parent.glob(f"{escape(out.name)}.partial-*"):
-        with suppress(OSError), locked(stale / _LOCK):
-            shutil.rmtree(stale, ignore_errors=True)
-    folder = parent / f"{out.name}.partial-{secrets.token_hex(4)}"
-    folder.mkdir()
-    with locked(folder / _LOCK):
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def move_into_place(folder: Path, out: Path) -> None:
-    """Make the partial `folder` the folder `out`; what was there is removed last."""
-    for path in folder.glob("source-*"):
-        shutil.rmtree(path)
-    (folder / _LOCK).unlink()
-    old = out.with_name(f"{folder.name}-old")
-    if out.exists():
-        os.rename(out, old)
-    os.rename(folder, out)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _changed_sources(manifest: Manifest, files: Sequence[SourceFile]) -> Iterator[str]:

@@ -80,23 +80,20 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Shard(_Part):
+class Part(_Part):
+    """One file."""
+
+    file: str
+    bytes: int
+    sha256: str
+
+
+class Shard(Part):
     """One Parquet file. `examples` counts what training learns from: titles, clicks that have a negative, or
     pairs."""
 
-    file: str
     rows: int
-    bytes: int
-    sha256: str
     examples: int
-
-
-class Part(_Part):
-    """One file of the table of texts."""
-
-    file: str
-    bytes: int
-    sha256: str
 
 
 class Texts(_Part):
@@ -128,14 +125,29 @@ class Tokenizer(_Part):
     pad_id: int
 
 
-class Manifest(Sealed):
-    """What a folder of shards holds and what it was made from.
+class Contents(BaseModel):
+    """What a corpus has written.
 
     `splits` maps train, validation and test to their news shards, in order. So do `behaviors` and `pairs`,
     without the splits that have none. `others` are news of no split (label -1), which behaviours may name.
     `texts` is the table of texts: the rows of the news shards of train, validation, test and of `others`, in
-    that order; or the queries and texts of the pairs. `fingerprint` is a SHA-256 over sources, tokeniser and
-    the settings that alter a row. `tokenizer_files` has the SHA-256 of each file of the folder tokenizer/.
+    that order; or the queries and texts of the pairs.
+    """
+
+    texts: Texts
+    statistics: dict[str, float]
+    labels: list[str] = []
+    splits: dict[Split, list[Shard]] = {}
+    others: list[Shard] = []
+    behaviors: dict[Split, list[Shard]] = {}
+    pairs: dict[Split, list[Shard]] = {}
+
+
+class Manifest(Sealed, Contents):
+    """What a folder of shards holds and what it was made from.
+
+    `fingerprint` is a SHA-256 over sources, tokeniser and the settings that alter a row. `tokenizer_files`
+    has the SHA-256 of each file of the folder tokenizer/.
     """
 
     format: int
@@ -143,13 +155,6 @@ class Manifest(Sealed):
     settings: dict[str, Any]
     sources: list[Source]
     tokenizer: Tokenizer
-    labels: list[str]
-    splits: dict[Split, list[Shard]]
-    others: list[Shard]
-    behaviors: dict[Split, list[Shard]]
-    pairs: dict[Split, list[Shard]]
-    texts: Texts
-    statistics: dict[str, float]
     rejected: dict[str, int]
     tokenizer_files: dict[str, str] = Field(default_factory=dict)
 
@@ -160,7 +165,7 @@ class Manifest(Sealed):
         ends = itertools.accumulate(shard.rows for shard in shards)
         return [(shard, end - shard.rows) for shard, end in zip(shards, ends, strict=True)]
 
-    def parts(self) -> Iterator[Shard | Part]:
+    def parts(self) -> Iterator[Part]:
         """Every file that the manifest describes."""
         for splits in (self.splits, self.behaviors, self.pairs):
             yield from itertools.chain.from_iterable(splits.values())
@@ -237,9 +242,8 @@ def require_tokenizer(other: Manifest, manifest: Manifest, *, folder: str) -> No
 def write_shard(folder: Path, name: str, table: pa.Table, *, examples: int | None = None) -> Shard:
     """Write `table` as the Parquet file `name` and describe it; `examples` is its number of rows if None."""
     pq.write_table(table, folder / name, compression="zstd")
-    part = _describe(folder / name)
     examples = len(table) if examples is None else examples
-    return Shard(file=name, rows=len(table), bytes=part.bytes, sha256=part.sha256, examples=examples)
+    return Shard(**dict(_describe(folder / name)), rows=len(table), examples=examples)
 
 
 def read_shard(folder: str | Path, shard: Shard, columns: list[str] | None = None) -> pa.Table:

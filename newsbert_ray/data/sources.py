@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sys
 import time
 import zlib
@@ -21,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from newsbert_ray.config import PrepareSettings
-from newsbert_ray.data.shards import Hashes, Shard, Split, Texts
+from newsbert_ray.data.shards import Hashes
 
 CHUNK_BYTES = 2 << 20
 """Bytes read at once. A chunk ends at the last line end within them; a longer line is refused."""
@@ -142,7 +141,7 @@ class Workspace:
 
     def refuse(self, file: str, rows: int, rejected: Rejected, allowed: float, *, form: str = "") -> NoReturn:
         """Refuse a file with too many bad lines and keep their list; `form` describes a good one."""
-        os.replace(self.folder / REJECTED, self.rejected)
+        (self.folder / REJECTED).replace(self.rejected)
         raise PrepareError(
             f"{file}: {rejected.counts.total():,} of {rows:,} lines are bad, at most {allowed:.1%} may be: "
             f"{'; '.join(rejected.examples[:3])}. All are listed in {self.rejected}. Correct the file{form}, "
@@ -150,44 +149,22 @@ class Workspace:
         )
 
 
-@dataclass(frozen=True)
-class Contents:
-    """What a corpus has written, as the manifest describes it; `rows` and `rejected` have an entry a file."""
+def order_sources(names: Sequence[str]) -> list[tuple[int, Fate, str]]:
+    """Of each source its index, the split it is for, and all splits it gives rows to, in words.
 
-    rows: list[int]
-    rejected: list[Rejected]
-    texts: Texts
-    statistics: dict[str, float]
-    labels: list[str] = field(default_factory=list)
-    splits: dict[Split, list[Shard]] = field(default_factory=dict)
-    others: list[Shard] = field(default_factory=list)
-    behaviors: dict[Split, list[Shard]] = field(default_factory=dict)
-    pairs: dict[Split, list[Shard]] = field(default_factory=dict)
-
-
-def order_sources(names: Sequence[str]) -> list[int]:
-    """Indices of the sources in the order training, validation, test.
-
-    The names decide if each contains one of train, dev, valid and test, and only one of them train.
-    Otherwise the order stays as it is.
+    The first is for training, the last for test. The names decide the order if each contains one of train,
+    dev, valid and test, and only one of them train; otherwise it stays as it is.
     """
     ranks = [{rank for hint, rank in _HINTS.items() if hint in name.lower()} for name in names]
-    clear = all(len(rank) == 1 for rank in ranks) and sum(rank == {0} for rank in ranks) == 1
-    return sorted(range(len(names)), key=lambda i: min(ranks[i])) if clear else list(range(len(names)))
-
-
-def role_of(position: int, sources: int) -> Fate:
-    """The split that the source at `position` (after `order_sources`) is for."""
-    if position == 0:
-        return Fate.TRAIN
-    return Fate.TEST if position == sources - 1 else Fate.VALIDATION
-
-
-def describe_role(role: Fate, sources: int) -> str:
-    """The splits that a source of this role gives rows to, as words."""
-    if sources == 1:
-        return "train, validation and test"
-    return "train and validation" if role is Fate.TRAIN and sources == 2 else role.name.lower()
+    order = list(range(len(names)))
+    if all(len(rank) == 1 for rank in ranks) and sum(rank == {0} for rank in ranks) == 1:
+        order.sort(key=lambda i: min(ranks[i]))
+    if len(names) == 1:
+        return [(0, Fate.TRAIN, "train, validation and test")]
+    first = "train and validation" if len(names) == 2 else "train"
+    words = [first, *["validation"] * (len(names) - 2), "test"]
+    roles = [Fate.TRAIN, *[Fate.VALIDATION] * (len(names) - 2), Fate.TEST]
+    return list(zip(order, roles, words, strict=True))
 
 
 class Shares(NamedTuple):
@@ -286,30 +263,22 @@ def read_through(path: Path, *, folder: str, number: int = 0) -> SourceFile:
     return SourceFile(folder, path.name, size, digest.hexdigest(), tuple(chunks), number)
 
 
-def read_chunk(chunk: Chunk) -> bytes:
-    """The bytes of `chunk`, of an overlong line the beginning; PrepareError where the file has changed."""
-    with open(chunk.path, "rb") as file:
-        file.seek(chunk.offset)
-        if chunk.overlong:
-            return file.read(1024)
-        content = file.read(chunk.length)
-    if zlib.crc32(content) != chunk.checksum:
-        raise changed(chunk.file)
-    return content
-
-
 def changed(file: str) -> PrepareError:
     """The error for a file that was altered between two reads."""
     return PrepareError(f"{file}: changed while it was read; prepare again when nothing writes to it")
 
 
 def parse_chunk(chunk: Chunk, parse: Callable[[str], Row]) -> Iterator[tuple[str, Row | BadLine]]:
-    """Each line of `chunk` as (its text, its row or the reason why it has none)."""
-    content = read_chunk(chunk)
+    """Each line of `chunk` as (its text, its row or the reason why it has none); of an overlong line the
+    beginning. PrepareError where the file has changed."""
+    with open(chunk.path, "rb") as file:
+        file.seek(chunk.offset)
+        content = file.read(1024 if chunk.overlong else chunk.length)
     if chunk.overlong:
-        text = content.decode("utf-8", errors="replace")
-        yield text, BadLine(f"columns: line of more than {CHUNK_BYTES:,} bytes")
+        yield content.decode(errors="replace"), BadLine(f"columns: line of more than {CHUNK_BYTES:,} bytes")
         return
+    if zlib.crc32(content) != chunk.checksum:
+        raise changed(chunk.file)
     yield from parse_lines(content, parse, is_start=chunk.offset == 0)
 
 

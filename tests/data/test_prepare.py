@@ -470,7 +470,7 @@ def test_too_many_bad_lines_are_an_error(tmp_path: Path, corpus: Corpus, teacher
     assert str(listed) in str(caught.value)
     assert [json.loads(line)["line"] for line in listed.read_text().splitlines()] == [241, 242, 243]
     assert not out.exists()
-    assert not list(tmp_path.glob("*.partial-*"))
+    assert not list(tmp_path.glob(".out.*"))
 
 
 def test_the_first_whole_copy_of_an_impression_counts(tmp_path: Path, corpus: Corpus, teacher: Path) -> None:
@@ -701,7 +701,7 @@ def test_a_killed_run_leaves_nothing_and_is_cleared_away(
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "wrote\n"
-        partial = list(tmp_path.glob("out.partial-*"))
+        partial = list(tmp_path.glob(".out.*"))
         assert len(partial) == 1
         assert not out.exists()
         assert not (partial[0] / "manifest.json").exists()

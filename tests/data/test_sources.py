@@ -22,7 +22,6 @@ from newsbert_ray.data.sources import (
     is_known,
     order_sources,
     parse_lines,
-    role_of,
     shares_of,
     split_by_hash,
 )
@@ -87,14 +86,16 @@ IDS = [f"N{i}" for i in range(4000)]
 )
 def test_names_decide_the_order_only_where_they_are_clear(names: list[str], order: list[int]) -> None:
     """Training on the test folder because it was named first would make every number too good."""
-    assert order_sources(names) == order
+    assert [index for index, _, _ in order_sources(names)] == order
 
 
 def test_roles() -> None:
     """With two sources the second is test, not validation."""
-    assert [role_of(i, 1) for i in range(1)] == [Fate.TRAIN]
-    assert [role_of(i, 2) for i in range(2)] == [Fate.TRAIN, Fate.TEST]
-    assert [role_of(i, 4) for i in range(4)] == [Fate.TRAIN, Fate.VALIDATION, Fate.VALIDATION, Fate.TEST]
+    assert order_sources(["a"]) == [(0, Fate.TRAIN, "train, validation and test")]
+    two = [(0, Fate.TRAIN, "train and validation"), (1, Fate.TEST, "test")]
+    assert order_sources(["a", "b"]) == two
+    roles = [role for _, role, _ in order_sources(["a", "b", "c", "d"])]
+    assert roles == [Fate.TRAIN, Fate.VALIDATION, Fate.VALIDATION, Fate.TEST]
 
 
 def test_a_split_with_a_source_of_its_own_takes_nothing_from_training() -> None:
