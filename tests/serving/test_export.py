@@ -190,7 +190,7 @@ def test_onnx_of_a_student_without_layers(static_run: Path, tmp_path: Path) -> N
 def test_every_family_is_exported(
     make_settings: MakeSettings, shards: Path, tmp_path: Path, kind: str
 ) -> None:
-    """Trained jointly, then loaded by three libraries: all give the embeddings of `embed`."""
+    """Trained jointly, then read in other precisions and by three libraries: all give the same embeddings."""
     import onnxruntime
     from sentence_transformers import SentenceTransformer
     from transformers import AutoModel, AutoTokenizer
@@ -206,6 +206,9 @@ def test_every_family_is_exported(
     train(settings, quiet=True)
     model = load(settings.out, device="cpu")
     expected = model.embed(TITLES)
+    for precision, error in (("bf16", 0.05), ("int8", 0.1)):
+        rough = load(settings.out, device="cpu", precision=precision).embed(TITLES)
+        assert np.abs(rough - expected).max() < error * np.abs(expected).max()
     export(settings.out, to="onnx", out=tmp_path / "onnx")
     session = onnxruntime.InferenceSession(str(tmp_path / "onnx" / "model.onnx"))
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "onnx")
