@@ -10,6 +10,7 @@ several joined by `+`. KIND is one of:
 - `lines`: the lines that a benchmark printed, one row each; `lines NAME ...`: these columns, and the lines
   that have one of them (`a/b` is b inside a)
 - `study NAME`: a table of the study of students (`tests.study_tables`); `study headline` is a sentence
+- `recommendation NAME`: a table of the study of recommendation (`tests.recommendation_tables`)
 - `headline`: one sentence on the quality and speed of NewsBERT's student
 """
 
@@ -28,6 +29,7 @@ from newsbert_ray.reporting.records import read_kept
 from newsbert_ray.reporting.report import runs_page
 from newsbert_ray.reporting.statistics import read_against
 from newsbert_ray.serving.bench import Timing, timings_table
+from tests.recommendation_tables import recommendation
 from tests.study_tables import study
 
 ROOT = Path(__file__).parents[1]
@@ -48,6 +50,8 @@ def _table(file: str, which: str) -> str:
         return _bench(json.loads((RESULTS / file).read_text(encoding="utf-8")), short=which == "times")
     if which.startswith("study "):
         return study(which.removeprefix("study "), RESULTS / file)
+    if which.startswith("recommendation "):
+        return recommendation(which.removeprefix("recommendation "), RESULTS / file)
     if which.split()[0] == "lines":
         return _lines((RESULTS / file).read_text(encoding="utf-8").splitlines(), which.split()[1:])
     records = [record for name in file.split("+") for record in read_kept(RESULTS / name)]

@@ -38,8 +38,8 @@ COMMON: dict[str, Any] = {
     "recommendation": {"history": 20},
     "checkpoint": {"every_minutes": None},
 }
-BASELINES = {"popularity": 20, "tfidf": 20, "tfidf, 50 clicks": 50}
-"""Rankings without an encoder, and the last clicks of a user that they read."""
+BASELINES = {"popularity": None, "tfidf": None, "tfidf, 50 clicks": 50}
+"""Rankings without an encoder, and the last clicks of a user that they read; by default those of all runs."""
 
 Array = npt.NDArray[np.float64]
 Arrays = dict[str, Array]
@@ -80,6 +80,13 @@ def make_plan(seeds: Sequence[int], *, depth: int) -> list[Run]:
     return plan
 
 
+def common_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """Settings of all runs."""
+    from newsbert_ray.settings import merge
+
+    return merge(COMMON, json.loads(options.set))
+
+
 def run_settings(run: Run, options: argparse.Namespace) -> dict[str, Any]:
     """All settings of a run, as `newsbert_ray.train` takes them."""
     from newsbert_ray.config import TrainSettings, build_settings
@@ -87,7 +94,7 @@ def run_settings(run: Run, options: argparse.Namespace) -> dict[str, Any]:
 
     out = Path(options.out).absolute()
     values = merge(
-        COMMON,
+        common_settings(options),
         {
             "method": "finetune" if run.method == "teacher" else run.method,
             "data": options.data,
@@ -102,7 +109,7 @@ def run_settings(run: Run, options: argparse.Namespace) -> dict[str, Any]:
     if run.method == "best":
         teacher = out / "runs" / Run("teacher", 0, run.seed).name
         values = merge(values, {"distill.teacher_run": str(teacher)})
-    values = merge(values, json.loads(options.set), run.values)
+    values = merge(values, run.values)
     share = build_settings(TrainSettings, values).unlabelled_share
     return {**values, "batch_size": round(values["batch_size"] / (1 - share))}  # news come on top of clicks
 
@@ -154,12 +161,12 @@ def score_models(trained: Any) -> dict[str, Arrays]:
     return {model: _metrics((block, scores[model]) for block, scores in blocks) for model in models}
 
 
-def score_baseline(name: str, data: str, split: Any) -> Arrays:
+def score_baseline(name: str, data: str, split: Any, *, history: int) -> Arrays:
     """Metrics of each impression of a ranking without an encoder."""
     from newsbert_ray.data.shards import read_manifest
     from newsbert_ray.evaluation.scoring import ProfileScores, SplitData, count_clicks, read_blocks
 
-    rows = SplitData(Path(data), read_manifest(data), split, "recommendation", BASELINES[name])
+    rows = SplitData(Path(data), read_manifest(data), split, "recommendation", history)
     blocks = [block for _, block in read_blocks(rows)]
     if name == "popularity":
         clicks = count_clicks(rows)
@@ -191,14 +198,17 @@ def run_all(plan: Sequence[Run], options: argparse.Namespace) -> None:
         seconds = time.monotonic() - began
         print(f"{seconds:7.0f} s  {record['system']}: test AUC {record['test']['auc']:.4f}", flush=True)
 
-    for name in BASELINES:
+    usual_history = common_settings(options)["recommendation"]["history"]
+    for name, own_history in BASELINES.items():
         if (name, None) not in done:
-            splits = {split: score_baseline(name, options.data, split) for split in ("validation", "test")}
+            history = own_history or usual_history
+            splits = {
+                split: score_baseline(name, options.data, split, history=history)
+                for split in ("validation", "test")
+            }
             scores = {split: means(arrays) for split, arrays in splits.items()}
             usual = {"method": name.partition(",")[0], "layers": None, "seed": None, "rate": None}
-            finish(
-                {"system": name, **usual, "history": BASELINES[name], "values": {}, **scores}, splits["test"]
-            )
+            finish({"system": name, **usual, "history": history, "values": {}, **scores}, splits["test"])
     for run in plan:
         if (run.system, run.seed) in done:
             continue
