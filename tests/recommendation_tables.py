@@ -111,8 +111,8 @@ def scores_table(records: Sequence[Record]) -> Table:
         numbers = (f"{layers or ''}", f"{rate:g}" if rate else "", f"{beside or ''}")
         scores = (_percent(*validation), _percent(line["auc"], line["auc_error"]), *others)
         rows.append((name_of(line["system"]), *numbers, *scores, f"{len(own)}" if rate else ""))
-    head = ("system", "layers", "learning rate", "news beside the clicks")
-    head += ("validation AUC %", "test AUC %", "MRR %", "nDCG@10 %", "seeds")
+    read = ("layers", "learning rate", "news beside the clicks")
+    head = ("system", *read, "validation AUC %", "test AUC %", "MRR %", "nDCG@10 %", "seeds")
     caption = "Metrics of rankings; AUC ± its standard error over impressions."
     return Table(head, tuple(rows), words=1, caption=caption)
 

@@ -163,8 +163,9 @@ def score_models(trained: Any) -> dict[str, Arrays]:
 
 def score_baseline(name: str, data: str, split: Any, *, history: int) -> Arrays:
     """Metrics of each impression of a ranking without an encoder."""
+    from newsbert_ray.data.reading import SplitData
     from newsbert_ray.data.shards import read_manifest
-    from newsbert_ray.evaluation.scoring import ProfileScores, SplitData, count_clicks, read_blocks
+    from newsbert_ray.evaluation.scoring import ProfileScores, count_clicks, read_blocks
 
     rows = SplitData(Path(data), read_manifest(data), split, "recommendation", history)
     blocks = [block for _, block in read_blocks(rows)]

@@ -43,6 +43,7 @@ def test_every_update_has_as_many_clicks(shards: Path, tmp_path: Path) -> None:
     assert set(sizes.values()) == {8}
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_trained_again(
     shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
