@@ -48,46 +48,40 @@ class NothingToDraw(ValueError):
 
 @dataclass(frozen=True)
 class Line:
-    """A line, or single points that look the same: the mean y of n values at each x.
-
-    Attributes:
-        sd: standard deviation at each x, None for a single value; of a trend the standard error.
-        notes: a text beside each point.
-        stairs: a step line through the dots that steps at once (before) or at the next dot (after).
-        colour: number of the colour and marker of dots; those of the look by default.
-    """
+    """A line, or single points that look the same: the mean y of n values at each x."""
 
     label: str
     x: tuple[float, ...]
     y: tuple[float, ...]
     sd: tuple[float | None, ...] = ()
+    """Standard deviation at each x, None for a single value; of a trend the standard error."""
     n: tuple[int, ...] = ()
     look: LineLook | DotLook = "mean"
     notes: tuple[str, ...] = ()
+    """A text beside each point."""
     stairs: Literal["", "before", "after"] = ""
+    """A step line through the dots that steps at once (before) or at the next dot (after)."""
     colour: int | None = None
+    """Number of the colour and marker of dots; those of the look by default."""
 
 
 @dataclass(frozen=True)
 class Panel:
-    """Lines and dots on one pair of axes.
-
-    Attributes:
-        trend: means over groups of dots.
-        ticks: names of the positions 0, 1, 2, ... where x is not continuous.
-        floor: lower end of y; dots that look `below` are drawn on it.
-        x_range: the searched range.
-    """
+    """Lines and dots on one pair of axes."""
 
     title: str
     x_label: str
     y_label: str
     lines: tuple[Line, ...]
     trend: Line | None = None
+    """Means over groups of dots."""
     ticks: tuple[str, ...] = ()
+    """Names of the positions 0, 1, 2, ... where x is not continuous."""
     log_x: bool = False
     floor: float | None = None
+    """Lower end of y; dots that look `below` are drawn on it."""
     x_range: tuple[float, float] | None = None
+    """The searched range."""
 
 
 @dataclass(frozen=True)
@@ -119,15 +113,8 @@ P_co = TypeVar("P_co", bound=AnyPanel, covariant=True)
 
 @dataclass(frozen=True)
 class FigureData(Generic[P_co]):
-    """All that a figure shows.
-
-    Attributes:
-        whole_x, whole_y: ticks at whole numbers only.
-        share_y: one scale of y for all panels.
-        wide: a single panel takes the whole width of the text.
-        across: panels in a row, at most.
-        alt: the figure in words.
-    """
+    """All that a figure shows. `whole_x`, `whole_y`: ticks at whole numbers only; `wide`: a single panel has
+    the whole width of the text; `across`: panels in a row, at most; `alt`: the figure in words."""
 
     name: str
     panels: tuple[P_co, ...]
@@ -169,10 +156,8 @@ def runs_figures(records: Sequence[RunRecord]) -> dict[str, Make]:
 
 
 def beta_figure(records: Sequence[RunRecord]) -> FigureData[Panel]:
-    """The task's metrics on the test split over beta, a line for each student depth N (NewsBERT Fig. 7).
-
-    Error bars are the standard deviation over seeds. Every other setting that varies makes more lines.
-    """
+    """The task's metrics on the test split over beta, a line for each student depth N (NewsBERT Fig. 7), with
+    the standard deviation over seeds. Every other setting that varies makes more lines."""
     task, records = one_task(records), distinct(records)
     varying = varying_settings(records)
     if BETA not in varying:
@@ -206,14 +191,9 @@ def _require_few(lines: Sized, message: str) -> None:
 
 def method_figure(records: Sequence[RunRecord], *, setting: str = "method") -> FigureData[Panel]:
     """The task's metrics on the test split over student depth N, a line for each method (NewsBERT Figs. 4
-    and 6), and then those of the teachers that learned with the students (Fig. 5).
-
-    Error bars are the standard deviation over seeds.
-
-    Args:
-        setting: `before.method`: a line for each method by which the students learned another task before
-            (Fig. 3: retrieval after recommendation).
-    """
+    and 6), and then those of the teachers that learned with the students (Fig. 5); with the standard
+    deviation over seeds. With `setting` `before.method` a line for each method by which the students learned
+    another task before (Fig. 3: retrieval after recommendation)."""
     before = {name: f"after {shown}" for name, shown in NAMES.items()} | {"none": "the encoder as it is"}
     names = NAMES if setting == "method" else before
     task, records = one_task(records), distinct(records)
@@ -236,10 +216,8 @@ def method_figure(records: Sequence[RunRecord], *, setting: str = "method") -> F
 
 
 def curve_figure(records: Sequence[RunRecord]) -> FigureData[Panel]:
-    """The task's first metric on validation over epochs, a panel for each student depth, mean over seeds.
-
-    A panel shows at most MAX_LINES settings, those that ended best; the caption says how many are missing.
-    """
+    """The task's first metric on validation over epochs, a panel for each student depth, mean over seeds. A
+    panel shows the MAX_LINES settings that ended best; the caption says how many are missing."""
     metric = one_task(records).primary
     records = [record for record in distinct(records) if len(record.curve) > 1]
     if not records:
@@ -272,10 +250,8 @@ def _curve(records: Sequence[RunRecord], label: str, name: str) -> Line | None:
 
 
 def loss_figure(record: RunRecord, entries: Sequence[Mapping[str, Any]]) -> FigureData[Panel]:
-    """The losses of one run over epochs, those of the labels and those of distillation in a panel each.
-
-    `entries` are those of the run's metrics.jsonl, averaged over up to LOSS_POINTS parts of the run.
-    """
+    """The losses of one run over epochs, those of the labels and those of distillation in a panel each, from
+    the entries of its metrics.jsonl, averaged over up to LOSS_POINTS parts of the run."""
     losses: dict[str, list[tuple[float, float]]] = {}
     for entry in (entry for entry in entries if entry.get("kind") == "log"):
         part = math.ceil(LOSS_POINTS * entry["step"] / entry["steps"]) / LOSS_POINTS
@@ -353,15 +329,9 @@ def map_figure(run: Path) -> FigureData[Panel]:
 
 
 def quality_figure(records: Sequence[RunRecord], *, chosen: bool = False) -> FigureData[Panel]:
-    """The student's test metric in per cent of its teacher's over its speed-up: a line for each method, a
-    point for each depth, which shows what a gain in speed costs.
-
-    The speed-up is that of the titles/s that the run measured at its end, student and teacher in turn. Error
-    bars are the standard deviation of the share over seeds.
-
-    Args:
-        chosen: the runs are a search's best at each depth, in whatever else they differ.
-    """
+    """The student's test metric in per cent of its teacher's (with the standard deviation over seeds) over
+    its speed-up, of the titles/s that the run measured at its end: a line for each method, a point for each
+    depth. `chosen`: the runs are a search's best at each depth, in whatever else they differ."""
     metric = one_task(records).primary
     left_out = "quality kept over speed-up is left out"
     paths = (f"test.student.{metric.name}", f"test.teacher.{metric.name}", "speed.times_teacher")
@@ -431,12 +401,8 @@ def describe(values: Mapping[str, Any], digits: int = 6) -> str:
 def mean_line(
     pairs: Iterable[tuple[float, float]], label: str, *, runs: int = 0, spread: bool = True
 ) -> Line:
-    """Mean, spread and number of the y at each x.
-
-    Args:
-        pairs: one or more (x, y).
-        runs: keep only the x at which all of so many runs have a value, if there is any such x.
-    """
+    """Mean, spread and number of the y at each x of one or more `pairs`; only the x at which all of so many
+    `runs` have a value, if there is any such x."""
     values = {x: [y for _, y in group] for x, group in grouped(pairs, itemgetter(0)).items()}
     values = {x: ys for x, ys in values.items() if len(ys) == runs} or values
     summaries = [summarise(values[x]) for x in sorted(values)]

@@ -59,11 +59,7 @@ def method_tables(
     records: Sequence[RunRecord], against: Against | None, failed: Sequence[Mapping[str, Any]] = ()
 ) -> list[Table]:
     """The tables that compare the runs of one task with each other and with the paper, as far as they can be
-    compared.
-
-    Args:
-        failed: the varied settings of each run that failed.
-    """
+    compared; `failed`: the varied settings of each run that failed."""
     tuned = tuned_settings(records)
     rows = [
         replace(row, settings={n: value for n, value in row.settings.items() if n not in tuned})
@@ -76,14 +72,9 @@ def method_tables(
 
 
 def table2(records: Sequence[RunRecord], failed: Sequence[Mapping[str, Any]] = ()) -> Table | None:
-    """Our rows of the paper's systems, each with the paper's own numbers.
-
-    Args:
-        records: of one task.
-        failed: `method` and `student.layers` of each run that failed, as far as they varied.
-    Returns:
-        None where settings other than method, depth and learning rates vary, or only one method was run.
-    """
+    """Our rows of the paper's systems, each with the paper's own numbers; `failed`: `method` and
+    `student.layers` of each run that failed, as far as they varied. None where settings other than method,
+    depth and learning rates vary, or only one method was run."""
     task, paper_columns = one_task(records), _TABLE2_COLUMNS.get(task_name(records[0]))
     varying = set(varying_settings(records)) | {name for settings in failed for name in settings}
     tuned = tuned_settings(records)
@@ -138,15 +129,9 @@ def _table2_caption(records: Sequence[RunRecord], tuned: Sequence[str]) -> str:
 
 
 def depths_table(records: Sequence[RunRecord]) -> Table | None:
-    """One row for each system, one column for each student depth and metric.
-
-    The amount of data may differ from one depth to the next, which the head shows.
-
-    Args:
-        records: of one task.
-    Returns:
-        None for fewer than two methods or depths, or where other settings vary too.
-    """
+    """One row for each system, one column for each student depth and metric. The head shows where the amount
+    of data differs between depths. None for fewer than two methods or depths, or where other settings vary
+    too."""
     task = one_task(records)
     groups = dict(sorted(grouped(distinct(records), lambda r: int(flat_settings(r)[_DEPTH])).items()))
     methods = {str(flat_settings(record)["method"]) for record in records}

@@ -79,10 +79,8 @@ def one_task(records: Sequence[RunRecord]) -> Task:
 
 
 def count_units(task: Task) -> dict[str, str]:
-    """Words for row counts: before `train`, `validation` and `test`, and (`all`) after a list of counts.
-
-    Where training and evaluation count the same thing, one word at the end serves for all.
-    """
+    """Words for row counts: before `train`, `validation` and `test`, and (`all`) once after a list of counts,
+    where training and evaluation count the same thing."""
     if task.examples == task.rows:
         return {"train": "", "validation": "", "test": "", "all": f" {task.rows}"}
     rows = f"{task.rows} of "
@@ -90,11 +88,8 @@ def count_units(task: Task) -> dict[str, str]:
 
 
 def flat_settings(record: RunRecord) -> dict[str, Any]:
-    """The settings that can make two runs different, by dotted name.
-
-    Shards are identified by their content and a teacher by its name, not by their paths. A setting missing
-    from an older record has its default.
-    """
+    """The settings that can make two runs different, by dotted name. Shards are identified by their content
+    and a teacher by its name. A setting missing from an older record has its default."""
     flat = flatten({n: value for n, value in record.settings.items() if n not in IGNORED})
     flat |= {name: value for name, value in _defaults().items() if name not in flat}
     if "teacher" in flat:
@@ -132,10 +127,8 @@ def varying_settings(records: Sequence[RunRecord]) -> list[str]:
 
 
 def tuned_settings(records: Sequence[RunRecord]) -> list[str]:
-    """Learning rates that each method has its own value of, at each student depth.
-
-    A fair comparison tunes them for each method, so that they do not count as a difference.
-    """
+    """Learning rates that each method has its own value of, at each student depth. A fair comparison tunes
+    them for each method, so that they do not count as a difference."""
     flats = [flat_settings(record) for record in records]
     if len({flat.get("method") for flat in flats}) < 2:
         return []
@@ -144,16 +137,13 @@ def tuned_settings(records: Sequence[RunRecord]) -> list[str]:
 
 def _implied_by_method(name: str, flats: Sequence[Mapping[str, Any]]) -> bool:
     """Whether methods set `name`, and all runs of each method here have the same value of it."""
-    if name == "student.layers":  # a BiLSTM's single layer is no reason to hide the depths of the others
-        return False
     if name == "data":  # a method with another encoder needs shards of the same corpus with other tokens
         teachers = {repr(flat.get("teacher")) for flat in flats}
         corpora = {str(flat.get("data")).rpartition(" (")[0] for flat in flats}
         implied = len(teachers) > 1 and len(corpora) == 1
-    else:
-        implied = any(
-            name in flatten(changes) for changes in (*METHODS.values(), *METHOD_TASK_VALUES.values())
-        )
+    else:  # a BiLSTM's single layer is no reason to hide the depths of the others
+        changes = map(flatten, (*METHODS.values(), *METHOD_TASK_VALUES.values()))
+        implied = name != "student.layers" and any(name in change for change in changes)
     return implied and _follows(name, ("method",), flats)
 
 
@@ -214,11 +204,7 @@ def write_kept(path: Path, records: Sequence[RunRecord]) -> None:
 
 
 def read_kept(path: Path) -> list[RunRecord]:
-    """The records that `write_kept` wrote.
-
-    Raises:
-        RecordError: the file is missing or damaged; the message names the line.
-    """
+    """The records that `write_kept` wrote. Raises RecordError for a missing or damaged file."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -116,11 +116,8 @@ def _report(folders: Mapping[str, Path], out: Path, against: Against | None) -> 
 
 
 def collect(folders: Mapping[str, Path]) -> list[RunRecord]:
-    """Every record at or below the folders, each once; messages name the folders by their keys.
-
-    Raises:
-        RecordError: a folder without any, or a damaged record.
-    """
+    """Every record at or below the folders, each once. RecordError for a folder without any, by its key, or a
+    damaged record."""
     kept: list[RunRecord] = []
     runs: dict[Path, None] = {}
     for name, folder in folders.items():
@@ -177,9 +174,7 @@ def runs_page(
     Args:
         figures: drawn figures by name, or the reason why one is left out.
         failed: for each task the varied settings of each run that failed.
-        topics: of a single run.
-    Raises:
-        SettingsError: no run has the value that the others are to be compared with.
+        topics: tables of a single run.
     """
     runs, groups = len(distinct(records)), by_task(records)
     captions = {} if list(groups) == ["topics"] else {name: _caption(name, groups[name]) for name in groups}

@@ -10,9 +10,9 @@ import math
 import random
 import warnings
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from newsbert_ray.config import SettingsError
 from newsbert_ray.methods import TASKS
 from newsbert_ray.reporting.figures import Bar, Bars, FigureData, NothingToDraw, span
 from newsbert_ray.reporting.page import Table
-from newsbert_ray.reporting.sweep_data import Axis, Point, Sweep, Trial
+from newsbert_ray.reporting.sweep_data import Axis, Point, Sweep
 from newsbert_ray.reporting.tables import Column, Row, Summary, number, student_columns
 
 if TYPE_CHECKING:
@@ -60,22 +60,18 @@ def default_base(rows: Sequence[Row]) -> Against | None:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A row and the row it is compared with, in one column.
-
-    Attributes:
-        difference: of the means, row minus base, as in the record (shares from 0 to 1).
-        p: two-sided, of Welch's t-test; None where there are too few seeds, or no spread at all.
-        corrected: p after Holm's correction over the column.
-        paired: two-sided p of the paired t-test: a seed gives both rows the same batches and the same
-            initial weights. None where too few seeds are in both.
-    """
+    """A row and the row it is compared with, in one column. A p is two-sided, and None for too few seeds."""
 
     row: Row
     base: Row
     difference: float
+    """Of the means, row minus base, as in the record (shares from 0 to 1)."""
     p: float | None
-    corrected: float | None = None
-    paired: float | None = None
+    """Of Welch's t-test; None also where there is no spread at all."""
+    corrected: float | None
+    """After Holm's correction over the column."""
+    paired: float | None
+    """Of the paired t-test: a seed gives both rows the same batches and the same initial weights."""
 
     @property
     def significant(self) -> bool:
@@ -98,12 +94,8 @@ class Comparison:
 
 
 def compare_rows(rows: Sequence[Row], column: Column, against: Against) -> list[Comparison]:
-    """Every row against the one that differs from it only in the compared setting.
-
-    Args:
-        rows: as `tables.rows_of` returns them, of one task.
-        column: what is compared; rows without it are left out.
-    """
+    """Every row of one task against the one that differs from it only in the compared setting; rows without
+    the column are left out."""
 
     def others(row: Row) -> str:
         return repr({name: value for name, value in row.settings.items() if name != against.setting})
@@ -115,20 +107,14 @@ def compare_rows(rows: Sequence[Row], column: Column, against: Against) -> list[
     tests = [welch(one, other) for one, other in summaries]
     corrected = iter(holm([p for p in tests if p is not None]))
     return [
-        Comparison(
-            *(row, base, one.mean - other.mean, p),
-            corrected=None if p is None else next(corrected),
-            paired=paired_test(one, other),
-        )
-        for (row, base), (one, other), p in zip(pairs, summaries, tests, strict=True)
+        Comparison(*pair, a.mean - b.mean, p, None if p is None else next(corrected), paired_test(a, b))
+        for pair, (a, b), p in zip(pairs, summaries, tests, strict=True)
     ]
 
 
 def welch(one: Summary, other: Summary) -> float | None:
-    """Two-sided p that two means are equal, with unknown and unequal variances (Welch 1947).
-
-    None for fewer than MIN_SEEDS values on a side, or where neither side has a spread.
-    """
+    """Two-sided p that two means are equal, with unknown and unequal variances (Welch 1947). None for fewer
+    than MIN_SEEDS values on a side, or where neither side has a spread."""
     from scipy.stats import ttest_ind_from_stats  # type: ignore[import-untyped]
 
     if min(one.n, other.n) < MIN_SEEDS or not (one.sd or other.sd):
@@ -138,10 +124,8 @@ def welch(one: Summary, other: Summary) -> float | None:
 
 
 def paired_test(one: Summary, other: Summary) -> float | None:
-    """Two-sided p that the mean difference of a seed is 0 (Student's paired t-test).
-
-    None for fewer than MIN_SEEDS common seeds, or where all differences are equal.
-    """
+    """Two-sided p that the mean difference of a seed is 0 (Student's paired t-test). None for fewer than
+    MIN_SEEDS common seeds, or where all differences are equal."""
     from scipy.stats import ttest_rel
 
     seeds = sorted(one.by_seed.keys() & other.by_seed.keys())
@@ -153,10 +137,8 @@ def paired_test(one: Summary, other: Summary) -> float | None:
 
 
 def holm(values: Sequence[float]) -> list[float]:
-    """Corrected p-values, in the order of `values` (Holm 1979).
-
-    The chance of any false one below a level is at most that level.
-    """
+    """Corrected p-values, in the order of `values`: the chance of any false one below a level is at most that
+    level (Holm 1979)."""
     order, corrected = np.argsort(values, kind="stable"), np.empty(len(values))
     products = np.arange(len(values), 0, -1) * np.asarray(values, np.float64)[order]
     corrected[order] = np.minimum(1.0, np.maximum.accumulate(products))
@@ -315,23 +297,20 @@ _STOPPED, _PREREQUISITES = "stopped early", "prerequisites"
 
 
 class Costs(NamedTuple):
-    """What a sweep cost so far. Times are those of the training loops, as the runs recorded them.
-
-    Attributes:
-        prerequisite_seconds: of the runs before the trials (teachers, students to start from).
-        money: None where the search space states no price.
-        unknown: trials without a known time: failed or unfinished.
-        saved_epochs: left out by early stopping, including those of seeds that never started.
-    """
+    """What a sweep cost so far. Times are those of the training loops, as the runs recorded them; money is
+    None where the search space states no price."""
 
     seconds: float
     prerequisite_seconds: float
+    """Of the runs before the trials: teachers, students to start from."""
     cpu_hours: float
     gpu_hours: float
     money: float | None
     unknown: int
+    """Trials without a known time: failed or unfinished."""
     seconds_per_epoch: float
     saved_epochs: float
+    """Left out by early stopping, including those of seeds that never started."""
 
 
 def costs_of(sweep: Sweep) -> Costs:
@@ -339,9 +318,8 @@ def costs_of(sweep: Sweep) -> Costs:
     timed = [(trial, trial.seconds) for trial in sweep.trials if trial.seconds is not None]
     before = sum(number(record, "seconds") or 0.0 for record in sweep.prerequisites)
     epochs, seconds = sum(trial.epoch for trial, _ in timed), sum(seconds for _, seconds in timed)
-    gpu_hours = (seconds + before) * float((sweep.plan.get("place") or {}).get("gpus", 0.0)) / 3600
-    cpu_hours = sum(seconds * _cpus(_hardware(trial)) for trial, seconds in timed) / 3600
-    cpu_hours += cpu_hours_by_part(sweep).get(_PREREQUISITES, 0.0)
+    hours = (seconds + before) / 3600
+    cpu_hours, gpu_hours = hours * sweep.resources["cpus"], hours * sweep.resources["gpus"]
     prices = sweep.space.get("prices") or {}
     cpu_price, gpu_price = (float(prices.get(name, 0.0)) for name in ("cpu_hour", "gpu_hour"))
     money = cpu_hours * cpu_price + gpu_hours * gpu_price if cpu_price or gpu_price else None
@@ -357,23 +335,14 @@ def cpu_hours_by_part(sweep: Sweep) -> dict[str, float]:
     """CPU-hours of the finished trials by part, of trials stopped early, and of prerequisites."""
     parts = defaultdict[str, float](float)
     for trial in sweep.trials:
-        seconds = {_STOPPED: trial.seconds} if trial.seconds is not None else {}
-        for name, value in (trial.record.seconds if trial.record else seconds).items():
-            parts[name] += value * _cpus(_hardware(trial)) / 3600
+        stopped = {_STOPPED: trial.seconds} if trial.seconds is not None else {}
+        for name, seconds in (trial.record.seconds if trial.record else stopped).items():
+            parts[name] += seconds
     for record in sweep.prerequisites:
-        parts[_PREREQUISITES] += (number(record, "seconds") or 0.0) * _cpus(record.hardware) / 3600
-    parts.pop("total", None)
-    others = [name for name in parts if name not in (*_PARTS, _STOPPED, _PREREQUISITES)]
-    return {name: parts[name] for name in (*_PARTS, *others, _STOPPED, _PREREQUISITES) if name in parts}
-
-
-def _hardware(trial: Trial) -> Mapping[str, Any]:
-    """What a trial ran on: its record's hardware, and its settings where there is no record."""
-    return {**trial.settings, **(trial.record.hardware if trial.record else {})}
-
-
-def _cpus(hardware: Mapping[str, Any]) -> float:
-    return float(hardware.get("threads") or 1) * float(hardware.get("workers") or 1)
+        parts[_PREREQUISITES] += number(record, "seconds") or 0.0
+    others = [name for name in parts if name not in (*_PARTS, _STOPPED, _PREREQUISITES, "total")]
+    names = (name for name in (*_PARTS, *others, _STOPPED, _PREREQUISITES) if name in parts)
+    return {name: parts[name] * sweep.resources["cpus"] / 3600 for name in names}
 
 
 def cost_figure(sweep: Sweep) -> FigureData[Bars]:

@@ -19,6 +19,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import Field, field_validator
 
 from newsbert_ray.files import is_locked
@@ -56,11 +57,8 @@ def validation_metrics(*tasks: Task) -> tuple[str, ...]:
 
 
 def goal_metrics(*tasks: Task) -> tuple[str, ...]:
-    """Metrics that can be a sweep's goal: names inside a record's `metrics`.
-
-    `speed` is measured by the trial on the texts of the test split: the student's titles/s, and how many
-    times the teacher's speed that is.
-    """
+    """Metrics that can be a sweep's goal: names inside a record's `metrics`. `speed` is measured at a trial's
+    end, on the texts of the test split."""
     validation = validation_metrics(*tasks)
     test = (name.replace("validation", "test") for name in validation)
     return (*validation, *test, "speed.student_titles_per_second", "speed.times_teacher")
@@ -146,11 +144,8 @@ class Axis(Settings):
         return tuple(every) if len(every) <= 100 else (every[0], every[-1])
 
     def convert(self, value: Any) -> Any:
-        """`value` in the type of this axis (1 becomes 1.0 in a range of floats).
-
-        Raises:
-            ValueError: the value is not on the axis; the message says what was expected.
-        """
+        """`value` in the type of this axis (1 becomes 1.0 in a range of floats). Raises ValueError, with what
+        was expected, where it is not on the axis."""
         if self.values is not None:
             for known in self.values:
                 if known == value and isinstance(known, bool) == isinstance(value, bool):
@@ -192,6 +187,11 @@ class Trial:
     """Why it failed, or which scheduler stopped it."""
     record: RunRecord | None = None
 
+    @property
+    def label(self) -> str:
+        """The name of its point."""
+        return self.name.removesuffix(f",seed={self.seed}")
+
 
 @dataclass(frozen=True)
 class Point:
@@ -200,18 +200,16 @@ class Point:
     label: str
     values: Mapping[str, Any]
     trials: tuple[Trial, ...]
-    state: State
+    seeds: Sequence[int]
+    """All seeds that it is to be run with."""
 
-    @classmethod
-    def of(
-        cls, label: str, values: Mapping[str, Any], trials: Sequence[Trial], *, seeds: Sequence[int]
-    ) -> Point:
-        """A point whose state follows from its trials: failed or stopped if one is, finished if all are."""
-        states = {trial.state for trial in trials}
-        whole = states == {"finished"} and {trial.seed for trial in trials} >= set(seeds)
+    @cached_property
+    def state(self) -> State:
+        """Failed or stopped if one of its trials is, finished if those of all seeds are."""
+        states = {trial.state for trial in self.trials}
+        whole = states == {"finished"} and {trial.seed for trial in self.trials} >= set(self.seeds)
         ends: tuple[State, ...] = ("failed", "stopped")
-        state = next((end for end in ends if end in states), "finished" if whole else "under way")
-        return cls(label, values, tuple(trials), state)
+        return next((end for end in ends if end in states), "finished" if whole else "under way")
 
     def of_state(self, state: State) -> list[Trial]:
         """Its trials in this state."""
@@ -267,6 +265,11 @@ class Sweep:
         return task_of(self.plan.get("settings") or {})
 
     @property
+    def resources(self) -> dict[str, float]:
+        """CPUs and GPUs that a trial occupies; one CPU where no trial has started."""
+        return {"cpus": 1.0, "gpus": 0.0} | dict(self.plan.get("place") or {})
+
+    @property
     def planned_points(self) -> int:
         """How many points the sweep was started with."""
         return int(self.plan["trials"]) // max(1, len(self.seeds))
@@ -306,10 +309,8 @@ class Sweep:
 
     @cached_property
     def finished(self) -> list[Point]:
-        """Points that finished with every seed, the best by the first goal first.
-
-        Of equal points the one that the sweep's printed command trains comes first.
-        """
+        """Points that finished with every seed, the best by the first goal first; of equal points that which
+        the sweep's printed command trains."""
         flags = dict(pairwise(shlex.split(str(self.plan.get("best", "")))))
         sign = self.goals[0].sign
 
@@ -333,11 +334,9 @@ def pareto_front(points: Sequence[Point], goals: Sequence[Goal]) -> list[Point]:
 
 def undominated(scores: Sequence[tuple[float, ...]]) -> list[int]:
     """Indices of the scores that no other equals everywhere and beats somewhere; larger is better."""
-
-    def beats(other: tuple[float, ...], one: tuple[float, ...]) -> bool:
-        return other != one and all(o >= v for o, v in zip(other, one, strict=True))
-
-    return [i for i, one in enumerate(scores) if not any(beats(other, one) for other in scores)]
+    table = np.array(scores)
+    beaten = (((table >= one).all(1) & (table > one).any(1)).any() for one in table)
+    return [index for index, is_beaten in enumerate(beaten) if not is_beaten]
 
 
 def best_point(points: Sequence[Point], goal: Goal) -> Point | None:
@@ -385,11 +384,8 @@ def is_sweep(folder: str | Path) -> bool:
 
 
 def read_sweep(folder: str | Path) -> Sweep:
-    """The sweep in `folder`, finished or not.
-
-    Raises:
-        RecordError: sweep.json, or the record of a trial that has not failed, is damaged.
-    """
+    """The sweep in `folder`, finished or not. Raises RecordError where sweep.json, or the record of a trial
+    that has not failed, is damaged."""
     folder = Path(folder)
     path, known = folder / SWEEP, Axis.model_fields
     try:
@@ -411,8 +407,8 @@ def read_sweep(folder: str | Path) -> Sweep:
         ) from error
     folders = [path for path in sorted((folder / TRIALS).glob("*")) if path.is_dir()]
     trials = [trial for path in folders if (trial := _read_trial(path, axes, goals, failures))]
-    groups = grouped(trials, lambda trial: trial.name.removesuffix(f",seed={trial.seed}"))
-    points = tuple(Point.of(label, group[0].point, group, seeds=seeds) for label, group in groups.items())
+    groups = grouped(trials, lambda trial: trial.label)
+    points = tuple(Point(label, group[0].point, tuple(group), seeds) for label, group in groups.items())
     prerequisites = []
     for path in sorted((folder / TEACHERS).glob(f"*/{RECORD}")):
         with suppress(RecordError):  # the trial that needs a damaged one reports it
@@ -437,8 +433,11 @@ def _read_trial(
     """The trial in a folder; None where nothing has started in it."""
     failed = folder.name in failures
     record = read_record(folder) if (folder / RECORD).exists() and not failed else None
-    settings = record.settings if record else _read_settings(folder)
-    if settings is None:
+    settings = record.settings if record else {}
+    if not record:
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))["settings"]
+    if not isinstance(settings, dict) or not settings:
         return None
     flat = flatten(settings)
     point: dict[str, Any] = {}
@@ -466,11 +465,3 @@ def _read_trial(
         return replace(trial, state="finished", values=values, seconds=number(record, "seconds"))
     stop = None if failed else read_stop(folder)
     return replace(trial, state="stopped", values=(stop.value,), seconds=stop.seconds) if stop else trial
-
-
-def _read_settings(folder: Path) -> Mapping[str, Any] | None:
-    try:
-        settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))["settings"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return settings if isinstance(settings, dict) else None

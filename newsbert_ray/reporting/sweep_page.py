@@ -91,10 +91,8 @@ def sweep_page(sweep: Sweep, figures: Figures, *, against: Against | None = None
 
 
 def equal_points(sweep: Sweep) -> int:
-    """How many points at the top of `finished` are as good as the best.
-
-    They differ from it by no more than the larger of the two standard deviations over seeds.
-    """
+    """How many points at the top of `finished` are as good as the best: they differ from it by no more than
+    the larger of the two standard deviations over seeds."""
     best, *others = (point.summary() for point in sweep.finished)
 
     def is_equal(one: Summary | None) -> bool:
@@ -229,7 +227,6 @@ def ended(sweep: Sweep) -> Section:
 
 
 def _state(sweep: Sweep) -> str:
-    """The sweep's state in words."""
     state, reason = str(sweep.plan.get("state", "unknown")), str(sweep.plan.get("ends", ""))
     if state == "running":
         return "still running; these are its results so far" if sweep.held else "was interrupted"
@@ -309,10 +306,8 @@ def terminal_points(sweep: Sweep) -> rich.table.Table | None:
 
 
 def points_csv(sweep: Sweep) -> str:
-    """Every point, the finished ones first and the best of them on top: full precision, shares from 0 to 1.
-
-    `epochs` is the last epoch of the point's longest trial.
-    """
+    """Every point, the finished ones first and the best of them on top: full precision, shares from 0 to 1,
+    and in `epochs` the last epoch of the point's longest trial."""
     names = [axis.name for axis in sweep.axes]
     columns = _other_columns(sweep)
     heads = [*(goal.metric for goal in sweep.goals), *(column.name for column in columns)]
@@ -377,19 +372,13 @@ _EVENTS = "events.out.tfevents.0000000000"
 
 
 class HParams:
-    """TensorBoard's HParams tab of a sweep: what varies, and each trial's settings, metrics and status.
-
-    `tensorboard --logdir OUT/trials` shows it. An existing file is replaced, so that a resume, or a second
-    end of a trial, makes no second session.
-    """
+    """TensorBoard's HParams tab of a sweep: what varies, and each trial's settings, metrics and status. An
+    existing file is replaced, so that a resume, or a second end of a trial, makes no second session."""
 
     def __init__(
         self, trials: Path, axes: Sequence[Axis], *, seeds: Sequence[int], goals: Sequence[str], task: Task
     ) -> None:
-        """Write which settings vary over which values, and which metrics count, in the trials' folder.
-
-        Goals that no trial logs at its evaluations are written at its end.
-        """
+        """Write which settings vary over which values, and which metrics count, in the trials' folder."""
         from tensorboard.plugins.hparams import summary_v2 as api
 
         self._trials = trials
@@ -409,8 +398,8 @@ class HParams:
         _write_events(trials / f"{_EVENTS}.hparams", [content])
 
     def start(self, trial: str, values: Mapping[str, Any]) -> bool:
-        """The trial in folder `trial` runs, with these varied settings and `seed`; False, and nothing is
-        written, as long as it has not written its settings."""
+        """The trial in folder `trial` runs, with these varied settings and `seed`; False where it has left no
+        settings, and nothing is written."""
         from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 
         settings = self._trials / trial / "settings.json"
@@ -423,11 +412,9 @@ class HParams:
         _write_events(events / f"{_EVENTS}.hparams-start", [content])
         return True
 
-    def end(
-        self, trial: str, values: Mapping[str, Any], *, ok: bool, numbers: Mapping[str, float] | None = None
-    ) -> bool:
+    def end(self, trial: str, values: Mapping[str, Any], *, ok: bool, numbers: Mapping[str, float]) -> bool:
         """The trial has ended (`ok`: finished or stopped early), whether or not `start` was called; `numbers`
-        are its goals by metric. False for a trial that never had a folder; nothing is written."""
+        are its goals by metric, of which those that it never logged are written here."""
         from tensorboard.compat.proto.summary_pb2 import Summary
         from tensorboard.plugins.hparams import api_pb2, metadata
         from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo
@@ -438,7 +425,7 @@ class HParams:
         info = HParamsPluginData(session_end_info=SessionEndInfo(status=status, end_time_secs=time.time()))
         tag, of_session = metadata.SESSION_END_INFO_TAG, metadata.create_summary_metadata(info)
         written = [Summary.Value(tag=tag, metadata=of_session, tensor=metadata.NULL_TENSOR)]
-        ends = {name: value for name, value in (numbers or {}).items() if not name.startswith("validation.")}
+        ends = {name: value for name, value in numbers.items() if not name.startswith("validation.")}
         written += [Summary.Value(tag=n.replace(".", "/"), simple_value=value) for n, value in ends.items()]
         path = self._trials / trial / "tensorboard" / f"{_EVENTS}.hparams-end"
         _write_events(path, [Summary(value=[value]) for value in written])

@@ -39,19 +39,16 @@ _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 @dataclass(frozen=True)
 class Summary:
-    """Mean and spread of `n` values.
-
-    Attributes:
-        sd: sample standard deviation (n - 1); None for a single value.
-        error: mean of the values' own standard errors over the evaluated rows; None where none is known.
-        by_seed: each seed's value, where the values are known by seed.
-    """
+    """Mean and spread of `n` values."""
 
     mean: float
     sd: float | None
+    """Sample standard deviation (n - 1); None for a single value."""
     n: int
     error: float | None = None
+    """Mean of the values' own standard errors over the evaluated rows, where known."""
     by_seed: Mapping[int, float] = field(default_factory=dict)
+    """Each seed's value, where known."""
 
 
 @dataclass(frozen=True)
@@ -165,14 +162,8 @@ def pair_table(records: Sequence[RunRecord], columns: Iterable[Column], caption:
 
 
 def rows_of(records: Sequence[RunRecord], columns: Sequence[Column] | None = None) -> list[Row]:
-    """One row for each combination of the varying settings; repeats of a run count once.
-
-    A column that no run of a row has is absent from that row.
-
-    Args:
-        records: of one task; ValueError otherwise.
-        columns: what to summarise; by default `columns_of` the task.
-    """
+    """One row for each combination of the varying settings; repeats of a run count once. A column (by default
+    `columns_of` the task) that no run of a row has is absent from it. ValueError for several tasks."""
     columns = columns_of(one_task(records)) if columns is None else columns
     records = distinct(records)
     varying = varying_settings(records)
@@ -244,10 +235,8 @@ def topic_tables(points: Mapping[str, Any]) -> list[Table]:
 
 
 def to_csv(rows: Sequence[Row]) -> str:
-    """The rows as CSV: full precision, shares from 0 to 1, standard deviation and error in own columns.
-
-    Rows of several tasks have a first column `task`, and leave the other tasks' columns blank.
-    """
+    """The rows as CSV: full precision, shares from 0 to 1, standard deviation and error in own columns. Rows
+    of several tasks have a first column `task`, and leave the other tasks' columns blank."""
     tasks = list(dict.fromkeys(row.task for row in rows))
     settings = [name for row in rows for name in row.settings]
     head = dict.fromkeys([*(["task"] if tasks[1:] else []), *settings, "n_seeds"])
@@ -265,13 +254,12 @@ def to_csv(rows: Sequence[Row]) -> str:
 
 def csv_text(head: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
     """CSV in which no text cell is a formula for a spreadsheet: such a cell gets a leading apostrophe."""
+
+    def plain(cell: Any) -> Any:
+        return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA_STARTS) else cell
+
     file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    for line in (head, *lines):
-        writer.writerow(
-            f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA_STARTS) else cell
-            for cell in line
-        )
+    csv.writer(file, lineterminator="\n").writerows(map(plain, line) for line in (head, *lines))
     return file.getvalue()
 
 
@@ -290,7 +278,6 @@ def terminal_table(
     Args:
         right: columns that are aligned right.
         spare: columns that are left out, the first one first, until the table fits.
-        styles: rich's styles of rows.
         fixed: columns whose cells do not wrap where even that is too wide.
     """
     from rich import box

@@ -27,7 +27,7 @@ from newsbert_ray.tune.study import EPOCH, JOURNAL, shown_storage
 
 if TYPE_CHECKING:
     from newsbert_ray.tune.sweep import SweepResult
-    from newsbert_ray.tune.trials import Budget, Resources, Retention, RunningTrial, Trials, TrialSpec
+    from newsbert_ray.tune.trials import Budget, Resources, Retention, RunningTrial, Trials
 
 LINE_SECONDS = 30.0
 """Least time between two status lines, where the output is not a terminal."""
@@ -67,12 +67,12 @@ class SweepDisplay:
         """Print a line that stays."""
         say(self._console, line)
 
-    def ended(self, spec: TrialSpec, *, seconds: float | None = None) -> None:
+    def ended(self, name: str, *, seconds: float | None = None) -> None:
         """A trial has ended, as `trials.ended` says; `seconds`: its duration, None where it never started."""
-        trial = self._trials.ended[spec.name]
+        trial = self._trials.ended[name]
         if self._live is None or trial.state == "failed":
             took = "" if seconds is None else f"  {seconds:.1f} s"
-            self.say(f"{self._done()}  {spec.name}  {self._ending(trial)}{took}")
+            self.say(f"{self._done()}  {name}  {self._ending(trial)}{took}")
             self._line_time = time.monotonic()
         self.draw()
 
@@ -102,7 +102,7 @@ class SweepDisplay:
             epoch, value = trial.numbers.get(EPOCH, 0.0), trial.numbers.get(self._trials.space.metric)
             number = "" if value is None else f"{value:.4f}"
             progress = f"{epoch:g} of {trial.epochs}"
-            table.add_row(trial.spec.name, progress, number, f"{trial.seconds:.0f}")
+            table.add_row(trial.trial.name, progress, number, f"{trial.seconds:.0f}")
         if len(running) > MAX_ROWS:
             table.add_row(f"and {len(running) - MAX_ROWS} more", "", "", "")
         head = f"{self._trials.space.name} {self._done()}  {self._counts()}"
@@ -144,34 +144,29 @@ class SweepDisplay:
         reason = self._trials.end_reason
         return [f"ending: {reason}" if reason else self._time_left(), *self._cost()]
 
-    def _remaining(self) -> tuple[float, float] | None:
-        """Seconds still to run, and of the trial that runs longest, at the mean of ended trials; None before
-        any."""
-        if not (durations := self._trials.seconds.values()):
-            return None
-        mean, running = statistics.fmean(durations), self._running
-        rest = [max(0.0, mean - trial.seconds) for trial in running]
-        waiting = max(0, self._trials.unfinished - len(running)) * mean
-        return waiting + sum(rest), max(rest, default=0.0)
-
     def _time_left(self) -> str:
-        remaining = self._remaining()
-        if remaining is None:
+        if not self._trials.seconds:
             return "time left: known after the first trial"
-        left, why = max(remaining[0] / self._budget.resources.slots, remaining[1]), ""
+        rest, waiting = self._remaining()
+        left, why = max((waiting + sum(rest)) / self._budget.resources.slots, *rest, 0.0), ""
         for name, limit in self._budget.seconds_left().items():
             if limit < left:
                 left, why = max(0.0, limit), f" (limits.{name})"
         return f"about {format_duration(left)} left{why}"
 
+    def _remaining(self) -> tuple[list[float], float]:
+        """Seconds of each running trial, and of all that wait, at the mean of those that have ended."""
+        mean, rest = self._budget.expected()
+        return rest, max(0, self._trials.unfinished - len(rest)) * mean
+
     def _cost(self) -> list[str]:
         if not self._budget.hourly:
             return []
-        spent, remaining = self._budget.spent(), self._remaining()
-        if remaining is None:
+        spent, limit = self._budget.spent(), self._trials.space.limits.cost
+        if not self._trials.seconds:
             return [f"cost {spent:.2f}"]
-        limit, why = self._trials.space.limits.cost, ""
-        expected = spent + self._budget.hourly * remaining[0] / 3600
+        rest, waiting = self._remaining()
+        expected, why = self._budget.spent(waiting, *rest), ""
         if limit is not None and expected > limit:
             expected, why = limit, f" (limits.cost {limit:g})"
         return [f"cost {spent:.2f} of about {expected:.2f}{why}"]

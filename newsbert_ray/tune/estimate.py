@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ from newsbert_ray.config import SCRATCH, SettingsError, TrainSettings
 from newsbert_ray.data.batches import Ints
 from newsbert_ray.data.reading import SplitData, TrainingSchedule, World, make_schedule, read_updates
 from newsbert_ray.data.shards import read_manifest, read_texts
-from newsbert_ray.evaluation.scoring import BATCH, count_topics, device_seconds, encode_texts
+from newsbert_ray.evaluation.scoring import BATCH, device_seconds, encode_texts
 from newsbert_ray.files import format_duration, write_json
 from newsbert_ray.model.saved import CHECKPOINTS, load_best, write_best, write_student
 from newsbert_ray.ray_session import ray_session
@@ -94,9 +95,7 @@ def plan_sweep(
             to_time = settings_to_time([*planned.trials, *itertools.chain(*planned.prerequisites)])
             print(f"timing a few steps of {len(to_time)} trials, {resources.slots} at once", flush=True)
             calibration = calibrate(to_time, resources, folder=workdir.path / ".plan")
-        estimate = predict(
-            search_space, planned, calibration, resources, session_seconds=session_seconds, curves=recorded
-        )
+        estimate = Estimate(search_space, resources, planned, calibration, session_seconds, recorded)
         shutil.rmtree(workdir.path / ".plan", ignore_errors=True)
         lines = estimate.lines()
         print("\n".join([*opened.messages, *lines]))
@@ -115,16 +114,14 @@ def _recorded_curves(sweep: str | Path, metric: str) -> list[Curve]:
     return curves
 
 
-@dataclass(frozen=True)
-class PlannedTrials:
+class PlannedTrials(NamedTuple):
     """The trials of a sweep that are known before it; `prerequisites`: the runs that each is the first to
     need. Points that the sampler drew twice and impossible combinations cost nothing."""
 
     trials: tuple[TrainSettings, ...]
-    points: int
+    prerequisites: tuple[tuple[TrainSettings, ...], ...]
     duplicates: int
     impossible: int
-    prerequisites: tuple[tuple[TrainSettings, ...], ...]
 
 
 class TrialCost(NamedTuple):
@@ -184,21 +181,52 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a sweep will take: with every trial to its end (`full`), and with early stopping (`stopped`)."""
+    """What a sweep will take: with every trial to its end (`full`), and with early stopping (`stopped`).
+    Without recorded `curves`, trials are assumed to keep their rank."""
 
     space: SearchSpace
     resources: Resources
     planned: PlannedTrials
-    costs: tuple[TrialCost, ...]
     calibration: Calibration
-    full: Amount
-    saving: Saving | None
-    stopped: Amount | None
+    session_seconds: float = 0.0
+    curves: Sequence[Curve] | None = None
+
+    @cached_property
+    def costs(self) -> tuple[TrialCost, ...]:
+        """The timed parts added up for each trial."""
+        pairs = zip(self.planned.trials, self.planned.prerequisites, strict=True)
+        return tuple(_trial_cost(settings, self.calibration, runs) for settings, runs in pairs)
+
+    @cached_property
+    def saving(self) -> Saving | None:
+        """What early stopping leaves; None without any."""
+        if self.space.scheduler == "none":
+            return None
+        epochs = [cost.epochs for cost in self.costs]
+        return estimate_saving(self.space, epochs, slots=self.resources.slots, curves=self.curves)
+
+    @property
+    def full(self) -> Amount:
+        """Without early stopping."""
+        return self._amount(training=1.0, end=1.0)
+
+    @property
+    def stopped(self) -> Amount | None:
+        """With early stopping, if any."""
+        return self.saving and self._amount(training=self.saving.epochs, end=self.saving.finished)
 
     @property
     def expected(self) -> Amount:
         """What the sweep should take."""
         return self.stopped or self.full
+
+    def _amount(self, *, training: float, end: float) -> Amount:
+        """Of trials with these shares of their training, and of what follows it, slot by slot."""
+        seconds = [cost.start + training * cost.training + end * cost.end for cost in self.costs]
+        timed = self.calibration
+        around = self.session_seconds + timed.process + timed.timed[0][1].cold + AROUND_SECONDS
+        money = self.resources.hourly_price(self.space.prices) * sum(seconds) / 3600
+        return Amount(sum(seconds), around + wall_seconds(seconds, self.resources.slots), money)
 
     def lines(self) -> list[str]:
         """The estimate as text."""
@@ -207,7 +235,7 @@ class Estimate:
         steps, epochs = (sum(getattr(cost, unit) for cost in self.costs) for unit in ("steps", "epochs"))
         free = {"drawn twice at random": planned.duplicates, "impossible combinations": planned.impossible}
         lines = [
-            f"{self.space.name}: {planned.points} points, {len(self.costs)} trials, {steps:,} steps, "
+            f"{self.space.name}: {self.space.points} points, {len(self.costs)} trials, {steps:,} steps, "
             f"{epochs:,} epochs",
             *(f"{count} points are {what}; they cost nothing" for what, count in free.items() if count),
             f"timed {len(step_times)} trials in {format_duration(self.calibration.seconds)}: "
@@ -265,7 +293,7 @@ def planned_trials(space: SearchSpace, *, overrides: Mapping[str, Any]) -> Plann
         prerequisites.append(tuple(run for key, run in runs.items() if key not in seen))
         seen |= runs.keys()
     duplicates, impossible = len(points) - len(distinct), len(distinct) - len(trials) // len(space.seeds)
-    return PlannedTrials(tuple(trials), len(points), duplicates, impossible, tuple(prerequisites))
+    return PlannedTrials(tuple(trials), tuple(prerequisites), duplicates, impossible)
 
 
 def _random_points(space: SearchSpace) -> list[PointValues]:
@@ -273,34 +301,6 @@ def _random_points(space: SearchSpace) -> list[PointValues]:
     with tempfile.TemporaryDirectory(prefix="plan-") as name:
         study = SweepStudy(space.model_copy(update={"search": search}), Path(name))
         return [point for _, point in iter(study.next_point, None)]
-
-
-def predict(
-    space: SearchSpace,
-    planned: PlannedTrials,
-    calibration: Calibration,
-    resources: Resources,
-    *,
-    session_seconds: float = 0.0,
-    curves: Sequence[Curve] | None = None,
-) -> Estimate:
-    """Add up the timed parts: each trial's steps, evaluations, checkpoints, start and end, slot by slot."""
-    pairs = zip(planned.trials, planned.prerequisites, strict=True)
-    costs = tuple(_trial_cost(settings, calibration, runs) for settings, runs in pairs)
-    around = session_seconds + calibration.process + calibration.timed[0][1].cold + AROUND_SECONDS
-    hourly = resources.hourly_price(space.prices)
-
-    def amount(*, training: float = 1.0, end: float = 1.0) -> Amount:
-        seconds = [cost.start + training * cost.training + end * cost.end for cost in costs]
-        wall = around + wall_seconds(seconds, resources.slots)
-        return Amount(sum(seconds), wall, hourly * sum(seconds) / 3600)
-
-    saving, stopped = None, None
-    if space.scheduler != "none":
-        epochs = [cost.epochs for cost in costs]
-        saving = estimate_saving(space, epochs, slots=resources.slots, curves=curves)
-        stopped = amount(training=saving.epochs, end=saving.finished)
-    return Estimate(space, resources, planned, costs, calibration, amount(), saving, stopped)
 
 
 def _trial_cost(
@@ -401,37 +401,32 @@ def _time_steps(learner: Learner, schedule: TrainingSchedule, device: torch.devi
 
 
 def _time_evaluation(learner: Learner, schedule: TrainingSchedule, device: torch.device) -> float:
-    """Seconds to evaluate one validation row with all models that learn, from a sample over the split. In
-    recommendation and retrieval only the encoding of the different texts counts, divided among the rows."""
-    pair, world, manifest = learner.pair, World(device=device), schedule.manifest
+    """Seconds to evaluate one validation row with all models that learn, from a sample over the split. Only
+    the encoding of the different texts counts, divided among the rows."""
+    pair, manifest = learner.pair, schedule.manifest
     models = {name: model for name, model in pair.models().items() if not (pair.frozen and name == "teacher")}
+    texts, rows = _validation_texts(schedule)
+    sample = texts[np.linspace(0, len(texts) - 1, min(len(texts), EVALUATIONS * BATCH)).astype(np.int64)]
+    table, world = read_texts(schedule.folder, manifest), World(device=device)
     pair.eval()
-    if schedule.task == "topics":
-        count = sum(-(-shard.rows // BATCH) for shard in manifest.splits["validation"])
-        wanted = {int((i + 0.5) * count / EVALUATIONS) for i in range(EVALUATIONS)}
-        batches = SplitData.of(schedule.settings, manifest, "validation").batches(BATCH)
-        chosen = [batch for number, batch in enumerate(batches) if number in wanted]
-        began = device_seconds(device)
-        count_topics(models, chosen, topics=len(manifest.labels), world=world)
-        seconds = (device_seconds(device) - began) / sum(batch.rows for batch in chosen)
-    else:
-        texts, rows = _validation_texts(schedule)
-        table = read_texts(schedule.folder, manifest)
-        sample = texts[np.linspace(0, len(texts) - 1, min(len(texts), EVALUATIONS * BATCH)).astype(np.int64)]
-        began = device_seconds(device)
-        encode_texts(models, table, sample, pad_id=manifest.tokenizer.pad_id, world=world)
-        seconds = (device_seconds(device) - began) / len(sample) * len(texts) / rows
+    began = device_seconds(device)
+    encode_texts(models, table, sample, pad_id=manifest.tokenizer.pad_id, world=world)
+    seconds = device_seconds(device) - began
     pair.train()
-    return seconds
+    return seconds / len(sample) * len(texts) / rows
 
 
 def _validation_texts(schedule: TrainingSchedule) -> tuple[Ints, int]:
-    """The different texts of validation rows, and the number of rows: all impressions, or a shard's pairs."""
+    """The different texts of validation rows, and the number of rows: all, or one shard's pairs."""
     data = SplitData.of(schedule.settings, schedule.manifest, "validation")
+    if data.task == "retrieval":
+        first = next(data.pairs())
+        return np.unique(np.concatenate([first.queries, first.texts])), len(first)
+    rows, starts = data.manifest.rows("validation", data.task), dict(data.manifest.news)
     if data.task == "recommendation":
-        return data.news_rows(), data.manifest.rows("validation", data.task)
-    first = next(data.pairs())
-    return np.unique(np.concatenate([first.queries, first.texts])), len(first)
+        return data.news_rows(), rows
+    shards = data.manifest.splits["validation"]
+    return np.concatenate([starts[shard] + np.arange(shard.rows) for shard in shards]), rows
 
 
 def _time_files(learner: Learner, schedule: TrainingSchedule, run: Path) -> list[float]:

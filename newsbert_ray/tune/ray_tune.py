@@ -15,7 +15,6 @@ import ray
 from ray import tune
 from ray.exceptions import RayActorError
 from ray.tune.experiment import Trial as TuneTrial
-from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from newsbert_ray.config import SettingsError, TrainSettings
@@ -24,22 +23,14 @@ from newsbert_ray.methods import TASKS
 from newsbert_ray.ray_private import release_orphans, send_no_keys
 from newsbert_ray.ray_session import environment
 from newsbert_ray.record import EarlyStop, write_stop
-from newsbert_ray.reporting.sweep_data import TRIALS
+from newsbert_ray.reporting.sweep_data import TRIALS, Trial
 from newsbert_ray.reporting.sweep_page import HParams
 from newsbert_ray.telemetry import STATES, Event, EventLog, SweepMeters
 from newsbert_ray.training.loop import PreemptedError
 from newsbert_ray.tune.display import SweepDisplay
 from newsbert_ray.tune.study import EPOCH, EarlyStopping
 from newsbert_ray.tune.trial import CONFIG, Train, TrialConfig, run_trial, trial_epochs
-from newsbert_ray.tune.trials import (
-    Budget,
-    Resources,
-    Retention,
-    RunningTrial,
-    Trials,
-    TrialSpec,
-    read_curves,
-)
+from newsbert_ray.tune.trials import Budget, Resources, Retention, RunningTrial, Trials, read_curves
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -68,54 +59,38 @@ def node_resources() -> list[dict[str, float]]:
     return [dict(node["Resources"]) for node in nodes if node["Alive"]]
 
 
-class SweepParts:
-    """What runs a sweep together. `make_config` makes the configuration of a trial's actor, and raises
-    SettingsError for an impossible combination; `check` raises KeyboardInterrupt where the sweep has to
-    end."""
-
-    def __init__(
-        self,
-        trials: Trials,
-        first: TrainSettings,
-        resources: Resources,
-        *,
-        make_config: Callable[[TrialSpec], TrialConfig],
-        console: Console,
-        check: Callable[[], None],
-    ) -> None:
-        space = trials.space
-        self.trials, self.resources, self.make_config, self.check = trials, resources, make_config, check
-        self.budget = Budget(trials, resources)
-        self.retention = Retention(trials, resources, checkpoints=first.checkpoint.keep)
-        self.display = SweepDisplay(trials, self.budget, console=console)
-        epochs = max(space.samples_of("epochs", trial_epochs(first)))
-        self.early_stopping = EarlyStopping(space, epochs=epochs)
-        for name, curve in read_curves(trials.folder, space.metric).items():
-            self.early_stopping.load_curve(name, curve)
-        goals = [goal.metric for goal in space.goals]
-        folder = trials.folder / TRIALS
-        self.board = HParams(folder, space.axes, seeds=space.seeds, goals=goals, task=TASKS[first.task])
-
-
-def run_trials(sweep: SweepParts, *, train: Train | None = None) -> None:
+def run_trials(
+    trials: Trials,
+    first: TrainSettings,
+    resources: Resources,
+    *,
+    make_config: Callable[[Trial], TrialConfig],
+    console: Console,
+    check: Callable[[], None],
+    train: Train | None = None,
+) -> Retention:
     """Run every trial that is due, by `train` or the real training. Returns when all have ended, when a limit
-    is reached (`trials.end_reason`), or early after Ctrl-C (`trials.unfinished`)."""
-    folder = sweep.trials.folder / ".tune"  # for Tune's files while it runs; all nodes must see it
-    nested, searcher = sweep.resources.nested, TrialSearcher(sweep)
-    trainable = tune.with_resources(partial(run_trial, train=train), sweep.resources.tune_request)
+    is reached (`trials.end_reason`), or early after Ctrl-C (`trials.unfinished`).
+
+    Args:
+        make_config: makes the configuration of a trial's actor; SettingsError for an impossible combination.
+        check: raises KeyboardInterrupt where the sweep has to end.
+    """
+    folder = trials.folder / ".tune"  # for Tune's files while it runs; all nodes must see it
+    sweep = SweepCallback(trials, first, resources, console=console, check=check)
+    trainable = tune.with_resources(partial(run_trial, train=train), resources.tune_request)
     # With a searcher, Tune starts one process after another unless it is told how many may be pending.
     send_no_keys()
-    variables = {**TUNE_ENVIRONMENT, "TUNE_MAX_PENDING_TRIALS_PG": str(sweep.resources.slots)}
+    variables = {**TUNE_ENVIRONMENT, "TUNE_MAX_PENDING_TRIALS_PG": str(resources.slots)}
     try:
         with environment(variables), _quiet_tune(), sweep.display.shown():
             tune.Tuner(
                 trainable,
                 tune_config=tune.TuneConfig(
-                    search_alg=searcher,
-                    scheduler=StoppingScheduler(sweep),
+                    search_alg=TrialSearcher(sweep, make_config),
                     num_samples=-1,
                     # The driver of a worker group has to die with its trial, and its controller with it.
-                    reuse_actors=not nested,
+                    reuse_actors=not resources.nested,
                     # By default Tune writes every setting into the folder's name.
                     trial_dirname_creator=lambda trial: str(trial.trial_id),
                 ),
@@ -123,15 +98,18 @@ def run_trials(sweep: SweepParts, *, train: Train | None = None) -> None:
                     name="tune",
                     storage_path=str(folder.absolute()),
                     verbose=0,
-                    callbacks=[SweepCallback(sweep, searcher)],
+                    stop=sweep.should_stop,
+                    callbacks=[sweep],
                     failure_config=tune.FailureConfig(max_failures=0),
                 ),
             ).fit()
-            if nested and not wait_for_groups(sweep.retention):
+            if resources.nested and not wait_for_groups(sweep.retention):
                 message = "some of Ray's placement groups are still reserved; they end with this session"
                 sweep.display.say(message)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+    sweep.retention.clear(at_end=True)
+    return sweep.retention
 
 
 @contextmanager
@@ -156,54 +134,38 @@ class _Stateless:
 class TrialSearcher(_Stateless, Searcher):
     """Hands trials to Tune when it asks for one, as long as the budget allows."""
 
-    def __init__(self, sweep: SweepParts) -> None:
+    def __init__(self, sweep: SweepCallback, make_config: Callable[[Trial], TrialConfig]) -> None:
         super().__init__()
-        self._sweep = sweep
-        self._trials = sweep.trials
-        self._to_restart: dict[str, RunningTrial] = {}
-
-    def set_search_properties(self, metric: str | None, mode: str | None, config: Any, **spec: Any) -> bool:
-        return True
+        self._sweep, self._make_config = sweep, make_config
 
     def suggest(self, trial_id: str) -> Any:
-        if len(self._trials.running) >= self._sweep.resources.slots:
+        trials = self._sweep.trials
+        if len(trials.running) >= self._sweep.resources.slots:
             return None
-        while (spec := self._trials.next_trial()) is not None:
+        while (trial := trials.next_trial()) is not None:
             if self._over_budget():
-                self._trials.put_back(spec)
-                return Searcher.FINISHED if self._trials.end_reason else None
+                trials.put_back(trial)
+                return Searcher.FINISHED if trials.end_reason else None
             try:
-                config = self._sweep.make_config(spec)
+                config = self._make_config(trial)
             except SettingsError as error:
                 # An impossible combination that only the sampler has drawn.
-                self._trials.fail(spec, str(error))
-                self._sweep.display.ended(spec)
+                trials.fail(trial, str(error))
+                self._sweep.display.ended(trial.name)
                 continue
-            running = self._to_restart.pop(spec.name, None)
-            self._trials.running[trial_id] = running or RunningTrial(spec, trial_epochs(config.settings))
+            running = self._sweep.to_restart.pop(trial.name, None)
+            trials.running[trial_id] = running or RunningTrial(trial, trial_epochs(config.settings))
             return {CONFIG: config}
         # A running trial may still have to be handed out again.
-        return None if self._trials.running else Searcher.FINISHED
-
-    def retry(self, running: RunningTrial, *, machine_lost: bool) -> bool:
-        """Hand a trial out again whose process has died; False where that happened too often, machines
-        aside."""
-        epoch = running.numbers.get(EPOCH, 0.0)
-        if epoch > running.epoch_at_death:
-            running.epoch_at_death, running.deaths = epoch, 0
-        running.deaths += not machine_lost
-        if running.deaths > RETRIES:
-            return False
-        self._to_restart[running.spec.name] = running
-        self._trials.put_back(running.spec)
-        return True
+        return None if trials.running else Searcher.FINISHED
 
     def _over_budget(self) -> bool:
         """Whether no trial may start now; ends the sweep where none ever may."""
-        reached = self._sweep.budget.target_reached()
-        refusal = reached or self._sweep.budget.refusal()
-        if reached or (refusal and not self._trials.running):
-            self._trials.end_reason = refusal
+        trials, budget = self._sweep.trials, self._sweep.budget
+        reached = budget.target_reached()
+        refusal = reached or budget.refusal()
+        if reached or (refusal and not trials.running):
+            trials.end_reason = refusal
         return bool(refusal)
 
     def on_trial_complete(
@@ -214,101 +176,119 @@ class TrialSearcher(_Stateless, Searcher):
     def save(self, checkpoint_path: str) -> None:
         pass
 
-    def restore(self, checkpoint_path: str) -> None:
-        raise NotImplementedError("a sweep is resumed from its own study, not from Tune's state")
-
-
-class StoppingScheduler(_Stateless, FIFOScheduler):
-    """Asks the sweep's early stopping at each report."""
-
-    def __init__(self, sweep: SweepParts) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._trials = sweep.trials
-        self._early_stopping = sweep.early_stopping
-
-    def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
-        running = self._trials.running[trial.trial_id]
-        if not self._early_stopping.should_stop(running.spec.name, result, epochs=running.epochs):
-            return str(self.CONTINUE)
-        epoch, value, reason = result[EPOCH], result[self._trials.space.metric], self._early_stopping.reason
-        running.stop = EarlyStop(epoch=epoch, value=value, seconds=running.seconds, reason=reason)
-        return str(self.STOP)
-
 
 class SweepCallback(_Stateless, tune.Callback):
-    """Tells the trials, the display, the log and the meters what happens in Tune."""
+    """Tells the trials, the display, the log and the meters what happens in Tune; stops trials early."""
 
-    def __init__(self, sweep: SweepParts, searcher: TrialSearcher) -> None:
-        self._sweep = sweep
-        self._trials = sweep.trials
-        self._searcher = searcher
-        folder = sweep.trials.folder
+    def __init__(
+        self,
+        trials: Trials,
+        first: TrainSettings,
+        resources: Resources,
+        *,
+        console: Console,
+        check: Callable[[], None],
+    ) -> None:
+        space, folder = trials.space, trials.folder
+        self.trials, self.resources, self._check = trials, resources, check
+        self.budget = Budget(trials, resources)
+        self.retention = Retention(trials, resources, checkpoints=first.checkpoint.keep)
+        self.display = SweepDisplay(trials, self.budget, console=console)
+        self.to_restart: dict[str, RunningTrial] = {}
+        """Trials whose process died, by name."""
+        epochs = max(space.samples_of("epochs", trial_epochs(first)))
+        self._early_stopping = EarlyStopping(space, epochs=epochs)
+        for name, curve in read_curves(folder, space.metric).items():
+            self._early_stopping.load_curve(name, curve)
+        goals, task = [goal.metric for goal in space.goals], TASKS[first.task]
+        self._board = HParams(folder / TRIALS, space.axes, seeds=space.seeds, goals=goals, task=task)
         self._log, self._meters = EventLog(folder), SweepMeters(folder)
         self._nodes: set[str] = set()
         self._status_time = 0.0
         self._error: Exception | None = None
-        self._on_board: set[str] = set()
+
+    def should_stop(self, trial_id: str, result: Mapping[str, Any]) -> bool:
+        """Whether a trial ends early with this report; Tune asks at each."""
+        running, early = self.trials.running[trial_id], self._early_stopping
+        if not early.should_stop(running.trial.name, result, epochs=running.epochs):
+            return False
+        epoch, value = result[EPOCH], result[self.trials.space.metric]
+        running.stop = EarlyStop(epoch=epoch, value=value, seconds=running.seconds, reason=early.reason)
+        return True
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        running = self._trials.running[trial.trial_id]
-        self._log("trial_retry" if running.began else "trial_start", trial=running.spec.name)
+        running = self.trials.running[trial.trial_id]
+        self._log("trial_retry" if running.began else "trial_start", trial=running.trial.name)
         running.began = running.began or time.monotonic()
-        self._sweep.display.draw()
+        self.display.draw()
 
     def on_trial_result(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: Any, **info: Any
     ) -> None:
-        running = self._trials.running[trial.trial_id]
-        spec = running.spec
-        self._sweep.retention.reported(spec)
-        if spec.name not in self._on_board and self._sweep.board.start(spec.name, _hparams(spec)):
-            self._on_board.add(spec.name)
+        running = self.trials.running[trial.trial_id]
+        name = running.trial.name
+        self.retention.reported(name)
+        if not running.numbers:
+            self._board.start(name, _hparams(running.trial))
         if EPOCH in result:
             running.numbers = result
-            self._sweep.display.draw()
+            self.display.draw()
 
     def on_trial_complete(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
     ) -> None:
         with self._errors_end_sweep():
-            running = self._trials.running.pop(trial.trial_id)
-            spec, result = running.spec, trial.last_result or {}
+            running = self.trials.running.pop(trial.trial_id)
+            result = trial.last_result or {}
             if running.stop is not None:
-                write_stop(spec.out, running.stop)
-                self._trials.stop(spec, running.stop)
+                write_stop(self.trials.out(running.trial.name), running.stop)
+                self.trials.stop(running.trial, running.stop)
             elif (values := result.get("values")) is not None:
-                self._trials.finish(spec, tuple(values), seconds=running.seconds)
+                self.trials.finish(running.trial, tuple(values), seconds=running.seconds)
             else:
-                self._trials.fail(spec, result.get("failure", "ended without a report"))
+                self.trials.fail(running.trial, result.get("failure", "ended without a report"))
             self._after_end(running)
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         with self._errors_end_sweep():
             error = _read_error(trial)
-            running = self._trials.running.pop(trial.trial_id)
-            name = running.spec.name
-            if self._searcher.retry(running, machine_lost=_machine_lost(error)):
+            running = self.trials.running.pop(trial.trial_id)
+            name = running.trial.name
+            if self.retry(running, machine_lost=_machine_lost(error)):
                 reason = _retry_reason(error)
                 self._log("trial_broke_off", trial=name, reason=reason)
-                self._sweep.display.say(f"{name}: {reason}; it continues from its last checkpoint")
+                self.display.say(f"{name}: {reason}; it continues from its last checkpoint")
             else:
-                self._trials.fail(running.spec, _failure_reason(error))
+                self.trials.fail(running.trial, _failure_reason(error))
                 self._after_end(running)
 
+    def retry(self, running: RunningTrial, *, machine_lost: bool) -> bool:
+        """Hand a trial out again whose process has died; False where that happened too often, machines
+        aside."""
+        epoch = running.numbers.get(EPOCH, 0.0)
+        if epoch > running.epoch_at_death:
+            running.epoch_at_death, running.deaths = epoch, 0
+        running.deaths += not machine_lost
+        if running.deaths > RETRIES:
+            return False
+        self.to_restart[running.trial.name] = running
+        self.trials.put_back(running.trial)
+        return True
+
     def on_step_end(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:
-        self._sweep.check()
+        self._check()
         if self._error is not None:
             raise self._error
-        self._sweep.display.tick()
+        self.display.tick()
         if time.monotonic() - self._status_time >= STATUS_SECONDS:
             self._status_time = time.monotonic()
             self._update_status()
 
     def _update_status(self) -> None:
         """Release what ended groups hold; update the meters; log which nodes have joined or left."""
-        if self._sweep.resources.nested:
-            release_groups(self._sweep.retention)
-        trials, running = self._trials, len(self._trials.running)
+        if self.resources.nested:
+            release_groups(self.retention)
+        trials, running = self.trials, len(self.trials.running)
         states = [trial.state for trial in trials.ended.values()]
         counts = {name: states.count(name.removesuffix("_early")) for name in STATES}  # type: ignore[arg-type]
         counts |= {"running": running, "waiting": max(0, trials.unfinished - running)}
@@ -331,20 +311,19 @@ class SweepCallback(_Stateless, tune.Callback):
 
     def _after_end(self, running: RunningTrial) -> None:
         """Log and show an ended trial, and remove files that are no longer needed."""
-        sweep, spec = self._sweep, running.spec
-        trial = sweep.trials.ended[spec.name]
+        trial = self.trials.ended[running.trial.name]
         failed = trial.state == "failed"
         values = trial.values if trial.state == "finished" else ()
-        numbers = {goal.metric: v for goal, v in zip(sweep.trials.space.goals, values, strict=False)}
-        self._log("trial_end", trial=spec.name, failure=trial.reason if failed else None)
-        sweep.board.end(spec.name, _hparams(spec), ok=not failed, numbers=numbers)
-        sweep.retention.ended(spec)
-        sweep.display.ended(spec, seconds=running.seconds)
+        numbers = {goal.metric: v for goal, v in zip(self.trials.space.goals, values, strict=False)}
+        self._log("trial_end", trial=trial.name, failure=trial.reason if failed else None)
+        self._board.end(trial.name, _hparams(trial), ok=not failed, numbers=numbers)
+        self.retention.ended(trial.name)
+        self.display.ended(trial.name, seconds=running.seconds)
 
 
-def _hparams(spec: TrialSpec) -> dict[str, Any]:
+def _hparams(trial: Trial) -> dict[str, Any]:
     """What TensorBoard's HParams tab shows of a trial."""
-    return {**spec.point, "seed": spec.seed}
+    return {**trial.point, "seed": trial.seed}
 
 
 def _read_error(trial: TuneTrial) -> BaseException | None:

@@ -346,8 +346,13 @@ def fix(space: SearchSpace, overrides: Mapping[str, Any]) -> tuple[SearchSpace, 
             axes.append(changed_axis)
         else:
             messages.append(f"{axis.name} is not varied: it varies only where {conditions_text(axis.when)}")
-    start = _start_points(space.start, axes, messages)
-    changes: dict[str, Any] = {"axes": tuple(axes), "start": start, "skip": _skipped(space.skip, fixed)}
+    skip = (
+        {name: values for name, values in skipped.items() if name not in fixed}
+        for skipped in space.skip
+        if all(fixed[name] in values for name, values in skipped.items() if name in fixed)
+    )
+    changes: dict[str, Any] = {"axes": tuple(axes), "skip": tuple(filter(None, skip))}
+    changes["start"] = _start_points(space.start, axes, messages)
     if "task" in fixed:
         changes["settings"] = merge(space.settings, {"task": fixed["task"]})
     if "seed" in fixed:
@@ -372,18 +377,6 @@ def _start_points(
         if varied and varied not in points:
             points.append(varied)
     return tuple(points)
-
-
-def _skipped(
-    skip: Sequence[Mapping[str, tuple[Any, ...]]], fixed: Mapping[str, Any]
-) -> tuple[dict[str, tuple[Any, ...]], ...]:
-    """Combinations to skip over the axes that still vary; one that a fixed setting rules out is dropped."""
-    return tuple(
-        varied
-        for skipped in skip
-        if all(fixed[name] in values for name, values in skipped.items() if name in fixed)
-        and (varied := {name: values for name, values in skipped.items() if name not in fixed})
-    )
 
 
 def conditions_text(when: Mapping[str, Sequence[Any]]) -> str:

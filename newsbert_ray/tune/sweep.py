@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from newsbert_ray.config import SCRATCH, SettingsError, TrainSettings, merge
 from newsbert_ray.files import format_duration, locked, write_json
 from newsbert_ray.ray_session import StopSignals, ray_session
 from newsbert_ray.record import RECORD, STOPPED, installed_versions
-from newsbert_ray.reporting.sweep_data import FAILURES, SWEEP, TRIALS, Point
+from newsbert_ray.reporting.sweep_data import FAILURES, SWEEP, TRIALS, Point, Trial
 from newsbert_ray.settings import flatten
 from newsbert_ray.storage.bucket import StorageError
 from newsbert_ray.storage.workdir import WorkDir, download_input, fetch, is_location, open_workdir
@@ -28,7 +28,7 @@ from newsbert_ray.tune.space import SearchSpace
 from newsbert_ray.tune.space_file import Changes, build_space, restore_changes
 from newsbert_ray.tune.study import JOURNAL, SweepStudy, shown_storage
 from newsbert_ray.tune.trial import TrialConfig, check_nodes, check_space, trial_settings
-from newsbert_ray.tune.trials import Resources, Retention, Trials, TrialSpec, plan_resources
+from newsbert_ray.tune.trials import Resources, Retention, Trials, plan_resources
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -68,16 +68,131 @@ class SweepResult:
 
 @dataclass(frozen=True)
 class OpenSweep:
-    """A sweep in its locked folder: the changed search space, the first trial's settings, messages to show,
-    sweep.json of an earlier start, and the fingerprints of the shards (empty where not read)."""
+    """A sweep in its locked folder, and at work there."""
 
     workdir: WorkDir
     space: SearchSpace
+    """As the command has changed it."""
     changes: Changes
     first: TrainSettings
+    """The first trial's settings."""
     messages: tuple[str, ...]
     before: Mapping[str, Any]
+    """sweep.json of an earlier start."""
     corpora: tuple[str, ...]
+    """Fingerprints of the shards, empty where not read."""
+    began: float
+
+    @cached_property
+    def plan(self) -> dict[str, Any]:
+        """Content of sweep.json: the search space, its changes, and the settings that all trials share; its
+        `seconds` are those of earlier starts."""
+        space, changes, before = self.space, self.changes, self.before
+        given = {"overrides": changes.overrides, "vary": changes.vary}
+        return {
+            "format": FORMAT,
+            "space": _without_password(space.model_dump(mode="json", exclude={"file"})),
+            "file": space.file,
+            **json.loads(json.dumps({**given, "control": _without_password(changes.control)})),
+            "settings": self.first.model_dump(mode="json", exclude={"out", "seed"}),
+            "varied": [axis.name for axis in space.axes],
+            "metric": space.metric,
+            "mode": space.goals[0].mode,
+            "scheduler": space.scheduler,
+            "identity": before.get("identity", uuid.uuid4().hex),
+            "trials": space.points * len(space.seeds),
+            "corpora": list(self.corpora) or before.get("corpora", []),
+            "place": before.get("place", {}),
+            "seconds": before.get("seconds", 0.0),
+            "defaults": defaults_of(before),
+            "versions": installed_versions(),
+            # The folder's name on this machine means nothing elsewhere.
+            **({"url": self.workdir.location} if self.workdir.is_remote else {}),
+        }
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of all starts."""
+        return float(self.plan["seconds"]) + time.monotonic() - self.began
+
+    def write(self, state: str, **more: Any) -> None:
+        """Write sweep.json."""
+        content = {**self.plan, "state": state, "seconds": self.seconds, **more}
+        write_json(self.workdir.path / SWEEP, content)
+
+    def start(
+        self,
+        trials: Trials,
+        console: Console,
+        check: Callable[[], None],
+        *,
+        concurrency: int | None,
+        train: Train | None,
+    ) -> Retention | None:
+        """Run the trials that are due on Ray; None, without starting Ray, where none is."""
+        trials.collect()
+        if not trials.due:
+            return None
+        from newsbert_ray.tune.ray_tune import node_resources, run_trials
+
+        space, first = self.space, self.first
+        shown = {key: self.plan[key] for key in ("file", "metric", "scheduler", "trials", "vary", "settings")}
+        with ray_session() as session, tracked(first.track, trials.folder, shown, kind="sweep") as tracker:
+            if not session.private:
+                teachers = filter(is_location, space.samples_of("teacher", first.teacher))
+                inputs = {"data": space.samples_of("data", first.data), "teachers": list(teachers)}
+                check_nodes(self.workdir, **inputs if train is None else {})
+            resources = plan_resources(
+                first,
+                node_resources(),
+                trials=trials.due,
+                concurrency=concurrency,
+                gpus=space.gpus,
+                growing=session.has_autoscaler,
+            )
+            # The report computes CPU-hours from it.
+            cpus, gpus = resources.trial_cpus, resources.trial_gpus
+            self.plan["place"] = {"slots": resources.slots, "cpus": cpus, "gpus": gpus}
+            self.write("running")
+            self.workdir.publish()
+            say(console, *display.starting(trials, resources, session.dashboard))
+            shared = not session.private
+            config = partial(self._trial_config, resources, shared=shared, tracked=tracker.run)
+            retention = run_trials(
+                trials, first, resources, make_config=config, console=console, check=check, train=train
+            )
+            if best := trials.best():
+                means = zip(space.goals, best.means, strict=True)
+                tracker.log({"best": {goal.metric: mean for goal, mean in means}}, len(trials.ended))
+        if trials.unfinished and not trials.end_reason:
+            raise KeyboardInterrupt
+        return retention
+
+    def _trial_config(
+        self, resources: Resources, trial: Trial, *, shared: bool, tracked: TrackedRun | None
+    ) -> TrialConfig:
+        """What a trial's actor receives; `shared`: it may run on a machine without the sweep's folder."""
+        workdir, overrides = self.workdir, self.changes.overrides
+        out = workdir.child(TRIALS, trial.name).location
+        settings = trial_settings(self.space, trial.point, seed=trial.seed, out=out, overrides=overrides)
+        if settings.workers > resources.workers:
+            reserved = f"this sweep reserves {resources.workers} for each trial"
+            raise SettingsError(f"workers = {settings.workers}: {reserved}; do not vary it")
+        return TrialConfig(
+            settings=settings,
+            metrics=tuple(goal.metric for goal in self.space.goals),
+            failures=workdir.child(FAILURES).absolute(),
+            sweep=workdir.absolute() if shared else None,
+            gpus=resources.gpus,
+            tracked=tracked,
+        )
+
+    def result(self, trials: Trials) -> SweepResult:
+        """The outcome, without the report."""
+        best, points, location = trials.best(), tuple(trials.points.values()), self.workdir.location
+        overrides = self.changes.overrides
+        command = display.train_command(self.space, best, overrides, location) if best else ""
+        return SweepResult(trials.folder, location, points, best, command, self.seconds)
 
 
 DEFAULTS_0_1 = {"learning_rate": 5e-5, "optimizer": {"warmup_share": 0.0, "decay": "none"}}
@@ -95,6 +210,7 @@ def open_sweep(
     read_data: bool = True,
 ) -> Iterator[OpenSweep]:
     """Lock the sweep's folder and check everything that is known without Ray."""
+    began = time.monotonic()
     if resume and overwrite:
         raise SettingsError("give only one of resume and overwrite")
     with open_workdir(out, markers=MARKS, small=True) as workdir, lock_folder(workdir.path):
@@ -109,7 +225,7 @@ def open_sweep(
         first = check_space(space, out=workdir.location, overrides=changes.overrides)
         require_tracker(first.track)
         corpora = check_corpora(space, first) if read_data else ()
-        yield OpenSweep(workdir, space, changes, first, tuple(messages), before, corpora)
+        yield OpenSweep(workdir, space, changes, first, tuple(messages), before, corpora, began)
 
 
 def sweep(
@@ -125,23 +241,17 @@ def sweep(
     """Run every trial of a search space, print its table, and write the report; see `newsbert_ray.sweep`."""
     from rich.console import Console
 
-    began, console = time.monotonic(), Console()
-    with (
-        StopSignals() as signals,
-        open_sweep(
-            space, changes, out=out, resume=resume, overwrite=overwrite, read_data=train is None
-        ) as opened,
-    ):
-        workdir, before = opened.workdir, opened.before
-        run = _Run(opened, make_plan(opened), began)
+    console, modes = Console(), {"resume": resume, "overwrite": overwrite, "read_data": train is None}
+    with StopSignals() as signals, open_sweep(space, changes, out=out, **modes) as run:
+        workdir, before = run.workdir, run.before
         require_same(workdir.location, before, run.plan, resume=resume)
         run.write("running")
         log = EventLog(workdir.path)
         log("resume" if before else "start", space=str(space))
         try:
-            study = SweepStudy(opened.space, workdir.path, run.plan["identity"])
-            trials = Trials(opened.space, study, workdir)
-            say(console, *opened.messages, *display.opening(trials))
+            study = SweepStudy(run.space, workdir.path, run.plan["identity"])
+            trials = Trials(run.space, study, workdir)
+            say(console, *run.messages, *display.opening(trials))
             retention = run.start(trials, console, signals.check, concurrency=concurrency, train=train)
         except KeyboardInterrupt:
             run.write("interrupted")
@@ -149,7 +259,7 @@ def sweep(
             # From the trials' folders alone: right whatever was interrupted.
             done, early = (len([*workdir.path.glob(f"{TRIALS}/*/{file}")]) for file in (RECORD, STOPPED))
             ended = f"interrupted: {done} trials finished, {early} stopped early"
-            again = display.resume_command(opened.space, workdir.location)
+            again = display.resume_command(run.space, workdir.location)
             say(console, f"{ended}. Continue with:", f"  {again}")
             workdir.publish()
             raise
@@ -177,104 +287,12 @@ def sweep(
         workdir.publish()
         comparison = ""
         if retention and not before and not ends:
-            subject, took = estimate_subject(opened.space, opened.changes.overrides), time.monotonic() - began
-            comparison = compare_with_estimate(workdir.path, subject, seconds=took, slots=retention.slots)
+            subject = estimate_subject(run.space, run.changes.overrides)
+            comparison = compare_with_estimate(
+                workdir.path, subject, seconds=run.seconds, slots=retention.slots
+            )
     display.print_result(result, trials, retention, console, comparison=comparison)
     return result
-
-
-@dataclass(frozen=True)
-class _Run:
-    """A sweep at work: sweep.json, with its state and the wall time of all starts, and the trials on Ray."""
-
-    opened: OpenSweep
-    plan: dict[str, Any]
-    """Content of sweep.json; its `seconds` are those of earlier starts."""
-    began: float
-
-    @property
-    def seconds(self) -> float:
-        return float(self.plan["seconds"]) + time.monotonic() - self.began
-
-    def write(self, state: str, **more: Any) -> None:
-        content = {**self.plan, "state": state, "seconds": self.seconds, **more}
-        write_json(self.opened.workdir.path / SWEEP, content)
-
-    def start(
-        self,
-        trials: Trials,
-        console: Console,
-        check: Callable[[], None],
-        *,
-        concurrency: int | None,
-        train: Train | None,
-    ) -> Retention | None:
-        """Run the trials that are due on Ray; None, without starting Ray, where none is."""
-        trials.collect()
-        if not trials.due:
-            return None
-        from newsbert_ray.tune.ray_tune import SweepParts, node_resources, run_trials
-
-        space, first, folder = self.opened.space, self.opened.first, trials.workdir.path
-        shown = {key: self.plan[key] for key in ("file", "metric", "scheduler", "trials", "vary", "settings")}
-        with ray_session() as session, tracked(first.track, folder, shown, kind="sweep") as tracker:
-            if not session.private:
-                teachers = filter(is_location, space.samples_of("teacher", first.teacher))
-                inputs = {"data": space.samples_of("data", first.data), "teachers": list(teachers)}
-                check_nodes(trials.workdir, **inputs if train is None else {})
-            resources = plan_resources(
-                first,
-                node_resources(),
-                trials=trials.due,
-                concurrency=concurrency,
-                gpus=space.gpus,
-                growing=session.has_autoscaler,
-            )
-            # The report computes CPU-hours from it.
-            cpus, gpus = resources.trial_cpus, resources.trial_gpus
-            self.plan["place"] = {"slots": resources.slots, "cpus": cpus, "gpus": gpus}
-            self.write("running")
-            trials.workdir.publish()
-            say(console, *display.starting(trials, resources, session.dashboard))
-            shared = not session.private
-            make_config = partial(self._trial_config, resources, shared=shared, tracked=tracker.run)
-            parts = SweepParts(
-                trials, first, resources, make_config=make_config, console=console, check=check
-            )
-            run_trials(parts, train=train)
-            if best := trials.best():
-                means = zip(space.goals, best.means, strict=True)
-                tracker.log({"best": {goal.metric: mean for goal, mean in means}}, len(trials.ended))
-            parts.retention.clear(at_end=True)
-        if trials.unfinished and not trials.end_reason:
-            raise KeyboardInterrupt
-        return parts.retention
-
-    def _trial_config(
-        self, resources: Resources, spec: TrialSpec, *, shared: bool, tracked: TrackedRun | None
-    ) -> TrialConfig:
-        """What a trial's actor receives; `shared`: it may run on a machine without the sweep's folder."""
-        workdir, space, overrides = self.opened.workdir, self.opened.space, self.opened.changes.overrides
-        out = workdir.child(TRIALS, spec.name).location
-        settings = trial_settings(space, spec.point, seed=spec.seed, out=out, overrides=overrides)
-        if settings.workers > resources.workers:
-            reserved = f"this sweep reserves {resources.workers} for each trial"
-            raise SettingsError(f"workers = {settings.workers}: {reserved}; do not vary it")
-        return TrialConfig(
-            settings=settings,
-            metrics=tuple(goal.metric for goal in space.goals),
-            failures=workdir.child(FAILURES).absolute(),
-            sweep=workdir.absolute() if shared else None,
-            gpus=resources.gpus,
-            tracked=tracked,
-        )
-
-    def result(self, trials: Trials) -> SweepResult:
-        """The outcome, without the report."""
-        best, points, location = trials.best(), tuple(trials.points.values()), trials.workdir.location
-        overrides = self.opened.changes.overrides
-        command = display.train_command(trials.space, best, overrides, location) if best else ""
-        return SweepResult(trials.folder, location, points, best, command, self.seconds)
 
 
 @contextmanager
@@ -299,32 +317,6 @@ def lock_folder(out: Path) -> Iterator[None]:
 def defaults_of(plan: Mapping[str, Any]) -> str:
     """The version whose default settings a sweep's trials have: that in which it was started."""
     return str(plan.get("defaults", "0.1")) if plan else "0.2"
-
-
-def make_plan(opened: OpenSweep) -> dict[str, Any]:
-    """The content of sweep.json: the search space, its changes, and the settings that all trials share."""
-    space, changes, before, workdir = opened.space, opened.changes, opened.before, opened.workdir
-    control = _without_password(changes.control)
-    return {
-        "format": FORMAT,
-        "space": _without_password(space.model_dump(mode="json", exclude={"file"})),
-        "file": space.file,
-        **json.loads(json.dumps({"overrides": changes.overrides, "vary": changes.vary, "control": control})),
-        "settings": opened.first.model_dump(mode="json", exclude={"out", "seed"}),
-        "varied": [axis.name for axis in space.axes],
-        "metric": space.metric,
-        "mode": space.goals[0].mode,
-        "scheduler": space.scheduler,
-        "identity": before.get("identity", uuid.uuid4().hex),
-        "trials": space.points * len(space.seeds),
-        "corpora": list(opened.corpora) or before.get("corpora", []),
-        "place": before.get("place", {}),
-        "seconds": before.get("seconds", 0.0),
-        "defaults": defaults_of(before),
-        "versions": installed_versions(),
-        # The folder's name on this machine means nothing elsewhere.
-        **({"url": workdir.location} if workdir.is_remote else {}),
-    }
 
 
 def _without_password(values: Mapping[str, Any]) -> dict[str, Any]:

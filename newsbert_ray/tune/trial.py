@@ -73,7 +73,7 @@ def _read_data(data: str) -> Manifest:
 
 
 def trial_settings(
-    space: SearchSpace, point: PointValues, *, seed: int, out: str | Path, overrides: Mapping[str, Any]
+    space: SearchSpace, point: Mapping[str, Any], *, seed: int, out: str | Path, overrides: Mapping[str, Any]
 ) -> TrainSettings:
     """Settings of one trial: the space's own, then `overrides`, the point, the seed and the trial's folder.
     Raises SettingsError for an impossible combination."""
@@ -236,6 +236,9 @@ def run_trial(config: Mapping[str, TrialConfig], *, train: Train | None = None) 
 
     from newsbert_ray.training.loop import PreemptedError
 
+    def report(entry: Mapping[str, Any]) -> None:
+        tune.report({name: v for name, v in flatten(entry).items() if type(v) in (int, float)})
+
     trial = config[CONFIG]
     settings = trial.settings
     workdir = WorkDir(settings.out)
@@ -244,7 +247,7 @@ def run_trial(config: Mapping[str, TrialConfig], *, train: Train | None = None) 
     try:
         require_seen(trial.sweep)
         work = train or _real_train(trial)
-        record = work(settings, report=lambda entry: tune.report(_numbers(entry)), quiet=True)
+        record = work(settings, report=report, quiet=True)
         values = [metric_value(record, metric) for metric in trial.metrics]
         workdir.discard()
     except PreemptedError:
@@ -275,11 +278,6 @@ def _real_train(trial: TrialConfig) -> Train:
     parent = WorkDir(trial.settings.out).path.parents[1]
     gpus = trial.gpus if trial.settings.workers > 1 else None
     return partial(train, gpus=gpus, teachers=parent / TEACHERS, parent=trial.tracked)
-
-
-def _numbers(entry: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of an evaluation, by dotted name."""
-    return {name: v for name, v in flatten(entry).items() if type(v) in (int, float)}
 
 
 def _wait_for_lock(folder: Path) -> None:

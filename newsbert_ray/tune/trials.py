@@ -9,9 +9,8 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from newsbert_ray.config import SettingsError, TrainSettings
 from newsbert_ray.files import format_size
@@ -30,7 +29,6 @@ from newsbert_ray.reporting.sweep_data import (
     FAILURES,
     TRIALS,
     Point,
-    State,
     Trial,
     best_point,
     curve_of,
@@ -50,31 +48,11 @@ Node = Mapping[str, float]
 """Resources of a cluster node, as Ray names them: {"CPU": 8.0, "GPU": 1.0}."""
 
 
-@dataclass(frozen=True)
-class TrialSpec:
-    """A trial to run: a point with one seed, and its own folder."""
-
-    name: str
-    label: str
-    point: PointValues
-    seed: int
-    out: Path
-
-    def trial(self, state: State, **values: Any) -> Trial:
-        """The trial once it has ended so."""
-        return Trial(self.name, self.point, self.seed, state, **values)
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether it left a record or an early end."""
-        return (self.out / RECORD).exists() or (self.out / STOPPED).exists()
-
-
 @dataclass
 class RunningTrial:
     """A trial that a process runs, or will run as soon as it has started."""
 
-    spec: TrialSpec
+    trial: Trial
     epochs: int = 0
     """Epochs that are planned."""
     began: float = 0.0
@@ -134,7 +112,7 @@ class Trials:
         self._study = study
         self._values: dict[str, PointValues] = {}
         self._numbers: dict[str, list[int]] = {}
-        self._queue: list[TrialSpec] = []
+        self._queue: list[Trial] = []
         self._exhausted = False
         for point in study.ended:
             self._add_point(point.number, point.values, stopped=point.stopped)
@@ -160,16 +138,20 @@ class Trials:
         """Duration of each trial that finished or was stopped, by name."""
         return {name: trial.seconds for name, trial in self.ended.items() if trial.seconds is not None}
 
+    def out(self, name: str) -> Path:
+        """The folder of the trial of this name."""
+        return self.folder / TRIALS / name
+
     def count(self, trial: Trial) -> int:
         """How often a trial counts: a point that the sampler drew twice is run once and counts twice."""
-        return max(1, len(self._numbers.get(point_label(trial.point), ())))
+        return max(1, len(self._numbers.get(trial.label, ())))
 
     def collect(self) -> None:
         """Record everything that has ended already, up to the first trial that is due."""
-        if (spec := self.next_trial()) is not None:
-            self.put_back(spec)
+        if (trial := self.next_trial()) is not None:
+            self.put_back(trial)
 
-    def next_trial(self) -> TrialSpec | None:
+    def next_trial(self) -> Trial | None:
         """The next trial to run; None when all have been handed out, or no more may start."""
         self._collect_ended()
         while not self._queue and not self._exhausted and not self.end_reason:
@@ -183,35 +165,35 @@ class Trials:
                 self.workdir.publish()
         return self._queue.pop(0) if self._queue and not self.end_reason else None
 
-    def put_back(self, spec: TrialSpec) -> None:
+    def put_back(self, trial: Trial) -> None:
         """Hand this trial out again, as the next one."""
-        self._queue.insert(0, spec)
+        self._queue.insert(0, trial)
 
-    def finish(self, spec: TrialSpec, values: tuple[float, ...], *, seconds: float | None = None) -> None:
+    def finish(self, trial: Trial, values: tuple[float, ...], *, seconds: float | None = None) -> None:
         """A trial has finished with one number for each goal."""
-        self._download(spec, failed=False)
-        self._end(spec, spec.trial("finished", values=values, seconds=seconds))
+        self._download(trial, failed=False)
+        self._end(replace(trial, state="finished", values=values, seconds=seconds))
 
-    def fail(self, spec: TrialSpec, reason: str) -> None:
+    def fail(self, trial: Trial, reason: str) -> None:
         """A trial has failed."""
-        self._download(spec, failed=True)
-        self._end(spec, spec.trial("failed", reason=reason or "unknown reason"))
+        self._download(trial, failed=True)
+        self._end(replace(trial, state="failed", reason=reason or "unknown reason"))
 
-    def stop(self, spec: TrialSpec, stop: EarlyStop) -> None:
+    def stop(self, trial: Trial, stop: EarlyStop) -> None:
         """A trial was stopped early. The point's seeds that have not started are skipped."""
-        self._download(spec, failed=False)
-        self._stop(spec, stop)
+        self._download(trial, failed=False)
+        self._stop(trial, stop)
 
-    def _stop(self, spec: TrialSpec, stop: EarlyStop) -> None:
-        skipped = [o for o in self._queue if o.label == spec.label and o != spec and not o.has_ended]
+    def _stop(self, trial: Trial, stop: EarlyStop) -> None:
+        skipped = [o for o in self._queue if o.label == trial.label and o != trial and not self._has_ended(o)]
         self._queue = [other for other in self._queue if other not in skipped]
-        self.ended |= {other.name: other.trial("skipped") for other in skipped}
-        values = {"epoch": stop.epoch, "values": (stop.value,), "seconds": stop.seconds}
-        self._end(spec, spec.trial("stopped", **values, reason=stop.reason))
+        self.ended |= {other.name: replace(other, state="skipped") for other in skipped}
+        ended = replace(trial, state="stopped", epoch=stop.epoch, values=(stop.value,), seconds=stop.seconds)
+        self._end(replace(ended, reason=stop.reason))
 
-    def _end(self, spec: TrialSpec, trial: Trial) -> None:
-        self.ended[spec.name] = trial
-        self._tell(spec.label, self._numbers[spec.label])
+    def _end(self, trial: Trial) -> None:
+        self.ended[trial.name] = trial
+        self._tell(trial.label, self._numbers[trial.label])
 
     def best(self) -> Point | None:
         """The best point by the first goal, of those that every seed finished where there is one."""
@@ -220,8 +202,8 @@ class Trials:
     def _point(self, label: str) -> Point:
         values = self._values[label]
         names = [point_label(values, seed=seed) for seed in self.space.seeds]
-        ended = [self.ended[name] for name in names if name in self.ended]
-        return Point.of(label, values, ended, seeds=self.space.seeds)
+        ended = tuple(self.ended[name] for name in names if name in self.ended)
+        return Point(label, values, ended, self.space.seeds)
 
     def _add_point(self, number: int, values: PointValues, *, stopped: bool = False) -> None:
         label = point_label(values)
@@ -232,41 +214,46 @@ class Trials:
             return
         self._values[label], self._numbers[label] = values, [number]
         for seed in self.space.seeds:
-            name = point_label(values, seed=seed)
-            spec = TrialSpec(name, label, values, seed, self.folder / TRIALS / name)
-            if stopped and not spec.has_ended:
-                self.ended[name] = spec.trial("skipped")
+            trial = Trial(point_label(values, seed=seed), values, seed, "under way")
+            if stopped and not self._has_ended(trial):
+                self.ended[trial.name] = replace(trial, state="skipped")
             else:
-                self._queue.append(spec)
+                self._queue.append(trial)
+
+    def _has_ended(self, trial: Trial) -> bool:
+        """Whether it left a record or an early end."""
+        return any((self.out(trial.name) / file).exists() for file in (RECORD, STOPPED))
 
     def _collect_ended(self) -> None:
         """Record trials at the head of the queue that have left a record or an early end. A trial whose
         record is damaged, or has no such metric, is run again; the record is renamed."""
         while self._queue:
-            spec = self._queue[0]
-            if (spec.out / RECORD).exists():
+            trial = self._queue[0]
+            folder = self.out(trial.name)
+            if (folder / RECORD).exists():
                 try:
-                    record = read_record(spec.out)
+                    record = read_record(folder)
                     values = tuple(metric_value(record, goal.metric) for goal in self.space.goals)
                 except RecordError:
-                    (spec.out / RECORD).replace(spec.out / f"{RECORD}.damaged")
+                    (folder / RECORD).replace(folder / f"{RECORD}.damaged")
                     return
                 self._queue.pop(0)
-                self._end(spec, spec.trial("finished", values=values, seconds=record.seconds.get("total")))
-            elif (stop := read_stop(spec.out)) is not None:
+                seconds = record.seconds.get("total")
+                self._end(replace(trial, state="finished", values=values, seconds=seconds))
+            elif (stop := read_stop(folder)) is not None:
                 self._queue.pop(0)
-                self._stop(spec, stop)
+                self._stop(trial, stop)
             else:
                 return
             self.resumed += 1
 
-    def _download(self, spec: TrialSpec, *, failed: bool) -> None:
+    def _download(self, trial: Trial, *, failed: bool) -> None:
         """Copy what a trial has left in the sweep's bucket, where the sweep is in one."""
-        self.workdir.collect(f"{TRIALS}/{spec.name}")
+        self.workdir.collect(f"{TRIALS}/{trial.name}")
         if failed:
             self.workdir.collect(FAILURES)
         else:
-            (self.folder / FAILURES / f"{spec.name}.txt").unlink(missing_ok=True)
+            (self.folder / FAILURES / f"{trial.name}.txt").unlink(missing_ok=True)
 
     def _tell(self, label: str, numbers: list[int]) -> None:
         point = self._point(label)
@@ -282,7 +269,7 @@ class Trials:
         """Mean over a point's seeds at the epochs that each of them has reached."""
         curves = []
         for trial in [*point.of_state("finished"), *point.of_state("stopped")]:
-            curve = dict(trial_curve(self.folder / TRIALS / trial.name, self.space.metric))
+            curve = dict(trial_curve(self.out(trial.name), self.space.metric))
             if trial.state == "stopped":
                 curve.setdefault(trial.epoch, trial.values[0])
             curves.append(curve)
@@ -403,11 +390,15 @@ class Budget:
         running = (trial.seconds for trial in self._trials.running.values())
         return self.hourly * (sum(self._trials.seconds.values()) + sum(running) + sum(more)) / 3600
 
+    def expected(self) -> tuple[float, list[float]]:
+        """Mean seconds of the trials that have ended, and what each running one still takes at that mean."""
+        ended, running = self._trials.seconds.values(), self._trials.running.values()
+        mean = statistics.fmean(ended) if ended else 0.0
+        return mean, [max(0.0, mean - trial.seconds) for trial in running]
+
     def refusal(self) -> str:
         """Why no trial may start now; empty where one may. A trial that ends soon may still make room."""
-        ended, limits = self._trials.seconds.values(), self._limits
-        mean = statistics.fmean(ended) if ended else 0.0
-        rest = (max(0.0, mean - trial.seconds) for trial in self._trials.running.values())
+        limits, (mean, rest) = self._limits, self.expected()
         if limits.hours is not None and time.monotonic() - self._began + mean > 3600 * limits.hours:
             return f"limits.hours = {limits.hours:g} leaves no time for another trial"
         if limits.cost is not None and (self.spent(mean, *rest) > limits.cost or self.spent() >= limits.cost):
@@ -443,15 +434,15 @@ class Retention:
         self._at_end_only = resources.nested and trials.workdir.is_remote
         self._largest = 0
         self._measured, self._removed = set[str](), set[str]()
-        self._to_clear: list[TrialSpec] = []
+        self._to_clear: list[str] = []
 
-    def reported(self, spec: TrialSpec) -> None:
+    def reported(self, trial: str) -> None:
         """A trial has written a checkpoint: measure it; in a bucket once for each trial."""
-        if self._trials.workdir.is_remote and spec.name in self._measured:
+        if self._trials.workdir.is_remote and trial in self._measured:
             return
-        self._measured.add(spec.name)
+        self._measured.add(trial)
         folders = Counter[str]()
-        for name, size in self._trials.workdir.child(TRIALS, spec.name, CHECKPOINTS).sizes().items():
+        for name, size in self._trials.workdir.child(TRIALS, trial, CHECKPOINTS).sizes().items():
             folders[name.split("/")[0]] += size
         # step-12 or best-12
         largest = [
@@ -459,9 +450,9 @@ class Retention:
         ]
         self._largest = max(self._largest, sum(largest))
 
-    def ended(self, spec: TrialSpec) -> None:
+    def ended(self, trial: str) -> None:
         """Remove a trial's checkpoints, once no worker writes them, and students no longer among the best."""
-        self._to_clear.append(spec)
+        self._to_clear.append(trial)
         self.clear()
         for name in ranked_trials(self._trials)[self._trials.space.keep_students :]:
             if name not in self._removed:
@@ -474,11 +465,12 @@ class Retention:
         `at_end`: no worker is left in the cluster."""
         from newsbert_ray.training.ray_group import GROUP_FOLDER, is_idle
 
-        for spec in list(self._to_clear):
-            if is_idle(spec.out) and (at_end or not self._at_end_only):
-                self._trials.workdir.remove(f"{TRIALS}/{spec.name}/{CHECKPOINTS}")
-                shutil.rmtree(spec.out / GROUP_FOLDER, ignore_errors=True)
-                self._to_clear.remove(spec)
+        for name in list(self._to_clear):
+            folder = self._trials.workdir.path / TRIALS / name
+            if is_idle(folder) and (at_end or not self._at_end_only):
+                self._trials.workdir.remove(f"{TRIALS}/{name}/{CHECKPOINTS}")
+                shutil.rmtree(folder / GROUP_FOLDER, ignore_errors=True)
+                self._to_clear.remove(name)
         return bool(self._to_clear) and not self._at_end_only
 
     def line(self) -> str:
@@ -504,5 +496,6 @@ def ranked_trials(trials: Trials) -> list[str]:
     goals = trials.space.goals
     scores = [tuple(g.sign * v for g, v in zip(goals, trial.values, strict=True)) for trial in finished]
     front = set(undominated(scores)) if len(goals) > 1 else set()
-    order = sorted(range(len(finished)), key=lambda i: (i not in front, -scores[i][0]))
-    return [finished[i].name for i in order]
+    return [
+        finished[i].name for i in sorted(range(len(scores)), key=lambda i: (i not in front, -scores[i][0]))
+    ]

@@ -16,12 +16,12 @@ from pathlib import Path
 from newsbert_ray.config import build_settings, merge
 from newsbert_ray.methods import task_of
 from newsbert_ray.record import METRICS, EarlyStop, RunRecord, find_records, read_record
-from newsbert_ray.reporting.sweep_data import SWEEP, TRIALS, Axis, point_label, validation_metrics
+from newsbert_ray.reporting.sweep_data import SWEEP, TRIALS, Axis, Trial, point_label, validation_metrics
 from newsbert_ray.settings import flatten
 from newsbert_ray.storage.workdir import WorkDir
 from newsbert_ray.tune.space import PointValues, Search, SearchSpace, Stopping
 from newsbert_ray.tune.study import EPOCH, Curve, EarlyStopping, SweepStudy
-from newsbert_ray.tune.trials import Trials, TrialSpec, metric_value
+from newsbert_ray.tune.trials import Trials, metric_value
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ def replay(table: Table, space: SearchSpace, *, slots: int = 2, epochs: float = 
     """
     with tempfile.TemporaryDirectory(prefix="replay-", dir=_memory_folder()) as name:
         trials = Trials(space, SweepStudy(space, Path(name)), WorkDir.at(name))
-        started: dict[str, TrialSpec] = {}
+        started: dict[str, Trial] = {}
 
         def next_trial() -> RecordedTrial | None:
             spec = trials.next_trial()
@@ -198,7 +198,7 @@ def replay(table: Table, space: SearchSpace, *, slots: int = 2, epochs: float = 
                 break
             spent += evaluation.cost
             spec = started[evaluation.trial.name]
-            _write_entry(spec, evaluation, space.metric)
+            _write_entry(trials.out(spec.name), evaluation, space.metric)
             if evaluation.stopped:
                 stopped += 1
                 end = EarlyStop(
@@ -221,9 +221,9 @@ def _memory_folder() -> str | None:
     return shared if os.access(shared, os.W_OK) else None
 
 
-def _write_entry(spec: TrialSpec, evaluation: Evaluation, metric: str) -> None:
+def _write_entry(folder: Path, evaluation: Evaluation, metric: str) -> None:
     """The line that a trial writes for an evaluation."""
     entry = merge({"kind": "evaluation", EPOCH: evaluation.epoch}, {metric: evaluation.value})
-    spec.out.mkdir(parents=True, exist_ok=True)
-    with (spec.out / METRICS).open("a", encoding="utf-8") as file:
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / METRICS).open("a", encoding="utf-8") as file:
         file.write(json.dumps(entry) + "\n")

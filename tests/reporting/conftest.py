@@ -24,7 +24,6 @@ from newsbert_ray.reporting.draw import figure_paths
 from newsbert_ray.reporting.figures import AnyPanel, FigureData
 from newsbert_ray.reporting.sweep_data import Axis, point_label
 from newsbert_ray.tune.space import SearchSpace
-from tests.conftest import change_json
 
 MakeRecord = Callable[..., RunRecord]
 MakeSweep = Callable[..., Path]
@@ -83,13 +82,6 @@ def change_plan(folder: Path, **changes: Any) -> None:
     """Change values of a sweep's sweep.json."""
     path = folder / "sweep.json"
     write_json(path, {**json.loads(path.read_text()), **changes})
-
-
-def change_hardware(folder: Path, **hardware: Any) -> str:
-    """Change the hardware of the only record among a sweep's trials; returns the record."""
-    (path,) = (folder / "trials").glob("*/record.json")
-    change_json(path, hardware=json.loads(path.read_text())["hardware"] | hardware)
-    return path.read_text()
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ from newsbert_ray.reporting.statistics import (
 from newsbert_ray.reporting.sweep_data import read_sweep
 from newsbert_ray.reporting.sweep_page import sweep_page
 from newsbert_ray.reporting.tables import Row, columns_of, rows_of, summarise
-from tests.reporting.conftest import GOALS, MakeRecord, MakeSweep, change_hardware, change_plan
+from tests.reporting.conftest import GOALS, MakeRecord, MakeSweep, change_plan
 
 ACCURACY = columns_of(TASKS["topics"])[0]
 
@@ -271,14 +271,16 @@ def test_gpus_are_those_of_the_trials(make_sweep: MakeSweep) -> None:
 def test_threads_are_counted(make_sweep: MakeSweep) -> None:
     """Four threads for an hour are four CPU-hours."""
     folder = make_sweep(points=1, seeds=(0,))
-    change_hardware(folder, threads=4, workers=2)
+    change_plan(folder, place={"slots": 1, "cpus": 8.0, "gpus": 0.0})
     assert costs_of(read_sweep(folder)).cpu_hours == pytest.approx(8 * 33 / 3600)
 
 
 def test_prerequisites_are_counted(make_sweep: MakeSweep) -> None:
     """A trial and its teacher, two threads for 33 s each; a damaged record is skipped."""
     folder = make_sweep(points=1, seeds=(0,), prices={"cpu_hour": 3600.0})
-    for name, text in (("ab12", change_hardware(folder, threads=2)), ("cd34", "{")):
+    change_plan(folder, place={"slots": 1, "cpus": 2.0, "gpus": 0.0})
+    (path,) = (folder / "trials").glob("*/record.json")
+    for name, text in (("ab12", path.read_text()), ("cd34", "{")):
         (folder / "teachers" / name).mkdir(parents=True)
         (folder / "teachers" / name / "record.json").write_text(text)
     costs = costs_of(read_sweep(folder))

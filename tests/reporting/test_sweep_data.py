@@ -114,7 +114,7 @@ def _point(label: str, *values: tuple[float, ...], **settings: object) -> Point:
         Trial(f"{label},seed={seed}", {}, seed, "finished", {}, 2, 2.0, (), values=found)
         for seed, found in enumerate(values)
     )
-    return Point(label, settings, trials, "finished")
+    return Point(label, settings, trials, range(len(values)))
 
 
 def _sweep(points: list[Point], *modes: Mode, **plan: object) -> Sweep:

@@ -130,7 +130,7 @@ def _sweep(axis: Axis, points: Points, *, seeds: Sequence[int] = (0,)) -> Sweep:
             Trial(f"{index},seed={seed}", {}, seed, state, {}, 9, 9.0, (), values=(y,))
             for seed, y in enumerate(ys)
         )
-        made.append(Point(str(index), {axis.name: x}, trials, state))
+        made.append(Point(str(index), {axis.name: x}, trials, (0,)))
     goals = (Goal(metric="validation.student.accuracy", mode="max"),)
     return Sweep(Path("x"), {"trials": 9}, (axis,), goals, tuple(seeds), tuple(made), {}, False)
 

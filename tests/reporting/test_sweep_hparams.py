@@ -129,7 +129,7 @@ def test_status_is_shown(hparams: HParams, tmp_path: Path) -> None:
     for name in ("runs", "failed"):
         _train(tmp_path / name, {1: 0.5})
     assert hparams.start("runs", POINT)
-    assert hparams.end("failed", POINT, ok=False)
+    assert hparams.end("failed", POINT, ok=False, numbers={})
     status = {name: group.sessions[0].status for name, group in _Tab(tmp_path).sessions().items()}
     assert status == {"runs": api_pb2.STATUS_UNKNOWN, "failed": api_pb2.STATUS_FAILURE}
 
@@ -137,14 +137,14 @@ def test_status_is_shown(hparams: HParams, tmp_path: Path) -> None:
 def test_resume_makes_no_second_session(hparams: HParams, tmp_path: Path) -> None:
     """A trial that failed, was repeated and finished appears once, as finished."""
     _train(tmp_path / "a", {1: 0.5})
-    hparams.end("a", POINT, ok=False)
+    hparams.end("a", POINT, ok=False, numbers={})
     again = HParams(tmp_path, AXES, seeds=(0, 1), goals=GOALS, task=TASKS["topics"])
     again.start("a", POINT)
     assert _Tab(tmp_path).sessions()["a"].sessions[0].status == api_pb2.STATUS_UNKNOWN
     time.sleep(1)  # event files of one second are read in the order of their numbers as text, 10 before 9
     _train(tmp_path / "a", {2: 0.9})
-    again.end("a", POINT, ok=True)
-    again.end("a", POINT, ok=True)
+    again.end("a", POINT, ok=True, numbers={})
+    again.end("a", POINT, ok=True, numbers={})
     (group,) = _Tab(tmp_path).sessions().values()
     assert [session.status for session in group.sessions] == [api_pb2.STATUS_SUCCESS]
     assert _numbers(group)[ACCURACY] == pytest.approx(0.9)
@@ -154,14 +154,14 @@ def test_resume_makes_no_second_session(hparams: HParams, tmp_path: Path) -> Non
 def test_inactive_setting_stays_blank(hparams: HParams, tmp_path: Path) -> None:
     """A conditional setting has no value where its condition does not hold."""
     _train(tmp_path / "a", {1: 0.5})
-    hparams.end("a", {"student.layers": 1, "seed": 0}, ok=True)
+    hparams.end("a", {"student.layers": 1, "seed": 0}, ok=True, numbers={})
     assert _values(_Tab(tmp_path).sessions()["a"]) == {"student.layers": 1, "seed": 0}
 
 
 def test_trial_without_a_folder_gets_none(hparams: HParams, tmp_path: Path) -> None:
     """The trial would refuse a folder that somebody else made."""
     assert not hparams.start("a", POINT)
-    assert not hparams.end("a", POINT, ok=False)
+    assert not hparams.end("a", POINT, ok=False, numbers={})
     assert [path.name for path in tmp_path.iterdir()] == ["events.out.tfevents.0000000000.hparams"]
 
 

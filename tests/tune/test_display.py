@@ -17,7 +17,7 @@ from newsbert_ray.tune import display
 from newsbert_ray.tune.display import SweepDisplay
 from newsbert_ray.tune.space_file import read_space
 from newsbert_ray.tune.study import SweepStudy
-from newsbert_ray.tune.trials import Budget, Resources, RunningTrial, Trials, TrialSpec
+from newsbert_ray.tune.trials import Budget, Resources, RunningTrial, Trials
 
 WriteSpace = Callable[..., Path]
 MakeTrials = Callable[..., Trials]
@@ -35,7 +35,7 @@ def make_trials(write_space: WriteSpace, tmp_path: Path) -> MakeTrials:
     return make
 
 
-def take(trials: Trials) -> TrialSpec:
+def take(trials: Trials) -> Trial:
     """The next trial."""
     spec = trials.next_trial()
     assert spec is not None
@@ -69,20 +69,20 @@ def show(trials: Trials, console: Console, *, slots: int = 1) -> SweepDisplay:
 def start(trials: Trials) -> RunningTrial:
     """Start the next trial."""
     running = RunningTrial(take(trials), epochs=2, began=time.monotonic())
-    trials.running[running.spec.name] = running
+    trials.running[running.trial.name] = running
     return running
 
 
 def finish(shown: SweepDisplay, trials: Trials, clock: Clock, seconds: float, value: float | None) -> None:
     """A trial runs for so long, and ends with the value, or fails where there is none."""
-    spec = start(trials).spec
+    spec = start(trials).trial
     clock.now += seconds
     del trials.running[spec.name]
     if value is None:
         trials.fail(spec, "no memory")
     else:
         trials.finish(spec, (value,), seconds=seconds)
-    shown.ended(spec, seconds=seconds)
+    shown.ended(spec.name, seconds=seconds)
 
 
 def play(trials: Trials, console: Console, clock: Clock) -> None:
@@ -168,7 +168,7 @@ def test_early_stops_and_skipped_seeds_are_shown(make_trials: MakeTrials, clock:
     shown = show(trials, console)
     spec = take(trials)
     trials.stop(spec, EarlyStop(epoch=1.0, value=0.61, seconds=4.0, reason="asha"))
-    shown.ended(spec, seconds=4.0)
+    shown.ended(spec.name, seconds=4.0)
     clock.now += 30
     shown.tick()
     assert lines() == [
@@ -281,7 +281,7 @@ def test_several_goals_are_all_shown(make_trials: MakeTrials, clock: Clock) -> N
     shown = show(trials, console)
     spec = take(trials)
     trials.finish(spec, (0.5, 3.25))
-    shown.ended(spec, seconds=1.0)
+    shown.ended(spec.name, seconds=1.0)
     assert lines()[-1].split("  ")[2] == "validation.student.accuracy 0.5000, speed.times_teacher 3.2500"
 
 
@@ -292,7 +292,7 @@ def test_an_impossible_combination_is_shown(make_trials: MakeTrials, clock: Cloc
     shown = show(trials, console)
     spec = take(trials)
     trials.fail(spec, "3 does not divide 4")
-    shown.ended(spec)
+    shown.ended(spec.name)
     assert lines() == ["[1/4]  beta=0,layers=1,seed=0  failed: 3 does not divide 4"]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ from newsbert_ray.tune.estimate import (
     Parts,
     calibrate,
     planned_trials,
-    predict,
     settings_to_time,
     time_parts,
     wall_seconds,
@@ -61,7 +59,7 @@ def plan(
     """The estimate if every trial took PARTS."""
     planned = planned_trials(search, overrides={})
     calibration = Calibration(tuple(zip(planned.trials, parts, strict=False)), process=2.0, seconds=9.0)
-    return predict(search, planned, calibration, resources, **more)
+    return Estimate(search, resources, planned, calibration, **more)
 
 
 def test_a_trial_is_the_sum_of_its_parts(make_settings: MakeSettings) -> None:
@@ -116,7 +114,7 @@ def test_the_points_are_those_that_the_sweep_will_run(make_settings: MakeSetting
     drawn: dict[str, Any] = {"search": {"sampler": "tpe", "trials": 20}, "start": [{"distill.beta": 0.1}]}
     planned = planned_trials(space(make_settings, **drawn), overrides={})
     assert planned.trials[0].distill.beta == 0.1
-    assert (planned.points, len(planned.trials), planned.duplicates) == (20, 4, 16)
+    assert (len(planned.trials), planned.duplicates) == (4, 16)
     depths = [{"name": "student.layers", "values": (2, 3)}]
     planned = planned_trials(space(make_settings, axes=depths), overrides={})
     assert (len(planned.trials), planned.impossible) == (1, 1)
@@ -154,9 +152,9 @@ def test_workers_share_the_evaluation_and_cost_a_start(make_settings: MakeSettin
     trials = [
         t.model_copy(update={"workers": 2}) for t in planned_trials(space(make_settings), overrides={}).trials
     ]
-    planned = replace(alone.planned, trials=tuple(trials))
+    planned = alone.planned._replace(trials=tuple(trials))
     calibration = Calibration(((trials[0], PARTS),), process=2.0, seconds=9.0)
-    group = predict(alone.space, planned, calibration, Resources(slots=1, cpus=1.0, gpus=0.0, workers=2))
+    group = Estimate(alone.space, Resources(slots=1, cpus=1.0, gpus=0.0, workers=2), planned, calibration)
     assert group.costs[0].start == pytest.approx(alone.costs[0].start + GROUP_SECONDS)
     rows = read_manifest(make_settings().data).rows("test")
     assert group.costs[0].end == pytest.approx(alone.costs[0].end - 0.0005 * rows)

@@ -6,6 +6,7 @@ import json
 import pickle
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -14,17 +15,18 @@ import pytest
 from ray.exceptions import RayActorError
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
+from rich.console import Console
 
 from newsbert_ray.config import TrainSettings
 from newsbert_ray.ray_session import RaySession, environment
 from newsbert_ray.record import METRICS, read_entries, read_record
+from newsbert_ray.reporting.sweep_data import Trial as SweepTrial
 from newsbert_ray.storage.workdir import WorkDir
 from newsbert_ray.training.loop import PreemptedError
 from newsbert_ray.training.ray_group import GROUP_FOLDER, rank_zero_lock
 from newsbert_ray.tune import ray_tune
 from newsbert_ray.tune.ray_tune import (
     SweepCallback,
-    SweepParts,
     TrialSearcher,
     _failure_reason,
     _machine_lost,
@@ -35,7 +37,7 @@ from newsbert_ray.tune.ray_tune import (
 from newsbert_ray.tune.space_file import read_space
 from newsbert_ray.tune.study import SweepStudy
 from newsbert_ray.tune.trial import CONFIG, TrialConfig, trial_settings
-from newsbert_ray.tune.trials import Budget, Resources, Retention, Trials, TrialSpec
+from newsbert_ray.tune.trials import Budget, Resources, Retention, Trials
 
 WriteSpace = Callable[..., Path]
 MakeSearcher = Callable[..., tuple[TrialSearcher, list[str]]]
@@ -52,7 +54,7 @@ search: {sampler: random, trials: 30}
 
 @pytest.fixture
 def make_searcher(write_space: WriteSpace, tmp_path: Path) -> MakeSearcher:
-    """make_searcher(text) -> a searcher over this search space, and the labels it shows as ended."""
+    """make_searcher(text) -> a searcher over this search space, and the names it shows as ended."""
 
     def make(text: str = SPACE, *, slots: int = 2, cpus: float = 1) -> tuple[TrialSearcher, list[str]]:
         space = read_space(write_space(text))
@@ -60,25 +62,26 @@ def make_searcher(write_space: WriteSpace, tmp_path: Path) -> MakeSearcher:
         shown: list[str] = []
         resources = Resources(slots=slots, cpus=cpus, gpus=0)
 
-        def config(spec: TrialSpec) -> TrialConfig:
-            settings = trial_settings(space, spec.point, seed=spec.seed, out=spec.out, overrides={})
+        def config(trial: SweepTrial) -> TrialConfig:
+            out = trials.out(trial.name)
+            settings = trial_settings(space, trial.point, seed=trial.seed, out=out, overrides={})
             return TrialConfig(settings, metrics=(space.metric,), failures=WorkDir("failures"))
 
-        parts: Any = SimpleNamespace(
+        sweep: Any = SimpleNamespace(
             trials=trials,
-            make_config=config,
             resources=resources,
             budget=Budget(trials, resources),
-            display=SimpleNamespace(ended=lambda spec: shown.append(spec.label)),
+            display=SimpleNamespace(ended=shown.append),
+            to_restart={},
         )
-        return TrialSearcher(cast(SweepParts, parts)), shown
+        return TrialSearcher(cast(SweepCallback, sweep), config), shown
 
     return make
 
 
 def finish(searcher: TrialSearcher, name: str, value: float, seconds: float | None = None) -> None:
     """End a running trial with this value."""
-    searcher._trials.finish(searcher._trials.running.pop(name).spec, (value,), seconds=seconds)
+    searcher._sweep.trials.finish(searcher._sweep.trials.running.pop(name).trial, (value,), seconds=seconds)
 
 
 def test_an_impossible_combination_fails_alone(make_searcher: MakeSearcher) -> None:
@@ -86,15 +89,15 @@ def test_an_impossible_combination_fails_alone(make_searcher: MakeSearcher) -> N
     searcher, shown = make_searcher(slots=1)
     started = 0
     while (config := searcher.suggest(str(started))) != Searcher.FINISHED:
-        assert config[CONFIG].settings.out == str(searcher._trials.running[str(started)].spec.out)
+        assert config[CONFIG].settings.out.endswith(searcher._sweep.trials.running[str(started)].trial.name)
         finish(searcher, str(started), 0.5)
         started += 1
     assert started == 5
-    (failed,) = [point for point in searcher._trials.points.values() if point.state == "failed"]
+    (failed,) = [point for point in searcher._sweep.trials.points.values() if point.state == "failed"]
     assert failed.values == {"student.layers": 4, "model.teacher_layers": 6}
-    assert shown == [failed.label]
+    assert shown == [failed.trials[0].name]
     assert "6 teacher layers do not divide into 4 student layers" in failed.trials[0].reason
-    assert searcher._trials.unfinished == 0
+    assert searcher._sweep.trials.unfinished == 0
 
 
 def test_no_trial_starts_past_a_limit(make_searcher: MakeSearcher) -> None:
@@ -107,10 +110,10 @@ def test_no_trial_starts_past_a_limit(make_searcher: MakeSearcher) -> None:
     assert searcher.suggest("c") is not None  # 3 spent, 3 expected of each
     finish(searcher, "b", 0.5, seconds=1800.0)
     assert searcher.suggest("d") is None
-    assert searcher._trials.end_reason == ""
+    assert searcher._sweep.trials.end_reason == ""
     finish(searcher, "c", 0.5, seconds=1800.0)
     assert searcher.suggest("d") == Searcher.FINISHED
-    assert searcher._trials.end_reason == "limits.cost = 10 leaves no money for another trial"
+    assert searcher._sweep.trials.end_reason == "limits.cost = 10 leaves no money for another trial"
 
 
 def test_the_sweep_ends_at_its_target(make_searcher: MakeSearcher) -> None:
@@ -120,7 +123,7 @@ def test_the_sweep_ends_at_its_target(make_searcher: MakeSearcher) -> None:
         assert searcher.suggest(name) not in (None, Searcher.FINISHED)
         finish(searcher, name, value)
     assert searcher.suggest("c") == Searcher.FINISHED
-    assert "reached limits.target = 0.6 (0.7000)" in searcher._trials.end_reason
+    assert "reached limits.target = 0.6 (0.7000)" in searcher._sweep.trials.end_reason
 
 
 def test_only_a_dead_process_is_called_one() -> None:
@@ -166,19 +169,19 @@ def test_a_trial_is_retried_as_often_as_it_may(make_searcher: MakeSearcher) -> N
     for number, machine_lost in enumerate([True, False, True, False, True]):
         assert isinstance(searcher.suggest(str(number)), dict)
         assert searcher.suggest("more") is None
-        running = searcher._trials.running.pop(str(number))
+        running = searcher._sweep.trials.running.pop(str(number))
         running.began = 5.0
-        assert searcher.retry(running, machine_lost=machine_lost)
+        assert SweepCallback.retry(searcher._sweep, running, machine_lost=machine_lost)
     for name in ("after an epoch", "again"):
         assert isinstance(searcher.suggest(name), dict)
-        running = searcher._trials.running.pop(name)
+        running = searcher._sweep.trials.running.pop(name)
         running.numbers = {"epoch": 1.0}
-        assert searcher.retry(running, machine_lost=False)
+        assert SweepCallback.retry(searcher._sweep, running, machine_lost=False)
     assert isinstance(searcher.suggest("last"), dict)
-    running = searcher._trials.running.pop("last")
+    running = searcher._sweep.trials.running.pop("last")
     assert running.began == 5.0, "its clock goes on"
-    assert not searcher.retry(running, machine_lost=False)
-    searcher._trials.fail(running.spec, "died")
+    assert not SweepCallback.retry(searcher._sweep, running, machine_lost=False)
+    searcher._sweep.trials.fail(running.trial, "died")
     assert searcher.suggest("none") == Searcher.FINISHED
 
 
@@ -204,27 +207,26 @@ def retention(tmp_path: Path) -> Retention:
     return Retention(trials, Resources(slots=1, cpus=1.0, gpus=0.0, workers=2), checkpoints=1)
 
 
-def trial_in(folder: Path) -> TrialSpec:
-    """A trial of the sweep in `folder`."""
-    return TrialSpec("one", "one", {}, 0, folder / "trials" / "one")
+def trial_in(folder: Path) -> Path:
+    """The folder of a trial of the sweep in `folder`."""
+    return folder / "trials" / "one"
 
 
 def test_cleanup_runs_only_so_often(
-    held: list[int], retention: Retention, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    held: list[int], write_space: WriteSpace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Tune's loop runs hundreds of times a second: asking each time would slow every trial down."""
     monkeypatch.setattr(ray_tune, "STATUS_SECONDS", 0.2)
     monkeypatch.setattr("ray.nodes", list)
     calls: list[str] = []
-    parts: Any = SimpleNamespace(
-        trials=SimpleNamespace(running={}, ended={}, unfinished=1, folder=tmp_path, best=lambda: None),
-        resources=Resources(slots=1, cpus=1.0, gpus=0.0, workers=2),
-        retention=retention,
-        display=SimpleNamespace(tick=lambda: calls.append("tick")),
-        check=lambda: calls.append("check"),
-    )
+    space = read_space(write_space(SPACE))
+    trials = Trials(space, SweepStudy(space, tmp_path), WorkDir.at(tmp_path))
+    first = trial_settings(space, {}, seed=0, out="out", overrides={})
+    resources = Resources(slots=1, cpus=1.0, gpus=0.0, workers=2)
+    check = partial(calls.append, "check")
+    callback = SweepCallback(trials, first, resources, console=Console(), check=check)
+    monkeypatch.setattr(callback.display, "tick", partial(calls.append, "tick"))
     held += [1, 1, 1]
-    callback = SweepCallback(parts, cast(TrialSearcher, None))
     for _ in range(100):
         callback.on_step_end(0, [])
     assert len(held) == 2
@@ -247,20 +249,20 @@ def test_checkpoints_are_removed_when_nobody_writes_any_more(
     held: list[int], retention: Retention, tmp_path: Path
 ) -> None:
     """A worker that is ending writes one more after the sweep has cleaned up; it would stay for ever."""
-    spec = trial_in(tmp_path)
-    (spec.out / "checkpoints" / "step-1").mkdir(parents=True)
-    (spec.out / GROUP_FOLDER).mkdir()
-    (spec.out / METRICS).touch()
+    folder = trial_in(tmp_path)
+    (folder / "checkpoints" / "step-1").mkdir(parents=True)
+    (folder / GROUP_FOLDER).mkdir()
+    (folder / METRICS).touch()
     release_groups(retention)
-    assert (spec.out / "checkpoints").exists()
-    with rank_zero_lock(spec.out):
-        retention.ended(spec)
-        assert (spec.out / "checkpoints").exists()
+    assert (folder / "checkpoints").exists()
+    with rank_zero_lock(folder):
+        retention.ended("one")
+        assert (folder / "checkpoints").exists()
         assert not wait_for_groups(retention, seconds=0.2)
     assert wait_for_groups(retention, seconds=0.0)
-    assert not (spec.out / "checkpoints").exists()
-    assert not (spec.out / GROUP_FOLDER).exists()
-    assert (spec.out / METRICS).exists()
+    assert not (folder / "checkpoints").exists()
+    assert not (folder / GROUP_FOLDER).exists()
+    assert (folder / METRICS).exists()
 
 
 @pytest.mark.ray
@@ -276,7 +278,7 @@ def test_a_trial_stopped_then_killed_then_finished(
     import ray as cluster
     from ray import tune
 
-    run, seen = trial_in(tmp_path).out, tmp_path / "seen.jsonl"
+    run, seen = trial_in(tmp_path), tmp_path / "seen.jsonl"
     settings = make_settings(workers=2, epochs=4, out=str(run))  # shorter ones end before they are stopped
     with environment({"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}):
         results = tune.Tuner(
@@ -297,7 +299,7 @@ def test_a_trial_stopped_then_killed_then_finished(
             ),
         ).fit()
     assert results.num_errors == 0
-    retention.ended(trial_in(tmp_path))
+    retention.ended("one")
     assert wait_for_groups(retention)
     assert actors_alive() <= SHARED
     assert {one["state"] for one in cluster.util.placement_group_table().values()} == {"REMOVED"}

@@ -32,7 +32,7 @@ from newsbert_ray.tune import sweep as sweep_module
 from newsbert_ray.tune.space import steer
 from newsbert_ray.tune.space_file import Changes, read_space, restore_changes
 from newsbert_ray.tune.study import JOURNAL, SweepStudy
-from newsbert_ray.tune.sweep import OpenSweep, SweepError, SweepResult, make_plan
+from newsbert_ray.tune.sweep import OpenSweep, SweepError, SweepResult
 from newsbert_ray.tune.trial import check_space, trial_settings
 from newsbert_ray.tune.trials import Trials, metric_value
 from tests.conftest import change_json
@@ -307,9 +307,10 @@ def finished_sweep(file: Path, out: Path, make_train: Any, overrides: dict[str, 
     trials = Trials(space, SweepStudy(space, out), WorkDir.at(out))
     train = make_train()
     while (spec := trials.next_trial()) is not None:
-        settings = trial_settings(space, spec.point, seed=spec.seed, out=spec.out, overrides=overrides or {})
+        folder = trials.out(spec.name)
+        settings = trial_settings(space, spec.point, seed=spec.seed, out=folder, overrides=overrides or {})
         train(settings, report=lambda entry: None, quiet=True)
-        trials.finish(spec, (metric_value(read_record(spec.out), space.metric),))
+        trials.finish(spec, (metric_value(read_record(folder), space.metric),))
     (out / JOURNAL).unlink()  # it names no sweep
     sweep(file, out=out, overrides=overrides, train=train)
 
@@ -388,7 +389,7 @@ def test_a_storage_password_is_never_written(
     url = f"sqlite:///{tmp_path}/study.db?password=hush"
     space = steer(read_space(file), {"search.storage": url})
     changes, first = Changes(control={"search": {"storage": url}}), check_space(space, out=out, overrides={})
-    plan = make_plan(OpenSweep(WorkDir.at(out), space, changes, first, (), {}, ()))
+    plan = OpenSweep(WorkDir.at(out), space, changes, first, (), {}, (), 0.0).plan
     assert "hush" not in json.dumps(plan)
     assert plan["control"]["search"]["storage"].endswith("password=***")
     with pytest.raises(SettingsError, match=r"does not keep the password; give the whole URL again"):

@@ -12,7 +12,7 @@ import pytest
 
 from newsbert_ray.config import SettingsError, TrainSettings, build_settings
 from newsbert_ray.record import METRICS, RECORD, EarlyStop, RecordError, RunRecord, write_stop
-from newsbert_ray.reporting.sweep_data import Point, undominated
+from newsbert_ray.reporting.sweep_data import Point, Trial, undominated
 from newsbert_ray.storage.workdir import WorkDir
 from newsbert_ray.tune.space_file import read_space
 from newsbert_ray.tune.study import SweepStudy
@@ -20,7 +20,6 @@ from newsbert_ray.tune.trials import (
     Resources,
     Retention,
     Trials,
-    TrialSpec,
     metric_value,
     plan_resources,
     read_curves,
@@ -52,9 +51,9 @@ def values_by_seed(point: Point) -> dict[int, tuple[float, ...]]:
     return {trial.seed: trial.values for trial in point.of_state("finished")}
 
 
-def run(spec: TrialSpec, train: Any) -> None:
+def run(trials: Trials, spec: Trial, train: Any) -> None:
     """Leave the record that a trial leaves."""
-    values = {"data": "nowhere", "teacher": "scratch", "out": str(spec.out), "seed": spec.seed}
+    values = {"data": "nowhere", "teacher": "scratch", "out": str(trials.out(spec.name)), "seed": spec.seed}
     layers = {"layers": spec.point["student.layers"]}
     beta = {"beta": spec.point["distill.beta"]}
     settings = build_settings(TrainSettings, {**values, "student": layers, "distill": beta})
@@ -74,7 +73,7 @@ def test_a_point_is_told_once_all_its_seeds_have_ended(make_trials: MakeTrials, 
         "beta=0,layers=1",
         1,
     )
-    assert first.out == tmp_path / "sweep" / "trials" / "beta=0,layers=1,seed=0"
+    assert trials.out(first.name) == tmp_path / "sweep" / "trials" / "beta=0,layers=1,seed=0"
     trials.finish(first, (0.1,))
     assert study.ended == []
     trials.finish(second, (0.3,))
@@ -113,12 +112,12 @@ def test_a_trial_with_a_record_is_not_run_again(make_trials: MakeTrials, make_tr
     handed = [trials.next_trial() for _ in range(3)]
     for spec in handed[1:]:
         assert spec is not None
-        run(spec, train)
+        run(trials, spec, train)
     again = make_trials()
     names = []
     while (spec := again.next_trial()) is not None:
         names.append(spec.name)
-        run(spec, train)
+        run(trials, spec, train)
         again.finish(spec, (0.5,))
     assert handed[0] is not None
     assert names[0] == handed[0].name
@@ -138,10 +137,10 @@ def test_a_damaged_record_is_renamed_and_its_trial_run_again(
     trials = make_trials()
     done = []
     while (spec := trials.next_trial()) is not None:
-        run(spec, make_train())
+        run(trials, spec, make_train())
         trials.finish(spec, (0.5,))
         done.append(spec)
-    path = done[3].out / RECORD
+    path = trials.out(done[3].name) / RECORD
     text = path.read_text()
     path.write_text(text[:100] if damage == "half a record" else text.replace('"accuracy"', '"other"'))
     again = make_trials()
@@ -150,8 +149,8 @@ def test_a_damaged_record_is_renamed_and_its_trial_run_again(
     spec = again.next_trial()
     assert spec == done[3]
     assert not path.exists()
-    assert (done[3].out / "record.json.damaged").exists()
-    run(spec, make_train())
+    assert (trials.out(done[3].name) / "record.json.damaged").exists()
+    run(trials, spec, make_train())
     again.finish(spec, (0.5,))
     assert again.next_trial() is None
     assert (again.unfinished, again.resumed) == (0, 7)
@@ -183,7 +182,7 @@ def test_a_stopped_point_is_not_run_with_other_seeds(make_trials: MakeTrials) ->
     trials = make_trials()
     first = trials.next_trial()
     assert first is not None
-    write_stop(first.out, EARLY)
+    write_stop(trials.out(first.name), EARLY)
     trials.stop(first, EARLY)
     result = trials.points[first.label]
     assert states(result) == {0: "stopped", 1: "skipped"}
@@ -209,8 +208,8 @@ def test_a_finished_seed_counts_although_another_was_stopped(
     first, second = trials.next_trial(), trials.next_trial()
     assert first is not None
     assert second is not None
-    write_stop(first.out, EARLY)
-    run(second, make_train())
+    write_stop(trials.out(first.name), EARLY)
+    run(trials, second, make_train())
     again = make_trials()
     again.collect()
     result = again.points[first.label]
@@ -226,12 +225,12 @@ def test_the_study_gets_the_mean_curve(make_trials: MakeTrials) -> None:
     assert first is not None
     assert second is not None
     for spec, values in ((first, [0.1, 0.5]), (second, [0.3, 0.7])):
-        spec.out.mkdir(parents=True)
+        trials.out(spec.name).mkdir(parents=True)
         lines = [
             {"kind": "evaluation", "epoch": float(n), "validation": {"student": {"accuracy": value}}}
             for n, value in enumerate(values, 1)
         ]
-        (spec.out / METRICS).write_text(
+        (trials.out(spec.name) / METRICS).write_text(
             "".join(json.dumps(line) + "\n" for line in [{"kind": "log"}, *lines])
         )
     trials.finish(first, (0.5,))
@@ -376,12 +375,12 @@ def test_checkpoints_are_removed_and_the_best_students_are_kept(
         spec = trials.next_trial()
         assert spec is not None
         for name, size in (("checkpoints/step-1", 3000), ("checkpoints/best-1", 1000), ("student", 500)):
-            (spec.out / name).mkdir(parents=True)
-            (spec.out / name / "weights").write_bytes(bytes(size))
-        keeper.reported(spec)
+            (trials.out(spec.name) / name).mkdir(parents=True)
+            (trials.out(spec.name) / name / "weights").write_bytes(bytes(size))
+        keeper.reported(spec.name)
         trials.finish(spec, (value,))
-        keeper.ended(spec)
-        folders.append(spec.out)
+        keeper.ended(spec.name)
+        folders.append(trials.out(spec.name))
     assert [(folder / "student").exists() for folder in folders] == [False, True, False, True]
     assert not any((folder / "checkpoints").exists() for folder in folders)
     assert keeper.line() == (
