@@ -18,7 +18,6 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-_LOCK = ".lock"
 _POLL_SECONDS = 0.05
 
 
@@ -65,15 +64,15 @@ def replace_folder(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     for leftover in path.parent.glob(f".{escape(path.name)}.{'[0-9a-f]' * 8}*"):
-        with suppress(OSError), locked(leftover / _LOCK):
-            shutil.rmtree(leftover, ignore_errors=True)
+        if leftover.is_dir():
+            with suppress(OSError), _locked_folder(leftover):
+                shutil.rmtree(leftover, ignore_errors=True)
     partial = _partial_name(path)
-    partial.mkdir()
-    with locked(partial / _LOCK):
+    with _locked_folder(partial):
+        partial.mkdir()
         try:
             yield partial
             if partial.exists():
-                (partial / _LOCK).unlink()
                 for file in partial.rglob("*"):
                     if file.is_file():
                         file.chmod(partial.stat().st_mode & 0o666)
@@ -85,6 +84,17 @@ def replace_folder(path: Path) -> Iterator[Path]:
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
+
+
+@contextmanager
+def _locked_folder(folder: Path) -> Iterator[None]:
+    """Hold a lock file beside `folder`, which is removed at the end."""
+    lock = folder.with_name(f"{folder.name}.lock")
+    with locked(lock):
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
 
 
 def sha256_of(path: Path) -> str:

@@ -62,6 +62,22 @@ def test_partial_folders_of_killed_processes_are_removed(tmp_path: Path) -> None
     assert {path.name for path in tmp_path.iterdir()} == {"step", ".step.backup", ".step-2.0123abcd"}
 
 
+def test_a_new_folder_holds_only_what_is_written(tmp_path: Path) -> None:
+    """A student's file list would name a lock that is gone when it is read."""
+    with replace_folder(tmp_path / "student") as partial:
+        assert list(partial.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["student"]
+
+
+def test_a_block_may_leave_the_old_folder(tmp_path: Path) -> None:
+    """prepare finds its result there already, and must not replace it by nothing."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "kept").touch()
+    with replace_folder(tmp_path / "out") as partial:
+        partial.rmdir()
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "kept"]
+
+
 def test_modes_follow_the_umask(tmp_path: Path) -> None:
     """Colleagues who share a disk could not read results, or strangers could."""
     before = os.umask(0o027)

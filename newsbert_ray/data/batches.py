@@ -64,7 +64,6 @@ class Window:
     quotas: tuple[int, ...]
 
     def batches(self, batch_size: int) -> int:
-        """Updates this window gives."""
         return -(-sum(self.quotas) // batch_size)
 
 
@@ -100,11 +99,6 @@ def epoch_windows(shards: Sequence[Shard], quotas: Sequence[int], *, seed: int, 
         own = tuple(quotas[m] for m in group)
         windows.append(Window(epoch, number, tuple(shards[m] for m in group), own))
     return [window for window in windows if sum(window.quotas)]
-
-
-def window_generator(order: Order, window: Window) -> np.random.Generator:
-    """The generator that arranges a window's examples."""
-    return seeded_generator(order.seed, window.epoch, window.number + 1)
 
 
 def cut_updates(
@@ -148,9 +142,7 @@ def shuffle_groups(groups: Ints, generator: np.random.Generator) -> Ints:
 
 
 def worker_rows(rows: Ints, order: Order, *, grouped: bool = False) -> dict[int, Ints]:
-    """This worker's pieces of an update's rows, by their number in the update.
-
-    Every row belongs to one piece of one worker.
+    """This worker's pieces of an update's rows, by their number in the update; every row is in one piece.
 
     Args:
         grouped: neighbours stay together, because those of a group share a history; otherwise they are dealt
@@ -279,7 +271,6 @@ class Batch:
         return sum(bucket.input_ids.numel() for bucket in self.buckets)
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on `device`."""
         buckets = tuple(bucket.to(device) for bucket in self.buckets)
         return replace(self, buckets=buckets, target=self.target.to(device))
 
@@ -314,7 +305,6 @@ def make_bucket(
     *,
     rows: npt.NDArray[np.integer] | None = None,
 ) -> Bucket:
-    """Arrays as a Bucket."""
     counts = None if uses is None or (uses == 1).all() else torch.from_numpy(uses.astype(np.float32))
     of_table = None if rows is None else torch.from_numpy(rows.astype(np.int64))
     return Bucket(torch.from_numpy(ids), torch.from_numpy(mask.astype(np.int64)), counts, of_table)

@@ -57,7 +57,6 @@ class Examples:
         return len(self)
 
     def take(self, rows: Ints) -> Self:
-        """The examples at `rows`, in that order."""
         return replace(self, **{one.name: getattr(self, one.name)[rows] for one in fields(self)[1:]})
 
     def beside(self, table: TextTable, rows: Ints) -> Self:
@@ -105,26 +104,23 @@ class Titles(Examples):
 
     @property
     def lengths(self) -> Ints:
-        """Tokens of each title."""
         return self.table.lengths(self.rows)
 
     @property
     def labelled(self) -> int:
-        """Titles with a topic."""
         return int(np.count_nonzero(self.labels >= 0))
 
     def mentions(self) -> Rows:
-        """The row of each title."""
         return self.rows
 
     def beside(self, table: TextTable, rows: Ints) -> Titles:
-        """Also the texts `rows` of `table`, without a topic; like lengths are neighbours then."""
+        """Also the texts `rows` of `table`; like lengths are neighbours then."""
         labels = np.concatenate([self.labels, np.full(len(rows), -1)])
         joined = Titles(table, np.concatenate([self.rows, rows]), labels)
         return joined.take(np.argsort(joined.lengths, kind="stable"))
 
     def collate(self, *, pad_id: int, budget: int) -> tuple[tuple[Bucket, ...], Topics]:
-        """The titles in their order, in few buckets: those of a batch have similar lengths already."""
+        """In few buckets: titles of a batch have similar lengths already."""
         pieces = -(-int(self.lengths.max(initial=1)) * len(self) // budget)
         buckets = [
             make_bucket(*self.table.ids(rows, pad_id=pad_id), rows=rows)
@@ -134,12 +130,8 @@ class Titles(Examples):
 
 
 def titles_of(shard: pa.Table, table: TextTable, *, quota: int | None = None, start: int = 0) -> Titles:
-    """The titles of a news shard.
-
-    Args:
-        quota: take so many of those with a label, chosen by `news_id`.
-        start: the shard's first row in the table of texts.
-    """
+    """The titles of a news shard that begins at row `start` of the table of texts; with a `quota` so many of
+    those with a label, chosen by `news_id`."""
     labels = shard.column("label").to_numpy().astype(np.int64)
     rows = np.arange(len(labels))
     if quota is not None:
@@ -168,7 +160,6 @@ class Impressions:
         return len(self.offsets) - 1
 
     def take(self, rows: Ints) -> Impressions:
-        """The impressions at `rows`, in that order."""
         read, history_offsets = gather(self.history_offsets, rows)
         offered, offsets = gather(self.offsets, rows)
         return Impressions(
@@ -198,11 +189,9 @@ class Clicks(Examples):
         return len(self.candidates)
 
     def beside(self, table: TextTable, rows: Ints) -> Clicks:
-        """Also the texts `rows` of `table`, which begins with this one's texts."""
         return replace(self, table=table, others=rows)
 
     def take(self, rows: Ints) -> Clicks:
-        """The clicks at `rows`, in that order."""
         flat, offsets = gather(self.offsets, rows)
         return Clicks(self.table, self.history[flat], offsets, self.candidates[rows], self.groups[rows])
 
@@ -245,12 +234,8 @@ def impressions_of(table: pa.Table, *, history: int) -> Impressions:
 
 
 def find_clicks(impressions: Impressions) -> tuple[Ints, Ints, Ints]:
-    """Clicks to learn from, and their possible negatives.
-
-    Returns:
-        Positions (flat, among all candidates) of the clicks whose impression has a negative; positions of
-        all negatives, in order; and the (I + 1,) offsets of each impression's negatives.
-    """
+    """Flat positions of the clicks whose impression has a negative, those of all negatives, and the (I + 1,)
+    offsets of each impression's negatives."""
     owner = np.repeat(np.arange(len(impressions)), np.diff(impressions.offsets))
     clicked = impressions.clicked == 1
     # A candidate listed without a click is no negative if the impression lists it with one, too.
@@ -295,11 +280,8 @@ def draw_clicks(
 
 
 def choose_clicks(table: pa.Table, impressions: Impressions, quota: int) -> tuple[Impressions, Ints]:
-    """`quota` of a shard's clicks that can be learned from, by a fixed hash.
-
-    Returns:
-        The impressions that hold them, and their positions among these impressions' clicks.
-    """
+    """`quota` of a shard's clicks that can be learned from, by a fixed hash: the impressions that hold them,
+    and their positions among these impressions' clicks."""
     clicks = find_clicks(impressions)[0]
     if quota >= len(clicks):
         return impressions, np.arange(len(clicks))

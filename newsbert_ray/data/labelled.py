@@ -54,7 +54,6 @@ class Columns(NamedTuple):
     name: str | None
 
     def describe(self) -> str:
-        """The columns, for the user."""
         return f"text from {', '.join(self.texts)}; label from {self.label or 'no column'}"
 
     def pick(self, prefix: str, record: Record) -> Record:

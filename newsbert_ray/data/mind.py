@@ -99,13 +99,12 @@ def is_mind(source: str) -> bool:
 
 
 def find_files(source: str, *, unpacked: Path) -> tuple[str, dict[Kind, Path]]:
-    """The name of one `--source`, and its files, of which behaviors.tsv may be missing.
+    """The name of one `--source`, and its files, of which behaviors.tsv may be missing. PrepareError for a
+    missing path, or a zip that has no news.tsv or is damaged.
 
     Args:
         source: a folder that holds news.tsv, itself or in its only such subfolder; or a zip of one.
         unpacked: folder to write a zip's files to.
-    Raises:
-        PrepareError: no such path, or a zip that has no news.tsv or is damaged.
     """
     path = Path(source).expanduser()
     if path.is_dir():
@@ -154,14 +153,9 @@ def parse_text(line: str) -> News:
 
 
 def parse_behaviors(line: str, *, whole: bool = True) -> Impression:
-    """One line of behaviors.tsv, without its line end.
-
-    Args:
-        whole: False leaves history and candidates out, which is several times faster.
-    Raises:
-        BadLine: another number of columns, an id that is missing, a malformed date; no candidates, or
-            candidates of which only some are labelled.
-    """
+    """One line of behaviors.tsv, without its line end; BadLine where a column is missing or malformed, there
+    are no candidates, or only some are labelled. Not `whole`, it leaves history and candidates out, several
+    times faster."""
     impression_id, user_id, time, history, candidates = _split(line, BEHAVIORS_COLUMNS)
     _require_id("impression id", impression_id)
     _require_id("user id", user_id)
@@ -230,8 +224,8 @@ def split_news(
     trained: Codes | None,
     seed: int,
     shares: Shares,
-) -> tuple[Fates, dict[int, int]]:
-    """The fate of every line of one news file.
+) -> tuple[Fates, npt.NDArray[np.int64]]:
+    """The fate of every line of one news file, and its original as `find_originals`.
 
     Args:
         hashes: shape (lines,); hash of the news id.
@@ -240,17 +234,15 @@ def split_news(
         earlier: sorted hashes of the news of earlier files, which are not repeated.
         trained: codes of the training topics; None for the training file itself.
         shares: held out of the training file by hash.
-    Returns:
-        Fates of shape (lines,), and the duplicates (position -> position of the first).
     """
     well_formed = topics != NO_CODE
-    duplicates = find_duplicates(hashes, well_formed)
+    originals = find_originals(hashes, well_formed)
     if role is Fate.TRAIN:
         fates = sources.split_by_hash(hashes, shares, seed=seed)
     else:
         fates = np.full(len(hashes), role, dtype=np.uint8)
     fates[~well_formed] = Fate.MALFORMED
-    fates[list(duplicates)] = Fate.DUPLICATE
+    fates[originals > 0] = Fate.DUPLICATE
     kept = fates <= Fate.TEST
     fates[kept & sources.is_known(hashes, earlier)] = Fate.EARLIER
     kept = fates <= Fate.TEST
@@ -262,16 +254,16 @@ def split_news(
         fates[kept & ~np.isin(topics, trained)] = Fate.UNSEEN_TOPIC
     # Texts without labels train; those of later files belong to no split.
     fates[kept & (topics == NO_TOPIC)] = Fate.TRAIN if role is Fate.TRAIN else Fate.UNSEEN_TOPIC
-    return fates, duplicates
+    return fates, originals
 
 
-def find_duplicates(hashes: Hashes, well_formed: npt.NDArray[np.bool_]) -> dict[int, int]:
-    """Position of every repeated well-formed line -> position of the first with the same id; ascending."""
-    lines = np.flatnonzero(well_formed)
+def find_originals(hashes: Hashes, well_formed: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    """For each repeated well-formed line the number (from 1) of the first with the same id; 0 for others."""
+    lines, originals = np.flatnonzero(well_formed), np.zeros(len(hashes), np.int64)
     _, first, inverse = np.unique(hashes[lines], return_index=True, return_inverse=True)
-    originals = lines[first[inverse]]
-    repeated = originals != lines
-    return dict(zip(lines[repeated].tolist(), originals[repeated].tolist(), strict=True))
+    repeated = first[inverse] != np.arange(len(lines))
+    originals[lines[repeated]] = lines[first[inverse]][repeated] + 1
+    return originals
 
 
 def split_by_time(minutes: Minutes, hashes: Hashes, counted: npt.NDArray[np.bool_], shares: Shares) -> Fates:
@@ -283,8 +275,6 @@ def split_by_time(minutes: Minutes, hashes: Hashes, counted: npt.NDArray[np.bool
         minutes: shape (lines,); minutes since 1970.
         hashes: shape (lines,); hash of the impression id.
         counted: shape (lines,); whether a line counts in the shares. Others are TRAIN.
-    Returns:
-        Shape (lines,).
     """
     fates = np.full(len(minutes), Fate.TRAIN, dtype=np.uint8)
     lines = np.flatnonzero(counted)

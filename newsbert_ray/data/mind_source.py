@@ -19,7 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from newsbert_ray.config import ColumnSettings, PrepareSettings
+from newsbert_ray.config import PrepareSettings
 from newsbert_ray.data import labelled, mind, shards, sources
 from newsbert_ray.data.mind import KEPT, NO_CODE, NO_TOPIC, RARE, Impression, Kind, Lines, News
 from newsbert_ray.data.shards import (
@@ -29,7 +29,6 @@ from newsbert_ray.data.shards import (
     Manifest,
     Shard,
     Split,
-    Texts,
     TextWriter,
     hash_ids,
 )
@@ -38,6 +37,7 @@ from newsbert_ray.data.tokenizer import TitleTokenizer, restore_tokenizer
 from newsbert_ray.files import format_size
 from newsbert_ray.methods import TaskName
 
+Integers = npt.NDArray[np.int64]
 Group = Split | Literal["other"]
 """A split, or the news of none."""
 Row = TypeVar("Row", News, Impression)
@@ -55,7 +55,7 @@ _FORMS: dict[Kind, str] = {
 class Job:
     """A chunk to write, of file number `number`, with the fates of its lines.
 
-    `originals`: position of a duplicate in the chunk -> line number of the first line with the same id.
+    `originals`: the number of the first line with the same id for a duplicate, 0 for other lines.
     `trains`: whether the file is for training; of others every impression is kept for the submission.
     """
 
@@ -64,30 +64,24 @@ class Job:
     number: int
     index: int
     fates: sources.Fates
-    originals: dict[int, int]
+    originals: Integers
     trains: bool
 
 
 @dataclass
 class MindFile:
-    """A file of MIND. `fates` has an entry a line; `duplicates` maps a line's position to its original's."""
+    """A file of MIND. `fates` and `originals` (as in Job) have an entry a line."""
 
     kind: Kind
     role: Fate
     source: SourceFile
     fates: sources.Fates = field(default_factory=lambda: np.zeros(0, dtype=np.uint8))
-    duplicates: dict[int, int] = field(default_factory=dict)
+    originals: Integers = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
     def jobs(self) -> Iterator[Job]:
-        """A job for each chunk, in the order of lines."""
         for index, chunk in enumerate(self.source.chunks):
-            start, stop = chunk.first_line - 1, chunk.first_line - 1 + chunk.lines
-            originals = {
-                position - start: self.duplicates[position] + 1
-                for position in range(start, stop)
-                if position in self.duplicates
-            }
-            fates, trains = self.fates[start:stop], self.role is Fate.TRAIN
+            lines, trains = slice(start := chunk.first_line - 1, start + chunk.lines), self.role is Fate.TRAIN
+            fates, originals = self.fates[lines], self.originals[lines]
             yield Job(chunk, self.kind, self.source.number, index, fates, originals, trains)
 
 
@@ -156,7 +150,6 @@ class NewsSource:
         self._require_news()
 
     def all_texts(self, *, training_only: bool) -> Iterator[str]:
-        """Titles in the order of their lines."""
         fates = {int(fate) for fate in ((Fate.TRAIN,) if training_only else KEPT)}
         for job in chain.from_iterable(file.jobs() for file in self._news):
             rows = sources.parse_chunk(job.chunk, mind.NEWS_PARSERS[job.kind])
@@ -165,7 +158,6 @@ class NewsSource:
                     yield row.title
 
     def write(self, tokenizer: TitleTokenizer) -> Contents:
-        """Write the shards of news and behaviours, and the table of texts."""
         shared = Shared(
             self._workspace.folder.absolute(),
             self._known,
@@ -186,7 +178,6 @@ class NewsSource:
         return self._describe(summaries)
 
     def summary(self, manifest: Manifest) -> Iterator[str]:
-        """Counts of news, topics, impressions and clicks, and Table 1 of the paper."""
         counts = self._counts
         rows = ", ".join(f"{manifest.rows(split):,} {split}" for split in SPLITS)
         yield f"{self.noun}: {rows}; {len(manifest.labels)} topics"
@@ -242,7 +233,7 @@ class NewsSource:
         earlier = hash_ids([])
         for position, file in enumerate(self._news):
             hashes, codes, _ = lines[file.source.number]
-            file.fates, file.duplicates = mind.split_news(
+            file.fates, file.originals = mind.split_news(
                 hashes,
                 codes,
                 role=file.role,
@@ -313,7 +304,13 @@ class NewsSource:
             for group, shard in summary.shards:
                 written.setdefault(group, []).append(shard)
         in_order = [shard for group in GROUPS.values() for shard in news.get(group, [])]
-        texts, counts = _write_texts(self._workspace.folder, in_order), self._counts
+        counts = self._counts
+        with TextWriter(self._workspace.folder) as writer:
+            for shard in in_order:
+                table = pq.read_table(self._workspace.folder / shard.file, columns=["tokens"])
+                tokens = table["tokens"].combine_chunks()
+                writer.add(tokens.values.to_numpy(), np.diff(tokens.offsets.to_numpy()))
+        texts = writer.describe()
         users = np.unique(np.concatenate([hash_ids([]), *(summary.users for summary in summaries)]))
         assert texts.rows == len(self._known)
         return Contents(
@@ -338,33 +335,25 @@ class NewsSource:
 
 def _open_files(settings: PrepareSettings, workspace: Workspace) -> list[MindFile]:
     """Every file of every source, hashed and cut into chunks, in the order of their roles."""
-    parts = [
-        part
-        for number, source in enumerate(settings.source)
-        for part in _open_source(source, settings.columns, workspace, workspace.folder / f"source-{number}")
-    ]
+    parts: list[tuple[str, dict[Kind, SourceFile]]] = []  # the name that decides a role, and the files
+    for number, source in enumerate(settings.source):
+        unpacked = workspace.folder / f"source-{number}"
+        if not mind.is_mind(source):
+            opened = labelled.open_parts(source, settings.columns, say=workspace.say)
+            parts += [(file.name, {"texts": file}) for file in labelled.write_parts(opened, unpacked)]
+            continue
+        name, paths = mind.find_files(source, unpacked=unpacked)
+        if "behaviors" not in paths:
+            workspace.say(f"{name}: no {mind.BEHAVIORS}, so news only")
+        parts.append((name, {kind: sources.read_through(path, folder=name) for kind, path in paths.items()}))
     files: list[MindFile] = []
     for position, (index, role, splits) in enumerate(sources.order_sources([name for name, _ in parts])):
         # Even numbers are news, odd ones behaviours: they are in the names of shards and in fingerprints.
-        for number, (kind, source) in enumerate(parts[index][1].items(), 2 * position):
-            size = f"{source.lines:,} {'rows' if kind == 'texts' else 'lines'}, {format_size(source.bytes)}"
-            workspace.say(f"{source.label}: {size}, for {splits}")
-            files.append(MindFile(kind, role, replace(source, number=number)))
+        for number, (kind, file) in enumerate(parts[index][1].items(), 2 * position):
+            size = f"{file.lines:,} {'rows' if kind == 'texts' else 'lines'}, {format_size(file.bytes)}"
+            workspace.say(f"{file.label}: {size}, for {splits}")
+            files.append(MindFile(kind, role, replace(file, number=number)))
     return files
-
-
-def _open_source(
-    source: str, columns: ColumnSettings, workspace: Workspace, unpacked: Path
-) -> list[tuple[str, dict[Kind, SourceFile]]]:
-    """The parts of a source, each with the name that decides its role and its files."""
-    if not mind.is_mind(source):
-        parts = labelled.open_parts(source, columns, say=workspace.say)
-        files = labelled.write_parts(parts, unpacked)
-        return [(file.name, {"texts": file}) for file in files]
-    name, paths = mind.find_files(source, unpacked=unpacked)
-    if "behaviors" not in paths:
-        workspace.say(f"{name}: no {mind.BEHAVIORS}, so news only")
-    return [(name, {kind: sources.read_through(path, folder=name) for kind, path in paths.items()})]
 
 
 def _assign_impressions(file: MindFile, lines: Lines, shares: sources.Shares) -> None:
@@ -373,8 +362,8 @@ def _assign_impressions(file: MindFile, lines: Lines, shares: sources.Shares) ->
     Lines that are bad for their candidates alone count in the shares, as candidates are not parsed yet.
     """
     well_formed = lines.codes != NO_CODE
-    file.duplicates = mind.find_duplicates(lines.hashes, well_formed)
-    repeated = list(file.duplicates)
+    file.originals = mind.find_originals(lines.hashes, well_formed)
+    repeated = file.originals > 0
     file.fates = np.full(len(well_formed), file.role, dtype=np.uint8)
     if file.role is Fate.TRAIN:
         well_formed[repeated] = False
@@ -414,7 +403,7 @@ def _sort_rows(
         elif not isinstance(row, BadLine) and fate == Fate.EARLIER:
             summary.counts["earlier"] += 1
         else:
-            duplicate = f"duplicate id: first at line {job.originals.get(position)}"
+            duplicate = f"duplicate id: first at line {job.originals[position]}"
             reason = str(row) if isinstance(row, BadLine) else duplicate
             number = getattr(row, "number", None) or job.chunk.first_line + position
             listed.append(summary.rejected.add(job.chunk.file, number, reason, text))
@@ -425,7 +414,6 @@ def _sort_rows(
 
 
 def _news_table(rows: list[News], group: Group, shared: Shared, summary: Summary) -> tuple[pa.Table, int]:
-    """A shard, and its examples."""
     tokenizer = restore_tokenizer(shared.tokenizer, name="", pad_id=shared.pad_id)
     ids, topics, subcategories, titles = zip(*rows, strict=True)
     columns = {
@@ -446,7 +434,6 @@ def _news_table(rows: list[News], group: Group, shared: Shared, summary: Summary
 def _impression_table(
     rows: list[Impression], group: Group, row_of: dict[str, int], summary: Summary
 ) -> tuple[pa.Table, int]:
-    """A shard, and its examples."""
     ids, users, times, histories, candidates, clicked = zip(*rows, strict=True)
     columns = {
         "impression_id": ids,
@@ -466,12 +453,3 @@ def _impression_table(
     summary.counts["read and known"] += len(table["history"].combine_chunks().values)
     summary.users = np.union1d(summary.users, hash_ids(users))
     return table, sum(map(mind.count_examples, known))
-
-
-def _write_texts(folder: Path, news: Sequence[Shard]) -> Texts:
-    """The table of texts: the tokens of all news shards, one shard in memory at a time."""
-    with TextWriter(folder) as writer:
-        for shard in news:
-            tokens = pq.read_table(folder / shard.file, columns=["tokens"])["tokens"].combine_chunks()
-            writer.add(tokens.values.to_numpy(), np.diff(tokens.offsets.to_numpy()))
-    return writer.describe()

@@ -135,7 +135,6 @@ class PairsSource:
                     yield from dict.fromkeys(pair.text for pair in compress(block.pairs, used))
 
     def write(self, tokenizer: TitleTokenizer) -> Contents:
-        """Write the shards and the table of texts."""
         lengths = {
             "query": self._settings.query_tokens,
             "text": self._settings.max_tokens or self.max_tokens,
@@ -169,7 +168,6 @@ class PairsSource:
         )
 
     def summary(self, manifest: Manifest) -> Iterator[str]:
-        """Counts of pairs, clicks, queries and texts."""
         rows = {split: manifest.rows(split, "retrieval") for split in SPLITS}
         shares = [
             f"{self._clicks[fate, 1] / rows[split]:.1%} of {split}" for fate, split in enumerate(SPLITS)
@@ -242,7 +240,6 @@ class PairsWriter:
         self._shards_of_table: Counter[Split] = Counter()
 
     def add(self, table: int, block: Block) -> None:
-        """Pairs of table number `table`."""
         columns = {
             "query": self._add_texts("query", [pair.query for pair in block.pairs]),
             "text": self._add_texts("text", [pair.text for pair in block.pairs]),
@@ -255,7 +252,6 @@ class PairsWriter:
                 self._write(table, split)
 
     def end_table(self, table: int) -> None:
-        """Write what still waits of table number `table`."""
         for split in SPLITS:
             if any(len(part) for part in self._waiting[split]):
                 self._write(table, split)

@@ -64,10 +64,7 @@ _LEARNED = ("scratch.vocabulary", "vectors")
 
 
 def prepare(settings: PrepareSettings, *, say: Say = print) -> Manifest:
-    """Prepare the shards of `settings.out`, or find them there already.
-
-    Arguments, result and errors are those of `newsbert_ray.prepare`.
-    """
+    """Prepare the shards of `settings.out`, or find them there already, as `newsbert_ray.prepare`."""
     inputs = [download_input(source) for source in settings.source]
     local = settings.model_copy(update={"source": inputs, "teacher": download_input(settings.teacher)})
     if inside_cluster() and any(map(is_url, (settings.out, *settings.source))):

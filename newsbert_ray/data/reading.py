@@ -40,7 +40,6 @@ class World:
 
     @property
     def is_rank_zero(self) -> bool:
-        """Whether this worker writes the run's files and prints."""
         return self.rank == 0
 
     def owns(self, index: int) -> bool:
@@ -96,19 +95,9 @@ class TrainingSchedule:
     manifest: Manifest = field(hash=False)
     order: Order
 
-    @property
-    def folder(self) -> str:
-        """The shards."""
-        return self.settings.data
-
-    @property
-    def task(self) -> TaskName:
-        """The task of the run."""
-        return self.settings.task
-
     def windows(self, epoch: int) -> list[Window]:
         """The windows of `epoch` (from 0), in order."""
-        shards = self.manifest.shards("train", self.task)
+        shards = self.manifest.shards("train", self.settings.task)
         quotas = batches.share_examples(shards, self.settings.train_rows)
         return batches.epoch_windows(shards, quotas, seed=self.order.seed, epoch=epoch)
 
@@ -136,13 +125,7 @@ class TrainingSchedule:
         return frozenset((*multiples, *(self.ends[-1:] if every and self.settings.steps else self.ends)))
 
     @property
-    def examples(self) -> int:
-        """Examples of an epoch."""
-        return self.settings.train_rows or self.manifest.examples("train", self.task)
-
-    @property
     def total_steps(self) -> int:
-        """Updates of the whole run."""
         return self.ends[-1]
 
     def windows_from(self, done: int) -> Iterator[tuple[Window, int, int]]:
@@ -203,8 +186,12 @@ def window_parts(
 ) -> Iterator[tuple[int, list[Part]]]:
     """(step, this worker's parts) of a window's updates, without the first `skip` and those after the end."""
     examples = window_examples(schedule, window)
-    generator = batches.window_generator(schedule.order, window)
-    arranged = _arrange(examples, schedule.order, generator)
+    generator = batches.seeded_generator(schedule.order.seed, window.epoch, window.number + 1)
+    if isinstance(examples, Clicks):
+        arranged = batches.shuffle_groups(examples.groups, generator)
+    else:
+        assert isinstance(examples, Titles | Pairs)
+        arranged = batches.shuffle_alike(examples.lengths, schedule.order, generator)
     beside = _arrange_beside(schedule, window, first_step)
     for index, (rows, more) in enumerate(batches.cut_updates(arranged, schedule.order, generator, beside)):
         if index >= skip and first_step + index <= schedule.total_steps:
@@ -231,7 +218,6 @@ def worker_parts(examples: Examples, rows: Ints, order: Order, more: Texts | Non
 
 
 def collate_update(parts: Sequence[Part], schedule: TrainingSchedule, *, step: int, epoch: int) -> Update:
-    """An update's parts as batches."""
     pad_id, budget = schedule.manifest.tokenizer.pad_id, schedule.settings.token_budget
     return Update(step, epoch, tuple(collate(part, pad_id=pad_id, budget=budget) for part in parts))
 
@@ -241,12 +227,12 @@ def window_examples(schedule: TrainingSchedule, window: Window) -> Examples:
 
     What is read from the shards is cached for the process's later epochs and runs.
     """
-    folder, shards, quotas = schedule.folder, window.shards, window.quotas
+    folder, shards, quotas = schedule.settings.data, window.shards, window.quotas
     table = read_texts(folder, schedule.manifest)
-    if schedule.task == "topics":
+    if schedule.settings.task == "topics":
         starts = dict(schedule.manifest.news)
         return _window_titles(folder, table, shards, quotas, tuple(starts[shard] for shard in shards))
-    if schedule.task == "retrieval":
+    if schedule.settings.task == "retrieval":
         columns = [read_shard(folder, shard, examples.PAIR_COLUMNS) for shard in shards]
         parts = zip(columns, quotas, strict=True)
         return examples.join([examples.pairs_of(shard, table, quota=quota) for shard, quota in parts])
@@ -278,9 +264,9 @@ def _mentioned_texts(schedule: TrainingSchedule) -> Ints:
     """Rows of the table of texts that examples mention, ascending."""
     texts: list[npt.NDArray[np.integer]] = [np.zeros(0, np.int64)]
     for window in schedule.windows(0):
-        if schedule.task == "recommendation":
+        if schedule.settings.task == "recommendation":
             impressions = _window_impressions(
-                schedule.folder, window.shards, window.quotas, schedule.settings.recommendation.history
+                schedule.settings.data, window.shards, window.quotas, schedule.settings.recommendation.history
             )[0]
             texts += [impressions.history, impressions.candidates]
         else:
@@ -299,7 +285,7 @@ def training_texts(schedule: TrainingSchedule) -> TextTable:
     """The table of texts, continued by those of `unlabelled`."""
     if schedule.order.beside and schedule.settings.unlabelled is not None:
         return unlabelled_texts(schedule).table
-    return read_texts(schedule.folder, schedule.manifest)
+    return read_texts(schedule.settings.data, schedule.manifest)
 
 
 @lru_cache(maxsize=2)
@@ -312,8 +298,8 @@ def unlabelled_texts(schedule: TrainingSchedule) -> Texts:
     Raises:
         ShardError: there is none, or the other shards have another tokeniser.
     """
-    manifest, table = schedule.manifest, read_texts(schedule.folder, schedule.manifest)
-    folder = schedule.settings.unlabelled or schedule.folder
+    manifest, table = schedule.manifest, read_texts(schedule.settings.data, schedule.manifest)
+    folder = schedule.settings.unlabelled or schedule.settings.data
     other = shards.read_manifest(folder) if schedule.settings.unlabelled else manifest
     shards.require_tokenizer(other, manifest, folder=folder)
     longest = min(int(one.settings.get("max_tokens") or 512) for one in (manifest, other))
@@ -335,7 +321,7 @@ def unlabelled_texts(schedule: TrainingSchedule) -> Texts:
         offsets = shards.offsets_of(np.concatenate([np.diff(table.offsets), lengths]))
         table = TextTable(np.concatenate([table.tokens, *further]), offsets)
     if not len(rows):
-        raise ShardError(f"{schedule.folder}: no text is left for unlabelled_share; set it to 0")
+        raise ShardError(f"{schedule.settings.data}: no text is left for unlabelled_share; set it to 0")
     return Texts(table, rows)
 
 
@@ -391,13 +377,6 @@ class SplitData:
         table = read_texts(self.folder, self.manifest)
         for shard in self.manifest.require(self.split, "retrieval", folder=self.folder):
             yield examples.pairs_of(read_shard(self.folder, shard, examples.PAIR_COLUMNS), table)
-
-
-def _arrange(examples: Examples, order: Order, generator: np.random.Generator) -> Ints:
-    if isinstance(examples, Clicks):
-        return batches.shuffle_groups(examples.groups, generator)
-    assert isinstance(examples, Titles | Pairs)
-    return batches.shuffle_alike(examples.lengths, order, generator)
 
 
 def _arrange_beside(schedule: TrainingSchedule, window: Window, first_step: int) -> Ints:

@@ -177,7 +177,6 @@ class Manifest(Sealed, Contents):
         return sum(shard.rows for shard in self.shards(split, task))
 
     def examples(self, split: Split, task: TaskName = "topics") -> int:
-        """What training learns from in `split`: titles, clicks or pairs."""
         return sum(shard.examples for shard in self.shards(split, task))
 
     def shards(self, split: Split, task: TaskName) -> list[Shard]:
@@ -300,13 +299,8 @@ class TextTable:
         return [tokens[start:end] for start, end in ends]
 
     def ids(self, rows: npt.NDArray[np.integer], *, pad_id: int) -> tuple[Ints, npt.NDArray[np.bool_]]:
-        """Texts as a padded array.
-
-        Args:
-            rows: (B,) rows of the table.
-        Returns:
-            (B, L) ids padded with `pad_id` to the longest of them, and (B, L) whether a token is real.
-        """
+        """Texts at `rows` (B,) as ids (B, L), padded with `pad_id` to the longest of them, and (B, L) whether
+        a token is real."""
         lengths = self.lengths(rows)
         mask = np.arange(int(lengths.max(initial=1)))[None, :] < lengths[:, None]
         ids = np.full(mask.shape, pad_id, np.int64)
@@ -334,7 +328,6 @@ class TextWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End the file of tokens."""
         self._file.seek(0)
         self._write_header()
         self._file.close()

@@ -105,7 +105,6 @@ class SourceFile:
 
     @property
     def lines(self) -> int:
-        """Lines, bad ones included."""
         return sum(chunk.lines for chunk in self.chunks)
 
 
@@ -124,7 +123,6 @@ class Rejected:
         return json.dumps({"file": file, "line": line, "reason": reason, "text": text[:_EXCERPT]}) + "\n"
 
     def merge(self, later: Rejected) -> None:
-        """Add the bad rows of a later part of the file."""
         self.counts += later.counts
         self.examples = [*self.examples, *later.examples][:SHOWN_ROWS]
 
@@ -237,7 +235,7 @@ class HashIndex:
         return rows[inverse], first[in_order].tolist()
 
 
-def read_through(path: Path, *, folder: str, number: int = 0) -> SourceFile:
+def read_through(path: Path, *, folder: str) -> SourceFile:
     """Hash a file and cut it into chunks, in constant memory."""
     digest = hashlib.sha256()
     chunks: list[Chunk] = []
@@ -260,7 +258,7 @@ def read_through(path: Path, *, folder: str, number: int = 0) -> SourceFile:
     if rest:
         chunks.append(_chunk(path, label, rest, offset, line))
     size = offset + len(rest)
-    return SourceFile(folder, path.name, size, digest.hexdigest(), tuple(chunks), number)
+    return SourceFile(folder, path.name, size, digest.hexdigest(), tuple(chunks))
 
 
 def changed(file: str) -> PrepareError:
@@ -289,7 +287,6 @@ def parse_lines(
 
     Args:
         content: whole lines, each ended by LF or CRLF; the last may lack its end.
-        parse: makes a row of a line without its end, or raises BadLine.
         is_start: `content` begins the file, where a UTF-8 byte order mark is skipped.
     """
     content = content.removeprefix(b"\xef\xbb\xbf") if is_start else content

@@ -40,7 +40,6 @@ def map_chunks(
     """`function(chunk, shared)` for every chunk, as a Ray Data pipeline; results come as they are ready.
 
     Args:
-        chunks: small descriptions of work, one task each.
         function: importable on every worker; it must write where the driver can read.
         shared: needed by all chunks; sent to the object store once.
         workers: concurrent tasks; if None as many as the cluster's CPUs, or its GPUs, allow.
@@ -69,7 +68,6 @@ def map_chunks(
 
 
 def _quiet_context() -> DataContext:
-    """This process's settings of Ray Data, without progress bars and execution plans."""
     from ray.data import DataContext
 
     with warnings.catch_warnings():

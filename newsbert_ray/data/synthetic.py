@@ -54,10 +54,8 @@ def synthesize(
     unlabelled: Sequence[str] = (),
     popularity: float = 0.0,
 ) -> list[Path]:
-    """Write `out`/synthetic_<folder>, news.tsv and behaviors.tsv, for each of `folders`.
-
-    Arguments, result and errors are those of `newsbert_ray.synthesize`.
-    """
+    """Write `out`/synthetic_<folder>, news.tsv and behaviors.tsv, for each of `folders`:
+    `newsbert_ray.synthesize`."""
     _require_ranges(
         "corpus",
         news=(news, 8, 10**9),
@@ -104,10 +102,7 @@ def synthesize_pairs(
     seed: int = 0,
     tables: Sequence[str] = ("train", "dev"),
 ) -> list[Path]:
-    """Write `out`/synthetic_pairs_<name>.tsv for each of `tables`, in constant memory.
-
-    Arguments, result and errors are those of `newsbert_ray.synthesize_pairs`.
-    """
+    """Write `out`/synthetic_pairs_<name>.tsv for each of `tables`: `newsbert_ray.synthesize_pairs`."""
     queries = max(1, pairs // _CANDIDATES) if queries is None else queries
     _require_ranges(
         "pairs",
@@ -151,7 +146,6 @@ class _Language:
         self.names = [f"{word}ics" for word in words[names_start : self.rare_start]]
 
     def generator(self, *key: int) -> np.random.Generator:
-        """A generator that is a function of seed and key."""
         return np.random.default_rng([self.seed, *key])
 
 
@@ -234,7 +228,8 @@ class _Behaviors:
     ) -> None:
         self._start, self._interests, self._language = start, interests, language
         names = [f"N{number + 1}" for number in range(start, stop)]
-        self._times = pa.array([_format_time(when + timedelta(minutes=n)) for n in range(_MINUTES)])
+        times = (when + timedelta(minutes=n) for n in range(_MINUTES))
+        self._times = pa.array([f"{time:%-m/%-d/%Y %-I:%M:%S %p}" for time in times])
         self._names = pa.array(names)
         self._offers = pa.array([name + end for end in ends for name in names])
         blocks = range(start // _BLOCK, -(-stop // _BLOCK))
@@ -298,11 +293,6 @@ def _join(words: pa.StringArray, lengths: Integers) -> pa.StringArray:
     """`words` in lists of these lengths, separated by blanks."""
     offsets = pa.array(np.append(0, np.cumsum(lengths)), pa.int32())
     return pc.binary_join(pa.ListArray.from_arrays(offsets, words), " ")
-
-
-def _format_time(time: datetime) -> str:
-    noon = "PM" if time.hour >= 12 else "AM"
-    return f"{time.month}/{time.day}/{time.year} {time.hour % 12 or 12}:{time:%M:%S} {noon}"
 
 
 class _Texts:

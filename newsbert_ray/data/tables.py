@@ -66,7 +66,6 @@ class Table:
 
     @property
     def suffix(self) -> str:
-        """Its format."""
         return table_suffix(self.path)
 
     @property
@@ -104,7 +103,6 @@ def table_suffix(path: str | Path) -> str:
 
 
 def is_table(path: str | Path) -> bool:
-    """Whether `path` is named like a table."""
     return bool(table_suffix(path))
 
 

@@ -89,7 +89,6 @@ class TitleTokenizer:
         return none[:start], none[start:]
 
     def save(self, folder: Path) -> None:
-        """Write it as a Hugging Face tokeniser folder."""
         folder.mkdir(parents=True, exist_ok=True)
         if isinstance(self._origin, Path):
             copied = [self._origin / name for name in _FILES] + sorted(self._origin.glob("*.model"))
@@ -106,14 +105,23 @@ class TitleTokenizer:
 def load_tokenizer(teacher: str) -> TitleTokenizer:
     """The tokeniser of the encoder `teacher`, a folder or a Hugging Face name; TokenizerError where there is
     none that can be read."""
+    from tokenizers import Tokenizer
+
     folder = Path(teacher).expanduser()
-    if (folder / "tokenizer.json").is_file():
-        return _read_folder(folder)
     if not folder.is_dir() and (teacher.startswith(("/", ".", "~")) or teacher.count("/") > 1):
         raise TokenizerError(
             f"teacher {teacher}: no such folder; give an encoder's folder or name, or `scratch`"
         )
-    return _load_with_transformers(teacher, folder)
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        return _load_with_transformers(teacher, folder)
+    try:
+        backend = Tokenizer.from_file(str(path))
+    except Exception as error:  # the Rust library raises bare Exception
+        fault = f"{path}: not a tokeniser ({error}); download the encoder's folder again"
+        raise TokenizerError(fault) from error
+    pad_id = _find_pad_id(folder, backend)
+    return TitleTokenizer(backend, name=folder.resolve().name, pad_id=pad_id, origin=folder)
 
 
 @lru_cache(maxsize=1)
@@ -153,7 +161,6 @@ def learn_tokenizer(titles: Callable[[], Iterator[str]], *, vocabulary: int) -> 
 
 
 def _add_special_tokens(backend: tokenizers.Tokenizer) -> None:
-    """Make SPECIAL_TOKENS the ids 0 to 4, and let texts begin with [CLS] and end with [SEP]."""
     from tokenizers import processors
 
     backend.add_special_tokens(SPECIAL_TOKENS)
@@ -161,28 +168,11 @@ def _add_special_tokens(backend: tokenizers.Tokenizer) -> None:
     backend.post_processor = processors.BertProcessing(("[SEP]", sep), ("[CLS]", cls))
 
 
-def _read_folder(folder: Path) -> TitleTokenizer:
-    from tokenizers import Tokenizer
-
-    path = folder / "tokenizer.json"
-    try:
-        backend = Tokenizer.from_file(str(path))
-    except Exception as error:  # the Rust library raises bare Exception
-        fault = f"{path}: not a tokeniser ({error}); download the encoder's folder again"
-        raise TokenizerError(fault) from error
-    pad_id = _find_pad_id(folder, backend)
-    return TitleTokenizer(backend, name=folder.resolve().name, pad_id=pad_id, origin=folder)
-
-
 def _find_pad_id(folder: Path, backend: tokenizers.Tokenizer) -> int:
-    names = [
-        _read_json(folder / name).get("pad_token")
-        for name in ("tokenizer_config.json", "special_tokens_map.json")
-    ]
-    for name in [*names, "[PAD]", "<pad>"]:
+    configs = [_read_json(folder / name) for name in ("tokenizer_config.json", "special_tokens_map.json")]
+    for name in [*(config.get("pad_token") for config in configs), "[PAD]", "<pad>"]:
         text = name.get("content") if isinstance(name, dict) else name
-        token = backend.token_to_id(text) if isinstance(text, str) else None
-        if token is not None:
+        if isinstance(text, str) and (token := backend.token_to_id(text)) is not None:
             return int(token)
     return 0
 
@@ -324,7 +314,6 @@ def fit_vectors(path: Path, texts: Iterable[str]) -> WordVectors:
     Args:
         path: lines `word v1 ... vW`, separated by blanks or tabs, with or without a first line `words W`; or
             word2vec's binary form (.bin). Plain, .gz, or the only file in a .zip.
-        texts: of all splits.
     Raises:
         TokenizerError: the file is missing or malformed, or knows none of the words.
     """
@@ -332,11 +321,9 @@ def fit_vectors(path: Path, texts: Iterable[str]) -> WordVectors:
 
     counts, known = _count_words(texts), {True: dict[str, Array](), False: dict[str, Array]()}
     for word, numbers in _read_rows(path):
-        cases = [cased for cased in known if word in counts[cased] and word not in known[cased]]
-        if cases:
-            vector = _vector(path, word, numbers)
-            for cased in cases:
-                known[cased][word] = vector
+        for cased in known:
+            if word in counts[cased] and word not in known[cased]:
+                known[cased][word] = _vector(path, word, numbers)
     occurrences = {cased: sum(counts[cased][word] for word in words) for cased, words in known.items()}
     has_capitals = any(word != word.lower() for word in known[True])
     cased = has_capitals and occurrences[True] >= occurrences[False]
@@ -379,7 +366,6 @@ def _cutters(*, cased: bool) -> tuple[Any, Any]:
 
 
 def _read_rows(path: Path) -> Iterator[tuple[str, list[str] | Array]]:
-    """Each word of the file with its numbers; words that are blank are skipped."""
     try:
         with _open(path) as (file, name):
             yield from _read_binary(path, file) if name.endswith(".bin") else _read_text(path, file)

@@ -70,11 +70,7 @@ class TrainedRun:
     linear: LinearModel | None = None
 
     def require_model(self, name: str) -> Models:
-        """One model by name.
-
-        Raises:
-            SettingsError: the run does not have or does not keep it.
-        """
+        """One model by name; SettingsError where the run does not have or does not keep it."""
         if name not in self.models:
             kept = " and ".join(sorted(self.models)) or "a linear model"
             raise SettingsError(
@@ -83,8 +79,16 @@ class TrainedRun:
             )
         return {name: self.models[name]}
 
+    def confusion(self, model: str = "student") -> Ints:
+        """Confusion matrix (Y, Y) of a model of topics on the split; rows are true topics."""
+        data = self.data
+        if self.linear is not None and model == "student":
+            texts, topics = labelled_texts(data.folder, data.manifest, data.split)
+            return confusion_of(self.linear.scores(texts), topics)
+        models, labels = self.require_model(model), data.manifest.labels
+        return count_topics(models, data.batches(BATCH), topics=len(labels), world=self.world)[model]
+
     def require_task(self, task: TaskName, feature: str) -> None:
-        """SettingsError if the run's task is not the one that a feature needs."""
         if self.settings.task != task:
             raise SettingsError(
                 f"{feature} needs a run of task {task}; this one learned {self.settings.task}"
@@ -99,10 +103,7 @@ def evaluate(
     submission: str | Path | None = None,
     model: str = "student",
 ) -> dict[str, Any]:
-    """Compute the metrics of a run's exported student.
-
-    Arguments, result and errors are those of `newsbert_ray.evaluate`.
-    """
+    """The metrics of a run's exported student, as `newsbert_ray.evaluate`."""
     trained = load_trained(run, split, data=data)
     result: dict[str, Any] = {"split": split, "data": trained.location}
     if submission is not None:
@@ -118,7 +119,7 @@ def evaluate(
         _require_every_line(trained.data, trained.location)
     shards, models, world = trained.data, trained.models, trained.world
     if trained.linear is not None:
-        return {**result, "student": topic_metrics(_linear_confusion(trained, trained.linear))}
+        return {**result, "student": topic_metrics(trained.confusion())}
     if shards.task != "recommendation":
         return {**result, **score_models(models, shards, world=world)}
     news = encode_news(models, shards, shards.news_rows(), world=world)
@@ -156,8 +157,6 @@ def write_submission(path: Path, impressions: Iterable[tuple[str, Ints]]) -> Non
     Args:
         path: ends in .zip (contains `prediction.txt`) or .txt (the lines themselves).
         impressions: id and the rank of each candidate, in the order of behaviors.tsv.
-    Raises:
-        SubmissionError: an id with blanks.
     """
     with replace_file(path) as partial, partial.open("wb") as file, ExitStack() as stack:
         target: IO[bytes] = file
@@ -167,16 +166,13 @@ def write_submission(path: Path, impressions: Iterable[tuple[str, Ints]]) -> Non
             archive = stack.enter_context(zipfile.ZipFile(file, "w"))
             target = stack.enter_context(archive.open(info, "w", force_zip64=True))
         for impression, ranks in impressions:
-            if " " in impression or not impression.isprintable():
-                raise SubmissionError(f"impression {impression[:40]!r}: expected an id without blanks")
             target.write(f"{impression} [{','.join(map(str, ranks.tolist()))}]\n".encode())
 
 
 def check_submission(path: Path, expected: Iterable[tuple[str, int]]) -> int:
-    """Compare a written prediction file with its behaviours, line by line; the number of lines.
+    """Compare a written prediction file with the id and number of candidates of each impression in
+    behaviors.tsv; the number of lines.
 
-    Args:
-        expected: id and number of candidates of each impression, in the order of behaviors.tsv.
     Raises:
         SubmissionError: the first line that is missing, additional, about another impression, or not a
             permutation of 1..n.
@@ -217,11 +213,8 @@ def _require_every_line(data: SplitData, location: str) -> None:
 
 
 def load_trained(run: str | Path, split: str, *, data: str | Path | None = None) -> TrainedRun:
-    """A finished run's models and the shards to score, downloaded if they are in a bucket.
-
-    Raises:
-        RecordError, ShardError, EncoderError, CheckpointError, StorageError: as `evaluate`.
-    """
+    """A finished run's models and the shards to score, downloaded if they are in a bucket; errors as
+    `evaluate`."""
     if split not in SPLITS:
         raise ShardError(f"split '{split}': expected one of {', '.join(SPLITS)}")
     folder = fetch(run, without=("checkpoints/step-*",))
@@ -281,26 +274,14 @@ def by_topic(
     """
     trained = load_trained(run, split, data=data)
     trained.require_task("topics", "--by_topic")
-    labels, linear = trained.data.manifest.labels, trained.linear if model == "student" else None
-    if linear is not None:
-        return topic_rows(_linear_confusion(trained, linear), labels)
-    models, batches = trained.require_model(model), trained.data.batches(BATCH)
-    confusion = count_topics(models, batches, topics=len(labels), world=trained.world)[model]
+    confusion = trained.confusion(model)
     if not confusion.sum():
         raise ShardError(f"split '{split}' of {trained.location}: no title has a topic")
-    return topic_rows(confusion, labels)
-
-
-def _linear_confusion(trained: TrainedRun, model: LinearModel) -> Ints:
-    data = trained.data
-    texts, topics = labelled_texts(data.folder, data.manifest, data.split)
-    return confusion_of(model.scores(texts), topics)
+    return topic_rows(confusion, trained.data.manifest.labels)
 
 
 @dataclass(frozen=True)
 class NewsTitle:
-    """A news item as shown to people."""
-
     news_id: str
     title: str
     category: str
@@ -308,7 +289,7 @@ class NewsTitle:
 
 @dataclass(frozen=True)
 class RankedCandidate:
-    """A candidate with its score and whether it was clicked (None: unknown)."""
+    """`clicked` is None where it is unknown."""
 
     news: NewsTitle
     score: float
@@ -317,12 +298,7 @@ class RankedCandidate:
 
 @dataclass(frozen=True)
 class RankedImpression:
-    """An impression of one user.
-
-    Attributes:
-        history: what the user had read, oldest first.
-        offers: the candidates, best first.
-    """
+    """What a user had read before, oldest first, and the candidates, best first."""
 
     impression_id: str
     user_id: str

@@ -32,12 +32,9 @@ def topic_metrics(confusion: npt.NDArray[np.int64]) -> dict[str, float]:
         confusion: (Y, Y) counts, rows true topics, columns predicted ones.
     Returns:
         `accuracy`; `macro_f1`, the mean of F1 over topics that occur as truth or prediction; `rows`.
-    Raises:
-        ValueError: no rows at all.
     """
     rows = int(confusion.sum())
-    if rows == 0:
-        raise ValueError("no titles to evaluate: the split is empty")
+    assert rows, "no titles to evaluate"
     accuracy = float(np.trace(confusion) / rows)
     return {"accuracy": accuracy, "macro_f1": float(np.nanmean(topic_f1(confusion))), "rows": float(rows)}
 
@@ -51,14 +48,8 @@ def topic_f1(confusion: npt.NDArray[np.int64]) -> FloatArray:
 
 
 class TopicRow(NamedTuple):
-    """One topic's results.
-
-    Attributes:
-        titles, predicted: titles of the topic, and titles predicted as it.
-        precision, recall: 0 to 1; None if nothing was predicted as it, or it has no titles.
-        f1: 0 to 1.
-        taken_for: the other topic that its titles are most often confused with; None if they never are.
-    """
+    """One topic's results: its titles, those predicted as it, and the other topic it is most often taken for.
+    A share of nothing is None."""
 
     topic: str
     titles: int
@@ -97,7 +88,7 @@ def impression_metrics(
         `auc`, `mrr`, `ndcg5`, `ndcg10`: (I,) each, 0 to 1; NaN for an impression without AUC: no click, only
         clicks, or no candidate.
     Raises:
-        ValueError: shapes do not fit, a score is not finite, or a click is neither 0 nor 1.
+        ValueError: a score is not finite.
     """
     offsets = _check_candidates(scores, offsets)
     positions = np.flatnonzero(_as_flags(clicked, len(scores)))  # of all clicks
@@ -122,18 +113,11 @@ def impression_metrics(
 
 
 def rank_candidates(scores: npt.NDArray[np.floating], offsets: Ints) -> Ints:
-    """Rank of each candidate within its impression; 1 is the highest score.
+    """Rank (N,) of each candidate within its impression; 1 is the highest score. Arguments and errors are
+    those of `impression_metrics`.
 
     Among equal scores the later candidate comes first, as in MIND's `argsort(score)[::-1]` with a stable
     sort.
-
-    Args:
-        scores: (N,) finite.
-        offsets: (I + 1,) as in `impression_metrics`.
-    Returns:
-        (N,) ranks, 1 to the number of an impression's candidates.
-    Raises:
-        ValueError: as `impression_metrics`.
     """
     offsets = _check_candidates(scores, offsets)
     positions, size = np.arange(len(scores)), np.diff(offsets)
@@ -144,13 +128,8 @@ def rank_candidates(scores: npt.NDArray[np.floating], offsets: Ints) -> Ints:
 
 
 def tally(per_impression: Mapping[str, FloatArray]) -> FloatArray:
-    """Sums over impressions, which can be added to other tallies.
-
-    Args:
-        per_impression: as `impression_metrics` returns.
-    Returns:
-        (10,) impressions counted, impressions left out (NaN), each metric's sum, each one's sum of squares.
-    """
+    """Sums over impressions, which can be added to other tallies, of what `impression_metrics` returns: (10,)
+    impressions counted, impressions left out (NaN), each metric's sum, each one's sum of squares."""
     values = np.stack([per_impression[name] for name in RANKING])  # (4, I)
     counted = values.compress(~np.isnan(values[0]), axis=1)
     numbers = [counted.shape[1], values.shape[1] - counted.shape[1]]
@@ -173,8 +152,6 @@ def ranking_scores(tallies: Iterable[FloatArray]) -> dict[str, float]:
     for part in tallies:
         total += part
     rows, left_out = int(total[0]), int(total[1])
-    if rows == 0 and left_out == 0:
-        raise ValueError("no impressions to evaluate: the split is empty")
     if rows == 0:
         raise ValueError(
             f"no impression can be evaluated: all {left_out} have no click or only clicks; at least one with "
@@ -203,16 +180,13 @@ def pooled_auc(
     Returns:
         `auc`, 0 to 1; `auc_error`, omitted with fewer than two clicks or two others; `rows`, N.
     Raises:
-        ValueError: as `impression_metrics`, or there are only clicks or none.
+        ValueError: as `impression_metrics`.
     """
     _check_candidates(scores, np.array([0, np.size(scores)]))
     clicks = _as_flags(clicked, len(scores))
     m = int(clicks.sum())
     n = len(clicks) - m
-    if m == 0 or n == 0:
-        raise ValueError(
-            f"no AUC of {len(clicks)} pairs, {m} of them clicked: at least one clicked and one other expected"
-        )
+    assert 0 < m < len(clicks), "both clicked and other pairs expected"
     among_all = _doubled_mean_ranks(scores)
     # (m,) twice the others that each click beats; (n,) twice the clicks that beat each of the others.
     beaten = 2 * len(clicks) - among_all[clicks] - (2 * m - _doubled_mean_ranks(scores[clicks]))
@@ -265,16 +239,10 @@ def _doubled_mean_ranks(scores: npt.NDArray[np.floating]) -> Ints:
 
 
 def _check_candidates(scores: npt.NDArray[np.floating], offsets: Ints) -> Ints:
-    if np.ndim(scores) != 1:
-        raise ValueError(f"scores of shape {np.shape(scores)}: a flat array of all candidates expected")
-    if np.ndim(offsets) != 1 or len(offsets) == 0 or not np.issubdtype(offsets.dtype, np.integer):
-        raise ValueError(f"offsets of shape {np.shape(offsets)}: one more integer than impressions expected")
+    assert scores.ndim == offsets.ndim == 1, "flat arrays expected"
     offsets = offsets.astype(np.int64)
-    if offsets[0] != 0 or offsets[-1] != len(scores) or (np.diff(offsets) < 0).any():
-        raise ValueError(
-            f"offsets from {offsets[0]} to {offsets[-1]}: ascending from 0 to {len(scores)}, the number of "
-            "scores, expected"
-        )
+    assert (*offsets[:1], *offsets[-1:]) == (0, len(scores)), "offsets from 0 to all scores expected"
+    assert (np.diff(offsets) >= 0).all(), "ascending offsets expected"
     finite = np.isfinite(scores)
     if not finite.all():
         index = int(np.argmin(finite))
@@ -283,13 +251,7 @@ def _check_candidates(scores: npt.NDArray[np.floating], offsets: Ints) -> Ints:
 
 
 def _as_flags(clicked: npt.NDArray[np.integer | np.bool_], count: int) -> npt.NDArray[np.bool_]:
-    if np.shape(clicked) != (count,):
-        raise ValueError(f"clicked of shape {np.shape(clicked)}: one for each of {count} scores expected")
     flags: npt.NDArray[np.bool_] = clicked == 1
-    odd = ~flags & (clicked != 0)
-    if odd.any():
-        index = int(np.argmax(odd))
-        raise ValueError(
-            f"clicked {clicked[index]} of candidate {index}: 0 or 1 expected; unlabelled rows have no metric"
-        )
+    assert flags.shape == (count,), "0 or 1 for each score expected"
+    assert (flags | (clicked == 0)).all(), "0 or 1 for each score expected"
     return flags

@@ -132,13 +132,13 @@ def encode_texts(
 
 
 def score_models(models: Models, data: SplitData, *, world: World, pace: Pace | None = None) -> Scores:
-    """Metrics of the split's task, the same on every worker.
+    """Metrics of the split's task by model, the same on every worker; none for a split without labels.
 
     Args:
         models: encoder and top by name, in evaluation mode and on the world's device.
         pace: this worker's titles and seconds are added to it.
     Returns:
-        name -> metrics by name (methods.TASKS) and `rows` evaluated; empty if the split has no labels.
+        name -> metrics by name (methods.TASKS) and `rows` evaluated.
     Raises:
         ShardError: the shards have no data of the task in this split.
     """
@@ -156,13 +156,11 @@ def score_models(models: Models, data: SplitData, *, world: World, pace: Pace | 
 def count_topics(
     models: Models, batches: Iterable[Batch], *, topics: int, world: World, pace: Pace | None = None
 ) -> dict[str, Ints]:
-    """Each model's confusion matrix (Y, Y): rows are true topics, columns predicted ones.
-
-    Titles without a label are not counted.
+    """Each model's confusion matrix (Y, Y) of the titles with a label: rows are true topics, columns
+    predicted ones.
 
     Args:
         batches: this worker's part of a split; over all workers each title occurs once.
-        topics: Y.
     """
     device = world.device
     counts = torch.zeros(len(models), topics, topics, dtype=torch.int64, device=device)
@@ -204,12 +202,8 @@ def score_matches(models: Models, data: SplitData, *, world: World, pace: Pace |
 
 @dataclass(frozen=True)
 class News:
-    """Embeddings of the news in a split.
-
-    Attributes:
-        positions: position in each embedding tensor of each row of the table of texts.
-        embeddings: (M, D) of each model by name.
-    """
+    """Embeddings (M, D) of a split's news by each model, and the position in them of each row of the table of
+    texts."""
 
     positions: Ints
     embeddings: Mapping[str, Tensor]
@@ -306,7 +300,6 @@ class ProfileScores:
         self.vectors = normalize(counts)
 
     def score(self, block: Impressions) -> FloatArray:
-        """Scores (N,) of all candidates of some impressions, in their order."""
         from scipy.sparse import csr_matrix
         from sklearn.preprocessing import normalize
 
@@ -353,16 +346,13 @@ def _tally(scores: FloatArray | None, block: Impressions) -> FloatArray:
 def map_titles(
     encoder: Encoder, top: Top, data: SplitData, *, device: torch.device, count: int = MAP_TITLES
 ) -> dict[str, Any]:
-    """What a model of topics does on a split: some titles on a plane, its confusion matrix, its worst errors.
+    """What a model of topics, in evaluation mode and on `device`, does on a split: some titles on a plane
+    (about `count`, of all lengths), its confusion matrix, its worst errors.
 
-    Args:
-        encoder, top: in evaluation mode, on `device`.
-        count: approximate number of titles on the plane, of all lengths.
     Returns:
-        {"split", "labels", "topic": index into labels of each title on the plane, "x", "y", "share": share of
-        the variance between topics that the plane shows, "confusion": (Y, Y) counts of all titles,
-        "mistakes": the most confident wrong predictions, each with "title", "topic", "predicted" and
-        "probability"}.
+        "split"; "labels"; of each title on the plane "x", "y" and "topic", an index into labels; "share", of
+        the variance between topics that the plane shows; "confusion" (Y, Y) of all titles; "mistakes", the
+        most confident ones, each with "title", "topic", "predicted" and "probability".
     """
     every = max(1, data.manifest.rows(data.split, "topics") // count)
     confusion = np.zeros((len(data.manifest.labels),) * 2, np.int64)
@@ -415,15 +405,10 @@ def _titles_at(data: SplitData, numbers: Sequence[int]) -> dict[int, str]:
 
 
 def between_topics(embeddings: FloatArray, topics: Ints) -> tuple[FloatArray, float]:
-    """Embeddings projected on the plane that separates the means of the topics most.
+    """Embeddings (M, D) projected on the plane that separates the means of the topics (M,) most: (M, 2), and
+    the share, 0 to 1, of the means' variance in the plane.
 
     The plane is spanned by the first two principal components of the topics' means, weighted by their titles.
-
-    Args:
-        embeddings: (M, D).
-        topics: (M,).
-    Returns:
-        (M, 2), and the share, 0 to 1, of the means' variance in the plane.
     """
     names, counts = np.unique(topics, return_counts=True)
     large = counts >= _MIN_TOPIC_TITLES

@@ -91,7 +91,6 @@ def assemble_pair(settings: TrainSettings, manifest: Manifest, *, stand_in: bool
 
 
 def _freeze_lower_layers(pair: Pair, trainable: int | None) -> None:
-    """Let only the last layers of each encoder that has layers learn."""
     if trainable is None:
         return
     encoders = [pair.student] if pair.alone or pair.frozen else [pair.teacher, pair.student]
@@ -174,7 +173,6 @@ def _draw_top(encoder: Encoder, settings: TrainSettings, manifest: Manifest) -> 
 
 
 def _require_comparable(pair: Pair, distill: DistillSettings) -> None:
-    """Raise SettingsError if a loss or momentum compares different sizes."""
     if pair.alone:
         return
     student, teacher = pair.student.hidden_size, pair.teacher.hidden_size

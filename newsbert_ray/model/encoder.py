@@ -90,22 +90,18 @@ class Encoder(nn.Module):
 
     @property
     def layers(self) -> nn.ModuleList:
-        """The Transformer layers, first to last."""
         return _find_layers(self.backbone)[2]
 
     @property
     def hidden_size(self) -> int:
-        """D."""
         return int(self.backbone.config.hidden_size)
 
     @property
     def word_embedding(self) -> nn.Embedding:
-        """The word embeddings."""
         return cast("nn.Embedding", self.backbone.get_input_embeddings())
 
     @property
     def heads(self) -> int:
-        """Attention heads per layer."""
         config = self.backbone.config
         return int(getattr(config, "num_attention_heads", 0) or config.n_heads)
 
@@ -153,9 +149,7 @@ class Encoder(nn.Module):
 
     def compile_layers(self) -> None:
         """Compile each layer when it first runs, for any size of batch; EncoderError without a C++ compiler.
-
-        Layers of one kind share the compiled code, which whole encoders of different depths would not.
-        """
+        Layers of one kind share the compiled code, which whole encoders of different depths would not."""
         compiler = os.environ.get("CXX", "g++")
         if shutil.which(compiler) is None:
             raise EncoderError(
@@ -166,9 +160,7 @@ class Encoder(nn.Module):
 
     def pick_layers(self, numbers: Sequence[int]) -> Encoder:
         """A copy with the embeddings and the layers of these numbers (from 1); students start like this.
-
-        Raises:
-            EncoderError: the first layer of this family is built in another way than the one chosen for it.
+        EncoderError where the first layer of this family is built in another way than the one chosen for it.
         """
         backbone = copy.deepcopy(self.backbone)
         parent, name, layers = _find_layers(backbone)
@@ -240,5 +232,4 @@ def _projection_maps(layer: nn.Module) -> list[nn.Module]:
 def _capture(
     outputs: dict[int, Tensor], index: int, _module: nn.Module, _inputs: Any, output: Tensor
 ) -> None:
-    """A forward hook that stores a module's output as outputs[index]."""
     outputs[index] = output

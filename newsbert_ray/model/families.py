@@ -47,8 +47,7 @@ def load_encoder(
         pad_id: padding id of the shards, for a scratch BERT.
         max_tokens: longest text in the shards; the encoder needs as many positions.
     Raises:
-        EncoderError: not found, no safetensors, too few layers or positions, too small a vocabulary, or no
-            list of layers.
+        EncoderError: not found, no safetensors, or too few layers, positions or tokens.
     """
     config = _scratch_config(scratch, vocabulary, pad_id) if name == SCRATCH else _pretrained_config(name)
     depth = int(config.num_hidden_layers)

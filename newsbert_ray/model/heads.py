@@ -32,7 +32,6 @@ class TopicHead(nn.Module):
         self.dense = nn.Linear(hidden_size, topics)
 
     def forward(self, embedding: Tensor, target: Topics) -> Prediction:
-        """(B, D) to logits (B, Y)."""
         return Prediction(self.dense(embedding))
 
 
@@ -57,13 +56,11 @@ class ClickHead(nn.Module):
         """The embedding of a user without a history. Zeros would give all candidates the same score."""
 
     def encode_users(self, history: Tensor, history_mask: Tensor) -> Tensor:
-        """User embeddings.
+        """User embeddings (S, D).
 
         Args:
             history: (S, T, D) embeddings of clicked news.
             history_mask: (S, T) 1 at real entries; a row of zeros gives the learned newcomer.
-        Returns:
-            (S, D).
         """
         empty = history_mask.sum(-1, keepdim=True) == 0  # (S, 1)
         if self.attention is not None:

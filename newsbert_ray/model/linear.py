@@ -41,7 +41,6 @@ class LinearModel:
     Attributes:
         vectorizers: of words and of characters; scikit-learn's, fitted.
         weights, bias: (F, Y) and (Y,), for F features and Y topics; 0 and -inf for a topic without texts.
-        labels: the Y topics.
         strength: the SVM's C.
         scale: factor on the scores that makes their softmax a probability.
     """
@@ -63,12 +62,10 @@ class LinearModel:
         return self.scores_of(features_of(self.vectorizers, texts))
 
     def scores_of(self, features: Any) -> Floats:
-        """Scores (M, Y) of a sparse matrix of features (M, F)."""
         scores: Floats = self.scale * (features @ self.weights) + self.bias
         return scores
 
     def save(self, folder: Path) -> None:
-        """Write the model into `folder`, which is replaced if it exists."""
         from safetensors.numpy import save_file
 
         views = dict(zip(_VIEWS, self.vectorizers, strict=True))
@@ -111,13 +108,9 @@ class LinearModel:
 def labelled_texts(
     folder: str | Path, manifest: Manifest, split: Split, *, count: int | None = None
 ) -> tuple[list[str], Ints]:
-    """The labelled titles of a split of prepared shards, and their topics (N,), positions in its labels;
-    with `count` so many of them, those that any method would use.
-
-    Raises:
-        ShardError: the split has none.
-        SettingsError: `count` is more than there are.
-    """
+    """The labelled titles of a split of prepared shards, and their topics (N,), positions in its labels; with
+    `count` so many of them, those that any method would use. ShardError where there is none, SettingsError
+    where there are fewer."""
     shards = manifest.require(split, "topics", folder=folder)
     texts: list[str] = []
     topics = []
@@ -161,12 +154,9 @@ def fit_linear(
     *,
     seed: int = 0,
 ) -> Iterator[tuple[LinearModel, Floats]]:
-    """A model of `texts` and `topics` (N,), positions in `labels`, for each of STRENGTHS, and its scores
-    (M, Y) of the validation texts. The scores are scaled on `validation`: other texts and topics.
-
-    Raises:
-        SettingsError: all texts have the same topic.
-    """
+    """A model of `texts` and `topics` (N,), positions in `labels`, for each of STRENGTHS, and its scores (M,
+    Y) of the validation texts. The scores are scaled on `validation`: other texts and topics. SettingsError
+    where all texts have the same topic."""
     from sklearn.svm import LinearSVC
 
     known = np.unique(topics)

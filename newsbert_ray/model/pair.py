@@ -39,7 +39,6 @@ class Output:
 
     @property
     def compared_states(self) -> tuple[tuple[Tensor, ...], ...]:
-        """The hidden states that losses compare with the teacher's: the mapped ones if there are any."""
         return self.hidden_states if self.mapped_states is None else self.mapped_states
 
 
@@ -161,12 +160,8 @@ class Pair(nn.Module):
         return [encoder.word_embedding for encoder in encoders]
 
     def forward(self, batch: Batch, *, states: bool = True) -> tuple[Output | None, Output]:
-        """Outputs of both models on the same texts: (teacher's, student's).
-
-        Args:
-            states: whether the teacher's hidden states are needed. If not, a frozen teacher's outputs come
-                from `teacher_cache` where there is one.
-        """
+        """Outputs of both models on the same texts: (teacher's, student's). Without `states`, a frozen
+        teacher's come from `teacher_cache` where there is one."""
         teacher = None
         if not self.alone:
             top = self.teacher_top or self.top
@@ -193,7 +188,6 @@ class Pair(nn.Module):
         return replace(output, mapped_states=mapped, projections=projections)
 
     def train(self, mode: bool = True) -> Self:
-        """Set training mode, except for a teacher without dropout."""
         super().train(mode)
         if not self._teacher_dropout:
             self.teacher.eval()
@@ -210,9 +204,7 @@ def block_map(teacher_layers: int, student_layers: int, *, last: bool = False) -
     """Teacher layers (from 1) of each student layer's block: [(i - 1)K + 1, ..., iK] (NewsBERT 3.2).
 
     With `last` the block of layer i is the one teacher layer N(K - 1) + i. A student without layers has none.
-
-    Raises:
-        SettingsError: N does not divide NK; the message lists the depths that do.
+    SettingsError where N does not divide NK; the message lists the depths that do.
     """
     if not student_layers:
         return []

@@ -24,13 +24,11 @@ class AttentivePooling(nn.Module):
         return scores
 
     def forward(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
-        """Pooled states.
+        """Pooled states (B, D); masked positions have weight 0.
 
         Args:
             hidden: (B, L, D).
             attention_mask: (B, L) 1 at real tokens; each row needs one.
-        Returns:
-            (B, D). Masked positions have weight 0.
         """
         scores = self.scores(hidden).float().masked_fill(attention_mask == 0, float("-inf"))
         weights = torch.softmax(scores, dim=-1).to(hidden.dtype)
@@ -47,13 +45,11 @@ class SelfAttention(nn.Module):
         self.value = nn.Linear(width, HEADS * HEAD_SIZE, bias=False)
 
     def forward(self, states: Tensor, mask: Tensor) -> Tensor:
-        """Attended states.
+        """Attended states (B, L, HEADS x HEAD_SIZE); masked positions are not attended to.
 
         Args:
             states: (B, L, W).
             mask: (B, L) 1 at real positions; each row needs one.
-        Returns:
-            (B, L, HEADS x HEAD_SIZE). Masked positions are not attended to.
         """
         query, key, value = (
             projected.view(*projected.shape[:2], HEADS, HEAD_SIZE).transpose(1, 2)

@@ -108,7 +108,6 @@ def write_best(folder: Path, pair: nn.Module, *, step: int) -> str:
 
 
 def load_best(folder: Path, name: str, pair: nn.Module) -> None:
-    """Load the weights of folder/`name` into `pair`; errors as `read_weights`."""
     pair.load_state_dict(read_weights(folder / name)[0])
 
 
@@ -157,13 +156,8 @@ Pooling and head (topics or clicks) are in `{TOP}`, which only newsbert_ray read
 
 
 def load_student(folder: Path) -> tuple[Encoder, Top, dict[str, Any]]:
-    """An exported student in evaluation mode.
-
-    Returns:
-        Its encoder, its top, and top.json (`task`, `labels`, `tokenizer_sha256`, ...).
-    Raises:
-        EncoderError: the folder is not a complete exported student, or a file of it is damaged.
-    """
+    """An exported student in evaluation mode: its encoder, its top, and top.json (`task`, `labels`,
+    `tokenizer_sha256`, ...). EncoderError where the folder is incomplete, or a file of it is damaged."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

@@ -51,7 +51,6 @@ class UniLMEncoder(Encoder):
         return self.rel_pos_bias.weight[:, self._buckets[:length, :length]]
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
-        """As in `Encoder`, with the bias added to the attention mask."""
         bias = self.position_bias(input_ids.shape[1])
         padding = torch.zeros_like(attention_mask, dtype=bias.dtype)
         padding = padding.masked_fill(attention_mask == 0, torch.finfo(bias.dtype).min)
@@ -67,12 +66,11 @@ class UniLMEncoder(Encoder):
         return States(states.hidden, tuple(layer._replace(bias=bias) for layer in states.projections))
 
     def pick_layers(self, numbers: Sequence[int]) -> Encoder:
-        """As in `Encoder`, with a copy of the bias."""
         layers = super().pick_layers(numbers)
         return UniLMEncoder(layers.backbone, copy.deepcopy(self.rel_pos_bias), reach=self._reach)
 
     def save(self, folder: Path) -> None:
-        """Write config.json and model.safetensors in UniLMv2's format."""
+        """In UniLMv2's format."""
         config = {
             **self.backbone.config.to_dict(),
             "model_type": MODEL_TYPE,

@@ -35,17 +35,14 @@ class WordModel(Encoder):
 
     @property
     def layers(self) -> nn.ModuleList:
-        """The one layer, or none."""
         return nn.ModuleList([getattr(self, name) for name in self.layer_names])
 
     @property
     def hidden_size(self) -> int:
-        """D."""
         return self._width
 
     @property
     def word_embedding(self) -> nn.Embedding:
-        """The word embeddings."""
         return self.words
 
     @property
@@ -61,7 +58,6 @@ class WordModel(Encoder):
         return States(self(input_ids, attention_mask), (self.heads,) if projections else ())  # type: ignore[arg-type]
 
     def save(self, folder: Path) -> None:
-        """Write config.json and model.safetensors."""
         config = {
             "model_type": self.kind,
             "vocab_size": self.words.num_embeddings,
@@ -166,15 +162,11 @@ class StaticEncoder(WordModel):
 def token_vectors(
     teacher: Encoder, vocabulary: int, *, before: Sequence[int], after: Sequence[int]
 ) -> Tensor:
-    """What a teacher makes of each token alone: the token's last hidden state in a text of it only.
+    """(vocabulary, D) in fp32: what a teacher makes of each token alone, its last hidden state in a text of
+    it only, between the ids of special tokens `before` and `after`.
 
     Frequent tokens weigh as much as others: attentive pooling learns their weights. On MIND, weights by
     frequency (SIF, Arora et al. 2017) or centring did not help.
-
-    Args:
-        before, after: ids of the special tokens around a text, such as [CLS] and [SEP].
-    Returns:
-        (vocabulary, D) in fp32, on the teacher's device.
     """
     training, device = teacher.training, teacher.word_embedding.weight.device
     teacher.eval()

@@ -122,7 +122,6 @@ def resume(folder: Path, learner: Learner, *, say: Callable[[str], object]) -> P
 
 
 def step_folders(folder: Path) -> list[Path]:
-    """The checkpoints in `folder`, oldest first."""
     return sorted(folder.glob(f"{_PREFIX}*"))
 
 

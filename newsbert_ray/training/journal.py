@@ -110,7 +110,6 @@ class Display:
             self.say(f"step {entry['step']}: this machine is being taken away; checkpoint written")
 
     def say(self, line: str) -> None:
-        """Print a line above the bar."""
         self.console.print(line, markup=False, soft_wrap=True)
         if not self.live:
             sys.stdout.flush()

@@ -67,13 +67,12 @@ class TrainingLoop:
         """Train over `updates`, the worker's updates after `progress.step`.
 
         At an evaluation the best student is kept, a checkpoint written (unless `checkpoint.at_evaluation` is
-        off) and then the entry reported: whoever stops a run in its report can resume it. Checkpoints are
-        also written by step count, by a timer, and before the machine is taken away.
+        off) and then the entry reported: whoever stops a run in its report can resume it.
 
         Raises:
             PreemptedError: some worker has to end; on every worker, after a checkpoint.
-            LossError: the loss or a weight is not finite; noticed at the next log entry or checkpoint, before
-                it is written.
+            LossError: the loss or a weight is not finite; noticed at the next log entry or checkpoint,
+                before it is written.
         """
         with closing(read_ahead(updates, self.world.device)) as ahead:
             self._run(ahead)
@@ -166,7 +165,7 @@ class TrainingLoop:
         progress.curve.append(entry)
         progress.sums, progress.count = {}, 0
         progress.blocks, progress.log_steps = {}, 0
-        metric = scores["student"][TASKS[self.schedule.task].primary.name]
+        metric = scores["student"][TASKS[self.schedule.settings.task].primary.name]
         if metric > progress.best_metric:
             progress.best_metric, progress.best_step, progress.best = metric, step, best_name(step)
             if self.world.is_rank_zero:
@@ -190,7 +189,7 @@ class TrainingLoop:
             "epoch": update.epoch + 1,
             "epochs": len(self.schedule.ends),
             "titles_per_second": speed,
-            "examples": TASKS[self.schedule.task].examples,
+            "examples": TASKS[self.schedule.settings.task].examples,
             "seconds": dict(self.progress.seconds),
             "train": self.world.sum_values(losses),
             **{name: value for name, value in numbers.items() if name not in losses},
@@ -237,7 +236,6 @@ class CheckpointTriggers:
         return workers["timer"] > 0, next((reason for reason in reasons if workers[reason]), "")
 
     def restart_timer(self) -> None:
-        """After a checkpoint."""
         self._last = time.monotonic()
 
 
@@ -255,7 +253,6 @@ class _Clock:
         self._last = now
 
     def titles_per_second(self) -> float:
-        """Of training and reading data since the last call."""
         (titles, seconds), before = self._trained(), self._logged
         self._logged = titles, seconds
         return (titles - before[0]) / max(1e-9, seconds - before[1])

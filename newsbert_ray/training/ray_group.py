@@ -50,7 +50,7 @@ _MAX_FAILURES = 3
 
 
 class GroupError(RuntimeError):
-    """A group of workers that failed for good; the text holds the first worker's reason."""
+    """A group of workers that failed for good."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,6 @@ class GroupJob:
     Attributes:
         settings: with locations as the user gave them; each machine downloads what it reads.
         group: unique name of this start; workers of an earlier one may still send entries under theirs.
-        threads: CPU threads of a worker.
         is_trial: a sweep's trial: its copy on a node is deleted at the end.
         stream: let Ray Data read the shards.
         restart_reason: why the group was started again; empty at the first start.
@@ -241,7 +240,6 @@ class _Group:
 
 
 def _work(config: dict[str, Any]) -> None:
-    """One worker of the group."""
     import ray.train
     import torch
     from ray.train.torch import get_device
@@ -335,5 +333,4 @@ def rank_zero_lock(run: Path, *, wait_seconds: float = 60.0) -> Iterator[None]:
 
 
 def is_idle(run: Path) -> bool:
-    """Whether no group trains in the run's folder."""
     return not is_locked(run / LOCK)

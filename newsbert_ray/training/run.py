@@ -131,7 +131,6 @@ def _stop_explained(workdir: WorkDir, *, quiet: bool) -> Iterator[None]:
 
 
 def _receive(tracker: Tracker, report: Report | None, entry: dict[str, Any]) -> None:
-    """Track an entry, and report it where it is an evaluation."""
     tracker(entry)
     if report is not None and entry["kind"] == "evaluation":
         report(entry)
@@ -283,10 +282,8 @@ def all_prerequisites(settings: TrainSettings) -> Iterator[TrainSettings]:
 
 
 def teacher_settings(settings: TrainSettings, out: str | Path) -> TrainSettings:
-    """The run into `out` that fine-tunes a frozen or warm teacher.
-
-    Method finetune with the teacher's depth, learning rate and epochs, on labelled texts; all of the encoder
-    learns; everything else as in `settings`.
+    """The run into `out` that fine-tunes a frozen or warm teacher: method finetune with the teacher's depth,
+    learning rate and epochs, on labelled texts; all of the encoder learns; everything else as in `settings`.
     """
     from newsbert_ray.model.families import encoder_depth
 
@@ -310,11 +307,8 @@ def teacher_settings(settings: TrainSettings, out: str | Path) -> TrainSettings:
 
 
 def before_settings(settings: TrainSettings, out: str | Path) -> TrainSettings:
-    """The run into `out` whose student this one starts from.
-
-    Method, task, data, epochs, learning rate and examples are those of `before` where it gives them, and the
-    task's own momentum; everything else as in `settings`.
-    """
+    """The run into `out` whose student this one starts from: what `before` gives, and the task's own
+    momentum; everything else as in `settings`."""
     before = settings.before
     values = settings.model_dump(exclude={"distill", "student", "method", "task", "before"})
     changes = {
@@ -335,10 +329,8 @@ def train_prerequisite(
     say: Callable[[str], None],
 ) -> TrainSettings:
     """Train the run that must finish first, unless it is finished, and return settings that use its result.
-
     It is in the local folder `shared`, where other processes that need the same one wait for it, or beside
-    this run.
-    """
+    this run."""
     prerequisite = prerequisite_of(settings)
     if prerequisite is None:
         return settings

@@ -62,10 +62,8 @@ class Learner:
 
 
 def build_learner(pair: Pair, settings: TrainSettings, *, total_steps: int, world_size: int = 1) -> Learner:
-    """A learner with a fresh Adam, one parameter group each for teacher, student and top.
-
-    The caller wraps `model` by DDP if there are several workers.
-    """
+    """A learner with a fresh Adam, one parameter group each for teacher, student and top. With several
+    workers the caller wraps `model` by DDP."""
     optimizer = settings.optimizer
     if settings.distill.losses.isdisjoint(TEACHER_LOSSES):
         pair.teacher.requires_grad_(False)

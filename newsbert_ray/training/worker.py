@@ -169,10 +169,8 @@ def _uses_all_parameters(settings: TrainSettings, pair: Pair) -> bool:
 
 
 class Scorer:
-    """Metrics of the pair's models on a split.
-
-    A frozen teacher's metrics do not change: they are computed once, or taken from its own run's record.
-    """
+    """Metrics of the pair's models on a split. Those of a frozen teacher do not change: they are computed
+    once, or taken from its own run's record."""
 
     def __init__(self, pair: Pair, settings: TrainSettings, manifest: Manifest, world: World) -> None:
         self._pair, self._settings, self._manifest, self._world = pair, settings, manifest, world
@@ -310,7 +308,6 @@ def _write_results(
     pace: Pace,
     world: World,
 ) -> None:
-    """Write student/, of topics the map of titles, and record.json."""
     run, manifest, models = Path(settings.out), schedule.manifest, pair.eval().models()
     tokenizer = Path(settings.data) / "tokenizer"
     write_student(run / "student", pair, manifest, tokenizer=tokenizer, task=settings.task)
@@ -323,10 +320,14 @@ def _write_results(
         settings,
         manifest,
         progress,
-        test=test,
         hardware={"device": device_name(world.device), "workers": world.size, "threads": threads},
-        parameters={name: sum(p.numel() for p in module.parameters()) for name, module in modules.items()},
-        speed=pace.speed if pace.seconds else {},
+        metrics={
+            "test": test,
+            "speed": pace.speed if pace.seconds else {},
+            "parameters": {
+                name: sum(p.numel() for p in module.parameters()) for name, module in modules.items()
+            },
+        },
         layer_map=block_map(len(pair.teacher.layers), settings.student.layers, last=last),
         unlabelled=len(unlabelled_texts(schedule).rows) if schedule.order.beside else 0,
     )
@@ -338,10 +339,8 @@ def _record(
     manifest: Manifest,
     progress: Progress,
     *,
-    test: Scores,
     hardware: Mapping[str, Any],
-    parameters: Mapping[str, int],
-    speed: Mapping[str, float],
+    metrics: Mapping[str, Any],
     layer_map: list[list[int]],
     unlabelled: int = 0,
 ) -> RunRecord:
@@ -357,11 +356,9 @@ def _record(
         layer_map=layer_map,
         metrics={
             "validation": best["validation"],
-            "test": test,
-            "speed": speed,
             "best_step": progress.best_step,
             "train": last["train"],
-            "parameters": parameters,
+            **metrics,
         },
         curve=progress.curve,
         data={
@@ -385,11 +382,8 @@ def train_linear(
 ) -> None:
     """A whole run of method `linear`: of the models for each strength of the SVM the best one on validation.
 
-    Args:
-        report: receives an evaluation of each model; its `step` counts them.
-    Raises:
-        ShardError: no labelled titles in a split that is needed.
-        SettingsError: all titles have the same topic, or `train_rows` is more than there are.
+    `report` receives an evaluation of each, whose `step` counts them. ShardError where a split has no
+    labelled titles, SettingsError where all have the same topic or `train_rows` is more than there are.
     """
     start, progress = time.perf_counter(), Progress()
     texts, topics = labelled_texts(settings.data, manifest, "train", count=settings.train_rows)
@@ -414,6 +408,6 @@ def train_linear(
         test["student"] = topic_metrics(confusion_of(best.scores(titles), truth))
     progress.seconds["evaluate"] = time.perf_counter() - start - progress.seconds["train"]
     hardware = {"device": "cpu", "workers": 1, "threads": 1}
-    parts: dict[str, Any] = {"test": test, "parameters": {"student": best.parameters}, "speed": {}}
-    record = _record(settings, manifest, progress, hardware=hardware, layer_map=[], **parts)
+    parts = {"test": test, "speed": {}, "parameters": {"student": best.parameters}}
+    record = _record(settings, manifest, progress, hardware=hardware, metrics=parts, layer_map=[])
     write_record(settings.out, record)

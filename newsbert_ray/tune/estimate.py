@@ -407,7 +407,7 @@ def _time_evaluation(learner: Learner, schedule: TrainingSchedule, device: torch
     models = {name: model for name, model in pair.models().items() if not (pair.frozen and name == "teacher")}
     texts, rows = _validation_texts(schedule)
     sample = texts[np.linspace(0, len(texts) - 1, min(len(texts), EVALUATIONS * BATCH)).astype(np.int64)]
-    table, world = read_texts(schedule.folder, manifest), World(device=device)
+    table, world = read_texts(schedule.settings.data, manifest), World(device=device)
     pair.eval()
     began = device_seconds(device)
     encode_texts(models, table, sample, pad_id=manifest.tokenizer.pad_id, world=world)
@@ -431,14 +431,16 @@ def _validation_texts(schedule: TrainingSchedule) -> tuple[Ints, int]:
 
 def _time_files(learner: Learner, schedule: TrainingSchedule, run: Path) -> list[float]:
     """Seconds of the best model, of a checkpoint, and of a trial's end."""
-    folder, tokenizer = run / CHECKPOINTS, Path(schedule.folder) / "tokenizer"
+    folder, tokenizer = run / CHECKPOINTS, Path(schedule.settings.data) / "tokenizer"
     times = [time.perf_counter()]
     name = write_best(folder, learner.pair, step=1)
     times.append(time.perf_counter())
     write_checkpoint(folder, learner, Progress(step=1, best=name, best_step=1), keep=1)
     times.append(time.perf_counter())
     load_best(folder, name, learner.pair)
-    write_student(run / "student", learner.pair, schedule.manifest, tokenizer=tokenizer, task=schedule.task)
+    write_student(
+        run / "student", learner.pair, schedule.manifest, tokenizer=tokenizer, task=schedule.settings.task
+    )
     shutil.rmtree(folder)
     times.append(time.perf_counter())
     return [after - before for before, after in itertools.pairwise(times)]

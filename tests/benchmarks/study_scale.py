@@ -236,14 +236,15 @@ def updates_of(settings: Any) -> tuple[Any, Any]:
 def _read(folder: Path, share: float, _: int) -> dict[str, Any]:
     start = time.perf_counter()
     schedule, updates = updates_of(settings_of(folder / "shards"))
+    examples = schedule.manifest.examples("train", schedule.settings.task)
     texts = mentions = 0
     for update in updates:
         texts += sum(len(bucket.input_ids) for bucket in update.parts[0].buckets)
         mentions += update.parts[0].texts
     return {
-        "seconds_a_click": (time.perf_counter() - start) / schedule.examples,
-        "texts_a_click": texts / schedule.examples,
-        "mentions_a_click": mentions / schedule.examples,
+        "seconds_a_click": (time.perf_counter() - start) / examples,
+        "texts_a_click": texts / examples,
+        "mentions_a_click": mentions / examples,
     }
 
 

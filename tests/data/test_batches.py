@@ -21,7 +21,6 @@ from newsbert_ray.data.batches import (
     share_examples,
     shuffle_alike,
     shuffle_groups,
-    window_generator,
 )
 from newsbert_ray.data.examples import Part, Titles, collate
 from newsbert_ray.data.shards import Shard, TextTable
@@ -40,7 +39,7 @@ def window(rows: int, epoch: int = 0, number: int = 0) -> Window:
 
 def window_batches(many: Titles, window: Window, order: Order) -> Iterator[Ints]:
     """Each update's rows of a window."""
-    generator = window_generator(order, window)
+    generator = seeded_generator(order.seed, window.epoch, window.number + 1)
     yield from (
         rows for rows, _ in cut_updates(shuffle_alike(many.lengths, order, generator), order, generator)
     )

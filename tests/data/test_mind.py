@@ -13,7 +13,7 @@ from newsbert_ray.data.mind import (
     Impression,
     News,
     count_examples,
-    find_duplicates,
+    find_originals,
     parse_behaviors,
     parse_news,
     parse_time,
@@ -173,8 +173,8 @@ IDS = [f"N{i}" for i in range(4000)]
 def test_first_well_formed_line_wins() -> None:
     """A damaged first copy must not take the good second one with it."""
     hashes = hash_ids(["a", "b", "a", "b", "a"])
-    assert find_duplicates(hashes, np.array([True, False, True, True, True])) == {2: 0, 4: 0}
-    assert find_duplicates(hashes, np.array([False, False, False, True, True])) == {}
+    assert find_originals(hashes, np.array([True, False, True, True, True])).tolist() == [0, 0, 1, 0, 1]
+    assert not find_originals(hashes, np.array([False, False, False, True, True])).any()
 
 
 def _by_time(

@@ -701,7 +701,7 @@ def test_a_killed_run_leaves_nothing_and_is_cleared_away(
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "wrote\n"
-        partial = list(tmp_path.glob(".out.*"))
+        partial = [path for path in tmp_path.glob(".out.*") if path.is_dir()]
         assert len(partial) == 1
         assert not out.exists()
         assert not (partial[0] / "manifest.json").exists()
