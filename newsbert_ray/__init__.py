@@ -680,15 +680,13 @@ def submit(
     from newsbert_ray.deploy import submit as module
     from newsbert_ray.settings import SettingsError
 
-    cluster: Any = {"address": address, "token_file": token_file}
     if sum(map(bool, (command, logs, stop, list))) != 1:
         raise SettingsError("give one of: -- VERB SETTINGS, --logs JOB, --stop JOB, --list")
-    if logs:
-        return module.show_log(logs, **cluster)
-    if stop:
-        return module.stop_job(stop, **cluster)
-    if list:
-        return module.list_jobs(**cluster)
-    files: Any = {"working_dir": working_dir, "include": include, "exclude": exclude, "pip": pip}
-    settings = check_command(command, folder=Path(working_dir))
-    return module.submit(command, env=env, id=id, wait=wait, settings=settings, **files, **cluster)
+    if not command:
+        cluster = module.Cluster(address, token_file)
+        if list:
+            return cluster.list_jobs()
+        return cluster.show_log(logs) if logs else cluster.stop(stop or "")
+    options: Any = {"address": address, "token_file": token_file, "env": env, "pip": pip, "id": id}
+    options |= {"working_dir": working_dir, "include": include, "exclude": exclude, "wait": wait}
+    return module.submit(command, settings=check_command(command, folder=Path(working_dir)), **options)

@@ -10,18 +10,8 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from newsbert_ray.methods import (
-    ATTENTION_LOSSES,
-    LABEL_LOSSES,
-    METHOD_TASK_VALUES,
-    METHODS,
-    STUDENT_LOSSES,
-    TASK_VALUES,
-    TEACHER_LOSSES,
-    LossWeights,
-    MethodName,
-    TaskName,
-)
+from newsbert_ray import methods
+from newsbert_ray.methods import LossWeights, MethodName, TaskName
 from newsbert_ray.settings import Settings, SettingsError, build_settings, dotted_names, merge, nearest
 
 # Imported from here by others, with the classes below.
@@ -107,18 +97,11 @@ class StudentSettings(Settings):
     def _others_are_one_layer(self) -> Self:
         layers = 0 if self.kind == "linear" else 1
         if self.kind != "transformer" and (self.layers != layers or self.encoder is not None):
-            article = "an" if self.kind == "nrms" else "a"
-            raise ValueError(
-                f"{article} {self.kind} student needs student.layers {layers} and no student.encoder"
-            )
+            raise ValueError(f"student.kind {self.kind} needs student.layers {layers} and no student.encoder")
         if self.layers == 0 and self.encoder is not None:
-            raise ValueError(
-                "student.layers 0 makes word vectors from the teacher; leave out student.encoder"
-            )
+            raise ValueError("student.layers 0 makes word vectors of the teacher; leave out student.encoder")
         if self.layers > 0 and self.width is not None:
-            raise ValueError(
-                "student.width needs student.layers 0; other students are as wide as the teacher"
-            )
+            raise ValueError("student.width needs student.layers 0; others are as wide as the teacher")
         return self
 
 
@@ -201,15 +184,15 @@ class DistillSettings(Settings):
     @model_validator(mode="after")
     def _losses_reach_both(self) -> Self:
         for stage in self.stages:
-            if not any(getattr(stage, name) for name in STUDENT_LOSSES):
+            if not any(getattr(stage, name) for name in methods.STUDENT_LOSSES):
                 raise ValueError(
                     "no loss trains the student's layers; set one of "
-                    f"{', '.join(f'distill.weights.{name}' for name in STUDENT_LOSSES[:4])} above 0"
+                    f"{', '.join(f'distill.weights.{name}' for name in methods.STUDENT_LOSSES[:4])} above 0"
                 )
-        if self.frozen and not self.losses.isdisjoint(TEACHER_LOSSES):
+        if self.frozen and not self.losses.isdisjoint(methods.TEACHER_LOSSES):
             raise ValueError(
                 "a frozen teacher does not learn; set "
-                + " and ".join(f"distill.weights.{name}" for name in TEACHER_LOSSES)
+                + " and ".join(f"distill.weights.{name}" for name in methods.TEACHER_LOSSES)
                 + " to 0"
             )
         if self.beta > 0 and (self.frozen or self.weights.teacher_task == 0):
@@ -252,9 +235,7 @@ class BeforeSettings(Settings):
     @model_validator(mode="after")
     def _student_goes_on(self) -> Self:
         if self.method in ("bilstm_soft", "glove", "linear"):
-            raise ValueError(
-                f"before.method {self.method}: its student is not a Transformer; choose another method"
-            )
+            raise ValueError(f"before.method {self.method}: its student is no Transformer; choose another")
         return self
 
 
@@ -390,9 +371,9 @@ class TrainSettings(Settings):
             return values
         task, method = str(values.get("task")), str(values.get("method"))
         return merge(
-            TASK_VALUES.get(task, {}),
-            METHODS.get(method, {}),
-            METHOD_TASK_VALUES.get((method, task), {}),
+            methods.TASK_VALUES.get(task, {}),
+            methods.METHODS.get(method, {}),
+            methods.METHOD_TASK_VALUES.get((method, task), {}),
             values,
         )
 
@@ -414,7 +395,7 @@ class TrainSettings(Settings):
                 f"before.method {self.before.method} needs a Transformer student that learns from labels "
                 "only; set method finetune"
             )
-        if self.compile and not self.distill.losses.isdisjoint(ATTENTION_LOSSES):
+        if self.compile and not self.distill.losses.isdisjoint(methods.ATTENTION_LOSSES):
             raise ValueError("compile: losses on attention read inside the layers; leave compile out")
         if self.min_workers is not None and self.min_workers > self.workers:
             raise ValueError(f"min_workers {self.min_workers} is more than workers {self.workers}")
@@ -451,7 +432,7 @@ class TrainSettings(Settings):
             return
         if self.task == "retrieval":
             raise ValueError(f"{share}: task retrieval has no texts without a pair; set it to 0")
-        if self.distill.losses <= {*TEACHER_LOSSES, *LABEL_LOSSES[self.task]}:
+        if self.distill.losses <= {*methods.TEACHER_LOSSES, *methods.LABEL_LOSSES[self.task]}:
             what = "texts without labels" if self.task == "topics" else "news without clicks"
             raise ValueError(
                 f"{share}: nothing learns from {what} with method {self.method}; set it to 0, or set "

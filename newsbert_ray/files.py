@@ -57,11 +57,9 @@ def replace_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replace_folder(path: Path) -> Iterator[Path]:
-    """An empty hidden folder beside `path` to fill; it becomes `path` at the end of the block.
-
-    A folder that was there before is removed only then. If the block raises or deletes its folder, it stays.
-    Partial folders of processes that were killed (nobody holds their lock) are removed.
-    """
+    """An empty hidden folder beside `path` to fill, which becomes `path` at the end of the block. What was
+    there before is removed only then; if the block raises or deletes its folder, it stays. Partial folders of
+    processes that were killed (nobody holds their lock) are removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     for leftover in path.parent.glob(f".{escape(path.name)}.{'[0-9a-f]' * 8}*"):
         if leftover.is_dir():

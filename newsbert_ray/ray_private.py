@@ -41,13 +41,6 @@ _NOT_STARTED = ("PlacementGroupCleanerCallback", "DatasetsCallback")
 # --- Addresses and tokens ---------------------------------------------------------------------------------
 
 
-def node_ip_address() -> str:
-    """The address under which Ray would register this machine; public only once Ray has started."""
-    from ray._private.services import get_node_ip_address
-
-    return str(get_node_ip_address())  # type: ignore[no-untyped-call]
-
-
 @contextmanager
 def loopback_node() -> Iterator[None]:
     """This process's node address is 127.0.0.1 for the duration of the block, as it is for Ray's other

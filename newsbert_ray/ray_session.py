@@ -115,21 +115,23 @@ def initialised() -> bool:
 
 
 def _join(stack: ExitStack, address: str) -> None:
-    listens_on_loopback_only = address != "auto" and _check_answer(address)
+    loopback = address != "auto" and _check_answer(address)
+    try:
+        _init(stack, loopback=loopback, address=address)
+    except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
+        token = "if it asks for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to a file with it"
+        raise ConnectError(f"RAY_ADDRESS={address}: {first_line(error)}; {token}; or {_ALONE}") from error
+
+
+def _init(stack: ExitStack, *, loopback: bool, **options: Any) -> None:
+    """Connect to Ray until `stack` is closed."""
     import ray
 
-    if listens_on_loopback_only:
+    if loopback:
         stack.enter_context(ray_private.loopback_node())
     stack.callback(_shut_down)
-    try:
-        with ray_private.own_sigterm():
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
-        token = (
-            "where the cluster asks for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to a file"
-        )
-        message = f"RAY_ADDRESS={address}: {first_line(error)}; {token} with it; or {_ALONE}"
-        raise ConnectError(message) from error
+    with ray_private.own_sigterm():
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
 
 
 def _check_answer(address: str) -> bool:
@@ -142,8 +144,11 @@ def _check_answer(address: str) -> bool:
     if reason := refusal(host, port):
         what = f"no Ray cluster answers there ({reason})"
         raise ConnectError(f"RAY_ADDRESS={address}: {what}; start it, correct the address, or {_ALONE}")
+    from ray.util import get_node_ip_address
+
     is_loopback = host in ("127.0.0.1", "localhost", "::1")
-    return is_loopback and refusal(ray_private.node_ip_address(), port) is not None
+    own_address = get_node_ip_address()  # type: ignore[no-untyped-call]
+    return is_loopback and refusal(own_address, port) is not None
 
 
 def host_and_port(address: str) -> tuple[str | None, int | None]:
@@ -177,21 +182,10 @@ def _start(stack: ExitStack, *, cpus: int | None, dashboard: bool) -> None:
     token = {} if has_token else write_token(folder)
     stack.enter_context(environment({**PRIVATE_ENVIRONMENT, **token}))
     stack.enter_context(environment(loopback_only(), over=True))
-    import ray
-
     ray_private.forget_authentication()
-    stack.enter_context(ray_private.loopback_node())
-    stack.callback(_shut_down)
+    options = {"num_cpus": cpus, "include_dashboard": dashboard, "_temp_dir": str(folder / "ray")}
     try:
-        with ray_private.own_sigterm():
-            ray.init(
-                "local",
-                num_cpus=cpus,
-                include_dashboard=dashboard,
-                _temp_dir=str(folder / "ray"),
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
+        _init(stack, loopback=True, address="local", **options)
     except Exception as error:  # Ray raises Exception itself where its processes start too slowly
         cure = f"check its load, free memory, and free disk in {temporary}"
         raise ConnectError(f"Ray does not start on this machine: {first_line(error)}; {cure}") from error

@@ -36,26 +36,21 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Location = Annotated[str | Path, AfterValidator(str)]
 """A path or URL; the functions inside the package receive it as a string."""
 
-_HABITS = {
-    "lr": "learning_rate",
-    "layers": "student.layers",
-    "num_layers": "student.layers",
-    "bs": "batch_size",
-    "batch": "batch_size",
-    "num_epochs": "epochs",
-    "num_train_epochs": "epochs",
-    "num_workers": "workers",
-    "model": "teacher",
-    "model_name": "teacher",
-    "model_name_or_path": "teacher",
-    "output": "out",
-    "output_dir": "out",
-    "dataset": "data",
-    "alpha": "distill.beta",
-    "max_length": "max_tokens",
-    "fp16": "precision",
+_OTHER_NAMES = {
+    "learning_rate": "lr",
+    "student.layers": "layers num_layers",
+    "batch_size": "bs batch",
+    "epochs": "num_epochs num_train_epochs",
+    "workers": "num_workers",
+    "teacher": "model model_name model_name_or_path",
+    "out": "output output_dir",
+    "data": "dataset",
+    "distill.beta": "alpha",
+    "max_tokens": "max_length",
+    "precision": "fp16",
 }
-"""Names that other programs use, and ours."""
+"""Our names, and those that other programs use."""
+_HABITS = {other: ours for ours, others in _OTHER_NAMES.items() for other in others.split()}
 
 
 class SettingsError(ValueError):

@@ -41,10 +41,7 @@ Event = Literal[
 
 class EventLog:
     """Appends events to folder/events.jsonl, one JSON object a line; several processes may share the file.
-
-    Events that cannot be written (a full disk) are dropped: a log must not end the run, nor hide the error
-    that it was to record.
-    """
+    What cannot be written (a full disk) is dropped: a log must not end the run, nor hide its error."""
 
     def __init__(self, folder: str | Path) -> None:
         """`folder`: the run's or sweep's; must exist before the first event. Its name is in each line."""
@@ -103,9 +100,7 @@ METERS: Mapping[str, Meter] = {
     "newsbert_loss": Meter("Losses of the last logged step", ("run", "trial", "loss")),
     "newsbert_step": Meter("Optimiser steps", ("run", "trial")),
     "newsbert_epoch": Meter("Epochs, the current one in part", ("run", "trial")),
-    "newsbert_validation": Meter(
-        "Metrics of the last evaluation, 0 to 1", ("run", "trial", "model", "metric")
-    ),
+    "newsbert_validation": Meter("Metrics of the last evaluation", ("run", "trial", "model", "metric")),
     "newsbert_seconds": Meter(
         "Seconds by activity: train, data (waiting for it), evaluate, checkpoint, report",
         ("run", "part"),

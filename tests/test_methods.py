@@ -177,7 +177,7 @@ def test_another_encoder_may_be_narrower(make_settings: MakeSettings, tmp_path: 
     [
         ({"distill.teacher": "frozen"}, "a frozen teacher does not learn"),
         ({"method": "twinbert", "distill.beta": 0.1}, "the teacher is frozen; set distill.beta to 0"),
-        ({"method": "bilstm_soft", "student.layers": 2}, "a bilstm student needs student.layers 1"),
+        ({"method": "bilstm_soft", "student.layers": 2}, "student.kind bilstm needs student.layers 1"),
         (
             {"method": "tinybert", "distill.first.attention_scores": 0.0, "distill.first.hidden": 0.0},
             "no loss",

@@ -63,12 +63,7 @@ Parts = tuple[State, str] | tuple[State, str, str]
 
 
 def doctor(
-    *,
-    data: str | None = None,
-    out: str | None = None,
-    address: str | None = None,
-    teacher: str | None = None,
-    deep: bool = False,
+    *, data: str | None, out: str | None, address: str | None, teacher: str | None, deep: bool
 ) -> Iterator[Finding]:
     """The verb `doctor`. Arguments and result are those of `newsbert_ray.doctor`."""
     variables = (os.environ.get(name, "").strip() for name in ("RAY_ADDRESS", submit.ADDRESS_VARIABLE))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
+from zipfile import ZipFile
 
 from newsbert_ray.config import SettingsError
 from newsbert_ray.files import format_size
@@ -28,7 +29,6 @@ EXCLUDES = (
     *("*.pt", "*.pth", "*.ckpt", "*.bin", "*.safetensors", "*.parquet"),
 )
 """Caches, results, data and weights: sent only with --include."""
-_IGNORE_FILES = (".gitignore", ".rayignore")
 _OWN = "newsbert_ray/__init__.py"
 
 
@@ -90,11 +90,9 @@ def find_files(folder: str | Path, *, include: Sequence[str] = (), exclude: Sequ
     """The files of a folder that are sent, and those of newsbert_ray if the folder does not contain it.
 
     Not sent is what EXCLUDES, a .gitignore or a .rayignore names, unless `include` names it (/shards/,
-    *.parquet); and what SECRETS or `exclude` names, patterns as in a .gitignore.
-
-    Raises:
-        PackageError: no such folder, a folder that cannot be read, more than MAX_FILES files (probably a home
-            folder or a data set), or more than LIMIT_BYTES, which Ray would refuse after the upload.
+    *.parquet); and what SECRETS or `exclude` names, patterns as in a .gitignore. PackageError: no such
+    folder, one that cannot be read, or more than MAX_FILES files (probably a home folder or a data set) or
+    LIMIT_BYTES, which Ray would refuse after the upload.
     """
     package, never = Package(root := Path(folder).absolute()), [*SECRETS, *exclude]
     if not root.is_dir():
@@ -115,20 +113,16 @@ def find_files(folder: str | Path, *, include: Sequence[str] = (), exclude: Sequ
     return package
 
 
-def link_files(package: Package, folder: Path) -> None:
-    """Fill `folder` with links to the files, for Ray to pack; without .gitignore files, which Ray would obey.
-    Raises PackageError for a file that cannot be read, or whose name is not Unicode."""
-    for name, path in package.files.items():
-        try:
-            name.encode()
-            path.open("rb").close()
-        except (OSError, UnicodeEncodeError) as error:
-            message = f"{str(path)!r}: cannot be sent ({error}); leave it out with --exclude PATTERN"
-            raise PackageError(message) from error
-        link = folder / name
-        if link.name not in _IGNORE_FILES:
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to(path)
+def write_zip(package: Package, path: Path) -> None:
+    """Write the files as a zip, which Ray uploads as it is; PackageError for a file that cannot be read, or
+    whose name is not Unicode."""
+    with ZipFile(path, "w", strict_timestamps=False) as archive:
+        for name, file in package.files.items():
+            try:
+                archive.write(file, name)
+            except (OSError, UnicodeEncodeError) as error:
+                fault = f"cannot be sent ({error}); leave it out with --exclude PATTERN"
+                raise PackageError(f"{str(file)!r}: {fault}") from error
 
 
 def _matches(root: Path, pattern: str) -> Iterator[Path]:
@@ -188,18 +182,6 @@ def runtime_environment(variables: Sequence[str], requirements: str | None) -> d
 def make_entrypoint(command: Sequence[str]) -> str:
     """The command line of a job: newsbert_ray from the job's own folder."""
     return shlex.join([*_PROGRAM, *command])
-
-
-def read_entrypoint(text: str) -> tuple[str, str | None]:
-    """The verb and --out in the command line of one of our jobs; an empty verb for other jobs."""
-    try:
-        words = shlex.split(text.replace("--out=", "--out "))
-    except ValueError:
-        return "", None
-    if tuple(words[:3]) != _PROGRAM or len(words) < 4:
-        return "", None
-    out = words[words.index("--out") + 1 :] if "--out" in words else []
-    return words[3], out[0] if out else None
 
 
 def check_job_name(job: str) -> str:

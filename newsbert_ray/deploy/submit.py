@@ -21,7 +21,7 @@ from http.client import HTTPException
 from importlib import metadata
 from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 from urllib.error import HTTPError, URLError
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
@@ -29,9 +29,6 @@ from newsbert_ray.deploy import package
 from newsbert_ray.files import format_size
 from newsbert_ray.ray_session import environment, host_and_port
 from newsbert_ray.secrets import mask_text
-
-if TYPE_CHECKING:
-    from ray.job_submission import JobSubmissionClient
 
 ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
 ANSWER_SECONDS = 15.0
@@ -74,11 +71,6 @@ class Dashboard:
     address: str
     token: str | None = field(repr=False)
 
-    @property
-    def command(self) -> str:
-        """The beginning of a command for this cluster."""
-        return f"newsbert-ray submit --address {self.address}"
-
 
 def submit(
     command: Sequence[str],
@@ -106,86 +98,102 @@ def submit(
     sent = package.find_files(working_dir, include=include, exclude=[*exclude, f"/{own_token}"])
     for line in package.check_paths(settings, sent):
         _say(line)
-    dashboard, client = _open_client(address, token_file)
+    cluster, out = Cluster(address, token_file), settings.get("out")
     source = "that folder" if sent.has_newsbert_ray else "this installation"
     links = f"; links not followed: {', '.join(sorted(sent.links)[:5])}" if sent.links else ""
     size = f"{len(sent.files):,} files, {format_size(sent.bytes)}"
     _say(f"sending {sent.root}: {size}, with newsbert_ray from {source}{links}")
     try:
         with tempfile.TemporaryDirectory(prefix="nb-submit-") as folder:
-            package.link_files(sent, Path(folder))
+            archive = Path(folder, "package.zip")
+            package.write_zip(sent, archive)
             send = partial(
-                client.submit_job,
+                cluster.client.submit_job,
                 entrypoint=package.make_entrypoint(command),
                 submission_id=job,
-                runtime_env={"working_dir": folder, **runtime},
+                metadata={"verb": command[0]} | ({"out": out} if out else {}),
+                runtime_env={"working_dir": str(archive), **runtime},
                 entrypoint_resources={"node:__internal_head__": 0.001},  # the head is not preempted
                 entrypoint_num_cpus=0,
             )
             _retry_until_ready(partial(_call, job, send))
     except KeyboardInterrupt:
-        _say(f"\ninterrupted while sending; {dashboard.command} --list shows whether {job} has arrived")
+        _say(f"\ninterrupted while sending; {cluster.command} --list shows whether {job} has arrived")
         return INTERRUPTED
-    _say(f"{job} is on the cluster; {dashboard.command} --stop {job} stops it")
+    _say(f"{job} is on the cluster; {cluster.command} --stop {job} stops it")
     if not wait:
-        _say(f"its log: {dashboard.command} --logs {job}")
+        _say(f"its log: {cluster.command} --logs {job}")
         return 0
-    return _follow(client, dashboard, job, verb=command[0], out=settings.get("out"))
+    return cluster.follow(job, verb=command[0], out=out)
 
 
-def show_log(job: str, *, address: str | None, token_file: str | None) -> int:
-    """Follow the log of a submitted job from its first line; returns its exit code, as `submit` does."""
-    dashboard, client = _open_client(address, token_file)
-    info = _call(job, client.get_job_info, package.check_job_name(job))
-    verb, out = package.read_entrypoint(info.entrypoint)
-    return _follow(client, dashboard, job, verb=verb, out=out)
+class Cluster:
+    """A cluster whose dashboard has answered, and Ray's client for its jobs."""
 
+    def __init__(self, address: str | None, token_file: str | Path | None) -> None:
+        def warn(problem: str, cure: str) -> None:
+            _say(f"warning: {problem}; {cure}")
 
-def stop_job(job: str, *, address: str | None, token_file: str | None) -> int:
-    """Stop a job as Ctrl-C would, and wait until it has; SubmitError where there is none, or it goes on."""
-    _, client = _open_client(address, token_file)
-    end = job_end(_call(job, client.get_job_info, package.check_job_name(job)))
-    if end is not None:
-        _say(f"{job} has already ended: {end.status}")
+        dashboard = connect(address, token_file=token_file, warn=warn)
+        self.address = dashboard.address
+        self.command = f"newsbert-ray submit --address {self.address}"
+        headers = {"Authorization": f"Bearer {dashboard.token}"} if dashboard.token else {}
+        with environment({ADDRESS_VARIABLE: self.address}, over=True):  # Ray's client prefers the variable
+            from ray.job_submission import JobSubmissionClient
+
+            for name in _NOISY_LOGGERS:
+                logging.getLogger(f"ray.{name}").setLevel(logging.ERROR)
+            make = partial(JobSubmissionClient, headers=headers)
+            self.client: Any = _call(self.address, make, self.address)
+        self.client._do_request = partial(self.client._do_request, timeout=REQUEST_SECONDS)
+
+    def show_log(self, job: str) -> int:
+        """Follow the log of a submitted job from its first line; returns its exit code, as `submit` does."""
+        ours = self._info(job).metadata or {}
+        return self.follow(job, verb=ours.get("verb", ""), out=ours.get("out"))
+
+    def stop(self, job: str) -> int:
+        """Stop a job as Ctrl-C would, and wait until it has; SubmitError: there is none, or it goes on."""
+        if end := job_end(self._info(job)):
+            _say(f"{job} has already ended: {end.status}")
+            return 0
+        _call(job, self.client.stop_job, job)
+        _say(f"stopping {job} ...")
+        deadline = time.monotonic() + STOP_SECONDS
+        while (end := job_end(info := self._info(job))) is None:
+            if time.monotonic() > deadline:
+                raise SubmitError(f"{job}: still {info.status} after {STOP_SECONDS:g} s")
+            time.sleep(0.5)
+        verb = (info.metadata or {}).get("verb", "")
+        _say(f"{job}: {end.status}{_how_to_resume(verb)}")
         return 0
-    _call(job, client.stop_job, job)
-    _say(f"stopping {job} ...")
-    deadline = time.monotonic() + STOP_SECONDS
-    while (end := job_end(info := _call(job, client.get_job_info, job))) is None:
-        if time.monotonic() > deadline:
-            raise SubmitError(f"{job}: still {info.status} after {STOP_SECONDS:g} s")
-        time.sleep(0.5)
-    _say(f"{job}: {end.status}{_how_to_resume(package.read_entrypoint(info.entrypoint)[0])}")
-    return 0
 
+    def list_jobs(self) -> int:
+        """List the cluster's submitted jobs, newest last: name, state, start, command."""
+        jobs = [info for info in _call("jobs", self.client.list_jobs) if info.submission_id]
+        width = max((len(info.submission_id) for info in jobs), default=0)
+        for info in sorted(jobs, key=lambda info: info.start_time or 0):
+            start = time.strftime("%d %b %H:%M", time.localtime((info.start_time or 0) / 1000))
+            command = mask_text(info.entrypoint).replace(package.make_entrypoint(()), "newsbert-ray")
+            _say(f"{info.submission_id:<{width}}  {info.status!s:<9}  {start}  {command[:200]}")
+        if not jobs:
+            _say("no jobs")
+        return 0
 
-def list_jobs(*, address: str | None, token_file: str | None) -> int:
-    """List the cluster's submitted jobs, newest last: name, state, start, command."""
-    _, client = _open_client(address, token_file)
-    jobs = [info for info in _call("jobs", client.list_jobs) if info.submission_id]
-    width = max((len(info.submission_id) for info in jobs), default=0)
-    for info in sorted(jobs, key=lambda info: info.start_time or 0):
-        start = time.strftime("%d %b %H:%M", time.localtime((info.start_time or 0) / 1000))
-        command = mask_text(info.entrypoint).replace(package.make_entrypoint(()), "newsbert-ray")
-        _say(f"{info.submission_id:<{width}}  {info.status!s:<9}  {start}  {command[:200]}")
-    if not jobs:
-        _say("no jobs")
-    return 0
+    def follow(self, job: str, *, verb: str, out: str | None) -> int:
+        """Print the job's log to its end, and what to do then; returns its exit code."""
+        try:
+            end = follow_log(self.client, job, self.address)
+        except KeyboardInterrupt:
+            _say(f"\n{job} continues; its log: {self.command} --logs {job}")
+            _say(f"to stop it: {self.command} --stop {job}")
+            return INTERRUPTED
+        for line in _closing_lines(job, end, verb=verb, out=out):
+            _say(line)
+        return end.code
 
-
-def _open_client(address: str | None, token_file: str | None) -> tuple[Dashboard, JobSubmissionClient]:
-    """The dashboard and Ray's client for it, whatever Ray's own variables say, and with a time-out."""
-    dashboard = connect(address, token_file=token_file, warn=lambda *both: _say("warning:", "; ".join(both)))
-    headers = {"Authorization": f"Bearer {dashboard.token}"} if dashboard.token else {}
-    with environment({ADDRESS_VARIABLE: dashboard.address}, over=True):
-        from ray.job_submission import JobSubmissionClient
-
-        for name in _NOISY_LOGGERS:
-            logging.getLogger(f"ray.{name}").setLevel(logging.ERROR)
-        make = partial(JobSubmissionClient, headers=headers)
-        client: JobSubmissionClient = _call(dashboard.address, make, dashboard.address)
-    client._do_request = partial(client._do_request, timeout=REQUEST_SECONDS)  # type: ignore[method-assign]
-    return dashboard, client
+    def _info(self, job: str) -> Any:
+        return _call(job, self.client.get_job_info, package.check_job_name(job))
 
 
 def _retry_until_ready(call: Callable[[], Any]) -> Any:
@@ -222,18 +230,6 @@ def _call(job: str, request: Callable[..., Any], *arguments: Any) -> Any:
             why = "a head that was restarted has forgotten the jobs before"
             message = f"{job}: the cluster knows no such job; --list shows its jobs ({why})"
         raise SubmitError(message) from error
-
-
-def _follow(client: Any, dashboard: Dashboard, job: str, *, verb: str, out: str | None) -> int:
-    try:
-        end = follow_log(client, job, dashboard.address)
-    except KeyboardInterrupt:
-        _say(f"\n{job} continues; its log: {dashboard.command} --logs {job}")
-        _say(f"to stop it: {dashboard.command} --stop {job}")
-        return INTERRUPTED
-    for line in _closing_lines(job, end, verb=verb, out=out):
-        _say(line)
-    return end.code
 
 
 def _closing_lines(job: str, end: JobEnd, *, verb: str, out: str | None) -> Iterator[str]:

@@ -25,17 +25,8 @@ from newsbert_ray.data.mind import Impression, parse_behaviors
 from newsbert_ray.data.sources import BadLine, Say, parse_chunk, read_through, show_progress
 from newsbert_ray.record import RECORD
 from newsbert_ray.secrets import mask_url
-from newsbert_ray.serving.predictor import (
-    NOT_NEEDED,
-    Floats,
-    Precision,
-    Predictor,
-    cosine_to_mean,
-    cosines,
-    load_predictor,
-    read_run,
-    weights_hash,
-)
+from newsbert_ray.serving import predictor
+from newsbert_ray.serving.predictor import Floats, Precision, Predictor
 from newsbert_ray.serving.texts import ROWS, SHOWN, Row, TextsError, open_texts
 from newsbert_ray.storage.bucket import Remote
 from newsbert_ray.storage.workdir import absolute, fetch, last_part
@@ -87,14 +78,14 @@ def embed(
 ) -> dict[str, Any]:
     """The verb `embed`. Arguments, result and errors are those of `newsbert_ray.embed`."""
     start = time.perf_counter()
-    record, student = read_run(run)
+    record, student = predictor.read_run(run)
     folder, files = Remote(absolute(out)), [open_texts(file, columns) for file in input]
     pieces = (Piece(*pair) for pair in enumerate(chain.from_iterable(file.pieces() for file in files)))
     if (first := next(pieces, None)) is None:
         raise TextsError(f"{', '.join(map(str, input))}: contains no text")
     hashes = [[last_part(name), file.sha256] for name, file in zip(input, files, strict=True)]
-    source: dict[str, Any] = {"model_sha256": weights_hash(student), "precision": precision, "files": hashes}
-    source |= {"columns": columns} if columns else {}
+    source: dict[str, Any] = {"model_sha256": predictor.weights_hash(student), "precision": precision}
+    source |= {"files": hashes} | ({"columns": columns} if columns else {})
     if whole := _claim(folder, source, overwrite=overwrite):
         say(f"all {len(whole['parts'])} files of {mask_url(folder.url)} are already embedded")
         return whole
@@ -176,12 +167,11 @@ def embed_piece(piece: Piece, task: EmbedTask) -> int:
     """Embed one piece and write its file; returns the number of its rows, with the bad ones."""
     if task.threads is not None:
         torch.set_num_threads(task.threads)
-    student = fetch(task.run, without=NOT_NEEDED) / "student"
-    predictor = load_predictor(student, precision=task.precision)
+    model = predictor.load(task.run, precision=task.precision)
     good = [row for row in piece.rows if isinstance(row, Row)]
-    embeddings = pa.array(predictor.embed([row.text for row in good]).ravel())
+    embeddings = pa.array(model.embed([row.text for row in good]).ravel())
     columns = [pa.array(values, pa.string()) for values in zip(*good, strict=True)] or [[], []]
-    columns.append(pa.FixedSizeListArray.from_arrays(embeddings, predictor.width))
+    columns.append(pa.FixedSizeListArray.from_arrays(embeddings, model.width))
     table = pa.table(columns, names=["id", "text", "embedding"])
     rejected = json.dumps([str(row) for row in piece.rows if isinstance(row, BadLine)])
     buffer = pa.BufferOutputStream()
@@ -275,7 +265,7 @@ def similar(
     if to is not None:
         rows, query = ([indices[to]], []) if to in indices else ([], [to])
         vector = embedded.embeddings[rows[0]] if rows else _load_student(embedded, run).embed(query)[0]
-        scores = cosines(embedded.embeddings, vector)
+        scores = predictor.cosines(embedded.embeddings, vector)
         return _answer(f"like {to}", scores, embedded, rows, top, query)
     clicked = list(read) if user is None else _read_history(user, behaviors)
     rows = [indices[name] for name in clicked if name in indices]
@@ -287,7 +277,7 @@ def similar(
         scores = _load_student(embedded, run).user_scores(history, embedded.embeddings)
     else:
         kind = "cosine to their mean: not trained on clicks"
-        scores = cosine_to_mean(history, embedded.embeddings)
+        scores = predictor.cosine_to_mean(history, embedded.embeddings)
     question = f"{user or 'a user'} who read {len(rows)} of these ({kind})"
     return _answer(question, scores, embedded, rows, top)
 
@@ -309,12 +299,11 @@ def _answer(
 
 def _load_student(embedded: Embedded, run: str | Path | None) -> Predictor:
     location = run or embedded.description.get("run")
-    student = fetch(location, without=NOT_NEEDED) / "student" if location else Path()
-    if not location or not student.is_dir():
+    if not location or not (student := fetch(location, without=predictor.NOT_NEEDED) / "student").is_dir():
         raise SettingsError(f"the run that embedded these texts is not at {location}; give --run")
-    if weights_hash(student) != embedded.description["model_sha256"]:
+    if predictor.weights_hash(student) != embedded.description["model_sha256"]:
         raise SettingsError(f"the student of {location} did not embed these texts; embed them again")
-    return load_predictor(student, device="cpu")
+    return predictor.load_predictor(student, device="cpu")
 
 
 def _read_history(user: str, behaviors: str | Path | None) -> list[str]:

@@ -164,9 +164,7 @@ class _OnnxModel(nn.Module):
 def _write_onnx(student: Student, folder: Path) -> None:
     packages = ("onnx", "onnxscript", "onnxruntime")
     if missing := [name for name in packages if find_spec(name) is None]:
-        raise ExportError(
-            f"--to onnx needs {', '.join(missing)}; install them with: pip install {' '.join(missing)}"
-        )
+        raise ExportError(f"--to onnx needs {', '.join(missing)}: pip install {' '.join(missing)}")
     model = _OnnxModel(student).eval()
     ids = torch.ones(2, 8, dtype=torch.int64)
     outputs = ["news_embedding", *(["logits"] if student.labels else [])]

@@ -86,9 +86,7 @@ def read_run(run: str | Path) -> tuple[RunRecord, Path]:
     folder = fetch(run, without=NOT_NEEDED)
     record = read_record(folder)
     if not (folder / "student").is_dir():
-        raise EncoderError(
-            f"{run}: its student was not kept (a sweep keeps those of its best trials); train it again"
-        )
+        raise EncoderError(f"{run}: its student was not kept (a sweep keeps its best ones); train it again")
     return record, folder / "student"
 
 
@@ -152,7 +150,11 @@ class Ranked:
 
 
 class Predictor:
-    """A student with its tokeniser, ready to read texts. Not for several threads at once."""
+    """A student with its tokeniser, ready to read texts. Not for several threads at once.
+
+    Attributes:
+        width: numbers of an embedding, D; 0 for a linear model.
+    """
 
     def __init__(self, student: Student, *, device: str | None = None, precision: Precision = "fp32") -> None:
         """The head stays in fp32, whatever the encoder computes in, and the pooling except with int8.
@@ -164,6 +166,7 @@ class Predictor:
             raise SettingsError("precision int8 is for the processor; use bf16 on a GPU")
         numbers = torch.bfloat16 if precision == "bf16" else torch.float32
         self.encoder = student.encoder.to(self.device, numbers).eval()
+        self.width = self.encoder.hidden_size
         self.top = student.top.to(self.device).eval()
         self.tokenizer, self.max_tokens = student.tokenizer, student.max_tokens
         self.task, self.labels = student.task, student.labels
@@ -176,11 +179,6 @@ class Predictor:
         elif precision == "int8":
             _round_weights(self.encoder.layers)
             _round_weights(self.top.pooling)
-
-    @property
-    def width(self) -> int:
-        """Numbers of an embedding, D."""
-        return self.encoder.hidden_size
 
     def embed(self, texts: Sequence[str]) -> Floats:
         """Embeddings (M, D) of M texts, in their order."""
@@ -269,12 +267,7 @@ class LinearPredictor(Predictor):
 
     def __init__(self, model: LinearModel) -> None:
         self.model, self.device, self.precision = model, torch.device("cpu"), "fp32"
-        self.task, self.labels = "topics", model.labels
-
-    @property
-    def width(self) -> int:
-        """0: it has no embeddings."""
-        return 0
+        self.task, self.labels, self.width = "topics", model.labels, 0
 
     def embed(self, texts: Sequence[str]) -> Floats:
         """Not possible."""

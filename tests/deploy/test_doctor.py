@@ -21,6 +21,7 @@ import torch
 from torch.utils import collect_env
 from transformers import BertConfig, BertModel
 
+import newsbert_ray
 from newsbert_ray import cli
 from newsbert_ray.data.shards import MANIFEST
 from newsbert_ray.deploy import doctor as doctors
@@ -94,8 +95,8 @@ def test_address_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(doctors, "check_cluster", check)
     monkeypatch.setenv("RAY_ADDRESS", "head:6379")
-    list(doctors.doctor())
-    list(doctors.doctor(address="http://head:8265"))
+    list(newsbert_ray.doctor())
+    list(newsbert_ray.doctor(address="http://head:8265"))
     assert addresses == ["head:6379", "http://head:8265"]
 
 
