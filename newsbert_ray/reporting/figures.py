@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
@@ -31,7 +30,7 @@ from newsbert_ray.reporting.records import (
     varying_settings,
 )
 from newsbert_ray.reporting.sweep_data import curve_of
-from newsbert_ray.reporting.tables import number, sort_key, summarise, summary_of
+from newsbert_ray.reporting.tables import number, short, sort_key, summarise, summary_of
 
 LineLook = Literal["mean", "reference", "run", "cross", "plain", "trend", "means"]
 """How a line is drawn: coloured with markers and error bars (mean); dashed, for comparison (reference); thin
@@ -280,14 +279,11 @@ def blocks_figure(records: Sequence[RunRecord]) -> FigureData[Panel]:
         raise NothingToDraw("gradients of blocks are left out: no teacher learned with its student")
     panels = []
     for depth, group in sorted(grouped(records, lambda r: int(flat_settings(r)[DEPTH])).items()):
+        entries = [entry for record in group for entry in record.curve]
         for kind, label in _BLOCK_VALUES.items():
-            blocks: dict[int, list[tuple[float, float]]] = {}
-            for entry in (entry for record in group for entry in record.curve):
-                for name, value in (entry.get("blocks") or {}).items():
-                    if match := re.fullmatch(rf"block_(\d+)_{kind}", name):
-                        blocks.setdefault(int(match[1]), []).append((float(entry["epoch"]), float(value)))
-            lines = tuple(mean_line(pairs, f"block {block}") for block, pairs in sorted(blocks.items()))
-            panels += [Panel(f"N = {depth}", "epoch", label, lines)] if lines else []
+            curves = (curve_of(entries, f"blocks.block_{block}_{kind}") for block in range(1, depth + 1))
+            lines = [mean_line(pairs, f"block {block}") for block, pairs in enumerate(curves, 1) if pairs]
+            panels += [Panel(f"N = {depth}", "epoch", label, tuple(lines))] if lines else []
     spread = f"{len(records)} runs, mean ± sd over them" if len(records) > 1 else "1 run"
     caption = (
         f"{_origin(records)}. {spread}; gradients of logged steps before mixing. Momentum adds beta x ratio "
@@ -384,13 +380,6 @@ def without_single_points(figure: FigureData[AnyPanel]) -> FigureData[AnyPanel]:
     return replace(figure, panels=panels)
 
 
-def short(value: Any, digits: int = 6) -> str:
-    """A setting's value for people: at most `digits` digits of a number; null and bools as in YAML."""
-    if isinstance(value, bool) or value is None:
-        return {None: "none", True: "true", False: "false"}[value]
-    return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
-
-
 def describe(values: Mapping[str, Any], digits: int = 6) -> str:
     """Settings in one line, as in a legend, by the paper's letters: `β = 0.1, N = 2`."""
     letters = {DEPTH: "N", BETA: "β", "distill.temperature": "t"}
@@ -401,8 +390,7 @@ def describe(values: Mapping[str, Any], digits: int = 6) -> str:
 def mean_line(
     pairs: Iterable[tuple[float, float]], label: str, *, runs: int = 0, spread: bool = True
 ) -> Line:
-    """Mean, spread and number of the y at each x of one or more `pairs`; only the x at which all of so many
-    `runs` have a value, if there is any such x."""
+    """Mean, spread and number of the y at each x; only at x that all of so many `runs` have, if any."""
     values = {x: [y for _, y in group] for x, group in grouped(pairs, itemgetter(0)).items()}
     values = {x: ys for x, ys in values.items() if len(ys) == runs} or values
     summaries = [summarise(values[x]) for x in sorted(values)]
@@ -466,6 +454,6 @@ def _origin(records: Sequence[RunRecord], sizes: str = "") -> str:
     return f"Data: {data}{sizes}. Teacher: {teachers}"
 
 
-def span(numbers: Collection[int]) -> str:
+def span(numbers: Collection[float]) -> str:
     """`3`, or `3 to 5`."""
     return " to ".join(map(str, dict.fromkeys((min(numbers), max(numbers)))))

@@ -82,8 +82,15 @@ class Picture:
 
     @property
     def inline(self) -> str:
-        """The drawing for use inside a page."""
-        return inline_svg(self.svg, name=self.file.partition(".")[0], alt=self.alt)
+        """The drawing for use inside a page: no prolog, no fixed size, unique ids, and a text alternative."""
+        name, svg = self.file.partition(".")[0], self.svg[self.svg.index("<svg") :].strip()
+        svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg, flags=re.DOTALL)
+        svg = re.sub(r'\bid="', f'id="{name}-', svg)
+        svg = re.sub(r'href="#', f'href="#{name}-', svg).replace("url(#", f"url(#{name}-")
+        box = re.search(r'viewBox="[^"]*"', svg)
+        spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+        opening = f'<svg {spaces} {box[0] if box else ""} role="img" aria-label="{escape(self.alt)}">'
+        return re.sub(r"<svg[^>]*>", lambda _: opening, svg, count=1)
 
     @property
     def is_narrow(self) -> bool:
@@ -151,18 +158,6 @@ def _escape_markdown(text: str) -> str:
     text = re.sub(r"([\\`*<\[\]|])", r"\\\1", re.sub(r"\s+", " ", text))
     # An underscore inside a word has no effect; at a word's end it would start or end emphasis.
     return re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", text)
-
-
-def inline_svg(svg: str, *, name: str, alt: str) -> str:
-    """A drawn SVG for use inside a page: no prolog, no fixed size, unique ids, and a text alternative."""
-    svg = svg[svg.index("<svg") :].strip()
-    svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'\bid="', f'id="{name}-', svg)
-    svg = re.sub(r'href="#', f'href="#{name}-', svg).replace("url(#", f"url(#{name}-")
-    box = re.search(r'viewBox="[^"]*"', svg)
-    spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
-    opening = f'<svg {spaces} {box[0] if box else ""} role="img" aria-label="{escape(alt)}">'
-    return re.sub(r"<svg[^>]*>", lambda _: opening, svg, count=1)
 
 
 _LATEX = {

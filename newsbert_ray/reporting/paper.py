@@ -129,9 +129,7 @@ def _table2_caption(records: Sequence[RunRecord], tuned: Sequence[str]) -> str:
 
 
 def depths_table(records: Sequence[RunRecord]) -> Table | None:
-    """One row for each system, one column for each student depth and metric. The head shows where the amount
-    of data differs between depths. None for fewer than two methods or depths, or where other settings vary
-    too."""
+    """One row for each system, one column for each student depth and metric, where these alone vary."""
     task = one_task(records)
     groups = dict(sorted(grouped(distinct(records), lambda r: int(flat_settings(r)[_DEPTH])).items()))
     methods = {str(flat_settings(record)["method"]) for record in records}

@@ -65,11 +65,7 @@ _log = logging.getLogger(__name__)
 def report(
     folders: Sequence[str | Path], *, out: str | Path, against: str | None = None, keep: str | None = None
 ) -> list[Path]:
-    """Write report.md, report.html (the same, in one file), report.csv, tables.tex (the page's tables for
-    LaTeX) and each figure as PNG and SVG.
-
-    Arguments, result and errors are those of `newsbert_ray.report`.
-    """
+    """Write report.md, report.html, report.csv, tables.tex and each figure as PNG and SVG."""
     if is_url(out):
         raise RecordError(f"--out {mask_url(str(out))}: a report is read on this machine; give a folder")
     with ExitStack() as stack:
@@ -116,8 +112,7 @@ def _report(folders: Mapping[str, Path], out: Path, against: Against | None) -> 
 
 
 def collect(folders: Mapping[str, Path]) -> list[RunRecord]:
-    """Every record at or below the folders, each once. RecordError for a folder without any, by its key, or a
-    damaged record."""
+    """Every record at or below the folders, each once; RecordError where one is missing or damaged."""
     kept: list[RunRecord] = []
     runs: dict[Path, None] = {}
     for name, folder in folders.items():

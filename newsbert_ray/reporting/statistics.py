@@ -94,8 +94,7 @@ class Comparison:
 
 
 def compare_rows(rows: Sequence[Row], column: Column, against: Against) -> list[Comparison]:
-    """Every row of one task against the one that differs from it only in the compared setting; rows without
-    the column are left out."""
+    """Every row with the column against the one that differs from it only in the compared setting."""
 
     def others(row: Row) -> str:
         return repr({name: value for name, value in row.settings.items() if name != against.setting})
@@ -137,8 +136,7 @@ def paired_test(one: Summary, other: Summary) -> float | None:
 
 
 def holm(values: Sequence[float]) -> list[float]:
-    """Corrected p-values, in the order of `values`: the chance of any false one below a level is at most that
-    level (Holm 1979)."""
+    """p-values corrected so that any false one is below a level with at most that chance (Holm 1979)."""
     order, corrected = np.argsort(values, kind="stable"), np.empty(len(values))
     products = np.arange(len(values), 0, -1) * np.asarray(values, np.float64)[order]
     corrected[order] = np.minimum(1.0, np.maximum.accumulate(products))

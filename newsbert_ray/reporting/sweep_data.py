@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
@@ -35,7 +34,7 @@ from newsbert_ray.record import (
     read_stop,
 )
 from newsbert_ray.reporting.records import distinct, grouped
-from newsbert_ray.reporting.tables import Column, Mode, Summary, number, number_at, summarise
+from newsbert_ray.reporting.tables import Column, Mode, Summary, number, number_at, short, summarise
 from newsbert_ray.settings import Settings, flatten, nearest
 
 SWEEP = "sweep.json"
@@ -57,8 +56,7 @@ def validation_metrics(*tasks: Task) -> tuple[str, ...]:
 
 
 def goal_metrics(*tasks: Task) -> tuple[str, ...]:
-    """Metrics that can be a sweep's goal: names inside a record's `metrics`. `speed` is measured at a trial's
-    end, on the texts of the test split."""
+    """Metrics that can be a sweep's goal; `speed` is measured at a trial's end on texts of the test split."""
     validation = validation_metrics(*tasks)
     test = (name.replace("validation", "test") for name in validation)
     return (*validation, *test, "speed.student_titles_per_second", "speed.times_teacher")
@@ -129,6 +127,11 @@ class Axis(Settings):
     def is_active(self, point: Mapping[str, Any]) -> bool:
         """Whether the axis varies at `point`, which holds the values of the axes before it."""
         return has_values(point, self.when)
+
+    @property
+    def condition(self) -> str:
+        """Where the axis varies: `method is newsbert or mutual and student.layers is 2`."""
+        return " and ".join(f"{name} is {' or '.join(map(short, v))}" for name, v in self.when.items())
 
     def samples(self) -> tuple[Any, ...]:
         """Values to check: every value of a list or of a short integer range, else the ends of the range."""
@@ -309,30 +312,18 @@ class Sweep:
 
     @cached_property
     def finished(self) -> list[Point]:
-        """Points that finished with every seed, the best by the first goal first; of equal points that which
-        the sweep's printed command trains."""
-        flags = dict(pairwise(shlex.split(str(self.plan.get("best", "")))))
+        """Points that every seed finished, the best by the first goal first, as `best_point` sees it."""
         sign = self.goals[0].sign
-
-        def is_trained(point: Point) -> bool:
-            values = point.values.items()
-            return all(flags.get(f"--{name}") in (str(value), json.dumps(value)) for name, value in values)
-
-        return sorted(self.of("finished"), key=lambda p: (-sign * p.mean(), not is_trained(p)))
+        return sorted(self.of("finished"), key=lambda point: (-sign * point.mean(), point.label))
 
     @cached_property
     def front(self) -> list[Point]:
-        """The Pareto front of the finished points, the best by the first goal first."""
-        return pareto_front(self.finished, self.goals)
+        """Finished points that no other equals in every goal and beats in one, in their order."""
+        means = [[goal.sign * point.mean(i) for i, goal in enumerate(self.goals)] for point in self.finished]
+        return [self.finished[i] for i in undominated(means)]
 
 
-def pareto_front(points: Sequence[Point], goals: Sequence[Goal]) -> list[Point]:
-    """Finished points that no other point equals in every goal and beats in one, in their order."""
-    scores = [tuple(goal.sign * point.mean(i) for i, goal in enumerate(goals)) for point in points]
-    return [points[i] for i in undominated(scores)]
-
-
-def undominated(scores: Sequence[tuple[float, ...]]) -> list[int]:
+def undominated(scores: Sequence[Sequence[float]]) -> list[int]:
     """Indices of the scores that no other equals everywhere and beats somewhere; larger is better."""
     table = np.array(scores)
     beaten = (((table >= one).all(1) & (table > one).any(1)).any() for one in table)
@@ -340,15 +331,15 @@ def undominated(scores: Sequence[tuple[float, ...]]) -> list[int]:
 
 
 def best_point(points: Sequence[Point], goal: Goal) -> Point | None:
-    """The best point among those that every seed finished, or among those with any value if there is none."""
+    """The best point among those that every seed finished, or among those with any value if there is none; of
+    equal ones the first by label."""
     with_values = [point for point in points if point.means]
     whole = [point for point in with_values if point.state == "finished"]
-    return max(whole or with_values, key=lambda point: goal.sign * point.means[0], default=None)
+    return min(whole or with_values, key=lambda p: (-goal.sign * p.means[0], p.label), default=None)
 
 
 def point_label(point: Mapping[str, Any], *, seed: int | None = None) -> str:
-    """Folder name of a point (and seed): `beta=0.1,layers=2,seed=0`; different points have different
-    names."""
+    """Folder name of a point (and seed): `beta=0.1,layers=2,seed=0`; no two points share one."""
     tails = [name.rsplit(".", 1)[-1] for name in point]
     short = {name: tail if tails.count(tail) == 1 else name for name, tail in zip(point, tails, strict=True)}
     exact, rounded = (
@@ -376,6 +367,11 @@ def curve_of(entries: Sequence[Mapping[str, Any]], metric: str) -> list[tuple[fl
 def listed(names: Sequence[str]) -> str:
     """`a, b and c`."""
     return ", ".join(names[:-1]) + f" and {names[-1]}" if len(names) > 1 else "".join(names)
+
+
+def resume_command(file: str, location: str | Path) -> str:
+    """The command that continues a sweep; its folder holds the other arguments."""
+    return shlex.join(["newsbert-ray", "sweep", file, "--out", str(location), "--resume"])
 
 
 def is_sweep(folder: str | Path) -> bool:

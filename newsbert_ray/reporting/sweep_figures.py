@@ -19,7 +19,6 @@ from newsbert_ray.methods import TASKS
 from newsbert_ray.record import RunRecord
 from newsbert_ray.reporting.figures import (
     DEPTH,
-    PREREQUISITE,
     DotLook,
     FigureData,
     Line,
@@ -27,19 +26,17 @@ from newsbert_ray.reporting.figures import (
     Make,
     NothingToDraw,
     Panel,
-    beta_figure,
     blocks_figure,
     describe,
     map_figure,
     mean_line,
-    method_figure,
     quality_figure,
-    short,
+    runs_figures,
 )
 from newsbert_ray.reporting.records import flat_settings
 from newsbert_ray.reporting.statistics import cost_figure, importance_figure
 from newsbert_ray.reporting.sweep_data import Axis, Goal, Point, Sweep, curve_of, listed
-from newsbert_ray.reporting.tables import summarise
+from newsbert_ray.reporting.tables import short, summarise
 from newsbert_ray.telemetry import read_events
 
 BEST = 4
@@ -59,7 +56,9 @@ Steps = list[tuple[float, float]]
 def sweep_figures(sweep: Sweep) -> dict[str, Make]:
     """The figures of a sweep by name."""
     records = sweep.records
-    makes: dict[str, Make] = {"pareto_front": partial(pareto_front, sweep)}
+    is_grid = sweep.space["search"]["sampler"] == "grid"  # other samplers' points would be a line each
+    makes = runs_figures(records) if is_grid else {}
+    makes["pareto_front"] = partial(pareto_front, sweep)
     for goal in range(len(sweep.goals)):
         makes[_over_name(goal)] = partial(over_settings, sweep, goal=goal)
     makes |= {
@@ -73,10 +72,6 @@ def sweep_figures(sweep: Sweep) -> dict[str, Make]:
     if sweep.finished and sweep.task is TASKS["topics"]:
         best = sweep.folder / "trials" / sweep.finished[0].trials[0].name
         makes["map_of_titles"] = partial(map_figure, best)
-    if sweep.space["search"]["sampler"] == "grid":  # other samplers' points would be a line each
-        makes["fig7_beta"] = partial(beta_figure, records)
-        makes["methods_over_depth"] = partial(method_figure, records)
-        makes["fig3_after_another_task"] = partial(method_figure, records, setting=PREREQUISITE)
     return makes
 
 
@@ -85,10 +80,7 @@ def _over_name(goal: int) -> str:
 
 
 def learning_curves(sweep: Sweep) -> FigureData[Panel]:
-    """The first goal over epochs: the best points in colour, every other trial thin and grey.
-
-    A goal that is known at the end only is replaced by the task's first metric on validation.
-    """
+    """The first goal over epochs (or the task's first metric): the best points in colour, others grey."""
     goal = sweep.goals[0]
     if not goal.metric.startswith("validation."):
         goal = Goal(metric=f"validation.student.{sweep.task.primary.name}", mode="max")
@@ -170,8 +162,7 @@ def pareto_front(sweep: Sweep) -> FigureData[Panel]:
 
 
 def over_settings(sweep: Sweep, *, goal: int = 0) -> FigureData[Panel]:
-    """A goal over each varied setting: a panel for each that has two values so far, a dot for each point,
-    and the mean over the dots."""
+    """A goal over each setting with two values so far: a dot for each point, and the mean over the dots."""
     shown = [p for p in sweep.of("finished", "stopped") if p.summary(goal)]
     if not sweep.axes or not shown:
         raise NothingToDraw("nothing varies" if not sweep.axes else "no point has a value yet")

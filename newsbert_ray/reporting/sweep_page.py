@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import shlex
 import time
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
@@ -13,18 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 from newsbert_ray.files import format_duration, write_bytes
 from newsbert_ray.methods import Task
-from newsbert_ray.reporting.figures import describe, short
+from newsbert_ray.reporting.figures import describe
 from newsbert_ray.reporting.page import Block, Command, Facts, Page, Picture, Section, Table, Text
 from newsbert_ray.reporting.paper import method_tables, table1_of_runs
 from newsbert_ray.reporting.records import joined, provenance
 from newsbert_ray.reporting.statistics import Against, costs_of
-from newsbert_ray.reporting.sweep_data import Axis, Point, State, Sweep, listed
+from newsbert_ray.reporting.sweep_data import Axis, Point, State, Sweep, listed, resume_command
 from newsbert_ray.reporting.tables import (
     Column,
     Summary,
     columns_of,
     csv_text,
     pair_table,
+    short,
     student_columns,
     summary_of,
     teacher_summary,
@@ -169,14 +169,10 @@ def _stopping(sweep: Sweep) -> str:
 def _axes(sweep: Sweep) -> Table:
     grid = sweep.space["search"]["sampler"] == "grid"
     conditional = any(axis.when for axis in sweep.axes)
-    rows = []
-    for axis in sweep.axes:
-        conditions = [
-            f"{name} is {listed(list(map(short, values))).replace(' and ', ' or ')}"
-            for name, values in axis.when.items()
-        ]
-        values, how = _range(axis, grid=grid)
-        rows.append((axis.name, values, how, *([", ".join(conditions)] if conditional else [])))
+    rows = [
+        (axis.name, *_range(axis, grid=grid), *([axis.condition] if conditional else []))
+        for axis in sweep.axes
+    ]
     head = ("setting", "values", "how", *(["only where"] if conditional else []))
     return Table(head, tuple(rows), words=len(head))
 
@@ -217,8 +213,7 @@ def ended(sweep: Sweep) -> Section:
     blocks: list[Block] = [Facts(facts)]
     if text := _resume_text(sweep):
         file, location = str(sweep.plan.get("file", "SPACE")), str(sweep.plan.get("url", sweep.folder))
-        command = shlex.join(["newsbert-ray", "sweep", file, "--out", location, "--resume"])
-        blocks += [Text(text), Command(command)]
+        blocks += [Text(text), Command(resume_command(file, location))]
     if sweep.failures:
         rows = tuple(list(sweep.failures.items())[:MAX_FAILURES])
         more = f", the first {len(rows)} of {len(sweep.failures)}" if len(sweep.failures) > len(rows) else ""
@@ -398,8 +393,7 @@ class HParams:
         _write_events(trials / f"{_EVENTS}.hparams", [content])
 
     def start(self, trial: str, values: Mapping[str, Any]) -> bool:
-        """The trial in folder `trial` runs, with these varied settings and `seed`; False where it has left no
-        settings, and nothing is written."""
+        """The trial in folder `trial` runs; False, and nothing is written, where it has left no settings."""
         from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 
         settings = self._trials / trial / "settings.json"
@@ -413,8 +407,7 @@ class HParams:
         return True
 
     def end(self, trial: str, values: Mapping[str, Any], *, ok: bool, numbers: Mapping[str, float]) -> bool:
-        """The trial has ended (`ok`: finished or stopped early), whether or not `start` was called; `numbers`
-        are its goals by metric, of which those that it never logged are written here."""
+        """The trial has ended, well (`ok`) or not; `numbers`: its goals, of which it never logged some."""
         from tensorboard.compat.proto.summary_pb2 import Summary
         from tensorboard.plugins.hparams import api_pb2, metadata
         from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo

@@ -176,6 +176,13 @@ def rows_of(records: Sequence[RunRecord], columns: Sequence[Column] | None = Non
     return sorted(rows, key=lambda row: list(map(sort_key, row.settings.values())))
 
 
+def short(value: Any, digits: int = 6) -> str:
+    """A setting's value for people: at most `digits` digits of a number; null and bools as in YAML."""
+    if isinstance(value, bool) or value is None:
+        return {None: "none", True: "true", False: "false"}[value]
+    return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
+
+
 def sort_key(value: Any) -> tuple[int, float, str]:
     """A key that sorts None before numbers before words."""
     if value is None:
@@ -202,8 +209,7 @@ def results_table(rows: Sequence[Row], caption: str = "") -> Table:
 
 
 def topic_tables(points: Mapping[str, Any]) -> list[Table]:
-    """Results by topic, confusion matrix and worst mistakes from a run's map.json; none from the version
-    before."""
+    """Results by topic, confusion matrix and worst mistakes from a run's map.json, where it has them."""
     if "confusion" not in points:
         return []
 

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from newsbert_ray.config import merge
 from newsbert_ray.files import format_duration
-from newsbert_ray.reporting.sweep_data import FAILURES, TRIALS, Point, Trial, pareto_front, read_sweep
+from newsbert_ray.reporting.sweep_data import FAILURES, TRIALS, Point, Trial, read_sweep, resume_command
 from newsbert_ray.settings import flatten
 from newsbert_ray.storage.workdir import WorkDir
 from newsbert_ray.tune.space import SearchSpace, absolute_folders
@@ -38,10 +38,7 @@ MAX_ROWS = 12
 
 
 class SweepDisplay:
-    """Shows a sweep's trials as they start, report and end.
-
-    Draws only where it is called: no other thread reads the trials while they change.
-    """
+    """Shows a sweep's trials as they start, report and end; draws only where it is called."""
 
     def __init__(self, trials: Trials, budget: Budget, *, console: Console) -> None:
         self._trials = trials
@@ -97,14 +94,13 @@ class SweepDisplay:
         table.add_column("trial", overflow="fold")
         for heading in ("epoch", self._trials.space.metric, "seconds"):
             table.add_column(heading, justify="right", no_wrap=True)
-        running = self._running
-        for trial in running[:MAX_ROWS]:
-            epoch, value = trial.numbers.get(EPOCH, 0.0), trial.numbers.get(self._trials.space.metric)
+        for running in self._running[:MAX_ROWS]:
+            epoch, value = running.numbers.get(EPOCH, 0.0), running.numbers.get(self._trials.space.metric)
             number = "" if value is None else f"{value:.4f}"
-            progress = f"{epoch:g} of {trial.epochs}"
-            table.add_row(trial.trial.name, progress, number, f"{trial.seconds:.0f}")
-        if len(running) > MAX_ROWS:
-            table.add_row(f"and {len(running) - MAX_ROWS} more", "", "", "")
+            progress = f"{epoch:g} of {running.epochs}"
+            table.add_row(running.trial.name, progress, number, f"{running.seconds:.0f}")
+        if (more := len(self._running) - MAX_ROWS) > 0:
+            table.add_row(f"and {more} more", "", "", "")
         head = f"{self._trials.space.name} {self._done()}  {self._counts()}"
         lines = [head, *self._best(), "; ".join(self._status())]
         return Group(*map(Text, lines), table)
@@ -198,7 +194,7 @@ def starting(trials: Trials, resources: Resources, dashboard: str | None) -> lis
     """How to watch, stop and resume; printed when the trials start."""
     slots = f"{resources.slots} trials at once" if resources.slots > 1 else "one trial at a time"
     workers = f", {resources.workers} Ray Train workers each" if resources.nested else ""
-    resume = resume_command(trials.space, trials.workdir.location)
+    resume = resume_command(trials.space.file, trials.workdir.location)
     lines = [f"{slots}{workers}. Ctrl-C stops the sweep; continue it with:", f"  {resume}"]
     return [*lines, *watch_commands(trials), *([f"Ray's dashboard: {dashboard}"] if dashboard else [])]
 
@@ -219,18 +215,19 @@ def print_result(
     """The table, early ends, failures, the best point with its command, and where the files are."""
     from newsbert_ray.reporting.sweep_page import terminal_points
 
-    if table := terminal_points(read_sweep(result.out)):
+    sweep = read_sweep(result.out)
+    if table := terminal_points(sweep):
         console.print(table)
     page = next((path for path in result.report if path.suffix == ".html"), result.out / "report")
     disk = [retention.line()] if retention else []
     closing = [*disk, f"{result.seconds:.0f} s in all; report: {page}", *filter(None, [comparison])]
-    lines = [*_end_lines(result, trials), *_best_lines(result, trials.space), *closing]
+    lines = [*_end_lines(result, trials), *_best_lines(result, trials.space, sweep.front), *closing]
     say(console, *lines, *watch_commands(trials))
 
 
 def _end_lines(result: SweepResult, trials: Trials) -> list[str]:
     states = [trial.state for trial in trials.ended.values()]
-    resume, lines = resume_command(trials.space, result.location), []
+    resume, lines = resume_command(trials.space.file, result.location), []
     if stopped := states.count("stopped"):
         skipped = states.count("skipped")
         more = f", so {skipped} further seeds of their points were skipped" if skipped else ""
@@ -245,15 +242,12 @@ def _end_lines(result: SweepResult, trials: Trials) -> list[str]:
     return lines
 
 
-def _best_lines(result: SweepResult, space: SearchSpace) -> list[str]:
+def _best_lines(result: SweepResult, space: SearchSpace, front: Sequence[Point]) -> list[str]:
     if result.best is None:
         return ["no trial finished"]
     lines = []
     if len(space.goals) > 1:
         lines.append("Pareto front (no other point is as good in every goal and better in one):")
-        finished = [point for point in result.points if point.state == "finished"]
-        sign = space.goals[0].sign
-        front = sorted(pareto_front(finished, space.goals), key=lambda point: -sign * point.means[0])
         lines += [f"  {point.label}: {_goal_values(space, point.means)}" for point in front]
     values = [trial.values[0] for trial in result.best.of_state("finished")]
     value = f"{result.best.means[0]:.4f}"
@@ -270,11 +264,6 @@ def train_command(space: SearchSpace, best: Point, overrides: Mapping[str, Any],
     for name, value in settings.items():
         words += [f"--{name}", json.dumps(value) if value is None or isinstance(value, bool) else str(value)]
     return shlex.join(["newsbert-ray", "train", *words])
-
-
-def resume_command(space: SearchSpace, location: str | Path) -> str:
-    """The command that continues the sweep; its folder holds the other arguments."""
-    return shlex.join(["newsbert-ray", "sweep", space.file, "--out", str(location), "--resume"])
 
 
 def say(console: Console, *lines: str) -> None:

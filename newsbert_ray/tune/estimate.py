@@ -27,6 +27,7 @@ from newsbert_ray.evaluation.scoring import BATCH, device_seconds, encode_texts
 from newsbert_ray.files import format_duration, write_json
 from newsbert_ray.model.saved import CHECKPOINTS, load_best, write_best, write_student
 from newsbert_ray.ray_session import ray_session
+from newsbert_ray.reporting.figures import span
 from newsbert_ray.reporting.records import grouped
 from newsbert_ray.reporting.sweep_data import point_label
 from newsbert_ray.settings import flatten
@@ -75,8 +76,7 @@ def plan_sweep(
     concurrency: int | None = None,
     curves: str | Path | None = None,
 ) -> Estimate:
-    """Time a few steps of each group of trials and print what the sweep will take; see
-    `newsbert_ray.preview`."""
+    """Time a few steps of each group of trials, and print what the sweep will take."""
     with open_sweep(space, changes, out=out) as opened:
         workdir, search_space, overrides = opened.workdir, opened.space, opened.changes.overrides
         recorded = None if curves is None else _recorded_curves(curves, search_space.metric)
@@ -167,8 +167,7 @@ class Calibration:
     seconds: float
 
     def parts(self, settings: TrainSettings) -> Parts:
-        """A trial's parts, on straight lines through those of its group: a step's by the work of a step, the
-        others' by that of a text."""
+        """A trial's parts, on lines through its group's: a step's by its work, others by a text's."""
         group = cost_group(settings)
         timed, parts = zip(*(pair for pair in self.timed if cost_group(pair[0]) == group), strict=True)
         lines = []
@@ -231,7 +230,7 @@ class Estimate:
     def lines(self) -> list[str]:
         """The estimate as text."""
         planned, seconds = self.planned, [cost.seconds for cost in self.costs]
-        step_times = [1000 * parts.step for _, parts in self.calibration.timed]
+        step_times = [round(1000 * parts.step) for _, parts in self.calibration.timed]
         steps, epochs = (sum(getattr(cost, unit) for cost in self.costs) for unit in ("steps", "epochs"))
         free = {"drawn twice at random": planned.duplicates, "impossible combinations": planned.impossible}
         lines = [
@@ -239,8 +238,8 @@ class Estimate:
             f"{epochs:,} epochs",
             *(f"{count} points are {what}; they cost nothing" for what, count in free.items() if count),
             f"timed {len(step_times)} trials in {format_duration(self.calibration.seconds)}: "
-            f"{_span(step_times, '.0f')} ms a step with {self.resources.slots} trials at once",
-            f"seconds a trial, without early stopping: {_span(seconds, '.1f')}, "
+            f"{span(step_times)} ms a step with {self.resources.slots} trials at once",
+            f"seconds a trial, without early stopping: {span([round(s, 1) for s in seconds])}, "
             f"mean {statistics.fmean(seconds):.1f}",
             f"every trial to its end: {self._amount_text(self.full)}",
         ]
@@ -333,11 +332,6 @@ def wall_seconds(seconds: Sequence[float], slots: int) -> float:
     return max(ends)
 
 
-def _span(values: Sequence[float], form: str) -> str:
-    low, high = f"{min(values):{form}}", f"{max(values):{form}}"
-    return low if low == high else f"{low} to {high}"
-
-
 def calibrate(trials: Sequence[TrainSettings], resources: Resources, *, folder: Path) -> Calibration:
     """Time these trials, inside a Ray session, on as many workers at once as the sweep will have. They raise
     their own errors. `folder`: for checkpoints, on the sweep's disk; all nodes must see it."""
@@ -384,8 +378,7 @@ def time_parts(settings: TrainSettings, *, folder: Path) -> Parts:
 
 
 def _time_steps(learner: Learner, schedule: TrainingSchedule, device: torch.device) -> tuple[float, float]:
-    """Seconds of a trial's first step, and of a later one with the making of its batch. The timed steps are
-    spread evenly over the sizes of a sample."""
+    """Seconds of a trial's first step, and of a later one with its batch, over the sizes of a sample."""
     count = min(SAMPLE, schedule.steps(0))
     began = time.perf_counter()
     sample = list(itertools.islice(read_updates(schedule), count))

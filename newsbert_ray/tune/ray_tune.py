@@ -59,25 +59,15 @@ def node_resources() -> list[dict[str, float]]:
     return [dict(node["Resources"]) for node in nodes if node["Alive"]]
 
 
-def run_trials(
-    trials: Trials,
-    first: TrainSettings,
-    resources: Resources,
-    *,
-    make_config: Callable[[Trial], TrialConfig],
-    console: Console,
-    check: Callable[[], None],
-    train: Train | None = None,
-) -> Retention:
-    """Run every trial that is due, by `train` or the real training. Returns when all have ended, when a limit
-    is reached (`trials.end_reason`), or early after Ctrl-C (`trials.unfinished`).
+MakeConfig = Callable[[Trial], TrialConfig]
+"""Makes the configuration of a trial's actor; raises SettingsError for an impossible combination."""
 
-    Args:
-        make_config: makes the configuration of a trial's actor; SettingsError for an impossible combination.
-        check: raises KeyboardInterrupt where the sweep has to end.
-    """
-    folder = trials.folder / ".tune"  # for Tune's files while it runs; all nodes must see it
-    sweep = SweepCallback(trials, first, resources, console=console, check=check)
+
+def run_trials(sweep: SweepCallback, make_config: MakeConfig, *, train: Train | None = None) -> None:
+    """Run every trial that is due, by `train` or the real training. Returns when all have ended, when a limit
+    is reached (`trials.end_reason`), or early after Ctrl-C (`trials.unfinished`)."""
+    folder = sweep.trials.folder / ".tune"  # for Tune's files while it runs; all nodes must see it
+    resources = sweep.resources
     trainable = tune.with_resources(partial(run_trial, train=train), resources.tune_request)
     # With a searcher, Tune starts one process after another unless it is told how many may be pending.
     send_no_keys()
@@ -109,7 +99,6 @@ def run_trials(
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     sweep.retention.clear(at_end=True)
-    return sweep.retention
 
 
 @contextmanager
@@ -134,7 +123,7 @@ class _Stateless:
 class TrialSearcher(_Stateless, Searcher):
     """Hands trials to Tune when it asks for one, as long as the budget allows."""
 
-    def __init__(self, sweep: SweepCallback, make_config: Callable[[Trial], TrialConfig]) -> None:
+    def __init__(self, sweep: SweepCallback, make_config: MakeConfig) -> None:
         super().__init__()
         self._sweep, self._make_config = sweep, make_config
 
@@ -178,7 +167,8 @@ class TrialSearcher(_Stateless, Searcher):
 
 
 class SweepCallback(_Stateless, tune.Callback):
-    """Tells the trials, the display, the log and the meters what happens in Tune; stops trials early."""
+    """Tells the trials, the display, the log and the meters what happens in Tune; stops trials early.
+    `check` raises KeyboardInterrupt where the sweep has to end."""
 
     def __init__(
         self,
@@ -263,8 +253,7 @@ class SweepCallback(_Stateless, tune.Callback):
                 self._after_end(running)
 
     def retry(self, running: RunningTrial, *, machine_lost: bool) -> bool:
-        """Hand a trial out again whose process has died; False where that happened too often, machines
-        aside."""
+        """Hand out a trial again whose process died; False if too often, lost machines aside."""
         epoch = running.numbers.get(EPOCH, 0.0)
         if epoch > running.epoch_at_death:
             running.epoch_at_death, running.deaths = epoch, 0

@@ -12,15 +12,7 @@ from typing import Any, Literal, NoReturn
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from newsbert_ray.config import (
-    Settings,
-    SettingsError,
-    TrainSettings,
-    build_settings,
-    dotted_names,
-    merge,
-    nearest,
-)
+from newsbert_ray.config import Settings, SettingsError, TrainSettings, build_settings, dotted_names, merge
 from newsbert_ray.methods import TASKS, Task
 from newsbert_ray.reporting.sweep_data import (
     Axis,
@@ -31,7 +23,7 @@ from newsbert_ray.reporting.sweep_data import (
     validation_metrics,
 )
 from newsbert_ray.secrets import mask_url
-from newsbert_ray.settings import flatten
+from newsbert_ray.settings import flatten, unknown_setting
 
 MAX_POINTS = 100_000
 """A grid with more points is refused as a mistake."""
@@ -294,8 +286,7 @@ def _limit_faults(space: SearchSpace) -> Iterator[Fault]:
 
 
 def steer(space: SearchSpace, control: Mapping[str, Any]) -> SearchSpace:
-    """`space` with other `search`, `stopping`, `limits`, `prices`, `gpus`, `keep_students`, nested or dotted.
-    Raises SettingsError for an unknown name, or a value out of range."""
+    """`space` with other `search`, `limits` and so on, nested or dotted; SettingsError for a wrong one."""
     current = space.model_dump(include={"search", "stopping", "limits", "prices"})
     changes = merge(control)
     if changes.get("search", {}).get("sampler") == "grid":
@@ -306,8 +297,7 @@ def steer(space: SearchSpace, control: Mapping[str, Any]) -> SearchSpace:
 
 
 def vary(space: SearchSpace, changes: Mapping[str, Sequence[Any]]) -> SearchSpace:
-    """`space` with other values for some axes, with new axes, or with other `seeds`. Raises SettingsError for
-    an unknown setting, or a value out of range."""
+    """`space` with other values for axes, new axes, or other `seeds`; SettingsError for a wrong one."""
     axes = {axis.name: axis for axis in space.axes}
     seeds: Sequence[Any] = space.seeds
     for name, values in changes.items():
@@ -345,7 +335,7 @@ def fix(space: SearchSpace, overrides: Mapping[str, Any]) -> tuple[SearchSpace, 
         if met and parents_vary and conditions((*axes, changed_axis), changed_axis) is not None:
             axes.append(changed_axis)
         else:
-            messages.append(f"{axis.name} is not varied: it varies only where {conditions_text(axis.when)}")
+            messages.append(f"{axis.name} is not varied: it varies only where {axis.condition}")
     skip = (
         {name: values for name, values in skipped.items() if name not in fixed}
         for skipped in space.skip
@@ -379,11 +369,6 @@ def _start_points(
     return tuple(points)
 
 
-def conditions_text(when: Mapping[str, Sequence[Any]]) -> str:
-    """`method is newsbert or mutual and student.layers is 2`."""
-    return " and ".join(f"{name} is {' or '.join(map(str, values))}" for name, values in when.items())
-
-
 def absolute_folders(values: Mapping[str, Any]) -> dict[str, Any]:
     """`values` with `data`, `teacher` and `unlabelled` as absolute paths where they are folders here."""
     result = dict(values)
@@ -409,8 +394,7 @@ def require_name(name: str, fail: Callable[[str], NoReturn]) -> None:
         fail(f"'{name}' cannot vary: {NOT_VARIED[name]}")
     names = sorted(dotted_names(TrainSettings))
     if name not in names:
-        near = nearest(name, names)
-        fail(f"unknown setting '{name}'" + (f", did you mean '{near}'?" if near else ""))
+        fail(unknown_setting(name, names))
 
 
 def _fail(where: str, message: str) -> NoReturn:

@@ -55,8 +55,7 @@ S = TypeVar("S", bound=Settings)
 
 
 def find_space_file(name: str | Path) -> Path:
-    """The file `name`, or the search space of this name that comes with the package (`demo`, or
-    `search_spaces/demo.yaml` outside the project's folder)."""
+    """The file `name`, or the search space of this name that comes with the package."""
     path = Path(name)
     if not path.exists() and str(path.parent) in (".", "search_spaces"):
         package = Path(__file__).parents[1]
@@ -67,8 +66,7 @@ def find_space_file(name: str | Path) -> Path:
 
 
 def read_space(path: str | Path, *, task: str | None = None) -> SearchSpace:
-    """The search space in a YAML file; `task` replaces the file's. Raises SettingsError for any wrong name,
-    type or range, with file and line, and the nearest name for an unknown one."""
+    """The search space in a YAML file; `task` replaces its own. SettingsError names a fault's line."""
     text = read_yaml(find_space_file(path))
     known = sorted(SearchSpace.model_fields.keys() - {"file", "axes"} | {"space", "metric", "mode"})
     for key in text.values:
@@ -103,8 +101,7 @@ _REQUIRED = {"data": "-", "teacher": SCRATCH, "out": "-"}
 
 @dataclass(frozen=True)
 class Changes:
-    """What is given in addition to the search space's file, as sweep.json keeps it: training settings, other
-    values for axes, and parts of the search space."""
+    """What is given besides the search space's file: settings, other values for axes, parts of the space."""
 
     overrides: Mapping[str, Any] = field(default_factory=dict)
     vary: Mapping[str, Sequence[Any]] = field(default_factory=dict)
@@ -132,8 +129,7 @@ def parse_vary(text: str) -> tuple[str, list[Any]]:
 
 
 def restore_changes(changes: Changes, before: Mapping[str, Any]) -> Changes:
-    """The changes of a sweep that is resumed: those of `before`, its sweep.json, unless others are given.
-    Raises SettingsError where the storage's password is missing."""
+    """The changes of a resumed sweep: those of `before`, its sweep.json, unless others are given."""
     if not before:
         return changes
     control = merge(before["control"], changes.control)
@@ -159,8 +155,7 @@ def _change(space: SearchSpace, changes: Changes) -> tuple[SearchSpace, list[str
 
 
 def check_sweep(space: str | Path, *, out: str, resume: bool = False, **settings: Any) -> dict[str, Any]:
-    """Check a sweep's arguments without its data and teacher, and return the locations of these two. Raises
-    SettingsError for a wrong search space, setting or combination."""
+    """Check a sweep's arguments without its data and teacher, and return the locations of these two."""
     axes, *_ = [settings.pop(name, None) for name in ("vary", "plan", "curves", "concurrency")]
     changes = Changes.of(settings, axes)
     file = read_space(space, task=changes.overrides.get("task"))

@@ -121,8 +121,7 @@ class SweepStudy:
                 self._study.tell(number, list(results))
 
     def _restart_points(self) -> list[tuple[int, PointValues]]:
-        """Points that were running; enqueues failed points, starting points, and points of a grid not known
-        yet."""
+        """Points that were running; enqueues failed points, starting points, and a grid's unknown points."""
         running: list[tuple[int, PointValues]] = []
         known = {point_label(self._values(t)) for t in self._trials("COMPLETE", "PRUNED", "WAITING")}
 
@@ -395,8 +394,7 @@ def estimate_saving(
 def _simulate(
     space: SearchSpace, trials: Sequence[Sequence[float]], *, slots: int
 ) -> Iterator[tuple[int, bool]]:
-    """Epochs of each trial, and whether it reached its end, from its metric at each epoch, `slots` at
-    once."""
+    """Epochs of each trial, and whether it reached its end, from its metric at each epoch."""
     early = EarlyStopping(space, epochs=max(map(len, trials)))
     waiting, running = list(range(len(trials))), dict[int, int]()
     while waiting or running:

@@ -16,7 +16,7 @@ from newsbert_ray.config import SCRATCH, SettingsError, TrainSettings, merge
 from newsbert_ray.files import format_duration, locked, write_json
 from newsbert_ray.ray_session import StopSignals, ray_session
 from newsbert_ray.record import RECORD, STOPPED, installed_versions
-from newsbert_ray.reporting.sweep_data import FAILURES, SWEEP, TRIALS, Point, Trial
+from newsbert_ray.reporting.sweep_data import FAILURES, SWEEP, TRIALS, Point, Trial, resume_command
 from newsbert_ray.settings import flatten
 from newsbert_ray.storage.bucket import StorageError
 from newsbert_ray.storage.workdir import WorkDir, download_input, fetch, is_location, open_workdir
@@ -133,7 +133,7 @@ class OpenSweep:
         trials.collect()
         if not trials.due:
             return None
-        from newsbert_ray.tune.ray_tune import node_resources, run_trials
+        from newsbert_ray.tune.ray_tune import SweepCallback, node_resources, run_trials
 
         space, first = self.space, self.first
         shown = {key: self.plan[key] for key in ("file", "metric", "scheduler", "trials", "vary", "settings")}
@@ -158,15 +158,14 @@ class OpenSweep:
             say(console, *display.starting(trials, resources, session.dashboard))
             shared = not session.private
             config = partial(self._trial_config, resources, shared=shared, tracked=tracker.run)
-            retention = run_trials(
-                trials, first, resources, make_config=config, console=console, check=check, train=train
-            )
+            callback = SweepCallback(trials, first, resources, console=console, check=check)
+            run_trials(callback, config, train=train)
             if best := trials.best():
                 means = zip(space.goals, best.means, strict=True)
                 tracker.log({"best": {goal.metric: mean for goal, mean in means}}, len(trials.ended))
         if trials.unfinished and not trials.end_reason:
             raise KeyboardInterrupt
-        return retention
+        return callback.retention
 
     def _trial_config(
         self, resources: Resources, trial: Trial, *, shared: bool, tracked: TrackedRun | None
@@ -259,7 +258,7 @@ def sweep(
             # From the trials' folders alone: right whatever was interrupted.
             done, early = (len([*workdir.path.glob(f"{TRIALS}/*/{file}")]) for file in (RECORD, STOPPED))
             ended = f"interrupted: {done} trials finished, {early} stopped early"
-            again = display.resume_command(run.space, workdir.location)
+            again = resume_command(run.space.file, workdir.location)
             say(console, f"{ended}. Continue with:", f"  {again}")
             workdir.publish()
             raise
@@ -297,8 +296,7 @@ def sweep(
 
 @contextmanager
 def lock_folder(out: Path) -> Iterator[None]:
-    """Hold the sweep's folder for this process alone. Raises SweepError where another sweep runs in it, it
-    holds other files, or it cannot be written."""
+    """Hold the sweep's folder for this process alone; SweepError where that cannot be."""
     if out.exists() and not out.is_dir():
         raise SweepError(f"{out}: is a file; give another --out")
     ours = {SWEEP, ESTIMATE, ".lock"}
@@ -342,8 +340,7 @@ def read_plan(out: Path) -> dict[str, Any]:
 def require_same(
     out: str | Path, before: Mapping[str, Any], plan: Mapping[str, Any], *, resume: bool
 ) -> None:
-    """Raise SweepError, with what differs, instead of continuing another sweep, on other shards, or without
-    --resume."""
+    """Raise SweepError instead of continuing another sweep, on other shards, or without --resume."""
     if not before:
         return
     old, new = (

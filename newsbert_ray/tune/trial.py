@@ -28,14 +28,7 @@ from newsbert_ray.settings import flatten
 from newsbert_ray.storage.bucket import StorageError
 from newsbert_ray.storage.workdir import WorkDir, absolute, fetch
 from newsbert_ray.trackers import TrackedRun
-from newsbert_ray.tune.space import (
-    PointValues,
-    SearchSpace,
-    absolute_folders,
-    conditions,
-    conditions_text,
-    faults,
-)
+from newsbert_ray.tune.space import PointValues, SearchSpace, absolute_folders, conditions, faults
 from newsbert_ray.tune.trials import metric_value
 
 if TYPE_CHECKING:
@@ -75,8 +68,7 @@ def _read_data(data: str) -> Manifest:
 def trial_settings(
     space: SearchSpace, point: Mapping[str, Any], *, seed: int, out: str | Path, overrides: Mapping[str, Any]
 ) -> TrainSettings:
-    """Settings of one trial: the space's own, then `overrides`, the point, the seed and the trial's folder.
-    Raises SettingsError for an impossible combination."""
+    """Settings of one trial, absolute folders included; SettingsError for an impossible combination."""
     # A worker that Ray starts has another working directory, so folders must be absolute.
     own = {"seed": seed, "out": absolute(out)}
     values = absolute_folders(merge(_TRIAL_DEFAULTS, space.settings, overrides, point, own))
@@ -132,8 +124,8 @@ def resolve_depths(space: SearchSpace, overrides: Mapping[str, Any]) -> SearchSp
     axes = tuple(known if other is axis else other for other in space.axes)
     for other in axes:
         if conditions(axes, other) is None:
-            where = conditions_text(other.when)
-            raise SettingsError(f"{other.name} varies only where {where}, but {why}; fix --{other.name}")
+            what = f"{other.name} varies only where {other.condition}, but {why}"
+            raise SettingsError(f"{what}; fix --{other.name}")
     for point in space.start:
         if point.get(axis.name, 1) not in divisors:
             raise SettingsError(f"start: {axis.name} = {point[axis.name]}, but {why}; use one of them")
@@ -323,8 +315,7 @@ def check_nodes(workdir: WorkDir, *, data: Sequence[str] = (), teachers: Sequenc
 
 
 def node_fault(workdir: WorkDir, probe: Path | None, data: Sequence[str], teachers: Sequence[str]) -> str:
-    """Why this machine cannot run the sweep's trials; empty where it can. `probe`: a file that the driver has
-    written into a folder that is not in a bucket."""
+    """Why this machine cannot run trials, if so; `probe`: a file that the driver has written."""
     if probe and not probe.exists():
         return _not_visible(workdir.location, "--out")
     needed = [(folder, "--data", MANIFEST) for folder in data]
@@ -338,8 +329,7 @@ def node_fault(workdir: WorkDir, probe: Path | None, data: Sequence[str], teache
 
 
 def require_seen(sweep: WorkDir | None) -> None:
-    """Raise NodeError on a machine that does not see the sweep's local folder: results would be lost
-    there."""
+    """Raise NodeError on a machine that does not see the sweep's local folder."""
     if sweep and not sweep.is_remote and not (sweep.path / SWEEP).exists():
         raise NodeError(f"this node {_not_visible(sweep.location, '--out')}")
 

@@ -72,8 +72,7 @@ class RunningTrial:
 
 
 def metric_value(record: RunRecord, metric: str) -> float:
-    """The number called `metric` (`validation.student.accuracy`) in a record's metrics. Raises RecordError
-    where it is missing, or not a finite number."""
+    """The finite number `metric` (`validation.student.accuracy`) of a record; RecordError without one."""
     value = number_at(record.metrics, metric)
     if value is None:
         raise RecordError(f"the trial's record has no finite number {metric}")
@@ -461,8 +460,7 @@ class Retention:
         self._trials.workdir.publish()
 
     def clear(self, *, at_end: bool = False) -> bool:
-        """Remove the checkpoints of ended trials in whose folders no worker writes; whether some are left.
-        `at_end`: no worker is left in the cluster."""
+        """Remove ended trials' checkpoints, except where a worker may write; whether some are left."""
         from newsbert_ray.training.ray_group import GROUP_FOLDER, is_idle
 
         for name in list(self._to_clear):

@@ -21,7 +21,6 @@ from newsbert_ray.reporting.page import (
     Section,
     Table,
     Text,
-    inline_svg,
 )
 from tests.reporting.conftest import BROWSER, open_pages
 
@@ -201,7 +200,7 @@ def test_markdown_and_html_agree() -> None:
 
 def test_drawing_has_no_fixed_size(tmp_path: Path) -> None:
     """A drawing with a size in points would not fit a telephone's screen."""
-    svg = inline_svg(_svg("a"), name="a", alt="b\\1")
+    svg = Picture("a.png", _svg("a"), "b\\1", "").inline
     opening = svg[: svg.index(">")]
     assert "viewBox=" in opening
     assert "width=" not in opening

@@ -183,7 +183,7 @@ def counted(folder: Path, *, labelled: bool) -> Path:
         "others": [],
         "behaviors": behaviors,
         "pairs": {},
-        "texts": {"rows": 0, "tokens": part, "offsets": part},
+        "texts": {"rows": 1500, "tokens": part, "offsets": part},
         "statistics": {},
         "rejected": {},
     }
