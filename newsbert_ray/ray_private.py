@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import logging
 import os
+import secrets
 import signal
-import socket
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,7 +32,6 @@ print(json.dumps(get_cluster_metadata(GcsClient(address=sys.argv[1]))))
 """Prints the versions of the cluster whose head has the address in argv[1]. Ray's public clients refuse a
 cluster of another version without naming it. A program, because Ray may end the process that asks."""
 
-_LOOPBACK = "127.0.0.1"
 _TIMEOUT = timedelta(minutes=30)
 """Ray Train's own timeout for joining a process group."""
 _ENTRIES = b"newsbert-entries"
@@ -294,11 +294,8 @@ def group_trainer() -> type[TorchTrainer]:
 
 
 def loopback_config() -> type[TorchConfig]:
-    """TorchConfig for a group whose workers all run on this machine.
-
-    Ray's own lets rank 0 listen on every network interface, without a token. torch has no setting for the
-    interface, but it takes a socket that is bound already.
-    """
+    """TorchConfig for a group whose workers all run on this machine: they meet in a file. Ray's own lets rank
+    0 listen on every network interface, without a token; torch has no setting for the interface."""
     from ray.train.torch import TorchConfig
     from ray.train.torch.config import _set_torch_distributed_env_vars, _TorchBackend
 
@@ -310,7 +307,7 @@ def loopback_config() -> type[TorchConfig]:
             gpus = worker_group.get_resources_per_worker().get("GPU", 0)
             worker_group.execute(_set_torch_distributed_env_vars)
             options = {
-                "port": worker_group.execute_single(0, _open_rank_zero_socket),
+                "store": worker_group.execute_single(0, _new_store),
                 "size": size,
                 "backend": getattr(backend_config, "backend", None) or ("nccl" if gpus else "gloo"),
             }
@@ -325,27 +322,18 @@ def loopback_config() -> type[TorchConfig]:
     return LoopbackConfig
 
 
-_rank_zero_socket: list[socket.socket] = []
-"""In rank 0's process: the socket, from when it is opened until torch's store takes it over."""
+def _new_store() -> str:
+    """The name of a new file in the session's folder."""
+    import ray
+
+    node = ray._private.worker._global_node
+    folder = node.get_session_dir_path() if node else tempfile.gettempdir()
+    return f"{folder}/newsbert-{secrets.token_hex(8)}"
 
 
-def _open_rank_zero_socket() -> int:
-    _rank_zero_socket.append(socket.create_server((_LOOPBACK, 0)))
-    return int(_rank_zero_socket[-1].getsockname()[1])
-
-
-def _join_group(*, worker_rank: int, size: int, port: int, backend: str) -> None:
+def _join_group(*, worker_rank: int, size: int, store: str, backend: str) -> None:
     import torch.distributed as dist
-    from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, but not in __all__
+    from torch.distributed import FileStore  # type: ignore[attr-defined]  # public, but not in __all__
 
-    store = TCPStore(
-        _LOOPBACK,
-        port,
-        size,
-        is_master=worker_rank == 0,
-        timeout=_TIMEOUT,
-        master_listen_fd=_rank_zero_socket.pop().detach() if worker_rank == 0 else None,
-        wait_for_workers=False,
-        use_libuv=False,  # in torch 2.6 the libuv store takes no socket
-    )
-    dist.init_process_group(backend, store=store, rank=worker_rank, world_size=size, timeout=_TIMEOUT)
+    file = FileStore(store, size)
+    dist.init_process_group(backend, store=file, rank=worker_rank, world_size=size, timeout=_TIMEOUT)

@@ -182,7 +182,7 @@ def test_group_trainer_starts_no_extra_actors() -> None:
     assert set(default) - set(ours) == set(ray_private._NOT_STARTED)
 
 
-def test_loopback_config_joins_a_group_at_a_bound_socket(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loopback_config_joins_a_group_without_a_socket(monkeypatch: pytest.MonkeyPatch) -> None:
     """torch's store would listen on every network interface, without a token."""
     import ray
     import torch.distributed as dist

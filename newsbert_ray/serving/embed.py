@@ -43,15 +43,10 @@ class EmbedError(ValueError):
 
 
 class Piece(NamedTuple):
-    """Some rows of the input; `number` counts the pieces of all files."""
+    """Some rows of the input, and the name of the file for their embeddings."""
 
-    number: int
+    output: str
     rows: list[Row | BadLine]
-
-    @property
-    def output(self) -> str:
-        """Name of the file with its embeddings."""
-        return f"part-{self.number:05d}.parquet"
 
 
 class EmbedTask(NamedTuple):
@@ -80,7 +75,8 @@ def embed(
     start = time.perf_counter()
     record, student = predictor.read_run(run)
     folder, files = Remote(absolute(out)), [open_texts(file, columns) for file in input]
-    pieces = (Piece(*pair) for pair in enumerate(chain.from_iterable(file.pieces() for file in files)))
+    batches = chain.from_iterable(file.pieces() for file in files)
+    pieces = (Piece(f"part-{number:05d}.parquet", rows) for number, rows in enumerate(batches))
     if (first := next(pieces, None)) is None:
         raise TextsError(f"{', '.join(map(str, input))}: contains no text")
     hashes = [[last_part(name), file.sha256] for name, file in zip(input, files, strict=True)]
