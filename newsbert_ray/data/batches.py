@@ -278,13 +278,8 @@ class Batch:
 def unique_texts(
     table: TextTable, mentions: npt.NDArray[np.integer], *, pad_id: int, budget: int
 ) -> tuple[tuple[Bucket, ...], Ints]:
-    """Each different text of `mentions` once, in buckets of similar length.
-
-    Args:
-        mentions: (M,) rows of the table.
-    Returns:
-        The buckets, and the (M,) position of each mention's text among them.
-    """
+    """Each different text of the `mentions` (M,), rows of the table, once in buckets of similar length; and
+    the (M,) position of each mention's text among them."""
     different, inverse, uses = np.unique(mentions, return_inverse=True, return_counts=True)
     lengths = table.lengths(different)
     order = np.argsort(lengths, kind="stable")

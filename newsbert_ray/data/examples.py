@@ -26,7 +26,7 @@ from newsbert_ray.data.batches import (
     make_bucket,
     unique_texts,
 )
-from newsbert_ray.data.shards import TextTable, gather, offsets_of
+from newsbert_ray.data.shards import TextTable, gather, offsets_of, pad
 
 TITLE_COLUMNS = ["news_id", "label"]
 CLICK_COLUMNS = ["impression_id", "history", "candidates", "clicked"]
@@ -53,7 +53,6 @@ class Examples:
 
     @property
     def labelled(self) -> int:
-        """Examples with a label."""
         return len(self)
 
     def take(self, rows: Ints) -> Self:
@@ -200,16 +199,12 @@ class Clicks(Examples):
         return np.concatenate([self.history, self.candidates[self.candidates >= 0], self.others])
 
     def collate(self, *, pad_id: int, budget: int) -> tuple[tuple[Bucket, ...], ClickChoices]:
-        """Each different news once, and the clicks over them."""
         buckets, positions = unique_texts(self.table, self.mentions(), pad_id=pad_id, budget=budget)
         present = self.candidates >= 0  # (S, C)
         read = len(self.history)
         candidates = np.zeros(present.shape, np.int64)
         candidates[present] = positions[read : read + np.count_nonzero(present)]
-        lengths = np.diff(self.offsets)
-        mask = np.arange(max(1, int(lengths.max(initial=1))))[None, :] < lengths[:, None]  # (S, T)
-        history = np.zeros(mask.shape, np.int64)
-        history[mask] = positions[:read]
+        history, mask = pad(positions[:read], np.diff(self.offsets))  # (S, T)
         return buckets, ClickChoices(
             history=torch.from_numpy(history),
             history_mask=torch.from_numpy(mask.astype(np.int64)),
@@ -309,11 +304,9 @@ class Pairs(Examples):
         return self.table.lengths(self.texts)
 
     def mentions(self) -> Rows:
-        """The row of every query, then of every text."""
         return np.concatenate([self.queries, self.texts])
 
     def collate(self, *, pad_id: int, budget: int) -> tuple[tuple[Bucket, ...], PairChoices]:
-        """Each different query and text once, and the pairs over them."""
         buckets, positions = unique_texts(self.table, self.mentions(), pad_id=pad_id, budget=budget)
         queries, texts = (torch.from_numpy(half) for half in np.split(positions, 2))
         return buckets, PairChoices(queries, texts, torch.from_numpy(self.clicked))

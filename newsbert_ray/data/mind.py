@@ -82,7 +82,6 @@ class Lines(NamedTuple):
 
     @staticmethod
     def unread(count: int, kind: Kind) -> Lines:
-        """Lines of which nothing is known yet."""
         minutes = np.zeros(count if kind == "behaviors" else 0, dtype=np.int64)
         return Lines(np.zeros(count, dtype=np.uint64), np.full(count, NO_CODE, dtype=np.uint16), minutes)
 
@@ -107,23 +106,23 @@ def find_files(source: str, *, unpacked: Path) -> tuple[str, dict[Kind, Path]]:
         unpacked: folder to write a zip's files to.
     """
     path = Path(source).expanduser()
-    if path.is_dir():
-        folder = path.resolve()
-        if not (folder / NEWS).is_file():
-            inner = sorted(file.parent for file in folder.glob(f"*/{NEWS}"))
-            if len(inner) > 1:
-                names = ", ".join(one.name for one in inner)
-                raise PrepareError(
-                    f"source {source}: {len(inner)} folders with a {NEWS} in it ({names}); give each as a "
-                    "--source"
-                )
-            folder = inner[0]
-        name = folder.name
-    elif not path.exists():
+    folder, name = path.resolve(), path.stem
+    if not path.exists():
         raise PrepareError(f"source {source}: no such zip; give MIND's zip or folder")
-    else:
+    if not path.is_dir():
         _unpack(path, unpacked)
-        folder, name = unpacked, path.stem
+        folder = unpacked
+    elif (folder / NEWS).is_file():
+        name = folder.name
+    else:
+        inner = sorted(file.parent for file in folder.glob(f"*/{NEWS}"))
+        if len(inner) > 1:
+            names = ", ".join(one.name for one in inner)
+            raise PrepareError(
+                f"source {source}: {len(inner)} folders with a {NEWS} in it ({names}); give each as a "
+                "--source"
+            )
+        folder, name = inner[0], inner[0].name
     files: dict[Kind, Path] = {"news": folder / NEWS, "behaviors": folder / BEHAVIORS}
     return name, {kind: file for kind, file in files.items() if file.is_file()}
 

@@ -372,7 +372,6 @@ def _assign_impressions(file: MindFile, lines: Lines, shares: sources.Shares) ->
 
 
 def write_chunk(job: Job, shared: Shared) -> Summary:
-    """Write the shards of a chunk, and list its bad lines in a file of its own."""
     summary = Summary(job)
     tables: dict[Group, tuple[pa.Table, int]] = {}
     if job.kind == "behaviors":
@@ -394,7 +393,6 @@ def write_chunk(job: Job, shared: Shared) -> Summary:
 def _sort_rows(
     job: Job, lines: Iterable[tuple[str, Row | BadLine]], shared: Shared, summary: Summary
 ) -> dict[Group, list[Row]]:
-    """The rows that are kept, by group; bad ones are listed."""
     kept: dict[Group, list[Row]] = {group: [] for group in GROUPS.values()}
     listed: list[str] = []
     for position, ((text, row), fate) in enumerate(zip(lines, job.fates.tolist(), strict=True)):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import chain, compress
+from itertools import chain, compress, islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,7 +36,7 @@ from newsbert_ray.methods import TaskName
 COLUMNS = ("query", "text", "clicked")
 
 SHARD_ROWS = 50_000
-_BLOCK_ROWS, _BLOCK_CHARACTERS = 2048, 16 << 20
+_BLOCK_ROWS = 1024  # in memory at once
 
 
 class Pair(NamedTuple):
@@ -179,27 +179,16 @@ class PairsSource:
             yield f"{manifest.statistics[plural]:,.0f} different {plural} of {average:.1f} tokens on average"
 
     def _blocks(self, number: int) -> Iterator[Block]:
-        """Rows of table `number` in blocks of bounded size."""
-        rows: list[Record] = []
-        characters = 0
-        for line in read_pairs(self._tables[number][0]):
-            rows.append(line)
-            characters += len(line.values.text) if isinstance(line.values, Pair) else len(line.shown)
-            if len(rows) >= _BLOCK_ROWS or characters >= _BLOCK_CHARACTERS:
-                yield self._block(number, rows)
-                rows, characters = [], 0
-        if rows:
-            yield self._block(number, rows)
-
-    def _block(self, number: int, rows: list[Record]) -> Block:
-        """Rows with their splits; queries that differ only in case or blanks share one."""
-        pairs = [line.values for line in rows if isinstance(line.values, Pair)]
-        role = self._tables[number][1]
-        if role is not Fate.TRAIN:
-            return Block(rows, pairs, np.full(len(pairs), role, dtype=np.uint8))
+        """Table `number` in blocks; queries that differ only in case or blanks are in one split."""
+        (table, role), seed = self._tables[number], self._settings.seed
         shares = sources.shares_of(self._settings, sources=len(self._tables))
-        hashes = hash_ids([" ".join(pair.query.lower().split()) for pair in pairs])
-        return Block(rows, pairs, sources.split_by_hash(hashes, shares, seed=self._settings.seed))
+        records = read_pairs(table)
+        while rows := list(islice(records, _BLOCK_ROWS)):
+            pairs = [row.values for row in rows if isinstance(row.values, Pair)]
+            hashes = hash_ids([" ".join(pair.query.lower().split()) for pair in pairs])
+            held_out = sources.split_by_hash(hashes, shares, seed=seed)
+            fates = held_out if role is Fate.TRAIN else np.full(len(pairs), role, dtype=np.uint8)
+            yield Block(rows, pairs, fates)
 
     def _require_both_clicks(self) -> None:
         """A split without clicked or without other pairs has no AUC, and teaches nothing."""

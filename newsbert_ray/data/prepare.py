@@ -24,16 +24,7 @@ from newsbert_ray.config import SCRATCH, PrepareSettings
 from newsbert_ray.data import shards, sources
 from newsbert_ray.data.mind_source import NewsSource
 from newsbert_ray.data.pairs_source import PairsSource
-from newsbert_ray.data.shards import (
-    MANIFEST,
-    SPLITS,
-    Contents,
-    Manifest,
-    Part,
-    Shard,
-    ShardError,
-    read_manifest,
-)
+from newsbert_ray.data.shards import MANIFEST, SPLITS, Contents, Manifest, ShardError, is_whole, read_manifest
 from newsbert_ray.data.sources import PrepareError, Say, SourceFile, Workspace
 from newsbert_ray.data.tables import column_names, is_table
 from newsbert_ray.data.tokenizer import (
@@ -46,7 +37,7 @@ from newsbert_ray.data.tokenizer import (
     load_tokenizer,
     vectors_sha256,
 )
-from newsbert_ray.files import files_in, replace_folder, sha256_of, write_json
+from newsbert_ray.files import files_in, replace_folder, write_json
 from newsbert_ray.methods import METHODS, TASKS
 from newsbert_ray.ray_session import inside_cluster
 from newsbert_ray.storage.bucket import is_url
@@ -90,7 +81,9 @@ def _prepare(settings: PrepareSettings, local: PrepareSettings, say: Say) -> tup
     with replace_folder(out) as folder, ExitStack() as stack:
         rejected = out.with_name(f"{out.name}.{sources.REJECTED}")
         workspace = Workspace(folder, rejected, say, _chunk_mapper(local.workers, stack))
-        corpus = _open_corpus(local, workspace)
+        tables = [source for source in local.source if is_table(source)]
+        is_pairs = any({"query", "clicked"} <= {*column_names(table)} for table in tables)
+        corpus: Corpus = (PairsSource if is_pairs else NewsSource)(local, workspace)
         made = local.teacher == SCRATCH or is_vectors(local.teacher)
         tokenizer = None if made else load_tokenizer(local.teacher)
         if tokenizer is not None:
@@ -114,14 +107,6 @@ def _prepare(settings: PrepareSettings, local: PrepareSettings, say: Say) -> tup
             shutil.rmtree(path)
     seconds = time.perf_counter() - started
     return manifest, list(_closing_lines(manifest, corpus, settings, out, seconds))
-
-
-def _open_corpus(settings: PrepareSettings, workspace: Workspace) -> Corpus:
-    """The sources as a corpus of their kind. A new kind of source is chosen here."""
-    tables = [source for source in settings.source if is_table(source)]
-    if any({"query", "clicked"} <= {*column_names(table)} for table in tables):
-        return PairsSource(settings, workspace)
-    return NewsSource(settings, workspace)
 
 
 def _chunk_mapper(workers: int | None, stack: ExitStack) -> sources.MapAll:
@@ -221,7 +206,6 @@ def _closing_lines(
     folder: Path,
     seconds: float,
 ) -> Iterator[str]:
-    """What was written, what was left out, and the next command."""
     yield from corpus.summary(manifest)
     for kind, count in manifest.rejected.items():
         yield f"rejected, {kind}: {count:,}"
@@ -305,7 +289,7 @@ def find_prepared(
             f"out {out}: prepared from something else: {'; '.join(changes)}; add --overwrite, or give "
             "another --out"
         )
-    damaged = [] if changes else [part.file for part in manifest.parts() if not _is_whole(out, part)]
+    damaged = [] if changes else [part.file for part in manifest.parts() if not is_whole(out, part)]
     if damaged:
         say(f"{out / damaged[0]}: missing or damaged ({len(damaged)} in all), so all is prepared again")
     return None if changes or damaged else manifest
@@ -339,10 +323,3 @@ def _changed_rows(
     for key, value in rows.items():
         if old.get(key) != value:
             yield f"{key} {old.get(key)} then, {value} now"
-
-
-def _is_whole(folder: Path, part: Shard | Part) -> bool:
-    try:
-        return sha256_of(folder / part.file) == part.sha256
-    except FileNotFoundError:
-        return False

@@ -96,7 +96,6 @@ class TrainingSchedule:
     order: Order
 
     def windows(self, epoch: int) -> list[Window]:
-        """The windows of `epoch` (from 0), in order."""
         shards = self.manifest.shards("train", self.settings.task)
         quotas = batches.share_examples(shards, self.settings.train_rows)
         return batches.epoch_windows(shards, quotas, seed=self.order.seed, epoch=epoch)
@@ -140,13 +139,10 @@ class TrainingSchedule:
 
 
 def make_schedule(settings: TrainSettings, manifest: Manifest, world: World = ONE_WORKER) -> TrainingSchedule:
-    """The schedule of a run with these settings, for one worker of `world`.
+    """The schedule of a run with these settings, for one worker of `world`; ShardError or SettingsError where
+    the shards hold nothing, or too little, to train or evaluate the task on.
 
     Batches are cut for `settings.workers` workers, even if there are fewer.
-
-    Raises:
-        ShardError: the shards hold nothing to train or evaluate the task on.
-        SettingsError: `train_rows` is more than the shards hold.
     """
     needed: dict[Split, str] = {"train": "train on", "validation": "evaluate"}
     for split, verb in needed.items():
@@ -290,13 +286,11 @@ def training_texts(schedule: TrainingSchedule) -> TextTable:
 
 @lru_cache(maxsize=2)
 def unlabelled_texts(schedule: TrainingSchedule) -> Texts:
-    """The texts without labels: train news that no example mentions, and the train news of `unlabelled`.
+    """The texts without labels: train news that no example mentions, and the train news of `unlabelled`;
+    ShardError where there is none, or the other shards have another tokeniser.
 
     No text that validation or test has too, and none of `unlabelled` that these shards have: by their tokens,
     as far as both keep them.
-
-    Raises:
-        ShardError: there is none, or the other shards have another tokeniser.
     """
     manifest, table = schedule.manifest, read_texts(schedule.settings.data, schedule.manifest)
     folder = schedule.settings.unlabelled or schedule.settings.data
@@ -342,7 +336,6 @@ class SplitData:
 
     @classmethod
     def of(cls, settings: TrainSettings, manifest: Manifest, split: Split) -> Self:
-        """A split of the shards of these settings, which have local paths."""
         return cls(Path(settings.data), manifest, split, settings.task, settings.recommendation.history)
 
     def batches(self, size: int, world: World = ONE_WORKER) -> Iterator[Batch]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -166,7 +165,6 @@ class Manifest(Sealed, Contents):
         return [(shard, end - shard.rows) for shard, end in zip(shards, ends, strict=True)]
 
     def parts(self) -> Iterator[Part]:
-        """Every file that the manifest describes."""
         for splits in (self.splits, self.behaviors, self.pairs):
             yield from itertools.chain.from_iterable(splits.values())
         yield from self.others
@@ -246,17 +244,10 @@ def write_shard(folder: Path, name: str, table: pa.Table, *, examples: int | Non
 
 
 def read_shard(folder: str | Path, shard: Shard, columns: list[str] | None = None) -> pa.Table:
-    """The rows of one shard, after its size and hash are checked against the manifest; ShardError where it is
-    missing, cut short or altered."""
-    path = Path(folder) / shard.file
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError as error:
-        raise ShardError(f"{path}: shard is missing; {_AGAIN}") from error
-    if len(content) != shard.bytes or hashlib.sha256(content).hexdigest() != shard.sha256:
-        sizes = f"{len(content)} bytes, {shard.bytes} expected"
-        raise ShardError(f"{path}: shard is damaged ({sizes}, or another hash); {_AGAIN}")
-    return pq.read_table(pa.BufferReader(content), columns=columns)
+    """The rows of one shard, after its hash is checked against the manifest; ShardError where it is missing,
+    cut short or altered."""
+    with pq.ParquetFile(_require_whole(Path(folder), shard)) as file:
+        return file.read(columns)
 
 
 TOKENS = "texts-tokens.npy"
@@ -277,6 +268,17 @@ def gather(offsets: Ints, rows: npt.NDArray[np.integer]) -> tuple[Ints, Ints]:
     return np.repeat(offsets[rows] - new[:-1], lengths) + np.arange(new[-1]), new
 
 
+def pad(
+    values: npt.NDArray[np.integer], lengths: npt.NDArray[np.integer], *, fill: int = 0
+) -> tuple[Ints, npt.NDArray[np.bool_]]:
+    """Lists of these lengths (B,), one after another in `values`, as an array (B, L) padded with `fill`, and
+    (B, L) whether a value is real."""
+    mask = np.arange(int(lengths.max(initial=1)))[None, :] < lengths[:, None]
+    padded = np.full(mask.shape, fill, np.int64)
+    padded[mask] = values
+    return padded, mask
+
+
 @dataclass(frozen=True, eq=False)
 class TextTable:
     """Token ids of many texts: ids flat, text i at offsets[i]:offsets[i + 1]. Hashed by identity."""
@@ -293,7 +295,6 @@ class TextTable:
         return lengths
 
     def split(self, rows: npt.NDArray[np.integer]) -> list[npt.NDArray[np.int32]]:
-        """The token ids of each of `rows`."""
         tokens = np.asarray(self.tokens)
         ends = zip(self.offsets[rows].tolist(), self.offsets[rows + 1].tolist(), strict=True)
         return [tokens[start:end] for start, end in ends]
@@ -301,11 +302,7 @@ class TextTable:
     def ids(self, rows: npt.NDArray[np.integer], *, pad_id: int) -> tuple[Ints, npt.NDArray[np.bool_]]:
         """Texts at `rows` (B,) as ids (B, L), padded with `pad_id` to the longest of them, and (B, L) whether
         a token is real."""
-        lengths = self.lengths(rows)
-        mask = np.arange(int(lengths.max(initial=1)))[None, :] < lengths[:, None]
-        ids = np.full(mask.shape, pad_id, np.int64)
-        ids[mask] = self.tokens[gather(self.offsets, rows)[0]]
-        return ids, mask
+        return pad(self.tokens[gather(self.offsets, rows)[0]], self.lengths(rows), fill=pad_id)
 
 
 class TextWriter:
@@ -357,18 +354,27 @@ def read_texts(folder: str | Path, manifest: Manifest) -> TextTable:
 
 @lru_cache(maxsize=2)
 def _read_texts(folder: str, texts: Texts) -> TextTable:
-    arrays = []
-    for part in (texts.tokens, texts.offsets):
-        path = Path(folder) / part.file
-        try:
-            if _describe(path) != part:
-                raise ShardError(f"{path}: damaged; {_AGAIN}")
-            arrays.append(np.load(path, mmap_mode="r", allow_pickle=False))
-        except FileNotFoundError as error:
-            raise ShardError(f"{path}: missing; {_AGAIN}") from error
-        except ValueError as error:
-            raise ShardError(f"{path}: not an array of numbers ({error}); {_AGAIN}") from error
-    return TextTable(arrays[0], np.array(arrays[1]))
+    tokens, offsets = (
+        np.load(_require_whole(Path(folder), part), mmap_mode="r", allow_pickle=False)
+        for part in (texts.tokens, texts.offsets)
+    )
+    return TextTable(tokens, np.array(offsets))
+
+
+def _require_whole(folder: Path, part: Part) -> Path:
+    """The path of a file; ShardError where it is missing or altered."""
+    path = folder / part.file
+    if not path.is_file():
+        raise ShardError(f"{path}: missing; {_AGAIN}")
+    if not is_whole(folder, part):
+        sizes = f"{path.stat().st_size} bytes, {part.bytes} expected"
+        raise ShardError(f"{path}: damaged ({sizes}, or another hash); {_AGAIN}")
+    return path
+
+
+def is_whole(folder: Path, part: Part) -> bool:
+    path = folder / part.file
+    return path.is_file() and sha256_of(path) == part.sha256
 
 
 def _describe(path: Path) -> Part:

@@ -100,7 +100,6 @@ class SourceFile:
 
     @property
     def label(self) -> str:
-        """How messages name the file."""
         return f"{self.folder}/{self.name}"
 
     @property
@@ -262,7 +261,6 @@ def read_through(path: Path, *, folder: str) -> SourceFile:
 
 
 def changed(file: str) -> PrepareError:
-    """The error for a file that was altered between two reads."""
     return PrepareError(f"{file}: changed while it was read; prepare again when nothing writes to it")
 
 

@@ -9,7 +9,7 @@ import pickle
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import pyarrow as pa
@@ -18,9 +18,6 @@ from newsbert_ray.data.batches import Window
 from newsbert_ray.data.examples import Part
 from newsbert_ray.data.reading import TrainingSchedule, Update, collate_update, training_texts, window_parts
 from newsbert_ray.data.shards import TextTable
-
-if TYPE_CHECKING:
-    from ray.data import DataContext
 
 _NO_TEXTS = TextTable(np.zeros(0, np.int32), np.zeros(1, np.int64))
 
@@ -41,7 +38,6 @@ def map_chunks(
 
     Args:
         function: importable on every worker; it must write where the driver can read.
-        shared: needed by all chunks; sent to the object store once.
         workers: concurrent tasks; if None as many as the cluster's CPUs, or its GPUs, allow.
         gpus: of each task, such as 0.25.
     """
@@ -67,7 +63,7 @@ def map_chunks(
         yield pickle.loads(row["summary"])
 
 
-def _quiet_context() -> DataContext:
+def _quiet_context() -> Any:
     from ray.data import DataContext
 
     with warnings.catch_warnings():

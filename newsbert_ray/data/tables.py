@@ -107,14 +107,8 @@ def is_table(path: str | Path) -> bool:
 
 
 def open_table(source: str, *, columns: Sequence[str], settings: ColumnSettings = _USUAL) -> Table:
-    """Find the columns of a table.
-
-    Args:
-        columns: columns that it must have.
-        settings: encoding and delimiter. If its columns are numbers, the table has no header.
-    Raises:
-        PrepareError: no such file, no table, or one that lacks a column.
-    """
+    """Find the columns of a table, which must have these `columns`; PrepareError where it is none or lacks
+    one. `settings` has its encoding and delimiter; where its columns are numbers, the table has no header."""
     path = Path(source).expanduser()
     expected = f" the columns {', '.join(columns)}" if columns else " text and label"
     if not path.is_file():
@@ -124,7 +118,11 @@ def open_table(source: str, *, columns: Sequence[str], settings: ColumnSettings 
     if not table.size:
         raise PrepareError(f"{table.label}: empty; a table with{expected} expected")
     if table.suffix == ".parquet":
-        table = replace(table, names=tuple(_parquet_schema(table).names))
+        try:
+            table = replace(table, names=tuple(pq.read_schema(path).names))
+        except (pa.ArrowException, OSError, ValueError) as error:
+            fault = f"no readable Parquet file ({first_line(error)}); write it again"
+            raise PrepareError(f"{table.label}: {fault}") from error
     elif table.suffix == ".jsonl":
         table = replace(table, names=tuple(_json_columns(table, columns)))
     else:
@@ -142,15 +140,11 @@ def column_names(source: str) -> tuple[str, ...]:
 
 
 def read_table(table: Table, columns: Sequence[str | None], *, required: bool = True) -> Iterator[Record]:
-    """The values of `columns` in every row of `table`, in its order; a bad row with the reason.
+    """The values of `columns` (None: the value None) in every row of `table`, in its order; a bad row with
+    the reason, one of .jsonl without them all only if they are `required`. PrepareError where the file was
+    altered since it was opened, or a Parquet file is damaged inside.
 
     Text is `str` or `bytes` as the file has it: `check_text` makes a text of it.
-
-    Args:
-        columns: names; None gives the value None.
-        required: whether a row of .jsonl must have them all.
-    Raises:
-        PrepareError: the file was altered since it was opened, or a Parquet file is damaged inside.
     """
     if table.suffix == ".parquet":
         yield from _read_parquet(table, columns)
@@ -281,15 +275,6 @@ def _json_columns(table: Table, columns: Sequence[str]) -> list[str]:
         if (columns and set(columns) <= names.keys()) or number >= 1000:
             break
     return list(names)
-
-
-def _parquet_schema(table: Table) -> pa.Schema:
-    try:
-        return pq.read_schema(table.path)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise PrepareError(
-            f"{table.label}: no readable Parquet file ({first_line(error)}); write it again"
-        ) from error
 
 
 def _read_parquet(table: Table, columns: Sequence[str | None]) -> Iterator[Record]:

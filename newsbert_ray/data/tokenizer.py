@@ -137,8 +137,7 @@ def learn_tokenizer(titles: Callable[[], Iterator[str]], *, vocabulary: int) -> 
 
     Args:
         titles: gives the training titles; it is called twice.
-        vocabulary: largest number of WordPieces, special tokens included; single characters are kept even
-            beyond it.
+        vocabulary: largest number of WordPieces, special tokens included, but for single characters.
     """
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 

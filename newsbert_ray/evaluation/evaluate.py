@@ -58,8 +58,7 @@ class TrainedRun:
     Attributes:
         settings: the run's, with local paths.
         location: the shards' location as the caller knows it.
-        models: student and, if its weights are kept, teacher, on the world's device; none of a linear model.
-        linear: the student of method `linear`.
+        models: student and, if its weights are kept, teacher; none of a linear model.
     """
 
     settings: TrainSettings

@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -22,7 +23,7 @@ from torch import Tensor
 from newsbert_ray.data.batches import Batch, Topics, cut_buckets, seeded_generator
 from newsbert_ray.data.examples import Impressions
 from newsbert_ray.data.reading import EVALUATION_TOKENS, SplitData, World
-from newsbert_ray.data.shards import TextTable, read_shard, read_texts
+from newsbert_ray.data.shards import TextTable, pad, read_shard, read_texts
 from newsbert_ray.evaluation.metrics import (
     FloatArray,
     Ints,
@@ -72,9 +73,16 @@ class Pace:
             speed["times_teacher"] = rates["student"] / rates["teacher"]
         return speed
 
-    def charge(self, name: str, began: float, device: torch.device) -> None:
-        """Add the time since `began` to the model's seconds."""
-        self.seconds[name] = self.seconds.get(name, 0.0) + device_seconds(device) - began
+
+@contextmanager
+def _timed(pace: Pace | None, name: str, device: torch.device) -> Iterator[None]:
+    """Adds the block's time to the model's seconds; without a pace nothing waits for the device."""
+    if pace is None:
+        yield
+        return
+    began = device_seconds(device)
+    yield
+    pace.seconds[name] = pace.seconds.get(name, 0.0) + device_seconds(device) - began
 
 
 def device_seconds(device: torch.device) -> float:
@@ -85,7 +93,6 @@ def device_seconds(device: torch.device) -> float:
 
 
 def device_name(device: torch.device) -> str:
-    """The device's name in a record: cpu, or the GPU's model."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
@@ -124,10 +131,8 @@ def encode_texts(
         if pace:
             pace.titles += len(chosen)
         for name, (encoder, top) in models.items():
-            began = device_seconds(world.device) if pace else 0.0
-            embeddings[name][positions] = top.embed(encoder(ids, attention_mask), attention_mask)
-            if pace:
-                pace.charge(name, began, world.device)
+            with _timed(pace, name, world.device):
+                embeddings[name][positions] = top.embed(encoder(ids, attention_mask), attention_mask)
     return {name: world.sum_tensor(embedding) for name, embedding in embeddings.items()}
 
 
@@ -170,10 +175,8 @@ def count_topics(
         if pace:
             pace.titles += len(labels)
         for index, (name, (encoder, top)) in enumerate(models.items()):
-            began = device_seconds(device) if pace else 0.0
-            output = top([encoder(b.input_ids, b.attention_mask) for b in batch.buckets], batch)
-            if pace:
-                pace.charge(name, began, device)
+            with _timed(pace, name, device):
+                output = top([encoder(b.input_ids, b.attention_mask) for b in batch.buckets], batch)
             cells = (labels * topics + output.logits.argmax(-1))[labels >= 0]
             counts[index] += torch.bincount(cells, minlength=topics * topics).view(topics, topics)
     return dict(zip(models, world.sum_tensor(counts).cpu().numpy(), strict=True))
@@ -262,10 +265,7 @@ def score_block(models: Models, news: News, block: Impressions, *, world: World)
     Candidates without a known title (-1) come after all others, in the order of the file.
     """
     unknown = block.candidates < 0
-    lengths = np.diff(block.history_offsets)
-    mask = np.arange(max(1, int(lengths.max(initial=1))))[None, :] < lengths[:, None]  # (I, T)
-    history = np.zeros(mask.shape, np.int64)
-    history[mask] = news.positions[block.history]
+    history, mask = pad(news.positions[block.history], np.diff(block.history_offsets))  # (I, T)
     owners = np.repeat(np.arange(len(block)), np.diff(block.offsets))
     positions = news.positions[np.where(unknown, 0, block.candidates)]
     arrays = (history, mask.astype(np.int64), positions, owners)

@@ -103,11 +103,7 @@ def _freeze_lower_layers(pair: Pair, trainable: int | None) -> None:
 def _load_teacher_run(settings: TrainSettings, manifest: Manifest) -> tuple[Encoder, Top]:
     """The encoder and top of the run that fine-tuned the teacher, with the same task, shards and topics."""
     run = settings.distill.teacher_run
-    if run is None:
-        kind = settings.distill.teacher
-        raise EncoderError(
-            f"distill.teacher {kind}: no teacher has been fine-tuned; give distill.teacher_run"
-        )
+    assert run is not None, "its run comes first"
     encoder, top, description = _cached_student(Path(run) / "student")  # nothing changes a frozen teacher
     for name, expected in (
         ("task", settings.task),

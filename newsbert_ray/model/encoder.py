@@ -8,7 +8,6 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -42,7 +41,6 @@ class Projections(NamedTuple):
     bias: Tensor | None = None
 
     def float(self) -> Projections:
-        """The same in fp32."""
         bias = None if self.bias is None else self.bias.float()
         return Projections(self.query.float(), self.key.float(), self.value.float(), bias)
 
@@ -106,14 +104,8 @@ class Encoder(nn.Module):
         return int(getattr(config, "num_attention_heads", 0) or config.n_heads)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
-        """Hidden states of all levels.
-
-        Args:
-            input_ids: (B, L) token ids.
-            attention_mask: (B, L) 1 at real tokens.
-        Returns:
-            n + 1 tensors (B, L, D): the embedding layer's output, then each layer's.
-        """
+        """Hidden states (B, L, D) of n + 1 levels, the embedding layer's output first, from `input_ids` (B,
+        L) and an `attention_mask` (B, L), 1 at real tokens."""
         mask, config = attention_mask, self.backbone.config
         if config._attn_implementation == "sdpa" and getattr(config, "layer_types", None) is None:
             # (B, 1, L, L). Given a mask (B, L), transformers waits for the device to look for padding in it.
@@ -127,25 +119,21 @@ class Encoder(nn.Module):
         EncoderError if the layers have no separate maps for these."""
         if not projections:
             return States(self(input_ids, attention_mask))
-        captured: list[dict[int, Tensor]] = [{} for _ in self.layers]
-        handles = [
-            module.register_forward_hook(partial(_capture, outputs, index))
-            for layer, outputs in zip(self.layers, captured, strict=True)
-            for index, module in enumerate(_projection_maps(layer))
-        ]
+        maps = [_projection_maps(layer) for layer in self.layers]
+        captured: dict[nn.Module, Tensor] = {}
+
+        def capture(module: nn.Module, _: Any, output: Tensor) -> None:
+            captured[module] = output
+
+        handles = [module.register_forward_hook(capture) for modules in maps for module in modules]
         try:
             hidden = self(input_ids, attention_mask)
         finally:
             for handle in handles:
                 handle.remove()
-        batch, length, heads = *input_ids.shape, self.heads
-        return States(
-            hidden,
-            tuple(
-                Projections(*(outputs[n].view(batch, length, heads, -1).transpose(1, 2) for n in range(3)))
-                for outputs in captured
-            ),
-        )
+        shape = (*input_ids.shape, self.heads, -1)
+        parts = [[captured[one].view(shape).transpose(1, 2) for one in modules] for modules in maps]
+        return States(hidden, tuple(Projections(*part) for part in parts))
 
     def compile_layers(self) -> None:
         """Compile each layer when it first runs, for any size of batch; EncoderError without a C++ compiler.
@@ -191,7 +179,6 @@ def write_encoder(folder: Path, config: Mapping[str, Any], weights: Mapping[str,
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write detached copies as safetensors."""
     from safetensors.torch import save_file
 
     save_file({n: value.contiguous() for n, value in on_cpu(tensors).items()}, path, {"format": "pt"})
@@ -227,9 +214,3 @@ def _projection_maps(layer: nn.Module) -> list[nn.Module]:
         "losses on attention need an encoder with separate query, key and value maps, as BERT, RoBERTa, "
         "DistilBERT, MPNet and ELECTRA have"
     )
-
-
-def _capture(
-    outputs: dict[int, Tensor], index: int, _module: nn.Module, _inputs: Any, output: Tensor
-) -> None:
-    outputs[index] = output

@@ -88,13 +88,14 @@ class LinearModel:
         """The model in `folder`; EncoderError if it is missing or damaged."""
         from safetensors import SafetensorError
         from safetensors.numpy import load_file
+        from sklearn.feature_extraction.text import TfidfVectorizer
 
         try:
             description = json.loads((folder / MODEL).read_text(encoding="utf-8"))
             arrays = load_file(folder / WEIGHTS)
             vectorizers = []
             for name, options in _VIEWS.items():
-                vectorizer = _vectorizer({**options, "vocabulary": description[name]})
+                vectorizer = TfidfVectorizer(**options, vocabulary=description[name])
                 vectorizer.idf_ = arrays[f"idf.{name}"].astype(np.float64)
                 vectorizers.append(vectorizer)
             labels, strength, scale = (description[name] for name in ("labels", "strength", "scale"))
@@ -133,12 +134,10 @@ def confusion_of(scores: Floats, topics: Ints) -> Ints:
 
 
 def is_linear(folder: Path) -> bool:
-    """Whether a run's student/ holds a linear model."""
     return (folder / MODEL).is_file()
 
 
 def require_encoder(folder: Path) -> None:
-    """Raise EncoderError if `folder` holds a linear model."""
     if is_linear(folder):
         raise EncoderError(
             f"{folder}: a linear model has no encoder and no embeddings; train with another method, such as "
@@ -157,12 +156,13 @@ def fit_linear(
     """A model of `texts` and `topics` (N,), positions in `labels`, for each of STRENGTHS, and its scores (M,
     Y) of the validation texts. The scores are scaled on `validation`: other texts and topics. SettingsError
     where all texts have the same topic."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.svm import LinearSVC
 
     known = np.unique(topics)
     if len(known) < 2:
         raise SettingsError("method linear: all labelled texts have the same topic; label texts of another")
-    vectorizers = tuple(_vectorizer(options).fit(texts) for options in _VIEWS.values())
+    vectorizers = tuple(TfidfVectorizer(**options).fit(texts) for options in _VIEWS.values())
     features, other = (features_of(vectorizers, many) for many in (texts, validation[0]))
     for strength in STRENGTHS:
         svm = LinearSVC(C=strength, random_state=seed).fit(features, topics)
@@ -193,12 +193,6 @@ def _fit_scale(scores: Floats, topics: Ints) -> float:
         return -float(log_softmax(np.exp(exponent) * rows, axis=1)[np.arange(len(own)), own].mean())
 
     return float(np.exp(minimize_scalar(loss, bounds=(-2.0, 4.0), method="bounded").x))
-
-
-def _vectorizer(options: dict[str, Any]) -> Any:
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
-    return TfidfVectorizer(**options)
 
 
 def features_of(vectorizers: Sequence[Any], texts: Sequence[str]) -> Any:

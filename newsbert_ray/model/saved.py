@@ -91,7 +91,6 @@ def verify_weights(path: Path) -> dict[str, Any]:
 
 
 def best_name(step: int) -> str:
-    """Folder name of the best model when it was found at `step`."""
     return f"{_BEST}{step:09d}"
 
 

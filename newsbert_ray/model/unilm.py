@@ -70,7 +70,6 @@ class UniLMEncoder(Encoder):
         return UniLMEncoder(layers.backbone, copy.deepcopy(self.rel_pos_bias), reach=self._reach)
 
     def save(self, folder: Path) -> None:
-        """In UniLMv2's format."""
         config = {
             **self.backbone.config.to_dict(),
             "model_type": MODEL_TYPE,
@@ -141,16 +140,14 @@ def load_unilm(folder: Path, config: BertConfig) -> UniLMEncoder:
     table = weights.pop(_BIAS, None)
     reach = int(cast("Any", config).max_rel_pos)
     backbone = BertModel._from_config(config, attn_implementation="sdpa", add_pooling_layer=False)  # type: ignore[no-untyped-call]
-    depth = int(config.num_hidden_layers)
-    kept = {name: value for name, value in weights.items() if _layer_of(name) < depth}
-    wanted = backbone.state_dict()
-    wrong = [name for name in wanted if name not in kept or kept[name].shape != wanted[name].shape]
+    wanted = backbone.state_dict()  # the weights of later layers are left out
+    wrong = [name for name in wanted if name not in weights or weights[name].shape != wanted[name].shape]
     if table is None or wrong:
         raise EncoderError(
             f"{folder}/{WEIGHTS}: {len(wrong)} of UniLMv2's weights are missing or have another size "
             f"({', '.join(wrong[:3]) or _BIAS}); convert the complete checkpoint"
         )
-    backbone.load_state_dict({name: kept[name] for name in wanted})
+    backbone.load_state_dict({name: weights[name] for name in wanted})
     bias = nn.Linear(table.shape[1], table.shape[0], bias=False)
     bias.weight.data.copy_(table)
     return UniLMEncoder(backbone, bias, reach=reach)
@@ -181,9 +178,3 @@ def bert_weights(checkpoint: Mapping[str, Tensor]) -> dict[str, Tensor]:
         else:
             weights[name] = tensor
     return weights
-
-
-def _layer_of(name: str) -> int:
-    """Layer of a weight, from 0; -1 for the embeddings."""
-    parts = name.split(".")
-    return int(parts[2]) if parts[:2] == ["encoder", "layer"] else -1

@@ -54,23 +54,16 @@ class Progress:
     seconds: dict[str, float] = field(default_factory=dict)
     titles: int = 0
 
-    def to_json(self) -> dict[str, Any]:
-        """As state.json stores it, where `log_steps` is called `looks`."""
-        values = asdict(self)
-        values["looks"] = values.pop("log_steps")
-        return values
-
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """From what `to_json` returned; TypeError if it has an unknown key."""
-        values = dict(values)
-        return cls(log_steps=values.pop("looks", 0), **values)
+        """From state.json, where an earlier version said `looks`; TypeError if it has an unknown key."""
+        return cls(**{"log_steps" if name == "looks" else name: value for name, value in values.items()})
 
 
 def write_checkpoint(folder: Path, learner: Learner, progress: Progress, *, keep: int) -> Path:
     """Write folder/step-N; keep the newest `keep` checkpoints, with the best models that they name."""
     path = folder / f"{_PREFIX}{progress.step:09d}"
-    write_weights(path, learner_tensors(learner), {"progress": progress.to_json()})
+    write_weights(path, learner_tensors(learner), {"progress": asdict(progress)})
     for later in step_folders(folder):
         if later.name > path.name:  # found damaged when this run was resumed
             shutil.rmtree(later, ignore_errors=True)

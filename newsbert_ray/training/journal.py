@@ -122,15 +122,11 @@ class Display:
         now = time.monotonic()
         if not self.live and now - self._last_line >= _PLAIN_SECONDS:
             self._last_line = now
-            parts = (f"step {step}/{self.total}", self._numbers, self._time_left(step))
-            self.say("  ".join(filter(None, parts)))
-
-    def _time_left(self, step: int) -> str:
-        if self._start is None or step <= self._start[0]:
-            return ""
-        seconds_per_step = (time.monotonic() - self._start[1]) / (step - self._start[0])
-        seconds = int(seconds_per_step * (self.total - step))
-        return f"left {seconds // 60}:{seconds % 60:02d}"
+            left, (first, began) = "", self._start
+            if step > first:
+                seconds = int((now - began) / (step - first) * (self.total - step))
+                left = f"left {seconds // 60}:{seconds % 60:02d}"
+            self.say("  ".join(filter(None, (f"step {step}/{self.total}", self._numbers, left))))
 
 
 def closing_lines(record: RunRecord, workdir: WorkDir) -> str:
@@ -158,7 +154,6 @@ def closing_lines(record: RunRecord, workdir: WorkDir) -> str:
 
 
 def _score_line(model: str, scores: Mapping[str, float], task: Task) -> str:
-    """A model's metrics with their standard errors, where known."""
     metrics = []
     for metric in task.metrics:
         error = scores.get(f"{metric.name}_error")

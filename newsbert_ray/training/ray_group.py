@@ -94,8 +94,7 @@ def train_group(
         gpus: share of a GPU for each worker, reserved by the caller; by default taken from the cluster.
     Raises:
         SettingsError: the cluster has too few CPUs or GPUs.
-        GroupError: the workers failed more than three times without progress, or one raised an error that
-            would come again.
+        GroupError: too many failures without progress, or one that would come again.
     """
     with ExitStack() as stack:
         session = stack.enter_context(ray_session(dashboard=not quiet))

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from newsbert_ray.config import SCRATCH, SettingsError, TrainSettings, build_settings
 from newsbert_ray.data.shards import Manifest, read_manifest, require_tokenizer
@@ -67,7 +67,7 @@ def train(
     Arguments, result and errors are those of `newsbert_ray.train`; `parent` is the sweep's tracked run.
     """
     require_tracker(settings.track)
-    say = _silent if quiet else print
+    say: Callable[[str], object] = (lambda _: None) if quiet else print
     location, settings = settings.out, _with_absolute_locations(settings)
     is_alone = settings.workers == 1 and (quiet or not inside_cluster())
     in_process = is_alone or settings.student.kind == "linear"
@@ -158,8 +158,8 @@ def _train_in_process(
 
     settings = with_local_paths(settings)
     if settings.student.kind == "linear":
-        lines = _silent if quiet else partial(print, flush=True)
-        train_linear(settings, manifest, report=report, say=lines)
+        say = partial(print, flush=True)
+        train_linear(settings, manifest, report=report, say=(lambda _: None) if quiet else say)
         return
     display = Display(total=make_schedule(settings, manifest).total_steps, quiet=quiet)
 
@@ -250,35 +250,25 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     ]
 
 
-def _silent(_: str) -> None:
-    pass
+_PURPOSES = {BEFORE: "the student to start from", TEACHER: "the teacher"}
 
 
-class Prerequisite(NamedTuple):
-    """A run that must finish first: its settings with an empty `out`, what it is for, as shown to people, and
-    the name of its folder inside the run that needs it."""
-
-    settings: TrainSettings
-    purpose: str
-    name: str
-
-
-def prerequisite_of(settings: TrainSettings) -> Prerequisite | None:
-    """The run that must finish before this one, if any; it may have a prerequisite itself."""
+def prerequisite_of(settings: TrainSettings) -> tuple[str, TrainSettings] | None:
+    """The run that must finish before this one, if any: the name of its folder inside this run, and its
+    settings with an empty `out`. It may have a prerequisite itself."""
     if settings.before.method != "none":
-        return Prerequisite(before_settings(settings, ""), "the student to start from", BEFORE)
+        return BEFORE, before_settings(settings, "")
     distill = settings.distill
     if (distill.frozen or distill.warm) and distill.teacher_run is None:
-        return Prerequisite(teacher_settings(settings, ""), "the teacher", TEACHER)
+        return TEACHER, teacher_settings(settings, "")
     return None
 
 
 def all_prerequisites(settings: TrainSettings) -> Iterator[TrainSettings]:
     """Settings of all runs that must finish before this one, the last of them first."""
-    prerequisite = prerequisite_of(settings)
-    if prerequisite is not None:
-        yield prerequisite.settings
-        yield from all_prerequisites(prerequisite.settings)
+    if (prerequisite := prerequisite_of(settings)) is not None:
+        yield prerequisite[1]
+        yield from all_prerequisites(prerequisite[1])
 
 
 def teacher_settings(settings: TrainSettings, out: str | Path) -> TrainSettings:
@@ -326,7 +316,7 @@ def train_prerequisite(
     *,
     shared: str | Path | None,
     train: Callable[[TrainSettings], object],
-    say: Callable[[str], None],
+    say: Callable[[str], object],
 ) -> TrainSettings:
     """Train the run that must finish first, unless it is finished, and return settings that use its result.
     It is in the local folder `shared`, where other processes that need the same one wait for it, or beside
@@ -334,18 +324,19 @@ def train_prerequisite(
     prerequisite = prerequisite_of(settings)
     if prerequisite is None:
         return settings
+    name, needed = prerequisite
     if shared is None:
-        location = WorkDir(settings.out).companion(prerequisite.name).location
-        say(f"first training {prerequisite.purpose}, into {location}")
-        train(prerequisite.settings.model_copy(update={"out": location}))
+        location = WorkDir(settings.out).companion(name).location
+        say(f"first training {_PURPOSES[name]}, into {location}")
+        train(needed.model_copy(update={"out": location}))
     else:
-        folder = Path(shared) / _shared_name(prerequisite.settings)
+        folder = Path(shared) / _shared_name(needed)
         folder.parent.mkdir(parents=True, exist_ok=True)
         location = str(folder)
         with locked(folder.with_name(f"{folder.name}.lock"), wait_seconds=math.inf):
             if not (folder / RECORD).exists():
-                train(prerequisite.settings.model_copy(update={"out": location}))
-    if prerequisite.name == TEACHER:
+                train(needed.model_copy(update={"out": location}))
+    if name == TEACHER:
         return with_locations(settings, {"distill.teacher_run": location})
     return with_locations(settings, {"teacher": f"{location.rstrip('/')}/student"})
 

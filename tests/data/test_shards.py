@@ -58,7 +58,7 @@ def test_a_flipped_byte_is_noticed(prepared: tuple[Path, Manifest], position: in
     content = bytearray((folder / shard.file).read_bytes())
     content[position] ^= 1
     (folder / shard.file).write_bytes(content)
-    with pytest.raises(ShardError, match=rf"{shard.file}: shard is damaged.*--overwrite"):
+    with pytest.raises(ShardError, match=rf"{shard.file}: damaged.*--overwrite"):
         read_shard(folder, shard)
 
 
@@ -69,10 +69,10 @@ def test_a_cut_shard_is_noticed(prepared: tuple[Path, Manifest], kept: int) -> N
     shard = manifest.splits["train"][0]
     path = folder / shard.file
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(ShardError, match="shard is damaged"):
+    with pytest.raises(ShardError, match="damaged"):
         read_shard(folder, shard)
     path.unlink()
-    with pytest.raises(ShardError, match="shard is missing"):
+    with pytest.raises(ShardError, match="missing"):
         read_shard(folder, shard)
 
 
@@ -171,7 +171,7 @@ def test_a_damaged_table_is_refused(tmp_path: Path, name: str) -> None:
     content = bytearray((tmp_path / name).read_bytes())
     content[-1] ^= 1
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(ShardError, match=rf"{name}: damaged; prepare again"):
+    with pytest.raises(ShardError, match=rf"{name}: damaged .*; prepare again"):
         read_texts(tmp_path, manifest)
     (tmp_path / name).unlink()
     with pytest.raises(ShardError, match=rf"{name}: missing; prepare again"):
