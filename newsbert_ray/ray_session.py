@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self
@@ -146,9 +147,8 @@ def _check_answer(address: str) -> bool:
         raise ConnectError(f"RAY_ADDRESS={address}: {what}; start it, correct the address, or {_ALONE}")
     from ray.util import get_node_ip_address
 
-    is_loopback = host in ("127.0.0.1", "localhost", "::1")
     own_address = get_node_ip_address()  # type: ignore[no-untyped-call]
-    return is_loopback and refusal(own_address, port) is not None
+    return is_loopback(host) and refusal(own_address, port) is not None
 
 
 def host_and_port(address: str) -> tuple[str | None, int | None]:
@@ -158,6 +158,14 @@ def host_and_port(address: str) -> tuple[str | None, int | None]:
         return url.hostname, url.port
     except ValueError:
         return None, None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or IP address reaches this machine only."""
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def refusal(host: str, port: int) -> str | None:

@@ -28,7 +28,7 @@ from newsbert_ray.deploy import submit
 from newsbert_ray.files import first_line, sha256_of
 from newsbert_ray.methods import TASKS
 from newsbert_ray.ray_private import VERSIONS_PROGRAM, available_memory, container_cores
-from newsbert_ray.ray_session import host_and_port, refusal
+from newsbert_ray.ray_session import host_and_port, is_loopback, refusal
 
 COMPILED = ("torch", "transformers", "ray", "pyarrow")
 """Packages with compiled parts, which can be installed and yet fail to load."""
@@ -73,8 +73,8 @@ def doctor(
         "devices": check_devices(),
         "storage": check_storage(out),
         "ports": check_ports(),
-        "token": check_token(address, os.environ),
-        "cluster": check_cluster(address, os.environ),
+        "token": check_token(address),
+        "cluster": check_cluster(address),
         "shards": () if data is None else check_shards(data, deep=deep),
         "teacher": () if teacher is None else check_teacher(teacher, data),
     }
@@ -187,7 +187,7 @@ def check_ports() -> Iterator[Parts]:
         yield "ok", f"Ray's default ports are free ({', '.join(map(str, PORTS))})"
     for ports, mode in _local_heads():
         addresses = {address for port in ports for address in listening.get(port, ())}
-        outside = ", ".join(sorted(address for address in addresses if not submit.is_loopback(address)))
+        outside = ", ".join(sorted(address for address in addresses if not is_loopback(address)))
         head = f"a Ray head runs here, port {', '.join(map(str, ports)) or 'unknown'}"
         is_open = f"{head}, open to other machines at {outside}, and asks for"
         if ports and not outside:
@@ -202,37 +202,37 @@ def check_ports() -> Iterator[Parts]:
             yield "fix", f"{is_open} {risk}", cure
 
 
-def check_token(address: str | None, environment: Mapping[str, str]) -> Iterator[Parts]:
+def check_token(address: str | None) -> Iterator[Parts]:
     """Whether Ray would send a token to the cluster at `address`, and whether other users can read it."""
-    mode = environment.get("RAY_AUTH_MODE", "").strip().lower()
+    mode = os.environ.get("RAY_AUTH_MODE", "").strip().lower()
     if mode != "token":
         state = f"RAY_AUTH_MODE is {mode or 'not set'}"
-        if address is not None and not submit.is_loopback(host_and_port(address)[0] or ""):
+        if address is not None and not is_loopback(host_and_port(address)[0] or ""):
             yield "fix", f"{state}: Ray sends no token to {address}", "export RAY_AUTH_MODE=token"
         else:
             yield "note", f"{state}: a private session makes its own token"
-    elif "RAY_AUTH_TOKEN" in environment:
-        if environment["RAY_AUTH_TOKEN"].strip():
+    elif "RAY_AUTH_TOKEN" in os.environ:
+        if os.environ["RAY_AUTH_TOKEN"].strip():
             yield "ok", "the token is in RAY_AUTH_TOKEN"
         else:
             yield "fix", "RAY_AUTH_TOKEN is empty", "unset RAY_AUTH_TOKEN, or set it to the cluster's token"
         return
-    path = submit.token_path(environment)
-    if mode == "token" or "RAY_AUTH_TOKEN_PATH" in environment or path.is_file():
+    path = submit.token_path()
+    if mode == "token" or "RAY_AUTH_TOKEN_PATH" in os.environ or path.is_file():
         found = list(_problems(partial(submit.read_token, path)))
         yield from found or [("ok", f"{path}: only this user can read it")]
 
 
-def check_cluster(address: str | None, environment: Mapping[str, str]) -> Iterator[Parts]:
+def check_cluster(address: str | None) -> Iterator[Parts]:
     """Whether the cluster answers, accepts our token, and has our versions; `address` is the URL of a
     dashboard, HOST:PORT of a head, or None."""
     if address is None or address == "local":
         yield "ok", "none given (--address, RAY_ADDRESS, RAY_API_SERVER_ADDRESS)"
     elif "://" in address:
-        found = list(_problems(lambda warn: submit.connect(address, warn=warn, environment=environment)))
+        found = list(_problems(lambda warn: submit.connect(address, warn=warn)))
         yield from found or [("ok", f"{address} answers and accepts us: Ray {metadata.version('ray')}")]
     else:
-        yield from _check_head(address, environment)
+        yield from _check_head(address)
 
 
 def _problems(check: Callable[[submit.Warn], object]) -> Iterator[Parts]:
@@ -350,7 +350,7 @@ def _local_heads() -> Iterator[tuple[list[int], str | None]]:
         yield ports, mode
 
 
-def _check_head(address: str, environment: Mapping[str, str]) -> Iterator[Parts]:
+def _check_head(address: str) -> Iterator[Parts]:
     host, port = host_and_port(address)
     if not host or not port:
         cure = "give http://HOST:8265 (to submit) or HOST:6379 (RAY_ADDRESS)"
@@ -363,7 +363,7 @@ def _check_head(address: str, environment: Mapping[str, str]) -> Iterator[Parts]
     try:  # in a process of its own: Ray's client may wait for ever, or end the process
         done = subprocess.run(
             [sys.executable, "-c", VERSIONS_PROGRAM, f"{host}:{port}"],
-            env={**environment, "PYTHONWARNINGS": "ignore"},
+            env={**os.environ, "PYTHONWARNINGS": "ignore"},
             capture_output=True,
             text=True,
             timeout=20,

@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from http.client import HTTPException
 from importlib import metadata
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.error import HTTPError, URLError
@@ -27,7 +26,7 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from newsbert_ray.deploy import package
 from newsbert_ray.files import format_size
-from newsbert_ray.ray_session import environment, host_and_port
+from newsbert_ray.ray_session import environment, host_and_port, is_loopback
 from newsbert_ray.secrets import mask_text
 
 ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
@@ -93,7 +92,7 @@ def submit(
     job = f"newsbert-{command[0]}-{unique}" if id is None else package.check_job_name(id)
     package.check_secrets(command)
     runtime = package.runtime_environment(env, pip)
-    token = Path(token_file).expanduser() if token_file else token_path(os.environ)
+    token = Path(token_file).expanduser() if token_file else token_path()
     own_token = os.path.relpath(token.resolve(), Path(working_dir).resolve())  # never sent
     sent = package.find_files(working_dir, include=include, exclude=[*exclude, f"/{own_token}"])
     for line in package.check_paths(settings, sent):
@@ -249,13 +248,7 @@ def _how_to_resume(verb: str) -> str:
     return f"; {again} continues it" if again else ""
 
 
-def connect(
-    address: str | None,
-    *,
-    token_file: str | Path | None = None,
-    warn: Warn,
-    environment: Mapping[str, str] = os.environ,
-) -> Dashboard:
+def connect(address: str | None, *, token_file: str | Path | None = None, warn: Warn) -> Dashboard:
     """Ask a dashboard for its version. The token is shown only to a dashboard that asks for one.
 
     `address` is http(s)://HOST:PORT or HOST:PORT, RAY_API_SERVER_ADDRESS by default; the token is in
@@ -263,7 +256,7 @@ def connect(
     both sides, and the cure. DashboardError: no address, no answer, a token is required and missing, or it is
     wrong.
     """
-    address = _full_address(address or environment.get(ADDRESS_VARIABLE))
+    address = _full_address(address or os.environ.get(ADDRESS_VARIABLE))
     host, port = host_and_port(address)
     is_local = is_loopback(host or "")
     if not is_local and not address.startswith("https:"):
@@ -273,7 +266,7 @@ def connect(
     own_token = read_token(Path(token_file).expanduser(), warn) if token_file else None
     token, version = None, _ask_version(address, None)
     if version is None:
-        if (token := own_token or _find_token(environment, warn)) is None:
+        if (token := own_token or _find_token(warn)) is None:
             cure = "give --token_file FILE, or RAY_AUTH_MODE=token with RAY_AUTH_TOKEN_PATH=FILE"
             raise DashboardError(f"{address}: the cluster requires a token, and none was found", cure)
         if (version := _ask_version(address, token)) is None:
@@ -286,14 +279,6 @@ def connect(
         cure = f"pip install ray=={version} here, or use an image with ray=={own} for the cluster"
         warn(f"{address} runs Ray {version}, this machine has Ray {own}", cure)
     return Dashboard(address, token)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host name or IP address reaches this machine only."""
-    try:
-        return host == "localhost" or ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _full_address(text: str | None) -> str:
@@ -328,19 +313,17 @@ def read_token(path: Path, warn: Warn) -> str:
     return text
 
 
-def _find_token(environment: Mapping[str, str], warn: Warn) -> str | None:
+def _find_token(warn: Warn) -> str | None:
     """The token from the variables and files that Ray reads, in Ray's order."""
-    if text := environment.get("RAY_AUTH_TOKEN", "").strip():
+    if text := os.environ.get("RAY_AUTH_TOKEN", "").strip():
         return text
-    path = token_path(environment)
-    named = environment.get("RAY_AUTH_TOKEN_PATH")
-    return read_token(path, warn) if named or path.is_file() else None
+    path = token_path()
+    return read_token(path, warn) if os.environ.get("RAY_AUTH_TOKEN_PATH") or path.is_file() else None
 
 
-def token_path(environment: Mapping[str, str]) -> Path:
+def token_path() -> Path:
     """The file in which Ray looks for its token."""
-    default = Path(environment.get("HOME") or Path.home(), ".ray/auth_token")
-    return Path(environment.get("RAY_AUTH_TOKEN_PATH") or default).expanduser()
+    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
 
 
 class _NoRedirect(HTTPRedirectHandler):

@@ -248,8 +248,9 @@ class Predictor:
         return embeddings
 
     def _cached(self, batches: Sequence[Ints]) -> AbstractContextManager[None]:
-        worth = self._cache is not None and sum(map(len, batches)) >= MIN_TEXTS
-        return self._cache.fill(batches) if self._cache and worth else nullcontext()
+        if self._cache is None or sum(map(len, batches)) < MIN_TEXTS:
+            return nullcontext()
+        return self._cache.fill(batches)
 
     def _read(self, ids: Ints, mask: npt.NDArray[np.bool_]) -> Floats:
         """Token ids (B, L) and mask to embeddings (B, D)."""

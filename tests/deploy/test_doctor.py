@@ -9,11 +9,12 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import psutil
 import pytest
@@ -38,13 +39,23 @@ def findings_of(check: Callable[..., Iterator[Parts]]) -> Callable[..., Iterator
     return lambda *arguments, **keywords: (Finding("", *parts) for parts in check(*arguments, **keywords))
 
 
-check_cluster = findings_of(doctors.check_cluster)
+def with_variables(check: Callable[..., Iterator[Finding]]) -> Callable[..., Iterator[Finding]]:
+    """The check of an address where the environment has these variables only."""
+
+    def checked(address: str | None, variables: Mapping[str, str]) -> Iterator[Finding]:
+        with patch.dict(os.environ, variables, clear=True):
+            return iter(list(check(address)))
+
+    return checked
+
+
+check_cluster = with_variables(findings_of(doctors.check_cluster))
 check_devices = findings_of(doctors.check_devices)
 check_ports = findings_of(doctors.check_ports)
 check_shards = findings_of(doctors.check_shards)
 check_storage = findings_of(doctors.check_storage)
 check_teacher = findings_of(doctors.check_teacher)
-check_token = findings_of(doctors.check_token)
+check_token = with_variables(findings_of(doctors.check_token))
 check_versions = findings_of(doctors.check_versions)
 
 

@@ -399,14 +399,18 @@ def test_token_is_read_where_ray_reads_it(tmp_path: Path) -> None:
     ):
         with dashboard(guarded(token)) as (address, _):
             variables = {"HOME": str(tmp_path), "RAY_API_SERVER_ADDRESS": address, **more}
-            assert connect(None, warn=no_warning, environment=variables).token == token
+            with patch.dict(os.environ, variables, clear=True):
+                assert connect(None, warn=no_warning).token == token
 
 
 def test_missing_and_wrong_token_have_a_cure(tmp_path: Path) -> None:
     """401 and 403 do not tell which file is missing."""
     with dashboard(guarded("right")) as (address, _):
-        with pytest.raises(DashboardError, match=r"none was found; give --token_file .*RAY_AUTH_TOKEN_PATH"):
-            connect(address, warn=no_warning, environment={"HOME": str(tmp_path)})
+        with (
+            patch.dict(os.environ, {"HOME": str(tmp_path)}, clear=True),
+            pytest.raises(DashboardError, match=r"none was found; give --token_file .*RAY_AUTH_TOKEN_PATH"),
+        ):
+            connect(address, warn=no_warning)
         with pytest.raises(DashboardError, match="refuses the token; copy the cluster's token") as caught:
             connect(address, token_file=token_file(tmp_path, "wrong1"), warn=no_warning)
         assert "wrong1" not in str(caught.value)
@@ -446,12 +450,11 @@ def test_warning_about_unencrypted_connections(
     """Over plain http others can read the token and the code on their way."""
     monkeypatch.setattr(submission, "_ask_version", lambda *_: None)
     warnings: list[tuple[str, str]] = []
-    with pytest.raises(DashboardError, match="none was found"):
-        connect(
-            address,
-            warn=lambda *warning: warnings.append(warning),
-            environment={"HOME": "/nonexistent"},
-        )
+    with (
+        patch.dict(os.environ, {"HOME": "/nonexistent"}, clear=True),
+        pytest.raises(DashboardError, match="none was found"),
+    ):
+        connect(address, warn=lambda *warning: warnings.append(warning))
     assert bool(warnings) == warned
     assert all("unencrypted" in problem and "ssh -L" in cure for problem, cure in warnings)
 
@@ -469,8 +472,8 @@ def test_warning_about_unencrypted_connections(
 )
 def test_wrong_address_names_the_right_form(address: str | None, message: str) -> None:
     """A slip in the address must not end in a stack trace, nor show a password."""
-    with pytest.raises(DashboardError, match=message) as caught:
-        connect(address, warn=no_warning, environment={})
+    with patch.dict(os.environ, clear=True), pytest.raises(DashboardError, match=message) as caught:
+        connect(address, warn=no_warning)
     assert "hunter2" not in str(caught.value)
 
 
