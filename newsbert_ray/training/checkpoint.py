@@ -138,3 +138,5 @@ def _prune(folder: Path, keep: int) -> None:
     for leftover in folder.glob(".*"):
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
+        else:  # the lock of a folder that a killed process was writing
+            leftover.unlink(missing_ok=True)

@@ -71,6 +71,11 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(
     assert "the one before it" in said[0]
 
 
+def test_progress_of_an_earlier_version_is_read() -> None:
+    """A run that was stopped before an update must go on after it."""
+    assert Progress.from_json({"step": 7, "looks": 3}) == Progress(step=7, log_steps=3)
+
+
 def test_no_intact_checkpoint_is_an_error(make_settings: MakeSettings, tmp_path: Path) -> None:
     """Starting again silently would discard what the user believes is kept."""
     learner = learner_after(make_settings(), 0)
@@ -80,8 +85,10 @@ def test_no_intact_checkpoint_is_an_error(make_settings: MakeSettings, tmp_path:
 
 
 def test_number_of_checkpoints_is_bounded(make_settings: MakeSettings, tmp_path: Path) -> None:
-    """Long runs fill disks; the best model stays while a checkpoint names it."""
+    """Long runs fill disks; the best model stays while a checkpoint names it. What a kill left goes."""
     learner = learner_after(make_settings(), 0)
+    (tmp_path / ".step-000000009.0123abcd").mkdir()
+    (tmp_path / ".step-000000009.0123abcd.lock").touch()
     for step in range(1, 6):
         best = f"best-{max(1, step // 2):09d}"
         write_best(tmp_path, learner.pair, step=max(1, step // 2))
