@@ -260,11 +260,10 @@ def loss_figure(record: RunRecord, entries: Sequence[Mapping[str, Any]]) -> Figu
     lines = {n: mean_line(pairs, n.replace("_", " "), spread=False) for n, pairs in losses.items()}
     if max((len(line.x) for line in lines.values()), default=0) < 2:
         raise NothingToDraw("losses are left out: the run logged them less than twice")
-    groups = grouped(lines, lambda name: name.endswith("_task"))
     shown = tuple(
-        Panel("", "epoch", heading, tuple(lines[name] for name in groups[of_labels]))
+        Panel("", "epoch", heading, own)
         for heading, of_labels in (("loss of the labels", True), ("loss of distillation", False))
-        if of_labels in groups
+        if (own := tuple(line for name, line in lines.items() if name.endswith("_task") == of_labels))
     )
     caption = f"Training losses of {record.steps:,} steps before weighting, averaged over parts of the run."
     alt = "; ".join(f"{line.label} from {line.y[0]:.3g} to {line.y[-1]:.3g}" for line in lines.values())

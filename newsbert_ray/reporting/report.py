@@ -89,16 +89,16 @@ def _report(folders: Mapping[str, Path], out: Path, against: Against | None) -> 
         return _write(sweep_page(sweep, figures, against=against), points_csv(sweep), figures, out)
     records = collect(folders)
     groups, figures = by_task(records), dict[str, Picture | str]()
-    for task, group in groups.items():
-        figures |= _draw(runs_figures(group), out, task=task if len(groups) > 1 else "")
+    run = find_records(paths[0])[0] if len(records) == 1 and not is_kept(paths[0]) else None
     topics: list[Table] = []
-    if len(records) == 1 and not is_kept(paths[0]):
-        run = find_records(paths[0])[0]
-        if (run / MAP).exists():
-            topics = topic_tables(json.loads((run / MAP).read_text(encoding="utf-8")))
-        losses = partial(loss_figure, records[0], read_entries(run / METRICS))
-        titles = partial(map_figure, run)
-        figures = _draw({"losses": losses}, out) | figures | _draw({"map_of_titles": titles}, out)
+    if run and (run / MAP).exists():
+        topics = topic_tables(json.loads((run / MAP).read_text(encoding="utf-8")))
+    for task, group in groups.items():
+        makes = runs_figures(group)
+        if run:
+            losses = partial(loss_figure, group[0], read_entries(run / METRICS))
+            makes = {"losses": losses, **makes, "map_of_titles": partial(map_figure, run)}
+        figures |= _draw(makes, out, task=task if len(groups) > 1 else "")
     for reason in (figure for figure in figures.values() if isinstance(figure, str)):
         _log.info("%s", reason)
     sweeps = [read_sweep(folder) for folder in paths if is_sweep(folder)]

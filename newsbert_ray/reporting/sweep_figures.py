@@ -35,7 +35,7 @@ from newsbert_ray.reporting.figures import (
 )
 from newsbert_ray.reporting.records import flat_settings
 from newsbert_ray.reporting.statistics import cost_figure, importance_figure
-from newsbert_ray.reporting.sweep_data import Axis, Goal, Point, Sweep, curve_of, listed
+from newsbert_ray.reporting.sweep_data import Axis, Goal, Point, Sweep, Trial, curve_of, listed
 from newsbert_ray.reporting.tables import short, summarise
 from newsbert_ray.telemetry import read_events
 
@@ -88,22 +88,22 @@ def learning_curves(sweep: Sweep) -> FigureData[Panel]:
     names = [describe(point.values, 3) or "no setting" for point in best]
     if max(map(len, names), default=0) > MAX_LETTERS:
         names = [f"rank {rank} of the table" for rank in range(1, len(best) + 1)]
-    others = []
-    for trial in (t for t in sweep.trials if all(t not in point.trials for point in best)):
-        if curve := [(x, factor * y) for x, y in curve_of(trial.entries, goal.metric)]:
-            stopped = trial.state == "stopped"
-            x, y = zip(*curve, strict=True)
-            label = "stopped early" if stopped else "other trials"
-            others.append(Line(label, x, y, look="cross" if stopped else "run"))
+
+    def curve(trials: Sequence[Trial], metric: str, label: str, look: LineLook = "mean") -> list[Line]:
+        pairs = [(x, factor * y) for trial in trials for x, y in curve_of(trial.entries, metric)]
+        line = mean_line(pairs, label, runs=len(trials), spread=False) if pairs else None
+        return [replace(line, look=look)] if line else []
+
+    lines, others = list[Line](), list[Line]()
+    for point, name in zip(best, names, strict=True):
+        lines += curve(point.trials, goal.metric, name)
     teacher = goal.metric.replace(".student.", ".teacher.")
-    wanted = [(point, goal.metric, name) for point, name in zip(best, names, strict=True)]
-    wanted += [(point, teacher, "teacher of the best") for point in best[:1] if teacher != goal.metric]
-    lines = []
-    for point, metric, label in wanted:
-        pairs = [(x, factor * y) for trial in point.trials for x, y in curve_of(trial.entries, metric)]
-        if pairs:
-            line = mean_line(pairs, label, runs=len(point.trials), spread=False)
-            lines.append(replace(line, look="reference") if metric == teacher else line)
+    if best and teacher != goal.metric:
+        lines += curve(best[0].trials, teacher, "teacher of the best", "reference")
+    for trial in (t for t in sweep.trials if all(t not in point.trials for point in best)):
+        stopped = trial.state == "stopped"
+        look: LineLook = "cross" if stopped else "run"
+        others += curve([trial], goal.metric, "stopped early" if stopped else "other trials", look)
     if not lines and not others:
         raise NothingToDraw("no trial has been evaluated yet")
     if max(len(line.x) for line in (*lines, *others)) < 2:
@@ -314,12 +314,8 @@ def nodes_figure(events: Sequence[Mapping[str, Any]]) -> FigureData[Panel]:
     end = max(minute for minute, _ in [*nodes, *trials])
     panels = []
     for heading, steps in (("nodes", nodes), ("trials running", trials)):
-        xs, ys = [0.0], [0.0]
-        for minute, count in steps:  # each count holds until the next
-            xs += [minute, minute]
-            ys += [ys[-1], count]
-        line = Line("", (*xs, end), (*ys, ys[-1]), look="plain")
-        panels.append(Panel("", "minutes", heading, (line,)))
+        x, y = zip((0.0, 0.0), *steps, (end, steps[-1][1] if steps else 0.0), strict=True)
+        panels.append(Panel("", "minutes", heading, (Line("", x, y, look="plain", stairs="after"),)))
     busiest = int(max((count for _, count in trials), default=0))
     caption = "Nodes of the cluster, including its head, and running trials, from events.jsonl."
     alt = f"The cluster had up to {most} nodes, and up to {busiest} trials ran at once."

@@ -17,7 +17,7 @@ from newsbert_ray.reporting.page import Block, Command, Facts, Page, Picture, Se
 from newsbert_ray.reporting.paper import method_tables, table1_of_runs
 from newsbert_ray.reporting.records import joined, provenance
 from newsbert_ray.reporting.statistics import Against, costs_of
-from newsbert_ray.reporting.sweep_data import Axis, Point, State, Sweep, listed, resume_command
+from newsbert_ray.reporting.sweep_data import Axis, Point, State, Sweep, Trial, listed, resume_command
 from newsbert_ray.reporting.tables import (
     Column,
     Summary,
@@ -376,7 +376,7 @@ class HParams:
         """Write which settings vary over which values, and which metrics count, in the trials' folder."""
         from tensorboard.plugins.hparams import summary_v2 as api
 
-        self._trials = trials
+        self._trials, self._goals = trials, goals
         types = {a.name: {float if type(v) is int else type(v) for v in a.values or ()} for a in axes}
         self._as_text = {name for name, found in types.items() if len(found) > 1 or type(None) in found}
         settings = [api.HParam("seed", api.Discrete([float(seed) for seed in seeds]))]
@@ -392,35 +392,37 @@ class HParams:
         content = api.hparams_config_pb(settings, metrics, time.time())
         _write_events(trials / f"{_EVENTS}.hparams", [content])
 
-    def start(self, trial: str, values: Mapping[str, Any]) -> bool:
-        """The trial in folder `trial` runs; False, and nothing is written, where it has left no settings."""
+    def start(self, trial: Trial) -> bool:
+        """The trial runs; False, and nothing is written, where it has left no settings in its folder."""
         from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 
-        settings = self._trials / trial / "settings.json"
+        settings = self._trials / trial.name / "settings.json"
         if not settings.exists():
             return False
+        values = {**trial.point, "seed": trial.seed}
         plain = {name: self._plain(name, value) for name, value in values.items()}
-        events = self._trials / trial / "tensorboard"
+        events = settings.parent / "tensorboard"
         (events / f"{_EVENTS}.hparams-end").unlink(missing_ok=True)
-        content = hparams_pb(plain, trial, settings.stat().st_mtime)
+        content = hparams_pb(plain, trial.name, settings.stat().st_mtime)
         _write_events(events / f"{_EVENTS}.hparams-start", [content])
         return True
 
-    def end(self, trial: str, values: Mapping[str, Any], *, ok: bool, numbers: Mapping[str, float]) -> bool:
-        """The trial has ended, well (`ok`) or not; `numbers`: its goals, of which it never logged some."""
+    def end(self, trial: Trial) -> bool:
+        """The trial has ended, whether or not `start` was called. Writes its goals that it never logged."""
         from tensorboard.compat.proto.summary_pb2 import Summary
         from tensorboard.plugins.hparams import api_pb2, metadata
         from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo
 
-        if not self.start(trial, values):
+        if not self.start(trial):
             return False
-        status = api_pb2.STATUS_SUCCESS if ok else api_pb2.STATUS_FAILURE
+        status = api_pb2.STATUS_FAILURE if trial.state == "failed" else api_pb2.STATUS_SUCCESS
         info = HParamsPluginData(session_end_info=SessionEndInfo(status=status, end_time_secs=time.time()))
         tag, of_session = metadata.SESSION_END_INFO_TAG, metadata.create_summary_metadata(info)
         written = [Summary.Value(tag=tag, metadata=of_session, tensor=metadata.NULL_TENSOR)]
-        ends = {name: value for name, value in numbers.items() if not name.startswith("validation.")}
-        written += [Summary.Value(tag=n.replace(".", "/"), simple_value=value) for n, value in ends.items()]
-        path = self._trials / trial / "tensorboard" / f"{_EVENTS}.hparams-end"
+        for goal, value in zip(self._goals, trial.values if trial.state == "finished" else (), strict=False):
+            if not goal.startswith("validation."):
+                written.append(Summary.Value(tag=goal.replace(".", "/"), simple_value=value))
+        path = self._trials / trial.name / "tensorboard" / f"{_EVENTS}.hparams-end"
         _write_events(path, [Summary(value=[value]) for value in written])
         return True
 

@@ -64,12 +64,11 @@ class SweepDisplay:
         """Print a line that stays."""
         say(self._console, line)
 
-    def ended(self, name: str, *, seconds: float | None = None) -> None:
-        """A trial has ended, as `trials.ended` says; `seconds`: its duration, None where it never started."""
-        trial = self._trials.ended[name]
+    def ended(self, trial: Trial, *, seconds: float | None = None) -> None:
+        """A trial has ended; `seconds`: its duration, None where it never started."""
         if self._live is None or trial.state == "failed":
             took = "" if seconds is None else f"  {seconds:.1f} s"
-            self.say(f"{self._done()}  {name}  {self._ending(trial)}{took}")
+            self.say(f"{self._done()}  {trial.name}  {self._ending(trial)}{took}")
             self._line_time = time.monotonic()
         self.draw()
 

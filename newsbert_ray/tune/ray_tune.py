@@ -69,11 +69,13 @@ def run_trials(sweep: SweepCallback, make_config: MakeConfig, *, train: Train | 
     folder = sweep.trials.folder / ".tune"  # for Tune's files while it runs; all nodes must see it
     resources = sweep.resources
     trainable = tune.with_resources(partial(run_trial, train=train), resources.tune_request)
-    # With a searcher, Tune starts one process after another unless it is told how many may be pending.
     send_no_keys()
+    # Tune logs a long stack trace for each process that dies; the display says it in one line.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    # With a searcher, Tune starts one process after another unless it is told how many may be pending.
     variables = {**TUNE_ENVIRONMENT, "TUNE_MAX_PENDING_TRIALS_PG": str(resources.slots)}
     try:
-        with environment(variables), _quiet_tune(), sweep.display.shown():
+        with environment(variables), sweep.display.shown():
             tune.Tuner(
                 trainable,
                 tune_config=tune.TuneConfig(
@@ -99,18 +101,6 @@ def run_trials(sweep: SweepCallback, make_config: MakeConfig, *, train: Train | 
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     sweep.retention.clear(at_end=True)
-
-
-@contextmanager
-def _quiet_tune() -> Iterator[None]:
-    """Tune logs a long stack trace for each process that dies; the display says it in one line."""
-    logger = logging.getLogger("ray.tune")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
 
 
 class _Stateless:
@@ -140,7 +130,7 @@ class TrialSearcher(_Stateless, Searcher):
             except SettingsError as error:
                 # An impossible combination that only the sampler has drawn.
                 trials.fail(trial, str(error))
-                self._sweep.display.ended(trial.name)
+                self._sweep.display.ended(trials.ended[trial.name])
                 continue
             running = self._sweep.to_restart.pop(trial.name, None)
             trials.running[trial_id] = running or RunningTrial(trial, trial_epochs(config.settings))
@@ -219,7 +209,7 @@ class SweepCallback(_Stateless, tune.Callback):
         name = running.trial.name
         self.retention.reported(name)
         if not running.numbers:
-            self._board.start(name, _hparams(running.trial))
+            self._board.start(running.trial)
         if EPOCH in result:
             running.numbers = result
             self.display.draw()
@@ -244,8 +234,9 @@ class SweepCallback(_Stateless, tune.Callback):
             error = _read_error(trial)
             running = self.trials.running.pop(trial.trial_id)
             name = running.trial.name
-            if self.retry(running, machine_lost=_machine_lost(error)):
-                reason = _retry_reason(error)
+            lost = _machine_lost(error)
+            if self.retry(running, machine_lost=bool(lost)):
+                reason = lost or "its process died"
                 self._log("trial_broke_off", trial=name, reason=reason)
                 self.display.say(f"{name}: {reason}; it continues from its last checkpoint")
             else:
@@ -301,18 +292,11 @@ class SweepCallback(_Stateless, tune.Callback):
     def _after_end(self, running: RunningTrial) -> None:
         """Log and show an ended trial, and remove files that are no longer needed."""
         trial = self.trials.ended[running.trial.name]
-        failed = trial.state == "failed"
-        values = trial.values if trial.state == "finished" else ()
-        numbers = {goal.metric: v for goal, v in zip(self.trials.space.goals, values, strict=False)}
-        self._log("trial_end", trial=trial.name, failure=trial.reason if failed else None)
-        self._board.end(trial.name, _hparams(trial), ok=not failed, numbers=numbers)
+        failure = trial.reason if trial.state == "failed" else None
+        self._log("trial_end", trial=trial.name, failure=failure)
+        self._board.end(trial)
         self.retention.ended(trial.name)
-        self.display.ended(trial.name, seconds=running.seconds)
-
-
-def _hparams(trial: Trial) -> dict[str, Any]:
-    """What TensorBoard's HParams tab shows of a trial."""
-    return {**trial.point, "seed": trial.seed}
+        self.display.ended(trial, seconds=running.seconds)
 
 
 def _read_error(trial: TuneTrial) -> BaseException | None:
@@ -324,17 +308,13 @@ def _read_error(trial: TuneTrial) -> BaseException | None:
     return error
 
 
-def _machine_lost(error: BaseException | None) -> bool:
-    """Whether a trial ended with its machine: drained, which the trial noticed, or dead."""
-    if isinstance(error, RayActorError):
-        return error.preempted or "node has died" in str(error) or "node died" in str(error)
-    return isinstance(getattr(error, "cause", None), PreemptedError)
-
-
-def _retry_reason(error: BaseException | None) -> str:
+def _machine_lost(error: BaseException | None) -> str:
+    """How a trial's machine was lost: drained, which the trial noticed, or dead; empty where it was not."""
     if isinstance(getattr(error, "cause", None), PreemptedError):
         return "its machine is about to be taken away"
-    return "its machine is gone" if _machine_lost(error) else "its process died"
+    words = ("node has died", "node died")
+    died = isinstance(error, RayActorError) and (error.preempted or any(w in str(error) for w in words))
+    return "its machine is gone" if died else ""
 
 
 def _failure_reason(error: BaseException | None) -> str:

@@ -28,12 +28,8 @@ from newsbert_ray.settings import KeyPath, YamlFile, flatten, parse_scalar, read
 from newsbert_ray.tune.space import (
     PARTS,
     SWEEP_SETTINGS,
-    Limits,
     PointValues,
-    Prices,
-    Search,
     SearchSpace,
-    Stopping,
     absolute_folders,
     conditions,
     distinct_values,
@@ -78,13 +74,12 @@ def read_space(path: str | Path, *, task: str | None = None) -> SearchSpace:
     axes: list[Axis] = []
     for name in text.mapping(("space",)):
         axes.append(_read_axis(text, str(name), settings, axes))
-    parts: dict[str, Any] = {name: value for name, value in text.values.items() if name in _AS_THEY_ARE}
+    as_they_are = {"name", "seeds", "gpus", "keep_students"}
+    parts: dict[str, Any] = {name: value for name, value in text.values.items() if name in as_they_are}
     parts |= {"file": text.file, "axes": tuple(axes), "settings": settings}
     parts |= {"start": _read_start(text, axes), "skip": _read_skip(text, axes)}
-    sampler = "tpe" if "trials" in text.mapping(("search",)) else "grid"
-    for name, model in _SECTIONS.items():
-        default = {"sampler": sampler} if name == "search" else {}
-        parts[name] = _build(text, (name,), model, default | text.mapping((name,)))
+    parts |= {name: text.mapping((name,)) for name in ("search", "stopping", "limits", "prices")}
+    parts["search"] = {"sampler": "tpe" if "trials" in parts["search"] else "grid"} | parts["search"]
     if goals := _read_goals(text, named_task(settings)):
         parts["goals"] = goals
     space = _build(text, (), SearchSpace, parts)
@@ -93,8 +88,6 @@ def read_space(path: str | Path, *, task: str | None = None) -> SearchSpace:
     return space
 
 
-_AS_THEY_ARE = ("name", "seeds", "gpus", "keep_students")
-_SECTIONS: dict[str, type[Settings]] = dict(search=Search, stopping=Stopping, limits=Limits, prices=Prices)
 _REQUIRED = {"data": "-", "teacher": SCRATCH, "out": "-"}
 """Values for the required training settings, while a file is checked."""
 

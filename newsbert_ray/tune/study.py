@@ -31,7 +31,7 @@ EPOCH = "epoch"
 SIMULATIONS = 20
 """Random orders of the trials over which a saving is averaged."""
 
-Curve = list[tuple[float, float]]
+Curve = Sequence[tuple[float, float]]
 """(epochs done, the first goal's metric) at each evaluation, in order."""
 IDENTITY = "newsbert_ray_sweep"
 """Attribute of the study that names the sweep it belongs to."""
@@ -96,15 +96,10 @@ class SweepStudy:
         return trial.number, point
 
     def tell(
-        self,
-        number: int,
-        results: tuple[float, ...] | None,
-        *,
-        curve: Sequence[tuple[float, float]] = (),
-        stopped: bool = False,
+        self, number: int, results: Sequence[float], *, curve: Curve = (), stopped: bool = False
     ) -> None:
-        """Record how a point ended: its mean for each goal, or None where it failed; and with a single goal
-        its `curve`, epoch and mean at each evaluation."""
+        """Record how a point ended: its mean for each goal, none where it failed; and with a single goal its
+        `curve`, epoch and mean at each evaluation."""
         from optuna.trial import TrialState
 
         if stopped and results and not curve:
@@ -115,7 +110,7 @@ class SweepStudy:
                 trial_id = self._storage.get_trial_id_from_study_id_trial_number(study_id, number)
                 for step, value in {round(epoch): value for epoch, value in curve}.items():
                     self._storage.set_trial_intermediate_value(trial_id, step, value)
-            if stopped or results is None:
+            if stopped or not results:
                 self._study.tell(number, state=TrialState.PRUNED if stopped else TrialState.FAIL)
             else:
                 self._study.tell(number, list(results))
@@ -139,7 +134,7 @@ class SweepStudy:
             # Killed before its last parameter was drawn, or one of two trials with the same parameters.
             if not self._is_complete(trial) and "fixed_params" in trial.system_attrs:
                 enqueue(dict(trial.system_attrs["fixed_params"]))
-            self.tell(trial.number, None)
+            self.tell(trial.number, ())
         before = [t.system_attrs.get("fixed_params") for t in self._study.get_trials(deepcopy=False)]
         failed = [self._values(trial) for trial in self._trials("FAIL") if self._is_complete(trial)]
         again = self._space.grid() if self._space.search.sampler == "grid" else failed
@@ -177,30 +172,12 @@ def _open_study(space: SearchSpace, storage: BaseStorage, identity: str) -> Stud
     import optuna
     from optuna.exceptions import ExperimentalWarning
 
-    started = 0
-    if space.name in optuna.get_all_study_names(storage):
-        known = optuna.load_study(study_name=space.name, storage=storage)
-        started = len(known.get_trials(deepcopy=False))
-        _require_own_study(space, known, identity, started=started)
-    study = optuna.create_study(
-        storage=storage,
-        study_name=space.name,
-        directions=[_DIRECTION[goal.mode] for goal in space.goals],
-        # A resumed sampler with the same seed would draw its first points again.
-        sampler=_sampler(space, seed=space.search.seed + started),
-        load_if_exists=True,
-    )
-    if study.user_attrs.get(IDENTITY) != identity:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            study.set_metric_names([goal.metric for goal in space.goals])
-        study.set_user_attr(IDENTITY, identity)
-    return study
-
-
-def _require_own_study(space: SearchSpace, study: Study, identity: str, *, started: int) -> None:
-    """Refuse another sweep's study; one without identity and trials was killed while it was created."""
     directions = [_DIRECTION[goal.mode] for goal in space.goals]
+    study = optuna.create_study(
+        storage=storage, study_name=space.name, directions=directions, load_if_exists=True
+    )
+    started = len(study.get_trials(deepcopy=False))
+    # One without identity and trials was killed while it was created.
     foreign = identity and study.user_attrs.get(IDENTITY, "" if started else identity) != identity
     if foreign or [d.name.lower() for d in study.directions] != directions:
         where, cure = JOURNAL, "another --out"
@@ -209,6 +186,14 @@ def _require_own_study(space: SearchSpace, study: Study, identity: str, *, start
             cure = "the search space another `name:`, or another --search.storage"
         message = f"holds the study '{space.name}' of another sweep ({started} points)"
         raise StudyError(f"{where}: {message}; give {cure}")
+    # A resumed sampler with the same seed would draw its first points again.
+    study.sampler = _sampler(space, seed=space.search.seed + started)
+    if study.user_attrs.get(IDENTITY) != identity:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            study.set_metric_names([goal.metric for goal in space.goals])
+        study.set_user_attr(IDENTITY, identity)
+    return study
 
 
 def _sampler(space: SearchSpace, *, seed: int) -> BaseSampler:

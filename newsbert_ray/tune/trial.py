@@ -253,9 +253,6 @@ def run_trial(config: Mapping[str, TrialConfig], *, train: Train | None = None) 
             trial.failures.write_text(note, traceback.format_exc())
         tune.report({"failure": f"{type(error).__name__}: {error}"})
     else:
-        if not trial.failures.is_remote:
-            with suppress(OSError):
-                (trial.failures.path / note).unlink(missing_ok=True)
         tune.report({"values": values})
     finally:
         # Every trial is a new thread of its actor, and glibc would keep what each of them has freed:

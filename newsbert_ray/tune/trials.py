@@ -258,11 +258,9 @@ class Trials:
         point = self._point(label)
         if len(point.trials) < len(self.space.seeds):
             return
-        stopped = bool(point.of_state("stopped"))
-        has_values = point.state != "failed" and (stopped or bool(point.of_state("finished")))
+        stopped, means = bool(point.of_state("stopped")), point.means if point.state != "failed" else ()
         for number in sorted({*numbers} - {ended.number for ended in self._study.ended}):
-            means, curve = point.means if has_values else None, self._mean_curve(point)
-            self._study.tell(number, means, curve=curve, stopped=stopped)
+            self._study.tell(number, means, curve=self._mean_curve(point), stopped=stopped)
 
     def _mean_curve(self, point: Point) -> Curve:
         """Mean over a point's seeds at the epochs that each of them has reached."""

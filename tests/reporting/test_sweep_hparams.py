@@ -16,7 +16,7 @@ from tensorboard.plugins.hparams import api_pb2, backend_context, get_experiment
 from torch.utils.tensorboard import SummaryWriter
 
 from newsbert_ray.methods import TASKS
-from newsbert_ray.reporting.sweep_data import Axis
+from newsbert_ray.reporting.sweep_data import Axis, State, Trial
 from newsbert_ray.reporting.sweep_page import HParams
 
 AXES = (
@@ -32,8 +32,13 @@ POINT = {
     "optimizer.decay": "cosine",
     "model.teacher_layers": None,
     "distill.soft_label_t2": True,
-    "seed": 1,
 }
+
+
+def _trial(name: str, state: State = "finished", *values: float) -> Trial:
+    return Trial(name, POINT, 1, state, values=values)
+
+
 GOALS = ("validation.student.accuracy", "speed.student_titles_per_second")
 ACCURACY = "validation/student/accuracy"
 
@@ -88,7 +93,7 @@ def test_tab_has_domains_and_metrics(hparams: HParams, tmp_path: Path) -> None:
     """Without domains the tab cannot filter; without metrics it shows settings only."""
     experiment = _Tab(tmp_path).experiment()
     found = {info.name: info for info in experiment.hparam_infos}
-    assert set(found) == {*POINT}
+    assert set(found) == {*POINT, "seed"}
     assert (
         found["distill.beta"].domain_interval.min_value,
         found["distill.beta"].domain_interval.max_value,
@@ -113,11 +118,10 @@ def test_tab_has_domains_and_metrics(hparams: HParams, tmp_path: Path) -> None:
 def test_trial_is_a_session_with_settings_and_last_values(hparams: HParams, tmp_path: Path) -> None:
     """The tab is empty where a trial's session and its scalars are not in one run."""
     _train(tmp_path / "a,seed=1", {1: 0.5, 2: 0.75})
-    numbers = {"validation.student.accuracy": 0.7, "speed.student_titles_per_second": 900.0}
-    assert hparams.end("a,seed=1", POINT, ok=True, numbers=numbers)
+    assert hparams.end(_trial("a,seed=1", "finished", 0.7, 900.0))
     (group,) = _Tab(tmp_path).sessions().values()
     assert group.name == "a,seed=1"
-    assert _values(group) == {**POINT, "model.teacher_layers": "none"}
+    assert _values(group) == {**POINT, "model.teacher_layers": "none", "seed": 1}
     assert _numbers(group) == pytest.approx({ACCURACY: 0.75, "speed/student_titles_per_second": 900.0})
     (session,) = group.sessions
     assert session.status == api_pb2.STATUS_SUCCESS
@@ -128,8 +132,8 @@ def test_status_is_shown(hparams: HParams, tmp_path: Path) -> None:
     """A failed trial must not look like a success, nor a running one like a failure."""
     for name in ("runs", "failed"):
         _train(tmp_path / name, {1: 0.5})
-    assert hparams.start("runs", POINT)
-    assert hparams.end("failed", POINT, ok=False, numbers={})
+    assert hparams.start(_trial("runs"))
+    assert hparams.end(_trial("failed", "failed"))
     status = {name: group.sessions[0].status for name, group in _Tab(tmp_path).sessions().items()}
     assert status == {"runs": api_pb2.STATUS_UNKNOWN, "failed": api_pb2.STATUS_FAILURE}
 
@@ -137,31 +141,31 @@ def test_status_is_shown(hparams: HParams, tmp_path: Path) -> None:
 def test_resume_makes_no_second_session(hparams: HParams, tmp_path: Path) -> None:
     """A trial that failed, was repeated and finished appears once, as finished."""
     _train(tmp_path / "a", {1: 0.5})
-    hparams.end("a", POINT, ok=False, numbers={})
+    hparams.end(_trial("a", "failed"))
     again = HParams(tmp_path, AXES, seeds=(0, 1), goals=GOALS, task=TASKS["topics"])
-    again.start("a", POINT)
+    again.start(_trial("a"))
     assert _Tab(tmp_path).sessions()["a"].sessions[0].status == api_pb2.STATUS_UNKNOWN
     time.sleep(1)  # event files of one second are read in the order of their numbers as text, 10 before 9
     _train(tmp_path / "a", {2: 0.9})
-    again.end("a", POINT, ok=True, numbers={})
-    again.end("a", POINT, ok=True, numbers={})
+    again.end(_trial("a"))
+    again.end(_trial("a"))
     (group,) = _Tab(tmp_path).sessions().values()
     assert [session.status for session in group.sessions] == [api_pb2.STATUS_SUCCESS]
     assert _numbers(group)[ACCURACY] == pytest.approx(0.9)
-    assert len(_Tab(tmp_path).experiment().hparam_infos) == len(POINT)
+    assert len(_Tab(tmp_path).experiment().hparam_infos) == len(POINT) + 1
 
 
 def test_inactive_setting_stays_blank(hparams: HParams, tmp_path: Path) -> None:
     """A conditional setting has no value where its condition does not hold."""
     _train(tmp_path / "a", {1: 0.5})
-    hparams.end("a", {"student.layers": 1, "seed": 0}, ok=True, numbers={})
+    hparams.end(Trial("a", {"student.layers": 1}, 0, "stopped"))
     assert _values(_Tab(tmp_path).sessions()["a"]) == {"student.layers": 1, "seed": 0}
 
 
 def test_trial_without_a_folder_gets_none(hparams: HParams, tmp_path: Path) -> None:
     """The trial would refuse a folder that somebody else made."""
-    assert not hparams.start("a", POINT)
-    assert not hparams.end("a", POINT, ok=False, numbers={})
+    assert not hparams.start(_trial("a"))
+    assert not hparams.end(_trial("a", "failed"))
     assert [path.name for path in tmp_path.iterdir()] == ["events.out.tfevents.0000000000.hparams"]
 
 

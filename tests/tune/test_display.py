@@ -82,7 +82,7 @@ def finish(shown: SweepDisplay, trials: Trials, clock: Clock, seconds: float, va
         trials.fail(spec, "no memory")
     else:
         trials.finish(spec, (value,), seconds=seconds)
-    shown.ended(spec.name, seconds=seconds)
+    shown.ended(trials.ended[spec.name], seconds=seconds)
 
 
 def play(trials: Trials, console: Console, clock: Clock) -> None:
@@ -168,7 +168,7 @@ def test_early_stops_and_skipped_seeds_are_shown(make_trials: MakeTrials, clock:
     shown = show(trials, console)
     spec = take(trials)
     trials.stop(spec, EarlyStop(epoch=1.0, value=0.61, seconds=4.0, reason="asha"))
-    shown.ended(spec.name, seconds=4.0)
+    shown.ended(trials.ended[spec.name], seconds=4.0)
     clock.now += 30
     shown.tick()
     assert lines() == [
@@ -281,7 +281,7 @@ def test_several_goals_are_all_shown(make_trials: MakeTrials, clock: Clock) -> N
     shown = show(trials, console)
     spec = take(trials)
     trials.finish(spec, (0.5, 3.25))
-    shown.ended(spec.name, seconds=1.0)
+    shown.ended(trials.ended[spec.name], seconds=1.0)
     assert lines()[-1].split("  ")[2] == "validation.student.accuracy 0.5000, speed.times_teacher 3.2500"
 
 
@@ -292,7 +292,7 @@ def test_an_impossible_combination_is_shown(make_trials: MakeTrials, clock: Cloc
     shown = show(trials, console)
     spec = take(trials)
     trials.fail(spec, "3 does not divide 4")
-    shown.ended(spec.name)
+    shown.ended(trials.ended[spec.name])
     assert lines() == ["[1/4]  beta=0,layers=1,seed=0  failed: 3 does not divide 4"]
 
 

@@ -71,7 +71,7 @@ def make_searcher(write_space: WriteSpace, tmp_path: Path) -> MakeSearcher:
             trials=trials,
             resources=resources,
             budget=Budget(trials, resources),
-            display=SimpleNamespace(ended=shown.append),
+            display=SimpleNamespace(ended=lambda trial: shown.append(trial.name)),
             to_restart={},
         )
         return TrialSearcher(cast(SweepCallback, sweep), config), shown

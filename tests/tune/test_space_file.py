@@ -165,7 +165,7 @@ MISTAKES = {
         "a grid tries each of its 4 points once",
     ),
     "two scalars": ("seeds: [0]", "limits: 3", 6, "expected names with values"),
-    "key of a section": ("seeds: [0]", "stopping: {gracee: 1}", 6, "did you mean 'grace'"),
+    "key of a section": ("seeds: [0]", "stopping: {gracee: 1}", 6, "did you mean 'stopping.grace'"),
     "value of a section": ("seeds: [0]", "search: {trials: 3}\nstopping: {grace: 0}", 7, "grace = 0"),
     "word of a section": (
         "seeds: [0]",

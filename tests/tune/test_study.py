@@ -130,7 +130,7 @@ def test_a_failed_point_is_tried_again_only_after_a_resume(grid: SearchSpace, tm
     ending."""
     study = SweepStudy(grid, tmp_path)
     number, point = study.next_point() or pytest.fail("no point")
-    study.tell(number, None)
+    study.tell(number, ())
     assert len(drain(study)) == 3
     assert [name for _, name in drain(SweepStudy(grid, tmp_path))] == [point_label(point)]
     assert drain(SweepStudy(grid, tmp_path)) == []
@@ -225,9 +225,7 @@ def test_a_study_cut_off_after_any_write_runs_every_point_once(
     running = [study.next_point(), study.next_point()]
     while running:
         number, _ = running.pop(0) or pytest.fail("no point")
-        study.tell(
-            number, (0.5,) if number != 3 else None, curve=[(1.0, 0.4), (2.0, 0.5)], stopped=number == 4
-        )
+        study.tell(number, (0.5,) if number != 3 else (), curve=[(1.0, 0.4), (2.0, 0.5)], stopped=number == 4)
         running += [due] if (due := study.next_point()) else []
     lines = (whole / JOURNAL).read_bytes().splitlines(keepends=True)
     for count in range(0, len(lines), 3):
@@ -466,7 +464,7 @@ def test_the_dashboard_shows_every_trial(where: str, write_space: WriteSpace, tm
     for values, curve, stopped in (
         ((0.5,), [(1.0, 0.3), (2.0, 0.5)], False),
         ((), [(1.0, 0.2)], True),
-        (None, [], False),
+        ((), [], False),
     ):
         found = study.next_point()
         assert found is not None

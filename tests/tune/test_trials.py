@@ -243,6 +243,18 @@ def test_the_study_gets_the_mean_curve(make_trials: MakeTrials) -> None:
     }
 
 
+def test_a_stack_trace_is_removed_once_the_trial_succeeds(make_trials: MakeTrials) -> None:
+    """A person looks for the fault of a trial that has been fixed."""
+    trials = make_trials()
+    trial = trials.next_trial()
+    assert trial is not None
+    note = trials.folder / "failures" / f"{trial.name}.txt"
+    note.parent.mkdir()
+    note.write_text("Traceback")
+    trials.finish(trial, (0.5,))
+    assert not note.exists()
+
+
 def test_no_trial_starts_once_the_sweep_is_ending(make_trials: MakeTrials) -> None:
     """A sweep spends more than its limit; or a resume loses what is left."""
     trials = make_trials()
