@@ -156,12 +156,10 @@ def find_records(folder: str | Path) -> list[Path]:
 
 def installed_versions() -> dict[str, str]:
     """Versions of Python and of the packages that can change a result."""
-    versions = {"python": platform.python_version()}
+    versions = {"python": platform.python_version(), **dict.fromkeys(_PACKAGES, "not installed")}
     for name in _PACKAGES:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = "not installed"
     return versions
 
 

@@ -127,18 +127,16 @@ class RunMeters:
 
     def __call__(self, entry: Mapping[str, Any]) -> None:
         """Report an entry of the training loop; `seconds` of a log entry cover all starts of the run."""
-        if not self._active:
+        if not self._active or entry["kind"] not in ("log", "evaluation"):
             return
         if entry["kind"] == "log":
             self._keep("newsbert_titles_per_second", entry["titles_per_second"])
             for loss, value in entry["train"].items():
                 self._keep("newsbert_loss", value, loss=loss)
-        elif entry["kind"] == "evaluation":
+        else:
             for model, metrics in entry["validation"].items():
                 for metric in metrics.keys() & HEADINGS.keys():
                     self._keep("newsbert_validation", metrics[metric], model=model, metric=metric)
-        else:
-            return
         self._keep("newsbert_step", entry["step"])
         self._keep("newsbert_epoch", entry["epoch"])
         # All of them each time: Ray drops a metric that is not set again.

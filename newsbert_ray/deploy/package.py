@@ -1,5 +1,5 @@
 """What a submitted job takes along: files, variables, requirements; and the checks before anything is sent.
-Ray packs and uploads the files. This module selects them, so that names and size are known before."""
+Ray uploads the zip that is written here, so names and size of the files are known before."""
 
 from __future__ import annotations
 

@@ -265,8 +265,7 @@ def download_input(location: str) -> str:
 
 def locations_of(settings: TrainSettings) -> dict[str, str]:
     """Every location in the settings, by the setting's dotted name."""
-    values = zip(_LOCATIONS, attrgetter(*_LOCATIONS)(settings), strict=True)
-    return {name: location for name, location in values if location is not None}
+    return {name: location for name in _LOCATIONS if (location := attrgetter(name)(settings)) is not None}
 
 
 def with_locations(settings: TrainSettings, locations: Mapping[str, str]) -> TrainSettings:
