@@ -1,7 +1,5 @@
-"""The tables of the paper with our own numbers: Table 1 (corpora), Table 2 (systems), systems over depth.
-
-"The paper" is NewsBERT, Wu et al. 2021.
-"""
+"""Tables 1 (corpora) and 2 (systems) of the paper, NewsBERT (Wu et al. 2021), and systems over depth, with
+our own numbers."""
 
 from __future__ import annotations
 

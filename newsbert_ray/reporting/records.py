@@ -1,7 +1,5 @@
-"""Which runs can be compared: their task, the settings in which they differ, and names for people.
-
-Also reads and writes kept records (.jsonl files in a repository). Knows none of the metrics.
-"""
+"""Which runs can be compared: their task, the settings in which they differ, and names for people. Reads and
+writes kept records (.jsonl files in a repository). Knows none of the metrics."""
 
 from __future__ import annotations
 

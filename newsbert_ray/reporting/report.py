@@ -164,13 +164,9 @@ def runs_page(
     failed: Mapping[TaskName, Sequence[Mapping[str, Any]]] | None = None,
     topics: Sequence[Table] = (),
 ) -> Page:
-    """The page about any runs: a table for each task, comparisons, figures, what was run.
-
-    Args:
-        figures: drawn figures by name, or the reason why one is left out.
-        failed: for each task the varied settings of each run that failed.
-        topics: tables of a single run.
-    """
+    """The page about any runs: a table for each task, comparisons, figures or why they are left out, what was
+    run. `failed`: for each task the varied settings of each run that failed; `topics`: tables of a single
+    run."""
     runs, groups = len(distinct(records)), by_task(records)
     captions = {} if list(groups) == ["topics"] else {name: _caption(name, groups[name]) for name in groups}
     blocks: list[Block] = [results_table(rows_of(groups[n]), captions.get(n, "")) for n in groups]

@@ -1,8 +1,5 @@
-"""Numbers over many runs: which differences are significant, which settings matter, what a sweep cost.
-
-Differences are tested by Welch's t-test over seeds, corrected for many comparisons: the paper repeats each
-experiment five times and marks p < 0.01 (4.1, 4.2).
-"""
+"""Numbers over many runs: which differences are significant (Welch's t-test over seeds, corrected; the paper
+repeats each experiment five times and marks p < 0.01), which settings matter, what a sweep cost."""
 
 from __future__ import annotations
 
@@ -144,14 +141,9 @@ def holm(values: Sequence[float]) -> list[float]:
 
 
 def significance_table(rows: Sequence[Row], against: Against, *, tuned: Sequence[str] = ()) -> Table | None:
-    """The difference of each row to its base, in each of the student's metrics; None without any.
-
-    Args:
-        rows: as `tables.rows_of` returns them, of one task.
-        tuned: settings that each method has its own value of, which the rows do not show.
-    Raises:
-        SettingsError: no row has the value that the others are compared with.
-    """
+    """The difference of each row, of one task, to its base in each of the student's metrics; None without
+    any. `tuned`: settings that each method has its own value of. SettingsError where no row has the base's
+    value."""
     known = {str(row.settings[against.setting]) for row in rows if against.setting in row.settings}
     if against.value not in known:
         here = f"it is {', '.join(sorted(known))} here" if known else "it does not vary here"
@@ -185,10 +177,9 @@ REPEATS = 100
 
 
 def importances_of(sweep: Sweep, *, goal: int = 0) -> tuple[tuple[Bar, ...], int, int]:
-    """How much each varied setting decides whether a point is among the best (PED-ANOVA).
-
-    Points that were stopped early count as worse than all finished ones, which is why they were stopped.
-    Without them a setting whose bad values were all stopped would seem not to matter.
+    """How much each varied setting decides whether a point is among the best (PED-ANOVA). Points that were
+    stopped early count as worse than all finished ones: without them a setting whose bad values were all
+    stopped would seem not to matter.
 
     Returns:
         A bar for each setting, the most important first: its share of the total, the 5th and 95th percentile

@@ -1,7 +1,5 @@
-"""A sweep as data: axes, goals, trials and points, and reading them back from the sweep's folder.
-
-`tune` and `reporting` share these types. This module does not import Ray, Optuna or matplotlib.
-"""
+"""A sweep as data: axes, goals, trials and points, and reading them back from the sweep's folder. `tune` and
+`reporting` share these types. Does not import Ray, Optuna or matplotlib."""
 
 from __future__ import annotations
 

@@ -1,7 +1,5 @@
-"""The figures of a sweep: learning curves, Pareto front, a goal over each setting, nodes over time.
-
-Those that cannot be drawn raise NothingToDraw, as in `figures`.
-"""
+"""The figures of a sweep: learning curves, Pareto front, a goal over each setting, nodes over time. Those
+that cannot be drawn raise NothingToDraw, as in `figures`."""
 
 from __future__ import annotations
 

@@ -1,7 +1,5 @@
-"""Records as table rows: one row for each combination of settings, mean and standard deviation over seeds.
-
-Runs of different tasks never share a row or a table. Needs neither torch nor Ray.
-"""
+"""Records as table rows: one for each combination of settings, mean and standard deviation over seeds. Runs
+of different tasks never share a row or a table. Needs neither torch nor Ray."""
 
 from __future__ import annotations
 

@@ -314,11 +314,9 @@ def vary(space: SearchSpace, changes: Mapping[str, Sequence[Any]]) -> SearchSpac
 
 
 def fix(space: SearchSpace, overrides: Mapping[str, Any]) -> tuple[SearchSpace, list[str]]:
-    """`space` without the axes that `overrides` fixes, and one message for each change.
-
-    An axis that varies only with certain values of a fixed axis either always varies or is dropped. Raises
-    SettingsError for an override that the sweep sets itself.
-    """
+    """`space` without the axes that `overrides` fixes, and one message for each change. An axis that varies
+    only with some values of a fixed one always varies or is dropped. SettingsError for what the sweep sets
+    itself."""
     fixed = flatten(merge(overrides))
     if "out" in fixed:
         raise SettingsError(f"out = {fixed['out']!r}: {SWEEP_SETTINGS['out']}")

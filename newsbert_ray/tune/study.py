@@ -345,11 +345,9 @@ class Saving(NamedTuple):
 def estimate_saving(
     space: SearchSpace, epochs: Sequence[int], *, slots: int, curves: Sequence[Curve] | None = None
 ) -> Saving:
-    """What early stopping leaves of trials of so many `epochs`: the mean over SIMULATIONS random orders.
-
-    Recorded curves are assigned at random; one that is too short keeps its last value. Without any, every
-    trial keeps its rank from the first epoch to the last.
-    """
+    """What early stopping leaves of trials of so many `epochs`, over SIMULATIONS random orders. Recorded
+    curves are assigned at random, the last value of a short one stays; without any, trials keep their
+    rank."""
     generator = random.Random(space.search.seed)
     spent, finished = 0, 0
     for _ in range(SIMULATIONS):

@@ -400,13 +400,9 @@ def estimate_subject(space: SearchSpace, overrides: Mapping[str, Any]) -> dict[s
 
 
 def check_corpora(space: SearchSpace, first: TrainSettings) -> tuple[str, ...]:
-    """Fingerprints of the shards that trials read; each teacher's tokeniser is compared with the shards'.
-
-    A teacher known only by its Hugging Face name is left to the trials, because it may have to be downloaded.
-
-    Raises:
-        ShardError, EncoderError, TokenizerError, StorageError: nothing there, or another tokeniser.
-    """
+    """Fingerprints of the shards that trials read; each teacher's tokeniser is compared with the shards'. A
+    teacher known only by its Hugging Face name is left to the trials, because it may have to be
+    downloaded."""
     from newsbert_ray.data.shards import read_manifest
 
     folders = space.samples_of("data", first.data) + space.samples_of("before.data", first.before.data)
