@@ -30,8 +30,11 @@ WORDS = {
     "newsbert's teacher": "6-layer teacher of NewsBERT",
     "tfidf": "TF-IDF profile of the user",
     "tfidf, 50 clicks": "TF-IDF profile, histories of 50",
+    "encoder": "encoder as it comes, 6 layers",
+    "encoder, 1 layer": "encoder as it comes, first layer",
+    "encoder, 50 clicks": "encoder as it comes, 6 layers, histories of 50",
 }
-AGAINST = ("popularity", "tfidf", "finetune", "newsbert", "teacher")
+AGAINST = ("tfidf", "encoder", "finetune", "newsbert", "teacher")
 """Systems whose differences to all others are shown."""
 
 Array = npt.NDArray[np.float64]
@@ -111,9 +114,12 @@ def scores_table(records: Sequence[Record]) -> Table:
         numbers = (f"{layers or ''}", f"{rate:g}" if rate else "", f"{beside or ''}")
         scores = (_percent(*validation), _percent(line["auc"], line["auc_error"]), *others)
         rows.append((name_of(line["system"]), *numbers, *scores, f"{len(own)}" if rate else ""))
-    read = ("layers", "learning rate", "news beside the clicks")
-    head = ("system", *read, "validation AUC %", "test AUC %", "MRR %", "nDCG@10 %", "seeds")
-    caption = "Metrics of rankings; AUC ± its standard error over impressions."
+    columns = ("layers", "learning rate", "news beside the clicks")
+    head = ("system", *columns, "validation AUC %", "test AUC %", "MRR %", "nDCG@10 %", "seeds")
+    trained = next(record for record in records if record.get("steps"))
+    impressions = f"{trained['test']['rows']:,.0f} test impressions"
+    read = f"{trained['steps']:,} updates of {trained['clicks']} clicks, histories of {trained['history']}"
+    caption = f"All trained models: {read}. AUC ± its standard error over the {impressions}."
     return Table(head, tuple(rows), words=1, caption=caption)
 
 

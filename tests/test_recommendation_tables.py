@@ -64,11 +64,12 @@ def write_study(out: Path) -> None:
         lines.append(json.dumps({**record, "validation": scores, "test": scores}))
         np.save(impressions_file(out, record), arrays)
 
+    length = {"steps": 58, "history": 10}
     add("popularity", None, -0.05)
     for seed in (0, 1):
-        add("finetune", seed, 0.0, layers=1, rate=6e-4, batch_size=32, clicks=32)
-        add("best", seed, 0.03, layers=1, rate=8e-4, batch_size=128, clicks=32)
-    add("best, unlabelled_share 0.0", 0, 0.03, layers=1, rate=8e-4, batch_size=32, clicks=32)
+        add("finetune", seed, 0.0, layers=1, rate=6e-4, batch_size=32, clicks=32, **length)
+        add("best", seed, 0.03, layers=1, rate=8e-4, batch_size=128, clicks=32, **length)
+    add("best, unlabelled_share 0.0", 0, 0.03, layers=1, rate=8e-4, batch_size=32, clicks=32, **length)
     (out / "records.jsonl").write_text("\n".join(lines), encoding="utf-8")
 
 
@@ -76,6 +77,7 @@ def test_tables_say_what_was_measured(tmp_path: Path) -> None:
     write_study(tmp_path)
     keep(tmp_path, tmp_path / "kept.jsonl")
     scores = recommendation("scores", tmp_path / "kept.jsonl").splitlines()
+    assert "58 updates of 32 clicks, histories of 10. AUC ± its standard error over the 200 test" in scores[0]
     (best,) = (line for line in scores if line.startswith("| recipe |"))
     cells = [cell.strip() for cell in best.split("|")][1:-1]
     assert cells[:4] == ["recipe", "1", "0.0008", "96"]

@@ -16,15 +16,14 @@ import argparse
 import json
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from tests.recommendation_tables import METRICS, impressions_file, means, rounded
+from tests.recommendation_tables import METRICS, Array, impressions_file, means, rounded
 
 COMMON: dict[str, Any] = {
     "task": "recommendation",
@@ -38,10 +37,12 @@ COMMON: dict[str, Any] = {
     "recommendation": {"history": 20},
     "checkpoint": {"every_minutes": None},
 }
-BASELINES = {"popularity": None, "tfidf": None, "tfidf, 50 clicks": 50}
-"""Rankings without an encoder, and the last clicks of a user that they read; by default those of all runs."""
+BASELINES = {
+    **dict.fromkeys(("popularity", "tfidf", "encoder", "encoder, 1 layer")),
+    **dict.fromkeys(("tfidf, 50 clicks", "encoder, 50 clicks"), 50),
+}
+"""Rankings that learned from no click, and the clicks of a history that they read; None as all runs."""
 
-Array = npt.NDArray[np.float64]
 Arrays = dict[str, Array]
 """Metrics by name, (I,) each."""
 
@@ -118,11 +119,12 @@ def train_run(run: Run, options: argparse.Namespace) -> Iterator[tuple[dict[str,
     """Train and score: a record and the metrics of each test impression, of student and joint teacher."""
     import newsbert_ray
     from newsbert_ray.evaluation.evaluate import load_trained
+    from tests.benchmarks.impressions import score_models
 
     began, settings = time.perf_counter(), run_settings(run, options)
     record = newsbert_ray.train(quiet=True, **settings)
     trained = load_trained(settings["out"], "test")
-    scored = score_models(trained)
+    scored = score_models(trained.models, trained.data, trained.world)
     used = record.settings
     shutil.rmtree(Path(settings["out"]) / "checkpoints", ignore_errors=True)
     for model, arrays in scored.items():
@@ -151,37 +153,31 @@ def train_run(run: Run, options: argparse.Namespace) -> Iterator[tuple[dict[str,
         )
 
 
-def score_models(trained: Any) -> dict[str, Arrays]:
-    """Metrics of each test impression, by model."""
-    from newsbert_ray.evaluation.scoring import encode_news, read_blocks, score_block
-
-    data, models, world = trained.data, trained.models, trained.world
-    news = encode_news(models, data, data.news_rows(), world=world)
-    blocks = [(block, score_block(models, news, block, world=world)) for _, block in read_blocks(data)]
-    return {model: _metrics((block, scores[model]) for block, scores in blocks) for model in models}
-
-
-def score_baseline(name: str, data: str, split: Any, *, history: int) -> Arrays:
-    """Metrics of each impression of a ranking without an encoder."""
+def score_baselines(
+    options: argparse.Namespace, done: Container[Any]
+) -> Iterator[tuple[dict[str, Any], Arrays]]:
+    """Records of what learned from no click, and the metrics of each test impression."""
     from newsbert_ray.data.reading import SplitData
     from newsbert_ray.data.shards import read_manifest
-    from newsbert_ray.evaluation.scoring import ProfileScores, count_clicks, read_blocks
+    from tests.benchmarks.impressions import score_encoder, score_popularity, score_words
 
-    rows = SplitData(Path(data), read_manifest(data), split, "recommendation", history)
-    blocks = [block for _, block in read_blocks(rows)]
-    if name == "popularity":
-        clicks = count_clicks(rows)
-        return _metrics((block, clicks[block.candidates].astype(np.float64)) for block in blocks)
-    profiles = ProfileScores(rows)
-    return _metrics((block, profiles.score(block)) for block in blocks)
-
-
-def _metrics(blocks: Iterable[tuple[Any, Array]]) -> Arrays:
-    """Metrics of all impressions of some blocks with their scores; NaN where an impression has none."""
-    from newsbert_ray.evaluation.metrics import impression_metrics
-
-    parts = [impression_metrics(scores, block.clicked, block.offsets) for block, scores in blocks]
-    return {name: np.concatenate([part[name] for part in parts]) for name in METRICS}
+    manifest = read_manifest(options.data)
+    for name, clicks in BASELINES.items():
+        if (name, None) in done:
+            continue
+        method, _, change = name.partition(", ")
+        layers = 1 if "layer" in change else None
+        history = clicks or common_settings(options)["recommendation"]["history"]
+        scored = {}
+        for split in ("validation", "test"):
+            data = SplitData(Path(options.data), manifest, split, "recommendation", history)
+            if method == "encoder":
+                scored[split] = score_encoder(data, options.teacher, layers)
+            else:
+                scored[split] = score_popularity(data) if method == "popularity" else score_words(data)
+        usual: dict[str, Any] = {"method": method, "layers": layers, "seed": None, "rate": None, "values": {}}
+        scores = {split: means(arrays) for split, arrays in scored.items()}
+        yield {"system": name, **usual, "history": history, **scores}, scored["test"]
 
 
 def run_all(plan: Sequence[Run], options: argparse.Namespace) -> None:
@@ -199,17 +195,8 @@ def run_all(plan: Sequence[Run], options: argparse.Namespace) -> None:
         seconds = time.monotonic() - began
         print(f"{seconds:7.0f} s  {record['system']}: test AUC {record['test']['auc']:.4f}", flush=True)
 
-    usual_history = common_settings(options)["recommendation"]["history"]
-    for name, own_history in BASELINES.items():
-        if (name, None) not in done:
-            history = own_history or usual_history
-            splits = {
-                split: score_baseline(name, options.data, split, history=history)
-                for split in ("validation", "test")
-            }
-            scores = {split: means(arrays) for split, arrays in splits.items()}
-            usual = {"method": name.partition(",")[0], "layers": None, "seed": None, "rate": None}
-            finish({"system": name, **usual, "history": history, "values": {}, **scores}, splits["test"])
+    for record, arrays in score_baselines(options, done):
+        finish(record, arrays)
     for run in plan:
         if (run.system, run.seed) in done:
             continue
