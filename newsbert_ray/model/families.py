@@ -117,7 +117,8 @@ def _build(name: str, config: PretrainedConfig) -> PreTrainedModel:
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise EncoderError(
             f"teacher '{name}': its weights cannot be loaded as safetensors ({first_line(error)}); "
-            "give a Hugging Face name or a folder that holds config.json and model.safetensors"
+            "give a Hugging Face name or a folder that holds config.json and model.safetensors; transformers' "
+            "save_pretrained writes both"
         ) from error
     missing = sorted(key for key in info["missing_keys"] if "pooler" not in key)
     if missing:
