@@ -143,7 +143,7 @@ def test_few_updates_and_forms_of_momentum() -> None:
         ("fine-tuned", "62.1 ± 0.1 / 31.1 (2)"),
     ]
     table = orderings_table([*RECORDS, *short])
-    assert table.head[1:] == ("1,000 labels", "1,000 labels, 400 updates")
+    assert table.head[1:] == ("1,000 labels", "1,000 labels, few updates")
     assert table.rows[0][2].startswith("+4.0, p 0: holds")
     forms = [{"distill.beta": 0.0}, {"distill.beta": 0.3, "distill.momentum": "update"}]
     runs = [record("newsbert", 0, 0.4 + i / 10, stage="regime", values=form) for i, form in enumerate(forms)]

@@ -117,8 +117,8 @@ def _build(name: str, config: PretrainedConfig) -> PreTrainedModel:
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise EncoderError(
             f"teacher '{name}': its weights cannot be loaded as safetensors ({first_line(error)}); "
-            "give a Hugging Face name or a folder that holds config.json and model.safetensors, as transformers' "
-            "save_pretrained writes them"
+            "give a Hugging Face name or a folder that holds config.json and model.safetensors, as "
+            "save_pretrained of transformers writes them"
         ) from error
     missing = sorted(key for key in info["missing_keys"] if "pooler" not in key)
     if missing:

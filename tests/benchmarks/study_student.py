@@ -119,7 +119,7 @@ def make_plan(names: Sequence[str], *, depth: int) -> list[Run]:
         "layers0": [Run("layers", m, n, 0, s) for n in SIZES for s in SEEDS for m in deeper[:2]],
         "variants": list(_variants()),
         "regime": list(_regime(steps=3000, seeds=3)),
-        "regime_small": list(_regime(steps=250, seeds=1)),
+        "regime_small": list(_regime(steps=200, seeds=1)),
         "short": list(_short(2)),
         "base": list(_base(depth)),
         "rates": list(_rates(2)),
@@ -143,7 +143,7 @@ def _tuning() -> Iterator[Run]:
 def _small(depth: int) -> Iterator[Run]:
     """What one CPU core can do in some hours: short teachers, one rate, few seeds where a run is long."""
     rates = {("finetune", 1): 4e-4, ("finetune", 0): 5e-3, ("best", 1): 8e-4, ("best", 0): 5e-3}
-    steps = {1000: 315, 4000: 500, 12000: 750, None: 750}
+    steps: dict[int | None, int] = {1000: 315, 4000: 500, 12000: 750, None: 750}
 
     def block(labels: int | None, seed: int) -> Iterator[Run]:
         length = {"batch_size": 32, "steps": steps[labels], "evaluate_every": steps[labels] // 5}
@@ -162,8 +162,8 @@ def _small(depth: int) -> Iterator[Run]:
     for layers in (2, 3):
         yield Run("layers", "finetune", 1000, layers, 0, 2e-4)
         yield Run("layers", "best", 1000, layers, 0, 4e-4)
-    for labels, seed in ((4000, 0), (None, 0), (4000, 1), (4000, 2), (12000, 3), (12000, 4)):
-        yield from block(labels, seed)
+    for size, seed in ((4000, 0), (None, 0), (4000, 1), (4000, 2), (12000, 3), (12000, 4)):
+        yield from block(size, seed)
     for method in ("newsbert_warm", "newsbert"):
         yield Run("main", method, 1000, 1, 0, 4e-4)
 

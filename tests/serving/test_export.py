@@ -18,7 +18,7 @@ from newsbert_ray.model.heads import TopicHead
 from newsbert_ray.model.saved import load_student
 from newsbert_ray.record import RunRecord, read_record
 from newsbert_ray.serving.export import ExportError, _write_tokenizer, export, model_card
-from newsbert_ray.serving.predictor import Student, load
+from newsbert_ray.serving.predictor import Precision, Student, load
 from newsbert_ray.training.run import train
 from tests.conftest import change_json
 from tests.model.test_families import write_family
@@ -206,7 +206,8 @@ def test_every_family_is_exported(
     train(settings, quiet=True)
     model = load(settings.out, device="cpu")
     expected = model.embed(TITLES)
-    for precision, error in (("bf16", 0.05), ("int8", 0.1)):
+    roughly: dict[Precision, float] = {"bf16": 0.05, "int8": 0.1}
+    for precision, error in roughly.items():
         rough = load(settings.out, device="cpu", precision=precision).embed(TITLES)
         assert np.abs(rough - expected).max() < error * np.abs(expected).max()
     export(settings.out, to="onnx", out=tmp_path / "onnx")
