@@ -99,7 +99,7 @@ class StudentSettings(Settings):
         if self.kind != "transformer" and (self.layers != layers or self.encoder is not None):
             raise ValueError(f"student.kind {self.kind} needs student.layers {layers} and no student.encoder")
         if self.layers == 0 and self.encoder is not None:
-            raise ValueError("student.layers 0 makes word vectors of the teacher; leave out student.encoder")
+            raise ValueError("student.layers 0 makes word vectors from the teacher: drop student.encoder")
         if self.layers > 0 and self.width is not None:
             raise ValueError("student.width needs student.layers 0; others are as wide as the teacher")
         return self
@@ -235,7 +235,7 @@ class BeforeSettings(Settings):
     @model_validator(mode="after")
     def _student_goes_on(self) -> Self:
         if self.method in ("bilstm_soft", "glove", "linear"):
-            raise ValueError(f"before.method {self.method}: its student is no Transformer; choose another")
+            raise ValueError(f"before.method {self.method}: its student is not a Transformer; choose another")
         return self
 
 
