@@ -37,6 +37,9 @@ WORDS = {
 AGAINST = ("tfidf", "encoder", "finetune", "newsbert", "teacher")
 """Systems whose differences to all others are shown."""
 
+ORDER = ("popularity", "tfidf", "encoder", "finetune", "newsbert", "best", "newsbert's teacher", "teacher")
+"""Systems in the order of the tables; those that differ from one follow it."""
+
 Array = npt.NDArray[np.float64]
 
 
@@ -105,7 +108,7 @@ def scores_table(records: Sequence[Record]) -> Table:
         if "kind" not in record:
             runs[record["system"]].append(record)
     rows = []
-    for line in (record for record in records if "kind" in record):
+    for line in _systems(records):
         own = runs[line["system"]]
         layers, rate = own[0]["layers"], own[0]["rate"]
         beside = own[0].get("batch_size", 0) - own[0].get("clicks", 0)
@@ -125,7 +128,7 @@ def scores_table(records: Sequence[Record]) -> Table:
 
 def differences_table(records: Sequence[Record]) -> Table:
     """Points of AUC between systems over the same impressions."""
-    lines = [record for record in records if "kind" in record]
+    lines = _systems(records)
     others = [name for name in AGAINST if any(line["system"] == name for line in lines)]
     rows = [
         (name_of(line["system"]), *(_difference(line["above"].get(name)) for name in others))
@@ -153,6 +156,12 @@ def name_of(system: str) -> str:
     method, comma, changes = system.partition(", ")
     changes = changes.replace("unlabelled_share 0.0", "no news").replace("learning_rate", "rate")
     return WORDS.get(system) or NAMES.get(method, method) + comma + changes
+
+
+def _systems(records: Sequence[Record]) -> list[Record]:
+    """The lines of systems, sorted."""
+    lines = [record for record in records if "kind" in record]
+    return sorted(lines, key=lambda line: ORDER.index(line["system"].partition(", ")[0]))
 
 
 def _mean(runs: Sequence[Record], split: str, metric: str) -> float:

@@ -84,7 +84,7 @@ def test_tables_say_what_was_measured(tmp_path: Path) -> None:
     assert cells[-1] == "2"
     rows = recommendation("differences", tmp_path / "kept.jsonl").splitlines()
     (best,) = (line for line in rows if line.startswith("| recipe |"))
-    above, _, _ = best.split("|")[3].partition("(")
+    above, _, _ = best.split("|")[2].partition("(")
     points, _, error = above.partition("±")
     assert float(points) == pytest.approx(3.0, abs=0.5)
     assert float(error) < 0.5, "paired: far below the error of either AUC"
