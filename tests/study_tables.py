@@ -491,7 +491,9 @@ def _difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> str:
 
 
 def _test_cell(test: Test | None) -> str:
-    return "" if test is None else f"{test.mean:+.1f}, p {test.p:.1g}: {test.verdict}"
+    if test is None:
+        return ""
+    return f"{test.mean:+.1f}, {'1 seed' if test.pairs == 1 else f'p {test.p:.1g}'}: {test.verdict}"
 
 
 def _share(runs: Mapping[int, Record]) -> str:
