@@ -401,7 +401,7 @@ def learning_curve(records: Sequence[Record]) -> FigureData[Panel]:
         lines.append(_line(label, known, "reference" if one.method == "teacher" else "mean"))
     panel = Panel("", "labelled titles", "test accuracy %", tuple(lines), log_x=True)
     caption = (
-        "Students of one layer, beside the linear model and the 6-layer teacher; mean and sd over seeds."
+        "Students, the linear model and the teacher; mean and sd over seeds, points moved apart a little."
     )
     alt = "Test accuracy over labelled titles, a line for each method"
     return FigureData("student_learning_curve", (panel,), caption, alt=alt, wide=True)
