@@ -86,7 +86,7 @@ def raylets(cluster: LocalCluster) -> int:
 
 def test_failures_do_not_change_a_sweep(shards: Path, tmp_path: Path) -> None:
     """A dead process, node or head, or a preemption notice, loses no trial and changes none."""
-    command, faults = sweep_command(tmp_path, shards, epochs=28), []
+    command = sweep_command(tmp_path, shards, epochs=28)
     run([*command, "--out", str(tmp_path / "alone")], {})
     with LocalCluster(cpus=0) as cluster:
         soak = Soak(cluster, command, tmp_path / "sweep", group=False)
@@ -95,16 +95,22 @@ def test_failures_do_not_change_a_sweep(shards: Path, tmp_path: Path) -> None:
             if soak.ended:
                 break
             row = one_fault(soak, kind)
-            faults.append(kind)
             assert row.epochs_lost == 0, str(row)
+            if kind == "spot":  # the next fault kills the driver, which must have missed the node before
+                wait_for_event(soak, "node_gone")
         assert soak.driver.wait(300) == 0, (tmp_path / "soak.log").read_text(encoding="utf-8")[-3000:]
     check(tmp_path / "sweep", tmp_path / "alone", exact=True)
     seen = {event["event"] for event in read_events(tmp_path / "sweep")}
-    assert {"trial_broke_off", "trial_retry"} <= seen
-    signs = {"spot": "node_gone", "head": "resume", "node": "node_gone"}
-    for kind in faults[1:-1]:  # a sweep may end before it notices the last one
-        assert signs[kind] in seen, faults
-    assert len(faults) > 2, "a longer sweep is needed"
+    assert {"trial_broke_off", "trial_retry", "node_gone", "resume"} <= seen
+
+
+def wait_for_event(soak: Soak, name: str) -> None:
+    """Wait until the sweep has logged an event, or has ended."""
+    end = time.monotonic() + 60
+    while not soak.ended and time.monotonic() < end:
+        if name in {event["event"] for event in read_events(soak.out)}:
+            return
+        time.sleep(0.2)
 
 
 def wait_for_trials(soak: Soak) -> None:
