@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+from newsbert_ray import ray_session
 from newsbert_ray.config import PrepareSettings, TrainSettings, build_settings, merge
 from newsbert_ray.data.batches import Batch, Bucket, Topics
 from newsbert_ray.data.prepare import prepare
@@ -47,6 +48,15 @@ def change_json(path: Path, **changes: Any) -> None:
 def _ctrl_c() -> None:
     """A shell lets what it starts with `&` ignore Ctrl-C, which some tests send."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def _no_ray_without_its_mark(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`make quick` must stay quick: a test that starts Ray has the mark."""
+    if request.node.get_closest_marker("ray") is None:
+        monkeypatch.setattr(
+            ray_session, "_init", lambda *_, **__: pytest.fail("mark it with pytest.mark.ray")
+        )
 
 
 @pytest.fixture(scope="session")
@@ -184,6 +194,7 @@ class S3:
 
     url: str
     server: ThreadedMotoServer
+    stopped: bool = False
 
     @property
     def files(self) -> Any:
@@ -195,25 +206,35 @@ class S3:
     def stop(self) -> None:
         """Simulate an outage."""
         self.server.stop()
+        self.stopped = True
 
     def start(self) -> None:
         """End the outage; the address stays the same."""
         self.server.start()
+        self.stopped = False
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[ThreadedMotoServer]:
+    """A local S3 server for all tests of a process: to stop one takes half a second."""
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    server._port = server.get_host_and_port()[1]  # so that a restart uses the same address
+    yield server
+    server.stop()
 
 
 @pytest.fixture
-def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
+def bucket(s3_server: ThreadedMotoServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
     """An empty bucket on a local S3 server, and a cache folder for this test."""
-    from moto.server import ThreadedMotoServer
     from pyarrow.fs import FileSystem
 
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    server._port = port  # so that a restart uses the same address
+    host, port = s3_server.get_host_and_port()
     values = {
         "AWS_ENDPOINT_URL": f"http://{host}:{port}",
         "AWS_ACCESS_KEY_ID": "nobody",
@@ -226,5 +247,7 @@ def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
         monkeypatch.setenv(name, value)
     name = f"bucket-{tmp_path.name}".lower().replace("_", "-")[:60].strip("-")
     FileSystem.from_uri(f"s3://{name}?allow_bucket_creation=true")[0].create_dir(name)
-    yield S3(f"s3://{name}", server)
-    server.stop()
+    s3 = S3(f"s3://{name}", s3_server)
+    yield s3
+    if s3.stopped:
+        s3.start()

@@ -178,13 +178,12 @@ def test_a_server_that_is_no_cluster_is_an_error_in_time(
 
 def test_a_machine_that_is_too_busy_for_ray_is_no_internal_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray raises a bare Exception after its time-out."""
-    import ray
 
     def init(*_: object, **__: object) -> None:
         raise Exception("The current node timed out during startup.\nMore.")
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr("newsbert_ray.ray_session._init", init)
     with (
         pytest.raises(ConnectError, match=r"does not start .*timed out during startup\.; check its load"),
         ray_session(),

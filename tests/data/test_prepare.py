@@ -741,6 +741,7 @@ def test_ray_gives_the_same_bytes(tmp_path: Path, corpus: Corpus, teacher: Path)
     assert _contents(tmp_path / "ray") == _contents(tmp_path / "here")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not MIND.is_dir(), reason="MIND's rows are not beside this checkout (../shared/data/mind)"
 )

@@ -197,6 +197,7 @@ def test_wrong_model_names(name: str) -> None:
         bench([name], titles=5)
 
 
+@pytest.mark.usefixtures("measured_memory")
 @pytest.mark.parametrize("others", [[], ["random:1x64"]])
 def test_a_linear_model_beside_others(linear_run: Path, tmp_path: Path, others: list[str]) -> None:
     """It has no layers and no tokeniser; what is timed is its predictions."""

@@ -315,6 +315,7 @@ def finished_sweep(file: Path, out: Path, make_train: Any, overrides: dict[str, 
     sweep(file, out=out, overrides=overrides, train=train)
 
 
+@pytest.mark.ray
 @pytest.mark.usefixtures("no_report")
 def test_a_finished_sweep_is_never_overwritten(
     write_space: WriteSpace, make_train: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
