@@ -102,7 +102,7 @@ def _build(name: str, config: PretrainedConfig) -> PreTrainedModel:
     from transformers import AutoModel
 
     if name == SCRATCH:
-        blank = AutoModel.from_config(config, attn_implementation="sdpa")  # type: ignore[no-untyped-call]
+        blank = AutoModel.from_config(config, attn_implementation="sdpa")
         return cast("PreTrainedModel", blank)
     options: dict[str, Any] = {"config": config, "use_safetensors": True, "output_loading_info": True}
     options |= {"trust_remote_code": False, "dtype": torch.float32}

@@ -139,7 +139,7 @@ def load_unilm(folder: Path, config: BertConfig) -> UniLMEncoder:
     weights = bert_weights(load_file(folder / WEIGHTS))
     table = weights.pop(_BIAS, None)
     reach = int(cast("Any", config).max_rel_pos)
-    backbone = BertModel._from_config(config, attn_implementation="sdpa", add_pooling_layer=False)  # type: ignore[no-untyped-call]
+    backbone = BertModel._from_config(config, attn_implementation="sdpa", add_pooling_layer=False)
     wanted = backbone.state_dict()  # the weights of later layers are left out
     wrong = [name for name in wanted if name not in weights or weights[name].shape != wanted[name].shape]
     if table is None or wrong:

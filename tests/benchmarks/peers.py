@@ -180,7 +180,7 @@ def trainer(
     if stored:
         batches = [{**batch, "stored": logits_of(teacher, batch)} for batch in batches]
 
-    class Distiller(Trainer):
+    class Distiller(Trainer):  # type: ignore[misc]
         def get_train_dataloader(self) -> Any:
             return Feed(batches, wait)
 

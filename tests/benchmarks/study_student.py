@@ -397,8 +397,8 @@ def work(connection: Connection, options: Mapping[str, str]) -> None:
     import transformers
 
     torch.set_num_threads(1)
-    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     while (job := connection.recv()) is not None:
         run, rate = job
         try:

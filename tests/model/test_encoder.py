@@ -22,7 +22,7 @@ def test_projections_are_those_of_the_attention(tmp_path: Path, kind: str) -> No
     }  # fmt: skip
     torch.manual_seed(0)
     config = AutoConfig.for_model(kind, vocab_size=60, attn_implementation="eager", **sizes)
-    eager = AutoModel.from_config(config, attn_implementation="eager").eval()  # type: ignore[no-untyped-call]
+    eager = AutoModel.from_config(config, attn_implementation="eager").eval()
     encoder = Encoder(eager)
     ids, mask = torch.tensor([[2, 9, 3], [4, 5, 0]]), torch.tensor([[1, 1, 1], [1, 1, 0]])
     encoder(ids, mask)

@@ -27,8 +27,8 @@ def test_loading_and_saving_is_silent(tmp_path: Path, capfd: pytest.CaptureFixtu
     """A report of missing pooler weights would tell a user to train a student that is finished."""
     from transformers.utils import logging
 
-    logging.set_verbosity_warning()  # type: ignore[no-untyped-call]
-    logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_warning()
+    logging.enable_progress_bar()
     scratch = ScratchSettings(layers=2, hidden=8, heads=2, feed_forward=8)
     load_encoder("scratch", model=ModelSettings(), scratch=scratch, vocabulary=50).save(tmp_path)
     load_exported(tmp_path)
@@ -102,7 +102,7 @@ def write_family(kind: str, folder: Path, vocabulary: int, **values: Any) -> Non
     except ValueError as error:
         pytest.skip(f"this version of transformers: {error}"[:80])
     torch.manual_seed(0)
-    AutoModel.from_config(config).save_pretrained(folder)  # type: ignore[no-untyped-call]
+    AutoModel.from_config(config).save_pretrained(folder)
 
 
 def load(folder: Path, vocabulary: int = 60) -> Encoder:

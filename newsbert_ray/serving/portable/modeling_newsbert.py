@@ -21,7 +21,7 @@ from transformers.modeling_outputs import (
 from newsbert_ray.model.pooling import AttentivePooling
 
 
-class NewsConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
+class NewsConfig(PretrainedConfig):  # type: ignore[misc]
     """Of a student without layers. Of another, the encoder's is used; this one tells pipelines its name."""
 
     model_type = "newsbert_student"
@@ -50,7 +50,7 @@ class WordVectors(nn.Module):
         return BaseModelOutput(states, (states,))
 
 
-class NewsModel(PreTrainedModel):
+class NewsModel(PreTrainedModel):  # type: ignore[misc]
     """The encoder; `pooler_output` is the news embedding (B, D)."""
 
     _supports_sdpa = True
@@ -71,7 +71,7 @@ class NewsModel(PreTrainedModel):
         setattr(self, self.encoder_name, encoder)
         self.pooling = AttentivePooling(config.hidden_size, config.query_size)
         self._add_head(config)
-        self.post_init()  # type: ignore[no-untyped-call]
+        self.post_init()
 
     def _add_head(self, config: Any) -> None:
         """No head on the embedding."""
@@ -101,7 +101,7 @@ class NewsModel(PreTrainedModel):
         return BaseModelOutputWithPooling(states, self.pooling(states, mask), hidden_states)
 
 
-class NewsForSequenceClassification(NewsModel):  # type: ignore[no-untyped-call]
+class NewsForSequenceClassification(NewsModel):
     """The topic classifier: a dense layer on the news embedding."""
 
     config_class = NewsConfig
@@ -110,7 +110,7 @@ class NewsForSequenceClassification(NewsModel):  # type: ignore[no-untyped-call]
         self.dense = nn.Linear(config.hidden_size, config.num_labels)
         AutoModelForSequenceClassification.register(NewsConfig, type(self), exist_ok=True)
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
