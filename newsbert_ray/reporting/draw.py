@@ -158,11 +158,10 @@ def _legend_columns(labels: Sequence[str], width: float) -> int:
 
 
 def _legend_labels(figure: FigureData[AnyPanel]) -> list[str]:
-    """The labels of the legend, in order, each once."""
     labels: list[str] = []
     for panel in figure.panels:
         if isinstance(panel, Bars):
-            labels += [panel.value_label, panel.interval_label, panel.chance_label]
+            labels += panel.labels
         else:
             labels += [line.label for line in (*panel.lines, panel.trend) if line]
     return [label for label in dict.fromkeys(labels) if label]
@@ -201,7 +200,6 @@ def _draw_lines(panel: Panel, axis: Axes, labels: Sequence[str], handles: dict[s
 
 
 def _style(line: Line, order: int) -> dict[str, Any]:
-    """How matplotlib draws the line, the `order`-th of its panel."""
     style = dict(_LOOKS[line.look])
     if line.look == "run" and len(line.x) == 1:
         style |= {"marker": ".", "markersize": 3}
@@ -220,7 +218,6 @@ def _numbered(index: int) -> dict[str, Any]:
 
 
 def _set_range(panel: Panel, axis: Axes) -> None:
-    """The searched range on x, the floor on y, and names of positions."""
     if panel.x_range and panel.log_x:
         _set_log_range(*panel.x_range, axis)
     elif panel.x_range:
@@ -251,20 +248,20 @@ def _set_log_range(low: float, high: float, axis: Axes) -> None:
 
 
 def _draw_bars(panel: Bars, axis: Axes, handles: dict[str, Any]) -> None:
-    rows = range(len(panel.bars))
+    rows, (value_label, interval_label, chance_label) = range(len(panel.bars)), panel.labels
     drawn = axis.barh(rows, [bar.value for bar in panel.bars], height=0.6, color="#56B4E9")
-    if panel.value_label:
-        handles[panel.value_label] = drawn
+    if value_label:
+        handles[value_label] = drawn
     else:
         axis.bar_label(drawn, [f"{bar.value:.3g}" for bar in panel.bars], padding=3)
         axis.margins(x=0.1)
     interval: dict[str, Any] = {"color": "#000000", "linewidth": 1.2, "marker": "|", "markersize": 6}
     for row, bar in zip(rows, panel.bars, strict=True):
         if bar.low is not None and bar.high is not None:
-            (handles[panel.interval_label],) = axis.plot((bar.low, bar.high), (row, row), **interval)
+            (handles[interval_label],) = axis.plot((bar.low, bar.high), (row, row), **interval)
         if bar.chance is not None:
             ends = ((bar.chance, bar.chance), (row - 0.38, row + 0.38))
-            (handles[panel.chance_label],) = axis.plot(*ends, color="#D55E00", linewidth=1.6)
+            (handles[chance_label],) = axis.plot(*ends, color="#D55E00", linewidth=1.6)
     axis.set_yticks(rows, [bar.name for bar in panel.bars])
     axis.set_ylim(len(panel.bars) - 0.4, -0.6)
     axis.set_xlim(left=0.0)

@@ -96,14 +96,12 @@ class Bar:
 
 @dataclass(frozen=True)
 class Bars:
-    """Horizontal bars, the first on top. The last three labels are those of the legend, if any."""
+    """Horizontal bars, the first on top. `labels`: the legend's for value, interval and chance, if any."""
 
     title: str
     x_label: str
     bars: tuple[Bar, ...]
-    value_label: str = ""
-    interval_label: str = ""
-    chance_label: str = ""
+    labels: tuple[str, str, str] = ("", "", "")
 
 
 AnyPanel = Panel | Bars
@@ -140,13 +138,11 @@ def runs_figures(records: Sequence[RunRecord]) -> dict[str, Make]:
     flats = [flat_settings(record) for record in records]
     several = {name for name in ("method", PREREQUISITE, DEPTH) if len({flat[name] for flat in flats}) > 1}
     blocks = any("blocks" in entry for record in records for entry in record.curve)
+    after = partial(method_figure, records, setting=PREREQUISITE)
     makes: dict[str, tuple[bool, Make]] = {
         "fig7_beta": (len(records) > 1, partial(beta_figure, records)),
         "methods_over_depth": ("method" in several, partial(method_figure, records)),
-        "fig3_after_another_task": (
-            PREREQUISITE in several,
-            partial(method_figure, records, setting=PREREQUISITE),
-        ),
+        "fig3_after_another_task": (PREREQUISITE in several, after),
         "quality_kept": (DEPTH in several, partial(quality_figure, records)),
         "learning_curves": (True, partial(curve_figure, records)),
         "block_gradients": (blocks, partial(blocks_figure, records)),
@@ -304,9 +300,8 @@ def map_figure(run: Path) -> FigureData[Panel]:
         raise NothingToDraw(f"the map of titles is left out: {run.name} has none") from error
     labels, topics = points["labels"], points["topic"]
     named = [topic for topic, _ in Counter(sorted(topics)).most_common(MAX_LINES)]
-    groups = grouped(
-        zip(points["x"], points["y"], topics, strict=True), lambda dot: dot[2] if dot[2] in named else None
-    )
+    places = zip(points["x"], points["y"], topics, strict=True)
+    groups = grouped(places, lambda place: place[2] if place[2] in named else None)
     dots = []
     for topic in (topic for topic in (None, *named) if topic in groups):
         x, y, _ = zip(*groups[topic], strict=True)

@@ -9,27 +9,6 @@ from pathlib import Path
 
 
 @dataclass(frozen=True)
-class Text:
-    """A paragraph."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class Facts:
-    """Names and their values."""
-
-    rows: tuple[tuple[str, str], ...]
-
-
-@dataclass(frozen=True)
-class Bullets:
-    """A list."""
-
-    items: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class Command:
     """A command line."""
 
@@ -99,17 +78,18 @@ class Picture:
         return width is None or float(width[1]) <= 400
 
 
-Block = Text | Facts | Bullets | Command | Table | Picture
+Block = str | list[str] | dict[str, str] | Command | Table | Picture
+"""A paragraph, a list, names with their values, and so on."""
 
 
 def _markdown(block: Block) -> str:
     match block:
-        case Text(text):
-            return _escape_markdown(text)
-        case Facts(rows):
-            return _markdown(Bullets(tuple(f"{name}: {value}" for name, value in rows)))
-        case Bullets(items):
-            return "\n".join(f"- {_escape_markdown(item)}" for item in items)
+        case str():
+            return _escape_markdown(block)
+        case dict():
+            return _markdown([f"{name}: {value}" for name, value in block.items()])
+        case list():
+            return "\n".join(f"- {_escape_markdown(item)}" for item in block)
         case Command(text):
             return f"```sh\n{text}\n```"
     return block.markdown()

@@ -14,7 +14,7 @@ from typing import Any
 from newsbert_ray.data.shards import SPLITS, Manifest
 from newsbert_ray.methods import TaskName
 from newsbert_ray.record import RunRecord
-from newsbert_ray.reporting.page import Bullets, Page, Section, Table
+from newsbert_ray.reporting.page import Page, Section, Table
 from newsbert_ray.reporting.records import (
     NAMES,
     data_name,
@@ -190,7 +190,7 @@ def table1_of_runs(records: Sequence[RunRecord]) -> Table | None:
 def corpora_page(manifests: Mapping[str, Manifest]) -> Page:
     """The report of prepared shards, by the names of their folders."""
     table = table1({name: manifest.statistics for name, manifest in manifests.items()})
-    facts = Bullets(tuple(f"{name}: {_describe(manifest)}" for name, manifest in manifests.items()))
+    facts = [f"{name}: {_describe(manifest)}" for name, manifest in manifests.items()]
     section = Section("What is in the shards", (table, facts) if table else (facts,))
     return Page("Corpora" if len(manifests) > 1 else "Corpus", ", ".join(manifests), (section,))
 

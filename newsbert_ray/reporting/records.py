@@ -158,8 +158,8 @@ def distinct(records: Sequence[RunRecord]) -> list[RunRecord]:
     return [group[0] for group in groups.values()]
 
 
-def provenance(records: Sequence[RunRecord]) -> list[tuple[str, str]]:
-    """Data, teacher, varying settings, versions and hardware of the records, as (name, text)."""
+def provenance(records: Sequence[RunRecord]) -> dict[str, str]:
+    """Data, teacher, varying settings, versions and hardware of the records."""
     facts = {
         "data": [_describe_data(record) for record in records],
         "teacher": [teacher_name(record) for record in records],
@@ -167,8 +167,8 @@ def provenance(records: Sequence[RunRecord]) -> list[tuple[str, str]]:
         "versions": [joined(record.versions) for record in records],
         "hardware": [joined(record.hardware) for record in records],
     }
-    unique = [(name, list(dict.fromkeys(values))) for name, values in facts.items()]
-    return [(name + " (they differ)" * (len(values) > 1), "; ".join(values)) for name, values in unique]
+    unique = {name: list(dict.fromkeys(values)) for name, values in facts.items()}
+    return {name + " (they differ)" * (len(v) > 1): "; ".join(v) for name, v in unique.items()}
 
 
 def joined(values: Mapping[str, object]) -> str:

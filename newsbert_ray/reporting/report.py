@@ -25,7 +25,7 @@ from newsbert_ray.reporting.figures import (
     runs_figures,
     without_single_points,
 )
-from newsbert_ray.reporting.page import Block, Bullets, Facts, Page, Picture, Section, Table
+from newsbert_ray.reporting.page import Block, Page, Picture, Section, Table
 from newsbert_ray.reporting.paper import corpora_csv, corpora_page, method_tables, table1_of_runs
 from newsbert_ray.reporting.records import (
     NAMES,
@@ -78,7 +78,6 @@ def report(
 
 
 def _report(folders: Mapping[str, Path], out: Path, against: Against | None) -> list[Path]:
-    """The report of local folders, by the names that the user gave them."""
     paths = list(folders.values())
     if all((folder / MANIFEST).is_file() for folder in paths):
         shards = {name: read_manifest(folder) for name, folder in folders.items()}
@@ -180,15 +179,13 @@ def runs_page(
     notes = [reason for reason in figures.values() if isinstance(reason, str)]
     if repeats := len(records) - runs:
         notes.insert(0, f"{repeats} repeats of a run (same settings and seed) are left out")
-    table1, bullets = table1_of_runs(records), Bullets(tuple(notes)) if notes else None
-    behind = [block for block in (Facts(tuple(provenance(records))), table1, bullets) if block]
+    behind = [block for block in (provenance(records), table1_of_runs(records), notes) if block]
     several = f"{runs} runs, test split. Mean ± standard deviation over seeds (one seed has none)."
     lead = several if runs > 1 else _lead_of_one(records[0])
     return Page("Report", lead, (Section("Results", tuple(blocks)), Section("What was run", tuple(behind))))
 
 
 def _lead_of_one(record: RunRecord) -> str:
-    """The main result of a single run: its student's metric and speed, beside its teacher's."""
     task = one_task([record])
     name = task.primary.name
     student, teacher = number(record, f"test.student.{name}"), number(record, f"test.teacher.{name}")

@@ -181,11 +181,9 @@ def importances_of(sweep: Sweep, *, goal: int = 0) -> tuple[tuple[Bar, ...], int
     stopped early count as worse than all finished ones: without them a setting whose bad values were all
     stopped would seem not to matter.
 
-    Returns:
-        A bar for each setting, the most important first: its share of the total, the 5th and 95th percentile
-        over resampled points, and the 95th where the values are shuffled among the points (`chance`). Then
-        how many points were compared, and how many of them count as the best.
-    """
+    Returns a bar for each setting, the most important first: its share of the total, the 5th and 95th
+    percentile over resampled points, and the 95th where the values are shuffled among the points (`chance`);
+    how many points were compared; and how many of them count as the best."""
     finished, stopped = sweep.finished, sweep.of("stopped")
     if len(finished) + len(stopped) < MIN_POINTS or len(finished) < MIN_FINISHED:
         raise NothingToDraw(
@@ -256,16 +254,11 @@ def _distribution(axis: Axis, points: Sequence[Point]) -> BaseDistribution:
 def importance_figure(sweep: Sweep) -> FigureData[Bars]:
     """A bar for each varied setting, a panel for each goal."""
     results = [importances_of(sweep, goal=goal) for goal in range(len(sweep.goals))]
+    titles = [goal.column.heading for goal in sweep.goals] if len(sweep.goals) > 1 else [""]
+    labels = ("importance", "90 % of 100 resamplings", "chance: 95 % of 100 shuffles stay below")
     panels = tuple(
-        Bars(
-            goal.column.heading if len(sweep.goals) > 1 else "",
-            "share of the total importance",
-            bars,
-            value_label="importance",
-            interval_label="90 % of 100 resamplings",
-            chance_label="chance: 95 % of 100 shuffles stay below",
-        )
-        for goal, (bars, _, _) in zip(sweep.goals, results, strict=True)
+        Bars(title, "share of the total importance", bars, labels)
+        for title, (bars, _, _) in zip(titles, results, strict=True)
     )
     leading = [f"{bars[0].name} ({bars[0].value:.0%})" for bars, *_ in results]
     clear = dict.fromkeys(bar.name for p in panels for bar in p.bars if bar.chance and bar.value > bar.chance)
@@ -340,10 +333,8 @@ def cost_figure(sweep: Sweep) -> FigureData[Bars]:
     if not parts:
         raise NothingToDraw("no trial has recorded its time yet")
     units = {"CPU-hours": 1.0, "CPU-minutes": 60.0, "CPU-seconds": 3600.0}
-    unit, factor = next(
-        (u for u in units.items() if max(parts.values()) * u[1] >= 1), ("CPU-seconds", 3600.0)
-    )
-    bars = tuple(Bar(name, hours * factor) for name, hours in parts.items())
+    unit = next((unit for unit in units if max(parts.values()) * units[unit] >= 1), "CPU-seconds")
+    bars = tuple(Bar(name, hours * units[unit]) for name, hours in parts.items())
     caption = (
         "Processor time of all trials by part; for trials that were stopped early, and for prerequisites "
         "(teachers, students to start from), the total."

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from pydantic import Field, field_validator
@@ -137,11 +137,10 @@ class Axis(Settings):
             return self.values
         if self.divisors:
             return (1,)
-        assert self.low is not None
-        assert self.high is not None
+        low, high = cast(float, self.low), cast(float, self.high)
         if not self.integer:
-            return (self.low, self.high)
-        every = range(int(self.low), int(self.high) + 1, int(self.step or 1))
+            return (low, high)
+        every = range(int(low), int(high) + 1, int(self.step or 1))
         return tuple(every) if len(every) <= 100 else (every[0], every[-1])
 
     def convert(self, value: Any) -> Any:
@@ -362,6 +361,17 @@ def curve_of(entries: Sequence[Mapping[str, Any]], metric: str) -> list[tuple[fl
     return [(float(x), y) for x, y in pairs if isinstance(x, int | float) and y is not None]
 
 
+def trial_curve(folder: Path, metric: str) -> list[tuple[float, float]]:
+    """The values of `metric` that the trial in a folder has reported so far."""
+    return curve_of(read_entries(folder / METRICS), metric)
+
+
+def read_curves(sweep: Path, metric: str) -> dict[str, list[tuple[float, float]]]:
+    """The curve of every trial in a sweep's folder that has reported, by name."""
+    folders = sorted((sweep / TRIALS).glob("*"))
+    return {folder.name: curve for folder in folders if (curve := trial_curve(folder, metric))}
+
+
 def listed(names: Sequence[str]) -> str:
     """`a, b and c`."""
     return ", ".join(names[:-1]) + f" and {names[-1]}" if len(names) > 1 else "".join(names)
@@ -385,9 +395,8 @@ def read_sweep(folder: str | Path) -> Sweep:
     try:
         plan = json.loads(path.read_text(encoding="utf-8"))
         space = plan["space"]
-        axes = tuple(
-            Axis(**{k: v for k, v in axis.items() if k in known and v is not None}) for axis in space["axes"]
-        )
+        values = [{k: v for k, v in axis.items() if k in known and v is not None} for axis in space["axes"]]
+        axes = tuple(Axis(**axis) for axis in values)
         # Not validated: a sweep of another version may have a metric that this one does not know.
         goals = tuple(Goal.model_construct(metric=g["metric"], mode=g["mode"]) for g in space["goals"])
         seeds = tuple(int(seed) for seed in space["seeds"])
@@ -444,7 +453,7 @@ def _read_trial(
         name=folder.name,
         point=point,
         seed=int(settings.get("seed", 0)),
-        state="failed" if failed else "under way",
+        state="failed" if failed or record else "under way",
         settings=settings,
         epochs=int(settings.get("epochs", 0)),
         epoch=max((float(entry.get("epoch", 0.0)) for entry in evaluations), default=0.0),
@@ -452,10 +461,8 @@ def _read_trial(
         reason=failures.get(folder.name, ""),
         record=record,
     )
-    if record:
-        values = tuple(v for goal in goals if (v := number(record, goal.metric)) is not None)
-        if len(values) < len(goals):
-            return replace(trial, state="failed")
+    values = tuple(v for goal in goals if record and (v := number(record, goal.metric)) is not None)
+    if record and len(values) == len(goals):
         return replace(trial, state="finished", values=values, seconds=number(record, "seconds"))
-    stop = None if failed else read_stop(folder)
+    stop = None if failed or record else read_stop(folder)
     return replace(trial, state="stopped", values=(stop.value,), seconds=stop.seconds) if stop else trial

@@ -225,7 +225,6 @@ def _over_axis(sweep: Sweep, axis: Axis, points: Sequence[Point], goal: int, flo
 
 
 def _spreads(points: Sequence[Point], factor: float, goal: int = 0) -> tuple[float | None, ...]:
-    """Standard deviation of each point's goal over its seeds."""
     summaries = [point.summary(goal) for point in points]
     return tuple(None if s is None or s.sd is None else factor * s.sd for s in summaries)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from newsbert_ray.files import format_duration, write_bytes
 from newsbert_ray.methods import Task
 from newsbert_ray.reporting.figures import describe
-from newsbert_ray.reporting.page import Block, Command, Facts, Page, Picture, Section, Table, Text
+from newsbert_ray.reporting.page import Block, Command, Page, Picture, Section, Table
 from newsbert_ray.reporting.paper import method_tables, table1_of_runs
 from newsbert_ray.reporting.records import joined, provenance
 from newsbert_ray.reporting.statistics import Against, costs_of
@@ -104,7 +104,7 @@ def equal_points(sweep: Sweep) -> int:
 def _figure(figures: Figures, name: str) -> Block:
     """A figure, or a sentence with the reason why it is missing."""
     figure = figures[name]
-    return figure if isinstance(figure, Picture) else Text(f"{figure[:1].upper()}{figure[1:]}.")
+    return figure if isinstance(figure, Picture) else f"{figure[:1].upper()}{figure[1:]}."
 
 
 def _lead(sweep: Sweep) -> str:
@@ -152,8 +152,8 @@ def searched(sweep: Sweep) -> Section:
         "limits": ", ".join(ends),
         "fixed settings": ", ".join(f"{n} {short(v)}" for n, v in fixed.items() if n not in elsewhere),
     }
-    shown = Facts(tuple((name, value) for name, value in facts.items() if value))
-    unvaried = Text("No setting varied: the trials differ only in their seeds.")
+    shown = {name: value for name, value in facts.items() if value}
+    unvaried = "No setting varied: the trials differ only in their seeds."
     return Section("What was searched", (shown, _axes(sweep) if sweep.axes else unvaried))
 
 
@@ -178,7 +178,6 @@ def _axes(sweep: Sweep) -> Table:
 
 
 def _range(axis: Axis, *, grid: bool) -> tuple[str, str]:
-    """The values of an axis, and how they were drawn."""
     choice = "each" if grid else "one of them"
     if axis.values is not None:
         return ", ".join(map(short, axis.values)), choice
@@ -205,15 +204,15 @@ def ended(sweep: Sweep) -> Section:
         shown = {state: numbers[state] for state in _STATES if numbers[state] or state == "finished"}
         return ", ".join(f"{count} {_STATES[state]}" for state, count in shown.items())
 
-    facts = (
-        ("state", _state(sweep)),
-        ("points", f"{counts(points)}; {sweep.planned_points} requested{repeats}"),
-        ("trials", f"{counts(trials)}; {sweep.planned_points * len(sweep.seeds)} requested"),
-    )
-    blocks: list[Block] = [Facts(facts)]
+    facts = {
+        "state": _state(sweep),
+        "points": f"{counts(points)}; {sweep.planned_points} requested{repeats}",
+        "trials": f"{counts(trials)}; {sweep.planned_points * len(sweep.seeds)} requested",
+    }
+    blocks: list[Block] = [facts]
     if text := _resume_text(sweep):
         file, location = str(sweep.plan.get("file", "SPACE")), str(sweep.plan.get("url", sweep.folder))
-        blocks += [Text(text), Command(resume_command(file, location))]
+        blocks += [text, Command(resume_command(file, location))]
     if sweep.failures:
         rows = tuple(list(sweep.failures.items())[:MAX_FAILURES])
         more = f", the first {len(rows)} of {len(sweep.failures)}" if len(sweep.failures) > len(rows) else ""
@@ -239,30 +238,29 @@ def _resume_text(sweep: Sweep) -> str:
 
 
 def _best(sweep: Sweep, figures: Figures) -> Section:
-    """The best settings and their command; for several goals also the Pareto front."""
     if not sweep.finished:
-        return Section("The best settings", (Text("No point has finished yet."),))
+        return Section("The best settings", ("No point has finished yet.",))
     several, best = len(sweep.goals) > 1, sweep.finished[0]
     seeds = f"mean ± sd over {len(sweep.seeds)} seeds" if len(sweep.seeds) > 1 else "one seed"
     blocks: list[Block] = []
     if several:
         caption = f"The Pareto front: {len(sweep.front)} points, {seeds}"
         blocks += [_figure(figures, "pareto_front"), points_table(sweep, sweep.front, caption)]
-        blocks.append(Text(f"Best by the first goal, {sweep.goals[0].metric}:"))
-    blocks.append(Facts(tuple((name, short(value, 4)) for name, value in best.values.items())))
+        blocks.append(f"Best by the first goal, {sweep.goals[0].metric}:")
+    blocks.append({name: short(value, 4) for name, value in best.values.items()})
     columns = (*(goal.column for goal in sweep.goals), *student_columns(sweep.task))
     blocks.append(pair_table(best.records, columns, f"The best point, {seeds}"))
     if command := sweep.plan.get("best"):
-        blocks += [Text("Train it again:"), Command(str(command))]
+        blocks += ["Train it again:", Command(str(command))]
     else:
-        blocks.append(Text("The command that trains it again appears here once the sweep has ended."))
+        blocks.append("The command that trains it again appears here once the sweep has ended.")
     if not several and len(sweep.finished) > 1:
         shown, count = sweep.finished[:MAX_ROWS], len(sweep.finished)
         which = f"best {len(shown)} of {count} finished points" if count > MAX_ROWS else "finished points"
         equal = min(equal_points(sweep), len(shown))
         ties = f"; the first {equal} are equally good" if equal > 1 else ""
         blocks.append(points_table(sweep, shown, f"The {which}, {seeds}{ties}; report.csv has all points"))
-        blocks.append(Text(CHOSEN if len(sweep.seeds) > 1 else f"{CHOSEN} {ONE_SEED}"))
+        blocks.append(CHOSEN if len(sweep.seeds) > 1 else f"{CHOSEN} {ONE_SEED}")
     return Section("The Pareto front" if several else "The best settings", tuple(blocks))
 
 
@@ -347,19 +345,19 @@ def _cost(sweep: Sweep, figure: Sequence[Block]) -> Section:
             f"{costs.saved_epochs:g} epochs, about {format_duration(saved_seconds)} at "
             f"{costs.seconds_per_epoch:.3g} s per epoch: {share:.0%} of the time without early stopping"
         )
-    return Section("What it cost", (Facts(tuple(facts.items())), *figure))
+    return Section("What it cost", (facts, *figure))
 
 
 def _origin(sweep: Sweep) -> Section:
     """Hardware, versions, data and teacher, as the finished trials recorded them."""
-    if sweep.records:
-        facts = [fact for fact in provenance(sweep.records) if fact[0] != "settings that vary"]
-    else:
+    facts = provenance(sweep.records)
+    facts.pop("settings that vary")
+    if not sweep.records:
         settings = sweep.plan.get("settings") or {}
-        facts = [(name, str(settings[name])) for name in ("data", "teacher") if settings.get(name)]
-        facts.append(("versions", joined(sweep.plan.get("versions") or {})))
+        facts = {name: str(settings[name]) for name in ("data", "teacher") if settings.get(name)}
+        facts["versions"] = joined(sweep.plan.get("versions") or {})
     table = table1_of_runs(sweep.records)
-    return Section("Data, versions and hardware", (Facts(tuple(facts)), *([table] if table else [])))
+    return Section("Data, versions and hardware", (facts, *([table] if table else [])))
 
 
 _EVENTS = "events.out.tfevents.0000000000"
@@ -434,7 +432,6 @@ class HParams:
 
 
 def _write_events(path: Path, summaries: Sequence[Any]) -> None:
-    """Write TensorBoard's summaries as an event file in one step."""
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.summary.writer.record_writer import RecordWriter
 

@@ -36,7 +36,7 @@ from newsbert_ray.ray_session import environment
 from newsbert_ray.record import describe_hardware, installed_versions
 from newsbert_ray.reporting.draw import draw_svg, write_figure
 from newsbert_ray.reporting.figures import FigureData, Line, Panel
-from newsbert_ray.reporting.page import Facts, Page, Picture, Section, Table
+from newsbert_ray.reporting.page import Page, Picture, Section, Table
 from newsbert_ray.reporting.records import grouped, joined
 from newsbert_ray.secrets import mask_url
 from newsbert_ray.serving.predictor import (
@@ -265,10 +265,10 @@ def write_page(timings: Sequence[Timing], out: Path, facts: Mapping[str, Any]) -
     path = write_figure(figure, out)[0]
     texts = f"{facts['titles']:,}, {facts['input']}, {facts['tokens_per_title']:.1f} tokens on average"
     rounds = f"{facts['rounds']}, all models in turn, after one that is not counted"
-    made = ((name, joined(facts[name])) for name in ("hardware", "versions"))
-    rows = (("texts", texts), ("rounds", rounds), *made)
+    made = {name: joined(facts[name]) for name in ("hardware", "versions")}
     picture = Picture(path.name, draw_svg(figure), figure.alt, figure.caption)
-    section = Section("Measured", (timings_table(timings), picture, Facts(rows)))
+    rows = {"texts": texts, "rounds": rounds, **made}
+    section = Section("Measured", (timings_table(timings), picture, rows))
     write_text(out / "bench.md", Page("Speed", "Tokenising included.", (section,)).markdown())
 
 

@@ -88,7 +88,6 @@ class SweepDisplay:
             self._live.update(self._table(), refresh=True)
 
     def _table(self) -> Group:
-        """Lines about the whole sweep, and a row for each running trial."""
         table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
         table.add_column("trial", overflow="fold")
         for heading in ("epoch", self._trials.space.metric, "seconds"):
@@ -168,7 +167,6 @@ class SweepDisplay:
 
 
 def _goal_values(space: SearchSpace, values: Sequence[float]) -> str:
-    """Each goal's metric and value; a speed has no four decimals."""
     numbers = (f"{v:.4f}" if abs(v) < 100 else f"{v:.0f}" for v in values)
     return ", ".join(f"{goal.metric} {number}" for goal, number in zip(space.goals, numbers, strict=True))
 

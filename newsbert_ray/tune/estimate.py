@@ -29,7 +29,7 @@ from newsbert_ray.model.saved import CHECKPOINTS, load_best, write_best, write_s
 from newsbert_ray.ray_session import ray_session
 from newsbert_ray.reporting.figures import span
 from newsbert_ray.reporting.records import grouped
-from newsbert_ray.reporting.sweep_data import point_label
+from newsbert_ray.reporting.sweep_data import point_label, read_curves
 from newsbert_ray.settings import flatten
 from newsbert_ray.storage.workdir import snapshot, with_local_paths
 from newsbert_ray.training.checkpoint import Progress, write_checkpoint
@@ -43,7 +43,7 @@ from newsbert_ray.tune.space_file import Changes
 from newsbert_ray.tune.study import Curve, Saving, SweepStudy, estimate_saving
 from newsbert_ray.tune.sweep import ESTIMATE, estimate_subject, open_sweep
 from newsbert_ray.tune.trial import teacher_depth, trial_schedule, trial_settings
-from newsbert_ray.tune.trials import Resources, plan_resources, read_curves
+from newsbert_ray.tune.trials import Resources, plan_resources
 
 BETWEEN_SECONDS = 0.1
 """Between the end of a trial and the start of the next one in its slot; spent in Ray Tune."""
@@ -108,7 +108,7 @@ def plan_sweep(
 
 def _recorded_curves(sweep: str | Path, metric: str) -> list[Curve]:
     with snapshot(sweep) as folder:
-        curves = list(read_curves(folder, metric).values())
+        curves: list[Curve] = [*read_curves(folder, metric).values()]
     if not curves:
         raise SettingsError(f"--curves {sweep}: no trial there has reported {metric}")
     return curves
@@ -180,7 +180,7 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a sweep will take: with every trial to its end (`full`), and with early stopping (`stopped`).
+    """What a sweep will take: with every trial to its end (`full`), and with early stopping (`expected`).
     Without recorded `curves`, trials are assumed to keep their rank."""
 
     space: SearchSpace
@@ -210,14 +210,10 @@ class Estimate:
         return self._amount(training=1.0, end=1.0)
 
     @property
-    def stopped(self) -> Amount | None:
-        """With early stopping, if any."""
-        return self.saving and self._amount(training=self.saving.epochs, end=self.saving.finished)
-
-    @property
     def expected(self) -> Amount:
-        """What the sweep should take."""
-        return self.stopped or self.full
+        """With early stopping, if any."""
+        shares = self.saving or Saving(1.0, 1.0, "")
+        return self._amount(training=shares.epochs, end=shares.finished)
 
     def _amount(self, *, training: float, end: float) -> Amount:
         """Of trials with these shares of their training, and of what follows it, slot by slot."""
@@ -243,9 +239,9 @@ class Estimate:
             f"mean {statistics.fmean(seconds):.1f}",
             f"every trial to its end: {self._amount_text(self.full)}",
         ]
-        if self.saving and self.stopped:
+        if self.saving:
             lines += [
-                f"with {self.space.scheduler}: {self._amount_text(self.stopped)}",
+                f"with {self.space.scheduler}: {self._amount_text(self.expected)}",
                 f"  {self.saving.epochs:.0%} of the epochs, {self.saving.finished:.0%} of the trials reach "
                 f"their end; {self.saving.source}",
             ]
@@ -423,7 +419,6 @@ def _validation_texts(schedule: TrainingSchedule) -> tuple[Ints, int]:
 
 
 def _time_files(learner: Learner, schedule: TrainingSchedule, run: Path) -> list[float]:
-    """Seconds of the best model, of a checkpoint, and of a trial's end."""
     folder, tokenizer = run / CHECKPOINTS, Path(schedule.settings.data) / "tokenizer"
     times = [time.perf_counter()]
     name = write_best(folder, learner.pair, step=1)
@@ -431,9 +426,8 @@ def _time_files(learner: Learner, schedule: TrainingSchedule, run: Path) -> list
     write_checkpoint(folder, learner, Progress(step=1, best=name, best_step=1), keep=1)
     times.append(time.perf_counter())
     load_best(folder, name, learner.pair)
-    write_student(
-        run / "student", learner.pair, schedule.manifest, tokenizer=tokenizer, task=schedule.settings.task
-    )
+    task = schedule.settings.task
+    write_student(run / "student", learner.pair, schedule.manifest, tokenizer=tokenizer, task=task)
     shutil.rmtree(folder)
     times.append(time.perf_counter())
     return [after - before for before, after in itertools.pairwise(times)]

@@ -23,14 +23,14 @@ from newsbert_ray.methods import TASKS
 from newsbert_ray.ray_private import release_orphans, send_no_keys
 from newsbert_ray.ray_session import environment
 from newsbert_ray.record import EarlyStop, write_stop
-from newsbert_ray.reporting.sweep_data import TRIALS, Trial
+from newsbert_ray.reporting.sweep_data import TRIALS, Trial, read_curves
 from newsbert_ray.reporting.sweep_page import HParams
 from newsbert_ray.telemetry import STATES, Event, EventLog, SweepMeters
 from newsbert_ray.training.loop import PreemptedError
 from newsbert_ray.tune.display import SweepDisplay
 from newsbert_ray.tune.study import EPOCH, EarlyStopping
 from newsbert_ray.tune.trial import CONFIG, Train, TrialConfig, run_trial, trial_epochs
-from newsbert_ray.tune.trials import Budget, Resources, Retention, RunningTrial, Trials, read_curves
+from newsbert_ray.tune.trials import Budget, Resources, Retention, RunningTrial, Trials
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -290,7 +290,6 @@ class SweepCallback(_Stateless, tune.Callback):
             raise
 
     def _after_end(self, running: RunningTrial) -> None:
-        """Log and show an ended trial, and remove files that are no longer needed."""
         trial = self.trials.ended[running.trial.name]
         failure = trial.reason if trial.state == "failed" else None
         self._log("trial_end", trial=trial.name, failure=failure)
@@ -318,7 +317,6 @@ def _machine_lost(error: BaseException | None) -> str:
 
 
 def _failure_reason(error: BaseException | None) -> str:
-    """Why a trial is given up, in one line."""
     if error is None or isinstance(error, RayActorError):
         died = f"its process died {RETRIES + 1} times, perhaps out of memory"
         return f"{died} ({first_line(error)})" if error else died

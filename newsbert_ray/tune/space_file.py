@@ -182,7 +182,6 @@ def _read_axis(text: YamlFile, name: str, settings: Mapping[str, Any], before: S
 
 
 def _read_when(text: YamlFile, at: KeyPath, before: Sequence[Axis]) -> dict[str, tuple[Any, ...]]:
-    """The values that earlier axes with a list of values must have."""
     known = {axis.name: axis for axis in before}
     when = {}
     for name, values in text.mapping((*at, "when")).items():
@@ -230,7 +229,6 @@ def _read_goals(text: YamlFile, task: Task) -> list[Goal]:
 
 
 def _read_start(text: YamlFile, axes: Sequence[Axis]) -> tuple[PointValues, ...]:
-    """Starting points, each value converted by its axis, in the order of the axes."""
     points: list[PointValues] = []
     for at, item in _items(text, "start", "{distill.beta: 0.1}"):
         values = flatten(item)
@@ -253,7 +251,6 @@ def _read_start(text: YamlFile, axes: Sequence[Axis]) -> tuple[PointValues, ...]
 
 
 def _read_skip(text: YamlFile, axes: Sequence[Axis]) -> tuple[dict[str, tuple[Any, ...]], ...]:
-    """Combinations that a grid leaves out, each value converted by its axis."""
     known = {axis.name: axis for axis in axes}
     skip = []
     for at, item in _items(text, "skip", "{method: bilstm_soft, student.layers: [2, 4]}"):

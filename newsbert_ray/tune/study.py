@@ -217,7 +217,6 @@ def _sampler(space: SearchSpace, *, seed: int) -> BaseSampler:
 
 
 def _suggest(trial: Trial, axis: Axis) -> Any:
-    """A value for `axis`, drawn by the study's sampler."""
     if axis.values is not None:
         return trial.suggest_categorical(axis.name, axis.values)
     low, high = cast(float, axis.low), cast(float, axis.high)
@@ -377,7 +376,6 @@ def estimate_saving(
 def _simulate(
     space: SearchSpace, trials: Sequence[Sequence[float]], *, slots: int
 ) -> Iterator[tuple[int, bool]]:
-    """Epochs of each trial, and whether it reached its end, from its metric at each epoch."""
     early = EarlyStopping(space, epochs=max(map(len, trials)))
     waiting, running = list(range(len(trials))), dict[int, int]()
     while waiting or running:

@@ -286,10 +286,8 @@ def sweep(
         workdir.publish()
         comparison = ""
         if retention and not before and not ends:
-            subject = estimate_subject(run.space, run.changes.overrides)
-            comparison = compare_with_estimate(
-                workdir.path, subject, seconds=run.seconds, slots=retention.slots
-            )
+            subject, slots = estimate_subject(run.space, run.changes.overrides), retention.slots
+            comparison = compare_with_estimate(workdir.path, subject, seconds=run.seconds, slots=slots)
     display.print_result(result, trials, retention, console, comparison=comparison)
     return result
 
@@ -369,11 +367,8 @@ def require_same(
 
 def _fixed_part(space: Mapping[str, Any]) -> dict[str, Any]:
     """The entries of a search space that must stay the same; a sweep may be given more trials."""
-    kept = {key: value for key, value in space.items() if key not in FREE}
-    return {
-        **kept,
-        "search": {key: value for key, value in space.get("search", {}).items() if key != "trials"},
-    }
+    search = {key: value for key, value in space.get("search", {}).items() if key != "trials"}
+    return {key: value for key, value in space.items() if key not in FREE} | {"search": search}
 
 
 def _short(value: Any) -> str:

@@ -179,7 +179,6 @@ _fetch = lru_cache(maxsize=8)(fetch)
 
 
 def _fetch_depth(settings: TrainSettings) -> int:
-    """From its configuration at Hugging Face, or in the local cache."""
     from newsbert_ray.model.families import encoder_depth
 
     try:

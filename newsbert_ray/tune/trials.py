@@ -14,25 +14,15 @@ from pathlib import Path
 
 from newsbert_ray.config import SettingsError, TrainSettings
 from newsbert_ray.files import format_size
-from newsbert_ray.record import (
-    METRICS,
-    RECORD,
-    STOPPED,
-    EarlyStop,
-    RecordError,
-    RunRecord,
-    read_entries,
-    read_record,
-    read_stop,
-)
+from newsbert_ray.record import RECORD, STOPPED, EarlyStop, RecordError, RunRecord, read_record, read_stop
 from newsbert_ray.reporting.sweep_data import (
     FAILURES,
     TRIALS,
     Point,
     Trial,
     best_point,
-    curve_of,
     point_label,
+    trial_curve,
     undominated,
 )
 from newsbert_ray.reporting.tables import number_at
@@ -43,9 +33,7 @@ from newsbert_ray.tune.study import Curve, SweepStudy
 CHECKPOINTS, STUDENT = "checkpoints", "student"
 TRIALS_PER_GPU = 4
 """Trials that share a GPU by default."""
-
 Node = Mapping[str, float]
-"""Resources of a cluster node, as Ray names them: {"CPU": 8.0, "GPU": 1.0}."""
 
 
 @dataclass
@@ -77,18 +65,6 @@ def metric_value(record: RunRecord, metric: str) -> float:
     if value is None:
         raise RecordError(f"the trial's record has no finite number {metric}")
     return value
-
-
-def trial_curve(folder: Path, metric: str) -> Curve:
-    """The values of `metric` that a trial has reported so far, from its metrics.jsonl."""
-    evaluations = [entry for entry in read_entries(folder / METRICS) if entry.get("kind") == "evaluation"]
-    return curve_of(evaluations, metric)
-
-
-def read_curves(sweep: Path, metric: str) -> dict[str, Curve]:
-    """The curve of every trial in a sweep's folder that has reported, by name."""
-    folders = sorted((sweep / TRIALS).glob("*"))
-    return {folder.name: curve for folder in folders if (curve := trial_curve(folder, metric))}
 
 
 class Trials:
@@ -319,11 +295,10 @@ def plan_resources(
     gpus: float | None = None,
     growing: bool = False,
 ) -> Resources:
-    """The resources of each trial of a sweep whose first trial has `settings`.
+    """The resources of each of so many `trials`, at most `concurrency` at once; the first has `settings`.
 
     Args:
-        nodes: the cluster's nodes.
-        trials, concurrency: how many are to run; the most at once.
+        nodes: the resources of each node, as `node_resources` lists them.
         gpus: GPUs of each worker; where there are GPUs an equal share by default, at most TRIALS_PER_GPU
             trials on each, or one GPU for each worker of a group.
         growing: the cluster starts nodes on demand, so `concurrency` trials run at once, however few fit now.
@@ -441,11 +416,8 @@ class Retention:
         folders = Counter[str]()
         for name, size in self._trials.workdir.child(TRIALS, trial, CHECKPOINTS).sizes().items():
             folders[name.split("/")[0]] += size
-        # step-12 or best-12
-        largest = [
-            max((s for n, s in folders.items() if n.startswith(k)), default=0) for k in ("step", "best")
-        ]
-        self._largest = max(self._largest, sum(largest))
+        kinds = [[s for n, s in folders.items() if n.startswith(kind)] for kind in ("step-", "best-")]
+        self._largest = max(self._largest, sum(max(sizes, default=0) for sizes in kinds))
 
     def ended(self, trial: str) -> None:
         """Remove a trial's checkpoints, once no worker writes them, and students no longer among the best."""
@@ -492,6 +464,5 @@ def ranked_trials(trials: Trials) -> list[str]:
     goals = trials.space.goals
     scores = [tuple(g.sign * v for g, v in zip(goals, trial.values, strict=True)) for trial in finished]
     front = set(undominated(scores)) if len(goals) > 1 else set()
-    return [
-        finished[i].name for i in sorted(range(len(scores)), key=lambda i: (i not in front, -scores[i][0]))
-    ]
+    order = sorted(range(len(scores)), key=lambda i: (i not in front, -scores[i][0]))
+    return [finished[i].name for i in order]

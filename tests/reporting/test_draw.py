@@ -91,7 +91,7 @@ def _scatter(*, panels: int, ticks: tuple[str, ...] = (), stopped: bool = True) 
 def _bars(count: int, *, panels: int = 1, chance: float | None = 0.4) -> FigureData[Bars]:
     name = "distill.weights.news_embedding"
     bars = tuple(Bar(f"{name}_{i}", 0.5 / (i + 1), 0.1, 0.9, chance) for i in range(count))
-    panel = Bars("a goal", "share", bars, "importance", "interval", "chance" if chance else "")
+    panel = Bars("a goal", "share", bars, ("importance", "interval", "chance" if chance else ""))
     return FigureData("fig", (panel,) * panels, "Each dot is a point, its bar ± sd. " * 7, wide=True)
 
 

@@ -13,14 +13,11 @@ import pytest
 from newsbert_ray.reporting.draw import draw_svg
 from newsbert_ray.reporting.figures import Bar, Bars, FigureData, Line, Panel
 from newsbert_ray.reporting.page import (
-    Bullets,
     Command,
-    Facts,
     Page,
     Picture,
     Section,
     Table,
-    Text,
 )
 from tests.reporting.conftest import BROWSER, open_pages
 
@@ -34,11 +31,11 @@ def test_markdown_by_hand() -> None:
             Section(
                 "Best",
                 (
-                    Text("One line."),
-                    Facts((("sampler", "TPE"), ("seeds", "0, 1"))),
+                    "One line.",
+                    {"sampler": "TPE", "seeds": "0, 1"},
                     Command("newsbert-ray train --out 'a b'"),
                     Table(("trial", "value"), (("a", "1"), ("b", "2")), caption="Both"),
-                    Bullets(("first", "second")),
+                    ["first", "second"],
                     Picture("f.png", "<svg/>", "a line that rises", "Caption."),
                 ),
             ),
@@ -127,15 +124,15 @@ def _svg(name: str) -> str:
 def _page() -> Page:
     bars = draw_svg(FigureData("bars", (Bars("", "share", (Bar("a", 1.0),)),), "Caption.", wide=True))
     blocks = (
-        Text("a < b & c"),
-        Facts((("sampler", "TPE"),)),
+        "a < b & c",
+        {"sampler": "TPE"},
         Command("newsbert-ray train --out '<x>'"),
         Table(("trial", "value"), (("<script>alert(1)</script>", "1"),), caption="Failures"),
-        Bullets(("first",)),
+        ["first"],
         Picture("lines.png", _svg("lines"), 'rises to "2"', "Lines & so on."),
         Picture("bars.png", bars, "a bar", "Bars."),
     )
-    return Page("Sweep <x>", "The best.", (Section("Best", blocks), Section("Cost", (Text("None."),))))
+    return Page("Sweep <x>", "The best.", (Section("Best", blocks), Section("Cost", ("None.",))))
 
 
 def test_page_is_well_formed_and_self_contained() -> None:
@@ -217,7 +214,7 @@ def test_latex_is_escaped() -> None:
         words=1,
         caption="50 % of $5",
     )
-    page = Page("Report", "lead", (Section("Results", (Text("no table"), table)),))
+    page = Page("Report", "lead", (Section("Results", ("no table", table)),))
     assert page.latex().splitlines()[2:] == [
         r"\begin{table}",
         r"\centering",

@@ -15,7 +15,6 @@ from newsbert_ray.methods import TASKS
 from newsbert_ray.record import RunRecord, write_record
 from newsbert_ray.reporting import statistics as importance
 from newsbert_ray.reporting.figures import NothingToDraw
-from newsbert_ray.reporting.page import Facts
 from newsbert_ray.reporting.report import report
 from newsbert_ray.reporting.statistics import (
     Against,
@@ -289,8 +288,8 @@ def test_prerequisites_are_counted(make_sweep: MakeSweep) -> None:
     assert costs.money == pytest.approx(132)
     assert cpu_hours_by_part(read_sweep(folder))["prerequisites"] == pytest.approx(66 / 3600)
     page = sweep_page(read_sweep(folder), defaultdict(lambda: "none"))
-    (facts,) = [block for block in page.sections[-2].blocks if isinstance(block, Facts)]
-    assert dict(facts.rows)["prerequisites"].startswith("33 s, 1 run that trials share")
+    (facts,) = [block for block in page.sections[-2].blocks if isinstance(block, dict)]
+    assert facts["prerequisites"].startswith("33 s, 1 run that trials share")
 
 
 def test_unit_fits_the_numbers(make_sweep: MakeSweep) -> None:

@@ -22,7 +22,7 @@ from werkzeug.test import Client
 
 from newsbert_ray.files import write_text
 from newsbert_ray.record import METRICS
-from newsbert_ray.reporting.sweep_data import Axis, Goal, point_label
+from newsbert_ray.reporting.sweep_data import Axis, Goal, point_label, read_curves
 from newsbert_ray.tune.space import PointValues, Search, SearchSpace, Stopping
 from newsbert_ray.tune.space_file import read_space
 from newsbert_ray.tune.study import (
@@ -36,7 +36,6 @@ from newsbert_ray.tune.study import (
     open_storage,
     shown_storage,
 )
-from newsbert_ray.tune.trials import read_curves
 
 if TYPE_CHECKING:
     from optuna import Study

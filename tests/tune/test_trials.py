@@ -12,7 +12,7 @@ import pytest
 
 from newsbert_ray.config import SettingsError, TrainSettings, build_settings
 from newsbert_ray.record import METRICS, RECORD, EarlyStop, RecordError, RunRecord, write_stop
-from newsbert_ray.reporting.sweep_data import Point, Trial, undominated
+from newsbert_ray.reporting.sweep_data import Point, Trial, read_curves, undominated
 from newsbert_ray.storage.workdir import WorkDir
 from newsbert_ray.tune.space_file import read_space
 from newsbert_ray.tune.study import SweepStudy
@@ -22,7 +22,6 @@ from newsbert_ray.tune.trials import (
     Trials,
     metric_value,
     plan_resources,
-    read_curves,
 )
 
 WriteSpace = Callable[..., Path]
