@@ -360,7 +360,7 @@ def _changes(vary: Any, *settings: Mapping[str, Any] | None) -> Changes:
     return Changes.of(merged, vary)
 
 
-@_checked
+@_calls("evaluation.evaluate.evaluate")
 def evaluate(
     run: Location,
     *,
@@ -393,16 +393,6 @@ def evaluate(
         SubmissionError: the prediction file cannot be written, or did not pass its check.
         StorageError: a bucket cannot be read.
     """
-    from newsbert_ray.evaluation import evaluate as module
-    from newsbert_ray.settings import SettingsError
-
-    if sum((submission is not None, by_topic, show is not None)) > 1:
-        raise SettingsError("give only one of submission, by_topic and show")
-    if by_topic:
-        return module.by_topic(run, data=data, split=split, model=model)
-    if show is not None:
-        return module.show(run, show, data=data, split=split, model=model)
-    return module.evaluate(run, data=data, split=split, submission=submission, model=model)
 
 
 @_calls("reporting.report.report", replaces="report.*")

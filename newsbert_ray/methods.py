@@ -171,11 +171,7 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     # that was trained before, the last two layers learn, one teacher layer for each of the student's.
     "newsbert_warm": {
         "model": {"trainable": 2},
-        "distill": {
-            "teacher": "warm",
-            "blocks": "last",
-            "weights": {"student_task": 0.1, "embedding": 0.0},
-        },
+        "distill": {"teacher": "warm", "blocks": "last", "weights": {"student_task": 0.1, "embedding": 0.0}},
     },
     # Labels, and a fine-tuned teacher's soft labels on all texts; its values were chosen on validation.
     "best": {
@@ -251,12 +247,7 @@ TASKS: Mapping[TaskName, Task] = {
     "recommendation": Task(
         "clicks",
         "impressions",
-        (
-            Metric("auc", "AUC"),
-            Metric("mrr", "MRR"),
-            Metric("ndcg5", "nDCG@5"),
-            Metric("ndcg10", "nDCG@10"),
-        ),
+        (Metric("auc", "AUC"), Metric("mrr", "MRR"), Metric("ndcg5", "nDCG@5"), Metric("ndcg10", "nDCG@10")),
     ),
     "retrieval": Task("pairs", "pairs", (Metric("auc", "AUC"),)),
 }

@@ -119,11 +119,7 @@ def write_record(folder: str | Path, record: RunRecord) -> Path:
 
 
 def read_record(folder: str | Path) -> RunRecord:
-    """The record of the run in `folder`.
-
-    Raises:
-        RecordError: there is none (the run has not finished), or it is damaged.
-    """
+    """The record of the run in `folder`; RecordError if it is missing (not finished) or damaged."""
     path = Path(folder) / RECORD
     try:
         return RunRecord.model_validate_json(path.read_text(encoding="utf-8"))

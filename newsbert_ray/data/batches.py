@@ -143,11 +143,8 @@ def shuffle_groups(groups: Ints, generator: np.random.Generator) -> Ints:
 
 def worker_rows(rows: Ints, order: Order, *, grouped: bool = False) -> dict[int, Ints]:
     """This worker's pieces of an update's rows, by their number in the update; every row is in one piece.
-
-    Args:
-        grouped: neighbours stay together, because those of a group share a history; otherwise they are dealt
-            out in turn, so that all pieces have similar lengths.
-    """
+    Where `grouped`, neighbours stay together, because those of a group share a history; otherwise they are
+    dealt out in turn, so that all pieces have similar lengths."""
     shares, accumulate = order.shares or order.world_size, order.accumulate
     own_pieces: dict[int, Ints] = {}
     for share in range(order.rank, shares, order.world_size):
@@ -225,12 +222,8 @@ class ClickChoices(_Tensors):
 
 @dataclass(frozen=True)
 class PairChoices(_Tensors):
-    """Target of retrieval: whether a query's text was clicked.
-
-    Attributes:
-        queries, texts: (S,) int64, positions among the batch's texts.
-        labels: (S,) int64, 0 or 1.
-    """
+    """Target of retrieval: whether a query's text was clicked. `queries` and `texts` are positions among the
+    batch's texts, `labels` 0 or 1, all (S,) int64."""
 
     queries: Tensor
     texts: Tensor

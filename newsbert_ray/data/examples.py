@@ -14,18 +14,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from newsbert_ray.data.batches import (
-    Batch,
-    Bucket,
-    ClickChoices,
-    Ints,
-    PairChoices,
-    Target,
-    Topics,
-    draw_examples,
-    make_bucket,
-    unique_texts,
-)
+from newsbert_ray.data import batches
+from newsbert_ray.data.batches import Batch, Bucket, ClickChoices, Ints, PairChoices, Target, Topics
 from newsbert_ray.data.shards import TextTable, gather, offsets_of, pad
 
 TITLE_COLUMNS = ["news_id", "label"]
@@ -38,12 +28,8 @@ Joined = TypeVar("Joined", "Titles", "Impressions", "Pairs")
 
 @dataclass(frozen=True)
 class Examples:
-    """Examples of one task, which can be selected and made into a batch.
-
-    Attributes:
-        table: the texts; examples name them by their rows.
-        grouped: whether neighbours share texts, and so should stay with one worker.
-    """
+    """Examples of one task, which can be selected and made into a batch. They name texts by their rows of
+    `table`. `grouped`: whether neighbours share texts, and so should stay with one worker."""
 
     table: TextTable
     grouped: ClassVar[bool] = False
@@ -122,7 +108,7 @@ class Titles(Examples):
         """In few buckets: titles of a batch have similar lengths already."""
         pieces = -(-int(self.lengths.max(initial=1)) * len(self) // budget)
         buckets = [
-            make_bucket(*self.table.ids(rows, pad_id=pad_id), rows=rows)
+            batches.make_bucket(*self.table.ids(rows, pad_id=pad_id), rows=rows)
             for rows in np.array_split(self.rows, min(pieces, len(self)))
         ]
         return tuple(buckets), Topics(torch.from_numpy(self.labels))
@@ -135,19 +121,15 @@ def titles_of(shard: pa.Table, table: TextTable, *, quota: int | None = None, st
     rows = np.arange(len(labels))
     if quota is not None:
         rows = np.flatnonzero(labels >= 0)
-        rows = rows[draw_examples(shard.column("news_id").take(pa.array(rows)).to_pylist(), quota)]
+        rows = rows[batches.draw_examples(shard.column("news_id").take(pa.array(rows)).to_pylist(), quota)]
     return Titles(table, start + rows, labels[rows])
 
 
 @dataclass(frozen=True)
 class Impressions:
-    """Many impressions; news are rows of the table of texts.
-
-    Attributes:
-        history, history_offsets: flat; impression i has history_offsets[i]:history_offsets[i + 1].
-        candidates, offsets: likewise.
-        clicked: 0 or 1 for each candidate, -1 where an impression has no labels.
-    """
+    """Many impressions; news are rows of the table of texts. Flat: impression i has the `history` from
+    history_offsets[i] to history_offsets[i + 1], and likewise the `candidates` by `offsets`. `clicked` is 0
+    or 1 for each candidate, -1 where an impression has no labels."""
 
     history: Rows
     history_offsets: Ints
@@ -199,7 +181,7 @@ class Clicks(Examples):
         return np.concatenate([self.history, self.candidates[self.candidates >= 0], self.others])
 
     def collate(self, *, pad_id: int, budget: int) -> tuple[tuple[Bucket, ...], ClickChoices]:
-        buckets, positions = unique_texts(self.table, self.mentions(), pad_id=pad_id, budget=budget)
+        buckets, positions = batches.unique_texts(self.table, self.mentions(), pad_id=pad_id, budget=budget)
         present = self.candidates >= 0  # (S, C)
         read = len(self.history)
         candidates = np.zeros(present.shape, np.int64)
@@ -250,13 +232,8 @@ def draw_clicks(
     generator: np.random.Generator,
     chosen: Ints | None = None,
 ) -> Clicks:
-    """Every click that can be learned from, with its negatives drawn.
-
-    Args:
-        npratio: negatives of a click; fewer where its impression has fewer, none twice.
-        generator: draws them.
-        chosen: positions of the clicks to keep among all clicks; all by default.
-    """
+    """Every click that can be learned from, or those at the positions `chosen` among all of them, each with
+    `npratio` negatives that `generator` draws: fewer where its impression has fewer, none twice."""
     clicks, negatives, offsets = find_clicks(impressions)
     if chosen is not None:
         clicks = clicks[chosen]
@@ -284,7 +261,7 @@ def choose_clicks(table: pa.Table, impressions: Impressions, quota: int) -> tupl
     ids = table.column("impression_id").to_pylist()
     within = clicks - impressions.offsets[owner]
     names = [f"{ids[i]}:{position}" for i, position in zip(owner.tolist(), within.tolist(), strict=True)]
-    chosen = draw_examples(names, quota)
+    chosen = batches.draw_examples(names, quota)
     kept = np.unique(owner[chosen])
     positions = np.cumsum(np.isin(owner, kept)) - 1
     return impressions.take(kept), positions[chosen]
@@ -307,7 +284,7 @@ class Pairs(Examples):
         return np.concatenate([self.queries, self.texts])
 
     def collate(self, *, pad_id: int, budget: int) -> tuple[tuple[Bucket, ...], PairChoices]:
-        buckets, positions = unique_texts(self.table, self.mentions(), pad_id=pad_id, budget=budget)
+        buckets, positions = batches.unique_texts(self.table, self.mentions(), pad_id=pad_id, budget=budget)
         queries, texts = (torch.from_numpy(half) for half in np.split(positions, 2))
         return buckets, PairChoices(queries, texts, torch.from_numpy(self.clicked))
 
@@ -317,7 +294,7 @@ def pairs_of(shard: pa.Table, table: TextTable, *, quota: int | None = None) -> 
     if quota is not None and quota < shard.num_rows:
         queries, texts = (shard.column(name).to_pylist() for name in ("query", "text"))
         names = [f"{query}:{text}" for query, text in zip(queries, texts, strict=True)]
-        shard = shard.take(pa.array(draw_examples(names, quota)))
+        shard = shard.take(pa.array(batches.draw_examples(names, quota)))
     return Pairs(table, *(shard.column(name).to_numpy().astype(np.int64) for name in PAIR_COLUMNS))
 
 

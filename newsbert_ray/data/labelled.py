@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from newsbert_ray.config import ColumnSettings
 from newsbert_ray.data.sources import BadLine, PrepareError, Say, SourceFile, read_through
-from newsbert_ray.data.tables import SUFFIXES, Record, check_text, is_table, open_table, read_table
+from newsbert_ray.data.tables import SUFFIXES, Record, check_text, open_table, read_table, table_suffix
 from newsbert_ray.files import first_line
 
 TEXTS = (
@@ -74,7 +74,7 @@ def open_parts(source: str, settings: ColumnSettings, *, say: Say) -> list[Part]
     """The parts of a source that is a table, a folder of text files, or a dataset; PrepareError where it is
     none of them, or its columns are not found."""
     path = Path(source).expanduser()
-    if is_table(path):
+    if table_suffix(path):
         return [_table(source, settings, say)]
     if path.is_file():
         raise PrepareError(

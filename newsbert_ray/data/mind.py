@@ -98,13 +98,9 @@ def is_mind(source: str) -> bool:
 
 
 def find_files(source: str, *, unpacked: Path) -> tuple[str, dict[Kind, Path]]:
-    """The name of one `--source`, and its files, of which behaviors.tsv may be missing. PrepareError for a
-    missing path, or a zip that has no news.tsv or is damaged.
-
-    Args:
-        source: a folder that holds news.tsv, itself or in its only such subfolder; or a zip of one.
-        unpacked: folder to write a zip's files to.
-    """
+    """The name of one `--source`, and its files, of which behaviors.tsv may be missing; those of a zip are
+    written to the folder `unpacked`. A folder holds news.tsv itself or in its only such subfolder.
+    PrepareError for a missing path, or a zip that has no news.tsv or is damaged."""
     path = Path(source).expanduser()
     folder, name = path.resolve(), path.stem
     if not path.exists():

@@ -22,16 +22,7 @@ import pyarrow.parquet as pq
 from newsbert_ray.config import PrepareSettings
 from newsbert_ray.data import labelled, mind, shards, sources
 from newsbert_ray.data.mind import KEPT, NO_CODE, NO_TOPIC, RARE, Impression, Kind, Lines, News
-from newsbert_ray.data.shards import (
-    SPLITS,
-    Contents,
-    Hashes,
-    Manifest,
-    Shard,
-    Split,
-    TextWriter,
-    hash_ids,
-)
+from newsbert_ray.data.shards import SPLITS, Contents, Hashes, Manifest, Shard, Split, TextWriter, hash_ids
 from newsbert_ray.data.sources import BadLine, Fate, PrepareError, Rejected, SourceFile, Workspace
 from newsbert_ray.data.tokenizer import TitleTokenizer, restore_tokenizer
 from newsbert_ray.files import format_size
@@ -112,7 +103,6 @@ class NewsSource:
     """MIND's folders and zips, and other labelled texts, as a kind of source."""
 
     task: TaskName = "topics"
-    query_tokens = False
 
     def __init__(self, settings: PrepareSettings, workspace: Workspace) -> None:
         self._settings, self._workspace = settings, workspace
@@ -131,11 +121,8 @@ class NewsSource:
         self.rejected: list[Rejected] = []
 
     def assign_rows(self) -> None:
-        """Read all rows once and decide the fate of each.
-
-        Raises:
-            PrepareError: a news file is mostly bad (no title is tokenised then), or a split would be empty.
-        """
+        """Read all rows once and decide the fate of each. PrepareError where a news file is mostly bad (no
+        title is tokenised then), or a split would be empty."""
         lines, topics = self._scan()
         shares = sources.shares_of(self._settings, sources=len(self._news))
         self._assign_news(lines, topics, shares)

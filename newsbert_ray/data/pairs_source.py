@@ -17,18 +17,9 @@ import pyarrow as pa
 
 from newsbert_ray.config import PrepareSettings
 from newsbert_ray.data import shards, sources
-from newsbert_ray.data.shards import (
-    SPLITS,
-    Contents,
-    Manifest,
-    Shard,
-    Split,
-    TextWriter,
-    hash_ids,
-    write_shard,
-)
+from newsbert_ray.data.shards import SPLITS, Contents, Manifest, Shard, Split, TextWriter, hash_ids
 from newsbert_ray.data.sources import BadLine, Fate, PrepareError, Rejected
-from newsbert_ray.data.tables import SUFFIXES, Record, Table, check_text, is_table, open_table, read_table
+from newsbert_ray.data.tables import SUFFIXES, Record, Table, check_text, open_table, read_table, table_suffix
 from newsbert_ray.data.tokenizer import TitleTokenizer
 from newsbert_ray.files import format_size
 from newsbert_ray.methods import TaskName
@@ -77,11 +68,10 @@ class PairsSource:
     noun = "pairs"
     task: TaskName = "retrieval"
     max_tokens = 512  # as many as BERT has positions
-    query_tokens = True
 
     def __init__(self, settings: PrepareSettings, workspace: sources.Workspace) -> None:
         self._settings, self._workspace = settings, workspace
-        if other := [source for source in settings.source if not is_table(source)]:
+        if other := [source for source in settings.source if not table_suffix(source)]:
             raise PrepareError(
                 f"source {other[0]}: not a table ({', '.join(SUFFIXES)}), as another source is; prepare "
                 "folders of MIND and tables separately"
@@ -98,11 +88,8 @@ class PairsSource:
             workspace.say(f"{file.label}: {format_size(file.bytes)}, for {splits}")
 
     def assign_rows(self) -> None:
-        """Count the rows of each split and list bad ones.
-
-        Raises:
-            PrepareError: too many bad rows, or a split that would be empty or have a single class.
-        """
+        """Count the rows of each split and list bad ones. PrepareError for too many bad rows, or a split that
+        would be empty or have a single class."""
         with (
             (self._workspace.folder / sources.REJECTED).open("w", encoding="utf-8") as listed,
             sources.show_progress(self._workspace.say, "looked through") as advance,
@@ -262,4 +249,4 @@ class PairsWriter:
         self._waiting[split] = []
         name = f"{split}-pairs-{table:02d}-{self._shards_of_table[split]:05d}.parquet"
         self._shards_of_table[split] += 1
-        self.shards[split].append(write_shard(self._folder, name, rows))
+        self.shards[split].append(shards.write_shard(self._folder, name, rows))

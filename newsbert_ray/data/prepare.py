@@ -26,7 +26,7 @@ from newsbert_ray.data.mind_source import NewsSource
 from newsbert_ray.data.pairs_source import PairsSource
 from newsbert_ray.data.shards import MANIFEST, SPLITS, Contents, Manifest, ShardError, is_whole, read_manifest
 from newsbert_ray.data.sources import PrepareError, Say, SourceFile, Workspace
-from newsbert_ray.data.tables import column_names, is_table
+from newsbert_ray.data.tables import column_names, table_suffix
 from newsbert_ray.data.tokenizer import (
     VECTORS,
     TitleTokenizer,
@@ -81,7 +81,7 @@ def _prepare(settings: PrepareSettings, local: PrepareSettings, say: Say) -> tup
     with replace_folder(out) as folder, ExitStack() as stack:
         rejected = out.with_name(f"{out.name}.{sources.REJECTED}")
         workspace = Workspace(folder, rejected, say, _chunk_mapper(local.workers, stack))
-        tables = [source for source in local.source if is_table(source)]
+        tables = [source for source in local.source if table_suffix(source)]
         is_pairs = any({"query", "clicked"} <= {*column_names(table)} for table in tables)
         corpus: Corpus = (PairsSource if is_pairs else NewsSource)(local, workspace)
         made = local.teacher == SCRATCH or is_vectors(local.teacher)
@@ -200,11 +200,7 @@ def _describe(
 
 
 def _closing_lines(
-    manifest: Manifest,
-    corpus: Corpus,
-    settings: PrepareSettings,
-    folder: Path,
-    seconds: float,
+    manifest: Manifest, corpus: Corpus, settings: PrepareSettings, folder: Path, seconds: float
 ) -> Iterator[str]:
     yield from corpus.summary(manifest)
     for kind, count in manifest.rejected.items():
@@ -237,7 +233,7 @@ def row_settings(settings: PrepareSettings, corpus: Corpus) -> dict[str, Any]:
     path = Path(settings.teacher).expanduser()
     return {
         "max_tokens": settings.max_tokens or corpus.max_tokens,
-        "query_tokens": settings.query_tokens if corpus.query_tokens else None,
+        "query_tokens": settings.query_tokens if corpus.task == "retrieval" else None,
         "validation_share": settings.validation_share,
         "test_share": settings.test_share,
         "seed": settings.seed,

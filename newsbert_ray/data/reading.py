@@ -321,12 +321,8 @@ def unlabelled_texts(schedule: TrainingSchedule) -> Texts:
 
 @dataclass(frozen=True)
 class SplitData:
-    """One split of prepared shards, as evaluation reads it.
-
-    Attributes:
-        folder, manifest: the shards.
-        history: number of a user's last clicks that are used, in recommendation.
-    """
+    """One split of prepared shards, as evaluation reads it; `history`: number of a user's last clicks that
+    are used, in recommendation."""
 
     folder: Path
     manifest: Manifest

@@ -340,10 +340,9 @@ class TextWriter:
         )
 
     def _write_header(self) -> None:
-        # Of fixed width: it is written again at the end, when the count is known.
-        header = f"{{'descr': '<i4', 'fortran_order': False, 'shape': ({self._count:<16d},), }}"
-        padded = header.ljust(117) + "\n"
-        self._file.write(b"\x93NUMPY\x01\x00" + len(padded).to_bytes(2, "little") + padded.encode("latin1"))
+        # numpy leaves room for any count: the header is written again at the end, when it is known.
+        header = {"descr": "<i4", "fortran_order": False, "shape": (self._count,)}
+        np.lib.format.write_array_header_1_0(self._file, header)
 
 
 def read_texts(folder: str | Path, manifest: Manifest) -> TextTable:

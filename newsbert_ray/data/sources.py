@@ -281,12 +281,8 @@ def parse_chunk(chunk: Chunk, parse: Callable[[str], Row]) -> Iterator[tuple[str
 def parse_lines(
     content: bytes, parse: Callable[[str], Row], *, is_start: bool
 ) -> Iterator[tuple[str, Row | BadLine]]:
-    """Each line of `content` as (its text, its row or the reason why it has none).
-
-    Args:
-        content: whole lines, each ended by LF or CRLF; the last may lack its end.
-        is_start: `content` begins the file, where a UTF-8 byte order mark is skipped.
-    """
+    """Each line of `content` as (its text, its row or the reason why it has none). Lines end by LF or CRLF,
+    the last perhaps without; at a file's start a UTF-8 byte order mark is skipped."""
     content = content.removeprefix(b"\xef\xbb\xbf") if is_start else content
     for raw in content.removesuffix(b"\n").split(b"\n"):
         yield _parse_line(raw.removesuffix(b"\r"), parse)

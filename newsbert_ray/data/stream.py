@@ -35,12 +35,8 @@ def map_chunks(
     gpus: float = 0,
 ) -> Iterator[Summary]:
     """`function(chunk, shared)` for every chunk, as a Ray Data pipeline; results come as they are ready.
-
-    Args:
-        function: importable on every worker; it must write where the driver can read.
-        workers: concurrent tasks; if None as many as the cluster's CPUs, or its GPUs, allow.
-        gpus: of each task, such as 0.25.
-    """
+    `function` must be importable on every worker, and write where the driver can read. `workers`: concurrent
+    tasks; if None as many as the cluster's CPUs, or its GPUs, allow. `gpus`: of each task, such as 0.25."""
     import ray
     from ray.data import TaskPoolStrategy
 

@@ -102,10 +102,6 @@ def table_suffix(path: str | Path) -> str:
     return suffix if suffix in SUFFIXES and not str(path).lower().endswith(".parquet.gz") else ""
 
 
-def is_table(path: str | Path) -> bool:
-    return bool(table_suffix(path))
-
-
 def open_table(source: str, *, columns: Sequence[str], settings: ColumnSettings = _USUAL) -> Table:
     """Find the columns of a table, which must have these `columns`; PrepareError where it is none or lacks
     one. `settings` has its encoding and delimiter; where its columns are numbers, the table has no header."""

@@ -56,13 +56,9 @@ class TokenizerError(ValueError):
 
 
 class TitleTokenizer:
-    """A tokeniser and its identity.
-
-    Attributes:
-        name: of its folder, or at Hugging Face.
-        serialised, sha256: its form without padding and truncation, and that form's hash.
-        vocabulary: number of tokens, added ones included.
-    """
+    """A tokeniser and its identity: `name`, of its folder or at Hugging Face; `serialised`, its form without
+    padding and truncation, and `sha256`, that form's hash; `vocabulary`, the number of tokens, added ones
+    included."""
 
     def __init__(self, backend: tokenizers.Tokenizer, *, name: str, pad_id: int, origin: Any = None) -> None:
         backend.no_padding()
@@ -133,11 +129,8 @@ def restore_tokenizer(serialised: str, *, name: str, pad_id: int) -> TitleTokeni
 
 
 def learn_tokenizer(titles: Callable[[], Iterator[str]], *, vocabulary: int) -> TitleTokenizer:
-    """A lower-casing WordPiece tokeniser learned from `titles`; the same titles give the same vocabulary.
-
-    Args:
-        titles: gives the training titles; it is called twice.
-        vocabulary: largest number of WordPieces, special tokens included, but for single characters.
+    """A lower-casing WordPiece tokeniser learned from `titles`, which is called twice; the same titles give
+    the same vocabulary: at most `vocabulary` WordPieces, special tokens included, but for single characters.
     """
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
@@ -312,9 +305,8 @@ def fit_vectors(path: Path, texts: Iterable[str]) -> WordVectors:
 
     Args:
         path: lines `word v1 ... vW`, separated by blanks or tabs, with or without a first line `words W`; or
-            word2vec's binary form (.bin). Plain, .gz, or the only file in a .zip.
-    Raises:
-        TokenizerError: the file is missing or malformed, or knows none of the words.
+            word2vec's binary form (.bin). Plain, .gz, or the only file in a .zip. TokenizerError where it is
+        missing or malformed, or knows none of the words.
     """
     from tokenizers import Tokenizer, models
 

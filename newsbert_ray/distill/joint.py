@@ -25,15 +25,12 @@ def joint_losses(
     settings: DistillSettings,
     weights: LossWeights | None = None,
 ) -> dict[str, Tensor]:
-    """Every loss with a weight above 0 that the task has, not yet weighted.
+    """Every loss with a weight above 0 that the task has, by name, not yet weighted.
 
     Args:
         teacher: output on `batch`; None for a student that learns alone. Gradients reach the teacher only
             through `teacher_task` and `teacher_soft_labels`.
-        student: output on `batch`.
         weights: weights of the current stage; by default those of `settings`.
-    Returns:
-        Loss by name, as the fields of `LossWeights`.
     """
     weights = weights or settings.weights
     formulas: Formulas = {"student_task": lambda: _task_loss(student, batch)}

@@ -102,14 +102,8 @@ def uses_of(buckets: Sequence[Bucket]) -> Tensor | None:
     """(M,) mentions of each text, buckets in order; None if each text is mentioned once."""
     if all(bucket.uses is None for bucket in buckets):
         return None
-    return torch.cat(
-        [
-            bucket.input_ids.new_ones(len(bucket.input_ids), dtype=torch.float32)
-            if bucket.uses is None
-            else bucket.uses
-            for bucket in buckets
-        ]
-    )
+    ones = (bucket.attention_mask.new_ones(len(bucket.attention_mask)).float() for bucket in buckets)
+    return torch.cat([one if b.uses is None else b.uses for b, one in zip(buckets, ones, strict=True)])
 
 
 def soft_label_loss(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -77,12 +77,13 @@ def mixed_updates(
     """Mix what the optimiser adds to each teacher block, not its gradient, into its student layer's update.
 
     Wraps the optimiser's step: u_s <- beta * scale * mean_j(u_t[j]) + (1 - beta) * u_s. Not in the paper.
-
-    Args:
-        scale: learning rate of the student divided by the teacher's.
+    `scale`: learning rate of the student divided by the teacher's.
     """
     pairs = [(layer, block) for layer, block in _blocks(student, teacher, last=last) if block and beta]
-    before = [[_copies(one) for one in (layer, *block)] for layer, block in pairs]
+    before = [
+        [[parameter.detach().clone() for parameter in one.values()] for one in (layer, *block)]
+        for layer, block in pairs
+    ]
     yield
     with torch.no_grad():
         for (layer, block), starts in zip(pairs, before, strict=True):
@@ -116,8 +117,7 @@ def _learns(layer: nn.Module) -> bool:
     return any(parameter.requires_grad for parameter in layer.parameters())
 
 
-@dataclass(frozen=True)
-class BlockStatistics:
+class BlockStatistics(NamedTuple):
     """Norm ratio (block / student) and cosine of a block's mean gradient and its student layer's."""
 
     ratio: float
@@ -141,24 +141,15 @@ def block_statistics(
         for one in block:
             torch._foreach_add_(means, _gradients(one), alpha=1 / len(block))
         dot = torch.stack([(a * b).sum() for a, b in zip(gradients, means, strict=True)]).sum()
-        norm_student, norm_mean = _norm(gradients), _norm(means)
-        tiny = torch.finfo(dot.dtype).tiny
-        statistics.append(
-            BlockStatistics(
-                ratio=float(norm_mean / norm_student.clamp_min(tiny)),
-                cosine=float(dot / (norm_student * norm_mean).clamp_min(tiny)),
-            )
-        )
+        own, theirs, tiny = _norm(gradients), _norm(means), torch.finfo(dot.dtype).tiny
+        ratio, cosine = theirs / own.clamp_min(tiny), dot / (own * theirs).clamp_min(tiny)
+        statistics.append(BlockStatistics(float(ratio), float(cosine)))
     return statistics
 
 
 def _norm(gradients: Sequence[Tensor]) -> Tensor:
     norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(gradients))))
     return norm
-
-
-def _copies(layer: Parameters) -> list[Tensor]:
-    return [parameter.detach().clone() for parameter in layer.values()]
 
 
 def _gradients(layer: Parameters) -> list[Tensor]:

@@ -20,18 +20,9 @@ from newsbert_ray.data.examples import impressions_of
 from newsbert_ray.data.reading import SplitData, World
 from newsbert_ray.data.shards import SPLITS, Manifest, ShardError, read_manifest, read_shard
 from newsbert_ray.data.tokenizer import TokenizerError
+from newsbert_ray.evaluation import scoring
 from newsbert_ray.evaluation.metrics import Ints, TopicRow, rank_candidates, topic_metrics, topic_rows
-from newsbert_ray.evaluation.scoring import (
-    BATCH,
-    Models,
-    News,
-    count_topics,
-    encode_news,
-    read_blocks,
-    score_block,
-    score_models,
-    score_rankings,
-)
+from newsbert_ray.evaluation.scoring import Models, News
 from newsbert_ray.files import replace_file
 from newsbert_ray.methods import TaskName
 from newsbert_ray.model.assemble import assemble_pair
@@ -53,13 +44,8 @@ class SubmissionError(ValueError):
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A finished run's models and the split to score.
-
-    Attributes:
-        settings: the run's, with local paths.
-        location: the shards' location as the caller knows it.
-        models: student and, if its weights are kept, teacher; none of a linear model.
-    """
+    """A finished run's models and the split to score. `settings` have local paths; `location` is where the
+    caller finds the shards; `models`: student and, if its weights are kept, teacher; none of a linear one."""
 
     settings: TrainSettings
     location: str
@@ -85,7 +71,8 @@ class TrainedRun:
             texts, topics = labelled_texts(data.folder, data.manifest, data.split)
             return confusion_of(self.linear.scores(texts), topics)
         models, labels = self.require_model(model), data.manifest.labels
-        return count_topics(models, data.batches(BATCH), topics=len(labels), world=self.world)[model]
+        batches = data.batches(scoring.BATCH)
+        return scoring.count_topics(models, batches, topics=len(labels), world=self.world)[model]
 
     def require_task(self, task: TaskName, feature: str) -> None:
         if self.settings.task != task:
@@ -101,9 +88,17 @@ def evaluate(
     split: str = "test",
     submission: str | Path | None = None,
     model: str = "student",
-) -> dict[str, Any]:
-    """The metrics of a run's exported student, as `newsbert_ray.evaluate`."""
+    by_topic: bool = False,
+    show: str | None = None,
+) -> Any:
+    """The verb `evaluate`. Arguments, result and errors are those of `newsbert_ray.evaluate`."""
+    if sum((submission is not None, by_topic, show is not None)) > 1:
+        raise SettingsError("give only one of submission, by_topic and show")
     trained = load_trained(run, split, data=data)
+    if by_topic:
+        return _by_topic(trained, model)
+    if show is not None:
+        return _show(trained, show, model)
     result: dict[str, Any] = {"split": split, "data": trained.location}
     if submission is not None:
         trained.require_task("recommendation", "a submission")
@@ -120,9 +115,9 @@ def evaluate(
     if trained.linear is not None:
         return {**result, "student": topic_metrics(trained.confusion())}
     if shards.task != "recommendation":
-        return {**result, **score_models(models, shards, world=world)}
-    news = encode_news(models, shards, shards.news_rows(), world=world)
-    result |= score_rankings(models, shards, news, world=world, baselines=True)
+        return {**result, **scoring.score_models(models, shards, world=world)}
+    news = scoring.encode_news(models, shards, shards.news_rows(), world=world)
+    result |= scoring.score_rankings(models, shards, news, world=world, baselines=True)
     if submission is not None:
         counts = _write_submission(Path(submission), trained, news, model)
         result["submission"] = {"file": str(submission), "model": model, **counts}
@@ -134,14 +129,14 @@ def _write_submission(path: Path, trained: TrainedRun, news: News, model: str) -
     models, unknown = trained.require_model(model), 0
 
     def rankings() -> Iterator[tuple[str, Any]]:
-        for rows, block in read_blocks(trained.data):
-            scores = score_block(models, news, block, world=trained.world)[model]
+        for rows, block in scoring.read_blocks(trained.data):
+            scores = scoring.score_block(models, news, block, world=trained.world)[model]
             ranks = np.split(rank_candidates(scores, block.offsets), block.offsets[1:-1])
             yield from zip(rows.column("impression_id").to_pylist(), ranks, strict=True)
 
     def sizes() -> Iterator[tuple[str, int]]:
         nonlocal unknown
-        for rows, block in read_blocks(trained.data):
+        for rows, block in scoring.read_blocks(trained.data):
             unknown += int((block.candidates < 0).sum())
             counts = np.diff(block.offsets).tolist()
             yield from zip(rows.column("impression_id").to_pylist(), counts, strict=True)
@@ -151,12 +146,8 @@ def _write_submission(path: Path, trained: TrainedRun, news: News, model: str) -
 
 
 def write_submission(path: Path, impressions: Iterable[tuple[str, Ints]]) -> None:
-    """Write MIND's prediction file or, on an error, none; the same ranks give the same bytes.
-
-    Args:
-        path: ends in .zip (contains `prediction.txt`) or .txt (the lines themselves).
-        impressions: id and the rank of each candidate, in the order of behaviors.tsv.
-    """
+    """Write MIND's prediction file, a .zip or the lines as .txt, or, on an error, none; the same ranks give
+    the same bytes. `impressions`: id and each candidate's rank, in the order of behaviors.tsv."""
     with replace_file(path) as partial, partial.open("wb") as file, ExitStack() as stack:
         target: IO[bytes] = file
         if path.suffix.lower() == ".zip":
@@ -170,12 +161,8 @@ def write_submission(path: Path, impressions: Iterable[tuple[str, Ints]]) -> Non
 
 def check_submission(path: Path, expected: Iterable[tuple[str, int]]) -> int:
     """Compare a written prediction file with the id and number of candidates of each impression in
-    behaviors.tsv; the number of lines.
-
-    Raises:
-        SubmissionError: the first line that is missing, additional, about another impression, or not a
-            permutation of 1..n.
-    """
+    behaviors.tsv; the number of lines. SubmissionError for the first line that is missing, additional, about
+    another impression, or not a permutation of 1..n."""
     number = 0
     with path.open("rb") as file, ExitStack() as stack:
         lines: Iterable[bytes] = file
@@ -263,19 +250,12 @@ def _check_shards(description: dict[str, Any], manifest: Manifest, task: str, lo
         )
 
 
-def by_topic(
-    run: str | Path, *, data: str | Path | None = None, split: str = "test", model: str = "student"
-) -> list[TopicRow]:
-    """`evaluate --by_topic`: results on each topic of a split, most frequent topics first.
-
-    The mean of F1 over the rows is `evaluate`'s macro-F1: topics that neither occur nor are predicted are in
-    neither. ShardError for a split without labels; other errors as in `evaluate`.
-    """
-    trained = load_trained(run, split, data=data)
+def _by_topic(trained: TrainedRun, model: str) -> list[TopicRow]:
+    """Results on each topic; the mean of F1 over these is `evaluate`'s macro-F1."""
     trained.require_task("topics", "--by_topic")
     confusion = trained.confusion(model)
     if not confusion.sum():
-        raise ShardError(f"split '{split}' of {trained.location}: no title has a topic")
+        raise ShardError(f"split '{trained.data.split}' of {trained.location}: no title has a topic")
     return topic_rows(confusion, trained.data.manifest.labels)
 
 
@@ -306,22 +286,16 @@ class RankedImpression:
     offers: list[RankedCandidate]
 
 
-def show(
-    run: str | Path, user: str, *, data: str | Path | None = None, split: str = "test", model: str = "student"
-) -> list[RankedImpression]:
-    """`evaluate --show`: a user's impressions in a split, ranked by a run's model.
-
-    ShardError for a user without an impression names one who has; other errors as in `evaluate`.
-    """
-    trained = load_trained(run, split, data=data)
+def _show(trained: TrainedRun, user: str, model: str) -> list[RankedImpression]:
+    """A user's impressions, ranked by a model; ShardError for a user without one names one who has."""
     trained.require_task("recommendation", "--show")
     models, shards = trained.require_model(model), trained.data
     rows = _rows_of(shards, user)
     block = impressions_of(rows, history=shards.history)
     texts = np.unique(np.concatenate([block.history, block.candidates]))
     texts = texts[texts >= 0]
-    news = encode_news(models, shards, texts, world=trained.world)
-    scores = score_block(models, news, block, world=trained.world)[model]
+    news = scoring.encode_news(models, shards, texts, world=trained.world)
+    scores = scoring.score_block(models, news, block, world=trained.world)[model]
     titles = {-1: NewsTitle("", "(a news without a known title)", ""), **_read_titles(shards, texts)}
     histories = np.split(block.history, block.history_offsets[1:-1])
     offers = (np.split(one, block.offsets[1:-1]) for one in (block.candidates, scores, block.clicked))

@@ -26,13 +26,8 @@ _COMPARED = 1 << 18
 
 
 def topic_metrics(confusion: npt.NDArray[np.int64]) -> dict[str, float]:
-    """Accuracy and macro-F1 (NewsBERT 4.1), both 0 to 1.
-
-    Args:
-        confusion: (Y, Y) counts, rows true topics, columns predicted ones.
-    Returns:
-        `accuracy`; `macro_f1`, the mean of F1 over topics that occur as truth or prediction; `rows`.
-    """
+    """`accuracy` and `macro_f1` (NewsBERT 4.1), the mean of F1 over topics that occur as truth or prediction,
+    both 0 to 1, and `rows`, of a confusion matrix (Y, Y): rows are true topics, columns predicted ones."""
     rows = int(confusion.sum())
     assert rows, "no titles to evaluate"
     accuracy = float(np.trace(confusion) / rows)
@@ -81,14 +76,12 @@ def impression_metrics(
     2^y - 1 and discount log2(rank + 1). Ranks are those of `rank_candidates`.
 
     Args:
-        scores: (N,) finite; higher is better.
+        scores: (N,) finite, otherwise ValueError; higher is better.
         clicked: (N,) 0 or 1.
         offsets: (I + 1,) impression i has the candidates offsets[i]:offsets[i + 1].
     Returns:
         `auc`, `mrr`, `ndcg5`, `ndcg10`: (I,) each, 0 to 1; NaN for an impression without AUC: no click, only
         clicks, or no candidate.
-    Raises:
-        ValueError: a score is not finite.
     """
     offsets = _check_candidates(scores, offsets)
     positions = np.flatnonzero(_as_flags(clicked, len(scores)))  # of all clicks
@@ -137,7 +130,7 @@ def tally(per_impression: Mapping[str, FloatArray]) -> FloatArray:
 
 
 def ranking_scores(tallies: Iterable[FloatArray]) -> dict[str, float]:
-    """Mean of each metric over impressions.
+    """Mean of each metric over impressions; ValueError where none has metrics.
 
     Args:
         tallies: one per batch. They are added in this order, so that the same batches give the same bits on
@@ -145,8 +138,6 @@ def ranking_scores(tallies: Iterable[FloatArray]) -> dict[str, float]:
     Returns:
         `auc`, `mrr`, `ndcg5`, `ndcg10`; for each `<metric>_error`, the standard error of the mean (omitted
         for a single impression); `rows`, impressions counted; `left_out`, those without metrics.
-    Raises:
-        ValueError: no impression has metrics.
     """
     total = np.zeros(2 + 2 * len(RANKING))
     for part in tallies:
@@ -175,12 +166,10 @@ def pooled_auc(
     Xu 2014). It assumes independent pairs; pairs of the same query are not quite.
 
     Args:
-        scores: (N,) finite; higher is better.
+        scores: (N,) finite, otherwise ValueError; higher is better.
         clicked: (N,) 0 or 1.
     Returns:
         `auc`, 0 to 1; `auc_error`, omitted with fewer than two clicks or two others; `rows`, N.
-    Raises:
-        ValueError: as `impression_metrics`.
     """
     _check_candidates(scores, np.array([0, np.size(scores)]))
     clicks = _as_flags(clicked, len(scores))

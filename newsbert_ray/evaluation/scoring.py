@@ -24,15 +24,8 @@ from newsbert_ray.data.batches import Batch, Topics, cut_buckets, seeded_generat
 from newsbert_ray.data.examples import Impressions
 from newsbert_ray.data.reading import EVALUATION_TOKENS, SplitData, World
 from newsbert_ray.data.shards import TextTable, pad, read_shard, read_texts
-from newsbert_ray.evaluation.metrics import (
-    FloatArray,
-    Ints,
-    impression_metrics,
-    pooled_auc,
-    ranking_scores,
-    tally,
-    topic_metrics,
-)
+from newsbert_ray.evaluation import metrics
+from newsbert_ray.evaluation.metrics import FloatArray, Ints
 from newsbert_ray.model.encoder import Encoder
 from newsbert_ray.model.heads import ClickHead, PairHead
 from newsbert_ray.model.pair import Top
@@ -106,14 +99,9 @@ def encode_texts(
     world: World,
     pace: Pace | None = None,
 ) -> Mapping[str, Tensor]:
-    """Embeddings of texts; the bits are the same on every worker and for any number of workers.
-
-    Args:
-        rows: (M,) distinct rows of the table.
-        pace: this worker's titles and seconds are added to it.
-    Returns:
-        name -> (M, D) in the order of `rows`, on the world's device.
-    """
+    """Embeddings (M, D) of texts by each model, in the order of `rows` (M,), distinct rows of the table, on
+    the world's device; the bits are the same on every worker and for any number of workers. This worker's
+    titles and seconds are added to `pace`."""
     lengths = table.lengths(rows)
     order = np.argsort(lengths, kind="stable")
     embeddings = {
@@ -137,15 +125,12 @@ def encode_texts(
 
 
 def score_models(models: Models, data: SplitData, *, world: World, pace: Pace | None = None) -> Scores:
-    """Metrics of the split's task by model, the same on every worker; none for a split without labels.
+    """Metrics by name (methods.TASKS) and `rows` evaluated of each model, the same on every worker; none for
+    a split without labels. ShardError where the shards have no data of the task in this split.
 
     Args:
-        models: encoder and top by name, in evaluation mode and on the world's device.
+        models: in evaluation mode and on the world's device.
         pace: this worker's titles and seconds are added to it.
-    Returns:
-        name -> metrics by name (methods.TASKS) and `rows` evaluated.
-    Raises:
-        ShardError: the shards have no data of the task in this split.
     """
     if data.task == "recommendation":
         news = encode_news(models, data, data.news_rows(), world=world, pace=pace)
@@ -154,7 +139,7 @@ def score_models(models: Models, data: SplitData, *, world: World, pace: Pace | 
         return score_matches(models, data, world=world, pace=pace)
     topics = len(data.manifest.labels)
     counts = count_topics(models, data.batches(BATCH, world), topics=topics, world=world, pace=pace)
-    return {name: topic_metrics(matrix) for name, matrix in counts.items() if matrix.any()}
+    return {name: metrics.topic_metrics(matrix) for name, matrix in counts.items() if matrix.any()}
 
 
 @torch.inference_mode()
@@ -162,11 +147,7 @@ def count_topics(
     models: Models, batches: Iterable[Batch], *, topics: int, world: World, pace: Pace | None = None
 ) -> dict[str, Ints]:
     """Each model's confusion matrix (Y, Y) of the titles with a label: rows are true topics, columns
-    predicted ones.
-
-    Args:
-        batches: this worker's part of a split; over all workers each title occurs once.
-    """
+    predicted ones. `batches`: this worker's part of a split; over all workers each title occurs once."""
     device = world.device
     counts = torch.zeros(len(models), topics, topics, dtype=torch.int64, device=device)
     for batch in batches:
@@ -200,7 +181,7 @@ def score_matches(models: Models, data: SplitData, *, world: World, pace: Pace |
             scores[name].append(head.scores(embedding[queries], embedding[texts]).double().cpu())
         clicked.append(pairs.clicked)
     labels = np.concatenate(clicked)
-    return {name: pooled_auc(torch.cat(parts).numpy(), labels) for name, parts in scores.items()}
+    return {name: metrics.pooled_auc(torch.cat(parts).numpy(), labels) for name, parts in scores.items()}
 
 
 @dataclass(frozen=True)
@@ -215,15 +196,9 @@ class News:
 def score_rankings(
     models: Models, data: SplitData, news: News, *, world: World, baselines: bool = False
 ) -> Scores:
-    """MIND's metrics of each model: per impression, then the mean.
-
-    Args:
-        news: all news of the split.
-        baselines: also rank by `popularity`, by `tfidf` (ProfileScores) and at `random`.
-    Returns:
-        name -> {"auc", "mrr", "ndcg5", "ndcg10", the standard error of each as "<name>_error", "rows",
-        "left_out"}; empty if no impression of the split has labels.
-    """
+    """MIND's metrics of each model, as `ranking_scores` returns them; empty if no impression of the split has
+    labels. `news`: all of the split. With `baselines` also of ranking by `popularity`, by `tfidf`
+    (ProfileScores) and at `random`."""
     clicks = count_clicks(data) if baselines else None
     profiles = ProfileScores(data) if baselines else None
     names = [*models, *(("popularity", "tfidf", "random") if baselines else ())]
@@ -244,7 +219,7 @@ def score_rankings(
     }
     if any(parts[:, :2].sum() == 0 for parts in sums.values()):
         return {}
-    return {name: ranking_scores(parts) for name, parts in sums.items()}
+    return {name: metrics.ranking_scores(parts) for name, parts in sums.items()}
 
 
 def encode_news(
@@ -337,8 +312,8 @@ def _tally(scores: FloatArray | None, block: Impressions) -> FloatArray:
     kept = np.repeat(labelled, np.diff(block.offsets))
     offsets = np.concatenate([[0], np.cumsum(np.diff(block.offsets)[labelled])])
     values = np.zeros(int(kept.sum())) if scores is None else scores[kept]
-    metrics = impression_metrics(values, block.clicked[kept], offsets)
-    total = tally({name: np.where(known[labelled], one, np.nan) for name, one in metrics.items()})
+    found = metrics.impression_metrics(values, block.clicked[kept], offsets)
+    total = metrics.tally({name: np.where(known[labelled], one, np.nan) for name, one in found.items()})
     return np.zeros_like(total) if scores is None else total
 
 
@@ -346,14 +321,10 @@ def _tally(scores: FloatArray | None, block: Impressions) -> FloatArray:
 def map_titles(
     encoder: Encoder, top: Top, data: SplitData, *, device: torch.device, count: int = MAP_TITLES
 ) -> dict[str, Any]:
-    """What a model of topics, in evaluation mode and on `device`, does on a split: some titles on a plane
-    (about `count`, of all lengths), its confusion matrix, its worst errors.
-
-    Returns:
-        "split"; "labels"; of each title on the plane "x", "y" and "topic", an index into labels; "share", of
-        the variance between topics that the plane shows; "confusion" (Y, Y) of all titles; "mistakes", the
-        most confident ones, each with "title", "topic", "predicted" and "probability".
-    """
+    """What a model of topics, in evaluation mode and on `device`, does on a split: "split"; "labels"; of each
+    title on a plane (about `count`, of all lengths) "x", "y" and "topic", an index into labels; "share", of
+    the variance between topics that the plane shows; "confusion" (Y, Y) of all titles; "mistakes", the most
+    confident ones, each with "title", "topic", "predicted" and "probability"."""
     every = max(1, data.manifest.rows(data.split, "topics") // count)
     confusion = np.zeros((len(data.manifest.labels),) * 2, np.int64)
     parts, topics, seen = [], [], 0

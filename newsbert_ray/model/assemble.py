@@ -39,14 +39,10 @@ def assemble_pair(settings: TrainSettings, manifest: Manifest, *, stand_in: bool
     """The pair that a run starts from, in training mode.
 
     A pretrained or scratch teacher, its student, and tops drawn from the seed; or a frozen or warm teacher
-    with the top that it was fine-tuned with, which a warm teacher shares with the student.
-
-    Args:
-        stand_in: use an untrained teacher where a fine-tuned one is still missing, to count parameters,
-            bytes or seconds.
-    Raises:
-        EncoderError: the teacher is missing, or its tokeniser did not make the shards.
-        SettingsError: the student's layers do not divide the teacher's, or a loss compares different sizes.
+    with the top that it was fine-tuned with, which a warm teacher shares with the student. `stand_in`: an
+    untrained one where a fine-tuned one is still missing, to count parameters, bytes or seconds. EncoderError
+    where the teacher is missing, or its tokeniser did not make the shards; SettingsError where the student's
+    layers do not divide the teacher's, or a loss compares different sizes.
     """
     distill = settings.distill
     torch.manual_seed(settings.seed)
@@ -105,11 +101,8 @@ def _load_teacher_run(settings: TrainSettings, manifest: Manifest) -> tuple[Enco
     run = settings.distill.teacher_run
     assert run is not None, "its run comes first"
     encoder, top, description = _cached_student(Path(run) / "student")  # nothing changes a frozen teacher
-    for name, expected in (
-        ("task", settings.task),
-        ("labels", manifest.labels),
-        ("tokenizer_sha256", manifest.tokenizer.sha256),
-    ):
+    wanted = {"task": settings.task, "labels": manifest.labels, "tokenizer_sha256": manifest.tokenizer.sha256}
+    for name, expected in wanted.items():
         if description[name] != expected and (name != "labels" or settings.task == "topics"):
             raise EncoderError(
                 f"distill.teacher_run {run}: its {name} differs from this run's; give a run of the same task "

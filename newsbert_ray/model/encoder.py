@@ -28,12 +28,8 @@ _PROJECTION_NAMES = (
 
 
 class Projections(NamedTuple):
-    """Inputs of one layer's attention.
-
-    Attributes:
-        query, key, value: (B, heads, L, D / heads).
-        bias: (heads, L, L) added to the scaled scores, in encoders with relative positions.
-    """
+    """Inputs of one layer's attention: query, key and value (B, heads, L, D / heads), and in encoders with
+    relative positions a bias (heads, L, L) that is added to the scaled scores."""
 
     query: Tensor
     key: Tensor

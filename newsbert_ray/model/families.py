@@ -38,7 +38,8 @@ def load_encoder(
     pad_id: int = 0,
     max_tokens: int = 0,
 ) -> Encoder:
-    """The teacher's encoder, in training mode.
+    """The teacher's encoder, in training mode; EncoderError: not found, no safetensors, or too few layers,
+    positions or tokens.
 
     Args:
         name: Hugging Face name or folder with safetensors weights; `scratch` for a small BERT with random
@@ -46,8 +47,6 @@ def load_encoder(
         vocabulary: number of token ids in the shards; the encoder needs at least as many word embeddings.
         pad_id: padding id of the shards, for a scratch BERT.
         max_tokens: longest text in the shards; the encoder needs as many positions.
-    Raises:
-        EncoderError: not found, no safetensors, or too few layers, positions or tokens.
     """
     config = _scratch_config(scratch, vocabulary, pad_id) if name == SCRATCH else _pretrained_config(name)
     depth = int(config.num_hidden_layers)
@@ -70,11 +69,8 @@ def load_encoder(
             f"'{name}' has {positions} positions, too few for texts of {max_tokens} tokens; "
             "prepare the shards with a smaller --max_tokens"
         )
-    encoder = (
-        load_unilm(Path(name), cast("BertConfig", config))
-        if is_unilm(name)
-        else Encoder(_build(name, config))
-    )
+    own = is_unilm(name)
+    encoder = load_unilm(Path(name), cast("BertConfig", config)) if own else Encoder(_build(name, config))
     assert len(encoder.layers) == wanted, f"{len(encoder.layers)} layers instead of {wanted}"
     return encoder.train()
 

@@ -56,12 +56,8 @@ class ClickHead(nn.Module):
         """The embedding of a user without a history. Zeros would give all candidates the same score."""
 
     def encode_users(self, history: Tensor, history_mask: Tensor) -> Tensor:
-        """User embeddings (S, D).
-
-        Args:
-            history: (S, T, D) embeddings of clicked news.
-            history_mask: (S, T) 1 at real entries; a row of zeros gives the learned newcomer.
-        """
+        """User embeddings (S, D) from those of clicked news (S, T, D); `history_mask` (S, T) is 1 at real
+        entries, and a row of zeros gives the learned newcomer."""
         empty = history_mask.sum(-1, keepdim=True) == 0  # (S, 1)
         if self.attention is not None:
             history = self.attention(history, history_mask + empty)

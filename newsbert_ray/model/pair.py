@@ -67,10 +67,8 @@ class Top(nn.Module):
     def forward(self, hidden_states: list[tuple[Tensor, ...]], batch: Batch) -> Output:
         """Outputs from the hidden states of each bucket; pooling, head and losses compute in fp32."""
         states = tuple(tuple(state.float() for state in bucket) for bucket in hidden_states)
-        parts = [
-            self.embed(state, bucket.attention_mask)
-            for state, bucket in zip(states, batch.buckets, strict=True)
-        ]
+        masks = (bucket.attention_mask for bucket in batch.buckets)
+        parts = [self.embed(state, mask) for state, mask in zip(states, masks, strict=True)]
         return replace(self.predict(torch.cat(parts), batch), hidden_states=states)
 
     def predict(self, embedding: Tensor, batch: Batch) -> Output:

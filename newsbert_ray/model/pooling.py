@@ -24,12 +24,8 @@ class AttentivePooling(nn.Module):
         return scores
 
     def forward(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
-        """Pooled states (B, D); masked positions have weight 0.
-
-        Args:
-            hidden: (B, L, D).
-            attention_mask: (B, L) 1 at real tokens; each row needs one.
-        """
+        """Pooled states (B, D) of `hidden` (B, L, D); `attention_mask` (B, L) is 1 at real tokens, of which
+        each row needs one, and others have weight 0."""
         scores = self.scores(hidden).float().masked_fill(attention_mask == 0, float("-inf"))
         weights = torch.softmax(scores, dim=-1).to(hidden.dtype)
         return torch.bmm(weights.unsqueeze(1), hidden).squeeze(1)
@@ -45,12 +41,8 @@ class SelfAttention(nn.Module):
         self.value = nn.Linear(width, HEADS * HEAD_SIZE, bias=False)
 
     def forward(self, states: Tensor, mask: Tensor) -> Tensor:
-        """Attended states (B, L, HEADS x HEAD_SIZE); masked positions are not attended to.
-
-        Args:
-            states: (B, L, W).
-            mask: (B, L) 1 at real positions; each row needs one.
-        """
+        """Attended states (B, L, HEADS x HEAD_SIZE) of `states` (B, L, W); `mask` (B, L) is 1 at real
+        positions, of which each row needs one, and others are not attended to."""
         query, key, value = (
             projected.view(*projected.shape[:2], HEADS, HEAD_SIZE).transpose(1, 2)
             for projected in (self.query(states), self.key(states), self.value(states))

@@ -15,16 +15,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from newsbert_ray import files
 from newsbert_ray.data.shards import Manifest
-from newsbert_ray.files import (
-    checksum_of,
-    files_in,
-    replace_folder,
-    require_intact,
-    sha256_of,
-    sync,
-    write_json,
-)
 from newsbert_ray.methods import TaskName
 from newsbert_ray.model.encoder import Encoder, EncoderError, save_tensors
 from newsbert_ray.model.families import load_exported
@@ -50,13 +42,13 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str,
     from safetensors import SafetensorError
 
     try:
-        with replace_folder(path) as partial:
+        with files.replace_folder(path) as partial:
             save_tensors(tensors, partial / WEIGHTS)
-            body = {**state, "sha256": sha256_of(partial / WEIGHTS)}
+            body = {**state, "sha256": files.sha256_of(partial / WEIGHTS)}
             document = {"body": body, "check": hashlib.sha256(json.dumps(body).encode()).hexdigest()}
             (partial / STATE).write_text(json.dumps(document), encoding="utf-8")
             for name in (WEIGHTS, STATE):
-                sync(partial / name)
+                files.sync(partial / name)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{path}: cannot be written ({error}); free some disk space, then run the same command again: it "
@@ -82,7 +74,7 @@ def verify_weights(path: Path) -> dict[str, Any]:
         document = json.loads((path / STATE).read_text(encoding="utf-8"))
         body: dict[str, Any] = document["body"]
         intact = hashlib.sha256(json.dumps(body).encode()).hexdigest() == document["check"]
-        intact = intact and sha256_of(path / WEIGHTS) == body["sha256"]
+        intact = intact and files.sha256_of(path / WEIGHTS) == body["sha256"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: incomplete or damaged ({type(error).__name__})") from error
     if not intact:
@@ -126,14 +118,14 @@ def write_student(
         "tokenizer_sha256": manifest.tokenizer.sha256,
     }
     try:
-        with replace_folder(folder) as partial:
+        with files.replace_folder(folder) as partial:
             pair.student.save(partial)
             if tokenizer.is_dir():
                 shutil.copytree(tokenizer, partial, dirs_exist_ok=True)
             save_tensors(pair.top.state_dict(), partial / TOP)
             (partial / "README.md").write_text(_card(pair.student), encoding="utf-8")
-            top["files"] = {n: digest for n, digest in files_in(partial).items() if n != "README.md"}
-            write_json(partial / TOP_CONFIG, {**top, "check": checksum_of(top)})
+            top["files"] = {n: digest for n, digest in files.files_in(partial).items() if n != "README.md"}
+            files.write_json(partial / TOP_CONFIG, {**top, "check": files.checksum_of(top)})
     except (SafetensorError, OSError) as error:
         raise EncoderError(
             f"{folder}: the student cannot be written ({error}); free some disk space, then run the same "
@@ -163,7 +155,7 @@ def load_student(folder: Path) -> tuple[Encoder, Top, dict[str, Any]]:
     require_encoder(folder)
     try:
         description = read_top(folder)
-        require_intact(
+        files.require_intact(
             folder, description.pop("files", {}), lambda text: _Damage(f"{text}; train the run again")
         )
         encoder = load_exported(folder)
@@ -192,6 +184,6 @@ def read_top(folder: Path) -> dict[str, Any]:
     """The description of an exported student's top (top.json); EncoderError if it has changed since."""
     description: dict[str, Any] = json.loads((folder / TOP_CONFIG).read_text(encoding="utf-8"))
     check = description.pop("check", None)  # early versions wrote none
-    if check is not None and check != checksum_of(description):
+    if check is not None and check != files.checksum_of(description):
         raise _Damage(f"{folder / TOP_CONFIG}: damaged: its content has changed; train the run again")
     return {"task": "topics", "user": "pooling", **description}  # early versions wrote neither

@@ -98,9 +98,8 @@ class RecurrentEncoder(WordModel):
     def _read(self, embedded: Tensor, weights: Sequence[Tensor]) -> Tensor:
         """States (B, L, D / 2) of one direction, from the first position to the last."""
         start = embedded.new_zeros(1, len(embedded), self.lstm.hidden_size)
-        states: Tensor = torch.lstm(
-            embedded, (start, start), list(weights), True, 1, 0.0, self.training, False, True
-        )[0]
+        options = (True, 1, 0.0, self.training, False, True)
+        states: Tensor = torch.lstm(embedded, (start, start), list(weights), *options)[0]
         return states
 
 

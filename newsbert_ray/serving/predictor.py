@@ -150,11 +150,8 @@ class Ranked:
 
 
 class Predictor:
-    """A student with its tokeniser, ready to read texts. Not for several threads at once.
-
-    Attributes:
-        width: numbers of an embedding, D; 0 for a linear model.
-    """
+    """A student with its tokeniser, ready to read texts. Not for several threads at once. `width`: numbers of
+    an embedding, D; 0 for a linear model."""
 
     def __init__(self, student: Student, *, device: str | None = None, precision: Precision = "fp32") -> None:
         """The head stays in fp32, whatever the encoder computes in, and the pooling except with int8.

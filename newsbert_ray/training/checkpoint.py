@@ -12,14 +12,7 @@ from typing import Any, Self
 
 from torch import Tensor
 
-from newsbert_ray.model.saved import (
-    STATE,
-    CheckpointError,
-    best_folders,
-    read_weights,
-    verify_weights,
-    write_weights,
-)
+from newsbert_ray.model import saved
 from newsbert_ray.training.step import Learner
 
 _PREFIX = "step-"
@@ -63,7 +56,7 @@ class Progress:
 def write_checkpoint(folder: Path, learner: Learner, progress: Progress, *, keep: int) -> Path:
     """Write folder/step-N; keep the newest `keep` checkpoints, with the best models that they name."""
     path = folder / f"{_PREFIX}{progress.step:09d}"
-    write_weights(path, learner_tensors(learner), {"progress": asdict(progress)})
+    saved.write_weights(path, learner_tensors(learner), {"progress": asdict(progress)})
     for later in step_folders(folder):
         if later.name > path.name:  # found damaged when this run was resumed
             shutil.rmtree(later, ignore_errors=True)
@@ -98,16 +91,16 @@ def resume(folder: Path, learner: Learner, *, say: Callable[[str], object]) -> P
     paths = step_folders(folder)
     for path in reversed(paths):
         try:
-            tensors, state = read_weights(path)
+            tensors, state = saved.read_weights(path)
             progress = Progress.from_json(state["progress"])
             if progress.best:
-                verify_weights(folder / progress.best)
+                saved.verify_weights(folder / progress.best)
             load_tensors(learner, tensors)
             return progress
-        except (CheckpointError, KeyError, TypeError, RuntimeError) as error:
+        except (saved.CheckpointError, KeyError, TypeError, RuntimeError) as error:
             say(f"checkpoint {path} cannot be used ({error}); trying the one before it")
     if paths:
-        raise CheckpointError(
+        raise saved.CheckpointError(
             f"{folder}: none of the {len(paths)} checkpoints is intact; delete the run's folder and train "
             "again"
         )
@@ -131,8 +124,9 @@ def _prune(folder: Path, keep: int) -> None:
     named = set()
     for path in step_folders(folder):
         with suppress(OSError, ValueError, KeyError):
-            named.add(json.loads((path / STATE).read_text(encoding="utf-8"))["body"]["progress"]["best"])
-    for path in best_folders(folder):
+            state = json.loads((path / saved.STATE).read_text(encoding="utf-8"))
+            named.add(state["body"]["progress"]["best"])
+    for path in saved.best_folders(folder):
         if path.name not in named:
             shutil.rmtree(path, ignore_errors=True)
     for leftover in folder.glob(".*"):

@@ -61,13 +61,13 @@ def overview(entry: Mapping[str, Any]) -> list[tuple[str, float]]:
 class Display:
     """Shows entries on the screen: a progress bar on a terminal, otherwise a line every ten seconds."""
 
-    def __init__(self, *, total: int, live: bool | None = None, quiet: bool = False) -> None:
-        """`total` is the number of steps; `live` shows the bar, by default on a terminal; `quiet` nothing."""
+    def __init__(self, *, total: int, quiet: bool = False) -> None:
+        """`total` is the number of steps; `quiet` shows nothing."""
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
         self.console = Console(file=sys.stdout, highlight=False, quiet=quiet)
-        self.live = self.console.is_terminal and not quiet if live is None else live
+        self.live = self.console.is_terminal and not quiet
         self.total = total
         self._is_wide = self.console.width >= 120
         self._start: tuple[int, float] | None = None  # step and time of the first entry

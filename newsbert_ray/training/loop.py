@@ -67,12 +67,9 @@ class TrainingLoop:
         """Train over `updates`, the worker's updates after `progress.step`.
 
         At an evaluation the best student is kept, a checkpoint written (unless `checkpoint.at_evaluation` is
-        off) and then the entry reported: whoever stops a run in its report can resume it.
-
-        Raises:
-            PreemptedError: some worker has to end; on every worker, after a checkpoint.
-            LossError: the loss or a weight is not finite; noticed at the next log entry or checkpoint,
-                before it is written.
+        off) and then the entry reported: whoever stops a run in its report can resume it. PreemptedError on
+        every worker where some worker has to end, after a checkpoint. LossError where the loss or a weight is
+        not finite; noticed at the next log entry or checkpoint, before it is written.
         """
         with closing(read_ahead(updates, self.world.device)) as ahead:
             self._run(ahead)

@@ -20,13 +20,7 @@ from newsbert_ray.config import SettingsError, TrainSettings
 from newsbert_ray.data.reading import make_schedule
 from newsbert_ray.data.shards import Manifest
 from newsbert_ray.files import is_locked, locked
-from newsbert_ray.ray_session import (
-    RaySession,
-    StopSignals,
-    environment,
-    ray_session,
-    watch_for_end,
-)
+from newsbert_ray.ray_session import RaySession, StopSignals, environment, ray_session, watch_for_end
 from newsbert_ray.record import RECORD
 from newsbert_ray.storage.bucket import StorageError
 from newsbert_ray.storage.workdir import WorkDir, restore_urls, with_local_paths
@@ -85,16 +79,14 @@ def train_group(
 
     After the death of a worker the group continues from the last checkpoint, with `settings.min_workers` also
     with fewer workers. Before a machine is taken away, and after Ctrl-C or SIGTERM, it writes one more. All
-    nodes must see the run's folder, or it is in a bucket.
+    nodes must see the run's folder, or it is in a bucket. SettingsError where the cluster has too few CPUs or
+    GPUs; GroupError after too many failures without progress, or one that would come again.
 
     Args:
         report: called with the entries of rank 0, each evaluation's once.
         quiet: print nothing, and start fast: a sweep's trial. Each worker reserves a CPU for each of its
             threads, and reads the shards itself, in the same batches: Ray Data takes another 1.5 GB.
         gpus: share of a GPU for each worker, reserved by the caller; by default taken from the cluster.
-    Raises:
-        SettingsError: the cluster has too few CPUs or GPUs.
-        GroupError: too many failures without progress, or one that would come again.
     """
     with ExitStack() as stack:
         session = stack.enter_context(ray_session(dashboard=not quiet))

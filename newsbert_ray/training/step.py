@@ -6,6 +6,7 @@ import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,12 +46,8 @@ class LossModel(nn.Module):
 
 @dataclass
 class Learner:
-    """Everything that an update changes.
-
-    Attributes:
-        model: computes the losses; with several workers it is wrapped by DDP.
-        sparse_embedding: gradients of the word embeddings, which DDP leaves out.
-    """
+    """Everything that an update changes. `model` computes the losses; with several workers it is wrapped by
+    DDP, which leaves out the gradients of word embeddings: `sparse_embedding` has them."""
 
     pair: Pair
     model: nn.Module
@@ -72,16 +69,11 @@ def build_learner(pair: Pair, settings: TrainSettings, *, total_steps: int, worl
         "student": (pair.student, pair.state_map),
         "top": (pair.top,),
     }
-    groups = [
-        {
-            "params": [p for m in members if m is not None for p in m.parameters() if p.requires_grad],
-            "lr": settings.learning_rates[name],
-            "name": name,
-        }
-        for name, members in modules.items()
-    ]
-    for group in groups:
-        group["full_lr"] = group["lr"]
+    groups: list[dict[str, Any]] = []
+    for name, members in modules.items():
+        learned = [p for m in members if m is not None for p in m.parameters() if p.requires_grad]
+        rate = settings.learning_rates[name]
+        groups.append({"params": learned, "lr": rate, "full_lr": rate, "name": name})
     adam = torch.optim.Adam(
         groups, betas=(optimizer.beta1, optimizer.beta2), eps=optimizer.epsilon, fused=True
     )
@@ -177,11 +169,8 @@ def _without_averaging(model: nn.Module) -> contextlib.AbstractContextManager[No
 def _block_numbers(learner: Learner) -> dict[str, float]:
     last = learner.settings.distill.blocks == "last"
     blocks = block_statistics(learner.pair.student.layers, learner.pair.teacher.layers, last=last)
-    return {
-        f"{BLOCK}{i}_{name}": getattr(block, name)
-        for i, block in enumerate(blocks, 1)
-        for name in ("ratio", "cosine")
-    }
+    numbers = {f"{BLOCK}{i}": block._asdict() for i, block in enumerate(blocks, 1)}
+    return {f"{i}_{name}": value for i, block in numbers.items() for name, value in block.items()}
 
 
 class SparseEmbeddingGradients:

@@ -21,26 +21,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from newsbert_ray.config import SCRATCH, TrainSettings
-from newsbert_ray.data.reading import (
-    SplitData,
-    TrainingSchedule,
-    Update,
-    World,
-    make_schedule,
-    trained_texts,
-    training_texts,
-    unlabelled_texts,
-)
+from newsbert_ray.data import reading
+from newsbert_ray.data.reading import SplitData, TrainingSchedule, Update, World
 from newsbert_ray.data.shards import Manifest, Split, read_manifest
 from newsbert_ray.evaluation.metrics import topic_metrics
-from newsbert_ray.evaluation.scoring import (
-    Pace,
-    Scores,
-    device_name,
-    encode_texts,
-    map_titles,
-    score_models,
-)
+from newsbert_ray.evaluation.scoring import Pace, Scores, device_name, encode_texts, map_titles, score_models
 from newsbert_ray.files import replace_file, write_json
 from newsbert_ray.model.assemble import assemble_pair
 from newsbert_ray.model.encoder import on_cpu, save_tensors
@@ -75,16 +60,12 @@ def run_worker(
 ) -> None:
     """Everything that a worker does from its start to the run's record.json.
 
-    Only rank 0 reads and writes the run's folder, and prints. The settings have local paths.
-
-    Args:
-        updates: reads this worker's updates of a schedule, after `done` steps.
-        report: receives every entry of the loop, on every worker.
-        leaving: as in TrainingLoop.
-        deferred: signals wait in its block, which `leaving` ends.
+    Only rank 0 reads and writes the run's folder, and prints. The settings have local paths. `updates` reads
+    this worker's updates of a schedule, after `done` steps; `report` receives every entry of the loop, on
+    every worker; `leaving` as in TrainingLoop; signals wait in the block of `deferred`, which `leaving` ends.
     """
     manifest, run, receivers = read_manifest(settings.data), Path(settings.out), [report]
-    schedule = make_schedule(settings, manifest, world)
+    schedule = reading.make_schedule(settings, manifest, world)
     say = say if world.is_rank_zero else lambda _: None
     if settings.teacher != SCRATCH:
         say(f"loading the teacher {settings.teacher}")
@@ -216,7 +197,7 @@ def cached_teacher(
     """
     if not pair.frozen or all(map(needs_states, settings.distill.stages)):
         return None
-    table, rows = training_texts(schedule), trained_texts(schedule)
+    table, rows = reading.training_texts(schedule), reading.trained_texts(schedule)
     path = _cache_file(settings, schedule, rows)
     embeddings = world.broadcast(_read_cache(path, len(rows)) if world.is_rank_zero else None)
     if embeddings is None:
@@ -294,7 +275,7 @@ def _describe_unlabelled(schedule: TrainingSchedule) -> str:
     size, more = schedule.order.batch_size, schedule.order.beside
     if not more:
         return "no texts without labels: every text of a batch has one"
-    texts = len(unlabelled_texts(schedule).rows)
+    texts = len(reading.unlabelled_texts(schedule).rows)
     return f"texts without labels: {texts:,}; a batch has {more} of them, and {size} labelled"
 
 
@@ -329,7 +310,7 @@ def _write_results(
             },
         },
         layer_map=block_map(len(pair.teacher.layers), settings.student.layers, last=last),
-        unlabelled=len(unlabelled_texts(schedule).rows) if schedule.order.beside else 0,
+        unlabelled=len(reading.unlabelled_texts(schedule).rows) if schedule.order.beside else 0,
     )
     write_record(run, record)
 

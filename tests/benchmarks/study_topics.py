@@ -14,7 +14,7 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from newsbert_ray.evaluation.evaluate import by_topic
+from newsbert_ray.evaluation.evaluate import evaluate
 from newsbert_ray.evaluation.metrics import TopicRow
 from newsbert_ray.record import find_records, read_record
 from newsbert_ray.reporting.records import flat_settings
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not seeds:
         raise SystemExit("no seed of which every value has a student; sweep with more --keep_students")
     chosen = {
-        value: [by_topic(runs[seed], split=options.split) for seed in seeds]
+        value: [evaluate(runs[seed], split=options.split, by_topic=True) for seed in seeds]
         for value, runs in students.items()
     }
     for row in next(iter(chosen.values()))[0]:

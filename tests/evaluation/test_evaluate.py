@@ -16,7 +16,7 @@ from newsbert_ray.data.prepare import prepare
 from newsbert_ray.data.reading import SplitData
 from newsbert_ray.data.shards import MANIFEST, ShardError, read_manifest
 from newsbert_ray.data.synthetic import synthesize
-from newsbert_ray.evaluation.evaluate import SubmissionError, by_topic, evaluate, show
+from newsbert_ray.evaluation.evaluate import SubmissionError, evaluate
 from newsbert_ray.training.run import train
 from tests.conftest import MakeSettings, change_json
 from tests.evaluation.test_submission import official_scores
@@ -30,20 +30,20 @@ def test_a_run_by_topic(make_settings: MakeSettings, capsys: pytest.CaptureFixtu
     settings = make_settings(epochs=1)
     train(settings, quiet=True)
     for model in ("student", "teacher"):
-        rows = by_topic(settings.out, model=model)
+        rows = evaluate(settings.out, by_topic=True, model=model)
         whole = evaluate(settings.out)[model]
         assert sum(row.titles for row in rows) == sum(row.predicted for row in rows) == whole["rows"]
         assert sum(row.f1 for row in rows) / len(rows) == pytest.approx(whole["macro_f1"])
         assert [row.titles for row in rows] == sorted((row.titles for row in rows), reverse=True)
     with pytest.raises(ShardError, match="expected one of train"):
-        by_topic(settings.out, split="all")
+        evaluate(settings.out, by_topic=True, split="all")
     capsys.readouterr()
     assert cli.main(["evaluate", settings.out, "--by_topic", "--split", "validation"]) == 0
     shown = capsys.readouterr().out
     assert all(word in shown for word in ("precision", "recall", "F1", "most often taken for", "macro-F1"))
     assert cli.main(["evaluate", settings.out, "--by_topic", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found == [row._asdict() for row in by_topic(settings.out)]
+    assert found == [row._asdict() for row in evaluate(settings.out, by_topic=True)]
     assert cli.main(["evaluate", settings.out, "--by_topic", "--show", "U1"]) == 2
     assert "give only one of submission, by_topic and show" in capsys.readouterr().err
 
@@ -53,7 +53,7 @@ def test_clicks_have_no_topics(make_settings: MakeSettings) -> None:
     settings = make_settings(task="recommendation", epochs=1, **{"recommendation.history": 5})
     train(settings, quiet=True)
     with pytest.raises(SettingsError, match="needs a run of task topics"):
-        by_topic(settings.out)
+        evaluate(settings.out, by_topic=True)
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ def test_a_test_split_without_labels(make_settings: MakeSettings, unlabelled: Pa
     found = evaluate(settings.out, submission=tmp_path / "prediction.txt")
     assert "student" not in found
     assert found["submission"]["lines"] == read_manifest(unlabelled).rows("test", "recommendation")
-    (shown, *_) = show(settings.out, "U1")
+    (shown, *_) = evaluate(settings.out, show="U1")
     assert {offer.clicked for offer in shown.offers} == {None}
 
 
@@ -134,7 +134,7 @@ def test_a_user_is_shown(make_settings: MakeSettings) -> None:
     settings = make_settings(task="recommendation", epochs=1)
     train(settings, quiet=True)
     manifest = read_manifest(settings.data)
-    shown = show(settings.out, "U3")
+    shown = evaluate(settings.out, show="U3")
     blocks = list(SplitData(Path(settings.data), manifest, "test").impressions())
     users = [user for rows, _ in blocks for user in rows.column("user_id").to_pylist()]
     assert len(shown) == users.count("U3") > 0
@@ -148,9 +148,9 @@ def test_a_user_is_shown(make_settings: MakeSettings) -> None:
         for news in [*one.history, *(offer.news for offer in one.offers)]:
             assert titles[news.news_id] == news.title
     with pytest.raises(ShardError, match="user 'U999': no impression in the test split; U1 has one"):
-        show(settings.out, "U999")
+        evaluate(settings.out, show="U999")
     with pytest.raises(SettingsError, match="model 'nobody': the run keeps student and teacher"):
-        show(settings.out, "U3", model="nobody")
+        evaluate(settings.out, show="U3", model="nobody")
 
 
 def corpus_lines(shards: str) -> list[str]:

@@ -96,7 +96,7 @@ def test_progress_moves_at_every_step(
     """A run whose steps take seconds looks as if it hangs between two log entries."""
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
-    display = Display(total=10, live=False)
+    display = Display(total=10)
     log = {
         "kind": "log",
         "step": 1,
