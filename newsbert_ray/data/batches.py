@@ -239,10 +239,7 @@ class Batch:
 
     Attributes:
         buckets: the texts; positions in `target` count through them in order.
-        target: of the task.
-        rows: examples in the whole update.
-        texts: mentions of texts in the whole update.
-        tokens: real tokens of all mentions in the whole update.
+        rows, texts, tokens: examples, mentions of texts and their real tokens in the whole update.
         weight: 1, or 0 for a placeholder that a worker computes when an update has fewer examples than
             workers.
         piece: number of this part in the update. It seeds dropout, whichever worker computes the part.
@@ -282,20 +279,16 @@ def unique_texts(
     for start, stop in cut_buckets(lengths[order], budget=budget):
         chosen = order[start:stop]
         ids, mask = table.ids(different[chosen], pad_id=pad_id)
-        buckets.append(make_bucket(ids, mask, uses[chosen], rows=different[chosen]))
+        buckets.append(make_bucket(ids, mask, different[chosen], uses[chosen]))
     return tuple(buckets), position[inverse]
 
 
 def make_bucket(
-    ids: Ints,
-    mask: npt.NDArray[np.bool_],
-    uses: npt.NDArray[np.integer] | None = None,
-    *,
-    rows: npt.NDArray[np.integer] | None = None,
+    ids: Ints, mask: npt.NDArray[np.bool_], rows: npt.NDArray[np.integer], uses: Ints | None = None
 ) -> Bucket:
     counts = None if uses is None or (uses == 1).all() else torch.from_numpy(uses.astype(np.float32))
-    of_table = None if rows is None else torch.from_numpy(rows.astype(np.int64))
-    return Bucket(torch.from_numpy(ids), torch.from_numpy(mask.astype(np.int64)), counts, of_table)
+    ids_, mask_, rows_ = (torch.from_numpy(array.astype(np.int64)) for array in (ids, mask, rows))
+    return Bucket(ids_, mask_, counts, rows_)
 
 
 def cut_buckets(lengths: Ints, *, budget: int, start_tokens: int | None = None) -> Iterator[tuple[int, int]]:

@@ -108,7 +108,7 @@ class Titles(Examples):
         """In few buckets: titles of a batch have similar lengths already."""
         pieces = -(-int(self.lengths.max(initial=1)) * len(self) // budget)
         buckets = [
-            batches.make_bucket(*self.table.ids(rows, pad_id=pad_id), rows=rows)
+            batches.make_bucket(*self.table.ids(rows, pad_id=pad_id), rows)
             for rows in np.array_split(self.rows, min(pieces, len(self)))
         ]
         return tuple(buckets), Topics(torch.from_numpy(self.labels))
@@ -225,18 +225,12 @@ def find_clicks(impressions: Impressions) -> tuple[Ints, Ints, Ints]:
 
 
 def draw_clicks(
-    impressions: Impressions,
-    table: TextTable,
-    *,
-    npratio: int,
-    generator: np.random.Generator,
-    chosen: Ints | None = None,
+    impressions: Impressions, table: TextTable, chosen: Ints, *, npratio: int, generator: np.random.Generator
 ) -> Clicks:
-    """Every click that can be learned from, or those at the positions `chosen` among all of them, each with
-    `npratio` negatives that `generator` draws: fewer where its impression has fewer, none twice."""
+    """The clicks at the positions `chosen` among all that can be learned from, each with `npratio` negatives
+    that `generator` draws: fewer where its impression has fewer, none twice."""
     clicks, negatives, offsets = find_clicks(impressions)
-    if chosen is not None:
-        clicks = clicks[chosen]
+    clicks = clicks[chosen]
     owner = np.searchsorted(impressions.offsets, clicks, side="right") - 1
     candidates = np.full((len(clicks), 1 + npratio), -1, np.int32)
     candidates[:, 0] = impressions.candidates[clicks]

@@ -260,8 +260,7 @@ class NewsSource:
             )
 
     def _collect_rejected(self, files: Sequence[MindFile], summaries: Sequence[Summary]) -> None:
-        """Find the bad lines of each file and list all in the folder, in the order of files and lines.
-        PrepareError where a file has too many."""
+        """List the bad lines of all files in the folder, in order; PrepareError where a file has too many."""
         rejected = {file.source.number: Rejected() for file in files}
         self.rejected = [*rejected.values()]
         for summary in summaries:
@@ -344,10 +343,8 @@ def _open_files(settings: PrepareSettings, workspace: Workspace) -> list[MindFil
 
 
 def _assign_impressions(file: MindFile, lines: Lines, shares: sources.Shares) -> None:
-    """The fate of every impression: by time in the training file, otherwise the file's role.
-
-    Lines that are bad for their candidates alone count in the shares, as candidates are not parsed yet.
-    """
+    """The fate of every impression: by time in the training file, otherwise the file's role. Lines that are
+    bad for their candidates alone count in the shares, as candidates are not parsed yet."""
     well_formed = lines.codes != NO_CODE
     file.originals = mind.find_originals(lines.hashes, well_formed)
     repeated = file.originals > 0

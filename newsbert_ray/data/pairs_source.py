@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, compress, islice
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -131,7 +132,7 @@ class PairsSource:
             TextWriter(self._workspace.folder) as texts,
             sources.show_progress(self._workspace.say, "prepared", total=total) as advance,
         ):
-            writer = PairsWriter(self._workspace, tokenizer, texts, lengths)
+            writer = PairsWriter(self._workspace.folder, tokenizer, texts, lengths)
             for number in range(len(self._tables)):
                 for block in self._blocks(number):
                     writer.add(number, block)
@@ -202,15 +203,11 @@ class PairsWriter:
     """
 
     def __init__(
-        self,
-        workspace: sources.Workspace,
-        tokenizer: TitleTokenizer,
-        texts: TextWriter,
-        lengths: dict[str, int],
+        self, folder: Path, tokenizer: TitleTokenizer, texts: TextWriter, lengths: dict[str, int]
     ) -> None:
         self.shards: dict[Split, list[Shard]] = {split: [] for split in SPLITS}
         self.counts: Counter[str] = Counter()
-        self._folder, self._tokenizer, self._texts = workspace.folder, tokenizer, texts
+        self._folder, self._tokenizer, self._texts = folder, tokenizer, texts
         self._lengths, self._index = lengths, sources.HashIndex()
         self._waiting: dict[Split, list[pa.Table]] = {split: [] for split in SPLITS}
         self._shards_of_table: Counter[Split] = Counter()

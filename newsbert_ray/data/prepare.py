@@ -88,13 +88,13 @@ def _prepare(settings: PrepareSettings, local: PrepareSettings, say: Say) -> tup
         tokenizer = None if made else load_tokenizer(local.teacher)
         if tokenizer is not None:
             check_encoder(local.teacher, tokenizer)
-        rows = row_settings(local, corpus)
-        manifest = find_prepared(local, rows, corpus.files, tokenizer, say=say)
+        manifest = find_prepared(local, corpus, tokenizer, say=say)
         if manifest is not None:
             counted = ", ".join(f"{manifest.rows(split, corpus.task):,} {split}" for split in SPLITS)
             holds = f"{settings.out} holds {counted} {corpus.noun} of the same sources"
             shutil.rmtree(folder)
             return manifest, [f"already prepared: {holds}; nothing to do"]
+        rows = row_settings(local, corpus)
         mark = fingerprint(rows, corpus.files, tokenizer)
         corpus.assign_rows()
         if tokenizer is None:
@@ -255,17 +255,12 @@ def fingerprint(rows: dict[str, Any], files: Iterable[SourceFile], tokenizer: Ti
 
 
 def find_prepared(
-    settings: PrepareSettings,
-    rows: dict[str, Any],
-    files: Sequence[SourceFile],
-    tokenizer: TitleTokenizer | None,
-    *,
-    say: Say,
+    settings: PrepareSettings, corpus: Corpus, tokenizer: TitleTokenizer | None, *, say: Say
 ) -> Manifest | None:
     """The manifest at --out if it was made from the same and is whole; None where --out may be written.
     PrepareError where it holds something else, which is named. `tokenizer` is None if it is still to be made.
     """
-    out = Path(settings.out)
+    out, rows, files = Path(settings.out), row_settings(settings, corpus), corpus.files
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
     if not (out / MANIFEST).is_file():

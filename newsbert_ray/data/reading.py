@@ -235,9 +235,8 @@ def window_examples(schedule: TrainingSchedule, window: Window) -> Examples:
     recommendation = schedule.settings.recommendation
     impressions, chosen = _window_impressions(folder, shards, quotas, recommendation.history)
     generator = batches.seeded_generator(schedule.order.seed, window.epoch, window.number + 1, 1)
-    return examples.draw_clicks(
-        impressions, table, npratio=recommendation.npratio, generator=generator, chosen=chosen
-    )
+    npratio = recommendation.npratio
+    return examples.draw_clicks(impressions, table, chosen, npratio=npratio, generator=generator)
 
 
 def trained_texts(schedule: TrainingSchedule) -> Ints:

@@ -99,10 +99,8 @@ def mixed_updates(
 def _blocks(
     student: nn.ModuleList, teacher: nn.ModuleList, *, last: bool
 ) -> Iterator[tuple[Parameters, list[Parameters]]]:
-    """Each student layer that learns, and the layers of its teacher block that do; none for another.
-
-    Parameters that some of them lack are left out: ModernBERT's first layer has one norm less.
-    """
+    """Each student layer that learns, and the layers of its teacher block that do; none for another. What
+    parameters some of them lack is left out: ModernBERT's first layer has one norm less."""
     size, first = len(teacher) // max(1, len(student)), len(teacher) - len(student)
     for i, layer in enumerate(student):
         block = [teacher[first + i]] if last else [teacher[i * size + j] for j in range(size)]

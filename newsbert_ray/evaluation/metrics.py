@@ -191,10 +191,8 @@ def _rank_clicks(
     scores: npt.NDArray[np.floating], offsets: Ints, positions: Ints, first: Ints
 ) -> tuple[Ints, Ints]:
     """(P,) ranks of the clicks, without sorting; (P,) twice the candidates with a lower score plus the equal
-    ones, itself included.
-
-    Compares the first click of every impression with its candidates, then every second click, and so on.
-    """
+    ones, itself included. Compares the first click of every impression with its candidates, then every second
+    click, and so on."""
     rank, beaten = np.empty(len(positions), np.int64), np.empty(len(positions), np.int64)
     column = positions - np.repeat(offsets[:-1], np.diff(first))
     cuts = np.searchsorted(offsets, np.arange(0, len(scores), _COMPARED))

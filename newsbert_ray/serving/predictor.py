@@ -384,11 +384,8 @@ class TokenCache:
 
     @torch.inference_mode()
     def _compute(self, tokens: Tensor, positions: Tensor) -> list[Tensor]:
-        """Embeddings, queries, keys, values (U, D) of U tokens at their positions.
-
-        Only the norm's scale mixes token and position: each map is applied to the distinct tokens and to the
-        positions, and the outputs are added.
-        """
+        """Embeddings, queries, keys, values (U, D) of U tokens at their positions. Only the norm's scale
+        mixes both: each map is applied to distinct tokens and to positions, and the outputs are added."""
         embed, *maps = (getattr(parent, name) for parent, name in self._modules)
         norm = embed.LayerNorm
         words, word = torch.unique(tokens, return_inverse=True)

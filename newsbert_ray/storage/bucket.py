@@ -289,10 +289,8 @@ def _patience() -> float:
 
 @lru_cache(maxsize=32)
 def _open(url: str, endpoint: str) -> tuple[Any, str]:
-    """The file system of a URL, and the path in it; cached, because a new one would connect again.
-
-    pyarrow reads AWS_ENDPOINT_URL itself; `endpoint` keeps the file systems of two servers apart.
-    """
+    """The file system of a URL, and the path in it; cached, because a new one would connect again. pyarrow
+    reads AWS_ENDPOINT_URL itself; `endpoint` keeps the file systems of two servers apart."""
     from pyarrow import ArrowInvalid
     from pyarrow.fs import FileSystem
 

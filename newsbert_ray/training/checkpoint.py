@@ -24,7 +24,7 @@ class Progress:
     """How far a run is: all of its state besides tensors.
 
     Attributes:
-        step: updates done.
+        step, titles: updates done, and titles trained on.
         curve: one entry per evaluation (see RunRecord.curve).
         best: folder of the best model so far, with its validation metric and step; empty before the first
             evaluation.
@@ -32,7 +32,6 @@ class Progress:
         blocks: sums of the gradient statistics since then, over `log_steps` logged updates.
         seconds: time over all starts by what it was spent on (`train`, `data`, `evaluate`, `checkpoint`,
             `report`).
-        titles: titles trained on.
     """
 
     step: int = 0

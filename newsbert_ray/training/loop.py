@@ -43,7 +43,6 @@ class TrainingLoop:
     """One worker's loop over its updates.
 
     Attributes:
-        progress: continued and kept up to date.
         evaluate: metrics of both models on validation, the same on all workers.
         report: called on every worker with {"kind": "log", ...} every `log_every` steps,
             {"kind": "step", ...} for the other steps, {"kind": "evaluation", ...}, and {"kind": "checkpoint",

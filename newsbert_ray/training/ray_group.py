@@ -8,8 +8,7 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
@@ -311,16 +310,14 @@ def _own_reason(error: BaseException) -> str | None:
     return None
 
 
-@contextmanager
-def rank_zero_lock(run: Path, *, wait_seconds: float = 60.0) -> Iterator[None]:
+def rank_zero_lock(run: Path, *, wait_seconds: float = 60.0) -> AbstractContextManager[None]:
     """Hold the run's folder for this group's rank 0. Workers of an earlier start, which outlive a driver that
     is killed, must end within `wait_seconds`; otherwise GroupError."""
     busy = GroupError(
         f"{run}: workers of an earlier start still train in it after {wait_seconds:g} s; end them, "
         "or wait, then run the same command again"
     )
-    with locked(run / LOCK, wait_seconds=wait_seconds, error=busy):
-        yield
+    return locked(run / LOCK, wait_seconds=wait_seconds, error=busy)
 
 
 def is_idle(run: Path) -> bool:

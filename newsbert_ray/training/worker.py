@@ -76,7 +76,7 @@ def run_worker(
     progress = _resume(run / CHECKPOINTS, learner, world, say=say)
     if progress.step:
         say(f"continuing from step {progress.step} of {schedule.total_steps}")
-    learner.pair.teacher_cache = cached_teacher(learner.pair, settings, schedule, world, say)
+    learner.pair.teacher_cache = cached_teacher(learner.pair, schedule, world, say)
     events = EventLog(run)
     journal = None
     if world.is_rank_zero:
@@ -104,7 +104,7 @@ def run_worker(
         if journal:
             journal.close()
     if world.is_rank_zero:
-        _write_results(settings, schedule, learner.pair, progress, test=test, pace=pace, world=world)
+        _write_results(schedule, learner.pair, progress, test=test, pace=pace, world=world)
         if settings.checkpoint.keep_finished:
             keep_best(run / CHECKPOINTS, progress.best)
         else:
@@ -184,27 +184,23 @@ def _teacher_scores(settings: TrainSettings, manifest: Manifest) -> dict[Split, 
 
 
 def cached_teacher(
-    pair: Pair,
-    settings: TrainSettings,
-    schedule: TrainingSchedule,
-    world: World,
-    say: Callable[[str], object] = print,
+    pair: Pair, schedule: TrainingSchedule, world: World, say: Callable[[str], object] = print
 ) -> EmbeddingCache | None:
     """A frozen teacher's embeddings of every text in training; None if losses of every stage read its layers.
 
     They are computed once and kept in the teacher's folder for other runs. The texts are encoded in a fixed
     order, so that the bits do not depend on who computes them.
     """
-    if not pair.frozen or all(map(needs_states, settings.distill.stages)):
+    if not pair.frozen or all(map(needs_states, schedule.settings.distill.stages)):
         return None
     table, rows = reading.training_texts(schedule), reading.trained_texts(schedule)
-    path = _cache_file(settings, schedule, rows)
+    path = _cache_file(schedule, rows)
     embeddings = world.broadcast(_read_cache(path, len(rows)) if world.is_rank_zero else None)
     if embeddings is None:
         say(f"computing what the teacher says of {len(rows):,} texts, once")
         teacher = {"teacher": pair.models()["teacher"]}
         pad_id = schedule.manifest.tokenizer.pad_id
-        with encoder_precision(settings, world):
+        with encoder_precision(schedule.settings, world):
             embeddings = encode_texts(teacher, table, rows, pad_id=pad_id, world=world)["teacher"].clone()
         if world.is_rank_zero:
             # For the next run; not being able to write them is no error.
@@ -220,8 +216,9 @@ def encoder_precision(settings: TrainSettings, world: World) -> torch.autocast:
     return torch.autocast(world.device.type, torch.bfloat16, enabled=settings.precision == "bf16")
 
 
-def _cache_file(settings: TrainSettings, schedule: TrainingSchedule, rows: npt.NDArray[np.integer]) -> Path:
+def _cache_file(schedule: TrainingSchedule, rows: npt.NDArray[np.integer]) -> Path:
     """File of the embeddings of these texts by these teacher weights."""
+    settings = schedule.settings
     assert settings.distill.teacher_run is not None
     folder = Path(settings.distill.teacher_run)
     weights = (folder / "student" / "model.safetensors").stat()
@@ -280,16 +277,10 @@ def _describe_unlabelled(schedule: TrainingSchedule) -> str:
 
 
 def _write_results(
-    settings: TrainSettings,
-    schedule: TrainingSchedule,
-    pair: Pair,
-    progress: Progress,
-    *,
-    test: Scores,
-    pace: Pace,
-    world: World,
+    schedule: TrainingSchedule, pair: Pair, progress: Progress, *, test: Scores, pace: Pace, world: World
 ) -> None:
-    run, manifest, models = Path(settings.out), schedule.manifest, pair.eval().models()
+    settings, manifest, models = schedule.settings, schedule.manifest, pair.eval().models()
+    run = Path(settings.out)
     tokenizer = Path(settings.data) / "tokenizer"
     write_student(run / "student", pair, manifest, tokenizer=tokenizer, task=settings.task)
     if settings.task == "topics":

@@ -308,7 +308,7 @@ def step_figures(check: Check, settings: TrainSettings, precision: str, *, compi
     world = World(device=check.device)
     schedule = make_schedule(settings, read_manifest(settings.data), world)
     learner = build_worker_learner(settings, schedule, world)
-    learner.pair.teacher_cache = cached_teacher(learner.pair, settings, schedule, world)
+    learner.pair.teacher_cache = cached_teacher(learner.pair, schedule, world)
     for layer in (*learner.pair.teacher.layers, *learner.pair.student.layers) if compiled else ():
         layer.compile(dynamic=True)
     if check.on_gpu:

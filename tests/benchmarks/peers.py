@@ -150,7 +150,7 @@ def ours(given: Given, wait: Wait, keep: Keep, *, stored: bool = False, **values
     learner = build_worker_learner(settings, schedule, World())
     pair = learner.pair
     if stored:
-        pair.teacher_cache = cached_teacher(pair, settings, schedule, World(), say=lambda _: None)
+        pair.teacher_cache = cached_teacher(pair, schedule, World(), say=lambda _: None)
     keep(Classifier(pair.student, pair.top))
     updates = list(itertools.islice(read_updates(schedule), len(given.batches)))
     endless = (replace(update, step=step) for step, update in enumerate(itertools.cycle(updates), 1))

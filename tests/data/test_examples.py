@@ -50,7 +50,8 @@ def behaviors(*rows: tuple[list[int], list[int], list[int] | None]) -> pa.Table:
 def draw(table: pa.Table, *, seed: int = 0, npratio: int = 2, history: int = 50) -> Clicks:
     """All clicks of a shard."""
     impressions = impressions_of(table, history=history)
-    return draw_clicks(impressions, TABLE, npratio=npratio, generator=seeded_generator(seed))
+    every = np.arange(len(find_clicks(impressions)[0]))
+    return draw_clicks(impressions, TABLE, every, npratio=npratio, generator=seeded_generator(seed))
 
 
 def reads(clicks: Clicks, i: int) -> list[int]:
@@ -109,7 +110,7 @@ def test_a_draw_of_clicks_grows(quota: int) -> None:
 
     def drawn(count: int) -> set[tuple[int, int]]:
         held, chosen = choose_clicks(table, impressions, count)
-        clicks = draw_clicks(held, TABLE, npratio=1, generator=seeded_generator(0), chosen=chosen)
+        clicks = draw_clicks(held, TABLE, chosen, npratio=1, generator=seeded_generator(0))
         pairs = set(zip(clicks.history.tolist(), clicks.candidates[:, 0].tolist(), strict=True))
         assert len(clicks) == len(pairs) == count
         assert len(held) == len({reader for reader, _ in pairs})
