@@ -88,7 +88,6 @@ def draw_svg(figure: FigureData[AnyPanel], *, captioned: bool = False) -> str:
 
 
 def figure_paths(name: str, folder: Path) -> list[Path]:
-    """The files of a figure: PNG, SVG."""
     return [folder / f"{name}.png", folder / f"{name}.svg"]
 
 

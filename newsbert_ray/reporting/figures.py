@@ -1,8 +1,6 @@
-"""What a figure shows, before it is drawn; and the figures of any runs, made from their records.
-
-"NewsBERT" is Wu et al. 2021; Figs. 3 to 7 are the paper's. Needs neither torch nor Ray. A function that makes
-a figure raises NothingToDraw with the reason where it cannot, and ValueError for runs of several tasks.
-"""
+"""What a figure shows, before it is drawn; and the figures of any runs, made from their records. Figs. 3 to 7
+are those of NewsBERT (Wu et al. 2021). Needs neither torch nor Ray. A function that makes a figure raises
+NothingToDraw with the reason where it cannot, and ValueError for runs of several tasks."""
 
 from __future__ import annotations
 
@@ -220,15 +218,16 @@ def curve_figure(records: Sequence[RunRecord]) -> FigureData[Panel]:
     varying = varying_settings(records)
     left_out, panels = 0, []
     for label, group in _labelled(records, [DEPTH]).items():
-        settings = _labelled(group, [name for name in varying if name != DEPTH]).items()
-        curves = (_curve(runs, name or "student", f"student.{metric.name}") for name, runs in settings)
-        lines = [line for line in curves if line]
+        lines: list[Line] = []
+        for name, runs in _labelled(group, [name for name in varying if name != DEPTH]).items():
+            path = f"validation.student.{metric.name}"
+            lines += mean_curve([record.curve for record in runs], path, name or "student")
         best = sorted(lines, key=lambda line: line.y[-1], reverse=True)[:MAX_LINES]
         left_out += len(lines) - len(best)
         shown = [line for line in lines if line in best]
-        teacher = _curve(group, "teacher (mean)", f"teacher.{metric.name}")
-        if teacher and set(varying) <= {BETA, DEPTH}:
-            shown.append(replace(teacher, look="reference"))
+        if set(varying) <= {BETA, DEPTH}:
+            path = f"validation.teacher.{metric.name}"
+            shown += mean_curve([record.curve for record in group], path, "teacher (mean)", "reference")
         if lines:
             panels.append(Panel(label, "epoch", f"validation {metric.heading} (%)", tuple(shown)))
     if not panels:
@@ -238,10 +237,12 @@ def curve_figure(records: Sequence[RunRecord]) -> FigureData[Panel]:
     return FigureData("learning_curves", tuple(panels), caption, whole_x=True, share_y=True, alt=alt)
 
 
-def _curve(records: Sequence[RunRecord], label: str, name: str) -> Line | None:
-    """`name` (`student.accuracy`) on validation in per cent, at the epochs that all the records have."""
-    pairs = [(x, 100 * y) for record in records for x, y in curve_of(record.curve, f"validation.{name}")]
-    return mean_line(pairs, label, runs=len(records), spread=False) if pairs else None
+def mean_curve(
+    runs: Sequence[Sequence[Mapping[str, Any]]], path: str, label: str, look: LineLook = "mean"
+) -> list[Line]:
+    """A metric in per cent at the epochs that all runs have, from their evaluations; empty without any."""
+    pairs = [(x, 100 * y) for entries in runs for x, y in curve_of(entries, path)]
+    return [replace(mean_line(pairs, label, runs=len(runs), spread=False), look=look)] if pairs else []
 
 
 def loss_figure(record: RunRecord, entries: Sequence[Mapping[str, Any]]) -> FigureData[Panel]:

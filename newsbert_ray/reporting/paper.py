@@ -1,5 +1,4 @@
-"""Tables 1 (corpora) and 2 (systems) of the paper, NewsBERT (Wu et al. 2021), and systems over depth, with
-our own numbers."""
+"""Tables 1 (corpora) and 2 (systems) of NewsBERT (Wu et al. 2021), and systems over depth, with ours."""
 
 from __future__ import annotations
 

@@ -164,8 +164,7 @@ def runs_page(
     topics: Sequence[Table] = (),
 ) -> Page:
     """The page about any runs: a table for each task, comparisons, figures or why they are left out, what was
-    run. `failed`: for each task the varied settings of each run that failed; `topics`: tables of a single
-    run."""
+    run. `failed`: for each task the varied settings of its failed runs; `topics`: tables of a single run."""
     runs, groups = len(distinct(records)), by_task(records)
     captions = {} if list(groups) == ["topics"] else {name: _caption(name, groups[name]) for name in groups}
     blocks: list[Block] = [results_table(rows_of(groups[n]), captions.get(n, "")) for n in groups]

@@ -142,8 +142,7 @@ def holm(values: Sequence[float]) -> list[float]:
 
 def significance_table(rows: Sequence[Row], against: Against, *, tuned: Sequence[str] = ()) -> Table | None:
     """The difference of each row, of one task, to its base in each of the student's metrics; None without
-    any. `tuned`: settings that each method has its own value of. SettingsError where no row has the base's
-    value."""
+    any. `tuned`: settings that each method has its own value of. SettingsError without such a base."""
     known = {str(row.settings[against.setting]) for row in rows if against.setting in row.settings}
     if against.value not in known:
         here = f"it is {', '.join(sorted(known))} here" if known else "it does not vary here"
@@ -223,7 +222,6 @@ def importances_of(sweep: Sweep, *, goal: int = 0) -> tuple[tuple[Bar, ...], int
 def _divergences(axes: Sequence[Axis], scores: Sequence[tuple[Point, float]], top: int) -> np.ndarray:
     """Distance of the best points' distribution from that of all points, on each axis (PED-ANOVA)."""
     import optuna
-    from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="maximize")
@@ -232,11 +230,11 @@ def _divergences(axes: Sequence[Axis], scores: Sequence[tuple[Point, float]], to
         own = {name: value for name, value in point.values.items() if name in ranges}
         known = {name: ranges[name] for name in own}
         study.add_trial(optuna.create_trial(params=own, distributions=known, value=score))
-    evaluator = PedAnovaImportanceEvaluator(target_quantile=top / len(scores))
+    evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=top / len(scores))
     with warnings.catch_warnings():
         # Optuna warns on each call that unnormalised importances are experimental.
         warnings.simplefilter("ignore")
-        shares = get_param_importances(study, evaluator=evaluator, normalize=False)
+        shares = optuna.importance.get_param_importances(study, evaluator=evaluator, normalize=False)
     return np.array([shares.get(axis.name, 0.0) for axis in axes])
 
 
@@ -296,7 +294,6 @@ class Costs(NamedTuple):
 
 
 def costs_of(sweep: Sweep) -> Costs:
-    """What the sweep has cost so far."""
     timed = [(trial, trial.seconds) for trial in sweep.trials if trial.seconds is not None]
     before = sum(number(record, "seconds") or 0.0 for record in sweep.prerequisites)
     epochs, seconds = sum(trial.epoch for trial, _ in timed), sum(seconds for _, seconds in timed)

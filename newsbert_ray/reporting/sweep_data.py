@@ -17,10 +17,10 @@ from statistics import fmean
 from typing import Any, Literal, cast
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from newsbert_ray.files import is_locked
-from newsbert_ray.methods import HEADINGS, TASKS, Task, task_of
+from newsbert_ray.methods import HEADINGS, Task, task_of
 from newsbert_ray.record import (
     METRICS,
     RECORD,
@@ -33,7 +33,7 @@ from newsbert_ray.record import (
 )
 from newsbert_ray.reporting.records import distinct, grouped
 from newsbert_ray.reporting.tables import Column, Mode, Summary, number, number_at, short, summarise
-from newsbert_ray.settings import Settings, flatten, nearest
+from newsbert_ray.settings import Settings, flatten
 
 SWEEP = "sweep.json"
 TRIALS, FAILURES = "trials", "failures"
@@ -67,15 +67,6 @@ class Goal(Settings):
     """Metric to optimise; by default the task's main metric of the student on the validation split."""
     mode: Mode = "max"
     """Whether a larger value is better."""
-
-    @field_validator("metric")
-    @classmethod
-    def _metric_is_reported(cls, metric: str) -> str:
-        known = goal_metrics(*TASKS.values())
-        if not metric or metric in known:
-            return metric
-        hint = f", did you mean '{near}'?" if (near := nearest(metric, list(known))) else ""
-        raise ValueError(f"no trial reports this metric{hint} (known: {', '.join(known)})")
 
     @property
     def sign(self) -> float:
@@ -144,8 +135,7 @@ class Axis(Settings):
         return tuple(every) if len(every) <= 100 else (every[0], every[-1])
 
     def convert(self, value: Any) -> Any:
-        """`value` in the type of this axis (1 becomes 1.0 in a range of floats). Raises ValueError, with what
-        was expected, where it is not on the axis."""
+        """`value` in the type of this axis (1 becomes 1.0 in a range of floats); ValueError off the axis."""
         if self.values is not None:
             for known in self.values:
                 if known == value and isinstance(known, bool) == isinstance(value, bool):
@@ -212,7 +202,6 @@ class Point:
         return next((end for end in ends if end in states), "finished" if whole else "under way")
 
     def of_state(self, state: State) -> list[Trial]:
-        """Its trials in this state."""
         return [trial for trial in self.trials if trial.state == state]
 
     def summary(self, goal: int = 0) -> Summary | None:
@@ -233,7 +222,6 @@ class Point:
 
     @property
     def records(self) -> list[RunRecord]:
-        """Records of its finished trials."""
         return [trial.record for trial in self.trials if trial.record]
 
 
@@ -261,7 +249,6 @@ class Sweep:
 
     @property
     def task(self) -> Task:
-        """The task of all its trials."""
         return task_of(self.plan.get("settings") or {})
 
     @property
@@ -285,7 +272,6 @@ class Sweep:
         return distinct([trial.record for trial in self.trials if trial.record])
 
     def of(self, *states: State) -> list[Point]:
-        """Points in one of these states."""
         return [point for point in self.points if point.state in states]
 
     def varied(self, points: Sequence[Point]) -> list[Axis]:
@@ -328,8 +314,7 @@ def undominated(scores: Sequence[Sequence[float]]) -> list[int]:
 
 
 def best_point(points: Sequence[Point], goal: Goal) -> Point | None:
-    """The best point among those that every seed finished, or among those with any value if there is none; of
-    equal ones the first by label."""
+    """The best point, the first by label, that every seed finished, or with any value if there is none."""
     with_values = [point for point in points if point.means]
     whole = [point for point in with_values if point.state == "finished"]
     return min(whole or with_values, key=lambda p: (-goal.sign * p.means[0], p.label), default=None)
@@ -383,7 +368,6 @@ def resume_command(file: str, location: str | Path) -> str:
 
 
 def is_sweep(folder: str | Path) -> bool:
-    """Whether `folder` holds a sweep."""
     return (Path(folder) / SWEEP).is_file()
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from itertools import pairwise
@@ -27,13 +26,13 @@ from newsbert_ray.reporting.figures import (
     blocks_figure,
     describe,
     map_figure,
-    mean_line,
+    mean_curve,
     quality_figure,
     runs_figures,
 )
 from newsbert_ray.reporting.records import flat_settings
 from newsbert_ray.reporting.statistics import cost_figure, importance_figure
-from newsbert_ray.reporting.sweep_data import Axis, Goal, Point, Sweep, Trial, curve_of, listed
+from newsbert_ray.reporting.sweep_data import Axis, Goal, Point, Sweep, listed
 from newsbert_ray.reporting.tables import short, summarise
 from newsbert_ray.telemetry import read_events
 
@@ -52,7 +51,6 @@ Steps = list[tuple[float, float]]
 
 
 def sweep_figures(sweep: Sweep) -> dict[str, Make]:
-    """The figures of a sweep by name."""
     records = sweep.records
     is_grid = sweep.space["search"]["sampler"] == "grid"  # other samplers' points would be a line each
     makes = runs_figures(records) if is_grid else {}
@@ -82,26 +80,22 @@ def learning_curves(sweep: Sweep) -> FigureData[Panel]:
     goal = sweep.goals[0]
     if not goal.metric.startswith("validation."):
         goal = Goal(metric=f"validation.student.{sweep.task.primary.name}", mode="max")
-    factor, best = goal.column.factor, sweep.finished[:BEST]
+    best = sweep.finished[:BEST]
     names = [describe(point.values, 3) or "no setting" for point in best]
     if max(map(len, names), default=0) > MAX_LETTERS:
         names = [f"rank {rank} of the table" for rank in range(1, len(best) + 1)]
-
-    def curve(trials: Sequence[Trial], metric: str, label: str, look: LineLook = "mean") -> list[Line]:
-        pairs = [(x, factor * y) for trial in trials for x, y in curve_of(trial.entries, metric)]
-        line = mean_line(pairs, label, runs=len(trials), spread=False) if pairs else None
-        return [replace(line, look=look)] if line else []
-
     lines, others = list[Line](), list[Line]()
     for point, name in zip(best, names, strict=True):
-        lines += curve(point.trials, goal.metric, name)
+        lines += mean_curve([trial.entries for trial in point.trials], goal.metric, name)
     teacher = goal.metric.replace(".student.", ".teacher.")
     if best and teacher != goal.metric:
-        lines += curve(best[0].trials, teacher, "teacher of the best", "reference")
+        runs = [trial.entries for trial in best[0].trials]
+        lines += mean_curve(runs, teacher, "teacher of the best", "reference")
     for trial in (t for t in sweep.trials if all(t not in point.trials for point in best)):
-        stopped = trial.state == "stopped"
-        look: LineLook = "cross" if stopped else "run"
-        others += curve([trial], goal.metric, "stopped early" if stopped else "other trials", look)
+        kind: tuple[str, LineLook] = ("other trials", "run")
+        if trial.state == "stopped":
+            kind = ("stopped early", "cross")
+        others += mean_curve([trial.entries], goal.metric, *kind)
     if not lines and not others:
         raise NothingToDraw("no trial has been evaluated yet")
     if max(len(line.x) for line in (*lines, *others)) < 2:

@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
 from textwrap import wrap
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import rich.table
 
 from newsbert_ray.files import format_duration, write_bytes
 from newsbert_ray.methods import Task
@@ -31,9 +33,6 @@ from newsbert_ray.reporting.tables import (
     terminal_table,
 )
 from newsbert_ray.settings import flatten
-
-if TYPE_CHECKING:
-    import rich.table
 
 MAX_ROWS = 10
 """Points in the page's table; report.csv has all."""
@@ -168,13 +167,9 @@ def _stopping(sweep: Sweep) -> str:
 
 def _axes(sweep: Sweep) -> Table:
     grid = sweep.space["search"]["sampler"] == "grid"
-    conditional = any(axis.when for axis in sweep.axes)
-    rows = [
-        (axis.name, *_range(axis, grid=grid), *([axis.condition] if conditional else []))
-        for axis in sweep.axes
-    ]
-    head = ("setting", "values", "how", *(["only where"] if conditional else []))
-    return Table(head, tuple(rows), words=len(head))
+    columns = 4 if any(axis.when for axis in sweep.axes) else 3
+    rows = [(axis.name, *_range(axis, grid=grid), axis.condition)[:columns] for axis in sweep.axes]
+    return Table(("setting", "values", "how", "only where")[:columns], tuple(rows), words=columns)
 
 
 def _range(axis: Axis, *, grid: bool) -> tuple[str, str]:

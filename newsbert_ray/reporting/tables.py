@@ -10,9 +10,12 @@ import shutil
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean, stdev
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
+import rich.box
+import rich.table
+import rich.text
 
 from newsbert_ray.evaluation.metrics import topic_rows
 from newsbert_ray.methods import TASKS, Task, TaskName
@@ -26,9 +29,6 @@ from newsbert_ray.reporting.records import (
     task_name,
     varying_settings,
 )
-
-if TYPE_CHECKING:
-    import rich.table
 
 Mode = Literal["max", "min"]
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
@@ -277,27 +277,19 @@ def terminal_table(
     fixed: Collection[str] = (),
     title: str | None = None,
 ) -> rich.table.Table:
-    """A table for the terminal; a cell is shown as it is.
-
-    Args:
-        right: columns that are aligned right.
-        spare: columns that are left out, the first one first, until the table fits.
-        fixed: columns whose cells do not wrap where even that is too wide.
-    """
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
+    """A table for the terminal; a cell is shown as it is. Columns of `right` are aligned right; those of
+    `spare` are left out, the first one first, until the table fits; where even that is too wide, the cells of
+    `fixed` do not wrap."""
     columns = {cells[0]: cells for cells in zip(head, *rows, strict=True)}
     for name in spare:
         widths = (max(len(line) for cell in cells for line in cell.split("\n")) for cells in columns.values())
         if 2 + sum(2 + width for width in widths) <= shutil.get_terminal_size().columns:
             break
         del columns[name]
-    shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=title)
+    shown = rich.table.Table(box=rich.box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=title)
     for name in columns:
         justify: Literal["left", "right"] = "right" if name in right else "left"
-        shown.add_column(Text(name), justify=justify, overflow="fold", no_wrap=name in fixed)
+        shown.add_column(rich.text.Text(name), justify=justify, overflow="fold", no_wrap=name in fixed)
     for index, row in enumerate(list(zip(*columns.values(), strict=True))[1:]):
-        shown.add_row(*map(Text, row), style=(styles or {}).get(index))
+        shown.add_row(*map(rich.text.Text, row), style=(styles or {}).get(index))
     return shown

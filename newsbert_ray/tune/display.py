@@ -61,7 +61,6 @@ class SweepDisplay:
                 self._live = None
 
     def say(self, line: str) -> None:
-        """Print a line that stays."""
         say(self._console, line)
 
     def ended(self, trial: Trial, *, seconds: float | None = None) -> None:

@@ -349,8 +349,7 @@ def calibrate(trials: Sequence[TrainSettings], resources: Resources, *, folder: 
 
 def time_parts(settings: TrainSettings, *, folder: Path) -> Parts:
     """Time the parts of a trial of `settings` in this process: WARM_UP + STEPS steps, a few evaluated
-    batches, files written into `folder` and removed. Of several workers one's share, without their
-    communication."""
+    batches, files written into `folder` and removed. Of several workers one's share, not communication."""
     if settings.workers > 1:
         share = max(settings.optimizer.accumulate, settings.batch_size // settings.workers)
         settings = settings.model_copy(update={"workers": 1, "batch_size": share})

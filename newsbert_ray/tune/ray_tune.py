@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ray
 from ray import tune
 from ray.exceptions import RayActorError
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.search import Searcher
+from rich.console import Console
 
 from newsbert_ray.config import SettingsError, TrainSettings
 from newsbert_ray.files import first_line
@@ -31,9 +32,6 @@ from newsbert_ray.tune.display import SweepDisplay
 from newsbert_ray.tune.study import EPOCH, EarlyStopping
 from newsbert_ray.tune.trial import CONFIG, Train, TrialConfig, run_trial, trial_epochs
 from newsbert_ray.tune.trials import Budget, Resources, Retention, RunningTrial, Trials
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 RETRIES = 2
 """How often a trial whose process died starts again from its own checkpoints without getting an epoch
@@ -147,9 +145,7 @@ class TrialSearcher(_Stateless, Searcher):
             trials.end_reason = refusal
         return bool(refusal)
 
-    def on_trial_complete(
-        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
-    ) -> None:
+    def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
         pass
 
     def save(self, checkpoint_path: str) -> None:
@@ -203,7 +199,7 @@ class SweepCallback(_Stateless, tune.Callback):
         self.display.draw()
 
     def on_trial_result(
-        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: Any, **info: Any
+        self, iteration: int, trials: Any, trial: TuneTrial, result: Any, **info: Any
     ) -> None:
         running = self.trials.running[trial.trial_id]
         name = running.trial.name
@@ -214,9 +210,7 @@ class SweepCallback(_Stateless, tune.Callback):
             running.numbers = result
             self.display.draw()
 
-    def on_trial_complete(
-        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
-    ) -> None:
+    def on_trial_complete(self, iteration: int, trials: Any, trial: TuneTrial, **info: Any) -> None:
         with self._errors_end_sweep():
             running = self.trials.running.pop(trial.trial_id)
             result = trial.last_result or {}

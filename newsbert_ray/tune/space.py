@@ -13,7 +13,7 @@ from typing import Any, Literal, NoReturn
 from pydantic import Field, ValidationInfo, field_validator
 
 from newsbert_ray.config import Settings, SettingsError, TrainSettings, build_settings, dotted_names, merge
-from newsbert_ray.methods import TASKS, Task
+from newsbert_ray.methods import TASKS, Task, task_of
 from newsbert_ray.reporting.sweep_data import (
     Axis,
     Goal,
@@ -23,7 +23,7 @@ from newsbert_ray.reporting.sweep_data import (
     validation_metrics,
 )
 from newsbert_ray.secrets import mask_url
-from newsbert_ray.settings import flatten, unknown_setting
+from newsbert_ray.settings import flatten, nearest, unknown_setting
 
 MAX_POINTS = 100_000
 """A grid with more points is refused as a mistake."""
@@ -90,11 +90,6 @@ PARTS = ("search", "stopping", "limits", "prices", "gpus", "keep_students")
 """Parts of a search space that can be set over its file."""
 
 
-def named_task(settings: Mapping[str, Any]) -> Task:
-    """The task that training settings name; topics for an unknown name, which their own check refuses."""
-    return TASKS.get(settings.get("task", "topics"), TASKS["topics"])
-
-
 class SearchSpace(Settings):
     """A search space as read: fixed settings, axes, seeds and goals."""
 
@@ -131,7 +126,7 @@ class SearchSpace(Settings):
     @classmethod
     def _goals_have_a_metric(cls, goals: tuple[Goal, ...], info: ValidationInfo) -> tuple[Goal, ...]:
         """A metric that was not given follows the task, also when the task changes later."""
-        default = f"validation.student.{named_task(info.data.get('settings', {})).primary.name}"
+        default = f"validation.student.{task_of(info.data.get('settings', {})).primary.name}"
         own = [Goal.model_construct({"mode"}, metric=default, mode=goal.mode) for goal in goals]
         return tuple(g if "metric" in g.model_fields_set else o for g, o in zip(goals, own, strict=True))
 
@@ -144,12 +139,10 @@ class SearchSpace(Settings):
 
     @property
     def task(self) -> Task:
-        """The task of its trials."""
-        return named_task(self.settings)
+        return task_of(self.settings)
 
     @property
     def metric(self) -> str:
-        """The first goal's metric."""
         return self.goals[0].metric
 
     @property
@@ -257,9 +250,12 @@ def _goal_faults(space: SearchSpace) -> Iterator[Fault]:
     for index, metric in enumerate(metrics):
         at = ("goals", str(index), "metric")
         if metric not in known:
-            near = f"{metric.rpartition('.')[0]}.{space.task.primary.name}"
+            near = nearest(metric, list(known))
+            if metric in goal_metrics(*TASKS.values()):  # another task's
+                near = f"{metric.rpartition('.')[0]}.{space.task.primary.name}"
             what = f"no trial of task {space.settings.get('task', 'topics')} reports it"
-            yield at, f"metric = {metric!r}: {what}, did you mean '{near}'? (known: {', '.join(known)})"
+            hint = f", did you mean '{near}'?" if near else ""
+            yield at, f"metric = {metric!r}: {what}{hint} (known: {', '.join(known)})"
         if metric in metrics[:index]:
             yield at, f"goals: {metric} is given twice; leave one out"
     scheduler, why = space.stopping.scheduler, ""
@@ -315,8 +311,7 @@ def vary(space: SearchSpace, changes: Mapping[str, Sequence[Any]]) -> SearchSpac
 
 def fix(space: SearchSpace, overrides: Mapping[str, Any]) -> tuple[SearchSpace, list[str]]:
     """`space` without the axes that `overrides` fixes, and one message for each change. An axis that varies
-    only with some values of a fixed one always varies or is dropped. SettingsError for what the sweep sets
-    itself."""
+    only with some values of a fixed one always varies or is dropped. SettingsError for `out`."""
     fixed = flatten(merge(overrides))
     if "out" in fixed:
         raise SettingsError(f"out = {fixed['out']!r}: {SWEEP_SETTINGS['out']}")

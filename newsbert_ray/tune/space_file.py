@@ -22,7 +22,7 @@ from newsbert_ray.config import (
     merge,
     nearest,
 )
-from newsbert_ray.methods import Task
+from newsbert_ray.methods import Task, task_of
 from newsbert_ray.reporting.sweep_data import Axis, Goal, goal_metrics, validation_metrics
 from newsbert_ray.settings import KeyPath, YamlFile, flatten, parse_scalar, read_yaml
 from newsbert_ray.tune.space import (
@@ -35,7 +35,6 @@ from newsbert_ray.tune.space import (
     distinct_values,
     faults,
     fix,
-    named_task,
     require_name,
     steer,
     vary,
@@ -80,7 +79,7 @@ def read_space(path: str | Path, *, task: str | None = None) -> SearchSpace:
     parts |= {"start": _read_start(text, axes), "skip": _read_skip(text, axes)}
     parts |= {name: text.mapping((name,)) for name in ("search", "stopping", "limits", "prices")}
     parts["search"] = {"sampler": "tpe" if "trials" in parts["search"] else "grid"} | parts["search"]
-    if goals := _read_goals(text, named_task(settings)):
+    if goals := _read_goals(text, task_of(settings)):
         parts["goals"] = goals
     space = _build(text, (), SearchSpace, parts)
     for at, message in faults(space):

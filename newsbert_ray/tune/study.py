@@ -7,6 +7,7 @@ import itertools
 import os
 import random
 import warnings
+from collections import namedtuple
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,10 +21,7 @@ from newsbert_ray.secrets import MASK, find_secrets, mask_url
 from newsbert_ray.tune.space import PointValues, SearchSpace
 
 if TYPE_CHECKING:
-    from optuna import Study
-    from optuna.samplers import BaseSampler
-    from optuna.storages import BaseStorage
-    from optuna.trial import FrozenTrial, Trial
+    import optuna
     from ray.tune.schedulers import TrialScheduler
 
 JOURNAL = "optuna.journal"
@@ -142,16 +140,16 @@ class SweepStudy:
             enqueue(point)
         return running
 
-    def _values(self, trial: FrozenTrial) -> PointValues:
+    def _values(self, trial: optuna.trial.FrozenTrial) -> PointValues:
         """A trial's parameters, or those it was enqueued with, in the order of the axes."""
         params = trial.params or trial.system_attrs.get("fixed_params", {})
         return {axis.name: params[axis.name] for axis in self._space.axes if axis.name in params}
 
-    def _is_complete(self, trial: FrozenTrial) -> bool:
+    def _is_complete(self, trial: optuna.trial.FrozenTrial) -> bool:
         """Whether it has a value for each axis that is active at its point."""
         return set(trial.params) == {a.name for a in self._space.axes if a.is_active(trial.params)}
 
-    def _trials(self, *states: str) -> list[FrozenTrial]:
+    def _trials(self, *states: str) -> list[optuna.trial.FrozenTrial]:
         with self._storage_errors():
             trials = self._study.get_trials(deepcopy=False)
         return [trial for trial in trials if trial.state.name in states]
@@ -168,14 +166,11 @@ class SweepStudy:
             raise _study_error(error, self._space.search.storage, self._folder, cure=_TRY_LATER) from None
 
 
-def _open_study(space: SearchSpace, storage: BaseStorage, identity: str) -> Study:
+def _open_study(space: SearchSpace, storage: optuna.storages.BaseStorage, identity: str) -> optuna.Study:
     import optuna
-    from optuna.exceptions import ExperimentalWarning
 
-    directions = [_DIRECTION[goal.mode] for goal in space.goals]
-    study = optuna.create_study(
-        storage=storage, study_name=space.name, directions=directions, load_if_exists=True
-    )
+    name, directions = space.name, [_DIRECTION[goal.mode] for goal in space.goals]
+    study = optuna.create_study(study_name=name, directions=directions, storage=storage, load_if_exists=True)
     started = len(study.get_trials(deepcopy=False))
     # One without identity and trials was killed while it was created.
     foreign = identity and study.user_attrs.get(IDENTITY, "" if started else identity) != identity
@@ -190,33 +185,32 @@ def _open_study(space: SearchSpace, storage: BaseStorage, identity: str) -> Stud
     study.sampler = _sampler(space, seed=space.search.seed + started)
     if study.user_attrs.get(IDENTITY) != identity:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             study.set_metric_names([goal.metric for goal in space.goals])
         study.set_user_attr(IDENTITY, identity)
     return study
 
 
-def _sampler(space: SearchSpace, *, seed: int) -> BaseSampler:
-    from optuna.exceptions import ExperimentalWarning
-    from optuna.samplers import GPSampler, NSGAIISampler, RandomSampler, TPESampler
+def _sampler(space: SearchSpace, *, seed: int) -> optuna.samplers.BaseSampler:
+    from optuna import exceptions, samplers
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
+        warnings.simplefilter("ignore", exceptions.ExperimentalWarning)
         match space.search.sampler:
             case "tpe":
                 # Without groups, TPE would draw conditional axes independently.
                 grouped = any(axis.when for axis in space.axes)
-                return TPESampler(seed=seed, multivariate=True, constant_liar=True, group=grouped)
+                return samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True, group=grouped)
             case "nsga2":
                 # With Optuna's 50 points a generation, a short search would only see the random first one.
-                return NSGAIISampler(seed=seed, population_size=max(8, min(50, space.points // 5)))
+                return samplers.NSGAIISampler(seed=seed, population_size=max(8, min(50, space.points // 5)))
             case "gp":
-                return GPSampler(seed=seed)
+                return samplers.GPSampler(seed=seed)
             case _:
-                return RandomSampler(seed=seed)
+                return samplers.RandomSampler(seed=seed)
 
 
-def _suggest(trial: Trial, axis: Axis) -> Any:
+def _suggest(trial: optuna.Trial, axis: Axis) -> Any:
     if axis.values is not None:
         return trial.suggest_categorical(axis.name, axis.values)
     low, high = cast(float, axis.low), cast(float, axis.high)
@@ -240,7 +234,7 @@ def absolute_storage(url: str) -> str:
     return f"{scheme}:///{Path(path).absolute()}"
 
 
-def open_storage(url: str | None, folder: Path) -> BaseStorage:
+def open_storage(url: str | None, folder: Path) -> optuna.storages.BaseStorage:
     """Optuna's storage at `url`, or the journal file in `folder`, repaired after a kill. Raises StudyError
     where it cannot be opened, or its driver is not installed."""
     from optuna.storages import JournalStorage, RDBStorage
@@ -280,15 +274,11 @@ def _study_error(error: Exception, url: str | None, folder: Path, *, cure: str) 
     return StudyError(f"{where}: {what} ({reason}); {cure}")
 
 
-class _NamedTrial(NamedTuple):
-    """A trial as far as Ray's schedulers use it."""
-
-    trial_id: str
+_NamedTrial = namedtuple("_NamedTrial", "trial_id")  # a trial as far as Ray's schedulers use it
 
 
 class EarlyStopping:
-    """Decides which trials end early, by the rungs of all trials it has seen. A trial is never stopped at its
-    last epoch: that is already paid for."""
+    """Decides which trials end early, by the rungs of all trials it has seen; none at its last epoch."""
 
     def __init__(self, space: SearchSpace, *, epochs: int) -> None:
         """Decide by the first goal of `space`; `epochs`: the most that a trial may have."""
@@ -345,8 +335,7 @@ def estimate_saving(
     space: SearchSpace, epochs: Sequence[int], *, slots: int, curves: Sequence[Curve] | None = None
 ) -> Saving:
     """What early stopping leaves of trials of so many `epochs`, over SIMULATIONS random orders. Recorded
-    curves are assigned at random, the last value of a short one stays; without any, trials keep their
-    rank."""
+    curves are assigned at random, the last value of a short one stays; without, trials keep their rank."""
     generator = random.Random(space.search.seed)
     spent, finished = 0, 0
     for _ in range(SIMULATIONS):
@@ -373,9 +362,7 @@ def estimate_saving(
     return Saving(spent / (SIMULATIONS * sum(epochs)), finished / (SIMULATIONS * len(epochs)), source)
 
 
-def _simulate(
-    space: SearchSpace, trials: Sequence[Sequence[float]], *, slots: int
-) -> Iterator[tuple[int, bool]]:
+def _simulate(space: SearchSpace, trials: list[list[float]], *, slots: int) -> Iterator[tuple[int, bool]]:
     early = EarlyStopping(space, epochs=max(map(len, trials)))
     waiting, running = list(range(len(trials))), dict[int, int]()
     while waiting or running:

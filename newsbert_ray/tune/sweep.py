@@ -10,9 +10,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from rich.console import Console
 
 from newsbert_ray.config import SCRATCH, SettingsError, TrainSettings, merge
+from newsbert_ray.data.shards import read_manifest
 from newsbert_ray.files import format_duration, locked, write_json
 from newsbert_ray.ray_session import StopSignals, ray_session
 from newsbert_ray.record import RECORD, STOPPED, installed_versions
@@ -27,13 +30,8 @@ from newsbert_ray.tune.display import say
 from newsbert_ray.tune.space import SearchSpace
 from newsbert_ray.tune.space_file import Changes, build_space, restore_changes
 from newsbert_ray.tune.study import JOURNAL, SweepStudy, shown_storage
-from newsbert_ray.tune.trial import TrialConfig, check_nodes, check_space, trial_settings
+from newsbert_ray.tune.trial import Train, TrialConfig, check_nodes, check_space, trial_settings
 from newsbert_ray.tune.trials import Resources, Retention, Trials, plan_resources
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from newsbert_ray.tune.trial import Train
 
 ESTIMATE = "plan.json"
 MARKS = (SWEEP, ESTIMATE)
@@ -116,7 +114,6 @@ class OpenSweep:
         return float(self.plan["seconds"]) + time.monotonic() - self.began
 
     def write(self, state: str, **more: Any) -> None:
-        """Write sweep.json."""
         content = {**self.plan, "state": state, "seconds": self.seconds, **more}
         write_json(self.workdir.path / SWEEP, content)
 
@@ -238,8 +235,6 @@ def sweep(
     train: Train | None = None,
 ) -> SweepResult:
     """Run every trial of a search space, print its table, and write the report; see `newsbert_ray.sweep`."""
-    from rich.console import Console
-
     console, modes = Console(), {"resume": resume, "overwrite": overwrite, "read_data": train is None}
     with StopSignals() as signals, open_sweep(space, changes, out=out, **modes) as run:
         workdir, before = run.workdir, run.before
@@ -335,9 +330,7 @@ def read_plan(out: Path) -> dict[str, Any]:
     raise SweepError(f"{path}: damaged, or written by another version; give another --out")
 
 
-def require_same(
-    out: str | Path, before: Mapping[str, Any], plan: Mapping[str, Any], *, resume: bool
-) -> None:
+def require_same(out: str, before: Mapping[str, Any], plan: Mapping[str, Any], *, resume: bool) -> None:
     """Raise SweepError instead of continuing another sweep, on other shards, or without --resume."""
     if not before:
         return
@@ -396,10 +389,7 @@ def estimate_subject(space: SearchSpace, overrides: Mapping[str, Any]) -> dict[s
 
 def check_corpora(space: SearchSpace, first: TrainSettings) -> tuple[str, ...]:
     """Fingerprints of the shards that trials read; each teacher's tokeniser is compared with the shards'. A
-    teacher known only by its Hugging Face name is left to the trials, because it may have to be
-    downloaded."""
-    from newsbert_ray.data.shards import read_manifest
-
+    teacher that may have to be downloaded from Hugging Face is left to the trials."""
     folders = space.samples_of("data", first.data) + space.samples_of("before.data", first.before.data)
     manifests = [read_manifest(fetch(folder)) for folder in folders if folder]
     for teacher in space.samples_of("teacher", first.teacher):

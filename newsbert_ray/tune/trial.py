@@ -1,9 +1,7 @@
 """One trial of a sweep: its settings, from the search space and a point; running it inside a Tune actor; and
-whether a machine can read and write what it needs.
-
-An exception in a trial becomes a reported failure, so that the actor lives on and serves the next trial. Only
-a process that dies is seen by Tune, which starts the trial again from the trial's own checkpoints.
-"""
+whether a machine can read and write what it needs. An exception in a trial becomes a reported failure, so
+that the actor lives on and serves the next trial. Only a process that dies is seen by Tune, which starts the
+trial again from the trial's own checkpoints."""
 
 from __future__ import annotations
 
@@ -20,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Protocol
 
 from newsbert_ray.config import SCRATCH, SettingsError, TrainSettings, build_settings, merge
-from newsbert_ray.data.shards import MANIFEST
+from newsbert_ray.data.shards import MANIFEST, Manifest, read_manifest
 from newsbert_ray.files import first_line, is_locked
 from newsbert_ray.record import TEACHERS, RunRecord
 from newsbert_ray.reporting.sweep_data import SWEEP, point_label
@@ -33,7 +31,6 @@ from newsbert_ray.tune.trials import metric_value
 
 if TYPE_CHECKING:
     from newsbert_ray.data.reading import TrainingSchedule
-    from newsbert_ray.data.shards import Manifest
     from newsbert_ray.training.loop import Report
 
 LOCK_SECONDS = 30.0
@@ -60,8 +57,6 @@ def trial_schedule(settings: TrainSettings) -> TrainingSchedule:
 
 @lru_cache(maxsize=8)
 def _read_data(data: str) -> Manifest:
-    from newsbert_ray.data.shards import read_manifest
-
     return read_manifest(fetch(data))
 
 
@@ -217,12 +212,10 @@ CONFIG = "trial"
 
 
 def run_trial(config: Mapping[str, TrialConfig], *, train: Train | None = None) -> None:
-    """Run one trial by `train` or the real training, and report to Tune.
-
-    Every evaluation is reported with dotted names (`validation.student.accuracy`, `epoch`, `step`); the last
-    report holds `values`, one for each goal, or `failure`, the reason for having none. Tune stops a trial by
-    raising SystemExit from a report, after the trial has written its checkpoint.
-    """
+    """Run one trial by `train` or the real training, and report to Tune every evaluation with dotted names
+    (`validation.student.accuracy`, `epoch`, `step`). The last report holds `values`, one for each goal, or
+    `failure`, the reason for having none. Tune stops a trial by raising SystemExit from a report, after the
+    trial has written its checkpoint."""
     from ray import tune
 
     from newsbert_ray.training.loop import PreemptedError

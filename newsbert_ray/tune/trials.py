@@ -150,7 +150,6 @@ class Trials:
         self._end(replace(trial, state="finished", values=values, seconds=seconds))
 
     def fail(self, trial: Trial, reason: str) -> None:
-        """A trial has failed."""
         self._download(trial, failed=True)
         self._end(replace(trial, state="failed", reason=reason or "unknown reason"))
 
@@ -266,12 +265,10 @@ class Resources:
 
     @property
     def trial_cpus(self) -> float:
-        """CPUs of one trial."""
         return self.cpus * self.workers
 
     @property
     def trial_gpus(self) -> float:
-        """GPUs of one trial."""
         return self.gpus * self.workers
 
     def hourly_price(self, prices: Prices) -> float:
@@ -296,15 +293,9 @@ def plan_resources(
     growing: bool = False,
 ) -> Resources:
     """The resources of each of so many `trials`, at most `concurrency` at once; the first has `settings`.
-
-    Args:
-        nodes: the resources of each node, as `node_resources` lists them.
-        gpus: GPUs of each worker; where there are GPUs an equal share by default, at most TRIALS_PER_GPU
-            trials on each, or one GPU for each worker of a group.
-        growing: the cluster starts nodes on demand, so `concurrency` trials run at once, however few fit now.
-    Raises:
-        SettingsError: not even one trial would fit, and Ray would wait for ever.
-    """
+    Each worker has so many `gpus`; by default, where there are GPUs, an equal share, at most TRIALS_PER_GPU
+    trials on each, or one GPU for each worker of a group. `growing`: the cluster starts nodes on demand, so
+    `concurrency` trials run at once, however few fit now. SettingsError where not even one would fit."""
     cpus, workers = float(settings.threads or 1), settings.workers
     if growing and concurrency is not None:
         default = (1.0 if workers > 1 else 1.0 / TRIALS_PER_GPU) if settings.device == "cuda" else 0.0
