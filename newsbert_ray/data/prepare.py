@@ -43,8 +43,6 @@ from newsbert_ray.ray_session import inside_cluster
 from newsbert_ray.storage.bucket import is_url
 from newsbert_ray.storage.workdir import download_input, open_workdir
 
-__all__ = ["PrepareError", "prepare"]
-
 Corpus = NewsSource | PairsSource
 """The sources of one `prepare`, all of one kind."""
 
@@ -151,8 +149,7 @@ def _explain(error: OSError) -> str:
 
 
 def _make_tokenizer(settings: PrepareSettings, corpus: Corpus, folder: Path, say: Say) -> TitleTokenizer:
-    """WordPieces learned from the training texts; or the words of all texts that a file of word vectors
-    knows, whose vectors are written to `folder`."""
+    """WordPieces of the training texts; or the words that a file of vectors knows, written to `folder`."""
     if settings.teacher == SCRATCH:
         vocabulary = settings.scratch.vocabulary
         say(f"learning up to {vocabulary:,} WordPieces from the training texts")

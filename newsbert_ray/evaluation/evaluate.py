@@ -18,7 +18,7 @@ import torch
 from newsbert_ray.config import SettingsError, TrainSettings, build_settings
 from newsbert_ray.data.examples import impressions_of
 from newsbert_ray.data.reading import SplitData, World
-from newsbert_ray.data.shards import SPLITS, Manifest, ShardError, read_manifest, read_shard
+from newsbert_ray.data.shards import Manifest, ShardError, Split, read_manifest, read_shard
 from newsbert_ray.data.tokenizer import TokenizerError
 from newsbert_ray.evaluation import scoring
 from newsbert_ray.evaluation.metrics import Ints, TopicRow, rank_candidates, topic_metrics, topic_rows
@@ -85,7 +85,7 @@ def evaluate(
     run: str | Path,
     *,
     data: str | Path | None = None,
-    split: str = "test",
+    split: Split = "test",
     submission: str | Path | None = None,
     model: str = "student",
     by_topic: bool = False,
@@ -198,11 +198,9 @@ def _require_every_line(data: SplitData, location: str) -> None:
             )
 
 
-def load_trained(run: str | Path, split: str, *, data: str | Path | None = None) -> TrainedRun:
+def load_trained(run: str | Path, split: Split, *, data: str | Path | None = None) -> TrainedRun:
     """A finished run's models and the shards to score, downloaded if they are in a bucket; errors as
     `evaluate`."""
-    if split not in SPLITS:
-        raise ShardError(f"split '{split}': expected one of {', '.join(SPLITS)}")
     folder = fetch(run, without=("checkpoints/step-*",))
     settings = build_settings(TrainSettings, read_record(folder).settings, where=str(folder / "record.json"))
     if data is not None:
@@ -224,8 +222,7 @@ def load_trained(run: str | Path, split: str, *, data: str | Path | None = None)
 
 
 def _load_teacher(folder: Path, settings: TrainSettings, manifest: Manifest) -> dict[str, Any]:
-    """The teacher of the best checkpoint; empty if the run kept none, had no teacher that learned, or the
-    teacher's configuration is no longer available."""
+    """The teacher of the best checkpoint; empty if none was kept, none learned, or its files are gone."""
     kept = best_folders(folder / CHECKPOINTS)
     if not kept or settings.distill.alone or settings.distill.frozen:
         return {}

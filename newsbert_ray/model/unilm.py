@@ -26,7 +26,6 @@ MODEL_TYPE = "unilmv2"
 _BIAS = "rel_pos_bias.weight"
 _UNUSED = ("cls.", "pooler.", "embeddings.position_ids")
 """Parts of a checkpoint that only pre-training needs."""
-_BIAS_SIZES = ("rel_pos_bins", "max_rel_pos")
 
 
 class UniLMEncoder(Encoder):
@@ -118,9 +117,10 @@ def unilm_config(folder: Path) -> BertConfig:
 
     try:
         values: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        known = {"rel_pos_bins": 32, "max_rel_pos": 128, **values}
+        bias = {"rel_pos_bins": 32, "max_rel_pos": 128}
+        known = {**bias, **values}
         sizes = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-        sizes_as_int = {name: int(known[name]) for name in (*sizes, *_BIAS_SIZES)}
+        sizes_as_int = {name: int(known[name]) for name in (*sizes, *bias)}
         for name in ("model_type", "architectures", "transformers_version"):
             known.pop(name, None)
         return BertConfig(**{**known, **sizes_as_int})

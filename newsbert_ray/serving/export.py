@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -42,8 +42,6 @@ def export(
     run: str | Path, *, to: Format, out: str | Path, int8: bool = False, overwrite: bool = False
 ) -> list[Path]:
     """The verb `export`. Arguments, result and errors are those of `newsbert_ray.export`."""
-    if to not in get_args(Format):
-        raise ExportError(f"--to {to}: one of {', '.join(get_args(Format))}")
     if int8 and to != "onnx":
         raise ExportError("--int8 works only with --to onnx")
     if is_url(out):

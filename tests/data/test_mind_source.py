@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from newsbert_ray.config import PrepareSettings
-from newsbert_ray.data.prepare import PrepareError, prepare
+from newsbert_ray.data.prepare import prepare
 from newsbert_ray.data.shards import read_manifest, read_shard
+from newsbert_ray.data.sources import PrepareError
 from tests.data.conftest import read_impressions_by_id
 
 Corpus = tuple[Path, Path]

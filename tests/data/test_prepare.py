@@ -25,8 +25,9 @@ from newsbert_ray.config import PrepareSettings
 from newsbert_ray.data import mind, sources
 from newsbert_ray.data import prepare as module
 from newsbert_ray.data.examples import find_clicks, impressions_of
-from newsbert_ray.data.prepare import PrepareError, prepare
+from newsbert_ray.data.prepare import prepare
 from newsbert_ray.data.shards import OFFSETS, SPLITS, TOKENS, Manifest, read_manifest, read_shard, read_texts
+from newsbert_ray.data.sources import PrepareError
 from newsbert_ray.data.synthetic import synthesize
 from newsbert_ray.data.tokenizer import TokenizerError, load_tokenizer
 from newsbert_ray.ray_session import ConnectError

@@ -283,8 +283,6 @@ def test_existing_folder_is_kept(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="holds no earlier export"):
         export(run, to="hf", out=out, overwrite=True)
     assert [path.name for path in out.iterdir()] == ["thesis.txt"]
-    with pytest.raises(ExportError, match="one of hf, sentence-transformers, onnx"):
-        export(run, to="tflite", out=tmp_path / "x")  # type: ignore[arg-type]
     with pytest.raises(ExportError, match="works only with --to onnx"):
         export(run, to="hf", out=tmp_path / "x", int8=True)
     export(run, to="hf", out=tmp_path / "x")
