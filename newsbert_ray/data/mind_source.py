@@ -28,7 +28,6 @@ from newsbert_ray.data.tokenizer import TitleTokenizer, restore_tokenizer
 from newsbert_ray.files import format_size
 from newsbert_ray.methods import TaskName
 
-Integers = npt.NDArray[np.int64]
 Group = Split | Literal["other"]
 """A split, or the news of none."""
 Row = TypeVar("Row", News, Impression)
@@ -55,7 +54,7 @@ class Job:
     number: int
     index: int
     fates: sources.Fates
-    originals: Integers
+    originals: shards.Ints
     trains: bool
 
 
@@ -67,7 +66,7 @@ class MindFile:
     role: Fate
     source: SourceFile
     fates: sources.Fates = field(default_factory=lambda: np.zeros(0, dtype=np.uint8))
-    originals: Integers = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    originals: shards.Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
     def jobs(self) -> Iterator[Job]:
         for index, chunk in enumerate(self.source.chunks):
@@ -216,7 +215,7 @@ class NewsSource:
 
     def _assign_news(self, lines: dict[int, Lines], topics: dict[str, int], shares: sources.Shares) -> None:
         """The fate of every news, the training topics, and the news kept."""
-        counts: npt.NDArray[np.int64] = np.zeros(0, dtype=np.int64)
+        counts: shards.Ints = np.zeros(0, dtype=np.int64)
         earlier = hash_ids([])
         for position, file in enumerate(self._news):
             hashes, codes, _ = lines[file.source.number]

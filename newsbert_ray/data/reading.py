@@ -227,7 +227,8 @@ def window_examples(schedule: TrainingSchedule, window: Window) -> Examples:
     table = read_texts(folder, schedule.manifest)
     if schedule.settings.task == "topics":
         starts = dict(schedule.manifest.news)
-        return _window_titles(folder, table, shards, quotas, tuple(starts[shard] for shard in shards))
+        pieces = ((shard, quota, starts[shard]) for shard, quota in zip(shards, quotas, strict=True))
+        return _window_titles(folder, table, tuple(pieces))
     if schedule.settings.task == "retrieval":
         columns = [read_shard(folder, shard, examples.PAIR_COLUMNS) for shard in shards]
         parts = zip(columns, quotas, strict=True)
@@ -337,7 +338,7 @@ class SplitData:
         """Every title once over all workers, similar lengths together. Workers may differ by one batch."""
         number, starts, table = 0, dict(self.manifest.news), read_texts(self.folder, self.manifest)
         for shard in self.manifest.splits[self.split]:
-            titles = _window_titles(str(self.folder), table, (shard,), (None,), (starts[shard],))
+            titles = _window_titles(str(self.folder), table, ((shard, None, starts[shard]),))
             rows = np.argsort(titles.lengths, kind="stable")
             for start in range(0, len(rows), size):
                 if world.owns(number):
@@ -379,14 +380,11 @@ def _arrange_beside(schedule: TrainingSchedule, window: Window, first_step: int)
 
 @lru_cache(maxsize=_CACHED_WINDOWS)
 def _window_titles(
-    folder: str,
-    table: TextTable,
-    shards: tuple[Shard, ...],
-    quotas: tuple[int | None, ...],
-    starts: tuple[int, ...],
+    folder: str, table: TextTable, pieces: tuple[tuple[Shard, int | None, int], ...]
 ) -> Titles:
+    """The titles of shards, each with a quota and its first row of the table of texts."""
     parts = []
-    for shard, quota, start in zip(shards, quotas, starts, strict=True):
+    for shard, quota, start in pieces:
         columns = read_shard(folder, shard, examples.TITLE_COLUMNS)
         parts.append(examples.titles_of(columns, table, quota=quota, start=start))
     return examples.join(parts)

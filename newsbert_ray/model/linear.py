@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow.compute as pc
 
 from newsbert_ray.config import SettingsError
-from newsbert_ray.data.batches import draw_examples, share_examples
+from newsbert_ray.data.batches import Ints, draw_examples, share_examples
 from newsbert_ray.data.shards import Manifest, ShardError, Split, read_shard
 from newsbert_ray.files import replace_folder
 from newsbert_ray.model.encoder import EncoderError
@@ -31,7 +31,6 @@ _VIEWS: dict[str, dict[str, Any]] = {
 """What is counted: words and their pairs; 3 to 5 characters within a word."""
 
 Floats = npt.NDArray[np.float32]
-Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain, groupby
@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from newsbert_ray.config import SettingsError
-from newsbert_ray.data.batches import cut_buckets
+from newsbert_ray.data.batches import Ints, cut_buckets
 from newsbert_ray.data.shards import TextTable
 from newsbert_ray.data.tokenizer import TitleTokenizer, load_tokenizer
 from newsbert_ray.files import sha256_of
@@ -49,7 +49,6 @@ NOT_NEEDED = ("checkpoints/*",)
 """Files of a run that a student does without."""
 
 Floats = npt.NDArray[np.float32]
-Ints = npt.NDArray[np.int64]
 Precision = Literal["fp32", "bf16", "int8"]
 
 
@@ -232,7 +231,9 @@ class Predictor:
         for cuts in _group_buckets(buckets, lengths[order]):
             pad_id = self.tokenizer.pad_id
             batches = [table.ids(order[start:stop], pad_id=pad_id) for start, stop in cuts]
-            with self._cached([ids for ids, _ in batches]):
+            padded = [ids for ids, _ in batches]
+            is_worth_it = sum(map(len, padded)) >= MIN_TEXTS
+            with self._cache.fill(padded) if self._cache and is_worth_it else nullcontext():
                 for (start, stop), batch in zip(cuts, batches, strict=True):
                     embeddings[order[start:stop]] = self._read(*batch)
         return embeddings
@@ -243,11 +244,6 @@ class Predictor:
         sums = F.embedding_bag(tokens, words, starts, mode="sum")
         embeddings: Floats = (sums[:, :-1] / sums[:, -1:]).cpu().numpy()
         return embeddings
-
-    def _cached(self, batches: Sequence[Ints]) -> AbstractContextManager[None]:
-        if self._cache is None or sum(map(len, batches)) < MIN_TEXTS:
-            return nullcontext()
-        return self._cache.fill(batches)
 
     def _read(self, ids: Ints, mask: npt.NDArray[np.bool_]) -> Floats:
         """Token ids (B, L) and mask to embeddings (B, D)."""
