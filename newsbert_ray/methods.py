@@ -21,14 +21,9 @@ def _weight(
     reads: Literal["predictions", "hidden_states", "attention"] = "predictions",
     widths: Literal["any", "equal", "mapped"] = "any",
 ) -> Any:
-    """A loss's default weight, and its properties.
-
-    Args:
-        default: weight of method `newsbert`.
-        trains: model whose layers this loss alone trains; part: only some layers, or only in some tasks.
-        reads: innermost outputs of the encoders that it compares.
-        widths: whether both models must be equally wide; mapped: unless `distill.map_hidden` is on.
-    """
+    """A loss's weight in method `newsbert`, and its properties: the model whose layers it alone trains (part:
+    only some layers, or only in some tasks), the innermost outputs of the encoders that it compares, and
+    whether both must be equally wide (mapped: unless `distill.map_hidden` is on)."""
     return Field(default, ge=0.0, json_schema_extra={"trains": trains, "reads": reads, "widths": widths})
 
 
