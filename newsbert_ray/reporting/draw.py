@@ -6,12 +6,13 @@ import io
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from newsbert_ray.files import write_bytes, write_text
-from newsbert_ray.reporting.figures import AnyPanel, Bars, DotLook, FigureData, Line, Panel
+from newsbert_ray.reporting.figures import AnyPanel, Bars, DotLook, FigureData, Line, NothingToDraw, Panel
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -85,6 +86,21 @@ def draw_svg(figure: FigureData[AnyPanel], *, captioned: bool = False) -> str:
     with matplotlib.rc_context(_STYLE):
         _draw(figure, captioned=captioned).savefig(svg, format="svg", metadata={"Date": None})
     return svg.getvalue()
+
+
+def without_single_points(figure: FigureData[AnyPanel]) -> FigureData[AnyPanel]:
+    """`figure` without panels that would show nothing but a dot or a bar."""
+
+    def positions(panel: AnyPanel) -> int:
+        if isinstance(panel, Bars):
+            return len(panel.bars)
+        dots = sum(len(line.x) for line in panel.lines if line.look in get_args(DotLook))
+        return dots or len({x for line in panel.lines for x in line.x})
+
+    panels = tuple(panel for panel in figure.panels if positions(panel) > 1)
+    if not panels:
+        raise NothingToDraw(f"{figure.name.replace('_', ' ')} is left out: it would show a single point")
+    return replace(figure, panels=panels)
 
 
 def figure_paths(name: str, folder: Path) -> list[Path]:

@@ -12,21 +12,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar, get_args
+from typing import Any, Generic, Literal, TypeVar
 
 from newsbert_ray.record import MAP, RunRecord
-from newsbert_ray.reporting.records import (
-    NAMES,
-    count_units,
-    data_name,
-    distinct,
-    flat_settings,
-    grouped,
-    one_task,
-    teacher_name,
-    tuned_settings,
-    varying_settings,
-)
+from newsbert_ray.reporting import records as run_records
+from newsbert_ray.reporting.records import NAMES, distinct, flat_settings, grouped, one_task, varying_settings
 from newsbert_ray.reporting.sweep_data import curve_of
 from newsbert_ray.reporting.tables import number, short, sort_key, summarise, summary_of
 
@@ -35,8 +25,7 @@ LineLook = Literal["mean", "reference", "run", "cross", "plain", "trend", "means
 and grey, one run among many (run), which may end with a cross (cross); coloured without markers (plain);
 means of dots with their standard errors, joined where x has an order (trend) or not (means)."""
 DotLook = Literal["finished", "stopped", "below", "front", "best"]
-"""How a dot is drawn: filled; hollow and grey; hollow and pointing down, for one below the axis; on a Pareto
-front; the chosen one."""
+"""How a dot is drawn: filled; hollow; hollow and pointing down, below the axis; on a Pareto front; chosen."""
 
 
 class NothingToDraw(ValueError):
@@ -191,7 +180,7 @@ def method_figure(records: Sequence[RunRecord], *, setting: str = "method") -> F
     names = NAMES if setting == "method" else before
     task, records = one_task(records), distinct(records)
     groups = grouped(records, lambda record: str(flat_settings(record)[setting]))
-    if set(varying_settings(records)) - set(tuned_settings(records)) != {setting, DEPTH}:
+    if set(varying_settings(records)) - set(run_records.tuned_settings(records)) != {setting, DEPTH}:
         raise NothingToDraw(f"{setting} over depth is left out: not just the method and the depth vary")
     _require_few(groups, f"{setting} over depth is left out: the methods make")
     named = {names.get(value, value): group for value, group in groups.items()}
@@ -282,8 +271,9 @@ def blocks_figure(records: Sequence[RunRecord]) -> FigureData[Panel]:
             panels += [Panel(f"N = {depth}", "epoch", label, tuple(lines))] if lines else []
     spread = f"{len(records)} runs, mean ± sd over them" if len(records) > 1 else "1 run"
     caption = (
-        f"{_origin(records)}. {spread}; gradients of logged steps before mixing. Momentum adds beta x ratio "
-        "of its own length to a student layer's gradient; where the cosine is small, it turns the update."
+        f"{run_records.origin(records)}. {spread}; gradients of logged steps before mixing. Momentum adds "
+        "beta x ratio of its own length to a student layer's gradient; where the cosine is small, it turns "
+        "the update."
     )
     alt = "; ".join(
         f"{panel.title}, {panel.y_label}: "
@@ -327,7 +317,7 @@ def quality_figure(records: Sequence[RunRecord], *, chosen: bool = False) -> Fig
     left_out = "quality kept over speed-up is left out"
     paths = (f"test.student.{metric.name}", f"test.teacher.{metric.name}", "speed.times_teacher")
     whole = [r for r in distinct(records) if all(number(r, path) for path in paths)]
-    more = set(varying_settings(whole)) - {"method", DEPTH} - set(tuned_settings(whole))
+    more = set(varying_settings(whole)) - {"method", DEPTH} - set(run_records.tuned_settings(whole))
     if more and not chosen:
         raise NothingToDraw(f"{left_out}: {', '.join(sorted(more))} vary too")
     methods = {
@@ -360,21 +350,6 @@ def quality_figure(records: Sequence[RunRecord], *, chosen: bool = False) -> Fig
     return FigureData("quality_kept", (panel,), caption, alt=f"{alt}.")
 
 
-def without_single_points(figure: FigureData[AnyPanel]) -> FigureData[AnyPanel]:
-    """`figure` without panels that would show nothing but a dot or a bar."""
-
-    def positions(panel: AnyPanel) -> int:
-        if isinstance(panel, Bars):
-            return len(panel.bars)
-        dots = sum(len(line.x) for line in panel.lines if line.look in get_args(DotLook))
-        return dots or len({x for line in panel.lines for x in line.x})
-
-    panels = tuple(panel for panel in figure.panels if positions(panel) > 1)
-    if not panels:
-        raise NothingToDraw(f"{figure.name.replace('_', ' ')} is left out: it would show a single point")
-    return replace(figure, panels=panels)
-
-
 def describe(values: Mapping[str, Any], digits: int = 6) -> str:
     """Settings in one line, as in a legend, by the paper's letters: `β = 0.1, N = 2`."""
     letters = {DEPTH: "N", BETA: "β", "distill.temperature": "t"}
@@ -395,15 +370,12 @@ def mean_line(
 
 def _lines_over(setting: str, groups: Mapping[str, Sequence[RunRecord]], path: str) -> list[Line]:
     """The metric at `path` in per cent over a setting, a line for each group that has it."""
-    pairs = {
-        label: [
-            (float(flat_settings(record)[setting]), 100 * value)
-            for record in group
-            if (value := number(record, path)) is not None
-        ]
-        for label, group in groups.items()
-    }
-    return [mean_line(values, label) for label, values in pairs.items() if values]
+    lines = []
+    for label, group in groups.items():
+        values = [(float(flat_settings(record)[setting]), number(record, path)) for record in group]
+        pairs = [(x, 100 * y) for x, y in values if y is not None]
+        lines += [mean_line(pairs, label)] if pairs else []
+    return lines
 
 
 def _labelled(records: Sequence[RunRecord], names: Sequence[str]) -> dict[str, list[RunRecord]]:
@@ -427,7 +399,7 @@ def _best_ends(panels: Sequence[Panel], x: str) -> str:
 
 def figure_caption(records: Sequence[RunRecord], panels: Sequence[Panel]) -> str:
     """What was measured: data, sizes, teacher, and how many seeds are behind a point."""
-    units = count_units(one_task(records))
+    units = run_records.count_units(one_task(records))
     counts = [
         f"{', '.join(sizes)} {units[split]}{split}"
         for split in ("train", "test")
@@ -441,12 +413,7 @@ def figure_caption(records: Sequence[RunRecord], panels: Sequence[Panel]) -> str
     words = [text for panel in panels for text in (panel.title, *(line.label for line in panel.lines))]
     legend = " N: student layers." if any(word.startswith("N = ") for word in words) else ""
     runs = f"{len(records)} run{'s' if len(records) > 1 else ''}"
-    return f"{_origin(records, titles)}. {runs}, {spread}.{legend}"
-
-
-def _origin(records: Sequence[RunRecord], sizes: str = "") -> str:
-    data, teachers = (", ".join(dict.fromkeys(map(name, records))) for name in (data_name, teacher_name))
-    return f"Data: {data}{sizes}. Teacher: {teachers}"
+    return f"{run_records.origin(records, titles)}. {runs}, {spread}.{legend}"
 
 
 def span(numbers: Collection[float]) -> str:

@@ -13,27 +13,11 @@ from typing import Any
 from newsbert_ray.data.shards import SPLITS, Manifest
 from newsbert_ray.methods import TaskName
 from newsbert_ray.record import RunRecord
+from newsbert_ray.reporting import records as run_records
+from newsbert_ray.reporting import statistics
 from newsbert_ray.reporting.page import Page, Section, Table
-from newsbert_ray.reporting.records import (
-    NAMES,
-    data_name,
-    distinct,
-    flat_settings,
-    grouped,
-    one_task,
-    task_name,
-    teacher_name,
-    tuned_settings,
-    varying_settings,
-)
-from newsbert_ray.reporting.statistics import (
-    LEVEL,
-    MARK,
-    Against,
-    compare_rows,
-    default_base,
-    significance_table,
-)
+from newsbert_ray.reporting.records import NAMES, distinct, flat_settings, grouped, one_task, varying_settings
+from newsbert_ray.reporting.statistics import LEVEL, MARK, Against
 from newsbert_ray.reporting.tables import PARAMETERS, SPEED, columns_of, csv_text, rows_of, student_columns
 
 PAPER_LAYERS = 12
@@ -57,13 +41,13 @@ def method_tables(
 ) -> list[Table]:
     """The tables that compare the runs of one task with each other and with the paper, as far as they can be
     compared; `failed`: the varied settings of each run that failed."""
-    tuned = tuned_settings(records)
+    tuned = run_records.tuned_settings(records)
     rows = [
         replace(row, settings={n: value for n, value in row.settings.items() if n not in tuned})
         for row in rows_of(records)
     ]
-    base = against or default_base(rows)
-    compared = significance_table(rows, base, tuned=tuned) if base else None
+    base = against or statistics.default_base(rows)
+    compared = statistics.significance_table(rows, base, tuned=tuned) if base else None
     tables = [depths_table(records), table2(records, failed), compared]
     return [table for table in tables if table is not None]
 
@@ -72,9 +56,9 @@ def table2(records: Sequence[RunRecord], failed: Sequence[Mapping[str, Any]] = (
     """Our rows of the paper's systems, each with the paper's own numbers; `failed`: `method` and
     `student.layers` of each run that failed, as far as they varied. None where settings other than method,
     depth and learning rates vary, or only one method was run."""
-    task, paper_columns = one_task(records), _TABLE2_COLUMNS.get(task_name(records[0]))
+    task, paper_columns = one_task(records), _TABLE2_COLUMNS.get(run_records.task_name(records[0]))
     varying = set(varying_settings(records)) | {name for settings in failed for name in settings}
-    tuned = tuned_settings(records)
+    tuned = run_records.tuned_settings(records)
     if "method" not in varying or not varying <= {"method", _DEPTH, *tuned} or paper_columns is None:
         return None
     metrics = student_columns(task)
@@ -106,8 +90,8 @@ def table2(records: Sequence[RunRecord], failed: Sequence[Mapping[str, Any]] = (
 
 
 def _table2_caption(records: Sequence[RunRecord], tuned: Sequence[str]) -> str:
-    data = " or ".join(dict.fromkeys(map(data_name, records)))
-    teachers = " or ".join(dict.fromkeys(map(teacher_name, records)))
+    data = " or ".join(dict.fromkeys(map(run_records.data_name, records)))
+    teachers = " or ".join(dict.fromkeys(map(run_records.teacher_name, records)))
     sizes = sorted({int(record.data.get("train_rows") or 0) for record in records} - {0})
     counts = " or ".join(f"{size:,}" for size in sizes)
     trained = f", trained on {counts} {one_task(records).examples}" if sizes else ""
@@ -138,17 +122,17 @@ def depths_table(records: Sequence[RunRecord]) -> Table | None:
     head, of_teacher = ["system"], list[str]()
     cells: dict[str, list[str]] = {name: [] for name in methods}
     for depth, group in groups.items():
-        tuned = tuned_settings(group)
+        tuned = run_records.tuned_settings(group)
         if set(varying_settings(group)) - {"method", *tuned}:
             return None
         only = str(flat_settings(group[0])["method"])
         rows = [replace(row, settings={"method": row.settings.get("method", only)}) for row in rows_of(group)]
         by_method = {str(row.settings["method"]): row for row in rows}
-        base = default_base(rows)
+        base = statistics.default_base(rows)
         size = f" ({int(group[0].data.get('train_rows') or 0):,} {task.examples})" if several_sizes else ""
         for column, teacher in zip(metrics, teachers, strict=True):
             head.append(f"{depth} layer{'s' if depth > 1 else ''}{size}: {column.label} %")
-            compared = compare_rows(rows, column, base) if base and base.value == _JOINT else []
+            compared = statistics.compare_rows(rows, column, base) if base and base.value == _JOINT else []
             marked = {str(c.row.settings["method"]) for c in compared if c.significant}
             for name in methods:
                 row = by_method.get(name)
@@ -183,7 +167,7 @@ def table1(corpora: Mapping[str, Mapping[str, float]]) -> Table | None:
 
 def table1_of_runs(records: Sequence[RunRecord]) -> Table | None:
     """Table 1 of the corpora behind some runs, as far as their records tell."""
-    return table1({data_name(record): record.data.get("statistics") or {} for record in records})
+    return table1({run_records.data_name(record): record.data.get("statistics") or {} for record in records})
 
 
 def corpora_page(manifests: Mapping[str, Manifest]) -> Page:

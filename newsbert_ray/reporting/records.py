@@ -116,6 +116,12 @@ def teacher_name(record: RunRecord) -> str:
     return PurePath(name).name or name
 
 
+def origin(records: Sequence[RunRecord], sizes: str = "") -> str:
+    """`Data: NAME (fingerprint), sizes. Teacher: NAME`."""
+    data, teachers = (", ".join(dict.fromkeys(map(name, records))) for name in (data_name, teacher_name))
+    return f"Data: {data}{sizes}. Teacher: {teachers}"
+
+
 def varying_settings(records: Sequence[RunRecord]) -> list[str]:
     """Dotted names of the settings in which the records differ, without those that the method implies."""
     flats = [flat_settings(record) for record in records]

@@ -16,44 +16,18 @@ from newsbert_ray.data.shards import MANIFEST, read_manifest
 from newsbert_ray.files import write_text
 from newsbert_ray.methods import TASKS, TaskName
 from newsbert_ray.record import MAP, METRICS, RecordError, RunRecord, find_records, read_entries, read_record
-from newsbert_ray.reporting.draw import draw_svg, figure_paths, write_figure
-from newsbert_ray.reporting.figures import (
-    Make,
-    NothingToDraw,
-    loss_figure,
-    map_figure,
-    runs_figures,
-    without_single_points,
-)
+from newsbert_ray.reporting import records as run_records
+from newsbert_ray.reporting import tables
+from newsbert_ray.reporting.draw import draw_svg, figure_paths, without_single_points, write_figure
+from newsbert_ray.reporting.figures import Make, NothingToDraw, loss_figure, map_figure, runs_figures
 from newsbert_ray.reporting.page import Block, Page, Picture, Section, Table
 from newsbert_ray.reporting.paper import corpora_csv, corpora_page, method_tables, table1_of_runs
-from newsbert_ray.reporting.records import (
-    NAMES,
-    by_task,
-    distinct,
-    is_kept,
-    one_task,
-    provenance,
-    read_kept,
-    write_kept,
-)
+from newsbert_ray.reporting.records import NAMES, by_task, distinct, is_kept, one_task, provenance
 from newsbert_ray.reporting.statistics import Against, read_against
 from newsbert_ray.reporting.sweep_data import is_sweep, read_sweep
 from newsbert_ray.reporting.sweep_figures import sweep_figures
 from newsbert_ray.reporting.sweep_page import points_csv, sweep_page
-from newsbert_ray.reporting.tables import (
-    PARAMETERS,
-    SPEED,
-    Column,
-    number,
-    pair_table,
-    results_table,
-    rows_of,
-    student_columns,
-    summary_of,
-    to_csv,
-    topic_tables,
-)
+from newsbert_ray.reporting.tables import PARAMETERS, SPEED, Column, number, rows_of, summary_of
 from newsbert_ray.secrets import mask_url
 from newsbert_ray.storage.bucket import is_url
 from newsbert_ray.storage.workdir import snapshot
@@ -72,7 +46,7 @@ def report(
         local = {str(folder): stack.enter_context(snapshot(folder)) for folder in folders}
         written = _report(local, Path(out), read_against(against) if against else None)
         if keep is not None:
-            write_kept(Path(keep), distinct(collect(local)))
+            run_records.write_kept(Path(keep), distinct(collect(local)))
             written.append(Path(keep))
         return written
 
@@ -91,7 +65,7 @@ def _report(folders: Mapping[str, Path], out: Path, against: Against | None) -> 
     run = find_records(paths[0])[0] if len(records) == 1 and not is_kept(paths[0]) else None
     topics: list[Table] = []
     if run and (run / MAP).exists():
-        topics = topic_tables(json.loads((run / MAP).read_text(encoding="utf-8")))
+        topics = tables.topic_tables(json.loads((run / MAP).read_text(encoding="utf-8")))
     for task, group in groups.items():
         makes = runs_figures(group)
         if run:
@@ -107,7 +81,7 @@ def _report(folders: Mapping[str, Path], out: Path, against: Against | None) -> 
     }
     rows = [row for group in groups.values() for row in rows_of(group)]
     page = runs_page(records, figures, against=against, failed=failed, topics=topics)
-    return _write(page, to_csv(rows), figures, out)
+    return _write(page, tables.to_csv(rows), figures, out)
 
 
 def collect(folders: Mapping[str, Path]) -> list[RunRecord]:
@@ -116,7 +90,7 @@ def collect(folders: Mapping[str, Path]) -> list[RunRecord]:
     runs: dict[Path, None] = {}
     for name, folder in folders.items():
         if is_kept(folder):
-            kept += read_kept(folder)
+            kept += run_records.read_kept(folder)
         elif paths := find_records(folder):
             runs |= dict.fromkeys(path.resolve() for path in paths)
         else:
@@ -167,10 +141,10 @@ def runs_page(
     run. `failed`: for each task the varied settings of its failed runs; `topics`: tables of a single run."""
     runs, groups = len(distinct(records)), by_task(records)
     captions = {} if list(groups) == ["topics"] else {name: _caption(name, groups[name]) for name in groups}
-    blocks: list[Block] = [results_table(rows_of(groups[n]), captions.get(n, "")) for n in groups]
+    blocks: list[Block] = [tables.results_table(rows_of(groups[n]), captions.get(n, "")) for n in groups]
     if len(records) == 1 and number(records[0], SPEED.path):
-        columns = (*student_columns(one_task(records)), *_SIZES, SPEED)
-        blocks.append(pair_table(records, columns, "The student beside its teacher."))
+        columns = (*tables.student_columns(one_task(records)), *_SIZES, SPEED)
+        blocks.append(tables.pair_table(records, columns, "The student beside its teacher."))
     for name, group in groups.items():
         blocks += method_tables(group, against, (failed or {}).get(name, ()))
     blocks += [figure for figure in figures.values() if isinstance(figure, Picture)]

@@ -254,10 +254,8 @@ def importance_figure(sweep: Sweep) -> FigureData[Bars]:
     results = [importances_of(sweep, goal=goal) for goal in range(len(sweep.goals))]
     titles = [goal.column.heading for goal in sweep.goals] if len(sweep.goals) > 1 else [""]
     labels = ("importance", "90 % of 100 resamplings", "chance: 95 % of 100 shuffles stay below")
-    panels = tuple(
-        Bars(title, "share of the total importance", bars, labels)
-        for title, (bars, _, _) in zip(titles, results, strict=True)
-    )
+    titled = zip(titles, results, strict=True)
+    panels = tuple(Bars(title, "share of the total importance", bars, labels) for title, (bars, *_) in titled)
     leading = [f"{bars[0].name} ({bars[0].value:.0%})" for bars, *_ in results]
     clear = dict.fromkeys(bar.name for p in panels for bar in p.bars if bar.chance and bar.value > bar.chance)
     stopped = len(sweep.of("stopped"))
@@ -277,8 +275,7 @@ _STOPPED, _PREREQUISITES = "stopped early", "prerequisites"
 
 
 class Costs(NamedTuple):
-    """What a sweep cost so far. Times are those of the training loops, as the runs recorded them; money is
-    None where the search space states no price."""
+    """What a sweep cost so far, by the times of the training loops; money is None without prices."""
 
     seconds: float
     prerequisite_seconds: float
@@ -325,7 +322,6 @@ def cpu_hours_by_part(sweep: Sweep) -> dict[str, float]:
 
 
 def cost_figure(sweep: Sweep) -> FigureData[Bars]:
-    """Processor time of all trials by part."""
     parts = cpu_hours_by_part(sweep)
     if not parts:
         raise NothingToDraw("no trial has recorded its time yet")

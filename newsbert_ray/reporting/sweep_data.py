@@ -19,18 +19,10 @@ from typing import Any, Literal, cast
 import numpy as np
 from pydantic import Field
 
+from newsbert_ray import record as run_record
 from newsbert_ray.files import is_locked
 from newsbert_ray.methods import HEADINGS, Task, task_of
-from newsbert_ray.record import (
-    METRICS,
-    RECORD,
-    TEACHERS,
-    RecordError,
-    RunRecord,
-    read_entries,
-    read_record,
-    read_stop,
-)
+from newsbert_ray.record import RECORD, RecordError, RunRecord, read_entries, read_record, read_stop
 from newsbert_ray.reporting.records import distinct, grouped
 from newsbert_ray.reporting.tables import Column, Mode, Summary, number, number_at, short, summarise
 from newsbert_ray.settings import Settings, flatten
@@ -179,7 +171,6 @@ class Trial:
 
     @property
     def label(self) -> str:
-        """The name of its point."""
         return self.name.removesuffix(f",seed={self.seed}")
 
 
@@ -263,7 +254,6 @@ class Sweep:
 
     @cached_property
     def trials(self) -> tuple[Trial, ...]:
-        """Every trial that has started."""
         return tuple(trial for point in self.points for trial in point.trials)
 
     @property
@@ -348,7 +338,7 @@ def curve_of(entries: Sequence[Mapping[str, Any]], metric: str) -> list[tuple[fl
 
 def trial_curve(folder: Path, metric: str) -> list[tuple[float, float]]:
     """The values of `metric` that the trial in a folder has reported so far."""
-    return curve_of(read_entries(folder / METRICS), metric)
+    return curve_of(read_entries(folder / run_record.METRICS), metric)
 
 
 def read_curves(sweep: Path, metric: str) -> dict[str, list[tuple[float, float]]]:
@@ -372,8 +362,7 @@ def is_sweep(folder: str | Path) -> bool:
 
 
 def read_sweep(folder: str | Path) -> Sweep:
-    """The sweep in `folder`, finished or not. Raises RecordError where sweep.json, or the record of a trial
-    that has not failed, is damaged."""
+    """The sweep in `folder`, finished or not; RecordError where sweep.json or a record is damaged."""
     folder = Path(folder)
     path, known = folder / SWEEP, Axis.model_fields
     try:
@@ -397,7 +386,7 @@ def read_sweep(folder: str | Path) -> Sweep:
     groups = grouped(trials, lambda trial: trial.label)
     points = tuple(Point(label, group[0].point, tuple(group), seeds) for label, group in groups.items())
     prerequisites = []
-    for path in sorted((folder / TEACHERS).glob(f"*/{RECORD}")):
+    for path in sorted((folder / run_record.TEACHERS).glob(f"*/{RECORD}")):
         with suppress(RecordError):  # the trial that needs a damaged one reports it
             prerequisites.append(read_record(path.parent))
     held = is_locked(folder / ".lock")
@@ -431,7 +420,7 @@ def _read_trial(
     for axis in axes:
         if axis.is_active(point):
             point[axis.name] = flat.get(axis.name)
-    entries = record.curve if record else read_entries(folder / METRICS)
+    entries = record.curve if record else read_entries(folder / run_record.METRICS)
     evaluations = tuple(entry for entry in entries if "validation" in entry)
     trial = Trial(
         name=folder.name,

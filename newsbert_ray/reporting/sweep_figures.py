@@ -14,22 +14,8 @@ from typing import Any, Literal
 
 from newsbert_ray.methods import TASKS
 from newsbert_ray.record import RunRecord
-from newsbert_ray.reporting.figures import (
-    DEPTH,
-    DotLook,
-    FigureData,
-    Line,
-    LineLook,
-    Make,
-    NothingToDraw,
-    Panel,
-    blocks_figure,
-    describe,
-    map_figure,
-    mean_curve,
-    quality_figure,
-    runs_figures,
-)
+from newsbert_ray.reporting import figures
+from newsbert_ray.reporting.figures import DotLook, FigureData, Line, LineLook, Make, NothingToDraw, Panel
 from newsbert_ray.reporting.records import flat_settings
 from newsbert_ray.reporting.statistics import cost_figure, importance_figure
 from newsbert_ray.reporting.sweep_data import Axis, Goal, Point, Sweep, listed
@@ -53,7 +39,7 @@ Steps = list[tuple[float, float]]
 def sweep_figures(sweep: Sweep) -> dict[str, Make]:
     records = sweep.records
     is_grid = sweep.space["search"]["sampler"] == "grid"  # other samplers' points would be a line each
-    makes = runs_figures(records) if is_grid else {}
+    makes = figures.runs_figures(records) if is_grid else {}
     makes["pareto_front"] = partial(pareto_front, sweep)
     for goal in range(len(sweep.goals)):
         makes[_over_name(goal)] = partial(over_settings, sweep, goal=goal)
@@ -62,12 +48,12 @@ def sweep_figures(sweep: Sweep) -> dict[str, Make]:
         "learning_curves": partial(learning_curves, sweep),
         "seconds_by_part": partial(cost_figure, sweep),
         "nodes_and_trials": lambda: nodes_figure(read_events(sweep.folder)),
-        "quality_kept": lambda: quality_figure(best_at_each_depth(sweep), chosen=True),
-        "block_gradients": partial(blocks_figure, records),
+        "quality_kept": lambda: figures.quality_figure(best_at_each_depth(sweep), chosen=True),
+        "block_gradients": partial(figures.blocks_figure, records),
     }
     if sweep.finished and sweep.task is TASKS["topics"]:
         best = sweep.folder / "trials" / sweep.finished[0].trials[0].name
-        makes["map_of_titles"] = partial(map_figure, best)
+        makes["map_of_titles"] = partial(figures.map_figure, best)
     return makes
 
 
@@ -81,21 +67,21 @@ def learning_curves(sweep: Sweep) -> FigureData[Panel]:
     if not goal.metric.startswith("validation."):
         goal = Goal(metric=f"validation.student.{sweep.task.primary.name}", mode="max")
     best = sweep.finished[:BEST]
-    names = [describe(point.values, 3) or "no setting" for point in best]
+    names = [figures.describe(point.values, 3) or "no setting" for point in best]
     if max(map(len, names), default=0) > MAX_LETTERS:
         names = [f"rank {rank} of the table" for rank in range(1, len(best) + 1)]
     lines, others = list[Line](), list[Line]()
     for point, name in zip(best, names, strict=True):
-        lines += mean_curve([trial.entries for trial in point.trials], goal.metric, name)
+        lines += figures.mean_curve([trial.entries for trial in point.trials], goal.metric, name)
     teacher = goal.metric.replace(".student.", ".teacher.")
     if best and teacher != goal.metric:
         runs = [trial.entries for trial in best[0].trials]
-        lines += mean_curve(runs, teacher, "teacher of the best", "reference")
+        lines += figures.mean_curve(runs, teacher, "teacher of the best", "reference")
     for trial in (t for t in sweep.trials if all(t not in point.trials for point in best)):
         kind: tuple[str, LineLook] = ("other trials", "run")
         if trial.state == "stopped":
             kind = ("stopped early", "cross")
-        others += mean_curve([trial.entries], goal.metric, *kind)
+        others += figures.mean_curve([trial.entries], goal.metric, *kind)
     if not lines and not others:
         raise NothingToDraw("no trial has been evaluated yet")
     if max(len(line.x) for line in (*lines, *others)) < 2:
@@ -116,7 +102,7 @@ def best_at_each_depth(sweep: Sweep) -> list[RunRecord]:
     best: dict[tuple[str, int], list[RunRecord]] = {}
     for records in (point.records for point in sweep.finished if point.records):
         flat = flat_settings(records[0])
-        best.setdefault((str(flat["method"]), int(flat[DEPTH])), records)
+        best.setdefault((str(flat["method"]), int(flat[figures.DEPTH])), records)
     return [record for records in best.values() for record in records]
 
 
@@ -160,10 +146,8 @@ def over_settings(sweep: Sweep, *, goal: int = 0) -> FigureData[Panel]:
         raise NothingToDraw("nothing varies" if not sweep.axes else "no point has a value yet")
     column = sweep.goals[goal].column
     floor = _floor(sweep, goal)
-    panels = tuple(
-        _over_axis(sweep, axis, [p for p in shown if axis.name in p.values], goal, floor)
-        for axis in sweep.varied(shown) or [a for a in sweep.axes if any(a.name in p.values for p in shown)]
-    )
+    axes = sweep.varied(shown) or [a for a in sweep.axes if any(a.name in p.values for p in shown)]
+    panels = tuple(_over_axis(sweep, axis, shown, goal, floor) for axis in axes)
     better = max if sweep.goals[goal].mode == "max" else min
     trends = []
     for panel, trend in ((panel, panel.trend) for panel in panels if panel.trend):
@@ -187,7 +171,8 @@ def _floor(sweep: Sweep, goal: int) -> float | None:
     return floor if min(stopped) < floor else None
 
 
-def _over_axis(sweep: Sweep, axis: Axis, points: Sequence[Point], goal: int, floor: float | None) -> Panel:
+def _over_axis(sweep: Sweep, axis: Axis, shown: Sequence[Point], goal: int, floor: float | None) -> Panel:
+    points = [point for point in shown if axis.name in point.values]
     ticks = _ticks(axis, [point.values[axis.name] for point in points])
     column = sweep.goals[goal].column
     means = {point.label: column.factor * point.mean(goal) for point in points}
@@ -248,11 +233,8 @@ def _shifted(x: Mapping[str, float], y: Mapping[str, float]) -> dict[str, float]
     shifted = {}
     for label in sorted(x, key=lambda label: y[label]):
         others = placed.setdefault(x[label], [])
-        free = (
-            shift
-            for shift in _SHIFTS
-            if all(abs(shift - other) > 0.05 or abs(y[label] - height) > near for other, height in others)
-        )
+        taken = [other for other, height in others if abs(y[label] - height) <= near]
+        free = (shift for shift in _SHIFTS if all(abs(shift - other) > 0.05 for other in taken))
         shift = next(free, _SHIFTS[len(others) % len(_SHIFTS)])
         others.append((shift, y[label]))
         shifted[label] = x[label] + shift

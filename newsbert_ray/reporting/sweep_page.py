@@ -14,24 +14,14 @@ import rich.table
 
 from newsbert_ray.files import format_duration, write_bytes
 from newsbert_ray.methods import Task
+from newsbert_ray.reporting import tables
 from newsbert_ray.reporting.figures import describe
 from newsbert_ray.reporting.page import Block, Command, Page, Picture, Section, Table
 from newsbert_ray.reporting.paper import method_tables, table1_of_runs
 from newsbert_ray.reporting.records import joined, provenance
 from newsbert_ray.reporting.statistics import Against, costs_of
 from newsbert_ray.reporting.sweep_data import Axis, Point, State, Sweep, Trial, listed, resume_command
-from newsbert_ray.reporting.tables import (
-    Column,
-    Summary,
-    columns_of,
-    csv_text,
-    pair_table,
-    short,
-    student_columns,
-    summary_of,
-    teacher_summary,
-    terminal_table,
-)
+from newsbert_ray.reporting.tables import Column, Summary
 from newsbert_ray.settings import flatten
 
 MAX_ROWS = 10
@@ -66,10 +56,10 @@ def sweep_page(sweep: Sweep, figures: Figures, *, against: Against | None = None
         return [figure for name in names if isinstance(figure := figures.get(name), Picture)]
 
     over = [_figure(figures, name) for name in figures if name.startswith("metric_over_settings")]
-    tables = method_tables(sweep.records, against, sweep.failed_rows) if sweep.records else []
+    methods = method_tables(sweep.records, against, sweep.failed_rows) if sweep.records else []
     compared = drawn("methods_over_depth", "fig3_after_another_task", "quality_kept")
     optional: dict[str, list[Block]] = {
-        "Comparison on the test split": [*tables, *compared],
+        "Comparison on the test split": [*methods, *compared],
         "Over beta, on the test split": drawn("fig7_beta"),
         "The teacher's gradients and the student's": drawn("block_gradients"),
         "What the best point's student learned": drawn("map_of_titles"),
@@ -115,7 +105,7 @@ def _lead(sweep: Sweep) -> str:
         front = len(sweep.front)
         return f"{front} of {len(finished)} finished points lie on the Pareto front of {goals}. {state}"
     column = sweep.goals[0].column
-    teacher = teacher_summary(finished[0].records, column.path)
+    teacher = tables.teacher_summary(finished[0].records, column.path)
     beside = f", its teacher's {column.show(teacher, unit=True)}" if teacher else ""
     value = column.show(finished[0].summary(), unit=True)
     settings, equal = describe(finished[0].values, 3) or "no setting", equal_points(sweep)
@@ -149,7 +139,7 @@ def searched(sweep: Sweep) -> Section:
         "tried first": f"{starts} point{'s' if starts > 1 else ''} of the search space" if starts else "",
         "early stopping": _stopping(sweep),
         "limits": ", ".join(ends),
-        "fixed settings": ", ".join(f"{n} {short(v)}" for n, v in fixed.items() if n not in elsewhere),
+        "fixed settings": ", ".join(f"{n} {tables.short(v)}" for n, v in fixed.items() if n not in elsewhere),
     }
     shown = {name: value for name, value in facts.items() if value}
     unvaried = "No setting varied: the trials differ only in their seeds."
@@ -175,13 +165,13 @@ def _axes(sweep: Sweep) -> Table:
 def _range(axis: Axis, *, grid: bool) -> tuple[str, str]:
     choice = "each" if grid else "one of them"
     if axis.values is not None:
-        return ", ".join(map(short, axis.values)), choice
+        return ", ".join(map(tables.short, axis.values)), choice
     if axis.low is None:
         return "divisors of the teacher's depth", choice
     whole = "whole numbers, " if axis.integer else ""
     scale = "evenly over the logarithm" if axis.log else "evenly"
-    steps = f", in steps of {short(axis.step)}" if axis.step else ""
-    return f"{short(axis.low)} to {short(axis.high)}", whole + scale + steps
+    steps = f", in steps of {tables.short(axis.step)}" if axis.step else ""
+    return f"{tables.short(axis.low)} to {tables.short(axis.high)}", whole + scale + steps
 
 
 def ended(sweep: Sweep) -> Section:
@@ -242,9 +232,9 @@ def _best(sweep: Sweep, figures: Figures) -> Section:
         caption = f"The Pareto front: {len(sweep.front)} points, {seeds}"
         blocks += [_figure(figures, "pareto_front"), points_table(sweep, sweep.front, caption)]
         blocks.append(f"Best by the first goal, {sweep.goals[0].metric}:")
-    blocks.append({name: short(value, 4) for name, value in best.values.items()})
-    columns = (*(goal.column for goal in sweep.goals), *student_columns(sweep.task))
-    blocks.append(pair_table(best.records, columns, f"The best point, {seeds}"))
+    blocks.append({name: tables.short(value, 4) for name, value in best.values.items()})
+    columns = (*(goal.column for goal in sweep.goals), *tables.student_columns(sweep.task))
+    blocks.append(tables.pair_table(best.records, columns, f"The best point, {seeds}"))
     if command := sweep.plan.get("best"):
         blocks += ["Train it again:", Command(str(command))]
     else:
@@ -262,17 +252,14 @@ def _best(sweep: Sweep, figures: Figures) -> Section:
 def points_table(sweep: Sweep, points: Sequence[Point], caption: str) -> Table:
     """Settings of the points, their goals, and what else their records have of the student."""
     names = [axis.name for axis in sweep.axes]
-    columns = [
-        column
-        for column in _other_columns(sweep)
-        if "teacher" not in column.path and any(summary_of(p.records, column.path) for p in points)
-    ]
+    columns = [column for column in _other_columns(sweep) if "teacher" not in column.path]
+    columns = [column for column in columns if any(tables.summary_of(p.records, column.path) for p in points)]
     goals = [goal.column for goal in sweep.goals]
     rows = tuple(
         (
-            *(short(point.values[name], 4) if name in point.values else "" for name in names),
+            *(tables.short(point.values[name], 4) if name in point.values else "" for name in names),
             *(column.show(point.summary(index)) for index, column in enumerate(goals)),
-            *(column.show(summary_of(point.records, column.path)) for column in columns),
+            *(column.show(tables.summary_of(point.records, column.path)) for column in columns),
         )
         for point in points
     )
@@ -290,7 +277,7 @@ def terminal_points(sweep: Sweep) -> rich.table.Table | None:
     numbers = ["\n".join(wrap(heading, 12)) for heading in table.head[len(names) :]]
     head, spare = (*names, *numbers), numbers[: goals - 1 : -1]
     style: Any = {"right": head, "spare": spare, "fixed": numbers, "styles": {0: "bold"}}
-    return terminal_table(head, table.rows, title=table.caption, **style)
+    return tables.terminal_table(head, table.rows, title=table.caption, **style)
 
 
 def points_csv(sweep: Sweep) -> str:
@@ -302,18 +289,18 @@ def points_csv(sweep: Sweep) -> str:
     lines = []
     for point in [*sweep.finished, *sweep.of("stopped", "under way", "failed")]:
         summaries = [point.summary(index) for index in range(len(sweep.goals))]
-        summaries += [summary_of(point.records, column.path) for column in columns]
+        summaries += [tables.summary_of(point.records, column.path) for column in columns]
         numbers = [cell for s in summaries for cell in ((s.mean, s.sd) if s else (None, None))]
         settings = [point.values.get(name) for name in names]
         epochs = max(trial.epoch for trial in point.trials)
         lines.append([*settings, point.state, len(point.trials), epochs, *numbers])
     pairs = [cell for head in heads for cell in (head, f"{head}_sd")]
-    return csv_text([*names, "state", "n_seeds", "epochs", *pairs], lines)
+    return tables.csv_text([*names, "state", "n_seeds", "epochs", *pairs], lines)
 
 
 def _other_columns(sweep: Sweep) -> list[Column]:
     goals = {goal.metric for goal in sweep.goals}
-    return [column for column in columns_of(sweep.task) if column.path not in goals]
+    return [column for column in tables.columns_of(sweep.task) if column.path not in goals]
 
 
 def _cost(sweep: Sweep, figure: Sequence[Block]) -> Section:
@@ -422,7 +409,7 @@ class HParams:
     def _plain(self, name: str, value: Any) -> bool | float | str:
         """`value` as the tab can hold it: null, and every value of a setting of several types, as text."""
         if value is None or name in self._as_text:
-            return short(value)
+            return tables.short(value)
         return float(value) if type(value) in (int, float) else value
 
 

@@ -20,15 +20,9 @@ import rich.text
 from newsbert_ray.evaluation.metrics import topic_rows
 from newsbert_ray.methods import TASKS, Task, TaskName
 from newsbert_ray.record import RunRecord
+from newsbert_ray.reporting import records as run_records
 from newsbert_ray.reporting.page import Table
-from newsbert_ray.reporting.records import (
-    distinct,
-    flat_settings,
-    grouped,
-    one_task,
-    task_name,
-    varying_settings,
-)
+from newsbert_ray.reporting.records import distinct, flat_settings, grouped, one_task, varying_settings
 
 Mode = Literal["max", "min"]
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
@@ -170,7 +164,8 @@ def rows_of(records: Sequence[RunRecord], columns: Sequence[Column] | None = Non
         flat = flat_settings(group[0])
         summaries = {c.name: summary for c in columns if (summary := summary_of(group, c.path))}
         seeds = tuple(sorted(record.seed for record in group))
-        rows.append(Row({name: flat.get(name) for name in varying}, seeds, summaries, task_name(group[0])))
+        settings = {name: flat.get(name) for name in varying}
+        rows.append(Row(settings, seeds, summaries, run_records.task_name(group[0])))
     return sorted(rows, key=lambda row: list(map(sort_key, row.settings.values())))
 
 

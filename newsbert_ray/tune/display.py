@@ -133,7 +133,6 @@ class SweepDisplay:
         return [f"best so far {best.label}: {_goal_values(self._trials.space, best.means)}"] if best else []
 
     def _status(self) -> list[str]:
-        """The time left and the cost, as far as they are known."""
         reason = self._trials.end_reason
         return [f"ending: {reason}" if reason else self._time_left(), *self._cost()]
 

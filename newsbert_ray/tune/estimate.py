@@ -224,7 +224,6 @@ class Estimate:
         return Amount(sum(seconds), around + wall_seconds(seconds, self.resources.slots), money)
 
     def lines(self) -> list[str]:
-        """The estimate as text."""
         planned, seconds = self.planned, [cost.seconds for cost in self.costs]
         step_times = [round(1000 * parts.step) for _, parts in self.calibration.timed]
         steps, epochs = (sum(getattr(cost, unit) for cost in self.costs) for unit in ("steps", "epochs"))

@@ -34,8 +34,7 @@ from newsbert_ray.tune.trial import CONFIG, Train, TrialConfig, run_trial, trial
 from newsbert_ray.tune.trials import Budget, Resources, Retention, RunningTrial, Trials
 
 RETRIES = 2
-"""How often a trial whose process died starts again from its own checkpoints without getting an epoch
-further; losing the machine does not count."""
+"""How often a trial whose process died starts again without getting an epoch further, lost machines aside."""
 
 STATUS_SECONDS = 2.0
 """Between two updates of the meters and of the list of nodes, and two clean-ups after ended groups."""

@@ -14,14 +14,8 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from newsbert_ray.config import Settings, SettingsError, TrainSettings, build_settings, dotted_names, merge
 from newsbert_ray.methods import TASKS, Task, task_of
-from newsbert_ray.reporting.sweep_data import (
-    Axis,
-    Goal,
-    goal_metrics,
-    has_values,
-    point_label,
-    validation_metrics,
-)
+from newsbert_ray.reporting import sweep_data
+from newsbert_ray.reporting.sweep_data import Axis, Goal, has_values
 from newsbert_ray.secrets import mask_url
 from newsbert_ray.settings import flatten, nearest, unknown_setting
 
@@ -151,7 +145,7 @@ class SearchSpace(Settings):
         if self.stopping.scheduler is not None:
             return self.stopping.scheduler
         early = self.search.sampler != "grid" and len(self.goals) == 1
-        return "asha" if early and self.metric in validation_metrics(*TASKS.values()) else "none"
+        return "asha" if early and self.metric in sweep_data.validation_metrics(*TASKS.values()) else "none"
 
     @property
     def points(self) -> int:
@@ -246,12 +240,12 @@ def _grid_faults(space: SearchSpace) -> Iterator[Fault]:
 
 def _goal_faults(space: SearchSpace) -> Iterator[Fault]:
     metrics = [goal.metric for goal in space.goals]
-    known = goal_metrics(space.task)
+    known = sweep_data.goal_metrics(space.task)
     for index, metric in enumerate(metrics):
         at = ("goals", str(index), "metric")
         if metric not in known:
             near = nearest(metric, list(known))
-            if metric in goal_metrics(*TASKS.values()):  # another task's
+            if metric in sweep_data.goal_metrics(*TASKS.values()):  # another task's
                 near = f"{metric.rpartition('.')[0]}.{space.task.primary.name}"
             what = f"no trial of task {space.settings.get('task', 'topics')} reports it"
             hint = f", did you mean '{near}'?" if near else ""
@@ -262,9 +256,9 @@ def _goal_faults(space: SearchSpace) -> Iterator[Fault]:
     if len(metrics) > 1:
         why = "early stopping needs one goal, because one number must say which trial is worse"
         why += "; leave the scheduler out, or give one goal"
-    elif space.metric not in validation_metrics(*TASKS.values()):
+    elif space.metric not in sweep_data.validation_metrics(*TASKS.values()):
         why = f"{space.metric} is known only at a trial's end, so it cannot stop trials early"
-        why += f"; use `scheduler: none`, or one of {', '.join(validation_metrics(space.task))}"
+        why += f"; use `scheduler: none`, or one of {', '.join(sweep_data.validation_metrics(space.task))}"
     if why and scheduler not in (None, "none"):
         yield ("stopping", "scheduler"), f"scheduler = {scheduler!r}: {why}"
 
@@ -355,7 +349,7 @@ def _start_points(
         try:
             varied = {name: by_name[name].convert(value) for name, value in point.items() if name in by_name}
         except ValueError as error:
-            messages.append(f"starting point {point_label(point)} is left out: {error}")
+            messages.append(f"starting point {sweep_data.point_label(point)} is left out: {error}")
             continue
         if varied and varied not in points:
             points.append(varied)

@@ -13,32 +13,12 @@ from typing import Any, NoReturn, TypeVar
 
 from pydantic import ValidationError
 
-from newsbert_ray.config import (
-    SCRATCH,
-    Settings,
-    SettingsError,
-    TrainSettings,
-    build_settings,
-    merge,
-    nearest,
-)
+from newsbert_ray.config import SCRATCH, Settings, SettingsError, TrainSettings, build_settings, merge
 from newsbert_ray.methods import Task, task_of
 from newsbert_ray.reporting.sweep_data import Axis, Goal, goal_metrics, validation_metrics
-from newsbert_ray.settings import KeyPath, YamlFile, flatten, parse_scalar, read_yaml
-from newsbert_ray.tune.space import (
-    PARTS,
-    SWEEP_SETTINGS,
-    PointValues,
-    SearchSpace,
-    absolute_folders,
-    conditions,
-    distinct_values,
-    faults,
-    fix,
-    require_name,
-    steer,
-    vary,
-)
+from newsbert_ray.settings import KeyPath, YamlFile, flatten, nearest, parse_scalar, read_yaml
+from newsbert_ray.tune import space as spaces
+from newsbert_ray.tune.space import PointValues, SearchSpace, absolute_folders, conditions, distinct_values
 from newsbert_ray.tune.study import absolute_storage
 from newsbert_ray.tune.trial import check_space, resolve_depths
 
@@ -67,8 +47,8 @@ def read_space(path: str | Path, *, task: str | None = None) -> SearchSpace:
     for key in text.values:
         _require(text, (key,), "key", key, known)
     settings = text.mapping(("settings",)) | ({} if task is None else {"task": task})
-    for name in SWEEP_SETTINGS.keys() & settings:
-        text.fail(("settings", name), f"'{name}' cannot be in settings: {SWEEP_SETTINGS[name]}")
+    for name in spaces.SWEEP_SETTINGS.keys() & settings:
+        text.fail(("settings", name), f"'{name}' cannot be in settings: {spaces.SWEEP_SETTINGS[name]}")
     _build(text, ("settings",), TrainSettings, merge(_REQUIRED, settings))
     axes: list[Axis] = []
     for name in text.mapping(("space",)):
@@ -82,7 +62,7 @@ def read_space(path: str | Path, *, task: str | None = None) -> SearchSpace:
     if goals := _read_goals(text, task_of(settings)):
         parts["goals"] = goals
     space = _build(text, (), SearchSpace, parts)
-    for at, message in faults(space):
+    for at, message in spaces.faults(space):
         text.fail(("metric",) if at[0] == "goals" and "metric" in text.values else at, message)
     return space
 
@@ -104,7 +84,7 @@ class Changes:
         """From training settings and parts of the search space, nested or dotted, and `vary` as a mapping or
         as words NAME=VALUE,VALUE; SettingsError for another form."""
         overrides = absolute_folders(merge(settings))
-        control = {name: overrides.pop(name) for name in PARTS if name in overrides}
+        control = {name: overrides.pop(name) for name in spaces.PARTS if name in overrides}
         if url := control.get("search", {}).get("storage"):
             control["search"]["storage"] = absolute_storage(url)
         axes = vary if isinstance(vary, Mapping) else dict(map(parse_vary, vary or ()))
@@ -143,7 +123,8 @@ def build_space(file: str | Path, changes: Changes) -> tuple[SearchSpace, list[s
 
 
 def _change(space: SearchSpace, changes: Changes) -> tuple[SearchSpace, list[str]]:
-    return fix(vary(steer(space, changes.control), changes.vary), changes.overrides)
+    steered = spaces.steer(space, changes.control)
+    return spaces.fix(spaces.vary(steered, changes.vary), changes.overrides)
 
 
 def check_sweep(space: str | Path, *, out: str, resume: bool = False, **settings: Any) -> dict[str, Any]:
@@ -161,7 +142,7 @@ def check_sweep(space: str | Path, *, out: str, resume: bool = False, **settings
 
 def _read_axis(text: YamlFile, name: str, settings: Mapping[str, Any], before: Sequence[Axis]) -> Axis:
     at = ("space", name)
-    require_name(name, partial(text.fail, at))
+    spaces.require_name(name, partial(text.fail, at))
     if isinstance(values := text.mapping(("space",))[name], list):
         grid = f"{{grid: {json.dumps(values, default=str)}}}"
         text.fail(at, f"{name} is a list; write `{name}: {grid}` to try each of its values")

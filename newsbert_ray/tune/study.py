@@ -7,9 +7,11 @@ import itertools
 import os
 import random
 import warnings
+from bisect import bisect_right
 from collections import namedtuple
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from operator import itemgetter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
@@ -311,16 +313,11 @@ def _ray_scheduler(space: SearchSpace, *, epochs: int) -> TrialScheduler | None:
     from ray.tune.schedulers import AsyncHyperBandScheduler, MedianStoppingRule
 
     options: dict[str, Any] = {"time_attr": EPOCH, "metric": space.metric, "mode": space.goals[0].mode}
-    grace = min(space.stopping.grace, epochs)
+    options["grace_period"] = min(space.stopping.grace, epochs)
     if space.scheduler == "median":
-        return MedianStoppingRule(**options, grace_period=grace)
-    return AsyncHyperBandScheduler(
-        **options,
-        grace_period=grace,
-        max_t=max(epochs, grace),
-        reduction_factor=space.stopping.factor,
-        stop_last_trials=False,
-    )
+        return MedianStoppingRule(**options)
+    options |= {"max_t": epochs, "reduction_factor": space.stopping.factor, "stop_last_trials": False}
+    return AsyncHyperBandScheduler(**options)
 
 
 class Saving(NamedTuple):
@@ -345,14 +342,11 @@ def estimate_saving(
             drawn = generator.sample(curves, len(epochs))
         else:
             drawn = generator.choices(curves, k=len(epochs))
-        # At each epoch the last value by its end; before the first evaluation, that one's value.
-        trials = [
-            [
-                ([curve[0][1]] + [value for at, value in curve if at <= epoch])[-1]
-                for epoch in range(1, last + 1)
-            ]
-            for last, curve in zip(epochs, drawn, strict=True)
-        ]
+        trials = []
+        for last, curve in zip(epochs, drawn, strict=True):
+            # At each epoch the last value by its end; before the first evaluation, that one's value.
+            known = (bisect_right(curve, epoch, key=itemgetter(0)) for epoch in range(1, last + 1))
+            trials.append([curve[max(1, count) - 1][1] for count in known])
         for trial_epochs, is_finished in _simulate(space, trials, slots=slots):
             spent += trial_epochs
             finished += is_finished

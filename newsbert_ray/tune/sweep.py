@@ -83,8 +83,7 @@ class OpenSweep:
 
     @cached_property
     def plan(self) -> dict[str, Any]:
-        """Content of sweep.json: the search space, its changes, and the settings that all trials share; its
-        `seconds` are those of earlier starts."""
+        """Content of sweep.json: search space, changes, settings of all trials, seconds of earlier starts."""
         space, changes, before = self.space, self.changes, self.before
         given = {"overrides": changes.overrides, "vary": changes.vary}
         return {

@@ -15,16 +15,8 @@ from pathlib import Path
 from newsbert_ray.config import SettingsError, TrainSettings
 from newsbert_ray.files import format_size
 from newsbert_ray.record import RECORD, STOPPED, EarlyStop, RecordError, RunRecord, read_record, read_stop
-from newsbert_ray.reporting.sweep_data import (
-    FAILURES,
-    TRIALS,
-    Point,
-    Trial,
-    best_point,
-    point_label,
-    trial_curve,
-    undominated,
-)
+from newsbert_ray.reporting import sweep_data
+from newsbert_ray.reporting.sweep_data import FAILURES, TRIALS, Point, Trial
 from newsbert_ray.reporting.tables import number_at
 from newsbert_ray.storage.workdir import WorkDir
 from newsbert_ray.tune.space import PointValues, Prices, SearchSpace
@@ -55,7 +47,6 @@ class RunningTrial:
 
     @property
     def seconds(self) -> float:
-        """Since its start."""
         return time.monotonic() - self.began if self.began else 0.0
 
 
@@ -114,7 +105,6 @@ class Trials:
         return {name: trial.seconds for name, trial in self.ended.items() if trial.seconds is not None}
 
     def out(self, name: str) -> Path:
-        """The folder of the trial of this name."""
         return self.folder / TRIALS / name
 
     def count(self, trial: Trial) -> int:
@@ -171,16 +161,16 @@ class Trials:
 
     def best(self) -> Point | None:
         """The best point by the first goal, of those that every seed finished where there is one."""
-        return best_point(list(self.points.values()), self.space.goals[0])
+        return sweep_data.best_point(list(self.points.values()), self.space.goals[0])
 
     def _point(self, label: str) -> Point:
         values = self._values[label]
-        names = [point_label(values, seed=seed) for seed in self.space.seeds]
+        names = [sweep_data.point_label(values, seed=seed) for seed in self.space.seeds]
         ended = tuple(self.ended[name] for name in names if name in self.ended)
         return Point(label, values, ended, self.space.seeds)
 
     def _add_point(self, number: int, values: PointValues, *, stopped: bool = False) -> None:
-        label = point_label(values)
+        label = sweep_data.point_label(values)
         if label in self._values:
             # The sampler has drawn the same point again: it is run once, and counts for both.
             self._numbers[label].append(number)
@@ -188,7 +178,7 @@ class Trials:
             return
         self._values[label], self._numbers[label] = values, [number]
         for seed in self.space.seeds:
-            trial = Trial(point_label(values, seed=seed), values, seed, "under way")
+            trial = Trial(sweep_data.point_label(values, seed=seed), values, seed, "under way")
             if stopped and not self._has_ended(trial):
                 self.ended[trial.name] = replace(trial, state="skipped")
             else:
@@ -241,7 +231,7 @@ class Trials:
         """Mean over a point's seeds at the epochs that each of them has reached."""
         curves = []
         for trial in [*point.of_state("finished"), *point.of_state("stopped")]:
-            curve = dict(trial_curve(self.out(trial.name), self.space.metric))
+            curve = dict(sweep_data.trial_curve(self.out(trial.name), self.space.metric))
             if trial.state == "stopped":
                 curve.setdefault(trial.epoch, trial.values[0])
             curves.append(curve)
@@ -272,7 +262,6 @@ class Resources:
         return self.gpus * self.workers
 
     def hourly_price(self, prices: Prices) -> float:
-        """Money for an hour of one trial."""
         return prices.cpu_hour * self.trial_cpus + prices.gpu_hour * self.trial_gpus
 
     @property
@@ -454,6 +443,6 @@ def ranked_trials(trials: Trials) -> list[str]:
     finished = [trial for trial in trials.ended.values() if trial.state == "finished"]
     goals = trials.space.goals
     scores = [tuple(g.sign * v for g, v in zip(goals, trial.values, strict=True)) for trial in finished]
-    front = set(undominated(scores)) if len(goals) > 1 else set()
+    front = set(sweep_data.undominated(scores)) if len(goals) > 1 else set()
     order = sorted(range(len(scores)), key=lambda i: (i not in front, -scores[i][0]))
     return [finished[i].name for i in order]

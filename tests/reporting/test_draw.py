@@ -16,13 +16,14 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
 from newsbert_ray.reporting import draw as drawing
-from newsbert_ray.reporting.draw import draw_svg, write_figure
+from newsbert_ray.reporting.draw import draw_svg, without_single_points, write_figure
 from newsbert_ray.reporting.figures import (
     AnyPanel,
     Bar,
     Bars,
     FigureData,
     Line,
+    NothingToDraw,
     Panel,
 )
 
@@ -197,3 +198,15 @@ def test_lines_on_a_logarithmic_axis_stay_where_they_were_measured() -> None:
     starts = [float(x[0]) for x in drawn if len(x) == 2]
     assert len(set(starts)) == 7
     assert 850 < min(starts) < max(starts) < 1150
+
+
+def test_single_points_are_left_out() -> None:
+    """A panel of one dot looks like a result and shows nothing."""
+
+    def panel(*x: float) -> Panel:
+        return Panel("", "x", "y", (Line("a", x, x), Line("b", (1.0,), (2.0,))))
+
+    one, two = panel(1.0), panel(1.0, 2.0)
+    assert without_single_points(FigureData("f", (one, two), "")).panels == (two,)
+    with pytest.raises(NothingToDraw, match="the front is left out: it would show a single point"):
+        without_single_points(FigureData("the_front", (one,), ""))

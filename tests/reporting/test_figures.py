@@ -11,10 +11,8 @@ from newsbert_ray.methods import METHODS
 from newsbert_ray.record import RunRecord
 from newsbert_ray.reporting.figures import (
     PREREQUISITE,
-    FigureData,
     Line,
     NothingToDraw,
-    Panel,
     beta_figure,
     blocks_figure,
     curve_figure,
@@ -22,7 +20,6 @@ from newsbert_ray.reporting.figures import (
     method_figure,
     quality_figure,
     runs_figures,
-    without_single_points,
 )
 from newsbert_ray.reporting.sweep_data import read_sweep
 from newsbert_ray.reporting.sweep_figures import best_at_each_depth
@@ -347,15 +344,3 @@ def test_losses_by_hand(make_record: MakeRecord) -> None:
     assert [line.label for line in distillation.lines] == ["hidden"]
     with pytest.raises(NothingToDraw, match="logged them less than twice"):
         loss_figure(make_record(), entries[:2])
-
-
-def test_single_points_are_left_out() -> None:
-    """A panel of one dot looks like a result and shows nothing."""
-
-    def panel(*x: float) -> Panel:
-        return Panel("", "x", "y", (Line("a", x, x), Line("b", (1.0,), (2.0,))))
-
-    one, two = panel(1.0), panel(1.0, 2.0)
-    assert without_single_points(FigureData("f", (one, two), "")).panels == (two,)
-    with pytest.raises(NothingToDraw, match="the front is left out: it would show a single point"):
-        without_single_points(FigureData("the_front", (one,), ""))
