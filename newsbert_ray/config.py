@@ -282,6 +282,10 @@ class CheckpointSettings(Settings):
     not."""
 
 
+TEACHER_RATE = 1e-4
+"""A pretrained teacher's learning rate is at most this, unless it is set."""
+
+
 class TrainSettings(Settings):
     """One run: shards and a teacher in, a student and its record out."""
 
@@ -408,7 +412,7 @@ class TrainSettings(Settings):
     def learning_rates(self) -> dict[str, float]:
         """Of teacher, student and top."""
         own, rate = self.optimizer, self.learning_rate
-        usual = rate if self.teacher == SCRATCH else min(rate, 1e-4)  # of a teacher, unless it is set
+        usual = rate if self.teacher == SCRATCH else min(rate, TEACHER_RATE)
         return {
             "teacher": own.teacher_learning_rate or usual,
             "student": own.student_learning_rate or rate,

@@ -8,13 +8,23 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
-import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import NoneType, SimpleNamespace, UnionType
-from typing import Annotated, Any, Literal, NamedTuple, NoReturn, TypeVar
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NamedTuple,
+    NoReturn,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model
@@ -102,7 +112,7 @@ def arguments_of(function: Callable[..., Any]) -> type[Settings]:
     parameters = [p for p in inspect.signature(function).parameters.values() if p.kind != p.VAR_KEYWORD]
     annotations = SimpleNamespace(__annotations__={p.name: p.annotation for p in parameters})
     names = {**globals(), **inspect.unwrap(function).__globals__}
-    types = typing.get_type_hints(annotations, names, include_extras=True)
+    types = get_type_hints(annotations, names, include_extras=True)
     fields: dict[str, Any] = {}
     for parameter in parameters:
         default = ... if parameter.default is parameter.empty else parameter.default
@@ -184,23 +194,20 @@ class Setting(NamedTuple):
     @property
     def is_list(self) -> bool:
         """Whether it takes several values."""
-        return any(typing.get_origin(part) in (list, Sequence) for part in self._parts)
+        return any(get_origin(part) in (list, Sequence) for part in self._parts)
 
     @property
     def choices(self) -> tuple[str, ...]:
         """The words that it takes, if it takes only some."""
-        parts = [
-            typing.get_args(part)[0] if typing.get_origin(part) in (list, Sequence) else part
-            for part in self._parts
-        ]
-        words = [typing.get_args(part) for part in parts if typing.get_origin(part) is Literal]
+        parts = [get_args(part)[0] if get_origin(part) in (list, Sequence) else part for part in self._parts]
+        words = [get_args(part) for part in parts if get_origin(part) is Literal]
         return sum(words, ()) if len(words) == len(parts) else ()
 
     @property
     def _parts(self) -> list[Any]:
         """The members of a union, without None."""
-        kind = typing.get_args(self.type)[0] if typing.get_origin(self.type) is Annotated else self.type
-        parts = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, UnionType) else (kind,)
+        kind = get_args(self.type)[0] if get_origin(self.type) is Annotated else self.type
+        parts = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
         return [part for part in parts if part is not NoneType]
 
 

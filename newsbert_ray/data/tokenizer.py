@@ -305,8 +305,9 @@ def fit_vectors(path: Path, texts: Iterable[str]) -> WordVectors:
 
     Args:
         path: lines `word v1 ... vW`, separated by blanks or tabs, with or without a first line `words W`; or
-            word2vec's binary form (.bin). Plain, .gz, or the only file in a .zip. TokenizerError where it is
-        missing or malformed, or knows none of the words.
+            word2vec's binary form (.bin). Plain, .gz, or the only file in a .zip.
+    Raises:
+        TokenizerError: the file is missing or malformed, or knows none of the words.
     """
     from tokenizers import Tokenizer, models
 

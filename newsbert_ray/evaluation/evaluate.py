@@ -146,8 +146,9 @@ def _write_submission(path: Path, trained: TrainedRun, news: News, model: str) -
 
 
 def write_submission(path: Path, impressions: Iterable[tuple[str, Ints]]) -> None:
-    """Write MIND's prediction file, a .zip or the lines as .txt, or, on an error, none; the same ranks give
-    the same bytes. `impressions`: id and each candidate's rank, in the order of behaviors.tsv."""
+    """Write MIND's prediction file, a .zip with prediction.txt or the lines as .txt, or, on an error, none;
+    the same ranks give the same bytes. `impressions`: id and each candidate's rank, in the order of
+    behaviors.tsv."""
     with replace_file(path) as partial, partial.open("wb") as file, ExitStack() as stack:
         target: IO[bytes] = file
         if path.suffix.lower() == ".zip":

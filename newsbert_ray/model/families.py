@@ -69,8 +69,8 @@ def load_encoder(
             f"'{name}' has {positions} positions, too few for texts of {max_tokens} tokens; "
             "prepare the shards with a smaller --max_tokens"
         )
-    own = is_unilm(name)
-    encoder = load_unilm(Path(name), cast("BertConfig", config)) if own else Encoder(_build(name, config))
+    unilm = is_unilm(name)
+    encoder = load_unilm(Path(name), cast("BertConfig", config)) if unilm else Encoder(_build(name, config))
     assert len(encoder.layers) == wanted, f"{len(encoder.layers)} layers instead of {wanted}"
     return encoder.train()
 

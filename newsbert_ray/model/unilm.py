@@ -117,10 +117,10 @@ def unilm_config(folder: Path) -> BertConfig:
 
     try:
         values: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        bias = {"rel_pos_bins": 32, "max_rel_pos": 128}
-        known = {**bias, **values}
+        bias_sizes = {"rel_pos_bins": 32, "max_rel_pos": 128}
+        known = {**bias_sizes, **values}
         sizes = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-        sizes_as_int = {name: int(known[name]) for name in (*sizes, *bias)}
+        sizes_as_int = {name: int(known[name]) for name in (*sizes, *bias_sizes)}
         for name in ("model_type", "architectures", "transformers_version"):
             known.pop(name, None)
         return BertConfig(**{**known, **sizes_as_int})

@@ -14,15 +14,23 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field
 
-from newsbert_ray import record as run_record
 from newsbert_ray.files import is_locked
 from newsbert_ray.methods import HEADINGS, Task, task_of
-from newsbert_ray.record import RECORD, RecordError, RunRecord, read_entries, read_record, read_stop
+from newsbert_ray.record import (
+    METRICS,
+    RECORD,
+    TEACHERS,
+    RecordError,
+    RunRecord,
+    read_entries,
+    read_record,
+    read_stop,
+)
 from newsbert_ray.reporting.records import distinct, grouped
 from newsbert_ray.reporting.tables import Column, Mode, Summary, number, number_at, short, summarise
 from newsbert_ray.settings import Settings, flatten
@@ -120,14 +128,17 @@ class Axis(Settings):
             return self.values
         if self.divisors:
             return (1,)
-        low, high = cast(float, self.low), cast(float, self.high)
+        low, high = self.low, self.high
+        assert low is not None
+        assert high is not None
         if not self.integer:
             return (low, high)
         every = range(int(low), int(high) + 1, int(self.step or 1))
         return tuple(every) if len(every) <= 100 else (every[0], every[-1])
 
     def convert(self, value: Any) -> Any:
-        """`value` in the type of this axis (1 becomes 1.0 in a range of floats); ValueError off the axis."""
+        """`value` in the type of this axis (1 becomes 1.0 in a range of floats). Raises ValueError, with what
+        was expected, where it is not on the axis."""
         if self.values is not None:
             for known in self.values:
                 if known == value and isinstance(known, bool) == isinstance(value, bool):
@@ -213,6 +224,7 @@ class Point:
 
     @property
     def records(self) -> list[RunRecord]:
+        """Records of its finished trials."""
         return [trial.record for trial in self.trials if trial.record]
 
 
@@ -254,6 +266,7 @@ class Sweep:
 
     @cached_property
     def trials(self) -> tuple[Trial, ...]:
+        """Every trial that has started."""
         return tuple(trial for point in self.points for trial in point.trials)
 
     @property
@@ -304,7 +317,8 @@ def undominated(scores: Sequence[Sequence[float]]) -> list[int]:
 
 
 def best_point(points: Sequence[Point], goal: Goal) -> Point | None:
-    """The best point, the first by label, that every seed finished, or with any value if there is none."""
+    """The best point among those that every seed finished, or among those with any value if there is none; of
+    equal ones the first by label."""
     with_values = [point for point in points if point.means]
     whole = [point for point in with_values if point.state == "finished"]
     return min(whole or with_values, key=lambda p: (-goal.sign * p.means[0], p.label), default=None)
@@ -338,7 +352,7 @@ def curve_of(entries: Sequence[Mapping[str, Any]], metric: str) -> list[tuple[fl
 
 def trial_curve(folder: Path, metric: str) -> list[tuple[float, float]]:
     """The values of `metric` that the trial in a folder has reported so far."""
-    return curve_of(read_entries(folder / run_record.METRICS), metric)
+    return curve_of(read_entries(folder / METRICS), metric)
 
 
 def read_curves(sweep: Path, metric: str) -> dict[str, list[tuple[float, float]]]:
@@ -362,7 +376,8 @@ def is_sweep(folder: str | Path) -> bool:
 
 
 def read_sweep(folder: str | Path) -> Sweep:
-    """The sweep in `folder`, finished or not; RecordError where sweep.json or a record is damaged."""
+    """The sweep in `folder`, finished or not. Raises RecordError where sweep.json, or the record of a trial
+    that has not failed, is damaged."""
     folder = Path(folder)
     path, known = folder / SWEEP, Axis.model_fields
     try:
@@ -386,7 +401,7 @@ def read_sweep(folder: str | Path) -> Sweep:
     groups = grouped(trials, lambda trial: trial.label)
     points = tuple(Point(label, group[0].point, tuple(group), seeds) for label, group in groups.items())
     prerequisites = []
-    for path in sorted((folder / run_record.TEACHERS).glob(f"*/{RECORD}")):
+    for path in sorted((folder / TEACHERS).glob(f"*/{RECORD}")):
         with suppress(RecordError):  # the trial that needs a damaged one reports it
             prerequisites.append(read_record(path.parent))
     held = is_locked(folder / ".lock")
@@ -420,13 +435,13 @@ def _read_trial(
     for axis in axes:
         if axis.is_active(point):
             point[axis.name] = flat.get(axis.name)
-    entries = record.curve if record else read_entries(folder / run_record.METRICS)
+    entries = record.curve if record else read_entries(folder / METRICS)
     evaluations = tuple(entry for entry in entries if "validation" in entry)
     trial = Trial(
         name=folder.name,
         point=point,
         seed=int(settings.get("seed", 0)),
-        state="failed" if failed or record else "under way",
+        state="failed" if failed else "under way",
         settings=settings,
         epochs=int(settings.get("epochs", 0)),
         epoch=max((float(entry.get("epoch", 0.0)) for entry in evaluations), default=0.0),
@@ -434,8 +449,10 @@ def _read_trial(
         reason=failures.get(folder.name, ""),
         record=record,
     )
-    values = tuple(v for goal in goals if record and (v := number(record, goal.metric)) is not None)
-    if record and len(values) == len(goals):
+    if record:
+        values = tuple(v for goal in goals if (v := number(record, goal.metric)) is not None)
+        if len(values) < len(goals):
+            return replace(trial, state="failed")
         return replace(trial, state="finished", values=values, seconds=number(record, "seconds"))
-    stop = None if failed or record else read_stop(folder)
+    stop = None if failed else read_stop(folder)
     return replace(trial, state="stopped", values=(stop.value,), seconds=stop.seconds) if stop else trial

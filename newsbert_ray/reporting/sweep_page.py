@@ -8,9 +8,7 @@ from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
 from textwrap import wrap
-from typing import Any
-
-import rich.table
+from typing import TYPE_CHECKING, Any
 
 from newsbert_ray.files import format_duration, write_bytes
 from newsbert_ray.methods import Task
@@ -23,6 +21,9 @@ from newsbert_ray.reporting.statistics import Against, costs_of
 from newsbert_ray.reporting.sweep_data import Axis, Point, State, Sweep, Trial, listed, resume_command
 from newsbert_ray.reporting.tables import Column, Summary
 from newsbert_ray.settings import flatten
+
+if TYPE_CHECKING:
+    import rich.table
 
 MAX_ROWS = 10
 """Points in the page's table; report.csv has all."""

@@ -169,8 +169,11 @@ def _without_averaging(model: nn.Module) -> contextlib.AbstractContextManager[No
 def _block_numbers(learner: Learner) -> dict[str, float]:
     last = learner.settings.distill.blocks == "last"
     blocks = block_statistics(learner.pair.student.layers, learner.pair.teacher.layers, last=last)
-    numbers = {f"{BLOCK}{i}": block._asdict() for i, block in enumerate(blocks, 1)}
-    return {f"{i}_{name}": value for i, block in numbers.items() for name, value in block.items()}
+    return {
+        f"{BLOCK}{i}_{name}": value
+        for i, block in enumerate(blocks, 1)
+        for name, value in block._asdict().items()
+    }
 
 
 class SparseEmbeddingGradients:

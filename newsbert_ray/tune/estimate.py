@@ -180,7 +180,7 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a sweep will take: with every trial to its end (`full`), and with early stopping (`expected`).
+    """What a sweep will take: with every trial to its end (`full`), and with early stopping (`stopped`).
     Without recorded `curves`, trials are assumed to keep their rank."""
 
     space: SearchSpace
@@ -210,10 +210,14 @@ class Estimate:
         return self._amount(training=1.0, end=1.0)
 
     @property
-    def expected(self) -> Amount:
+    def stopped(self) -> Amount | None:
         """With early stopping, if any."""
-        shares = self.saving or Saving(1.0, 1.0, "")
-        return self._amount(training=shares.epochs, end=shares.finished)
+        return self.saving and self._amount(training=self.saving.epochs, end=self.saving.finished)
+
+    @property
+    def expected(self) -> Amount:
+        """What the sweep should take."""
+        return self.stopped or self.full
 
     def _amount(self, *, training: float, end: float) -> Amount:
         """Of trials with these shares of their training, and of what follows it, slot by slot."""
@@ -238,9 +242,9 @@ class Estimate:
             f"mean {statistics.fmean(seconds):.1f}",
             f"every trial to its end: {self._amount_text(self.full)}",
         ]
-        if self.saving:
+        if self.saving and self.stopped:
             lines += [
-                f"with {self.space.scheduler}: {self._amount_text(self.expected)}",
+                f"with {self.space.scheduler}: {self._amount_text(self.stopped)}",
                 f"  {self.saving.epochs:.0%} of the epochs, {self.saving.finished:.0%} of the trials reach "
                 f"their end; {self.saving.source}",
             ]

@@ -144,7 +144,9 @@ class TrialSearcher(_Stateless, Searcher):
             trials.end_reason = refusal
         return bool(refusal)
 
-    def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
         pass
 
     def save(self, checkpoint_path: str) -> None:
@@ -198,7 +200,7 @@ class SweepCallback(_Stateless, tune.Callback):
         self.display.draw()
 
     def on_trial_result(
-        self, iteration: int, trials: Any, trial: TuneTrial, result: Any, **info: Any
+        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: Any, **info: Any
     ) -> None:
         running = self.trials.running[trial.trial_id]
         name = running.trial.name
@@ -209,7 +211,9 @@ class SweepCallback(_Stateless, tune.Callback):
             running.numbers = result
             self.display.draw()
 
-    def on_trial_complete(self, iteration: int, trials: Any, trial: TuneTrial, **info: Any) -> None:
+    def on_trial_complete(
+        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
+    ) -> None:
         with self._errors_end_sweep():
             running = self.trials.running.pop(trial.trial_id)
             result = trial.last_result or {}

@@ -13,7 +13,7 @@ from typing import Any, Literal, NoReturn
 from pydantic import Field, ValidationInfo, field_validator
 
 from newsbert_ray.config import Settings, SettingsError, TrainSettings, build_settings, dotted_names, merge
-from newsbert_ray.methods import TASKS, Task, task_of
+from newsbert_ray.methods import TASKS, Task
 from newsbert_ray.reporting import sweep_data
 from newsbert_ray.reporting.sweep_data import Axis, Goal, has_values
 from newsbert_ray.secrets import mask_url
@@ -84,6 +84,11 @@ PARTS = ("search", "stopping", "limits", "prices", "gpus", "keep_students")
 """Parts of a search space that can be set over its file."""
 
 
+def named_task(settings: Mapping[str, Any]) -> Task:
+    """The task that training settings name; topics for an unknown name, which their own check refuses."""
+    return TASKS.get(settings.get("task", "topics"), TASKS["topics"])
+
+
 class SearchSpace(Settings):
     """A search space as read: fixed settings, axes, seeds and goals."""
 
@@ -120,7 +125,7 @@ class SearchSpace(Settings):
     @classmethod
     def _goals_have_a_metric(cls, goals: tuple[Goal, ...], info: ValidationInfo) -> tuple[Goal, ...]:
         """A metric that was not given follows the task, also when the task changes later."""
-        default = f"validation.student.{task_of(info.data.get('settings', {})).primary.name}"
+        default = f"validation.student.{named_task(info.data.get('settings', {})).primary.name}"
         own = [Goal.model_construct({"mode"}, metric=default, mode=goal.mode) for goal in goals]
         return tuple(g if "metric" in g.model_fields_set else o for g, o in zip(goals, own, strict=True))
 
@@ -133,7 +138,7 @@ class SearchSpace(Settings):
 
     @property
     def task(self) -> Task:
-        return task_of(self.settings)
+        return named_task(self.settings)
 
     @property
     def metric(self) -> str:
@@ -240,13 +245,13 @@ def _grid_faults(space: SearchSpace) -> Iterator[Fault]:
 
 def _goal_faults(space: SearchSpace) -> Iterator[Fault]:
     metrics = [goal.metric for goal in space.goals]
-    known = sweep_data.goal_metrics(space.task)
+    known, every = sweep_data.goal_metrics(space.task), sweep_data.goal_metrics(*TASKS.values())
     for index, metric in enumerate(metrics):
         at = ("goals", str(index), "metric")
         if metric not in known:
-            near = nearest(metric, list(known))
-            if metric in sweep_data.goal_metrics(*TASKS.values()):  # another task's
-                near = f"{metric.rpartition('.')[0]}.{space.task.primary.name}"
+            near = metric if metric in every else nearest(metric, list(every))
+            if near and near not in known:  # another task's
+                near = f"{near.rpartition('.')[0]}.{space.task.primary.name}"
             what = f"no trial of task {space.settings.get('task', 'topics')} reports it"
             hint = f", did you mean '{near}'?" if near else ""
             yield at, f"metric = {metric!r}: {what}{hint} (known: {', '.join(known)})"

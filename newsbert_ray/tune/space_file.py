@@ -14,7 +14,7 @@ from typing import Any, NoReturn, TypeVar
 from pydantic import ValidationError
 
 from newsbert_ray.config import SCRATCH, Settings, SettingsError, TrainSettings, build_settings, merge
-from newsbert_ray.methods import Task, task_of
+from newsbert_ray.methods import Task
 from newsbert_ray.reporting.sweep_data import Axis, Goal, goal_metrics, validation_metrics
 from newsbert_ray.settings import KeyPath, YamlFile, flatten, nearest, parse_scalar, read_yaml
 from newsbert_ray.tune import space as spaces
@@ -59,7 +59,7 @@ def read_space(path: str | Path, *, task: str | None = None) -> SearchSpace:
     parts |= {"start": _read_start(text, axes), "skip": _read_skip(text, axes)}
     parts |= {name: text.mapping((name,)) for name in ("search", "stopping", "limits", "prices")}
     parts["search"] = {"sampler": "tpe" if "trials" in parts["search"] else "grid"} | parts["search"]
-    if goals := _read_goals(text, task_of(settings)):
+    if goals := _read_goals(text, spaces.named_task(settings)):
         parts["goals"] = goals
     space = _build(text, (), SearchSpace, parts)
     for at, message in spaces.faults(space):

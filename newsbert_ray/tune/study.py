@@ -8,7 +8,6 @@ import os
 import random
 import warnings
 from bisect import bisect_right
-from collections import namedtuple
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from operator import itemgetter
@@ -276,11 +275,15 @@ def _study_error(error: Exception, url: str | None, folder: Path, *, cure: str) 
     return StudyError(f"{where}: {what} ({reason}); {cure}")
 
 
-_NamedTrial = namedtuple("_NamedTrial", "trial_id")  # a trial as far as Ray's schedulers use it
+class _NamedTrial(NamedTuple):
+    """A trial as far as Ray's schedulers use it."""
+
+    trial_id: str
 
 
 class EarlyStopping:
-    """Decides which trials end early, by the rungs of all trials it has seen; none at its last epoch."""
+    """Decides which trials end early, by the rungs of all trials it has seen. A trial is never stopped at its
+    last epoch: that is already paid for."""
 
     def __init__(self, space: SearchSpace, *, epochs: int) -> None:
         """Decide by the first goal of `space`; `epochs`: the most that a trial may have."""

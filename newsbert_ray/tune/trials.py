@@ -25,7 +25,9 @@ from newsbert_ray.tune.study import Curve, SweepStudy
 CHECKPOINTS, STUDENT = "checkpoints", "student"
 TRIALS_PER_GPU = 4
 """Trials that share a GPU by default."""
+
 Node = Mapping[str, float]
+"""Resources of a cluster node, as Ray names them: {"CPU": 8.0, "GPU": 1.0}."""
 
 
 @dataclass
@@ -47,6 +49,7 @@ class RunningTrial:
 
     @property
     def seconds(self) -> float:
+        """Since its start."""
         return time.monotonic() - self.began if self.began else 0.0
 
 
@@ -262,6 +265,7 @@ class Resources:
         return self.gpus * self.workers
 
     def hourly_price(self, prices: Prices) -> float:
+        """Money for an hour of one trial."""
         return prices.cpu_hour * self.trial_cpus + prices.gpu_hour * self.trial_gpus
 
     @property
@@ -281,10 +285,17 @@ def plan_resources(
     gpus: float | None = None,
     growing: bool = False,
 ) -> Resources:
-    """The resources of each of so many `trials`, at most `concurrency` at once; the first has `settings`.
-    Each worker has so many `gpus`; by default, where there are GPUs, an equal share, at most TRIALS_PER_GPU
-    trials on each, or one GPU for each worker of a group. `growing`: the cluster starts nodes on demand, so
-    `concurrency` trials run at once, however few fit now. SettingsError where not even one would fit."""
+    """The resources of each trial of a sweep whose first trial has `settings`.
+
+    Args:
+        nodes: the cluster's nodes.
+        trials, concurrency: how many are to run; the most at once.
+        gpus: GPUs of each worker; where there are GPUs an equal share by default, at most TRIALS_PER_GPU
+            trials on each, or one GPU for each worker of a group.
+        growing: the cluster starts nodes on demand, so `concurrency` trials run at once, however few fit now.
+    Raises:
+        SettingsError: not even one trial would fit, and Ray would wait for ever.
+    """
     cpus, workers = float(settings.threads or 1), settings.workers
     if growing and concurrency is not None:
         default = (1.0 if workers > 1 else 1.0 / TRIALS_PER_GPU) if settings.device == "cuda" else 0.0

@@ -12,6 +12,8 @@ import pytest
 
 from newsbert_ray.cli import parse
 from newsbert_ray.config import SettingsError
+from newsbert_ray.methods import TASKS
+from newsbert_ray.reporting.sweep_data import goal_metrics
 from newsbert_ray.tune.space_file import Changes, build_space, parse_vary, read_space
 from newsbert_ray.tune.trial import check_space
 
@@ -403,6 +405,16 @@ def test_a_goal_of_another_task_is_refused_by_name_and_line(write_space: WriteSp
     goals = "goals:\n  - {metric: speed.times_teacher}\n  - {metric: test.student.ndcg5}"
     with pytest.raises(SettingsError, match=r":8: .*did you mean 'test\.student\.accuracy'\?"):
         read_space(write_space(**{"seeds: [0]": goals}))
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "auc", "student.auc", "validation.student.ndcg"])
+def test_a_short_or_foreign_name_of_a_metric_is_completed(write_space: WriteSpace, metric: str) -> None:
+    """The hint is a metric that can be copied."""
+    with pytest.raises(SettingsError) as error:
+        read_space(write_space(**{"seeds: [0]": f"metric: {metric}"}))
+    hint = str(error.value).partition("did you mean '")[2].partition("'")[0]
+    assert hint in goal_metrics(TASKS["topics"])
+    assert hint.startswith("validation.student.")
 
 
 def test_the_command_lines_task_decides_which_goals_there_are(write_space: WriteSpace) -> None:
