@@ -412,18 +412,22 @@ def setup(records: Sequence[Record]) -> str:
 
 
 def learning_curve(records: Sequence[Record]) -> FigureData[Panel]:
-    """Accuracy over labels, one line a method."""
+    """Accuracy over labels, one line a method; where some have several sizes, single points are left out."""
     most = max((r["labels"] or 0 for r in records), default=0)
     total = max(40120, most)
-    lines = []
+    curves = {}
     for one in systems(records):
         points = [
             (labels or total, by_seed(records, one.method, labels, one.layers, unlabelled=one.unlabelled))
             for labels in SIZES
         ]
-        known = [(x, [100 * v for v in accuracies(runs).values()]) for x, runs in points if runs]
-        label = one.name if not one.depth or one.method == "teacher" else f"{one.name}, N = {one.layers}"
-        lines.append(_line(label, known, "reference" if one.method == "teacher" else "mean"))
+        curves[one] = [(x, [100 * v for v in accuracies(runs).values()]) for x, runs in points if runs]
+    least = min(2, max(map(len, curves.values()), default=0))  # a single point is no curve; the table has it
+    lines = []
+    for one, known in curves.items():
+        if len(known) >= least:
+            label = one.name if not one.depth or one.method == "teacher" else f"{one.name}, N = {one.layers}"
+            lines.append(_line(label, known, "reference" if one.method == "teacher" else "mean"))
     panel = Panel("", "labelled titles", "test accuracy %", tuple(lines), log_x=True)
     caption = (
         "Students, the linear model and the teacher; mean and sd over seeds, points moved apart a little."

@@ -124,6 +124,8 @@ def test_every_table_and_figure_is_made(tmp_path: Path) -> None:
     assert all(study(name, tmp_path / "kept.jsonl") for name in TABLES)
     assert "5.0 points more" in study("headline", tmp_path / "kept.jsonl")
     assert len(learning_curve(kept).panels[0].lines) == 7
+    more = [{**record, "labels": 4000} for record in kept if record["method"] == "finetune"]
+    assert len(learning_curve([*kept, *more]).panels[0].lines) == 1
     speeds = {"0": 9000.0, "1": 900.0, "6": 150.0, "linear": 5000.0}
     assert len(quality_speed(kept, speeds).panels[0].lines) == 4
     assert accuracies(by_seed(kept, "best", 1000, 1))[0] == 0.69
