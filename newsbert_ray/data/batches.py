@@ -287,8 +287,8 @@ def make_bucket(
     ids: Ints, mask: npt.NDArray[np.bool_], rows: npt.NDArray[np.integer], uses: Ints | None = None
 ) -> Bucket:
     counts = None if uses is None or (uses == 1).all() else torch.from_numpy(uses.astype(np.float32))
-    ids_, mask_, rows_ = (torch.from_numpy(array.astype(np.int64)) for array in (ids, mask, rows))
-    return Bucket(ids_, mask_, counts, rows_)
+    of_table = torch.from_numpy(rows.astype(np.int64))
+    return Bucket(torch.from_numpy(ids), torch.from_numpy(mask.astype(np.int64)), counts, of_table)
 
 
 def cut_buckets(lengths: Ints, *, budget: int, start_tokens: int | None = None) -> Iterator[tuple[int, int]]:

@@ -27,16 +27,8 @@ from newsbert_ray.data.pairs_source import PairsSource
 from newsbert_ray.data.shards import MANIFEST, SPLITS, Contents, Manifest, ShardError, is_whole, read_manifest
 from newsbert_ray.data.sources import PrepareError, Say, SourceFile, Workspace
 from newsbert_ray.data.tables import column_names, table_suffix
-from newsbert_ray.data.tokenizer import (
-    VECTORS,
-    TitleTokenizer,
-    check_encoder,
-    fit_vectors,
-    is_vectors,
-    learn_tokenizer,
-    load_tokenizer,
-    vectors_sha256,
-)
+from newsbert_ray.data.tokenizer import TitleTokenizer, check_encoder, learn_tokenizer, load_tokenizer
+from newsbert_ray.data.word_vectors import VECTORS, fit_vectors, is_vectors, vectors_sha256
 from newsbert_ray.files import files_in, replace_folder, write_json
 from newsbert_ray.methods import METHODS, TASKS
 from newsbert_ray.ray_session import inside_cluster

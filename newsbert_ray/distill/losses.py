@@ -102,8 +102,8 @@ def uses_of(buckets: Sequence[Bucket]) -> Tensor | None:
     """(M,) mentions of each text, buckets in order; None if each text is mentioned once."""
     if all(bucket.uses is None for bucket in buckets):
         return None
-    ones = (bucket.attention_mask.new_ones(len(bucket.attention_mask)).float() for bucket in buckets)
-    return torch.cat([one if b.uses is None else b.uses for b, one in zip(buckets, ones, strict=True)])
+    pairs = [(bucket.attention_mask, bucket.uses) for bucket in buckets]
+    return torch.cat([mask.new_ones(len(mask)).float() if uses is None else uses for mask, uses in pairs])
 
 
 def soft_label_loss(

@@ -80,10 +80,7 @@ def mixed_updates(
     `scale`: learning rate of the student divided by the teacher's.
     """
     pairs = [(layer, block) for layer, block in _blocks(student, teacher, last=last) if block and beta]
-    before = [
-        [[parameter.detach().clone() for parameter in one.values()] for one in (layer, *block)]
-        for layer, block in pairs
-    ]
+    before = [[_copies(one) for one in (layer, *block)] for layer, block in pairs]
     yield
     with torch.no_grad():
         for (layer, block), starts in zip(pairs, before, strict=True):
@@ -148,6 +145,10 @@ def block_statistics(
 def _norm(gradients: Sequence[Tensor]) -> Tensor:
     norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(gradients))))
     return norm
+
+
+def _copies(layer: Parameters) -> list[Tensor]:
+    return [parameter.detach().clone() for parameter in layer.values()]
 
 
 def _gradients(layer: Parameters) -> list[Tensor]:

@@ -312,8 +312,8 @@ def _tally(scores: FloatArray | None, block: Impressions) -> FloatArray:
     kept = np.repeat(labelled, np.diff(block.offsets))
     offsets = np.concatenate([[0], np.cumsum(np.diff(block.offsets)[labelled])])
     values = np.zeros(int(kept.sum())) if scores is None else scores[kept]
-    found = metrics.impression_metrics(values, block.clicked[kept], offsets)
-    total = metrics.tally({name: np.where(known[labelled], one, np.nan) for name, one in found.items()})
+    by_metric = metrics.impression_metrics(values, block.clicked[kept], offsets)
+    total = metrics.tally({name: np.where(known[labelled], one, np.nan) for name, one in by_metric.items()})
     return np.zeros_like(total) if scores is None else total
 
 

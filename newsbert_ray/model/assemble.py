@@ -13,7 +13,8 @@ from torch import nn
 
 from newsbert_ray.config import SCRATCH, DistillSettings, ModelSettings, SettingsError, TrainSettings
 from newsbert_ray.data.shards import Manifest
-from newsbert_ray.data.tokenizer import VECTORS, load_tokenizer
+from newsbert_ray.data.tokenizer import load_tokenizer
+from newsbert_ray.data.word_vectors import VECTORS
 from newsbert_ray.methods import ATTENTION_LOSSES, losses_where
 from newsbert_ray.model.encoder import Encoder, EncoderError
 from newsbert_ray.model.families import load_encoder

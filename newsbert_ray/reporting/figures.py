@@ -291,8 +291,8 @@ def map_figure(run: Path) -> FigureData[Panel]:
         raise NothingToDraw(f"the map of titles is left out: {run.name} has none") from error
     labels, topics = points["labels"], points["topic"]
     named = [topic for topic, _ in Counter(sorted(topics)).most_common(MAX_LINES)]
-    places = zip(points["x"], points["y"], topics, strict=True)
-    groups = grouped(places, lambda place: place[2] if place[2] in named else None)
+    titles = zip(points["x"], points["y"], topics, strict=True)
+    groups = grouped(titles, lambda title: title[2] if title[2] in named else None)
     dots = []
     for topic in (topic for topic in (None, *named) if topic in groups):
         x, y, _ = zip(*groups[topic], strict=True)

@@ -333,9 +333,10 @@ def _cost(sweep: Sweep, figure: Sequence[Block]) -> Section:
 
 def _origin(sweep: Sweep) -> Section:
     """Hardware, versions, data and teacher, as the finished trials recorded them."""
-    facts = provenance(sweep.records)
-    facts.pop("settings that vary")
-    if not sweep.records:
+    if sweep.records:
+        facts = provenance(sweep.records)
+        del facts["settings that vary"]
+    else:
         settings = sweep.plan.get("settings") or {}
         facts = {name: str(settings[name]) for name in ("data", "teacher") if settings.get(name)}
         facts["versions"] = joined(sweep.plan.get("versions") or {})

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+import newsbert_ray
 from newsbert_ray import cli
 from newsbert_ray.config import PrepareSettings, SettingsError, build_settings
 from newsbert_ray.data.prepare import prepare
@@ -35,6 +36,8 @@ def test_a_run_by_topic(make_settings: MakeSettings, capsys: pytest.CaptureFixtu
         assert sum(row.titles for row in rows) == sum(row.predicted for row in rows) == whole["rows"]
         assert sum(row.f1 for row in rows) / len(rows) == pytest.approx(whole["macro_f1"])
         assert [row.titles for row in rows] == sorted((row.titles for row in rows), reverse=True)
+    with pytest.raises(SettingsError, match=r"split = 'all'.*'train'"):
+        newsbert_ray.evaluate(settings.out, split="all", by_topic=True)  # type: ignore[arg-type]
     capsys.readouterr()
     assert cli.main(["evaluate", settings.out, "--by_topic", "--split", "validation"]) == 0
     shown = capsys.readouterr().out

@@ -13,7 +13,7 @@ from torch import nn
 
 from newsbert_ray.config import SettingsError
 from newsbert_ray.data.shards import read_manifest
-from newsbert_ray.data.tokenizer import VECTORS
+from newsbert_ray.data.word_vectors import VECTORS
 from newsbert_ray.model.assemble import assemble_pair
 from newsbert_ray.model.encoder import EncoderError
 from newsbert_ray.model.families import load_exported

@@ -72,7 +72,7 @@ def test_a_trial_is_the_sum_of_its_parts(make_settings: MakeSettings) -> None:
     assert [cost.seconds for cost in estimate.costs] == pytest.approx([one] * 4)
     assert estimate.full.trial_seconds == pytest.approx(4 * one)
     assert estimate.full.wall == pytest.approx(AROUND_SECONDS + 2.0 + 4.0 + 4 * one)
-    assert (estimate.saving, estimate.expected) == (None, estimate.full)
+    assert (estimate.saving, estimate.stopped, estimate.expected) == (None, None, estimate.full)
     assert plan(space(make_settings), session_seconds=7.0).expected.wall == pytest.approx(
         AROUND_SECONDS + 13.0 + 4 * one
     )
@@ -127,6 +127,7 @@ def test_early_stopping_spends_less(make_settings: MakeSettings) -> None:
     search: dict[str, Any] = {"search": {"sampler": "tpe", "trials": 30}, "axes": [BETA]}
     estimate = plan(space(make_settings, values={"epochs": 4}, **search))
     assert estimate.saving is not None
+    assert estimate.expected == estimate.stopped
     assert estimate.expected.wall < 0.8 * estimate.full.wall
     assert estimate.expected.trial_seconds < estimate.full.trial_seconds
     lines = "\n".join(estimate.lines())
