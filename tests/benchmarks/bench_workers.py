@@ -13,14 +13,17 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import socket
 import statistics
+import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch import nn
 
 from newsbert_ray.config import TrainSettings, build_settings, merge
 from newsbert_ray.data.reading import World, make_schedule, read_updates
@@ -85,24 +88,18 @@ def main() -> None:
 
 def run(settings: TrainSettings, steps: int) -> dict[str, float]:
     """Seconds of a step, of its exchange and of its data, and titles per second, of the slowest worker."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    context = mp.get_context("spawn")
-    results = context.SimpleQueue()
-    processes = [
-        context.Process(target=work, args=(settings.model_dump(), rank, port, steps, results))
-        for rank in range(settings.workers)
-    ]
-    for process in processes:
-        process.start()
-    rows: list[dict[str, float]] = [results.get() for _ in processes]
-    for process in processes:
-        process.join()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ProcessPoolExecutor(settings.workers, mp_context=mp.get_context("spawn")) as pool,
+    ):
+        jobs = [
+            pool.submit(work, settings.model_dump(), rank, folder, steps) for rank in range(settings.workers)
+        ]
+        rows = [job.result() for job in jobs]
     return min(rows, key=lambda row: row["titles"])
 
 
-def work(values: dict[str, Any], rank: int, port: int, steps: int, results: Any) -> None:
+def work(values: dict[str, Any], rank: int, folder: str, steps: int) -> dict[str, float]:
     """One worker: steps with and without the exchange, in turns."""
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[rank % len(cores)]})
@@ -111,7 +108,11 @@ def work(values: dict[str, Any], rank: int, port: int, steps: int, results: Any)
     world = World(rank, settings.workers, torch.device("cpu"))
     if world.size > 1:
         dist.init_process_group(
-            "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world.size
+            "gloo",
+            init_method=f"file://{folder}/store",
+            rank=rank,
+            world_size=world.size,
+            timeout=timedelta(seconds=60),
         )
     manifest = read_manifest(settings.data)
     schedule = make_schedule(settings, manifest, world)
@@ -132,25 +133,22 @@ def work(values: dict[str, Any], rank: int, port: int, steps: int, results: Any)
             seconds[kind].append(done - read)
             titles += update.parts[0].rows if kind == "step" else 0
     step, data = statistics.fmean(seconds["step"]), statistics.fmean(seconds["data"])
-    results.put(
-        {
-            "step": step,
-            "data": data,
-            "exchange": max(0.0, step - statistics.fmean(seconds["alone"])) if world.size > 1 else 0.0,
-            "titles": titles / steps / (step + data),
-        }
-    )
     if world.size > 1:
         dist.barrier()
         dist.destroy_process_group()
+    return {
+        "step": step,
+        "data": data,
+        "exchange": max(0.0, step - statistics.fmean(seconds["alone"])) if world.size > 1 else 0.0,
+        "titles": titles / steps / (step + data),
+    }
 
 
 @contextlib.contextmanager
 def without_exchange(learner: Learner) -> Any:
     """The same step without averaging gradients."""
     model, size = learner.model, learner.sparse_embedding.world_size
-    inner = model.module  # of DistributedDataParallel
-    assert isinstance(inner, torch.nn.Module)
+    inner = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
     learner.model, learner.sparse_embedding.world_size = inner, 1
     try:
         yield
