@@ -2,13 +2,14 @@
 
 Both use the same tokeniser, titles and number of processes. Each measurement runs in a process of its own, so
 that imports and the start of Ray or of worker processes count for both. They take turns, and the best of
-`--repeats` is taken. Prints JSON lines.
+`--repeats` is taken. `--memory` measures `prepare` alone at several sizes; `growth_exponent` is that of the
+CPU seconds from the size before. Prints JSON lines.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import math
 import os
 import shutil
 import subprocess
@@ -19,6 +20,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from tests.benchmarks.subject import say
 
 _PREPARE = """
 import sys
@@ -64,10 +67,15 @@ def main() -> None:
         teacher = arguments.teacher or str(_tokenizer(folder))
         if arguments.rows:
             _compare(folder, teacher, arguments)
+        before = 0, 0.0
         for rows in arguments.memory:
             sources = _corpus(folder, rows)
             measured = _measure(_PREPARE, folder, sources, teacher, arguments.memory_workers)
-            _print(what="memory", rows=rows, workers=arguments.memory_workers, **measured)
+            if before[0]:
+                growth = math.log(measured["cpu_seconds"] / before[1]) / math.log(rows / before[0])
+                measured["growth_exponent"] = round(growth, 2)
+            say(f"prepare, {rows:,} news", rows=rows, workers=arguments.memory_workers, **measured)
+            before = rows, measured["cpu_seconds"]
 
 
 def _compare(folder: Path, teacher: str, arguments: argparse.Namespace) -> None:
@@ -81,12 +89,12 @@ def _compare(folder: Path, teacher: str, arguments: argparse.Namespace) -> None:
             measured = _measure(code, folder, sources, teacher, workers)
             speed = rows / measured["seconds"]
             best[program] = max(best.get(program, 0.0), speed)
-            _print(what=program, news_rows=rows, workers=workers, rows_per_second=round(speed), **measured)
+            say(program, news_rows=rows, workers=workers, rows_per_second=round(speed), **measured)
     ratios = {
         f"{program} / datasets.map": round(best[program] / best["datasets.map"], 2)
         for program in list(best)[:2]
     }
-    _print(what="ratio", **ratios)
+    say("ratio", **ratios)
 
 
 def _measure(code: str, folder: Path, sources: list[str], teacher: str, workers: int) -> dict[str, Any]:
@@ -160,10 +168,6 @@ def _tokenizer(folder: Path) -> Path:
 def _count(path: Path) -> int:
     with path.open("rb") as file:
         return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
-
-
-def _print(**values: Any) -> None:
-    print(json.dumps(values), flush=True)
 
 
 if __name__ == "__main__":

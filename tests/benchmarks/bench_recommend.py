@@ -117,8 +117,9 @@ def compare_training(settings: TrainSettings, *, steps: int, part: int) -> None:
         read[1][0] += len(clicks) * (HISTORY + clicks.candidates.shape[1])
         read[1][1] += plain_tokens
     ours, theirs = ours[WARM_UP:], theirs[WARM_UP:]
+    ours_in = "" if settings.precision == "fp32" else f", {settings.precision}"
     say(
-        f"training, batch {settings.batch_size}: each news once against each mention",
+        f"training, batch {settings.batch_size}{ours_in}: each news once against each mention",
         ratio=sum(theirs) / sum(ours),
         ratios=[b / a for a, b in zip(ours, theirs, strict=True)],
         ours_clicks_per_second=settings.batch_size / statistics.median(ours),

@@ -84,8 +84,9 @@ def compare(settings: TrainSettings, schedule: TrainingSchedule, *, steps: int, 
     ours, theirs = ours[WARM_UP:], theirs[WARM_UP:]
     ratios = sorted(b / a for a, b in zip(ours, theirs, strict=True))
     rows = settings.batch_size
+    ours_in = "" if settings.precision == "fp32" else f", {settings.precision}"
     say(
-        "joint step against a plain loop",
+        f"joint step against a plain loop{ours_in}",
         ours_titles_per_second=rows / statistics.median(ours),
         plain_titles_per_second=rows / statistics.median(theirs),
         ratio_median=statistics.median(ratios),
@@ -94,7 +95,7 @@ def compare(settings: TrainSettings, schedule: TrainingSchedule, *, steps: int, 
         last_losses=last[-1],
         largest_loss_difference=max(abs(a - b) for a, b in last),
     )
-    say("mixing", share_of_step=mixing_seconds(learner.pair, settings) / statistics.median(ours))
+    say(f"mixing{ours_in}", share_of_step=mixing_seconds(learner.pair, settings) / statistics.median(ours))
     say("dropout", step_with_over_without=dropout_cost(settings, schedule, steps=max(10, steps // 2)))
     say("matmul", **matmul_share(settings, schedule, statistics.median(ours)))
 
