@@ -139,8 +139,10 @@ class Encoder(nn.Module):
             raise EncoderError(
                 f"compile: there is no C++ compiler '{compiler}'; install g++, or leave compile out"
             )
+        # On CPUs the compiler's patterns would put back the fused attention that LossModel leaves out.
+        options = {"pattern_matcher": False} if self.word_embedding.weight.device.type == "cpu" else None
         for layer in self.layers:
-            layer.compile(dynamic=True)
+            layer.compile(dynamic=True, options=options)
 
     def pick_layers(self, numbers: Sequence[int]) -> Encoder:
         """A copy with the embeddings and the layers of these numbers (from 1); students start like this.

@@ -46,6 +46,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--precision", default="fp32", help="of our step; the plain loop has fp32")
+    parser.add_argument("--compile", action="store_true", help="our encoders' layers")
     parser.add_argument("--plain_length", type=int, default=30)
     options = parser.parse_args()
     values = {
@@ -57,6 +58,7 @@ def main() -> None:
         "train_rows": options.train_rows,
         "threads": options.threads,
         "precision": options.precision,
+        "compile": options.compile,
         "epochs": 100,
     }
     settings = build_settings(TrainSettings, merge(values))
@@ -85,6 +87,7 @@ def compare(settings: TrainSettings, schedule: TrainingSchedule, *, steps: int, 
     ratios = sorted(b / a for a, b in zip(ours, theirs, strict=True))
     rows = settings.batch_size
     ours_in = "" if settings.precision == "fp32" else f", {settings.precision}"
+    ours_in += ", compiled" if settings.compile else ""
     say(
         f"joint step against a plain loop{ours_in}",
         ours_titles_per_second=rows / statistics.median(ours),
