@@ -15,18 +15,26 @@ import time
 from dataclasses import replace
 from itertools import islice
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from newsbert_ray.config import TrainSettings, build_settings, merge
 from newsbert_ray.data.batches import Batch, Bucket
-from newsbert_ray.data.reading import TrainingSchedule, Update, World, make_schedule, read_updates
+from newsbert_ray.data.reading import (
+    TrainingSchedule,
+    Update,
+    World,
+    make_schedule,
+    read_updates,
+    training_texts,
+)
 from newsbert_ray.data.shards import read_manifest
 from newsbert_ray.distill.joint import joint_losses
 from newsbert_ray.distill.losses import weighted_total
 from newsbert_ray.distill.momentum import apply_momentum
 from newsbert_ray.model.assemble import assemble_pair
-from newsbert_ray.training.step import train_step
+from newsbert_ray.training.step import Learner, train_step
 from newsbert_ray.training.worker import build_worker_learner
 from tests.benchmarks.subject import add_subject, say, subject
 
@@ -99,6 +107,7 @@ def compare(settings: TrainSettings, schedule: TrainingSchedule, *, steps: int, 
         largest_loss_difference=max(abs(a - b) for a, b in last),
     )
     say(f"mixing{ours_in}", share_of_step=mixing_seconds(learner.pair, settings) / statistics.median(ours))
+    say(f"Adam{ours_in}", **adam_numbers(learner, schedule, statistics.median(ours)))
     say("dropout", step_with_over_without=dropout_cost(settings, schedule, steps=max(10, steps // 2)))
     say("matmul", **matmul_share(settings, schedule, statistics.median(ours)))
 
@@ -160,6 +169,23 @@ def mixing_seconds(pair: nn.Module, settings: TrainSettings) -> float:
         apply_momentum(pair.student.layers, pair.teacher.layers, beta=settings.distill.beta or 0.1)  # type: ignore[arg-type,union-attr]
         times.append(time.perf_counter() - start)
     return statistics.median(times)
+
+
+def adam_numbers(learner: Learner, schedule: TrainingSchedule, step_seconds: float) -> dict[str, float]:
+    """Adam's share of a step, the word embeddings' share of what it updates, and the share of words that are
+    in the corpus: the others' gradients and moments are always zero."""
+    times = []
+    for _ in range(20):
+        start = time.perf_counter()
+        learner.optimizer.step()
+        times.append(time.perf_counter() - start)
+    words = [embedding.weight for embedding in learner.sparse_embedding.embeddings]
+    learned = [p for group in learner.optimizer.param_groups for p in group["params"]]
+    return {
+        "share_of_step": statistics.median(times) / step_seconds,
+        "embeddings_share": sum(w.numel() for w in words) / sum(p.numel() for p in learned),
+        "words_in_corpus": len(np.unique(training_texts(schedule).tokens)) / len(words[0]),
+    }
 
 
 def dropout_cost(settings: TrainSettings, schedule: TrainingSchedule, *, steps: int) -> float:
