@@ -64,10 +64,11 @@ def read_records(path: Path = RECORDS) -> list[Record]:
 def by_seed(
     records: Iterable[Record], method: str, labels: int | None, layers: int, *, unlabelled: bool = True
 ) -> dict[int, Record]:
-    """A method's final runs at an amount of labels, by seed; without those of tuning and of variants."""
+    """A method's final runs at an amount of labels, by seed; without those of tuning and of variants. Of
+    runs that differ in their length only, the longest counts."""
     return {
         record["seed"]: record
-        for record in records
+        for record in sorted(records, key=lambda record: record["steps"] or 0)
         if (record["method"], record["labels"], record["layers"]) == (method, labels, layers)
         and record["stage"] in _FINAL
         and not _varies(record)
@@ -76,8 +77,8 @@ def by_seed(
 
 
 def _varies(record: Record) -> bool:
-    """Whether it is not the method as it is; a teacher's length is its own."""
-    return bool(record["values"]) and record["method"] != "teacher"
+    """Whether it is not the method as it is, its length apart."""
+    return not record["values"].keys() <= {"steps", "evaluate_every", "batch_size"}
 
 
 def _sizes(records: Sequence[Record]) -> list[int | None]:
@@ -403,7 +404,7 @@ def setup(records: Sequence[Record]) -> str:
                 if one.method == "teacher":
                     lengths["teachers"].add(f"{run['steps']:,} at {size_name(labels)} labels")
                 elif one.method != "linear":
-                    lengths["students"].add(f"{run['steps']:,}")
+                    lengths["students"].add(f"{run['steps']:,}" + ("" if labels else " with all labels"))
                     layers = f"{one.layers} layer{'s' * (one.layers != 1)}"
                     rates[f"{name_of(one.method)} ({layers})"].add(f"{run['rate']:g}")
     many = [f"{who} {' or '.join(sorted(counts))}" for who, counts in sorted(lengths.items())]
