@@ -65,10 +65,10 @@ def by_seed(
     records: Iterable[Record], method: str, labels: int | None, layers: int, *, unlabelled: bool = True
 ) -> dict[int, Record]:
     """A method's final runs at an amount of labels, by seed; without those of tuning and of variants. Of
-    runs that differ in their length only, the longest counts."""
+    runs that differ in their length only, the best on validation counts."""
     return {
         record["seed"]: record
-        for record in sorted(records, key=lambda record: record["steps"] or 0)
+        for record in sorted(records, key=lambda record: record["validation"]["accuracy"])
         if (record["method"], record["labels"], record["layers"]) == (method, labels, layers)
         and record["stage"] in _FINAL
         and not _varies(record)
@@ -404,7 +404,8 @@ def setup(records: Sequence[Record]) -> str:
                 if one.method == "teacher":
                     lengths["teachers"].add(f"{run['steps']:,} at {size_name(labels)} labels")
                 elif one.method != "linear":
-                    lengths["students"].add(f"{run['steps']:,}" + ("" if labels else " with all labels"))
+                    who = "students" if labels else "students with all labels"
+                    lengths[who].add(f"{run['steps']:,}")
                     layers = f"{one.layers} layer{'s' * (one.layers != 1)}"
                     rates[f"{name_of(one.method)} ({layers})"].add(f"{run['rate']:g}")
     many = [f"{who} {' or '.join(sorted(counts))}" for who, counts in sorted(lengths.items())]

@@ -68,11 +68,13 @@ RECORDS = [
 ]
 
 
-def test_the_longest_of_equal_runs_counts() -> None:
+def test_the_length_that_validation_prefers_counts() -> None:
     """A size was repeated with more updates; a variant with other settings is never a result."""
-    longer = record("best", 0, 0.72, values={"steps": 2800, "evaluate_every": 400}, steps=2800)
+    values = {"steps": 2800, "evaluate_every": 400}
+    better = record("best", 0, 0.72, values=values, steps=2800)
+    worse = record("best", 1, 0.5, values=values, steps=2800)
     other = record("best", 0, 0.9, values={"steps": 9000, "distill.temperature": 9}, steps=9000)
-    found = by_seed([longer, *RECORDS, other], "best", 1000, 1)
+    found = by_seed([better, worse, *RECORDS, other], "best", 1000, 1)
     assert (found[0]["steps"], found[1]["steps"]) == (2800, 700)
 
 

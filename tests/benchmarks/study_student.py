@@ -142,16 +142,18 @@ def _tuning() -> Iterator[Run]:
 
 def _small(depth: int) -> Iterator[Run]:
     """What one CPU core can do in some hours: short teachers, one rate, few seeds where a run is long.
-    With all labels a teacher reads them twice, and students as often as fine-tuning gains by it."""
+    With all labels a teacher reads them twice, and the tables take each student's best length."""
     rates = {("finetune", 1): 4e-4, ("finetune", 0): 5e-3, ("best", 1): 8e-4, ("best", 0): 5e-3}
+    longer = {"steps": 2800, "evaluate_every": 400}, {"steps": 5600, "evaluate_every": 700}
     steps: dict[int | None, int] = {1000: 315, 4000: 500, 12000: 750, None: 2500}
 
     def block(labels: int | None, seed: int) -> Iterator[Run]:
         length = {"batch_size": 32, "steps": steps[labels], "evaluate_every": steps[labels] // 5}
         yield Run("teachers", "teacher", labels, depth, seed, TEACHER_RATE, length)
-        values = {} if labels else {"steps": 5600, "evaluate_every": 700}
         for (method, layers), rate in rates.items():
-            yield Run("main", method, labels, layers, seed, rate, values)
+            yield Run("main", method, labels, layers, seed, rate)
+            for values in longer if labels is None else ():
+                yield Run("main", method, labels, layers, seed, rate, values)
 
     yield from block(1000, 0)
     yield from block(12000, 0)
