@@ -171,7 +171,7 @@ def test_end_controllers_kills_this_processs_own(session: RaySession) -> None:
 
     def has_ended() -> bool:
         try:
-            return ray.get(controller.pid.remote()) == 0  # a call may arrive before the kill does
+            return bool(ray.get(controller.pid.remote()) == 0)  # a call may arrive before the kill does
         except RayActorError:
             return True
 
