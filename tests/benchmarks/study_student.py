@@ -142,7 +142,7 @@ def _tuning() -> Iterator[Run]:
 
 def _small(depth: int) -> Iterator[Run]:
     """What one CPU core can do in some hours: short teachers, one rate, few seeds where a run is long.
-    With all labels a teacher reads them twice, and the tables take each student's best length."""
+    With all labels a teacher reads them twice, and the tables take the length that validation prefers."""
     rates = {("finetune", 1): 4e-4, ("finetune", 0): 5e-3, ("best", 1): 8e-4, ("best", 0): 5e-3}
     longer = {"steps": 2800, "evaluate_every": 400}, {"steps": 5600, "evaluate_every": 700}
     steps: dict[int | None, int] = {1000: 315, 4000: 500, 12000: 750, None: 2500}
