@@ -127,9 +127,8 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def locked(path: Path, *, wait_seconds: float = 0.0, error: Exception | None = None) -> Iterator[None]:
-    """Hold the lock file `path`; the system releases it however this process ends. Waits `wait_seconds` for
-    another process (infinity: for ever), then raises `error`, TimeoutError by default; OSError where the file
-    cannot be written."""
+    """Hold the lock file `path`; the system releases it however this process ends. Waits `wait_seconds`
+    (infinity: for ever), then raises `error`, by default TimeoutError; OSError if it cannot be written."""
     lock = FileLock(path, timeout=-1 if wait_seconds == float("inf") else wait_seconds, thread_local=False)
     try:
         lock.acquire(poll_interval=_POLL_SECONDS)

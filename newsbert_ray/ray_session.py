@@ -55,8 +55,7 @@ class ConnectError(ValueError):
 @dataclass(frozen=True)
 class RaySession:
     """A session and what the cluster has now. `private`: started by this process, on this machine alone;
-    `address`: HOST:PORT of the head; `dashboard`: its URL, where there is one; `has_autoscaler`: more nodes
-    start on demand."""
+    `address`: HOST:PORT of the head; `dashboard`: its URL, if any; `has_autoscaler`: it starts nodes."""
 
     private: bool
     address: str
@@ -287,8 +286,7 @@ def environment(values: Mapping[str, str], *, over: bool = False) -> Iterator[No
 
 
 class Stopped(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM ended the work; the text says what was kept. `number`: the signal's number; the exit
-    code is 128 more."""
+    """Ctrl-C or SIGTERM (`number`; the exit code is 128 more) ended the work; the text says what was kept."""
 
     def __init__(self, number: int = signal.SIGINT, text: str = "") -> None:
         super().__init__(text)

@@ -87,8 +87,7 @@ def _wrapped(text: str, *, indent: int = 0, start: str | None = None, width: int
 
 
 def completion(shell: str, flags: Mapping[str, Sequence[Setting]]) -> str:
-    """A script for `shell` (bash or zsh) that completes verbs, flags and their choices, and otherwise file
-    names."""
+    """A script for `shell` (bash or zsh) that completes verbs, flags and choices, otherwise file names."""
     names, choices = list[str](), list[str]()
     for verb, settings in flags.items():
         words = " ".join(f"--{setting.name}" for setting in settings)
@@ -219,7 +218,8 @@ def print_impressions(impressions: Sequence[RankedImpression], *, model: str) ->
             (str(rank), f"{offer.score:.3f}", clicks[offer.clicked], offer.news.title, offer.news.category)
             for rank, offer in enumerate(one.offers, 1)
         ]
-        print_rows(ranked_head, rows, right=("rank", "score"), green="clicked")
+        styles = {index: "green" for index, offer in enumerate(one.offers) if offer.clicked}
+        print_rows(ranked_head, rows, right=("rank", "score"), styles=styles)
 
 
 def print_answer(answer: Answer) -> None:
@@ -249,20 +249,10 @@ def print_topics(rows: Sequence[TopicRow]) -> None:
     print(f"per cent; macro-F1 {mean:.1f}, the mean of {len(rows)} topics' F1")
 
 
-def print_rows(
-    head: Sequence[str],
-    rows: Iterable[Sequence[str]],
-    *,
-    right: Sequence[str] = (),
-    spare: Sequence[str] = (),
-    green: str = "",
-) -> None:
-    """A table; columns named in `right` are aligned right, rows with a cell `green` are green. Columns in
-    `spare` are left out, the first one first, until the table fits the terminal."""
+def print_rows(head: Sequence[str], rows: Iterable[Sequence[str]], **options: Any) -> None:
+    """A table; `options` as for `terminal_table`."""
     from rich.console import Console
 
     from newsbert_ray.reporting.tables import terminal_table
 
-    rows = list(rows)
-    styles = {index: "green" for index, row in enumerate(rows) if green and green in row}
-    Console().print(terminal_table(head, rows, right=right, spare=spare, styles=styles))
+    Console().print(terminal_table(head, rows, **options))

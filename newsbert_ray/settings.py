@@ -68,8 +68,7 @@ S = TypeVar("S", bound=Settings)
 
 def build_settings(model: type[S], values: Mapping[str, Any], *, where: str = "") -> S:
     """A validated `model` from nested `values`; a message begins with their source `where`, such as a file.
-    SettingsError names every wrong setting with its value, every missing one, and the nearest name of an
-    unknown one."""
+    SettingsError names every wrong setting with its value, every missing one, and names near unknown ones."""
     try:
         return model.model_validate(dict(values))
     except ValidationError as error:
@@ -92,8 +91,7 @@ def check_each(
 def check_arguments(
     function: Callable[..., Any], positional: tuple[Any, ...], keywords: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """All arguments of a call by name, with defaults, converted to the types in the function's signature;
-    errors as `build_settings`."""
+    """A call's arguments by name, with defaults, in the signature's types; errors as `build_settings`."""
     signature, model, others = inspect.signature(function), arguments_of(function), {}
     values = {**signature.bind_partial(*positional).arguments, **keywords}
     if any(p.kind == p.VAR_KEYWORD for p in signature.parameters.values()):
@@ -182,8 +180,7 @@ def nearest(name: str, names: list[str]) -> str | None:
 
 
 class Setting(NamedTuple):
-    """One setting of a settings class: dotted name (`distill.weights.hidden`), type, default, description,
-    and whether it must be given."""
+    """A setting: dotted name (`distill.weights.hidden`), type, default, description, and whether required."""
 
     name: str
     type: Any
@@ -296,8 +293,7 @@ _Loader.add_implicit_resolver(
 
 
 def read_yaml(path: str | Path) -> YamlFile:
-    """The mapping in a YAML file. SettingsError: no such file, not text, not YAML, no mapping, or a key
-    twice."""
+    """The mapping in a YAML file. SettingsError: no file, not text, not YAML, no mapping, or a key twice."""
     try:
         loader = _Loader(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

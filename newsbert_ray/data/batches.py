@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
@@ -166,15 +166,11 @@ class _Tensors:
 
     def to(self, device: torch.device) -> Self:
         """The same on `device`; a GPU copies from pinned memory while it computes."""
-        pin = device.type == "cuda"
-        tensors = {
-            field.name: (value.pin_memory() if pin and not value.is_cuda else value).to(
-                device, non_blocking=True
-            )
-            for field in fields(self)  # type: ignore[arg-type]
-            if isinstance(value := getattr(self, field.name), Tensor)
-        }
-        return replace(self, **tensors)  # type: ignore[type-var]
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        if device.type == "cuda":
+            tensors = {name: one if one.is_cuda else one.pin_memory() for name, one in tensors.items()}
+        moved = {name: one.to(device, non_blocking=True) for name, one in tensors.items()}
+        return replace(self, **moved)  # type: ignore[type-var]
 
 
 @dataclass(frozen=True)

@@ -149,8 +149,7 @@ def parse_text(line: str) -> News:
 
 def parse_behaviors(line: str, *, whole: bool = True) -> Impression:
     """One line of behaviors.tsv, without its line end; BadLine where a column is missing or malformed, there
-    are no candidates, or only some are labelled. Not `whole`, it leaves history and candidates out, several
-    times faster."""
+    are no candidates, or only some are labelled. Not `whole`, it skips history and candidates, for speed."""
     impression_id, user_id, time, history, candidates = _split(line, BEHAVIORS_COLUMNS)
     _require_id("impression id", impression_id)
     _require_id("user id", user_id)
@@ -282,8 +281,7 @@ def split_by_time(minutes: Minutes, hashes: Hashes, counted: npt.NDArray[np.bool
 
 
 def count_examples(impression: Impression) -> int:
-    """Clicks of an impression to learn from: all if it has a negative (a candidate that it nowhere lists as
-    clicked), otherwise none."""
+    """Clicks to learn from: all if there is a negative (a candidate nowhere listed as clicked), else none."""
     if impression.clicked is None:
         return 0
     clicked = set(compress(impression.candidates, impression.clicked))

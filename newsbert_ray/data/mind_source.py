@@ -240,8 +240,7 @@ class NewsSource:
         self._rare = {name: count for name, count in by_name.items() if count < RARE}
 
     def _require_news(self) -> None:
-        """Refuse an empty split or a single topic, which would alter every number; texts without any label
-        are for --unlabelled."""
+        """Refuse an empty split or a single topic; texts without any label are for --unlabelled."""
         news = self._news
         if not self._labels and any((file.fates == Fate.TRAIN).any() for file in news):
             return

@@ -123,10 +123,8 @@ class PairsSource:
                     yield from dict.fromkeys(pair.text for pair in compress(block.pairs, used))
 
     def write(self, tokenizer: TitleTokenizer) -> Contents:
-        lengths = {
-            "query": self._settings.query_tokens,
-            "text": self._settings.max_tokens or self.max_tokens,
-        }
+        settings = self._settings
+        lengths = {"query": settings.query_tokens, "text": settings.max_tokens or self.max_tokens}
         total = sum(self.rows)
         with (
             TextWriter(self._workspace.folder) as texts,

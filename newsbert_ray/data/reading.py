@@ -321,8 +321,7 @@ def unlabelled_texts(schedule: TrainingSchedule) -> Texts:
 
 @dataclass(frozen=True)
 class SplitData:
-    """One split of prepared shards, as evaluation reads it; `history`: number of a user's last clicks that
-    are used, in recommendation."""
+    """One split of prepared shards for evaluation; `history`: how many of a user's last clicks are used."""
 
     folder: Path
     manifest: Manifest

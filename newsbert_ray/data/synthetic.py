@@ -54,8 +54,7 @@ def synthesize(
     unlabelled: Sequence[str] = (),
     popularity: float = 0.0,
 ) -> list[Path]:
-    """Write `out`/synthetic_<folder>, news.tsv and behaviors.tsv, for each of `folders`:
-    `newsbert_ray.synthesize`."""
+    """The verb `synthesize`. Arguments, result and errors are those of `newsbert_ray.synthesize`."""
     _require_ranges(
         "corpus",
         news=(news, 8, 10**9),
@@ -132,8 +131,7 @@ def synthesize_pairs(
 
 
 class _Language:
-    """The invented words, in this order: each topic's own, shared ones, two rows of pair words, a name for
-    each topic, rare ones."""
+    """The invented words in order: each topic's own, shared, two rows of pair words, names, rare ones."""
 
     def __init__(self, topics: int, seed: int) -> None:
         self.topics, self.seed = topics, seed

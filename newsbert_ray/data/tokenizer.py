@@ -45,8 +45,7 @@ class TokenizerError(ValueError):
 
 class TitleTokenizer:
     """A tokeniser and its identity: `name`, of its folder or at Hugging Face; `serialised`, its form without
-    padding and truncation, and `sha256`, that form's hash; `vocabulary`, the number of tokens, added ones
-    included."""
+    padding and truncation, and `sha256`, its hash; `vocabulary`, the number of tokens with added ones."""
 
     def __init__(self, backend: tokenizers.Tokenizer, *, name: str, pad_id: int, origin: Any = None) -> None:
         backend.no_padding()
@@ -87,8 +86,7 @@ class TitleTokenizer:
 
 
 def load_tokenizer(teacher: str) -> TitleTokenizer:
-    """The tokeniser of the encoder `teacher`, a folder or a Hugging Face name; TokenizerError where there is
-    none that can be read."""
+    """The tokeniser of an encoder, a folder or a Hugging Face name; TokenizerError where none can be read."""
     from tokenizers import Tokenizer
 
     folder = Path(teacher).expanduser()

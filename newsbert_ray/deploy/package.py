@@ -114,8 +114,7 @@ def find_files(folder: str | Path, *, include: Sequence[str] = (), exclude: Sequ
 
 
 def write_zip(package: Package, path: Path) -> None:
-    """Write the files as a zip, which Ray uploads as it is; PackageError for a file that cannot be read, or
-    whose name is not Unicode."""
+    """Write the zip that Ray uploads; PackageError: an unreadable file, or a name that is not Unicode."""
     with ZipFile(path, "w", strict_timestamps=False) as archive:
         for name, file in package.files.items():
             try:
@@ -199,8 +198,7 @@ SHARED = "a URL such as s3://BUCKET/FOLDER, or an absolute path on a disk that a
 
 def check_paths(settings: Mapping[str, Any], package: Package) -> list[str]:
     """Refuse, by a SettingsError, paths in the command's settings ({"data": "shards", "out": "s3://..."})
-    that the cluster cannot read, and results that would be lost. Returns lines to show about absolute
-    paths."""
+    that the cluster cannot read, and results that would be lost. Returns lines about absolute paths."""
     absolute = []
     for name in (*_INPUTS, "teacher", *_OUTPUTS):
         value, flag = settings.get(name), _POSITIONAL.get(name, f"--{name}")

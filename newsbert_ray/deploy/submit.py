@@ -86,8 +86,7 @@ def submit(
     settings: Mapping[str, Any],
 ) -> int:
     """Send a verb to a Ray cluster as a job, follow its log, and return its exit code; see
-    `newsbert_ray.submit`. The paths in `settings`, the command's by name, are checked before anything is
-    sent."""
+    `newsbert_ray.submit`. The paths in `settings`, the command's by name, are checked first."""
     unique = f"{time.strftime('%Y%m%d-%H%M')}-{secrets.token_hex(2)}"
     job = f"newsbert-{command[0]}-{unique}" if id is None else package.check_job_name(id)
     package.check_secrets(command)

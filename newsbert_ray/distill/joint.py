@@ -11,8 +11,9 @@ from functools import partial
 from torch import Tensor
 
 from newsbert_ray.config import DistillSettings, LossWeights
-from newsbert_ray.data.batches import Batch
+from newsbert_ray.data.batches import Batch, Bucket
 from newsbert_ray.distill import losses
+from newsbert_ray.model.encoder import Projections
 from newsbert_ray.model.pair import Output
 
 Formulas = dict[str, Callable[[], Tensor]]
@@ -57,40 +58,32 @@ def _distillation_losses(
         t2=settings.soft_label_t2,
         kl=settings.soft_label_form == "kl",
     )
+    states = (student.hidden_states, teacher.hidden_states, buckets)
+    compared = (student.compared_states, teacher.hidden_states, buckets)
+    layers = (student.projections, teacher.projections, buckets)
+
+    def last_layers(
+        relate: Callable[[Projections], Tensor],
+    ) -> tuple[list[Tensor], list[Tensor], tuple[Bucket, ...]]:
+        own, theirs = ([relate(bucket[-1]) for bucket in model.projections] for model in (student, teacher))
+        return own, theirs, buckets
+
     formulas: Formulas = {
         "teacher_task": lambda: _task_loss(teacher, batch),
-        "embedding": lambda: losses.embedding_loss(
-            student.compared_states, teacher.hidden_states, buckets, tokens=tokens
-        ),
-        "hidden": lambda: losses.hidden_loss(
-            student.compared_states, teacher.hidden_states, buckets, tokens=tokens, last=last
-        ),
+        "embedding": lambda: losses.embedding_loss(*compared, tokens=tokens),
+        "hidden": lambda: losses.hidden_loss(*compared, tokens=tokens, last=last),
         "news_embedding": lambda: losses.vector_mse(
             student.news_embedding, teacher.news_embedding, rows=texts, uses=losses.uses_of(buckets)
         ),
         "soft_labels": lambda: soft_labels(student.logits, teacher.logits),
         "teacher_soft_labels": lambda: soft_labels(teacher.logits, student.logits),
         "logits": lambda: losses.logit_mse(student.logits, teacher.logits, rows=rows),
-        "cls": lambda: losses.cls_loss(
-            student.hidden_states, teacher.hidden_states, buckets, rows=texts, last=last
-        ),
-        "cosine": lambda: losses.cosine_loss(
-            student.hidden_states, teacher.hidden_states, buckets, tokens=tokens
-        ),
-        "attention_scores": lambda: losses.attention_score_loss(
-            student.projections, teacher.projections, buckets, rows=texts, last=last
-        ),
-        "attention_maps": lambda: losses.relation_kl(
-            [losses.attention_scores(layers[-1]) for layers in student.projections],
-            [losses.attention_scores(layers[-1]) for layers in teacher.projections],
-            buckets,
-            rows=texts,
-        ),
+        "cls": lambda: losses.cls_loss(*states, rows=texts, last=last),
+        "cosine": lambda: losses.cosine_loss(*states, tokens=tokens),
+        "attention_scores": lambda: losses.attention_score_loss(*layers, rows=texts, last=last),
+        "attention_maps": lambda: losses.relation_kl(*last_layers(losses.attention_scores), rows=texts),
         "value_relations": lambda: losses.relation_kl(
-            [losses.relation(layers[-1].value, layers[-1].value) for layers in student.projections],
-            [losses.relation(layers[-1].value, layers[-1].value) for layers in teacher.projections],
-            buckets,
-            rows=texts,
+            *last_layers(lambda layer: losses.relation(layer.value, layer.value)), rows=texts
         ),
     }
     student_user, teacher_user = student.user_embedding, teacher.user_embedding

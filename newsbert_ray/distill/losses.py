@@ -152,10 +152,8 @@ def cls_loss(
 
 
 def cosine_loss(student: States, teacher: States, buckets: Sequence[Bucket], *, tokens: int) -> Tensor:
-    """1 - cosine of the last layers' states, mean over real tokens (Sanh et al. 2019, section 3).
-
-    Arguments as in `hidden_loss`.
-    """
+    """1 - cosine of the last layers' states, mean over real tokens (Sanh et al. 2019, section 3). Arguments
+    as in `hidden_loss`."""
     parts = []
     for s, t, bucket in zip(student, teacher, buckets, strict=True):
         distance = 1.0 - F.cosine_similarity(s[-1], t[-1].detach(), dim=-1)  # (B, L)

@@ -146,9 +146,8 @@ def _write_submission(path: Path, trained: TrainedRun, news: News, model: str) -
 
 
 def write_submission(path: Path, impressions: Iterable[tuple[str, Ints]]) -> None:
-    """Write MIND's prediction file, a .zip with prediction.txt or the lines as .txt, or, on an error, none;
-    the same ranks give the same bytes. `impressions`: id and each candidate's rank, in the order of
-    behaviors.tsv."""
+    """Write MIND's prediction file, a .zip with prediction.txt or the lines as .txt; on an error none. The
+    same ranks give the same bytes. `impressions`: id and ranks, in the order of behaviors.tsv."""
     with replace_file(path) as partial, partial.open("wb") as file, ExitStack() as stack:
         target: IO[bytes] = file
         if path.suffix.lower() == ".zip":
@@ -200,8 +199,7 @@ def _require_every_line(data: SplitData, location: str) -> None:
 
 
 def load_trained(run: str | Path, split: Split, *, data: str | Path | None = None) -> TrainedRun:
-    """A finished run's models and the shards to score, downloaded if they are in a bucket; errors as
-    `evaluate`."""
+    """A finished run's models and the shards to score, downloaded where needed; errors as `evaluate`."""
     folder = fetch(run, without=("checkpoints/step-*",))
     settings = build_settings(TrainSettings, read_record(folder).settings, where=str(folder / "record.json"))
     if data is not None:

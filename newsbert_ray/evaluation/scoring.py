@@ -186,8 +186,7 @@ def score_matches(models: Models, data: SplitData, *, world: World, pace: Pace |
 
 @dataclass(frozen=True)
 class News:
-    """Embeddings (M, D) of a split's news by each model, and the position in them of each row of the table of
-    texts."""
+    """Embeddings (M, D) of news by each model, and the position in them of each row of the table of texts."""
 
     positions: Ints
     embeddings: Mapping[str, Tensor]
@@ -196,9 +195,8 @@ class News:
 def score_rankings(
     models: Models, data: SplitData, news: News, *, world: World, baselines: bool = False
 ) -> Scores:
-    """MIND's metrics of each model, as `ranking_scores` returns them; empty if no impression of the split has
-    labels. `news`: all of the split. With `baselines` also of ranking by `popularity`, by `tfidf`
-    (ProfileScores) and at `random`."""
+    """MIND's metrics of each model, as `ranking_scores` returns them; empty if no impression has labels.
+    `news`: all of the split. `baselines`: also of `popularity`, `tfidf` (ProfileScores) and `random`."""
     clicks = count_clicks(data) if baselines else None
     profiles = ProfileScores(data) if baselines else None
     names = [*models, *(("popularity", "tfidf", "random") if baselines else ())]

@@ -109,8 +109,7 @@ def labelled_texts(
     folder: str | Path, manifest: Manifest, split: Split, *, count: int | None = None
 ) -> tuple[list[str], Ints]:
     """The labelled titles of a split of prepared shards, and their topics (N,), positions in its labels; with
-    `count` so many of them, those that any method would use. ShardError where there is none, SettingsError
-    where there are fewer."""
+    `count` so many, those that any method would use. ShardError: there is none; SettingsError: fewer."""
     shards = manifest.require(split, "topics", folder=folder)
     texts: list[str] = []
     topics = []

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from pydantic import Field
@@ -128,9 +128,7 @@ class Axis(Settings):
             return self.values
         if self.divisors:
             return (1,)
-        low, high = self.low, self.high
-        assert low is not None
-        assert high is not None
+        low, high = cast(float, self.low), cast(float, self.high)
         if not self.integer:
             return (low, high)
         every = range(int(low), int(high) + 1, int(self.step or 1))
@@ -317,8 +315,7 @@ def undominated(scores: Sequence[Sequence[float]]) -> list[int]:
 
 
 def best_point(points: Sequence[Point], goal: Goal) -> Point | None:
-    """The best point among those that every seed finished, or among those with any value if there is none; of
-    equal ones the first by label."""
+    """The best of the points that all seeds finished, else of those with any value; ties: first by label."""
     with_values = [point for point in points if point.means]
     whole = [point for point in with_values if point.state == "finished"]
     return min(whole or with_values, key=lambda p: (-goal.sign * p.means[0], p.label), default=None)

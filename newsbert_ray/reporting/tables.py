@@ -273,8 +273,7 @@ def terminal_table(
     title: str | None = None,
 ) -> rich.table.Table:
     """A table for the terminal; a cell is shown as it is. Columns of `right` are aligned right; those of
-    `spare` are left out, the first one first, until the table fits; where even that is too wide, the cells of
-    `fixed` do not wrap."""
+    `spare` are left out, in order, until it fits; where it never does, cells of `fixed` do not wrap."""
     columns = {cells[0]: cells for cells in zip(head, *rows, strict=True)}
     for name in spare:
         widths = (max(len(line) for cell in cells for line in cell.split("\n")) for cells in columns.values())

@@ -184,8 +184,7 @@ class Predictor:
         return embeddings
 
     def predict(self, texts: Sequence[str], *, top: int = 1) -> list[Prediction]:
-        """The `top` most probable topics of each text; SettingsError where the student learned another
-        task."""
+        """The `top` most probable topics of each text; SettingsError if the student learned another task."""
         if not isinstance(self.top.head, TopicHead):
             raise SettingsError(f"this student learned {self.task}, not topics; use embed or rank")
         with torch.inference_mode():

@@ -19,7 +19,7 @@ from pyarrow.csv import CSVWriter
 
 from newsbert_ray.config import ColumnSettings, SettingsError, build_settings
 from newsbert_ray.data.labelled import NO_LABEL, TEXTS, Columns, find_columns, usual_name
-from newsbert_ray.data.mind import NEWS_COLUMNS, parse_news
+from newsbert_ray.data.mind import NEWS_COLUMNS, News, parse_news
 from newsbert_ray.data.sources import BadLine, Say, parse_chunk, parse_lines, read_through, show_progress
 from newsbert_ray.data.tables import SUFFIXES, Table, open_table, read_table, table_suffix
 from newsbert_ray.files import replace_file
@@ -85,7 +85,7 @@ def open_texts(location: str | Path, columns: Mapping[str, Any] = {}) -> TextFil
             found = find_columns(str(path), table.names, settings)
             return TextFile(table.source.sha256, _count_rows(path, suffix), _read_columns(table, found))
     source = read_through(path, folder=path.parent.name)
-    parse: Callable[[str], str | Row] = str if suffix == ".txt" else _parse_news
+    parse: Callable[[str], str | News] = str if suffix == ".txt" else parse_news
     chunks = (parse_chunk(chunk, parse) for chunk in source.chunks)
     return TextFile(source.sha256, source.lines, _read_lines(chain.from_iterable(chunks)))
 
@@ -98,15 +98,12 @@ def _count_rows(path: Path, suffix: str) -> int:
         return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
 
 
-def _parse_news(line: str) -> Row:
-    news = parse_news(line)
-    return Row(news.news_id, news.title)
-
-
-def _read_lines(lines: Iterable[tuple[str, Row | str | BadLine]]) -> Iterator[Row | BadLine]:
+def _read_lines(lines: Iterable[tuple[str, News | str | BadLine]]) -> Iterator[Row | BadLine]:
     """The rows of lines that are not blank; the id of a text alone is the number of its line."""
     for number, (line, row) in enumerate(lines, 1):
-        if line.strip():
+        if isinstance(row, News):
+            yield Row(row.news_id, row.title)
+        elif line.strip():
             yield Row(str(number), row) if isinstance(row, str) else row
 
 

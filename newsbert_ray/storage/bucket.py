@@ -109,7 +109,7 @@ class Remote:
         selector = FileSelector(base, recursive=True, allow_not_found=True)
         infos = self._call(lambda: self._fs.get_file_info(selector))
         start = len(self._base) + 1 if self._base else 0
-        files = {info.path[start:]: _file_info(info) for info in infos if info.is_file}
+        files = {info.path[start:]: FileInfo(info.size, info.mtime_ns or 0) for info in infos if info.is_file}
         if not files:
             self._require_bucket()
         return {name: file for name, file in files.items() if not is_hidden(name)}
@@ -117,7 +117,7 @@ class Remote:
     def as_file(self) -> FileInfo | None:
         """The URL's own size and time where it is one file; None where it is a folder or nothing."""
         info = self._call(lambda: self._fs.get_file_info(self._base)) if self._base else None
-        return _file_info(info) if info is not None and info.is_file else None
+        return FileInfo(info.size, info.mtime_ns or 0) if info is not None and info.is_file else None
 
     def read(self, name: str) -> bytes | None:
         """A small file's content; None where there is none."""
@@ -273,10 +273,6 @@ class Remote:
 def _unless_missing(delete: Callable[[str], None], path: str) -> None:
     with suppress(FileNotFoundError):
         delete(path)
-
-
-def _file_info(info: Any) -> FileInfo:
-    return FileInfo(info.size, info.mtime_ns or 0)
 
 
 def _patience() -> float:

@@ -144,9 +144,7 @@ class TrialSearcher(_Stateless, Searcher):
             trials.end_reason = refusal
         return bool(refusal)
 
-    def on_trial_complete(
-        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
-    ) -> None:
+    def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
         pass
 
     def save(self, checkpoint_path: str) -> None:
@@ -176,7 +174,8 @@ class SweepCallback(_Stateless, tune.Callback):
         epochs = max(space.samples_of("epochs", trial_epochs(first)))
         self._early_stopping = EarlyStopping(space, epochs=epochs)
         for name, curve in read_curves(folder, space.metric).items():
-            self._early_stopping.load_curve(name, curve)
+            for epoch, value in curve:
+                self._early_stopping.should_stop(name, {EPOCH: epoch, space.metric: value}, epochs=0)
         goals, task = [goal.metric for goal in space.goals], TASKS[first.task]
         self._board = HParams(folder / TRIALS, space.axes, seeds=space.seeds, goals=goals, task=task)
         self._log, self._meters = EventLog(folder), SweepMeters(folder)

@@ -8,7 +8,7 @@ import os
 import random
 import warnings
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from operator import itemgetter
 from pathlib import Path
@@ -303,11 +303,6 @@ class EarlyStopping:
             self._scheduler.on_trial_add(self._controller, self._trials[name])
         decision = self._scheduler.on_trial_result(self._controller, self._trials[name], dict(result))
         return decision == "STOP" and result[EPOCH] < epochs
-
-    def load_curve(self, name: str, curve: Iterable[tuple[float, float]]) -> None:
-        """Take in what a trial had reported before a resume: (epoch, metric) in order."""
-        for epoch, value in curve:
-            self.should_stop(name, {EPOCH: epoch, self._metric: value}, epochs=0)
 
 
 def _ray_scheduler(space: SearchSpace, *, epochs: int) -> TrialScheduler | None:

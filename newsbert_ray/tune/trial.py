@@ -8,7 +8,6 @@ from __future__ import annotations
 import ctypes
 import json
 import secrets
-import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from newsbert_ray.config import SCRATCH, SettingsError, TrainSettings, build_settings, merge
 from newsbert_ray.data.shards import MANIFEST, Manifest, read_manifest
-from newsbert_ray.files import first_line, is_locked
+from newsbert_ray.files import first_line, locked
 from newsbert_ray.record import TEACHERS, RunRecord
 from newsbert_ray.reporting.sweep_data import SWEEP, point_label
 from newsbert_ray.settings import flatten
@@ -227,7 +226,10 @@ def run_trial(config: Mapping[str, TrialConfig], *, train: Train | None = None) 
     settings = trial.settings
     workdir = WorkDir(settings.out)
     note = f"{PurePosixPath(settings.out.partition('?')[0]).name}.txt"
-    _wait_for_lock(workdir.path)
+    if (lock := workdir.path / ".lock").exists():
+        # A process of a killed sweep, which is about to end, may still hold the run's lock.
+        with suppress(OSError), locked(lock, wait_seconds=LOCK_SECONDS):
+            pass
     try:
         require_seen(trial.sweep)
         work = train or _real_train(trial)
@@ -259,13 +261,6 @@ def _real_train(trial: TrialConfig) -> Train:
     parent = WorkDir(trial.settings.out).path.parents[1]
     gpus = trial.gpus if trial.settings.workers > 1 else None
     return partial(train, gpus=gpus, teachers=parent / TEACHERS, parent=trial.tracked)
-
-
-def _wait_for_lock(folder: Path) -> None:
-    """Wait while a process of a killed sweep, which is about to end, still holds the run's lock."""
-    end = time.monotonic() + LOCK_SECONDS
-    while is_locked(folder / ".lock") and time.monotonic() < end:
-        time.sleep(0.2)
 
 
 class NodeError(RuntimeError):

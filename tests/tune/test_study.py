@@ -592,7 +592,8 @@ def test_a_resume_decides_like_an_uninterrupted_sweep(
     early, again = EarlyStopping(space, epochs=9), EarlyStopping(space, epochs=9)
     before = ends(early, values[:5])
     for number, (value, last) in enumerate(zip(values[:5], before, strict=True)):
-        again.load_curve(str(number), [(float(epoch), value) for epoch in range(1, last + 1)])
+        for epoch in range(1, last + 1):
+            again.should_stop(str(number), {"epoch": float(epoch), METRIC: value}, epochs=0)
     after = [
         next(
             (e for e in range(1, 10) if again.should_stop(str(n), {"epoch": float(e), METRIC: v}, epochs=9)),
