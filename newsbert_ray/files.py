@@ -42,7 +42,7 @@ def replace_file(path: Path) -> Iterator[Path]:
     """An empty hidden file beside `path` to write, which becomes `path` at the end of the block. If the block
     raises, it is removed, and `path` stays as it was."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = _partial_name(path)
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     partial.touch(exist_ok=False)
     mode = partial.stat().st_mode
     try:
@@ -65,7 +65,7 @@ def replace_folder(path: Path) -> Iterator[Path]:
         if leftover.is_dir():
             with suppress(OSError), _locked_folder(leftover):
                 shutil.rmtree(leftover, ignore_errors=True)
-    partial = _partial_name(path)
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     with _locked_folder(partial):
         partial.mkdir()
         try:
@@ -172,7 +172,3 @@ def format_size(count: float) -> str:
         if count < 1000:
             return f"{count:.1f} {unit}"
     return f"{count / 1000:,.1f} GB"
-
-
-def _partial_name(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}")

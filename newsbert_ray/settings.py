@@ -127,14 +127,10 @@ def _joined(faults: Sequence[Any], names: list[str], where: str) -> str:
         shorter = (loc[:end] for end in range(1, len(loc)))
         setting = next((part for part in shorter if ".".join(map(str, part)) in names), loc)
         by_setting.setdefault(setting, {**fault, "loc": setting})
-    lines = [_explain(fault, names) for fault in by_setting.values()]
-    missing = [line.removeprefix(_MISSING) for line in lines if line.startswith(_MISSING)]
-    others = [line for line in lines if not line.startswith(_MISSING)]
-    parts = list(dict.fromkeys([*others, *([_MISSING + ", ".join(missing)] if missing else [])]))
-    return (f"{where}: " if where else "") + "; ".join(parts)
-
-
-_MISSING = "required and not given: "
+    parts = [_explain(fault, names) for fault in by_setting.values() if fault["type"] != "missing"]
+    missing = [".".join(map(str, loc)) for loc, fault in by_setting.items() if fault["type"] == "missing"]
+    parts += [f"required and not given: {', '.join(missing)}"] if missing else []
+    return (f"{where}: " if where else "") + "; ".join(dict.fromkeys(parts))
 
 
 def _explain(error: Any, names: list[str]) -> str:
@@ -142,8 +138,6 @@ def _explain(error: Any, names: list[str]) -> str:
     value, message = error["input"], error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
         return unknown_setting(name, names)
-    if error["type"] == "missing":
-        return _MISSING + name
     if not name or _is_joint(error):
         return str(message)
     if error["type"] == "literal_error":

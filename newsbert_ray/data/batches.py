@@ -236,8 +236,7 @@ class Batch:
     Attributes:
         buckets: the texts; positions in `target` count through them in order.
         rows, texts, tokens: examples, mentions of texts and their real tokens in the whole update.
-        weight: 1, or 0 for a placeholder that a worker computes when an update has fewer examples than
-            workers.
+        weight: 1, or 0 for a placeholder: an update had fewer examples than workers.
         piece: number of this part in the update. It seeds dropout, whichever worker computes the part.
         labelled: examples with a label in the whole update; None where all have one.
     """

@@ -135,9 +135,7 @@ def find_columns(label: str, names: Sequence[str], settings: ColumnSettings) -> 
         " (a number where the first line is no header); if these are no columns, see --columns.delimiter and "
         "--columns.encoding"
     )
-    wanted: list[str | None] = [None]
-    if settings.text:
-        wanted = [*map(str.strip, settings.text.split(","))]
+    wanted: list[str | None] = [*map(str.strip, settings.text.split(","))] if settings.text else [None]
     texts = [name for one in wanted if (name := find("text", one, TEXTS, wrong)) is not None]
     target = None
     if settings.label != NO_LABEL:

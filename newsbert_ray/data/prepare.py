@@ -7,8 +7,6 @@ output folder, and moved there at the end.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 import time
 from collections import Counter
@@ -29,7 +27,7 @@ from newsbert_ray.data.sources import PrepareError, Say, SourceFile, Workspace
 from newsbert_ray.data.tables import column_names, table_suffix
 from newsbert_ray.data.tokenizer import TitleTokenizer, check_encoder, learn_tokenizer, load_tokenizer
 from newsbert_ray.data.word_vectors import VECTORS, fit_vectors, is_vectors, vectors_sha256
-from newsbert_ray.files import files_in, replace_folder, write_json
+from newsbert_ray.files import checksum_of, files_in, replace_folder, write_json
 from newsbert_ray.methods import METHODS, TASKS
 from newsbert_ray.ray_session import inside_cluster
 from newsbert_ray.storage.bucket import is_url
@@ -240,7 +238,7 @@ def fingerprint(rows: dict[str, Any], files: Iterable[SourceFile], tokenizer: Ti
         "tokenizer": SCRATCH if tokenizer is None else tokenizer.sha256,
         "settings": rows,
     }
-    return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
+    return checksum_of(made_from)
 
 
 def find_prepared(

@@ -1,5 +1,4 @@
-"""Ray Data: runs a function over chunks of files on a cluster, and streams shards to a worker. No arithmetic
-here."""
+"""Ray Data: runs a function over chunks of files on a cluster, streams shards to a worker. No arithmetic."""
 
 from __future__ import annotations
 

@@ -252,8 +252,7 @@ def connect(address: str | None, *, token_file: str | Path | None = None, warn: 
 
     `address` is http(s)://HOST:PORT or HOST:PORT, RAY_API_SERVER_ADDRESS by default; the token is in
     `token_file`, by default where Ray looks for it. `warn` is called with what is unsafe or differs between
-    both sides, and the cure. DashboardError: no address, no answer, a token is required and missing, or it is
-    wrong.
+    both sides, and the cure. DashboardError: no address, no answer, or a token that is missing or wrong.
     """
     address = _full_address(address or os.environ.get(ADDRESS_VARIABLE))
     host, port = host_and_port(address)

@@ -59,7 +59,7 @@ def _distillation_losses(
         kl=settings.soft_label_form == "kl",
     )
     states = (student.hidden_states, teacher.hidden_states, buckets)
-    compared = (student.compared_states, teacher.hidden_states, buckets)
+    compared = (student.mapped_states or student.hidden_states, teacher.hidden_states, buckets)
     layers = (student.projections, teacher.projections, buckets)
 
     def last_layers(

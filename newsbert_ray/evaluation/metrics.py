@@ -109,8 +109,7 @@ def rank_candidates(scores: npt.NDArray[np.floating], offsets: Ints) -> Ints:
     """Rank (N,) of each candidate within its impression; 1 is the highest score. Arguments and errors are
     those of `impression_metrics`.
 
-    Among equal scores the later candidate comes first, as in MIND's `argsort(score)[::-1]` with a stable
-    sort.
+    Among equal scores the later candidate comes first, as in MIND's stable `argsort(score)[::-1]`.
     """
     offsets = _check_candidates(scores, offsets)
     positions, size = np.arange(len(scores)), np.diff(offsets)

@@ -98,8 +98,7 @@ def _build(name: str, config: PretrainedConfig) -> PreTrainedModel:
     from transformers import AutoModel
 
     if name == SCRATCH:
-        blank = AutoModel.from_config(config, attn_implementation="sdpa")
-        return cast("PreTrainedModel", blank)
+        return cast("PreTrainedModel", AutoModel.from_config(config, attn_implementation="sdpa"))
     options: dict[str, Any] = {"config": config, "use_safetensors": True, "output_loading_info": True}
     options |= {"trust_remote_code": False, "dtype": torch.float32}
     try:

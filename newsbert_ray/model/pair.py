@@ -37,10 +37,6 @@ class Output:
     mapped_states: tuple[tuple[Tensor, ...], ...] | None = None
     projections: tuple[tuple[Projections, ...], ...] = ()
 
-    @property
-    def compared_states(self) -> tuple[tuple[Tensor, ...], ...]:
-        return self.hidden_states if self.mapped_states is None else self.mapped_states
-
 
 class Top(nn.Module):
     """Attentive pooling and the task's head; by default teacher and student share one."""

@@ -348,8 +348,7 @@ def _read_titles(source: str | None, count: int) -> list[str]:
         words = np.array(invent_words(generator, 20_000))
         lengths = generator.integers(4, 18, size=count, endpoint=True)
         return [" ".join(words[generator.integers(len(words), size=n)]) for n in lengths.tolist()]
-    rows = open_texts(source).rows
-    titles = list(islice((row.text for row in rows if isinstance(row, Row)), count))
+    titles = list(islice((row.text for row in open_texts(source).rows if isinstance(row, Row)), count))
     if not titles:
         raise SettingsError(f"--input {source}: contains no text")
     return titles

@@ -228,8 +228,7 @@ class Predictor:
         embeddings = np.empty((len(ids), self.width), dtype=np.float32)
         buckets = list(cut_buckets(lengths[order], budget=self._batch_tokens))
         for cuts in _group_buckets(buckets, lengths[order]):
-            pad_id = self.tokenizer.pad_id
-            batches = [table.ids(order[start:stop], pad_id=pad_id) for start, stop in cuts]
+            batches = [table.ids(order[start:stop], pad_id=self.tokenizer.pad_id) for start, stop in cuts]
             padded = [ids for ids, _ in batches]
             is_worth_it = sum(map(len, padded)) >= MIN_TEXTS
             with self._cache.fill(padded) if self._cache and is_worth_it else nullcontext():

@@ -22,7 +22,7 @@ from operator import attrgetter
 from pathlib import Path, PurePosixPath
 
 from newsbert_ray.config import TrainSettings, merge
-from newsbert_ray.files import locked, write_json
+from newsbert_ray.files import checksum_of, locked, write_json
 from newsbert_ray.record import RECORD, STOPPED, read_record, write_record
 from newsbert_ray.storage.bucket import FileInfo, Remote, StorageError, is_hidden, is_url, join, lease
 
@@ -242,8 +242,7 @@ def fetch(location: str | Path, *, without: Sequence[str] = ()) -> Path:
     remote, last = Remote(str(location)), last_part(location)
     for _ in range(_DOWNLOAD_TRIES):
         files = _list_inputs(remote, without)
-        state = json.dumps(sorted((name, *file) for name, file in files.items()))
-        digest = hashlib.sha256(state.encode()).hexdigest()[:8]
+        digest = checksum_of(sorted((name, *file) for name, file in files.items()))[:8]
         folder = cache_folder() / "inputs" / f"{copy_name(location)}-{digest}"
         folder.parent.mkdir(parents=True, exist_ok=True)
         with locked(folder.with_name(f"{folder.name}.lock"), wait_seconds=math.inf):

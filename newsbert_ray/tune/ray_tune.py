@@ -202,8 +202,7 @@ class SweepCallback(_Stateless, tune.Callback):
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: Any, **info: Any
     ) -> None:
         running = self.trials.running[trial.trial_id]
-        name = running.trial.name
-        self.retention.reported(name)
+        self.retention.reported(running.trial.name)
         if not running.numbers:
             self._board.start(running.trial)
         if EPOCH in result:

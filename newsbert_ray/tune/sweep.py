@@ -185,8 +185,7 @@ class OpenSweep:
     def result(self, trials: Trials) -> SweepResult:
         """The outcome, without the report."""
         best, points, location = trials.best(), tuple(trials.points.values()), self.workdir.location
-        overrides = self.changes.overrides
-        command = display.train_command(self.space, best, overrides, location) if best else ""
+        command = display.train_command(self.space, best, self.changes.overrides, location) if best else ""
         return SweepResult(trials.folder, location, points, best, command, self.seconds)
 
 
