@@ -1,7 +1,6 @@
 """newsbert-ray VERB: reads flags, calls one public function, and prints its result.
 
-Flags come from the functions' signatures and docstrings. Nothing is imported before it is needed, so that
---help answers at once.
+Flags come from the functions' signatures and docstrings. Imports are late, so that --help answers at once.
 """
 
 from __future__ import annotations

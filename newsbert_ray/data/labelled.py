@@ -170,14 +170,14 @@ def _table(source: str, settings: ColumnSettings, say: Say) -> Part:
 
 def _text_files(folder: Path, prefix: str) -> Iterator[Record]:
     """FOLDER/label/*.txt in the order of names; the id is label/name."""
-    number = 0
-    for label in sorted(path for path in folder.iterdir() if path.is_dir()):
-        topic = None if label.name.lower() in _UNLABELLED else label.name
-        for path in sorted(label.glob("*.txt")):
-            number += 1
-            columns = Columns(["text"], "label", "id")
-            values = [path.read_bytes(), topic, f"{label.name}/{path.stem}"]
-            yield columns.pick(prefix, Record(number, path.name, values))
+    columns = Columns(["text"], "label", "id")
+    labels = sorted(path for path in folder.iterdir() if path.is_dir())
+    paths = (path for label in labels for path in sorted(label.glob("*.txt")))
+    for number, path in enumerate(paths, 1):
+        label = path.parent.name
+        topic = None if label.lower() in _UNLABELLED else label
+        values = [path.read_bytes(), topic, f"{label}/{path.stem}"]
+        yield columns.pick(prefix, Record(number, path.name, values))
 
 
 def _dataset(source: str, path: Path, settings: ColumnSettings, say: Say) -> list[Part]:

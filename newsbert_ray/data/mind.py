@@ -1,7 +1,6 @@
 """MIND's two files: finding them in a folder or zip, and parsing their lines. Knows no tokeniser.
 
-news.tsv has 8 columns, behaviors.tsv 5, separated by tabs, without header or quoting: a quote is a character
-like any other.
+news.tsv has 8 columns, behaviors.tsv 5, separated by tabs, without header; a quote is an ordinary character.
 """
 
 from __future__ import annotations

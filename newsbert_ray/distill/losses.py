@@ -171,8 +171,7 @@ def attention_score_loss(
 ) -> Tensor:
     """Sum over student layers i of the MSE of attention scores at layers i and iK (Jiao et al. 2020, Eq. 7).
 
-    Scores are those before the softmax. For each text the mean over heads and pairs of real tokens, then the
-    mean over mentions.
+    Scores before the softmax. For each text the mean over heads and pairs of real tokens, then over mentions.
 
     Args:
         student: for each bucket N layers' projections.

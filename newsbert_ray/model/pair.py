@@ -76,8 +76,7 @@ class Top(nn.Module):
 
 @dataclass(frozen=True)
 class EmbeddingCache:
-    """Text embeddings (M, D) of a frozen teacher, computed once, and the position in them of each row of the
-    table of texts."""
+    """Embeddings (M, D) of texts by a frozen teacher, and the position in them of each row of their table."""
 
     positions: Tensor
     embeddings: Tensor

@@ -262,8 +262,7 @@ def _trend(pairs: Sequence[tuple[float, float]], *, log: bool, ticks: Sequence[A
 
 
 def _over_caption(sweep: Sweep, shown: Sequence[Point], panels: Sequence[Panel], floor: float | None) -> str:
-    several = len(sweep.seeds) > 1
-    kind = f"the mean of {len(sweep.seeds)} seeds, its bar ± sd" if several else "one run"
+    kind = f"the mean of {len(sweep.seeds)} seeds, its bar ± sd" if len(sweep.seeds) > 1 else "one run"
     texts = [f"Each dot is a point, {kind}."]
     if stopped := sum(point.state == "stopped" for point in shown):
         below = " (an arrow: it lies below the axis)" if floor is not None else ""

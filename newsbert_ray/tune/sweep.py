@@ -152,8 +152,7 @@ class OpenSweep:
             self.write("running")
             self.workdir.publish()
             say(console, *display.starting(trials, resources, session.dashboard))
-            shared = not session.private
-            config = partial(self._trial_config, resources, shared=shared, tracked=tracker.run)
+            config = partial(self._trial_config, resources, shared=not session.private, tracked=tracker.run)
             callback = SweepCallback(trials, first, resources, console=console, check=check)
             run_trials(callback, config, train=train)
             if best := trials.best():
