@@ -336,9 +336,9 @@ class TrainSettings(Settings):
     min_workers: int | None = Field(None, ge=1)
     """Continue with as few workers as this while nodes are missing; the result is the same. By default wait
     for all workers."""
-    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
-    """Arithmetic of the encoders, in evaluation too. Parameters, optimiser and losses stay in fp32. tf32: a
-    GPU's matrix products round their inputs to 10 bits; a CPU computes in fp32."""
+    precision: Literal["auto", "fp32", "tf32", "bf16"] = "auto"
+    """Arithmetic of the encoders, in evaluation too; all else stays in fp32. auto: bf16 on a CPU with bf16
+    arithmetic, else fp32. tf32: a GPU's matrix products round their inputs to 10 bits."""
     compile: bool = False
     """Compile the encoders' layers with torch.compile. The first steps take a minute or more. It needs a C++
     compiler, and Triton on a GPU."""

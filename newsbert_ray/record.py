@@ -161,7 +161,16 @@ def installed_versions() -> dict[str, str]:
 
 def describe_hardware() -> dict[str, Any]:
     """Processor, cores and operating system; a run adds its device. No host name, no address."""
-    cpuinfo = Path("/proc/cpuinfo")
-    named = re.search(r"model name\s*: *(.*)", cpuinfo.read_text()) if cpuinfo.exists() else None
+    named = re.search(r"model name\s*: *(.*)", _cpuinfo())
     model = named[1].strip() if named else platform.processor() or platform.machine()
     return {"processor": model, "cores": os.cpu_count() or 1, "system": platform.system()}
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the processor multiplies bf16 numbers itself, as far as Linux says."""
+    return re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", _cpuinfo()) is not None
+
+
+def _cpuinfo() -> str:
+    path = Path("/proc/cpuinfo")
+    return path.read_text() if path.exists() else ""

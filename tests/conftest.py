@@ -102,6 +102,7 @@ def make_settings(shards: Path, tmp_path: Path) -> MakeSettings:
             "student.layers": 2,
             "batch_size": 32,
             "learning_rate": 2e-3,
+            "precision": "fp32",
             "optimizer": {"decay": "none", "warmup_share": 0.0},
             "epochs": 2,
             "threads": 1,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from newsbert_ray import record
 from newsbert_ray.files import write_json
 from newsbert_ray.record import (
     RecordError,
@@ -94,3 +95,15 @@ def test_hardware_has_no_host_name() -> None:
     hardware = describe_hardware()
     assert hardware["cores"] >= 1
     assert os.uname().nodename not in json.dumps(hardware).split('"')
+
+
+@pytest.mark.parametrize(("flags", "expected"), [
+    ("flags : fpu avx512f avx512_bf16 amx_tile", True),
+    ("Features : fp asimd bf16 i8mm", True),
+    ("flags : fpu avx2 avx512f", False),
+    ("", False),
+])  # fmt: skip
+def test_bf16_of_processors(monkeypatch: pytest.MonkeyPatch, flags: str, expected: bool) -> None:
+    """x86 and ARM have names of their own for it; a system without the file has not."""
+    monkeypatch.setattr(record, "_cpuinfo", lambda: flags)
+    assert record.cpu_has_bf16() is expected

@@ -173,7 +173,7 @@ def test_arguments_are_checked_by_the_signature() -> None:
 def test_a_setting_knows_its_kind() -> None:
     """Help and completion show choices, switches and lists as such."""
     settings = {setting.name: setting for setting in settings_in(TrainSettings)}
-    assert settings["precision"].choices == ("fp32", "tf32", "bf16")
+    assert settings["precision"].choices == ("auto", "fp32", "tf32", "bf16")
     assert settings["before.method"].choices[-1] == "none"
     assert settings["distill.shared_top"].type is bool
     assert not settings["min_workers"].choices

@@ -29,6 +29,7 @@ from newsbert_ray.files import first_line, sha256_of
 from newsbert_ray.methods import TASKS
 from newsbert_ray.ray_private import VERSIONS_PROGRAM, available_memory, container_cores
 from newsbert_ray.ray_session import host_and_port, is_loopback, refusal
+from newsbert_ray.record import cpu_has_bf16
 
 COMPILED = ("torch", "transformers", "ray", "pyarrow")
 """Packages with compiled parts, which can be installed and yet fail to load."""
@@ -307,7 +308,7 @@ def _version(name: str) -> str | None:
 
 def _check_gpu() -> Iterator[Parts]:
     import torch
-    from torch.utils.collect_env import get_cpu_info, get_nvidia_driver_version, run
+    from torch.utils.collect_env import get_nvidia_driver_version, run
 
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
@@ -318,8 +319,7 @@ def _check_gpu() -> Iterator[Parts]:
         return
     driver = get_nvidia_driver_version(run)  # type: ignore[no-untyped-call]
     if driver is None:
-        flags = get_cpu_info(run) or ""  # type: ignore[no-untyped-call]
-        bf16 = "with" if re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", flags) else "without"
+        bf16 = "with" if cpu_has_bf16() else "without"
         yield "ok", f"no GPU, the processor is used ({bf16} bf16 in hardware)"
         if torch.version.cuda is not None:
             message = "PyTorch is built for CUDA and no GPU is visible: fine on a cluster's head"

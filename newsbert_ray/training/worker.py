@@ -36,6 +36,7 @@ from newsbert_ray.record import (
     MAP,
     RecordError,
     RunRecord,
+    cpu_has_bf16,
     describe_hardware,
     installed_versions,
     read_record,
@@ -64,6 +65,7 @@ def run_worker(
     this worker's updates of a schedule, after `done` steps; `report` receives every entry of the loop, on
     every worker; `leaving` as in TrainingLoop; signals wait in the block of `deferred`, which `leaving` ends.
     """
+    settings = with_precision(settings, world)
     manifest, run, receivers = read_manifest(settings.data), Path(settings.out), [report]
     schedule = reading.make_schedule(settings, manifest, world)
     say = say if world.is_rank_zero else lambda _: None
@@ -209,6 +211,14 @@ def cached_teacher(
     positions = torch.zeros(len(table), dtype=torch.int64)
     positions[torch.from_numpy(rows)] = torch.arange(len(rows))
     return EmbeddingCache(positions.to(world.device), embeddings.to(world.device))
+
+
+def with_precision(settings: TrainSettings, world: World) -> TrainSettings:
+    """The settings with precision auto decided by rank 0's device, for all workers."""
+    if settings.precision != "auto":
+        return settings
+    is_bf16 = world.broadcast(world.device.type == "cpu" and cpu_has_bf16())
+    return settings.model_copy(update={"precision": "bf16" if is_bf16 else "fp32"})
 
 
 def encoder_precision(settings: TrainSettings, world: World) -> torch.autocast:

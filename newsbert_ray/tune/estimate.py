@@ -36,7 +36,7 @@ from newsbert_ray.training.checkpoint import Progress, write_checkpoint
 from newsbert_ray.training.journal import Journal
 from newsbert_ray.training.run import all_prerequisites, pick_device
 from newsbert_ray.training.step import Learner, train_step
-from newsbert_ray.training.worker import build_worker_learner
+from newsbert_ray.training.worker import build_worker_learner, with_precision
 from newsbert_ray.tune.ray_tune import node_resources
 from newsbert_ray.tune.space import PointValues, SearchSpace
 from newsbert_ray.tune.space_file import Changes
@@ -358,6 +358,7 @@ def time_parts(settings: TrainSettings, *, folder: Path) -> Parts:
         settings = settings.model_copy(update={"workers": 1, "batch_size": share})
     settings = with_local_paths(settings)
     manifest, device = read_manifest(settings.data), pick_device(settings)
+    settings = with_precision(settings, World(device=device))
     schedule, run, starts = make_schedule(settings, manifest), folder / "run", []
     try:
         for _ in range(2):  # the second start is that of a process that has run a trial before

@@ -180,7 +180,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.version, "cuda", None)
     monkeypatch.setattr(collect_env, "get_nvidia_driver_version", lambda _: None)
-    monkeypatch.setattr(collect_env, "get_cpu_info", lambda _: "Flags: avx2 avx512f")
+    monkeypatch.setattr(doctors, "cpu_has_bf16", lambda: False)
     return monkeypatch
 
 
@@ -191,7 +191,7 @@ def test_ordinary_machine(machine: pytest.MonkeyPatch) -> None:
         ("ok", "16.0 GB of memory free"),
         ("ok", "no GPU, the processor is used (without bf16 in hardware)"),
     ]
-    machine.setattr(collect_env, "get_cpu_info", lambda _: "Flags: avx2 avx512_bf16 amx_bf16")
+    machine.setattr(doctors, "cpu_has_bf16", lambda: True)
     assert "(with bf16 in hardware)" in list(check_devices())[-1].message
 
 

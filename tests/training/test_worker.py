@@ -23,7 +23,7 @@ from newsbert_ray.model.saved import load_student
 from newsbert_ray.training import worker
 from newsbert_ray.training.run import train
 from newsbert_ray.training.step import train_step
-from newsbert_ray.training.worker import build_worker_learner
+from newsbert_ray.training.worker import build_worker_learner, with_precision
 
 if TYPE_CHECKING:
     from tests.conftest import MakeSettings
@@ -90,12 +90,16 @@ def test_every_method_gives_the_weights_of_one_worker(
             torch.testing.assert_close(together[name], value, rtol=0, atol=1e-6, msg=f"{method}: {name}")
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_evaluation_has_the_runs_precision(
-    make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch, precision: str
+@pytest.mark.parametrize(("precision", "hardware", "used"), [
+    ("fp32", True, "fp32"), ("bf16", False, "bf16"), ("auto", True, "bf16"), ("auto", False, "fp32"),
+])  # fmt: skip
+def test_precision(
+    make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch, precision: str, hardware: bool, used: str
 ) -> None:
-    """Many evaluations in fp32 would take a good part of a run in bf16."""
+    """auto is bf16 where the processor has it. Evaluation and the record have what the run used: many
+    evaluations in fp32 would take a good part of a run in bf16."""
     seen = set()
+    monkeypatch.setattr(worker, "cpu_has_bf16", lambda: hardware)
     score = scoring.score_models
 
     def look(*arguments: Any, **values: Any) -> Any:
@@ -103,8 +107,20 @@ def test_evaluation_has_the_runs_precision(
         return score(*arguments, **values)
 
     monkeypatch.setattr(worker, "score_models", look)
-    train(make_settings(precision=precision, steps=2), quiet=True)
-    assert seen == {precision == "bf16"}
+    record = train(make_settings(precision=precision, steps=2), quiet=True)
+    assert seen == {used == "bf16"}
+    assert record.settings["precision"] == used
+
+
+def test_auto_precision_is_rank_zeros(make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers on different processors compute in the same numbers, and nothing was measured on a GPU."""
+    settings = make_settings(precision="auto")
+    monkeypatch.setattr(worker, "cpu_has_bf16", lambda: True)
+    monkeypatch.setattr(World, "broadcast", lambda *_: False)
+    assert with_precision(settings, World(1, 2)).precision == "fp32"
+    monkeypatch.undo()
+    monkeypatch.setattr(worker, "cpu_has_bf16", lambda: True)
+    assert with_precision(settings, World(device=torch.device("cuda"))).precision == "fp32"
 
 
 def test_tf32_is_set_for_the_run(make_settings: MakeSettings) -> None:
