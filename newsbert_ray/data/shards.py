@@ -252,6 +252,8 @@ def read_shard(folder: str | Path, shard: Shard, columns: list[str] | None = Non
 
 TOKENS = "texts-tokens.npy"
 OFFSETS = "texts-offsets.npy"
+_BLOCK = 1 << 22
+"""Tokens that `TextTable.words` has in memory at once."""
 
 Ints = npt.NDArray[np.int64]
 
@@ -298,6 +300,11 @@ class TextTable:
         tokens = np.asarray(self.tokens)
         ends = zip(self.offsets[rows].tolist(), self.offsets[rows + 1].tolist(), strict=True)
         return [tokens[start:end] for start, end in ends]
+
+    def words(self, pad_id: int) -> npt.NDArray[np.int32]:
+        """Distinct ids in all texts, and that of padding, ascending."""
+        blocks = [self.tokens[start : start + _BLOCK] for start in range(0, len(self.tokens), _BLOCK)]
+        return np.unique(np.concatenate([np.array([pad_id], np.int32), *map(np.unique, blocks)]))
 
     def ids(self, rows: npt.NDArray[np.integer], *, pad_id: int) -> tuple[Ints, npt.NDArray[np.bool_]]:
         """Texts at `rows` (B,) as ids (B, L), padded with `pad_id` to the longest of them, and (B, L) whether

@@ -67,7 +67,8 @@ def learner_tensors(learner: Learner) -> dict[str, Tensor]:
     """All tensors that a resume needs: weights and Adam's state."""
     tensors = {f"model.{name}": value for name, value in learner.pair.state_dict().items()}
     for name, parameter in learner.pair.named_parameters():
-        for key, value in learner.optimizer.state.get(parameter, {}).items():
+        learned = learner.sparse_embedding.learned(parameter)
+        for key, value in learner.optimizer.state.get(learned, {}).items():
             tensors[f"adam.{name}.{key}"] = value
     return tensors
 
@@ -78,10 +79,14 @@ def load_tensors(learner: Learner, tensors: Mapping[str, Tensor]) -> None:
     model = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
     learner.pair.load_state_dict(model)
     for name, parameter in learner.pair.named_parameters():
+        learned, words = learner.sparse_embedding.learned(parameter), learner.sparse_embedding.words
         own = {key: tensors.get(f"adam.{name}.{key}") for key in _ADAM_STATE}
         state = {key: value.to(parameter.device) for key, value in own.items() if value is not None}
+        for key in _ADAM_STATE[:2] if state and learned is not parameter else ():
+            if len(state[key]) == len(parameter):  # an earlier version had all words
+                state[key] = state[key][words]
         if state:
-            learner.optimizer.state[parameter] = state
+            learner.optimizer.state[learned] = state
 
 
 def resume(folder: Path, learner: Learner, *, say: Callable[[str], object]) -> Progress:

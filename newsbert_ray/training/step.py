@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -61,12 +62,21 @@ class Learner:
     world_size: int = 1
 
 
-def build_learner(pair: Pair, settings: TrainSettings, *, total_steps: int, world_size: int = 1) -> Learner:
+def build_learner(
+    pair: Pair,
+    settings: TrainSettings,
+    *,
+    total_steps: int,
+    world_size: int = 1,
+    words: npt.NDArray[np.integer] | None = None,
+) -> Learner:
     """A learner with a fresh Adam, one parameter group each for teacher, student and top. With several
-    workers the caller wraps `model` by DDP."""
+    workers the caller wraps `model` by DDP. `words` as in SparseEmbeddingGradients."""
     optimizer = settings.optimizer
     if settings.distill.losses.isdisjoint(TEACHER_LOSSES):
         pair.teacher.requires_grad_(False)
+    embeddings = [embedding for embedding in pair.word_embeddings() if embedding.weight.requires_grad]
+    sparse = SparseEmbeddingGradients(embeddings, words=words, world_size=world_size)
     modules = {
         "teacher": (pair.teacher, pair.teacher_top),
         "student": (pair.student, pair.state_map),
@@ -74,15 +84,13 @@ def build_learner(pair: Pair, settings: TrainSettings, *, total_steps: int, worl
     }
     groups: list[dict[str, Any]] = []
     for name, members in modules.items():
-        learned = [p for m in members if m is not None for p in m.parameters() if p.requires_grad]
-        rate = settings.learning_rates[name]
+        own = [p for m in members if m is not None for p in m.parameters() if p.requires_grad]
+        learned, rate = list(map(sparse.learned, own)), settings.learning_rates[name]
         groups.append({"params": learned, "lr": rate, "full_lr": rate, "name": name})
     adam = torch.optim.Adam(
         groups, betas=(optimizer.beta1, optimizer.beta2), eps=optimizer.epsilon, fused=True
     )
-    embeddings = [embedding for embedding in pair.word_embeddings() if embedding.weight.requires_grad]
-    gradients = SparseEmbeddingGradients(embeddings, world_size=world_size)
-    return Learner(pair, LossModel(pair, settings), adam, settings, total_steps, gradients, world_size)
+    return Learner(pair, LossModel(pair, settings), adam, settings, total_steps, sparse, world_size)
 
 
 def learning_rate_factor(step: int, settings: TrainSettings, *, total_steps: int) -> float:
@@ -137,7 +145,8 @@ def train_step(
     if distill.momentum != "update":
         apply_momentum(*layers, beta=distill.beta, last=last, rescaled=rescaled)
     if settings.optimizer.clip_norm is not None:
-        torch.nn.utils.clip_grad_norm_(learner.pair.parameters(), settings.optimizer.clip_norm)
+        learned = map(learner.sparse_embedding.learned, learner.pair.parameters())
+        torch.nn.utils.clip_grad_norm_(learned, settings.optimizer.clip_norm)
     factor = learning_rate_factor(step, settings, total_steps=learner.total_steps)
     for group in learner.optimizer.param_groups:
         group["lr"] = group["full_lr"] * factor
@@ -180,41 +189,57 @@ def _block_numbers(learner: Learner) -> dict[str, float]:
 
 
 class SparseEmbeddingGradients:
-    """The dense gradient of each embedding: this worker's, or the mean over `world_size` workers.
+    """The gradient of each embedding: this worker's, or the mean over `world_size` workers.
 
     Autograd's dense gradient allocates and clears a row for every word of the vocabulary in every step. Here
     autograd returns the touched rows only. They are added into one dense gradient per embedding that is kept
-    between steps, and only they are cleared again. Adam sees the same dense gradient as before. Workers
-    exchange touched rows, not whole embeddings.
+    between steps, and only they are cleared again. Workers exchange touched rows, not whole embeddings.
+
+    With `words` (K,), the only ids in batches, ascending, Adam has the rows of these alone: the others' never
+    change. For that they become the first rows; ids stay as they were, and so do saved and loaded weights.
     """
 
-    def __init__(self, embeddings: Sequence[nn.Embedding], *, world_size: int = 1) -> None:
+    def __init__(
+        self,
+        embeddings: Sequence[nn.Embedding],
+        *,
+        words: npt.NDArray[np.integer] | None = None,
+        world_size: int = 1,
+    ) -> None:
         self.embeddings = list(embeddings)
         self.world_size = world_size
-        self._dense: list[Tensor | None] = [None] * len(self.embeddings)
-        self._touched: list[Tensor | None] = [None] * len(self.embeddings)
+        self.words = None if words is None else torch.from_numpy(words.astype(np.int64))
         self._padding = [embedding.padding_idx for embedding in self.embeddings]
-        for embedding in self.embeddings:
+        self._learned: dict[Tensor, Tensor] = {}
+        for index, embedding in enumerate(self.embeddings):
             embedding.sparse = True
             embedding.padding_idx = None  # autograd would wait for the device to count its rows; see `gather`
+            self._learned[embedding.weight] = embedding.weight
+            if self.words is not None:
+                place = _bring_to_front(embedding, self.words.to(embedding.weight.device))
+                self._learned[embedding.weight] = nn.Parameter(embedding.weight.data[: len(self.words)])
+                padding = self._padding[index]
+                self._padding[index] = None if padding is None else int(place[padding])
+        self._dense = [torch.zeros_like(self.learned(one.weight)) for one in self.embeddings]
+        self._touched: list[Tensor | None] = [None] * len(self.embeddings)
+
+    def learned(self, parameter: Tensor) -> Tensor:
+        """What Adam has for a parameter: itself, or the first rows of a word embedding, in its memory."""
+        return self._learned.get(parameter, parameter)
 
     def clear(self) -> None:
         """Before backward: clear the last step's gradients."""
         for embedding, dense, touched in zip(self.embeddings, self._dense, self._touched, strict=True):
-            if dense is not None and touched is not None:
+            if touched is not None:
                 dense.index_fill_(0, touched, 0.0)
             embedding.weight.grad = None
 
     def gather(self) -> None:
         """After the last backward: set each `.grad` to the dense gradient. Every worker must call it."""
         for index, embedding in enumerate(self.embeddings):
-            sparse = embedding.weight.grad
+            sparse, dense = embedding.weight.grad, self._dense[index]
             if sparse is None:
                 continue
-            if self._dense[index] is None:
-                self._dense[index] = torch.zeros_like(embedding.weight)
-            dense = self._dense[index]
-            assert dense is not None
             touched, rows = sparse._indices()[0], sparse._values()
             if self.world_size > 1:
                 merge = rows.device.type == "cpu"
@@ -223,7 +248,29 @@ class SparseEmbeddingGradients:
             if (padding := self._padding[index]) is not None:
                 dense[padding].zero_()
             self._touched[index] = touched
-            embedding.weight.grad = dense
+            embedding.weight.grad = None
+            self.learned(embedding.weight).grad = dense
+
+
+def _bring_to_front(embedding: nn.Embedding, words: Tensor) -> Tensor:
+    """Make the rows of `words` (K,) the first ones; returns each word's row. The ids that the module takes,
+    and the weights that it saves and loads, keep their order."""
+    weight = embedding.weight
+    others = torch.ones(len(weight), dtype=torch.bool, device=weight.device).index_fill(0, words, False)
+    order = torch.cat([words, others.nonzero()[:, 0]])
+    place = torch.argsort(order)
+    weight.data = weight.data[order]
+
+    def save(_: nn.Module, tensors: dict[str, Tensor], prefix: str, __: Any) -> None:
+        tensors[f"{prefix}weight"] = tensors[f"{prefix}weight"][place]
+
+    def load(_: nn.Module, tensors: dict[str, Tensor], prefix: str, *__: Any) -> None:
+        tensors[f"{prefix}weight"] = tensors[f"{prefix}weight"].to(order.device)[order]
+
+    embedding.register_forward_pre_hook(lambda _, ids: place[ids[0]])
+    embedding.register_state_dict_post_hook(save)  # type: ignore[no-untyped-call]
+    embedding.register_load_state_dict_pre_hook(load)  # type: ignore[no-untyped-call]
+    return place
 
 
 def mean_rows(touched: Tensor, rows: Tensor, *, world_size: int, merge: bool = True) -> tuple[Tensor, Tensor]:

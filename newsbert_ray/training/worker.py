@@ -125,12 +125,15 @@ def build_worker_learner(
     if settings.compile:
         pair.teacher.compile_layers()
         pair.student.compile_layers()
-    learner = build_learner(pair, settings, total_steps=schedule.total_steps, world_size=world.size)
+    words = reading.training_texts(schedule).words(schedule.manifest.tokenizer.pad_id)
+    learner = build_learner(
+        pair, settings, total_steps=schedule.total_steps, world_size=world.size, words=words
+    )
     if world.size > 1:
-        words = {id(embedding.weight) for embedding in learner.sparse_embedding.embeddings}
+        tables = {id(embedding.weight) for embedding in learner.sparse_embedding.embeddings}
         # As DDP's own _set_params_and_buffers_to_ignore_for_model does.
         learner.model._ddp_params_and_buffers_to_ignore = [  # type: ignore[assignment]
-            name for name, parameter in learner.model.named_parameters() if id(parameter) in words
+            name for name, parameter in learner.model.named_parameters() if id(parameter) in tables
         ]
         learner.model = nn.parallel.DistributedDataParallel(
             learner.model,

@@ -15,7 +15,6 @@ import time
 from dataclasses import replace
 from itertools import islice
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -34,7 +33,7 @@ from newsbert_ray.distill.joint import joint_losses
 from newsbert_ray.distill.losses import weighted_total
 from newsbert_ray.distill.momentum import apply_momentum
 from newsbert_ray.model.assemble import assemble_pair
-from newsbert_ray.training.step import Learner, train_step
+from newsbert_ray.training.step import Learner, build_learner, train_step
 from newsbert_ray.training.worker import build_worker_learner
 from tests.benchmarks.subject import add_subject, say, subject
 
@@ -56,6 +55,7 @@ def main() -> None:
     parser.add_argument("--precision", default="fp32", help="of our step; the plain loop has fp32")
     parser.add_argument("--compile", action="store_true", help="our encoders' layers")
     parser.add_argument("--plain_length", type=int, default=30)
+    parser.add_argument("--vocabulary", type=int, default=250_000, help="a multilingual encoder's words")
     options = parser.parse_args()
     values = {
         **subject(options),
@@ -72,10 +72,18 @@ def main() -> None:
     settings = build_settings(TrainSettings, merge(values))
     manifest = read_manifest(settings.data)
     schedule = make_schedule(settings, manifest)
-    compare(settings, schedule, steps=options.steps, plain_length=options.plain_length)
+    compare(
+        settings,
+        schedule,
+        steps=options.steps,
+        plain_length=options.plain_length,
+        vocabulary=options.vocabulary,
+    )
 
 
-def compare(settings: TrainSettings, schedule: TrainingSchedule, *, steps: int, plain_length: int) -> None:
+def compare(
+    settings: TrainSettings, schedule: TrainingSchedule, *, steps: int, plain_length: int, vocabulary: int
+) -> None:
     """Alternate the two programs over the same updates and print their ratio and their last losses."""
     learner = build_worker_learner(settings, schedule, World())
     plain = PlainLoop(settings, schedule, plain_length)
@@ -107,7 +115,9 @@ def compare(settings: TrainSettings, schedule: TrainingSchedule, *, steps: int, 
         largest_loss_difference=max(abs(a - b) for a, b in last),
     )
     say(f"mixing{ours_in}", share_of_step=mixing_seconds(learner.pair, settings) / statistics.median(ours))
-    say(f"Adam{ours_in}", **adam_numbers(learner, schedule, statistics.median(ours)))
+    say(f"Adam{ours_in}", share_of_step=adam_seconds(learner) / statistics.median(ours))
+    for size in (None, vocabulary):
+        say(f"words{ours_in}", **words_numbers(settings, schedule, size, steps=max(10, steps // 3)))
     say("dropout", step_with_over_without=dropout_cost(settings, schedule, steps=max(10, steps // 2)))
     say("matmul", **matmul_share(settings, schedule, statistics.median(ours)))
 
@@ -171,20 +181,42 @@ def mixing_seconds(pair: nn.Module, settings: TrainSettings) -> float:
     return statistics.median(times)
 
 
-def adam_numbers(learner: Learner, schedule: TrainingSchedule, step_seconds: float) -> dict[str, float]:
-    """Adam's share of a step, the word embeddings' share of what it updates, and the share of words that are
-    in the corpus: the others' gradients and moments are always zero."""
+def adam_seconds(learner: Learner) -> float:
+    """Median seconds of Adam alone."""
     times = []
     for _ in range(20):
         start = time.perf_counter()
         learner.optimizer.step()
         times.append(time.perf_counter() - start)
-    words = [embedding.weight for embedding in learner.sparse_embedding.embeddings]
-    learned = [p for group in learner.optimizer.param_groups for p in group["params"]]
+    return statistics.median(times)
+
+
+def words_numbers(
+    settings: TrainSettings, schedule: TrainingSchedule, vocabulary: int | None, *, steps: int
+) -> dict[str, float]:
+    """Median ratio of a step whose Adam has all words of the vocabulary to one with the corpus's alone, in
+    turns; `vocabulary`: as if the tokeniser had so many words."""
+    words = training_texts(schedule).words(schedule.manifest.tokenizer.pad_id)
+    learners = []
+    for known in (None, words):
+        pair = assemble_pair(settings, schedule.manifest)
+        for encoder in (pair.teacher, pair.student):
+            if vocabulary is not None:
+                encoder.backbone.resize_token_embeddings(vocabulary, mean_resizing=False)
+        learners.append(build_learner(pair, settings, total_steps=schedule.total_steps, words=known))
+    ratios = []
+    for update in islice(read_updates(schedule), WARM_UP + steps):
+        times = []
+        for learner in learners:
+            start = time.perf_counter()
+            train_step(learner, update.parts, step=update.step)
+            times.append(time.perf_counter() - start)
+        ratios.append(times[0] / times[1])
+    size = len(learners[0].sparse_embedding.embeddings[0].weight)
     return {
-        "share_of_step": statistics.median(times) / step_seconds,
-        "embeddings_share": sum(w.numel() for w in words) / sum(p.numel() for p in learned),
-        "words_in_corpus": len(np.unique(training_texts(schedule).tokens)) / len(words[0]),
+        "vocabulary": size,
+        "words_in_corpus": len(words) / size,
+        "step_with_all_over_ours": statistics.median(ratios[WARM_UP:]),
     }
 
 

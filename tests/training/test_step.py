@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from newsbert_ray.config import LossWeights, TrainSettings
 from newsbert_ray.data.examples import Clicks
-from newsbert_ray.data.reading import Update, World, make_schedule, read_updates, window_parts
+from newsbert_ray.data.reading import Update, World, make_schedule, read_updates, training_texts, window_parts
 from newsbert_ray.data.shards import read_manifest
 from newsbert_ray.distill.joint import joint_losses
 from newsbert_ray.distill.losses import weighted_total
@@ -381,6 +381,44 @@ def test_word_gradients_equal_autograds_dense_ones(make_settings: MakeSettings) 
         train_step(dense, update.parts, step=update.step)
     for a, b in zip(learner.pair.parameters(), dense.pair.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("values", [
+    {},
+    {"optimizer.clip_norm": 0.5},
+    {"method": "finetune", "student.layers": 0},
+    {"unlabelled_share": 0.5, "train_rows": 60},
+])  # fmt: skip
+def test_adam_of_the_corpus_words_alone(make_settings: MakeSettings, values: dict[str, Any]) -> None:
+    """The other words' gradients are zero, so that nothing changes but the time. Saved weights have the
+    tokeniser's order, and a loaded model computes the same."""
+    settings = make_settings(**{"model.dropout": 0.0}, **values)
+    manifest = read_manifest(settings.data)
+    schedule = make_schedule(settings, manifest)
+    words = training_texts(schedule).words(manifest.tokenizer.pad_id)
+    alone, whole = (
+        build_learner(assemble_pair(settings, manifest), settings, total_steps=9, words=each)
+        for each in (words, None)
+    )
+    updates = list(islice(read_updates(schedule), 4))
+    before = {name: value.clone() for name, value in whole.pair.state_dict().items()}
+    for name, value in alone.pair.state_dict().items():
+        assert torch.equal(value, before[name])
+    for update in updates:
+        numbers = [train_step(one, update.parts, step=update.step) for one in (alone, whole)]
+        torch.testing.assert_close(*(one["total"] for one in numbers), rtol=1e-5, atol=0)
+    after = alone.pair.state_dict()
+    for name, value in whole.pair.state_dict().items():
+        torch.testing.assert_close(after[name], value, rtol=0, atol=1e-6)
+    sizes = {len(p) for group in alone.optimizer.param_groups for p in group["params"] if p.ndim}
+    table = alone.sparse_embedding.embeddings[0].weight
+    assert len(words) < len(table)
+    assert len(words) in sizes
+    assert len(table) not in sizes
+    loaded = build_learner(assemble_pair(settings, manifest), settings, total_steps=9)
+    loaded.pair.load_state_dict(after)
+    totals = [train_step(one, updates[0].parts, step=1)["total"] for one in (alone, loaded)]
+    torch.testing.assert_close(*totals, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("task", TASKS)
