@@ -26,8 +26,8 @@ def add_subject(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--teacher", help="name or folder of the shards' encoder; needed with --data")
 
 
-CONSTANT = {"learning_rate": 5e-5, "optimizer": {"decay": "none", "warmup_share": 0.0}}
-"""Another program's loop has the same rate at each step, whatever the defaults are."""
+CONSTANT = {"learning_rate": 5e-5, "precision": "fp32", "optimizer": {"decay": "none", "warmup_share": 0.0}}
+"""Another program's loop has the same rate at each step and computes in fp32, whatever the defaults are."""
 
 
 def subject(options: argparse.Namespace, **corpus: Any) -> dict[str, Any]:
