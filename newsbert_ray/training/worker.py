@@ -72,7 +72,8 @@ def run_worker(
     if settings.teacher != SCRATCH:
         say(f"loading the teacher {settings.teacher}")
     learner = build_worker_learner(settings, schedule, world)
-    say(_describe_layers(learner.pair, last=settings.distill.blocks == "last"))
+    layers = _describe_layers(learner.pair, last=settings.distill.blocks == "last")
+    say(f"{layers}; the encoders compute in {settings.precision}")
     if settings.unlabelled_share:
         say(_describe_unlabelled(schedule))
     progress = _resume(run / CHECKPOINTS, learner, world, say=say)
