@@ -116,7 +116,7 @@ def compare(
     )
     say(f"mixing{ours_in}", share_of_step=mixing_seconds(learner.pair, settings) / statistics.median(ours))
     say(f"Adam{ours_in}", share_of_step=adam_seconds(learner) / statistics.median(ours))
-    for size in (None, vocabulary):
+    for size in () if settings.compile else (None, vocabulary):
         say(f"words{ours_in}", **words_numbers(settings, schedule, size, steps=max(10, steps // 3)))
     say("dropout", step_with_over_without=dropout_cost(settings, schedule, steps=max(10, steps // 2)))
     say("matmul", **matmul_share(settings, schedule, statistics.median(ours)))
