@@ -119,8 +119,8 @@ def make_plan(names: Sequence[str], *, depth: int) -> list[Run]:
         "layers0": [Run("layers", m, n, 0, s) for n in SIZES for s in SEEDS for m in deeper[:2]],
         "variants": list(_variants()),
         "regime": list(_regime(steps=3000, seeds=3)),
-        "regime_small": list(_regime(steps=200, seeds=1)),
-        "short": list(_short(2)),
+        "regime_small": list(_regime(steps=200, seeds=3)),
+        "short": list(_short(5)),
         "base": list(_base(depth)),
         "rates": list(_rates(2)),
         # All labels are the same for each seed.
@@ -166,7 +166,17 @@ def _small(depth: int) -> Iterator[Run]:
     for layers in (2, 3):
         yield Run("layers", "finetune", 1000, layers, 0, 2e-4)
         yield Run("layers", "best", 1000, layers, 0, 4e-4)
-    for size, seed in ((4000, 0), (None, 0), (4000, 1), (4000, 2), (12000, 3), (12000, 4)):
+    for size, seed in (
+        (4000, 0),
+        (None, 0),
+        (4000, 1),
+        (4000, 2),
+        (12000, 3),
+        (12000, 4),
+        (4000, 3),
+        (4000, 4),
+        (None, 1),
+    ):
         yield from block(size, seed)
     for method in ("newsbert_warm", "newsbert"):
         yield Run("main", method, 1000, 1, 0, 4e-4)
