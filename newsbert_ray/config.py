@@ -334,8 +334,8 @@ class TrainSettings(Settings):
     workers: int = Field(1, ge=1)
     """Number of Ray Train workers. One needs no cluster. Several share each batch."""
     min_workers: int | None = Field(None, ge=1)
-    """Continue with as few workers as this while nodes are missing; the result is the same. By default wait
-    for all workers."""
+    """Continue with as few workers as this while nodes are missing; the result is the same but for rounding.
+    By default wait for all workers."""
     precision: Literal["auto", "fp32", "tf32", "bf16"] = "auto"
     """Arithmetic of the encoders, in evaluation too; all else stays in fp32. auto: bf16 on a CPU with bf16
     arithmetic, else fp32. tf32: a GPU's matrix products round their inputs to 10 bits."""

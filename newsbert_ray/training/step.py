@@ -219,7 +219,8 @@ class SparseEmbeddingGradients:
                 place = _bring_to_front(embedding, self.words.to(embedding.weight.device))
                 self._learned[embedding.weight] = nn.Parameter(embedding.weight.data[: len(self.words)])
                 padding = self._padding[index]
-                self._padding[index] = None if padding is None else int(place[padding])
+                row = len(self.words) if padding is None else int(place[padding])
+                self._padding[index] = row if row < len(self.words) else None
         self._dense = [torch.zeros_like(self.learned(one.weight)) for one in self.embeddings]
         self._touched: list[Tensor | None] = [None] * len(self.embeddings)
 

@@ -126,7 +126,7 @@ def test_a_group_continues_with_fewer_workers_and_the_same_result(shards: Path, 
     words = [sys.executable, "-m", "newsbert_ray.cli", "train", "--data", str(shards), "--teacher", "scratch"]
     words += ["--scratch.layers", "2", "--scratch.hidden", "32", "--scratch.heads", "2", "--epochs", "2"]
     words += ["--batch_size", "8", "--log_every", "1", "--threads", "1", "--checkpoint.every_steps", "10"]
-    words += ["--workers", "2", "--min_workers", "1"]
+    words += ["--workers", "2", "--min_workers", "1", "--precision", "fp32"]
     with LocalCluster(cpus=0) as cluster:
         nodes = [cluster.add_node(cpus=1) for _ in range(2)]
         run([*words, "--out", str(tmp_path / "whole")], cluster.environment)

@@ -84,6 +84,7 @@ def settings(shards: Path, folder: Path, **values: Any) -> TrainSettings:
             "scratch": {"layers": 4, "hidden": 16, "heads": 2, "feed_forward": 32},
             "model": {"dropout": 0.0},
             "learning_rate": 1e-3,
+            "precision": "fp32",
             "epochs": 2,
             "batch_size": 31,
             "threads": 1,

@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -419,6 +420,21 @@ def test_adam_of_the_corpus_words_alone(make_settings: MakeSettings, values: dic
     loaded.pair.load_state_dict(after)
     totals = [train_step(one, updates[0].parts, step=1)["total"] for one in (alone, loaded)]
     torch.testing.assert_close(*totals, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("padding", [None, 1, 3])
+def test_padding_among_the_corpus_words_or_not(padding: int | None) -> None:
+    """Some encoders pad with another id than the tokeniser; that of padding alone does not learn."""
+    embedding = torch.nn.Embedding(6, 2, padding_idx=padding)
+    gradients = SparseEmbeddingGradients([embedding], words=np.array([0, 3, 5]))
+    before = embedding.state_dict()["weight"].clone()
+    ids = torch.tensor([[5, 3, 3]])
+    assert torch.equal(embedding(ids), before[ids])
+    embedding(ids).sum().backward()
+    gradients.gather()
+    grad = gradients.learned(embedding.weight).grad
+    assert grad is not None
+    assert grad.tolist() == [[0, 0], [0, 0] if padding == 3 else [2, 2], [1, 1]]
 
 
 @pytest.mark.parametrize("task", TASKS)
