@@ -216,10 +216,10 @@ class SparseEmbeddingGradients:
             embedding.padding_idx = None  # autograd would wait for the device to count its rows; see `gather`
             self._learned[embedding.weight] = embedding.weight
             if self.words is not None:
-                place = _bring_to_front(embedding, self.words.to(embedding.weight.device))
+                row_of = _bring_to_front(embedding, self.words.to(embedding.weight.device))
                 self._learned[embedding.weight] = nn.Parameter(embedding.weight.data[: len(self.words)])
                 padding = self._padding[index]
-                row = len(self.words) if padding is None else int(place[padding])
+                row = len(self.words) if padding is None else int(row_of[padding])
                 self._padding[index] = row if row < len(self.words) else None
         self._dense = [torch.zeros_like(self.learned(one.weight)) for one in self.embeddings]
         self._touched: list[Tensor | None] = [None] * len(self.embeddings)
@@ -259,19 +259,19 @@ def _bring_to_front(embedding: nn.Embedding, words: Tensor) -> Tensor:
     weight = embedding.weight
     others = torch.ones(len(weight), dtype=torch.bool, device=weight.device).index_fill(0, words, False)
     order = torch.cat([words, others.nonzero()[:, 0]])
-    place = torch.argsort(order)
+    row_of = torch.argsort(order)
     weight.data = weight.data[order]
 
     def save(_: nn.Module, tensors: dict[str, Tensor], prefix: str, __: Any) -> None:
-        tensors[f"{prefix}weight"] = tensors[f"{prefix}weight"][place]
+        tensors[f"{prefix}weight"] = tensors[f"{prefix}weight"][row_of]
 
     def load(_: nn.Module, tensors: dict[str, Tensor], prefix: str, *__: Any) -> None:
         tensors[f"{prefix}weight"] = tensors[f"{prefix}weight"].to(order.device)[order]
 
-    embedding.register_forward_pre_hook(lambda _, ids: place[ids[0]])
+    embedding.register_forward_pre_hook(lambda _, ids: row_of[ids[0]])
     embedding.register_state_dict_post_hook(save)  # type: ignore[no-untyped-call]
     embedding.register_load_state_dict_pre_hook(load)  # type: ignore[no-untyped-call]
-    return place
+    return row_of
 
 
 def mean_rows(touched: Tensor, rows: Tensor, *, world_size: int, merge: bool = True) -> tuple[Tensor, Tensor]:

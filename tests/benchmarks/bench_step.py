@@ -197,26 +197,18 @@ def words_numbers(
     """Median ratio of a step whose Adam has all words of the vocabulary to one with the corpus's alone, in
     turns; `vocabulary`: as if the tokeniser had so many words."""
     words = training_texts(schedule).words(schedule.manifest.tokenizer.pad_id)
-    learners = []
+    learners: list[Learner] = []
     for known in (None, words):
         pair = assemble_pair(settings, schedule.manifest)
         for encoder in (pair.teacher, pair.student):
             if vocabulary is not None:
                 encoder.backbone.resize_token_embeddings(vocabulary, mean_resizing=False)
         learners.append(build_learner(pair, settings, total_steps=schedule.total_steps, words=known))
-    ratios = []
-    for update in islice(read_updates(schedule), WARM_UP + steps):
-        times = []
-        for learner in learners:
-            start = time.perf_counter()
-            train_step(learner, update.parts, step=update.step)
-            times.append(time.perf_counter() - start)
-        ratios.append(times[0] / times[1])
     size = len(learners[0].sparse_embedding.embeddings[0].weight)
     return {
         "vocabulary": size,
         "words_in_corpus": len(words) / size,
-        "step_with_all_over_ours": statistics.median(ratios[WARM_UP:]),
+        "step_with_all_over_ours": median_ratio(learners, schedule, steps=steps),
     }
 
 
@@ -231,6 +223,11 @@ def dropout_cost(settings: TrainSettings, schedule: TrainingSchedule, *, steps: 
         )
         for rate in (0.2, 0.0)
     ]
+    return median_ratio(learners, schedule, steps=steps)
+
+
+def median_ratio(learners: list[Learner], schedule: TrainingSchedule, *, steps: int) -> float:
+    """Median ratio of the first of two learners' time for a step to the second's, in turns."""
     ratios = []
     for update in islice(read_updates(schedule), WARM_UP + steps):
         times = []
