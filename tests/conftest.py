@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
+torch.set_num_threads(1)  # tests run side by side, one process a core
 
 MakeRecord = Callable[..., RunRecord]
 MakeSettings = Callable[..., TrainSettings]

@@ -163,20 +163,12 @@ def _small(depth: int) -> Iterator[Run]:
         yield from block(12000, seed)
     for labels in (1000, 12000):
         yield Run("main", "twinbert", labels, 1, 0, 4e-4, {}, unlabelled=False)
-    for layers in (2, 3):
-        yield Run("layers", "finetune", 1000, layers, 0, 2e-4)
-        yield Run("layers", "best", 1000, layers, 0, 4e-4)
-    for size, seed in (
-        (4000, 0),
-        (None, 0),
-        (4000, 1),
-        (4000, 2),
-        (12000, 3),
-        (12000, 4),
-        (4000, 3),
-        (4000, 4),
-        (None, 1),
-    ):
+    for seed in SEEDS:
+        for layers in (2, 3):
+            yield Run("layers", "finetune", 1000, layers, seed, 2e-4)
+            yield Run("layers", "best", 1000, layers, seed, 4e-4)
+    later = [*((12000, seed) for seed in SEEDS[3:]), *((4000, seed) for seed in SEEDS)]
+    for size, seed in (*later, *((None, seed) for seed in SEEDS[:3])):
         yield from block(size, seed)
     for method in ("newsbert_warm", "newsbert"):
         yield Run("main", method, 1000, 1, 0, 4e-4)
