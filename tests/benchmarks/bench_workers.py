@@ -4,8 +4,10 @@
 
 The same updates of the same global batch by one process and by two (gloo, one thread and one core each), in
 turns. `exchange` is the time that averaging gradients adds to a step, `data` the time spent waiting for
-batches. The last lines estimate the same step on 8 and 64 GPUs from the bytes exchanged and the assumptions
-below, which are named constants.
+batches. `bound` is what two could reach if the exchange took no time, from steps of one process on half
+of the batch. It is below 2, as Adam and the traffic of weights do not shrink with the batch.
+The last lines estimate the same step on 8 and 64 GPUs from the bytes exchanged and the assumptions below,
+which are named constants.
 """
 
 from __future__ import annotations
@@ -61,19 +63,24 @@ def main() -> None:
     common = {**subject(options), "student.layers": options.layers, "threads": 1, "out": "unused"}
     for batch_size in options.batch_size:
         by_workers: dict[int, list[dict[str, float]]] = {1: [], 2: []}
+        halves = []
         for _ in range(options.repeats):
             for workers, rows in by_workers.items():
                 values = merge(common, {"batch_size": batch_size, "workers": workers})
                 rows.append(run(build_settings(TrainSettings, values), options.steps))
+            values = merge(common, {"batch_size": batch_size // 2})
+            halves.append(run(build_settings(TrainSettings, values), options.steps))
         ratios = [
             two["titles"] / one["titles"] for one, two in zip(by_workers[1], by_workers[2], strict=True)
         ]
+        bounds = [2 * one["token"] / half["token"] for one, half in zip(by_workers[1], halves, strict=True)]
         two = {name: statistics.median(row[name] for row in by_workers[2]) for name in by_workers[2][0]}
         whole = two["step"] + two["data"]
         say(
             f"two workers against one, global batch {batch_size}",
             ratios=[round(ratio, 3) for ratio in ratios],
             median=round(statistics.median(ratios), 3),
+            bound=round(statistics.median(bounds), 3),
             titles_per_second={
                 n: round(statistics.median(r["titles"] for r in by_workers[n]), 1) for n in by_workers
             },
@@ -87,7 +94,7 @@ def main() -> None:
 
 
 def run(settings: TrainSettings, steps: int) -> dict[str, float]:
-    """Seconds of a step, of its exchange and of its data, and titles per second, of the slowest worker."""
+    """Seconds of a step, a token, the exchange and the data, and titles per second, of the slowest worker."""
     with (
         tempfile.TemporaryDirectory() as folder,
         ProcessPoolExecutor(settings.workers, mp_context=mp.get_context("spawn")) as pool,
@@ -119,7 +126,7 @@ def work(values: dict[str, Any], rank: int, folder: str, steps: int) -> dict[str
     learner = build_worker_learner(settings, schedule, world)
     updates = read_updates(schedule)
     seconds: dict[str, list[float]] = {"data": [], "step": [], "alone": []}
-    titles = 0
+    titles = tokens = 0
     for number in range(2 * steps + 2):
         began = time.perf_counter()
         update = next(updates)
@@ -132,6 +139,7 @@ def work(values: dict[str, Any], rank: int, folder: str, steps: int) -> dict[str
             seconds["data"].append(read - began)
             seconds[kind].append(done - read)
             titles += update.parts[0].rows if kind == "step" else 0
+            tokens += update.parts[0].padded_tokens if kind == "step" else 0
     step, data = statistics.fmean(seconds["step"]), statistics.fmean(seconds["data"])
     if world.size > 1:
         dist.barrier()
@@ -141,6 +149,7 @@ def work(values: dict[str, Any], rank: int, folder: str, steps: int) -> dict[str
         "data": data,
         "exchange": max(0.0, step - statistics.fmean(seconds["alone"])) if world.size > 1 else 0.0,
         "titles": titles / steps / (step + data),
+        "token": step * steps / tokens,
     }
 
 
