@@ -124,6 +124,16 @@ def test_tables_say_what_was_measured() -> None:
     assert setup(RECORDS).startswith("Updates: students 700; teachers 700 at 1,000 labels. Learning rates: ")
 
 
+def test_one_linear_run_of_all_labels_stands_for_every_seed() -> None:
+    records = [record("linear", 0, 0.73, labels=None)]
+    records += [record("best", seed, 0.76 + seed / 1000, labels=None) for seed in range(3)]
+    goals = {row[0]: row for row in goals_table(records).rows}
+    points, p, reached = goals["all labels: 2 points above the linear model"][1:]
+    assert (points, reached) == ("+3.1 points", "yes")
+    assert float(p) < 0.01
+    assert by_seed(records, "linear", 1000, 0) == {}
+
+
 def test_every_table_and_figure_is_made(tmp_path: Path) -> None:
     """Also of a study that has measured a part only."""
     (tmp_path / "records.jsonl").write_text("".join(json.dumps(r) + "\n" for r in RECORDS), encoding="utf-8")
