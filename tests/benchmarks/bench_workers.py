@@ -5,7 +5,7 @@
 The same updates of the same global batch by one process and by two (gloo, one thread and one core each), in
 turns. `exchange` is the time that averaging gradients adds to a step, `data` the time spent waiting for
 batches. `bound` is what two could reach if the exchange took no time, from steps of one process on half
-of the batch. It is below 2, as Adam and the traffic of weights do not shrink with the batch.
+of the batch: below 2 for small batches, as Adam and the traffic of weights do not shrink with the batch.
 The last lines estimate the same step on 8 and 64 GPUs from the bytes exchanged and the assumptions below,
 which are named constants.
 """
